@@ -1,0 +1,75 @@
+"""onnxprune: a structured-pruning compiler for ONNX.
+
+    import onnxprune as op
+
+    model = op.load("resnet50.onnx")
+    groups = op.analyze(model)
+    scores = op.score(model, groups, "dscore")
+    plan = op.plan(scores, op.Target(macs=0.5))
+    pruned = op.apply(model, plan)
+    op.save(pruned, "resnet50-small.onnx")
+
+Names are loaded on first use: `import onnxprune` itself costs next to nothing, and no command loads torch or
+onnxruntime before it needs them. No submodule may bear the name of a public function: importing it would hide that.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from onnxprune.cost import Cost as Cost
+    from onnxprune.cost import CostModel as CostModel
+    from onnxprune.coupling import Analysis as Analysis
+    from onnxprune.coupling import Group as Group
+    from onnxprune.data import Data as Data
+    from onnxprune.data import Preprocess as Preprocess
+    from onnxprune.data import load_data as load_data
+    from onnxprune.errors import OnnxPruneError as OnnxPruneError
+    from onnxprune.errors import VerificationError as VerificationError
+    from onnxprune.evaluation import evaluate as evaluate
+    from onnxprune.model import Model as Model
+    from onnxprune.model import load as load
+    from onnxprune.model import save as save
+    from onnxprune.model import to_proto as to_proto
+    from onnxprune.pipeline import Compiled as Compiled
+    from onnxprune.pipeline import analyze as analyze
+    from onnxprune.pipeline import apply as apply
+    from onnxprune.pipeline import compile_plan as compile_plan
+    from onnxprune.pipeline import plan as plan
+    from onnxprune.pipeline import score as score
+    from onnxprune.plans import Plan as Plan
+    from onnxprune.plans import Removal as Removal
+    from onnxprune.plans import load_plan as load_plan
+    from onnxprune.plans import save_plan as save_plan
+    from onnxprune.planner import Limits as Limits
+    from onnxprune.planner import Target as Target
+    from onnxprune.scoring import Scores as Scores
+    from onnxprune.verification import Verification as Verification
+    from onnxprune.verification import verify as verify
+
+_WHERE = {
+    "Analysis": "coupling", "Compiled": "pipeline", "Cost": "cost", "CostModel": "cost", "Data": "data",
+    "Group": "coupling", "Limits": "planner", "Model": "model", "OnnxPruneError": "errors", "Plan": "plans",
+    "Preprocess": "data", "Removal": "plans", "Scores": "scoring", "Target": "planner", "Verification": "verification",
+    "VerificationError": "errors", "analyze": "pipeline", "apply": "pipeline", "compile_plan": "pipeline",
+    "evaluate": "evaluation", "load": "model", "load_data": "data", "load_plan": "plans", "plan": "pipeline",
+    "save": "model", "save_plan": "plans", "score": "pipeline", "to_proto": "model", "verify": "verification",
+}  # fmt: skip
+
+__all__ = [*sorted(_WHERE), "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'onnxprune' has no attribute {name!r}")
+    value = getattr(import_module(f"onnxprune.{_WHERE[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,14 @@
+"""Importance scores for filters: which to remove first.
+
+Importing this package registers the built-in criteria. `get("l1")` makes one, `all_criteria()` lists them.
+"""
+
+from onnxprune.criteria import bn_scale, dscore, geometric_median, lamp, norms, random_scores
+from onnxprune.criteria.base import Criterion as Criterion
+from onnxprune.criteria.registry import all_criteria as all_criteria
+from onnxprune.criteria.registry import get as get
+from onnxprune.criteria.registry import register as register
+
+_BUILT_IN = (bn_scale, dscore, geometric_median, lamp, norms, random_scores)  # imported to register themselves
+
+__all__ = ["Criterion", "all_criteria", "get", "register"]

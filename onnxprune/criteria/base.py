@@ -1,0 +1,90 @@
+"""What a criterion is: one number per filter of a weight tensor, higher means keep."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.errors import OnnxPruneError
+
+REDUCTIONS = ("mean", "sum", "max", "first")
+
+Array = NDArray[np.float64]
+
+
+class Criterion(ABC):
+    """Scores the filters of one tensor. Subclasses are frozen dataclasses; their fields are the user's parameters.
+
+    A subclass sets the class variables below and writes `score_rows`. Callers use `filter_scores`.
+
+    Direction: a **higher score means keep**. Filters are removed in ascending order of the score, equal scores
+    by the lower index first (`np.argsort(scores, kind="stable")`).
+    """
+
+    name: ClassVar[str]
+    """What the user types, `l1`."""
+    title: ClassVar[str]
+    """One line for `--help`."""
+    source: ClassVar[str]
+    """The paper the definition is from."""
+    reads: ClassVar[str] = "filters"
+    """Which tensors of a group are scored: `filters` (weights `[filters, ...]`) or `bn_scale` (gammas `[C]`)."""
+    default_reduce: ClassVar[str] = "mean"
+    """How the scores of a group's tensors become one."""
+    reductions: ClassVar[tuple[str, ...]] = REDUCTIONS
+    """The reductions that make sense for this criterion."""
+    default_normalize: ClassVar[str]
+    """How scores of different layers are made comparable for a global ranking; see `normalize`."""
+
+    def filter_scores(self, weight: NDArray[Any], *, tensor: str = "") -> Array:
+        """Score every filter.
+
+        Args:
+            weight: `[filters, ...]` in any floating type, bfloat16 included; for `reads = "bn_scale"` the gammas `[C]`.
+            tensor: the tensor's name, for messages (and the seed of `random`).
+
+        Returns:
+            `[filters]` float64, higher = keep. The input is left as it is.
+
+        Raises:
+            OnnxPruneError: the tensor has no filters, or its values are not finite floats.
+        """
+        rows = self._rows(np.asarray(weight), tensor)
+        with np.errstate(over="ignore", invalid="ignore"):  # reported just below, as one error with a name
+            scores = np.asarray(self.score_rows(rows, tensor), dtype=np.float64)
+        if not np.isfinite(scores).all():
+            raise OnnxPruneError(
+                f"criterion {self.name!r} overflows", where=tensor or None, fix="scale the weights down first"
+            )
+        return scores
+
+    @abstractmethod
+    def score_rows(self, rows: Array, tensor: str) -> Array:
+        """Score the rows `[filters, n]`: a private, C-ordered float64 copy, so it may be overwritten."""
+
+    def _rows(self, weight: NDArray[Any], tensor: str) -> Array:
+        where = tensor or None
+        # The extra types of ml_dtypes (bfloat16, float8_*) have kind "V", so their names have to do.
+        if weight.dtype.kind != "f" and not weight.dtype.name.startswith(("bfloat", "float")):
+            raise OnnxPruneError(
+                f"criterion {self.name!r} scores floating-point weights, not {weight.dtype}",
+                where=where,
+                fix="score the model before it is quantized, or the dequantized weights",
+            )
+        if self.reads == "bn_scale" and weight.ndim != 1:
+            raise OnnxPruneError(f"BatchNorm scales must be [channels], not {list(weight.shape)}", where=where)
+        if self.reads != "bn_scale" and weight.ndim < 2:
+            raise OnnxPruneError(
+                f"a weight must be [filters, ...] with at least two axes, not {list(weight.shape)}", where=where
+            )
+        if weight.size == 0:
+            raise OnnxPruneError(f"nothing to score: the tensor is empty, {list(weight.shape)}", where=where)
+        rows = np.array(weight, dtype=np.float64, order="C").reshape(weight.shape[0], -1)
+        if not np.isfinite(rows).all():
+            raise OnnxPruneError(
+                "the weights contain NaN or infinity", where=where, fix="export the model again from a sound checkpoint"
+            )
+        return rows

@@ -1,0 +1,91 @@
+"""Scores of different layers made comparable, so that one global ranking may mix them.
+
+With `s` the scores of one group and `|s|` their absolute values (scores are seldom negative; dividing by a negative
+mean would turn the order round):
+
+| name     | normalised score of filter f                  | what it evens out                              |
+|----------|-----------------------------------------------|------------------------------------------------|
+| none     | `s_f`                                         | nothing: the scores share a scale already      |
+| mean     | `s_f / mean(|s|)`                             | the scale of the layer                         |
+| max      | `s_f / max(|s|)`                              | the scale, by the strongest filter             |
+| sum      | `s_f / sum(|s|)`                              | scale and width: wide layers lose more         |
+| gaussian | `(s_f - mean(s)) / std(s)`, population std    | scale and spread                               |
+| lamp     | `s_f / (sum of s over f and all ranked above)` | a share of what is left; the best is always 1 |
+
+The order within the group never changes. A group of zeros stays zero; a constant group is 0 under `gaussian`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.errors import OnnxPruneError, unknown
+
+Array = NDArray[np.float64]
+
+
+def normalize(scores: NDArray[Any], how: str) -> Array:
+    """Normalise the scores `[filters]` of one group by a method of the table above. Returns a new float64 array.
+
+    Raises:
+        OnnxPruneError: unknown method, empty or non-finite scores, or negative ones under `lamp`.
+    """
+    if how not in METHODS:
+        raise unknown("normalisation", how, METHODS)
+    s = np.array(scores, dtype=np.float64)
+    if s.ndim != 1 or s.size == 0:
+        raise OnnxPruneError(f"scores to normalise must be a non-empty vector, not {list(s.shape)}")
+    if not np.isfinite(s).all():
+        raise OnnxPruneError("scores to normalise contain NaN or infinity")
+    return METHODS[how](s)
+
+
+def lamp_ratio(scores: Array) -> Array:
+    """Each score over the sum of itself and all that rank above it (Lee et al. 2021, applied to squared norms).
+
+    `[n] -> [n]`, scores >= 0. Ranks are those of the ascending stable order: of equal scores the lower index goes
+    first, so it gets the smaller ratio.
+    """
+    if scores.min() < 0:
+        raise OnnxPruneError("the lamp normalisation needs scores >= 0", fix="choose mean, max, sum or gaussian")
+    order = np.argsort(scores, kind="stable")
+    ascending = _unit(scores)[order]
+    left = np.cumsum(ascending[::-1])[::-1]
+    ratio = np.empty_like(scores)
+    ratio[order] = np.divide(ascending, left, out=np.zeros_like(left), where=left != 0)
+    return ratio
+
+
+def _unit(s: Array) -> Array:
+    """Divide by the largest absolute value: later sums and means can then neither overflow nor vanish."""
+    top = float(np.abs(s).max())
+    return s / (top or 1.0)
+
+
+def _mean(s: Array) -> Array:
+    u = _unit(s)
+    return u / float(np.abs(u).mean() or 1.0)
+
+
+def _sum(s: Array) -> Array:
+    u = _unit(s)
+    return u / float(np.abs(u).sum() or 1.0)
+
+
+def _gaussian(s: Array) -> Array:
+    u = _unit(s)  # equal scores become exact ones, so their mean has no rounding and their std is 0
+    return (u - float(u.mean())) / float(u.std() or 1.0)
+
+
+METHODS: dict[str, Callable[[Array], Array]] = {
+    "none": lambda s: s,
+    "mean": _mean,
+    "max": _unit,
+    "sum": _sum,
+    "gaussian": _gaussian,
+    "lamp": lamp_ratio,
+}

@@ -1,0 +1,41 @@
+"""Random scores: the baseline that every criterion has to beat."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from onnxprune.criteria.base import Array, Criterion
+from onnxprune.criteria.registry import register
+from onnxprune.errors import OnnxPruneError
+
+
+@register
+@dataclass(frozen=True)
+class Random(Criterion):
+    """`s_f` uniform in [0, 1), from the seed and the tensor's name alone: the weights are not looked at.
+
+    Args:
+        seed: any whole number; another seed, other scores.
+    """
+
+    seed: int = 0
+
+    name: ClassVar[str] = "random"
+    title: ClassVar[str] = "seeded random scores, the baseline"
+    source: ClassVar[str] = "baseline of Mittal et al. 2018, Recovering from Random Pruning"
+    default_normalize: ClassVar[str] = "none"  # one distribution for all layers
+
+    def __post_init__(self) -> None:
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise OnnxPruneError(f"random: seed must be a whole number, not {self.seed!r}", fix="for example seed=0")
+
+    def score_rows(self, rows: Array, tensor: str) -> Array:
+        # `hash()` changes from run to run, and numpy promises the raw stream of PCG64 for ever but not the way
+        # Generator makes floats from it.
+        digest = hashlib.sha256(f"{self.seed}:{tensor}".encode()).digest()
+        raw = np.random.PCG64(int.from_bytes(digest, "little")).random_raw(len(rows))
+        return (np.asarray(raw) >> np.uint64(11)).astype(np.float64) * 2.0**-53

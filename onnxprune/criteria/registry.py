@@ -1,0 +1,106 @@
+"""The criteria by name: the built-in ones and those of other packages."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import Any, TypeVar
+
+from onnxprune.criteria.base import Criterion
+from onnxprune.criteria.normalize import METHODS
+from onnxprune.errors import OnnxPruneError, unknown
+
+ENTRY_POINTS = "onnxprune.criteria"
+
+_log = logging.getLogger(__name__)
+_criteria: dict[str, type[Criterion]] = {}
+_broken: dict[str, str] = {}  # entry point -> why it could not be loaded
+_entry_points_loaded = False
+
+C = TypeVar("C", bound=type[Criterion])
+
+
+def register(cls: C) -> C:
+    """Class decorator: make a criterion known under `cls.name`.
+
+    Raises:
+        OnnxPruneError: the class is not a well-formed criterion, or its name is taken.
+    """
+    problem = _problem(cls)
+    if problem:
+        raise OnnxPruneError(f"{cls.__qualname__} is not a criterion: {problem}", where=cls.__module__)
+    taken = _criteria.setdefault(cls.name, cls)
+    if taken is not cls:
+        raise OnnxPruneError(
+            f"the criterion {cls.name!r} exists already, in {taken.__module__}",
+            where=cls.__module__,
+            fix="give it another name",
+        )
+    return cls
+
+
+def get(name: str, **params: Any) -> Criterion:
+    """Make the criterion `name` with the user's parameters: `get("fpgm", mix_norm=0.1)`.
+
+    Raises:
+        OnnxPruneError: no such criterion (the nearest names are offered), or no such parameter (the valid ones are).
+    """
+    if name not in _criteria:
+        _load_entry_points()
+    if name in _broken and name not in _criteria:
+        raise OnnxPruneError(f"the criterion {name!r} could not be loaded: {_broken[name]}", fix="mend its package")
+    if name not in _criteria:
+        raise unknown("criterion", name, _criteria)
+    cls = _criteria[name]
+    valid = [f.name for f in dataclasses.fields(cls) if f.init]  # type: ignore[arg-type]  # register checked it
+    wrong = [p for p in params if p not in valid]
+    if wrong:
+        raise OnnxPruneError(
+            f"criterion {name!r} has no parameter {', '.join(map(repr, wrong))}",
+            fix=f"its parameters are: {', '.join(valid)}" if valid else "it takes none",
+        )
+    return cls(**params)
+
+
+def all_criteria() -> dict[str, type[Criterion]]:
+    """Every criterion, sorted by name; a copy."""
+    _load_entry_points()
+    return dict(sorted(_criteria.items()))
+
+
+def _load_entry_points() -> None:
+    """Register the criteria of other packages, once. One that fails is logged; asking for it by name is an error."""
+    global _entry_points_loaded
+    if _entry_points_loaded:
+        return
+    _entry_points_loaded = True
+    from importlib.metadata import entry_points  # slow to import, and seldom needed
+
+    for point in entry_points(group=ENTRY_POINTS):
+        try:
+            register(point.load())
+        except Exception as error:  # another package's code: whatever it raises, the built-in ones must still work
+            _broken[point.name] = f"{type(error).__name__}: {error}"
+            _log.warning("criterion %r (%s) could not be loaded: %s", point.name, point.value, _broken[point.name])
+
+
+def _problem(cls: Any) -> str | None:
+    """Why `cls` breaks the interface of `Criterion`, or None."""
+    if not (isinstance(cls, type) and issubclass(cls, Criterion)):
+        return "it does not derive from onnxprune.criteria.Criterion"
+    # Looked up in the class itself: a plain subclass of a dataclass would inherit the mark but not the fields.
+    params = cls.__dict__.get("__dataclass_params__")
+    if params is None or not params.frozen:
+        return "it is not a frozen dataclass"
+    if cls.__abstractmethods__:
+        return f"{', '.join(sorted(cls.__abstractmethods__))} is missing"
+    for attribute in ("name", "title", "source", "default_normalize"):
+        if not getattr(cls, attribute, ""):
+            return f"`{attribute}` is missing"
+    if cls.reads not in ("filters", "bn_scale"):
+        return f"`reads` is {cls.reads!r}"
+    if cls.default_reduce not in cls.reductions:
+        return f"`default_reduce` {cls.default_reduce!r} is not among its `reductions`"
+    if cls.default_normalize not in METHODS:
+        return f"`default_normalize` is {cls.default_normalize!r}"
+    return None

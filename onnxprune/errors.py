@@ -1,0 +1,51 @@
+"""The one exception users meet, and the exit codes it stands for."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class OnnxPruneError(Exception):
+    """A known error: what happened, where, and what to do about it.
+
+    Args:
+        what: the fact, as a sentence without a full stop ("'x.onnx' is not an ONNX model").
+        where: the node, tensor, group or file concerned.
+        fix: what the user can do.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str | None = None, fix: str | None = None) -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = where
+        self.fix = fix
+
+    def __str__(self) -> str:
+        text = self.what
+        if self.where:
+            text += f"\n  at: {self.where}"
+        if self.fix:
+            text += f"\n  try: {self.fix}"
+        return text
+
+
+class VerificationError(OnnxPruneError):
+    """The pruned model does not compute what its masked original computes."""
+
+    exit_code = 3
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> OnnxPruneError:
+    """An error for a name that is not in a registry, with the nearest known ones."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=3)
+    if near:
+        fix = "did you mean " + " or ".join(repr(n) for n in near) + "?"
+    elif len(names) <= 20:
+        fix = f"known: {', '.join(names) or 'none'}"
+    else:
+        fix = f"known: {', '.join(names[:10])} ... ({len(names)} in all)"
+    return OnnxPruneError(f"unknown {kind} {name!r}", fix=fix)

@@ -1,0 +1,78 @@
+"""Concat and Split: label arrays are joined and cut like the data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxprune.ops.labels import Array, Axes, LabelTable
+from onnxprune.ops.record import OpSpec, Patcher, normal_axis, register
+
+
+def couple_concat(node: gs.Node, table: LabelTable) -> None:
+    """Joined along `axis`; the other axes are tied across the inputs."""
+    rank = len(table.shape(node.inputs[0]))
+    axis = normal_axis(int(node.attrs["axis"]), rank)
+    out: Axes = []
+    for place in range(rank):
+        if place == axis:
+            sizes = [table.shape(t)[axis] for t in node.inputs]
+            out.append(table.concat([table.operand(t)[axis] if n > 1 else None for t, n in
+                                     zip(node.inputs, sizes, strict=True)], sizes))  # fmt: skip
+            continue
+        data = [t for t in node.inputs if not table.is_const(t)]
+        if not data:
+            out.append(None)
+            continue
+        labels = table.get(data[0])[place]
+        for t in data[1:]:
+            other = table.get(t)[place]
+            table.tie(labels, other)
+            labels = other if labels is None else labels
+        for t in node.inputs:
+            if table.is_const(t):
+                table.bind(t, place, labels)
+        out.append(labels)
+    table.put(node.outputs[0], out)
+
+
+def _split_sizes(node: gs.Node, table: LabelTable, axis: int) -> list[int]:
+    return [table.shape(t)[axis] for t in node.outputs]
+
+
+def couple_split(node: gs.Node, table: LabelTable) -> None:
+    """Cut along `axis` into the outputs' sizes."""
+    axes = table.get(node.inputs[0])
+    axis = normal_axis(int(node.attrs.get("axis", 0)), len(axes))
+    labels = axes[axis]
+    if labels is not None and len(node.inputs) > 1 and not isinstance(node.inputs[1], gs.Constant):
+        table.lock(labels, "is split at places computed at run time")
+    start = 0
+    for t, n in zip(node.outputs, _split_sizes(node, table, axis), strict=True):
+        table.put(t, [*axes[:axis], None if labels is None else labels[start : start + n], *axes[axis + 1 :]])
+        start += n
+
+
+def patch_split(node: gs.Node, patcher: Patcher) -> None:
+    """States the sizes that are left; an implicit equal split becomes an explicit one."""
+    axis = normal_axis(int(node.attrs.get("axis", 0)), len(patcher.shape(node.inputs[0])))
+    keep = patcher.keep(node.inputs[0], axis)
+    if keep is None:
+        return
+    bounds = np.cumsum([0, *[patcher.shape(t)[axis] for t in node.outputs]])
+    sizes = [int(keep[a:b].sum()) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    if patcher.opset < 13:
+        node.attrs["split"] = sizes
+    else:
+        node.attrs.pop("num_outputs", None)
+        patcher.replace(node, 1, np.array(sizes, np.int64))
+
+
+def _evaluate_concat(node: gs.Node, values: Sequence[Array]) -> Array:
+    return np.concatenate(values, int(node.attrs["axis"]))
+
+
+register(OpSpec("Concat", couple_concat, evaluate=_evaluate_concat))
+register(OpSpec("Split", couple_split, patch=patch_split))

@@ -1,0 +1,141 @@
+"""Convolutions: Conv and ConvTranspose, 1-D to 3-D, grouped and depthwise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxprune.ops.labels import Labels, LabelTable
+from onnxprune.ops.record import OpSpec, Patcher, Shape, register
+
+
+def _lock_all(node: gs.Node, table: LabelTable, reason: str) -> None:
+    for t in node.inputs:
+        if t.name:
+            table.lock_tensor(t, reason)
+
+
+def _split(labels: Labels | None, groups: int, table: LabelTable, *, blocks: bool) -> Labels | None:
+    """Labels of a grouped axis per group (blocks) or per place within every group (positions), tied accordingly."""
+    if labels is None:
+        return None
+    return table.tie_within(labels.reshape(groups, -1), 1 if blocks else 0)
+
+
+def _by_blocks(inputs: Labels | None, groups: int, per_group_in: int, per_group_out: int) -> bool:
+    """Whether whole groups go, or the same place in every group: the larger factor offers more channels."""
+    if per_group_in == 1 and per_group_out == 1:
+        return True
+    return groups >= per_group_in and (inputs is not None or per_group_out == 1)
+
+
+def couple_conv(node: gs.Node, table: LabelTable) -> None:
+    """Output axis of the weight: fresh; input axis tied to the input's channels; kernel axes fixed."""
+    x, w = node.inputs[:2]
+    bias = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2].name else None
+    groups = int(node.attrs.get("group", 1))
+    xin = table.get(x)[1]
+    rank = len(table.shape(x))
+    if any(a is not None for a in table.get(x)[2:]):
+        table.lock_tensor(x, "convolves over it")
+        xin = None
+    if not table.is_const(w):
+        _lock_all(node, table, "its weight is not a constant")
+        return
+    filters, kin = table.shape(w)[:2]
+    if groups == 1:
+        table.bind(w, 1, xin)
+        out = table.produce(w, 0)
+        table.contract(0, 1)
+    else:
+        kout = filters // groups
+        blocks = _by_blocks(xin, groups, kin, kout)
+        part = _split(xin, groups, table, blocks=blocks)
+        if blocks:
+            table.bind(w, 1, None)
+            out = None if part is None else np.repeat(part, kout)
+            table.bind(w, 0, out)
+        else:
+            table.bind(w, 1, part)
+            free = table.fresh(kout)
+            out = None if free is None else np.tile(free, groups)
+            table.bind(w, 0, out)
+        if kin > 1:
+            table.contract(0, 1)
+    table.filters(w, 0, out)
+    if bias is not None:
+        table.bind(bias, 0, out)
+    table.put(node.outputs[0], [None, out, *[None] * (rank - 2)])
+
+
+def couple_conv_transpose(node: gs.Node, table: LabelTable) -> None:
+    """The weight is [in, out/groups, ...]."""
+    x, w = node.inputs[:2]
+    bias = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2].name else None
+    groups = int(node.attrs.get("group", 1))
+    xin = table.get(x)[1]
+    rank = len(table.shape(x))
+    if any(a is not None for a in table.get(x)[2:]):
+        table.lock_tensor(x, "convolves over it")
+        xin = None
+    if not table.is_const(w):
+        _lock_all(node, table, "its weight is not a constant")
+        return
+    kin, kout = table.shape(w)[0] // groups, table.shape(w)[1]
+    out: Labels | None
+    if groups == 1:
+        table.bind(w, 0, xin)
+        out = table.produce(w, 1)
+        table.filters(w, 1, out)
+    elif _by_blocks(xin, groups, kin, kout):
+        part = _split(xin, groups, table, blocks=True)
+        table.bind(w, 0, None if part is None else np.repeat(part, kin))
+        table.bind(w, 1, None)
+        out = None if part is None else np.repeat(part, kout)
+        table.filters(w, 1, out, groups)
+    else:
+        part = _split(xin, groups, table, blocks=False)
+        table.bind(w, 0, None if part is None else np.tile(part, groups))
+        free = table.produce(w, 1)
+        out = None if free is None else np.tile(free, groups)
+        table.filters(w, 1, out, groups)
+    table.contract(0, 1)
+    if bias is not None:
+        table.bind(bias, 0, out)
+    table.put(node.outputs[0], [None, out, *[None] * (rank - 2)])
+
+
+def _count(patcher: Patcher, t: gs.Tensor, axis: int) -> int:
+    keep = patcher.keep(t, axis)
+    return patcher.shape(t)[axis] if keep is None else int(keep.sum())
+
+
+def patch_conv_group(node: gs.Node, patcher: Patcher) -> None:
+    """`group` follows when whole groups go: channels left over channels left per group."""
+    if int(node.attrs.get("group", 1)) > 1:
+        node.attrs["group"] = _count(patcher, node.inputs[0], 1) // _count(patcher, node.inputs[1], 1)
+
+
+def patch_conv_transpose_group(node: gs.Node, patcher: Patcher) -> None:
+    """As for Conv, from the output side: its weight states the outputs per group."""
+    if int(node.attrs.get("group", 1)) > 1:
+        node.attrs["group"] = _count(patcher, node.outputs[0], 1) // _count(patcher, node.inputs[1], 1)
+
+
+def macs_conv(node: gs.Node, ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
+    """One pass of the weight per output pixel."""
+    return outs[0][0] * prod(outs[0][2:]) * prod(ins[1])
+
+
+def macs_conv_transpose(node: gs.Node, ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
+    """One pass of the weight per input pixel."""
+    return ins[0][0] * prod(ins[0][2:]) * prod(ins[1])
+
+
+register(OpSpec("Conv", couple_conv, patch=patch_conv_group, macs=macs_conv))
+register(
+    OpSpec("ConvTranspose", couple_conv_transpose, patch=patch_conv_transpose_group, macs=macs_conv_transpose)
+)

@@ -1,0 +1,139 @@
+"""Operators that work index by index, with numpy's broadcasting: activations, arithmetic, comparisons."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxprune.ops.labels import Array, Axes, LabelTable
+from onnxprune.ops.record import Evaluate, OpSpec, register
+
+
+def broadcast(table: LabelTable, operands: Sequence[tuple[gs.Tensor, int]]) -> Axes:
+    """Ties the axes of operands that broadcast against each other, aligned at the last one.
+
+    Args:
+        operands: tensors, each with how many of its leading axes take part.
+
+    Returns:
+        labels of the broadcast axes. Axes of size 1 stretch and tie nothing; constants take the data's labels.
+    """
+    if not operands:
+        return []
+    rank = max(n for _, n in operands)
+    out: Axes = [None] * rank
+    for place in range(rank):
+        takes: list[tuple[gs.Tensor, int]] = []
+        for t, n in operands:
+            axis = n - rank + place
+            if axis >= 0 and table.shape(t)[axis] > 1:
+                takes.append((t, axis))
+        data = [(t, axis) for t, axis in takes if not table.is_const(t)]
+        if not data:
+            for t, axis in takes:
+                table.bind(t, axis, None)
+            continue
+        first = table.get(data[0][0])[data[0][1]]
+        for t, axis in data[1:]:
+            other = table.get(t)[axis]
+            if first is not None and other is not None and table.node is not None and table.node.op in ("Add", "Sum"):
+                table.sums.append(first)
+            table.tie(first, other)
+            first = other if first is None else first
+        for t, axis in takes:
+            if table.is_const(t):
+                table.bind(t, axis, first)
+        out[place] = first
+    return out
+
+
+def couple_broadcast(node: gs.Node, table: LabelTable) -> None:
+    """All inputs broadcast against each other."""
+    axes = broadcast(table, [(t, len(table.shape(t))) for t in node.inputs if t.name])
+    for t in node.outputs:
+        table.put(t, axes)
+
+
+def couple_unary(node: gs.Node, table: LabelTable) -> None:
+    """The output has the labels of the first input; a constant behind it stays visible as a weight."""
+    source = node.inputs[0]
+    if table.is_const(source) and node.op in ("Identity", "Cast"):
+        table.view(node.outputs[0], source)
+        return
+    axes = table.get(source)
+    for t in node.outputs:
+        table.put(t, axes)
+
+
+def elementwise(*ops: str, evaluate: Evaluate | None = None) -> None:
+    """Registers a family of broadcasting operators."""
+    for op in ops:
+        register(OpSpec(op, couple_broadcast, evaluate=evaluate))
+
+
+def unary(*ops: str, evaluate: Evaluate | None = None) -> None:
+    """Registers a family whose output follows the first input."""
+    for op in ops:
+        register(OpSpec(op, couple_unary, evaluate=evaluate))
+
+
+def numpy_op(function: Callable[..., Any]) -> Evaluate:
+    """Evaluates with a numpy function of the input values."""
+
+    def run(node: gs.Node, values: Sequence[Array]) -> Array:
+        return np.asarray(function(*values))
+
+    return run
+
+
+def _divide(a: Array, b: Array) -> Array:
+    # Integer division of ONNX truncates towards zero, numpy's floors.
+    if np.issubdtype(a.dtype, np.integer):
+        return np.asarray(np.trunc(a / b).astype(a.dtype)) if (np.any(a < 0) or np.any(b < 0)) else a // b
+    return np.asarray(a / b)
+
+
+def _mod(node: gs.Node, values: Sequence[Array]) -> Array:
+    return np.asarray((np.fmod if node.attrs.get("fmod", 0) else np.mod)(*values))
+
+
+def _cast(node: gs.Node, values: Sequence[Array]) -> Array:
+    import onnx
+
+    to = node.attrs["to"]
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(to) if isinstance(to, int) else np.dtype(to)
+    return np.asarray(values[0]).astype(dtype)
+
+
+def _clip(node: gs.Node, values: Sequence[Array | None]) -> Array:
+    low = values[1] if len(values) > 1 else node.attrs.get("min")
+    high = values[2] if len(values) > 2 else node.attrs.get("max")
+    return np.asarray(np.clip(np.asarray(values[0]), low, high))
+
+
+for _name, _function in {
+    "Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": _divide, "Min": np.minimum, "Max": np.maximum,
+    "Equal": np.equal, "Greater": np.greater, "Less": np.less, "GreaterOrEqual": np.greater_equal,
+    "LessOrEqual": np.less_equal, "And": np.logical_and, "Or": np.logical_or, "Xor": np.logical_xor,
+    "Where": np.where,
+}.items():  # fmt: skip
+    elementwise(_name, evaluate=numpy_op(_function))
+elementwise("Pow", evaluate=lambda node, v: np.power(v[0], v[1]).astype(v[0].dtype))
+elementwise("Mod", evaluate=_mod)
+elementwise("Sum", "Mean", "PRelu", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor")
+for _name, _function in {
+    "Not": np.logical_not, "Neg": np.negative, "Abs": np.abs, "Floor": np.floor, "Ceil": np.ceil, "Sqrt": np.sqrt,
+}.items():  # fmt: skip
+    unary(_name, evaluate=numpy_op(_function))
+unary("Identity", evaluate=lambda node, v: v[0])
+unary("Cast", evaluate=_cast)
+unary("Clip", evaluate=_clip)
+unary(
+    "Relu", "LeakyRelu", "Elu", "Selu", "Celu", "ThresholdedRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh",
+    "Softplus", "Softsign", "Gelu", "Mish", "Swish", "Erf", "Exp", "Log", "Reciprocal", "Round", "Sign", "Shrink",
+    "Sin", "Cos", "Tan", "Asin", "Acos", "Atan", "Sinh", "Cosh", "Asinh", "Acosh", "Atanh", "IsNaN", "IsInf",
+    "BitwiseNot", "CastLike", "Dropout",
+)  # fmt: skip

@@ -1,0 +1,151 @@
+"""Operators that move axes without mixing indices: Transpose, Squeeze, Unsqueeze, Expand, Tile, DepthToSpace ..."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxprune.ops.labels import Array, Axes, LabelTable
+from onnxprune.ops.record import OpSpec, Patcher, follows, ints, normal_axis, register
+
+
+def _perm(node: gs.Node, rank: int) -> list[int]:
+    return ints(node.attrs["perm"]) if "perm" in node.attrs else list(reversed(range(rank)))
+
+
+def couple_transpose(node: gs.Node, table: LabelTable) -> None:
+    """Permutes the list of axes; a transposed constant is still that constant."""
+    source = node.inputs[0]
+    perm = _perm(node, len(table.shape(source)))
+    if table.is_const(source):
+        table.view(node.outputs[0], source, perm)
+        return
+    axes = table.get(source)
+    table.put(node.outputs[0], [axes[p] for p in perm])
+
+
+def _listed_axes(node: gs.Node, value: Any) -> list[int] | None:
+    if "axes" in node.attrs:
+        return ints(node.attrs["axes"])
+    if len(node.inputs) > 1 and node.inputs[1].name:
+        found = value(node.inputs[1])
+        return None if found is None else ints(found)
+    return None
+
+
+def couple_squeeze(node: gs.Node, table: LabelTable) -> None:
+    """Drops axes of size 1, which carry no labels."""
+    axes = table.get(node.inputs[0])
+    shape = table.shape(node.inputs[0])
+    listed = _listed_axes(node, table.value)
+    drop = [i for i, n in enumerate(shape) if n == 1] if listed is None else [normal_axis(a, len(axes)) for a in listed]
+    table.put(node.outputs[0], [a for i, a in enumerate(axes) if i not in drop])
+
+
+def couple_unsqueeze(node: gs.Node, table: LabelTable) -> None:
+    """Inserts axes of size 1."""
+    axes = table.get(node.inputs[0])
+    listed = _listed_axes(node, table.value)
+    if listed is None:
+        table.lock_tensor(node.inputs[0], "gets axes at places computed at run time")
+        return
+    rank = len(axes) + len(listed)
+    places = {normal_axis(a, rank) for a in listed}
+    rest = iter(axes)
+    table.put(node.outputs[0], [None if i in places else next(rest) for i in range(rank)])
+
+
+def couple_expand(node: gs.Node, table: LabelTable) -> None:
+    """Axes that keep their size keep their labels; stretched ones are copies of one index. A constant is a weight."""
+    source = node.inputs[0]
+    axes, shape, target = table.operand(source), table.shape(source), table.shape(node.outputs[0])
+    pad = len(target) - len(shape)
+    out: Axes = [None] * pad
+    out += [a if n == target[pad + i] else None for i, (a, n) in enumerate(zip(axes, shape, strict=True))]
+    for place, labels in enumerate(out):
+        if not follows(node.inputs[1], place, len(target)):
+            table.lock(labels, "is expanded to a shape computed at run time")
+    table.put(node.outputs[0], out)
+
+
+def patch_expand(node: gs.Node, patcher: Patcher) -> None:
+    """The target states the sizes that are left."""
+    value = patcher.constant(node, 1)
+    if value is None:
+        return
+    value = value.copy()
+    rank = len(patcher.shape(node.outputs[0]))
+    for axis in range(rank):
+        keep = patcher.keep(node.outputs[0], axis)
+        place = axis - (rank - len(value))
+        if keep is not None and place >= 0 and value[place] == len(keep):
+            value[place] = keep.sum()
+            patcher.replace(node, 1, value)
+
+
+def couple_tile(node: gs.Node, table: LabelTable) -> None:
+    """Labels are repeated with the data."""
+    axes, shape, target = table.get(node.inputs[0]), table.shape(node.inputs[0]), table.shape(node.outputs[0])
+    table.put(
+        node.outputs[0],
+        [None if a is None else np.tile(a, t // n) for a, n, t in zip(axes, shape, target, strict=True)],
+    )
+
+
+def couple_depth_to_space(node: gs.Node, table: LabelTable) -> None:
+    """The b*b channels that make one output channel are tied."""
+    axes = table.get(node.inputs[0])
+    labels = axes[1]
+    if labels is not None:
+        block = int(node.attrs["blocksize"]) ** 2
+        if node.attrs.get("mode", "DCR") == "DCR":
+            labels = table.tie_within(labels.reshape(block, -1), 0)
+        else:
+            labels = table.tie_within(labels.reshape(-1, block), 1)
+    table.put(node.outputs[0], [None, labels, None, None])
+
+
+def couple_space_to_depth(node: gs.Node, table: LabelTable) -> None:
+    """Every channel appears b*b times, block after block."""
+    labels = table.get(node.inputs[0])[1]
+    block = int(node.attrs["blocksize"]) ** 2
+    table.put(node.outputs[0], [None, None if labels is None else np.tile(labels, block), None, None])
+
+
+def couple_trilu(node: gs.Node, table: LabelTable) -> None:
+    """A triangle over the last two axes."""
+    axes = list(table.get(node.inputs[0]))
+    for labels in axes[-2:]:
+        table.lock(labels, "cuts a triangle over it")
+    table.put(node.outputs[0], axes)
+
+
+def _evaluate_squeeze(node: gs.Node, values: Sequence[Array]) -> Array:
+    listed = _listed_axes(node, lambda _: values[1])
+    return np.squeeze(values[0], None if listed is None else tuple(listed))
+
+
+def _evaluate_unsqueeze(node: gs.Node, values: Sequence[Array]) -> Array:
+    listed = _listed_axes(node, lambda _: values[1])
+    assert listed is not None
+    return np.expand_dims(values[0], tuple(listed))
+
+
+def _evaluate_expand(node: gs.Node, values: Sequence[Array]) -> Array:
+    shape = np.broadcast_shapes(values[0].shape, tuple(ints(values[1])))
+    return np.broadcast_to(values[0], shape)
+
+
+register(
+    OpSpec("Transpose", couple_transpose, evaluate=lambda n, v: np.transpose(v[0], _perm(n, np.asarray(v[0]).ndim)))
+)
+register(OpSpec("Squeeze", couple_squeeze, evaluate=_evaluate_squeeze))
+register(OpSpec("Unsqueeze", couple_unsqueeze, evaluate=_evaluate_unsqueeze))
+register(OpSpec("Expand", couple_expand, patch=patch_expand, evaluate=_evaluate_expand))
+register(OpSpec("Tile", couple_tile, evaluate=lambda n, v: np.tile(v[0], ints(v[1]))))
+register(OpSpec("DepthToSpace", couple_depth_to_space))
+register(OpSpec("SpaceToDepth", couple_space_to_depth))
+register(OpSpec("Trilu", couple_trilu))

@@ -1,0 +1,118 @@
+"""Matrix products: Gemm, MatMul, Einsum. Either operand, or both, may be data; a constant operand is a weight."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import onnx_graphsurgeon as gs
+
+from onnxprune.ops.elementwise import broadcast
+from onnxprune.ops.labels import Labels, LabelTable
+from onnxprune.ops.record import OpSpec, Shape, register
+
+
+def _tie_contracted(table: LabelTable, left: tuple[int, int], right: tuple[int, int]) -> None:
+    """Ties the summed axes of two inputs, each given as (input index, axis), and notes where a mask goes."""
+    assert table.node is not None
+    inputs = table.node.inputs
+    (i, ai), (j, aj) = left, right
+    a, b = inputs[i], inputs[j]
+    if table.is_const(a) and not table.is_const(b):
+        (i, ai), (j, aj), a, b = (j, aj), (i, ai), b, a
+    table.bind(b, aj, table.get(a)[ai])
+    if not table.is_const(a):
+        table.contract(i, ai)
+
+
+def _free_axis(table: LabelTable, t: gs.Tensor, axis: int) -> Labels | None:
+    """The axis of an operand that survives a product: a weight's is fresh and its indices are filters."""
+    if not table.is_const(t):
+        return table.get(t)[axis]
+    labels = table.produce(t, axis)
+    table.filters(t, axis % len(table.shape(t)), labels)
+    return labels
+
+
+def couple_gemm(node: gs.Node, table: LabelTable) -> None:
+    """Y = alpha A' B' + beta C with A' [M, K], B' [K, N], C broadcast to [M, N]."""
+    a, b = node.inputs[:2]
+    a_rows, a_sum = (1, 0) if node.attrs.get("transA", 0) else (0, 1)
+    b_sum, b_cols = (1, 0) if node.attrs.get("transB", 0) else (0, 1)
+    _tie_contracted(table, (0, a_sum), (1, b_sum))
+    out = [_free_axis(table, a, a_rows), _free_axis(table, b, b_cols)]
+    if len(node.inputs) > 2 and node.inputs[2].name:
+        table.bind_broadcast(node.inputs[2], out)
+    table.put(node.outputs[0], out)
+
+
+def couple_matmul(node: gs.Node, table: LabelTable) -> None:
+    """[..., M, K] x [..., K, N] with broadcast leading axes (numpy.matmul); vectors have only their summed axis."""
+    a, b = node.inputs
+    ra, rb = len(table.shape(a)), len(table.shape(b))
+    _tie_contracted(table, (0, ra - 1), (1, max(rb - 2, 0)))
+    rows = [_free_axis(table, a, ra - 2)] if ra > 1 else []
+    cols = [_free_axis(table, b, rb - 1)] if rb > 1 else []
+    lead = broadcast(table, [(t, len(table.shape(t)) - 2) for t in (a, b) if len(table.shape(t)) > 2])
+    table.put(node.outputs[0], [*lead, *rows, *cols])
+
+
+def couple_einsum(node: gs.Node, table: LabelTable) -> None:
+    """Every letter is one axis; letters that the output lacks are summed over."""
+    equation = str(node.attrs["equation"]).replace(" ", "")
+    left, arrow, right = equation.partition("->")
+    terms = left.split(",")
+    if not arrow:  # the implicit form: letters that occur once, in alphabetical order
+        right = "".join(sorted(c for c in set(left) - {","} if left.count(c) == 1))
+    if "." in equation or any(len(set(t)) < len(t) for t in terms):
+        for t in node.inputs:
+            table.lock_tensor(t, f"equation {equation!r} uses an ellipsis or a diagonal")
+        return
+    found: dict[str, Labels | None] = {}
+    places: dict[str, list[tuple[int, int]]] = {}
+    for i, term in enumerate(terms):
+        for axis, letter in enumerate(term):
+            places.setdefault(letter, []).append((i, axis))
+    for letter, where in places.items():
+        size = max(table.shape(node.inputs[i])[axis] for i, axis in where)
+        where = [(i, axis) for i, axis in where if table.shape(node.inputs[i])[axis] == size]
+        data = [(i, axis) for i, axis in where if not table.is_const(node.inputs[i])]
+        weights = [(i, axis) for i, axis in where if table.is_const(node.inputs[i])]
+        if data:
+            labels = table.get(node.inputs[data[0][0]])[data[0][1]]
+            for i, axis in data[1:]:
+                table.tie(labels, table.get(node.inputs[i])[axis])
+            if letter not in right:
+                table.contract(*data[0])
+        else:
+            i, axis = weights.pop(0)
+            labels = table.produce(node.inputs[i], axis)
+            if letter in right:
+                table.filters(node.inputs[i], axis, labels)
+        for i, axis in weights:
+            table.bind(node.inputs[i], axis, labels)
+        found[letter] = labels
+    table.put(node.outputs[0], [found[c] for c in right])
+
+
+def macs_gemm(node: gs.Node, ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
+    """M N K."""
+    return prod(outs[0]) * ins[0][0 if node.attrs.get("transA", 0) else 1]
+
+
+def macs_matmul(node: gs.Node, ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
+    """Output elements times the summed length."""
+    return prod(outs[0]) * ins[0][-1]
+
+
+def macs_einsum(node: gs.Node, ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
+    """The product of all letters' sizes, as a two-operand contraction computes it."""
+    sizes: dict[str, int] = {}
+    for term, shape in zip(str(node.attrs["equation"]).replace(" ", "").split("->")[0].split(","), ins, strict=False):
+        sizes.update({c: max(n, sizes.get(c, 1)) for c, n in zip(term, shape, strict=False)})
+    return prod(sizes.values())
+
+
+register(OpSpec("Gemm", couple_gemm, macs=macs_gemm))
+register(OpSpec("MatMul", couple_matmul, macs=macs_matmul))
+register(OpSpec("Einsum", couple_einsum, macs=macs_einsum))

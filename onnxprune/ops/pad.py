@@ -1,0 +1,77 @@
+"""Pad: on the channel axis the padding is channels of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxprune.ops.labels import Array, LabelTable
+from onnxprune.ops.record import OpSpec, Patcher, ints, normal_axis, register
+
+
+def _pads(node: gs.Node, rank: int, value: Callable[[int], Array | None]) -> dict[int, tuple[int, int]] | None:
+    """axis -> (before, after); None if they are computed at run time."""
+    if "pads" in node.attrs:
+        pads, axes = ints(node.attrs["pads"]), list(range(rank))
+    else:
+        found = value(1)
+        if found is None:
+            return None
+        pads, axes = ints(found), list(range(rank))
+        if len(node.inputs) > 3 and node.inputs[3].name:
+            listed = value(3)
+            if listed is None:
+                return None
+            axes = [normal_axis(a, rank) for a in ints(listed)]
+    half = len(pads) // 2
+    return {a: (pads[i], pads[half + i]) for i, a in enumerate(axes)}
+
+
+def couple_pad(node: gs.Node, table: LabelTable) -> None:
+    """Fresh labels for the padding, around the input's."""
+    source = node.inputs[0]
+    axes = list(table.get(source))
+    shape = table.shape(source)
+    constant = len(node.inputs) < 2 or isinstance(node.inputs[1], gs.Constant)
+    pads = _pads(node, len(axes), lambda i: table.value(node.inputs[i]))
+    for axis, labels in enumerate(axes):
+        if labels is None:
+            continue
+        before, after = (0, 0) if pads is None else pads.get(axis, (0, 0))
+        if pads is None or (not constant and (before or after)) or min(before, after) < 0:
+            table.lock(labels, "is padded or cropped by amounts computed at run time")
+            axes[axis] = None
+        elif before or after:
+            if node.attrs.get("mode", "constant") != "constant":
+                table.lock(labels, "is padded with copies of its own indices")
+                axes[axis] = None
+                continue
+            parts = [table.fresh(before), labels, table.fresh(after)]
+            axes[axis] = table.concat(parts, [before, shape[axis], after])
+    table.put(node.outputs[0], axes)
+
+
+def patch_pad(node: gs.Node, patcher: Patcher) -> None:
+    """Pads by the padding channels that are left."""
+    rank = len(patcher.shape(node.inputs[0]))
+    pads = _pads(node, rank, lambda i: patcher.constant(node, i))
+    if pads is None:
+        return
+    changed = False
+    for axis, (before, after) in pads.items():
+        keep = patcher.keep(node.outputs[0], axis)
+        if keep is not None and (before or after):
+            pads[axis] = (int(keep[:before].sum()), int(keep[len(keep) - after :].sum()) if after else 0)
+            changed = True
+    if not changed:
+        return
+    flat = [p[0] for p in pads.values()] + [p[1] for p in pads.values()]
+    if "pads" in node.attrs:
+        node.attrs["pads"] = flat
+    else:
+        patcher.replace(node, 1, np.array(flat, np.int64))
+
+
+register(OpSpec("Pad", couple_pad, patch=patch_pad))

@@ -1,0 +1,144 @@
+"""The record of an operator: one entry, several interpretations side by side.
+
+A record says how labels pass through an operator (`couple`), which attributes and constants state a size that has to
+follow when channels go (`patch`), what it costs (`macs`), and how shape arithmetic is computed (`evaluate`).
+Adding an operator is one `register(OpSpec(...))` in one file; third parties add theirs through the entry-point group
+`onnxprune.ops`, whose objects are called once without arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import onnx_graphsurgeon as gs
+
+from onnxprune.errors import OnnxPruneError
+from onnxprune.ops.labels import Array, LabelTable
+
+Shape = tuple[int, ...]
+Mask = npt.NDArray[np.bool_]
+
+
+class Patcher(Protocol):
+    """What a `patch` may ask and do while a node is being stripped. Labels and shapes are those before stripping."""
+
+    opset: int
+
+    def keep(self, t: gs.Tensor, axis: int) -> Mask | None:
+        """Which indices stay; None when all do."""
+
+    def shape(self, t: gs.Tensor) -> Shape:
+        """Witness shape before stripping."""
+
+    def constant(self, node: gs.Node, index: int) -> Array | None:
+        """Value of an input if it is a constant of the graph, else None."""
+
+    def replace(self, node: gs.Node, index: int, value: Array) -> None:
+        """Gives one node a new constant at an input."""
+
+
+Couple = Callable[[gs.Node, LabelTable], None]
+Patch = Callable[[gs.Node, Patcher], None]
+Macs = Callable[[gs.Node, Sequence[Shape], Sequence[Shape]], int]
+Evaluate = Callable[[gs.Node, Sequence[Any]], Any]
+
+
+@dataclass(frozen=True)
+class OpSpec:
+    """What onnxprune knows about one operator.
+
+    Attributes:
+        op: operator type.
+        couple: passes labels from inputs to outputs; ties, frees and locks them.
+        patch: adjusts attributes and constants that state a size; None if there are none.
+        macs: multiply-accumulate operations from the shapes of inputs and outputs (absent inputs: ()); None counts 0.
+        evaluate: computes the (first) output from input values with numpy; None leaves it to onnx.reference.
+        domain: operator domain, "" for the standard one.
+    """
+
+    op: str
+    couple: Couple
+    patch: Patch | None = None
+    macs: Macs | None = None
+    evaluate: Evaluate | None = None
+    domain: str = ""
+
+
+_registry: dict[tuple[str, str], OpSpec] = {}
+_loaded_plugins = False
+
+
+def register(spec: OpSpec) -> OpSpec:
+    """Adds a record. A second one for the same operator is an error: two rules would hide each other.
+
+    Raises:
+        OnnxPruneError: the operator has a record.
+    """
+    key = (spec.domain, spec.op)
+    if key in _registry:
+        raise OnnxPruneError(f"operator {spec.op!r} (domain {spec.domain!r}) is registered twice")
+    _registry[key] = spec
+    return spec
+
+
+def find(node: gs.Node) -> OpSpec | None:
+    """The record of a node's operator, or None."""
+    key = ("" if node.domain in (None, "ai.onnx") else node.domain, node.op)
+    spec = _registry.get(key)
+    if spec is None and not _loaded_plugins:
+        _load_plugins()
+        spec = _registry.get(key)
+    return spec
+
+
+def all_ops() -> dict[tuple[str, str], OpSpec]:
+    """Every record by (domain, operator), third-party ones included."""
+    if not _loaded_plugins:
+        _load_plugins()
+    return dict(sorted(_registry.items()))
+
+
+def _load_plugins() -> None:
+    global _loaded_plugins
+    _loaded_plugins = True
+    for entry in metadata.entry_points(group="onnxprune.ops"):
+        try:
+            entry.load()()
+        except Exception as err:  # a broken plug-in must not look like a fault of the model
+            raise OnnxPruneError(
+                f"the plug-in {entry.name!r} ({entry.value}) failed to register its operators: {err}",
+                fix=f"update or uninstall {entry.dist.name if entry.dist else 'it'}",
+            ) from err
+
+
+def normal_axis(axis: int, rank: int) -> int:
+    """A possibly negative axis as a non-negative one."""
+    return axis + rank if axis < 0 else axis
+
+
+def ints(value: Any) -> list[int]:
+    """An attribute or an array of integers as a list."""
+    return [int(v) for v in np.asarray(value).reshape(-1)]
+
+
+def follows(operand: gs.Tensor, place: int, rank: int) -> bool:
+    """Whether one element of a shape operand can follow its axis when channels go.
+
+    It can if the operand is a constant (to be patched), or joined from one input per element (as the pass fold_shapes
+    writes it) of which this one is 1 ("as the data") or read from the data's own shape at run time.
+    """
+    if isinstance(operand, gs.Constant):
+        return True
+    producer = operand.inputs[0] if operand.inputs else None
+    if producer is None or producer.op != "Concat" or len(producer.inputs) != rank:
+        return False
+    piece = producer.inputs[place]
+    if isinstance(piece, gs.Constant):
+        return np.array_equal(piece.values, [1])
+    source = piece.inputs[0] if piece.inputs else None
+    return source is not None and source.op == "Gather" and source.inputs[0].inputs[0].op == "Shape"

@@ -1,0 +1,196 @@
+"""Reshape and Flatten: which factor of a dimension carries the channels.
+
+Input and output dimensions are split into common factors, (N, 12, 64) -> (N, 768) into N, 12, 64. A merged axis
+has its channels' labels repeated over the other factors. An axis that is split must choose which of its factors
+carries the labels: *blocks* (the leading factor: whole groups, attention heads) or *positions* (a trailing one: the
+same place in every group); labels are tied over the factors that do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxprune.ops.labels import Array, Axes, Labels, LabelTable
+from onnxprune.ops.record import OpSpec, Patcher, Shape, ints, normal_axis, register
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A common factor: its size and the input and output axis it belongs to."""
+
+    size: int
+    source: int
+    target: int
+
+
+def factors(source: Shape, target: Shape) -> tuple[list[Factor], set[int]]:
+    """Common factors of two shapes of equal volume, in order, and the source axes that have none.
+
+    Axes that do not nest, (8, 7) -> (7, 8), are left out together: what was one index on them is none any more.
+
+    >>> [f.size for f in factors((50, 11, 768), (50, 132, 64))[0]]
+    [50, 11, 12, 64]
+    """
+    out: list[Factor] = []
+    opaque: set[int] = set()
+    left = [(n, i) for i, n in enumerate(source) if n != 1]
+    right = [(n, j) for j, n in enumerate(target) if n != 1]
+    while left and right:
+        (a, i), (b, j) = left.pop(0), right.pop(0)
+        if a == b:
+            out.append(Factor(a, i, j))
+        elif 0 < a < b and b % a == 0:
+            out.append(Factor(a, i, j))
+            right.insert(0, (b // a, j))
+        elif b and a % b == 0:
+            out.append(Factor(b, i, j))
+            left.insert(0, (a // b, i))
+        else:
+            run = {i}
+            while a != b and (left if a < b else right):
+                if a < b:
+                    n, k = left.pop(0)
+                    a, run = a * n, run | {k}
+                else:
+                    b *= right.pop(0)[0]
+            # What shares the target axis with a part that does not nest has no labels to hand on either.
+            opaque |= run | {f.source for f in out if f.target == j}
+    return out, opaque
+
+
+def couple_reshape(node: gs.Node, table: LabelTable) -> None:
+    """Hands labels through the common factors."""
+    x, y = node.inputs[0], node.outputs[0]
+    axes = table.get(x)
+    if all(a is None for a in axes):
+        return
+    found, opaque = factors(table.shape(x), table.shape(y))
+    if len(node.inputs) > 1 and not isinstance(node.inputs[1], gs.Constant):
+        for labels in axes:
+            table.lock(labels, "is reshaped by run-time arithmetic")
+        return
+    carried: dict[int, tuple[list[int], Labels]] = {}  # output axis -> factors that vary, labels over them
+    for axis, labels in enumerate(axes):
+        if labels is None:
+            continue
+        if axis in opaque:
+            table.lock(labels, "is reshaped to dimensions that do not nest")
+            continue
+        mine = [k for k, f in enumerate(found) if f.source == axis]
+        grid = labels.reshape([found[k].size for k in mine])
+        varying = [k for p, k in enumerate(mine) if not (grid == grid.take([0], p)).all()]
+        if not varying:
+            table.lock(labels, "is one channel by now, through the couplings before it")
+            continue
+        grid = grid[tuple(slice(None) if k in varying else 0 for k in mine)]
+        target = _choose(node, table, found, varying)
+        for p in reversed(range(len(varying))):
+            if found[varying[p]].target != target:
+                grid = table.tie_within(grid, p)
+        kept = [k for k in varying if found[k].target == target]
+        if target in carried:
+            # (heads, head_dim) merged while both are free: no single array says which product indices may go.
+            table.lock(min(grid, carried[target][1], key=len), "is merged with an axis that has channels of its own")
+            if len(grid) <= len(carried[target][1]):
+                continue
+        carried[target] = (kept, grid)
+    out: Axes = [None] * len(table.shape(y))
+    for target, (varying, grid) in carried.items():
+        mine = [k for k, f in enumerate(found) if f.target == target]
+        shape = [found[k].size if k in varying else 1 for k in mine]
+        full = np.broadcast_to(grid.reshape(shape), [found[k].size for k in mine])
+        out[target] = full.reshape(-1)
+    table.put(y, out)
+
+
+def _choose(node: gs.Node, table: LabelTable, found: Sequence[Factor], varying: Sequence[int]) -> int:
+    """The output axis that carries the labels of a split axis."""
+    targets = sorted({found[k].target for k in varying})
+    if len(targets) == 1:
+        return targets[0]
+    targets = [t for t in targets if not picked_apart(node.outputs[0], t, table)] or targets
+    if len(targets) > 1 and feeds_attention(node.outputs[0], table):
+        return targets[-2] if table.choices.attention == "heads" else targets[-1]
+    size = {t: prod(found[k].size for k in varying if found[k].target == t) for t in targets}
+    return max(targets, key=lambda t: size[t])
+
+
+# What stands between a projection's Reshape and the product of queries and keys.
+_TRANSPARENT = frozenset(
+    "Transpose Reshape Squeeze Unsqueeze Split Slice Gather Mul Div Add Sub Neg Concat Cast Identity Pow Sqrt "
+    "LayerNormalization RMSNormalization Softmax Where Clip Max ReduceL2 Expand ScatterND Relu".split()
+)
+
+
+def feeds_attention(t: gs.Tensor, table: LabelTable, limit: int = 64) -> bool:
+    """Whether a tensor reaches a product of two activations through operators that only move or scale it."""
+    seen: set[int] = set()
+    front = [t]
+    while front and len(seen) < limit:
+        for node in front.pop().outputs:
+            if id(node) in seen:
+                continue
+            seen.add(id(node))
+            if node.op in ("MatMul", "Einsum") and not any(table.is_const(i) for i in node.inputs[:2]):
+                return True
+            if node.op in ("Attention", "MultiHeadAttention"):
+                return True
+            if node.op in _TRANSPARENT:
+                front.extend(node.outputs)
+    return False
+
+
+def picked_apart(t: gs.Tensor, axis: int, table: LabelTable) -> bool:
+    """Whether an axis is taken apart index by index further on (the 3 of packed queries, keys and values)."""
+    rank = len(table.shape(t))
+    for node in t.outputs:
+        if not node.outputs or node.outputs[0].name not in table.shapes:
+            continue
+        out = node.outputs[0]
+        follow: int | None = None
+        if node.op in ("Gather", "Split"):
+            if normal_axis(int(node.attrs.get("axis", 0)), rank) == axis:
+                return True
+            follow = axis if len(table.shape(out)) == rank else None
+        elif node.op == "Transpose":
+            follow = ints(node.attrs.get("perm", range(rank - 1, -1, -1))).index(axis)
+        elif node.op in ("Squeeze", "Unsqueeze", "Mul", "Div", "Add", "Cast"):
+            # Axes of size 1 come and go; the others keep their order.
+            place = [i for i, n in enumerate(table.shape(t)) if n != 1].index(axis)
+            solid = [i for i, n in enumerate(table.shape(out)) if n != 1]
+            follow = solid[place] if place < len(solid) else None
+        if follow is not None and picked_apart(out, follow, table):
+            return True
+    return False
+
+
+def patch_reshape(node: gs.Node, patcher: Patcher) -> None:
+    """Stated sizes follow; 0 (copy) and -1 (infer) adapt by themselves."""
+    value = patcher.constant(node, 1)
+    if value is None:
+        return
+    value = value.copy()
+    changed = False
+    for axis in range(len(value)):
+        keep = patcher.keep(node.outputs[0], axis)
+        if keep is not None and value[axis] > 0:
+            value[axis] = keep.sum()
+            changed = True
+    if changed:
+        patcher.replace(node, 1, value)
+
+
+def _evaluate_reshape(node: gs.Node, values: Sequence[Array]) -> Array:
+    shape = ints(values[1])
+    if not node.attrs.get("allowzero", 0):
+        shape = [values[0].shape[i] if n == 0 else n for i, n in enumerate(shape)]
+    return np.reshape(values[0], shape)
+
+
+register(OpSpec("Reshape", couple_reshape, patch=patch_reshape, evaluate=_evaluate_reshape))
+register(OpSpec("Flatten", couple_reshape))  # a Reshape to two axes

@@ -1,0 +1,107 @@
+"""Where stages meet: the column of named steps from a model to a smaller, proved one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from onnxprune import __version__ as version
+from onnxprune.cost import Cost, CostModel
+from onnxprune.coupling import Analysis, couple
+from onnxprune.criteria import Criterion
+from onnxprune.errors import OnnxPruneError
+from onnxprune.model import PROVENANCE, Model
+from onnxprune.ops import Choices
+from onnxprune.passes import NORMALIZE, Pipeline, StripChannels
+from onnxprune.passes.strip_channels import analysis_options, check_plan
+from onnxprune.planner import Target
+from onnxprune.planner import plan as make_plan
+from onnxprune.plans import Plan
+from onnxprune.scoring import Scores
+from onnxprune.scoring import score as score_groups
+from onnxprune.verification import Verification, verify
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A pruned model and what is known about it."""
+
+    model: Model
+    plan: Plan
+    analysis: Analysis = field(repr=False)
+    before: Cost
+    after: Cost
+    verification: Verification | None
+
+
+def analyze(model: Model, *, attention: str = "heads", include_inexact: bool = False) -> Analysis:
+    """Finds what can be removed from a model, what is locked and why.
+
+    Args:
+        attention: what is freed in multi-head attention, "heads" or "head_dim".
+        include_inexact: free also channels that statistics (LayerNorm, ...) run over; their removal is not masking.
+    """
+    normal = Pipeline(NORMALIZE)(model)
+    return couple(normal, source=model, choices=Choices(attention), include_inexact=include_inexact)
+
+
+def analyze_for(model: Model, plan: Plan) -> Analysis:
+    """The analysis a plan was made with.
+
+    Raises:
+        OnnxPruneError: the plan does not fit the model.
+    """
+    normal = Pipeline(NORMALIZE)(model)
+    analysis = couple(normal, source=model, **analysis_options(plan))  # type: ignore[arg-type]
+    check_plan(plan, analysis)
+    return analysis
+
+
+def score(model: Model, groups: Analysis, criterion: str | Criterion = "l2", **options: Any) -> Scores:
+    """Scores every channel of an analysed model; see `onnxprune.scoring.score` for the options.
+
+    Raises:
+        OnnxPruneError: the groups are another model's; unknown criterion or parameter; weights that are not finite.
+    """
+    if groups.source is not model and groups.source.fingerprint != model.fingerprint:
+        raise OnnxPruneError("these groups belong to another model", fix="analyze this one")
+    return score_groups(groups, criterion, **options)
+
+
+def plan(scores: Scores, target: Target | None = None, **options: Any) -> Plan:
+    """Decides which channels go; see `onnxprune.planner.plan` for the options.
+
+    Raises:
+        OnnxPruneError: a share out of range, a pattern that matches nothing, a target that cannot be reached.
+    """
+    return make_plan(scores, target, tool=version, **options)
+
+
+def compile_plan(
+    model: Model, plan: Plan, *, analysis: Analysis | None = None, check: bool = True, **options: Any
+) -> Compiled:
+    """Strips, verifies and signs.
+
+    Args:
+        model: the original.
+        plan: what to remove.
+        analysis: of the model, if at hand.
+        check: prove the result (see `onnxprune.verification`); `options` go there.
+
+    Raises:
+        OnnxPruneError: the plan does not fit.
+        VerificationError: the result is not what the masked original computes.
+    """
+    analysis = analysis or analyze_for(model, plan)
+    pruned = Pipeline([StripChannels(plan, analysis)])(analysis.model)
+    pruned = pruned.with_metadata(
+        {f"{PROVENANCE}.version": version, f"{PROVENANCE}.plan": plan.digest, f"{PROVENANCE}.source": plan.model}
+    )
+    proof = verify(analysis, plan, pruned, **options) if check else None
+    cost = CostModel(analysis)
+    return Compiled(pruned, plan, analysis, cost.whole, cost.cost(analysis.kept(plan)), proof)
+
+
+def apply(model: Model, plan: Plan, *, analysis: Analysis | None = None, check: bool = True) -> Model:
+    """The pruned model: stripped, verified, with its provenance in the metadata. See `compile_plan`."""
+    return compile_plan(model, plan, analysis=analysis, check=check).model

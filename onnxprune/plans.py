@@ -1,0 +1,168 @@
+"""The plan: which channels of which group are removed. The narrow waist between deciding and rewriting.
+
+`plan.json` is read strictly: see docs/plan-format.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from onnxprune.errors import OnnxPruneError
+from onnxprune.files import write_text
+
+SCHEMA = 1
+MAX_PLAN_BYTES = 64 * 2**20
+_KEYS = {"schema", "tool", "model", "criterion", "options", "groups"}
+_OPTIONS = {"attention", "include_inexact"}
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What goes from one group: `removed` channel indices, ascending, of `channels`."""
+
+    channels: int
+    removed: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A decision, independent of how it was reached.
+
+    Attributes:
+        model: fingerprint of the model it was made for; "" fits any.
+        groups: group name -> removal; groups not named stay whole.
+        criterion: name and parameters of the score behind it, for the record.
+        options: how the model was analysed (attention, include_inexact), so that the groups are found again.
+        tool: version that wrote it.
+    """
+
+    model: str
+    groups: Mapping[str, Removal]
+    criterion: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    tool: str = ""
+
+    def to_json(self) -> str:
+        """The file's text: sorted, one group a line, stable to the byte."""
+        head = {
+            "schema": SCHEMA,
+            "tool": self.tool,
+            "model": self.model,
+            "criterion": dict(self.criterion),
+            "options": dict(self.options),
+        }
+        lines = [f"  {json.dumps(k)}: {json.dumps(v, sort_keys=True)}," for k, v in head.items()]
+        groups = [
+            f"    {json.dumps(name)}: {json.dumps({'channels': r.channels, 'removed': list(r.removed)})}"
+            for name, r in self.groups.items()
+            if r.removed
+        ]
+        body = ",\n".join(groups)
+        return "{\n" + "\n".join(lines) + '\n  "groups": {' + (f"\n{body}\n  " if groups else "") + "}\n}\n"
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what is removed (not of who decided it)."""
+        text = json.dumps({n: [r.channels, list(r.removed)] for n, r in sorted(self.groups.items()) if r.removed})
+        return hashlib.sha256((self.model + text).encode()).hexdigest()
+
+    @property
+    def removed(self) -> int:
+        """Channels removed in all."""
+        return sum(len(r.removed) for r in self.groups.values())
+
+
+def save_plan(plan: Plan, path: str | os.PathLike[str]) -> None:
+    """Writes `plan.json`, whole or not at all.
+
+    Raises:
+        OnnxPruneError: it cannot be written.
+    """
+    write_text(Path(path), plan.to_json())
+
+
+def load_plan(path: str | os.PathLike[str]) -> Plan:
+    """Reads a plan strictly.
+
+    Raises:
+        OnnxPruneError: not JSON, a duplicate or unknown key, a wrong type, indices that are not sorted, distinct and
+            inside the group, or a group left empty.
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size > MAX_PLAN_BYTES:
+            raise OnnxPruneError(f"{str(path)!r} is too large for a plan")
+        text = path.read_text(encoding="utf-8")
+    except OSError as err:
+        raise OnnxPruneError(f"cannot read the plan {str(path)!r}: {err.strerror}") from err
+    except UnicodeDecodeError as err:
+        raise OnnxPruneError(f"the plan {str(path)!r} is not UTF-8 text") from err
+    return parse_plan(text, str(path))
+
+
+def parse_plan(text: str, where: str = "plan") -> Plan:
+    """Reads a plan from its text; see `load_plan`."""
+
+    def fail(what: str, place: str = "") -> OnnxPruneError:
+        return OnnxPruneError(f"not a valid plan: {what}", where=f"{where}{': ' + place if place else ''}")
+
+    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        out: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in out:
+                raise fail(f"the key {key!r} is given twice")
+            out[key] = value
+        return out
+
+    def no_constant(name: str) -> Any:
+        raise fail(f"{name} is not JSON")
+
+    try:
+        data = json.loads(text, object_pairs_hook=no_duplicates, parse_constant=no_constant)
+    except (json.JSONDecodeError, RecursionError) as err:
+        raise fail(f"not JSON ({err})") from err
+    if not isinstance(data, dict):
+        raise fail("not an object")
+    if data.get("schema") != SCHEMA or isinstance(data.get("schema"), bool):
+        raise fail(f"schema {data.get('schema')!r}; this version reads {SCHEMA}")
+    for key in data.keys() ^ _KEYS:
+        raise fail(f"unknown key {key!r}" if key in data else f"the key {key!r} is missing")
+    for key, kind in (("tool", str), ("model", str), ("criterion", dict), ("options", dict), ("groups", dict)):
+        if not isinstance(data[key], kind):
+            raise fail(f"{key!r} has the wrong type")
+    for key in data["options"].keys() - _OPTIONS:
+        raise fail(f"unknown key {key!r}", "options")
+    if data["options"].get("attention", "heads") not in ("heads", "head_dim"):
+        raise fail(f"attention {data['options']['attention']!r}; known: heads, head_dim", "options")
+    if not isinstance(data["options"].get("include_inexact", False), bool):
+        raise fail("'include_inexact' has the wrong type", "options")
+    groups: dict[str, Removal] = {}
+    for name, entry in data["groups"].items():
+        groups[name] = _removal(name, entry, fail)
+    return Plan(data["model"], groups, data["criterion"], data["options"], data["tool"])
+
+
+def _removal(name: str, entry: Any, fail: Any) -> Removal:
+    place = f"group {name!r}"
+    if not isinstance(entry, dict):
+        raise fail("not an object", place)
+    for key in entry.keys() ^ {"channels", "removed"}:
+        raise fail(f"unknown key {key!r}" if key in entry else f"the key {key!r} is missing", place)
+    channels, removed = entry["channels"], entry["removed"]
+    if type(channels) is not int or channels < 1:
+        raise fail("'channels' is not a positive integer", place)
+    if not isinstance(removed, list) or any(type(i) is not int for i in removed):
+        raise fail("'removed' is not a list of integers", place)
+    if any(i < 0 or i >= channels for i in removed):
+        raise fail(f"an index is outside 0..{channels - 1}", place)
+    if any(a >= b for a, b in zip(removed, removed[1:], strict=False)):
+        raise fail("indices are not sorted and distinct", place)
+    if len(removed) >= channels:
+        raise fail("the group is left empty", place)
+    return Removal(channels, tuple(removed))

@@ -1,0 +1,212 @@
+"""Scores of channels: a criterion applied to every weight of a group, reduced over the group."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_graphsurgeon as gs
+
+from onnxprune.coupling import Analysis, Group
+from onnxprune.criteria import Criterion
+from onnxprune.criteria import get as get_criterion
+from onnxprune.criteria.base import REDUCTIONS
+from onnxprune.errors import OnnxPruneError, unknown
+from onnxprune.files import write_text
+from onnxprune.model import Array
+from onnxprune.ops.labels import FilterSite, ScaleSite
+
+Scored = npt.NDArray[np.float64]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One number per channel, higher = keep.
+
+    Attributes:
+        analysis: what was scored.
+        groups: group name -> float64 [channels].
+        criterion: name, reduction and parameters.
+        normalize: how scores of different groups are made comparable by default.
+    """
+
+    analysis: Analysis = field(repr=False)
+    groups: Mapping[str, Scored]
+    criterion: Mapping[str, Any]
+    normalize: str
+
+    def to_json(self) -> str:
+        """The file `score -o` writes."""
+        return json.dumps(
+            {
+                "schema": 1,
+                "model": self.analysis.source.fingerprint,
+                "criterion": dict(self.criterion),
+                "normalize": self.normalize,
+                "groups": {name: s.tolist() for name, s in self.groups.items()},
+            },
+            allow_nan=False,
+        )
+
+
+def save_scores(scores: Scores, path: Path) -> None:
+    """Writes scores as JSON, whole or not at all."""
+    write_text(path, scores.to_json() + "\n")
+
+
+def load_scores(path: Path, analysis: Analysis) -> Scores:
+    """Reads scores written by `save_scores` for the same model.
+
+    Raises:
+        OnnxPruneError: not such a file, for another model, or with other groups.
+    """
+
+    def fail(what: str) -> OnnxPruneError:
+        return OnnxPruneError(f"not valid scores: {what}", where=str(path), fix="make them again with `onnxprune score`")
+
+    def no_constant(name: str) -> Any:
+        raise fail(f"{name} is not JSON")
+
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"), parse_constant=no_constant)
+    except OSError as err:
+        raise OnnxPruneError(f"cannot read {str(path)!r}: {err.strerror}") from err
+    except (ValueError, RecursionError) as err:
+        raise fail(f"not JSON ({err})") from err
+    if not isinstance(data, dict) or set(data) != {"schema", "model", "criterion", "normalize", "groups"}:
+        raise fail("unexpected keys")
+    if data["schema"] != 1:
+        raise fail(f"schema {data['schema']!r}; this version reads 1")
+    if data["model"] != analysis.source.fingerprint:
+        raise fail("they belong to another model")
+    groups: dict[str, Scored] = {}
+    for name, values in data["groups"].items():
+        group = analysis[name]
+        numbers = isinstance(values, list) and all(type(v) in (int, float) for v in values)
+        if not numbers or len(values) != group.channels:
+            raise fail(f"group {name!r} needs {group.channels} numbers")
+        groups[name] = np.asarray(values, np.float64)
+    return Scores(analysis, groups, dict(data["criterion"]), str(data["normalize"]))
+
+
+def score(
+    analysis: Analysis,
+    criterion: str | Criterion = "l2",
+    *,
+    reduce: str | None = None,
+    groups: list[str] | None = None,
+    progress: Progress | None = None,
+    **params: Any,
+) -> Scores:
+    """Scores every channel.
+
+    A criterion scores the filters of one weight. Where a channel sits on several indices of a weight (heads, shuffled
+    channels) their mean counts; where a group spans several weights, `reduce` joins them.
+
+    Args:
+        analysis: of the model.
+        criterion: a name or an instance.
+        reduce: "mean", "sum", "max" or "first"; default: the criterion's own.
+        groups: names to score; default all.
+        progress: called with (done, total) weights.
+        params: the criterion's parameters, if it is given by name.
+
+    Raises:
+        OnnxPruneError: unknown criterion, parameter or group; a reduction the criterion forbids; weights that are not
+            finite; `bn_scale` on a group without BatchNormalization.
+    """
+    rule = get_criterion(criterion, **params) if isinstance(criterion, str) else criterion
+    how = reduce or rule.default_reduce
+    if how not in REDUCTIONS:
+        raise unknown("reduction", how, REDUCTIONS)
+    if how not in rule.reductions:
+        raise OnnxPruneError(
+            f"criterion {rule.name!r} cannot be reduced by {how!r}", fix=f"choose from: {', '.join(rule.reductions)}"
+        )
+    wanted = [analysis[name] for name in groups] if groups is not None else list(analysis.groups)
+    needed = np.zeros(analysis.count, bool)
+    for group in wanted:
+        needed[group.components] = True
+    per_site: list[tuple[npt.NDArray[np.int64], Scored]] = []
+    sites = [s for s in _sites(analysis, rule) if needed[analysis.component[s.labels]].any()]
+    done: dict[tuple[str, int], Scored] = {}
+    for i, site in enumerate(sites):
+        key = (site.tensor.name, site.axis if isinstance(site, FilterSite) else 0)
+        if key not in done:
+            done[key] = _site_scores(analysis, rule, site)
+            per_site.append((analysis.component[site.labels], done[key]))
+        if progress is not None:
+            progress(i + 1, len(sites))
+    out: dict[str, Scored] = {}
+    # Which sites a group has: all of its channels sit on the same ones, so its first channel tells.
+    first_seen: dict[int, list[int]] = {}
+    for k, (components, _) in enumerate(per_site):
+        for c in np.unique(components).tolist():
+            first_seen.setdefault(c, []).append(k)
+    for group in wanted:
+        mine = first_seen.get(int(group.components[0]), [])
+        rows = [_by_component(per_site[k], group, analysis.count) for k in mine]
+        out[group.name] = _reduced(rows, how) if rows else _without_filters(analysis, rule, group)
+    fields = {k: v for k, v in asdict(rule).items()} if hasattr(rule, "__dataclass_fields__") else {}
+    return Scores(analysis, out, {"name": rule.name, "reduce": how, **fields}, rule.default_normalize)
+
+
+def _sites(analysis: Analysis, rule: Criterion) -> list[FilterSite | ScaleSite]:
+    return list(analysis.scale_sites if rule.reads == "bn_scale" else analysis.filter_sites)
+
+
+def _site_scores(analysis: Analysis, rule: Criterion, site: FilterSite | ScaleSite) -> Scored:
+    weight = analysis.weight(site.tensor)
+    if isinstance(site, FilterSite):
+        weight = filters_first(weight, site.axis, site.groups)
+    return rule.filter_scores(weight, tensor=site.tensor.name)
+
+
+def filters_first(weight: Array, axis: int, groups: int = 1) -> Array:
+    """A weight as [filters, ...]; grouped ConvTranspose weights [in, out/groups, ...] group by group."""
+    if groups == 1:
+        return np.moveaxis(weight, axis, 0)
+    split = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
+    return np.moveaxis(split, 2, 1).reshape(groups * weight.shape[1], -1)
+
+
+def _by_component(site: tuple[npt.NDArray[np.int64], Scored], group: Group, count: int) -> Scored:
+    components, values = site
+    total = np.bincount(components, values, count)[group.components]
+    return total / np.bincount(components, minlength=count)[group.components]
+
+
+def _reduced(rows: list[Scored], how: str) -> Scored:
+    stack = np.stack(rows)
+    if how == "first":
+        return stack[0]
+    return np.asarray({"mean": np.mean, "sum": np.sum, "max": np.max}[how](stack, axis=0))  # type: ignore[operator]
+
+
+def _without_filters(analysis: Analysis, rule: Criterion, group: Group) -> Scored:
+    """Channels that no weight produces (padding): scored by the weights that read them."""
+    if rule.reads == "bn_scale":
+        raise OnnxPruneError(
+            f"criterion {rule.name!r} needs BatchNormalization, and these channels have none (exporters fold it into "
+            "the convolution before)",
+            where=f"group {group.name!r}",
+            fix="export with BatchNorm kept, add it with the pass insert_batchnorm, leave the group out with "
+            "--exclude, or choose another criterion",
+        )
+    constants = {t.name: t for n in analysis.model.graph.nodes for t in n.inputs if isinstance(t, gs.Constant)}
+    rows = []
+    for tensor, axis in group.sites:
+        weight = np.asarray(constants[tensor].values)
+        if weight.ndim < 2:
+            continue
+        labels = analysis.table.constants[tensor][axis]
+        assert labels is not None
+        scores = rule.filter_scores(np.moveaxis(weight, axis, 0), tensor=tensor)
+        rows.append(_by_component((analysis.component[labels], scores), group, analysis.count))
+    return _reduced(rows, "mean") if rows else np.zeros(group.channels)

@@ -1,0 +1,206 @@
+"""Witness shapes: every dimension a number, so that reshapes can be reasoned about.
+
+Dynamic dimensions break the arithmetic of Reshape. A *witness* sets each of them to a distinct number, infers all
+shapes anew on a copy without weights, and computes the shape arithmetic in the graph with numpy. Comparing two
+witnesses tells what depends on a dynamic dimension: whatever is equal in both is a constant of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import numpy_helper
+
+from onnxprune.model import Array, Model, to_skeleton, weightless
+from onnxprune.ops import find
+
+# Batch-like dimensions: primes that divide no usual channel count, so that no factor of a Reshape is ambiguous.
+_BATCH = ((11, 13, 17, 19), (23, 29, 31, 37))
+# Sequence-like ones (of token inputs).
+_LENGTH = ((41, 43, 47, 53), (59, 61, 67, 71))
+# Image sides: large enough for five strided layers, divisible by what strided networks and windows divide by.
+_SIDE = ((224, 448, 672, 896), (1120, 1344, 1568, 1792))
+
+_SMALL = 4096  # elements: larger constants seen through these operators stay weights behind a view
+_VIEWS = frozenset(("Transpose", "Cast", "Identity", "DequantizeLinear"))
+_LARGEST = 2**24  # elements of a folded constant expression
+_NOT_A_FUNCTION = ("Random", "Multinomial", "Bernoulli", "Dropout", "QuantizeLinear", "DynamicQuantize")
+
+
+@dataclass(frozen=True)
+class Witness:
+    """Shapes and known values of a graph under one assignment of its dynamic dimensions.
+
+    Attributes:
+        dims: the number given to each dynamic dimension, by (input name, axis).
+        shapes: shape of every tensor that has one; missing where it depends on data.
+        values: computed values of shape arithmetic and constant expressions, by tensor name.
+        dtypes: element type of every tensor that has one.
+    """
+
+    dims: Mapping[tuple[str, int], int]
+    shapes: dict[str, tuple[int, ...]]
+    values: dict[str, Array]
+    dtypes: dict[str, np.dtype[Any]]
+
+
+def assignments(model: Model, *, single: bool = False) -> list[dict[tuple[str, int], int]]:
+    """Numbers for the dynamic input dimensions: two different sets of them, or one where nothing is dynamic."""
+    sets: list[dict[tuple[str, int], int]] = []
+    for which in range(2):
+        numbers: dict[object, int] = {}
+        used = {"batch": 0, "length": 0, "side": 0}
+        out: dict[tuple[str, int], int] = {}
+        for t in model.graph.inputs:
+            for axis, dim in enumerate(t.shape or ()):
+                if isinstance(dim, int) and dim > 0:
+                    continue
+                key = dim if isinstance(dim, str) and dim else (t.name, axis)
+                if key not in numbers:
+                    kind = "batch" if axis == 0 else "side" if len(t.shape) > 3 else "length"
+                    table = {"batch": _BATCH, "length": _LENGTH, "side": _SIDE}[kind][which]
+                    numbers[key] = table[used[kind] % len(table)] * (1 if used[kind] < len(table) else used[kind])
+                    used[kind] += 1
+                out[t.name, axis] = numbers[key]
+        sets.append(out)
+    return sets[:1] if single or not sets[0] else sets
+
+
+def witness(model: Model, dims: Mapping[tuple[str, int], int] | None = None) -> Witness:
+    """Infers all shapes and computes all shape arithmetic under one assignment (default: the first)."""
+    if dims is None:
+        dims = assignments(model, single=True)[0]
+    proto = weightless(to_skeleton(model)[0])
+    del proto.graph.value_info[:]
+    for value in proto.graph.input:
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            if (value.name, axis) in dims:
+                dim.dim_value = dims[value.name, axis]
+    for value in proto.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    shapes: dict[str, tuple[int, ...]] = {}
+    values: dict[str, Array] = {}
+    dtypes: dict[str, np.dtype[Any]] = {}
+    for _ in range(16):  # every round resolves one more layer of shape-dependent shapes; few graphs need three
+        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+        graph = inferred.graph
+        before = len(shapes), len(values)
+        for value in [*graph.input, *graph.value_info, *graph.output]:
+            shape = _static(value)
+            if shape is not None:
+                shapes[value.name] = shape
+            if value.type.tensor_type.elem_type:
+                dtypes[value.name] = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        _evaluate(model.graph, shapes, values)
+        if (len(shapes), len(values)) == before or not _unknown(proto, shapes):
+            break
+        _pin(proto, values)
+    for t in model.graph.tensors().values():
+        if isinstance(t, gs.Constant):
+            shapes[t.name] = tuple(int(n) for n in t.shape)
+    return Witness(dims, shapes, values, dtypes)
+
+
+def _static(value: onnx.ValueInfoProto) -> tuple[int, ...] | None:
+    kind = value.type.tensor_type
+    if not value.type.HasField("tensor_type") or not kind.HasField("shape"):
+        return None
+    if any(not d.HasField("dim_value") for d in kind.shape.dim):
+        return None
+    return tuple(d.dim_value for d in kind.shape.dim)
+
+
+def _unknown(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    return any(o and o not in shapes for n in proto.graph.node for o in n.output)
+
+
+def _pin(proto: onnx.ModelProto, values: Mapping[str, Array]) -> None:
+    """Replaces computed nodes by their values, so that the next inference sees them."""
+    outputs = {o.name for o in proto.graph.output}
+    pinned = {name for name, v in values.items() if v.size <= _SMALL and v.dtype != object and name not in outputs}
+    nodes = [n for n in proto.graph.node if not all(o in pinned for o in n.output if o)]
+    present = {t.name for t in proto.graph.initializer}
+    computed = {o for n in nodes for o in n.output}
+    for name in ({i for n in nodes for i in n.input} & pinned) - present - computed:
+        proto.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values[name]), name))
+    copies = [onnx.NodeProto.FromString(n.SerializeToString()) for n in nodes]
+    del proto.graph.node[:]
+    proto.graph.node.extend(copies)
+
+
+def _evaluate(graph: gs.Graph, shapes: Mapping[str, tuple[int, ...]], values: dict[str, Array]) -> None:
+    """Computes every node whose inputs are known, in graph order, into `values`."""
+    for node in graph.nodes:
+        if len(node.outputs) != 1 or node.outputs[0].name in values:
+            continue
+        if node.op in ("Shape", "Size") and not node.domain:
+            shape = shapes.get(node.inputs[0].name)
+            if shape is None and isinstance(node.inputs[0], gs.Constant):
+                shape = tuple(node.inputs[0].shape)
+            if shape is not None:
+                start, end = node.attrs.get("start", 0), node.attrs.get("end")
+                values[node.outputs[0].name] = (
+                    np.array(shape[start:end], np.int64) if node.op == "Shape" else np.array(prod(shape), np.int64)
+                )
+            continue
+        if node.domain or node.op.startswith(_NOT_A_FUNCTION):
+            continue
+        inputs = [_value(t, values) for t in node.inputs]
+        if any(v is None and t.name for v, t in zip(inputs, node.inputs, strict=True)):
+            continue
+        if any(isinstance(a, gs.Graph) for a in node.attrs.values()):
+            continue
+        if node.op in _VIEWS and isinstance(node.inputs[0], gs.Constant) and node.inputs[0].values.size > _SMALL:
+            continue  # a weight, transposed or cast: the labels look through it, the file keeps it as it is
+        result = _compute(node, inputs, graph.opset)
+        if result is not None and result.size <= _LARGEST:
+            values[node.outputs[0].name] = result
+
+
+def _value(t: gs.Tensor, values: Mapping[str, Array]) -> Array | None:
+    if not t.name:
+        return None
+    if isinstance(t, gs.Constant):
+        return np.asarray(t.values)
+    return values.get(t.name)
+
+
+def _compute(node: gs.Node, inputs: list[Array | None], opset: int) -> Array | None:
+    spec = find(node)
+    if spec is not None and spec.evaluate is not None:
+        try:
+            with np.errstate(all="ignore"):
+                result = spec.evaluate(node, inputs)
+        except (ValueError, IndexError, TypeError, AssertionError, ZeroDivisionError):
+            return None  # a shape that this assignment makes impossible: leave it unknown
+        return None if result is None else np.asarray(result)
+    if spec is None or not inputs:
+        return None
+    return _reference(node, inputs, opset)
+
+
+def _reference(node: gs.Node, inputs: list[Array | None], opset: int) -> Array | None:
+    from onnx.reference import ReferenceEvaluator
+    from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
+
+    proto = OnnxExporter.export_node(node)
+    feeds = {t.name: v for t, v in zip(node.inputs, inputs, strict=True) if t.name}
+    graph = onnx.helper.make_graph(
+        [proto],
+        "one",
+        [onnx.helper.make_tensor_value_info(n, onnx.helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)  # type: ignore[union-attr]
+         for n, v in feeds.items()],
+        [onnx.helper.make_empty_tensor_value_info(proto.output[0])],
+    )  # fmt: skip
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
+    try:
+        result: Any = ReferenceEvaluator(model).run(None, feeds)[0]
+    except Exception:  # the reference raises whatever numpy raises; unknown is always a safe answer
+        return None
+    return np.asarray(result)

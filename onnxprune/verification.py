@@ -1,0 +1,174 @@
+"""The proof: the stripped graph computes what the masked original computes.
+
+Removing a channel means that every consumer stops reading it. The reference is therefore the caller's own model with
+a mask multiplied in at every contraction input (pass insert_masks); both run in onnxruntime on the same inputs, at
+two batch sizes where the batch is dynamic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxprune.coupling import Analysis
+from onnxprune.errors import OnnxPruneError, VerificationError
+from onnxprune.model import Array, Model
+from onnxprune.passes.insert_masks import InsertMasks
+from onnxprune.plans import Plan
+from onnxprune.runtime import Session
+
+# Relative to the largest magnitude of an output. float32: about 1,000 ulps, room for sums in another order through a
+# deep network; the others by the same share of their precision.
+TOLERANCE = {"float64": 1e-10, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
+BATCHES = (1, 5)
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was compared and how far apart it was.
+
+    Attributes:
+        max_relative: largest |pruned - masked| over the largest |masked| of the same output.
+        tolerance: what is allowed, by the model's element type.
+        outputs: the same figure per output.
+        batches: batch sizes that were run.
+        inputs: "random" or "data".
+        effect: how far the masked model is from the original, same measure: 0 would prove nothing.
+    """
+
+    max_relative: float
+    tolerance: float
+    outputs: Mapping[str, float]
+    batches: Sequence[int]
+    inputs: str
+    effect: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def relative_difference(actual: Array, expected: Array) -> float:
+    """max |actual - expected| / max |expected|; infinite if shapes differ or finite and non-finite places do."""
+    if actual.shape != expected.shape:
+        return float("inf")
+    if actual.dtype.kind not in "fV":
+        return 0.0 if np.array_equal(actual, expected) else float("inf")
+    a, b = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    finite = np.isfinite(b)
+    if not np.array_equal(np.isfinite(a), finite) or not np.array_equal(a[~finite], b[~finite], equal_nan=True):
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    scale = float(np.abs(b[finite]).max())
+    gap = float(np.abs(a[finite] - b[finite]).max())
+    return gap / scale if scale else gap
+
+
+def random_feeds(analysis: Analysis, batch: int, seed: int = 0) -> dict[str, Array]:
+    """Inputs a model accepts: normal values for floats, small numbers that every table holds for integers."""
+    rng = np.random.default_rng(seed)
+    graph = analysis.source.graph
+    dims = analysis.witness.dims
+    feeds: dict[str, Array] = {}
+    for t in graph.inputs:
+        shape = []
+        for axis, n in enumerate(t.shape or ()):
+            dynamic = (t.name, axis) in dims
+            shape.append((batch if axis == 0 else dims[t.name, axis]) if dynamic else int(n))
+        dtype = np.dtype(t.dtype)
+        if dtype.kind in "iu":
+            feeds[t.name] = rng.integers(0, _largest_index(t), shape).astype(dtype)
+        elif dtype.kind == "b":
+            feeds[t.name] = np.ones(shape, bool)
+        else:
+            feeds[t.name] = rng.standard_normal(shape).astype(dtype)
+    return feeds
+
+
+def _largest_index(t: gs.Tensor) -> int:
+    """How many rows the smallest table has that an integer input looks up."""
+    rows = [2**15]
+    front = [t]
+    while front:
+        for node in front.pop().outputs:
+            if node.op == "Gather" and isinstance(node.inputs[0], gs.Constant):
+                rows.append(int(node.inputs[0].shape[int(node.attrs.get("axis", 0))]))
+            elif node.op in ("Cast", "Identity", "Unsqueeze", "Squeeze", "Reshape"):
+                front.extend(node.outputs)
+    return min(rows) if len(rows) > 1 else 2
+
+
+def verify(
+    analysis: Analysis,
+    plan: Plan,
+    pruned: Model,
+    *,
+    feeds: Sequence[Mapping[str, Array]] | None = None,
+    tolerance: float | None = None,
+    device: str = "cpu",
+    seed: int = 0,
+) -> Verification:
+    """Compares a pruned model with the masked original.
+
+    Args:
+        analysis: of the original.
+        plan: what was removed.
+        pruned: the stripped model.
+        feeds: real inputs; default: random ones at batch 1 and 5 (at the model's own batch where that is fixed).
+        tolerance: overrides the one of the model's element type.
+
+    Raises:
+        VerificationError: they differ by more than the tolerance; nothing may be written then.
+        OnnxPruneError: onnxruntime rejects one of the models.
+    """
+    batches = _batches(analysis)
+    sets = list(feeds) if feeds is not None else [random_feeds(analysis, b, seed + i) for i, b in enumerate(batches)]
+    reference = Session(InsertMasks(plan, analysis)(analysis.source), device=device)
+    wanted = [reference.run(f) for f in sets]
+    names = reference.outputs
+    del reference
+    candidate = Session(pruned, device=device)
+    if candidate.inputs != [t.name for t in analysis.source.graph.inputs] or candidate.outputs != names:
+        raise VerificationError("the pruned model's inputs or outputs are not the original's")
+    got = [candidate.run(f) for f in sets]
+    del candidate
+    outputs = {
+        name: max(relative_difference(g[i], w[i]) for g, w in zip(got, wanted, strict=True))
+        for i, name in enumerate(names)
+    }
+    limit = tolerance if tolerance is not None else _tolerance(wanted)
+    if all(not np.isfinite(np.asarray(w, np.float64)).any() for w in wanted[0] if w.dtype.kind == "f"):
+        raise VerificationError(
+            "the original computes no finite value on these inputs, so nothing can be compared",
+            fix="verify on real inputs with --data",
+        )
+    worst = max(outputs.values(), default=0.0)
+    plain = Session(analysis.source, device=device).run(sets[0])
+    effect = max((relative_difference(p, w) for p, w in zip(plain, wanted[0], strict=True)), default=0.0)
+    result = Verification(worst, limit, outputs, batches, "data" if feeds is not None else "random", effect)
+    if not worst <= limit:
+        output = max(outputs, key=lambda n: outputs[n])
+        raise VerificationError(
+            f"the pruned model differs from the masked original by {worst:.2g} relative (allowed: {limit:.0e})",
+            where=f"output {output!r}",
+            fix="please report this model; meanwhile, --exclude the groups that cause it",
+        )
+    return result
+
+
+def _batches(analysis: Analysis) -> tuple[int, ...]:
+    graph = analysis.source.graph
+    if any((t.name, 0) in analysis.witness.dims for t in graph.inputs):
+        return BATCHES
+    first = next((t.shape[0] for t in graph.inputs if t.shape), 1)
+    return (int(first),)
+
+
+def _tolerance(outputs: Sequence[Sequence[Array]]) -> float:
+    kinds = {o.dtype.name for run in outputs for o in run}
+    return max((TOLERANCE[k] for k in kinds if k in TOLERANCE), default=TOLERANCE["float32"])

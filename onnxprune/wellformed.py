@@ -1,0 +1,52 @@
+"""The legality of a graph as a list of rules, run after every pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import onnx_graphsurgeon as gs
+
+from onnxprune.errors import OnnxPruneError
+
+
+def _sorted(graph: gs.Graph) -> Iterator[tuple[str, str]]:
+    """Every value is defined before it is used."""
+    defined = {t.name for t in graph.inputs}
+    for node in graph.nodes:
+        for t in node.inputs:
+            if t.name and not isinstance(t, gs.Constant) and t.name not in defined:
+                yield node.name or node.op, f"reads {t.name!r} before it is computed"
+        defined.update(t.name for t in node.outputs)
+    for t in graph.outputs:
+        if t.name not in defined and not isinstance(t, gs.Constant):
+            yield t.name, "is a graph output that nothing computes"
+
+
+def _single_assignment(graph: gs.Graph) -> Iterator[tuple[str, str]]:
+    """Every value is computed once, and a constant is never computed."""
+    seen: set[str] = {t.name for t in graph.inputs}
+    constants: dict[str, int] = {}
+    for node in graph.nodes:
+        for t in node.inputs:
+            if isinstance(t, gs.Constant) and constants.setdefault(t.name, id(t)) != id(t):
+                yield node.name or node.op, f"reads a second constant named {t.name!r}"
+        for t in node.outputs:
+            if t.name and t.name in seen:
+                yield node.name or node.op, f"computes {t.name!r}, which exists already"
+            seen.add(t.name)
+    for name in constants.keys() & seen:
+        yield name, "is both a constant and computed"
+
+
+RULES: tuple[Callable[[gs.Graph], Iterator[tuple[str, str]]], ...] = (_sorted, _single_assignment)
+
+
+def check(graph: gs.Graph, after: str) -> None:
+    """Runs all rules.
+
+    Raises:
+        OnnxPruneError: the first violation, named with the pass it followed.
+    """
+    for rule in RULES:
+        for where, what in rule(graph):
+            raise OnnxPruneError(f"after {after}: {what}", where=where, fix="this is a bug in the pass; please report it")

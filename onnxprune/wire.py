@@ -1,0 +1,185 @@
+"""The protobuf wire form of an ONNX file, as far as the weights need it.
+
+A model file is mostly weights. Parsing it as one protobuf message copies every one of them two or three times, and
+writing does so again. Here a file is memory-mapped, the large `raw_data` fields of the initializers are left where
+they are (as read-only arrays over the mapping), and only the rest is given to protobuf. Writing streams the arrays
+behind their headers. The bytes on disk are those of any other ONNX file.
+
+Field numbers: onnx.proto3 of the ONNX specification; encoding: the Protocol Buffers encoding guide.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+MODEL_GRAPH = 7  # ModelProto.graph
+GRAPH_INITIALIZER = 5  # GraphProto.initializer
+TENSOR_RAW_DATA = 9  # TensorProto.raw_data
+TWO_GIB = 2**31 - 1  # protobuf's limit for one message
+KEEP_INLINE = 256  # bytes: smaller tensors are not worth a mapping of their own
+
+
+class WireError(ValueError):
+    """The bytes are not a protobuf message of the expected kind."""
+
+
+@dataclass(frozen=True)
+class RawData:
+    """Where the raw data of one initializer lies in the file: byte offset and length."""
+
+    offset: int
+    length: int
+
+
+def _varint(buf: mmap.mmap, pos: int, end: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        if pos >= end or shift > 63:
+            raise WireError("truncated or malformed varint")
+        byte = buf[pos]
+        pos += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, pos
+        shift += 7
+
+
+def _fields(buf: mmap.mmap, pos: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:
+    """Yields (field number, wire type, start of the field, start of its payload, end) over a message."""
+    while pos < end:
+        start = pos
+        tag, pos = _varint(buf, pos, end)
+        number, wire = tag >> 3, tag & 7
+        if wire == 2:
+            length, pos = _varint(buf, pos, end)
+            stop = pos + length
+        elif wire == 0:
+            stop = _varint(buf, pos, end)[1]
+        elif wire == 1:
+            stop = pos + 8
+        elif wire == 5:
+            stop = pos + 4
+        else:
+            raise WireError(f"wire type {wire} is not used by ONNX")
+        if number == 0 or stop > end:
+            raise WireError("truncated message")
+        yield number, wire, start, pos, stop
+        pos = stop
+
+
+def _encode_varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _delimited(number: int, length: int) -> bytes:
+    return _encode_varint(number << 3 | 2) + _encode_varint(length)
+
+
+def read(path: Path) -> tuple[onnx.ModelProto, dict[int, RawData], mmap.mmap]:
+    """Parses a model file without its large weights.
+
+    Returns:
+        the ModelProto in which large initializers have no `raw_data`; for each of those, by its index in
+        `graph.initializer`, where the data lies; and the mapping of the file (keep it alive with the arrays).
+
+    Raises:
+        WireError: not a protobuf message, or a truncated one.
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        try:
+            buf = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except ValueError as err:  # an empty file cannot be mapped
+            raise WireError("the file is empty") from err
+    raw: dict[int, RawData] = {}
+    skeleton: list[bytes] = []
+    index = 0
+    for number, wire, start, payload, stop in _fields(buf, 0, len(buf)):
+        if number != MODEL_GRAPH or wire != 2:
+            skeleton.append(buf[start:stop])
+            continue
+        parts: list[bytes] = []
+        kept = payload  # first byte of the graph that is not yet in parts
+        for num, inner_wire, inner_start, tensor, tensor_end in _fields(buf, payload, stop):
+            if num != GRAPH_INITIALIZER or inner_wire != 2:
+                continue
+            if tensor_end - tensor > KEEP_INLINE:
+                pieces, found = _without_raw_data(buf, tensor, tensor_end)
+                if found is not None:
+                    raw[index] = found
+                    parts += [buf[kept:inner_start], _delimited(GRAPH_INITIALIZER, sum(map(len, pieces))), *pieces]
+                    kept = tensor_end
+            index += 1
+        parts.append(buf[kept:stop])
+        skeleton += [_delimited(MODEL_GRAPH, sum(map(len, parts))), *parts]
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(b"".join(skeleton))
+    except Exception as err:  # protobuf's DecodeError is not importable from a stable place
+        raise WireError(str(err)) from err
+    return proto, raw, buf
+
+
+def _without_raw_data(buf: mmap.mmap, pos: int, end: int) -> tuple[list[bytes], RawData | None]:
+    pieces: list[bytes] = []
+    found: RawData | None = None
+    kept = pos
+    for number, wire, start, payload, stop in _fields(buf, pos, end):
+        if number == TENSOR_RAW_DATA and wire == 2 and stop - payload >= KEEP_INLINE:
+            pieces.append(buf[kept:start])
+            found = RawData(payload, stop - payload)  # the last one counts, as in protobuf
+            kept = stop
+    pieces.append(buf[kept:end])
+    return pieces, found
+
+
+def size(proto: onnx.ModelProto, arrays: Mapping[str, npt.NDArray[np.generic]]) -> int:
+    """Upper bound of the bytes `write` will produce."""
+    return int(proto.ByteSize() + sum(a.nbytes + 32 for a in arrays.values()))
+
+
+def write(
+    file: BinaryIO, proto: onnx.ModelProto, arrays: Mapping[str, npt.NDArray[np.generic]]
+) -> None:
+    """Writes a model whose large initializers live in `arrays`.
+
+    Args:
+        file: opened for binary writing.
+        proto: the model; `graph.initializer` holds every tensor, those named in `arrays` without data.
+        arrays: name -> values in ONNX's little-endian layout, C order.
+    """
+    shell = onnx.ModelProto()
+    shell.CopyFrom(proto)
+    del shell.graph.initializer[:]
+    body = shell.graph.SerializeToString()
+    shell.ClearField("graph")
+    heads: list[tuple[bytes, npt.NDArray[np.generic] | None]] = []
+    total = len(body)
+    for tensor in proto.graph.initializer:
+        head = tensor.SerializeToString()
+        data = arrays.get(tensor.name)
+        if data is not None:
+            head += _delimited(TENSOR_RAW_DATA, data.nbytes)
+        length = len(head) + (0 if data is None else data.nbytes)
+        heads.append((_delimited(GRAPH_INITIALIZER, length) + head, data))
+        total += len(heads[-1][0]) + (0 if data is None else data.nbytes)
+    file.write(shell.SerializeToString())
+    file.write(_delimited(MODEL_GRAPH, total))
+    file.write(body)
+    for head, data in heads:
+        file.write(head)
+        if data is not None:
+            file.write(np.ascontiguousarray(data).data.cast("B") if data.size else b"")

@@ -1,0 +1,16 @@
+"""Graph-to-graph rewrites, one file each: file name = pass name = what the CLI calls it."""
+
+from onnxprune.passes.base import Pass as Pass
+from onnxprune.passes.base import Pipeline as Pipeline
+from onnxprune.passes.base import all_passes as all_passes
+from onnxprune.passes.base import get as get
+from onnxprune.passes.base import register as register
+from onnxprune.passes.fold_shapes import FoldShapes as FoldShapes
+from onnxprune.passes.insert_masks import InsertMasks as InsertMasks
+from onnxprune.passes.lift_constants import LiftConstants as LiftConstants
+from onnxprune.passes.remove_identity import RemoveIdentity as RemoveIdentity
+from onnxprune.passes.strip_channels import StripChannels as StripChannels
+from onnxprune.passes.unshare_constants import UnshareConstants as UnshareConstants
+
+NORMALIZE = (LiftConstants(), RemoveIdentity(), FoldShapes(), UnshareConstants())
+"""What every analysis starts with: weights in one place, shapes computed, no accidental sharing."""

@@ -1,0 +1,124 @@
+"""Computes shape arithmetic and constant expressions ahead, without freezing what is dynamic.
+
+Before:  Reshape(x, Concat(Gather(Shape(x), 0), [2], Div(Gather(Shape(x), 1), 2), ...))
+After:   Reshape(x, [0, 2, 58, ...])
+Conditions: 1. a value is folded if it is equal under two different assignments of the dynamic dimensions.
+2. a Reshape target with elements that are not: an element equal to the input's dimension at the same place
+becomes 0 (copy it); one other may become -1 (infer it); with more of them the Reshape stays as it is.
+3. elements of an Expand target that do not stretch become 1, those of Resize sizes that do not resize are read from
+the data's shape: either way they follow the data when it gets smaller.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxprune.model import Array, Model
+from onnxprune.passes.base import Pass, register
+from onnxprune.passes.edit import drop_dead, int64, to_constant, unique_name
+from onnxprune.shapes import Witness, assignments, witness
+
+
+@register
+@dataclass(frozen=True)
+class FoldShapes(Pass):
+    """Shape arithmetic becomes constants wherever it is constant."""
+
+    name: ClassVar[str] = "fold_shapes"
+
+    def rewrite(self, model: Model) -> Model:
+        """Folds against one witness, or two where dimensions are dynamic and the graph asks for shapes."""
+        graph = model.graph
+        dims = assignments(model)
+        first = witness(model, dims[0])
+        asks = any(n.op in ("Shape", "Size") for n in graph.nodes)
+        second = witness(model, dims[1]) if len(dims) > 1 and asks else first
+        outputs = {id(t) for t in graph.outputs}
+        names = set(graph.tensors())
+        for node in list(graph.nodes):
+            index = {"Reshape": 1, "Expand": 1, "Resize": 3}.get(node.op, len(node.inputs))
+            if not node.domain and index < len(node.inputs):
+                _soften(node, index, graph, first, second, names)
+        for node in graph.nodes:
+            if len(node.outputs) != 1 or node.domain:
+                continue
+            t = node.outputs[0]
+            value = first.values.get(t.name)
+            if value is None or id(t) in outputs:
+                continue
+            if value is second.values.get(t.name) or _same(value, second.values.get(t.name)):  # condition 1
+                to_constant(t, np.ascontiguousarray(value).reshape(value.shape))
+        drop_dead(graph)
+        return model
+
+
+def _same(a: Array, b: Array | None) -> bool:
+    return b is not None and a.shape == b.shape and a.dtype == b.dtype and bool(np.array_equal(a, b))
+
+
+def _soften(
+    node: gs.Node, index: int, graph: gs.Graph, first: Witness, second: Witness, names: set[str]
+) -> None:
+    """Rewrites a shape operand that is only partly constant, so that it follows the data."""
+    operand = node.inputs[index]
+    one, two = first.values.get(operand.name), second.values.get(operand.name)
+    x, y = node.inputs[0], node.outputs[0].name
+    if isinstance(operand, gs.Constant) or one is None or two is None or one.shape != two.shape or _same(one, two):
+        return
+    if any(name not in w.shapes for name in (x.name, y) for w in (first, second)):
+        return
+    before = list(zip(first.shapes[x.name], second.shapes[x.name], strict=True))
+    wanted = list(zip(one.tolist(), two.tolist(), strict=True))
+    if node.op == "Reshape":
+        target = _reshape_target(wanted, before, bool(node.attrs.get("allowzero", 0)))
+        if target is not None:
+            node.inputs[index] = gs.Constant(unique_name(names, f"{y}_shape"), target)
+        return
+    after = list(zip(first.shapes[y], second.shapes[y], strict=True))
+    if len(wanted) != len(after):
+        return  # Resize with `axes`: the other axes follow by themselves
+    new: list[gs.Node] = []
+    shape: gs.Variable | None = None
+
+    def element(vector: gs.Tensor, i: int) -> gs.Variable:
+        name = unique_name(names, f"{y}_shape_{i}")
+        out = gs.Variable(name, np.int64, [1])
+        new.append(gs.Node("Gather", name, {"axis": 0}, [vector, gs.Constant(f"{name}_index", int64(i))], [out]))
+        return out
+
+    parts: list[gs.Tensor] = []
+    lead = len(after) - len(before)
+    for i, (a, b) in enumerate(wanted):
+        if i >= lead and after[i] == before[i - lead]:  # condition 3
+            if node.op == "Expand":
+                parts.append(gs.Constant(unique_name(names, f"{y}_shape_{i}"), int64(1)))
+                continue
+            if shape is None:
+                shape = gs.Variable(unique_name(names, f"{x.name}_shape"), np.int64, [len(before)])
+                new.append(gs.Node("Shape", shape.name, {}, [x], [shape]))
+            parts.append(element(shape, i - lead))
+        elif a == b:
+            parts.append(gs.Constant(unique_name(names, f"{y}_shape_{i}"), int64(a)))
+        else:
+            parts.append(element(operand, i))
+    joined = gs.Variable(unique_name(names, f"{y}_shape"), np.int64, [len(parts)])
+    new.append(gs.Node("Concat", joined.name, {"axis": 0}, parts, [joined]))
+    place = next(i for i, n in enumerate(graph.nodes) if n is node)
+    graph.nodes[place:place] = new
+    node.inputs[index] = joined
+
+
+def _reshape_target(wanted: list[tuple[int, int]], before: list[tuple[int, int]], allowzero: bool) -> Array | None:
+    target = []
+    for i, pair in enumerate(wanted):
+        if pair[0] == pair[1]:
+            target.append(int(pair[0]))
+        elif i < len(before) and pair == before[i] and not allowzero:
+            target.append(0)  # condition 2: copied
+        else:
+            target.append(-1)  # condition 2: inferred
+    return int64(*target) if target.count(-1) <= 1 else None

@@ -1,0 +1,118 @@
+"""The oracle: the original model in which consumers stop reading removed channels.
+
+Before:  Conv(x, W)
+After:   Conv(Mul(x, mask), W), mask [1, C, 1, 1] of zeros and ones
+Conditions: 1. a mask stands at every contraction input over removed channels: the data input of Conv, ConvTranspose,
+Gemm, MatMul, Einsum, a sum. Masking producers instead would be wrong, the shift of a BatchNormalization leaks.
+2. nodes are found by the name of their first output, so the caller's own graph can be masked with the labels of its
+normalized copy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxprune.coupling import Analysis, Kept, couple
+from onnxprune.errors import OnnxPruneError
+from onnxprune.model import Model
+from onnxprune.ops.labels import Contraction
+from onnxprune.passes.base import Pass, register
+from onnxprune.passes.edit import unique_name
+from onnxprune.passes.strip_channels import analysis_options
+from onnxprune.plans import Plan
+
+MASK_INPUT = "onnxprune_mask"
+
+
+@register
+@dataclass(frozen=True)
+class InsertMasks(Pass):
+    """Masks what a plan removes, as constants or through one graph input.
+
+    Args:
+        plan: what to mask; with `as_input` it is not used.
+        analysis: of the model, if at hand.
+        as_input: the masks are gathered from a graph input `onnxprune_mask`, float [channels + 1]: 1 keeps, 0
+            removes, index = component number (0 is everything that stays, always 1). One session then serves every
+            trial of a sensitivity sweep.
+    """
+
+    name: ClassVar[str] = "insert_masks"
+    plan: Plan = Plan("", {})
+    analysis: Analysis | None = None
+    as_input: bool = False
+
+    def rewrite(self, model: Model) -> Model:
+        """Inserts a Mul at every contraction input that loses channels."""
+        analysis = self.analysis or couple(model, **analysis_options(self.plan))
+        graph = model.graph
+        kept = analysis.kept(self.plan)
+        masker = _Masker(graph, analysis, self.as_input)
+        by_output = {o.name: n for n in graph.nodes for o in n.outputs if o.name}
+        for c in analysis.contractions:
+            components = analysis.component[c.labels]
+            if (components == 0).all() if self.as_input else kept[components].all():
+                continue
+            node = by_output.get(c.output)  # condition 2
+            if node is None:
+                raise OnnxPruneError(f"the node that computes {c.output!r} is not in the graph to be masked")
+            masker.mask(node, c, kept)
+        graph.nodes[:] = masker.nodes(graph.nodes)
+        return model
+
+
+class _Masker:
+    def __init__(self, graph: gs.Graph, analysis: Analysis, as_input: bool) -> None:
+        self.graph = graph
+        self.analysis = analysis
+        self.names = set(graph.tensors())
+        self.input: gs.Variable | None = None
+        if as_input:
+            self.input = gs.Variable(MASK_INPUT, np.float32, [analysis.count])
+            graph.inputs.append(self.input)
+        self.before: dict[int, list[gs.Node]] = {}
+        self.done: dict[tuple[int, int, bytes], gs.Variable] = {}
+
+    def mask(self, node: gs.Node, c: Contraction, kept: Kept) -> None:
+        x = node.inputs[c.input_index]
+        components = self.analysis.component[c.labels]
+        key = (id(x), c.axis, (components if self.input is not None else kept[components]).tobytes())
+        if key not in self.done:
+            shape = [1] * c.rank
+            shape[c.axis] = len(components)
+            dtype = np.dtype(self.analysis.witness.dtypes.get(x.name, x.dtype or np.float32))
+            base = unique_name(self.names, f"{x.name}_mask")
+            new: list[gs.Node] = []
+            if self.input is None:
+                mask: gs.Tensor = gs.Constant(base, kept[components].astype(dtype).reshape(shape))
+            else:
+                mask = self._gathered(base, components, shape, dtype, new)
+            masked = gs.Variable(unique_name(self.names, f"{x.name}_masked"), dtype)
+            new.append(gs.Node("Mul", masked.name, {}, [x, mask], [masked]))
+            self.before.setdefault(id(node), []).extend(new)
+            self.done[key] = masked
+        node.inputs[c.input_index] = self.done[key]
+
+    def _gathered(
+        self, base: str, components: np.ndarray, shape: list[int], dtype: np.dtype, new: list[gs.Node]
+    ) -> gs.Tensor:
+        index = gs.Constant(unique_name(self.names, f"{base}_index"), components.astype(np.int64).reshape(shape))
+        out = gs.Variable(base, np.float32)
+        new.append(gs.Node("Gather", base, {"axis": 0}, [self.input, index], [out]))
+        if dtype == np.float32:
+            return out
+        cast = gs.Variable(unique_name(self.names, f"{base}_cast"), dtype)
+        new.append(gs.Node("Cast", cast.name, {"to": dtype.type}, [out], [cast]))
+        return cast
+
+    def nodes(self, old: list[gs.Node]) -> list[gs.Node]:
+        """All nodes with the new ones before their first reader."""
+        out: list[gs.Node] = []
+        for node in old:
+            out.extend(self.before.get(id(node), ()))
+            out.append(node)
+        return out

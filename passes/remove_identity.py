@@ -1,0 +1,48 @@
+"""Removes what does nothing at inference: Identity, and Dropout outside training.
+
+Before:  y = Identity(x) ; z = Relu(y)
+After:   z = Relu(x)
+Conditions: 1. Dropout: its mask is not used and training_mode is absent or false. 2. the output is no graph output
+(its name belongs to the model's interface; the node then stays for it alone).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxprune.model import Model
+from onnxprune.passes.base import Pass, register
+from onnxprune.passes.edit import bypass, drop_dead
+
+
+@register
+@dataclass(frozen=True)
+class RemoveIdentity(Pass):
+    """Identity and inference Dropout go."""
+
+    name: ClassVar[str] = "remove_identity"
+
+    def rewrite(self, model: Model) -> Model:
+        """Bypasses every node that copies its input."""
+        for node in model.graph.nodes:
+            if _copies(node):
+                bypass(node, model.graph)
+        drop_dead(model.graph)
+        return model
+
+
+def _copies(node: gs.Node) -> bool:
+    if node.domain or not node.inputs:
+        return False
+    if node.op == "Identity":
+        return True
+    if node.op != "Dropout" or any(t.outputs for t in node.outputs[1:]):  # condition 1
+        return False
+    if len(node.inputs) < 3 or not node.inputs[2].name:
+        return True
+    mode = node.inputs[2]
+    return isinstance(mode, gs.Constant) and not bool(np.asarray(mode.values).any())

@@ -1,0 +1,167 @@
+"""Removes channels: the smaller dense model.
+
+Before:  Conv(x, W [64, 32, 3, 3]) ; BatchNormalization(y, s [64], ...) ; Conv(z, V [128, 64, 3, 3])
+After:   Conv(x, W [48, 32, 3, 3]) ; BatchNormalization(y, s [48], ...) ; Conv(z, V [128, 48, 3, 3])
+Formula: every constant is compressed along every axis with keep(tensor, axis) = kept[component[labels]].
+Conditions: 1. attributes and constants that state a size (Conv group, Reshape, Split, Slice, Pad, Expand, Resize)
+are patched by the operator's record. 2. no group loses all of its channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxprune.coupling import Analysis, Kept, couple
+from onnxprune.errors import OnnxPruneError
+from onnxprune.model import Array, Model
+from onnxprune.ops import Choices, find
+from onnxprune.passes.base import Pass, register
+from onnxprune.passes.edit import unique_name
+from onnxprune.plans import Plan
+
+
+@register
+@dataclass(frozen=True)
+class StripChannels(Pass):
+    """Removes what a plan names.
+
+    Args:
+        plan: what to remove.
+        analysis: of the model (normalized), if at hand; else it is made.
+    """
+
+    name: ClassVar[str] = "strip_channels"
+    plan: Plan = Plan("", {})
+    analysis: Analysis | None = None
+
+    def rewrite(self, model: Model) -> Model:
+        """Compresses all constants, then patches stated sizes.
+
+        Raises:
+            OnnxPruneError: the plan names an unknown group, or its sizes do not fit.
+        """
+        analysis = self.analysis or couple(model, **analysis_options(self.plan))
+        check_plan(self.plan, analysis)
+        kept = analysis.kept(self.plan)
+        if kept.all():
+            return model
+        stripper = _Stripper(model.graph, analysis, kept)
+        # Patches read sizes and constants as they were, so they come first.
+        for node in model.graph.nodes:
+            spec = find(node)
+            if spec is not None and spec.patch is not None:
+                spec.patch(node, stripper)
+        stripper.compress()
+        return model
+
+
+def analysis_options(plan: Plan) -> dict[str, object]:
+    """The arguments of `couple` under which a plan's groups were found."""
+    return {
+        "choices": Choices(str(plan.options.get("attention", "heads"))),
+        "include_inexact": bool(plan.options.get("include_inexact", False)),
+    }
+
+
+def check_plan(plan: Plan, analysis: Analysis) -> None:
+    """Whether a plan fits an analysed model.
+
+    Raises:
+        OnnxPruneError: made for another model, an unknown group, another number of channels, or an emptied group.
+    """
+    if plan.model and plan.model != analysis.source.fingerprint:
+        raise OnnxPruneError(
+            "the plan was made for another model (its fingerprint differs)",
+            fix="make the plan again from this model",
+        )
+    for name, removal in plan.groups.items():
+        group = analysis[name]
+        if removal.channels != group.channels:
+            raise OnnxPruneError(
+                f"the plan counts {removal.channels} channels where the model has {group.channels}",
+                where=f"group {name!r}",
+                fix="make the plan again from this model",
+            )
+        if len(removal.removed) >= group.channels:
+            raise OnnxPruneError("the plan leaves the group empty", where=f"group {name!r}")
+
+
+class _Stripper:
+    """The `Patcher` of one strip: sizes before, constants replaced."""
+
+    def __init__(self, graph: gs.Graph, analysis: Analysis, kept: Kept) -> None:
+        self.graph = graph
+        self.analysis = analysis
+        self.kept = kept
+        self.opset = int(graph.opset)
+        self.replaced: set[str] = set()
+        self._names: set[str] | None = None
+        self._keep: dict[tuple[str, int], Kept | None] = {}
+
+    def keep(self, t: gs.Tensor, axis: int) -> Kept | None:
+        """Which indices stay; None when all do."""
+        key = (t.name, axis)
+        if key not in self._keep:
+            self._keep[key] = self.analysis.keep(t.name, axis, self.kept)
+        return self._keep[key]
+
+    def shape(self, t: gs.Tensor) -> tuple[int, ...]:
+        """Witness shape before stripping."""
+        return self.analysis.table.shape(t) if t.name not in self.replaced else tuple(t.shape)
+
+    def constant(self, node: gs.Node, index: int) -> Array | None:
+        """Value of an input if it is a constant."""
+        if index >= len(node.inputs) or not isinstance(node.inputs[index], gs.Constant):
+            return None
+        return np.asarray(node.inputs[index].values)
+
+    def replace(self, node: gs.Node, index: int, value: Array) -> None:
+        """Gives one node a new constant at an input; under the old name where nobody else reads it."""
+        old = node.inputs[index] if index < len(node.inputs) else None
+        if isinstance(old, gs.Constant) and len(old.outputs) == 1:
+            old.values = value
+            self.replaced.add(old.name)
+            return
+        if self._names is None:
+            self._names = set(self.graph.tensors())
+        base = old.name if old is not None and old.name else f"{node.outputs[0].name}_size"
+        new = gs.Constant(unique_name(self._names, base), value)
+        self.replaced.add(new.name)
+        if index < len(node.inputs):
+            node.inputs[index] = new
+        else:
+            node.inputs.append(new)
+
+    def compress(self) -> None:
+        """Compresses every constant along every labelled axis; sizes in value_info follow."""
+        seen: set[int] = set()
+        for node in self.graph.nodes:
+            for t in (*node.inputs, *node.outputs):
+                if id(t) in seen or not t.name or t.name in self.replaced:
+                    continue
+                seen.add(id(t))
+                if isinstance(t, gs.Constant):
+                    if t.name in self.analysis.table.constants:
+                        self._compress(t)
+                elif t.shape is not None:
+                    t.shape = self._new_shape(t)
+
+    def _compress(self, t: gs.Constant) -> None:
+        values: Array = t.values
+        for axis in range(values.ndim):
+            keep = self.keep(t, axis)
+            if keep is not None:
+                values = np.take(values, np.flatnonzero(keep), axis)
+        t.values = values
+
+    def _new_shape(self, t: gs.Variable) -> list[int | str | None]:
+        out = list(t.shape)
+        for axis, n in enumerate(out):
+            keep = self.keep(t, axis)
+            if keep is not None:  # a named dimension such as "12*batch" no longer is what its name says
+                out[axis] = int(keep.sum()) if n == len(keep) else None
+        return out

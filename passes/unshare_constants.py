@@ -1,0 +1,47 @@
+"""Gives every node its own copy of small constants.
+
+Exporters store equal values once: one vector may be the mean of a BatchNormalization and the bias of an unrelated
+Conv. Shared, it would couple channels that have nothing to do with each other, and a size patched for one node would
+break another.
+
+Before:  BatchNormalization(x, s, b, v, ...) ; Conv(y, w, v)
+After:   BatchNormalization(x, s, b, v, ...) ; Conv(y, w, v__1)
+Conditions: 1. at most `largest` elements, or one-dimensional: a large weight used twice is shared on purpose.
+The first use keeps the name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_graphsurgeon as gs
+
+from onnxprune.model import Model
+from onnxprune.passes.base import Pass, register
+from onnxprune.passes.edit import unique_name
+
+
+@register
+@dataclass(frozen=True)
+class UnshareConstants(Pass):
+    """One copy of each small constant per use."""
+
+    name: ClassVar[str] = "unshare_constants"
+    largest: int = 4096
+
+    def rewrite(self, model: Model) -> Model:
+        """Copies shared constants, use by use in graph order."""
+        names = set(model.graph.tensors())
+        used: set[str] = set()
+        for node in model.graph.nodes:
+            for i, t in enumerate(node.inputs):
+                if not isinstance(t, gs.Constant) or not t.name:
+                    continue
+                if t.name not in used:
+                    used.add(t.name)
+                elif t.values.ndim <= 1 or t.values.size <= self.largest:  # condition 1
+                    name = unique_name(names, t.name)
+                    used.add(name)
+                    node.inputs[i] = gs.Constant(name, t._values)
+        return model
