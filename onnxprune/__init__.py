@@ -41,12 +41,12 @@ if TYPE_CHECKING:
     from onnxprune.pipeline import compile_plan as compile_plan
     from onnxprune.pipeline import plan as plan
     from onnxprune.pipeline import score as score
+    from onnxprune.planner import Limits as Limits
+    from onnxprune.planner import Target as Target
     from onnxprune.plans import Plan as Plan
     from onnxprune.plans import Removal as Removal
     from onnxprune.plans import load_plan as load_plan
     from onnxprune.plans import save_plan as save_plan
-    from onnxprune.planner import Limits as Limits
-    from onnxprune.planner import Target as Target
     from onnxprune.scoring import Scores as Scores
     from onnxprune.verification import Verification as Verification
     from onnxprune.verification import verify as verify

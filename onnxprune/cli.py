@@ -75,9 +75,7 @@ def _options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
 
 _model = click.argument("model", type=click.Path(path_type=Path))
 _json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout instead of tables.")
-_device = click.option(
-    "--device", default="cpu", show_default=True, help="auto, cpu or cuda: where onnxruntime runs."
-)
+_device = click.option("--device", default="cpu", show_default=True, help="auto, cpu or cuda: where onnxruntime runs.")
 _threads = click.option("--threads", default=0, show_default="all cores", type=click.IntRange(0), help="CPU threads.")
 _attention = click.option(
     "--attention",
@@ -106,7 +104,9 @@ _planning = _options(
     click.option(
         "--round-to", default="auto", show_default=True, help="Keep multiples of this; auto: what the CPU likes."
     ),
-    click.option("--min-channels", default=1, show_default=True, type=click.IntRange(1), help="Each group keeps these."),
+    click.option(
+        "--min-channels", default=1, show_default=True, type=click.IntRange(1), help="Each group keeps these."
+    ),
     click.option("--max-ratio", default=0.9, show_default=True, type=float, help="No group loses more than this."),
     click.option("--include", multiple=True, metavar="GLOB", help="Prune only these groups (repeatable)."),
     click.option("--exclude", multiple=True, metavar="GLOB", help="Leave these groups whole (repeatable)."),
@@ -121,7 +121,9 @@ _writing = _options(
     ),
 )
 _data = _options(
-    click.option("--data", required=True, help=".npz with x and y, folder of class folders, digits, or module:function."),
+    click.option(
+        "--data", required=True, help=".npz with x and y, folder of class folders, digits, or module:function."
+    ),
     click.option("--images", type=click.IntRange(1), help="Use only this many, evenly from the classes."),
     click.option("--mean", default="", help="Per channel, of pixels in [0, 1]: 0.485,0.456,0.406"),
     click.option("--std", default="", help="Likewise: 0.229,0.224,0.225"),
@@ -168,9 +170,7 @@ def _limits(o: dict[str, Any]) -> Limits:
     if not 0 <= o["max_ratio"] < 1:
         raise OnnxPruneError(f"--max-ratio is a share removed, in [0, 1); got {o['max_ratio']:g}")
     overrides = load_overrides(o["overrides"]) if o["overrides"] else {}
-    return Limits(
-        round_to, o["min_channels"], o["max_ratio"], o["include"], o["exclude"], o["protect"], overrides
-    )
+    return Limits(round_to, o["min_channels"], o["max_ratio"], o["include"], o["exclude"], o["protect"], overrides)
 
 
 def _target(o: dict[str, Any]) -> Target | None:
@@ -194,9 +194,7 @@ def _scored(analysis: Analysis, o: dict[str, Any]) -> Scores:
 def _planned(scores: Scores, target: Target | None, o: dict[str, Any]) -> Plan:
     from onnxprune.pipeline import plan
 
-    return plan(
-        scores, target, ratio=o["ratio"], scope=o["scope"], normalize=o["normalize"], limits=_limits(o)
-    )
+    return plan(scores, target, ratio=o["ratio"], scope=o["scope"], normalize=o["normalize"], limits=_limits(o))
 
 
 def _compile(model: Model, plan: Plan, analysis: Analysis | None, o: dict[str, Any]) -> Compiled:
@@ -467,7 +465,7 @@ def ops(as_json: bool) -> None:
     from onnxprune import show
     from onnxprune.ops import all_ops
 
-    records = [
+    records: list[dict[str, Any]] = [
         {
             "domain": domain or "ai.onnx",
             "op": op,

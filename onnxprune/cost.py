@@ -52,9 +52,7 @@ class CostModel:
         table = analysis.table
         batch = [n for (name, axis), n in analysis.witness.dims.items() if axis == 0]
         self._batch = batch[0] if batch else 1
-        statistics = {
-            t.name for n in analysis.model.graph.nodes if n.op == "BatchNormalization" for t in n.inputs[3:5]
-        }
+        statistics = {t.name for n in analysis.model.graph.nodes if n.op == "BatchNormalization" for t in n.inputs[3:5]}
         self._constants: list[tuple[_Template, int, bool]] = []
         seen: set[str] = set()
         self._nodes: list[tuple[Macs, gs.Node, list[_Template], list[_Template]]] = []
@@ -95,8 +93,9 @@ class CostModel:
 
     def cost(self, kept: Kept) -> Cost:
         """The cost if the components in `kept` (bool [count]) stay."""
-        counts = np.add.reduceat(kept[self._flat].astype(np.int64), self._starts) if len(self._flat) else []
-        sizes = [int(c) for c in counts]
+        sizes: list[int] = []
+        if len(self._flat):
+            sizes = np.add.reduceat(kept[self._flat].astype(np.int64), self._starts).tolist()
 
         def shape(template: _Template) -> tuple[int, ...]:
             return tuple(n if n >= 0 else sizes[-1 - n] for n in template)

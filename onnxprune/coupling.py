@@ -152,7 +152,8 @@ class Analysis:
         node = t.inputs[0]
         value = self.weight(node.inputs[0])
         spec = find(node)
-        assert spec is not None and spec.evaluate is not None
+        assert spec is not None
+        assert spec.evaluate is not None
         return np.asarray(spec.evaluate(node, [value]))
 
 
@@ -263,12 +264,8 @@ def assemble(
             groups.append(Group(namer.name(members), number[members], width, sites, op, bool(summed[members].any())))
         else:
             lock = by_rank[why]
-            locked.append(
-                LockedGroup(namer.name(members), len(members), lock.node, lock.op, lock.reason, lock.inexact)
-            )
-    return Analysis(
-        source or model, model, seen, table, component, len(free_roots) + 1, tuple(groups), tuple(locked)
-    )
+            locked.append(LockedGroup(namer.name(members), len(members), lock.node, lock.op, lock.reason, lock.inexact))
+    return Analysis(source or model, model, seen, table, component, len(free_roots) + 1, tuple(groups), tuple(locked))
 
 
 def _grouped(

@@ -104,7 +104,7 @@ def subset(data: Data, images: int) -> Data:
 def split_digits(count: int, part: str) -> npt.NDArray[np.int64]:
     """Indices of the train (three of four) and test (every fourth) part of a data set of `count` samples."""
     index = np.arange(count)
-    return index[index % 4 == 0] if part == "test" else index[index % 4 != 0]
+    return np.flatnonzero(index % 4 == 0 if part == "test" else index % 4 != 0)
 
 
 def _digits(part: str) -> Data:
@@ -149,7 +149,7 @@ def _npz(path: Path) -> Data:
                 if size > archive.getinfo(name).file_size:
                     raise OnnxPruneError(f"{name} in {str(path)!r} is shorter than its header says")
         with np.load(path, allow_pickle=False) as arrays:
-            return _checked(arrays["x"], arrays["y"] if "y" in arrays else None, str(path))
+            return _checked(arrays["x"], arrays.get("y"), str(path))
     except OSError as err:
         raise OnnxPruneError(f"cannot read {str(path)!r}: {err.strerror or err}") from err
     except (zipfile.BadZipFile, ValueError, EOFError) as err:
@@ -210,7 +210,9 @@ def to_input(x: Array, shape: Sequence[int | str | None], dtype: np.dtype[Any], 
     if how.layout not in LAYOUTS:
         raise OnnxPruneError(f"unknown layout {how.layout!r}", fix=f"choose from: {', '.join(LAYOUTS)}")
     images = x.ndim == 4
-    last = how.layout == "nhwc" or (how.layout == "auto" and images and x.dtype == np.uint8 and x.shape[-1] in (1, 3, 4))
+    last = how.layout == "nhwc" or (
+        how.layout == "auto" and images and x.dtype == np.uint8 and x.shape[-1] in (1, 3, 4)
+    )
     values = x
     if x.dtype == np.uint8 and dtype.kind == "f":
         values = x.astype(np.float32) / 255
@@ -229,7 +231,8 @@ def to_input(x: Array, shape: Sequence[int | str | None], dtype: np.dtype[Any], 
             values = values / np.asarray(how.std, np.float32).reshape(view)
     values = _laid_out(values, shape, last and images)
     wrong = len(shape) != values.ndim or any(
-        isinstance(n, int) and n > 0 and i > 0 and n != m for i, (n, m) in enumerate(zip(shape, values.shape, strict=False))
+        isinstance(n, int) and n > 0 and i > 0 and n != m
+        for i, (n, m) in enumerate(zip(shape, values.shape, strict=False))
     )
     if wrong:
         raise OnnxPruneError(

@@ -47,6 +47,4 @@ def measure(
                 times[k, i] = time.perf_counter() - start
         if progress is not None:
             progress(i + warmup + 1, runs + warmup)
-    return [
-        Latency(float(np.median(t)), float(np.percentile(t, 25)), float(np.percentile(t, 75)), runs) for t in times
-    ]
+    return [Latency(float(np.median(t)), float(np.percentile(t, 25)), float(np.percentile(t, 75)), runs) for t in times]

@@ -370,7 +370,9 @@ def inside(folder: Path, location: str, where: str) -> Path:
             fix="put the data file itself into the model's folder",
         )
     if not file.is_file():
-        raise OnnxPruneError(f"external data file {str(file)!r} is missing", where=where, fix="copy it beside the model")
+        raise OnnxPruneError(
+            f"external data file {str(file)!r} is missing", where=where, fix="copy it beside the model"
+        )
     return file
 
 
@@ -391,9 +393,7 @@ def weightless(proto: onnx.ModelProto, largest: int = 64) -> onnx.ModelProto:
         if count <= largest and tensor.data_location != onnx.TensorProto.EXTERNAL and _has_data(tensor):
             kept.append(tensor)
         elif tensor.name not in inputs:
-            out.graph.input.append(
-                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
-            )
+            out.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
     kept_copies = [onnx.TensorProto.FromString(t.SerializeToString()) for t in kept]
     del out.graph.initializer[:]
     out.graph.initializer.extend(kept_copies)
@@ -528,10 +528,10 @@ def _tensors(graph: gs.Graph) -> Iterator[gs.Tensor]:
     for body in graph.subgraphs(recursive=True):
         inner = {o.name for n in body.nodes for o in n.outputs} | {i.name for i in body.inputs}
         for t in (t for n in body.nodes for t in n.inputs):
-            if isinstance(t, gs.Constant) and t.name not in seen and t.name not in inner and not t.inputs:
-                if any(o is t for o in graph.tensors().values()):
-                    seen.add(t.name)
-                    yield t
+            outer = isinstance(t, gs.Constant) and t.name not in seen and t.name not in inner and not t.inputs
+            if outer and any(o is t for o in graph.tensors().values()):
+                seen.add(t.name)
+                yield t
 
 
 def _initializer(t: gs.Constant, arrays: dict[str, Array], side: Sidecar) -> onnx.TensorProto:

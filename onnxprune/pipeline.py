@@ -52,7 +52,7 @@ def analyze_for(model: Model, plan: Plan) -> Analysis:
         OnnxPruneError: the plan does not fit the model.
     """
     normal = Pipeline(NORMALIZE)(model)
-    analysis = couple(normal, source=model, **analysis_options(plan))  # type: ignore[arg-type]
+    analysis = couple(normal, source=model, **analysis_options(plan))
     check_plan(plan, analysis)
     return analysis
 

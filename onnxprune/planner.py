@@ -107,7 +107,7 @@ def auto_round(device: str = "cpu") -> int:
     """
     if device == "cuda":
         return 8
-    simd: dict[str, list[str]] = np.show_config(mode="dicts").get("SIMD Extensions", {})
+    simd: Mapping[str, Any] = np.show_config(mode="dicts").get("SIMD Extensions", {})
     features = {str(f) for kind in ("baseline", "found") for f in simd.get(kind, [])}
     return 16 if any(f.startswith(("AVX512", "X86_V4")) for f in features) else 8
 

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,10 @@ class Plan:
     def removed(self) -> int:
         """Channels removed in all."""
         return sum(len(r.removed) for r in self.groups.values())
+
+
+NOTHING = Plan("", {})
+"""The plan that removes nothing and fits every model."""
 
 
 def save_plan(plan: Plan, path: str | os.PathLike[str]) -> None:
@@ -161,7 +166,7 @@ def _removal(name: str, entry: Any, fail: Any) -> Removal:
         raise fail("'removed' is not a list of integers", place)
     if any(i < 0 or i >= channels for i in removed):
         raise fail(f"an index is outside 0..{channels - 1}", place)
-    if any(a >= b for a, b in zip(removed, removed[1:], strict=False)):
+    if any(a >= b for a, b in pairwise(removed)):
         raise fail("indices are not sorted and distinct", place)
     if len(removed) >= channels:
         raise fail("the group is left empty", place)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,9 @@ def load_scores(path: Path, analysis: Analysis) -> Scores:
     """
 
     def fail(what: str) -> OnnxPruneError:
-        return OnnxPruneError(f"not valid scores: {what}", where=str(path), fix="make them again with `onnxprune score`")
+        return OnnxPruneError(
+            f"not valid scores: {what}", where=str(path), fix="make them again with `onnxprune score`"
+        )
 
     def no_constant(name: str) -> Any:
         raise fail(f"{name} is not JSON")
@@ -153,7 +155,7 @@ def score(
         mine = first_seen.get(int(group.components[0]), [])
         rows = [_by_component(per_site[k], group, analysis.count) for k in mine]
         out[group.name] = _reduced(rows, how) if rows else _without_filters(analysis, rule, group)
-    fields = {k: v for k, v in asdict(rule).items()} if hasattr(rule, "__dataclass_fields__") else {}
+    fields: dict[str, Any] = asdict(rule) if is_dataclass(rule) and not isinstance(rule, type) else {}
     return Scores(analysis, out, {"name": rule.name, "reduce": how, **fields}, rule.default_normalize)
 
 
@@ -179,13 +181,13 @@ def filters_first(weight: Array, axis: int, groups: int = 1) -> Array:
 def _by_component(site: tuple[npt.NDArray[np.int64], Scored], group: Group, count: int) -> Scored:
     components, values = site
     total = np.bincount(components, values, count)[group.components]
-    return total / np.bincount(components, minlength=count)[group.components]
+    return np.asarray(total / np.bincount(components, minlength=count)[group.components])
 
 
 def _reduced(rows: list[Scored], how: str) -> Scored:
-    stack = np.stack(rows)
+    stack: Scored = np.stack(rows)
     if how == "first":
-        return stack[0]
+        return rows[0]
     return np.asarray({"mean": np.mean, "sum": np.sum, "max": np.max}[how](stack, axis=0))  # type: ignore[operator]
 
 

@@ -200,7 +200,8 @@ def _reference(node: gs.Node, inputs: list[Array | None], opset: int) -> Array |
     )  # fmt: skip
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
     try:
-        result: Any = ReferenceEvaluator(model).run(None, feeds)[0]
+        results: Any = ReferenceEvaluator(model).run(None, feeds)
+        result = results[0]
     except Exception:  # the reference raises whatever numpy raises; unknown is always a safe answer
         return None
     return np.asarray(result)

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxprune.coupling import Analysis
-from onnxprune.errors import OnnxPruneError, VerificationError
+from onnxprune.errors import VerificationError
 from onnxprune.model import Array, Model
 from onnxprune.passes.insert_masks import InsertMasks
 from onnxprune.plans import Plan

@@ -49,4 +49,6 @@ def check(graph: gs.Graph, after: str) -> None:
     """
     for rule in RULES:
         for where, what in rule(graph):
-            raise OnnxPruneError(f"after {after}: {what}", where=where, fix="this is a bug in the pass; please report it")
+            raise OnnxPruneError(
+                f"after {after}: {what}", where=where, fix="this is a bug in the pass; please report it"
+            )

@@ -151,9 +151,7 @@ def size(proto: onnx.ModelProto, arrays: Mapping[str, npt.NDArray[np.generic]]) 
     return int(proto.ByteSize() + sum(a.nbytes + 32 for a in arrays.values()))
 
 
-def write(
-    file: BinaryIO, proto: onnx.ModelProto, arrays: Mapping[str, npt.NDArray[np.generic]]
-) -> None:
+def write(file: BinaryIO, proto: onnx.ModelProto, arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
     """Writes a model whose large initializers live in `arrays`.
 
     Args:

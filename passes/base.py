@@ -55,7 +55,9 @@ class Pipeline:
             out = step.rewrite(out)
             out._fingerprint = None
             if not set(interface) <= set(_interface(out.graph)):
-                raise OnnxPruneError(f"the pass {step.name!r} changed the model's inputs or outputs (a bug in the pass)")
+                raise OnnxPruneError(
+                    f"the pass {step.name!r} changed the model's inputs or outputs (a bug in the pass)"
+                )
             check(out.graph, step.name)
         return out
 

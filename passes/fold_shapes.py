@@ -60,9 +60,7 @@ def _same(a: Array, b: Array | None) -> bool:
     return b is not None and a.shape == b.shape and a.dtype == b.dtype and bool(np.array_equal(a, b))
 
 
-def _soften(
-    node: gs.Node, index: int, graph: gs.Graph, first: Witness, second: Witness, names: set[str]
-) -> None:
+def _soften(node: gs.Node, index: int, graph: gs.Graph, first: Witness, second: Witness, names: set[str]) -> None:
     """Rewrites a shape operand that is only partly constant, so that it follows the data."""
     operand = node.inputs[index]
     one, two = first.values.get(operand.name), second.values.get(operand.name)

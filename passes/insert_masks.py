@@ -23,7 +23,7 @@ from onnxprune.ops.labels import Contraction
 from onnxprune.passes.base import Pass, register
 from onnxprune.passes.edit import unique_name
 from onnxprune.passes.strip_channels import analysis_options
-from onnxprune.plans import Plan
+from onnxprune.plans import NOTHING, Plan
 
 MASK_INPUT = "onnxprune_mask"
 
@@ -42,7 +42,7 @@ class InsertMasks(Pass):
     """
 
     name: ClassVar[str] = "insert_masks"
-    plan: Plan = Plan("", {})
+    plan: Plan = NOTHING
     analysis: Analysis | None = None
     as_input: bool = False
 

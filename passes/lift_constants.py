@@ -33,10 +33,10 @@ class LiftConstants(Pass):
             if node.op != "Constant" or node.domain or id(node.outputs[0]) in outputs:  # condition 1
                 continue
             spec = find(node)
-            assert spec is not None and spec.evaluate is not None
+            assert spec is not None
+            assert spec.evaluate is not None
             value = spec.evaluate(node, [])
             if value is not None:  # condition 2
                 to_constant(node.outputs[0], np.asarray(value))
         drop_dead(graph)
         return model
-

@@ -10,7 +10,7 @@ are patched by the operator's record. 2. no group loses all of its channels.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -21,7 +21,7 @@ from onnxprune.model import Array, Model
 from onnxprune.ops import Choices, find
 from onnxprune.passes.base import Pass, register
 from onnxprune.passes.edit import unique_name
-from onnxprune.plans import Plan
+from onnxprune.plans import NOTHING, Plan
 
 
 @register
@@ -35,7 +35,7 @@ class StripChannels(Pass):
     """
 
     name: ClassVar[str] = "strip_channels"
-    plan: Plan = Plan("", {})
+    plan: Plan = NOTHING
     analysis: Analysis | None = None
 
     def rewrite(self, model: Model) -> Model:
@@ -59,7 +59,7 @@ class StripChannels(Pass):
         return model
 
 
-def analysis_options(plan: Plan) -> dict[str, object]:
+def analysis_options(plan: Plan) -> dict[str, Any]:
     """The arguments of `couple` under which a plan's groups were found."""
     return {
         "choices": Choices(str(plan.options.get("attention", "heads"))),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -62,7 +63,7 @@ def patch_split(node: gs.Node, patcher: Patcher) -> None:
     if keep is None:
         return
     bounds = np.cumsum([0, *[patcher.shape(t)[axis] for t in node.outputs]])
-    sizes = [int(keep[a:b].sum()) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    sizes = [int(keep[a:b].sum()) for a, b in pairwise(bounds)]
     if patcher.opset < 13:
         node.attrs["split"] = sizes
     else:

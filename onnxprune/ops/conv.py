@@ -136,6 +136,4 @@ def macs_conv_transpose(node: gs.Node, ins: Sequence[Shape], outs: Sequence[Shap
 
 
 register(OpSpec("Conv", couple_conv, patch=patch_conv_group, macs=macs_conv))
-register(
-    OpSpec("ConvTranspose", couple_conv_transpose, patch=patch_conv_transpose_group, macs=macs_conv_transpose)
-)
+register(OpSpec("ConvTranspose", couple_conv_transpose, patch=patch_conv_transpose_group, macs=macs_conv_transpose))

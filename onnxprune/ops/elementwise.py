@@ -114,19 +114,21 @@ def _clip(node: gs.Node, values: Sequence[Array | None]) -> Array:
     return np.asarray(np.clip(np.asarray(values[0]), low, high))
 
 
-for _name, _function in {
+_BINARY: dict[str, Callable[..., Any]] = {
     "Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": _divide, "Min": np.minimum, "Max": np.maximum,
     "Equal": np.equal, "Greater": np.greater, "Less": np.less, "GreaterOrEqual": np.greater_equal,
     "LessOrEqual": np.less_equal, "And": np.logical_and, "Or": np.logical_or, "Xor": np.logical_xor,
     "Where": np.where,
-}.items():  # fmt: skip
+}  # fmt: skip
+for _name, _function in _BINARY.items():
     elementwise(_name, evaluate=numpy_op(_function))
 elementwise("Pow", evaluate=lambda node, v: np.power(v[0], v[1]).astype(v[0].dtype))
 elementwise("Mod", evaluate=_mod)
 elementwise("Sum", "Mean", "PRelu", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor")
-for _name, _function in {
+_UNARY: dict[str, Callable[..., Any]] = {
     "Not": np.logical_not, "Neg": np.negative, "Abs": np.abs, "Floor": np.floor, "Ceil": np.ceil, "Sqrt": np.sqrt,
-}.items():  # fmt: skip
+}  # fmt: skip
+for _name, _function in _UNARY.items():
     unary(_name, evaluate=numpy_op(_function))
 unary("Identity", evaluate=lambda node, v: v[0])
 unary("Cast", evaluate=_cast)

@@ -214,7 +214,7 @@ class LabelTable:
 
     def tie_within(self, labels: Labels, axis: int) -> Labels:
         """Ties an array along one axis and returns the first entry along it."""
-        first = np.take(labels, 0, axis)
+        first: Labels = np.take(labels, 0, axis)
         rest = np.moveaxis(labels, axis, 0)[1:]
         if rest.size and not (rest == first).all():
             self.tie(np.broadcast_to(first, rest.shape).ravel(), rest.ravel())

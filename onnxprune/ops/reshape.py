@@ -122,8 +122,35 @@ def _choose(node: gs.Node, table: LabelTable, found: Sequence[Factor], varying: 
 
 # What stands between a projection's Reshape and the product of queries and keys.
 _TRANSPARENT = frozenset(
-    "Transpose Reshape Squeeze Unsqueeze Split Slice Gather Mul Div Add Sub Neg Concat Cast Identity Pow Sqrt "
-    "LayerNormalization RMSNormalization Softmax Where Clip Max ReduceL2 Expand ScatterND Relu".split()
+    [
+        "Transpose",
+        "Reshape",
+        "Squeeze",
+        "Unsqueeze",
+        "Split",
+        "Slice",
+        "Gather",
+        "Mul",
+        "Div",
+        "Add",
+        "Sub",
+        "Neg",
+        "Concat",
+        "Cast",
+        "Identity",
+        "Pow",
+        "Sqrt",
+        "LayerNormalization",
+        "RMSNormalization",
+        "Softmax",
+        "Where",
+        "Clip",
+        "Max",
+        "ReduceL2",
+        "Expand",
+        "ScatterND",
+        "Relu",
+    ]
 )
 
 

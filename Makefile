@@ -1,0 +1,46 @@
+# Every target sets up what it needs on a fresh clone: a virtual environment in .venv, made once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test test-slow test-gpu lint types wheel clean
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet -e '.[dev]'
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/onnxprune demo
+
+test: lint types wheel $(STAMP)
+	$(BIN)/python -m pytest -n 2
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -n 2 -m slow
+
+test-gpu: $(STAMP)
+	$(BIN)/python -m pytest -m gpu
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# passes/ becomes onnxprune.passes only when installed, so types are checked on an installed copy.
+types: $(STAMP)
+	rm -rf .stage build
+	$(BIN)/pip install --quiet --no-deps --target .stage .
+	cd .stage && ../$(BIN)/mypy --config-file ../pyproject.toml --cache-dir ../.mypy_cache -p onnxprune
+
+# The built wheel works from another folder, without the checkout on the path.
+wheel: $(STAMP)
+	rm -rf dist build .wheel-test
+	$(BIN)/python -m build --wheel --outdir dist . > /dev/null
+	$(BIN)/pip install --quiet --no-deps --target .wheel-test dist/*.whl
+	cd / && PYTHONPATH=$(CURDIR)/.wheel-test $(CURDIR)/$(BIN)/python -P -m onnxprune demo -o $(CURDIR)/.wheel-test/small.onnx > /dev/null
+	rm -rf .wheel-test
+
+clean:
+	rm -rf $(VENV) .stage .wheel-test build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
