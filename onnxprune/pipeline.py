@@ -20,6 +20,7 @@ from onnxprune.plans import Plan
 from onnxprune.scoring import Scores
 from onnxprune.scoring import score as score_groups
 from onnxprune.verification import Verification, verify
+from onnxprune.wellformed import check_weights
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ def compile_plan(
     """
     analysis = analysis or analyze_for(model, plan)
     pruned = Pipeline([StripChannels(plan, analysis)])(analysis.model)
+    check_weights(pruned.graph)
     pruned = pruned.with_metadata(
         {f"{PROVENANCE}.version": version, f"{PROVENANCE}.plan": plan.digest, f"{PROVENANCE}.source": plan.model}
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxprune.errors import OnnxPruneError
@@ -39,6 +40,24 @@ def _single_assignment(graph: gs.Graph) -> Iterator[tuple[str, str]]:
 
 
 RULES: tuple[Callable[[gs.Graph], Iterator[tuple[str, str]]], ...] = (_sorted, _single_assignment)
+
+
+def check_weights(graph: gs.Graph) -> None:
+    """Refuses constants that hold NaN. Infinities are left alone: attention masks are written with them.
+
+    Raises:
+        OnnxPruneError: naming the first such tensor.
+    """
+    for t in graph.tensors().values():
+        if not isinstance(t, gs.Constant) or t.dtype.kind != "f":
+            continue
+        values = np.asarray(t.values)
+        with np.errstate(all="ignore"):
+            suspicious = np.isnan(values.sum())  # one quick pass; opposite infinities make NaN as well
+        if suspicious and np.isnan(values).any():
+            raise OnnxPruneError(
+                "the weights contain NaN", where=t.name, fix="export the model again from a sound checkpoint"
+            )
 
 
 def check(graph: gs.Graph, after: str) -> None:

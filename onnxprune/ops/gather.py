@@ -148,7 +148,8 @@ def patch_slice(node: gs.Node, patcher: Patcher) -> None:
 
 def _to_gather(node: gs.Node, patcher: Patcher, axis: int, place: Array) -> None:
     node.op, node.attrs = "Gather", {"axis": axis}
-    del node.inputs[1:]
+    while len(node.inputs) > 1:  # graphsurgeon's lists keep both sides of an edge only item by item
+        node.inputs.pop()
     patcher.replace(node, 1, np.asarray(place, np.int64))
 
 

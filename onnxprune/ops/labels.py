@@ -163,6 +163,10 @@ class LabelTable:
 
     def put(self, t: gs.Tensor, axes: Sequence[Labels | None]) -> None:
         """Sets the labels of a node's output."""
+        for labels in axes:
+            if labels is not None and len(labels) == 1 and labels[0]:
+                # Picked out of its group, it could go while the others stay, and leave an axis of nothing.
+                self.lock(labels, "leaves it alone on an axis")
         if t.name:
             self.variables[t.name] = [None if a is None or len(a) < 2 else a for a in axes]
 
