@@ -51,7 +51,7 @@ def run(output: Path, as_json: bool = False) -> None:
     rows.append(["latency (1 image, 1 thread)", show.seconds(a), show.seconds(b), show.percent(b / a)])
     groups = sum(bool(r.removed) for r in made.groups.values())
     show.table(
-        f"digits CNN, {made.removed} channels removed from {groups} groups by dscore, no training",
+        f"digits CNN: {made.removed} channels of {groups} groups removed by dscore, no retraining",
         ["", "before", "after", "kept"],
         rows,
     )

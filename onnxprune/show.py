@@ -87,6 +87,8 @@ def size(value: float) -> str:
 
 def seconds(value: float) -> str:
     """A duration as 1.23 ms."""
+    if value < 1e-3:
+        return f"{value * 1e6:.3g} us"
     return f"{value * 1e3:.3g} ms" if value < 1 else f"{value:.3g} s"
 
 

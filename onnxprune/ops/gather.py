@@ -18,7 +18,7 @@ def couple_gather(node: gs.Node, table: LabelTable) -> None:
     axis = normal_axis(int(node.attrs.get("axis", 0)), len(axes))
     labels = axes[axis]
     rank = len(table.shape(indices))
-    picked: Axes = [None] * rank
+    picked: Axes = [None] * rank if isinstance(indices, gs.Constant) else list(table.get(indices))
     if labels is not None:
         value = np.asarray(indices.values) if isinstance(indices, gs.Constant) else None
         if value is None:

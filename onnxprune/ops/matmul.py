@@ -86,9 +86,9 @@ def couple_einsum(node: gs.Node, table: LabelTable) -> None:
                 table.contract(*data[0])
         else:
             i, axis = weights.pop(0)
-            labels = table.produce(node.inputs[i], axis)
-            if letter in right:
-                table.filters(node.inputs[i], axis, labels)
+            # Summed within a weight alone there is no data to mask: it stays whole.
+            labels = table.produce(node.inputs[i], axis) if letter in right else None
+            table.filters(node.inputs[i], axis, labels)
         for i, axis in weights:
             table.bind(node.inputs[i], axis, labels)
         found[letter] = labels

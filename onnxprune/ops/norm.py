@@ -37,12 +37,15 @@ def couple_instancenorm(node: gs.Node, table: LabelTable) -> None:
 def couple_layernorm(node: gs.Node, table: LabelTable) -> None:
     """Statistics over the axes from `axis` on."""
     axes = table.get(node.inputs[0])
-    for labels in axes[normal_axis(int(node.attrs.get("axis", -1)), len(axes)) :]:
+    axis = normal_axis(int(node.attrs.get("axis", -1)), len(axes))
+    for labels in axes[axis:]:
         table.lock(labels, STATISTIC, inexact=True)
     for t in node.inputs[1:]:
         if t.name:
             table.bind_broadcast(t, axes)
     table.put(node.outputs[0], axes)
+    for t in node.outputs[1:]:  # mean and 1 / deviation
+        table.put(t, [*axes[:axis], *[None] * (len(axes) - axis)])
 
 
 def couple_groupnorm(node: gs.Node, table: LabelTable) -> None:

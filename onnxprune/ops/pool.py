@@ -13,10 +13,12 @@ def couple_pool(node: gs.Node, table: LabelTable) -> None:
     axes = table.get(node.inputs[0])
     for labels in axes[2:]:
         table.lock(labels, "pools over it")
+    out = [*axes[:2], *[None] * (len(axes) - 2)]
     for t in node.outputs[1:]:
         if t.name and t.outputs:
             table.lock(axes[1], "its indices count through all channels")
-    table.put(node.outputs[0], [*axes[:2], *[None] * (len(axes) - 2)])
+        table.put(t, out)  # as an output of the model they lock these by themselves
+    table.put(node.outputs[0], out)
 
 
 def couple_grid_sample(node: gs.Node, table: LabelTable) -> None:

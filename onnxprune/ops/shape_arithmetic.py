@@ -45,7 +45,7 @@ def _constant(node: gs.Node, values: Sequence[Any]) -> Array | None:
 
 _EVALUATE: dict[str, Evaluate] = {"ConstantOfShape": _constant_of_shape, "Range": _range, "Constant": _constant}
 # Shape is evaluated by onnxprune.shapes, which knows the shapes.
-for _op in ("Shape", "Size", "ConstantOfShape", "Range", "Constant", "EyeLike", "RandomNormal", "RandomUniform"):
+for _op in ("Shape", "ConstantOfShape", "Range", "Constant", "RandomNormal", "RandomUniform"):
     register(OpSpec(_op, couple_none, evaluate=_EVALUATE.get(_op)))
-for _op in ("NonZero", "OneHot", "Unique", "NonMaxSuppression", "Compress", "ReverseSequence", "Det"):
+for _op in ("Size", "EyeLike", "NonZero", "OneHot", "Unique", "NonMaxSuppression", "Compress", "ReverseSequence", "Det"):
     register(OpSpec(_op, couple_lock))
