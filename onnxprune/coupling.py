@@ -315,7 +315,10 @@ def _scattered(n: int) -> np.uint64:
 _AUTOMATIC = re.compile(
     r"^(onnx::|\d+$|val_\d+|const_fold_opt|Constant|_v_\d|node_|/|new_|arith_|p_)|_quantized$|__\d+$"
 )
-_SUFFIX = re.compile(r"([./](weight|weights|kernel|gamma|scale|w|W)|/ReadVariableOp)?(:\d+)?$")
+_SUFFIX = re.compile(
+    r"(/convolution)?(/merged_input|_weights_fused_bn)?([./](weight|weights|kernel|gamma|scale|w|W)|/ReadVariableOp)?"
+    r"(:\d+)?$"
+)
 
 
 def human_name(tensor: str, node: str) -> str:

@@ -111,7 +111,7 @@ def _digits(part: str) -> Data:
     try:
         from sklearn.datasets import load_digits
     except ImportError as err:
-        raise OnnxPruneError("the digits data needs scikit-learn", fix="pip install 'onnxprune[data]'") from err
+        raise OnnxPruneError(f"the digits data needs scikit-learn ({err})", fix="pip install 'onnxprune[data]'") from err
     digits = load_digits()
     index = split_digits(len(digits.target), part)
     x = (digits.images[index, None] / 16.0).astype(np.float32)
@@ -160,7 +160,7 @@ def _folder(path: Path, size: tuple[int, int] | None) -> Data:
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError as err:
-        raise OnnxPruneError("reading images needs pillow", fix="pip install 'onnxprune[data]'") from err
+        raise OnnxPruneError(f"reading images needs pillow ({err})", fix="pip install 'onnxprune[data]'") from err
     classes = sorted(d for d in path.iterdir() if d.is_dir())
     files = [(f, k) for k, d in enumerate(classes) for f in sorted(d.iterdir()) if f.suffix.lower() in IMAGES]
     if not files:

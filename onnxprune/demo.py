@@ -57,6 +57,8 @@ def run(output: Path, as_json: bool = False) -> None:
     )
     name = str(output)
     print(show.proof_line(done.verification))
+    print("\nThis network was trained to carry weak filters, so nothing is lost here; measure yours with")
+    print("`onnxprune evaluate`: without retraining, half the MACs usually cost accuracy.")
     print(f"\nwritten: {name}\nwhat to try next:")
     print(f"  onnxprune inspect {name}")
     print("  onnxprune prune your-model.onnx -o small.onnx --target macs=0.5")

@@ -342,6 +342,8 @@ def _external(tensor: onnx.TensorProto, path: Path | None) -> tuple[Array, int]:
             fix="the external data file is damaged or belongs to another model",
         ) from err
     if length == 0:
+        if 0 not in tensor.dims or any(d < 0 for d in tensor.dims):
+            raise OnnxPruneError(f"holds no data where its shape is {tuple(tensor.dims)}", where=where)
         return np.zeros(tuple(tensor.dims), _dtype(tensor)), 0
     with file.open("rb") as handle:
         buf = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
@@ -427,6 +429,8 @@ def _check(proto: onnx.ModelProto, arrays: dict[str, Array]) -> None:
     except onnx.checker.ValidationError as err:
         message = str(err).strip().splitlines()
         raise OnnxPruneError(f"the ONNX checker rejects the model: {message[0]}") from err
+    except Exception as err:  # names that are not UTF-8 fail while the checker words its message
+        raise OnnxPruneError(f"the ONNX checker cannot read the model: {err}") from err
     for tensor in proto.graph.initializer:
         if arrays[tensor.name].shape != tuple(tensor.dims):
             raise OnnxPruneError("its data does not fit its shape", where=f"initializer {tensor.name!r}")
@@ -450,7 +454,7 @@ def _sidecar(proto: onnx.ModelProto) -> Sidecar:
     nodes: dict[str, onnx.NodeProto] = {}
     for node in proto.graph.node:
         if node.doc_string or node.metadata_props or node.overload:
-            note = onnx.NodeProto(doc_string=node.doc_string, overload=node.overload)
+            note = onnx.NodeProto(doc_string=node.doc_string or None, overload=node.overload or None)
             note.metadata_props.extend(node.metadata_props)
             nodes[_key(node.output)] = note
     values = {v.name: v for v in [*shell.graph.input, *shell.graph.output]}
@@ -458,7 +462,7 @@ def _sidecar(proto: onnx.ModelProto) -> Sidecar:
     tensors: dict[str, onnx.TensorProto] = {}
     for tensor in proto.graph.initializer:
         if tensor.doc_string or tensor.metadata_props:
-            note_t = onnx.TensorProto(doc_string=tensor.doc_string)
+            note_t = onnx.TensorProto(doc_string=tensor.doc_string or None)
             note_t.metadata_props.extend(tensor.metadata_props)
             tensors[tensor.name] = note_t
     graph.doc_string = proto.graph.doc_string
@@ -608,5 +612,5 @@ def _write_external(file: Any, proto: onnx.ModelProto, arrays: dict[str, Array],
         tensor.data_location = onnx.TensorProto.EXTERNAL
         for key, value in (("location", location), ("offset", position), ("length", data.nbytes)):
             tensor.external_data.add(key=key, value=str(value))
-        file.write(np.ascontiguousarray(data).data.cast("B") if data.size else b"")
+        file.write(wire.payload(data))
         position += data.nbytes

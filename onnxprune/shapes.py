@@ -29,6 +29,7 @@ _SIDE = ((224, 448, 672, 896), (1120, 1344, 1568, 1792))
 
 _SMALL = 4096  # elements: larger constants seen through these operators stay weights behind a view
 _VIEWS = frozenset(("Transpose", "Cast", "Identity", "DequantizeLinear"))
+_LIKE_INPUT = frozenset(("GroupNormalization", "MeanVarianceNormalization"))
 _LARGEST = 2**24  # elements of a folded constant expression
 _NOT_A_FUNCTION = ("Random", "Multinomial", "Bernoulli", "Dropout", "QuantizeLinear", "DynamicQuantize")
 
@@ -84,6 +85,10 @@ def witness(model: Model, dims: Mapping[tuple[str, int], int] | None = None) -> 
                 dim.dim_value = dims[value.name, axis]
     for value in proto.graph.output:
         value.type.tensor_type.ClearField("shape")
+    for node in proto.graph.node:
+        if node.op_type in _LIKE_INPUT and not node.domain:  # onnx infers no shape for these
+            node.op_type = "Identity"
+            del node.input[1:], node.attribute[:]
     shapes: dict[str, tuple[int, ...]] = {}
     values: dict[str, Array] = {}
     dtypes: dict[str, np.dtype[Any]] = {}
@@ -92,11 +97,14 @@ def witness(model: Model, dims: Mapping[tuple[str, int], int] | None = None) -> 
         graph = inferred.graph
         before = len(shapes), len(values)
         for value in [*graph.input, *graph.value_info, *graph.output]:
+            name = value.name
+            if name in shapes and name in dtypes:
+                continue  # from an earlier round
             shape = _static(value)
             if shape is not None:
-                shapes[value.name] = shape
+                shapes[name] = shape
             if value.type.tensor_type.elem_type:
-                dtypes[value.name] = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+                dtypes[name] = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
         _evaluate(model.graph, shapes, values)
         if (len(shapes), len(values)) == before or not _unknown(proto, shapes):
             break
@@ -127,11 +135,12 @@ def _pin(proto: onnx.ModelProto, values: Mapping[str, Array]) -> None:
     nodes = [n for n in proto.graph.node if not all(o in pinned for o in n.output if o)]
     present = {t.name for t in proto.graph.initializer}
     computed = {o for n in nodes for o in n.output}
+    # No ascontiguousarray here: it makes a vector of a 0-d array, and later rounds infer other shapes from that.
     for name in ({i for n in nodes for i in n.input} & pinned) - present - computed:
-        proto.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values[name]), name))
-    copies = [onnx.NodeProto.FromString(n.SerializeToString()) for n in nodes]
-    del proto.graph.node[:]
-    proto.graph.node.extend(copies)
+        proto.graph.initializer.append(numpy_helper.from_array(values[name], name))
+    kept = onnx.GraphProto(node=nodes)  # copies: clearing the field would take the nodes themselves along
+    proto.graph.ClearField("node")
+    proto.graph.node.extend(kept.node)
 
 
 def _evaluate(graph: gs.Graph, shapes: Mapping[str, tuple[int, ...]], values: dict[str, Array]) -> None:

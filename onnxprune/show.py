@@ -197,7 +197,10 @@ def proof_line(proof: Verification | None) -> str:
     if proof is None:
         return "not verified (--no-verify)"
     batches = " and ".join(map(str, proof.batches))
-    return (
+    line = (
         f"verified: pruned = masked original within {proof.max_relative:.1e} relative "
         f"(allowed {proof.tolerance:.0e}),\n  {proof.inputs} inputs, batch {batches}"
     )
+    if proof.effect <= proof.tolerance:
+        line += "\n  note: the masks hardly change the outputs on these inputs, so this proves little"
+    return line

@@ -180,4 +180,9 @@ def write(file: BinaryIO, proto: onnx.ModelProto, arrays: Mapping[str, npt.NDArr
     for head, data in heads:
         file.write(head)
         if data is not None:
-            file.write(np.ascontiguousarray(data).data.cast("B") if data.size else b"")
+            file.write(payload(data))
+
+
+def payload(data: npt.NDArray[np.generic]) -> memoryview:
+    """An array's bytes, uncopied where they lie in C order; bfloat16 and its kin have no buffer of their own."""
+    return np.ascontiguousarray(data).reshape(-1).view(np.uint8).data

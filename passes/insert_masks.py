@@ -74,6 +74,7 @@ class _Masker:
         if as_input:
             self.input = gs.Variable(MASK_INPUT, np.float32, [analysis.count])
             graph.inputs.append(self.input)
+        self.sources = {o.name: n for n in analysis.model.graph.nodes for o in n.outputs if o.name}
         self.before: dict[int, list[gs.Node]] = {}
         self.done: dict[tuple[int, int, bytes], gs.Variable] = {}
 
@@ -84,7 +85,7 @@ class _Masker:
         if key not in self.done:
             shape = [1] * c.rank
             shape[c.axis] = len(components)
-            dtype = np.dtype(self.analysis.witness.dtypes.get(x.name, x.dtype or np.float32))
+            dtype = self._dtype(x, c)
             base = unique_name(self.names, f"{x.name}_mask")
             new: list[gs.Node] = []
             if self.input is None:
@@ -96,6 +97,15 @@ class _Masker:
             self.before.setdefault(id(node), []).extend(new)
             self.done[key] = masked
         node.inputs[c.input_index] = self.done[key]
+
+    def _dtype(self, x: gs.Tensor, c: Contraction) -> np.dtype:
+        """Of the data to be masked, which in the caller's graph may bear a name that normalization removed."""
+        dtypes = self.analysis.witness.dtypes
+        found = dtypes.get(x.name) or x.dtype
+        if found is None:
+            source = self.sources.get(c.output)
+            found = dtypes.get(source.inputs[c.input_index].name) if source is not None else None
+        return np.dtype(np.float32 if found is None else found)
 
     def _gathered(
         self, base: str, components: np.ndarray, shape: list[int], dtype: np.dtype, new: list[gs.Node]

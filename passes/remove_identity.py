@@ -28,19 +28,20 @@ class RemoveIdentity(Pass):
 
     def rewrite(self, model: Model) -> Model:
         """Bypasses every node that copies its input."""
+        outputs = {id(t) for t in model.graph.outputs}
         for node in model.graph.nodes:
-            if _copies(node):
+            if _copies(node, outputs):
                 bypass(node, model.graph)
         drop_dead(model.graph)
         return model
 
 
-def _copies(node: gs.Node) -> bool:
+def _copies(node: gs.Node, outputs: set[int]) -> bool:
     if node.domain or not node.inputs:
         return False
     if node.op == "Identity":
         return True
-    if node.op != "Dropout" or any(t.outputs for t in node.outputs[1:]):  # condition 1
+    if node.op != "Dropout" or any(t.outputs or id(t) in outputs for t in node.outputs[1:]):  # condition 1
         return False
     if len(node.inputs) < 3 or not node.inputs[2].name:
         return True

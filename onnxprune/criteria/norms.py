@@ -25,6 +25,7 @@ class L1(Criterion):
     name: ClassVar[str] = "l1"
     title: ClassVar[str] = "sum of the absolute weights of the filter"
     source: ClassVar[str] = "Li et al. 2017, Pruning Filters for Efficient ConvNets"
+    rowwise: ClassVar[bool] = True
     default_normalize: ClassVar[str] = "mean"  # layers differ in fan-in, hence in the scale of their weights
 
     def score_rows(self, rows: Array, tensor: str) -> Array:
@@ -40,7 +41,9 @@ class L2(Criterion):
     name: ClassVar[str] = "l2"
     title: ClassVar[str] = "Euclidean norm of the filter"
     source: ClassVar[str] = "He et al. 2018, Soft Filter Pruning for Accelerating Deep CNNs"
+    rowwise: ClassVar[bool] = True
     default_normalize: ClassVar[str] = "mean"  # as l1
 
     def score_rows(self, rows: Array, tensor: str) -> Array:
-        return l2_norms(rows)
+        norms: Array = np.sqrt(np.square(rows, out=rows).sum(axis=1))
+        return norms

@@ -20,8 +20,8 @@ def couple_concat(node: gs.Node, table: LabelTable) -> None:
     for place in range(rank):
         if place == axis:
             sizes = [table.shape(t)[axis] for t in node.inputs]
-            out.append(table.concat([table.operand(t)[axis] if n > 1 else None for t, n in
-                                     zip(node.inputs, sizes, strict=True)], sizes))  # fmt: skip
+            parts = [table.produce(t, axis) if table.is_const(t) else table.get(t)[axis] for t in node.inputs]
+            out.append(table.concat(parts, sizes))
             continue
         data = [t for t in node.inputs if not table.is_const(t)]
         if not data:

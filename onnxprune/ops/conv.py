@@ -12,10 +12,19 @@ from onnxprune.ops.labels import Labels, LabelTable
 from onnxprune.ops.record import OpSpec, Patcher, Shape, register
 
 
-def _lock_all(node: gs.Node, table: LabelTable, reason: str) -> None:
-    for t in node.inputs:
-        if t.name:
-            table.lock_tensor(t, reason)
+def _start(node: gs.Node, table: LabelTable) -> tuple[gs.Tensor, gs.Tensor | None, int, Labels | None, int] | None:
+    """(weight, bias, groups, input channels, rank), or None after locking a convolution by computed weights."""
+    x, w = node.inputs[:2]
+    if not table.is_const(w):
+        for t in node.inputs:
+            if t.name:
+                table.lock_tensor(t, "its weight is not a constant")
+        return None
+    axes = table.get(x)
+    for labels in axes[2:]:
+        table.lock(labels, "convolves over it")
+    bias = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2].name else None
+    return w, bias, int(node.attrs.get("group", 1)), axes[1], len(axes)
 
 
 def _split(labels: Labels | None, groups: int, table: LabelTable, *, blocks: bool) -> Labels | None:
@@ -34,17 +43,10 @@ def _by_blocks(inputs: Labels | None, groups: int, per_group_in: int, per_group_
 
 def couple_conv(node: gs.Node, table: LabelTable) -> None:
     """Output axis of the weight: fresh; input axis tied to the input's channels; kernel axes fixed."""
-    x, w = node.inputs[:2]
-    bias = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2].name else None
-    groups = int(node.attrs.get("group", 1))
-    xin = table.get(x)[1]
-    rank = len(table.shape(x))
-    if any(a is not None for a in table.get(x)[2:]):
-        table.lock_tensor(x, "convolves over it")
-        xin = None
-    if not table.is_const(w):
-        _lock_all(node, table, "its weight is not a constant")
+    start = _start(node, table)
+    if start is None:
         return
+    w, bias, groups, xin, rank = start
     filters, kin = table.shape(w)[:2]
     if groups == 1:
         table.bind(w, 1, xin)
@@ -73,17 +75,10 @@ def couple_conv(node: gs.Node, table: LabelTable) -> None:
 
 def couple_conv_transpose(node: gs.Node, table: LabelTable) -> None:
     """The weight is [in, out/groups, ...]."""
-    x, w = node.inputs[:2]
-    bias = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2].name else None
-    groups = int(node.attrs.get("group", 1))
-    xin = table.get(x)[1]
-    rank = len(table.shape(x))
-    if any(a is not None for a in table.get(x)[2:]):
-        table.lock_tensor(x, "convolves over it")
-        xin = None
-    if not table.is_const(w):
-        _lock_all(node, table, "its weight is not a constant")
+    start = _start(node, table)
+    if start is None:
         return
+    w, bias, groups, xin, rank = start
     kin, kout = table.shape(w)[0] // groups, table.shape(w)[1]
     out: Labels | None
     if groups == 1:

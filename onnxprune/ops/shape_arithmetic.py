@@ -47,5 +47,15 @@ _EVALUATE: dict[str, Evaluate] = {"ConstantOfShape": _constant_of_shape, "Range"
 # Shape is evaluated by onnxprune.shapes, which knows the shapes.
 for _op in ("Shape", "ConstantOfShape", "Range", "Constant", "RandomNormal", "RandomUniform"):
     register(OpSpec(_op, couple_none, evaluate=_EVALUATE.get(_op)))
-for _op in ("Size", "EyeLike", "NonZero", "OneHot", "Unique", "NonMaxSuppression", "Compress", "ReverseSequence", "Det"):
+for _op in (
+    "Size",
+    "EyeLike",
+    "NonZero",
+    "OneHot",
+    "Unique",
+    "NonMaxSuppression",
+    "Compress",
+    "ReverseSequence",
+    "Det",
+):
     register(OpSpec(_op, couple_lock))

@@ -1,0 +1,113 @@
+"""Every public architecture that ships as a structure: analysed, pruned at random and to a target, proved.
+
+`tests/golden/structures.json` holds what is free and what is locked; after a wanted change of coverage write it anew
+with `python tools/structures.py golden` and read the diff. The slowest run with `-m slow` (or `-m ""`: all).
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from structures import MAX_UNPACKED, StructureError, all_structures, coverage, fill, filled, unpack
+
+import onnxprune as op
+from onnxprune.verification import random_feeds
+
+GOLDEN = Path(__file__).parent / "golden" / "structures.json"
+EXPECTED = json.loads(GOLDEN.read_text(encoding="utf-8"))
+SLOW = ("vgg16_bn.", "maxvit_t.", "swin_t.ts", "vit_b_32.", "deeplabv3_resnet50.", "fcn_resnet50.ts")
+
+
+def _cases() -> list[object]:
+    names = [(path.name.removesuffix(".onnx.xz"), path) for path in all_structures()]
+    return [pytest.param(p, id=n, marks=pytest.mark.slow if n.startswith(SLOW) else ()) for n, p in names]
+
+
+def _random_half(analysis: op.Analysis, seed: int = 0) -> op.Plan:
+    rng = np.random.default_rng(seed)
+    groups = {}
+    for g in analysis:
+        gone = rng.choice(g.channels, g.channels // 2, replace=False)
+        groups[g.name] = op.Removal(g.channels, tuple(sorted(gone.tolist())))
+    return op.Plan(analysis.source.fingerprint, groups)
+
+
+@pytest.mark.parametrize("path", _cases())
+def test_structure(path: Path) -> None:
+    model = filled(path)
+    analysis = op.analyze(model)
+    assert coverage(analysis) == EXPECTED[path.name.removesuffix(".onnx.xz")]
+    assert len(analysis) >= 1
+
+    half = op.compile_plan(model, _random_half(analysis), analysis=analysis)
+    assert half.verification is not None
+    assert tuple(half.verification.batches) == (1, 5)
+    assert half.verification.max_relative <= 1e-4
+    assert half.verification.effect > 1e-3, "the masks do not matter, so nothing was proved"
+    assert half.after.params < half.before.params
+
+    plan = op.plan(op.score(model, analysis, "l2"), op.Target(macs=0.5))
+    least = op.compile_plan(model, plan, analysis=analysis, feeds=[random_feeds(analysis, 1)])
+    assert least.verification is not None
+    assert least.verification.max_relative <= 1e-4
+    assert least.verification.effect > 1e-3
+    assert least.after.ratio(least.before, "macs") == pytest.approx(0.5, abs=0.01)
+
+
+def test_golden_is_complete() -> None:
+    assert sorted(EXPECTED) == [p.name.removesuffix(".onnx.xz") for p in all_structures()]
+
+
+def test_structures_stay_small() -> None:
+    sizes = [p.stat().st_size for p in all_structures()]
+    assert len(sizes) >= 48
+    assert sum(sizes) < 4 * 2**20
+    assert max(sizes) < 100_000
+
+
+def test_filling_is_repeatable_and_seeded() -> None:
+    path = next(p for p in all_structures() if p.name.startswith("squeezenet1_1.ts"))
+    again, other = fill(unpack(path), 1), fill(unpack(path), 2)
+    assert fill(unpack(path), 1).SerializeToString() == again.SerializeToString()
+    assert again.SerializeToString() != other.SerializeToString()
+
+
+def _packed(folder: Path, data: bytes, cut: int = 0) -> Path:
+    path = folder / "bad.onnx.xz"
+    packed = lzma.compress(data)
+    path.write_bytes(packed[: len(packed) - cut])
+    return path
+
+
+def test_a_decompression_bomb_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StructureError, match="holds more than"):
+        unpack(_packed(tmp_path, bytes(MAX_UNPACKED + 1)))
+
+
+def test_a_cut_off_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StructureError, match="cut off"):
+        unpack(_packed(tmp_path, b"x" * 100, cut=20))
+
+
+def test_what_is_not_xz_or_not_a_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "no.onnx.xz").write_bytes(b"not xz at all")
+    with pytest.raises(StructureError, match="not xz"):
+        unpack(tmp_path / "no.onnx.xz")
+    with pytest.raises(StructureError, match="not an ONNX model"):
+        unpack(_packed(tmp_path, b"\xff\xff\xff\xff"))
+
+
+@pytest.mark.parametrize("dims", [(2**20, 2**20), (-1, 100)])
+def test_a_shape_beyond_memory_is_refused(dims: tuple[int, int]) -> None:
+    proto = onnx.ModelProto()
+    proto.graph.node.add(op_type="Relu", input=["x"], output=["y"])
+    proto.graph.initializer.add(name="w", data_type=onnx.TensorProto.FLOAT, dims=dims)
+    if min(dims) < 0:
+        proto.graph.initializer.add(name="v", data_type=onnx.TensorProto.FLOAT, dims=[-1, -100])
+    with pytest.raises(StructureError, match="elements"):
+        fill(proto)
