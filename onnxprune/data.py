@@ -111,7 +111,9 @@ def _digits(part: str) -> Data:
     try:
         from sklearn.datasets import load_digits
     except ImportError as err:
-        raise OnnxPruneError(f"the digits data needs scikit-learn ({err})", fix="pip install 'onnxprune[data]'") from err
+        raise OnnxPruneError(
+            f"the digits data needs scikit-learn ({err})", fix="pip install 'onnxprune[data]'"
+        ) from err
     digits = load_digits()
     index = split_digits(len(digits.target), part)
     x = (digits.images[index, None] / 16.0).astype(np.float32)
