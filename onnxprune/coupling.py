@@ -187,6 +187,7 @@ def walk(model: Model, seen: Witness, choices: Choices | None = None) -> LabelTa
     """Runs every operator's rule once, in graph order."""
     graph = model.graph
     table = LabelTable(seen.shapes, seen.values, model.opset, choices)
+    table.outputs = frozenset(t.name for t in graph.outputs)
     for node in graph.nodes:
         table.node = node
         spec = find(node)
@@ -195,7 +196,11 @@ def walk(model: Model, seen: Witness, choices: Choices | None = None) -> LabelTa
         if spec is not None and known:
             spec.couple(node, table)
         else:
-            reason = f"no rule for {node.domain or 'ai.onnx'}::{node.op}" if spec is None else "its shape is not known"
+            reason = (
+                f"is used by {node.domain or 'ai.onnx'}::{node.op}, which has no rule"
+                if spec is None
+                else "is used where a shape is not known"
+            )
             for t in node.inputs:
                 if t.name and (isinstance(t, gs.Constant) or t.name in seen.shapes):
                     table.lock_tensor(t, reason)

@@ -252,9 +252,10 @@ def _from_proto(proto: onnx.ModelProto, arrays: dict[str, Array], path: Path | N
 
 def _import(proto: onnx.ModelProto) -> gs.Graph:
     # The domain of standard operators may be spelled out; graphsurgeon and onnxruntime know it as "".
-    for opset in proto.opset_import:
-        if opset.domain == "ai.onnx":
-            opset.domain = ""
+    if any(opset.domain == "ai.onnx" for opset in proto.opset_import):
+        proto = onnx.ModelProto.FromString(proto.SerializeToString())  # the caller's own stays as it is
+        for opset in proto.opset_import:
+            opset.domain = "" if opset.domain == "ai.onnx" else opset.domain
     try:
         return gs.import_onnx(proto)
     except Exception as err:  # graphsurgeon raises bare exceptions of several kinds
@@ -438,7 +439,12 @@ def _check(proto: onnx.ModelProto, arrays: dict[str, Array]) -> None:
 
 def _valueless_weights(proto: onnx.ModelProto) -> tuple[str, str] | None:
     valued = {t.name for t in proto.graph.initializer}
-    inputs = {i.name for i in proto.graph.input} - valued
+    # A weight's shape is static: an activation that enters a Gemm from outside has a dynamic batch.
+    inputs = {
+        i.name
+        for i in proto.graph.input
+        if i.name not in valued and all(d.HasField("dim_value") for d in i.type.tensor_type.shape.dim)
+    }
     for node in proto.graph.node:
         if node.op_type in ("Conv", "ConvTranspose", "BatchNormalization", "InstanceNormalization", "Gemm"):
             for name in node.input[1:]:

@@ -40,7 +40,8 @@ def analyze(model: Model, *, attention: str = "heads", include_inexact: bool = F
 
     Args:
         attention: what is freed in multi-head attention, "heads" or "head_dim".
-        include_inexact: free also channels that statistics (LayerNorm, ...) run over; their removal is not masking.
+        include_inexact: show as groups also channels that statistics (LayerNorm, ...) run over. Their removal is not
+            masking and cannot be proved, so plans for them fail verification.
     """
     normal = Pipeline(NORMALIZE)(model)
     return couple(normal, source=model, choices=Choices(attention), include_inexact=include_inexact)

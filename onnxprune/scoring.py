@@ -131,30 +131,31 @@ def score(
         raise OnnxPruneError(
             f"criterion {rule.name!r} cannot be reduced by {how!r}", fix=f"choose from: {', '.join(rule.reductions)}"
         )
-    wanted = [analysis[name] for name in groups] if groups is not None else list(analysis.groups)
+    wanted = [analysis[name] for name in dict.fromkeys(groups)] if groups is not None else list(analysis.groups)
     needed = np.zeros(analysis.count, bool)
-    for group in wanted:
+    # Which sites a group has: all of its channels sit on the same ones, so its first channel tells.
+    led = np.full(analysis.count, -1)
+    for g, group in enumerate(wanted):
         needed[group.components] = True
-    per_site: list[tuple[npt.NDArray[np.int64], Scored]] = []
+        led[group.components[0]] = g
+    rows: list[list[Scored]] = [[] for _ in wanted]
     sites = [s for s in _sites(analysis, rule) if needed[analysis.component[s.labels]].any()]
-    done: dict[tuple[str, int], Scored] = {}
+    done: set[tuple[str, int]] = set()
     for i, site in enumerate(sites):
         key = (site.tensor.name, site.axis if isinstance(site, FilterSite) else 0)
         if key not in done:
-            done[key] = _site_scores(analysis, rule, site)
-            per_site.append((analysis.component[site.labels], done[key]))
+            done.add(key)
+            components = analysis.component[site.labels]
+            means = _by_component(components, _site_scores(analysis, rule, site), analysis.count)
+            for g in np.unique(led[components]).tolist():
+                if g >= 0:
+                    rows[g].append(means[wanted[g].components])
         if progress is not None:
             progress(i + 1, len(sites))
-    out: dict[str, Scored] = {}
-    # Which sites a group has: all of its channels sit on the same ones, so its first channel tells.
-    first_seen: dict[int, list[int]] = {}
-    for k, (components, _) in enumerate(per_site):
-        for c in np.unique(components).tolist():
-            first_seen.setdefault(c, []).append(k)
-    for group in wanted:
-        mine = first_seen.get(int(group.components[0]), [])
-        rows = [_by_component(per_site[k], group, analysis.count) for k in mine]
-        out[group.name] = _reduced(rows, how) if rows else _without_filters(analysis, rule, group)
+    out = {
+        group.name: _reduced(mine, how) if mine else _without_filters(analysis, rule, group)
+        for group, mine in zip(wanted, rows, strict=True)
+    }
     fields: dict[str, Any] = asdict(rule) if is_dataclass(rule) and not isinstance(rule, type) else {}
     return Scores(analysis, out, {"name": rule.name, "reduce": how, **fields}, rule.default_normalize)
 
@@ -178,10 +179,10 @@ def filters_first(weight: Array, axis: int, groups: int = 1) -> Array:
     return np.moveaxis(split, 2, 1).reshape(groups * weight.shape[1], -1)
 
 
-def _by_component(site: tuple[npt.NDArray[np.int64], Scored], group: Group, count: int) -> Scored:
-    components, values = site
-    total = np.bincount(components, values, count)[group.components]
-    return np.asarray(total / np.bincount(components, minlength=count)[group.components])
+def _by_component(components: npt.NDArray[np.int64], values: Scored, count: int) -> Scored:
+    """The mean over each component's places on an axis, [count]; 0 for those that have none there."""
+    places = np.bincount(components, minlength=count)
+    return np.asarray(np.bincount(components, values, count) / np.maximum(places, 1))
 
 
 def _reduced(rows: list[Scored], how: str) -> Scored:
@@ -210,5 +211,5 @@ def _without_filters(analysis: Analysis, rule: Criterion, group: Group) -> Score
         labels = analysis.table.constants[tensor][axis]
         assert labels is not None
         scores = rule.filter_scores(np.moveaxis(weight, axis, 0), tensor=tensor)
-        rows.append(_by_component((analysis.component[labels], scores), group, analysis.count))
+        rows.append(_by_component(analysis.component[labels], scores, analysis.count)[group.components])
     return _reduced(rows, "mean") if rows else np.zeros(group.channels)

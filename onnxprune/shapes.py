@@ -73,12 +73,25 @@ def assignments(model: Model, *, single: bool = False) -> list[dict[tuple[str, i
     return sets[:1] if single or not sets[0] else sets
 
 
-def witness(model: Model, dims: Mapping[tuple[str, int], int] | None = None) -> Witness:
-    """Infers all shapes and computes all shape arithmetic under one assignment (default: the first)."""
-    if dims is None:
-        dims = assignments(model, single=True)[0]
+def bare(model: Model) -> onnx.ModelProto:
+    """The model as shape inference needs it: without weights and without the shapes it came with."""
     proto = weightless(to_skeleton(model)[0])
     del proto.graph.value_info[:]
+    return proto
+
+
+def witness(
+    model: Model, dims: Mapping[tuple[str, int], int] | None = None, *, skeleton: onnx.ModelProto | None = None
+) -> Witness:
+    """Infers all shapes and computes all shape arithmetic under one assignment (default: the first).
+
+    Args:
+        skeleton: `bare(model)`, if there is more than one assignment to try.
+    """
+    if dims is None:
+        dims = assignments(model, single=True)[0]
+    proto = onnx.ModelProto()
+    proto.CopyFrom(skeleton or bare(model))
     for value in proto.graph.input:
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):
             if (value.name, axis) in dims:

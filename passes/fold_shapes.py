@@ -20,7 +20,7 @@ import onnx_graphsurgeon as gs
 from onnxprune.model import Array, Model
 from onnxprune.passes.base import Pass, register
 from onnxprune.passes.edit import drop_dead, int64, to_constant, unique_name
-from onnxprune.shapes import Witness, assignments, witness
+from onnxprune.shapes import Witness, assignments, bare, witness
 
 
 @register
@@ -34,9 +34,10 @@ class FoldShapes(Pass):
         """Folds against one witness, or two where dimensions are dynamic and the graph asks for shapes."""
         graph = model.graph
         dims = assignments(model)
-        first = witness(model, dims[0])
+        skeleton = bare(model)
+        first = witness(model, dims[0], skeleton=skeleton)
         asks = any(n.op in ("Shape", "Size") for n in graph.nodes)
-        second = witness(model, dims[1]) if len(dims) > 1 and asks else first
+        second = witness(model, dims[1], skeleton=skeleton) if len(dims) > 1 and asks else first
         outputs = {id(t) for t in graph.outputs}
         names = set(graph.tensors())
         for node in list(graph.nodes):

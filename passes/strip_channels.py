@@ -63,7 +63,6 @@ def analysis_options(plan: Plan) -> dict[str, Any]:
     """The arguments of `couple` under which a plan's groups were found."""
     return {
         "choices": Choices(str(plan.options.get("attention", "heads"))),
-        "include_inexact": bool(plan.options.get("include_inexact", False)),
     }
 
 

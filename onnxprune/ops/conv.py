@@ -9,7 +9,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxprune.ops.labels import Labels, LabelTable
-from onnxprune.ops.record import OpSpec, Patcher, Shape, register
+from onnxprune.ops.record import OpSpec, Patcher, Shape, left, register
 
 
 def _start(node: gs.Node, table: LabelTable) -> tuple[gs.Tensor, gs.Tensor | None, int, Labels | None, int] | None:
@@ -103,21 +103,16 @@ def couple_conv_transpose(node: gs.Node, table: LabelTable) -> None:
     table.put(node.outputs[0], [None, out, *[None] * (rank - 2)])
 
 
-def _count(patcher: Patcher, t: gs.Tensor, axis: int) -> int:
-    keep = patcher.keep(t, axis)
-    return patcher.shape(t)[axis] if keep is None else int(keep.sum())
-
-
 def patch_conv_group(node: gs.Node, patcher: Patcher) -> None:
     """`group` follows when whole groups go: channels left over channels left per group."""
     if int(node.attrs.get("group", 1)) > 1:
-        node.attrs["group"] = _count(patcher, node.inputs[0], 1) // _count(patcher, node.inputs[1], 1)
+        node.attrs["group"] = left(patcher, node.inputs[0], 1) // left(patcher, node.inputs[1], 1)
 
 
 def patch_conv_transpose_group(node: gs.Node, patcher: Patcher) -> None:
     """As for Conv, from the output side: its weight states the outputs per group."""
     if int(node.attrs.get("group", 1)) > 1:
-        node.attrs["group"] = _count(patcher, node.outputs[0], 1) // _count(patcher, node.inputs[1], 1)
+        node.attrs["group"] = left(patcher, node.outputs[0], 1) // left(patcher, node.inputs[1], 1)
 
 
 def macs_conv(node: gs.Node, ins: Sequence[Shape], outs: Sequence[Shape]) -> int:

@@ -115,6 +115,7 @@ class LabelTable:
         self.scale_sites: list[ScaleSite] = []
         self.sums: list[Labels] = []  # channels that an addition of two activations joins: residual streams
         self.node: gs.Node | None = None
+        self.outputs: frozenset[str] = frozenset()  # names of the graph's outputs
         self._sealed: set[str] = set()
         self._partial = False  # whether any array holds a 0
 

@@ -126,6 +126,12 @@ def ints(value: Any) -> list[int]:
     return [int(v) for v in np.asarray(value).reshape(-1)]
 
 
+def left(patcher: Patcher, t: gs.Tensor, axis: int) -> int:
+    """How many indices of an axis stay."""
+    keep = patcher.keep(t, axis)
+    return patcher.shape(t)[axis] if keep is None else int(keep.sum())
+
+
 def follows(operand: gs.Tensor, place: int, rank: int) -> bool:
     """Whether one element of a shape operand can follow its axis when channels go.
 

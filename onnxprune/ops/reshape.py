@@ -16,7 +16,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxprune.ops.labels import Array, Axes, Labels, LabelTable
-from onnxprune.ops.record import OpSpec, Patcher, Shape, ints, normal_axis, register
+from onnxprune.ops.record import OpSpec, Patcher, Shape, ints, left, normal_axis, register
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def picked_apart(t: gs.Tensor, axis: int, table: LabelTable) -> bool:
 
 
 def patch_reshape(node: gs.Node, patcher: Patcher) -> None:
-    """Stated sizes follow; 0 (copy) and -1 (infer) adapt by themselves."""
+    """Stated sizes follow; -1 (infer) adapts by itself, and 0 (copy) where the same channels stand on both sides."""
     value = patcher.constant(node, 1)
     if value is None:
         return
@@ -205,7 +205,13 @@ def patch_reshape(node: gs.Node, patcher: Patcher) -> None:
     changed = False
     for axis in range(len(value)):
         keep = patcher.keep(node.outputs[0], axis)
-        if keep is not None and value[axis] > 0:
+        if value[axis] == 0 and not node.attrs.get("allowzero", 0):
+            # It copies the input's dimension at the same place, which need not be where this axis comes from.
+            if left(patcher, node.inputs[0], axis) == left(patcher, node.outputs[0], axis):
+                continue
+            value[axis] = left(patcher, node.outputs[0], axis)
+            changed = True
+        elif keep is not None and value[axis] > 0:
             value[axis] = keep.sum()
             changed = True
     if changed:

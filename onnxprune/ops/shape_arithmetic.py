@@ -16,6 +16,44 @@ def couple_none(node: gs.Node, table: LabelTable) -> None:
     """The output says nothing about channels (a shape, a count, a range)."""
 
 
+def couple_shape(node: gs.Node, table: LabelTable) -> None:
+    """Locks an axis whose size is read at run time, unless it only goes on to size a Resize of the same data."""
+    x = node.inputs[0]
+    axes = table.get(x)
+    start, stop, _ = slice(node.attrs.get("start", 0), node.attrs.get("end")).indices(len(axes))
+    for axis, labels in enumerate(axes):
+        if labels is not None and start <= axis < stop and _is_used(node.outputs[0], axis - start, x, table):
+            table.lock(labels, "has its size read at run time")
+
+
+def _is_used(shape: gs.Tensor, place: int, x: gs.Tensor, table: LabelTable) -> bool:
+    """Whether one element of a shape vector is read by anything but the Resize sizes that fold_shapes writes."""
+    if shape.name in table.outputs:
+        return True
+    for node in shape.outputs:
+        if node.op == "Gather" and isinstance(node.inputs[1], gs.Constant):
+            picked = [i % table.shape(shape)[0] for i in ints(node.inputs[1].values)]
+            if place not in picked or _sizes_resize(node.outputs[0], x, table):
+                continue
+        elif node.op == "Slice" and all(isinstance(t, gs.Constant) for t in node.inputs[1:]):
+            bounds = [ints(t.values) for t in node.inputs[1:] if t.name]
+            step = bounds[3][0] if len(bounds) > 3 else 1
+            if place not in range(*slice(bounds[0][0], bounds[1][0], step).indices(table.shape(shape)[0])):
+                continue
+        return True
+    return False
+
+
+def _sizes_resize(element: gs.Tensor, x: gs.Tensor, table: LabelTable) -> bool:
+    joined = [node.outputs[0] for node in element.outputs if node.op == "Concat"]
+    readers = [node for t in joined for node in t.outputs]
+    return (
+        len(joined) == len(element.outputs)
+        and not {element.name, *(t.name for t in joined)} & table.outputs
+        and all(node.op == "Resize" and node.inputs[0].name == x.name for node in readers)
+    )
+
+
 def couple_lock(node: gs.Node, table: LabelTable) -> None:
     """Everything it reads must stay whole."""
     for t in node.inputs:
@@ -45,7 +83,8 @@ def _constant(node: gs.Node, values: Sequence[Any]) -> Array | None:
 
 _EVALUATE: dict[str, Evaluate] = {"ConstantOfShape": _constant_of_shape, "Range": _range, "Constant": _constant}
 # Shape is evaluated by onnxprune.shapes, which knows the shapes.
-for _op in ("Shape", "ConstantOfShape", "Range", "Constant", "RandomNormal", "RandomUniform"):
+register(OpSpec("Shape", couple_shape))
+for _op in ("ConstantOfShape", "Range", "Constant", "RandomNormal", "RandomUniform"):
     register(OpSpec(_op, couple_none, evaluate=_EVALUATE.get(_op)))
 for _op in (
     "Size",

@@ -1,0 +1,385 @@
+"""What every operator record promises, run over the whole registry: one table, a graph for every operator.
+
+In every case `h` [N, 8, 4, 4] comes from a convolution with weight `w0`, the case's lines make `m` of it, and what
+follows reads `m`. The table says how many channels of `w0` can be removed, or that the operator locks them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from graphs import removal
+from onnx import numpy_helper
+
+from onnxprune.coupling import Analysis
+from onnxprune.errors import OnnxPruneError
+from onnxprune.model import load, to_proto
+from onnxprune.ops import all_ops
+from onnxprune.passes import InsertMasks
+from onnxprune.pipeline import analyze, compile_plan
+from onnxprune.plans import Plan, Removal
+
+LOCKED, INEXACT = "locked", "inexact"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One graph around one operator.
+
+    Attributes:
+        op: operator under test.
+        text: lines that compute `m` from `h`, in the syntax of onnx.parser.
+        expect: channels of `w0` that are free, "locked", or "inexact" (free only on request).
+        consts: initializers: values, or the shape of a random float one.
+        reads: input channels of the convolution that reads `m`; 0 if `m` is the model's output itself.
+        rank: of the output.
+        kind: element type of the output.
+        inexact_free: how many are free on request.
+        inputs: further graph inputs.
+    """
+
+    op: str
+    text: str
+    expect: int | str
+    consts: Mapping[str, Any] = field(default_factory=dict)
+    reads: int = 8
+    opset: int = 17
+    rank: int = 4
+    kind: str = "float"
+    inexact_free: int = 8
+    inputs: str = ""
+
+    @property
+    def label(self) -> str:
+        return f"{self.op}-{self.expect}-{self.text.count('=')}"
+
+
+def i64(*values: int) -> np.ndarray:
+    return np.array(values, np.int64)
+
+
+U = "u = Sigmoid (h) "  # in (0, 1): every function below is finite there
+B = "u = Greater (h, zero) v = Less (h, half) "
+ZERO_HALF = {"zero": np.zeros(1, np.float32), "half": np.full(1, 0.5, np.float32)}
+I = "u = Mul (h, ten) i = Cast <to = 7> (u) "  # noqa: E741
+TEN = {"ten": np.full(1, 10, np.float32)}
+BACK = " m = Cast <to = 1> (o)"
+
+CASES: list[Case] = [
+    *(Case(op, f"{U} m = {op} (u)", 8) for op in (
+        "Abs", "Neg", "Floor", "Ceil", "Sqrt", "Identity", "Relu", "LeakyRelu", "Elu", "Selu", "Celu",
+        "ThresholdedRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Softplus", "Softsign", "Mish", "Erf", "Exp",
+        "Log", "Reciprocal", "Round", "Sign", "Shrink", "Sin", "Cos", "Tan", "Asin", "Acos", "Atan", "Sinh", "Cosh",
+        "Asinh", "Atanh", "Dropout",
+    ) if op != "Mish"),
+    Case("Mish", f"{U} m = Mish (u)", 8, opset=18),
+    Case("Gelu", f"{U} m = Gelu (u)", 8, opset=20),
+    Case("Swish", f"{U} m = Swish (u)", 8, opset=24),
+    Case("Acosh", f"{U} e = Exp (u) m = Acosh (e)", 8),
+    Case("Clip", "m = Clip (h, zero, half)", 8, ZERO_HALF),
+    Case("Cast", "d = Cast <to = 11> (h) m = Cast <to = 1> (d)", 8),
+    Case("CastLike", "m = CastLike (h, half)", 8, ZERO_HALF),
+    *(Case(op, f"{U} m = {op} (u, h)", 8) for op in ("Add", "Sub", "Mul", "Min", "Max", "Sum", "Mean", "PRelu")),
+    *(Case(op, f"{U} m = {op} (c, u)", 8, {"c": (1, 8, 1, 1)}) for op in ("Add", "Sub", "Mul", "Min", "Max", "Mean")),
+    Case("Add", "m = Add (h, x2)", LOCKED, inputs=", float[N,8,4,4] x2"),
+    Case("Add", "s = ReduceMean <axes = [2, 3]> (h) m = Add (s, h)", 8),
+    Case("PRelu", "m = PRelu (h, c)", 8, {"c": (8, 1, 1)}),
+    Case("Div", f"{U} m = Div (h, u)", 8),
+    Case("Pow", f"{U} m = Pow (u, u)", 8),
+    Case("Mod", f"{U} m = Mod <fmod = 1> (h, u)", 8),
+    Case("Where", f"{B} m = Where (u, h, c)", 8, {**ZERO_HALF, "c": (8, 1, 1)}),
+    *(Case(op, f"o = {op} (h, zero) {BACK}", 8, ZERO_HALF) for op in (
+        "Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual")),
+    *(Case(op, f"{B} o = {op} (u, v) {BACK}", 8, ZERO_HALF) for op in ("And", "Or", "Xor")),
+    Case("Not", f"{B} o = Not (u) {BACK}", 8, ZERO_HALF),
+    *(Case(op, f"o = {op} (h) {BACK}", 8) for op in ("IsNaN", "IsInf")),
+    Case("BitShift", f'{I} a = Abs (i) b = Cast <to = 13> (a) o = BitShift <direction = "LEFT"> (b, c) {BACK}', 8,
+         {**TEN, "c": np.ones((8, 1, 1), np.uint64)}),
+    *(Case(op, f"{I} o = {op} (i, c) {BACK}", 8, {**TEN, "c": np.full((8, 1, 1), 6, np.int64)}, opset=18)
+      for op in ("BitwiseAnd", "BitwiseOr", "BitwiseXor")),
+    Case("BitwiseNot", f"{I} o = BitwiseNot (i) {BACK}", 8, TEN, opset=18),
+    # Convolutions and products.
+    Case("Conv", "m = Conv (h, c, d)", 8, {"c": (8, 8, 1, 1), "d": (8,)}),
+    Case("Conv", "m = Conv <group = 8> (h, c)", 8, {"c": (8, 1, 1, 1)}),
+    Case("Conv", "m = Conv <group = 4> (h, c)", 4, {"c": (8, 2, 1, 1)}),
+    Case("Conv", "m = Conv <group = 2> (h, c)", 4, {"c": (8, 4, 1, 1)}),
+    Case("Conv", "d = Sigmoid (e) m = Conv (h, d)", LOCKED, inputs=", float[8,8,1,1] e"),
+    Case("ConvTranspose", "m = ConvTranspose (h, c, d)", 8, {"c": (8, 8, 1, 1), "d": (8,)}),
+    Case("ConvTranspose", "m = ConvTranspose <group = 4> (h, c)", 4, {"c": (8, 2, 1, 1)}),
+    Case("ConvTranspose", "m = ConvTranspose <group = 2> (h, c)", 4, {"c": (8, 4, 1, 1)}),
+    Case("Gemm", "p = GlobalAveragePool (h) f = Flatten (p) m = Gemm (f, c, d)", 8, {"c": (8, 5), "d": (5,)},
+         reads=0, rank=2),
+    Case("Gemm", "p = GlobalAveragePool (h) f = Flatten (p) m = Gemm <transB = 1, alpha = 0.5> (f, c, d)", 8,
+         {"c": (5, 8), "d": (1, 5)}, reads=0, rank=2),
+    Case("MatMul", "t = Transpose <perm = [0, 2, 3, 1]> (h) m = MatMul (t, c)", 8, {"c": (8, 5)}, reads=0),
+    Case("MatMul", "t = Transpose <perm = [0, 2, 3, 1]> (h) m = MatMul (t, c)", 8, {"c": (8,)}, reads=0, rank=3),
+    Case("MatMul", "r = Reshape (h, s) t = Transpose <perm = [0, 2, 1]> (r) m = MatMul (r, t)",
+         LOCKED, {"s": i64(0, 8, 16)}, reads=0, rank=3),
+    Case("Einsum", 'm = Einsum <equation = "nchw,dc->ndhw"> (h, c)', 8, {"c": (8, 8)}),
+    Case("Einsum", 'm = Einsum <equation = "nchw,nchw->nhw"> (h, h)', 8, reads=0, rank=3),
+    Case("Einsum", 'm = Einsum <equation = "...c,cd->...d"> (h, c)', LOCKED, {"c": (4, 4)}),
+    # Norms.
+    Case("BatchNormalization", "m = BatchNormalization (h, s, b, a, v)", 8,
+         {"s": (8,), "b": (8,), "a": (8,), "v": np.linspace(0.5, 2, 8, dtype=np.float32)}),
+    Case("InstanceNormalization", "m = InstanceNormalization (h, s, b)", 8, {"s": (8,), "b": (8,)}),
+    Case("LayerNormalization", "m = LayerNormalization <axis = 1> (h, s)", INEXACT, {"s": (8, 4, 4)}),
+    Case("LayerNormalization", "m = LayerNormalization <axis = -1> (h, s)", 8, {"s": (4,)}),
+    Case("RMSNormalization", "m = RMSNormalization <axis = 1> (h, s)", INEXACT, {"s": (8, 4, 4)}, opset=23),
+    Case("GroupNormalization", "m = GroupNormalization <num_groups = 4> (h, s, b)", 4, {"s": (8,), "b": (8,)},
+         opset=21),
+    Case("GroupNormalization", "m = GroupNormalization <num_groups = 1> (h, s, b)", INEXACT, {"s": (8,), "b": (8,)},
+         opset=21, inexact_free=1),
+    Case("LRN", "m = LRN <size = 3> (h)", INEXACT),
+    Case("MeanVarianceNormalization", "m = MeanVarianceNormalization (h)", 8),
+    Case("MeanVarianceNormalization", "m = MeanVarianceNormalization <axes = [1, 2]> (h)", INEXACT),
+    *(Case(op, f"m = {op} <axis = 1> (h)", INEXACT) for op in ("Softmax", "LogSoftmax", "Hardmax", "LpNormalization")),
+    *(Case(op, f"m = {op} <axis = 2> (h)", 8) for op in ("Softmax", "LogSoftmax", "Hardmax", "LpNormalization")),
+    Case("Softmax", "m = Softmax (h)", INEXACT, opset=11),
+    # Shape-moving.
+    Case("Concat", "m = Concat <axis = 1> (h, h)", 8, reads=16),
+    Case("Concat", "m = Concat <axis = 2> (h, h)", 8),
+    Case("Concat", "m = Concat <axis = 2> (h, c)", 8, {"c": np.ones((1, 8, 4, 4), np.float32)}, inputs="@1"),
+    Case("Split", "a, b = Split <axis = 1> (h, s) p = Sigmoid (a) m = Add (p, b)", 4, {"s": i64(4, 4)}, reads=4),
+    Case("Split", "a, b = Split <axis = 1> (h) m = Concat <axis = 1> (b, a)", 8),
+    Case("Split", "a, b = Split <axis = 1, split = [3, 5]> (h) m = Concat <axis = 1> (b, a)", 8, opset=11),
+    Case("Split", "a, b = Split <axis = 1, num_outputs = 2> (h) m = Concat <axis = 1> (b, a)", 8, opset=18),
+    Case("Slice", "m = Slice (h, s, e, a)", 8, {"s": i64(2), "e": i64(-1), "a": i64(1)}, reads=5),
+    Case("Slice", "m = Slice (h, s, e, a, t)", 8, {"s": i64(-1), "e": i64(-(2**62)), "a": i64(1), "t": i64(-1)}),
+    Case("Slice", "m = Slice (h, s, e, a, t)", 8, {"s": i64(1), "e": i64(8), "a": i64(1), "t": i64(3)}, reads=3),
+    Case("Gather", "m = Gather <axis = 1> (h, c)", 8, {"c": i64(7, -8, 3, 3)}, reads=4),
+    Case("Gather", "g = Gather <axis = 1> (h, c) u = Unsqueeze (g, a) m = Mul (u, h)", 7,
+         {"c": np.array(5, np.int64), "a": i64(1)}),
+    Case("Gather", "m = Gather <axis = 1> (h, j)", LOCKED, reads=2, inputs=", int64[2] j"),
+    Case("Transpose", "t = Transpose <perm = [0, 2, 3, 1]> (h) r = Relu (t) m = Transpose <perm = [0, 3, 1, 2]> (r)",
+         8),
+    Case("Squeeze", "p = GlobalAveragePool (h) q = Squeeze (p, a) m = Unsqueeze (q, a)", 8, {"a": i64(2, 3)}),
+    Case("Unsqueeze", "q = Unsqueeze (h, a) m = Squeeze (q, a)", 8, {"a": i64(1)}),
+    Case("Expand", "p = GlobalAveragePool (h) m = Expand (p, s)", 8, {"s": i64(1, 8, 4, 4)}),
+    Case("Tile", "m = Tile (h, s)", 8, {"s": i64(1, 2, 1, 1)}, reads=16),
+    Case("DepthToSpace", "m = DepthToSpace <blocksize = 2> (h)", 2, reads=2),
+    Case("DepthToSpace", 'm = DepthToSpace <blocksize = 2, mode = "CRD"> (h)', 2, reads=2),
+    Case("SpaceToDepth", "m = SpaceToDepth <blocksize = 2> (h)", 8, reads=32),
+    Case("Trilu", "m = Trilu (h)", 8),
+    Case("Trilu", "t = Transpose <perm = [0, 2, 1, 3]> (h) u = Trilu (t) m = Transpose <perm = [0, 2, 1, 3]> (u)",
+         LOCKED),
+    Case("Pad", "m = Pad (h, p)", 8, {"p": i64(0, 1, 0, 0, 0, 2, 0, 0)}, reads=11),
+    Case("Pad", 'm = Pad <mode = "edge"> (h, p)', LOCKED, {"p": i64(0, 1, 0, 0, 0, 0, 0, 0)}, reads=9),
+    Case("Pad", "m = Pad (h, p, , a)", 8, {"p": i64(1, 1, 0, 1), "a": i64(1, 2)}, opset=18, reads=9),
+    Case("Reshape", "r = Reshape (h, s) m = Reshape (r, t)", 8, {"s": i64(0, 8, 16), "t": i64(0, -1, 4, 4)}),
+    Case("Reshape", "r = Reshape (h, s) q = Relu (r) m = Reshape (q, t)", 4,
+         {"s": i64(0, 2, 4, 16), "t": i64(0, 8, 4, 4)}),
+    Case("Reshape", "m = Reshape (h, s)", 4, {"s": i64(-1, 4, 8, 4)}, reads=4),
+    Case("Reshape", "m = Reshape (h, s)", LOCKED, {"s": i64(0, 1, 16, 8)}, reads=1),
+    Case("Flatten", "f = Flatten (h) m = Gemm (f, c)", 8, {"c": (128, 5)}, reads=0, rank=2),
+    Case("Flatten", "m = Flatten <axis = 2> (h)", LOCKED, reads=0, rank=2),
+    Case("Resize", "m = Resize (h, , s)", 8, {"s": np.array([1, 1, 2, 2], np.float32)}),
+    Case("Resize", "m = Resize (h, , s)", LOCKED, {"s": np.array([1, 2, 1, 1], np.float32)}, reads=16),
+    Case("Resize", "m = Resize (h, , , s)", 8, {"s": i64(2, 8, 8, 8)}, inputs="@2"),
+    Case("Upsample", "m = Upsample (h, s)", 8, {"s": np.array([1, 1, 2, 2], np.float32)}, opset=9),
+    # Pooling.
+    *(Case(op, f"m = {op} <kernel_shape = [2, 2]> (h)", 8) for op in ("MaxPool", "AveragePool", "LpPool")),
+    *(Case(op, f"m = {op} (h)", 8) for op in ("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")),
+    Case("MaxPool", "p, i = MaxPool <kernel_shape = [2, 2]> (h) j = Cast <to = 1> (i) m = Add (p, j)", LOCKED),
+    Case("GridSample", "m = GridSample (h, c)", 8, {"c": np.zeros((1, 2, 2, 2), np.float32)}, inputs="@1"),
+    # Reductions and what counts along an axis.
+    *(Case(op, f"m = {op} (h, a)", 8, {"a": i64(1)}, opset=18, reads=1)
+      for op in ("ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceSum")),
+    *(Case(op, f"{U} m = {op} (u, a)", INEXACT, {"a": i64(1)}, opset=18, reads=1)
+      for op in ("ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceLogSum", "ReduceLogSumExp")),
+    *(Case(op, f"{U} m = {op} <axes = [2]> (u)", 8)
+      for op in ("ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceLogSum", "ReduceLogSumExp")),
+    Case("ReduceSum", "m = ReduceSum <axes = [1, 2], keepdims = 0> (h)", 8, opset=11, reads=0, rank=2),
+    *(Case(op, f"o = {op} <axis = 1> (h) {BACK}", LOCKED, reads=1) for op in ("ArgMax", "ArgMin")),
+    *(Case(op, f"o = {op} <axis = 2> (h) {BACK}", 8) for op in ("ArgMax", "ArgMin")),
+    Case("ArgMax", "o = ArgMax <axis = 2, keepdims = 0> (h) m = Gather (t, o)", LOCKED, {"t": (4, 3)}, reads=0),
+    Case("TopK", "m, i = TopK <axis = 1> (h, k)", LOCKED, {"k": i64(3)}, reads=3),
+    Case("TopK", "m, i = TopK <axis = 2> (h, k)", 8, {"k": i64(3)}),
+    Case("CumSum", "m = CumSum (h, a)", LOCKED, {"a": np.array(1, np.int64)}),
+    Case("CumSum", "m = CumSum (h, a)", 8, {"a": np.array(2, np.int64)}),
+    # What makes shapes and constants.
+    Case("Shape", "s = Shape (h) g = Gather (s, z) t = Concat <axis = 0> (g, e) m = Reshape (h, t)", 8,
+         {"z": i64(0), "e": i64(8, 4, 4)}),
+    Case("Size", "s = Size (h) f = Cast <to = 1> (s) m = Mul (h, f)", LOCKED),
+    Case("ConstantOfShape", "k = ConstantOfShape (e) m = Add (h, k)", 8, {"e": i64(1)}),
+    Case("Constant", "k = Constant <value_float = 2.0> () m = Mul (h, k)", 8),
+    Case("Range", "k = Range (z, l, d) m = Mul (h, k)", 8,
+         {"z": np.array(0, np.float32), "l": np.array(4, np.float32), "d": np.array(1, np.float32)}),
+    Case("EyeLike", "f = Flatten (h) m = EyeLike (f)", LOCKED, reads=0, rank=2),
+    *(Case(op, f"k = {op} <shape = [1]> () z = Mul (k, zero) m = Add (h, z)", 8, ZERO_HALF)
+      for op in ("RandomNormal", "RandomUniform")),
+    # What addresses elements by number: everything it reads stays whole.
+    Case("GatherElements", "m = GatherElements <axis = 1> (h, c)", LOCKED, {"c": np.zeros((1, 8, 4, 4), np.int64)},
+         inputs="@1"),
+    Case("GatherND", "m = GatherND <batch_dims = 1> (h, c)", LOCKED, {"c": np.zeros((1, 1), np.int64)}, inputs="@1",
+         reads=0, rank=3),
+    Case("ScatterElements", "m = ScatterElements <axis = 1> (h, c, d)", LOCKED,
+         {"c": np.zeros((1, 1, 1, 1), np.int64), "d": (1, 1, 1, 1)}),
+    Case("ScatterND", "m = ScatterND (h, c, d)", LOCKED, {"c": np.zeros((1, 2), np.int64), "d": (1, 4, 4)}),
+    Case("Scatter", "m = Scatter <axis = 1> (h, c, d)", LOCKED,
+         {"c": np.zeros((1, 1, 1, 1), np.int64), "d": (1, 1, 1, 1)}, opset=10),
+    Case("NonZero", "m = NonZero (h)", LOCKED, reads=0, rank=2, kind="int64"),
+    Case("OneHot", f"{I} m = OneHot <axis = -1> (i, d, v)", LOCKED,
+         {**TEN, "d": np.array(3, np.int64), "v": np.array([0, 1], np.float32)}, reads=0, rank=5),
+    Case("Unique", "m = Unique (h)", LOCKED, reads=0, rank=1),
+    Case("NonMaxSuppression", "r = Reshape (h, s) q = Reshape (h, t) m = NonMaxSuppression (r, q, k)", LOCKED,
+         {"s": i64(1, -1, 4), "t": i64(1, 4, -1), "k": np.array(3, np.int64)}, reads=0, rank=2, kind="int64",
+         inputs="@1"),
+    Case("Compress", "m = Compress <axis = 1> (h, c)", LOCKED, {"c": np.array([True, False, True])}, reads=2),
+    Case("ReverseSequence", "m = ReverseSequence <batch_axis = 0, time_axis = 1> (h, c)", LOCKED,
+         {"c": i64(3)}, inputs="@1"),
+    Case("Det", "m = Det (h)", LOCKED, reads=0, rank=2),
+]  # fmt: skip
+
+# The checker knows no such operator, so no model that holds one is ever loaded.
+UNREACHABLE = {"SimplifiedLayerNormalization"}
+
+each = pytest.mark.parametrize("case", CASES, ids=lambda c: c.label)
+
+HEADS = {
+    "free": "h = Conv (x, w0, b0)",
+    # What comes in has no labels at all.
+    "unlabelled": "h0 = Identity (x) h = Concat <axis = 1> (h0, h0, h0, h0)",
+    # Some indices are labelled and some are fixed.
+    "partly fixed": "h0 = Conv (x, w0, b0) h = Concat <axis = 1> (h0, x)",
+}
+HEAD_FILTERS = {"free": 8, "unlabelled": 0, "partly fixed": 6}
+
+
+def model_of(case: Case, head: str = "free") -> onnx.ModelProto:
+    """The case's model. A second, free branch (`v0`) makes sure that there is always something to remove."""
+    rng = np.random.default_rng(len(case.text))
+    # "@2" in `inputs` states a fixed batch, for constants that cannot broadcast over it.
+    batch = case.inputs[1:] if case.inputs.startswith("@") else "N"
+    more = "" if case.inputs.startswith("@") else case.inputs
+    dims = ",".join(f"d{i}" for i in range(case.rank))
+    tail = "y = Conv (m, w1)" if case.reads else "y = Identity (m)"
+    text = (
+        f'<ir_version: {8 if case.opset < 20 else 10}, opset_import: ["" : {case.opset}]>'
+        f"agraph (float[{batch},2,4,4] x{more}) => ({case.kind}[{dims}] y, float[M,3,4,4] y2) {{"
+        f" {HEADS[head]} {case.text} {tail} p0 = Conv (x, v0) q0 = Relu (p0) y2 = Conv (q0, v1) }}"
+    )
+    proto = onnx.parser.parse_model(text)
+    consts: dict[str, Any] = {"v0": (6, 2, 1, 1), "v1": (3, 6, 1, 1), **case.consts}
+    if HEAD_FILTERS[head]:
+        consts |= {"w0": (HEAD_FILTERS[head], 2, 1, 1), "b0": (HEAD_FILTERS[head],)}
+    if case.reads:
+        consts["w1"] = (5, case.reads, 1, 1)
+    for name, value in consts.items():
+        array = rng.standard_normal(value).astype(np.float32) if isinstance(value, tuple) else value
+        proto.graph.initializer.append(numpy_helper.from_array(np.asarray(array), name))
+    for i, node in enumerate(proto.graph.node):
+        node.name = f"node{i}"
+    return proto
+
+
+def prune(proto: onnx.ModelProto, seed: int) -> tuple[Analysis, Plan]:
+    """Removes random channels, half of `v0` at least, and verifies."""
+    model = load(proto)
+    analysis = analyze(model)
+    rng = np.random.default_rng(seed)
+    groups = {g.name: Removal(g.channels, removal(g.channels, rng)) for g in analysis.groups}
+    groups["v0"] = Removal(6, (0, 2, 5))
+    result = compile_plan(model, Plan(model.fingerprint, groups), analysis=analysis)
+    onnx.checker.check_model(to_proto(result.model))
+    return analysis, result.plan
+
+
+def test_every_registered_operator_has_a_case() -> None:
+    standard = {op for domain, op in all_ops() if domain == ""}
+    assert {c.op for c in CASES} | UNREACHABLE == standard
+    for case in CASES:
+        assert case.op in {n.op_type for n in model_of(case).graph.node}
+
+
+@pytest.mark.parametrize("op", sorted(UNREACHABLE))
+def test_operators_without_a_case_are_refused_by_the_checker(op: str) -> None:
+    with pytest.raises(OnnxPruneError, match="checker rejects"):
+        load(model_of(Case(op, f"m = {op} (h)", LOCKED)))
+
+
+@each
+def test_channels_are_free_or_locked_as_the_table_says(case: Case) -> None:
+    analysis = analyze(load(model_of(case)))
+    free = {g.name: g.channels for g in analysis.groups}
+    assert free.get("v0") == 6
+    locks = [lock for lock in analysis.locked if lock.name.startswith("w0")]
+    # A part that is cut off sits on other axes than the rest: `w0#2`.
+    mine = {name: n for name, n in free.items() if name.split("#")[0] == "w0"}
+    if isinstance(case.expect, int):
+        assert sum(mine.values()) == case.expect
+    else:
+        assert not mine
+        assert locks
+        assert {lock.inexact for lock in locks} == {case.expect == INEXACT}
+        assert all(lock.reason and lock.node for lock in locks)
+    if case.expect == INEXACT:
+        assert {lock.op for lock in locks} == {case.op}
+        on_request = {g.name: g.channels for g in analyze(load(model_of(case)), include_inexact=True).groups}
+        assert on_request.get("w0") == case.inexact_free
+
+
+@each
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_random_removal_is_proved_by_verification(case: Case, seed: int) -> None:
+    _, plan = prune(model_of(case), seed)
+    assert plan.removed >= 3
+
+
+@each
+@pytest.mark.parametrize("head", ["unlabelled", "partly fixed"])
+def test_rule_takes_axes_without_labels_and_fixed_indices(case: Case, head: str) -> None:
+    analysis, _ = prune(model_of(case, head), 3)
+    if head == "unlabelled":
+        assert not any(g.name.startswith("w0") for g in analysis.groups)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if isinstance(c.expect, int)], ids=lambda c: c.label)
+def test_removing_channels_puts_masks_into_the_reference(case: Case) -> None:
+    # The oracle must not be the original itself: a removal of w0 has to put masks in.
+    model = load(model_of(case))
+    analysis = analyze(model)
+    plan = Plan("", {g.name: Removal(g.channels, (0,)) for g in analysis.groups if g.name.startswith("w0")})
+    assert plan.groups
+    masked = InsertMasks(plan, analysis)(model)
+    assert any("_mask" in t for t in masked.graph.tensors())
+
+
+def test_operator_without_a_record_locks_what_it_touches_and_is_named() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17, "my.domain" : 1]>
+    agraph (float[N,2,4,4] x) => (float[N,5,4,4] y, float[N,3,4,4] y2) {
+      h = Conv (x, w0) m = my.domain.Thing (h) y = Conv (m, w1) p0 = Conv (x, v0) y2 = Conv (p0, v1) }"""
+    proto = onnx.parser.parse_model(text)
+    rng = np.random.default_rng(0)
+    for name, shape in {"w0": (8, 2, 1, 1), "w1": (5, 8, 1, 1), "v0": (6, 2, 1, 1), "v1": (3, 6, 1, 1)}.items():
+        proto.graph.initializer.append(numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name))
+    analysis = analyze(load(proto))
+    assert [g.name for g in analysis.groups] == ["v0"]
+    (lock,) = [lock for lock in analysis.locked if lock.name == "w0"]
+    assert (lock.op, lock.channels, lock.inexact) == ("Thing", 8, False)
+    assert "my.domain::Thing" in lock.reason
+
+
+def test_known_operator_of_an_unknown_domain_is_not_mistaken_for_the_standard_one() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17, "my.domain" : 1]>
+    agraph (float[N,2,4,4] x) => (float[N,5,4,4] y) { h = Conv (x, w0) m = my.domain.Relu (h) y = Conv (m, w1) }"""
+    proto = onnx.parser.parse_model(text)
+    for name, shape in {"w0": (8, 2, 1, 1), "w1": (5, 8, 1, 1)}.items():
+        proto.graph.initializer.append(numpy_helper.from_array(np.ones(shape, np.float32), name))
+    analysis = analyze(load(proto))
+    assert not analysis.groups
+    assert {lock.op for lock in analysis.locked if lock.name == "w0"} == {"Relu"}
+
+
+def test_padding_channels_can_be_removed_on_their_own() -> None:
+    (case,) = [c for c in CASES if c.op == "Pad" and c.reads == 11]
+    model = load(model_of(case))
+    analysis = analyze(model)
+    (padding,) = [g for g in analysis.groups if g.op == "Pad"]
+    assert padding.channels == 2  # of the single channel before the data nothing could be chosen
+    pruned = compile_plan(model, Plan("", {padding.name: Removal(2, (1,))}), analysis=analysis).model
+    assert pruned.graph.tensors()["w1"].shape[1] == 10
