@@ -35,7 +35,15 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], *,
     from rich.table import Table
 
     console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
-    out = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, caption=caption or None, caption_justify="left")
+    out = Table(
+        title=title,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        caption=caption or None,
+        caption_justify="left",
+    )
     for i, column in enumerate(columns):
         out.add_column(column, justify="left" if i == 0 else "right", overflow="fold", no_wrap=i > 0)
     for row in rows:
