@@ -68,14 +68,14 @@ class Model:
         graph: the onnx-graphsurgeon graph; constants hold numpy arrays.
         sidecar: what the graph cannot hold.
         path: the file it came from, if any.
-        external: whether its weights came in files of their own.
+        data_files: the external data files its weights lie in; empty if they came in the model file itself.
         file_bytes: size of the source (model and external data) in bytes; 0 when it was a ModelProto.
     """
 
     graph: gs.Graph
     sidecar: Sidecar
     path: Path | None = None
-    external: bool = False
+    data_files: frozenset[Path] = frozenset()
     file_bytes: int = 0
     _fingerprint: str | None = field(default=None, repr=False)
 
@@ -83,6 +83,11 @@ class Model:
     def opset(self) -> int:
         """Version of the standard operator set."""
         return int(self.graph.opset)
+
+    @property
+    def external(self) -> bool:
+        """Whether its weights came in files of their own."""
+        return bool(self.data_files)
 
     def copy(self) -> Model:
         """A copy whose graph can be rewritten; weights are shared, never written in place."""
@@ -221,12 +226,12 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto) -> Model:
 def _from_proto(proto: onnx.ModelProto, arrays: dict[str, Array], path: Path | None) -> Model:
     arrays = dict(arrays)
     external_bytes = 0
-    external = False
+    data_files: set[Path] = set()
     for tensor in proto.graph.initializer:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            external = True
-            arrays[tensor.name], used = _external(tensor, path)
-            external_bytes += used
+            arrays[tensor.name], file = _external(tensor, path)
+            external_bytes += arrays[tensor.name].nbytes
+            data_files.add(file)
         elif tensor.name not in arrays:
             arrays[tensor.name] = _inline(tensor)
     _check(proto, arrays)
@@ -247,7 +252,7 @@ def _from_proto(proto: onnx.ModelProto, arrays: dict[str, Array], path: Path | N
     if graph.ir_version < 4:
         graph.ir_version = IR_WITHOUT_INPUTS
     file_bytes = (path.stat().st_size + external_bytes) if path else 0
-    return Model(graph, _sidecar(proto), path, external, file_bytes)
+    return Model(graph, _sidecar(proto), path, frozenset(data_files), file_bytes)
 
 
 def _import(proto: onnx.ModelProto) -> gs.Graph:
@@ -320,7 +325,8 @@ def _inline(tensor: onnx.TensorProto) -> Array:
         raise OnnxPruneError(f"its data cannot be read: {err}", where=f"initializer {tensor.name!r}") from err
 
 
-def _external(tensor: onnx.TensorProto, path: Path | None) -> tuple[Array, int]:
+def _external(tensor: onnx.TensorProto, path: Path | None) -> tuple[Array, Path]:
+    """A tensor's values in a data file, and that file."""
     where = f"initializer {tensor.name!r}"
     if path is None:
         raise OnnxPruneError(
@@ -345,10 +351,10 @@ def _external(tensor: onnx.TensorProto, path: Path | None) -> tuple[Array, int]:
     if length == 0:
         if 0 not in tensor.dims or any(d < 0 for d in tensor.dims):
             raise OnnxPruneError(f"holds no data where its shape is {tuple(tensor.dims)}", where=where)
-        return np.zeros(tuple(tensor.dims), _dtype(tensor)), 0
+        return np.zeros(tuple(tensor.dims), _dtype(tensor)), file
     with file.open("rb") as handle:
         buf = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-    return _view(buf, tensor, offset, length), length
+    return _view(buf, tensor, offset, length), file
 
 
 def inside(folder: Path, location: str, where: str) -> Path:
@@ -578,7 +584,7 @@ def save(model: Model, path: str | os.PathLike[str], *, external: bool | None = 
     """Writes a model, whole or not at all.
 
     Args:
-        path: the `.onnx` file. It must not be the file the model was read from.
+        path: the `.onnx` file. Neither it nor its data file may be one the model was read from.
         external: weights in `NAME.data` beside it; default: as the model came, or when it is above 2 GiB.
 
     Raises:
@@ -591,12 +597,14 @@ def save(model: Model, path: str | os.PathLike[str], *, external: bool | None = 
     if external is False and big:
         raise OnnxPruneError("the model is above 2 GiB, too large for a single file", fix="allow external data")
     separate = bool(external or big or (external is None and model.external))
-    data_name = path.name + ".data"
+    data_path = path.with_name(path.name + ".data")
+    for source in model.data_files if separate else ():
+        check_output(data_path, source)
     try:
         with atomic(path) as out:
             if separate:
-                with atomic(path.with_name(data_name)) as data:
-                    _write_external(data, proto, arrays, data_name)
+                with atomic(data_path) as data:
+                    _write_external(data, proto, arrays, data_path.name)
                     arrays = {}
                     # Killed between the two renames, an old model must not be left over new data.
                     path.unlink(missing_ok=True)

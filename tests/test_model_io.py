@@ -493,3 +493,21 @@ def test_fingerprint_tells_weights_structure_and_names_apart_but_not_files(tmp_p
     proto = tiny()
     proto.graph.node[0].attribute.append(helper.make_attribute("strides", [2, 2]))
     assert load(proto).fingerprint != load(tiny()).fingerprint
+
+
+def test_output_whose_data_file_is_the_inputs_is_refused_and_the_data_survives(tmp_path: Path) -> None:
+    weight = numpy_helper.from_array(np.ones((64, 64), np.float32), "w")
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 64])],
+        [weight],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(proto, tmp_path / "a.onnx", save_as_external_data=True, location="b.onnx.data", size_threshold=0)
+    before = (tmp_path / "b.onnx.data").read_bytes()
+    with pytest.raises(OnnxPruneError, match="is the input file"):
+        save(load(tmp_path / "a.onnx"), tmp_path / "b.onnx")
+    assert (tmp_path / "b.onnx.data").read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.onnx", "b.onnx.data"]

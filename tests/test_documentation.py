@@ -1,0 +1,58 @@
+"""What README, docs and examples show runs."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from onnxprune.cli import main
+from onnxprune.plans import parse_plan
+
+ROOT = Path(__file__).parent.parent
+DIGITS = ROOT / "models" / "digits_cnn.onnx"
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S)
+
+
+def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(DIGITS, tmp_path / "model.onnx")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    found = blocks("README.md", "python")
+    assert len(found) == 2
+    for block in found:
+        exec(block, names)
+    assert (tmp_path / "small.onnx").is_file()
+
+
+def test_commands_of_the_readme_exist_with_their_options() -> None:
+    lines = [
+        line.split("#")[0].replace("$ ", "").split()
+        for block in blocks("README.md", "")
+        for line in block.splitlines()
+        if re.match(r"(\$ )?onnxprune ", line)
+    ]
+    assert len(lines) >= 8
+    for _, command, *words in lines:
+        known = {o for p in main.commands[command].params for o in p.opts}
+        assert {w for w in words if w.startswith("-")} <= known, command
+
+
+def test_plan_of_the_format_page_is_a_plan() -> None:
+    (text,) = blocks("docs/plan-format.md", "json")
+    assert set(json.loads(text)["groups"]) == set(parse_plan(text).groups) != set()
+
+
+def test_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["python_api.py", str(DIGITS), str(tmp_path / "small.onnx")])
+    runpy.run_path(str(ROOT / "examples" / "python_api.py"), run_name="__main__")
+    assert "MACs" in capsys.readouterr().out
+    assert (tmp_path / "small.onnx").is_file()
