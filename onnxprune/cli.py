@@ -120,10 +120,8 @@ _writing = _options(
         "--external-data/--single-file", "external", default=None, help="Weights beside the model, or inside it."
     ),
 )
-_data = _options(
-    click.option(
-        "--data", required=True, help=".npz with x and y, folder of class folders, digits, or module:function."
-    ),
+_DATA_HELP = ".npz with x and y, folder of class folders, digits, or module:function."
+_samples = _options(
     click.option("--images", type=click.IntRange(1), help="Use only this many, evenly from the classes."),
     click.option("--mean", default="", help="Per channel, of pixels in [0, 1]: 0.485,0.456,0.406"),
     click.option("--std", default="", help="Likewise: 0.229,0.224,0.225"),
@@ -350,19 +348,27 @@ def prune(**o: Any) -> None:
 @click.argument("pruned", type=click.Path(path_type=Path))
 @click.argument("plan_file", metavar="PLAN", type=click.Path(path_type=Path))
 @click.option("--tolerance", type=float, help="Largest relative difference allowed; default by element type.")
+@click.option("--data", help=f"Compare on real inputs instead of random ones: {_DATA_HELP}")
+@_samples
 @_device
 @_json
-def verify(original: Path, pruned: Path, plan_file: Path, tolerance: float | None, device: str, as_json: bool) -> None:
+def verify(**o: Any) -> None:
     """Check a pruned file against its masked original."""
     from onnxprune import show
+    from onnxprune.data import load_data, model_batches
     from onnxprune.pipeline import analyze_for
     from onnxprune.plans import load_plan
     from onnxprune.verification import verify as check
 
-    made = load_plan(plan_file)
-    analysis = analyze_for(_load(original), made)
-    proof = check(analysis, made, _load(pruned), tolerance=tolerance, device=device)
-    if as_json:
+    made = load_plan(o["plan_file"])
+    original = _load(o["original"])
+    analysis = analyze_for(original, made)
+    feeds = None
+    if o["data"]:
+        data = load_data(o["data"], images=o["images"] or 64, size=_size(o["size"]))
+        feeds = [feed for feed, _ in model_batches(original, data, _preprocess(o))]
+    proof = check(analysis, made, _load(o["pruned"]), feeds=feeds, tolerance=o["tolerance"], device=o["device"])
+    if o["as_json"]:
         show.emit_json(proof.as_dict())
     else:
         click.echo(show.proof_line(proof))
@@ -370,7 +376,8 @@ def verify(original: Path, pruned: Path, plan_file: Path, tolerance: float | Non
 
 @main.command()
 @_model
-@_data
+@click.option("--data", required=True, help=_DATA_HELP)
+@_samples
 @click.option("--batch", default=64, show_default=True, type=click.IntRange(1), help="Samples per run.")
 @_threads
 @_device

@@ -18,7 +18,7 @@ import numpy.lib.format as npy
 import numpy.typing as npt
 
 from onnxprune.errors import OnnxPruneError
-from onnxprune.model import Array
+from onnxprune.model import Array, Model
 
 LAYOUTS = ("auto", "nchw", "nhwc")
 MAX_ARRAY_BYTES = 64 * 2**30
@@ -242,6 +242,27 @@ def to_input(x: Array, shape: Sequence[int | str | None], dtype: np.dtype[Any], 
             fix="check --layout and the size of the images (--size)",
         )
     return np.ascontiguousarray(values, dtype)
+
+
+def model_batches(
+    model: Model, data: Data, how: Preprocess, batch: int = 64
+) -> Iterator[tuple[dict[str, Array], npt.NDArray[np.int64] | None]]:
+    """Data as a model with one input takes it, batch by batch: (feeds, labels).
+
+    A model whose batch is fixed gets whole batches: the last one is filled up with copies, its labels are not.
+
+    Raises:
+        OnnxPruneError: several inputs, or samples that do not fit the input.
+    """
+    inputs = model.graph.inputs
+    if len(inputs) != 1:
+        raise OnnxPruneError(f"the model has {len(inputs)} inputs; data feeds one")
+    shape, dtype = list(inputs[0].shape or []), np.dtype(inputs[0].dtype)
+    fixed = shape[0] if shape and isinstance(shape[0], int) and shape[0] > 0 else None
+    for x, y in data.batches(fixed or batch):
+        if fixed and len(x) < fixed:
+            x = np.concatenate([x, np.repeat(x[-1:], fixed - len(x), axis=0)])
+        yield {inputs[0].name: to_input(x, shape, dtype, how, data.name)}, y
 
 
 def _laid_out(values: Array, shape: Sequence[int | str | None], last: bool) -> Array:

@@ -8,7 +8,7 @@ from math import sqrt
 
 import numpy as np
 
-from onnxprune.data import Data, Preprocess, to_input
+from onnxprune.data import Data, Preprocess, model_batches
 from onnxprune.errors import OnnxPruneError
 from onnxprune.model import Array, Model
 from onnxprune.runtime import Session
@@ -52,22 +52,14 @@ def evaluate(
     """
     if data.y is None:
         raise OnnxPruneError(f"the data {data.name!r} has no labels", fix="add an array y")
-    inputs = model.graph.inputs
-    if len(inputs) != 1:
-        raise OnnxPruneError(f"the model has {len(inputs)} inputs; evaluation feeds one")
-    shape, dtype = list(inputs[0].shape or []), np.dtype(inputs[0].dtype)
-    fixed = shape[0] if shape and isinstance(shape[0], int) and shape[0] > 0 else None
     session = Session(model, device=device, threads=threads)
     hits = hits5 = 0
     loss = 0.0
     done = 0
-    for x, y in data.batches(fixed or batch):
+    for feed, y in model_batches(model, data, preprocess or Preprocess(), batch):
         assert y is not None
-        real = len(x)
-        if fixed and real < fixed:  # the model takes whole batches only: fill up, count the real ones
-            x = np.concatenate([x, np.repeat(x[-1:], fixed - real, axis=0)])
-        feed = to_input(x, shape, dtype, preprocess or Preprocess(), data.name)
-        scores = _scores(session.run({session.inputs[0]: feed})[0], len(x))[:real]
+        real = len(y)
+        scores = _scores(session.run(feed)[0], len(next(iter(feed.values()))))[:real]
         if int(y.max()) >= scores.shape[1] or int(y.min()) < 0:
             raise OnnxPruneError(
                 f"the data has labels up to {int(y.max())}, the model {scores.shape[1]} classes",

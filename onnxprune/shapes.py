@@ -20,8 +20,8 @@ from onnx import numpy_helper
 from onnxprune.model import Array, Model, to_skeleton, weightless
 from onnxprune.ops import find
 
-# Batch-like dimensions: primes that divide no usual channel count, so that no factor of a Reshape is ambiguous.
-_BATCH = ((11, 13, 17, 19), (23, 29, 31, 37))
+# The batch: a prime that divides no usual channel count, so that no factor of a Reshape is ambiguous.
+_BATCH = (11, 23)
 # Sequence-like ones (of token inputs).
 _LENGTH = ((41, 43, 47, 53), (59, 61, 67, 71))
 # Image sides: large enough for five strided layers, divisible by what strided networks and windows divide by.
@@ -56,19 +56,25 @@ def assignments(model: Model, *, single: bool = False) -> list[dict[tuple[str, i
     sets: list[dict[tuple[str, int], int]] = []
     for which in range(2):
         numbers: dict[object, int] = {}
-        used = {"batch": 0, "length": 0, "side": 0}
+        used = {"length": 0, "side": 0}
         out: dict[tuple[str, int], int] = {}
-        for t in model.graph.inputs:
-            for axis, dim in enumerate(t.shape or ()):
-                if isinstance(dim, int) and dim > 0:
-                    continue
-                key = dim if isinstance(dim, str) and dim else (t.name, axis)
-                if key not in numbers:
-                    kind = "batch" if axis == 0 else "side" if len(t.shape) > 3 else "length"
-                    table = {"batch": _BATCH, "length": _LENGTH, "side": _SIDE}[kind][which]
-                    numbers[key] = table[used[kind] % len(table)] * (1 if used[kind] < len(table) else used[kind])
-                    used[kind] += 1
-                out[t.name, axis] = numbers[key]
+        dynamic = [
+            (t, axis, dim)
+            for t in model.graph.inputs
+            for axis, dim in enumerate(t.shape or ())
+            if not (isinstance(dim, int) and dim > 0)
+        ]
+        for t, axis, dim in sorted(dynamic, key=lambda item: item[1]):
+            key: object = dim if isinstance(dim, str) and dim else (t.name, axis)
+            if axis == 0:
+                # Exporters name the batch of every input differently, or not at all; it is one batch all the same.
+                numbers[key] = _BATCH[which]
+            elif key not in numbers:
+                kind = "side" if len(t.shape) > 3 else "length"
+                table = (_SIDE if kind == "side" else _LENGTH)[which]
+                numbers[key] = table[used[kind] % len(table)] * (1 + used[kind] // len(table))
+                used[kind] += 1
+            out[t.name, axis] = numbers[key]
         sets.append(out)
     return sets[:1] if single or not sets[0] else sets
 

@@ -126,8 +126,12 @@ def verify(
         VerificationError: they differ by more than the tolerance; nothing may be written then.
         OnnxPruneError: onnxruntime rejects one of the models.
     """
-    batches = _batches(analysis)
-    sets = list(feeds) if feeds is not None else [random_feeds(analysis, b, seed + i) for i, b in enumerate(batches)]
+    sets = (
+        list(feeds)
+        if feeds is not None
+        else [random_feeds(analysis, b, seed + i) for i, b in enumerate(_batches(analysis))]
+    )
+    batches = tuple(next((len(v) for v in f.values() if v.ndim), 1) for f in sets)
     reference = Session(InsertMasks(plan, analysis)(analysis.source), device=device)
     wanted = [reference.run(f) for f in sets]
     names = reference.outputs

@@ -77,6 +77,9 @@ def test_verify_accepts_the_pruned_file_and_refuses_another(pruned: tuple[Path, 
     small, plan = pruned
     proof = json.loads(ok("verify", DIGITS, small, plan, "--json"))
     assert proof["max_relative"] <= 1e-4 < proof["effect"]
+    real = json.loads(ok("verify", DIGITS, small, plan, "--data", "digits:train", "--images", 70, "--json"))
+    assert (real["inputs"], real["batches"]) == ("data", [64, 6])
+    assert real["max_relative"] <= 1e-4
     model = onnx.load(str(small))
     weight = next(t for t in model.graph.initializer if len(t.dims) == 4)
     weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1.01), weight.name))

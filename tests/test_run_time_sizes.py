@@ -93,3 +93,28 @@ def test_reshape_that_copies_a_size_of_other_channels_gets_the_number() -> None:
     proof = compile_plan(loaded, plan, analysis=analysis).verification
     assert proof is not None
     assert proof.max_relative <= 1e-4 < proof.effect
+
+
+def test_unnamed_batches_of_two_inputs_are_one_batch() -> None:
+    proto = parser.parse_model(
+        """
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[P, 3, 6] x, float[Q, 3, 6] z) => (float[R, 4, 6] y)
+        {
+          a = Conv <kernel_shape = [1]> (x, w)
+          b = Conv <kernel_shape = [1]> (z, u)
+          c = Add(a, b)
+          y = Conv <kernel_shape = [1]> (c, v)
+        }
+        """
+    )
+    rng = np.random.default_rng(0)
+    for name, shape in (("w", (8, 3, 1)), ("u", (8, 3, 1)), ("v", (4, 8, 1))):
+        proto.graph.initializer.append(numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name))
+    loaded = load(proto)
+    analysis = analyze(loaded)
+    (group,) = analysis.groups
+    assert (group.channels, group.residual) == (8, True)
+    proof = compile_plan(loaded, Plan(loaded.fingerprint, {group.name: Removal(8, (2, 5))}), analysis=analysis)
+    assert proof.verification is not None
+    assert proof.verification.max_relative <= 1e-4 < proof.verification.effect
