@@ -1,6 +1,6 @@
 """Prunes whole folders of models and tabulates what came out: the coverage page, and a test on your own models.
 
-    python tools/zoo.py FOLDER_OR_FILE ... [--lines build/zoo.jsonl] [--page build/coverage.md]
+    python tools/zoo.py FOLDER_OR_FILE ... [--lines .zoo/zoo.jsonl] [--page coverage.md]
 
 A folder gives its NAME.onnx and NAME/model.onnx. Every model runs in a process of its own: load, analyze, prune a
 random half of every group and to half of the MACs by l2, verify both at batch 1 and 5. Results are appended to
@@ -132,7 +132,7 @@ may change.
 To repeat this, or to try your own models:
 
 ```
-python tools/zoo.py FOLDER_OR_FILE ... --page build/coverage.md
+python tools/zoo.py FOLDER_OR_FILE ... --page coverage.md
 ```
 
 """
@@ -190,9 +190,9 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("places", type=Path, nargs="*", help="files and folders")
-    parser.add_argument("--lines", type=Path, default=Path("build/zoo.jsonl"), help="results as they come")
-    parser.add_argument("--page", type=Path, default=Path("build/coverage.md"), help="the table")
-    parser.add_argument("--json", type=Path, default=Path("build/coverage.json"), help="the table's numbers")
+    parser.add_argument("--lines", type=Path, default=Path(".zoo/zoo.jsonl"), help="results as they come")
+    parser.add_argument("--page", type=Path, default=Path(".zoo/coverage.md"), help="the table")
+    parser.add_argument("--json", type=Path, default=Path(".zoo/coverage.json"), help="the table's numbers")
     parser.add_argument("--timeout", type=float, default=600, help="seconds for one model")
     parser.add_argument("--again", action="store_true", help="also what earlier runs have done")
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
