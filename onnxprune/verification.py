@@ -132,27 +132,24 @@ def verify(
         else [random_feeds(analysis, b, seed + i) for i, b in enumerate(_batches(analysis))]
     )
     batches = tuple(next((len(v) for v in f.values() if v.ndim), 1) for f in sets)
-    reference = Session(InsertMasks(plan, analysis)(analysis.source), device=device)
-    wanted = [reference.run(f) for f in sets]
-    names = reference.outputs
-    del reference
-    candidate = Session(pruned, device=device)
-    if candidate.inputs != [t.name for t in analysis.source.graph.inputs] or candidate.outputs != names:
+    if _interface(pruned) != _interface(analysis.source):
         raise VerificationError("the pruned model's inputs or outputs are not the original's")
-    got = [candidate.run(f) for f in sets]
-    del candidate
+    names = _observed(analysis, pruned)
+    wanted = _run(InsertMasks(plan, analysis)(analysis.source), names, sets, device, analysis)
+    got = _run(pruned, names, sets, device, analysis)
     outputs = {
         name: max(relative_difference(g[i], w[i]) for g, w in zip(got, wanted, strict=True))
         for i, name in enumerate(names)
     }
     limit = tolerance if tolerance is not None else _tolerance(wanted)
-    if all(not np.isfinite(np.asarray(w, np.float64)).any() for w in wanted[0] if w.dtype.kind == "f"):
+    floats = [w for w in wanted[0] if w.dtype.kind in "fV"]
+    if floats and not any(np.isfinite(np.asarray(w, np.float64)).any() for w in floats):
         raise VerificationError(
             "the original computes no finite value on these inputs, so nothing can be compared",
             fix="verify on real inputs with --data",
         )
     worst = max(outputs.values(), default=0.0)
-    plain = Session(analysis.source, device=device).run(sets[0])
+    plain = _run(analysis.source, names, sets[:1], device, analysis)[0]
     effect = max((relative_difference(p, w) for p, w in zip(plain, wanted[0], strict=True)), default=0.0)
     result = Verification(worst, limit, outputs, batches, "data" if feeds is not None else "random", effect)
     if not worst <= limit:
@@ -163,6 +160,53 @@ def verify(
             fix="please report this model; meanwhile, --exclude the groups that cause it",
         )
     return result
+
+
+def _interface(model: Model) -> tuple[list[str], list[str]]:
+    return [t.name for t in model.graph.inputs], [t.name for t in model.graph.outputs]
+
+
+def _observed(analysis: Analysis, pruned: Model) -> list[str]:
+    """The tensors to compare: the outputs, and in place of class numbers or decisions the scores behind them.
+
+    Two scores that are equal but for rounding may be decided either way, and equal decisions say little about scores.
+    """
+    dtypes = analysis.witness.dtypes
+    present = [{o.name for n in m.graph.nodes for o in n.outputs} for m in (analysis.source, pruned)]
+    out: list[str] = []
+    for t in analysis.source.graph.outputs:
+        front, scores, seen = [t], [], {t.name}
+        while front:
+            x = front.pop()
+            dtype = np.dtype(dtypes.get(x.name) or x.dtype or np.float32)
+            if dtype.kind in "fV":
+                scores.append(x.name)
+            elif x.inputs:
+                front.extend(i for i in x.inputs[0].inputs if not isinstance(i, gs.Constant) and i.name not in seen)
+                seen.update(i.name for i in x.inputs[0].inputs)
+        whole = [n for n in scores if all(n in p for p in present) and not any(_has_labels(analysis, n))]
+        out += whole if scores and len(whole) == len(scores) else [t.name]
+    return list(dict.fromkeys(out))
+
+
+def _has_labels(analysis: Analysis, name: str) -> list[bool]:
+    """Per axis, whether any of its indices can be removed."""
+    axes = analysis.table.variables.get(name, [])
+    return [a is not None and bool(analysis.component[a].any()) for a in axes]
+
+
+def _run(
+    model: Model, names: Sequence[str], sets: Sequence[Mapping[str, Array]], device: str, analysis: Analysis
+) -> list[list[Array]]:
+    """The named tensors of a model on every set of inputs; tensors inside it become outputs of a copy."""
+    if [t.name for t in model.graph.outputs] != list(names):
+        model = model.copy()
+        tensors = model.graph.tensors()
+        model.graph.outputs = [tensors[n] for n in names]
+        for t in model.graph.outputs:
+            t.dtype, t.shape = analysis.witness.dtypes.get(t.name, t.dtype), None
+    session = Session(model, device=device)
+    return [session.run(f, names) for f in sets]
 
 
 def _batches(analysis: Analysis) -> tuple[int, ...]:
