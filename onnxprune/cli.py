@@ -485,10 +485,11 @@ def ops(as_json: bool) -> None:
     if as_json:
         show.emit_json(records)
     else:
-        show.text_table(
+        show.table(
             f"{len(records)} operators; any other locks what it touches",
             ["operator", "how channels pass"],
             [[(r["op"] if r["domain"] == "ai.onnx" else f"{r['domain']}::{r['op']}"), r["rule"]] for r in records],
+            prose=True,
         )
 
 
@@ -507,7 +508,7 @@ def criteria(as_json: bool) -> None:
         show.emit_json(found)
     else:
         rows = [[c["name"], f"{c['title']} ({c['source']})"] for c in found]
-        show.text_table(f"{len(found)} criteria", ["name", "what it is"], rows)
+        show.table(f"{len(found)} criteria", ["name", "what it is"], rows, prose=True)
 
 
 @main.command()
@@ -521,7 +522,9 @@ def passes(as_json: bool) -> None:
     if as_json:
         show.emit_json(found)
     else:
-        show.text_table(f"{len(found)} passes", ["name", "what it does"], [[p["name"], p["title"]] for p in found])
+        show.table(
+            f"{len(found)} passes", ["name", "what it does"], [[p["name"], p["title"]] for p in found], prose=True
+        )
 
 
 @main.command()

@@ -69,14 +69,12 @@ class Model:
         sidecar: what the graph cannot hold.
         path: the file it came from, if any.
         data_files: the external data files its weights lie in; empty if they came in the model file itself.
-        file_bytes: size of the source (model and external data) in bytes; 0 when it was a ModelProto.
     """
 
     graph: gs.Graph
     sidecar: Sidecar
     path: Path | None = None
     data_files: frozenset[Path] = frozenset()
-    file_bytes: int = 0
     _fingerprint: str | None = field(default=None, repr=False)
 
     @property
@@ -225,12 +223,10 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto) -> Model:
 
 def _from_proto(proto: onnx.ModelProto, arrays: dict[str, Array], path: Path | None) -> Model:
     arrays = dict(arrays)
-    external_bytes = 0
     data_files: set[Path] = set()
     for tensor in proto.graph.initializer:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             arrays[tensor.name], file = _external(tensor, path)
-            external_bytes += arrays[tensor.name].nbytes
             data_files.add(file)
         elif tensor.name not in arrays:
             arrays[tensor.name] = _inline(tensor)
@@ -251,8 +247,7 @@ def _from_proto(proto: onnx.ModelProto, arrays: dict[str, Array], path: Path | N
             t._values = t.values
     if graph.ir_version < 4:
         graph.ir_version = IR_WITHOUT_INPUTS
-    file_bytes = (path.stat().st_size + external_bytes) if path else 0
-    return Model(graph, _sidecar(proto), path, frozenset(data_files), file_bytes)
+    return Model(graph, _sidecar(proto), path, frozenset(data_files))
 
 
 def _import(proto: onnx.ModelProto) -> gs.Graph:

@@ -28,8 +28,11 @@ def note(text: str) -> None:
     sys.stderr.write(text + "\n")
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], *, caption: str = "") -> None:
-    """Prints a table; the first column is text, the others are numbers or short words, to the right."""
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], *, prose: bool = False) -> None:
+    """Prints a table: the first column is text, the others are numbers or short words, to the right.
+
+    With `prose` all columns are text that may wrap.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -41,26 +44,10 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], *,
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         padding=(0, 1, 0, 0),
-        caption=caption or None,
-        caption_justify="left",
     )
     for i, column in enumerate(columns):
-        out.add_column(column, justify="left" if i == 0 else "right", overflow="fold", no_wrap=i > 0)
-    for row in rows:
-        out.add_row(*row)
-    console.print(out)
-
-
-def text_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
-    """Prints a table whose last column is prose and wraps."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
-    out = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for column in columns:
-        out.add_column(column, overflow="fold")
+        text = prose or i == 0
+        out.add_column(column, justify="left" if text else "right", overflow="fold", no_wrap=not text)
     for row in rows:
         out.add_row(*row)
     console.print(out)
@@ -162,7 +149,7 @@ def inspect_tables(analysis: Analysis, name: str) -> None:
         rows,
     )
     if analysis.locked:
-        text_table(
+        table(
             "locked",
             ["group", "channels", "because"],
             [
@@ -173,6 +160,7 @@ def inspect_tables(analysis: Analysis, name: str) -> None:
                 ]
                 for k in analysis.locked
             ],
+            prose=True,
         )
 
 

@@ -39,10 +39,6 @@ def couple_concat(node: gs.Node, table: LabelTable) -> None:
     table.put(node.outputs[0], out)
 
 
-def _split_sizes(node: gs.Node, table: LabelTable, axis: int) -> list[int]:
-    return [table.shape(t)[axis] for t in node.outputs]
-
-
 def couple_split(node: gs.Node, table: LabelTable) -> None:
     """Cut along `axis` into the outputs' sizes."""
     axes = table.get(node.inputs[0])
@@ -51,7 +47,8 @@ def couple_split(node: gs.Node, table: LabelTable) -> None:
     if labels is not None and len(node.inputs) > 1 and not isinstance(node.inputs[1], gs.Constant):
         table.lock(labels, "is split at places computed at run time")
     start = 0
-    for t, n in zip(node.outputs, _split_sizes(node, table, axis), strict=True):
+    for t in node.outputs:
+        n = table.shape(t)[axis]
         table.put(t, [*axes[:axis], None if labels is None else labels[start : start + n], *axes[axis + 1 :]])
         start += n
 

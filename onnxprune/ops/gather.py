@@ -93,7 +93,7 @@ def _operands(node: gs.Node, value: object) -> list[Array | None]:
 
 
 def couple_slice(node: gs.Node, table: LabelTable) -> None:
-    """Slices of labels where the bounds are constants; elsewhere the sliced axis must be known not to matter."""
+    """Slices of labels where the bounds are constants; with computed bounds an axis must stay whole to pass."""
     axes = list(table.get(node.inputs[0]))
     values = _operands(node, lambda i: table.value(node.inputs[i]))
     fixed = all(isinstance(t, gs.Constant) for t in node.inputs[1:] if t.name)
@@ -106,8 +106,6 @@ def couple_slice(node: gs.Node, table: LabelTable) -> None:
             if source[axis] != target[axis] or spec is None:
                 table.lock(labels, "is sliced at places computed at run time")
                 axes[axis] = None
-            elif axis in spec and len(labels[spec[axis]]) == len(labels) and (spec[axis].step or 1) > 0:
-                continue
         elif len(spec) > 1 and (spec[axis].step or 1) != 1:
             table.lock(labels, "is sliced with a stride, together with other axes")
             axes[axis] = None
