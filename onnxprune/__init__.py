@@ -25,12 +25,17 @@ if TYPE_CHECKING:
     from onnxprune.cost import CostModel as CostModel
     from onnxprune.coupling import Analysis as Analysis
     from onnxprune.coupling import Group as Group
+    from onnxprune.curves import Curves as Curves
+    from onnxprune.curves import load_curves as load_curves
+    from onnxprune.curves import save_curves as save_curves
     from onnxprune.data import Data as Data
     from onnxprune.data import Preprocess as Preprocess
     from onnxprune.data import load_data as load_data
     from onnxprune.errors import OnnxPruneError as OnnxPruneError
     from onnxprune.errors import VerificationError as VerificationError
     from onnxprune.evaluation import evaluate as evaluate
+    from onnxprune.iterative import plan_steps as plan_steps
+    from onnxprune.limits import Limits as Limits
     from onnxprune.model import Model as Model
     from onnxprune.model import load as load
     from onnxprune.model import save as save
@@ -41,23 +46,25 @@ if TYPE_CHECKING:
     from onnxprune.pipeline import compile_plan as compile_plan
     from onnxprune.pipeline import plan as plan
     from onnxprune.pipeline import score as score
-    from onnxprune.planner import Limits as Limits
-    from onnxprune.planner import Target as Target
     from onnxprune.plans import Plan as Plan
     from onnxprune.plans import Removal as Removal
     from onnxprune.plans import load_plan as load_plan
     from onnxprune.plans import save_plan as save_plan
     from onnxprune.scoring import Scores as Scores
+    from onnxprune.sweep import sensitivity as sensitivity
+    from onnxprune.targets import Target as Target
     from onnxprune.verification import Verification as Verification
     from onnxprune.verification import verify as verify
 
 _WHERE = {
-    "Analysis": "coupling", "Compiled": "pipeline", "Cost": "cost", "CostModel": "cost", "Data": "data",
-    "Group": "coupling", "Limits": "planner", "Model": "model", "OnnxPruneError": "errors", "Plan": "plans",
-    "Preprocess": "data", "Removal": "plans", "Scores": "scoring", "Target": "planner", "Verification": "verification",
-    "VerificationError": "errors", "analyze": "pipeline", "apply": "pipeline", "compile_plan": "pipeline",
-    "evaluate": "evaluation", "load": "model", "load_data": "data", "load_plan": "plans", "plan": "pipeline",
-    "save": "model", "save_plan": "plans", "score": "pipeline", "to_proto": "model", "verify": "verification",
+    "Analysis": "coupling", "Compiled": "pipeline", "Cost": "cost", "CostModel": "cost", "Curves": "curves",
+    "Data": "data", "Group": "coupling", "Limits": "limits", "Model": "model", "OnnxPruneError": "errors",
+    "Plan": "plans", "Preprocess": "data", "Removal": "plans", "Scores": "scoring", "Target": "targets",
+    "Verification": "verification", "VerificationError": "errors", "analyze": "pipeline", "apply": "pipeline",
+    "compile_plan": "pipeline", "evaluate": "evaluation", "load": "model", "load_curves": "curves",
+    "load_data": "data", "load_plan": "plans", "plan": "pipeline", "plan_steps": "iterative", "save": "model",
+    "save_curves": "curves", "save_plan": "plans", "score": "pipeline", "sensitivity": "sweep", "to_proto": "model",
+    "verify": "verification",
 }  # fmt: skip
 
 __all__ = [*sorted(_WHERE), "__version__"]

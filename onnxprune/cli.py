@@ -19,11 +19,14 @@ from onnxprune.errors import OnnxPruneError
 
 if TYPE_CHECKING:
     from onnxprune.coupling import Analysis
+    from onnxprune.curves import Curves
+    from onnxprune.limits import Limits
     from onnxprune.model import Model
     from onnxprune.pipeline import Compiled
-    from onnxprune.planner import Limits, Target
     from onnxprune.plans import Plan
     from onnxprune.scoring import Scores
+    from onnxprune.speedup import Speedup
+    from onnxprune.targets import LatencyPredictor, Target
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -93,12 +96,33 @@ _scoring = _options(
 )
 _planning = _options(
     click.option("--ratio", type=float, help="Share of channels removed from every group, in [0, 1)."),
-    click.option("--target", metavar="WHAT=SHARE", help="Share kept of macs, params or bytes, e.g. macs=0.5."),
+    click.option(
+        "--target",
+        metavar="WHAT=SHARE",
+        help="Share kept of macs, params, bytes (weights), memory (activations alive at once), channels (of all that "
+        "can go) or latency (predicted), e.g. macs=0.5.",
+    ),
+    click.option("--curves", "curves_file", type=click.Path(path_type=Path), help="Decide by these (`sensitivity`)."),
+    click.option("--min-accuracy", type=float, help="With --curves: no group's curve falls below this."),
+    click.option("--max-loss", type=float, help="The same for metrics of which less is better."),
     click.option(
         "--scope",
-        default="global",
+        show_default="sensitivity with --curves, latency for a latency target, else global",
+        help="How --target is shared: rank all channels together (global), the same share everywhere (uniform), all "
+        "curves down to the same value (sensitivity), or least importance per predicted second saved (latency).",
+    ),
+    click.option(
+        "--steps",
+        type=click.IntRange(1),
+        help="Get there in so many steps, with new scores between them. Removing 10 % of the remaining filters eight "
+        "times, as PLS pruning does: --target channels=0.43 --steps 8 --schedule geometric.",
+    ),
+    click.option(
+        "--schedule",
+        type=click.Choice(["linear", "geometric"]),
+        default="linear",
         show_default=True,
-        help="With --target: rank all channels together (global) or take the same share everywhere (uniform).",
+        help="With --steps: each takes the same share of the original, or of what is left.",
     ),
     click.option("--normalize", help="How groups are compared: none, mean, max, sum, gaussian, lamp."),
     click.option(
@@ -112,6 +136,13 @@ _planning = _options(
     click.option("--exclude", multiple=True, metavar="GLOB", help="Leave these groups whole (repeatable)."),
     click.option("--protect", multiple=True, help="Preset left whole: first, residual, attention (repeatable)."),
     click.option("--overrides", type=click.Path(path_type=Path), help="TOML or JSON: group glob = ratio or table."),
+)
+_timing = _options(
+    click.option("--latency", "timed", is_flag=True, help="Predict and measure latency, whatever the target is."),
+    click.option("--batch", default=1, show_default=True, type=click.IntRange(1), help="For latency: samples per run."),
+    click.option("--threads", default=1, show_default=True, type=click.IntRange(0), help="CPU threads; 0: all cores."),
+    click.option("--runs", default=30, show_default=True, type=click.IntRange(1), help="Timed runs of each model."),
+    click.option("--device", default="cpu", show_default=True, help="Where latency counts: auto, cpu or cuda."),
 )
 _writing = _options(
     click.option("--verify/--no-verify", "check", default=True, help="Prove the result (default) or not."),
@@ -157,10 +188,13 @@ def _params(pairs: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _limits(o: dict[str, Any]) -> Limits:
-    from onnxprune.planner import Limits, load_overrides
+    from onnxprune.limits import Limits, load_overrides
+    from onnxprune.runtime import kernel_block
 
     round_to: int | str = o["round_to"]
-    if round_to != "auto":
+    if round_to == "auto" and o["device"] == "cuda":
+        round_to = kernel_block("cuda")
+    if round_to != "auto" and not isinstance(round_to, int):
         try:
             round_to = int(round_to)
         except ValueError as err:
@@ -172,13 +206,23 @@ def _limits(o: dict[str, Any]) -> Limits:
 
 
 def _target(o: dict[str, Any]) -> Target | None:
-    from onnxprune.planner import Target, check_ratio
+    from onnxprune.limits import check_ratio
+    from onnxprune.targets import Target
 
-    if (o["target"] is None) == (o["ratio"] is None):
+    curves, thresholds = o["curves_file"] is not None, [o["min_accuracy"], o["max_loss"]].count(None) < 2
+    if thresholds and not curves:
+        raise click.UsageError("--min-accuracy and --max-loss need --curves")
+    if curves and o["ratio"] is not None:
+        raise click.UsageError("--ratio takes the same from every group, --curves do not: give one of them")
+    if curves and not thresholds and o["target"] is None:
+        raise click.UsageError("--curves need --min-accuracy (or --max-loss), or a --target")
+    if not curves and (o["target"] is None) == (o["ratio"] is None):
         raise click.UsageError("give either --ratio or --target (for example --target macs=0.5)")
+    if o["steps"] is not None and (curves or o.get("scores_file")):
+        raise click.UsageError("--steps score anew between steps, so --curves and --scores do not go with them")
     if o["ratio"] is not None:
         check_ratio(o["ratio"])
-    return Target.parse(o["target"]) if o["target"] else None
+    return Target.parse(o["target"]) if o["target"] is not None else None
 
 
 def _scored(analysis: Analysis, o: dict[str, Any]) -> Scores:
@@ -186,13 +230,80 @@ def _scored(analysis: Analysis, o: dict[str, Any]) -> Scores:
     from onnxprune.show import progress
 
     with progress(f"scoring with {o['criterion']}", quiet=o.get("as_json", False)) as tick:
-        return score(analysis, o["criterion"], reduce=o["reduce"], progress=tick, **_params(o["param"]))
+        params = o["params"] if "params" in o else _params(o["param"])
+        return score(analysis, o["criterion"], reduce=o["reduce"], progress=tick, **params)
 
 
-def _planned(scores: Scores, target: Target | None, o: dict[str, Any]) -> Plan:
+def _by_curves(o: dict[str, Any], curves: Curves | None) -> dict[str, Any]:
+    """The options of scoring; what is not given is what the curves were made with."""
+    if curves is None:
+        return o
+    given = click.get_current_context().get_parameter_source("criterion")
+    if given is not click.core.ParameterSource.DEFAULT:
+        return o
+    name, reduce = curves.criterion.get("name"), curves.criterion.get("reduce")
+    if not isinstance(name, str):
+        raise OnnxPruneError("the curves do not say by which criterion they were made", fix="name it with -c")
+    params = {k: v for k, v in curves.criterion.items() if k not in ("name", "reduce", "normalize")}
+    own = _params(o["param"])
+    return {**o, "criterion": name, "reduce": o["reduce"] or reduce, "params": {**params, **own}}
+
+
+def _predictor(analysis: Analysis, target: Target | None, o: dict[str, Any]) -> LatencyPredictor | None:
+    """A latency model, measured or found in the cache, where one is asked for."""
+    if not (o["timed"] or o["scope"] == "latency" or (target is not None and target.measure == "latency")):
+        return None
+    from onnxprune.latency_model import latency_model
+    from onnxprune.show import progress
+
+    with progress("measuring latency", quiet=o["as_json"]) as tick:
+        return latency_model(analysis, batch=o["batch"], threads=o["threads"], device=o["device"], progress=tick)
+
+
+def _planned(
+    analysis: Analysis, target: Target | None, o: dict[str, Any]
+) -> tuple[Plan, Scores | None, Curves | None, LatencyPredictor | None]:
+    """The plan, and what it was made from (scores: None where they were made anew step by step)."""
+    from onnxprune.curves import load_curves
+    from onnxprune.iterative import plan_steps
     from onnxprune.pipeline import plan
+    from onnxprune.scoring import load_scores
+    from onnxprune.show import progress
 
-    return plan(scores, target, ratio=o["ratio"], scope=o["scope"], normalize=o["normalize"], limits=_limits(o))
+    limits = _limits(o)
+    curves = load_curves(o["curves_file"]) if o["curves_file"] else None
+    latency = _predictor(analysis, target, o)
+    common = {"ratio": o["ratio"], "scope": o["scope"], "normalize": o["normalize"], "limits": limits}
+    if o["steps"] is not None:
+        with progress(f"scoring with {o['criterion']}", quiet=o["as_json"]) as tick:
+            made = plan_steps(
+                analysis, o["criterion"], target, steps=o["steps"], schedule=o["schedule"], latency=latency,
+                reduce=o["reduce"], progress=tick, **common, **_params(o["param"]),
+            )  # fmt: skip
+        return made, None, None, latency
+    if o.get("scores_file"):
+        scores = load_scores(o["scores_file"], analysis)
+    else:
+        scores = _scored(analysis, _by_curves(o, curves))
+    made = plan(
+        scores, target, curves=curves, min_accuracy=o["min_accuracy"], max_loss=o["max_loss"], latency=latency, **common
+    )
+    return made, scores, curves, latency
+
+
+def _speedup(
+    analysis: Analysis, plan: Plan, pruned: Model | None, latency: LatencyPredictor | None, o: dict[str, Any]
+) -> Speedup | None:
+    """Predicted and measured latency, where there is a latency model."""
+    if latency is None:
+        return None
+    from onnxprune.pipeline import compile_plan
+    from onnxprune.show import progress
+    from onnxprune.speedup import measure_speedup
+
+    small = pruned or compile_plan(analysis.source, plan, analysis=analysis, check=False).model
+    with progress("measuring", quiet=o["as_json"]) as tick:
+        return measure_speedup(analysis, plan, small, latency, device=o["device"], runs=o["runs"], progress=tick)
 
 
 def _compile(model: Model, plan: Plan, analysis: Analysis | None, o: dict[str, Any]) -> Compiled:
@@ -204,15 +315,15 @@ def _compile(model: Model, plan: Plan, analysis: Analysis | None, o: dict[str, A
         return compile_plan(model, plan, analysis=analysis, check=o["check"], **options)
 
 
-def _finish(done: Compiled, o: dict[str, Any]) -> None:
+def _finish(done: Compiled, o: dict[str, Any], speedup: Speedup | None = None) -> None:
     from onnxprune import show
     from onnxprune.model import save
 
     save(done.model, o["output"], external=o["external"])
     if o["as_json"]:
-        show.emit_json(show.compiled_document(done, str(o["output"])))
+        show.emit_json(show.compiled_document(done, str(o["output"]), speedup))
     else:
-        show.compiled_table(done, f"{o['model'].name} -> {o['output']}")
+        show.compiled_table(done, f"{o['model'].name} -> {o['output']}", speedup)
 
 
 # --------------------------------------------------------------------------------------------------- the commands
@@ -264,39 +375,194 @@ def score(**o: Any) -> None:
 
 @main.command()
 @_model
+@click.option("--data", required=True, help=_DATA_HELP)
+@_scoring
+@click.option("--scores", "scores_file", type=click.Path(path_type=Path), help="Use these scores instead (`score -o`).")
+@_output
+@click.option("--metric", help="top1, top5, loss; without labels kl, cosine, mse; or package.module:function.")
+@click.option("--ratios", default="0.05:0.95:0.05", show_default=True, help="FROM:TO:STEP, or a list 0.1,0.3,0.5.")
+@click.option("--include", multiple=True, metavar="GLOB", help="Sweep only these groups (repeatable).")
+@click.option("--exclude", multiple=True, metavar="GLOB", help="Leave these groups out (repeatable).")
+@click.option("--min-accuracy", type=float, help="Only search where each curve falls below this (bisection).")
+@click.option("--max-loss", type=float, help="The same for metrics of which less is better.")
+@click.option("--stop-at-chance", is_flag=True, help="End a curve once it is no better than guessing.")
+@_samples
+@click.option("--partial-classes", is_flag=True, help="Accept data in which a class is empty.")
+@click.option(
+    "--batch", type=click.IntRange(1), help="Samples per run.", show_default="8 to 64, activations within the cache"
+)
+@click.option("--threads", type=click.IntRange(0), help="CPU threads of a job.", show_default="cores / jobs")
+@_device
+@click.option("--cache-memory", default="2GB", show_default=True, help="For activations that are computed once.")
+@click.option("--jobs", default=1, show_default=True, type=click.IntRange(0), help="Workers; 0: one for every core.")
+@click.option("--backend", default="loky", show_default=True, help="loky (this machine), dask or ray (a cluster).")
+@click.option("--address", help="Of the dask or ray cluster; its machines share this folder.")
+@click.option("--restart", is_flag=True, help="Throw away what an interrupted run has left.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw the curves to this .png or .svg file.")
+@click.option("--csv", "csv_file", type=click.Path(path_type=Path), help="Write the curves as a table, too.")
+@_attention
+@_json
+def sensitivity(**o: Any) -> None:
+    """Measure what accuracy does as channels leave, group by group.
+
+    Every finished point goes to OUTPUT.journal; a run that was killed continues with the same command, and ends with
+    the same file. `plan --curves` decides from the result.
+    """
+    import json
+
+    from onnxprune import show
+    from onnxprune.curves import save_curves
+    from onnxprune.data import load_data
+    from onnxprune.files import check_output, write_text
+    from onnxprune.scoring import load_scores
+    from onnxprune.sweep import sensitivity as run
+
+    for path in filter(None, (o["output"], o["plot"], o["csv_file"])):
+        check_output(path, o["model"])
+    if o["plot"]:
+        from onnxprune.pictures import check_picture
+
+        check_picture(o["plot"])
+    threshold = _threshold(o)
+    data = load_data(o["data"], images=o["images"], size=_size(o["size"]))
+    analysis = _analysis(_load(o["model"]), o["attention"])
+    scores = load_scores(o["scores_file"], analysis) if o["scores_file"] else _scored(analysis, o)
+    journal = o["output"].with_name(o["output"].name + ".journal")
+    with show.progress("measuring", quiet=o["as_json"]) as tick:
+        curves = run(
+            scores, data, metric=o["metric"], ratios=_ratios(o["ratios"]), include=o["include"], exclude=o["exclude"],
+            threshold=threshold, stop_at_chance=o["stop_at_chance"], preprocess=_preprocess(o), batch=o["batch"] or 0,
+            threads=o["threads"], device=o["device"], cache_memory=_bytes(o["cache_memory"]), jobs=o["jobs"],
+            backend=o["backend"], address=o["address"], journal=journal, restart=o["restart"],
+            partial_classes=o["partial_classes"], tool=__version__, progress=tick, notice=show.note,
+        )  # fmt: skip
+    save_curves(curves, o["output"])
+    if o["csv_file"]:
+        write_text(o["csv_file"], curves.to_csv())
+    if o["plot"]:
+        from onnxprune.pictures import plot_curves
+
+        plot_curves(curves, o["plot"], name=o["model"].name)
+    journal.unlink(missing_ok=True)  # only now is nothing left to lose
+    if o["as_json"]:
+        show.emit_json(json.loads(curves.to_json()))
+    else:
+        show.curves_table(curves, str(o["output"]))
+
+
+def _threshold(o: dict[str, Any]) -> float | None:
+    """The value that curves may not fall below (or, for losses, rise above)."""
+    from onnxprune.metrics import get_metric
+
+    given = [n for n in ("min_accuracy", "max_loss") if o[n] is not None]
+    if not given:
+        return None
+    if len(given) == 2:
+        raise click.UsageError("give either --min-accuracy or --max-loss")
+    metric = get_metric(o["metric"] or "top1")
+    if metric.higher_is_better != (given[0] == "min_accuracy"):
+        right = "--min-accuracy" if metric.higher_is_better else "--max-loss"
+        raise click.UsageError(f"of {metric.name}, {'more' if metric.higher_is_better else 'less'} is better: {right}")
+    value = float(o[given[0]])
+    if metric.name in ("top1", "top5") and not 0 <= value <= 1:
+        raise click.UsageError(f"--min-accuracy is a share in [0, 1], not {value:g}")
+    return value
+
+
+def _ratios(text: str) -> list[float]:
+    """FROM:TO:STEP or a list."""
+    parts = text.split(":")
+    try:
+        if len(parts) == 1:
+            return [float(p) for p in text.split(",") if p.strip()]
+        start, stop, step = map(float, parts)
+        count = int((stop - start) / step + 1e-9) + 1
+        if not 0 < count <= 10_000:
+            raise ValueError
+        return [round(start + i * step, 10) for i in range(count)]
+    except (ValueError, ZeroDivisionError, OverflowError) as err:
+        raise click.UsageError(f"--ratios takes FROM:TO:STEP or numbers separated by commas, not {text!r}") from err
+
+
+def _bytes(text: str) -> int:
+    """A size such as 500MB or 2GB."""
+    units = {"": 1, "B": 1, "KB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}
+    number = text.strip().rstrip("BKMGTbkmgt")
+    unit = text.strip()[len(number) :].upper()
+    with suppress(ValueError, KeyError, OverflowError):
+        value = int(float(number) * units[unit])
+        if value >= 0:
+            return value
+    raise click.UsageError(f"--cache-memory takes a size such as 500MB or 2GB, not {text!r}")
+
+
+@main.command()
+@_model
 @_scoring
 @click.option("--scores", "scores_file", type=click.Path(path_type=Path), help="Use these scores instead (`score -o`).")
 @_planning
 @_attention
-@_output
+@_timing
+@click.option("--compare", is_flag=True, help="Show what every allocator would keep at the same target.")
+@click.option("--plot", type=click.Path(path_type=Path), help="With --curves: draw them and the plan (.png, .svg).")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write; optional with --compare.")
 @_json
 def plan(**o: Any) -> None:
     """Decide which channels go, and write plan.json."""
     from onnxprune import show
-    from onnxprune.cost import CostModel
     from onnxprune.files import check_output
     from onnxprune.plans import save_plan
-    from onnxprune.scoring import load_scores
 
     target = _target(o)
-    check_output(o["output"], o["model"])
+    if o["output"] is None and not o["compare"]:
+        raise click.UsageError("Missing option '-o' / '--output' (only --compare works without)")
+    if o["compare"] and o["steps"] is not None:
+        raise click.UsageError("--compare shows plans made in one go, --steps makes another kind")
+    if o["plot"] is not None and o["curves_file"] is None:
+        raise click.UsageError("--plot draws curves: give --curves")
+    for path in filter(None, (o["output"], o["plot"])):
+        check_output(path, o["model"])
+    if o["plot"]:
+        from onnxprune.pictures import check_picture
+
+        check_picture(o["plot"])
     analysis = _analysis(_load(o["model"]), o["attention"])
-    scores = load_scores(o["scores_file"], analysis) if o["scores_file"] else _scored(analysis, o)
-    made = _planned(scores, target, o)
-    save_plan(made, o["output"])
-    cost = CostModel(analysis)
-    after = cost.cost(analysis.kept(made))
+    made, scores, curves, latency = _planned(analysis, target, o)
+    rows = None
+    if o["compare"] and scores is not None:
+        from onnxprune.comparison import compare, same_target
+
+        goal = same_target(scores, target, made)
+        rows = compare(
+            scores, goal, made, _scope_of(o, target, curves), curves=curves, latency=latency,
+            normalize=o["normalize"], limits=_limits(o),
+        )  # fmt: skip
+    speedup = _speedup(analysis, made, None, latency, o)
+    if o["output"]:
+        save_plan(made, o["output"])
+    if o["plot"]:
+        from onnxprune.pictures import plot_curves
+
+        assert curves is not None
+        plot_curves(curves, o["plot"], plan=made)
+    output = str(o["output"]) if o["output"] else None
     if o["as_json"]:
-        show.emit_json({"output": str(o["output"]), "digest": made.digest, "removed_channels": made.removed,
-                        "before": vars(cost.whole), "after": vars(after)})  # fmt: skip
+        show.emit_json(show.plan_document(analysis, made, output, curves, speedup, rows))
         return
-    rows = []
-    for g in analysis.groups:
-        gone = len(made.groups[g.name].removed) if g.name in made.groups else 0
-        rows.append([g.name, str(g.channels), str(g.channels - gone), show.percent(1 - gone / g.channels)])
-    show.table(f"plan {o['output']}", ["group", "channels", "kept", ""], rows)
-    kept = ", ".join(f"{what} {show.percent(after.ratio(cost.whole, what))}" for what in ("macs", "params", "bytes"))
-    click.echo(f"kept: {kept}")
+    if rows is not None:
+        name = f"{goal.measure}={goal.share:.3g}"
+        show.comparison_table(f"{o['model'].name}: allocators at {name}", rows, curves.metric if curves else None)
+    if output:
+        show.plan_table(analysis, made, f"plan {output}", curves)
+    if speedup is not None:
+        click.echo(show.speedup_line(speedup))
+
+
+def _scope_of(o: dict[str, Any], target: Target | None, curves: Curves | None) -> str:
+    """In which row of a comparison a plan stands."""
+    from onnxprune.planner import default_scope
+
+    return "uniform" if o["ratio"] is not None else o["scope"] or default_scope(target, curves)
 
 
 @main.command()
@@ -322,11 +588,18 @@ def apply(**o: Any) -> None:
 @_scoring
 @_planning
 @_attention
+@_timing
 @_writing
 @click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="Write the plan to this file as well.")
 @_json
 def prune(**o: Any) -> None:
-    """Score, plan, remove, prove: the whole job in one go."""
+    """Score, plan, remove, prove: the whole job in one go.
+
+    \b
+    onnxprune prune m.onnx -o s.onnx --target latency=0.6
+    onnxprune prune m.onnx -o s.onnx --curves c.json --min-accuracy 0.9
+    onnxprune prune m.onnx -o s.onnx --target macs=0.4 --steps 5
+    """
     from onnxprune.files import check_output
     from onnxprune.plans import save_plan
 
@@ -336,11 +609,12 @@ def prune(**o: Any) -> None:
         check_output(o["plan_file"], o["model"])
     model = _load(o["model"])
     analysis = _analysis(model, o["attention"])
-    made = _planned(_scored(analysis, o), target, o)
+    made, _, _, latency = _planned(analysis, target, o)
     done = _compile(model, made, analysis, o)
+    speedup = _speedup(analysis, made, done.model, latency, o)
     if o["plan_file"]:
         save_plan(made, o["plan_file"])
-    _finish(done, o)
+    _finish(done, o, speedup)
 
 
 @main.command()

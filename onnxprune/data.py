@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import importlib
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy.lib.format as npy
 import numpy.typing as npt
 
 from onnxprune.errors import OnnxPruneError
+from onnxprune.functions import find_function
 from onnxprune.model import Array, Model
 
 LAYOUTS = ("auto", "nchw", "nhwc")
@@ -50,12 +50,6 @@ class Data:
 
     def __len__(self) -> int:
         return len(self.x)
-
-    def batches(self, size: int) -> Iterator[tuple[Array, npt.NDArray[np.int64] | None]]:
-        """Consecutive pieces of at most `size` samples."""
-        for start in range(0, len(self.x), size):
-            stop = start + size
-            yield self.x[start:stop], None if self.y is None else self.y[start:stop]
 
 
 def load_data(source: str, *, images: int | None = None, size: tuple[int, int] | None = None) -> Data:
@@ -121,11 +115,9 @@ def _digits(part: str) -> Data:
 
 
 def _function(source: str) -> Data:
-    module, _, name = source.partition(":")
+    function = find_function(source, "data function")
     try:
-        result = getattr(importlib.import_module(module), name)()
-    except (ImportError, AttributeError) as err:
-        raise OnnxPruneError(f"cannot import the data function {source!r}: {err}") from err
+        result = function()
     except Exception as err:  # a user's function may raise anything
         raise OnnxPruneError(f"the data function {source!r} failed: {type(err).__name__}: {err}") from err
     if not isinstance(result, tuple) or len(result) != 2:
@@ -167,6 +159,13 @@ def _folder(path: Path, size: tuple[int, int] | None) -> Data:
     files = [(f, k) for k, d in enumerate(classes) for f in sorted(d.iterdir()) if f.suffix.lower() in IMAGES]
     if not files:
         raise OnnxPruneError(f"{str(path)!r} holds no class folders with images ({', '.join(IMAGES)})")
+    empty = set(range(len(classes))) - {k for _, k in files}
+    if empty:
+        raise OnnxPruneError(
+            f"the class folder {classes[min(empty)].name!r} holds no images",
+            where=str(path),
+            fix="add images, or remove the folder (labels are the places of the folders in alphabetical order)",
+        )
     pictures = []
     for file, _ in files:
         try:
@@ -209,6 +208,8 @@ def to_input(x: Array, shape: Sequence[int | str | None], dtype: np.dtype[Any], 
     Raises:
         OnnxPruneError: the samples do not fit the input.
     """
+    if x.dtype.kind == "f" and dtype.kind not in "fV":
+        raise OnnxPruneError(f"the data {name!r} holds {x.dtype}, the model's input takes {dtype}")
     if how.layout not in LAYOUTS:
         raise OnnxPruneError(f"unknown layout {how.layout!r}", fix=f"choose from: {', '.join(LAYOUTS)}")
     images = x.ndim == 4
@@ -244,25 +245,48 @@ def to_input(x: Array, shape: Sequence[int | str | None], dtype: np.dtype[Any], 
     return np.ascontiguousarray(values, dtype)
 
 
-def model_batches(
-    model: Model, data: Data, how: Preprocess, batch: int = 64
-) -> Iterator[tuple[dict[str, Array], npt.NDArray[np.int64] | None]]:
-    """Data as a model with one input takes it, batch by batch: (feeds, labels).
+class Feeds:
+    """Data as a model with one input takes it: batch i is (feeds, labels), prepared when asked for.
 
     A model whose batch is fixed gets whole batches: the last one is filled up with copies, its labels are not.
 
     Raises:
         OnnxPruneError: several inputs, or samples that do not fit the input.
     """
-    inputs = model.graph.inputs
-    if len(inputs) != 1:
-        raise OnnxPruneError(f"the model has {len(inputs)} inputs; data feeds one")
-    shape, dtype = list(inputs[0].shape or []), np.dtype(inputs[0].dtype)
-    fixed = shape[0] if shape and isinstance(shape[0], int) and shape[0] > 0 else None
-    for x, y in data.batches(fixed or batch):
-        if fixed and len(x) < fixed:
-            x = np.concatenate([x, np.repeat(x[-1:], fixed - len(x), axis=0)])
-        yield {inputs[0].name: to_input(x, shape, dtype, how, data.name)}, y
+
+    def __init__(self, model: Model, data: Data, how: Preprocess, batch: int = 64) -> None:
+        inputs = model.graph.inputs
+        if len(inputs) != 1:
+            raise OnnxPruneError(f"the model has {len(inputs)} inputs; data feeds one")
+        self.data, self.how = data, how
+        self.name: str = inputs[0].name
+        self.shape, self.dtype = list(inputs[0].shape or []), np.dtype(inputs[0].dtype)
+        self.fixed = self.shape[0] if self.shape and isinstance(self.shape[0], int) and self.shape[0] > 0 else None
+        self.batch: int = self.fixed or batch
+
+    def __len__(self) -> int:
+        return -(-len(self.data) // self.batch)
+
+    def __getitem__(self, i: int) -> tuple[dict[str, Array], npt.NDArray[np.int64] | None]:
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        part = slice(i * self.batch, (i + 1) * self.batch)
+        x, y = self.data.x[part], None if self.data.y is None else self.data.y[part]
+        if self.fixed and len(x) < self.fixed:
+            x = np.concatenate([x, np.repeat(x[-1:], self.fixed - len(x), axis=0)])
+        return {self.name: to_input(x, self.shape, self.dtype, self.how, self.data.name)}, y
+
+    def real(self, i: int) -> int:
+        """How many samples of batch i are no copies."""
+        return min(self.batch, len(self.data) - i * self.batch)
+
+
+def model_batches(
+    model: Model, data: Data, how: Preprocess, batch: int = 64
+) -> Iterator[tuple[dict[str, Array], npt.NDArray[np.int64] | None]]:
+    """The batches of `Feeds` in turn."""
+    feeds = Feeds(model, data, how, batch)
+    return (feeds[i] for i in range(len(feeds)))
 
 
 def _laid_out(values: Array, shape: Sequence[int | str | None], last: bool) -> Array:

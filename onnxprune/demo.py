@@ -12,7 +12,7 @@ from onnxprune.evaluation import evaluate
 from onnxprune.files import check_output
 from onnxprune.model import load, save
 from onnxprune.pipeline import analyze, compile_plan, plan, score
-from onnxprune.planner import Target
+from onnxprune.targets import Target
 
 MODEL = "digits_cnn.onnx"
 

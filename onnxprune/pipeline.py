@@ -14,11 +14,11 @@ from onnxprune.model import PROVENANCE, Model
 from onnxprune.ops import Choices
 from onnxprune.passes import NORMALIZE, Pipeline, StripChannels
 from onnxprune.passes.strip_channels import analysis_options, check_plan
-from onnxprune.planner import Target
 from onnxprune.planner import plan as make_plan
 from onnxprune.plans import Plan
 from onnxprune.scoring import Scores
 from onnxprune.scoring import score as score_groups
+from onnxprune.targets import Target
 from onnxprune.verification import Verification, verify
 from onnxprune.wellformed import check_weights
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import json
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 
 from onnxprune import wire
@@ -49,6 +52,25 @@ def _installed(name: str) -> bool:
     return True
 
 
+@dataclass(frozen=True)
+class Kernel:
+    """One operator as onnxruntime ran it.
+
+    Attributes:
+        name: onnxruntime's name of the node; fusions make up their own.
+        op: its operator, perhaps one of onnxruntime's own (FusedConv, ReorderOutput).
+        inputs: shapes of the tensors it read; weights that were packed when loading are missing.
+        outputs: shapes of the tensors it wrote.
+        seconds: how long it took.
+    """
+
+    name: str
+    op: str
+    inputs: tuple[tuple[int, ...], ...]
+    outputs: tuple[tuple[int, ...], ...]
+    seconds: float
+
+
 class Session:
     """A model loaded into onnxruntime.
 
@@ -57,18 +79,30 @@ class Session:
         device: "auto" (CUDA if it loads), "cpu" or "cuda".
         threads: intra-op threads; 0 leaves the choice to onnxruntime.
         optimize: graph optimisations; off for comparing two graphs operator by operator.
+        profile: folder for onnxruntime's profile, to be read with `kernels`.
 
     Raises:
         OnnxPruneError: onnxruntime rejects the model, or CUDA was asked for and does not load.
     """
 
     def __init__(
-        self, model: Model | onnx.ModelProto | Path, *, device: str = "cpu", threads: int = 0, optimize: bool = True
+        self,
+        model: Model | onnx.ModelProto | Path,
+        *,
+        device: str = "cpu",
+        threads: int = 0,
+        optimize: bool = True,
+        profile: Path | None = None,
     ) -> None:
         ort = import_onnxruntime()
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 4
+        # Threads that go on spinning after a run would take the processors from the session timed next.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        if profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile / "onnxruntime")
         level = ort.GraphOptimizationLevel
         options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
         providers = _providers(ort, device)
@@ -83,6 +117,7 @@ class Session:
                 "CUDA was asked for, but onnxruntime fell back to the CPU",
                 fix="check the driver and the CUDA libraries that onnxruntime-gpu needs, or use --device cpu",
             )
+        self._device = "cuda" if self.provider == "CUDAExecutionProvider" else "cpu"
         self.inputs: list[str] = [i.name for i in self._session.get_inputs()]
         self.outputs: list[str] = [o.name for o in self._session.get_outputs()]
 
@@ -97,10 +132,93 @@ class Session:
         except Exception as err:  # as above
             raise OnnxPruneError(f"onnxruntime fails to run the model: {str(err).splitlines()[0]}") from err
 
+    def put(self, array: Array) -> Any:
+        """An array on the session's device, as an OrtValue; on the CPU it shares the array's memory."""
+        ort = import_onnxruntime()
+        return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._device, 0)
+
+    def run_bound(self, feeds: Mapping[str, Any], outputs: Sequence[str]) -> list[Any]:
+        """Runs once through IO binding: values that `put` or this made in, values on the device out.
+
+        Nothing crosses to the host and back between sessions on one device.
+
+        Raises:
+            OnnxPruneError: onnxruntime fails, with the node it names.
+        """
+        try:
+            binding = self._session.io_binding()
+            for name, value in feeds.items():
+                binding.bind_ortvalue_input(name, value)
+            for name in outputs:
+                binding.bind_output(name, self._device, 0)
+            self._session.run_with_iobinding(binding)
+            return list(binding.get_outputs())
+        except Exception as err:  # as above
+            raise OnnxPruneError(f"onnxruntime fails to run the model: {str(err).splitlines()[0]}") from err
+
+    def kernels(self) -> list[list[Kernel]]:
+        """What ran since the session was made with `profile`, run by run; ends the profiling.
+
+        Raises:
+            OnnxPruneError: the profile cannot be read.
+        """
+        path = Path(self._session.end_profiling())
+        try:
+            events = json.loads(path.read_text(encoding="utf-8"))
+            path.unlink()
+            return _runs(events)
+        except (OSError, ValueError, KeyError, TypeError) as err:
+            raise OnnxPruneError(f"cannot read onnxruntime's profile: {err!r}", where=str(path)) from err
+
     @property
     def raw(self) -> Any:
         """The onnxruntime.InferenceSession, for timing without overhead."""
         return self._session
+
+
+def _runs(events: Sequence[Any]) -> list[list[Kernel]]:
+    """Kernels of a profile, a list per run: an event is written when it ends, so a run's own follows its kernels'."""
+    suffix = "_kernel_time"
+    runs: list[list[Kernel]] = []
+    kernels: list[tuple[float, float, Kernel]] = []
+    for event in events:
+        start, took, args = float(event["ts"]), float(event["dur"]), event.get("args", {})
+        if event["name"] == "model_run":
+            runs.append([k for _, _, k in kernels])
+            kernels = []
+        elif event["name"].endswith(suffix) and "op_name" in args:
+            # What ran in the body of an If or a Loop is part of that node's time.
+            while kernels and kernels[-1][0] > start and kernels[-1][1] < start + took:
+                kernels.pop()
+            name = event["name"].removesuffix(suffix)
+            ins, outs = (_shapes(args.get(f"{k}_type_shape", [])) for k in ("input", "output"))
+            kernels.append((start, start + took, Kernel(name, args["op_name"], ins, outs, took * 1e-6)))
+    return runs
+
+
+def _shapes(entries: Sequence[Mapping[str, Sequence[int]]]) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(int(n) for n in shape) for entry in entries for shape in entry.values())
+
+
+def kernel_block(device: str = "cpu") -> int:
+    """The block of channels that onnxruntime's kernels work in.
+
+    Its NCHWc kernels take 16 floats with AVX-512 and 8 with AVX2; tensor cores take multiples of 8.
+    """
+    if device == "cuda":
+        return 8
+    simd: Mapping[str, Any] = np.show_config(mode="dicts").get("SIMD Extensions", {})
+    features = {str(f) for kind in ("baseline", "found") for f in simd.get(kind, [])}
+    return 16 if any(f.startswith(("AVX512", "X86_V4")) for f in features) else 8
+
+
+def provider_of(device: str) -> str:
+    """The provider that a device stands for, before any session is made.
+
+    Raises:
+        OnnxPruneError: there is no such device.
+    """
+    return _providers(import_onnxruntime(), device)[0]
 
 
 def _providers(ort: Any, device: str) -> list[str]:

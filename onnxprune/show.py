@@ -9,8 +9,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from onnxprune.comparison import Row
     from onnxprune.coupling import Analysis
+    from onnxprune.curves import Curves
     from onnxprune.pipeline import Compiled
+    from onnxprune.plans import Plan
+    from onnxprune.speedup import Speedup
     from onnxprune.verification import Verification
 
 WIDTH = 80
@@ -107,6 +111,7 @@ def inspect_document(analysis: Analysis, name: str) -> dict[str, Any]:
         "macs": cost.macs,
         "params": cost.params,
         "bytes": cost.bytes,
+        "memory": cost.memory,
         "groups": [
             {
                 "name": g.name,
@@ -137,7 +142,8 @@ def inspect_tables(analysis: Analysis, name: str) -> None:
     doc = inspect_document(analysis, name)
     inputs = ", ".join(f"{n} [{', '.join(map(str, s))}]" for n, s in doc["inputs"].items())
     sys.stdout.write(f"{name}: opset {doc['opset']}, input {inputs}\n")
-    sys.stdout.write(f"{count(doc['macs'])} MACs per sample, {count(doc['params'])} parameters, {size(doc['bytes'])}\n")
+    sys.stdout.write(f"{count(doc['macs'])} MACs per sample, {count(doc['params'])} parameters, {size(doc['bytes'])}, ")
+    sys.stdout.write(f"{size(doc['memory'])} of activations\n")
     rows = [
         [g.name + (" (residual)" if g.residual else ""), str(g.channels), str(g.width), str(len(g.sites)), g.op]
         for g in analysis.groups
@@ -164,7 +170,108 @@ def inspect_tables(analysis: Analysis, name: str) -> None:
         )
 
 
-def compiled_document(done: Compiled, output: str | None) -> dict[str, Any]:
+def curves_table(curves: Curves, name: str) -> None:
+    """What `sensitivity` prints: per group how far it can go before the metric falls, and the least of it."""
+    base = curves.baseline.value
+    share = curves.metric in ("top1", "top5")
+    text = percent if share else (lambda v: f"{v:.4g}")
+    worst = max if not curves.higher_is_better else min
+    rows = []
+    for group, curve in curves.groups.items():
+        row = [group, str(curve.channels)]
+        if share:  # how much goes at a point of accuracy lost, at five
+            row += [percent(curves.largest(group, base - loss) / curve.channels) for loss in (0.01, 0.05)]
+        middle = [p for p in curve.points if p.ratio <= 0.5]
+        row += [text(middle[-1].value) if middle else "", text(worst((p.value for p in curve.points), default=base))]
+        rows.append(row)
+    error = "" if curves.baseline.error is None else f" +- {text(curves.baseline.error)}"
+    columns = ["group", "channels", *(["-1 point", "-5 points"] if share else []), "at 50 %", "worst"]
+    table(f"{name}: {curves.metric} {text(base)}{error} unpruned, {curves.data.get('images')} samples", columns, rows)
+
+
+def plan_document(
+    analysis: Analysis, plan: Plan, output: str | None, curves: Curves | None, speedup: Speedup | None,
+    rows: Sequence[Row] | None,
+) -> dict[str, Any]:  # fmt: skip
+    """What `plan --json` prints."""
+    from onnxprune.cost import CostModel
+
+    cost = CostModel(analysis)
+    return {
+        "output": output,
+        "digest": plan.digest,
+        "removed_channels": plan.removed,
+        "before": vars(cost.whole),
+        "after": vars(cost.cost(analysis.kept(plan))),
+        "metric": _metric(plan, curves),
+        "latency": speedup.as_dict() if speedup else None,
+        "compare": [row.as_dict() for row in rows] if rows is not None else None,
+    }
+
+
+def _metric(plan: Plan, curves: Curves | None) -> dict[str, Any] | None:
+    """What the curves say of a plan: the worst value of any group on its own."""
+    from onnxprune.planner import removed_counts
+    from onnxprune.thresholds import predicted
+
+    if curves is None:
+        return None
+    worst = predicted(curves, removed_counts(plan.groups))
+    return {"name": curves.metric, "whole": curves.baseline.value, "predicted": worst}
+
+
+def plan_table(analysis: Analysis, plan: Plan, title: str, curves: Curves | None) -> None:
+    """What `plan` prints: what every group keeps, and what that is of every measure."""
+    from onnxprune.cost import MEASURES, CostModel
+
+    rows = []
+    for g in analysis.groups:
+        gone = len(plan.groups[g.name].removed) if g.name in plan.groups else 0
+        rows.append([g.name, str(g.channels), str(g.channels - gone), percent(1 - gone / g.channels)])
+    table(title, ["group", "channels", "kept", ""], rows)
+    cost = CostModel(analysis)
+    after = cost.cost(analysis.kept(plan))
+    shares = [f"{what} {percent(after.ratio(cost.whole, what))}" for what in MEASURES]
+    sys.stdout.write(f"kept: {', '.join(shares[:3])},\n  {', '.join(shares[3:])}\n")
+    metric = _metric(plan, curves)
+    if metric is not None:
+        worst = "not measured so far" if metric["predicted"] is None else f"{metric['predicted']:.4g}"
+        sys.stdout.write(
+            f"{metric['name']} by the curves: {worst} in the worst group alone; whole model {metric['whole']:.4g}\n"
+        )
+
+
+def comparison_table(title: str, rows: Sequence[Row], metric: str | None) -> None:
+    """What `plan --compare` prints: one row per allocator."""
+    from onnxprune.cost import MEASURES
+
+    timed = any(r.seconds is not None for r in rows)
+    columns = ["scope", *MEASURES, *(["latency"] if timed else []), *([metric] if metric else [])]
+    cells = []
+    for r in rows:
+        row = [("* " if r.chosen else "  ") + r.scope, *(percent(r.shares[m]) if r.shares else "-" for m in MEASURES)]
+        if timed:
+            row.append(seconds(r.seconds) if r.seconds is not None else "-")
+        if metric:
+            row.append(f"{r.metric:.4g}" if r.metric is not None else "-")
+        cells.append(row)
+    table(title, columns, cells)
+    for r in rows:
+        if r.error is not None:
+            note(f"{r.scope}: {r.error}")
+
+
+def speedup_line(speedup: Speedup) -> str:
+    """Predicted and measured latency in two lines."""
+    p, m = speedup.predicted, speedup.measured
+    threads = {0: "all threads", 1: "1 thread"}.get(speedup.threads, f"{speedup.threads} threads")
+    return (
+        f"latency: {seconds(m.before)} -> {seconds(p.after)} predicted ({p.share:.3f}), "
+        f"{seconds(m.after)} measured ({m.share:.3f}),\n  {threads}, batch {speedup.batch}, {speedup.provider}"
+    )
+
+
+def compiled_document(done: Compiled, output: str | None, speedup: Speedup | None = None) -> dict[str, Any]:
     """What `apply --json` and `prune --json` print."""
     return {
         "output": output,
@@ -172,19 +279,23 @@ def compiled_document(done: Compiled, output: str | None) -> dict[str, Any]:
         "after": vars(done.after),
         "removed_channels": done.plan.removed,
         "plan_digest": done.plan.digest,
+        "latency": speedup.as_dict() if speedup else None,
         "verification": done.verification.as_dict() if done.verification else None,
     }
 
 
-def compiled_table(done: Compiled, title: str) -> None:
+def compiled_table(done: Compiled, title: str, speedup: Speedup | None = None) -> None:
     """Before, after, kept."""
     rows = []
-    for label, what, show in (("MACs", "macs", count), ("parameters", "params", count), ("weights", "bytes", size)):
+    for label, what, show in (
+        ("MACs", "macs", count), ("parameters", "params", count), ("weights", "bytes", size),
+        ("activations", "memory", size), ("channels", "channels", str),
+    ):  # fmt: skip
         a, b = getattr(done.before, what), getattr(done.after, what)
-        rows.append([label, show(a), show(b), percent(b / a if a else 1.0)])
-    free = sum(g.channels for g in done.analysis.groups)
-    rows.append(["channels", str(free), str(free - done.plan.removed), percent(1 - done.plan.removed / max(1, free))])
+        rows.append([label, show(a), show(b), percent(done.after.ratio(done.before, what))])
     table(title, ["", "before", "after", "kept"], rows)
+    if speedup is not None:
+        sys.stdout.write(speedup_line(speedup) + "\n")
     sys.stdout.write(proof_line(done.verification) + "\n")
 
 

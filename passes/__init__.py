@@ -5,6 +5,7 @@ from onnxprune.passes.base import Pipeline as Pipeline
 from onnxprune.passes.base import all_passes as all_passes
 from onnxprune.passes.base import get as get
 from onnxprune.passes.base import register as register
+from onnxprune.passes.fold_scales import FoldScales as FoldScales
 from onnxprune.passes.fold_shapes import FoldShapes as FoldShapes
 from onnxprune.passes.insert_masks import InsertMasks as InsertMasks
 from onnxprune.passes.lift_constants import LiftConstants as LiftConstants

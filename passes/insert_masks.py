@@ -39,12 +39,14 @@ class InsertMasks(Pass):
         as_input: the masks are gathered from a graph input `onnxprune_mask`, float [channels + 1]: 1 keeps, 0
             removes, index = component number (0 is everything that stays, always 1). One session then serves every
             trial of a sensitivity sweep.
+        groups: with `as_input`, mask only where channels of these groups are read (default: everywhere).
     """
 
     name: ClassVar[str] = "insert_masks"
     plan: Plan = NOTHING
     analysis: Analysis | None = None
     as_input: bool = False
+    groups: tuple[str, ...] = ()
 
     def rewrite(self, model: Model) -> Model:
         """Inserts a Mul at every contraction input that loses channels."""
@@ -53,9 +55,13 @@ class InsertMasks(Pass):
         kept = analysis.kept(self.plan)
         masker = _Masker(graph, analysis, self.as_input)
         by_output = {o.name: n for n in graph.nodes for o in n.outputs if o.name}
+        masked = ~kept
+        if self.as_input:
+            masked = np.zeros(analysis.count, bool)
+            for g in [analysis[n] for n in self.groups] or analysis.groups:
+                masked[g.components] = True
         for c in analysis.contractions:
-            components = analysis.component[c.labels]
-            if (components == 0).all() if self.as_input else kept[components].all():
+            if not masked[analysis.component[c.labels]].any():
                 continue
             node = by_output.get(c.output)  # condition 2
             if node is None:

@@ -92,6 +92,7 @@ def test_json_is_one_document_on_stdout_for_every_command(pruned: tuple[Path, Pa
     commands: list[list[object]] = [
         ["inspect", DIGITS],
         ["score", DIGITS, "-c", "dscore"],
+        ["sensitivity", DIGITS, "--data", "digits", "--ratios", 0.5, "-o", tmp_path / "c.json"],
         ["plan", DIGITS, "--ratio", 0.3, "-o", tmp_path / "p.json"],
         ["apply", DIGITS, plan, "-o", tmp_path / "a.onnx"],
         ["prune", DIGITS, "--ratio", 0.3, "-o", tmp_path / "b.onnx"],

@@ -17,19 +17,21 @@ ROOT = Path(onnxprune.__file__).parents[1]
 # A module imports strictly lower ranks, or siblings of its own package. A package stands for all of its modules.
 RANKS = {
     0: ("errors",),
-    1: ("files", "wire"),
-    2: ("model", "plans"),
-    3: ("ops", "runtime", "data"),
+    1: ("files", "functions", "wire", "workers"),
+    2: ("curves", "journal", "model", "plans"),
+    3: ("ops", "runtime", "data", "metrics", "pictures"),
     4: ("shapes", "evaluation", "latency"),
     5: ("wellformed", "coupling"),
-    6: ("criteria", "passes", "cost"),
-    7: ("scoring", "verification"),
-    8: ("planner",),
-    9: ("pipeline",),
-    10: ("bench", "show"),
-    11: ("demo",),
-    12: ("cli",),
-    13: ("__main__",),
+    6: ("criteria", "passes", "cost", "limits"),
+    7: ("pieces", "scoring", "targets", "verification"),
+    8: ("latency_model", "search", "speedup", "trials"),
+    9: ("allocators", "sweep", "thresholds"),
+    10: ("planner",),
+    11: ("comparison", "iterative", "pipeline"),
+    12: ("bench", "show"),
+    13: ("demo",),
+    14: ("cli",),
+    15: ("__main__",),
 }
 RANK = {name: rank for rank, names in RANKS.items() for name in names}
 # `onnxprune/__init__.py` has no rank: it holds the version, and loads the public names on first use.

@@ -12,15 +12,20 @@ import pytest
 from graphs import PROPERTY, Spec, build, specs
 from hypothesis import given
 from hypothesis import strategies as st
+from planning import kept_counts as kept
+from planning import share, wide_model
 
 from onnxprune.cost import CostModel
 from onnxprune.coupling import Analysis
 from onnxprune.errors import OnnxPruneError
+from onnxprune.limits import Limits, load_overrides
 from onnxprune.model import load
 from onnxprune.pipeline import analyze, compile_plan, score
-from onnxprune.planner import Limits, Target, auto_round, load_overrides, plan
+from onnxprune.planner import plan
 from onnxprune.plans import Plan
+from onnxprune.runtime import kernel_block
 from onnxprune.scoring import Scores
+from onnxprune.targets import Target
 
 SPEC = Spec(("projection", "residual", "attention", "dense", "conv", "conv"), seed=4)
 FREE = Limits(round_to=1, max_ratio=0.99)
@@ -30,17 +35,6 @@ FREE = Limits(round_to=1, max_ratio=0.99)
 def scores() -> Scores:
     model = load(build(SPEC))
     return score(model, analyze(model), "l2")
-
-
-def kept(made: Plan, analysis: Analysis) -> dict[str, int]:
-    """Channels left per group."""
-    gone = {name: len(r.removed) for name, r in made.groups.items()}
-    return {g.name: g.channels - gone.get(g.name, 0) for g in analysis.groups}
-
-
-def share(made: Plan, analysis: Analysis, measure: str) -> float:
-    cost = CostModel(analysis)
-    return cost.cost(analysis.kept(made)).ratio(cost.whole, measure)
 
 
 def one_channel(made: Plan, analysis: Analysis, measure: str) -> float:
@@ -60,8 +54,12 @@ def one_channel(made: Plan, analysis: Analysis, measure: str) -> float:
 
 
 @PROPERTY(max_examples=50)
-@given(specs(), st.sampled_from(("macs", "params", "bytes")), st.sampled_from((0.35, 0.5, 0.7, 0.9)),
-       st.sampled_from(("global", "uniform")))  # fmt: skip
+@given(
+    specs(),
+    st.sampled_from(("macs", "params", "bytes", "memory", "channels")),
+    st.sampled_from((0.35, 0.5, 0.7, 0.9)),
+    st.sampled_from(("global", "uniform")),
+)
 def test_target_is_met_within_one_percent_or_one_channel(spec: Spec, measure: str, goal: float, scope: str) -> None:
     model = load(build(spec))
     analysis = analyze(model)
@@ -81,7 +79,8 @@ def test_target_is_met_within_one_percent_or_one_channel(spec: Spec, measure: st
     # These networks are tiny: where one channel is more than a percent, the nearest channel is what can be asked for.
     allowed = max(0.01, one_channel(made, analysis, measure))
     assert share(made, analysis, measure) - goal <= allowed + 1e-9
-    if len(made.groups) == len(analysis.groups):
+    # Memory is a maximum: other groups than those at its peak may lose channels for nothing.
+    if len(made.groups) == len(analysis.groups) and measure != "memory":
         assert abs(share(made, analysis, measure) - goal) <= allowed + 1e-9
 
 
@@ -95,8 +94,8 @@ def test_any_planned_removal_compiles(spec: Spec, ratio: float) -> None:
     compile_plan(model, made)
 
 
-# Bytes are left out: the constants of reshapes are too many here for a percent.
-@pytest.mark.parametrize("measure", ["macs", "params"])
+# Bytes are left out: the constants of reshapes are too many here for a percent; memory: its peak moves by several.
+@pytest.mark.parametrize("measure", ["macs", "params", "channels"])
 @pytest.mark.parametrize("goal", [0.3, 0.5, 0.8])
 @pytest.mark.parametrize("scope", ["global", "uniform"])
 def test_wide_network_meets_targets_within_one_percent(wide: Scores, measure: str, goal: float, scope: str) -> None:
@@ -144,22 +143,12 @@ def test_global_scope_follows_the_scores_uniform_does_not(scores: Scores) -> Non
 
 @pytest.fixture(scope="module")
 def wide() -> Scores:
-    """Groups of 64 channels, so that blocks of 16 leave something to choose."""
-    import onnx
-    from onnx import numpy_helper
-
-    text = """<ir_version: 8, opset_import: ["" : 17]> agraph (float[N,3,6,6] x) => (float[N,5,6,6] y) {
-      a = Conv (x, w0) b = Relu (a) c = Conv (b, w1) d = Relu (c) e = Conv (d, w2) f = Add (e, b) y = Conv (f, w3) }"""
-    proto = onnx.parser.parse_model(text)
-    rng = np.random.default_rng(0)
-    for name, shape in {"w0": (64, 3), "w1": (96, 64), "w2": (64, 96), "w3": (5, 64)}.items():
-        values = rng.standard_normal((*shape, 1, 1)).astype(np.float32)
-        proto.graph.initializer.append(numpy_helper.from_array(values, name))
-    model = load(proto)
+    """Groups of 64 and 96 channels, so that blocks of 16 leave something to choose."""
+    model = wide_model()
     return score(model, analyze(model), "l2")
 
 
-@pytest.mark.parametrize(("round_to", "step"), [(1, 1), (8, 8), (32, 32), ("auto", auto_round())])
+@pytest.mark.parametrize(("round_to", "step"), [(1, 1), (8, 8), (32, 32), ("auto", kernel_block())])
 def test_kept_counts_are_multiples_of_the_block(wide: Scores, round_to: int | str, step: int) -> None:
     made = plan(wide, ratio=0.45, limits=Limits(round_to=round_to))
     counts = kept(made, wide.analysis)
@@ -172,8 +161,8 @@ def test_kept_counts_are_multiples_of_the_block(wide: Scores, round_to: int | st
 
 
 def test_auto_is_a_block_that_kernels_know() -> None:
-    assert auto_round() in (8, 16)
-    assert auto_round("cuda") == 8
+    assert kernel_block() in (8, 16)
+    assert kernel_block("cuda") == 8
 
 
 def test_block_below_one_is_refused(wide: Scores) -> None:
@@ -283,7 +272,9 @@ def test_override_file_that_is_none_is_refused(name: str, text: str, tmp_path: P
         load_overrides(tmp_path / "none.toml")
 
 
-@pytest.mark.parametrize("text", ["macs", "macs=", "macs=half", "flops=0.5", "macs=0", "macs=1.5", "macs=nan"])
+@pytest.mark.parametrize(
+    "text", ["", "macs", "macs=", "macs=half", "flops=0.5", "macs=0", "macs=1.5", "macs=nan", "latency=-1", "memory=2"]
+)
 def test_target_that_means_nothing_is_refused(text: str) -> None:
     with pytest.raises(OnnxPruneError):
         Target.parse(text)
@@ -291,7 +282,10 @@ def test_target_that_means_nothing_is_refused(text: str) -> None:
 
 def test_target_names_one_measure() -> None:
     assert Target.parse("params=0.25") == Target(params=0.25)
-    for wrong in ({}, {"macs": 0.5, "params": 0.5}):
+    for measure in ("macs", "params", "bytes", "memory", "channels", "latency"):
+        target = Target.parse(f" {measure}=0.25")
+        assert (target.measure, target.share) == (measure, 0.25)
+    for wrong in ({}, {"macs": 0.5, "params": 0.5}, {"memory": 0.5, "latency": 0.5}):
         with pytest.raises(OnnxPruneError, match="exactly one"):
             Target(**wrong)
 
@@ -302,6 +296,8 @@ def test_ratio_or_target_but_not_both(wide: Scores) -> None:
             plan(wide, **wrong)
     with pytest.raises(OnnxPruneError, match="unknown scope"):
         plan(wide, ratio=0.5, scope="local")
+    with pytest.raises(OnnxPruneError, match="'sensitivity' needs a target"):
+        plan(wide, ratio=0.5, scope="sensitivity")
     for ratio in (1.0, -0.1, float("nan")):
         with pytest.raises(OnnxPruneError, match="share removed"):
             plan(wide, ratio=ratio)

@@ -1,0 +1,109 @@
+"""The same target met by every allocator: what else each of them keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from onnxprune.allocators import SCOPES
+from onnxprune.cost import MEASURES, CostModel
+from onnxprune.curves import Curves
+from onnxprune.errors import OnnxPruneError
+from onnxprune.limits import Limits
+from onnxprune.planner import plan as make_plan
+from onnxprune.planner import removed_counts
+from onnxprune.plans import Plan
+from onnxprune.scoring import Scores
+from onnxprune.targets import LatencyPredictor, Target
+from onnxprune.thresholds import predicted
+
+
+@dataclass(frozen=True)
+class Row:
+    """One allocator's plan.
+
+    Attributes:
+        scope: the allocator.
+        chosen: whether it is the plan that was asked for.
+        shares: measure -> share kept; empty if there is no plan.
+        seconds: predicted latency, where there is a latency model.
+        metric: worst value of any group's curve, where there are curves that far.
+        digest: of the plan.
+        error: why there is no plan.
+    """
+
+    scope: str
+    chosen: bool
+    shares: Mapping[str, float]
+    seconds: float | None = None
+    metric: float | None = None
+    digest: str | None = None
+    error: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "scope": self.scope, "chosen": self.chosen, **{m: self.shares.get(m) for m in MEASURES},
+            "latency": self.seconds, "metric": self.metric, "digest": self.digest, "error": self.error,
+        }  # fmt: skip
+
+
+def same_target(scores: Scores, target: Target | None, plan: Plan) -> Target:
+    """What the other allocators aim at: the target, or where there is none the plan's own MACs."""
+    if target is not None:
+        return target
+    cost = CostModel(scores.analysis)
+    return Target(macs=cost.cost(scores.analysis.kept(plan)).ratio(cost.whole, "macs"))
+
+
+def compare(
+    scores: Scores,
+    target: Target,
+    plan: Plan,
+    scope: str,
+    *,
+    curves: Curves | None = None,
+    latency: LatencyPredictor | None = None,
+    normalize: str | None = None,
+    limits: Limits | None = None,
+) -> list[Row]:
+    """Plans for the same target by every allocator that has what it needs.
+
+    Args:
+        scores: of the groups.
+        target: for all (see `same_target`).
+        plan: the one that was asked for; it stands in the row of its scope.
+        scope: of that plan.
+        curves: for the allocator "sensitivity", and to say what each plan does to the metric.
+        latency: for the allocator "latency", and to say how long each plan takes.
+        normalize: as for `plan`.
+        limits: as for `plan`.
+    """
+    analysis = scores.analysis
+    cost = CostModel(analysis)
+    possible = {"uniform": True, "global": True, "sensitivity": curves is not None, "latency": latency is not None}
+    assert set(possible) == set(SCOPES)
+    rows = []
+    for name in (n for n, yes in possible.items() if yes):
+        try:
+            made = plan if name == scope else make_plan(
+                scores, target, scope=name, curves=curves if name in ("sensitivity", "latency") else None,
+                latency=latency, normalize=normalize, limits=limits,
+            )  # fmt: skip
+        except OnnxPruneError as err:
+            rows.append(Row(name, False, {}, error=str(err).replace("\n", ";")))
+            continue
+        kept = analysis.kept(made)
+        after = cost.cost(kept)
+        rows.append(
+            Row(
+                name,
+                name == scope,
+                {m: after.ratio(cost.whole, m) for m in MEASURES},
+                latency.seconds(kept) if latency is not None else None,
+                predicted(curves, removed_counts(made.groups)) if curves is not None else None,
+                made.digest,
+            )
+        )
+    return rows

@@ -1,0 +1,407 @@
+"""Trials: what a metric becomes when channels of one group are not read any more, without building a model for each.
+
+- **Masks are inputs.** One session per group serves all of its trials.
+- **Prefix caching.** A mask changes nothing before the first node that reads the group, so a session starts there, from
+  activations that were computed once. They are handed on from group to group through fixed pieces of the graph, always
+  the same ones: a trial gives the same number to the last bit whatever was measured before it.
+- **Batches in parallel.** Threads run whole batches beside each other, each on one core: small layers gain more from it
+  than from being split among threads.
+- **Exact shortcuts.** Channels that are zero in every sample change nothing when they go: trials that differ only in
+  such channels share their outputs. Where it is measured to be faster, a session of a trial's own takes the place of
+  the shared one: with the masks folded into the weights (the same sums, with zeros on the other side of a product), or
+  stripped. Stripping takes sums in another order, so it serves only metrics that count decisions, and batches in which
+  rounding could turn a decision are run masked.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxprune.coupling import Analysis, Group, Kept
+from onnxprune.data import Data, Feeds, Preprocess
+from onnxprune.errors import OnnxPruneError
+from onnxprune.metrics import Measured, Metric, scores_of
+from onnxprune.model import Array
+from onnxprune.pieces import MASK_INPUT, Cutter
+from onnxprune.plans import Plan, Removal
+from onnxprune.runtime import Session, provider_of
+
+A = TypeVar("A")
+B = TypeVar("B")
+Order = npt.NDArray[np.int64]
+
+# Activations of one batch that stay in the second-level cache make small convolutions a tenth to a half faster; a GPU
+# wants much to do at once.
+_CACHE = {"cpu": 2 * 2**20, "cuda": 2**30}
+_BATCHES = {"cpu": (8, 64), "cuda": (64, 512)}
+CACHE_MEMORY = 2 * 2**30
+_PROBE = 3  # batches that a decision is measured on
+# A session of a trial's own is built where what it should save is more than this many times what building costs.
+_WORTH = 1.5
+
+
+def default_batch(cutter: Cutter, device: str = "cpu") -> int:
+    """Samples per run: on the CPU what keeps the largest activation within 2 MiB, 8 to 64; on CUDA 64 to 512."""
+    kind = "cuda" if provider_of(device) == "CUDAExecutionProvider" else "cpu"
+    return int(np.clip(_CACHE[kind] // max(1, cutter.largest()), *_BATCHES[kind]))
+
+
+class Trials:
+    """Measures trials on one model, one data set, one device.
+
+    Args:
+        analysis: of the model.
+        orders: per group its channels, first to go first.
+        data: samples and labels.
+        metric: what is measured.
+        batch: samples per run; 0: `default_batch`.
+        threads: batches at a time, each on one core; 0: as many as there are cores. On CUDA one after the other.
+        cache_memory: bytes that cached activations may take. What does not fit goes in pieces, a share of the samples
+            at a time.
+        strip: "auto" lets sessions of a trial's own stand in where that is measured faster; "never", and for tests
+            "folded" and "stripped", say which.
+
+    Raises:
+        OnnxPruneError: data that does not fit the model or the metric, outputs that are not finite.
+    """
+
+    def __init__(
+        self,
+        analysis: Analysis,
+        orders: dict[str, Order],
+        data: Data,
+        metric: Metric,
+        *,
+        preprocess: Preprocess | None = None,
+        batch: int = 0,
+        threads: int = 0,
+        device: str = "cpu",
+        cache_memory: int = CACHE_MEMORY,
+        strip: str = "auto",
+    ) -> None:
+        self.analysis, self.orders, self.metric = analysis, orders, metric
+        self.device, self.strip = device, strip
+        self.threads = threads or os.cpu_count() or 1
+        self.cutter = Cutter(analysis)
+        self.feeds = Feeds(
+            analysis.model, data, preprocess or Preprocess(), batch or default_batch(self.cutter, device)
+        )
+        self.cache_memory = cache_memory
+        # Labels and scores of classes come from the first output; distances look at all of them.
+        count = 1 if metric.needs == "labels" or metric.name == "kl" else None
+        self.outputs = self.cutter.outputs[:count]
+        self.places = sorted({r.place for r in self.cutter.reads.values()} - {len(self.cutter.nodes)})
+        self.segments: dict[int, Session] = {}  # by place they lead to
+        self.reference: list[list[Array]] = []
+        self.classes = 0
+        self.pool: ThreadPoolExecutor | None = None
+        self.provider, self.baseline = self._baseline()
+        self.held: _Held | None = None
+        self.current: _Suffix | None = None
+
+    def _baseline(self) -> tuple[str, Measured]:
+        """Runs the whole model; keeps its outputs where the metric compares with them."""
+        session = self._session(self.analysis.model)
+        if session.provider == "CPUExecutionProvider" and self.threads > 1:
+            self.pool = ThreadPoolExecutor(self.threads, "onnxprune")
+        runs = self.parallel(
+            lambda i: self._real(session.run(self.feeds[i][0], self.outputs), i), range(len(self.feeds))
+        )
+        if self.metric.needs != "labels":
+            self.reference = runs
+        else:
+            self.classes = scores_of(runs[0][0], len(runs[0][0])).shape[1]
+        numbers = [self._numbers(outputs, self.labels(i), i) for i, outputs in enumerate(runs)]
+        return session.provider, self.joined(numbers)
+
+    def parallel(self, function: Callable[[A], B], items: Iterable[A]) -> list[B]:
+        """The function of every item, in their order; threads share the work."""
+        return list(map(function, items) if self.pool is None else self.pool.map(function, items))
+
+    def labels(self, i: int) -> Any:
+        """Of a batch; None where the data has none."""
+        y = self.feeds.data.y
+        return None if y is None else y[i * self.feeds.batch : (i + 1) * self.feeds.batch]
+
+    def _session(self, model: Any) -> Session:
+        return Session(model, device=self.device, threads=1)
+
+    def _real(self, outputs: Sequence[Array], i: int) -> list[Array]:
+        """Outputs without those of the copies that fill up the last batch."""
+        n = self.feeds.real(i)
+        if n == self.feeds.batch:
+            return list(outputs)
+        return [o[:n] if o.ndim and len(o) == self.feeds.batch else o for o in outputs]
+
+    def _numbers(self, outputs: list[Array], labels: Any, i: int) -> Any:
+        """What is kept of a batch: numbers per sample, or the outputs for a user's function."""
+        if self.metric.samples is None:
+            return outputs
+        return self.metric.samples(outputs, labels, self.reference[i] if self.reference else ())
+
+    def joined(self, collected: Sequence[Any]) -> Measured:
+        """The metric from what was kept of all batches."""
+        if self.metric.samples is not None:
+            return self.metric.mean(np.concatenate(collected))
+        columns = [np.concatenate(c) for c in zip(*collected, strict=True)]
+        reference = [np.concatenate(c) for c in zip(*self.reference, strict=True)]
+        return self.metric.of_all(columns, self.feeds.data.y, reference)
+
+    def measure(self, group: str, removals: Sequence[int]) -> Iterator[tuple[int, Measured]]:
+        """Measures trials of one group, each as soon as it is known.
+
+        Args:
+            group: its name.
+            removals: how many channels go, in the order to be measured.
+
+        Raises:
+            OnnxPruneError: onnxruntime, the outputs or a user's metric fail; with the group and the count.
+        """
+        reads = self.cutter.reads[group]
+        if reads.place == len(self.cutter.nodes):
+            yield from ((n, self.baseline) for n in removals)
+            return
+        chunks = self._chunks(reads.place)
+        if self.current is None or self.current.group.name != group:
+            self.current = None  # its session goes before the next one comes
+            self.current = _Suffix(self, self.analysis[group])
+        collected: dict[int, list[Any]] = {n: [] for n in removals}
+        for chunk in chunks:
+            held = self._hold(reads.place, chunk)
+            for n in removals:
+                try:
+                    collected[n] += self.current.run(n, held)
+                    done = self.joined(collected.pop(n)) if chunk is chunks[-1] else None
+                except OnnxPruneError as err:
+                    where = f"group {group!r} with {n} channels removed" + (f", {err.where}" if err.where else "")
+                    raise OnnxPruneError(err.what, where=where, fix=err.fix) from err
+                if done is not None:
+                    yield n, done
+
+    def _chunks(self, place: int) -> list[range]:
+        """Batches in as few shares as the memory for cached activations allows."""
+        size = self.cutter.bytes_of(self.cutter.live(place)) * self.feeds.batch
+        step = max(1, min(len(self.feeds), self.cache_memory // max(1, size)))
+        return [range(i, min(i + step, len(self.feeds))) for i in range(0, len(self.feeds), step)]
+
+    def _hold(self, place: int, chunk: range) -> _Held:
+        """Activations of some batches at a cut: from those at an earlier cut where they are at hand."""
+        held = self.held
+        if held is None or held.chunk != chunk or held.place > place:
+            self.held = None
+            held = _Held(0, chunk, [None] * len(chunk))
+        if held.place != place or held.values[0] is None:
+            route = [p for p in self.places if held.place < p <= place]
+            sessions = self._route(held.place, route)
+            before = held.values
+            held.values = []  # what a batch comes from goes as soon as it is there
+            walked = self.parallel(lambda k: self._walk(before, k, chunk[k], sessions), range(len(chunk)))
+            held.values = walked
+            held = _Held(place, chunk, held.values)
+            if len(chunk) == len(self.feeds):  # nobody comes back to these
+                self.segments = {p: s for p, s in self.segments.items() if p > place}
+        self.held = held
+        return held
+
+    def _route(self, start: int, places: Sequence[int]) -> list[tuple[int, int, Session]]:
+        """The pieces of the graph from one cut to the next."""
+        out = []
+        for place in places:
+            if place not in self.segments:
+                names = [n for n in self.cutter.live(place) if self.cutter.made[n] >= start]
+                self.segments[place] = self._session(self.cutter.piece(start, place, names))
+            out.append((start, place, self.segments[place]))
+            start = place
+        return out
+
+    def _walk(
+        self, held: list[dict[str, Any] | None], k: int, i: int, route: Sequence[tuple[int, int, Session]]
+    ) -> dict[str, Any]:
+        """The live tensors of batch i at the end of a route."""
+        values, held[k] = held[k], None
+        if values is None:
+            session = route[0][2] if route else self._current().session
+            values = {n: session.put(v) for n, v in self.feeds[i][0].items()}
+        for start, place, session in route:
+            live = self.cutter.live(place)
+            names = [n for n in live if self.cutter.made[n] >= start]
+            made = session.run_bound({n: values[n] for n in session.inputs}, names) if names else []
+            values = {n: values[n] for n in live if n not in names} | dict(zip(names, made, strict=True))
+        return values
+
+    def _current(self) -> _Suffix:
+        assert self.current is not None
+        return self.current
+
+
+@dataclass
+class _Held:
+    """Live tensors of some batches at a cut, on the device."""
+
+    place: int
+    chunk: range
+    values: list[Any]
+
+
+@dataclass
+class _Way:
+    """A session of a trial's own: what building it costs and what a batch then saves, in seconds.
+
+    Stripped, what is saved grows with the channels that go; folded, it is the same for all trials.
+    """
+
+    kind: str  # "folded" or "stripped"
+    setup: float
+    saves: float  # per batch; stripped: per batch and channel
+
+    def worth(self, removed: int, batches: int) -> float:
+        """Seconds that a trial should save, with room for a wrong guess."""
+        return self.saves * (removed if self.kind == "stripped" else 1) * batches - _WORTH * self.setup
+
+    def learn(self, gain: float, removed: int) -> None:
+        """Takes over a newer measurement."""
+        self.saves = gain / removed if self.kind == "stripped" else gain
+
+
+class _Suffix:
+    """The sessions of one group, from its first reader to the end."""
+
+    def __init__(self, trials: Trials, group: Group) -> None:
+        self.trials, self.group = trials, group
+        cutter = trials.cutter
+        place = cutter.reads[group.name].place
+        self.outputs = [n for n in trials.outputs if cutter.made[n] >= place]
+        self.session = trials._session(cutter.masked(group.name, self.outputs))
+        self.seconds: list[float] = []  # per batch, masked
+        self.ways: list[_Way] | None = None  # sessions of a trial's own; None: not tried yet
+        self.memory: dict[bytes, list[Any]] = {}  # what was kept of each batch, by the channels that really go
+        self.of: _Held | None = None
+        self.dead: Kept = np.zeros(trials.analysis.count, bool)
+
+    def run(self, removed: int, held: _Held) -> list[Any]:
+        """What is kept of every held batch."""
+        if self.of is not held:
+            self.of, self.memory, self.dead = held, {}, self._dead(held)
+        kept = self._kept(removed)
+        key = np.packbits(kept | self.dead).tobytes()
+        if key not in self.memory:
+            self.memory[key] = self._run(removed, kept, held)
+        return self.memory[key]
+
+    def _kept(self, removed: int) -> Kept:
+        kept = np.ones(self.trials.analysis.count, bool)
+        kept[self.group.components[self.trials.orders[self.group.name][:removed]]] = False
+        return kept
+
+    def _dead(self, held: _Held) -> Kept:
+        """Components that are zero in all held samples wherever they are read; none where that cannot be seen."""
+        analysis, reads = self.trials.analysis, self.trials.cutter.reads[self.group.name]
+        none: Kept = np.zeros(analysis.count, bool)
+        on_host = self.session.provider == "CPUExecutionProvider"
+        if not on_host or any(name not in held.values[0] for name, _ in reads.contractions):
+            return none
+        dead = none.copy()
+        dead[self.group.components] = True
+        for name, c in reads.contractions:
+            components = analysis.component[c.labels]
+            for values in held.values:
+                open_ = np.flatnonzero(dead[components])
+                if not len(open_):
+                    break
+                x = np.take(values[name].numpy(), open_, c.axis)
+                others = tuple(a for a in range(x.ndim) if a != c.axis)
+                dead[components[open_[(x != 0).any(others)]]] = False
+        return dead
+
+    def _run(self, removed: int, kept: Kept, held: _Held) -> list[Any]:
+        if self.ways is None:
+            self.ways = self._tried(held)
+        way = max(self.ways, key=lambda w: w.worth(removed, len(held.chunk)), default=None)
+        if way is None or way.worth(removed, len(held.chunk)) <= 0:
+            return self._masked(kept, held, range(len(held.chunk)))
+        session = self._built(way, removed)
+        first = min(len(held.chunk), max(_PROBE, self.trials.threads))
+        out, seconds = self._own(way, session, kept, held, range(first))
+        rest = range(first, len(held.chunk))
+        if self.trials.strip == "auto":
+            gain = float(np.median(self.seconds)) - float(np.median(seconds))
+            way.learn(gain, removed)
+            if gain <= 0:
+                return out + self._masked(kept, held, rest)
+        return out + self._own(way, session, kept, held, rest)[0]
+
+    def _own(self, way: _Way, session: Session, kept: Kept, held: _Held, which: range) -> tuple[list[Any], list[float]]:
+        """Batches run in a session of the trial's own, and again masked where rounding could turn a decision."""
+        runs = self._outputs(session, held, which)
+        undecided = self.trials.metric.undecided if way.kind == "stripped" else None
+        out = []
+        for k, (outputs, _) in zip(which, runs, strict=True):
+            i = held.chunk[k]
+            if undecided is not None and undecided(scores_of(outputs[0], len(outputs[0])), self.trials.labels(i)):
+                out += self._masked(kept, held, range(k, k + 1))
+            else:
+                out.append(self.trials._numbers(outputs, self.trials.labels(i), i))
+        return out, [seconds for _, seconds in runs]
+
+    def _tried(self, held: _Held) -> list[_Way]:
+        """Other ways to run a trial, with what they save: measured with nearly all channels gone."""
+        strip = self.trials.strip
+        if strip in ("stripped", "folded"):
+            return [_Way(strip, 0.0, np.inf)]
+        first = max(_PROBE, self.trials.threads)
+        # Too little to run cannot win back what setting up costs; on CUDA kernels are chosen anew for every session.
+        if strip == "never" or len(held.chunk) < 4 * first or self.session.provider != "CPUExecutionProvider":
+            return []
+        most = self.group.channels - max(1, self.group.channels // 20)
+        self._masked(self._kept(most), held, range(first))
+        slow = min(self.seconds)
+        ways = []
+        for kind in ("folded", "stripped") if self.trials.metric.undecided is not None else ("folded",):
+            way = _Way(kind, 0.0, 0.0)
+            start = time.perf_counter()
+            session = self._built(way, most)
+            way.setup = time.perf_counter() - start
+            way.learn(slow - min(seconds for _, seconds in self._outputs(session, held, range(first))), most)
+            ways.append(way)
+        return ways
+
+    def _built(self, way: _Way, removed: int) -> Session:
+        name, cutter = self.group.name, self.trials.cutter
+        gone = tuple(sorted(self.trials.orders[name][:removed].tolist()))
+        plan = Plan("", {name: Removal(self.group.channels, gone)})
+        build = cutter.stripped if way.kind == "stripped" else cutter.folded
+        return self.trials._session(build(name, plan, self.outputs))
+
+    def _masked(self, kept: Kept, held: _Held, which: range) -> list[Any]:
+        mask = self.session.put(kept.astype(np.float32))
+        runs = self._outputs(self.session, held, which, {MASK_INPUT: mask})
+        self.seconds += [seconds for _, seconds in runs]
+        chunk, trials = held.chunk, self.trials
+        return [
+            trials._numbers(outputs, trials.labels(chunk[k]), chunk[k])
+            for k, (outputs, _) in zip(which, runs, strict=True)
+        ]
+
+    def _outputs(
+        self, session: Session, held: _Held, which: range, more: Mapping[str, Any] = MappingProxyType({})
+    ) -> list[tuple[list[Array], float]]:
+        """All outputs of some batches, those that a mask cannot reach included; and the seconds each took."""
+
+        def run(k: int) -> tuple[list[Array], float]:
+            start = time.perf_counter()
+            values = {**held.values[k], **more}
+            made = session.run_bound({n: values[n] for n in session.inputs}, self.outputs)
+            found = dict(zip(self.outputs, made, strict=True))
+            outputs = [(found[n] if n in found else values[n]).numpy() for n in self.trials.outputs]
+            return self.trials._real(outputs, held.chunk[k]), time.perf_counter() - start
+
+        return self.trials.parallel(run, which)

@@ -1,0 +1,191 @@
+"""A trial gives what the stripped model gives, however it is run: masked, folded, stripped, in one piece or many."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from graphs import BATCH, PROPERTY, SIDE, Spec, build, specs
+from hypothesis import given
+
+from onnxprune.coupling import Analysis
+from onnxprune.data import Data, load_data
+from onnxprune.errors import OnnxPruneError
+from onnxprune.metrics import METRICS, Measured, get_metric
+from onnxprune.model import load
+from onnxprune.pieces import Cutter
+from onnxprune.pipeline import analyze, compile_plan, score
+from onnxprune.plans import Plan, Removal
+from onnxprune.runtime import Session
+from onnxprune.trials import Order, Trials, default_batch
+
+DIGITS = Path(__file__).parent.parent / "models" / "digits_cnn.onnx"
+SAMPLES = 6  # three batches of two
+
+
+def orders_of(analysis: Analysis) -> dict[str, Order]:
+    scores = score(analysis.source, analysis, "l1")
+    return {n: np.argsort(s, kind="stable") for n, s in scores.groups.items()}
+
+
+def samples(spec: Spec) -> Data:
+    count = SAMPLES if spec.dynamic else 2 * BATCH - 1  # the last batch of a fixed one is filled up
+    rng = np.random.default_rng(spec.seed)
+    x = rng.standard_normal((count, 3, SIDE, SIDE)).astype(np.float16 if spec.half else np.float32)
+    return Data(x, None, "random")
+
+
+def outputs_of(analysis: Analysis, data: Data, trials: Trials, plan: Plan) -> list[Any]:
+    """The stripped model's outputs, batch by batch as the trials are run."""
+    session = Session(compile_plan(analysis.source, plan, analysis=analysis, check=False).model, threads=1)
+    runs = [trials._real(session.run(trials.feeds[i][0]), i) for i in range(len(trials.feeds))]
+    return [np.concatenate(column) for column in zip(*runs, strict=True)]
+
+
+@PROPERTY(max_examples=40)
+@given(spec=specs())
+def test_trials_agree_with_the_stripped_model(spec: Spec) -> None:
+    spec = replace(spec, half=False)
+    model = load(build(spec))
+    analysis = analyze(model)
+    if not analysis.groups:
+        return
+    data, orders = samples(spec), orders_of(analysis)
+    found: dict[str, dict[str, list[Any]]] = {}
+    for way in ("never", "folded", "stripped"):
+        trials = Trials(analysis, orders, data, capture(METRICS["mse"]), batch=2, threads=1, strip=way)
+        found[way] = {}
+        for g in sorted(analysis.groups, key=lambda g: trials.cutter.reads[g.name].place):
+            trials.feeds.data = data
+            CAPTURED.clear()
+            list(trials.measure(g.name, [g.channels // 2] if g.channels > 1 else []))
+            found[way][g.name] = [np.concatenate(c) for c in zip(*CAPTURED, strict=True)]
+    for g in analysis.groups:
+        if g.channels < 2 or not found["never"][g.name]:
+            continue
+        gone = tuple(sorted(orders[g.name][: g.channels // 2].tolist()))
+        wanted = outputs_of(analysis, data, trials, Plan("", {g.name: Removal(g.channels, gone)}))
+        for way in found:
+            for a, b in zip(found[way][g.name], wanted, strict=True):
+                assert np.abs(a - b).max() <= 1e-4 * max(np.abs(b).max(), 1e-30), (way, g.name)
+        for a, b in zip(found["never"][g.name], found["folded"][g.name], strict=True):
+            assert np.array_equal(a, b), g.name  # the same sums, with zeros on the other side of a product
+
+
+CAPTURED: list[list[Any]] = []
+
+
+def capture(metric: Any) -> Any:
+    """The metric, with the outputs it is given kept aside."""
+
+    def numbers(outputs: Any, labels: Any, reference: Any) -> Any:
+        CAPTURED.append([np.asarray(o) for o in outputs])
+        return metric.samples(outputs, labels, reference)
+
+    return replace(metric, samples=numbers)
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[Analysis, dict[str, Order], Data]:
+    analysis = analyze(load(DIGITS))
+    return analysis, orders_of(analysis), load_data("digits:test", images=100)
+
+
+def sweep(digits: tuple[Analysis, dict[str, Order], Data], metric: str, **options: Any) -> dict[str, list[Measured]]:
+    analysis, orders, data = digits
+    trials = Trials(analysis, orders, data, get_metric(metric), **{"batch": 10, "threads": 1, **options})
+    return {g.name: [v for _, v in trials.measure(g.name, [1, 9, 17, 25, 30])] for g in analysis.groups}
+
+
+@pytest.mark.parametrize("metric", ["top1", "top5"])
+def test_counts_are_identical_masked_folded_and_stripped(
+    digits: tuple[Analysis, dict[str, Order], Data], metric: str
+) -> None:
+    wanted = sweep(digits, metric, strip="never")
+    assert len({v.value for curve in wanted.values() for v in curve}) > 3
+    for way in ("folded", "stripped", "auto"):
+        assert sweep(digits, metric, strip=way) == wanted
+
+
+@pytest.mark.parametrize("metric", ["loss", "kl", "cosine", "mse"])
+def test_continuous_metrics_are_identical_to_the_last_bit(
+    digits: tuple[Analysis, dict[str, Order], Data], metric: str
+) -> None:
+    wanted = sweep(digits, metric, strip="never")
+    for options in ({"strip": "auto"}, {"strip": "folded"}, {"cache_memory": 0}, {"threads": 3}):
+        assert sweep(digits, metric, **options) == wanted
+    stripped = sweep(digits, metric, strip="stripped")  # which auto therefore does not use for them
+    for name, curve in wanted.items():
+        for a, b in zip(stripped[name], curve, strict=True):
+            assert a.value == pytest.approx(b.value, rel=1e-4, abs=1e-6)
+
+
+def test_the_order_of_trials_does_not_matter(digits: tuple[Analysis, dict[str, Order], Data]) -> None:
+    analysis, orders, data = digits
+    wanted = sweep(digits, "loss")
+    trials = Trials(analysis, orders, data, get_metric("loss"), batch=10, threads=1)
+    for g in reversed(analysis.groups):
+        for n in (30, 1):
+            [(_, value)] = trials.measure(g.name, [n])
+            assert value == wanted[g.name][[1, 9, 17, 25, 30].index(n)]
+
+
+def test_dead_channels_cost_nothing(digits: tuple[Analysis, dict[str, Order], Data]) -> None:
+    analysis, orders, data = digits
+    trials = Trials(analysis, orders, data, get_metric("loss"), batch=10, threads=1, strip="never")
+    group = analysis.groups[1].name
+    [name] = {n for n, _ in trials.cutter.reads[group].contractions}
+    list(trials.measure(group, [2]))
+    assert trials.held is not None
+    for values in trials.held.values:  # the first channels of the order go to zero in every sample
+        dead = values[name].numpy().copy()
+        dead[:, orders[group][:8]] = 0
+        values[name] = Session(analysis.model).put(dead)
+    assert trials.current is not None
+    trials.current.of = None
+    some = dict(trials.measure(group, [2, 5, 8, 30]))
+    assert some[2] == some[5] == some[8] != some[30]
+    assert len(trials.current.memory) == 2
+
+
+def test_cuts_carry_what_is_read_later() -> None:
+    analysis = analyze(load(DIGITS))
+    cutter = Cutter(analysis)
+    for place in range(len(cutter.nodes) + 1):
+        live = cutter.live(place)
+        made = {t.name for t in analysis.model.graph.inputs}
+        made |= {o.name for n in cutter.nodes[:place] for o in n.outputs}
+        wanted = {t.name for n in cutter.nodes[place:] for t in n.inputs} | set(cutter.outputs)
+        assert set(live) == made & wanted
+
+
+def test_work_falls_from_cut_to_cut() -> None:
+    cutter = Cutter(analyze(load(DIGITS)))
+    work = [cutter.work(p) for p in range(len(cutter.nodes) + 1)]
+    assert work == sorted(work, reverse=True)
+    assert work[0] > 0 == work[-1]
+
+
+def test_default_batch_keeps_activations_small() -> None:
+    class Fake:
+        def __init__(self, largest: int) -> None:
+            self.largest = lambda: largest
+
+    assert [default_batch(Fake(n)) for n in (1, 64 * 1024, 10 * 2**20)] == [64, 32, 8]  # type: ignore[arg-type]
+
+
+def test_outputs_that_are_not_finite_name_the_trial(digits: tuple[Analysis, dict[str, Order], Data]) -> None:
+    analysis, orders, data = digits
+    trials = Trials(analysis, orders, data, get_metric("top1"), batch=10, threads=1, strip="never")
+    group = analysis.groups[0].name
+    list(trials.measure(group, [1]))
+    assert trials.held is not None
+    for values in trials.held.values:
+        for name in values:
+            values[name] = Session(analysis.model).put(np.full_like(values[name].numpy(), np.nan))
+    with pytest.raises(OnnxPruneError, match="not finite") as err:
+        list(trials.measure(group, [3]))
+    assert f"group '{group}' with 3 channels removed" in str(err.value)
