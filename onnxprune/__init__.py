@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from onnxprune.errors import VerificationError as VerificationError
     from onnxprune.evaluation import evaluate as evaluate
     from onnxprune.iterative import plan_steps as plan_steps
+    from onnxprune.latency_prediction import LatencyModel as LatencyModel
+    from onnxprune.latency_prediction import latency_model as latency_model
     from onnxprune.limits import Limits as Limits
     from onnxprune.model import Model as Model
     from onnxprune.model import load as load
@@ -58,13 +60,13 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "Analysis": "coupling", "Compiled": "pipeline", "Cost": "cost", "CostModel": "cost", "Curves": "curves",
-    "Data": "data", "Group": "coupling", "Limits": "limits", "Model": "model", "OnnxPruneError": "errors",
-    "Plan": "plans", "Preprocess": "data", "Removal": "plans", "Scores": "scoring", "Target": "targets",
-    "Verification": "verification", "VerificationError": "errors", "analyze": "pipeline", "apply": "pipeline",
-    "compile_plan": "pipeline", "evaluate": "evaluation", "load": "model", "load_curves": "curves",
-    "load_data": "data", "load_plan": "plans", "plan": "pipeline", "plan_steps": "iterative", "save": "model",
-    "save_curves": "curves", "save_plan": "plans", "score": "pipeline", "sensitivity": "sweep", "to_proto": "model",
-    "verify": "verification",
+    "Data": "data", "Group": "coupling", "LatencyModel": "latency_prediction", "Limits": "limits", "Model": "model",
+    "OnnxPruneError": "errors", "Plan": "plans", "Preprocess": "data", "Removal": "plans", "Scores": "scoring",
+    "Target": "targets", "Verification": "verification", "VerificationError": "errors", "analyze": "pipeline",
+    "apply": "pipeline", "compile_plan": "pipeline", "evaluate": "evaluation", "latency_model": "latency_prediction",
+    "load": "model", "load_curves": "curves", "load_data": "data", "load_plan": "plans", "plan": "pipeline",
+    "plan_steps": "iterative", "save": "model", "save_curves": "curves", "save_plan": "plans", "score": "pipeline",
+    "sensitivity": "sweep", "to_proto": "model", "verify": "verification",
 }  # fmt: skip
 
 __all__ = [*sorted(_WHERE), "__version__"]

@@ -253,7 +253,7 @@ def _predictor(analysis: Analysis, target: Target | None, o: dict[str, Any]) -> 
     """A latency model, measured or found in the cache, where one is asked for."""
     if not (o["timed"] or o["scope"] == "latency" or (target is not None and target.measure == "latency")):
         return None
-    from onnxprune.latency_model import latency_model
+    from onnxprune.latency_prediction import latency_model
     from onnxprune.show import progress
 
     with progress("measuring latency", quiet=o["as_json"]) as tick:

@@ -25,7 +25,8 @@ class Journal:
 
     Args:
         path: of the file; None keeps the entries in memory only.
-        settings: what the entries depend on; a file written under others is refused.
+        settings: what the entries depend on; a file written under others is refused. Workers write journals of their
+            own, see `adopt`.
         restart: throw away what is there.
 
     Attributes:
@@ -37,6 +38,7 @@ class Journal:
 
     def __init__(self, path: Path | None, settings: Mapping[str, Any], *, restart: bool = False) -> None:
         self.path = path
+        self.settings = dict(settings)
         self.entries: dict[str, Any] = {}
         self._file: Any = None
         if path is None:
@@ -134,6 +136,22 @@ class Journal:
         self.entries[key] = value
         if self._file is not None:
             self._append({"key": key, "value": value})
+
+    def adopt(self, folder: Path) -> None:
+        """Takes over the entries of the journals that workers wrote into a folder; those of other settings stay.
+
+        Raises:
+            OnnxPruneError: they cannot be written here.
+        """
+        for path in sorted(folder.glob("*.journal")):
+            try:
+                other = Journal(path, self.settings)
+            except OnnxPruneError:  # of other settings, or damaged: its points are done again
+                continue
+            other.close()
+            for key, value in other.entries.items():
+                if key not in self.entries:
+                    self.add(key, value)
 
     def close(self) -> None:
         """Lets go of the file; it stays for the next run."""

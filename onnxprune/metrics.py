@@ -52,8 +52,8 @@ class Metric:
         higher_is_better: accuracy-like or loss-like.
         needs: "labels", "reference" (the original's outputs) or "" for a user's function.
         samples: (outputs, labels, reference outputs), each [n, ...] -> float64 [n].
-        undecided: (scores [n, classes], labels) -> whether rounding could change a sample's number; None where the
-            numbers are continuous, so that any rounding shows.
+        undecided: (scores [n, classes], labels) -> bool [n], whether rounding could change a sample's number; None
+            where the numbers are continuous, so that any rounding shows.
         chance: classes -> what guessing gives; None where that means nothing.
         whole: a user's function, called once with everything.
     """
@@ -62,7 +62,7 @@ class Metric:
     higher_is_better: bool
     needs: str
     samples: Callable[[Outputs, Labels, Outputs], Samples] | None = None
-    undecided: Callable[[Array, Labels], bool] | None = None
+    undecided: Callable[[Array, Labels], npt.NDArray[np.bool_]] | None = None
     chance: Callable[[int], float] | None = None
     whole: Callable[..., Any] | None = None
 
@@ -158,16 +158,16 @@ def _logs(scores: Array, axis: int = 1) -> Array:
     return np.asarray(s - top - np.log(np.exp(s - top).sum(axis, keepdims=True)))
 
 
-def _near(scores: Array, labels: Labels, k: int) -> bool:
-    """Whether some label's score is so near to the k-th largest other one that rounding could decide."""
+def _near(scores: Array, labels: Labels, k: int) -> npt.NDArray[np.bool_]:
+    """Whether a label's score is so near to the k-th largest other one that rounding could decide, [n]."""
     y = check_labels(scores, labels)
     if scores.shape[1] <= k:
-        return False
+        return np.zeros(len(y), np.bool_)
     own = scores[np.arange(len(y)), y]
     others = scores.copy()
     others[np.arange(len(y)), y] = -np.inf
     rival = np.partition(others, -k, axis=1)[:, -k]
-    return bool((np.abs(own - rival) <= NEAR * np.abs(scores).max(1)).any())
+    return np.asarray(np.abs(own - rival) <= NEAR * np.abs(scores).max(1), np.bool_)
 
 
 def _of_scores(rule: Callable[[Array, Labels], Samples]) -> Callable[[Outputs, Labels, Outputs], Samples]:

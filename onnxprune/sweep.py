@@ -1,13 +1,16 @@
 """The sensitivity sweep: every group at every ratio, one group at a time, as the D-Score paper chooses its thresholds.
 
-Points are measured by `trials`, spread by `workers`, and journaled one by one: a killed run goes on where it stopped
-and ends with the same file.
+Points are measured by `trials`, spread by `workers`, and journaled one by one, by the workers themselves where there
+are any: a killed run goes on where it stopped and ends with the same file.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import platform
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -64,6 +67,9 @@ class Setting:
     device: str
     cache_memory: int
     search: Search
+    baseline: Measured
+    classes: int
+    journal: dict[str, Any]
 
 
 def sensitivity(
@@ -131,14 +137,14 @@ def sensitivity(
         threads = 0 if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs) if backend == "loky" else 1
     how = preprocess or Preprocess()
     search = Search(threshold, stop_at_chance)
-    trials = Trials(
-        analysis, orders, data, rule, preprocess=how, batch=batch, threads=threads, device=device,
+    trials = Trials(  # with more jobs it measures the baseline only, and has all cores for it
+        analysis, orders, data, rule, preprocess=how, batch=batch, threads=threads if jobs == 1 else 0, device=device,
         cache_memory=cache_memory,
     )  # fmt: skip
     if rule.needs == "labels" and not partial_classes:
         _check_classes(data, trials.classes)
     if notice is not None:
-        notice(_statement(trials, device, jobs, backend))
+        notice(_statement(trials, device, jobs, threads, backend))
     settings: dict[str, Any] = {
         "model": analysis.source.fingerprint,
         "criterion": dict(scores.criterion),
@@ -150,12 +156,21 @@ def sensitivity(
         "provider": trials.provider,
     }
     book = Journal(journal, settings, restart=restart)
+    work = None if journal is None else journal.with_name(journal.name + ".work")  # of an earlier run, maybe killed
     try:
+        if work is not None and work.is_dir():
+            if not restart:
+                book.adopt(work)
+            shutil.rmtree(work, ignore_errors=True)
         sweep = _Sweep(trials, counts, search, book, progress)
         if jobs == 1:
             sweep.serial()
         else:
-            sweep.parallel(data, how, jobs, backend, address, threads, device, cache_memory)
+            with _folder(work) as folder:
+                try:
+                    sweep.parallel(folder, data, how, jobs, backend, address, threads, device, cache_memory)
+                finally:
+                    book.adopt(folder)
         groups = {name: sweep.curve(name, ratios) for name in counts}
     finally:
         book.close()
@@ -235,28 +250,25 @@ class _Sweep:
             self._finished(name)
 
     def parallel(
-        self, data: Data, how: Preprocess, jobs: int, backend: str, address: str | None, threads: int, device: str,
-        cache_memory: int,
+        self, folder: Path, data: Data, how: Preprocess, jobs: int, backend: str, address: str | None, threads: int,
+        device: str, cache_memory: int,
     ) -> None:  # fmt: skip
-        """Points on many workers; where one point decides about the next, whole groups."""
+        """Groups on many workers, in parts where they are few; each worker journals its points in the folder."""
         tasks: list[tuple[str, list[int], dict[int, Measured]]] = []
+        parts = 1 if self.search.in_turn else -(-4 * jobs // max(1, len(self.order)))
         for name in self.order:
             known = {n: v for n in self.counts[name] if (v := self.known(name, n)) is not None}
-            missing = [n for n in self.counts[name] if n not in known]
             if self.search.in_turn:
                 tasks.append((name, list(self.counts[name]), known))
-            else:
-                tasks += [(name, [n], {}) for n in missing]
-        # Beside the journal: a folder that the machines of a cluster share with this one if they share any.
-        where = self.book.path.parent if self.book.path is not None else None
-        with tempfile.TemporaryDirectory(prefix=".onnxprune-", dir=where) as folder:
-            setting = self._setting(Path(folder), data, how, threads, device, cache_memory)
-            calls = [(setting, *task) for task in tasks]
-            for i, found in spread(_work, calls, jobs=jobs, backend=backend, address=address):
-                for n, value in found:
-                    self.keep(tasks[i][0], n, value)
-                if self.search.in_turn:
-                    self._finished(tasks[i][0])
+                continue
+            missing = [n for n in self.counts[name] if n not in known]
+            tasks += [(name, missing[i::parts], {}) for i in range(parts) if missing[i::parts]]
+        setting = self._setting(folder, data, how, threads, device, cache_memory)
+        for i, found in spread(_work, [(setting, *t) for t in tasks], jobs=jobs, backend=backend, address=address):
+            for n, value in found:
+                self.keep(tasks[i][0], n, value)
+            if self.search.in_turn:
+                self._finished(tasks[i][0])
 
     def _setting(
         self, folder: Path, data: Data, how: Preprocess, threads: int, device: str, cache_memory: int
@@ -275,7 +287,7 @@ class _Sweep:
         return Setting(
             path, model.fingerprint, trials.analysis.table.choices.attention, folder.resolve(), data.name, how,
             trials.metric.name, {n: o.tolist() for n, o in trials.orders.items()}, trials.feeds.batch, threads, device,
-            cache_memory, self.search,
+            cache_memory, self.search, trials.baseline, trials.classes, self.book.settings,
         )  # fmt: skip
 
     def curve(self, group: str, ratios: Sequence[float]) -> Curve:
@@ -331,8 +343,25 @@ def at_chance(trials: Trials, found: Measured) -> bool:
     return found.value <= chance + float(np.sqrt(chance * (1 - chance) / len(trials.feeds.data)))
 
 
+@contextlib.contextmanager
+def _folder(path: Path | None) -> Iterator[Path]:
+    """Where workers find the data and leave their journals: beside the journal, where a cluster's machines see it."""
+    if path is None:
+        with tempfile.TemporaryDirectory(prefix="onnxprune-") as name:
+            yield Path(name)
+        return
+    try:
+        path.mkdir(exist_ok=True)
+    except OSError as err:
+        raise OnnxPruneError(f"cannot make the folder {str(path)!r}: {err.strerror or err}") from err
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
 # A worker keeps the trials of the last setting: sessions and activations serve the next task.
-_kept: tuple[Setting, Trials] | None = None
+_kept: tuple[Setting, Trials, Journal] | None = None
 
 
 def _work(task: tuple[Setting, str, list[int], dict[int, Measured]]) -> list[tuple[int, Measured]]:
@@ -340,12 +369,22 @@ def _work(task: tuple[Setting, str, list[int], dict[int, Measured]]) -> list[tup
     global _kept
     setting, group, counts, known = task
     if _kept is None or _kept[0] != setting:
+        if _kept is not None:
+            _kept[2].close()
         _kept = None
-        _kept = setting, _trials(setting)
-    trials = _kept[1]
-    if setting.search.in_turn:
-        return list(searched(trials, setting.search, group, counts, known))
-    return list(trials.measure(group, counts))
+        own = setting.data / f"{platform.node()}-{os.getpid()}.journal"
+        _kept = setting, _trials(setting), Journal(own, setting.journal)
+    _, trials, book = _kept
+    points = (
+        searched(trials, setting.search, group, counts, known)
+        if setting.search.in_turn
+        else trials.measure(group, counts)
+    )
+    found = []
+    for n, value in points:
+        book.add(f"{n} {group}", [value.value, value.error])
+        found.append((n, value))
+    return found
 
 
 def _trials(setting: Setting) -> Trials:
@@ -359,7 +398,7 @@ def _trials(setting: Setting) -> Trials:
     return Trials(
         analysis, {n: np.asarray(o, np.int64) for n, o in setting.orders.items()}, Data(x, y, setting.name),
         get_metric(setting.metric), preprocess=setting.preprocess, batch=setting.batch, threads=setting.threads,
-        device=setting.device, cache_memory=setting.cache_memory,
+        device=setting.device, cache_memory=setting.cache_memory, known=(setting.baseline, setting.classes),
     )  # fmt: skip
 
 
@@ -415,8 +454,8 @@ def _check_classes(data: Data, classes: int) -> None:
         )
 
 
-def _statement(trials: Trials, device: str, jobs: int, backend: str) -> str:
-    threads = trials.threads
+def _statement(trials: Trials, device: str, jobs: int, threads: int, backend: str) -> str:
+    threads = threads or os.cpu_count() or 1
     line = f"running on {trials.provider}"
     if trials.provider == "CPUExecutionProvider":
         line += f", {jobs} jobs of {threads} thread(s)" if jobs > 1 else f", {threads} thread(s)"

@@ -44,6 +44,7 @@ Order = npt.NDArray[np.int64]
 _CACHE = {"cpu": 2 * 2**20, "cuda": 2**30}
 _BATCHES = {"cpu": (8, 64), "cuda": (64, 512)}
 CACHE_MEMORY = 2 * 2**30
+_WAVE = 16 * 2**20  # bytes of outputs that are looked at together
 _PROBE = 3  # batches that a decision is measured on
 # A session of a trial's own is built where what it should save is more than this many times what building costs.
 _WORTH = 1.5
@@ -69,6 +70,8 @@ class Trials:
             at a time.
         strip: "auto" lets sessions of a trial's own stand in where that is measured faster; "never", and for tests
             "folded" and "stripped", say which.
+        known: baseline and number of classes, if they were measured before: then only metrics that compare with the
+            original's outputs run it again.
 
     Raises:
         OnnxPruneError: data that does not fit the model or the metric, outputs that are not finite.
@@ -87,6 +90,7 @@ class Trials:
         device: str = "cpu",
         cache_memory: int = CACHE_MEMORY,
         strip: str = "auto",
+        known: tuple[Measured, int] | None = None,
     ) -> None:
         self.analysis, self.orders, self.metric = analysis, orders, metric
         self.device, self.strip = device, strip
@@ -102,38 +106,51 @@ class Trials:
         self.places = sorted({r.place for r in self.cutter.reads.values()} - {len(self.cutter.nodes)})
         self.segments: dict[int, Session] = {}  # by place they lead to
         self.reference: list[list[Array]] = []
-        self.classes = 0
         self.pool: ThreadPoolExecutor | None = None
-        self.provider, self.baseline = self._baseline()
         self.held: _Held | None = None
         self.current: _Suffix | None = None
+        self.provider = ""
+        if known is not None and metric.needs == "labels":
+            self.baseline, self.classes = known
+        else:
+            self.classes = 0
+            self.baseline = self._baseline()
 
-    def _baseline(self) -> tuple[str, Measured]:
+    def _baseline(self) -> Measured:
         """Runs the whole model; keeps its outputs where the metric compares with them."""
         session = self._session(self.analysis.model)
-        if session.provider == "CPUExecutionProvider" and self.threads > 1:
-            self.pool = ThreadPoolExecutor(self.threads, "onnxprune")
-        runs = self.parallel(
-            lambda i: self._real(session.run(self.feeds[i][0], self.outputs), i), range(len(self.feeds))
-        )
-        if self.metric.needs != "labels":
-            self.reference = runs
-        else:
-            self.classes = scores_of(runs[0][0], len(runs[0][0])).shape[1]
-        numbers = [self._numbers(outputs, self.labels(i), i) for i, outputs in enumerate(runs)]
-        return session.provider, self.joined(numbers)
+        collected = []
+        for wave in self._waves(range(len(self.feeds))):
+            runs = self.parallel(lambda i: self._real(session.run(self.feeds[i][0], self.outputs), i), wave)
+            if self.metric.needs != "labels":
+                self.reference += runs
+            elif not self.classes:
+                self.classes = scores_of(runs[0][0], len(runs[0][0])).shape[1]
+            collected.append(self._numbers(runs, wave))
+        return self.joined(collected)
+
+    def _waves(self, batches: range) -> list[range]:
+        """Consecutive batches whose outputs are looked at together: few enough for memory, enough for all threads."""
+        size = self.cutter.bytes_of(self.outputs) * self.feeds.batch
+        step = max(self.threads, _WAVE // max(1, size))
+        return [batches[i : i + step] for i in range(0, len(batches), step)]
 
     def parallel(self, function: Callable[[A], B], items: Iterable[A]) -> list[B]:
         """The function of every item, in their order; threads share the work."""
         return list(map(function, items) if self.pool is None else self.pool.map(function, items))
 
-    def labels(self, i: int) -> Any:
-        """Of a batch; None where the data has none."""
+    def labels(self, batches: range) -> Any:
+        """Of consecutive batches; None where the data has none."""
         y = self.feeds.data.y
-        return None if y is None else y[i * self.feeds.batch : (i + 1) * self.feeds.batch]
+        return None if y is None else y[batches[0] * self.feeds.batch : (batches[-1] + 1) * self.feeds.batch]
 
     def _session(self, model: Any) -> Session:
-        return Session(model, device=self.device, threads=1)
+        session = Session(model, device=self.device, threads=1)
+        if not self.provider:
+            self.provider = session.provider
+            if self.provider == "CPUExecutionProvider" and self.threads > 1:
+                self.pool = ThreadPoolExecutor(self.threads, "onnxprune")
+        return session
 
     def _real(self, outputs: Sequence[Array], i: int) -> list[Array]:
         """Outputs without those of the copies that fill up the last batch."""
@@ -142,19 +159,19 @@ class Trials:
             return list(outputs)
         return [o[:n] if o.ndim and len(o) == self.feeds.batch else o for o in outputs]
 
-    def _numbers(self, outputs: list[Array], labels: Any, i: int) -> Any:
-        """What is kept of a batch: numbers per sample, or the outputs for a user's function."""
+    def _numbers(self, runs: Sequence[Sequence[Array]], batches: range) -> Any:
+        """What is kept of consecutive batches: numbers per sample, or the outputs for a user's function."""
+        outputs = _together(runs)
         if self.metric.samples is None:
             return outputs
-        return self.metric.samples(outputs, labels, self.reference[i] if self.reference else ())
+        reference = _together([self.reference[i] for i in batches]) if self.reference else ()
+        return self.metric.samples(outputs, self.labels(batches), reference)
 
     def joined(self, collected: Sequence[Any]) -> Measured:
         """The metric from what was kept of all batches."""
         if self.metric.samples is not None:
             return self.metric.mean(np.concatenate(collected))
-        columns = [np.concatenate(c) for c in zip(*collected, strict=True)]
-        reference = [np.concatenate(c) for c in zip(*self.reference, strict=True)]
-        return self.metric.of_all(columns, self.feeds.data.y, reference)
+        return self.metric.of_all(_together(collected), self.feeds.data.y, _together(self.reference))
 
     def measure(self, group: str, removals: Sequence[int]) -> Iterator[tuple[int, Measured]]:
         """Measures trials of one group, each as soon as it is known.
@@ -243,6 +260,18 @@ class Trials:
         return self.current
 
 
+def _together(runs: Sequence[Sequence[Array]]) -> list[Array]:
+    """The outputs of several batches as those of one."""
+    try:
+        return [c[0] if len(c) == 1 else np.concatenate(c) for c in zip(*runs, strict=True)]
+    except ValueError as err:
+        shapes = [list(o.shape) for o in runs[0]]
+        raise OnnxPruneError(
+            f"outputs of different batches cannot be put together: {shapes} ({err})",
+            fix="the first axis of every output must be the samples",
+        ) from err
+
+
 @dataclass
 class _Held:
     """Live tensors of some batches at a cut, on the device."""
@@ -250,6 +279,10 @@ class _Held:
     place: int
     chunk: range
     values: list[Any]
+
+    def batches(self, which: range) -> range:
+        """Numbers of batches by their places here."""
+        return self.chunk[which.start : which.stop]
 
 
 @dataclass
@@ -341,16 +374,19 @@ class _Suffix:
 
     def _own(self, way: _Way, session: Session, kept: Kept, held: _Held, which: range) -> tuple[list[Any], list[float]]:
         """Batches run in a session of the trial's own, and again masked where rounding could turn a decision."""
-        runs = self._outputs(session, held, which)
         undecided = self.trials.metric.undecided if way.kind == "stripped" else None
-        out = []
-        for k, (outputs, _) in zip(which, runs, strict=True):
-            i = held.chunk[k]
-            if undecided is not None and undecided(scores_of(outputs[0], len(outputs[0])), self.trials.labels(i)):
-                out += self._masked(kept, held, range(k, k + 1))
-            else:
-                out.append(self.trials._numbers(outputs, self.trials.labels(i), i))
-        return out, [seconds for _, seconds in runs]
+        out, seconds = [], []
+        for wave in self.trials._waves(which):
+            runs, took = self._outputs(session, held, wave)
+            seconds += took
+            batches = held.batches(wave)
+            if undecided is not None:
+                scores = _together(runs)[0]
+                near = np.flatnonzero(undecided(scores_of(scores, len(scores)), self.trials.labels(batches)))
+                for k in np.unique(near // self.trials.feeds.batch).tolist():
+                    runs[k] = self._outputs(self.session, held, wave[k : k + 1], self._mask(kept))[0][0]
+            out.append(self.trials._numbers(runs, batches))
+        return out, seconds
 
     def _tried(self, held: _Held) -> list[_Way]:
         """Other ways to run a trial, with what they save: measured with nearly all channels gone."""
@@ -370,7 +406,7 @@ class _Suffix:
             start = time.perf_counter()
             session = self._built(way, most)
             way.setup = time.perf_counter() - start
-            way.learn(slow - min(seconds for _, seconds in self._outputs(session, held, range(first))), most)
+            way.learn(slow - min(self._outputs(session, held, range(first))[1]), most)
             ways.append(way)
         return ways
 
@@ -382,19 +418,20 @@ class _Suffix:
         return self.trials._session(build(name, plan, self.outputs))
 
     def _masked(self, kept: Kept, held: _Held, which: range) -> list[Any]:
-        mask = self.session.put(kept.astype(np.float32))
-        runs = self._outputs(self.session, held, which, {MASK_INPUT: mask})
-        self.seconds += [seconds for _, seconds in runs]
-        chunk, trials = held.chunk, self.trials
-        return [
-            trials._numbers(outputs, trials.labels(chunk[k]), chunk[k])
-            for k, (outputs, _) in zip(which, runs, strict=True)
-        ]
+        out = []
+        for wave in self.trials._waves(which):
+            runs, seconds = self._outputs(self.session, held, wave, self._mask(kept))
+            self.seconds += seconds
+            out.append(self.trials._numbers(runs, held.batches(wave)))
+        return out
+
+    def _mask(self, kept: Kept) -> dict[str, Any]:
+        return {MASK_INPUT: self.session.put(kept.astype(np.float32))}
 
     def _outputs(
         self, session: Session, held: _Held, which: range, more: Mapping[str, Any] = MappingProxyType({})
-    ) -> list[tuple[list[Array], float]]:
-        """All outputs of some batches, those that a mask cannot reach included; and the seconds each took."""
+    ) -> tuple[list[list[Array]], list[float]]:
+        """All outputs of some batches, those that a mask cannot reach included; and the seconds each batch took."""
 
         def run(k: int) -> tuple[list[Array], float]:
             start = time.perf_counter()
@@ -404,4 +441,5 @@ class _Suffix:
             outputs = [(found[n] if n in found else values[n]).numpy() for n in self.trials.outputs]
             return self.trials._real(outputs, held.chunk[k]), time.perf_counter() - start
 
-        return self.trials.parallel(run, which)
+        runs = self.trials.parallel(run, which)
+        return [outputs for outputs, _ in runs], [seconds for _, seconds in runs]

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 from planning import FakeLatency, made_curves, mirrored
 
-from onnxprune import latency_model
+from onnxprune import latency_prediction as latency_model
 from onnxprune.cli import main
 from onnxprune.coupling import Analysis
 from onnxprune.curves import Curves, save_curves

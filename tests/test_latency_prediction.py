@@ -14,10 +14,10 @@ import pytest
 from graphs import Spec, build
 from onnx import parser
 
-from onnxprune import latency_model as module
+from onnxprune import latency_prediction as module
 from onnxprune.coupling import Analysis, Kept
 from onnxprune.errors import OnnxPruneError
-from onnxprune.latency_model import Bench, ChannelAxes, LatencyModel, Sample, design, fit, latency_model, variant
+from onnxprune.latency_prediction import Bench, ChannelAxes, LatencyModel, Sample, design, fit, latency_model, variant
 from onnxprune.model import Model, load
 from onnxprune.pipeline import analyze
 from onnxprune.runtime import Kernel, Session

@@ -24,7 +24,7 @@ RANKS = {
     5: ("wellformed", "coupling"),
     6: ("criteria", "passes", "cost", "limits"),
     7: ("pieces", "scoring", "targets", "verification"),
-    8: ("latency_model", "search", "speedup", "trials"),
+    8: ("latency_prediction", "search", "speedup", "trials"),
     9: ("allocators", "sweep", "thresholds"),
     10: ("planner",),
     11: ("comparison", "iterative", "pipeline"),

@@ -216,13 +216,18 @@ def command(output: Path, *more: str) -> list[str]:
             "-o", str(output), *more]  # fmt: skip
 
 
-@pytest.mark.parametrize("more", [(), ("--jobs", "2"), ("--min-accuracy", "0.9")])
+def points_in(journal: Path) -> int:
+    return journal.read_bytes().count(b"\n") - 1 if journal.exists() else 0
+
+
+@pytest.mark.parametrize("more", [(), ("--jobs", "2"), ("--min-accuracy", "0.9"), ("--jobs", "2", "--stop-at-chance")])
 def test_kill_nine_and_the_same_command_ends_with_the_same_bytes(tmp_path: Path, more: tuple[str, ...]) -> None:
     subprocess.run(command(tmp_path / "whole.json", *more), check=True, capture_output=True)
     output, journal = tmp_path / "cut.json", tmp_path / "cut.json.journal"
+    work = tmp_path / "cut.json.journal.work"
     for lines in (2, 9):
         run = subprocess.Popen(command(output, *more), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while run.poll() is None and (not journal.exists() or journal.read_bytes().count(b"\n") < lines):
+        while run.poll() is None and sum(map(points_in, [journal, *work.glob("*.journal")])) < lines:
             time.sleep(0.005)
         run.send_signal(signal.SIGKILL)
         run.wait()
@@ -232,8 +237,26 @@ def test_kill_nine_and_the_same_command_ends_with_the_same_bytes(tmp_path: Path,
         assert journal.exists()
     subprocess.run(command(output, *more), check=True, capture_output=True)
     assert output.read_bytes() == (tmp_path / "whole.json").read_bytes()
-    assert not journal.exists()
-    assert not [p for p in tmp_path.iterdir() if p.suffix == ".tmp"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cut.json", "whole.json"]
+
+
+def test_points_that_workers_journaled_are_not_measured_again(
+    scores: Scores, data: Data, tmp_path: Path, counted: list[int]
+) -> None:
+    """As kill -9 leaves them: a journal with its header only, and what the workers wrote beside it."""
+    path = tmp_path / "j"
+    wanted = text(sensitivity(scores, data, ratios=COARSE, journal=path))
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0])
+    work = tmp_path / "j.work"
+    work.mkdir()
+    (work / "a-1.journal").write_bytes(b"".join(lines[:5]))
+    (work / "a-2.journal").write_bytes(b"".join([lines[0], *lines[5:9]]) + lines[9][:7])  # torn
+    (work / "a-3.journal").write_bytes(b'{"journal": 1}\n' + lines[10])  # of other settings
+    counted.clear()
+    assert text(sensitivity(scores, data, ratios=COARSE, journal=path)) == wanted
+    assert len(counted) == 1 + len(lines) - 1 - 8
+    assert not work.exists()
 
 
 def _dies_once(task: Any) -> Any:

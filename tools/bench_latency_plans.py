@@ -22,7 +22,7 @@ import rich
 from rich.table import Table
 
 import onnxprune as op
-from onnxprune.latency_model import LatencyModel, latency_model, timed_run
+from onnxprune.latency_prediction import LatencyModel, latency_model, timed_run
 from onnxprune.model import Array
 from onnxprune.runtime import Session
 from onnxprune.verification import random_feeds
