@@ -184,7 +184,7 @@ class Trials:
             OnnxPruneError: onnxruntime, the outputs or a user's metric fail; with the group and the count.
         """
         reads = self.cutter.reads[group]
-        if reads.place == len(self.cutter.nodes):
+        if not any(self.cutter.made[n] >= reads.place for n in self.outputs):  # nothing measured comes after it
             yield from ((n, self.baseline) for n in removals)
             return
         chunks = self._chunks(reads.place)

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx.parser
 import pytest
 from graphs import BATCH, PROPERTY, SIDE, Spec, build, specs
 from hypothesis import given
+from onnx import numpy_helper
 
 from onnxprune.coupling import Analysis
 from onnxprune.data import Data, load_data
@@ -189,3 +192,32 @@ def test_outputs_that_are_not_finite_name_the_trial(digits: tuple[Analysis, dict
     with pytest.raises(OnnxPruneError, match="not finite") as err:
         list(trials.measure(group, [3]))
     assert f"group '{group}' with 3 channels removed" in str(err.value)
+
+
+def test_a_group_behind_the_measured_output_changes_nothing() -> None:
+    """Two heads: accuracy is the first one's, the second one's hidden layer has a curve all the same."""
+    rng = np.random.default_rng(0)
+    weights = {"a": (6, 4), "first": (3, 6), "b": (8, 6), "second": (2, 8)}
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    heads (float[N, 4] x) => (float[N, 3] one, float[N, 2] two) {
+        h = Gemm <transB = 1> (x, a)
+        r = Relu (h)
+        one = Gemm <transB = 1> (r, first)
+        k = Gemm <transB = 1> (r, b)
+        s = Relu (k)
+        two = Gemm <transB = 1> (s, second)
+    }"""
+    model = onnx.parser.parse_model(text)
+    for name, shape in weights.items():
+        model.graph.initializer.append(numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name))
+    analysis = analyze(load(model))
+    data = Data(rng.standard_normal((30, 4)).astype(np.float32), rng.integers(0, 3, 30), "random")
+    found = {}
+    for metric in ("top1", "mse"):
+        trials = Trials(analysis, orders_of(analysis), data, get_metric(metric), batch=10, threads=1)
+        found[metric] = {g.name: dict(trials.measure(g.name, [2]))[2] for g in analysis.groups}
+        if metric == "top1":
+            assert found[metric]["b"] == trials.baseline
+    assert set(found["mse"]) == {"a", "b"}
+    assert found["mse"]["b"].value > 0  # the second head does change
+    assert found["mse"]["a"].value > 0
