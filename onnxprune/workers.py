@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -110,8 +111,12 @@ def _cluster(backend: str, jobs: int, address: str | None) -> Iterator[None]:
         yield
 
 
-def _loky(jobs: int, address: str | None) -> AbstractContextManager[Any]:
-    return contextlib.nullcontext()
+@contextlib.contextmanager
+def _loky(jobs: int, address: str | None) -> Iterator[None]:
+    with warnings.catch_warnings():
+        # loky replaces a worker whose memory has grown, which ours does on purpose: cached activations.
+        warnings.filterwarnings("ignore", "A worker stopped while some jobs were given", UserWarning)
+        yield
 
 
 def _dask(jobs: int, address: str | None) -> AbstractContextManager[Any]:
