@@ -20,15 +20,15 @@ RANKS = {
     1: ("files", "functions", "wire", "workers"),
     2: ("curves", "journal", "model", "plans"),
     3: ("ops", "runtime", "data", "metrics", "pictures"),
-    4: ("shapes", "evaluation", "latency"),
+    4: ("shapes", "evaluation", "latency", "channel_statistics"),
     5: ("wellformed", "coupling"),
     6: ("criteria", "passes", "cost", "limits"),
-    7: ("pieces", "scoring", "targets", "verification"),
+    7: ("pieces", "scoring", "targets", "torch_bridge", "verification"),
     8: ("latency_prediction", "search", "speedup", "trials"),
     9: ("allocators", "sweep", "thresholds"),
     10: ("planner",),
     11: ("comparison", "iterative", "pipeline"),
-    12: ("bench", "show"),
+    12: ("bench", "show", "training"),
     13: ("demo",),
     14: ("cli",),
     15: ("__main__",),
@@ -88,6 +88,11 @@ def test_only_runtime_imports_onnxruntime(name: str) -> None:
 
 
 @each_file
+def test_only_the_bridge_imports_onnx2torch(name: str) -> None:
+    assert name.startswith("torch_bridge") or "onnx2torch" not in {t.split(".")[0] for t in imports(FILES[name])}
+
+
+@each_file
 def test_print_is_the_terminals_owner_only(name: str) -> None:
     calls = [n for n in ast.walk(ast.parse(FILES[name].read_text(encoding="utf-8"))) if isinstance(n, ast.Call)]
     printed = any(isinstance(c.func, ast.Name) and c.func.id == "print" for c in calls)
@@ -101,7 +106,7 @@ def loaded_by(code: str) -> set[str]:
 
 
 def test_import_loads_nothing_heavy() -> None:
-    heavy = {"torch", "onnxruntime", "sklearn", "scipy", "onnx", "numpy", "click", "rich"}
+    heavy = {"torch", "lightning", "onnxruntime", "sklearn", "scipy", "onnx", "numpy", "click", "rich"}
     assert not loaded_by("import onnxprune") & heavy
 
 
