@@ -7,6 +7,8 @@ from onnxprune.passes.base import get as get
 from onnxprune.passes.base import register as register
 from onnxprune.passes.fold_scales import FoldScales as FoldScales
 from onnxprune.passes.fold_shapes import FoldShapes as FoldShapes
+from onnxprune.passes.fuse_batchnorm import FuseBatchnorm as FuseBatchnorm
+from onnxprune.passes.insert_batchnorm import InsertBatchnorm as InsertBatchnorm
 from onnxprune.passes.insert_masks import InsertMasks as InsertMasks
 from onnxprune.passes.lift_constants import LiftConstants as LiftConstants
 from onnxprune.passes.remove_identity import RemoveIdentity as RemoveIdentity
