@@ -55,6 +55,10 @@ if TYPE_CHECKING:
     from onnxprune.scoring import Scores as Scores
     from onnxprune.sweep import sensitivity as sensitivity
     from onnxprune.targets import Target as Target
+    from onnxprune.torch_bridge import to_torch as to_torch
+    from onnxprune.torch_bridge import write_back as write_back
+    from onnxprune.training import Settings as Settings
+    from onnxprune.training import retrain as retrain
     from onnxprune.verification import Verification as Verification
     from onnxprune.verification import verify as verify
 
@@ -62,11 +66,12 @@ _WHERE = {
     "Analysis": "coupling", "Compiled": "pipeline", "Cost": "cost", "CostModel": "cost", "Curves": "curves",
     "Data": "data", "Group": "coupling", "LatencyModel": "latency_prediction", "Limits": "limits", "Model": "model",
     "OnnxPruneError": "errors", "Plan": "plans", "Preprocess": "data", "Removal": "plans", "Scores": "scoring",
-    "Target": "targets", "Verification": "verification", "VerificationError": "errors", "analyze": "pipeline",
-    "apply": "pipeline", "compile_plan": "pipeline", "evaluate": "evaluation", "latency_model": "latency_prediction",
-    "load": "model", "load_curves": "curves", "load_data": "data", "load_plan": "plans", "plan": "pipeline",
-    "plan_steps": "iterative", "save": "model", "save_curves": "curves", "save_plan": "plans", "score": "pipeline",
-    "sensitivity": "sweep", "to_proto": "model", "verify": "verification",
+    "Settings": "training", "Target": "targets", "Verification": "verification", "VerificationError": "errors",
+    "analyze": "pipeline", "apply": "pipeline", "compile_plan": "pipeline", "evaluate": "evaluation",
+    "latency_model": "latency_prediction", "load": "model", "load_curves": "curves", "load_data": "data",
+    "load_plan": "plans", "plan": "pipeline", "plan_steps": "iterative", "retrain": "training", "save": "model",
+    "save_curves": "curves", "save_plan": "plans", "score": "pipeline", "sensitivity": "sweep", "to_proto": "model",
+    "to_torch": "torch_bridge", "verify": "verification", "write_back": "torch_bridge",
 }  # fmt: skip
 
 __all__ = [*sorted(_WHERE), "__version__"]

@@ -94,6 +94,19 @@ _scoring = _options(
     click.option("-p", "--param", multiple=True, metavar="NAME=VALUE", help="A parameter of the criterion."),
     click.option("--reduce", help="How a group's weights are joined: mean, sum, max, first."),
 )
+_limiting = _options(
+    click.option(
+        "--round-to", default="auto", show_default=True, help="Keep multiples of this; auto: what the CPU likes."
+    ),
+    click.option(
+        "--min-channels", default=1, show_default=True, type=click.IntRange(1), help="Each group keeps these."
+    ),
+    click.option("--max-ratio", default=0.9, show_default=True, type=float, help="No group loses more than this."),
+    click.option("--include", multiple=True, metavar="GLOB", help="Prune only these groups (repeatable)."),
+    click.option("--exclude", multiple=True, metavar="GLOB", help="Leave these groups whole (repeatable)."),
+    click.option("--protect", multiple=True, help="Preset left whole: first, residual, attention (repeatable)."),
+    click.option("--overrides", type=click.Path(path_type=Path), help="TOML or JSON: group glob = ratio or table."),
+)
 _planning = _options(
     click.option("--ratio", type=float, help="Share of channels removed from every group, in [0, 1)."),
     click.option(
@@ -125,17 +138,7 @@ _planning = _options(
         help="With --steps: each takes the same share of the original, or of what is left.",
     ),
     click.option("--normalize", help="How groups are compared: none, mean, max, sum, gaussian, lamp."),
-    click.option(
-        "--round-to", default="auto", show_default=True, help="Keep multiples of this; auto: what the CPU likes."
-    ),
-    click.option(
-        "--min-channels", default=1, show_default=True, type=click.IntRange(1), help="Each group keeps these."
-    ),
-    click.option("--max-ratio", default=0.9, show_default=True, type=float, help="No group loses more than this."),
-    click.option("--include", multiple=True, metavar="GLOB", help="Prune only these groups (repeatable)."),
-    click.option("--exclude", multiple=True, metavar="GLOB", help="Leave these groups whole (repeatable)."),
-    click.option("--protect", multiple=True, help="Preset left whole: first, residual, attention (repeatable)."),
-    click.option("--overrides", type=click.Path(path_type=Path), help="TOML or JSON: group glob = ratio or table."),
+    _limiting,
 )
 _timing = _options(
     click.option("--latency", "timed", is_flag=True, help="Predict and measure latency, whatever the target is."),
@@ -150,6 +153,51 @@ _writing = _options(
     click.option(
         "--external-data/--single-file", "external", default=None, help="Weights beside the model, or inside it."
     ),
+)
+_training = _options(
+    click.option("--epochs", default=10, show_default=True, type=int, help="Times every sample is seen."),
+    click.option("--batch", default=64, show_default=True, type=int, help="Samples per step and device."),
+    click.option(
+        "--lr", show_default="0.01 for sgd, 0.001 for adamw", help="Learning rate; auto: found by a range test."
+    ),
+    click.option("--optimizer", default="sgd", show_default=True, help="sgd or adamw."),
+    click.option("--momentum", default=0.9, show_default=True, type=float, help="Of SGD."),
+    click.option("--nesterov/--no-nesterov", default=True, show_default=True, help="SGD looks ahead."),
+    click.option(
+        "--weight-decay", type=float, show_default="5e-4 for sgd, 0.01 for adamw",
+        help="Spares norms, biases and per-channel scales.",
+    ),
+    click.option("--schedule", default="cosine", show_default=True, help="cosine, onecycle, step or constant."),
+    click.option(
+        "--warmup", default=0.0, type=float, show_default=True, help="Below 1 a share of all steps, else epochs."
+    ),
+    click.option("--label-smoothing", default=0.0, type=float, show_default=True, help="In [0, 1)."),
+    click.option("--mixup", default=0.0, type=float, show_default=True, help="Alpha of its Beta distribution; 0: off."),
+    click.option(
+        "--augment", multiple=True, metavar="NAME", help="crop, crop=PIXELS, flip, or package.module:function of a CHW "
+        "tensor (repeatable).",
+    ),
+    click.option("--precision", default="32", show_default=True, help="32, bf16 or 16 (mixed; 16 on CUDA only)."),
+    click.option("--clip", type=float, help="Largest norm of the gradient."),
+    click.option("--patience", type=int, help="Stop after so many epochs without a better validation."),
+    click.option("--ema", type=float, metavar="DECAY", help="Validate and keep a moving average, e.g. of decay 0.999."),
+    click.option("--seed", default=0, show_default=True, type=int, help="Of everything that is random."),
+    click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda."),
+    click.option("--devices", default=1, show_default=True, type=int, help="Processes on this machine, one per GPU."),
+    click.option("--num-nodes", default=1, show_default=True, type=int, help="Machines; run the command on each."),
+    click.option("--workers", default=0, show_default=True, type=int, help="Processes that prepare batches."),
+    click.option(
+        "--val-share", default=0.1, show_default=True, type=float, help="Kept for validation without --val-data."
+    ),
+)  # fmt: skip
+_distilling = _options(
+    click.option("--teacher", type=click.Path(path_type=Path), help="The original: learn from its outputs, too."),
+    click.option("--temperature", default=4.0, show_default=True, type=float, help="Of distillation."),
+    click.option("--alpha", default=0.9, show_default=True, type=float, help="Share of distillation in the loss."),
+    click.option(
+        "--features", default=0.0, show_default=True, type=float, help="Weight of the distance to its residual outputs."
+    ),
+    click.option("--unlabelled", is_flag=True, help="Learn from the teacher alone."),
 )
 _DATA_HELP = ".npz with x and y, folder of class folders, digits, or module:function."
 _samples = _options(
@@ -646,6 +694,131 @@ def verify(**o: Any) -> None:
         show.emit_json(proof.as_dict())
     else:
         click.echo(show.proof_line(proof))
+
+
+@main.command()
+@_model
+@click.option("--data", required=True, help=_DATA_HELP)
+@click.option("--val-data", help="Data to validate on, likewise.")
+@_output
+@_training
+@_distilling
+@click.option(
+    "--insert-batchnorm/--no-insert-batchnorm", default=True, show_default=True,
+    help="Train with new BatchNorm where it was folded, and fold it again.",
+)  # fmt: skip
+@click.option("--freeze", multiple=True, metavar="GLOB", help="Weights that do not train, by name (repeatable).")
+@click.option("--keep", default="best", show_default=True, help="best on the validation data, or last.")
+@click.option("--resume", is_flag=True, help="Go on from the last epoch of an interrupted run.")
+@click.option("--restart", is_flag=True, help="Throw away what an interrupted run has left.")
+@click.option("--log-dir", help="For CSV and TensorBoard logs.", show_default="OUTPUT.training")
+@click.option("--method", help="Prune while training: slimming, polarization, group_lasso, soft_filter.")
+@click.option("-p", "--param", multiple=True, metavar="NAME=VALUE", help="A parameter of the method.")
+@click.option("--ratio", type=float, help="With --method: share of channels removed, in [0, 1).")
+@click.option("--target", metavar="WHAT=SHARE", help="With --method: share kept, e.g. macs=0.5.")
+@click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="With --method: where the plan goes.")
+@_limiting
+@_samples
+@click.option(
+    "--external-data/--single-file", "external", default=None, help="Weights beside the model, or inside it."
+)  # fmt: skip
+@_json
+def retrain(**o: Any) -> None:
+    """Train a pruned model's weights; graph, names and metadata stay.
+
+    \b
+    onnxprune retrain s.onnx --data digits:train -o r.onnx --epochs 3
+    onnxprune retrain s.onnx --data imgs/ -o r.onnx --teacher m.onnx
+    onnxprune retrain s.onnx --data x.npz -o r.onnx --teacher m.onnx --unlabelled
+
+    Checkpoints go to OUTPUT.training after every epoch, and logs with them. OUTPUT is written when the best epoch is
+    better on the validation data than MODEL, and than what OUTPUT was before; --keep last always writes.
+
+    With --method the trained model is still whole: `onnxprune apply OUTPUT PLAN` removes the channels.
+    """
+    from onnxprune import show
+    from onnxprune.data import load_data
+    from onnxprune.files import check_output
+    from onnxprune.model import save
+    from onnxprune.plans import save_plan
+
+    settings = _training_settings(o)
+    aim = _method_target(o)
+    for source in filter(None, (o["model"], o["teacher"])):
+        check_output(o["output"], source)
+    if o["plan_file"]:
+        check_output(o["plan_file"], o["model"])
+    model = _load(o["model"])
+    data = load_data(o["data"], images=o["images"], size=_size(o["size"]))
+    val = load_data(o["val_data"], size=_size(o["size"])) if o["val_data"] else None
+    teacher = _load(o["teacher"]) if o["teacher"] else None
+    always = settings.keep == "last" or o["method"] is not None
+    replaces = _load(o["output"]) if o["output"].exists() and not always else None
+
+    from onnxprune.training import get_method, process_rank, remove_checkpoints
+    from onnxprune.training import retrain as run
+
+    method = get_method(o["method"], **_params(o["param"])) if o["method"] else None
+    folder = o["output"].with_name(o["output"].name + ".training")
+    with show.progress("training", quiet=o["as_json"] or process_rank() > 0) as tick:
+        done = run(
+            model, data, val=val, preprocess=_preprocess(o), settings=settings, teacher=teacher, method=method,
+            replaces=replaces, folder=folder, resume=o["resume"], restart=o["restart"], progress=tick,
+            notice=show.note,
+        )  # fmt: skip
+    if done.rank > 0:  # another process of the same training: the first one writes and speaks
+        return
+    if not done.improved and not always:
+        raise OnnxPruneError(
+            f"not written: {show.retrained_figures(done)}",
+            where=str(o["output"]),
+            fix="other settings (--lr, --epochs) with --restart, or write the last epoch anyway: --keep last --resume",
+        )
+    made = method.plan(done.model, aim, o["ratio"], _limits(o)) if method is not None else None
+    save(done.model, o["output"], external=o["external"])
+    if made is not None:
+        save_plan(made, o["plan_file"])
+    remove_checkpoints(folder)  # only now is nothing left to lose
+    if o["as_json"]:
+        show.emit_json(show.retrained_document(done, str(o["output"]), str(o["plan_file"]) if made else None))
+    else:
+        show.retrained_table(done, f"{o['model'].name} -> {o['output']}")
+
+
+def _training_settings(o: dict[str, Any]) -> Any:
+    from onnxprune.training import Settings
+
+    lr: float | str | None = o["lr"]
+    if isinstance(lr, str) and lr != "auto":
+        try:
+            lr = float(lr)
+        except ValueError as err:
+            raise click.UsageError(f"--lr takes a number or auto, not {lr!r}") from err
+    names = (
+        "epochs", "batch", "optimizer", "momentum", "nesterov", "weight_decay", "schedule", "warmup",
+        "label_smoothing", "mixup", "augment", "precision", "clip", "patience", "ema", "seed", "device", "devices",
+        "num_nodes", "workers", "val_share", "temperature", "alpha", "features", "unlabelled", "insert_batchnorm",
+        "freeze", "keep", "log_dir",
+    )  # fmt: skip
+    return Settings(lr=lr, **{name: o[name] for name in names})
+
+
+def _method_target(o: dict[str, Any]) -> Target | None:
+    """What the plan of a training-time method aims at."""
+    from onnxprune.limits import check_ratio
+    from onnxprune.targets import Target
+
+    if o["method"] is None:
+        if o["plan_file"] or o["param"] or o["ratio"] is not None or o["target"]:
+            raise click.UsageError("--plan, --param, --ratio and --target go with --method")
+        return None
+    if o["plan_file"] is None:
+        raise click.UsageError("--method ends in a plan: say where it goes with --plan")
+    if o["target"] is not None and o["ratio"] is not None:
+        raise click.UsageError("give either --ratio or --target (for example --target macs=0.5)")
+    if o["ratio"] is not None:
+        check_ratio(o["ratio"])
+    return Target.parse(o["target"]) if o["target"] is not None else None
 
 
 @main.command()

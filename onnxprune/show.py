@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from onnxprune.pipeline import Compiled
     from onnxprune.plans import Plan
     from onnxprune.speedup import Speedup
+    from onnxprune.training import Figures, Retrained
     from onnxprune.verification import Verification
 
 WIDTH = 80
@@ -311,3 +312,40 @@ def proof_line(proof: Verification | None) -> str:
     if proof.effect <= proof.tolerance:
         line += "\n  note: the masks hardly change the outputs on these inputs, so this proves little"
     return line
+
+
+def retrained_document(done: Retrained, output: str, plan: str | None) -> dict[str, Any]:
+    """What `retrain --json` prints."""
+    return {"output": output, "plan": plan, **done.as_dict()}
+
+
+def retrained_figures(done: Retrained) -> str:
+    """Before and after in a line."""
+
+    def text(f: Figures) -> str:
+        return f"{f.loss:.4f}" if f.top1 is None else f"{percent(f.top1)} (loss {f.loss:.4f})"
+
+    name = "top-1" if done.metric == "top1" else "distillation loss"
+    best = max(done.history[1:], key=lambda e: (e.top1 or 0.0, -e.loss), default=done.history[0])
+    after = done.after if done.epoch else best.figures
+    line = f"{name} {text(done.before)} before, {text(after)} after epoch {done.epoch or best.epoch}"
+    return line + (f", {text(done.replaced)} of what it would replace" if done.replaced else "")
+
+
+def retrained_table(done: Retrained, title: str) -> None:
+    """What `retrain` prints: the history, which epoch was kept, and what that is worth."""
+    top1 = done.metric == "top1"
+    rows = []
+    for e in done.history:
+        name = ("* " if e.epoch == done.epoch else "  ") + (str(e.epoch) if e.epoch else "as given")
+        row = [name, f"{e.train_loss:.4f}" if e.train_loss is not None else ""]
+        row += [percent(e.top1)] if e.top1 is not None else []
+        row += [f"{e.loss:.4f}", f"{e.lr:.3g}" if e.lr is not None else "", seconds(e.seconds)]
+        rows.append(row)
+    columns = ["epoch", "training loss", *(["top-1"] if top1 else []), "loss" if top1 else "distillation", "lr", "time"]
+    table(title, columns, rows)
+    sys.stdout.write(f"{retrained_figures(done)}, {len(done.val)} samples\n")
+    if done.stopped:
+        sys.stdout.write(f"stopped early: {done.stopped}\n")
+    if done.logs:
+        sys.stdout.write(f"logs: {done.logs}\n")

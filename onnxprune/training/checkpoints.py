@@ -1,0 +1,185 @@
+"""Checkpoints: written whole after every epoch, read without unpickling objects, refused for another run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from onnxprune.errors import OnnxPruneError
+from onnxprune.files import atomic
+from onnxprune.training.callbacks import Recorder
+from onnxprune.training.learner import Learner
+from onnxprune.training.settings import different
+
+LAST = "last.ckpt"
+_HEADER = "onnxprune"
+_SCHEMA = 1
+
+
+class Checkpoints(Checkpoint):
+    """After every epoch: the best weights, then everything that resuming needs.
+
+    The best weights are named by their epoch and older ones are removed last, so that `last.ckpt` always finds the
+    file it means, whenever the run is killed.
+
+    Args:
+        folder: where they go.
+        recorder: whose history and weights are kept.
+        header: what the run is of; another run does not resume from it.
+    """
+
+    def __init__(self, folder: Path, recorder: Recorder, header: Mapping[str, Any]) -> None:
+        self.folder, self.recorder, self.header = folder, recorder, dict(header)
+
+    def on_save_checkpoint(self, trainer: Any, learner: Learner, checkpoint: dict[str, Any]) -> None:
+        """Adds the header, and the state of a method."""
+        method = learner.aside.method
+        checkpoint[_HEADER] = {
+            "schema": _SCHEMA, "run": self.header, "lr": learner.lr, "recorder": self.recorder.state_dict(),
+            "method": dict(method.state_dict()) if method is not None else None,
+        }  # fmt: skip
+
+    def on_load_checkpoint(self, trainer: Any, learner: Learner, checkpoint: dict[str, Any]) -> None:
+        """Gives a method its state back."""
+        method, state = learner.aside.method, checkpoint[_HEADER]["method"]
+        if method is not None and state is not None:
+            method.load_state_dict(state)
+
+    def on_train_epoch_end(self, trainer: Any, learner: Learner) -> None:
+        """Writes; Lightning calls it after all other callbacks."""
+        recorder = self.recorder
+        done = len(recorder.history) - 1
+        if trainer.is_global_zero and recorder.best == done and recorder.best_weights is not None:
+            save_state(recorder.best_weights, self.folder / best_name(recorder.best))
+        trainer.save_checkpoint(self.folder / LAST)
+        if trainer.is_global_zero:
+            for path in self.folder.glob(best_name("*")):
+                if path.name != best_name(recorder.best):
+                    path.unlink(missing_ok=True)
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Checkpoints that appear whole or not at all, and are read without unpickling objects."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Writes a checkpoint."""
+        save_state(checkpoint, Path(path))
+
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
+        """Reads one; `weights_only` is always on."""
+        return load_state(Path(path))
+
+
+def saved_run(
+    folder: Path | None, run: Mapping[str, Any], *, resume: bool, restart: bool, rank: int
+) -> dict[str, Any] | None:
+    """The checkpoint to go on from, None to begin anew.
+
+    Args:
+        folder: of the run; made where it is missing.
+        run: what the run is of.
+        resume: whether a checkpoint is wanted.
+        restart: throw one away.
+        rank: of this process; only the first removes files.
+
+    Returns:
+        the header, and under "state_dict" the weights that were validated last.
+
+    Raises:
+        OnnxPruneError: it is another run's, or nobody said what to do with it.
+    """
+    if folder is None:
+        if resume:
+            raise OnnxPruneError("there is no folder to resume from")
+        return None
+    if folder.exists() and not folder.is_dir():
+        raise OnnxPruneError(f"{str(folder)!r} is not a folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise OnnxPruneError(f"cannot make the folder {str(folder)!r}: {err.strerror or err}") from err
+    path = folder / LAST
+    if restart and rank == 0:
+        remove_checkpoints(folder)
+    if restart or not path.exists():
+        if resume and not restart:
+            raise OnnxPruneError("there is no checkpoint to resume from", where=str(path), fix="leave out --resume")
+        return None
+    whole = load_state(path)
+    head = whole.get(_HEADER)
+    if not isinstance(head, dict) or head.get("schema") != _SCHEMA:
+        raise OnnxPruneError("not a checkpoint of this program", where=str(path), fix="start anew with --restart")
+    done = len(head["recorder"]["history"]) - 1
+    wrong = different(head["run"], run)
+    if "settings" in wrong:
+        wrong.remove("settings")
+        wrong += different(head["run"]["settings"], run["settings"])
+    if wrong:
+        raise OnnxPruneError(
+            f"the checkpoint is of another run (not the same: {', '.join(wrong)})",
+            where=str(path),
+            fix="repeat the command it was begun with and --resume, or throw it away with --restart",
+        )
+    if not resume:
+        raise OnnxPruneError(
+            f"here is a run that has done {done} of {run['settings']['epochs']} epochs",
+            where=str(path),
+            fix="go on with --resume, or throw it away with --restart",
+        )
+    return {**head, "state_dict": whole["state_dict"]}
+
+
+def best_name(epoch: int | str) -> str:
+    """The file of the best weights."""
+    return f"best-{epoch}.pt"
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Removes what resuming needs; logs stay."""
+    for path in [folder / LAST, *folder.glob(best_name("*")), *folder.glob(".*.tmp"), *folder.glob(".lr_find*")]:
+        path.unlink(missing_ok=True)
+
+
+def save_state(state: Mapping[str, Any], path: Path) -> None:
+    """Writes tensors and plain values; when this returns they are on the disk.
+
+    Raises:
+        OnnxPruneError: it cannot be written.
+    """
+    try:
+        with atomic(path) as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as err:  # PyTorch's zip writer raises RuntimeError on a full disk
+        raise OnnxPruneError(
+            f"cannot write the checkpoint: {getattr(err, 'strerror', None) or str(err).splitlines()[0]}",
+            where=str(path),
+            fix="make room, and go on from the last epoch with --resume",
+        ) from err
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Reads what `save_state` wrote; nothing is unpickled but tensors and plain values.
+
+    Raises:
+        OnnxPruneError: there is no such file, or it is something else.
+    """
+    fix = "start anew with --restart"
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as err:
+        raise OnnxPruneError("the checkpoint is missing", where=str(path), fix=fix) from err
+    except Exception as err:  # torch.load raises many kinds, of zip, pickle and its own
+        raise OnnxPruneError(
+            f"not a checkpoint, or a damaged one ({type(err).__name__})", where=str(path), fix=fix
+        ) from err
+    if not isinstance(state, dict):
+        raise OnnxPruneError("not a checkpoint", where=str(path), fix=fix)
+    return state

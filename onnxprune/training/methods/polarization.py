@@ -1,0 +1,109 @@
+"""The polarization regularizer: BatchNorm scales pushed apart, some to zero and the others away from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from glob import escape
+from math import inf
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from onnxprune import pipeline
+from onnxprune.errors import OnnxPruneError
+from onnxprune.limits import Limits, Room
+from onnxprune.model import Model
+from onnxprune.plans import Plan
+from onnxprune.targets import Target
+from onnxprune.training.methods.base import check_number
+from onnxprune.training.methods.members import Member
+from onnxprune.training.methods.scales import ScaleMethod
+from onnxprune.training.methods.valley import valley
+
+
+@dataclass
+class Polarization(ScaleMethod):
+    """`strength * (t * sum a_i - sum |a_i - mean(a)|)` with `a_i = |gamma_i|` over all channels that can be removed.
+
+    The second term rewards distance from the mean of all layers, so scales end near zero or well above it. On its
+    own the regularizer is least where the share 1/2 - t/4 of the scales is as large as allowed and the rest is zero.
+    The paper keeps gamma in [0, a]; here its sign is free and |gamma| <= bound is restored after every epoch.
+
+    Without a target or ratio the plan cuts in the valley between the two heaps (see `valley`); group by group the
+    count is rounded up, so that no channel above the valley goes. With one it is made as for `slimming`.
+
+    Args:
+        strength: the paper's lambda, 1e-4 with training from scratch. A few epochs on a trained network take more.
+        t: pulls all scales towards zero; the paper takes 1.0 to 1.6. From 2 on nothing would be kept.
+        bound: largest |gamma|, the paper's a; None: the largest at the start, so that nothing is cut off then.
+    """
+
+    strength: float = 1e-4
+    t: float = 1.2
+    bound: float | None = None
+
+    name: ClassVar[str] = "polarization"
+    title: ClassVar[str] = "BatchNorm scales pushed apart (polarization regularizer)"
+    source: ClassVar[str] = "Zhuang et al. 2020, Neuron-level Structured Pruning using Polarization Regularizer"
+
+    _largest: float = field(init=False, repr=False, compare=False, default=0.0)
+
+    def __post_init__(self) -> None:
+        check_number(self.name, "strength", self.strength, 0, inf)
+        check_number(self.name, "t", self.t, 0, 2)
+        if self.bound is not None:
+            check_number(self.name, "bound", self.bound, 0, inf)
+
+    def _resolve(self, found: tuple[Member, ...]) -> None:
+        super()._resolve(found)
+        self._largest = self.bound if self.bound is not None else float(self.gammas().detach().abs().max())
+
+    def penalty(self) -> Tensor:
+        """The penalty, a scalar; it may be negative."""
+        a = self.gammas().abs()
+        return self.strength * (self.t * a.sum() - (a - a.mean()).abs().sum())
+
+    def after_epoch(self, epoch: int, epochs: int) -> None:
+        """Restores |gamma| <= bound, then takes the scores."""
+        with torch.no_grad():
+            for m in self._scales:
+                free = torch.from_numpy(m.components > 0).to(m.parameter.device)
+                bounded = m.parameter.clamp(-self._largest, self._largest)
+                m.parameter.copy_(torch.where(free, bounded, m.parameter))
+        super().after_epoch(epoch, epochs)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As every method's, and the bound."""
+        return {**super().state_dict(), "bound": self._largest}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over a state, with the bound of the start of the training."""
+        super().load_state_dict(state)
+        self._largest = float(state["bound"])
+
+    def plan(
+        self, model: Model, target: Target | None = None, ratio: float | None = None, limits: Limits | None = None
+    ) -> Plan:
+        """As `ScaleMethod.plan`; without target and ratio, what lies below the valley.
+
+        Raises:
+            OnnxPruneError: as there; no valley.
+        """
+        if target is not None or ratio is not None:
+            return super().plan(model, target, ratio, limits)
+        scores = self.scores(model)
+        limits = limits or Limits()
+        # The channels of protected groups are no part of the question, so only those that may go are looked at.
+        room = Room(scores.analysis, limits, scores.groups)
+        if not room.free:
+            raise OnnxPruneError("no group is left to cut", fix="protect or override less")
+        threshold = valley(np.concatenate([scores.groups[g.name] for g in room.free]))
+        counts = {}
+        for g in room.free:
+            above = int((scores.groups[g.name] >= threshold).sum())
+            counts[escape(g.name)] = {"channels": room.rounded_up(g, max(above, room.floor_of(g)), room.step)}
+        fixed = replace(limits, overrides={**limits.overrides, **counts})
+        return pipeline.plan(scores, ratio=0.0, limits=fixed)
