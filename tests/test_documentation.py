@@ -27,7 +27,7 @@ def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     found = blocks("README.md", "python")
-    assert len(found) == 2
+    assert len(found) == 3
     for block in found:
         exec(block, names)
     assert (tmp_path / "small.onnx").is_file()
@@ -49,6 +49,31 @@ def test_commands_of_the_readme_exist_with_their_options() -> None:
 def test_plan_of_the_format_page_is_a_plan() -> None:
     (text,) = blocks("docs/plan-format.md", "json")
     assert set(json.loads(text)["groups"]) == set(parse_plan(text).groups) != set()
+
+
+def test_python_of_the_retraining_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(ROOT / "models" / "digits_cnn_folded.onnx", tmp_path / "small.onnx")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    found = blocks("docs/retraining.md", "python")
+    assert len(found) == 2
+    for block in found:
+        exec(block, names)
+    assert {p.name for p in tmp_path.iterdir()} == {"small.onnx", "better.onnx", "again.onnx"}
+
+
+@pytest.mark.parametrize("name", ["own_loop_pytorch", "own_loop_keras"])
+def test_own_loop_wins_accuracy_back(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", str(tmp_path / "out.onnx")])
+    runpy.run_path(str(ROOT / "examples" / f"{name}.py"), run_name="__main__")
+    out = capsys.readouterr().out
+    original, cut = map(float, re.findall(r"original ([\d.]+), as cut ([\d.]+)", out)[0])
+    retrained = float(re.findall(r"retrained ([\d.]+)", out)[0])
+    assert cut < original - 0.05
+    assert retrained > original - 0.03
+    assert (tmp_path / "out.onnx").is_file()
 
 
 def test_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

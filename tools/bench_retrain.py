@@ -1,0 +1,158 @@
+"""Retraining with distillation after pruning, beside the same epochs on what Torch-Pruning's l2 criterion leaves.
+
+    pip install 'onnxprune[train,cpu]' torch-pruning
+    python tools/bench_retrain.py MODEL.onnx TRAIN.npz TEST.npz --mean M --std S [--macs 0.5] [--epochs 3] [-o out.json]
+
+MODEL is a CIFAR ResNet with option-A shortcuts and folded BatchNormalization. It is pruned to the share of MACs and
+retrained with the original as teacher. The peer prunes a torch module with the same weights (each block's first
+convolution: it cannot follow the padded shortcuts), by the ratio that leaves the same MACs, is exported, and is
+retrained by the same command with the same settings, teacher and data.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import platform
+import time
+import warnings
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import click
+import onnx
+import torch
+import torch_pruning as tp
+from torch import nn
+from torch_pruning_sweep import Block, ResNet, from_onnx
+
+import onnxprune as op
+from onnxprune.data import Data, Preprocess
+from onnxprune.training import Settings, retrain
+
+PACKAGES = ("torch", "lightning", "onnx2torch", "torch-pruning")
+
+
+def exported(module: nn.Module) -> op.Model:
+    """The module as its ONNX file would be read."""
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter announces its successor
+        torch.onnx.export(
+            module.eval(), (torch.zeros(1, 3, 32, 32),), buffer, opset_version=17, dynamo=False,
+            input_names=["input"], dynamic_axes={"input": {0: "batch"}},
+        )  # fmt: skip
+    return op.load(onnx.load_from_string(buffer.getvalue()))
+
+
+def macs(model: op.Model) -> float:
+    """Multiply-accumulates of one image."""
+    return float(op.CostModel(op.analyze(model)).whole.macs)
+
+
+def peer_cut(network: ResNet, share: float) -> op.Model:
+    """Torch-Pruning's l2 cut at the ratio whose MACs come nearest to the share."""
+    whole = macs(exported(copy.deepcopy(network)))
+    best: tuple[float, op.Model] | None = None
+    low, high = 0.0, 0.95
+    for _ in range(8):
+        ratio = (low + high) / 2
+        module = copy.deepcopy(network)
+        inner = {m.conv1 for m in module.modules() if isinstance(m, Block)}
+        ignored = [m for m in module.modules() if isinstance(m, nn.Conv2d | nn.Linear) and m not in inner]
+        tp.pruner.MagnitudePruner(
+            module, torch.zeros(1, 3, 32, 32), tp.importance.MagnitudeImportance(p=2), pruning_ratio=ratio,
+            ignored_layers=ignored,
+        ).step()  # fmt: skip
+        made = exported(module)
+        kept = macs(made) / whole
+        if best is None or abs(kept - share) < abs(macs(best[1]) / whole - share):
+            best = (ratio, made)
+        low, high = (ratio, high) if kept > share else (low, ratio)
+    assert best is not None
+    return best[1]
+
+
+def trained(model: op.Model, teacher: op.Model, train: Data, test: Data, how: Preprocess, settings: Settings) -> Any:
+    """Figures before and after retraining; validation during training is on a share of the training data."""
+    start = time.perf_counter()
+    done = retrain(model, train, preprocess=how, settings=settings, teacher=teacher)
+    seconds = time.perf_counter() - start
+    return {
+        "macs": macs(model), "as_cut": op.evaluate(model, test, preprocess=how).top1,
+        "retrained": op.evaluate(done.model, test, preprocess=how).top1, "seconds": seconds,
+        "seconds_per_epoch": [e.seconds for e in done.history if e.epoch > 0],
+        "history": [asdict(e) for e in done.history],
+    }  # fmt: skip
+
+
+def numbers(text: str) -> list[float]:
+    """Numbers separated by commas."""
+    return [float(part) for part in text.split(",")] if text else []
+
+
+@click.command(help=__doc__)
+@click.argument("model", type=click.Path(exists=True, path_type=Path))
+@click.argument("train", type=click.Path(exists=True))
+@click.argument("test", type=click.Path(exists=True))
+@click.option("--mean", default="")
+@click.option("--std", default="")
+@click.option("--macs", "share", default=0.5, show_default=True)
+@click.option("-c", "--criterion", default="l2", show_default=True)
+@click.option("--curves", type=click.Path(exists=True, path_type=Path), help="Decide by these (`sensitivity`).")
+@click.option("--protect", multiple=True, help="As of `plan`.")
+@click.option("--round-to", default=4, show_default=True)
+@click.option("--features", default=0.0, show_default=True, help="As of `retrain`; the peer has it too.")
+@click.option("--epochs", default=3, show_default=True)
+@click.option("--batch", default=128, show_default=True)
+@click.option("--lr", default=0.05, show_default=True)
+@click.option("--schedule", default="onecycle", show_default=True)
+@click.option("--augment", default="crop,flip", show_default=True)
+@click.option("--peer/--no-peer", default=True)
+@click.option("--device", default="cpu", show_default=True)
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Figures as JSON.")
+def main(
+    model: Path, train: str, test: str, mean: str, std: str, share: float, criterion: str, curves: Path | None,
+    protect: tuple[str, ...], round_to: int, features: float, epochs: int, batch: int, lr: float, schedule: str,
+    augment: str, peer: bool, device: str, output: Path | None,
+) -> None:  # fmt: skip
+    """Prunes, retrains, evaluates; then the same for the peer."""
+    how, original = Preprocess(numbers(mean), numbers(std)), op.load(model)
+    data, held_out = op.load_data(train), op.load_data(test)
+    settings = Settings(
+        epochs=epochs, batch=batch, lr=lr, schedule=schedule, augment=tuple(augment.split(",")) if augment else (),
+        device=device, keep="last", val_share=0.02, features=features,
+    )  # fmt: skip
+    analysis = op.analyze(original)
+    plan = op.plan(
+        op.score(original, analysis, criterion), op.Target(macs=share),
+        curves=op.load_curves(curves) if curves else None, limits=op.Limits(round_to=round_to, protect=protect),
+    )  # fmt: skip
+    whole = macs(original)
+    figures: dict[str, Any] = {
+        "baseline": op.evaluate(original, held_out, preprocess=how).top1,
+        "ours": trained(op.apply(original, plan), original, data, held_out, how, settings),
+    }
+    if peer:
+        cut = peer_cut(from_onnx(model), macs(op.apply(original, plan)) / whole)
+        figures["torch-pruning l2"] = trained(cut, original, data, held_out, how, settings)
+    for name, f in figures.items():
+        if isinstance(f, dict):
+            click.echo(
+                f"{name}: {100 * f['macs'] / whole:.1f} % of the MACs, {100 * f['as_cut']:.2f} % as cut, "
+                f"{100 * f['retrained']:.2f} % after {epochs} epochs of {max(f['seconds_per_epoch']):.0f} s"
+            )
+        else:
+            click.echo(f"{name}: {100 * f:.2f} %")
+    figures["versions"] = {
+        "python": platform.python_version(), **{p: version(p) for p in PACKAGES},
+    }  # fmt: skip
+    if output is not None:
+        output.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
