@@ -17,7 +17,7 @@ import json
 import platform
 import time
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from torch_pruning_sweep import Block, ResNet, from_onnx
 import onnxprune as op
 from onnxprune.data import Data, Preprocess
 from onnxprune.training import Settings, retrain
+from onnxprune.training.distillation import matching_features
 
 PACKAGES = ("torch", "lightning", "onnx2torch", "torch-pruning")
 
@@ -78,12 +79,15 @@ def peer_cut(network: ResNet, share: float) -> op.Model:
 
 def trained(model: op.Model, teacher: op.Model, train: Data, test: Data, how: Preprocess, settings: Settings) -> Any:
     """Figures before and after retraining; validation during training is on a share of the training data."""
+    if settings.features and not matching_features(model, teacher):
+        settings = replace(settings, features=0.0)  # another exporter's names: nothing to pair
     start = time.perf_counter()
     done = retrain(model, train, preprocess=how, settings=settings, teacher=teacher)
     seconds = time.perf_counter() - start
     return {
         "macs": macs(model), "as_cut": op.evaluate(model, test, preprocess=how).top1,
         "retrained": op.evaluate(done.model, test, preprocess=how).top1, "seconds": seconds,
+        "features": settings.features,
         "seconds_per_epoch": [e.seconds for e in done.history if e.epoch > 0],
         "history": [asdict(e) for e in done.history],
     }  # fmt: skip
@@ -109,6 +113,8 @@ def numbers(text: str) -> list[float]:
 @click.option("--epochs", default=3, show_default=True)
 @click.option("--batch", default=128, show_default=True)
 @click.option("--lr", default=0.05, show_default=True)
+@click.option("--alpha", default=0.9, show_default=True)
+@click.option("--temperature", default=4.0, show_default=True)
 @click.option("--schedule", default="onecycle", show_default=True)
 @click.option("--augment", default="crop,flip", show_default=True)
 @click.option("--peer/--no-peer", default=True)
@@ -116,15 +122,15 @@ def numbers(text: str) -> list[float]:
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Figures as JSON.")
 def main(
     model: Path, train: str, test: str, mean: str, std: str, share: float, criterion: str, curves: Path | None,
-    protect: tuple[str, ...], round_to: int, features: float, epochs: int, batch: int, lr: float, schedule: str,
-    augment: str, peer: bool, device: str, output: Path | None,
+    protect: tuple[str, ...], round_to: int, features: float, epochs: int, batch: int, lr: float, alpha: float,
+    temperature: float, schedule: str, augment: str, peer: bool, device: str, output: Path | None,
 ) -> None:  # fmt: skip
     """Prunes, retrains, evaluates; then the same for the peer."""
     how, original = Preprocess(numbers(mean), numbers(std)), op.load(model)
     data, held_out = op.load_data(train), op.load_data(test)
     settings = Settings(
         epochs=epochs, batch=batch, lr=lr, schedule=schedule, augment=tuple(augment.split(",")) if augment else (),
-        device=device, keep="last", val_share=0.02, features=features,
+        device=device, keep="last", val_share=0.02, features=features, alpha=alpha, temperature=temperature,
     )  # fmt: skip
     analysis = op.analyze(original)
     plan = op.plan(
