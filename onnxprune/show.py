@@ -344,7 +344,7 @@ def retrained_table(done: Retrained, title: str) -> None:
         rows.append(row)
     columns = ["epoch", "training loss", *(["top-1"] if top1 else []), "loss" if top1 else "distillation", "lr", "time"]
     table(title, columns, rows)
-    sys.stdout.write(f"{retrained_figures(done)}, {len(done.val)} samples\n")
+    sys.stdout.write(f"{retrained_figures(done)}\n  on {len(done.val)} samples\n")
     if done.stopped:
         sys.stdout.write(f"stopped early: {done.stopped}\n")
     if done.logs:

@@ -17,6 +17,7 @@ from onnxprune.cli import main
 from onnxprune.model import load
 from onnxprune.pipeline import analyze
 
+TRAINING = ["--data", "digits:train", "--images", 200, "--epochs", 1, "--keep", "last"]
 DIGITS = Path(__file__).parent.parent / "models" / "digits_cnn.onnx"
 FOLDED = DIGITS.with_name("digits_cnn_folded.onnx")
 
@@ -97,6 +98,7 @@ def test_json_is_one_document_on_stdout_for_every_command(pruned: tuple[Path, Pa
         ["apply", DIGITS, plan, "-o", tmp_path / "a.onnx"],
         ["prune", DIGITS, "--ratio", 0.3, "-o", tmp_path / "b.onnx"],
         ["verify", DIGITS, small, plan],
+        ["retrain", small, *TRAINING, "-o", tmp_path / "t.onnx"],
         ["evaluate", small, "--data", "digits"],
         ["bench", DIGITS, small, "--runs", 3],
         ["ops"],
@@ -116,11 +118,13 @@ def test_tables_fit_80_columns(pruned: tuple[Path, Path], tmp_path: Path) -> Non
         ["score", DIGITS],
         ["plan", DIGITS, "--ratio", 0.3, "-o", tmp_path / "p.json"],
         ["bench", DIGITS, small, "--runs", 3],
+        ["retrain", small, *TRAINING, "-o", tmp_path / "t.onnx"],
         ["evaluate", small, "--data", "digits"],
         ["ops"],
         ["criteria"],
         ["demo", "-o", tmp_path / "d.onnx"],
         ["prune", "--help"],
+        ["retrain", "--help"],
     ):
         lines = [line for line in ok(*command).splitlines() if str(tmp_path) not in line]  # a user's path may be long
         assert max(map(len, lines)) <= 80, command
