@@ -183,6 +183,9 @@ _training = _options(
     click.option("--ema", type=float, metavar="DECAY", help="Validate and keep a moving average, e.g. of decay 0.999."),
     click.option("--seed", default=0, show_default=True, type=int, help="Of everything that is random."),
     click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda."),
+    click.option(
+        "--threads", default=0, type=int, show_default="all cores", help="CPU threads; small networks like one."
+    ),
     click.option("--devices", default=1, show_default=True, type=int, help="Processes on this machine, one per GPU."),
     click.option("--num-nodes", default=1, show_default=True, type=int, help="Machines; run the command on each."),
     click.option("--workers", default=0, show_default=True, type=int, help="Processes that prepare batches."),
@@ -796,9 +799,9 @@ def _training_settings(o: dict[str, Any]) -> Any:
             raise click.UsageError(f"--lr takes a number or auto, not {lr!r}") from err
     names = (
         "epochs", "batch", "optimizer", "momentum", "nesterov", "weight_decay", "schedule", "warmup",
-        "label_smoothing", "mixup", "augment", "precision", "clip", "patience", "ema", "seed", "device", "devices",
-        "num_nodes", "workers", "val_share", "temperature", "alpha", "features", "unlabelled", "insert_batchnorm",
-        "freeze", "keep", "log_dir",
+        "label_smoothing", "mixup", "augment", "precision", "clip", "patience", "ema", "seed", "device", "threads",
+        "devices", "num_nodes", "workers", "val_share", "temperature", "alpha", "features", "unlabelled",
+        "insert_batchnorm", "freeze", "keep", "log_dir",
     )  # fmt: skip
     return Settings(lr=lr, **{name: o[name] for name in names})
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -87,23 +85,9 @@ def run(output: Path, as_json: bool = False) -> None:
 def _retrained(cut: Model, teacher: Model, train: Data, test: Data, tick: show.Progress) -> Trained:
     from onnxprune.training import Settings, retrain
 
-    settings = Settings(epochs=EPOCHS, batch=64, lr=0.05, schedule="onecycle", device="cpu")
-    with _one_thread():
-        done = retrain(cut, train, teacher=teacher, settings=settings, progress=tick)
+    settings = Settings(epochs=EPOCHS, batch=64, lr=0.05, schedule="onecycle", device="cpu", threads=1)
+    done = retrain(cut, train, teacher=teacher, settings=settings, progress=tick)
     return Trained(done.model, evaluate(cut, test), evaluate(done.model, test), sum(e.seconds for e in done.history))
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """PyTorch on one thread: layers this small make several wait for each other, and for whatever else runs."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _table(done: Compiled, accuracy: list[str], slow: float, fast: float) -> None:

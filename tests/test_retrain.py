@@ -215,6 +215,15 @@ def test_random_generators_of_the_caller_are_left_alone() -> None:
     assert np.array_equal(numbers[1], np.random.rand(3))
 
 
+def test_threads_are_those_asked_for_and_given_back() -> None:
+    seen: list[int] = []
+    torch.set_num_threads(2)
+    retrain(pruned(), digits(100), settings=Settings(epochs=1, batch=50, threads=1, device="cpu"),
+            progress=lambda done, total: seen.append(torch.get_num_threads()))  # fmt: skip
+    assert set(seen) == {1}
+    assert torch.get_num_threads() == 2
+
+
 def test_workers_change_nothing() -> None:
     settings = replace(TWO, augment=("crop=1",))
     alone = retrain(pruned(), digits(200), settings=settings)

@@ -40,7 +40,7 @@ from onnxprune.training.datasets import (
     split,
 )
 from onnxprune.training.distillation import Teacher, distillation_loss, matching_features
-from onnxprune.training.guards import known_errors, process_rank, quiet
+from onnxprune.training.guards import cpu_threads, known_errors, process_rank, quiet
 from onnxprune.training.learner import Figures, Learner
 from onnxprune.training.session import Progress, Session
 from onnxprune.training.settings import Settings
@@ -180,7 +180,7 @@ def retrain(
     val_samples = Samples(held, shape, dtype, how, labelled=labelled)
     transforms = find_transforms(settings.augment, train, val_samples.last)
     train_samples = Samples(train, shape, dtype, how, transforms, labelled=labelled)
-    with known_errors(), quiet(), isolate_rng(include_cuda=False):
+    with known_errors(), quiet(), isolate_rng(include_cuda=False), cpu_threads(settings.threads):
         torch.manual_seed(settings.seed)
         base = model
         if settings.insert_batchnorm:
@@ -323,7 +323,8 @@ def _teacher(model: Model, features: Sequence[str], settings: Settings, accelera
     device = (
         f"cuda:{place}" if accelerator == "gpu" and settings.devices > 1 else "cuda" if accelerator == "gpu" else "cpu"
     )
-    threads = 0 if settings.devices == 1 else max(1, (os.cpu_count() or 1) // settings.devices)
+    shared = 0 if settings.devices == 1 else max(1, (os.cpu_count() or 1) // settings.devices)
+    threads = settings.threads or shared
     return Teacher(model, features=features, runtime=settings.teacher_runtime, device=device, threads=threads)
 
 

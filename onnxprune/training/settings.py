@@ -20,7 +20,7 @@ RUNTIMES = ("auto", "onnxruntime", "torch")
 _LR = {"sgd": 0.01, "adamw": 1e-3}
 _WEIGHT_DECAY = {"sgd": 5e-4, "adamw": 0.01}
 # Settings that decide how fast or where a run goes, not what comes out: a resumed run may change them.
-_FREE = ("device", "workers", "keep", "log_dir", "teacher_runtime")
+_FREE = ("device", "threads", "workers", "keep", "log_dir", "teacher_runtime")
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Settings:
             None: off.
         seed: of the split, the order of samples, augmentation, mixup and dropout.
         device: "auto", "cpu" or "cuda".
+        threads: CPU threads of PyTorch and of the teacher; 0: all cores. Small networks are fastest on one.
         devices: processes on this machine, one for each GPU (or, on the CPU, just so many).
         num_nodes: machines; the command runs on each, see Lightning's documentation of clusters.
         workers: processes that prepare batches, per device; 0: the training process itself.
@@ -89,6 +90,7 @@ class Settings:
     ema: float | None = None
     seed: int = 0
     device: str = "auto"
+    threads: int = 0
     devices: int = 1
     num_nodes: int = 1
     workers: int = 0
@@ -110,7 +112,15 @@ class Settings:
         ):  # fmt: skip
             if getattr(self, name) not in known:
                 raise unknown(name.replace("_", " "), str(getattr(self, name)), known)
-        for name, least in (("epochs", 1), ("batch", 1), ("devices", 1), ("num_nodes", 1), ("workers", 0), ("seed", 0)):
+        for name, least in (
+            ("epochs", 1),
+            ("batch", 1),
+            ("devices", 1),
+            ("num_nodes", 1),
+            ("threads", 0),
+            ("workers", 0),
+            ("seed", 0),
+        ):
             _whole(name, getattr(self, name), least)
         if self.patience is not None:
             _whole("patience", self.patience, 1)
