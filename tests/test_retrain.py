@@ -18,22 +18,18 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import helper, numpy_helper
+from torch import nn
 
 import onnxprune as op
 from onnxprune.data import Data, Preprocess, to_input
 from onnxprune.errors import OnnxPruneError
 from onnxprune.model import Model, to_proto
-
-pytest.importorskip("lightning")
-torch = pytest.importorskip("torch")
-
-from torch import nn  # noqa: E402
-
-from onnxprune.training import Figures, Settings, get_method, retrain  # noqa: E402
-from onnxprune.training.callbacks import MovingAverage  # noqa: E402
-from onnxprune.training.checkpoints import LAST, load_state, remove_checkpoints, save_state  # noqa: E402
-from onnxprune.training.datasets import (  # noqa: E402
+from onnxprune.training import Figures, Settings, get_method, retrain
+from onnxprune.training.callbacks import MovingAverage
+from onnxprune.training.checkpoints import LAST, load_state, remove_checkpoints, save_state
+from onnxprune.training.datasets import (
     Batches,
     Pick,
     Samples,
@@ -42,9 +38,9 @@ from onnxprune.training.datasets import (  # noqa: E402
     seeded,
     split,
 )
-from onnxprune.training.guards import known_errors  # noqa: E402
-from onnxprune.training.schedules import factor, make_optimizer, make_schedule, parameter_groups  # noqa: E402
-from onnxprune.training.session import steepest  # noqa: E402
+from onnxprune.training.guards import known_errors
+from onnxprune.training.schedules import factor, make_optimizer, make_schedule, parameter_groups
+from onnxprune.training.session import steepest
 
 MODELS = Path(__file__).parent.parent / "models"
 ONE = Settings(epochs=1, batch=25, lr=0.05, device="cpu", val_share=0.2)

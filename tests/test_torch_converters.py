@@ -17,19 +17,18 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from graphs import PROPERTY, Array
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-torch = pytest.importorskip("torch")
-
-from onnxprune.errors import OnnxPruneError  # noqa: E402
-from onnxprune.model import load  # noqa: E402
-from onnxprune.ops import all_ops  # noqa: E402
-from onnxprune.torch_bridge import bindings, to_torch  # noqa: E402
-from onnxprune.torch_bridge.registry import find, since_version  # noqa: E402
+from onnxprune.errors import OnnxPruneError
+from onnxprune.model import load
+from onnxprune.ops import all_ops
+from onnxprune.torch_bridge import bindings, to_torch
+from onnxprune.torch_bridge.registry import find, since_version
 
 torch.set_num_threads(1)
 OLDEST = 9

@@ -82,7 +82,7 @@ def saved_run(
     """The checkpoint to go on from, None to begin anew.
 
     Args:
-        folder: of the run; made where it is missing.
+        folder: of the run; it need not exist.
         run: what the run is of.
         resume: whether a checkpoint is wanted.
         restart: throw one away.
@@ -100,10 +100,6 @@ def saved_run(
         return None
     if folder.exists() and not folder.is_dir():
         raise OnnxPruneError(f"{str(folder)!r} is not a folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as err:
-        raise OnnxPruneError(f"cannot make the folder {str(folder)!r}: {err.strerror or err}") from err
     path = folder / LAST
     if restart and rank == 0:
         remove_checkpoints(folder)
@@ -133,6 +129,18 @@ def saved_run(
             fix="go on with --resume, or throw it away with --restart",
         )
     return {**head, "state_dict": whole["state_dict"]}
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder for checkpoints or logs, once there is something to write.
+
+    Raises:
+        OnnxPruneError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise OnnxPruneError(f"cannot make the folder {str(folder)!r}: {err.strerror or err}") from err
 
 
 def best_name(epoch: int | str) -> str:

@@ -94,7 +94,7 @@ class Teacher:
 
     def _converted(self, view: Model) -> Run:
         names = list(dict.fromkeys(self.names))
-        module = to_torch(_exposed(view, names)).eval().requires_grad_(False).to(self._device)
+        module = to_torch(view, outputs=names).eval().requires_grad_(False).to(self._device)
 
         def run(inputs: Tensor) -> list[Tensor]:
             results = module(inputs.to(self._device, self._dtype))

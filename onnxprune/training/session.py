@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from onnxprune.errors import OnnxPruneError
 from onnxprune.training.callbacks import MovingAverage, Recorder
-from onnxprune.training.checkpoints import LAST, Checkpoints, WholeFiles, best_name, load_state
+from onnxprune.training.checkpoints import LAST, Checkpoints, WholeFiles, best_name, load_state, make_folder
 from onnxprune.training.datasets import Loaders
 from onnxprune.training.guards import Nowhere
 from onnxprune.training.learner import Diverged, Learner
@@ -70,6 +70,8 @@ class Session:
     def go(self, saved: dict[str, Any] | None, say: Callable[[str], None]) -> None:
         """Trains what is left to train."""
         net, epochs = self.learner.net, self.settings.epochs
+        for folder in filter(None, (self.folder, self.logs)):
+            make_folder(folder)
         if saved is not None:
             self._take(saved)
             if len(self.recorder.history) > epochs or self.recorder.stopped is not None:
@@ -78,8 +80,6 @@ class Session:
         elif self.settings.lr == "auto":
             self.learner.lr = self._found_lr()
             say(f"learning rate {self.learner.lr:.3g}, by a range test")
-        if self.logs is not None:
-            self.logs.mkdir(parents=True, exist_ok=True)
         trainer = self._trainer(
             callbacks=self.callbacks,
             max_epochs=epochs,
