@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from click.testing import CliRunner, Result
+from command_line import CommandLine
 from onnx import helper, numpy_helper
 
 from onnxprune.cli import main
@@ -22,21 +22,8 @@ DIGITS = Path(__file__).parent.parent / "models" / "digits_cnn.onnx"
 FOLDED = DIGITS.with_name("digits_cnn_folded.onnx")
 
 
-def run(*args: object) -> Result:
-    return CliRunner().invoke(main, [str(a) for a in args], catch_exceptions=False)
-
-
-def ok(*args: object) -> str:
-    result = run(*args)
-    assert result.exit_code == 0, result.stderr
-    return result.stdout
-
-
-def fails(*args: object, code: int = 1) -> str:
-    result = run(*args)
-    assert result.exit_code == code, result.output
-    assert "Traceback" not in result.output
-    return result.stderr
+line = CommandLine()
+run, ok, fails = line.run, line.out, line.fails
 
 
 @pytest.fixture(scope="module")

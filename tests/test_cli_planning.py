@@ -12,11 +12,10 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from click.testing import CliRunner, Result
+from command_line import CommandLine
 from planning import FakeLatency, made_curves, mirrored
 
 from onnxprune import latency_prediction as latency_model
-from onnxprune.cli import main
 from onnxprune.coupling import Analysis
 from onnxprune.curves import Curves, save_curves
 from onnxprune.model import load
@@ -27,21 +26,8 @@ from onnxprune.scoring import score
 DIGITS = Path(__file__).parent.parent / "models" / "digits_cnn.onnx"
 
 
-def run(*args: object) -> Result:
-    return CliRunner().invoke(main, [str(a) for a in args], catch_exceptions=False)
-
-
-def ok(*args: object) -> str:
-    result = run(*args)
-    assert result.exit_code == 0, result.stderr
-    return result.stdout
-
-
-def fails(*args: object, code: int = 1) -> str:
-    result = run(*args)
-    assert result.exit_code == code, result.output
-    assert "Traceback" not in result.output
-    return result.stderr
+line = CommandLine()
+run, ok, fails = line.run, line.out, line.fails
 
 
 def document(*args: object) -> dict[str, Any]:

@@ -13,7 +13,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
+from command_line import CommandLine
 
 import onnxprune as op
 from onnxprune.cli import main
@@ -42,21 +43,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def run(*args: object) -> Result:
-    return CliRunner().invoke(main, ["retrain", *map(str, args)], catch_exceptions=False)
-
-
-def ok(*args: object) -> Result:
-    result = run(*args)
-    assert result.exit_code == 0, result.stderr
-    return result
-
-
-def fails(*args: object, code: int = 1) -> str:
-    result = run(*args)
-    assert result.exit_code == code, result.output
-    assert "Traceback" not in result.output
-    return result.stderr
+line = CommandLine("retrain")
+run, ok, fails = line.run, line.ok, line.fails
 
 
 def command(*args: object) -> list[str]:

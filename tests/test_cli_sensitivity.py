@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
+from command_line import CommandLine
 
 from onnxprune.cli import main
 from onnxprune.curves import load_curves
@@ -21,22 +22,8 @@ DIGITS = Path(__file__).parent.parent / "models" / "digits_cnn.onnx"
 FAST = ("--data", "digits:test", "--images", 100, "--ratios", "0.3,0.6,0.9")
 
 
-def run(*args: object) -> Result:
-    command = ["sensitivity", str(DIGITS), *map(str, args)]
-    return CliRunner().invoke(main, command, catch_exceptions=False)
-
-
-def ok(*args: object) -> Result:
-    result = run(*args)
-    assert result.exit_code == 0, result.stderr
-    return result
-
-
-def fails(*args: object, code: int = 1) -> str:
-    result = run(*args)
-    assert result.exit_code == code, result.output
-    assert "Traceback" not in result.output
-    return result.stderr
+line = CommandLine("sensitivity", DIGITS)
+run, ok, fails = line.run, line.ok, line.fails
 
 
 def test_curves_table_and_statement_of_what_runs_where(tmp_path: Path) -> None:
