@@ -18,6 +18,7 @@ from onnxprune import __version__
 from onnxprune.errors import OnnxPruneError
 
 if TYPE_CHECKING:
+    from onnxprune.calibration import Calibration
     from onnxprune.coupling import Analysis
     from onnxprune.curves import Curves
     from onnxprune.limits import Limits
@@ -210,6 +211,10 @@ _samples = _options(
     click.option("--layout", default="auto", show_default=True, help="Of the data: auto, nchw, nhwc."),
     click.option("--size", help="Resize image files to HEIGHTxWIDTH."),
 )
+_calibrating = _options(
+    click.option("--data", help=f"For criteria that look at data: {_DATA_HELP}"),
+    _samples,
+)
 
 
 def _load(path: Path) -> Model:
@@ -280,9 +285,21 @@ def _scored(analysis: Analysis, o: dict[str, Any]) -> Scores:
     from onnxprune.scoring import score
     from onnxprune.show import progress
 
+    samples = _calibration(o)
     with progress(f"scoring with {o['criterion']}", quiet=o.get("as_json", False)) as tick:
         params = o["params"] if "params" in o else _params(o["param"])
-        return score(analysis, o["criterion"], reduce=o["reduce"], progress=tick, **params)
+        return score(analysis, o["criterion"], reduce=o["reduce"], calibration=samples, progress=tick, **params)
+
+
+def _calibration(o: dict[str, Any]) -> Calibration | None:
+    """The samples for criteria that look at data."""
+    if not o.get("data"):
+        return None
+    from onnxprune.calibration import Calibration
+    from onnxprune.data import load_data
+
+    data = load_data(o["data"], images=o["images"], size=_size(o["size"]))
+    return Calibration(data, _preprocess(o), device=o["device"])
 
 
 def _by_curves(o: dict[str, Any], curves: Curves | None) -> dict[str, Any]:
@@ -329,7 +346,7 @@ def _planned(
         with progress(f"scoring with {o['criterion']}", quiet=o["as_json"]) as tick:
             made = plan_steps(
                 analysis, o["criterion"], target, steps=o["steps"], schedule=o["schedule"], latency=latency,
-                reduce=o["reduce"], progress=tick, **common, **_params(o["param"]),
+                reduce=o["reduce"], calibration=_calibration(o), progress=tick, **common, **_params(o["param"]),
             )  # fmt: skip
         return made, None, None, latency
     if o.get("scores_file"):
@@ -398,6 +415,8 @@ def inspect(model: Path, attention: str, as_json: bool) -> None:
 @main.command()
 @_model
 @_scoring
+@_calibrating
+@_device
 @_attention
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the scores to this JSON file.")
 @_json
@@ -551,6 +570,7 @@ def _bytes(text: str) -> int:
 @_model
 @_scoring
 @click.option("--scores", "scores_file", type=click.Path(path_type=Path), help="Use these scores instead (`score -o`).")
+@_calibrating
 @_planning
 @_attention
 @_timing
@@ -637,6 +657,7 @@ def apply(**o: Any) -> None:
 @_model
 @_output
 @_scoring
+@_calibrating
 @_planning
 @_attention
 @_timing

@@ -14,8 +14,9 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from onnxprune import __version__ as version
+from onnxprune.calibration import Calibration
 from onnxprune.coupling import Analysis, Kept
-from onnxprune.criteria import Criterion
+from onnxprune.criteria import AnyCriterion
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.limits import Limits
 from onnxprune.ops.labels import Axes, Labels, LabelTable
@@ -31,7 +32,7 @@ SCHEDULES = ("linear", "geometric")
 
 def plan_steps(
     analysis: Analysis,
-    criterion: str | Criterion = "l2",
+    criterion: str | AnyCriterion = "l2",
     target: Target | None = None,
     *,
     steps: int,
@@ -42,6 +43,7 @@ def plan_steps(
     normalize: str | None = None,
     limits: Limits | None = None,
     reduce: str | None = None,
+    calibration: Calibration | None = None,
     progress: Callable[[int, int], None] | None = None,
     **params: Any,
 ) -> Plan:
@@ -65,6 +67,7 @@ def plan_steps(
         normalize: how scores of different groups are made comparable; default: the criterion's own.
         limits: rounding, protection, overrides.
         reduce: how a group's weights are joined.
+        calibration: samples, for criteria that need them.
         progress: called with (done, total) steps.
 
     Raises:
@@ -83,7 +86,7 @@ def plan_steps(
     groups: dict[str, Removal] = {}
     scores: Scores | None = None
     for i in range(1, steps + 1):
-        scores = _rescored(analysis, scores, gone, criterion, reduce, params)
+        scores = _rescored(analysis, scores, gone, criterion, {"reduce": reduce, "calibration": calibration, **params})
         request = Request(
             Target(**{target.measure: _share(target.share, i, steps, schedule)}) if target else None,
             1 - _share(1 - ratio, i, steps, schedule) if ratio is not None else None,
@@ -113,15 +116,14 @@ def _rescored(
     analysis: Analysis,
     scores: Scores | None,
     gone: Mapping[str, npt.NDArray[np.int64]],
-    criterion: str | Criterion,
-    reduce: str | None,
-    params: Mapping[str, Any],
+    criterion: str | AnyCriterion,
+    options: Mapping[str, Any],
 ) -> Scores:
     """Scores of what is left, by the original's channels; what is gone keeps the score it had."""
     if scores is None:
-        return score(analysis, criterion, reduce=reduce, **params)
+        return score(analysis, criterion, **options)
     plan = Plan("", {name: Removal(analysis[name].channels, tuple(places.tolist())) for name, places in gone.items()})
-    new = score(stripped(analysis, plan), criterion, reduce=reduce, **params)
+    new = score(stripped(analysis, plan), criterion, **options)
     groups = {}
     for name, old in scores.groups.items():
         left = np.ones(len(old), bool)

@@ -8,7 +8,7 @@ from typing import Any
 from onnxprune import __version__ as version
 from onnxprune.cost import Cost, CostModel
 from onnxprune.coupling import Analysis, couple
-from onnxprune.criteria import Criterion
+from onnxprune.criteria import AnyCriterion
 from onnxprune.errors import OnnxPruneError
 from onnxprune.model import PROVENANCE, Model
 from onnxprune.ops import Choices
@@ -59,7 +59,7 @@ def analyze_for(model: Model, plan: Plan) -> Analysis:
     return analysis
 
 
-def score(model: Model, groups: Analysis, criterion: str | Criterion = "l2", **options: Any) -> Scores:
+def score(model: Model, groups: Analysis, criterion: str | AnyCriterion = "l2", **options: Any) -> Scores:
     """Scores every channel of an analysed model; see `onnxprune.scoring.score` for the options.
 
     Raises:

@@ -171,6 +171,7 @@ def allot(
     Raises:
         OnnxPruneError: as `plan`.
     """
+    _check_comparable(scores, request)
     analysis = scores.analysis
     before = {name: np.sort(places) for name, places in (gone or {}).items()}
     by_curves = curves is not None and (threshold is not None or request.scope in ("sensitivity", "latency"))
@@ -192,6 +193,19 @@ def allot(
         for g in room.groups
         if counts[g.name] < g.channels
     }
+
+
+def _check_comparable(scores: Scores, request: Request) -> None:
+    """Refuses what the definition of the criterion forbids."""
+    forbids = scores.forbids
+    name = scores.criterion.get("name")
+    if "normalize" in forbids and request.normalize != scores.normalize:
+        raise OnnxPruneError(f"criterion {name!r} is not to be normalized: {forbids['normalize']}")
+    if "global" in forbids and request.target is not None and request.scope in ("global", "latency"):
+        raise OnnxPruneError(
+            f"scores of {name!r} cannot be ranked across layers: {forbids['global']}",
+            fix="the same share of every group (--ratio, or --scope uniform), or --curves",
+        )
 
 
 def _counts(

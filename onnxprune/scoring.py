@@ -1,9 +1,9 @@
-"""Scores of channels: a criterion applied to every weight of a group, reduced over the group."""
+"""Scores of channels: a criterion applied to every weight or feature map of a group, reduced over the group."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
+from onnxprune.calibration import Calibration
 from onnxprune.coupling import Analysis, Group
-from onnxprune.criteria import Criterion
+from onnxprune.criteria import AnyCriterion, Criterion, DataCriterion, all_criteria
 from onnxprune.criteria import get as get_criterion
-from onnxprune.criteria.base import REDUCTIONS
+from onnxprune.criteria.base import REDUCTIONS, Case
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.files import write_text
 from onnxprune.model import Array
@@ -40,6 +41,12 @@ class Scores:
     groups: Mapping[str, Scored]
     criterion: Mapping[str, Any]
     normalize: str
+
+    @property
+    def forbids(self) -> Mapping[str, str]:
+        """What the criterion's definition forbids, and why; nothing for one that is not installed here."""
+        rule = all_criteria().get(str(self.criterion.get("name")))
+        return rule.forbids if rule is not None else {}
 
     def to_json(self) -> str:
         """The file `score -o` writes."""
@@ -99,31 +106,83 @@ def load_scores(path: Path, analysis: Analysis) -> Scores:
 
 def score(
     analysis: Analysis,
-    criterion: str | Criterion = "l2",
+    criterion: str | AnyCriterion = "l2",
     *,
     reduce: str | None = None,
     groups: list[str] | None = None,
+    calibration: Calibration | None = None,
     progress: Progress | None = None,
     **params: Any,
 ) -> Scores:
     """Scores every channel.
 
-    A criterion scores the filters of one weight. Where a channel sits on several indices of a weight (heads, shuffled
-    channels) their mean counts; where a group spans several weights, `reduce` joins them.
+    A criterion scores the filters of one weight, or the feature maps of one tensor. Where a channel sits on several
+    indices of it (heads, shuffled channels) their mean counts; where a group spans several, `reduce` joins them.
 
     Args:
         analysis: of the model.
         criterion: a name or an instance.
         reduce: "mean", "sum", "max" or "first"; default: the criterion's own.
         groups: names to score; default all.
-        progress: called with (done, total) weights.
+        calibration: samples, for criteria that need them.
+        progress: called with (done, total) weights or samples.
         params: the criterion's parameters, if it is given by name.
 
     Raises:
-        OnnxPruneError: unknown criterion, parameter or group; a reduction the criterion forbids; weights that are not
-            finite; `bn_scale` on a group without BatchNormalization.
+        OnnxPruneError: unknown criterion, parameter or group; a reduction the criterion forbids; weights or activations
+            that are not finite; `bn_scale` on a group without BatchNormalization; no data, labels or classes, or too
+            little of them, where the criterion needs them; an extra that is not installed.
     """
     rule = get_criterion(criterion, **params) if isinstance(criterion, str) else criterion
+    return score_together(
+        analysis, [rule], reduce=reduce, groups=groups, calibration=calibration, progress=progress
+    )[0]  # fmt: skip
+
+
+def score_together(
+    analysis: Analysis,
+    criteria: Sequence[AnyCriterion],
+    *,
+    reduce: str | None = None,
+    groups: list[str] | None = None,
+    calibration: Calibration | None = None,
+    progress: Progress | None = None,
+) -> list[Scores]:
+    """Scores by several criteria; those that need data share one run over it. Arguments and errors as `score`."""
+    hows = [_reduction(rule, reduce) for rule in criteria]
+    wanted = [analysis[name] for name in dict.fromkeys(groups)] if groups is not None else list(analysis.groups)
+    by_data = [rule for rule in criteria if isinstance(rule, DataCriterion)]
+    if by_data:
+        calibration = _checked(calibration, by_data)
+        case = Case(analysis, tuple(wanted), calibration, progress)
+        for looker in by_data:
+            least = looker.least_samples(case)
+            if len(calibration) < least:
+                raise OnnxPruneError(
+                    f"criterion {looker.name!r} needs at least {least} samples here; there are {len(calibration)}",
+                    fix="give more data (--images), or choose another criterion",
+                )
+        probes = {id(rule): list(rule.probes(case)) for rule in by_data}
+        calibration.collect(analysis.model, [p for own in probes.values() for p in own], progress=progress)
+    out = []
+    for rule, how in zip(criteria, hows, strict=True):
+        if isinstance(rule, DataCriterion):
+            rows = _Rows(analysis, wanted)
+            for site in rule.score_sites(case, probes.pop(id(rule))):
+                rows.add(site.components, site.scores)
+        else:
+            assert isinstance(rule, Criterion)
+            rows = _weight_rows(analysis, rule, wanted, progress)
+        found = {
+            group.name: _reduced(mine, how) if mine else _without_sites(analysis, rule, group)
+            for group, mine in zip(wanted, rows.rows, strict=True)
+        }
+        fields: dict[str, Any] = asdict(rule) if is_dataclass(rule) and not isinstance(rule, type) else {}
+        out.append(Scores(analysis, found, {"name": rule.name, "reduce": how, **fields}, rule.default_normalize))
+    return out
+
+
+def _reduction(rule: AnyCriterion, reduce: str | None) -> str:
     how = reduce or rule.default_reduce
     if how not in REDUCTIONS:
         raise unknown("reduction", how, REDUCTIONS)
@@ -131,33 +190,59 @@ def score(
         raise OnnxPruneError(
             f"criterion {rule.name!r} cannot be reduced by {how!r}", fix=f"choose from: {', '.join(rule.reductions)}"
         )
-    wanted = [analysis[name] for name in dict.fromkeys(groups)] if groups is not None else list(analysis.groups)
+    return how
+
+
+def _checked(calibration: Calibration | None, rules: Sequence[DataCriterion]) -> Calibration:
+    """The samples, if they are what the criteria need."""
+    if calibration is None:
+        raise OnnxPruneError(
+            f"criterion {rules[0].name!r} looks at data", fix="give some: --data, or calibration=Calibration(data)"
+        )
+    labelled = [rule for rule in rules if rule.needs == "labels"]
+    y = calibration.data.y
+    if labelled and y is None:
+        raise OnnxPruneError(
+            f"criterion {labelled[0].name!r} needs labels, and the data {calibration.data.name!r} has none",
+            fix="add an array y, or choose a criterion that needs none (`onnxprune criteria`)",
+        )
+    return calibration
+
+
+class _Rows:
+    """Scores per group, a row for each tensor that was scored."""
+
+    def __init__(self, analysis: Analysis, wanted: Sequence[Group]) -> None:
+        self.analysis, self.wanted = analysis, wanted
+        self.rows: list[list[Scored]] = [[] for _ in wanted]
+        # Which sites a group has: all of its channels sit on the same ones, so its first channel tells.
+        self.led = np.full(analysis.count, -1)
+        for g, group in enumerate(wanted):
+            self.led[group.components[0]] = g
+
+    def add(self, components: npt.NDArray[np.int64], values: Scored) -> None:
+        """Takes the scores of one tensor's indices."""
+        means = _by_component(components, values, self.analysis.count)
+        for g in np.unique(self.led[components]).tolist():
+            if g >= 0:
+                self.rows[g].append(means[self.wanted[g].components])
+
+
+def _weight_rows(analysis: Analysis, rule: Criterion, wanted: Sequence[Group], progress: Progress | None) -> _Rows:
     needed = np.zeros(analysis.count, bool)
-    # Which sites a group has: all of its channels sit on the same ones, so its first channel tells.
-    led = np.full(analysis.count, -1)
-    for g, group in enumerate(wanted):
+    for group in wanted:
         needed[group.components] = True
-        led[group.components[0]] = g
-    rows: list[list[Scored]] = [[] for _ in wanted]
+    rows = _Rows(analysis, wanted)
     sites = [s for s in _sites(analysis, rule) if needed[analysis.component[s.labels]].any()]
     done: set[tuple[str, int]] = set()
     for i, site in enumerate(sites):
         key = (site.tensor.name, site.axis if isinstance(site, FilterSite) else 0)
         if key not in done:
             done.add(key)
-            components = analysis.component[site.labels]
-            means = _by_component(components, _site_scores(analysis, rule, site), analysis.count)
-            for g in np.unique(led[components]).tolist():
-                if g >= 0:
-                    rows[g].append(means[wanted[g].components])
+            rows.add(analysis.component[site.labels], _site_scores(analysis, rule, site))
         if progress is not None:
             progress(i + 1, len(sites))
-    out = {
-        group.name: _reduced(mine, how) if mine else _without_filters(analysis, rule, group)
-        for group, mine in zip(wanted, rows, strict=True)
-    }
-    fields: dict[str, Any] = asdict(rule) if is_dataclass(rule) and not isinstance(rule, type) else {}
-    return Scores(analysis, out, {"name": rule.name, "reduce": how, **fields}, rule.default_normalize)
+    return rows
 
 
 def _sites(analysis: Analysis, rule: Criterion) -> list[FilterSite | ScaleSite]:
@@ -192,8 +277,10 @@ def _reduced(rows: list[Scored], how: str) -> Scored:
     return np.asarray({"mean": np.mean, "sum": np.sum, "max": np.max}[how](stack, axis=0))  # type: ignore[operator]
 
 
-def _without_filters(analysis: Analysis, rule: Criterion, group: Group) -> Scored:
+def _without_sites(analysis: Analysis, rule: AnyCriterion, group: Group) -> Scored:
     """Channels that no weight produces (padding): scored by the weights that read them."""
+    if not isinstance(rule, Criterion):
+        return np.zeros(group.channels)
     if rule.reads == "bn_scale":
         raise OnnxPruneError(
             f"criterion {rule.name!r} needs BatchNormalization, and these channels have none (exporters fold it into "

@@ -541,7 +541,7 @@ def test_batches_are_run_in_parts_that_fit_the_memory(monkeypatch: pytest.Monkey
     x = np.random.default_rng(0).standard_normal((7, 3, 4, 4)).astype(np.float32)
     whole = measure_statistics(model, ["y"], [{"x": x}])
     assert sizes == [1, 7]
-    monkeypatch.setattr("onnxprune.channel_statistics._MEMORY", 3 * 4 * 3 * 16)  # three samples of float32
+    monkeypatch.setattr("onnxprune.calibration._MEMORY", 3 * 4 * 3 * 16)  # three samples of float32
     monkeypatch.setattr("onnxprune.channel_statistics._BLOCK", 2 * 3 * 16)
     sizes.clear()
     parts = measure_statistics(model, ["y"], [{"x": x}, {"x": x[:2]}, {"x": x[2:]}])

@@ -4,11 +4,13 @@ Importing this package registers the built-in criteria. `get("l1")` makes one, `
 """
 
 from onnxprune.criteria import bn_scale, dscore, geometric_median, lamp, norms, random_scores
+from onnxprune.criteria.base import AnyCriterion as AnyCriterion
 from onnxprune.criteria.base import Criterion as Criterion
+from onnxprune.criteria.base import DataCriterion as DataCriterion
 from onnxprune.criteria.registry import all_criteria as all_criteria
 from onnxprune.criteria.registry import get as get
 from onnxprune.criteria.registry import register as register
 
 _BUILT_IN = (bn_scale, dscore, geometric_median, lamp, norms, random_scores)  # imported to register themselves
 
-__all__ = ["Criterion", "all_criteria", "get", "register"]
+__all__ = ["AnyCriterion", "Criterion", "DataCriterion", "all_criteria", "get", "register"]

@@ -1,13 +1,18 @@
-"""What a criterion is: one number per filter of a weight tensor, higher means keep."""
+"""What a criterion is: one number per channel, higher means keep. From weights (`Criterion`) or from data."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxprune.calibration import Calibration, Probe
+from onnxprune.coupling import Analysis, Group
 from onnxprune.errors import OnnxPruneError
 
 REDUCTIONS = ("mean", "sum", "max", "first")
@@ -17,10 +22,8 @@ Array = NDArray[np.float64]
 _BLOCK = 1 << 16  # weights per block of rows: 0.5 MB as float64, so its memory is used again, not asked for anew
 
 
-class Criterion(ABC):
-    """Scores the filters of one tensor. Subclasses are frozen dataclasses; their fields are the user's parameters.
-
-    A subclass sets the class variables below and writes `score_rows`. Callers use `filter_scores`.
+class AnyCriterion(ABC):
+    """What all criteria say of themselves. Subclasses are frozen dataclasses; their fields are the user's parameters.
 
     Direction: a **higher score means keep**. Filters are removed in ascending order of the score, equal scores
     by the lower index first (`np.argsort(scores, kind="stable")`).
@@ -32,16 +35,29 @@ class Criterion(ABC):
     """One line for `--help`."""
     source: ClassVar[str]
     """The paper the definition is from."""
-    rowwise: ClassVar[bool] = False
-    """Whether a filter's score depends on that filter alone: large weights are then scored in blocks of rows."""
-    reads: ClassVar[str] = "filters"
-    """Which tensors of a group are scored: `filters` (weights `[filters, ...]`) or `bn_scale` (gammas `[C]`)."""
+    needs: ClassVar[str]
+    """What it looks at: `weights`, `data` or `labels` (data with labels)."""
     default_reduce: ClassVar[str] = "mean"
     """How the scores of a group's tensors become one."""
     reductions: ClassVar[tuple[str, ...]] = REDUCTIONS
     """The reductions that make sense for this criterion."""
     default_normalize: ClassVar[str]
     """How scores of different layers are made comparable for a global ranking; see `normalize`."""
+    forbids: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    """What the definition forbids, and why: `normalize` (any but the default) or `global` (one ranking of layers)."""
+
+
+class Criterion(AnyCriterion):
+    """Scores the filters of one tensor. A subclass sets the class variables and writes `score_rows`.
+
+    Callers use `filter_scores`.
+    """
+
+    needs: ClassVar[str] = "weights"
+    rowwise: ClassVar[bool] = False
+    """Whether a filter's score depends on that filter alone: large weights are then scored in blocks of rows."""
+    reads: ClassVar[str] = "filters"
+    """Which tensors of a group are scored: `filters` (weights `[filters, ...]`) or `bn_scale` (gammas `[C]`)."""
 
     def filter_scores(self, weight: NDArray[Any], *, tensor: str = "") -> Array:
         """Score every filter.
@@ -104,3 +120,67 @@ def _rows(weight: NDArray[Any], tensor: str) -> Array:
             fix="export the model again from a sound checkpoint",
         )
     return rows
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a criterion that needs data scores.
+
+    Attributes:
+        analysis: of the model.
+        groups: whose channels.
+        calibration: samples, and how they are run.
+        progress: called with (done, total); the total may be in any unit, and change.
+    """
+
+    analysis: Analysis
+    groups: tuple[Group, ...]
+    calibration: Calibration
+    progress: Callable[[int, int], None] | None = None
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Classes of the samples, [n]; there are some where a criterion needs labels."""
+        assert self.calibration.data.y is not None
+        return self.calibration.data.y
+
+
+@dataclass(frozen=True)
+class SiteScores:
+    """Scores of the indices of one axis of one tensor, as a criterion sees them.
+
+    Attributes:
+        components: of every index, [n]; 0 for what stays.
+        scores: [n] float64. A channel that sits on several indices gets their mean.
+    """
+
+    components: NDArray[np.int64]
+    scores: Array
+
+
+class DataCriterion(AnyCriterion):
+    """Scores channels by what the model does with samples.
+
+    `probes` says what one run of the model should collect; the run is shared by all criteria that are asked for
+    together. `score_sites` then makes scores of it, or runs the model in ways of its own.
+    """
+
+    def least_samples(self, case: Case) -> int:
+        """How many samples it cannot do without."""
+        return 1
+
+    def probes(self, case: Case) -> Sequence[Probe]:
+        """What to collect of the normalized model's tensors."""
+        return ()
+
+    @abstractmethod
+    def score_sites(self, case: Case, probes: Sequence[Probe]) -> Sequence[SiteScores]:
+        """Scores of every tensor on which the case's groups have channels, or of every group.
+
+        Args:
+            case: what is scored.
+            probes: those from `probes`, filled.
+
+        Raises:
+            OnnxPruneError: the samples are not enough, or the model cannot be scored this way.
+        """

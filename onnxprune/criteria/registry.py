@@ -6,18 +6,18 @@ import dataclasses
 import logging
 from typing import Any, TypeVar
 
-from onnxprune.criteria.base import Criterion
+from onnxprune.criteria.base import AnyCriterion, Criterion, DataCriterion
 from onnxprune.criteria.normalize import METHODS
 from onnxprune.errors import OnnxPruneError, unknown
 
 ENTRY_POINTS = "onnxprune.criteria"
 
 _log = logging.getLogger(__name__)
-_criteria: dict[str, type[Criterion]] = {}
+_criteria: dict[str, type[AnyCriterion]] = {}
 _broken: dict[str, str] = {}  # entry point -> why it could not be loaded
 _entry_points_loaded = False
 
-C = TypeVar("C", bound=type[Criterion])
+C = TypeVar("C", bound=type[AnyCriterion])
 
 
 def register(cls: C) -> C:
@@ -39,7 +39,7 @@ def register(cls: C) -> C:
     return cls
 
 
-def get(name: str, **params: Any) -> Criterion:
+def get(name: str, **params: Any) -> AnyCriterion:
     """Make the criterion `name` with the user's parameters: `get("fpgm", mix_norm=0.1)`.
 
     Raises:
@@ -62,7 +62,7 @@ def get(name: str, **params: Any) -> Criterion:
     return cls(**params)
 
 
-def all_criteria() -> dict[str, type[Criterion]]:
+def all_criteria() -> dict[str, type[AnyCriterion]]:
     """Every criterion, sorted by name; a copy."""
     _load_entry_points()
     return dict(sorted(_criteria.items()))
@@ -86,18 +86,20 @@ def _load_entry_points() -> None:
 
 def _problem(cls: Any) -> str | None:
     """Why `cls` breaks the interface of `Criterion`, or None."""
-    if not (isinstance(cls, type) and issubclass(cls, Criterion)):
-        return "it does not derive from onnxprune.criteria.Criterion"
+    if not (isinstance(cls, type) and issubclass(cls, Criterion | DataCriterion)):
+        return "it derives neither from onnxprune.criteria.Criterion nor from DataCriterion"
     # Looked up in the class itself: a plain subclass of a dataclass would inherit the mark but not the fields.
     params = cls.__dict__.get("__dataclass_params__")
     if params is None or not params.frozen:
         return "it is not a frozen dataclass"
     if cls.__abstractmethods__:
         return f"{', '.join(sorted(cls.__abstractmethods__))} is missing"
-    for attribute in ("name", "title", "source", "default_normalize"):
+    for attribute in ("name", "title", "source", "needs", "default_normalize"):
         if not getattr(cls, attribute, ""):
             return f"`{attribute}` is missing"
-    if cls.reads not in ("filters", "bn_scale"):
+    if cls.needs not in (("weights",) if issubclass(cls, Criterion) else ("data", "labels")):
+        return f"`needs` is {cls.needs!r}"
+    if issubclass(cls, Criterion) and cls.reads not in ("filters", "bn_scale"):
         return f"`reads` is {cls.reads!r}"
     if cls.default_reduce not in cls.reductions:
         return f"`default_reduce` {cls.default_reduce!r} is not among its `reductions`"
