@@ -1,4 +1,4 @@
-"""How a budget is shared among groups: four ways to go from nothing removed to everything the limits allow.
+"""How a budget is shared among groups: five ways to go from nothing removed to everything the limits allow.
 
 | scope       | what goes first                                                                        |
 |-------------|----------------------------------------------------------------------------------------|
@@ -6,6 +6,7 @@
 | global      | the channels with the lowest normalized score, wherever they are                       |
 | sensitivity | what the curves say costs least: every group down to the same threshold of the metric  |
 | latency     | the block of channels that loses least importance per predicted second it saves        |
+| saving      | the channels that lose least importance per unit of the target that they save          |
 """
 
 from __future__ import annotations
@@ -20,9 +21,12 @@ from onnxprune.limits import Counts, Room
 from onnxprune.search import Path, Search
 from onnxprune.targets import LatencyPredictor
 
-SCOPES = ("global", "uniform", "sensitivity", "latency")
+SCOPES = ("global", "uniform", "sensitivity", "latency", "saving")
 
 Values = npt.NDArray[np.float64]
+
+# Whether a block saves nothing, its price, its group, the count it leaves, when that was found.
+_Priced = tuple[bool, float, int, int, int]
 
 _RATIOS = 2048  # steps of the uniform path
 _NOTHING = 1e-6  # as a share of the whole model's latency: saving less is saving nothing
@@ -70,6 +74,93 @@ def importance_lost(room: Room, ranked: Mapping[str, Values]) -> dict[str, Value
     return out
 
 
+def total_lost(room: Room, lost: Mapping[str, Values], counts: Counts) -> float:
+    """What counts lose in all."""
+    return sum(float(lost[g.name][g.channels - counts[g.name]]) for g in room.free)
+
+
+class SavingGreedy:
+    """Removes block after block, each time the one that loses least importance per unit of the target that it saves.
+
+    A group may give several blocks at once, where the first ones alone cost more each (a lower convex hull; it matters
+    with curves). What saves nothing goes last. Savings shrink as other groups do, so they are measured anew only for
+    the block that seems to come next.
+
+    Args:
+        search: for the target.
+        lost: group name -> what is lost with 0, 1, 2 ... channels gone, as long as the group may lose.
+    """
+
+    def __init__(self, search: Search, lost: Mapping[str, Values]) -> None:
+        self.search = search
+        self.lost = lost
+
+    def run(self) -> Counts:
+        """Counts that meet the goal; where whole blocks are too coarse for it the last one is taken in parts."""
+        search, step = self.search, self.search.room.step
+        above = search.room.uniform(0.0)
+        while True:
+            above, below = self.passing(above, step)
+            counts = min((above, below), key=lambda c: abs(search.share(c) - search.goal))
+            if search.met(counts):
+                return counts
+            if step == 1:
+                return self.best(*map(search.settle, (above, below)))
+            step //= 2
+
+    def best(self, *answers: Counts) -> Counts:
+        """Of several answers the one that loses least of those that meet the goal; else the one nearest to it."""
+
+        def key(counts: Counts) -> tuple[float, float]:
+            gap = 0.0 if self.search.met(counts) else abs(self.search.share(counts) - self.search.goal)
+            return gap, total_lost(self.search.room, self.lost, counts)
+
+        return min(answers, key=key)
+
+    def passing(self, counts: Counts, step: int) -> tuple[Counts, Counts]:
+        """From some counts on: the last above the goal, and the first that are not; twice the same at the end."""
+        search = self.search
+        share = search.share(counts)
+        queue: list[_Priced] = []
+        stamp = 0
+        for i in range(len(search.room.free)):
+            self._push(queue, i, counts, share, step, stamp)
+        while share > search.goal and queue:
+            _, _, i, count, seen = heappop(queue)
+            if seen != stamp:
+                self._push(queue, i, counts, share, step, stamp)
+                continue
+            before = counts
+            counts = {**counts, search.room.free[i].name: count}
+            share = search.share(counts)
+            if share <= search.goal:
+                return before, counts
+            stamp += 1
+            if search.meter.measure == "memory":
+                # The peak moves from node to node: what saved none may save some now, so all are asked again.
+                others = [i for _, _, i, _, _ in queue]
+                queue.clear()
+                for k in others:
+                    self._push(queue, k, counts, share, step, stamp)
+            self._push(queue, i, counts, share, step, stamp)
+        return counts, counts
+
+    def _push(self, queue: list[_Priced], i: int, counts: Counts, share: float, step: int, stamp: int) -> None:
+        """Adds a group's next block, if it has one."""
+        g = self.search.room.free[i]
+        have = counts[g.name]
+        options = self.search.room.allowed(g, step)
+        options = options[options < have][::-1]
+        if not len(options):
+            return
+        lost = self.lost[g.name]
+        losses = lost[g.channels - options] - lost[g.channels - have]
+        best = int(np.argmin(losses / (have - options)))  # of equal ones the smallest
+        saved = share - self.search.share({**counts, g.name: int(options[best])})
+        price = float(losses[best]) / saved if saved > 0 else float(losses[best])
+        heappush(queue, (saved <= 0, price, i, int(options[best]), stamp))
+
+
 class LatencyGreedy:
     """Removes block after block, each time the one that loses least per predicted second.
 
@@ -92,7 +183,7 @@ class LatencyGreedy:
 
     def total(self, counts: Counts) -> float:
         """What these counts lose in all."""
-        return sum(float(self.lost[g.name][g.channels - counts[g.name]]) for g in self.search.room.free)
+        return total_lost(self.search.room, self.lost, counts)
 
     def seconds(self, counts: Counts) -> float:
         """Predicted latency of these counts."""

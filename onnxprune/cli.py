@@ -9,13 +9,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from onnxprune import __version__
-from onnxprune.errors import OnnxPruneError
+from onnxprune.errors import OnnxPruneError, VerificationError
 
 if TYPE_CHECKING:
     from onnxprune.calibration import Calibration
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from onnxprune.model import Model
     from onnxprune.pipeline import Compiled
     from onnxprune.plans import Plan
+    from onnxprune.recovery import Recovered
     from onnxprune.scoring import Scores
     from onnxprune.speedup import Speedup
     from onnxprune.targets import LatencyPredictor, Target
@@ -121,9 +123,10 @@ _planning = _options(
     click.option("--max-loss", type=float, help="The same for metrics of which less is better."),
     click.option(
         "--scope",
-        show_default="sensitivity with --curves, latency for a latency target, else global",
+        show_default="sensitivity with --curves, latency for a latency target, else saving for obs, global for others",
         help="How --target is shared: rank all channels together (global), the same share everywhere (uniform), all "
-        "curves down to the same value (sensitivity), or least importance per predicted second saved (latency).",
+        "curves down to the same value (sensitivity), least importance per unit of the target saved (saving) or per "
+        "predicted second saved (latency).",
     ),
     click.option(
         "--steps",
@@ -203,6 +206,7 @@ _distilling = _options(
     ),
     click.option("--unlabelled", is_flag=True, help="Learn from the teacher alone."),
 )
+_SYNTHETIC = 512  # samples made up where --data is none
 _DATA_HELP = ".npz with x and y, folder of class folders, digits, or module:function."
 _samples = _options(
     click.option("--images", type=click.IntRange(1), help="Use only this many, evenly from the classes."),
@@ -211,8 +215,14 @@ _samples = _options(
     click.option("--layout", default="auto", show_default=True, help="Of the data: auto, nchw, nhwc."),
     click.option("--size", help="Resize image files to HEIGHTxWIDTH."),
 )
+_sparsifying = _options(
+    click.option("--scope", type=click.Choice(["layer", "global"]), help="The same share of each, or one threshold.",
+                 show_default="layer"),
+    click.option("--exclude", multiple=True, metavar="GLOB", help="Leave these weights whole (repeatable)."),
+    click.option("--include-last", is_flag=True, help="Prune the last layer as well."),
+)  # fmt: skip
 _calibrating = _options(
-    click.option("--data", help=f"For criteria that look at data: {_DATA_HELP}"),
+    click.option("--data", help=f"Samples to look at: {_DATA_HELP} none: made up (noise like natural images)."),
     _samples,
 )
 
@@ -285,19 +295,24 @@ def _scored(analysis: Analysis, o: dict[str, Any]) -> Scores:
     from onnxprune.scoring import score
     from onnxprune.show import progress
 
-    samples = _calibration(o)
+    samples = _calibration(o, analysis.source)
     with progress(f"scoring with {o['criterion']}", quiet=o.get("as_json", False)) as tick:
         params = o["params"] if "params" in o else _params(o["param"])
         return score(analysis, o["criterion"], reduce=o["reduce"], calibration=samples, progress=tick, **params)
 
 
-def _calibration(o: dict[str, Any]) -> Calibration | None:
-    """The samples for criteria that look at data."""
-    if not o.get("data"):
-        return None
+def _calibration(o: dict[str, Any], model: Model) -> Calibration | None:
+    """The samples for criteria that look at data, and for recovery; read once."""
+    if o.get("samples") is not None or not o.get("data"):
+        return o.get("samples")
     from onnxprune.calibration import Calibration
     from onnxprune.data import load_data
 
+    if o["data"] == "none":
+        from onnxprune.synthetic import synthetic_data
+
+        data = synthetic_data(model, o["images"] or _SYNTHETIC)
+        return Calibration(data, device=o["device"])
     data = load_data(o["data"], images=o["images"], size=_size(o["size"]))
     return Calibration(data, _preprocess(o), device=o["device"])
 
@@ -346,7 +361,8 @@ def _planned(
         with progress(f"scoring with {o['criterion']}", quiet=o["as_json"]) as tick:
             made = plan_steps(
                 analysis, o["criterion"], target, steps=o["steps"], schedule=o["schedule"], latency=latency,
-                reduce=o["reduce"], calibration=_calibration(o), progress=tick, **common, **_params(o["param"]),
+                reduce=o["reduce"], calibration=_calibration(o, analysis.source), progress=tick, **common,
+                **_params(o["param"]),
             )  # fmt: skip
         return made, None, None, latency
     if o.get("scores_file"):
@@ -383,15 +399,20 @@ def _compile(model: Model, plan: Plan, analysis: Analysis | None, o: dict[str, A
         return compile_plan(model, plan, analysis=analysis, check=o["check"], **options)
 
 
-def _finish(done: Compiled, o: dict[str, Any], speedup: Speedup | None = None) -> None:
+def _finish(
+    done: Compiled, o: dict[str, Any], speedup: Speedup | None = None, recovered: Recovered | None = None
+) -> None:
     from onnxprune import show
     from onnxprune.model import save
 
     save(done.model, o["output"], external=o["external"])
     if o["as_json"]:
-        show.emit_json(show.compiled_document(done, str(o["output"]), speedup))
-    else:
-        show.compiled_table(done, f"{o['model'].name} -> {o['output']}", speedup)
+        document = show.compiled_document(done, str(o["output"]), speedup)
+        show.emit_json(document if recovered is None else {**document, "recovery": recovered.as_dict()})
+        return
+    show.compiled_table(done, f"{o['model'].name} -> {o['output']}", speedup)
+    if recovered is not None:
+        show.recovered_table(recovered, "without training")
 
 
 # --------------------------------------------------------------------------------------------------- the commands
@@ -418,19 +439,50 @@ def inspect(model: Path, attention: str, as_json: bool) -> None:
 @_calibrating
 @_device
 @_attention
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the scores to this JSON file.")
+@click.option(
+    "--compare", metavar="C1,C2,...",
+    help="Instead: how far these criteria agree, group by group. Parameters behind colons: fpgm:mix_norm=0.1.",
+)  # fmt: skip
+@click.option("--ratio", type=float, help="With --compare: share each would remove of every group (0.5).")
+@click.option("--plot", type=click.Path(path_type=Path), help="With --compare: draw a layer (.png, .svg).")
+@click.option("--layer", metavar="GLOB", help="With --plot: which one.", show_default="the widest group")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path),
+    help="Write the scores to this JSON file; with --compare the comparison, as JSON or .csv.",
+)  # fmt: skip
+@click.option(
+    "--per-class", type=click.Path(path_type=Path), metavar="FILE",
+    help="Write the importance for each class as a table, .csv or .json (senpis, loss_change).",
+)  # fmt: skip
 @_json
 def score(**o: Any) -> None:
-    """Score every channel; higher means keep."""
+    """Score every channel; higher means keep.
+
+    \b
+    onnxprune score m.onnx -c dscore -o scores.json
+    onnxprune score m.onnx --compare l1,fpgm,dscore --plot layer.svg
+    """
     from onnxprune import show
+    from onnxprune.class_tables import check_class_table, save_class_table
     from onnxprune.files import check_output
     from onnxprune.scoring import save_scores
 
-    if o["output"]:
-        check_output(o["output"], o["model"])
+    for path in filter(None, (o["output"], o["plot"], o["per_class"])):
+        check_output(path, o["model"])
+    if o["compare"] is not None and o["per_class"]:
+        raise click.UsageError("--per-class is of one criterion: leave out --compare")
+    if o["compare"] is not None:
+        _compared(o)
+        return
+    if o["ratio"] is not None or o["plot"] or o["layer"]:
+        raise click.UsageError("--ratio, --plot and --layer go with --compare")
+    if o["per_class"]:
+        check_class_table(o["per_class"], o["criterion"])
     scores = _scored(_analysis(_load(o["model"]), o["attention"]), o)
     if o["output"]:
         save_scores(scores, o["output"])
+    if o["per_class"]:
+        save_class_table(scores, o["per_class"])
     if o["as_json"]:
         import json
 
@@ -441,6 +493,45 @@ def score(**o: Any) -> None:
         for name, s in scores.groups.items()
     ]
     show.table(f"scores by {o['criterion']}", ["group", "channels", "lowest", "median", "highest"], rows)
+
+
+def _compared(o: dict[str, Any]) -> None:
+    """`score --compare`."""
+    from onnxprune import show
+    from onnxprune.criteria_comparison import compare_criteria, save_comparison
+
+    sources = map(click.get_current_context().get_parameter_source, ("criterion", "param"))
+    if any(s is not click.core.ParameterSource.DEFAULT for s in sources):
+        raise click.UsageError("--compare names the criteria and their parameters itself, without -c and -p")
+    if o["layer"] and not o["plot"]:
+        raise click.UsageError("--layer says what to draw: give --plot")
+    if o["plot"]:
+        from onnxprune.pictures import check_picture
+
+        check_picture(o["plot"])
+    analysis = _analysis(_load(o["model"]), o["attention"])
+    names = [name.strip() for name in o["compare"].split(",") if name.strip()]
+    ratio = 0.5 if o["ratio"] is None else o["ratio"]
+    with show.progress("scoring", quiet=o["as_json"]) as tick:
+        found = compare_criteria(
+            analysis,
+            names,
+            ratio=ratio,
+            reduce=o["reduce"],
+            calibration=_calibration(o, analysis.source),
+            progress=tick,
+        )
+    layer = found.layer(o["layer"]) if o["plot"] else None
+    if o["output"]:
+        save_comparison(found, o["output"])
+    if layer is not None:
+        from onnxprune.pictures import plot_criteria
+
+        plot_criteria(layer, o["plot"], name=o["model"].name)
+    if o["as_json"]:
+        show.emit_json(found.as_dict())
+    else:
+        show.criteria_table(found, o["model"].name)
 
 
 @main.command()
@@ -605,7 +696,7 @@ def plan(**o: Any) -> None:
 
         goal = same_target(scores, target, made)
         rows = compare(
-            scores, goal, made, _scope_of(o, target, curves), curves=curves, latency=latency,
+            scores, goal, made, _scope_of(o, target, curves, scores), curves=curves, latency=latency,
             normalize=o["normalize"], limits=_limits(o),
         )  # fmt: skip
     speedup = _speedup(analysis, made, None, latency, o)
@@ -629,11 +720,11 @@ def plan(**o: Any) -> None:
         click.echo(show.speedup_line(speedup))
 
 
-def _scope_of(o: dict[str, Any], target: Target | None, curves: Curves | None) -> str:
+def _scope_of(o: dict[str, Any], target: Target | None, curves: Curves | None, scores: Scores) -> str:
     """In which row of a comparison a plan stands."""
-    from onnxprune.planner import default_scope
+    from onnxprune.planner import meant_scope
 
-    return "uniform" if o["ratio"] is not None else o["scope"] or default_scope(target, curves)
+    return "uniform" if o["ratio"] is not None else meant_scope(o["scope"], target, curves, scores.scope)
 
 
 @main.command()
@@ -663,11 +754,19 @@ def apply(**o: Any) -> None:
 @_timing
 @_writing
 @click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="Write the plan to this file as well.")
+@click.option(
+    "--recover/--no-recover", default=None, show_default="with --data",
+    help="Solve for the weights that are left, so that outputs come back to the original's.",
+)  # fmt: skip
 @_json
 def prune(**o: Any) -> None:
     """Score, plan, remove, prove: the whole job in one go.
 
+    With --data channels are chosen by `obs` (unless -c says otherwise) and the weights that are left are solved for
+    (`recover`); no labels are needed. What each step does to accuracy is shown on samples held out of it.
+
     \b
+    onnxprune prune m.onnx -o s.onnx --target macs=0.5 --data images/
     onnxprune prune m.onnx -o s.onnx --target latency=0.6
     onnxprune prune m.onnx -o s.onnx --curves c.json --min-accuracy 0.9
     onnxprune prune m.onnx -o s.onnx --target macs=0.4 --steps 5
@@ -676,17 +775,192 @@ def prune(**o: Any) -> None:
     from onnxprune.plans import save_plan
 
     target = _target(o)
+    if o["recover"] and not o["data"]:
+        raise click.UsageError("--recover needs samples: give --data")
+    given = click.get_current_context().get_parameter_source("criterion")
+    if o["data"] and given is click.core.ParameterSource.DEFAULT and not o["curves_file"]:
+        o["criterion"] = "obs"
     check_output(o["output"], o["model"])
     if o["plan_file"]:
         check_output(o["plan_file"], o["model"])
     model = _load(o["model"])
+    o["samples"] = _calibration(o, model)
+    recovering = o["samples"] is not None and o["recover"] is not False
+    if recovering:
+        from onnxprune.recovery import check_samples
+
+        check_samples(o["samples"].data)
     analysis = _analysis(model, o["attention"])
     made, _, _, latency = _planned(analysis, target, o)
     done = _compile(model, made, analysis, o)
+    recovered = None
+    if recovering:
+        from onnxprune.recovery import recover as run
+        from onnxprune.show import progress
+
+        with progress("recovering", quiet=o["as_json"]) as tick:
+            recovered = run(model, done.model, made, o["samples"], analysis=analysis, progress=tick)
+        done = replace(done, model=recovered.model)
     speedup = _speedup(analysis, made, done.model, latency, o)
     if o["plan_file"]:
         save_plan(made, o["plan_file"])
-    _finish(done, o, speedup)
+    _finish(done, o, speedup, recovered)
+
+
+@main.command()
+@_model
+@_output
+@click.option("--sparsity", type=float, help="Share that becomes zero, in [0, 1).")
+@click.option("--pattern", metavar="N:M", help="Instead: of every M inputs of a unit the N largest weights stay (2:4).")
+@click.option(
+    "--what", type=click.Choice(["weight", "unit"]), default="weight", show_default=True,
+    help="Single weights, or whole filters and neurons of smallest norm.",
+)  # fmt: skip
+@_sparsifying
+@click.option("--external-data/--single-file", "external", default=None, help="Weights beside the model, or inside it.")
+@_json
+def sparsify(**o: Any) -> None:
+    """Set the smallest weights to zero; shapes stay.
+
+    \b
+    onnxprune sparsify m.onnx -o s.onnx --sparsity 0.9
+    onnxprune sparsify m.onnx -o s.onnx --pattern 2:4
+
+    The file is as large as before until it is compressed, and no faster on a runtime without sparse kernels.
+    """
+    from onnxprune import show
+    from onnxprune.compression import compressed_size, nonzero_parameters
+    from onnxprune.files import check_output
+    from onnxprune.model import PROVENANCE, save
+    from onnxprune.passes import SparsifyWeights
+    from onnxprune.passes.sparsify_weights import zeros_table
+
+    if (o["sparsity"] is None) == (o["pattern"] is None):
+        raise click.UsageError("give either --sparsity or --pattern (for example --sparsity 0.9)")
+    if o["pattern"] is not None and o["scope"] is not None:
+        raise click.UsageError("--pattern holds in every weight: --scope does not go with it")
+    rule = SparsifyWeights(
+        o["sparsity"] or 0.0, o["what"], o["scope"] or "layer", o["pattern"] or "", o["exclude"], o["include_last"]
+    )
+    check_output(o["output"], o["model"])
+    model = _load(o["model"])
+    sparse = rule(model).with_metadata(
+        {f"{PROVENANCE}.version": __version__, f"{PROVENANCE}.{rule.name}": rule.summary,
+         f"{PROVENANCE}.source": model.fingerprint}
+    )  # fmt: skip
+    weights = zeros_table(sparse, rule)
+    save(sparse, o["output"], external=o["external"])
+    pruned = [w for w in weights if w.pruned]
+    share = sum(w.zeros for w in pruned) / sum(w.elements for w in pruned)
+    sizes = [compressed_size(m) for m in (model, sparse)]
+    left = [nonzero_parameters(m) for m in (model, sparse)]
+    if o["as_json"]:
+        show.emit_json(
+            {
+                "output": str(o["output"]), "sparsity": share, "weights": [vars(w) for w in weights],
+                "parameters": {"before": left[0], "after": left[1]},
+                "compressed_bytes": {"before": sizes[0], "after": sizes[1]},
+            }
+        )  # fmt: skip
+        return
+    show.table(
+        f"{o['model'].name} -> {o['output']}",
+        ["weight", "shape", "zeros", ""],
+        [
+            [w.name, "x".join(map(str, w.shape)), str(w.zeros),
+             show.percent(w.zeros / w.elements) + ("" if w.pruned else " (whole)")]
+            for w in weights
+        ],
+    )  # fmt: skip
+    click.echo(f"{show.percent(share)} of the pruned weights are zero")
+    click.echo(f"parameters that are not zero: {show.count(left[0])} -> {show.count(left[1])}")
+    click.echo(f"compressed (zlib): {show.size(sizes[0])} -> {show.size(sizes[1])}")
+
+
+@main.command()
+@_model
+@click.option("--data", required=True, help=_DATA_HELP)
+@click.option("--what", default="weight,unit", show_default=True, help="weight, unit or both.")
+@click.option(
+    "--points", default="0,0.25,0.5,0.6,0.7,0.8,0.9,0.95,0.97,0.99", show_default=True, help="Sparsities, in [0, 1)."
+)
+@click.option(
+    "--end", type=click.Choice(["zeros", "strip"]), default="zeros", show_default=True,
+    help="Units are set to zero, or removed and the result verified.",
+)  # fmt: skip
+@_sparsifying
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path),
+    help="A .csv file for the table; or a folder for sweep.csv and every pruned model.",
+)  # fmt: skip
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw accuracy and size to this .png or .svg file.")
+@_samples
+@click.option("--batch", default=64, show_default=True, type=click.IntRange(1), help="Samples per run.")
+@_threads
+@_device
+@_json
+def sweep(**o: Any) -> None:
+    """Accuracy and compressed size against sparsity: single weights beside whole units.
+
+    \b
+    onnxprune sweep m.onnx --data digits -o sweep.csv --plot sweep.png
+    onnxprune sweep m.onnx --data digits -o runs --what unit --end strip
+    """
+    from onnxprune import show
+    from onnxprune.data import load_data
+    from onnxprune.files import check_output, write_text
+    from onnxprune.model import save
+    from onnxprune.weight_unit import Point, study
+
+    folder: Path | None = None if o["output"].suffix == ".csv" else o["output"]
+    table = o["output"] if folder is None else folder / "sweep.csv"
+    if folder is not None and not folder.is_dir():
+        check_output(folder, o["model"])
+        if folder.exists():
+            raise OnnxPruneError(f"{str(folder)!r} is neither a .csv file nor a folder", fix="name another output")
+    else:
+        check_output(table, o["model"])
+    if o["plot"]:
+        from onnxprune.pictures import check_picture
+
+        check_picture(o["plot"])
+        check_output(o["plot"], o["model"])
+    points = _numbers(o["points"], "--points")
+    data = load_data(o["data"], images=o["images"], size=_size(o["size"]))
+    model = _load(o["model"])
+
+    def keep(point: Point, pruned: Model) -> None:
+        if folder is not None:
+            folder.mkdir(exist_ok=True)
+            save(pruned, folder / f"{point.what}-{point.sparsity!r}.onnx")
+
+    with show.progress("measuring", quiet=o["as_json"]) as tick:
+        found = study(
+            model, data, what=[w.strip() for w in o["what"].split(",") if w.strip()], points=points, end=o["end"],
+            scope=o["scope"] or "layer", exclude=o["exclude"], include_last=o["include_last"],
+            preprocess=_preprocess(o), batch=o["batch"], threads=o["threads"], device=o["device"], tool=__version__,
+            keep=keep, progress=tick,
+        )  # fmt: skip
+    write_text(table, found.to_csv())
+    if o["plot"]:
+        from onnxprune.pictures import plot_study
+
+        plot_study(found, o["plot"], name=o["model"].name)
+    if o["as_json"]:
+        show.emit_json(found.as_dict())
+        return
+    ends = "units removed" if o["end"] == "strip" else "zeros"
+    show.table(
+        f"{o['model'].name} on {found.data}, {found.images} samples, {ends}",
+        ["", "sparsity", "reached", "top-1", "+-", "loss", "parameters", "compressed"],
+        [
+            [p.what, show.percent(p.sparsity), show.percent(p.reached),
+             show.percent(p.top1), show.percent(p.top1_error), f"{p.loss:.4f}", show.count(p.parameters),
+             show.size(p.compressed_bytes)]
+            for p in found.points
+        ],
+    )  # fmt: skip
+    click.echo(f"written: {table}")
 
 
 @main.command()
@@ -718,6 +992,83 @@ def verify(**o: Any) -> None:
         show.emit_json(proof.as_dict())
     else:
         click.echo(show.proof_line(proof))
+
+
+@main.command()
+@click.argument("original", type=click.Path(path_type=Path))
+@click.argument("pruned", type=click.Path(path_type=Path))
+@click.argument("plan_file", metavar="PLAN", type=click.Path(path_type=Path))
+@click.option(
+    "--data", required=True, help=f"Samples, labels not needed: {_DATA_HELP} none: made up (noise like natural images)."
+)
+@_samples
+@_output
+@click.option(
+    "--stages", default="recalibrate_batchnorm,reconstruct_weights", show_default=True, help="Which passes, in order."
+)
+@click.option(
+    "--rows", default=40_000, show_default=True, type=click.IntRange(1), help="Positions a layer is fitted on."
+)
+@click.option("--rounds", default=3, show_default=True, type=click.IntRange(0), help="Of the fit around Relu and Clip.")
+@click.option("--batch", default=64, show_default=True, type=click.IntRange(1), help="Samples per run.")
+@click.option("--verify/--no-verify", "check", default=True, help="Prove the cut first (default) or not.")
+@click.option("--resume", is_flag=True, help="Go on where an interrupted run stopped.")
+@click.option("--restart", is_flag=True, help="Throw away what an interrupted run has left.")
+@click.option("--external-data/--single-file", "external", default=None, help="Weights beside the model, or inside it.")
+@_threads
+@_device
+@_json
+def recover(**o: Any) -> None:
+    """Win accuracy back without training: solve for the weights that are left.
+
+    \b
+    onnxprune recover m.onnx s.onnx plan.json --data images/ -o r.onnx
+    onnxprune recover m.onnx s.onnx plan.json --data none -o r.onnx
+
+    Layer after layer is fitted by least squares to what the original computes. A stage that does not bring the outputs
+    nearer to the original's on held-out samples is undone. Solved layers are kept in OUTPUT.recovery until the end.
+    """
+    import shutil
+
+    from onnxprune import show
+    from onnxprune.files import check_output
+    from onnxprune.model import save
+    from onnxprune.pipeline import analyze_for
+    from onnxprune.plans import load_plan
+    from onnxprune.recovery import recover as run
+    from onnxprune.verification import verify as prove
+
+    if o["resume"] and o["restart"]:
+        raise click.UsageError("--resume goes on, --restart begins anew: give one of them")
+    for source in (o["original"], o["pruned"], o["plan_file"]):
+        check_output(o["output"], source)
+    folder = o["output"].with_name(o["output"].name + ".recovery")
+    if folder.exists() and not (o["resume"] or o["restart"]):
+        raise OnnxPruneError(
+            "an interrupted run has left its layers", where=str(folder), fix="go on with --resume, or --restart"
+        )
+    plan, original, pruned = load_plan(o["plan_file"]), _load(o["original"]), _load(o["pruned"])
+    samples = _calibration(o, original)
+    assert samples is not None
+    analysis = analyze_for(original, plan)
+    if o["check"]:
+        try:
+            prove(analysis, plan, pruned, device=o["device"])
+        except VerificationError as err:
+            fix = "give the model that this plan made; one that was trained since: --no-verify"
+            raise VerificationError(err.what, where=err.where, fix=fix) from err
+    stages = tuple(name.strip() for name in o["stages"].split(",") if name.strip())
+    with show.progress("recovering", quiet=o["as_json"]) as tick:
+        done = run(
+            original, pruned, plan, replace(samples, batch=o["batch"], threads=o["threads"]), analysis=analysis,
+            stages=stages, rows=o["rows"], rounds=o["rounds"], folder=folder, restart=o["restart"], progress=tick,
+        )  # fmt: skip
+    save(done.model, o["output"], external=o["external"])
+    shutil.rmtree(folder, ignore_errors=True)  # only now is nothing left to lose
+    if o["as_json"]:
+        show.emit_json({"output": str(o["output"]), **done.as_dict()})
+    else:
+        show.recovered_table(done, f"{o['pruned'].name} -> {o['output']}")
 
 
 @main.command()
@@ -934,6 +1285,49 @@ def bench(models: tuple[Path, ...], as_json: bool, **o: Any) -> None:
             for p, r in zip(models, rows, strict=True)
         ],
     )  # fmt: skip
+
+
+@main.command("run")
+@click.argument("recipe_file", metavar="RECIPE", type=click.Path(path_type=Path))
+@click.option("--model", type=click.Path(path_type=Path), help="Begin with this model instead of the recipe's.")
+@click.option("--data", help=f"Instead of the recipe's: {_DATA_HELP}")
+@click.option("--val-data", help="Likewise.")
+@click.option("--test-data", help="Likewise: what the table's accuracy is of.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Folder of the run.",
+    show_default="the recipe's name, here",
+)  # fmt: skip
+@click.option(
+    "--set", "changes", multiple=True, metavar="STEP.KEY=VALUE",
+    help="Change an option of all steps of a kind, or a key of the recipe: retrain.epochs=2, seed=1 (repeatable).",
+)  # fmt: skip
+@click.option("--restart", is_flag=True, help="Throw away what an earlier run has left in the folder.")
+@_json
+def run_recipe(**o: Any) -> None:
+    """Run a whole method: a recipe of steps, resumable.
+
+    \b
+    onnxprune run examples/recipes/dscore-parallel.toml -o run
+    onnxprune run dscore-parallel.toml --model m.onnx --data x.npz -o run
+
+    The folder keeps every file that a step makes, and a log. A run that was killed goes on at the first step that is
+    not finished with the same command, and ends with the same files. See docs/recipes.md.
+    """
+    from onnxprune import show
+    from onnxprune.recipes import load_recipe
+    from onnxprune.recipes import run_recipe as run
+
+    sources = {key: o[key] for key in ("data", "val_data", "test_data") if o[key]}
+    recipe = load_recipe(o["recipe_file"], changes=o["changes"], model=o["model"], sources=sources)
+    folder = o["output"] or Path(recipe.name)
+    done = run(
+        recipe, folder, restart=o["restart"], notice=show.note,
+        progress=lambda title: show.progress(title, quiet=o["as_json"]),
+    )  # fmt: skip
+    if o["as_json"]:
+        show.emit_json(done.as_dict())
+    else:
+        show.run_table(done, str(folder))
 
 
 @main.command()

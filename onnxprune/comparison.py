@@ -82,13 +82,19 @@ def compare(
     """
     analysis = scores.analysis
     cost = CostModel(analysis)
-    possible = {"uniform": True, "global": True, "sensitivity": curves is not None, "latency": latency is not None}
+    possible = {
+        "uniform": True,
+        "global": True,
+        "saving": target.measure != "latency",  # then it is the same as latency
+        "sensitivity": curves is not None,
+        "latency": latency is not None,
+    }
     assert set(possible) == set(SCOPES)
     rows = []
     for name in (n for n, yes in possible.items() if yes):
         try:
             made = plan if name == scope else make_plan(
-                scores, target, scope=name, curves=curves if name in ("sensitivity", "latency") else None,
+                scores, target, scope=name, curves=curves if name in ("sensitivity", "latency", "saving") else None,
                 latency=latency, normalize=normalize, limits=limits,
             )  # fmt: skip
         except OnnxPruneError as err:

@@ -1,20 +1,23 @@
-"""`onnxprune demo`: the main job on a model and data that ship: prune, prove, retrain, measure, in one table."""
+"""`onnxprune demo`: the main job on a model and data that ship: prune, prove, recover, retrain, measure."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from onnxprune import show
 from onnxprune.bench import bench
-from onnxprune.data import Data, load_data
+from onnxprune.calibration import Calibration
+from onnxprune.data import Data, load_data, subset
 from onnxprune.errors import OnnxPruneError
 from onnxprune.evaluation import Accuracy, evaluate
 from onnxprune.files import check_output
 from onnxprune.model import Model, load, save
 from onnxprune.pipeline import Compiled, analyze, compile_plan, plan, score
+from onnxprune.recovery import recover
 from onnxprune.targets import Target
 
 MODEL = "digits_cnn.onnx"
@@ -22,21 +25,26 @@ HALF, HARD = 0.5, 0.15
 EPOCHS = 6
 
 
+SAMPLES = 400  # for recovery
+
+
 @dataclass(frozen=True)
 class Trained:
-    """A cut and what retraining made of it."""
+    """A cut, what recovery made of it, and then retraining (None without the extra)."""
 
     model: Model
     as_cut: Accuracy
-    after: Accuracy
+    recovered: Accuracy
+    recovery_seconds: float
+    after: Accuracy | None
     seconds: float
 
 
 def run(output: Path, as_json: bool = False) -> None:
-    """Prunes the digits model to half its MACs with D-Score, verifies, retrains, evaluates and measures it.
+    """Prunes the digits model to half its MACs with D-Score, verifies, recovers, retrains, evaluates and measures it.
 
-    Then it is cut much harder, where retraining has something to win back. Without the extra `train` both models stay
-    as they were cut, and a line says so.
+    Then it is cut much harder, where recovery and retraining have something to win back. Without the extra `train`
+    both models stay as they were recovered, and a line says so.
 
     Raises:
         OnnxPruneError: scikit-learn is missing, or the output cannot be written.
@@ -50,18 +58,14 @@ def run(output: Path, as_json: bool = False) -> None:
             compile_plan(model, plan(scores, Target(macs=share)), analysis=scores.analysis) for share in (HALF, HARD)
         ]
         before = evaluate(model, test)
-        missing = None
+        missing: str | None = None
         trained: list[Trained] = []
-        try:
-            for i, cut in enumerate(cuts):
-                with show.progress(f"retraining {i + 1} of {len(cuts)}", quiet=as_json) as tick:
-                    trained.append(_retrained(cut.model, model, train, test, tick))
-        except OnnxPruneError as err:
-            if "[train]" not in (err.fix or ""):
-                raise
-            missing = str(err)
+        for i, cut in enumerate(cuts):
+            with show.progress(f"recovering and retraining {i + 1} of {len(cuts)}", quiet=as_json) as tick:
+                made, missing = _won_back(cut, model, train, test, tick)
+            trained.append(made)
         done = cuts[0]
-        small = trained[0].model if trained else done.model
+        small = trained[0].model
         save(small, output)
         slow, fast = bench([model, small], runs=200, warmup=20)
     if as_json:
@@ -70,8 +74,15 @@ def run(output: Path, as_json: bool = False) -> None:
                 **show.compiled_document(done, str(output)),
                 "accuracy": {"before": vars(before), "after": vars(evaluate(done.model, test))},
                 "retrained": [
-                    {"macs": share, "as_cut": vars(t.as_cut), "after": vars(t.after), "seconds": t.seconds}
-                    for share, t in zip((HALF, HARD), trained, strict=False)
+                    {
+                        "macs": share,
+                        "as_cut": vars(t.as_cut),
+                        "recovered": vars(t.recovered),
+                        "recovery_seconds": t.recovery_seconds,
+                        "after": vars(t.after) if t.after else None,
+                        "seconds": t.seconds,
+                    }
+                    for share, t in zip((HALF, HARD), trained, strict=True)
                 ],
                 "latency": {"before": slow.as_dict(), "after": fast.as_dict()},
             }
@@ -82,12 +93,25 @@ def run(output: Path, as_json: bool = False) -> None:
     _story(done, cuts[1], trained, missing, str(output))
 
 
-def _retrained(cut: Model, teacher: Model, train: Data, test: Data, tick: show.Progress) -> Trained:
-    from onnxprune.training import Settings, retrain
-
+def _won_back(
+    cut: Compiled, original: Model, train: Data, test: Data, tick: show.Progress
+) -> tuple[Trained, str | None]:
+    """Recovered, then retrained; and what is missing for the latter."""
+    start = time.perf_counter()
+    samples = Calibration(subset(train, SAMPLES))
+    model = recover(original, cut.model, cut.plan, samples, analysis=cut.analysis).model
+    took = time.perf_counter() - start
+    made = Trained(model, evaluate(cut.model, test), evaluate(model, test), took, None, 0.0)
+    try:
+        from onnxprune.training import Settings, retrain
+    except OnnxPruneError as err:
+        if "[train]" not in (err.fix or ""):
+            raise
+        return made, str(err)
     settings = Settings(epochs=EPOCHS, batch=64, lr=0.05, schedule="onecycle", device="cpu", threads=1)
-    done = retrain(cut, train, teacher=teacher, settings=settings, progress=tick)
-    return Trained(done.model, evaluate(cut, test), evaluate(done.model, test), sum(e.seconds for e in done.history))
+    done = retrain(model, train, teacher=original, settings=settings, progress=tick)
+    seconds = sum(e.seconds for e in done.history)
+    return replace(made, model=done.model, after=evaluate(done.model, test), seconds=seconds), None
 
 
 def _table(done: Compiled, accuracy: list[str], slow: float, fast: float) -> None:
@@ -104,21 +128,22 @@ def _table(done: Compiled, accuracy: list[str], slow: float, fast: float) -> Non
 
 def _story(done: Compiled, hard: Compiled, trained: list[Trained], missing: str | None, name: str) -> None:
     print(show.proof_line(done.verification))
+    rows = [
+        [show.percent(c.after.macs / c.before.macs), show.percent(t.as_cut.top1), show.percent(t.recovered.top1),
+         show.seconds(t.recovery_seconds), show.percent(t.after.top1) if t.after else "",
+         show.seconds(t.seconds) if t.after else ""]
+        for c, t in zip((done, hard), trained, strict=True)
+    ]  # fmt: skip
+    print()
+    title = f"won back: first without training, then in {EPOCHS} epochs, distilled"
+    show.table(title, ["MACs kept", "as cut", "recovered", "took", "retrained", "took"], rows)
     if missing is not None:
-        print(f"\nnot retrained: {missing}")
+        print(f"not retrained: {missing}")
     else:
-        rows = [
-            [show.percent(c.after.macs / c.before.macs), show.percent(t.as_cut.top1), show.percent(t.after.top1),
-             show.seconds(t.seconds)]
-            for c, t in zip((done, hard), trained, strict=True)
-        ]  # fmt: skip
-        print()
-        title = f"retrained, {EPOCHS} epochs, distilled"
-        show.table(title, ["MACs kept", "as cut", "retrained", "training took"], rows)
         print("This network was trained to carry weak filters: half of it goes for nothing.")
         print("Yours will lose accuracy as the harder cut does, and win it back the same way.")
     print(f"\nwritten: {name}\nwhat to try next:")
     print(f"  onnxprune inspect {name}")
-    print("  onnxprune prune your-model.onnx -o small.onnx --target macs=0.5")
+    print("  onnxprune prune your-model.onnx -o small.onnx --target macs=0.5 --data DATA")
     print("  onnxprune retrain small.onnx --teacher your-model.onnx --data DATA -o out.onnx")
     print("  onnxprune bench your-model.onnx out.onnx")

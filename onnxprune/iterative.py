@@ -17,6 +17,7 @@ from onnxprune import __version__ as version
 from onnxprune.calibration import Calibration
 from onnxprune.coupling import Analysis, Kept
 from onnxprune.criteria import AnyCriterion
+from onnxprune.criteria import get as get_criterion
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.limits import Limits
 from onnxprune.ops.labels import Axes, Labels, LabelTable
@@ -63,7 +64,7 @@ def plan_steps(
         schedule: "linear" or "geometric".
         ratio: instead of a target, the share removed from every group in the end.
         latency: a latency model of the original, for a latency target or scope.
-        scope: "global", "uniform" or "latency".
+        scope: "global", "uniform", "saving" or "latency"; default: latency for a latency target, else the criterion's own.
         normalize: how scores of different groups are made comparable; default: the criterion's own.
         limits: rounding, protection, overrides.
         reduce: how a group's weights are joined.
@@ -81,7 +82,8 @@ def plan_steps(
         raise OnnxPruneError(
             "curves hold for the whole model, not between steps", fix="leave out --steps, or choose another scope"
         )
-    scope = checked_scope(scope, target, ratio, latency=latency)
+    own = (get_criterion(criterion) if isinstance(criterion, str) else criterion).default_scope
+    scope = checked_scope(scope, target, ratio, latency=latency, own=own)
     gone: dict[str, npt.NDArray[np.int64]] = {}
     groups: dict[str, Removal] = {}
     scores: Scores | None = None
@@ -99,7 +101,7 @@ def plan_steps(
         if progress is not None:
             progress(i, steps)
     assert scores is not None
-    record: dict[str, Any] = {"scope": scope} if scope == "latency" else {}
+    record: dict[str, Any] = {"scope": scope} if scope in ("latency", "saving") else {}
     if steps > 1:
         record |= {"steps": steps, "schedule": schedule}
     return assembled(scores, request, groups, record, version)

@@ -1,4 +1,4 @@
-"""Sensitivity curves as a picture, PNG or SVG: the same curves give the same bytes.
+"""Sensitivity curves, and the weights that criteria keep, as a picture, PNG or SVG: the same values, the same bytes.
 
 matplotlib is imported when a picture is made, and only its figure objects are used: no window, no global figure.
 """
@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
+    from onnxprune.criteria_comparison import Layer
     from onnxprune.curves import Curve, Curves
     from onnxprune.plans import Plan
+    from onnxprune.weight_unit import Study
 
 KINDS = ("auto", "lines", "heat", "both")
 SUFFIXES = (".png", ".svg")
@@ -40,6 +42,9 @@ NAME = 30  # letters of a group's name
 RATES = {"top1": "top-1 accuracy", "top5": "top-5 accuracy"}  # shares, shown in percent
 SHARE = "channels removed from one group alone (%)"
 UNMEASURED = "0.88"
+SIGNS = {"positive": "#c2512f", "negative": "#2f6690"}
+PRUNED = {"weight": "#2f6690", "unit": "#c2512f"}
+FADED = 0.28  # opacity of what is removed
 STYLE: Any = {  # Any: newer stubs list the keys, older ones take strings
     "axes.axisbelow": True,
     "axes.edgecolor": "0.45",
@@ -103,7 +108,101 @@ def plot_curves(curves: Curves, path: Path, *, plan: Plan | None = None, kind: s
     if not curves.groups:
         raise OnnxPruneError("there are no curves to draw")
     chosen = None if plan is None else _chosen(curves, plan)
-    picture = _render(curves, chosen, kind, name, path.suffix.lower()[1:])
+    _write(path, _render(curves, chosen, kind, name, path.suffix.lower()[1:]))
+
+
+def plot_criteria(layer: Layer, path: Path, *, name: str = "") -> None:
+    """Draws the filters of a layer in the order of every criterion, and the weights that each would keep.
+
+    In the manner of figures 4 and 5 of the D-Score paper (Park & Kim 2022): one panel per criterion, in which the sums
+    of a filter's positive and negative weights stand above and below the axis, what goes first at the left, what is
+    removed pale; below them a bar per criterion, as long as the share of all weights (by magnitude) that is kept,
+    divided by sign.
+
+    In SVG, areas have the ids `removed:positive:CRITERION`, `kept:negative:CRITERION` and so on, bars
+    `share:positive:CRITERION`; the bar of the whole layer is that of the criterion ``.
+
+    Args:
+        path: ends in .png or .svg.
+        name: the model's name for the title.
+
+    Raises:
+        OnnxPruneError: another suffix, matplotlib missing, a file that cannot be written; a group without weights.
+    """
+    check_picture(path)
+    if not (layer.positive.any() or layer.negative.any()):
+        raise OnnxPruneError(
+            "there are no weights to draw: the channels of this group are made by none", where=f"group {layer.name!r}"
+        )
+    bars = 0.7 + 0.26 * (1 + len(layer.orders))  # inches
+    heights = [*([1.3] * len(layer.orders)), bars]
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+        text = _writable()
+        _filters(axes[:-1], layer, text)
+        _shares(axes[-1], layer, text)
+        title = f"{text(_short(layer.name, 60))}: {layer.removed} of {len(layer.positive)} filters removed"
+        axes[0].set_title(title, loc="left", fontsize=12, fontweight="bold", pad=24)
+        axes[0].annotate(
+            text(f"{name}, sums of each filter's weights" if name else "sums of each filter's weights"), (0, 1), (0, 8),
+            xycoords="axes fraction", textcoords="offset points", color="0.35",
+        )  # fmt: skip
+
+    _write(path, _drawn(path.suffix.lower()[1:], (9.6, sum(heights) + 0.9), draw))
+
+
+def plot_study(found: Study, path: Path, *, name: str = "") -> None:
+    """Draws top-1 accuracy over sparsity, a line with its standard errors for weights and one for units, and below it
+    the bytes of the compressed files over the same axis.
+
+    In SVG, lines have the ids `top1:weight`, `top1:unit`, `bytes:weight`, `bytes:unit`.
+
+    Args:
+        path: ends in .png or .svg.
+        name: the model's name for the title; its fingerprint otherwise.
+
+    Raises:
+        OnnxPruneError: another suffix, no points, matplotlib missing, a file that cannot be written.
+    """
+    check_picture(path)
+    if not found.points:
+        raise OnnxPruneError("there are no points to draw")
+
+    def draw(figure: Figure) -> None:
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3.0, 1.6))
+        text = _writable()
+        for what in dict.fromkeys(p.what for p in found.points):
+            points = [p for p in found.points if p.what == what]
+            x = np.array([100 * p.sparsity for p in points])
+            y, error = (100 * np.array([getattr(p, f) for p in points]) for f in ("top1", "top1_error"))
+            label = f"{what}s {'removed' if points[0].end == 'strip' else 'set to zero'}"
+            look: Any = {"color": PRUNED[what], "marker": "o" if what == "weight" else "s", "markersize": 4}
+            upper.plot(x, y, label=label, gid=_gid("top1", what), **look)
+            upper.fill_between(x, y - error, y + error, color=PRUNED[what], alpha=0.15, linewidth=0)
+            lower.plot(x, [p.compressed_bytes / 1e6 for p in points], gid=_gid("bytes", what), **look)
+        upper.set_ylabel(f"{RATES['top1']} (%)")
+        upper.set_ylim(0, 101)
+        lower.set_ylabel("compressed file (MB)")
+        lower.set_ylim(bottom=0)
+        lower.set_xlim(-1, 101)
+        lower.set_xticks(range(0, 101, 10))
+        of = "of every pruned layer" if found.scope == "layer" else "of all pruned layers together"
+        lower.set_xlabel(f"share of the weights, or units, {of} (%)")
+        for axes in (upper, lower):
+            axes.grid(True)
+        upper.legend(frameon=False, loc="lower left")
+        title = f"Weight and unit pruning of {_short(text(name), 60) or f'model {found.model[:12]}'}"
+        upper.set_title(title, loc="left", fontsize=12, fontweight="bold", pad=24)
+        upper.annotate(
+            text(f"{found.images:,} images of {found.data}, nothing retrained"), (0, 1), (0, 8),
+            xycoords="axes fraction", textcoords="offset points", color="0.35",
+        )  # fmt: skip
+
+    _write(path, _drawn(path.suffix.lower()[1:], (7.0, 4.8), draw))
+
+
+def _write(path: Path, picture: bytes) -> None:
     try:
         with atomic(path) as file:
             file.write(picture)
@@ -132,21 +231,13 @@ def _chosen(curves: Curves, plan: Plan) -> dict[str, int]:
 
 def _render(curves: Curves, chosen: dict[str, int] | None, kind: str, name: str, form: str) -> bytes:
     """The file's bytes."""
-    matplotlib = _matplotlib()
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
     count = len(curves.groups)
     if kind == "auto":
         kind = "lines" if count <= LINES else "heat"
     rows = min(max(1.2, 0.17 * count), 30.0)  # inches of heat map
     heights = {"lines": [4.4], "heat": [rows], "both": [4.4, rows]}[kind]
-    out = io.BytesIO()
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # whatever a matplotlibrc says
-        matplotlib.rcParams.update(STYLE)
-        size = (9.6, sum(heights) + 1.0 + 0.4 * (len(heights) - 1))
-        figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.08, hspace=0.03))
+
+    def draw(figure: Figure) -> None:
         axes = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
         text = _writable()
         if kind != "heat":
@@ -154,6 +245,22 @@ def _render(curves: Curves, chosen: dict[str, int] | None, kind: str, name: str,
         if kind != "lines":
             _heat(figure, axes[-1], curves, chosen, text)
         _titles(axes[0], curves, text(name) or f"model {text(curves.model[:12])}", text)
+
+    return _drawn(form, (9.6, sum(heights) + 1.0 + 0.4 * (len(heights) - 1)), draw)
+
+
+def _drawn(form: str, size: tuple[float, float], draw: Callable[[Figure], None]) -> bytes:
+    """A file's bytes: a figure of a size in inches, drawn in our own style."""
+    matplotlib = _matplotlib()
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    out = io.BytesIO()
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # whatever a matplotlibrc says
+        matplotlib.rcParams.update(STYLE)
+        figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.08, hspace=0.03))
+        draw(figure)
         metadata = {"Software": None} if form == "png" else {"Date": None, "Creator": None}
         # A Figure without a canvas of its own takes Agg for PNG and the SVG writer for SVG.
         figure.savefig(out, format=form, dpi=150, metadata=metadata)
@@ -394,3 +501,59 @@ def _asked(curve: Curve, removed: int) -> float:
     if removed > max(counts):
         return removed / curve.channels
     return float(np.interp(removed, list(counts), list(counts.values())))
+
+
+def _filters(panels: Any, layer: Layer, text: Text) -> None:
+    """One panel per criterion: what a filter's positive and negative weights sum up to."""
+    count, cut = len(layer.positive), layer.removed
+    high, low = 1.06 * layer.positive.max(), -1.06 * layer.negative.max()
+    for axes, (criterion, order) in zip(panels, layer.orders.items(), strict=True):
+        for sign, values in (("positive", layer.positive[order]), ("negative", -layer.negative[order])):
+            for part, first, last in (("removed", 0, cut), ("kept", cut, count)):
+                if first < last:
+                    axes.stairs(
+                        values[first:last], np.arange(first, last + 1), fill=True, color=SIGNS[sign],
+                        alpha=FADED if part == "removed" else 1.0, gid=_gid(f"{part}:{sign}", criterion),
+                    )  # fmt: skip
+        axes.axhline(0, color="0.45", linewidth=0.8)
+        if 0 < cut < count:
+            axes.axvline(cut, color="black", linewidth=1.1, linestyle=(0, (4, 2)))
+        axes.set_xlim(0, count)
+        axes.set_ylim(low or -high, high or -low)
+        axes.set_ylabel(text(_short(criterion, 16)))
+        if axes is not panels[-1]:
+            axes.set_xticklabels([])
+    panels[-1].set_xlabel("filters in the order of the criterion: those at the left go first")
+
+
+def _shares(axes: Axes, layer: Layer, text: Text) -> None:
+    """A bar per criterion: how much of the layer's weights stays, by sign."""
+    from matplotlib.patches import Patch
+
+    whole = float(layer.positive.sum()), float(layer.negative.sum())
+    rows = {"": whole, **{criterion: layer.kept(criterion) for criterion in layer.orders}}
+    for place, (criterion, kept) in enumerate(rows.items()):
+        left = 0.0
+        for sign, value in zip(SIGNS, kept, strict=True):
+            width = 100 * value / sum(whole)
+            axes.barh(
+                place, width, 0.72, left=left, color=SIGNS[sign], alpha=1.0 if criterion else 0.6,
+                gid=_gid(f"share:{sign}", criterion),
+            )  # fmt: skip
+            if width > 8:  # room for the number
+                share = f"{100 * value / sum(kept):.1f} %"
+                axes.text(
+                    left + width / 2, place, share, ha="center", va="center", fontsize=8,
+                    color="white" if criterion else "0.15",
+                )  # fmt: skip
+            left += width
+    names = ["whole layer", *(text(_short(criterion, 16)) for criterion in layer.orders)]
+    axes.set_yticks(range(len(rows)), labels=names)
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("kept share of the layer's weights by magnitude (%), and how it divides by sign")
+    axes.legend(
+        handles=[Patch(color=colour, label=sign) for sign, colour in SIGNS.items()], frameon=False, fontsize=8,
+        loc="upper left", bbox_to_anchor=(1.01, 1.02), borderaxespad=0,
+    )  # fmt: skip

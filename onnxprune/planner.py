@@ -12,6 +12,7 @@ import numpy.typing as npt
 from onnxprune.allocators import (
     SCOPES,
     LatencyGreedy,
+    SavingGreedy,
     Values,
     better,
     importance_lost,
@@ -61,8 +62,9 @@ def plan(
         latency: a latency model, for a latency target or scope.
         scope: with a target: "global" ranks all channels by their normalized score, "uniform" takes the same share
             of every group, "sensitivity" goes down to the same threshold on every curve, "latency" takes what loses
-            least (importance, or metric where there are curves) per predicted second saved. Default: sensitivity
-            where curves are given, latency for a latency target, else global.
+            least (importance, or metric where there are curves) per predicted second saved, "saving" what loses least
+            per unit of the target saved. Default: sensitivity where curves are given, latency for a latency target,
+            else what the criterion says: saving for `obs`, global for the others.
         normalize: how scores of different groups are made comparable; default: the criterion's own.
         limits: rounding, protection, overrides.
         tool: version, for the record.
@@ -73,14 +75,14 @@ def plan(
             a threshold that makes no sense.
     """
     given = min_accuracy is not None or max_loss is not None
-    scope = checked_scope(scope, target, ratio, curves=curves, threshold=given, latency=latency)
+    scope = checked_scope(scope, target, ratio, curves=curves, threshold=given, latency=latency, own=scores.scope)
     request = Request(target, ratio, scope, normalize or scores.normalize, limits or Limits())
     if curves is not None:
         check_curves(curves, scores)
     threshold = threshold_of(curves, min_accuracy, max_loss, target=target is not None)
     groups = allot(scores, request, curves=curves, threshold=threshold, latency=latency)
     record: dict[str, Any] = {}
-    if scope in ("sensitivity", "latency"):
+    if scope in ("sensitivity", "latency", "saving"):
         record["scope"] = scope
     if curves is not None and (scope == "sensitivity" or threshold is not None):
         worst = threshold if threshold is not None else predicted(curves, removed_counts(groups))
@@ -99,11 +101,16 @@ class Request:
     limits: Limits
 
 
-def default_scope(target: Target | None, curves: Curves | None) -> str:
-    """The scope that is meant where none is named."""
-    if curves is not None:
+def meant_scope(scope: str | None, target: Target | None, curves: Curves | None, own: str) -> str:
+    """The scope that is meant by a name, or where none is given; `own` is the criterion's."""
+    latency = target is not None and target.measure == "latency"
+    if scope is None and curves is not None:
         return "sensitivity"
-    return "latency" if target is not None and target.measure == "latency" else "global"
+    if scope is None and target is None:
+        return "global"
+    if latency and scope in (None, "saving"):
+        return "latency"  # what is saved is seconds
+    return scope or own
 
 
 def checked_scope(
@@ -114,8 +121,9 @@ def checked_scope(
     curves: Curves | None = None,
     threshold: bool = False,
     latency: LatencyPredictor | None = None,
+    own: str = "global",
 ) -> str:
-    """The scope, chosen where it is None, and checked against what is given.
+    """The scope, chosen where it is None, and checked against what is given; `own` is the criterion's.
 
     Raises:
         OnnxPruneError: what is given does not go together, or is not enough.
@@ -127,7 +135,7 @@ def checked_scope(
     if (target is None) == (ratio is None) and not (threshold and target is None and ratio is None):
         fix = "--ratio 0.3, or --target macs=0.5" + (", or --min-accuracy 0.9" if curves is not None else "")
         raise OnnxPruneError("give either a ratio or a target", fix=fix)
-    scope = scope or default_scope(target, curves)
+    scope = meant_scope(scope, target, curves, own)
     if scope not in SCOPES:
         raise unknown("scope", scope, SCOPES)
     if ratio is not None:
@@ -174,7 +182,7 @@ def allot(
     _check_comparable(scores, request)
     analysis = scores.analysis
     before = {name: np.sort(places) for name, places in (gone or {}).items()}
-    by_curves = curves is not None and (threshold is not None or request.scope in ("sensitivity", "latency"))
+    by_curves = curves is not None and (threshold is not None or request.scope in ("sensitivity", "latency", "saving"))
     least = least_counts(curves, scores, threshold) if by_curves and curves is not None else None
     left = {name: analysis[name].channels - len(places) for name, places in before.items()}
     room = Room(analysis, request.limits, scores.groups, left=left, least=least)
@@ -201,7 +209,7 @@ def _check_comparable(scores: Scores, request: Request) -> None:
     name = scores.criterion.get("name")
     if "normalize" in forbids and request.normalize != scores.normalize:
         raise OnnxPruneError(f"criterion {name!r} is not to be normalized: {forbids['normalize']}")
-    if "global" in forbids and request.target is not None and request.scope in ("global", "latency"):
+    if "global" in forbids and request.target is not None and request.scope in ("global", "latency", "saving"):
         raise OnnxPruneError(
             f"scores of {name!r} cannot be ranked across layers: {forbids['global']}",
             fix="the same share of every group (--ratio, or --scope uniform), or --curves",
@@ -231,6 +239,11 @@ def _counts(
             return above
         rivals = search.settle(below), search.nearest(ranked_path(room, ranked))
         counts = better(greedy, *map(greedy.filled, rivals))
+    elif request.scope == "saving":
+        saving = SavingGreedy(search, _lost(room, ranked, curves))
+        if not final:
+            return saving.passing(room.uniform(0.0), room.step)[0]
+        counts = saving.best(saving.run(), *map(search.nearest, (ranked_path(room, ranked), uniform_path(room))))
     else:
         path = _path(request.scope, room, ranked, curves)
         if not final:
@@ -258,7 +271,7 @@ def _lost(room: Room, ranked: Mapping[str, Values], curves: Curves | None) -> di
 
 def _way_out(request: Request, curves: Curves | None) -> str:
     more = "raise --max-ratio, lower --min-channels, exclude or protect less (see `onnxprune inspect`)"
-    if curves is not None and request.scope in ("sensitivity", "latency"):
+    if curves is not None and request.scope in ("sensitivity", "latency", "saving"):
         return "sweep to larger ratios with `onnxprune sensitivity`, accept a worse metric, or " + more
     if request.target is not None and request.target.measure == "latency":
         return f"aim at less, or {more}; smaller blocks (--round-to) give more to choose from"

@@ -35,18 +35,30 @@ class Scores:
         groups: group name -> float64 [channels].
         criterion: name, reduction and parameters.
         normalize: how scores of different groups are made comparable by default.
+        per_class: group name -> class -> float64 [channels], importance for that class alone, from criteria that know
+            it; empty from others, and from a file of scores.
     """
 
     analysis: Analysis = field(repr=False)
     groups: Mapping[str, Scored]
     criterion: Mapping[str, Any]
     normalize: str
+    per_class: Mapping[str, Mapping[int, Scored]] = field(default_factory=dict, repr=False)
 
     @property
     def forbids(self) -> Mapping[str, str]:
         """What the criterion's definition forbids, and why; nothing for one that is not installed here."""
-        rule = all_criteria().get(str(self.criterion.get("name")))
+        rule = self._rule
         return rule.forbids if rule is not None else {}
+
+    @property
+    def scope(self) -> str:
+        """How a target is shared by default with these scores."""
+        return self._rule.default_scope if self._rule is not None else "global"
+
+    @property
+    def _rule(self) -> type[AnyCriterion] | None:
+        return all_criteria().get(str(self.criterion.get("name")))
 
     def to_json(self) -> str:
         """The file `score -o` writes."""
@@ -170,6 +182,8 @@ def score_together(
             rows = _Rows(analysis, wanted)
             for site in rule.score_sites(case, probes.pop(id(rule))):
                 rows.add(site.components, site.scores)
+                for label, values in site.per_class.items():
+                    rows.add(site.components, values, label)
         else:
             assert isinstance(rule, Criterion)
             rows = _weight_rows(analysis, rule, wanted, progress)
@@ -178,7 +192,8 @@ def score_together(
             for group, mine in zip(wanted, rows.rows, strict=True)
         }
         fields: dict[str, Any] = asdict(rule) if is_dataclass(rule) and not isinstance(rule, type) else {}
-        out.append(Scores(analysis, found, {"name": rule.name, "reduce": how, **fields}, rule.default_normalize))
+        settings = {"name": rule.name, "reduce": how, **fields}
+        out.append(Scores(analysis, found, settings, rule.default_normalize, rows.by_class(how)))
     return out
 
 
@@ -215,17 +230,24 @@ class _Rows:
     def __init__(self, analysis: Analysis, wanted: Sequence[Group]) -> None:
         self.analysis, self.wanted = analysis, wanted
         self.rows: list[list[Scored]] = [[] for _ in wanted]
+        self.of_class: list[dict[int, list[Scored]]] = [{} for _ in wanted]
         # Which sites a group has: all of its channels sit on the same ones, so its first channel tells.
         self.led = np.full(analysis.count, -1)
         for g, group in enumerate(wanted):
             self.led[group.components[0]] = g
 
-    def add(self, components: npt.NDArray[np.int64], values: Scored) -> None:
-        """Takes the scores of one tensor's indices."""
+    def add(self, components: npt.NDArray[np.int64], values: Scored, label: int | None = None) -> None:
+        """Takes the scores of one tensor's indices, or those for one class."""
         means = _by_component(components, values, self.analysis.count)
         for g in np.unique(self.led[components]).tolist():
             if g >= 0:
-                self.rows[g].append(means[self.wanted[g].components])
+                rows = self.rows[g] if label is None else self.of_class[g].setdefault(label, [])
+                rows.append(means[self.wanted[g].components])
+
+    def by_class(self, how: str) -> dict[str, dict[int, Scored]]:
+        """Group name -> class -> its scores, for the groups that have some."""
+        found = zip(self.wanted, self.of_class, strict=True)
+        return {g.name: {label: _reduced(rows, how) for label, rows in mine.items()} for g, mine in found if mine}
 
 
 def _weight_rows(analysis: Analysis, rule: Criterion, wanted: Sequence[Group], progress: Progress | None) -> _Rows:

@@ -70,6 +70,10 @@ class Search:
         """Share of the measure that these counts keep."""
         return self.meter.share(self.kept(counts))
 
+    def met(self, counts: Counts) -> bool:
+        """Whether these counts are close to the goal."""
+        return abs(self.share(counts) - self.goal) <= self.close
+
     def before(self, path: Path) -> Counts:
         """As far along a path as the share stays at or above the goal."""
         place = self._bisect(path, self.room.step)

@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from onnxprune.comparison import Row
     from onnxprune.coupling import Analysis
+    from onnxprune.criteria_comparison import Comparison
     from onnxprune.curves import Curves
     from onnxprune.pipeline import Compiled
     from onnxprune.plans import Plan
+    from onnxprune.recipes import Table
+    from onnxprune.recovery import Recovered
     from onnxprune.speedup import Speedup
     from onnxprune.training import Figures, Retrained
     from onnxprune.verification import Verification
@@ -262,6 +265,22 @@ def comparison_table(title: str, rows: Sequence[Row], metric: str | None) -> Non
             note(f"{r.scope}: {r.error}")
 
 
+def criteria_table(found: Comparison, name: str) -> None:
+    """What `score --compare` prints: means over the groups."""
+
+    def text(value: float | None) -> str:
+        return "-" if value is None else f"{value:.3f}"
+
+    rows = []
+    for one, other in found.pairs:
+        mean = found.mean((one, other))
+        overlap = "-" if mean.overlap is None else percent(mean.overlap)
+        rows.append([f"{one}, {other}", text(mean.spearman), text(mean.kendall), overlap])
+    title = f"{name}: mean over {len(found.groups)} groups; {percent(found.ratio)} of each removed"
+    table(title, ["criteria", "Spearman", "Kendall", "removed alike"], rows)
+    sys.stdout.write(f"by chance {percent(found.ratio)} would be removed alike\n")
+
+
 def speedup_line(speedup: Speedup) -> str:
     """Predicted and measured latency in two lines."""
     p, m = speedup.predicted, speedup.measured
@@ -314,6 +333,23 @@ def proof_line(proof: Verification | None) -> str:
     return line
 
 
+def recovered_table(done: Recovered, title: str) -> None:
+    """What each stage of a recovery did, on samples held out of it."""
+    rows: list[list[Cell]] = []
+    if done.original is not None:
+        rows.append(["original", percent(done.original), "0", "", ""])
+    for stage in done.stages:
+        top1 = "" if stage.top1 is None else percent(stage.top1)
+        name = stage.name if stage.kept else f"{stage.name} (undone)"
+        took = seconds(stage.seconds) if stage.seconds else ""
+        rows.append([name, top1, f"{stage.distance:.4f}", took, stage.note])
+    table(
+        f"{title}: {done.samples[0]} samples, {done.samples[1]} held out",
+        ["stage", "top-1", "distance", "time", ""],
+        rows,
+    )
+
+
 def retrained_document(done: Retrained, output: str, plan: str | None) -> dict[str, Any]:
     """What `retrain --json` prints."""
     return {"output": output, "plan": plan, **done.as_dict()}
@@ -349,3 +385,21 @@ def retrained_table(done: Retrained, title: str) -> None:
         sys.stdout.write(f"stopped early: {done.stopped}\n")
     if done.logs:
         sys.stdout.write(f"logs: {done.logs}\n")
+
+
+def run_table(done: Table, folder: str) -> None:
+    """What `run` prints: every step; figures where it made a model."""
+
+    def text(value: Any, form: Callable[[Any], str]) -> str:
+        return "" if value is None else form(value)
+
+    rows = [
+        [
+            r.step + (f" ({r.turn})" if r.turn else ""), text(r.top1, percent), text(r.loss, "{:.3f}".format),
+            text(r.macs, count), text(r.params, count), text(r.bytes, size), text(r.latency, seconds),
+            text(r.seconds, seconds),
+        ]
+        for r in done.rows
+    ]  # fmt: skip
+    table(done.name, ["step", "top-1", "loss", "MACs", "params", "weights", "latency", "took"], rows)
+    sys.stdout.write(f"last model: {done.final}\neverything else, and table.csv: {folder}\n")

@@ -151,7 +151,7 @@ def sensitivity(
         "scores": _digest(*(scores.groups[g.name] for g in analysis.groups if g.name in scores.groups)),
         "attention": analysis.table.choices.attention,
         "metric": rule.name,
-        "data": {"images": len(data), "digest": _data_digest(data, how)},
+        "data": {"images": len(data), "digest": data_digest(data, how)},
         "batch": trials.feeds.batch,
         "provider": trials.provider,
     }
@@ -473,7 +473,7 @@ def _digest(*arrays: Any) -> str:
     return digest.hexdigest()
 
 
-def _data_digest(data: Data, how: Preprocess) -> str:
+def data_digest(data: Data, how: Preprocess) -> str:
     """Of labels, preparation and up to 2^20 evenly spaced numbers of the samples."""
     flat = data.x.reshape(-1)
     sample = flat[:: max(1, flat.size // 2**20)]

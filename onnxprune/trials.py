@@ -4,6 +4,8 @@
 - **Prefix caching.** A mask changes nothing before the first node that reads the group, so a session starts there, from
   activations that were computed once. They are handed on from group to group through fixed pieces of the graph, always
   the same ones: a trial gives the same number to the last bit whatever was measured before it.
+- **Removal by steps.** What is removed between trials (`Trials.remove`) is masked in every later piece, in the weights
+  where that can be. Groups removed in the order of their first reader leave cached activations valid.
 - **Batches in parallel.** Threads run whole batches beside each other, each on one core: small layers gain more from it
   than from being split among threads.
 - **Exact shortcuts.** Channels that are zero in every sample change nothing when they go: trials that differ only in
@@ -29,7 +31,7 @@ import numpy.typing as npt
 from onnxprune.coupling import Analysis, Group, Kept
 from onnxprune.data import Data, Feeds, Preprocess
 from onnxprune.errors import OnnxPruneError
-from onnxprune.metrics import Measured, Metric, scores_of
+from onnxprune.metrics import Measured, Metric, Samples, scores_of
 from onnxprune.model import Array
 from onnxprune.pieces import MASK_INPUT, Cutter
 from onnxprune.plans import Plan, Removal
@@ -37,7 +39,8 @@ from onnxprune.runtime import Session, provider_of
 
 A = TypeVar("A")
 B = TypeVar("B")
-Order = npt.NDArray[np.int64]
+Channels = npt.NDArray[np.int64]
+Order = Channels
 
 # Activations of one batch that stay in the second-level cache make small convolutions a tenth to a half faster; a GPU
 # wants much to do at once.
@@ -56,12 +59,18 @@ def default_batch(cutter: Cutter, device: str = "cpu") -> int:
     return int(np.clip(_CACHE[kind] // max(1, cutter.largest()), *_BATCHES[kind]))
 
 
+def even_batch(samples: int, batch: int, threads: int) -> int:
+    """Samples per run, at most `batch`, so that all threads have the same to do."""
+    rounds = -(-samples // (batch * threads))
+    return -(-samples // (rounds * threads))
+
+
 class Trials:
     """Measures trials on one model, one data set, one device.
 
     Args:
         analysis: of the model.
-        orders: per group its channels, first to go first.
+        orders: per group its channels, first to go first; `measure` needs those of the groups it is asked for.
         data: samples and labels.
         metric: what is measured.
         batch: samples per run; 0: `default_batch`.
@@ -72,6 +81,11 @@ class Trials:
             "folded" and "stripped", say which.
         known: baseline and number of classes, if they were measured before: then only metrics that compare with the
             original's outputs run it again.
+
+    Attributes:
+        baseline: of the whole model.
+        classes: of the model, where the metric needs labels.
+        removed: what `remove` took.
 
     Raises:
         OnnxPruneError: data that does not fit the model or the metric, outputs that are not finite.
@@ -114,20 +128,43 @@ class Trials:
             self.baseline, self.classes = known
         else:
             self.classes = 0
-            self.baseline = self._baseline()
+            self.baseline = self.joined(self._whole())
 
-    def _baseline(self) -> Measured:
-        """Runs the whole model; keeps its outputs where the metric compares with them."""
-        session = self._session(self.analysis.model)
+    @property
+    def removed(self) -> Plan:
+        """Channels that are gone in all trials."""
+        return self.cutter.removed
+
+    def remove(self, group: str, channels: Channels | Sequence[int]) -> None:
+        """Takes channels of a group out of all trials from here on, besides those that were taken before.
+
+        Cached activations stay where they lie before the group's first reader.
+        """
+        place = self.cutter.reads[group].place
+        before = self.removed.groups.get(group)
+        gone = sorted({int(c) for c in channels} | set(before.removed if before is not None else ()))
+        removal = Removal(self.analysis[group].channels, tuple(gone))
+        self.cutter.removed = Plan("", {**self.removed.groups, group: removal})
+        self.current = None
+        self.segments = {p: s for p, s in self.segments.items() if p <= place}
+        if self.held is not None and self.held.place > place:
+            self.held = None
+
+    def _whole(self) -> list[Any]:
+        """Runs the model without what is removed; the first time keeps outputs where the metric compares with them."""
+        model = self.analysis.model
+        if self.removed.groups:
+            model = self.cutter.piece(0, len(self.cutter.nodes), self.outputs)
+        session = self._session(model)
         collected = []
         for wave in self._waves(range(len(self.feeds))):
             runs = self.parallel(lambda i: self._real(session.run(self.feeds[i][0], self.outputs), i), wave)
-            if self.metric.needs != "labels":
+            if self.metric.needs != "labels" and len(self.reference) < len(self.feeds):
                 self.reference += runs
             elif not self.classes:
                 self.classes = scores_of(runs[0][0], len(runs[0][0])).shape[1]
             collected.append(self._numbers(runs, wave))
-        return self.joined(collected)
+        return collected
 
     def _waves(self, batches: range) -> list[range]:
         """Consecutive batches whose outputs are looked at together: few enough for memory, enough for all threads."""
@@ -183,26 +220,88 @@ class Trials:
         Raises:
             OnnxPruneError: onnxruntime, the outputs or a user's metric fail; with the group and the count.
         """
-        reads = self.cutter.reads[group]
-        if not any(self.cutter.made[n] >= reads.place for n in self.outputs):  # nothing measured comes after it
+        if not self.removed.groups and not self._reached(group):
             yield from ((n, self.baseline) for n in removals)
+            return
+        order = self.orders[group]
+        yield from zip(removals, self._each(group, [order[:n] for n in removals], self.joined), strict=True)
+
+    def samples(self, group: str, trials: Sequence[Channels | Sequence[int]]) -> Iterator[Samples]:
+        """Measures trials of one group, each as soon as it is known, and gives the numbers of all samples.
+
+        Args:
+            group: its name.
+            trials: for each the channels that go; none: what the others are to be compared with. Channels that are
+                zero in all samples give exactly its numbers.
+
+        Returns:
+            float64 [samples] for each trial. The numbers of all of a group's trials are held until the next group.
+
+        Raises:
+            OnnxPruneError: as `measure`; the metric gives no number per sample.
+        """
+        if self.metric.samples is None:
+            raise OnnxPruneError(f"the metric {self.metric.name!r} gives no number per sample")
+        yield from self._each(group, [np.asarray(t, np.int64) for t in trials], np.concatenate)
+
+    def _each(self, group: str, trials: Sequence[Channels], of: Callable[[list[Any]], A]) -> Iterator[A]:
+        """What `of` makes of what was kept of all batches, for every trial."""
+        reads = self.cutter.reads[group]
+        if not self._reached(group):
+            same = of(self._whole())
+            yield from (same for _ in trials)
             return
         chunks = self._chunks(reads.place)
         if self.current is None or self.current.group.name != group:
             self.current = None  # its session goes before the next one comes
             self.current = _Suffix(self, self.analysis[group])
-        collected: dict[int, list[Any]] = {n: [] for n in removals}
+        collected: list[list[Any]] = [[] for _ in trials]
         for chunk in chunks:
             held = self._hold(reads.place, chunk)
-            for n in removals:
+            for i, gone in enumerate(trials):
                 try:
-                    collected[n] += self.current.run(n, held)
-                    done = self.joined(collected.pop(n)) if chunk is chunks[-1] else None
+                    collected[i] += self.current.run(gone, held)
+                    done = of(collected[i]) if chunk is chunks[-1] else None
                 except OnnxPruneError as err:
-                    where = f"group {group!r} with {n} channels removed" + (f", {err.where}" if err.where else "")
+                    which = f"with {len(gone)} channels removed" if len(gone) != 1 else f"without channel {gone[0]}"
+                    where = f"group {group!r} {which}" + (f", {err.where}" if err.where else "")
                     raise OnnxPruneError(err.what, where=where, fix=err.fix) from err
                 if done is not None:
-                    yield n, done
+                    collected[i] = []
+                    yield done
+
+    def _reached(self, group: str) -> bool:
+        """Whether anything that is measured comes after the group's first reader."""
+        return any(self.cutter.made[n] >= self.cutter.reads[group].place for n in self.outputs)
+
+    def tensors(self, names: Sequence[str]) -> Iterator[tuple[range, list[Array]]]:
+        """Tensors inside the model, without what is removed: batch by batch its samples and the named tensors.
+
+        It starts at the cut where activations are at hand, if all of the tensors come after it.
+
+        Args:
+            names: of tensors that nodes make; each [samples * k, ...].
+        """
+        cutter, held = self.cutter, self.held
+        made = [cutter.made[n] for n in names]
+        whole = held is not None and len(held.chunk) == len(self.feeds) and held.place <= min(made)
+        at_hand = held if whole else None
+        start = 0 if at_hand is None else at_hand.place
+        session = self._session(cutter.piece(start, max(made) + 1, names))
+
+        def run(i: int) -> tuple[range, list[Array]]:
+            values = self._put(session, i) if at_hand is None else at_hand.values[i]
+            found = [o.numpy() for o in session.run_bound({n: values[n] for n in session.inputs}, names)]
+            real, first = self.feeds.real(i), i * self.feeds.batch
+            size = self.feeds.fixed or real
+            return range(first, first + real), [v[: len(v) // size * real] for v in found]
+
+        for i in range(0, len(self.feeds), self.threads):
+            yield from self.parallel(run, range(i, min(i + self.threads, len(self.feeds))))
+
+    def _put(self, session: Session, i: int) -> dict[str, Any]:
+        """Batch i on a session's device."""
+        return {n: session.put(v) for n, v in self.feeds[i][0].items()}
 
     def _chunks(self, place: int) -> list[range]:
         """Batches in as few shares as the memory for cached activations allows."""
@@ -247,7 +346,7 @@ class Trials:
         values, held[k] = held[k], None
         if values is None:
             session = route[0][2] if route else self._current().session
-            values = {n: session.put(v) for n, v in self.feeds[i][0].items()}
+            values = self._put(session, i)
         for start, place, session in route:
             live = self.cutter.live(place)
             names = [n for n in live if self.cutter.made[n] >= start]
@@ -320,19 +419,19 @@ class _Suffix:
         self.of: _Held | None = None
         self.dead: Kept = np.zeros(trials.analysis.count, bool)
 
-    def run(self, removed: int, held: _Held) -> list[Any]:
-        """What is kept of every held batch."""
+    def run(self, gone: Channels, held: _Held) -> list[Any]:
+        """What is kept of every held batch when some of the group's channels go."""
         if self.of is not held:
             self.of, self.memory, self.dead = held, {}, self._dead(held)
-        kept = self._kept(removed)
+        kept = self._kept(gone)
         key = np.packbits(kept | self.dead).tobytes()
         if key not in self.memory:
-            self.memory[key] = self._run(removed, kept, held)
+            self.memory[key] = self._run(gone, kept, held)
         return self.memory[key]
 
-    def _kept(self, removed: int) -> Kept:
+    def _kept(self, gone: Channels) -> Kept:
         kept = np.ones(self.trials.analysis.count, bool)
-        kept[self.group.components[self.trials.orders[self.group.name][:removed]]] = False
+        kept[self.group.components[gone]] = False
         return kept
 
     def _dead(self, held: _Held) -> Kept:
@@ -355,13 +454,14 @@ class _Suffix:
                 dead[components[open_[(x != 0).any(others)]]] = False
         return dead
 
-    def _run(self, removed: int, kept: Kept, held: _Held) -> list[Any]:
+    def _run(self, gone: Channels, kept: Kept, held: _Held) -> list[Any]:
         if self.ways is None:
             self.ways = self._tried(held)
+        removed = len(gone)
         way = max(self.ways, key=lambda w: w.worth(removed, len(held.chunk)), default=None)
         if way is None or way.worth(removed, len(held.chunk)) <= 0:
             return self._masked(kept, held, range(len(held.chunk)))
-        session = self._built(way, removed)
+        session = self._built(way, gone)
         first = min(len(held.chunk), max(_PROBE, self.trials.threads))
         out, seconds = self._own(way, session, kept, held, range(first))
         rest = range(first, len(held.chunk))
@@ -390,30 +490,30 @@ class _Suffix:
 
     def _tried(self, held: _Held) -> list[_Way]:
         """Other ways to run a trial, with what they save: measured with nearly all channels gone."""
-        strip = self.trials.strip
+        strip, removed = self.trials.strip, bool(self.trials.removed.groups)
         if strip in ("stripped", "folded"):
-            return [_Way(strip, 0.0, np.inf)]
+            return [_Way("folded" if removed else strip, 0.0, np.inf)]
         first = max(_PROBE, self.trials.threads)
         # Too little to run cannot win back what setting up costs; on CUDA kernels are chosen anew for every session.
         if strip == "never" or len(held.chunk) < 4 * first or self.session.provider != "CPUExecutionProvider":
             return []
         most = self.group.channels - max(1, self.group.channels // 20)
-        self._masked(self._kept(most), held, range(first))
+        gone = np.arange(most)
+        self._masked(self._kept(gone), held, range(first))
         slow = min(self.seconds)
         ways = []
-        for kind in ("folded", "stripped") if self.trials.metric.undecided is not None else ("folded",):
+        for kind in ("folded", "stripped") if self.trials.metric.undecided is not None and not removed else ("folded",):
             way = _Way(kind, 0.0, 0.0)
             start = time.perf_counter()
-            session = self._built(way, most)
+            session = self._built(way, gone)
             way.setup = time.perf_counter() - start
             way.learn(slow - min(self._outputs(session, held, range(first))[1]), most)
             ways.append(way)
         return ways
 
-    def _built(self, way: _Way, removed: int) -> Session:
+    def _built(self, way: _Way, gone: Channels) -> Session:
         name, cutter = self.group.name, self.trials.cutter
-        gone = tuple(sorted(self.trials.orders[name][:removed].tolist()))
-        plan = Plan("", {name: Removal(self.group.channels, gone)})
+        plan = Plan("", {name: Removal(self.group.channels, tuple(sorted(gone.tolist())))})
         build = cutter.stripped if way.kind == "stripped" else cutter.folded
         return self.trials._session(build(name, plan, self.outputs))
 

@@ -40,6 +40,7 @@ class InsertMasks(Pass):
             removes, index = component number (0 is everything that stays, always 1). One session then serves every
             trial of a sensitivity sweep.
         groups: with `as_input`, mask only where channels of these groups are read (default: everywhere).
+        partial: the model is a piece of the analysed one; readers that are not in it are passed over.
     """
 
     name: ClassVar[str] = "insert_masks"
@@ -47,6 +48,7 @@ class InsertMasks(Pass):
     analysis: Analysis | None = None
     as_input: bool = False
     groups: tuple[str, ...] = ()
+    partial: bool = False
 
     def rewrite(self, model: Model) -> Model:
         """Inserts a Mul at every contraction input that loses channels."""
@@ -64,6 +66,8 @@ class InsertMasks(Pass):
             if not masked[analysis.component[c.labels]].any():
                 continue
             node = by_output.get(c.output)  # condition 2
+            if node is None and self.partial:
+                continue
             if node is None:
                 raise OnnxPruneError(f"the node that computes {c.output!r} is not in the graph to be masked")
             masker.mask(node, c, kept)

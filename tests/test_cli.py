@@ -20,6 +20,7 @@ from onnxprune.pipeline import analyze
 TRAINING = ["--data", "digits:train", "--images", 200, "--epochs", 1, "--keep", "last"]
 DIGITS = Path(__file__).parent.parent / "models" / "digits_cnn.onnx"
 FOLDED = DIGITS.with_name("digits_cnn_folded.onnx")
+RECIPE = DIGITS.parent.parent / "examples" / "recipes" / "unit-vs-weight.toml"
 
 
 line = CommandLine()
@@ -84,10 +85,13 @@ def test_json_is_one_document_on_stdout_for_every_command(pruned: tuple[Path, Pa
         ["plan", DIGITS, "--ratio", 0.3, "-o", tmp_path / "p.json"],
         ["apply", DIGITS, plan, "-o", tmp_path / "a.onnx"],
         ["prune", DIGITS, "--ratio", 0.3, "-o", tmp_path / "b.onnx"],
+        ["sparsify", DIGITS, "--sparsity", 0.9, "-o", tmp_path / "z.onnx"],
+        ["sweep", DIGITS, "--data", "digits", "--points", "0.5", "-o", tmp_path / "w.csv"],
         ["verify", DIGITS, small, plan],
         ["retrain", small, *TRAINING, "-o", tmp_path / "t.onnx"],
         ["evaluate", small, "--data", "digits"],
         ["bench", DIGITS, small, "--runs", 3],
+        ["run", RECIPE, "-o", tmp_path / "run", "--set", "sweep.points=[0.5]", "--set", "bench.runs=0"],
         ["ops"],
         ["criteria"],
         ["passes"],

@@ -9,10 +9,15 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import onnxprune as op
+from onnxprune.calibration import Calibration
 from onnxprune.cli import main
+from onnxprune.criteria import registry
 from onnxprune.plans import parse_plan
+from onnxprune.scoring import score
 
 ROOT = Path(__file__).parent.parent
 DIGITS = ROOT / "models" / "digits_cnn.onnx"
@@ -60,6 +65,16 @@ def test_python_of_the_retraining_page_runs(tmp_path: Path, monkeypatch: pytest.
     for block in found:
         exec(block, names)
     assert {p.name for p in tmp_path.iterdir()} == {"small.onnx", "better.onnx", "again.onnx"}
+
+
+def test_criterion_of_the_criteria_page_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_criteria", dict(registry._criteria))
+    (block,) = blocks("docs/criteria.md", "python")
+    exec(block, {"__name__": "my_package.criteria"})
+    analysis = op.analyze(op.load(DIGITS))
+    calibration = Calibration(op.load_data("digits:train", images=20), threads=1)
+    own, mean = (score(analysis, name, calibration=calibration).groups for name in ("act_peak", "act_mean"))
+    assert all((own[name] >= mean[name]).all() and np.ptp(own[name]) > 0 for name in mean)
 
 
 @pytest.mark.parametrize("name", ["own_loop_pytorch", "own_loop_keras"])

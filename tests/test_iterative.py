@@ -42,6 +42,7 @@ def groups(wide: Model) -> Analysis:
 ASKED: list[dict[str, Any]] = [
     {"target": Target(macs=0.5)},
     {"target": Target(channels=0.6), "scope": "uniform", "normalize": "max"},
+    {"target": Target(params=0.6), "scope": "saving"},
     {"target": Target(memory=0.7), "limits": Limits(round_to=4, overrides={"w0": 0.25})},
     {"ratio": 0.4},
 ]
@@ -162,7 +163,7 @@ def test_between_steps_nothing_is_taken_that_the_share_does_not_ask_for(
 
     monkeypatch.setattr(iterative, "stripped", spy)
     for schedule, wanted in (("linear", (0.85, 0.7, 0.55)), ("geometric", (0.4**0.25, 0.4**0.5, 0.4**0.75))):
-        for scope in ("global", "uniform", "latency"):
+        for scope in ("global", "uniform", "latency", "saving"):
             seen.clear()
             plan_steps(groups, "l2", Target(macs=0.4), steps=4, schedule=schedule, scope=scope,
                        latency=FakeLatency(groups, block=8), limits=Limits(round_to=8))  # fmt: skip
@@ -237,7 +238,7 @@ def score_of(analysis: Analysis, criterion: str) -> dict[str, Any]:
 def test_every_criterion_from_weights_works_in_steps() -> None:
     model = load(build(SPEC))
     analysis = analyze(model)
-    names = [n for n in all_criteria() if n != "bn_scale"]
+    names = [n for n, rule in all_criteria().items() if rule.needs == "weights" and n != "bn_scale"]
     for name in names:
         made = plan_steps(analysis, name, Target(macs=0.5), steps=3, limits=FINE)
         assert abs(share(made, analysis, "macs") - 0.5) <= 0.05

@@ -58,7 +58,7 @@ def one_channel(made: Plan, analysis: Analysis, measure: str) -> float:
     specs(),
     st.sampled_from(("macs", "params", "bytes", "memory", "channels")),
     st.sampled_from((0.35, 0.5, 0.7, 0.9)),
-    st.sampled_from(("global", "uniform")),
+    st.sampled_from(("global", "uniform", "saving")),
 )
 def test_target_is_met_within_one_percent_or_one_channel(spec: Spec, measure: str, goal: float, scope: str) -> None:
     model = load(build(spec))
@@ -97,7 +97,7 @@ def test_any_planned_removal_compiles(spec: Spec, ratio: float) -> None:
 # Bytes are left out: the constants of reshapes are too many here for a percent; memory: its peak moves by several.
 @pytest.mark.parametrize("measure", ["macs", "params", "channels"])
 @pytest.mark.parametrize("goal", [0.3, 0.5, 0.8])
-@pytest.mark.parametrize("scope", ["global", "uniform"])
+@pytest.mark.parametrize("scope", ["global", "uniform", "saving"])
 def test_wide_network_meets_targets_within_one_percent(wide: Scores, measure: str, goal: float, scope: str) -> None:
     made = plan(wide, Target(**{measure: goal}), scope=scope, limits=Limits(round_to=1))
     assert abs(share(made, wide.analysis, measure) - goal) <= 0.01

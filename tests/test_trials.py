@@ -14,16 +14,19 @@ from graphs import BATCH, PROPERTY, SIDE, Spec, build, specs
 from hypothesis import given
 from onnx import numpy_helper
 
+from onnxprune.calibration import exposing
 from onnxprune.coupling import Analysis
 from onnxprune.data import Data, load_data
 from onnxprune.errors import OnnxPruneError
-from onnxprune.metrics import METRICS, Measured, get_metric
+from onnxprune.features import feature_sites
+from onnxprune.metrics import METRICS, Measured, Metric, get_metric
 from onnxprune.model import load
+from onnxprune.passes import InsertMasks
 from onnxprune.pieces import Cutter
 from onnxprune.pipeline import analyze, compile_plan, score
 from onnxprune.plans import Plan, Removal
 from onnxprune.runtime import Session
-from onnxprune.trials import Order, Trials, default_batch
+from onnxprune.trials import Order, Trials, default_batch, even_batch
 
 DIGITS = Path(__file__).parent.parent / "models" / "digits_cnn.onnx"
 SAMPLES = 6  # three batches of two
@@ -221,3 +224,157 @@ def test_a_group_behind_the_measured_output_changes_nothing() -> None:
     assert set(found["mse"]) == {"a", "b"}
     assert found["mse"]["b"].value > 0  # the second head does change
     assert found["mse"]["a"].value > 0
+
+
+# ------------------------------------------------------------------------- single channels, and removal between trials
+
+
+def projected(outputs: Any, labels: Any = None, reference: Any = None) -> Any:
+    """A number per sample that every output takes part in, of their own size."""
+    flat = np.concatenate([np.asarray(o, np.float64).reshape(len(o), -1) for o in outputs], 1)
+    return flat @ np.random.default_rng(0).standard_normal(flat.shape[1]) / np.sqrt(flat.shape[1])
+
+
+def masked_outputs(analysis: Analysis, data: Data, trials: Trials, gone: dict[str, list[int]]) -> list[Any]:
+    """Outputs of one full run of a copy in which nothing reads some channels: no pieces, no cached activations."""
+    plan = Plan("", {n: Removal(analysis[n].channels, tuple(sorted(c))) for n, c in gone.items() if c})
+    session = Session(InsertMasks(plan, analysis)(analysis.model), threads=1)
+    runs = [trials._real(session.run(trials.feeds[i][0]), i) for i in range(len(trials.feeds))]
+    return [np.concatenate(column) for column in zip(*runs, strict=True)]
+
+
+@PROPERTY(max_examples=10)
+@given(spec=specs())
+def test_single_channels_with_others_removed_before_agree_with_the_masked_model(spec: Spec) -> None:
+    """Groups in the order of their first reader, which keeps what is cached, and in a random one, which does not."""
+    spec = replace(spec, half=False)
+    analysis = analyze(load(build(spec)))
+    data, rng = samples(spec), np.random.default_rng(spec.seed)
+    for options in ({"strip": "never"}, {"strip": "folded", "cache_memory": 0}, {"strip": "stripped", "threads": 2}):
+        metric = replace(METRICS["mse"], samples=projected)
+        trials = Trials(analysis, {}, data, metric, **{"batch": 2, "threads": 1, **options})  # type: ignore[arg-type]
+        order = sorted(analysis.groups, key=lambda g: trials.cutter.reads[g.name].place)
+        if options["strip"] != "never":
+            order = [order[i] for i in rng.permutation(len(order))]
+        gone: dict[str, list[int]] = {}
+        for g in order:
+            channel = int(rng.integers(g.channels))
+            for which, found in zip(([], [channel]), trials.samples(g.name, [[], [channel]]), strict=True):
+                outputs = masked_outputs(analysis, data, trials, {**gone, g.name: which})
+                room = 1e-4 * max(1e-30, *(np.abs(o).max() for o in outputs))
+                np.testing.assert_allclose(found, projected(outputs), atol=room, err_msg=str((options, g.name, which)))
+            gone[g.name] = sorted(rng.choice(g.channels, g.channels // 2, replace=False).tolist())
+            trials.remove(g.name, gone[g.name])
+
+
+def test_removal_gives_the_same_bits_whatever_was_measured_before(
+    digits: tuple[Analysis, dict[str, Order], Data],
+) -> None:
+    """Step by step, as the cached activations go from group to group, and each from the start."""
+    analysis, _, data = digits
+    gone = np.arange(10)
+    options: dict[str, Any] = {"batch": 10, "threads": 1, "strip": "never"}
+    stepping = Trials(analysis, {}, data, get_metric("loss"), **options)
+    fresh = {}
+    order = sorted(analysis.groups, key=lambda g: stepping.cutter.reads[g.name].place)
+    for i, g in enumerate(order):
+        found = list(stepping.samples(g.name, [[], [0], [5]]))
+        assert stepping.held is not None  # what was cached before is a start
+        anew = Trials(analysis, {}, data, get_metric("loss"), **options)
+        for before in order[:i]:
+            anew.remove(before.name, gone)
+        fresh[g.name] = list(anew.samples(g.name, [[], [0], [5]]))
+        for a, b in zip(found, fresh[g.name], strict=True):
+            np.testing.assert_array_equal(a, b)
+        kept = stepping.held
+        stepping.remove(g.name, gone)
+        assert stepping.held is kept  # its first reader comes after them
+    whole = [s for g in order for s in Trials(analysis, {}, data, get_metric("loss"), **options).samples(g.name, [[]])]
+    for losses in whole:  # the same network, cut at another place: other sums
+        np.testing.assert_allclose(losses, whole[0], atol=1e-5)
+    assert not np.allclose(fresh[order[-1].name][0], whole[0], atol=1e-3)
+
+
+@pytest.mark.parametrize("memory", [0, 2**30])
+@pytest.mark.parametrize(("first", "then"), [(4, 4), (2, 4), (4, 2), (0, 0)])
+def test_what_was_cached_before_a_removal_is_not_used_after_it(
+    digits: tuple[Analysis, dict[str, Order], Data], memory: int, first: int, then: int
+) -> None:
+    """Channels of an early group go after a later one was measured: pieces and activations there are out of date."""
+    analysis, orders, data = digits
+    options: dict[str, Any] = {"batch": 10, "threads": 1, "strip": "never", "cache_memory": memory}
+    trials, fresh = (Trials(analysis, {}, data, get_metric("loss"), **options) for _ in range(2))
+    names = [g.name for g in sorted(analysis.groups, key=lambda g: trials.cutter.reads[g.name].place)]
+    gone = orders[names[0]][-10:]
+    [before] = trials.samples(names[first], [[]])
+    trials.remove(names[0], gone)
+    fresh.remove(names[0], gone)
+    [after] = trials.samples(names[then], [[]])
+    [wanted] = fresh.samples(names[then], [[]])
+    np.testing.assert_array_equal(after, wanted)
+    assert not np.allclose(before, after, atol=1e-3)
+
+
+def test_channels_removed_twice_are_removed_once(digits: tuple[Analysis, dict[str, Order], Data]) -> None:
+    analysis, orders, data = digits
+    trials = Trials(analysis, {}, data, get_metric("loss"), batch=10, threads=1)
+    name = analysis.groups[0].name
+    last = orders[name][-4:].tolist()  # some that matter
+    trials.remove(name, [last[2], last[0]])
+    trials.remove(name, [last[0], last[1]])
+    assert trials.removed.groups == {name: Removal(32, tuple(sorted(last[:3])))}
+    before, again, more = trials.samples(name, [[], [last[1]], [last[3]]])
+    np.testing.assert_array_equal(before, again)
+    assert (before != more).any()
+
+
+def test_means_after_a_removal_are_of_what_is_left(digits: tuple[Analysis, dict[str, Order], Data]) -> None:
+    analysis, orders, data = digits
+    first, second = analysis.groups[0].name, analysis.groups[3].name
+    for way in ("never", "folded", "stripped"):
+        trials = Trials(analysis, orders, data, get_metric("top1"), batch=10, threads=1, strip=way)
+        trials.remove(first, orders[first][:12])
+        [(_, found)] = trials.measure(second, [20])
+        gone = {first: orders[first][:12].tolist(), second: orders[second][:20].tolist()}
+        scores = masked_outputs(analysis, data, trials, gone)[0]
+        assert found.value == np.mean(scores.argmax(1) == data.y)
+
+
+@PROPERTY(max_examples=15)
+@given(spec=specs())
+def test_tensors_are_those_of_the_masked_model(spec: Spec) -> None:
+    spec = replace(spec, half=False)
+    analysis = analyze(load(build(spec)))
+    data = samples(spec)
+    trials = Trials(analysis, {}, data, METRICS["mse"], batch=2, threads=2)
+    gone: dict[str, list[int]] = {}
+    for g in sorted(analysis.groups, key=lambda g: trials.cutter.reads[g.name].place):
+        names = list(dict.fromkeys(s.tensor for s in feature_sites(analysis, [g], "active")))
+        plan = Plan("", {n: Removal(analysis[n].channels, tuple(c)) for n, c in gone.items()})
+        whole = Session(exposing(InsertMasks(plan, analysis)(analysis.model), names), threads=1)
+        wanted = [trials._real(whole.run(trials.feeds[i][0]), i) for i in range(len(trials.feeds))]
+        found = list(trials.tensors(names))
+        assert [i for r, _ in found for i in r] == list(range(len(data)))
+        for (_, mine), theirs in zip(found, wanted, strict=True):
+            for a, b in zip(mine, theirs, strict=True):
+                assert a.shape == b.shape or len(a) % len(b) == 0
+                np.testing.assert_allclose(a, b[: len(a)], atol=1e-4 * max(1e-30, np.abs(b).max()))
+        list(trials.samples(g.name, [[]]))
+        gone[g.name] = [0] if g.channels > 1 else []
+        trials.remove(g.name, gone[g.name])
+
+
+def test_a_metric_over_everything_has_no_numbers_per_sample(digits: tuple[Analysis, dict[str, Order], Data]) -> None:
+    analysis, _, data = digits
+    trials = Trials(analysis, {}, data, Metric("mine", True, "", whole=lambda o, y: 1.0), batch=50, threads=1)
+    with pytest.raises(OnnxPruneError, match="no number per sample"):
+        list(trials.samples(analysis.groups[0].name, [[]]))
+
+
+def test_even_batches_keep_all_threads_busy() -> None:
+    assert [even_batch(100, 32, t) for t in (1, 2, 3)] == [25, 25, 17]
+    assert [even_batch(n, 64, 2) for n in (1, 2, 64, 129)] == [1, 1, 32, 33]
+    for n in range(1, 300):
+        for threads in (1, 2, 5):
+            batch = even_batch(n, 16, threads)
+            assert 1 <= batch <= 16

@@ -30,7 +30,9 @@ from torch import nn
 from torch_pruning_sweep import Block, ResNet, from_onnx
 
 import onnxprune as op
-from onnxprune.data import Data, Preprocess
+from onnxprune.calibration import Calibration
+from onnxprune.data import Data, Preprocess, subset
+from onnxprune.recovery import recover
 from onnxprune.training import Settings, retrain
 from onnxprune.training.distillation import matching_features
 
@@ -109,6 +111,7 @@ def numbers(text: str) -> list[float]:
 @click.option("--curves", type=click.Path(exists=True, path_type=Path), help="Decide by these (`sensitivity`).")
 @click.option("--protect", multiple=True, help="As of `plan`.")
 @click.option("--round-to", default=4, show_default=True)
+@click.option("--calibrate", default=0, show_default=True, help="Samples to choose channels and recover with first.")
 @click.option("--features", default=0.0, show_default=True, help="As of `retrain`; the peer has it too.")
 @click.option("--epochs", default=3, show_default=True)
 @click.option("--batch", default=128, show_default=True)
@@ -122,8 +125,8 @@ def numbers(text: str) -> list[float]:
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Figures as JSON.")
 def main(
     model: Path, train: str, test: str, mean: str, std: str, share: float, criterion: str, curves: Path | None,
-    protect: tuple[str, ...], round_to: int, features: float, epochs: int, batch: int, lr: float, alpha: float,
-    temperature: float, schedule: str, augment: str, peer: bool, device: str, output: Path | None,
+    protect: tuple[str, ...], round_to: int, calibrate: int, features: float, epochs: int, batch: int, lr: float,
+    alpha: float, temperature: float, schedule: str, augment: str, peer: bool, device: str, output: Path | None,
 ) -> None:  # fmt: skip
     """Prunes, retrains, evaluates; then the same for the peer."""
     how, original = Preprocess(numbers(mean), numbers(std)), op.load(model)
@@ -133,14 +136,17 @@ def main(
         device=device, keep="last", val_share=0.02, features=features, alpha=alpha, temperature=temperature,
     )  # fmt: skip
     analysis = op.analyze(original)
+    samples = Calibration(subset(data, calibrate), how) if calibrate else None
     plan = op.plan(
-        op.score(original, analysis, criterion), op.Target(macs=share),
+        op.score(original, analysis, criterion, calibration=samples), op.Target(macs=share),
         curves=op.load_curves(curves) if curves else None, limits=op.Limits(round_to=round_to, protect=protect),
     )  # fmt: skip
-    whole = macs(original)
+    whole, start = macs(original), op.apply(original, plan)
+    if samples is not None:
+        start = recover(original, start, plan, samples, analysis=analysis).model
     figures: dict[str, Any] = {
         "baseline": op.evaluate(original, held_out, preprocess=how).top1,
-        "ours": trained(op.apply(original, plan), original, data, held_out, how, settings),
+        "ours": trained(start, original, data, held_out, how, settings),
     }
     if peer:
         cut = peer_cut(from_onnx(model), macs(op.apply(original, plan)) / whole)

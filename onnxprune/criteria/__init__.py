@@ -3,7 +3,23 @@
 Importing this package registers the built-in criteria. `get("l1")` makes one, `all_criteria()` lists them.
 """
 
-from onnxprune.criteria import bn_scale, dscore, geometric_median, lamp, norms, random_scores
+from onnxprune.criteria import (
+    activations,
+    bn_scale,
+    dscore,
+    geometric_median,
+    hrank,
+    lamp,
+    loss_change,
+    lrp,
+    norms,
+    obs,
+    pls,
+    random_scores,
+    senpis,
+    taylor,
+    thinet,
+)
 from onnxprune.criteria.base import AnyCriterion as AnyCriterion
 from onnxprune.criteria.base import Criterion as Criterion
 from onnxprune.criteria.base import DataCriterion as DataCriterion
@@ -11,6 +27,23 @@ from onnxprune.criteria.registry import all_criteria as all_criteria
 from onnxprune.criteria.registry import get as get
 from onnxprune.criteria.registry import register as register
 
-_BUILT_IN = (bn_scale, dscore, geometric_median, lamp, norms, random_scores)  # imported to register themselves
+# Imported to register themselves.
+_BUILT_IN = (
+    activations,
+    bn_scale,
+    dscore,
+    geometric_median,
+    hrank,
+    lamp,
+    loss_change,
+    lrp,
+    norms,
+    obs,
+    pls,
+    random_scores,
+    senpis,
+    taylor,
+    thinet,
+)
 
 __all__ = ["AnyCriterion", "Criterion", "DataCriterion", "all_criteria", "get", "register"]

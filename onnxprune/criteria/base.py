@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -43,8 +43,12 @@ class AnyCriterion(ABC):
     """The reductions that make sense for this criterion."""
     default_normalize: ClassVar[str]
     """How scores of different layers are made comparable for a global ranking; see `normalize`."""
+    default_scope: ClassVar[str] = "global"
+    """How a target is shared where nothing is said: "global", or "saving" for scores that are costs to be summed."""
     forbids: ClassVar[Mapping[str, str]] = MappingProxyType({})
     """What the definition forbids, and why: `normalize` (any but the default) or `global` (one ranking of layers)."""
+    classwise: ClassVar[bool] = False
+    """Whether it also knows the importance for single classes (`SiteScores.per_class`)."""
 
 
 class Criterion(AnyCriterion):
@@ -152,10 +156,12 @@ class SiteScores:
     Attributes:
         components: of every index, [n]; 0 for what stays.
         scores: [n] float64. A channel that sits on several indices gets their mean.
+        per_class: importance for one class alone, by its label: [n] float64; empty where the criterion knows none.
     """
 
     components: NDArray[np.int64]
     scores: Array
+    per_class: Mapping[int, Array] = field(default_factory=dict)
 
 
 class DataCriterion(AnyCriterion):

@@ -302,6 +302,7 @@ class _Assembly:
         while args and args[-1] is None:
             args.pop()
         call = self.fx.call_module(path, tuple(args))
+        call.meta["op"] = f"{domain}::{node.op}" if domain else node.op  # for who walks the graph
         if len(node.outputs) == 1:
             self.values[node.outputs[0].name] = call
         else:

@@ -1,0 +1,179 @@
+"""How much a channel's map and the loss have to do with each other, to first order: `taylor` and `gradient`.
+
+With `a` a channel's map before its nonlinearity, `L_i` the cross-entropy of sample i, `g_i = dL_i / da`, and `c_i` the
+mean over the map's positions of `a * g_i` (of `g_i` for `gradient`):
+
+| form  | raw score of a filter                                             | depends on the batches |
+|-------|-------------------------------------------------------------------|------------------------|
+| paper | mean over the samples of `|c_i|`                                  | no                     |
+| code  | `|sum over batches of (sum of c_i over the batch) / batch size^2|` | yes                    |
+
+The second is what research code computes: the loss is the mean over a batch, so is the score, and the absolute value
+comes last, so samples and batches cancel. It is here to reproduce published numbers.
+
+The score is `s_f = raw_f / sqrt(sum of raw^2 over the layer's filters)`, the paper's layer-wise l2 normalisation:
+scores of different layers are comparable as they are. Sources: Molchanov et al. 2017, arXiv:1611.06440, section 2.2;
+the plain gradient as in the comparison of Yeom et al. 2021, arXiv:1912.08881.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.calibration import Probe
+from onnxprune.criteria.base import Array, Case, DataCriterion, SiteScores
+from onnxprune.criteria.registry import register
+from onnxprune.errors import OnnxPruneError, unknown
+from onnxprune.features import FeatureSite, feature_sites
+
+if TYPE_CHECKING:
+    import torch
+
+FORMS = ("paper", "code")
+
+
+def sample_means(maps: NDArray[Any], gradients: NDArray[Any]) -> Array:
+    """`c_i` of Taylor's criterion: the mean of a * g over the positions of every map.
+
+    Args:
+        maps: [samples, channels, ...].
+        gradients: likewise, of each sample's own loss. Ones instead of the maps give `c_i` of the plain gradient.
+
+    Returns:
+        [samples, channels] float64.
+    """
+    a, g = (np.asarray(v, np.float64).reshape(*v.shape[:2], -1) for v in (maps, gradients))
+    return np.asarray((a * g).mean(2))
+
+
+def share_of(means: Array, form: str, *, samples: int, batch: int) -> Array:
+    """What some samples add to the raw score, before the absolute value of the code form.
+
+    Args:
+        means: `c_i`, [part of a batch, channels].
+        form: "paper" or "code".
+        samples: how many there are altogether.
+        batch: how many there are in this batch.
+
+    Returns:
+        [channels] float64.
+    """
+    if form == "paper":
+        return np.asarray(np.abs(means).sum(0) / samples)
+    # Once for the mean of the products over the batch, once because the loss is a mean over it.
+    return np.asarray(means.sum(0) / batch**2)
+
+
+def layer_normalized(raw: Array) -> Array:
+    """`|raw| / sqrt(sum of raw^2)` over the filters of a layer, [filters]; zeros stay zeros."""
+    top = float(np.abs(raw).max(initial=0.0))
+    if top == 0:
+        return np.zeros(len(raw))
+    scaled = np.abs(raw) / top  # squares can then not underflow
+    return np.asarray(scaled / np.sqrt((scaled**2).sum()))
+
+
+class _FirstOrder(DataCriterion):
+    """What `taylor` and `gradient` share."""
+
+    needs: ClassVar[str] = "labels"
+    default_normalize: ClassVar[str] = "none"  # scores are normalised over the layer already
+    form: str  # a field of the subclasses
+
+    def __post_init__(self) -> None:
+        if self.form not in FORMS:
+            raise unknown("form", self.form, FORMS)
+
+    @abstractmethod
+    def means(self, maps: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
+        """`c_i` of maps and gradients [samples, channels, positions]: [samples, channels] float64."""
+
+    def score_sites(self, case: Case, probes: Sequence[Probe]) -> Sequence[SiteScores]:
+        """Scores of every map before its nonlinearity.
+
+        Raises:
+            OnnxPruneError: see `raw_scores`.
+        """
+        sites = feature_sites(case.analysis, case.groups, "linear")
+        raw = raw_scores(case, sites, self)
+        return [SiteScores(site.components, layer_normalized(values)) for site, values in zip(sites, raw, strict=True)]
+
+
+@register
+@dataclass(frozen=True)
+class Taylor(_FirstOrder):
+    """`s_f = mean over samples of |mean over positions of a * dL/da|`, l2-normalised over the layer.
+
+    The first-order estimate of how much the loss changes when the map is set to zero. It is the same before and after
+    a ReLU.
+
+    Args:
+        form: "paper" as above; "code" takes the absolute value last, after samples and batches have cancelled.
+    """
+
+    name: ClassVar[str] = "taylor"
+    title: ClassVar[str] = "loss change when the map goes, to first order: |activation x gradient|"
+    source: ClassVar[str] = "Molchanov et al. 2017, Pruning convolutional neural networks, arXiv:1611.06440"
+    form: str = "paper"
+
+    def means(self, maps: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
+        """`c_i` of maps and gradients [samples, channels, positions]: [samples, channels] float64."""
+        return (maps.double() * gradients.double()).mean(2)
+
+
+@register
+@dataclass(frozen=True)
+class Gradient(_FirstOrder):
+    """`s_f = mean over samples of |mean over positions of dL/da|`, l2-normalised over the layer.
+
+    The map is taken before the nonlinearity: unlike `taylor`, this gradient is another one behind a ReLU.
+
+    Args:
+        form: "paper" as above; "code" takes the absolute value last, after samples and batches have cancelled.
+    """
+
+    name: ClassVar[str] = "gradient"
+    title: ClassVar[str] = "|gradient of the loss| with respect to the map before its nonlinearity"
+    source: ClassVar[str] = "as compared with in Yeom et al. 2021, Pruning by explaining, arXiv:1912.08881"
+    form: str = "paper"
+
+    def means(self, maps: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
+        """`c_i` of gradients [samples, channels, positions]: [samples, channels] float64."""
+        return gradients.double().mean(2)
+
+
+def raw_scores(case: Case, sites: Sequence[FeatureSite], rule: _FirstOrder) -> list[Array]:
+    """The raw score of every index of every site's axis, [channels] float64; signed in the code form.
+
+    A map that the first output does not depend on scores 0.
+
+    Raises:
+        OnnxPruneError: torch is missing, an operator has no converter, labels outside the classes, a loss or a gradient
+            that is not finite.
+    """
+    from onnxprune import torch_bridge  # noqa: F401  (first: it names the extra if torch is missing)
+    from onnxprune.criteria.torch_runs import channels_first, loss_gradients
+
+    raw = [np.zeros(len(site.components)) for site in sites]
+
+    def take(place: int, maps: torch.Tensor, gradients: torch.Tensor, samples: int, real: int, batch: int) -> None:
+        site = sites[place]
+        a, g = (channels_first(v, site.axis, samples)[:real] for v in (maps, gradients))
+        means = rule.means(a, g).cpu().numpy()
+        if not np.isfinite(means).all():
+            raise OnnxPruneError(
+                "the gradient of the loss is not finite on this data",
+                where=f"tensor {site.tensor!r}",
+                fix="check the data and how it is scaled (--mean, --std)",
+            )
+        raw[place] += share_of(means, rule.form, samples=len(case.calibration), batch=batch)
+
+    if sites:
+        loss_gradients(case, [site.tensor for site in sites], take)
+    return raw

@@ -1,0 +1,275 @@
+"""Steps that make another model: apply, prune, retrain, sparsify."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, ClassVar
+
+from onnxprune import __version__ as version
+from onnxprune.calibration import Calibration
+from onnxprune.compression import compressed_size, nonzero_parameters
+from onnxprune.coupling import Analysis
+from onnxprune.errors import OnnxPruneError
+from onnxprune.files import write_text
+from onnxprune.limits import Limits, Room, check_ratio
+from onnxprune.model import PROVENANCE, Model, load, save
+from onnxprune.passes import SparsifyWeights
+from onnxprune.pipeline import analyze_for, compile_plan
+from onnxprune.plans import Plan, load_plan, save_plan
+from onnxprune.recipes.base import MODEL, PLAN, Outcome, Place, Step, whole
+from onnxprune.recipes.deciding import Planning, removal_note
+from onnxprune.recovery import recover
+from onnxprune.targets import Target
+from onnxprune.training import Settings
+
+ORIGINAL = "original"
+
+
+def keep(model: Model, place: Place) -> Path:
+    """Writes a step's model."""
+    return save(model, place.folder / "model.onnx")
+
+
+@dataclass(frozen=True)
+class Proving:
+    """How a pruned model is proved, and whether it is recovered then.
+
+    Attributes:
+        verify: whether it is proved.
+        tolerance: largest relative difference from the masked original; default by element type.
+        recover: solve for the weights that are left, on `data` (see `onnxprune.recovery`).
+        recover_images: use only this many of `data` for it, evenly from the classes.
+    """
+
+    verify: bool = True
+    tolerance: float | None = None
+    recover: bool = False
+    recover_images: int | None = None
+
+    def __post_init__(self) -> None:
+        whole(recover_images=self.recover_images)
+        if self.recover_images is not None and not self.recover:
+            raise OnnxPruneError("'recover_images' goes with recover = true")
+
+    @property
+    def looks_at(self) -> tuple[str, ...]:
+        """The data it needs."""
+        return ("data",) if self.recover else ()
+
+    def compiled(self, place: Place, made: Plan, analysis: Analysis) -> tuple[Path, str]:
+        """The file of the model that a plan leaves, and a line about it."""
+        options = {"tolerance": self.tolerance} if self.verify else {}
+        done = compile_plan(place.model, made, analysis=analysis, check=self.verify, **options)
+        note = removal_note(made, analysis)
+        if done.verification is not None:
+            note += f", equal to the masked model within {done.verification.max_relative:.1e}"
+        model = done.model
+        if self.recover:
+            common = place.common
+            samples = Calibration(
+                place.samples("data", self.recover_images), common.preprocess, device=common.device,
+                threads=common.threads,
+            )  # fmt: skip
+            recovered = recover(place.model, model, made, samples, analysis=analysis, progress=place.tick)
+            model = recovered.model
+            best = [s for s in recovered.stages if s.kept][-1]
+            note += f", distance from the outputs {recovered.stages[0].distance:.3g} -> {best.distance:.3g}"
+        return keep(model, place), note
+
+
+@dataclass(frozen=True)
+class Apply(Step):
+    """Removes what the plan names, and proves the result."""
+
+    proving: Proving
+
+    do: ClassVar[str] = "apply"
+
+    @property
+    def makes(self) -> tuple[str, ...]:
+        return (MODEL,)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return (PLAN,)
+
+    @property
+    def looks_at(self) -> tuple[str, ...]:
+        return self.proving.looks_at
+
+    def run(self, place: Place) -> Outcome:
+        made = load_plan(place.files[PLAN])
+        path, note = self.proving.compiled(place, made, analyze_for(place.model, made))
+        return Outcome({MODEL: path}, note)
+
+
+@dataclass(frozen=True)
+class Prune(Step):
+    """Plans and applies in one go."""
+
+    planning: Planning
+    proving: Proving
+
+    do: ClassVar[str] = "prune"
+
+    @property
+    def makes(self) -> tuple[str, ...]:
+        return (MODEL,)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return self.planning.needs
+
+    @property
+    def looks_at(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*self.planning.scoring.looks_at, *self.proving.looks_at)))
+
+    def check(self, analysis: Analysis, base: Path) -> None:
+        self.planning.check(analysis)
+
+    def run(self, place: Place) -> Outcome:
+        made, files = self.planning.save(place)
+        path, note = self.proving.compiled(place, made, place.analysis)
+        return Outcome({**files, MODEL: path}, note)
+
+
+@dataclass(frozen=True)
+class Retrain(Step):
+    """Trains the weights; with a method, until channels can go, which ends in a plan.
+
+    Where `keep = "best"` and no epoch is better on the validation data, the model stays as it was.
+
+    Attributes:
+        teacher: "original" (the recipe's model), or the path of a model.
+        method: of training-time pruning, with `params`; then `ratio` or `target` say how much its plan takes, within
+            the limits.
+    """
+
+    settings: Settings
+    limits: Limits
+    teacher: str = ""
+    method: str = ""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    ratio: float | None = None
+    target: str | None = None
+
+    do: ClassVar[str] = "retrain"
+
+    def __post_init__(self) -> None:
+        if self.settings.world > 1:
+            raise OnnxPruneError(
+                "a recipe trains in one process", fix="`onnxprune retrain --devices` by hand, between two recipes"
+            )
+        if not self.method:
+            if self.params or self.ratio is not None or self.target or self.limits != Limits():
+                raise OnnxPruneError("'params', 'ratio', 'target' and limits go with a method")
+            return
+        from onnxprune.training import get_method
+
+        get_method(self.method, **self.params)
+        if self.ratio is not None and self.target is not None:
+            raise OnnxPruneError("give either 'ratio' or 'target'")
+        if self.ratio is not None:
+            check_ratio(self.ratio)
+        self._aim()
+
+    def _aim(self) -> Target | None:
+        return Target.parse(self.target) if self.target is not None else None
+
+    @property
+    def makes(self) -> tuple[str, ...]:
+        return (MODEL, PLAN) if self.method else (MODEL,)
+
+    @property
+    def looks_at(self) -> tuple[str, ...]:
+        return ("data",)
+
+    def check(self, analysis: Analysis, base: Path) -> None:
+        Room(analysis, self.limits, analysis.by_name)
+        missing = [name for name in ("torch", "lightning", "onnx2torch") if find_spec(name) is None]
+        if missing:
+            raise OnnxPruneError(f"retraining needs {', '.join(missing)}", fix="pip install 'onnxprune[train]'")
+        if self.teacher not in ("", ORIGINAL) and not (base / self.teacher).is_file():
+            raise OnnxPruneError(f"no such file: {str(base / self.teacher)!r}", fix="name a teacher that is there")
+
+    def run(self, place: Place) -> Outcome:
+        from onnxprune.training import get_method, retrain
+        from onnxprune.training.checkpoints import LAST
+
+        folder = self._checkpoints(place.folder)
+        method = get_method(self.method, **self.params) if self.method else None
+        teacher = place.original if self.teacher == ORIGINAL else place.base / self.teacher
+        done = retrain(
+            place.model, place.data["data"], val=place.data.get("val_data"), preprocess=place.common.preprocess,
+            settings=self.settings, teacher=load(teacher) if self.teacher else None, method=method, folder=folder,
+            resume=(folder / LAST).exists(), progress=place.tick, notice=place.say,
+        )  # fmt: skip
+        files = {MODEL: keep(done.model, place), "training": place.folder / "training.json"}
+        write_text(files["training"], json.dumps(done.as_dict(), indent=1, allow_nan=False) + "\n")
+        if method is not None:
+            files[PLAN] = place.folder / "plan.json"
+            save_plan(method.plan(done.model, self._aim(), self.ratio, self.limits), files[PLAN])
+        note = f"epoch {done.epoch} of {len(done.history) - 1} kept" if done.epoch else "no epoch was better"
+        return Outcome(files, note + (f", stopped early: {done.stopped}" if done.stopped else ""))
+
+    def _checkpoints(self, folder: Path) -> Path:
+        return folder / "training"
+
+    def tidy(self, folder: Path) -> None:
+        if self._checkpoints(folder).is_dir():
+            from onnxprune.training import remove_checkpoints
+
+            remove_checkpoints(self._checkpoints(folder))
+
+
+@dataclass(frozen=True)
+class Sparsify(Step):
+    """Sets the smallest weights, or the units of smallest norm, to zero; see the pass sparsify_weights.
+
+    Attributes:
+        what: "weight" or "unit".
+        sparsity: share that becomes zero, or instead a `pattern` such as "2:4".
+        scope: "layer" or "global".
+        exclude: glob patterns of weights left whole.
+        include_last: prune last layers, too.
+    """
+
+    what: str = "weight"
+    sparsity: float | None = None
+    pattern: str = ""
+    scope: str = "layer"
+    exclude: tuple[str, ...] = ()
+    include_last: bool = False
+
+    do: ClassVar[str] = "sparsify"
+
+    def __post_init__(self) -> None:
+        if (self.sparsity is None) == (not self.pattern):
+            raise OnnxPruneError("give either 'sparsity' or 'pattern'")
+        self._rule()
+
+    def _rule(self) -> SparsifyWeights:
+        return SparsifyWeights(
+            self.sparsity or 0.0, self.what, self.scope, self.pattern, self.exclude, self.include_last
+        )
+
+    @property
+    def makes(self) -> tuple[str, ...]:
+        return (MODEL,)
+
+    def run(self, place: Place) -> Outcome:
+        rule = self._rule()
+        sparse = rule(place.model).with_metadata(
+            {
+                f"{PROVENANCE}.version": version, f"{PROVENANCE}.{rule.name}": rule.summary,
+                f"{PROVENANCE}.source": place.model.fingerprint,
+            }
+        )  # fmt: skip
+        counts = [nonzero_parameters(m) for m in (place.model, sparse)]
+        sizes = [compressed_size(m) for m in (place.model, sparse)]
+        note = "parameters that are not zero {} -> {}, compressed bytes {} -> {}".format(*counts, *sizes)
+        return Outcome({MODEL: keep(sparse, place)}, note)

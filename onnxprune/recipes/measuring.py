@@ -1,0 +1,120 @@
+"""Steps that measure and leave everything as it is."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from itertools import product
+from typing import ClassVar
+
+from onnxprune import __version__ as version
+from onnxprune.errors import unknown
+from onnxprune.evaluation import evaluate
+from onnxprune.files import write_text
+from onnxprune.model import Model, save
+from onnxprune.passes.sparsify_weights import METHODS, SparsifyWeights
+from onnxprune.pictures import check_picture, plot_study
+from onnxprune.recipes.base import MODEL, Outcome, Place, Step, pick, whole
+from onnxprune.weight_unit import ENDS, POINTS, Point, study
+
+
+@dataclass(frozen=True)
+class Evaluate(Step):
+    """Accuracy on other data than that of the table, or on less of it.
+
+    Attributes:
+        on: the data.
+        images: use only this many, evenly from the classes.
+        batch: samples per run.
+    """
+
+    on: str = "val_data"
+    images: int | None = None
+    batch: int = 64
+    threads: int = 0
+    device: str = "cpu"
+
+    do: ClassVar[str] = "evaluate"
+
+    def __post_init__(self) -> None:
+        pick(self.on)
+        whole(images=self.images, batch=self.batch)
+
+    @property
+    def looks_at(self) -> tuple[str, ...]:
+        return (self.on,)
+
+    def run(self, place: Place) -> Outcome:
+        found = evaluate(
+            place.model, place.samples(self.on, self.images), preprocess=place.common.preprocess, batch=self.batch,
+            threads=self.threads, device=self.device, progress=place.tick,
+        )  # fmt: skip
+        path = place.folder / "accuracy.json"
+        write_text(path, json.dumps(vars(found), indent=1, allow_nan=False) + "\n")
+        return Outcome({"accuracy": path}, f"top-1 {found.top1:.4f}, loss {found.loss:.4f} on {found.images} samples")
+
+
+@dataclass(frozen=True)
+class Sweep(Step):
+    """Accuracy and compressed size against sparsity, weights beside units; see `onnxprune.weight_unit`.
+
+    Attributes:
+        on: the data that is measured on.
+        what: "weight", "unit" or both.
+        points: sparsities.
+        end: how units end: "zeros" or "strip".
+        scope, exclude, include_last: as of the step sparsify.
+        models: keep every pruned model, too.
+        plot: draw them, as sweep.svg.
+        images, batch: as of the step evaluate.
+    """
+
+    on: str = "test_data"
+    what: tuple[str, ...] = METHODS
+    points: tuple[float, ...] = POINTS
+    end: str = "zeros"
+    scope: str = "layer"
+    exclude: tuple[str, ...] = ()
+    include_last: bool = False
+    models: bool = False
+    plot: bool = False
+    images: int | None = None
+    batch: int = 64
+    threads: int = 0
+    device: str = "cpu"
+
+    do: ClassVar[str] = "sweep"
+
+    def __post_init__(self) -> None:
+        pick(self.on)
+        whole(images=self.images, batch=self.batch)
+        if self.end not in ENDS:
+            raise unknown("end", self.end, ENDS)
+        for what, sparsity in product(self.what, self.points):
+            SparsifyWeights(sparsity, what, self.scope)  # refuses what makes no sense
+
+    @property
+    def looks_at(self) -> tuple[str, ...]:
+        return (self.on,)
+
+    def run(self, place: Place) -> Outcome:
+        files = {"table": place.folder / "sweep.csv"}
+        if self.plot:
+            files["picture"] = place.folder / "sweep.svg"
+            check_picture(files["picture"])
+
+        def kept(point: Point, pruned: Model) -> None:
+            if self.models:
+                name = f"{point.what}-{point.sparsity!r}"
+                files[name] = save(pruned, place.folder / f"{name}.onnx")
+
+        found = study(
+            place.model, place.samples(self.on, self.images), what=self.what, points=self.points, end=self.end,
+            scope=self.scope, exclude=self.exclude, include_last=self.include_last,
+            preprocess=place.common.preprocess, batch=self.batch, threads=self.threads, device=self.device,
+            tool=version, keep=kept, progress=place.tick,
+        )  # fmt: skip
+        write_text(files["table"], found.to_csv())
+        if self.plot:
+            plot_study(found, files["picture"], name=place.files[MODEL].name)
+        return Outcome(files, f"{len(found.points)} points of {', '.join(self.what)} on {found.images} samples")

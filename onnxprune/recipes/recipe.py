@@ -1,0 +1,333 @@
+"""A recipe: a whole method as a file of steps. Read strictly: an unknown key is an error, and so is a step whose
+ingredients no step before it makes.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from onnxprune.data import LAYOUTS, Preprocess
+from onnxprune.errors import OnnxPruneError, unknown
+from onnxprune.recipes.base import DATA, MODEL, Common, Step, after, whole
+from onnxprune.recipes.changing import Apply, Prune, Retrain, Sparsify
+from onnxprune.recipes.deciding import MakePlan, Score, Sensitivity
+from onnxprune.recipes.measuring import Evaluate, Sweep
+from onnxprune.recipes.options import options, read
+
+STEPS: dict[str, type[Step]] = {
+    cls.do: cls for cls in (Score, Sensitivity, MakePlan, Apply, Prune, Retrain, Sparsify, Evaluate, Sweep)
+}
+"""Kinds of steps by the name a recipe calls them."""
+
+REPEAT = "repeat"
+SHIPPED = "onnxprune:"
+"""Begins the name of a model that comes with the package."""
+
+_MAX_STEPS = 999
+_MAX_BYTES = 2**20
+Table = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """How latency is measured for the table.
+
+    Attributes:
+        runs: timed runs of each model; 0: latency is left out.
+        warmup: runs before them.
+        batch: samples per run.
+        threads: of onnxruntime; 0: all cores.
+        device: "auto", "cpu" or "cuda".
+    """
+
+    runs: int = 30
+    warmup: int = 5
+    batch: int = 1
+    threads: int = 1
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        whole(batch=self.batch)
+        if min(self.runs, self.warmup, self.threads) < 0:
+            raise OnnxPruneError("runs, warmup and threads are counts, at least 0")
+
+
+@dataclass(frozen=True)
+class _Preprocess:
+    """The table `preprocess`."""
+
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    layout: str = "auto"
+    size: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.layout not in LAYOUTS:
+            raise unknown("layout", self.layout, LAYOUTS)
+        if self.size and (len(self.size) != 2 or min(self.size) < 1):
+            raise OnnxPruneError("'size' is [height, width]")
+
+
+@dataclass(frozen=True)
+class _Head:
+    """What a recipe says before its steps."""
+
+    name: str
+    model: str
+    about: str = ""
+    data: str = ""
+    val_data: str = ""
+    test_data: str = ""
+    images: int | None = None
+    seed: int = 0
+    threads: int = 0
+    device: str = "cpu"
+    attention: str = "heads"
+
+    def __post_init__(self) -> None:
+        if not self.name or not all(c.isalnum() or c in "-_." for c in self.name) or self.name.startswith("."):
+            raise OnnxPruneError(f"'name' is of letters, digits and -_. only, not {self.name!r}")
+        if self.attention not in ("heads", "head_dim"):
+            raise unknown("attention", self.attention, ("heads", "head_dim"))
+        whole(images=self.images)
+        if min(self.seed, self.threads) < 0:
+            raise OnnxPruneError("'seed' and 'threads' are counts, at least 0")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A step in its place.
+
+    Attributes:
+        number: from 1 on, repeated ones counted each time.
+        step: what is done.
+        turn: which turns of the loops around it this is: "2/8", or "" outside of any.
+    """
+
+    number: int
+    step: Step
+    turn: str = ""
+
+    @property
+    def key(self) -> str:
+        """Name of its folder."""
+        return f"{self.number:02d}-{self.step.do}"
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return f"step {self.number} ({self.step.do}{', turn ' + self.turn if self.turn else ''})"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe as it is run.
+
+    Attributes:
+        name: of the run's folder, where none is given.
+        about: a line or two.
+        model: the file it begins with.
+        sources: what its data is loaded from, by the names of `DATA`; only what it has.
+        images: of `data`, only so many, evenly from the classes; `size`: of images in folders.
+        common: what all steps share.
+        bench: how latency is measured.
+        entries: the steps, loops unrolled.
+        base: folder that paths are relative to.
+        text: of the file, and `changes` made to what it says.
+    """
+
+    name: str
+    about: str
+    model: Path
+    sources: Mapping[str, str]
+    images: int | None
+    size: tuple[int, int] | None
+    common: Common
+    bench: Bench
+    entries: tuple[Entry, ...]
+    base: Path
+    text: str = field(repr=False)
+    changes: tuple[str, ...] = ()
+
+
+def load_recipe(
+    path: Path, *, changes: Sequence[str] = (), model: Path | None = None, sources: Mapping[str, str] | None = None
+) -> Recipe:
+    """Reads a recipe.
+
+    Args:
+        path: of the TOML file.
+        changes: "KEY=VALUE" for a key of the recipe, "preprocess.KEY=VALUE" and "bench.KEY=VALUE" for those tables,
+            "STEP.KEY=VALUE" for all steps of a kind.
+        model: instead of the recipe's.
+        sources: instead of the recipe's data, by the names of `DATA`.
+
+    Raises:
+        OnnxPruneError: unreadable, not TOML, an unknown or missing key, a value that makes no sense, a step that needs
+            what no step before it makes.
+    """
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise OnnxPruneError(f"{str(path)!r} is too large for a recipe")
+        text = path.read_text(encoding="utf-8")
+        table = tomllib.loads(text)
+    except OSError as err:
+        raise OnnxPruneError(f"cannot read the recipe {str(path)!r}: {err.strerror or err}") from err
+    except (ValueError, RecursionError) as err:  # TOML's own error and that of UTF-8 are ValueErrors
+        raise OnnxPruneError(f"{str(path)!r} is not valid TOML: {err}") from err
+    for change in changes:
+        _change(table, change)
+    for key, value in {**(sources or {}), **({"model": str(model)} if model else {})}.items():
+        table[key] = value
+    given = set(sources or {}) | ({"model"} if model else set())
+    return replace(_recipe(table, path, text, given), changes=tuple(changes))
+
+
+def _recipe(table: Table, path: Path, text: str, given: set[str]) -> Recipe:
+    where, base = path.name, path.parent
+    parts = {key: _part(table, key, where) for key in ("preprocess", "bench")}
+    rest = {key: value for key, value in table.items() if key not in (*parts, "step")}
+    for key in rest:
+        if key not in options(_Head):
+            err = unknown("key", key, [*options(_Head), *parts, "step"])
+            raise OnnxPruneError(err.what, where=where, fix=err.fix)
+    head = read(_Head, rest, where)
+    pre = read(_Preprocess, parts["preprocess"], f"{where}, table preprocess")
+    bench = read(Bench, parts["bench"], f"{where}, table bench", {"device": head.device})
+    how = Preprocess(pre.mean, pre.std, pre.layout)
+    common = Common(how, head.seed, head.threads, head.device, head.attention)
+    defaults = {"seed": head.seed, "threads": head.threads, "device": head.device}
+    entries = tuple(
+        Entry(i + 1, step, turn) for i, (step, turn) in enumerate(_steps(table.get("step"), where, defaults, ""))
+    )  # fmt: skip
+    sources = {}
+    for key in DATA:
+        source = getattr(head, key)
+        if source:
+            sources[key] = source if key in given else _data_source(source, base)
+    recipe = Recipe(
+        head.name, head.about, Path(head.model) if "model" in given else _model_path(head.model, base), sources,
+        head.images, (pre.size[0], pre.size[1]) if pre.size else None, common, bench, entries, base, text,
+    )  # fmt: skip
+    _check_order(recipe, where)
+    return recipe
+
+
+def _part(table: Table, key: str, where: str) -> Table:
+    part = table.get(key, {})
+    if not isinstance(part, dict):
+        raise OnnxPruneError(f"{key!r} is a table", where=where, fix=f"[{key}]")
+    return part
+
+
+def _steps(tables: Any, where: str, defaults: Mapping[str, Any], turn: str) -> Iterator[tuple[Step, str]]:
+    """The steps with their turns, loops unrolled."""
+    if not isinstance(tables, list) or not tables or not all(isinstance(t, dict) for t in tables):
+        raise OnnxPruneError("there are no steps", where=where, fix='[[step]] do = "prune" ...')
+    count = 0
+    for i, table in enumerate(tables):
+        place = f"{where}, step {i + 1}"
+        do = table.get("do")
+        if not isinstance(do, str):
+            raise OnnxPruneError("a step says what to 'do'", where=place, fix=f"one of {', '.join((*STEPS, REPEAT))}")
+        place += f" ({do})"
+        if do == REPEAT:
+            found = _repeated(table, place, defaults, turn)
+        elif do in STEPS:
+            found = iter([(read(STEPS[do], {k: v for k, v in table.items() if k != "do"}, place, defaults), turn)])
+        else:
+            err = unknown("step", do, (*STEPS, REPEAT))
+            raise OnnxPruneError(err.what, where=f"{where}, step {i + 1}", fix=err.fix)
+        for step in found:
+            count += 1
+            if count > _MAX_STEPS:
+                raise OnnxPruneError(f"a recipe has at most {_MAX_STEPS} steps", where=where)
+            yield step
+
+
+def _repeated(table: Table, where: str, defaults: Mapping[str, Any], turn: str) -> Iterator[tuple[Step, str]]:
+    for key in table:
+        if key not in ("do", "times", "step"):
+            err = unknown("key", key, ("times", "step"))
+            raise OnnxPruneError(err.what, where=where, fix=err.fix)
+    times = table.get("times")
+    if type(times) is not int or not 1 <= times <= _MAX_STEPS:
+        raise OnnxPruneError(f"'times' says how often, from 1 to {_MAX_STEPS}; got {times!r}", where=where)
+    for i in range(1, times + 1):
+        yield from _steps(table.get("step"), where, defaults, f"{turn} {i}/{times}".strip())
+
+
+def _check_order(recipe: Recipe, where: str) -> None:
+    """Whether every step finds what it needs."""
+    have = {MODEL}
+    for e in recipe.entries:
+        for what in e.step.needs:
+            if what not in have:
+                raise OnnxPruneError(
+                    f"{e.title} needs {what}, and no step before it makes any of the model as it is then",
+                    where=where,
+                    fix={"scores": "a step score before it, or a criterion of its own", "curves": "a step sensitivity "
+                         "before it", "plan": "a step plan before it"}[what],
+                )  # fmt: skip
+        for what in e.step.looks_at:
+            if what not in recipe.sources:
+                raise OnnxPruneError(f"{e.title} needs data, and the recipe names no {what!r}", where=where)
+        have = after(have, e.step.makes)
+
+
+def _model_path(source: str, base: Path) -> Path:
+    if not source.startswith(SHIPPED):
+        return base / source
+    name = source.removeprefix(SHIPPED)
+    folder = resources.files("onnxprune.models")
+    names = sorted(f.name for f in folder.iterdir() if f.name.endswith(".onnx"))
+    if name not in names:
+        raise unknown("shipped model", name, names)
+    return Path(str(folder / name))
+
+
+def _data_source(source: str, base: Path) -> str:
+    """Files beside the recipe come first; everything else is for `load_data` to understand."""
+    beside = base / source
+    return str(beside) if not source.startswith("digits") and beside.exists() else source
+
+
+def _change(table: Table, change: str) -> None:
+    """Sets one key, of the recipe or of all steps of a kind."""
+    name, equals, text = change.partition("=")
+    *path, key = name.strip().split(".")
+    if not equals or not key or len(path) > 1:
+        raise OnnxPruneError(f"cannot read the change {change!r}", fix="seed=1, or retrain.epochs=2 for all such steps")
+    value = _value(text.strip())
+    if not path:
+        table[key] = value
+    elif path[0] in ("preprocess", "bench"):
+        _part(table, path[0], change)
+        table[path[0]] = {**table.get(path[0], {}), key: value}
+    else:
+        found = list(_tables(table.get("step"), path[0]))
+        if not found:
+            raise OnnxPruneError(f"the recipe has no step {path[0]!r} to change", where=change)
+        for step in found:
+            step[key] = value
+
+
+def _tables(steps: Any, do: str) -> Iterator[Table]:
+    for table in steps if isinstance(steps, list) else ():
+        if isinstance(table, dict):
+            if table.get("do") == do:
+                yield table
+            yield from _tables(table.get("step"), do)
+
+
+def _value(text: str) -> Any:
+    """A value as TOML has it; what is none is text."""
+    try:
+        return tomllib.loads(f"x = {text}")["x"]
+    except tomllib.TOMLDecodeError:
+        return text

@@ -1,0 +1,394 @@
+"""A run of a recipe in a folder of its own: step by step, each on record before the next one begins.
+
+    FOLDER/recipe.toml        the recipe as it was
+    FOLDER/run.journal        what is finished, with digests of the files (see `onnxprune.journal`)
+    FOLDER/log.txt            what happened when
+    FOLDER/01-sensitivity/    what the first step made, and so on
+    FOLDER/table.csv, .json   every step with accuracy, cost and time
+
+A step's folder begins with `step.json`, which says of what the step is: what was left there by a step that was killed
+is used again only if it is the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxprune.bench import bench
+from onnxprune.cost import CostModel
+from onnxprune.coupling import Analysis
+from onnxprune.data import Data, load_data
+from onnxprune.errors import OnnxPruneError
+from onnxprune.evaluation import evaluate
+from onnxprune.files import check_output, write_text
+from onnxprune.journal import Journal
+from onnxprune.model import load
+from onnxprune.pipeline import analyze
+from onnxprune.recipes.base import MODEL, Outcome, Place, after
+from onnxprune.recipes.recipe import Entry, Recipe
+from onnxprune.recipes.table import Row, Table
+from onnxprune.sweep import data_digest
+
+JOURNAL, LOG, COPY, MARK = "run.journal", "log.txt", "recipe.toml", "step.json"
+ORIGINAL, LATENCY = "00-original", "latency"
+_RECORD = {"step", "turn", "files", "digests", "figures", "note", "seconds", "resumed"}
+_FREE = {"threads", "device", "jobs", "workers"}
+_STEP = re.compile(r"\d{2,3}-[a-z]+")
+
+Tick = Callable[[int, int], None]
+Progress = Callable[[str], AbstractContextManager[Tick]]
+Record = dict[str, Any]
+
+
+@contextmanager
+def _no_progress(title: str) -> Iterator[Tick]:
+    yield lambda done, total: None
+
+
+def run_recipe(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    restart: bool = False,
+    progress: Progress = _no_progress,
+    notice: Callable[[str], None] | None = None,
+) -> Table:
+    """Runs a recipe, or what is left of it.
+
+    Args:
+        recipe: from `load_recipe`.
+        folder: of the run; it is made where there is none. What it holds of a run of the same model and data is gone
+            on from, as long as the finished steps are those of the recipe; later ones may have changed.
+        restart: throw away what an earlier run has left.
+        progress: a context for a step's title, that gives what is called with (done, total).
+        notice: called with lines for people.
+
+    Raises:
+        OnnxPruneError: a missing model or data; a folder that is no run's, or one of other steps; whatever a step
+            raises, with its number. What is finished stays.
+    """
+    model = load(recipe.model)
+    data = {
+        key: load_data(source, images=recipe.images if key == "data" else None, size=recipe.size)
+        for key, source in recipe.sources.items()
+    }
+    analysis = analyze(model, attention=recipe.common.attention)
+    for e in recipe.entries:
+        try:
+            e.step.check(analysis, recipe.base)
+        except OnnxPruneError as err:
+            raise _at(err, e.title) from err
+    # What is wrong with model and data shows before there is a folder that only a restart would take again.
+    figures = None if (folder / JOURNAL).exists() else _figures(recipe, analysis, data)
+    _make(folder)
+    settings = {
+        "model": model.fingerprint,
+        **{key: data_digest(d, recipe.common.preprocess) for key, d in data.items()},
+        "attention": recipe.common.attention,
+    }
+    book = Journal(folder / JOURNAL, settings, restart=restart)
+    try:
+        if restart:
+            _clear(folder)
+        _forget_temporary(folder)
+        run = _Run(recipe, folder, analysis, data, book, progress, notice)
+        run.steps(figures)
+        return run.table()
+    finally:
+        book.close()
+
+
+class _Run:
+    """A run under way."""
+
+    def __init__(
+        self, recipe: Recipe, folder: Path, analysis: Analysis, data: Mapping[str, Data], book: Journal,
+        progress: Progress, notice: Callable[[str], None] | None,
+    ) -> None:  # fmt: skip
+        self.recipe, self.folder, self.data, self.book = recipe, folder, data, book
+        self.analysis, self.progress, self.notice = analysis, progress, notice
+        self.files = {MODEL: recipe.model}
+        self._check_finished()
+        write_text(folder / COPY, recipe.text)
+
+    # ------------------------------------------------------------------------------------------------ the journal
+
+    def _check_finished(self) -> None:
+        """Refuses a folder in which other steps are finished, or whose files are not what they were."""
+        finished = [key for key in self.book.entries if _STEP.fullmatch(key) and key != ORIGINAL]
+        wanted = [e.key for e in self.recipe.entries[: len(finished)]]
+        fix = "repeat the recipe it was begun with, use another folder (-o), or throw it away with --restart"
+        if finished != wanted:
+            raise OnnxPruneError(
+                f"this folder is of a run with other steps ({', '.join(finished)})", where=str(self.folder), fix=fix
+            )
+        shapes = {ORIGINAL: {"figures"}, LATENCY: {"how", "median"}, **dict.fromkeys(finished, _RECORD)}
+        for key, record in self.book.entries.items():
+            if not isinstance(record, dict) or set(record) != shapes.get(key):
+                raise OnnxPruneError("the journal holds something that is no step", where=key, fix=fix)
+        for e in self.recipe.entries[: len(finished)]:
+            record = self.book.entries[e.key]
+            wrong = _different(record["step"], _options(e))
+            if wrong:
+                raise OnnxPruneError(
+                    f"{e.title} is finished, with other options ({', '.join(sorted(wrong))})", where=e.key, fix=fix
+                )
+            for name, digest in record["digests"].items():
+                if _digest(self.folder / name) != digest:
+                    raise OnnxPruneError(
+                        "a file of a finished step is missing or has changed", where=str(self.folder / name),
+                        fix="put it back, or begin anew with --restart",
+                    )  # fmt: skip
+
+    # -------------------------------------------------------------------------------------------------- the steps
+
+    def steps(self, figures: Record | None) -> None:
+        """Does what is left to do.
+
+        Args:
+            figures: of the recipe's model, where they are known.
+        """
+        entries = self.recipe.entries
+        done = sum(e.key in self.book.entries for e in entries)
+        if done == len(entries):
+            self._say(f"all {done} steps are finished")
+        elif done:
+            self._say(f"going on after step {done} of {len(entries)}")
+        if ORIGINAL not in self.book.entries:
+            changes = "".join(f", {c}" for c in self.recipe.changes)
+            self._log(f"{self.recipe.name}: {len(entries)} steps, from {self.recipe.model}{changes}")
+            self.book.add(ORIGINAL, {"figures": figures or _figures(self.recipe, self.analysis, self.data)})
+        for e in entries:
+            if e.key not in self.book.entries:
+                self._step(e)
+            record = self.book.entries[e.key]
+            e.step.tidy(self.folder / e.key)  # what a run that was killed just here has left, too
+            have = after(self.files, e.step.makes)
+            self.files |= {what: self.folder / record["files"][what] for what in e.step.makes}
+            self.files = {what: path for what, path in self.files.items() if what in have}
+
+    def _step(self, e: Entry) -> None:
+        folder = self.folder / e.key
+        resumed = self._begin(e, folder)
+        self._say(f"{e.title} {'goes on' if resumed else 'begins'}")
+        start = time.perf_counter()
+        try:
+            with self.progress(e.title) as tick:
+                place = Place(
+                    folder, dict(self.files), self.recipe.model, self.recipe.base, self.data, self.recipe.common, tick,
+                    lambda text: self._say(f"{e.key}: {text}"),
+                )  # fmt: skip
+                found = e.step.run(place)
+        except OnnxPruneError as err:
+            self._log(f"{e.title} failed: {err}".replace("\n", ";"))
+            raise _at(err, e.title) from err
+        seconds = time.perf_counter() - start
+        figures = None
+        if MODEL in found.files:
+            made = analyze(load(found.files[MODEL]), attention=self.recipe.common.attention)
+            figures = _figures(self.recipe, made, self.data)
+        record: Record = {
+            "step": _options(e),
+            "turn": e.turn,
+            "files": {what: self._name(path) for what, path in found.files.items()},
+            "digests": self._digests(found),
+            "figures": figures,
+            "note": found.note,
+            "seconds": seconds,
+            "resumed": resumed,
+        }
+        self.book.add(e.key, record)
+        self._say(f"{e.title} done in {seconds:.1f} s: {found.note}{_told(record['figures'])}")
+
+    def _begin(self, e: Entry, folder: Path) -> bool:
+        """Makes the step's folder; whether it goes on from what is there."""
+        mark = {
+            "run": self.book.settings, "do": e.step.do, "options": _options(e),
+            "from": {what: _digest(path) for what, path in self.files.items()},
+        }  # fmt: skip
+        try:
+            there = _json(folder / MARK) if folder.is_dir() else None
+            if isinstance(there, dict) and not _different(there, mark):
+                _forget_temporary(folder)
+                return True
+            if folder.exists():
+                shutil.rmtree(folder)
+            folder.mkdir()
+        except OSError as err:
+            raise OnnxPruneError(f"cannot make the folder {str(folder)!r}: {err.strerror or err}") from err
+        write_text(folder / MARK, json.dumps(mark, indent=1, sort_keys=True) + "\n")
+        return False
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.folder).as_posix()
+
+    def _digests(self, found: Outcome) -> dict[str, str]:
+        paths = list(found.files.values())
+        paths += [p for p in (path.with_name(path.name + ".data") for path in paths) if p.exists()]  # weights beside
+        return {self._name(path): _digest(path) for path in paths}
+
+    # -------------------------------------------------------------------------------------------------- the table
+
+    def table(self) -> Table:
+        """Every step with what its model is worth; latencies are measured now, all under the same conditions."""
+        records = {ORIGINAL: self.book.entries[ORIGINAL]} | {
+            e.key: self.book.entries[e.key] for e in self.recipe.entries
+        }  # fmt: skip
+        latencies = self._latencies([key for key, r in records.items() if r["figures"] is not None])
+        rows = []
+        for key, r in records.items():
+            figures = r["figures"] or {}
+            path = self.recipe.model if key == ORIGINAL else self.folder / r["files"].get(MODEL, "")
+            worth = {name: figures.get(name) for name in ("top1", "top1_error", "loss", "macs", "params", "bytes")}
+            rows.append(
+                Row(
+                    step=key, turn=r.get("turn", ""), model=str(path) if figures else None, **worth,
+                    latency=latencies.get(key), seconds=r.get("seconds"), note=r.get("note", ""),
+                )
+            )  # fmt: skip
+        table = Table(self.recipe.name, tuple(rows))
+        write_text(self.folder / "table.csv", table.to_csv())
+        write_text(self.folder / "table.json", json.dumps(table.as_dict(), indent=1, allow_nan=False) + "\n")
+        return table
+
+    def _latencies(self, keys: list[str]) -> dict[str, float]:
+        """Seconds of a run of each model, by the step that made it."""
+        b = self.recipe.bench
+        if not b.runs:
+            return {}
+        known = self.book.entries.get(LATENCY)
+        how = {**asdict(b), "models": keys}
+        if known is not None and known["how"] == how:
+            return dict(known["median"])
+        # Each beside the original, as `onnxprune bench` would: many in turn would take the cache from each other.
+        whole: list[float] = []
+        median: dict[str, float] = {}
+        with self.progress("measuring latency") as tick:
+            for i, key in enumerate(k for k in keys if k != ORIGINAL):
+                other = load(self.folder / self.book.entries[key]["files"][MODEL])
+                pair = bench([self.analysis.source, other], **asdict(b))
+                whole.append(pair[0].latency.median)
+                median[key] = pair[1].latency.median
+                tick(i + 1, len(keys) - 1)
+            if not whole:
+                whole = [bench([self.analysis.source], **asdict(b))[0].latency.median]
+        median = {ORIGINAL: float(np.median(whole)), **median}
+        self.book.add(LATENCY, {"how": how, "median": median})
+        return median
+
+    # ---------------------------------------------------------------------------------------------------- the log
+
+    def _say(self, text: str) -> None:
+        self._log(text)
+        if self.notice is not None:
+            self.notice(text)
+
+    def _log(self, text: str) -> None:
+        try:
+            with open(self.folder / LOG, "a", encoding="utf-8") as file:
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
+        except OSError as err:
+            raise OnnxPruneError(f"cannot write the log: {err.strerror or err}", where=str(self.folder / LOG)) from err
+
+
+def _figures(recipe: Recipe, analysis: Analysis, data: Mapping[str, Data]) -> Record:
+    """Cost of a model and, where there is test data, its accuracy."""
+    common = recipe.common
+    figures: Record = vars(CostModel(analysis).whole).copy()
+    if "test_data" in data:
+        found = evaluate(
+            analysis.source, data["test_data"], preprocess=common.preprocess, threads=common.threads,
+            device=common.device,
+        )  # fmt: skip
+        figures |= {"top1": found.top1, "top1_error": found.top1_error, "loss": found.loss}
+    return figures
+
+
+def _make(folder: Path) -> None:
+    """A folder for a run, if it can be one.
+
+    Raises:
+        OnnxPruneError: it holds something else, or cannot be made.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise OnnxPruneError(f"{str(folder)!r} is not a folder")
+    if folder.is_dir() and not (folder / JOURNAL).exists() and any(folder.iterdir()):
+        raise OnnxPruneError(
+            "the folder is not empty, and what it holds is no run of a recipe", where=str(folder), fix="another -o"
+        )
+    check_output(folder / JOURNAL) if folder.is_dir() else check_output(folder)
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as err:
+        raise OnnxPruneError(f"cannot make the folder {str(folder)!r}: {err.strerror or err}") from err
+
+
+def _clear(folder: Path) -> None:
+    """Removes what an earlier run has left, and nothing else."""
+    for path in folder.iterdir():
+        if path.is_dir() and _STEP.fullmatch(path.name) and (path / MARK).exists():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name in (LOG, COPY, "table.csv", "table.json"):
+            path.unlink(missing_ok=True)
+
+
+def _forget_temporary(folder: Path) -> None:
+    """Removes what was being written when an earlier run was killed."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file; nothing where there is none."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _options(e: Entry) -> Record:
+    """A step's options as JSON gives them back."""
+    return json.loads(json.dumps(asdict(e.step)))  # type: ignore[no-any-return, call-overload]  # a dataclass
+
+
+def _different(one: Any, other: Any) -> set[str]:
+    """Names of options under which two records differ, those of the groups inside included.
+
+    How fast and where a step runs does not count: a run may go on elsewhere.
+    """
+    out: set[str] = set()
+    for key in (one.keys() | other.keys()) - _FREE:
+        a, b = one.get(key), other.get(key)
+        if a != b:
+            out |= _different(a, b) or {key} if isinstance(a, dict) and isinstance(b, dict) else {key}
+    return out
+
+
+def _at(err: OnnxPruneError, title: str) -> OnnxPruneError:
+    """The same error, with the step it happened in."""
+    return type(err)(err.what, where=f"{title}, {err.where}" if err.where else title, fix=err.fix)
+
+
+def _told(figures: Record | None) -> str:
+    if figures is None or "top1" not in figures:
+        return ""
+    return f"; top-1 {figures['top1']:.4f}, loss {figures['loss']:.4f}, {figures['macs']} MACs"

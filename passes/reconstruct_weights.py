@@ -1,0 +1,286 @@
+"""Solves for the weights that are left, so that the pruned model says what the original said.
+
+Before:  y = Conv(x, W, b) ; z = Add(y, s) ; Relu(z)      x has lost channels, x and s are what the pruned model makes
+After:   y = Conv(x, W', b') ; z = Add(y, s) ; Relu(z)
+Formula: W', b' = argmin sum (z* - s - W x - b)^2 + lambda |W - W_before|^2 over samples and positions, z* the
+original's z: ridge regression with central moments in float64 (Hoerl & Kennard 1970), node by node in the order of the
+graph, each on what the nodes before it now give. Where Relu or Clip follows, z* is asked for only as far as it is
+handed on: beyond a bound every value beyond it will do (alternating with the fit; as Zhang et al. 2015, Accelerating
+Very Deep Convolutional Networks, treat the rectifier).
+Conditions: 1. Conv, ConvTranspose, Gemm, MatMul with a constant weight of their own. 2. only nodes whose inputs the
+pruning has changed. 3. lambda is the one with the least error on samples left out of the fit; where no fit beats
+the weights as they are on these, the weights stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import ceil
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxprune.calibration import Calibration
+from onnxprune.coupling import Analysis
+from onnxprune.errors import OnnxPruneError
+from onnxprune.gram import Inverse
+from onnxprune.linear_nodes import LinearNode
+from onnxprune.model import Array, Model
+from onnxprune.paired_walk import PairedWalk, Rows, Step
+from onnxprune.passes.base import Pass, register
+from onnxprune.plans import NOTHING, Plan
+
+Matrix = npt.NDArray[np.float64]
+
+RIDGES = (1e-7, 1e-4, 1e-2, 1e-1, 1.0, 10.0)  # as shares of the mean variance of the inputs
+_MEMORY = 2**29  # bytes of the rows of one node
+_FEW, _TIMES = 10_000, 60  # rows that are enough: so many, and so many for each unknown of an output
+_BLOCK = 4096  # rows made float64 at a time
+_ROUNDS_AT = 1e-2  # lambda while alternating
+_HELD_OUT = 5  # each so-many-th sample chooses lambda
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What became of one node.
+
+    Attributes:
+        node: first output of the node.
+        matrix: its weight as `LinearNode.matrix` gives it; None: it stays.
+        shift: what is added to its outputs.
+        before: squared error at the stable point on held-out samples as a share of its variance, weights as they were.
+        after: likewise, solved.
+        ridge: lambda that was chosen.
+    """
+
+    node: str
+    matrix: Matrix | None = field(repr=False)
+    shift: Matrix | None = field(repr=False)
+    before: float
+    after: float
+    ridge: float
+
+
+@register
+@dataclass(frozen=True)
+class ReconstructWeights(Pass):
+    """Re-solves the weights that read pruned or changed channels by least squares against the original.
+
+    Args:
+        plan: what was removed.
+        analysis: of the original.
+        calibration: samples; labels are not needed.
+        rows: output positions looked at for each node, in all samples together; small nodes take fewer.
+        rounds: of the alternation where Relu or Clip follows.
+        seed: of the choice of positions.
+        known: asked for each node before it is solved; gives a solution from an earlier run, or None.
+        done: called with each solution and (nodes done, nodes in all).
+
+    Raises:
+        OnnxPruneError: parameters that make no sense.
+    """
+
+    name: ClassVar[str] = "reconstruct_weights"
+    plan: Plan = NOTHING
+    analysis: Analysis | None = None
+    calibration: Calibration | None = field(default=None, repr=False)
+    rows: int = 40_000
+    rounds: int = 3
+    seed: int = 0
+    known: Callable[[str], Solution | None] | None = field(default=None, repr=False)
+    done: Callable[[Solution, int, int], None] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if type(self.rows) is not int or self.rows < 1 or type(self.rounds) is not int or self.rounds < 0:
+            raise OnnxPruneError(
+                f"rows {self.rows!r} and rounds {self.rounds!r} must be whole numbers", fix="rows=40000"
+            )
+
+    def rewrite(self, model: Model) -> Model:
+        """Solves node after node; without samples the model stays as it is.
+
+        Raises:
+            OnnxPruneError: a model that the plan does not make of the original; samples that do not fit, activations
+                that are not finite.
+        """
+        if self.analysis is None or self.calibration is None:
+            return model
+        with PairedWalk(self.analysis, self.plan, model, self.calibration) as walk:
+            steps = walk.steps()
+            names = set(model.graph.tensors())
+            for i, step in enumerate(steps):
+                walk.advance(step)
+                output = step.linear.node.outputs[0].name
+                solution = self.known(output) if self.known is not None else None
+                if solution is None:
+                    solution = self._solution(walk, step)
+                if solution.matrix is not None:
+                    step.put(solution.matrix, solution.shift, names)
+                if self.done is not None:
+                    self.done(solution, i + 1, len(steps))
+        return model
+
+    def _solution(self, walk: PairedWalk, step: Step) -> Solution:
+        linear = step.linear
+        each = 4 * linear.groups * linear.inputs * linear.kernel + 8 * linear.outputs
+        enough = max(_FEW, _TIMES * linear.inputs * linear.kernel)
+        rows = max(1, min(self.rows, enough, _MEMORY // each))
+        found = walk.rows(step, ceil(rows / len(walk.calibration)), seed=self.seed)
+        return solve(step, found, self.rounds)
+
+
+def solve(step: Step, rows: Rows, rounds: int) -> Solution:
+    """The weights of one node.
+
+    Args:
+        step: the node and where it is judged.
+        rows: what reaches it, and what is wanted.
+        rounds: of the alternation with the bounds.
+    """
+    linear = step.linear
+    out = rows.samples % _HELD_OUT == _HELD_OUT - 1
+    if not out.any() or out.all():
+        out = np.arange(len(rows.samples)) % _HELD_OUT == _HELD_OUT - 1
+    if not out.any():
+        return Solution(linear.node.outputs[0].name, None, None, 0.0, 0.0, 0.0)
+    size = linear.outputs // linear.groups
+    matrix, shift = linear.matrix(), linear.shift()
+    new_matrix, new_shift = matrix.copy(), shift.copy()
+    before = after = spread = 0.0
+    ridges = []
+    for g in range(linear.groups):
+        own = slice(g * size, (g + 1) * size)
+        usable = np.flatnonzero(np.isfinite(step.scale[own]) & (np.abs(step.scale[own]) > 1e-12))
+        if not len(usable):
+            continue
+        columns = usable + own.start
+        problem = _Problem(
+            rows.inputs[g], rows.wanted[:, columns], None if rows.shortcut is None else rows.shortcut[:, columns],
+            matrix[g][:, usable] * step.scale[columns], shift[columns] * step.scale[columns] + step.offset[columns],
+            (step.low, step.high), linear.intercept, out,
+        )  # fmt: skip
+        weight, base, errors, ridge = problem.best(rounds)
+        before, after, spread = before + errors[0], after + min(errors), spread + problem.spread
+        if not errors[1] < errors[0]:
+            continue
+        ridges.append(ridge)
+        new_matrix[g][:, usable] = weight / step.scale[columns]
+        new_shift[columns] = (base - step.offset[columns]) / step.scale[columns]
+    name = linear.node.outputs[0].name
+    share = [e / spread if spread > 0 else 0.0 for e in (before, after)]
+    if not ridges or not _fits(linear, new_matrix, new_shift):
+        return Solution(name, None, None, share[0], share[0], 0.0)
+    return Solution(name, new_matrix, new_shift if linear.intercept else None, share[0], share[1], max(ridges))
+
+
+def _fits(linear: LinearNode, matrix: Matrix, shift: Matrix) -> bool:
+    """Whether a solution is within the range of the weight's type."""
+    with np.errstate(over="ignore"):
+        return all(
+            np.isfinite(v.astype(linear.weight.dtype)).all() for v in (matrix / linear.alpha, shift / linear.beta)
+        )
+
+
+class _Moments:
+    """Second moments of inputs, central where outputs can be shifted, with their inverses by lambda."""
+
+    def __init__(self, rows: int, sums: Matrix, products: Matrix, intercept: bool) -> None:
+        self.rows, self.intercept = rows, intercept
+        self.mean = sums / rows if intercept else np.zeros(len(sums))
+        self.products = products / rows - np.outer(self.mean, self.mean)
+        self._inverses: dict[float, Inverse] = {}
+
+    def crossed(self, x: Array, target: Array) -> tuple[Matrix, Matrix]:
+        """Sums of the target, and products of inputs and target."""
+        return target.sum(0, dtype=np.float64), _product(x, target)
+
+    def fit(self, crossed: tuple[Matrix, Matrix], ridge: float, weight: Matrix, base: Matrix) -> tuple[Matrix, Matrix]:
+        """Weight and base nearest to the target; ridge regression towards the weight that is there."""
+        level = ridge * float(np.trace(self.products)) / len(self.products) or 1.0
+        if ridge not in self._inverses:
+            self._inverses[ridge] = Inverse(self.products + level * np.eye(len(self.products)))
+        middle = crossed[0] / self.rows if self.intercept else np.zeros(len(crossed[0]))
+        found = self._inverses[ridge](crossed[1] / self.rows - np.outer(self.mean, middle) + level * weight)
+        return found, middle - self.mean @ found if self.intercept else base
+
+
+def _product(x: Array, target: Array) -> Matrix:
+    """`x' target` in blocks: products of float32 lose less in one than samples differ."""
+    out = np.zeros((x.shape[1], target.shape[1]))
+    for i in range(0, len(x), _BLOCK):
+        out += x[i : i + _BLOCK].T @ target[i : i + _BLOCK]
+    return out
+
+
+class _Problem:
+    """Least squares for the outputs of one convolution group, in units of the stable point."""
+
+    def __init__(
+        self, x: Array, wanted: Array, shortcut: Array | None, weight: Matrix, base: Matrix,
+        bounds: tuple[float, float], intercept: bool, out: npt.NDArray[np.bool_],
+    ) -> None:  # fmt: skip
+        # Inputs may vary by much less than they are: all is done with their differences from the mean.
+        self.origin = x.mean(0, dtype=np.float64).astype(x.dtype) if intercept else np.zeros(x.shape[1], x.dtype)
+        self.x, self.wanted, self.shortcut = x - self.origin, wanted, shortcut
+        self.weight, self.base = weight, base + self.origin @ weight
+        self.low, self.high = bounds
+        self.intercept, self.out = intercept, out
+        handed = np.clip(wanted, *bounds)
+        self.spread = float(handed.var(0, dtype=np.float64).sum())
+
+    def best(self, rounds: int) -> tuple[Matrix, Matrix, tuple[float, float], float]:
+        """(weight, base, held-out errors as it was and as it is, lambda)."""
+        out = self.out
+        inside, held = self._sums(~out), self._sums(out)
+        moments = _Moments(len(out), inside[0] + held[0], inside[1] + held[1], self.intercept)
+        rest = _Moments(len(out) - int(out.sum()), *inside, self.intercept)
+        x, trials = self.x[out], []
+        targets = self._targets(moments, rounds)
+        for i, (target, crossed) in enumerate(targets):
+            held_target = target[out]
+            outside = crossed[0] - held_target.sum(0, dtype=np.float64), crossed[1] - _product(x, held_target)
+            # What can be had exactly is had without alternating, and needs no more than the least lambda.
+            for ridge in RIDGES if i == len(targets) - 1 else RIDGES[:1]:
+                trials.append((self._error(*rest.fit(outside, ridge, self.weight, self.base)), ridge, i))
+        error, ridge, i = min(trials)
+        weight, base = moments.fit(targets[i][1], ridge, self.weight, self.base)
+        return weight, base - self.origin @ weight, (self._error(self.weight, self.base), error), ridge
+
+    def _sums(self, which: npt.NDArray[np.bool_]) -> tuple[Matrix, Matrix]:
+        """Sums and products of the inputs, in float64."""
+        x = self.x[which]
+        products = np.zeros((x.shape[1], x.shape[1]))
+        for i in range(0, len(x), _BLOCK):
+            wide = x[i : i + _BLOCK].astype(np.float64)
+            products += wide.T @ wide
+        return x.sum(0, dtype=np.float64), products
+
+    def _targets(self, moments: _Moments, rounds: int) -> list[tuple[Array, tuple[Matrix, Matrix]]]:
+        """What the node may be asked for, and its products with the inputs.
+
+        First z less the shortcut; then, where z is beyond a bound, there what a fit itself gives beyond it.
+        """
+        x, wanted = self.x, self.wanted
+        shortcut = self.shortcut if self.shortcut is not None else np.zeros((1, wanted.shape[1]), wanted.dtype)
+        below, above = wanted <= self.low, wanted >= self.high
+        target = np.asarray(wanted - shortcut)
+        found = [(target, moments.crossed(x, target))]
+        for _ in range(rounds if below.any() or above.any() else 0):
+            weight, base = moments.fit(found[-1][1], _ROUNDS_AT, self.weight, self.base)
+            given = x @ weight.astype(x.dtype) + base.astype(x.dtype) + shortcut
+            asked = np.where(below, np.minimum(given, self.low), wanted)
+            target = np.where(above, np.maximum(given, self.high), asked) - shortcut
+            found[1:] = [(target, moments.crossed(x, target))]
+        return found
+
+    def _error(self, weight: Matrix, base: Matrix) -> float:
+        """Mean squared error of what is handed on, held-out rows, summed over the outputs."""
+        x = self.x[self.out]
+        given = x @ weight.astype(x.dtype) + base.astype(x.dtype)
+        if self.shortcut is not None:
+            given = given + self.shortcut[self.out]
+        given = np.clip(given, self.low, self.high)
+        gap = given - np.clip(self.wanted[self.out], self.low, self.high)
+        return float(np.square(gap, dtype=np.float64).mean(0).sum())

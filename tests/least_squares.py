@@ -1,0 +1,59 @@
+"""Least squares by numpy alone, which the surgeon is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Inputs x [rows, n] with correlations, weights [n, outputs], blocks of inputs; perhaps some in none."""
+
+    x: Array
+    weight: Array
+    blocks: list[Any]
+
+    @property
+    def covariance(self) -> Array:
+        return np.asarray(self.x.T @ self.x / len(self.x))
+
+    def fitted(self, gone: Any, ridge: float) -> tuple[Array, float]:
+        """By numpy alone: weights without some inputs, and their squared error. The ridge is rows of their own."""
+        n = len(self.weight)
+        level = ridge * np.square(self.x).sum() / self.x.size or 1.0
+        rows = np.concatenate([self.x / np.sqrt(len(self.x)), np.sqrt(level) * np.eye(n)])
+        wanted = rows @ self.weight
+        left = np.setdiff1d(np.arange(n), gone)
+        weight = np.zeros_like(self.weight)
+        weight[left] = np.linalg.lstsq(rows[:, left], wanted, rcond=None)[0]
+        return weight, float(np.square(rows @ weight - wanted).sum())
+
+
+def greedy(layers: Sequence[tuple[Layer, float]], channels: int, ridge: float) -> tuple[list[int], list[float]]:
+    """In which order channels go, and the rise of each, by trying every one of them every time.
+
+    Args:
+        layers: that read the channels, a block each, and what their squared errors are divided by.
+        channels: how many.
+        ridge: as for `Layer.fitted`.
+    """
+
+    def error(gone: list[int]) -> float:
+        return sum(layer.fitted(np.concatenate([layer.blocks[c] for c in gone]), ridge)[1] / by for layer, by in layers)
+
+    order: list[int] = []
+    rises = []
+    now = 0.0
+    while len(order) < channels:
+        errors = {c: error([*order, c]) for c in range(channels) if c not in order}
+        order.append(min(errors, key=lambda c: errors[c]))
+        rises.append(errors[order[-1]] - now)
+        now = errors[order[-1]]
+    return order, rises

@@ -1,0 +1,86 @@
+"""What the tests of recovery share: models that are cut, tensors inside them, samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from graphs import SIDE
+from numpy.typing import NDArray
+
+import onnxprune as op
+from onnxprune.calibration import Calibration, exposing
+from onnxprune.coupling import Analysis
+from onnxprune.data import Data, load_data
+from onnxprune.model import Model, load, to_proto
+from onnxprune.passes import Pipeline, StripChannels
+from onnxprune.pipeline import plan, score
+from onnxprune.plans import Plan, Removal
+from onnxprune.runtime import Session
+from onnxprune.targets import Target
+
+Array = NDArray[Any]
+MODELS = Path(__file__).parent.parent / "models"
+
+
+def noise(count: int, *shape: int, seed: int = 1) -> Data:
+    """Samples without labels."""
+    shape = shape or (3, SIDE, SIDE)
+    return Data(np.random.default_rng(seed).standard_normal((count, *shape)).astype(np.float32), None, "noise")
+
+
+def samples(data: Data, batch: int = 16) -> Calibration:
+    """A calibration on one thread."""
+    return Calibration(data, batch=batch, threads=1)
+
+
+def cut(analysis: Analysis, removed: Mapping[str, Sequence[int]]) -> tuple[Plan, Model]:
+    """The plan that removes some channels of some groups, and the model without them, as a file would give it."""
+    groups = {name: Removal(analysis[name].channels, tuple(gone)) for name, gone in removed.items()}
+    made = Plan(analysis.source.fingerprint, groups)
+    return made, load(to_proto(Pipeline([StripChannels(made, analysis)])(analysis.model)))
+
+
+def cut_at_random(analysis: Analysis, seed: int, share: float = 0.5) -> tuple[Plan, Model]:
+    """About a share of every group's channels is removed."""
+    rng = np.random.default_rng(seed)
+    gone = {}
+    for g in analysis.groups:
+        count = min(g.channels - 1, int(rng.binomial(g.channels, share)))
+        gone[g.name] = sorted(rng.choice(g.channels, count, replace=False).tolist())
+    return cut(analysis, gone)
+
+
+def digits(name: str, share: float, count: int = 120) -> tuple[Analysis, Plan, Model, Data]:
+    """A model that ships, cut by the norms of its filters to a share of its MACs, and training samples."""
+    analysis = op.analyze(load(MODELS / f"{name}.onnx"))
+    made = plan(score(analysis.source, analysis, "l2"), Target(macs=share))
+    data = load_data("digits:train", images=count)
+    if name == "digits_keras":
+        data = Data(np.ascontiguousarray(data.x.transpose(0, 2, 3, 1)), data.y, data.name)
+    return analysis, made, cut(analysis, {n: r.removed for n, r in made.groups.items()})[1], data
+
+
+def tensors(model: Model, names: Sequence[str], x: Array) -> list[Array]:
+    """Tensors inside a model on a batch, at least float32."""
+    dtype = np.dtype(model.graph.inputs[0].dtype)
+    return Session(exposing(model, names), threads=1).run({model.graph.inputs[0].name: x.astype(dtype)})
+
+
+def outputs(model: Model, x: Array) -> Array:
+    """The first output."""
+    [found] = tensors(model, [model.graph.outputs[0].name], x)
+    return found
+
+
+def constants(model: Model) -> dict[str, Array]:
+    """Values of all constants."""
+    return {n: np.asarray(t.values) for n, t in model.graph.tensors().items() if isinstance(t, gs.Constant)}
+
+
+def raw(model: Model) -> bytes:
+    """The file's bytes."""
+    return bytes(to_proto(model).SerializeToString())
