@@ -1035,11 +1035,15 @@ def recover(**o: Any) -> None:
     from onnxprune.model import save
     from onnxprune.pipeline import analyze_for
     from onnxprune.plans import load_plan
+    from onnxprune.recovery import check_belongs
     from onnxprune.recovery import recover as run
     from onnxprune.verification import verify as prove
 
     if o["resume"] and o["restart"]:
         raise click.UsageError("--resume goes on, --restart begins anew: give one of them")
+    stages = tuple(name.strip() for name in o["stages"].split(",") if name.strip())
+    if not stages:
+        raise click.UsageError("--stages names none: leave it out for all")
     for source in (o["original"], o["pruned"], o["plan_file"]):
         check_output(o["output"], source)
     folder = o["output"].with_name(o["output"].name + ".recovery")
@@ -1051,13 +1055,13 @@ def recover(**o: Any) -> None:
     samples = _calibration(o, original)
     assert samples is not None
     analysis = analyze_for(original, plan)
+    check_belongs(analysis, plan, pruned)
     if o["check"]:
         try:
             prove(analysis, plan, pruned, device=o["device"])
         except VerificationError as err:
             fix = "give the model that this plan made; one that was trained since: --no-verify"
             raise VerificationError(err.what, where=err.where, fix=fix) from err
-    stages = tuple(name.strip() for name in o["stages"].split(",") if name.strip())
     with show.progress("recovering", quiet=o["as_json"]) as tick:
         done = run(
             original, pruned, plan, replace(samples, batch=o["batch"], threads=o["threads"]), analysis=analysis,

@@ -64,7 +64,8 @@ def plan_steps(
         schedule: "linear" or "geometric".
         ratio: instead of a target, the share removed from every group in the end.
         latency: a latency model of the original, for a latency target or scope.
-        scope: "global", "uniform", "saving" or "latency"; default: latency for a latency target, else the criterion's own.
+        scope: "global", "uniform", "saving" or "latency"; default: latency for a latency target, else the criterion's
+            own.
         normalize: how scores of different groups are made comparable; default: the criterion's own.
         limits: rounding, protection, overrides.
         reduce: how a group's weights are joined.

@@ -251,13 +251,13 @@ def check_wiring(original: Model, pruned: Model) -> None:
     Raises:
         OnnxPruneError: with the first node that differs.
     """
-    theirs, ours = _wiring(original), _wiring(pruned)
+    theirs, ours = ({_identity(n): n for n in m.graph.nodes} for m in (original, pruned))
     for name in [*ours, *theirs]:
-        if ours.get(name) != theirs.get(name):
-            node = (ours.get(name) or theirs[name])[0]
+        node, other = ours.get(name), theirs.get(name)
+        if node is None or other is None or not _same(node, other):
             raise OnnxPruneError(
                 "the pruned model is not what the plan makes of the original: its nodes differ",
-                where=f"{node} {name!r}",
+                where=f"{(node or other).op} {name!r}",  # type: ignore[union-attr]
                 fix="give the model that this plan made (`onnxprune apply`), before any other tool changed it",
             )
     outputs = [[t.name for t in m.graph.outputs] for m in (original, pruned)]
@@ -268,13 +268,16 @@ def check_wiring(original: Model, pruned: Model) -> None:
         )
 
 
-def _wiring(model: Model) -> dict[str, tuple[str, str, list[str], list[str]]]:
-    """What each node computes from which activations, by its first output."""
-    found = {}
-    for n in model.graph.nodes:
-        reads = [t.name for t in n.inputs if not isinstance(t, gs.Constant) and t.name]
-        found[_identity(n)] = n.op, n.domain or "", reads, [t.name for t in n.outputs]
-    return found
+def _same(node: gs.Node, other: gs.Node) -> bool:
+    """Whether a node is what stripping leaves of another: a Slice may become a Gather, a computed size a constant."""
+    ops = [(n.op, n.domain or "") for n in (node, other)]
+    ours, theirs = ([t.name for t in n.inputs if not isinstance(t, gs.Constant) and t.name] for n in (node, other))
+    return (
+        (ops[0] == ops[1] or ops == [("Gather", ""), ("Slice", "")])
+        and [t.name for t in node.outputs] == [t.name for t in other.outputs]
+        and ours[:1] == theirs[:1]
+        and set(ours) <= set(theirs)
+    )
 
 
 def _identity(node: gs.Node) -> str:

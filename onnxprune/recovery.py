@@ -48,8 +48,8 @@ class Stage:
 
     Attributes:
         name: "as cut", or the pass.
-        distance: of the outputs from the original's on held-out samples (`OutputDistance`).
-        top1: accuracy on these; None without labels.
+        distance: of the outputs from the original's on held-out samples (`OutputDistance`); inf if one is not finite.
+        top1: accuracy on these; None without labels, or where outputs are not finite.
         seconds: what it took.
         kept: whether it stays; a stage that did not help is undone.
         note: what there is to say, how many layers were solved for.
@@ -80,12 +80,12 @@ class Recovered:
     samples: tuple[int, int]
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """For JSON, which knows no infinity."""
         return {
             "original_top1": self.original,
             "samples": self.samples[0],
             "held_out": self.samples[1],
-            "stages": [asdict(s) for s in self.stages],
+            "stages": [asdict(s) | {"distance": s.distance if np.isfinite(s.distance) else None} for s in self.stages],
         }
 
 
@@ -157,10 +157,10 @@ def recover(
     solving, judging = split(calibration.data)
     inside = replace(calibration, data=solving)
     judge = _Judge(analysis, replace(calibration, data=judging))
-    store = _Store(folder, _settings(pruned, plan, calibration, stages, rows, rounds), restart)
     model = pruned
     best = judge.distance(pruned)
-    done = [Stage("as cut", best, judge.top1(pruned), 0.0, True)]
+    done = [Stage("as cut", best, judge.top1(pruned) if np.isfinite(best) else None, 0.0, True)]
+    store = _Store(folder, _settings(pruned, plan, calibration, stages, rows, rounds), restart)
     try:
         for i, name in enumerate(stages):
             start = time.perf_counter()
@@ -176,7 +176,8 @@ def recover(
             seconds = time.perf_counter() - start
             distance = judge.distance(new)
             kept = distance < best
-            done.append(Stage(name, distance, judge.top1(new), seconds, kept, note))
+            top1 = judge.top1(new) if np.isfinite(distance) else None
+            done.append(Stage(name, distance, top1, seconds, kept, note))
             if kept:
                 model, best = new, distance
     finally:
@@ -247,9 +248,12 @@ class _Judge:
 
     def distance(self, model: Model) -> float:
         """From the original; infinite where an output is not finite."""
-        with np.errstate(all="ignore"):
-            distance = self.measure(self._outputs(model))
-        return distance if np.isfinite(distance) else float("inf")
+        found = []
+        for values in self._outputs(model):
+            if not all(np.isfinite(v).all() for v in values.values()):
+                return float("inf")
+            found.append(values)
+        return self.measure(found)
 
     def top1(self, model: Model) -> float | None:
         """Accuracy; None where there are no labels, or no classes."""

@@ -242,8 +242,8 @@ class _Problem:
             held_target = target[out]
             outside = crossed[0] - held_target.sum(0, dtype=np.float64), crossed[1] - _product(x, held_target)
             # What can be had exactly is had without alternating, and needs no more than the least lambda.
-            for ridge in RIDGES if i == len(targets) - 1 else RIDGES[:1]:
-                trials.append((self._error(*rest.fit(outside, ridge, self.weight, self.base)), ridge, i))
+            tried = RIDGES if i == len(targets) - 1 else RIDGES[:1]
+            trials += [(self._error(*rest.fit(outside, r, self.weight, self.base)), r, i) for r in tried]
         error, ridge, i = min(trials)
         weight, base = moments.fit(targets[i][1], ridge, self.weight, self.base)
         return weight, base - self.origin @ weight, (self._error(self.weight, self.base), error), ridge

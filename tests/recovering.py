@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx.parser
 import onnx_graphsurgeon as gs
 from graphs import SIDE
 from numpy.typing import NDArray
+from onnx import numpy_helper
 
 import onnxprune as op
 from onnxprune.calibration import Calibration, exposing
@@ -24,6 +26,31 @@ from onnxprune.targets import Target
 
 Array = NDArray[Any]
 MODELS = Path(__file__).parent.parent / "models"
+FIRST = "a = Conv <pads = [1, 1, 1, 1]> (x, w, d) b = Tanh (a) "
+
+
+def parsed(
+    body: str,
+    shapes: dict[str, tuple[int, ...]],
+    result: str = "float[N,a,b,c] y",
+    *,
+    x: str = "float[N,3,6,6]",
+    dtype: Any = np.float32,
+    values: dict[str, Array] | None = None,
+) -> Analysis:
+    """A model from text with random constants; those named s* are positive."""
+    text = f'<ir_version: 8, opset_import: ["" : 17]> agraph ({x} x) => ({result}) {{ {body} }}'
+    if dtype != np.float32:
+        text = text.replace("float[", {np.float16: "float16[", np.float64: "double["}[dtype])
+    proto = onnx.parser.parse_model(text)
+    rng = np.random.default_rng(0)
+    made = {
+        n: rng.uniform(0.5, 2, s) if n.startswith("s") else rng.standard_normal(s) * max(1, np.prod(s[1:])) ** -0.5
+        for n, s in shapes.items()
+    }
+    for name, array in {**made, **(values or {})}.items():
+        proto.graph.initializer.append(numpy_helper.from_array(np.asarray(array).astype(dtype), name))
+    return op.analyze(load(proto))
 
 
 def noise(count: int, *shape: int, seed: int = 1) -> Data:
@@ -84,3 +111,9 @@ def constants(model: Model) -> dict[str, Array]:
 def raw(model: Model) -> bytes:
     """The file's bytes."""
     return bytes(to_proto(model).SerializeToString())
+
+
+def changed_constants(before: Model, after: Model) -> set[str]:
+    """Names of the constants that differ, new ones included."""
+    was, now = constants(before), constants(after)
+    return {n for n in now if n not in was or was[n].tobytes() != now[n].tobytes()}

@@ -12,6 +12,8 @@ import pytest
 from graphs import SIDE, Spec, build
 
 import onnxprune.passes
+from onnxprune.calibration import Calibration
+from onnxprune.data import Data
 from onnxprune.errors import OnnxPruneError
 from onnxprune.model import Model, load, to_proto
 from onnxprune.passes import NORMALIZE, InsertMasks, Pass, Pipeline, StripChannels, all_passes, get
@@ -29,27 +31,32 @@ every = pytest.mark.parametrize("name", sorted(all_passes()))
 on_every_model = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
 
 
-def instance(name: str, model: Model) -> Pass:
-    """A pass that has something to do: those that take a plan get one that removes a channel of every group."""
-    cls = all_passes()[name]
-    if "plan" not in {f.name for f in dataclasses.fields(cls)}:  # type: ignore[arg-type]
-        return cls()
+def case(name: str, spec: Spec) -> tuple[Pass, Model]:
+    """A pass that has something to do, and the model it is applied to.
+
+    Those that take a plan get one that removes a channel of every group: stripping works on a normalized model, passes
+    that take samples as well on what stripping leaves.
+    """
+    cls, model = all_passes()[name], load(build(spec))
+    fields = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    if "plan" not in fields:
+        return cls(), model
+    if name == "strip_channels":
+        model = Pipeline(NORMALIZE)(model)
     analysis = analyze(model)
     plan = Plan("", {g.name: Removal(g.channels, (0,)) for g in analysis.groups if g.channels > 1})
-    return cls(plan=plan, analysis=analysis)  # type: ignore[call-arg]
-
-
-def prepared(name: str, spec: Spec) -> Model:
-    """The model a pass is applied to: stripping works on a normalized one."""
-    model = load(build(spec))
-    return Pipeline(NORMALIZE)(model) if name == "strip_channels" else model
+    if "calibration" not in fields:
+        return cls(plan=plan, analysis=analysis), model  # type: ignore[call-arg]
+    x = np.random.default_rng(1).standard_normal((21, 3, SIDE, SIDE)).astype(np.float32)
+    calibration = Calibration(Data(x, None, "noise"), threads=1)
+    pruned = Pipeline([StripChannels(plan, analysis)])(analysis.model)
+    return cls(plan=plan, analysis=analysis, calibration=calibration), pruned  # type: ignore[call-arg]
 
 
 @every
 @on_every_model
 def test_argument_is_not_changed(name: str, spec: Spec) -> None:
-    model = prepared(name, spec)
-    step = instance(name, model)
+    step, model = case(name, spec)
     before = to_proto(model).SerializeToString()
     weights = {n: np.asarray(t.values).copy() for n, t in model.graph.tensors().items() if hasattr(t, "values")}
     step(model)
@@ -61,8 +68,8 @@ def test_argument_is_not_changed(name: str, spec: Spec) -> None:
 @every
 @on_every_model
 def test_result_is_valid_and_keeps_names_of_inputs_and_outputs(name: str, spec: Spec) -> None:
-    model = prepared(name, spec)
-    result = to_proto(instance(name, model)(model))
+    step, model = case(name, spec)
+    result = to_proto(step(model))
     onnx.checker.check_model(result)
     assert [i.name for i in result.graph.input] == ["x"]
     assert [o.name for o in result.graph.output] == ["y"]
@@ -74,8 +81,7 @@ def test_result_is_valid_and_keeps_names_of_inputs_and_outputs(name: str, spec: 
 @every
 @on_every_model
 def test_result_is_the_same_every_time(name: str, spec: Spec) -> None:
-    model = prepared(name, spec)
-    step = instance(name, model)
+    step, model = case(name, spec)
     assert to_proto(step(model)).SerializeToString() == to_proto(step(model)).SerializeToString()
 
 

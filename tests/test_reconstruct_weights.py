@@ -1,10 +1,8 @@
-"""Re-solved weights: against numpy's least squares, by conditions every minimum meets, and where nothing can be solved."""
+"""Re-solved weights: against numpy, by conditions that every minimum meets, and on odd models and data."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +14,20 @@ from hypothesis import given
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from onnx import numpy_helper
-from recovering import constants, cut, cut_at_random, digits, noise, outputs, raw, samples, tensors
+from recovering import (
+    FIRST,
+    changed_constants,
+    constants,
+    cut,
+    cut_at_random,
+    digits,
+    noise,
+    outputs,
+    parsed,
+    raw,
+    samples,
+    tensors,
+)
 
 import onnxprune as op
 from onnxprune.coupling import Analysis
@@ -31,30 +42,6 @@ from onnxprune.plans import Plan
 
 Array = NDArray[Any]
 ALL = 10**6  # rows: every position of every sample
-
-
-def parsed(
-    body: str,
-    shapes: dict[str, tuple[int, ...]],
-    result: str = "float[N,a,b,c] y",
-    *,
-    x: str = "float[N,3,6,6]",
-    dtype: Any = np.float32,
-    values: dict[str, Array] | None = None,
-) -> Analysis:
-    """A model from text with random constants; those named s* are positive."""
-    text = f'<ir_version: 8, opset_import: ["" : 17]> agraph ({x} x) => ({result}) {{ {body} }}'
-    if dtype != np.float32:
-        text = text.replace("float[", {np.float16: "float16[", np.float64: "double["}[dtype])
-    proto = onnx.parser.parse_model(text)
-    rng = np.random.default_rng(0)
-    made = {
-        n: rng.uniform(0.5, 2, s) if n.startswith("s") else rng.standard_normal(s) * max(1, np.prod(s[1:])) ** -0.5
-        for n, s in shapes.items()
-    }
-    for name, array in {**made, **(values or {})}.items():
-        proto.graph.initializer.append(numpy_helper.from_array(np.asarray(array).astype(dtype), name))
-    return op.analyze(load(proto))
 
 
 def solved(
@@ -126,7 +113,6 @@ def test_a_layer_is_solved_as_numpy_solves_it(ridges: tuple[float, ...], monkeyp
 
 # Of each model: the body, its constants, what is removed, and the tensor at which each solved node is judged.
 W: dict[str, tuple[int, ...]] = {"w": (6, 3, 3, 3), "d": (6,), "v": (4, 6, 3, 3), "c": (4,)}
-FIRST = "a = Conv <pads = [1, 1, 1, 1]> (x, w, d) b = Tanh (a) "
 FLAT = "float[N,k] y"
 Kind = tuple[str, dict[str, tuple[int, ...]], dict[str, Sequence[int]], dict[str, str], str]
 IMAGE = "float[N,a,b,c] y"
@@ -260,7 +246,7 @@ def test_no_change_of_the_weights_brings_a_solved_layer_nearer(name: str, monkey
                 [other] = tensors(perturbed(model, parameter, seed), [point], data.x)
                 way = (other - now).astype(np.float64)
                 angle = float((gap * way).sum()) / (np.linalg.norm(gap) * np.linalg.norm(way))
-                assert abs(angle) < 2e-3, (node, parameter, angle)
+                assert abs(angle) < 5e-3, (node, parameter, angle)
 
 
 @pytest.mark.parametrize("duplicated", ["twice in the same layer", "read by nobody"])
@@ -337,7 +323,9 @@ def test_a_fit_that_does_not_hold_elsewhere_is_not_taken() -> None:
     plan, pruned = cut(analysis, {"w": (4, 5)})
     result, found = solved(analysis, plan, pruned, noise(9), rows=9)
     assert found["y"].before < 1e-9
-    np.testing.assert_allclose(outputs(result, noise(4, seed=9).x), outputs(analysis.model, noise(4, seed=9).x), atol=1e-4)
+    np.testing.assert_allclose(
+        outputs(result, noise(4, seed=9).x), outputs(analysis.model, noise(4, seed=9).x), atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("size", [0.0, 1.0, 3000.0])
@@ -359,7 +347,11 @@ def test_constant_channels(size: float) -> None:
 
 def test_channels_that_hardly_vary_around_a_large_mean_are_solved_for() -> None:
     rng = np.random.default_rng(0)
-    values = {"w": rng.standard_normal((6, 3, 3, 3)) / 5, "d": np.full(6, 300.0), "v": rng.standard_normal((4, 6, 2, 2))}
+    values = {
+        "w": rng.standard_normal((6, 3, 3, 3)) / 5,
+        "d": np.full(6, 300.0),
+        "v": rng.standard_normal((4, 6, 2, 2)),
+    }
     values["w"][3] = values["w"][1]
     analysis = parsed(NET, {"c": (4,)}, values=values)
     plan, pruned = cut(analysis, {"w": (1,)})
@@ -459,11 +451,6 @@ def test_where_nothing_was_removed_nothing_is_solved() -> None:
     assert raw(result) == raw(pruned)
 
 
-def changed_constants(before: Model, after: Model) -> set[str]:
-    was, now = constants(before), constants(after)
-    return {n for n in now if n not in was or was[n].tobytes() != now[n].tobytes()}
-
-
 @PROPERTY(max_examples=30)
 @given(specs(max_blocks=3, half=True))
 def test_any_graph_keeps_everything_but_the_weights_that_read_what_changed(spec: Spec) -> None:
@@ -479,7 +466,9 @@ def test_any_graph_keeps_everything_but_the_weights_that_read_what_changed(spec:
     onnx.checker.check_model(other)
     was, now = constants(pruned), constants(result)
     assert all(np.isfinite(v).all() for v in now.values() if v.dtype.kind == "f")
-    assert {n: (v.shape, v.dtype) for n, v in was.items()} == {n: (v.shape, v.dtype) for n, v in now.items() if n in was}
+    assert {n: (v.shape, v.dtype) for n, v in was.items()} == {
+        n: (v.shape, v.dtype) for n, v in now.items() if n in was
+    }
     own = {p for node, s in found.items() if s.matrix is not None for p in parameters(result, node)}
     assert changed_constants(pruned, result) <= own
     assert np.isfinite(outputs(result, data.x[:BATCH])).all()
@@ -511,8 +500,8 @@ def test_a_batchnorm_takes_the_shift_of_a_convolution_without_bias() -> None:
 
 
 def test_a_new_bias_takes_no_name_that_is_taken() -> None:
-    body = FIRST + "e = Conv (b, v) v_bias = Relu (e) f = Mul (v_bias, u_bias) y = Conv (f, u)"
-    analysis = parsed(body, {**W, "u": (3, 4, 1, 1), "u_bias": (4, 1, 1)})
+    body = FIRST + "v_bias = Conv (b, v) f = Mul (v_bias, u_bias) r = Conv (b, u) y = Add (f, r)"
+    analysis = parsed(body, {**W, "u": (4, 6, 3, 3), "u_bias": (4, 1, 1)})
     plan, pruned = cut(analysis, {"w": (0, 3)})
     result, _ = solved(analysis, plan, pruned, noise(20))
     onnx.checker.check_model(to_proto(result))
@@ -524,15 +513,16 @@ def test_a_new_bias_takes_no_name_that_is_taken() -> None:
 def test_a_weight_that_is_not_the_nodes_own_stays(where: str) -> None:
     body, shapes = FIRST, {"w": (24, 3, 3, 3), "d": (24,), "v": (24, 24, 3, 3)}  # too large to be copied or folded
     if where == "both share a weight":
-        body += "e = Conv <pads = [1, 1, 1, 1]> (b, v) f = Relu (e) y = Conv (f, v)"
+        shapes["u"] = (3, 24, 1, 1)
+        body += "e = Conv (b, v) f = Relu (e) g = Conv (f, v) y = Conv (g, u)"
     else:
         body += "q = Transpose <perm = [1, 0, 2, 3]> (v) y = Conv (b, q)"
     analysis = parsed(body, shapes)
     plan, pruned = cut(analysis, {g.name: (0, 3) for g in analysis})
     assert plan.removed
     result, found = solved(analysis, plan, pruned, noise(12))
-    assert not found
-    assert raw(result) == raw(pruned)
+    assert set(found) == ({"y"} if where == "both share a weight" else set())
+    assert changed_constants(pruned, result) <= {"u", "u_bias"}
 
 
 # -------------------------------------------------------------------------------------------- unusual graphs
@@ -575,7 +565,7 @@ def test_nodes_in_another_order_are_solved_all_the_same() -> None:
 
 
 def test_a_model_of_other_nodes_is_refused() -> None:
-    analysis, plan, pruned = wide()
+    analysis, plan, _ = wide()
     for wrong in (
         parsed(NET.replace("Relu", "Tanh"), NET_SHAPES),
         parsed(NET.replace("(b, v, c)", "(a, v, c)"), NET_SHAPES),
@@ -592,9 +582,7 @@ def test_samples_that_do_not_come_first_leave_a_node_as_it_is() -> None:
         "j = Transpose <perm = [1, 0, 2]> (k) n = MatMul (j, u) y = Add (n, c)"
     )
     proto = to_proto(
-        parsed(
-            body, {**W, "v": (6, 4), "u": (4, 4)}, "float[N,a,b] y", values={"shape": np.array([0, 0, 36])}
-        ).source
+        parsed(body, {**W, "v": (6, 4), "u": (4, 4)}, "float[N,a,b] y", values={"shape": np.array([0, 0, 36])}).source
     )
     for t in proto.graph.initializer:
         if t.name == "shape":
