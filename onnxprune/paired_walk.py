@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import zip_longest
 from math import ceil, sqrt
 
 import numpy as np
@@ -271,13 +272,15 @@ def check_wiring(original: Model, pruned: Model) -> None:
 def _same(node: gs.Node, other: gs.Node) -> bool:
     """Whether a node is what stripping leaves of another: a Slice may become a Gather, a computed size a constant."""
     ops = [(n.op, n.domain or "") for n in (node, other)]
-    ours, theirs = ([t.name for t in n.inputs if not isinstance(t, gs.Constant) and t.name] for n in (node, other))
-    return (
-        (ops[0] == ops[1] or ops == [("Gather", ""), ("Slice", "")])
-        and [t.name for t in node.outputs] == [t.name for t in other.outputs]
-        and ours[:1] == theirs[:1]
-        and set(ours) <= set(theirs)
-    )
+    if ops[0] != ops[1] and ops != [("Gather", ""), ("Slice", "")]:
+        return False
+    if [t.name for t in node.outputs] != [t.name for t in other.outputs]:
+        return False
+    for i, (ours, theirs) in enumerate(zip_longest(node.inputs, other.inputs)):
+        computed = [isinstance(t, gs.Variable) and bool(t.name) for t in (ours, theirs)]
+        if (computed[0] and (not computed[1] or ours.name != theirs.name)) or (i == 0 and computed[0] != computed[1]):
+            return False
+    return True
 
 
 def _identity(node: gs.Node) -> str:

@@ -39,6 +39,7 @@ _MEMORY = 2**29  # bytes of the rows of one node
 _FEW, _TIMES = 10_000, 60  # rows that are enough: so many, and so many for each unknown of an output
 _BLOCK = 4096  # rows made float64 at a time
 _ROUNDS_AT = 1e-2  # lambda while alternating
+_ROUNDING = 1e-11  # of a mean square: more than sums of so many in float64 leave of a constant's variance
 _HELD_OUT = 5  # each so-many-th sample chooses lambda
 
 
@@ -190,6 +191,8 @@ class _Moments:
         self.rows, self.intercept = rows, intercept
         self.mean = sums / rows if intercept else np.zeros(len(sums))
         self.products = products / rows - np.outer(self.mean, self.mean)
+        self.variance = max(float(np.trace(self.products)), 0.0) / len(sums)
+        self.least = _ROUNDING * float(np.diagonal(products).max()) / rows
         self._inverses: dict[float, Inverse] = {}
 
     def crossed(self, x: Array, target: Array) -> tuple[Matrix, Matrix]:
@@ -198,7 +201,7 @@ class _Moments:
 
     def fit(self, crossed: tuple[Matrix, Matrix], ridge: float, weight: Matrix, base: Matrix) -> tuple[Matrix, Matrix]:
         """Weight and base nearest to the target; ridge regression towards the weight that is there."""
-        level = ridge * float(np.trace(self.products)) / len(self.products) or 1.0
+        level = ridge * self.variance + self.least or 1.0
         if ridge not in self._inverses:
             self._inverses[ridge] = Inverse(self.products + level * np.eye(len(self.products)))
         middle = crossed[0] / self.rows if self.intercept else np.zeros(len(crossed[0]))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from command_line import CommandLine
 from graphs import PROPERTY, Spec, build
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from least_squares import Layer, greedy
 from numpy.typing import NDArray
@@ -151,6 +151,7 @@ def test_scores_keep_the_order_and_are_the_nearest_that_grow(rises: list[float],
     st.lists(st.floats(0, 10, allow_subnormal=False), min_size=2, max_size=20),
     st.dictionaries(st.integers(1, 19), st.floats(0, 5, allow_subnormal=False), min_size=1, max_size=4),
 )
+@example([0.0] * 13 + [6.0, 10.0, 0.0, 1e-10, 0.0], {17: 1.0, 15: 0.0})  # running sums cancelled
 def test_scaled_rises_sum_to_the_losses_that_were_measured(rises: list[float], effects: dict[int, float]) -> None:
     effects = {n: v for n, v in effects.items() if n < len(rises)}
     order = Order(np.arange(len(rises)), np.array(rises))

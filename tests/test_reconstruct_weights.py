@@ -299,6 +299,23 @@ def test_beyond_a_bound_every_value_beyond_it_will_do(op_: str, low: float, high
     assert found["e"].before == pytest.approx(np.square(gap)[4::5].mean((0, 2, 3)).sum() / spread, rel=1e-3)
 
 
+def test_what_lies_beyond_the_bounds_may_be_anything() -> None:
+    rng = np.random.default_rng(0)
+    x, true = rng.standard_normal((900, 5)), rng.standard_normal((5, 3))
+    given = x @ true + 0.2
+    beyond = np.abs(rng.standard_normal(given.shape)) * 3
+    wanted = given + np.where(given > 1, beyond, 0) - np.where(given < -0.5, beyond, 0)
+    problem = module._Problem(
+        x.astype(np.float32), wanted.astype(np.float32), None, np.zeros((5, 3)), np.zeros(3), (-0.5, 1.0), True,
+        np.arange(900) % 5 == 4,
+    )  # fmt: skip
+    straight, _, (_, error), _ = problem.best(0)
+    weight, base, (_, less), _ = problem.best(40)
+    assert less < 0.05 * error
+    assert np.abs(weight - true).max() < 0.15 < 0.5 < np.abs(straight - true).max()
+    np.testing.assert_allclose(base, 0.2, rtol=0, atol=0.05)
+
+
 # ------------------------------------------------------------------------------------------------------ few, bad data
 
 
@@ -331,7 +348,7 @@ def test_a_fit_that_does_not_hold_elsewhere_is_not_taken() -> None:
 @pytest.mark.parametrize("size", [0.0, 1.0, 3000.0])
 def test_constant_channels(size: float) -> None:
     # Every channel that is left says the same on every sample, but for the rounding of a large number.
-    values = {"w": np.zeros((6, 3, 3, 3)), "d": np.full(6, size)}
+    values = {"w": np.zeros((6, 3, 3, 3)), "d": size * np.random.default_rng(1).uniform(0.5, 1, 6)}
     values["w"][[1, 4]] = np.random.default_rng(0).standard_normal((2, 3, 3, 3))
     analysis = parsed(NET, {"v": (4, 6, 2, 2), "c": (4,)}, values=values)
     plan, pruned = cut(analysis, {"w": (1, 4)})
@@ -360,6 +377,22 @@ def test_channels_that_hardly_vary_around_a_large_mean_are_solved_for() -> None:
     wanted, now, before = (outputs(m, data.x) for m in (analysis.model, result, pruned))
     assert np.abs(before - wanted).max() > 100
     assert np.abs(now - wanted).max() < 0.02  # 300 in float32 is exact to 3e-5, times two dozen weights
+
+
+def test_inputs_that_vary_in_the_samples_left_out_alone() -> None:
+    # In the others their variance is nothing but rounding, which may be negative.
+    rng = np.random.default_rng(0)
+    out = np.arange(60) % 5 == 4
+    for _ in range(200):
+        x = np.tile(rng.standard_normal(9).astype(np.float32), (60, 1)) * (rng.random(9) < 0.5)
+        x[out] += rng.standard_normal((12, 9)).astype(np.float32)
+        x = x.astype(np.float32)
+        wanted = rng.standard_normal((60, 2)).astype(np.float32)
+        problem = module._Problem(
+            x, wanted, None, rng.standard_normal((9, 2)), np.zeros(2), (-np.inf, np.inf), True, out
+        )
+        weight, base, errors, _ = problem.best(0)
+        assert np.isfinite([*weight.ravel(), *base, *errors]).all()
 
 
 def test_rank_deficient_inputs() -> None:
@@ -550,9 +583,10 @@ def reordered(model: Model) -> Model:
 
 
 def test_nodes_in_another_order_are_solved_all_the_same() -> None:
-    body, shapes, removed, _, _ = KINDS["residual with the shortcut made last"]
-    analysis = parsed(body, shapes)
-    plan, pruned = cut(analysis, removed)
+    # In the original e and f are behind when r is made; now r comes first.
+    body = FIRST + "e = Conv (b, v, c) f = Tanh (e) r = Conv (b, u) z = Add (r, f) y = Tanh (z)"
+    analysis = parsed(body, {**W, "u": (4, 6, 3, 3)})
+    plan, pruned = cut(analysis, {"w": (0, 3, 4)})
     other = reordered(pruned)
     data = noise(40)
     result, found = solved(analysis, plan, other, data)
@@ -560,7 +594,7 @@ def test_nodes_in_another_order_are_solved_all_the_same() -> None:
     straight, _ = solved(analysis, plan, pruned, data)
     wanted = outputs(analysis.model, data.x)
     errors = [np.square(outputs(m, data.x) - wanted).sum() for m in (pruned, straight, result)]
-    assert errors[2] == pytest.approx(errors[1], rel=0.05)
+    assert errors[2] == pytest.approx(errors[1], rel=0.1)
     assert errors[2] < 0.9 * errors[0]
 
 
@@ -569,6 +603,7 @@ def test_a_model_of_other_nodes_is_refused() -> None:
     for wrong in (
         parsed(NET.replace("Relu", "Tanh"), NET_SHAPES),
         parsed(NET.replace("(b, v, c)", "(a, v, c)"), NET_SHAPES),
+        parsed(NET + " u = Add (a, b)", NET_SHAPES, "float[N,a,b,c] u"),
         parsed("a = Conv (x, w, d) b = Relu (a) e = Conv (b, v, c) y = Relu (e)", NET_SHAPES),
         parsed("a = Conv (x, w, d) b = Relu (a) z = Conv (b, v, c)", NET_SHAPES, "float[N,a,b,c] z"),
     ):
@@ -618,11 +653,12 @@ IF = """
   a = Conv <pads = [1, 1, 1, 1]> (x, w)
   b = Tanh (a)
   e = Conv (b, v)
+  h = Conv (b, r)
   s = ReduceSum <keepdims = 0> (x)
   q = Greater (s, zero)
   i = If (q) <
-    then_branch = yes () => (float[N,d,f,g] o) { o = Tanh (e) },
-    else_branch = no () => (float[N,d,f,g] p) { p = Sigmoid (e) }
+    then_branch = yes () => (float[N,d,f,g] o) { m = Add (e, one) o = Tanh (m) },
+    else_branch = no () => (float[N,d,f,g] p) { p = Sigmoid (h) }
   >
   y = Conv (i, u)
 }
@@ -632,13 +668,14 @@ IF = """
 def test_tensors_that_bodies_read_are_followed() -> None:
     proto = onnx.parser.parse_model(IF)
     rng = np.random.default_rng(0)
-    for name, shape in {"w": (6, 3, 3, 3), "v": (4, 6, 3, 3), "u": (2, 4, 1, 1), "zero": ()}.items():
-        values = rng.standard_normal(shape) / 5 if shape else np.zeros(shape)
+    shapes = {"w": (6, 3, 3, 3), "v": (4, 6, 3, 3), "r": (4, 6, 3, 3), "u": (2, 4, 1, 1), "zero": (), "one": ()}
+    for name, shape in shapes.items():
+        values = rng.standard_normal(shape) / 5 if shape else np.array(name == "one")
         proto.graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), name))
     analysis = op.analyze(load(proto))
     plan, pruned = cut(analysis, {"w": (0, 3)})
     result, found = solved(analysis, plan, pruned, noise(24))
-    assert set(found) == {"e", "y"}  # what reads the If was changed by it
+    assert set(found) == {"e", "h", "y"}  # what reads the If was changed by it
     data = noise(24, seed=5)
     wanted = outputs(analysis.model, data.x)
     errors = [np.square(outputs(m, data.x) - wanted).sum() for m in (pruned, result)]

@@ -83,16 +83,16 @@ def scaled(order: Order, effects: Mapping[int, float]) -> Order:
     """
     if not effects:
         return order
-    errors = np.concatenate([[0.0], np.cumsum(order.rises)])
     removed = [0, *sorted(effects)]
     losses = np.maximum.accumulate([0.0, *(effects[n] for n in removed[1:])])
     rises = order.rises.copy()
     for i, (a, b) in enumerate(zip(removed, [*removed[1:], len(rises)], strict=True)):
-        gap = errors[b] - errors[a]
+        gap = float(order.rises[a:b].sum())  # not a difference of running sums, which cancels
         if i + 1 < len(removed):
             loss = float(losses[i + 1] - losses[i])
         else:  # beyond the last trial the losses go on as they did so far
-            loss = float(losses[i] * gap / errors[a]) if errors[a] > 0 else 0.0
+            before = float(order.rises[:a].sum())
+            loss = float(losses[i] * gap / before) if before > 0 else 0.0
         rises[a:b] = rises[a:b] * (loss / gap) if gap > 0 else loss / max(1, b - a)
     return Order(order.channels, rises)
 
