@@ -386,7 +386,6 @@ def test_inputs_that_vary_in_the_samples_left_out_alone() -> None:
     for _ in range(200):
         x = np.tile(rng.standard_normal(9).astype(np.float32), (60, 1)) * (rng.random(9) < 0.5)
         x[out] += rng.standard_normal((12, 9)).astype(np.float32)
-        x = x.astype(np.float32)
         wanted = rng.standard_normal((60, 2)).astype(np.float32)
         problem = module._Problem(
             x, wanted, None, rng.standard_normal((9, 2)), np.zeros(2), (-np.inf, np.inf), True, out
@@ -602,13 +601,21 @@ def test_a_model_of_other_nodes_is_refused() -> None:
     analysis, plan, _ = wide()
     for wrong in (
         parsed(NET.replace("Relu", "Tanh"), NET_SHAPES),
-        parsed(NET.replace("(b, v, c)", "(a, v, c)"), NET_SHAPES),
-        parsed(NET + " u = Add (a, b)", NET_SHAPES, "float[N,a,b,c] u"),
         parsed("a = Conv (x, w, d) b = Relu (a) e = Conv (b, v, c) y = Relu (e)", NET_SHAPES),
         parsed("a = Conv (x, w, d) b = Relu (a) z = Conv (b, v, c)", NET_SHAPES, "float[N,a,b,c] z"),
     ):
         with pytest.raises(OnnxPruneError, match="not what the plan makes of the original"):
             solved(analysis, plan, wrong.model, noise(12))
+
+
+def test_a_model_whose_nodes_read_something_else_is_refused() -> None:
+    body = FIRST + "e = Conv (b, v, c) f = Relu (e) g = Tanh (e) y = Sub (f, g)"
+    analysis = parsed(body, W)
+    plan, _ = cut(analysis, {"w": (0, 3)})
+    _, wrong = cut(parsed(body.replace("(f, g)", "(g, f)"), W), {"w": (0, 3)})
+    with pytest.raises(OnnxPruneError, match="its nodes differ") as err:
+        solved(analysis, plan, wrong, noise(12))
+    assert err.value.where == "Sub 'y'"
 
 
 def test_samples_that_do_not_come_first_leave_a_node_as_it_is() -> None:
