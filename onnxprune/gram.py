@@ -142,6 +142,11 @@ class Inverse:
         found: Matrix = cho_solve(self._factor, right, check_finite=False)
         return found
 
+    @property
+    def pivots(self) -> Vector:
+        """Of a covariance: what of each variable's variance those before it do not explain, [n]."""
+        return np.asarray(np.square(np.diagonal(self._factor[0])))
+
     def whole(self) -> Matrix:
         """The inverse itself, by half the work of solving for every column."""
         from scipy.linalg.lapack import dpotri

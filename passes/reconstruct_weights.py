@@ -14,6 +14,7 @@ the weights as they are on these, the weights stay.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import ceil
@@ -34,6 +35,8 @@ from onnxprune.plans import NOTHING, Plan
 
 Matrix = npt.NDArray[np.float64]
 
+_log = logging.getLogger(__name__)
+
 RIDGES = (1e-7, 1e-4, 1e-2, 1e-1, 1.0, 10.0)  # as shares of the mean variance of the inputs
 _MEMORY = 2**29  # bytes of the rows of one node
 _FEW, _TIMES = 10_000, 60  # rows that are enough: so many, and so many for each unknown of an output
@@ -51,7 +54,8 @@ class Solution:
         node: first output of the node.
         matrix: its weight as `LinearNode.matrix` gives it; None: it stays.
         shift: what is added to its outputs.
-        before: squared error at the stable point on held-out samples as a share of its variance, weights as they were.
+        before: squared error at the stable point on held-out samples, weights as they were; as a share of the variance
+            of what is handed on, if that varies.
         after: likewise, solved.
         ridge: lambda that was chosen.
     """
@@ -151,6 +155,7 @@ def solve(step: Step, rows: Rows, rounds: int) -> Solution:
     new_matrix, new_shift = matrix.copy(), shift.copy()
     before = after = spread = 0.0
     ridges = []
+    constant = dependent = 0
     for g in range(linear.groups):
         own = slice(g * size, (g + 1) * size)
         usable = np.flatnonzero(np.isfinite(step.scale[own]) & (np.abs(step.scale[own]) > 1e-12))
@@ -164,13 +169,23 @@ def solve(step: Step, rows: Rows, rounds: int) -> Solution:
         )  # fmt: skip
         weight, base, errors, ridge = problem.best(rounds)
         before, after, spread = before + errors[0], after + min(errors), spread + problem.spread
+        constant, dependent = constant + problem.constant, dependent + problem.dependent
         if not errors[1] < errors[0]:
             continue
         ridges.append(ridge)
         new_matrix[g][:, usable] = weight / step.scale[columns]
         new_shift[columns] = (base - step.offset[columns]) / step.scale[columns]
     name = linear.node.outputs[0].name
-    share = [e / spread if spread > 0 else 0.0 for e in (before, after)]
+    share = [e / (spread or 1.0) for e in (before, after)]
+    inputs = linear.inputs * linear.kernel
+    for fact, holds in (
+        (f"{len(out)} rows for {inputs} unknowns of each output", len(out) <= inputs),
+        (f"{constant} of {linear.groups * inputs} inputs are constant", constant),
+        (f"{dependent} of {linear.groups * inputs} inputs can be told from the others", dependent),
+        (f"the weights are {linear.weight.dtype}", linear.weight.dtype.itemsize < 4),
+    ):
+        if holds:
+            _log.info("%s: %s", name, fact)
     if not ridges or not _fits(linear, new_matrix, new_shift):
         return Solution(name, None, None, share[0], share[0], 0.0)
     return Solution(name, new_matrix, new_shift if linear.intercept else None, share[0], share[1], max(ridges))
@@ -193,19 +208,24 @@ class _Moments:
         self.products = products / rows - np.outer(self.mean, self.mean)
         self.variance = max(float(np.trace(self.products)), 0.0) / len(sums)
         self.least = _ROUNDING * float(np.diagonal(products).max()) / rows
-        self._inverses: dict[float, Inverse] = {}
+        self._inverses: dict[float, tuple[float, Inverse]] = {}
 
     def crossed(self, x: Array, target: Array) -> tuple[Matrix, Matrix]:
         """Sums of the target, and products of inputs and target."""
         return target.sum(0, dtype=np.float64), _product(x, target)
 
+    def inverse(self, ridge: float) -> tuple[float, Inverse]:
+        """What is added to the diagonal, and the inverse then."""
+        if ridge not in self._inverses:
+            level = ridge * self.variance + self.least or 1.0
+            self._inverses[ridge] = level, Inverse(self.products + level * np.eye(len(self.products)))
+        return self._inverses[ridge]
+
     def fit(self, crossed: tuple[Matrix, Matrix], ridge: float, weight: Matrix, base: Matrix) -> tuple[Matrix, Matrix]:
         """Weight and base nearest to the target; ridge regression towards the weight that is there."""
-        level = ridge * self.variance + self.least or 1.0
-        if ridge not in self._inverses:
-            self._inverses[ridge] = Inverse(self.products + level * np.eye(len(self.products)))
+        level, inverse = self.inverse(ridge)
         middle = crossed[0] / self.rows if self.intercept else np.zeros(len(crossed[0]))
-        found = self._inverses[ridge](crossed[1] / self.rows - np.outer(self.mean, middle) + level * weight)
+        found = inverse(crossed[1] / self.rows - np.outer(self.mean, middle) + level * weight)
         return found, middle - self.mean @ found if self.intercept else base
 
 
@@ -218,7 +238,13 @@ def _product(x: Array, target: Array) -> Matrix:
 
 
 class _Problem:
-    """Least squares for the outputs of one convolution group, in units of the stable point."""
+    """Least squares for the outputs of one convolution group, in units of the stable point.
+
+    Attributes:
+        spread: variance of what is handed on, summed over the outputs.
+        constant: how many inputs do not vary.
+        dependent: how many others are combinations of the rest, as far as the least lambda lets one tell.
+    """
 
     def __init__(
         self, x: Array, wanted: Array, shortcut: Array | None, weight: Matrix, base: Matrix,
@@ -232,6 +258,8 @@ class _Problem:
         self.intercept, self.out = intercept, out
         handed = np.clip(wanted, *bounds)
         self.spread = float(handed.var(0, dtype=np.float64).sum())
+        self.constant = int((~self.x.any(0)).sum())
+        self.dependent = 0
 
     def best(self, rounds: int) -> tuple[Matrix, Matrix, tuple[float, float], float]:
         """(weight, base, held-out errors as it was and as it is, lambda)."""
@@ -247,6 +275,8 @@ class _Problem:
             # What can be had exactly is had without alternating, and needs no more than the least lambda.
             tried = RIDGES if i == len(targets) - 1 else RIDGES[:1]
             trials += [(self._error(*rest.fit(outside, r, self.weight, self.base)), r, i) for r in tried]
+        level, inverse = rest.inverse(RIDGES[0])
+        self.dependent = max(0, int((inverse.pivots < 10 * level).sum()) - self.constant)
         error, ridge, i = min(trials)
         weight, base = moments.fit(targets[i][1], ridge, self.weight, self.base)
         return weight, base - self.origin @ weight, (self._error(self.weight, self.base), error), ridge

@@ -325,11 +325,15 @@ def wide() -> tuple[Analysis, Plan, Model]:
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 7])
-def test_fewer_samples_than_unknowns(count: int) -> None:
+def test_fewer_samples_than_unknowns(count: int, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     analysis, plan, pruned = wide()
     result, found = solved(analysis, plan, pruned, noise(count), rows=count)
     assert all(np.isfinite(v).all() for v in constants(result).values())
     assert set(found) == {"y"}
+    assert (f"y: {count} rows for 16 unknowns of each output" in caplog.messages) == (
+        count >= 5
+    )  # fewer leave none to choose by
 
 
 def test_a_fit_that_does_not_hold_elsewhere_is_not_taken() -> None:
@@ -346,7 +350,8 @@ def test_a_fit_that_does_not_hold_elsewhere_is_not_taken() -> None:
 
 
 @pytest.mark.parametrize("size", [0.0, 1.0, 3000.0])
-def test_constant_channels(size: float) -> None:
+def test_constant_channels(size: float, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     # Every channel that is left says the same on every sample, but for the rounding of a large number.
     values = {"w": np.zeros((6, 3, 3, 3)), "d": size * np.random.default_rng(1).uniform(0.5, 1, 6)}
     values["w"][[1, 4]] = np.random.default_rng(0).standard_normal((2, 3, 3, 3))
@@ -360,6 +365,7 @@ def test_constant_channels(size: float) -> None:
     np.testing.assert_allclose(now.mean((0, 2, 3)), wanted.mean((0, 2, 3)), rtol=0, atol=1e-4 * np.abs(wanted).max())
     assert np.square(now - wanted).sum() <= np.square(before - wanted).sum()
     assert found["y"].after <= 1.1
+    assert caplog.messages == ["y: 16 of 16 inputs are constant"]
 
 
 def test_channels_that_hardly_vary_around_a_large_mean_are_solved_for() -> None:
@@ -394,7 +400,8 @@ def test_inputs_that_vary_in_the_samples_left_out_alone() -> None:
         assert np.isfinite([*weight.ravel(), *base, *errors]).all()
 
 
-def test_rank_deficient_inputs() -> None:
+def test_rank_deficient_inputs(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     rng = np.random.default_rng(0)
     values = {"w": rng.standard_normal((6, 3, 3, 3)) / 5, "d": rng.standard_normal(6) / 5}
     values["w"][2], values["d"][2] = values["w"][0], values["d"][0]  # two that stay are the same
@@ -404,6 +411,7 @@ def test_rank_deficient_inputs() -> None:
     data = noise(40)
     result, found = solved(analysis, plan, pruned, data)
     assert found["y"].after < 0.8 * found["y"].before
+    assert caplog.messages == ["y: 4 of 16 inputs are constant", "y: 4 of 16 inputs can be told from the others"]
     assert np.abs(constants(result)["v"]).max() < 10 * np.abs(constants(pruned)["v"]).max()
     errors = [np.square(outputs(m, data.x) - outputs(analysis.model, data.x)).sum() for m in (pruned, result)]
     assert errors[1] < errors[0]
@@ -418,7 +426,8 @@ def test_samples_that_are_no_numbers_give_one_error() -> None:
 
 
 @pytest.mark.parametrize("batchnorm", [False, True])
-def test_half_precision(batchnorm: bool) -> None:
+def test_half_precision(batchnorm: bool, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     rng = np.random.default_rng(3)
     w, d = rng.standard_normal((6, 3, 3, 3)) / 5, rng.standard_normal(6) / 5
     w[4], d[4] = w[2], d[2]
@@ -431,6 +440,7 @@ def test_half_precision(batchnorm: bool) -> None:
     data = Data(noise(40).x.astype(np.float16), None, "noise")
     result, found = solved(analysis, plan, pruned, data)
     assert found["e"].matrix is not None
+    assert caplog.messages == ["e: the weights are float16"]
     assert {v.dtype for v in constants(result).values()} == {np.dtype(np.float16)}
     wanted, now, before = (outputs(m, data.x) for m in (analysis.model, result, pruned))
     scale = np.abs(wanted).max()
