@@ -23,8 +23,6 @@ from onnxprune.targets import Target
 MODEL = "digits_cnn.onnx"
 HALF, HARD = 0.5, 0.15
 EPOCHS = 6
-
-
 SAMPLES = 400  # for recovery
 
 

@@ -12,7 +12,7 @@ from onnxprune.criteria import AnyCriterion
 from onnxprune.errors import OnnxPruneError
 from onnxprune.model import PROVENANCE, Model
 from onnxprune.ops import Choices
-from onnxprune.passes import NORMALIZE, Pipeline, StripChannels
+from onnxprune.passes import NORMALIZE, Pipeline, SparsifyWeights, StripChannels
 from onnxprune.passes.strip_channels import analysis_options, check_plan
 from onnxprune.planner import plan as make_plan
 from onnxprune.plans import Plan
@@ -103,6 +103,21 @@ def compile_plan(
     proof = verify(analysis, plan, pruned, **options) if check else None
     cost = CostModel(analysis)
     return Compiled(pruned, plan, analysis, cost.whole, cost.cost(analysis.kept(plan)), proof)
+
+
+def sparsify(model: Model, rule: SparsifyWeights) -> Model:
+    """The model with its smallest weights zero, and its provenance in the metadata.
+
+    Raises:
+        OnnxPruneError: as the pass.
+    """
+    return rule(model).with_metadata(
+        {
+            f"{PROVENANCE}.version": version,
+            f"{PROVENANCE}.{rule.name}": rule.summary,
+            f"{PROVENANCE}.source": model.fingerprint,
+        }
+    )
 
 
 def apply(model: Model, plan: Plan, *, analysis: Analysis | None = None, check: bool = True) -> Model:

@@ -5,8 +5,7 @@ Imported where a criterion runs, never with the criteria: it loads torch.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from onnxprune.metrics import check_labels, scores_of
 from onnxprune.model import Array, Model
 from onnxprune.runtime import DEVICES
 from onnxprune.torch_bridge import logits_of, to_torch
+from onnxprune.torch_bridge.running import cpu_threads
 
 _MEMORY = {"cpu": 2**28, "cuda": 2**32}  # bytes of all tensors of one forward run
 
@@ -104,7 +104,7 @@ def each_part(case: Case, module: fx.GraphModule, visit: Visit) -> None:
     feeds = case.calibration.feeds(case.analysis.model)
     device = _device(case.calibration.device)
     step = done = 0
-    with _threads(case.calibration.threads):
+    with cpu_threads(case.calibration.threads):
         for i in range(len(feeds)):
             feed, y = feeds[i]
             assert y is not None
@@ -163,14 +163,3 @@ def _device(name: str) -> torch.device:
     if name == "cuda" and not cuda:
         raise OnnxPruneError("CUDA was asked for, but this PyTorch has none", fix="--device cpu")
     return torch.device("cuda" if cuda and name != "cpu" else "cpu")
-
-
-@contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """PyTorch on so many threads for the time of the block; 0 leaves it alone."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

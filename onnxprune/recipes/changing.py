@@ -9,16 +9,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
-from onnxprune import __version__ as version
 from onnxprune.calibration import Calibration
 from onnxprune.compression import compressed_size, nonzero_parameters
 from onnxprune.coupling import Analysis
 from onnxprune.errors import OnnxPruneError
 from onnxprune.files import write_text
 from onnxprune.limits import Limits, Room, check_ratio
-from onnxprune.model import PROVENANCE, Model, load, save
+from onnxprune.model import Model, load, save
 from onnxprune.passes import SparsifyWeights
-from onnxprune.pipeline import analyze_for, compile_plan
+from onnxprune.pipeline import analyze_for, compile_plan, sparsify
 from onnxprune.plans import Plan, load_plan, save_plan
 from onnxprune.recipes.base import MODEL, PLAN, Outcome, Place, Step, whole
 from onnxprune.recipes.deciding import Planning, removal_note
@@ -262,13 +261,7 @@ class Sparsify(Step):
         return (MODEL,)
 
     def run(self, place: Place) -> Outcome:
-        rule = self._rule()
-        sparse = rule(place.model).with_metadata(
-            {
-                f"{PROVENANCE}.version": version, f"{PROVENANCE}.{rule.name}": rule.summary,
-                f"{PROVENANCE}.source": place.model.fingerprint,
-            }
-        )  # fmt: skip
+        sparse = sparsify(place.model, self._rule())
         counts = [nonzero_parameters(m) for m in (place.model, sparse)]
         sizes = [compressed_size(m) for m in (place.model, sparse)]
         note = "parameters that are not zero {} -> {}, compressed bytes {} -> {}".format(*counts, *sizes)

@@ -78,17 +78,6 @@ def known_errors() -> Iterator[None]:
         raise
 
 
-@contextlib.contextmanager
-def cpu_threads(count: int) -> Iterator[None]:
-    """PyTorch on so many threads for the time of the block; 0 leaves it alone."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def process_rank() -> int:
     """0 in the process that writes and speaks, of several that train together.
 

@@ -27,6 +27,7 @@ from onnxprune.model import PROVENANCE, Array, Model
 from onnxprune.passes import NORMALIZE, FuseBatchnorm, InsertBatchnorm, Pipeline
 from onnxprune.pipeline import analyze
 from onnxprune.torch_bridge import bindings, logits_of, to_torch, write_back
+from onnxprune.torch_bridge.running import cpu_threads
 from onnxprune.training.callbacks import Epoch
 from onnxprune.training.checkpoints import saved_run
 from onnxprune.training.datasets import (
@@ -40,7 +41,7 @@ from onnxprune.training.datasets import (
     split,
 )
 from onnxprune.training.distillation import Teacher, distillation_loss, matching_features
-from onnxprune.training.guards import cpu_threads, known_errors, process_rank, quiet
+from onnxprune.training.guards import known_errors, process_rank, quiet
 from onnxprune.training.learner import Figures, Learner
 from onnxprune.training.session import Progress, Session
 from onnxprune.training.settings import Settings

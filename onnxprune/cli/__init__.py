@@ -1,0 +1,58 @@
+"""The command line. Every command reads, calls one stage, and shows what came of it.
+
+stdout holds the result (a table, or one JSON document with --json), stderr everything else. Exit status: 0 fine,
+1 a known error, 2 wrong usage, 3 the verification failed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from onnxprune import __version__
+from onnxprune.cli import cutting, deciding, listing, looking, measuring, running, winning_back, zeroing
+from onnxprune.errors import OnnxPruneError
+
+# Modules that compute are imported inside the commands: `--help` must answer at once.
+
+
+class _Group(click.Group):
+    """Turns known errors into one message and their exit status; nothing else is caught."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except OnnxPruneError as err:
+            click.echo(f"error: {err}", err=True)
+            ctx.exit(err.exit_code)
+        except MemoryError:
+            click.echo("error: not enough memory\n  try: a smaller --batch, or a machine with more", err=True)
+            ctx.exit(1)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)  # in the order of the work, not of the alphabet
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
+@click.version_option(__version__, prog_name="onnxprune")
+def main() -> None:
+    """Make an ONNX model smaller and faster by removing channels, and prove it.
+
+    \b
+    onnxprune inspect model.onnx
+    onnxprune prune model.onnx -o small.onnx --target macs=0.5
+    onnxprune bench model.onnx small.onnx
+
+    Exit status: 0 fine, 1 a known error, 2 wrong usage, 3 verification failed.
+    """
+
+
+# In the order of the work, which is the order of the help.
+for command in (
+    looking.inspect, looking.score, deciding.sensitivity, deciding.plan, cutting.apply, cutting.prune,
+    zeroing.sparsify, zeroing.sweep, looking.verify, winning_back.recover, winning_back.retrain,
+    measuring.evaluate, measuring.bench, running.run_recipe, listing.ops, listing.criteria, listing.passes,
+    running.demo,
+):  # fmt: skip
+    main.add_command(command)
