@@ -222,7 +222,9 @@ def test_a_threshold_bounds_every_group(wide: Analysis) -> None:
 
 
 def test_it_is_the_default_of_criteria_whose_scores_are_costs(wide: Analysis) -> None:
-    assert {n for n, rule in all_criteria().items() if rule.default_scope == "saving"} == {"obs"}
+    own = {n: rule.default_scope for n, rule in all_criteria().items() if rule.default_scope != "global"}
+    uniform = dict.fromkeys(("gradient", "hrank", "lrp", "taylor", "thinet"), "uniform")
+    assert own == {"obs": "saving", **uniform}
     costs = Scores(wide, drawn(wide, 0).groups, {"name": "obs"}, "none")
     others = Scores(wide, drawn(wide, 0).groups, {"name": "l2"}, "none")
     unknown = Scores(wide, drawn(wide, 0).groups, {"name": "somebody's own"}, "none")

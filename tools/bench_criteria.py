@@ -298,8 +298,9 @@ def with_batchnorm(path: Path) -> Any:
     import onnx
     import onnx.numpy_helper
     import torch
+    from cifar_networks import Block, ResNet
     from torch import nn
-    from torch_pruning_sweep import TOLERANCE, Block, ResNet, difference
+    from torch_pruning_sweep import TOLERANCE, difference
 
     class Named(Block):  # type: ignore[misc]
         def __init__(self, before: int, after: int) -> None:

@@ -22,7 +22,7 @@ import onnxprune as op
 from onnxprune.calibration import Calibration
 from onnxprune.data import Preprocess, subset
 from onnxprune.passes import RecalibrateBatchnorm
-from onnxprune.recovery import recover
+from onnxprune.recovery import STAGES, recover
 from onnxprune.synthetic import synthetic_data
 
 
@@ -42,10 +42,11 @@ def numbers(text: str) -> list[float]:
 @click.option("--images", default=2000, show_default=True, help="Calibration samples; `none` as TRAIN makes them up.")
 @click.option("--protect", multiple=True, help="As of `plan`.")
 @click.option("--round-to", default=1, show_default=True)
+@click.option("--stages", default=",".join(STAGES), show_default=True, help="As of `recover`.")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Figures as JSON.")
 def main(
     model: Path, train: str, test: str, mean: str, std: str, shares: str, criterion: str, images: int,
-    protect: tuple[str, ...], round_to: int, output: Path | None,
+    protect: tuple[str, ...], round_to: int, stages: str, output: Path | None,
 ) -> None:  # fmt: skip
     """Cuts and recovers at every share."""
     original, held_out = op.load(model), op.load_data(test)
@@ -71,7 +72,7 @@ def main(
         start = time.perf_counter()
         calibrated = RecalibrateBatchnorm(plan, analysis, samples)(cut.model)
         middle = time.perf_counter()
-        done = recover(original, cut.model, plan, samples, analysis=analysis)
+        done = recover(original, cut.model, plan, samples, analysis=analysis, stages=stages.split(","))
         seconds = time.perf_counter() - middle
         rows.append(
             {

@@ -12,22 +12,20 @@ retrained by the same command with the same settings, teacher and data.
 from __future__ import annotations
 
 import copy
-import io
 import json
 import platform
 import time
-import warnings
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import click
-import onnx
 import torch
 import torch_pruning as tp
+from cifar_networks import Block, ResNet, exported
 from torch import nn
-from torch_pruning_sweep import Block, ResNet, from_onnx
+from torch_pruning_sweep import from_onnx
 
 import onnxprune as op
 from onnxprune.calibration import Calibration
@@ -37,18 +35,6 @@ from onnxprune.training import Settings, retrain
 from onnxprune.training.distillation import matching_features
 
 PACKAGES = ("torch", "lightning", "onnx2torch", "torch-pruning")
-
-
-def exported(module: nn.Module) -> op.Model:
-    """The module as its ONNX file would be read."""
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter announces its successor
-        torch.onnx.export(
-            module.eval(), (torch.zeros(1, 3, 32, 32),), buffer, opset_version=17, dynamo=False,
-            input_names=["input"], dynamic_axes={"input": {0: "batch"}},
-        )  # fmt: skip
-    return op.load(onnx.load_from_string(buffer.getvalue()))
 
 
 def macs(model: op.Model) -> float:

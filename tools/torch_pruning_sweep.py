@@ -29,43 +29,10 @@ import onnx.numpy_helper
 import onnxruntime as ort
 import torch
 import torch_pruning as tp
+from cifar_networks import Block, ResNet
 from torch import nn
-from torch.nn import functional
 
 TOLERANCE = 1e-4
-
-
-class Block(nn.Module):
-    """Two convolutions beside an option-A shortcut: every second pixel, zeros for the new channels on both sides."""
-
-    def __init__(self, before: int, after: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(before, after, 3, stride=2 if after > before else 1, padding=1)
-        self.conv2 = nn.Conv2d(after, after, 3, padding=1)
-        self.pad = (after - before) // 2
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.conv2(torch.relu(self.conv1(x)))
-        if self.pad:
-            x = functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.pad, self.pad))
-        return torch.relu(y + x)
-
-
-class ResNet(nn.Module):
-    """CIFAR ResNet of 6 n + 2 layers, BatchNormalization folded into the convolutions."""
-
-    def __init__(self, n: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 16, 3, padding=1)
-        self.layer1 = nn.Sequential(*(Block(16, 16) for _ in range(n)))
-        self.layer2 = nn.Sequential(*(Block(16 if i == 0 else 32, 32) for i in range(n)))
-        self.layer3 = nn.Sequential(*(Block(32 if i == 0 else 64, 64) for i in range(n)))
-        self.linear = nn.Linear(64, 10)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.layer3(self.layer2(self.layer1(torch.relu(self.conv1(x)))))
-        out: torch.Tensor = self.linear(x.mean((2, 3)))
-        return out
 
 
 def from_onnx(path: Path) -> ResNet:

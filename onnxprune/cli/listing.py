@@ -45,14 +45,21 @@ def criteria(as_json: bool) -> None:
     from onnxprune.criteria import all_criteria
 
     found = [
-        {"name": n, "title": c.title, "source": c.source, "reduce": c.default_reduce, "normalize": c.default_normalize}
+        {
+            "name": n,
+            "title": c.title,
+            "source": c.source,
+            "reduce": c.default_reduce,
+            "normalize": c.default_normalize,
+            "scope": "uniform" if "global" in c.forbids else c.default_scope,
+        }
         for n, c in all_criteria().items()
     ]
     if as_json:
         show.emit_json(found)
     else:
-        rows = [[c["name"], f"{c['title']} ({c['source']})"] for c in found]
-        show.table(f"{len(found)} criteria", ["name", "what it is"], rows, prose=True)
+        rows = [[c["name"], c["scope"], f"{c['title']} ({c['source']})"] for c in found]
+        show.table(f"{len(found)} criteria", ["name", "scope", "what it is"], rows, prose=True)
 
 
 @click.command()

@@ -68,7 +68,7 @@ planning_options = together(
     click.option("--max-loss", type=float, help="The same for metrics of which less is better."),
     click.option(
         "--scope",
-        show_default="sensitivity with --curves, latency for a latency target, else saving for obs, global for others",
+        show_default="sensitivity with --curves, latency for a latency target, else the criterion's own (`criteria`)",
         help="How --target is shared: rank all channels together (global), the same share everywhere (uniform), all "
         "curves down to the same value (sensitivity), least importance per unit of the target saved (saving) or per "
         "predicted second saved (latency).",
