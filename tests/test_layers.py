@@ -32,7 +32,7 @@ RANKS = {
     13: ("allocators", "class_tables", "sweep", "thresholds"),
     14: ("planner",),
     15: ("comparison", "criteria_comparison", "iterative", "pipeline"),
-    16: ("bench", "recovery", "show", "training", "weight_unit"),
+    16: ("bench", "differences", "recovery", "show", "training", "weight_unit"),
     17: ("demo", "recipes"),
     18: ("cli",),
     19: ("__main__",),

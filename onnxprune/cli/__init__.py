@@ -51,7 +51,7 @@ def main() -> None:
 # In the order of the work, which is the order of the help.
 for command in (
     looking.inspect, looking.score, deciding.sensitivity, deciding.plan, cutting.apply, cutting.prune,
-    zeroing.sparsify, zeroing.sweep, looking.verify, winning_back.recover, winning_back.retrain,
+    zeroing.sparsify, zeroing.sweep, looking.verify, looking.diff, winning_back.recover, winning_back.retrain,
     measuring.evaluate, measuring.bench, running.run_recipe, listing.ops, listing.criteria, listing.passes,
     running.demo,
 ):  # fmt: skip
