@@ -34,8 +34,9 @@ RANKS = {
     15: ("comparison", "criteria_comparison", "iterative", "pipeline"),
     16: ("bench", "differences", "recovery", "show", "training", "weight_unit"),
     17: ("demo", "recipes"),
-    18: ("cli",),
-    19: ("__main__",),
+    18: ("reports",),
+    19: ("cli",),
+    20: ("__main__",),
 }
 RANK = {name: rank for rank, names in RANKS.items() for name in names}
 # `onnxprune/__init__.py` has no rank: it holds the version, and loads the public names on first use.
