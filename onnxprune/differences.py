@@ -16,7 +16,7 @@ from zlib import crc32
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.cost import CostModel
+from onnxprune.cost import Cost, CostModel
 from onnxprune.errors import OnnxPruneError
 from onnxprune.model import Array, Model
 from onnxprune.pipeline import analyze
@@ -189,12 +189,14 @@ class _Side:
                     number = seen.dims[t.name, axis]
                     symbols.setdefault(number, size if isinstance(size, str) and size else "?")
         self.shapes = {name: tuple(symbols.get(n, n) for n in shape) for name, shape in seen.shapes.items()}
+        cost: Cost | None
         try:
             cost = CostModel(analyze(model)).whole
         except OnnxPruneError:  # a model that cannot be analysed can still be compared
             cost = None
         self.sizes = Sizes(
-            nodes=len(self.nodes), macs=cost and cost.macs, params=cost and cost.params,
+            nodes=len(self.nodes), macs=cost.macs if cost else None,
+            params=cost.params if cost else None,
             bytes=sum(a.nbytes for a in self.constants.values()),
             file=_file_size(model), opset=model.opset,
         )  # fmt: skip
@@ -212,11 +214,19 @@ def _title(node: gs.Node) -> str:
     return str(node.name or (node.outputs[0].name if node.outputs else node.op))
 
 
+def _name(node: gs.Node) -> str:
+    return str(node.name or "")
+
+
+def _output(node: gs.Node) -> str:
+    return str(node.outputs[0].name) if node.outputs else ""
+
+
 def _matched(one: list[gs.Node], other: list[gs.Node]) -> list[tuple[int, int]]:
     """Places of nodes that are the same node, in the order of the first model."""
     pairs: dict[int, int] = {}
     taken: set[int] = set()
-    for key in (lambda n: n.name, lambda n: n.outputs[0].name if n.outputs else ""):
+    for key in (_name, _output):
         places = {key(n): j for j, n in reversed(list(enumerate(other))) if key(n) and j not in taken}
         for i, n in enumerate(one):
             j = places.get(key(n)) if i not in pairs else None
@@ -271,7 +281,7 @@ def _attribute(value: Any) -> str:
         value = value.values
     if isinstance(value, np.ndarray):
         flat = value.reshape(-1)
-        more = f"... crc {crc32(np.ascontiguousarray(value)):08x}" if flat.size > _SHOWN else ""
+        more = f"... crc {crc32(value.tobytes()):08x}" if flat.size > _SHOWN else ""
         return f"{value.dtype.name}{list(value.shape)} {flat[:_SHOWN].tolist()}{more}"
     return repr(value)
 
@@ -302,7 +312,8 @@ def _same_bits(a: Array, b: Array) -> bool:
     """Whether two arrays of one shape and type are the same, NaN and the sign of zero included."""
     if a.dtype.hasobject:
         return np.array_equal(a, b)
-    return np.array_equal(*(np.ascontiguousarray(v).reshape(-1).view(np.uint8) for v in (a, b)))
+    x, y = (np.ascontiguousarray(v).reshape(-1).view(np.uint8) for v in (a, b))
+    return np.array_equal(x, y)
 
 
 def _interface(one: Model, other: Model) -> Iterator[str]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from onnxprune.bench import bench
 from onnxprune.cost import CostModel
@@ -20,7 +21,7 @@ from onnxprune.pipeline import analyze, analyze_for, compile_plan
 from onnxprune.plans import Plan, load_plan
 from onnxprune.reports import parts
 from onnxprune.reports.documents import Document, Fields
-from onnxprune.reports.story import Locked, Proof, Stage, Story
+from onnxprune.reports.story import Bar, Locked, Proof, Stage, Story
 from onnxprune.scoring import load_scores
 from onnxprune.show import seconds
 
@@ -152,20 +153,19 @@ class _Files:
 
     def _widths(self) -> None:
         """Without a plan: groups by name, and how many channels the last model has of them."""
-        from onnxprune.reports.story import Bar
-
         last = self.analyses.get(self.models[-1].name)
         if last is None or not self.story.bars:
             return
         self.story.cuts = [self.models[-1].name]
         now = {g.name: g.channels for g in last.groups}
         self.story.bars = [
-            Bar(b.name, b.channels, (now[b.name],), b.about) for b in self.story.bars if now.get(b.name, 0) <= b.channels
-            and b.name in now
-        ]  # fmt: skip
+            Bar(b.name, b.channels, (now[b.name],), b.about)
+            for b in self.story.bars
+            if b.name in now and now[b.name] <= b.channels
+        ]
         self.story.why = ["No plan was given: channels are those that each model has, by the names of the groups."]
 
-    def _scores(self, analysis: Analysis, plan: Plan) -> object:
+    def _scores(self, analysis: Analysis, plan: Plan) -> Mapping[str, Any] | None:
         for d in self.of("scores"):
             if d.value.get("model") == plan.model:
                 with parts.noting(self.story, d.path.name):
@@ -247,7 +247,7 @@ class _Files:
                     else:
                         parts.take_accuracy(stage, Fields(d.value, name))
         # Files of older versions do not name their model: as many as models are theirs in order.
-        named = [s for s in self.stages.values()]
+        named = list(self.stages.values())
         for i, d in enumerate(nameless):
             with parts.noting(self.story, d.path.name):
                 if len(nameless) != len(named):

@@ -131,7 +131,8 @@ def _curves_part(i: int, found: Sensitivity) -> dict[str, Any]:
 
 
 def _or_dash(form: Any, value: Any) -> str:
-    return "–" if value is None else form(value)
+    text = "-" if value is None else str(form(value))
+    return text.removesuffix(" us") + " µs" if text.endswith(" us") else text
 
 
 def _file(name: str) -> str:

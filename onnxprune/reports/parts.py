@@ -63,9 +63,9 @@ def add_groups(story: Story, analysis: Analysis | None, cuts: Sequence[Cut]) -> 
                 known = "is not known" if name not in kept else f"has {kept[name][-1]} channels there, not {r.channels}"
                 story.problems.append(f"{cut.name}: the plan's group {name!r} {known}; it is left out")
         for name, counts in kept.items():
-            r = cut.plan.groups.get(name)
-            fits = r is not None and r.channels == counts[-1]
-            counts.append(counts[-1] - len(r.removed) if r is not None and fits else counts[-1])
+            mine = cut.plan.groups.get(name)
+            gone = len(mine.removed) if mine is not None and mine.channels == counts[-1] else 0
+            counts.append(counts[-1] - gone)
     lost = _lost(cuts[0]) if len(cuts) == 1 else {}
     story.bars = [Bar(n, c, tuple(kept[n][1:]), about.get(n, ""), lost.get(n)) for n, c in whole.items()]
 
