@@ -19,6 +19,7 @@ import onnx_graphsurgeon as gs
 from onnxprune.cost import Cost, CostModel
 from onnxprune.errors import OnnxPruneError
 from onnxprune.model import Array, Model
+from onnxprune.notebooks import html_table, share
 from onnxprune.pipeline import analyze
 from onnxprune.shapes import witness
 
@@ -107,6 +108,20 @@ class Differences:
     added_weights: tuple[tuple[str, tuple[int, ...]], ...]
     removed_weights: tuple[tuple[str, tuple[int, ...]], ...]
     interface: tuple[str, ...]
+
+    def _repr_html_(self) -> str:
+        """For notebooks: sizes, and how much of each kind differs."""
+        rows = []
+        for what in ("nodes", "macs", "params", "bytes", "file", "opset"):
+            a, b = getattr(self.before, what), getattr(self.after, what)
+            rows.append([what, *("-" if v is None else f"{v:,}" for v in (a, b)), "-" if not a else share(b or 0, a)])
+        note = (
+            f"nodes: {len(self.added)} added, {len(self.removed)} removed, {len(self.changed)} changed; "
+            f"{len(self.shapes)} activations of another shape; weights: {len(self.weights)} changed, "
+            f"{len(self.added_weights)} added, {len(self.removed_weights)} removed"
+        )
+        note = "the same" if self.identical else note
+        return html_table("differences", ["", "before", "after", ""], rows, note=note)
 
     @property
     def identical(self) -> bool:

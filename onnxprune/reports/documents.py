@@ -38,11 +38,12 @@ class Document:
     value: Any
 
 
-def read_json(path: Path) -> Any:
-    """A JSON file, strictly.
+def parse_json(text: str) -> Any:
+    """JSON text, strictly.
 
     Raises:
-        OnnxPruneError: unreadable, too large, not UTF-8, not JSON, a key given twice, NaN or infinity.
+        ValueError: not JSON, a key given twice, NaN or infinity.
+        RecursionError: nested too deep.
     """
 
     def no_duplicates(pairs: list[tuple[str, Any]]) -> Table:
@@ -53,11 +54,19 @@ def read_json(path: Path) -> Any:
     def no_constant(name: str) -> Any:
         raise ValueError(f"{name} is not JSON")
 
+    return json.loads(text, object_pairs_hook=no_duplicates, parse_constant=no_constant)
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file, strictly.
+
+    Raises:
+        OnnxPruneError: unreadable, too large, not UTF-8, not JSON, a key given twice, NaN or infinity.
+    """
     try:
         if path.stat().st_size > MAX_BYTES:
             raise OnnxPruneError("the file is too large", where=str(path))
-        text = path.read_text(encoding="utf-8")
-        return json.loads(text, object_pairs_hook=no_duplicates, parse_constant=no_constant)
+        return parse_json(path.read_text(encoding="utf-8"))
     except OSError as err:
         raise OnnxPruneError(f"cannot read the file: {err.strerror or err}", where=str(path)) from err
     except (ValueError, RecursionError) as err:

@@ -20,7 +20,7 @@ from onnxprune.plans import Plan, load_plan
 from onnxprune.recipes import load_recipe
 from onnxprune.recipes.runner import COPY, JOURNAL, LATENCY, LOG, ORIGINAL
 from onnxprune.reports import parts
-from onnxprune.reports.documents import MAX_BYTES, Fields, read_json
+from onnxprune.reports.documents import MAX_BYTES, Fields, parse_json, read_json
 from onnxprune.reports.story import Stage, Story
 from onnxprune.scoring import load_scores
 
@@ -86,15 +86,14 @@ class _Run:
             text = err.what if isinstance(err, OnnxPruneError) else err.strerror or str(err)
             self.story.problems.append(f"{JOURNAL}: {text}; which files the steps made cannot be checked")
             return
-        import json
-
         for i, line in enumerate(lines):
-            if not line.strip():
+            if i and not line.strip():
                 continue
             try:
-                entry = json.loads(line.decode())
+                entry = parse_json(line.decode())
                 if i == 0:
                     self.head = dict(Fields(entry, JOURNAL).value)
+                    self.head["journal"]  # no other line has it
                 else:
                     self.records[entry["key"]] = Fields(entry["value"], f"{JOURNAL}, {entry['key']}")
             except (ValueError, KeyError, TypeError, RecursionError, OnnxPruneError):
@@ -106,7 +105,10 @@ class _Run:
             if path.stat().st_size > 2**20:
                 raise OnnxPruneError("the file is too large")
             self.story.recipe = path.read_text(encoding="utf-8")
-            about = tomllib.loads(self.story.recipe).get("about")
+            table = tomllib.loads(self.story.recipe)
+            if not table.get("step"):
+                raise OnnxPruneError("it has no steps")
+            about = table.get("about")
             self.story.subtitle = about if isinstance(about, str) else ""
         except OSError as err:
             self.story.problems.append(f"{COPY}: {err.strerror or err}; the recipe cannot be shown")
