@@ -98,7 +98,7 @@ class Browser:
 
     def open(
         self, where: Path | str, *, width: int = 1280, height: int = 900, dark: bool = False, offline: bool = False,
-        timeout: float = 20_000, **options: Any,
+        timeout: float = 120_000, **options: Any,
     ) -> Page:  # fmt: skip
         """Opens a file or an address and waits until it is loaded.
 
