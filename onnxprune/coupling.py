@@ -18,6 +18,7 @@ import onnx_graphsurgeon as gs
 
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.model import Array, Model
+from onnxprune.notebooks import html_table
 from onnxprune.ops import find
 from onnxprune.ops.labels import Choices, Contraction, FilterSite, Labels, LabelTable, Lock, ScaleSite
 from onnxprune.plans import Plan
@@ -87,6 +88,24 @@ class Analysis:
     count: int
     groups: tuple[Group, ...]
     locked: tuple[LockedGroup, ...]
+
+    def __repr__(self) -> str:
+        channels = sum(g.channels for g in self.groups)
+        return f"<Analysis: {len(self.groups)} groups, {channels} channels can be removed; {len(self.locked)} locked>"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the groups, then what is locked and why."""
+        rows = [
+            [g.name, str(g.channels), str(g.width), str(len(g.sites)), g.op + (", residual" if g.residual else "")]
+            for g in self.groups
+        ]
+        title = f"{len(rows)} groups, {sum(g.channels for g in self.groups)} channels can be removed"
+        columns = ["group", "channels", "width", "tensors", "made by"]
+        out = html_table(title, columns, rows, text=(0, 4))
+        if self.locked:
+            why = [[k.name, str(k.channels), f"it {k.reason}", f"{k.op} {k.node}"] for k in self.locked]
+            out += html_table("locked", ["group", "channels", "because", "by"], why, text=(0, 2, 3))
+        return out
 
     def __iter__(self) -> Iterator[Group]:
         return iter(self.groups)

@@ -26,6 +26,7 @@ from onnxprune.criteria.dscore import sign_sums
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.files import write_text
 from onnxprune.limits import check_ratio
+from onnxprune.notebooks import html_table, share
 from onnxprune.scoring import Scored, Scores, filters_first, score_together
 from onnxprune.sweep import removed_at
 
@@ -85,6 +86,16 @@ class Comparison:
     scores: Mapping[str, Scores] = field(repr=False)
     ratio: float
     groups: Mapping[str, Mapping[Pair, Agreement]]
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the means over the groups, for every two criteria."""
+        rows = []
+        for pair in self.pairs:
+            mean = self.mean(pair)
+            figures = ["-" if v is None else f"{v:.3f}" for v in (mean.spearman, mean.kendall)]
+            rows.append([", ".join(pair), *figures, "-" if mean.overlap is None else share(mean.overlap, 1)])
+        title = f"criteria on {len(self.groups)} groups, {share(self.ratio, 1)} of each removed"
+        return html_table(title, ["criteria", "Spearman", "Kendall", "removed alike"], rows)
 
     @property
     def pairs(self) -> list[Pair]:

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from onnxprune import __version__ as version
-from onnxprune.cost import Cost, CostModel
+from onnxprune.cost import MEASURES, Cost, CostModel
 from onnxprune.coupling import Analysis, couple
 from onnxprune.criteria import AnyCriterion
 from onnxprune.errors import OnnxPruneError
 from onnxprune.model import PROVENANCE, Model
+from onnxprune.notebooks import html_table, share
 from onnxprune.ops import Choices
 from onnxprune.passes import NORMALIZE, Pipeline, SparsifyWeights, StripChannels
 from onnxprune.passes.strip_channels import analysis_options, check_plan
@@ -33,6 +34,25 @@ class Compiled:
     before: Cost
     after: Cost
     verification: Verification | None
+
+    def __repr__(self) -> str:
+        kept = self.after.ratio(self.before, "macs")
+        return f"<Compiled: {self.plan.removed} channels removed, {100 * kept:.1f} % of the MACs left, {self._proof}>"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: before, after, what is left, and the proof."""
+        rows = []
+        for label, what in zip(("MACs", "parameters", "bytes", "activation bytes", "channels"), MEASURES, strict=True):
+            a, b = getattr(self.before, what), getattr(self.after, what)
+            rows.append([label, f"{a:,}", f"{b:,}", share(b, a)])
+        return html_table("pruned", ["", "before", "after", "kept"], rows, note=self._proof)
+
+    @property
+    def _proof(self) -> str:
+        v = self.verification
+        if v is None:
+            return "not verified"
+        return f"equal to the masked original within {v.max_relative:.1e} relative (allowed {v.tolerance:.0e})"
 
 
 def analyze(model: Model, *, attention: str = "heads", include_inexact: bool = False) -> Analysis:

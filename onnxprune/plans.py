@@ -16,6 +16,7 @@ from typing import Any
 
 from onnxprune.errors import OnnxPruneError
 from onnxprune.files import write_text
+from onnxprune.notebooks import html_table, share
 
 SCHEMA = 1
 MAX_PLAN_BYTES = 64 * 2**20
@@ -66,6 +67,20 @@ class Plan:
         ]
         body = ",\n".join(groups)
         return "{\n" + "\n".join(lines) + '\n  "groups": {' + (f"\n{body}\n  " if groups else "") + "}\n}\n"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: what goes from each group."""
+        rows = [
+            [name, str(r.channels), str(r.channels - len(r.removed)), share(r.channels - len(r.removed), r.channels)]
+            for name, r in self.groups.items()
+            if r.removed
+        ]
+        title = (
+            f"plan: {self.removed} channels of {len(rows)} groups go, by {self.criterion.get('name', 'no criterion')}"
+        )
+        return html_table(
+            title, ["group", "channels", "kept", ""], rows, note=f"other groups stay whole; digest {self.digest[:12]}"
+        )
 
     @property
     def digest(self) -> str:

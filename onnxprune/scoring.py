@@ -20,6 +20,7 @@ from onnxprune.criteria.base import REDUCTIONS, Case
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.files import write_text
 from onnxprune.model import Array
+from onnxprune.notebooks import html_table
 from onnxprune.ops.labels import FilterSite, ScaleSite
 
 Scored = npt.NDArray[np.float64]
@@ -59,6 +60,15 @@ class Scores:
     @property
     def _rule(self) -> type[AnyCriterion] | None:
         return all_criteria().get(str(self.criterion.get("name")))
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the spread of each group's scores."""
+        rows = [
+            [name, str(len(s)), f"{s.min():.4g}", f"{float(np.median(s)):.4g}", f"{s.max():.4g}"]
+            for name, s in self.groups.items()
+        ]
+        title = f"scores by {self.criterion.get('name')}, higher is kept"
+        return html_table(title, ["group", "channels", "lowest", "median", "highest"], rows)
 
     def to_json(self) -> str:
         """The file `score -o` writes."""

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from onnxprune.coupling import Analysis
     from onnxprune.criteria_comparison import Comparison
     from onnxprune.curves import Curves
+    from onnxprune.differences import Differences
     from onnxprune.pipeline import Compiled
     from onnxprune.plans import Plan
     from onnxprune.recipes import Table
@@ -45,7 +46,8 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], *,
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
+    # Names of other people's files are text, whatever brackets and colons they hold.
+    console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False, markup=False, emoji=False)
     out = Table(
         title=title,
         title_justify="left",
@@ -403,3 +405,50 @@ def run_table(done: Table, folder: str) -> None:
     ]  # fmt: skip
     table(done.name, ["step", "top-1", "loss", "MACs", "params", "weights", "latency", "took"], rows)
     sys.stdout.write(f"last model: {done.final}\neverything else, and table.csv: {folder}\n")
+
+
+def differences_tables(found: Differences, title: str, most: int | None = 20) -> None:
+    """What `diff` prints: sizes, then what differs, at most so many rows of each kind."""
+
+    def rows_of(what: str, columns: Sequence[str], rows: list[list[Cell]], *, prose: bool = False) -> None:
+        if rows:
+            table(f"{len(rows)} {what}", columns, rows[:most], prose=prose)
+            if most is not None and len(rows) > most:
+                sys.stdout.write(f"... and {len(rows) - most} more (--all)\n")
+
+    def shape(dims: Sequence[int | str]) -> str:
+        return f"[{', '.join(map(str, dims))}]"
+
+    sizes = []
+    for label, what, form in (
+        ("nodes", "nodes", str), ("MACs", "macs", count), ("parameters", "params", count), ("weights", "bytes", size),
+        ("file", "file", size), ("opset", "opset", str),
+    ):  # fmt: skip
+        a, b = getattr(found.before, what), getattr(found.after, what)
+        share = percent(b / a) if a and b is not None and what != "opset" else ""
+        sizes.append([label, *("-" if v is None else form(v) for v in (a, b)), share])
+    table(title, ["", "before", "after", ""], sizes)
+    if found.identical:
+        sys.stdout.write("nodes, shapes, weights and interface are the same\n")
+        return
+    for line in found.interface:
+        sys.stdout.write(f"interface: {line}\n")
+    rows_of("nodes only in the second", ["node", "operator"], [[n, op] for n, op in found.added])
+    rows_of("nodes only in the first", ["node", "operator"], [[n, op] for n, op in found.removed])
+    changed = [[c.name, c.op, "; ".join(c.changes)] for c in found.changed]
+    rows_of("nodes changed", ["node", "operator", "change"], changed, prose=True)
+    shapes = [[s.tensor, shape(s.before), shape(s.after)] for s in found.shapes]
+    rows_of("activations of another shape", ["tensor", "before", "after"], shapes)
+    resized = [[w.name, shape(w.before), shape(w.after)] for w in found.weights if w.before != w.after]
+    rows_of("weights of another shape", ["weight", "before", "after"], resized)
+    values = [
+        [w.name, shape(w.before), "-" if w.elements is None else percent(w.elements),
+         "-" if w.relative is None else f"{w.relative:.2e}", "-" if w.largest is None else f"{w.largest:.2e}"]
+        for w in found.weights if w.before == w.after
+    ]  # fmt: skip
+    rows_of("weights of other values", ["weight", "shape", "elements", "relative", "largest"], values)
+    for what, weights in (("second", found.added_weights), ("first", found.removed_weights)):
+        rows_of(f"weights only in the {what}", ["weight", "shape"], [[n, shape(s)] for n, s in weights])
+    sys.stdout.write(
+        f"the same: {found.same_nodes} nodes, {found.same_shapes} activation shapes, {found.same_weights} weights\n"
+    )

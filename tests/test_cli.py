@@ -88,6 +88,8 @@ def test_json_is_one_document_on_stdout_for_every_command(pruned: tuple[Path, Pa
         ["sparsify", DIGITS, "--sparsity", 0.9, "-o", tmp_path / "z.onnx"],
         ["sweep", DIGITS, "--data", "digits", "--points", "0.5", "-o", tmp_path / "w.csv"],
         ["verify", DIGITS, small, plan],
+        ["diff", DIGITS, small],
+        ["report", DIGITS, small, plan, "--runs", 1, "-o", tmp_path / "r.html"],
         ["recover", DIGITS, small, plan, "--data", "digits", "--images", 40, "--rows", 300, "-o", tmp_path / "r.onnx"],
         ["retrain", small, *TRAINING, "-o", tmp_path / "t.onnx"],
         ["evaluate", small, "--data", "digits"],

@@ -17,7 +17,7 @@ ROOT = Path(onnxprune.__file__).parents[1]
 # A module imports strictly lower ranks, or siblings of its own package. A package stands for all of its modules.
 RANKS = {
     0: ("errors",),
-    1: ("files", "functions", "wire", "workers"),
+    1: ("files", "functions", "notebooks", "wire", "workers"),
     2: ("curves", "journal", "model", "plans"),
     3: ("ops", "runtime", "data", "linear_nodes", "metrics", "pictures", "compression"),
     4: ("shapes", "evaluation", "latency", "calibration", "output_distance", "layer_weights"),
@@ -32,10 +32,11 @@ RANKS = {
     13: ("allocators", "class_tables", "sweep", "thresholds"),
     14: ("planner",),
     15: ("comparison", "criteria_comparison", "iterative", "pipeline"),
-    16: ("bench", "recovery", "show", "training", "weight_unit"),
+    16: ("bench", "differences", "recovery", "show", "training", "weight_unit"),
     17: ("demo", "recipes"),
-    18: ("cli",),
-    19: ("__main__",),
+    18: ("reports",),
+    19: ("cli",),
+    20: ("__main__",),
 }
 RANK = {name: rank for rank, names in RANKS.items() for name in names}
 # `onnxprune/__init__.py` has no rank: it holds the version, and loads the public names on first use.

@@ -393,10 +393,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_step_leaves_its_files_and_a_row(whole: Path) -> None:
     made = {name for name in files(whole) if not name.endswith("step.json")}
-    prune = ["model.onnx", "plan.json"]
+    prune = ["model.onnx", "plan.json", "verification.json"]
     expected = {
         "01-sensitivity": ["curves.csv", "curves.json", "scores.json"], "02-plan": ["plan.json"],
-        "03-apply": ["model.onnx"], "04-score": ["scores.json"], "05-prune": prune, "06-score": ["scores.json"],
+        "03-apply": ["model.onnx", "verification.json"], "04-score": ["scores.json"], "05-prune": prune,
+        "06-score": ["scores.json"],
         "07-prune": prune, "08-sparsify": ["model.onnx"], "09-evaluate": ["accuracy.json"],
     }  # fmt: skip
     assert made == {"recipe.toml"} | {f"{step}/{name}" for step, names in expected.items() for name in names}

@@ -1,4 +1,4 @@
-"""Commands that read a model and change nothing: inspect, score, verify."""
+"""Commands that read a model and change nothing: inspect, score, verify, diff."""
 
 from __future__ import annotations
 
@@ -165,3 +165,24 @@ def verify(**o: Any) -> None:
         show.emit_json(proof.as_dict())
     else:
         click.echo(show.proof_line(proof))
+
+
+@click.command()
+@click.argument("one", metavar="A", type=click.Path(path_type=Path))
+@click.argument("other", metavar="B", type=click.Path(path_type=Path))
+@click.option("--all", "whole", is_flag=True, help="Every row, not only the first 20 of each kind.")
+@json_option
+def diff(one: Path, other: Path, whole: bool, as_json: bool) -> None:
+    """What is not the same in two models: nodes, shapes, weights, sizes.
+
+    Nodes are matched by name, then by what they put out, then by the order of their operators. Of weights of the same
+    shape it says how many elements differ, the norm of the difference over that of A's values, and the largest.
+    """
+    from onnxprune import show
+    from onnxprune.differences import differences
+
+    found = differences(load_model(one), load_model(other))
+    if as_json:
+        show.emit_json({"one": str(one), "other": str(other), **found.as_dict()})
+    else:
+        show.differences_tables(found, f"{one.name} -> {other.name}", None if whole else 20)

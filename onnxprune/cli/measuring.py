@@ -33,7 +33,7 @@ def evaluate(**o: Any) -> None:
             progress=tick,
         )  # fmt: skip
     if o["as_json"]:
-        show.emit_json(vars(result))
+        show.emit_json({"model": str(o["model"]), "data": data.name, **vars(result)})
         return
     show.table(
         f"{o['model'].name} on {data.name}, {result.images} samples, {result.provider}",

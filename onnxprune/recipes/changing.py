@@ -59,12 +59,16 @@ class Proving:
         """The data it needs."""
         return ("data",) if self.recover else ()
 
-    def compiled(self, place: Place, made: Plan, analysis: Analysis) -> tuple[Path, str]:
-        """The file of the model that a plan leaves, and a line about it."""
+    def compiled(self, place: Place, made: Plan, analysis: Analysis) -> tuple[dict[str, Path], str]:
+        """The files of the model that a plan leaves and of its verification, and a line about it."""
         options = {"tolerance": self.tolerance} if self.verify else {}
         done = compile_plan(place.model, made, analysis=analysis, check=self.verify, **options)
         note = removal_note(made, analysis)
+        files = {}
         if done.verification is not None:
+            files["verification"] = place.folder / "verification.json"
+            text = json.dumps(done.verification.as_dict(), indent=1, allow_nan=False)
+            write_text(files["verification"], text + "\n")
             note += f", equal to the masked model within {done.verification.max_relative:.1e}"
         model = done.model
         if self.recover:
@@ -77,7 +81,7 @@ class Proving:
             model = recovered.model
             best = [s for s in recovered.stages if s.kept][-1]
             note += f", distance from the outputs {recovered.stages[0].distance:.3g} -> {best.distance:.3g}"
-        return keep(model, place), note
+        return {**files, MODEL: keep(model, place)}, note
 
 
 @dataclass(frozen=True)
@@ -102,8 +106,7 @@ class Apply(Step):
 
     def run(self, place: Place) -> Outcome:
         made = load_plan(place.files[PLAN])
-        path, note = self.proving.compiled(place, made, analyze_for(place.model, made))
-        return Outcome({MODEL: path}, note)
+        return Outcome(*self.proving.compiled(place, made, analyze_for(place.model, made)))
 
 
 @dataclass(frozen=True)
@@ -132,8 +135,8 @@ class Prune(Step):
 
     def run(self, place: Place) -> Outcome:
         made, files = self.planning.save(place)
-        path, note = self.proving.compiled(place, made, place.analysis)
-        return Outcome({**files, MODEL: path}, note)
+        left, note = self.proving.compiled(place, made, place.analysis)
+        return Outcome({**files, **left}, note)
 
 
 @dataclass(frozen=True)

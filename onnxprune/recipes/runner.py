@@ -257,7 +257,7 @@ class _Run:
                     latency=latencies.get(key), seconds=r.get("seconds"), note=r.get("note", ""),
                 )
             )  # fmt: skip
-        table = Table(self.recipe.name, tuple(rows))
+        table = Table(self.recipe.name, tuple(rows), self.recipe.sources, self.recipe.changes)
         write_text(self.folder / "table.csv", table.to_csv())
         write_text(self.folder / "table.json", json.dumps(table.as_dict(), indent=1, allow_nan=False) + "\n")
         return table

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -40,10 +40,19 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A run of a recipe."""
+    """A run of a recipe.
+
+    Attributes:
+        name: of the recipe.
+        rows: its steps.
+        sources: what the data was loaded from.
+        changes: what was set besides the recipe's text.
+    """
 
     name: str
     rows: Sequence[Row] = field(repr=False)
+    sources: Mapping[str, str] = field(default_factory=dict, repr=False)
+    changes: Sequence[str] = ()
 
     @property
     def final(self) -> str:
@@ -52,7 +61,10 @@ class Table:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {"schema": 1, "recipe": self.name, "model": self.final, "steps": [asdict(r) for r in self.rows]}
+        return {
+            "schema": 1, "recipe": self.name, "model": self.final, "sources": dict(self.sources),
+            "changes": list(self.changes), "steps": [asdict(r) for r in self.rows],
+        }  # fmt: skip
 
     def to_csv(self) -> str:
         """One line per step."""

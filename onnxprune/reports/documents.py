@@ -1,0 +1,162 @@
+"""JSON that commands wrote, recognised by what it holds, not by its name, and read strictly."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from onnxprune.errors import OnnxPruneError
+
+MAX_BYTES = 256 * 2**20
+Table = dict[str, Any]
+
+# A document is of the first kind all of whose keys it has.
+_KINDS = {
+    "plan": {"schema", "tool", "model", "criterion", "options", "groups"},
+    "scores": {"schema", "model", "criterion", "normalize", "groups"},
+    "run": {"schema", "recipe", "model", "steps"},
+    "compiled": {"output", "before", "after", "plan_digest", "verification"},
+    "verification": {"max_relative", "tolerance", "outputs", "batches", "inputs", "effect"},
+    "recovery": {"stages", "samples", "held_out", "original_top1"},
+    "training": {"metric", "before", "after", "history", "epoch"},
+    "accuracy": {"top1", "top1_error", "loss", "images"},
+    "inspection": {"fingerprint", "groups", "locked", "macs"},
+}
+_CURVES = {"baseline", "higher_is_better", "metric", "groups"}
+
+
+@dataclass(frozen=True)
+class Document:
+    """What a file holds: one of the kinds above, "curves" or "bench"."""
+
+    kind: str
+    path: Path
+    value: Any
+
+
+def parse_json(text: str) -> Any:
+    """JSON text, strictly.
+
+    Raises:
+        ValueError: not JSON, a key given twice, NaN or infinity.
+        RecursionError: nested too deep.
+    """
+
+    def no_duplicates(pairs: list[tuple[str, Any]]) -> Table:
+        if len(dict(pairs)) != len(pairs):
+            raise ValueError("a key is given twice")
+        return dict(pairs)
+
+    def no_constant(name: str) -> Any:
+        raise ValueError(f"{name} is not JSON")
+
+    return json.loads(text, object_pairs_hook=no_duplicates, parse_constant=no_constant)
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file, strictly.
+
+    Raises:
+        OnnxPruneError: unreadable, too large, not UTF-8, not JSON, a key given twice, NaN or infinity.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise OnnxPruneError("the file is too large", where=str(path))
+        return parse_json(path.read_text(encoding="utf-8"))
+    except OSError as err:
+        raise OnnxPruneError(f"cannot read the file: {err.strerror or err}", where=str(path)) from err
+    except (ValueError, RecursionError) as err:
+        raise OnnxPruneError(f"not JSON ({err})", where=str(path)) from err
+
+
+def recognise(path: Path) -> Document:
+    """A file with what it is.
+
+    Raises:
+        OnnxPruneError: as `read_json`; or JSON that is of no kind that a report shows.
+    """
+    value = read_json(path)
+    if isinstance(value, dict):
+        if value.keys() >= _CURVES:
+            return Document("curves", path, value)
+        for kind, keys in _KINDS.items():
+            if value.keys() >= keys:
+                return Document(kind, path, value)
+    if (
+        isinstance(value, list)
+        and value
+        and all(isinstance(v, dict) and {"latency", "cost"} <= v.keys() for v in value)
+    ):
+        return Document("bench", path, value)
+    raise OnnxPruneError("not a document that a report shows", where=str(path))
+
+
+class Fields:
+    """Typed access to a table that someone else wrote.
+
+    Args:
+        value: the table.
+        where: for errors.
+    """
+
+    def __init__(self, value: Any, where: str) -> None:
+        if not isinstance(value, dict):
+            raise OnnxPruneError("not an object", where=where)
+        self.value: Mapping[str, Any] = value
+        self.where = where
+
+    def _wrong(self, key: str, kind: str) -> OnnxPruneError:
+        return OnnxPruneError(f"{key!r} is not {kind}", where=self.where)
+
+    def number(self, key: str) -> float | None:
+        """A finite number, or None where there is none.
+
+        Raises:
+            OnnxPruneError: something else is there.
+        """
+        value = self.value.get(key)
+        if value is None:
+            return None
+        if type(value) not in (int, float) or abs(value) > 1e300 or not isfinite(value):
+            raise self._wrong(key, "a number")
+        return float(value)
+
+    def count(self, key: str) -> int | None:
+        """A count, or None where there is none."""
+        value = self.number(key)
+        if value is None:
+            return None
+        if value < 0 or value != int(value):
+            raise self._wrong(key, "a count")
+        return int(value)
+
+    def text(self, key: str) -> str:
+        """A text, "" where there is none."""
+        value = self.value.get(key)
+        if value is None:
+            return ""
+        if not isinstance(value, str):
+            raise self._wrong(key, "a text")
+        return value
+
+    def flag(self, key: str) -> bool:
+        """True or false; false where there is none."""
+        value = self.value.get(key, False)
+        if not isinstance(value, bool):
+            raise self._wrong(key, "true or false")
+        return value
+
+    def table(self, key: str) -> Fields:
+        """A table inside."""
+        return Fields(self.value.get(key), f"{self.where}, {key}")
+
+    def tables(self, key: str) -> list[Fields]:
+        """A list of tables inside."""
+        value = self.value.get(key)
+        if not isinstance(value, list):
+            raise self._wrong(key, "a list")
+        return [Fields(v, f"{self.where}, {key} {i + 1}") for i, v in enumerate(value)]
