@@ -24,8 +24,10 @@ from onnxprune.gram import Places, picked_positions, stretches
 from onnxprune.linear_nodes import LinearNode, Matrix, linear_node
 from onnxprune.model import Array, Model
 from onnxprune.plans import Plan
-from onnxprune.segments import MEMORY, Segments, Walk
+from onnxprune.segments import Segments, Walk
 from onnxprune.shapes import witness
+
+MEMORY = 2**29  # bytes that held tensors of each model may take; the others wait in files
 
 Vector = npt.NDArray[np.float64]
 Kept = npt.NDArray[np.bool_]

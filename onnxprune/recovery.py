@@ -33,6 +33,7 @@ from onnxprune.passes.reconstruct_weights import Solution
 from onnxprune.pipeline import analyze_for
 from onnxprune.plans import Plan
 from onnxprune.runtime import Session
+from onnxprune.segments import Segments
 from onnxprune.sweep import data_digest
 
 STAGES = ("recalibrate_batchnorm", "reconstruct_weights")
@@ -40,6 +41,7 @@ LEAST = 16  # samples
 _HELD_OUT = 8  # each so-many-th sample judges
 _JUDGES = 512  # of them at most
 _MEMORY = 2**28  # bytes of the original's outputs on them
+_RUN = 2**26  # bytes of the largest activation of one run
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,7 @@ def recover(
             raise unknown("stage", name, STAGES)
     analysis = analysis or analyze_for(original, plan)
     check_belongs(analysis, plan, pruned)
+    calibration = _bounded(analysis, calibration)
     solving, judging = split(calibration.data)
     inside = replace(calibration, data=solving)
     judge = _Judge(analysis, replace(calibration, data=judging))
@@ -186,6 +189,12 @@ def recover(
     if helped:
         model = model.with_metadata({f"{PROVENANCE}.recovered": helped})
     return Recovered(model, tuple(done), judge.top1(original), (len(solving), len(judge.calibration)))
+
+
+def _bounded(analysis: Analysis, calibration: Calibration) -> Calibration:
+    """Fewer samples to a run where activations are large: a walk holds several of them, for both models."""
+    each = Segments(analysis.model, analysis.witness).largest()
+    return replace(calibration, batch=max(1, min(calibration.batch, _RUN // max(1, each))))
 
 
 def check_belongs(analysis: Analysis, plan: Plan, pruned: Model) -> None:

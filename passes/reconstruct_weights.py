@@ -215,11 +215,16 @@ class _Moments:
         return target.sum(0, dtype=np.float64), _product(x, target)
 
     def inverse(self, ridge: float) -> tuple[float, Inverse]:
-        """What is added to the diagonal, and the inverse then."""
-        if ridge not in self._inverses:
-            level = ridge * self.variance + self.least or 1.0
-            self._inverses[ridge] = level, Inverse(self.products + level * np.eye(len(self.products)))
-        return self._inverses[ridge]
+        """What is added to the diagonal, and the inverse then; those asked for more than once are kept."""
+        if ridge in self._inverses:
+            return self._inverses[ridge]
+        level = ridge * self.variance + self.least or 1.0
+        damped = self.products.copy()
+        np.einsum("ii->i", damped)[:] += level
+        found = level, Inverse(damped)
+        if ridge in (RIDGES[0], _ROUNDS_AT):
+            self._inverses[ridge] = found
+        return found
 
     def fit(self, crossed: tuple[Matrix, Matrix], ridge: float, weight: Matrix, base: Matrix) -> tuple[Matrix, Matrix]:
         """Weight and base nearest to the target; ridge regression towards the weight that is there."""
@@ -283,12 +288,13 @@ class _Problem:
 
     def _sums(self, which: npt.NDArray[np.bool_]) -> tuple[Matrix, Matrix]:
         """Sums and products of the inputs, in float64."""
-        x = self.x[which]
-        products = np.zeros((x.shape[1], x.shape[1]))
-        for i in range(0, len(x), _BLOCK):
-            wide = x[i : i + _BLOCK].astype(np.float64)
+        index, size = np.flatnonzero(which), self.x.shape[1]
+        sums, products = np.zeros(size), np.zeros((size, size))
+        for i in range(0, len(index), _BLOCK):
+            wide = self.x[index[i : i + _BLOCK]].astype(np.float64)
+            sums += wide.sum(0)
             products += wide.T @ wide
-        return x.sum(0, dtype=np.float64), products
+        return sums, products
 
     def _targets(self, moments: _Moments, rounds: int) -> list[tuple[Array, tuple[Matrix, Matrix]]]:
         """What the node may be asked for, and its products with the inputs.
