@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-gpu lint types wheel clean
+.PHONY: demo test test-slow test-gpu test-browser lint types wheel clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -29,6 +29,13 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# Pages in a headless Chromium. axe-core looks for what keeps people out; it is fetched by npm and never shipped.
+test-browser: $(STAMP)
+	$(BIN)/pip install --quiet 'playwright>=1.45'
+	command -v chromium || command -v chromium-browser || command -v google-chrome || { apt-get update && apt-get install -y chromium; }
+	test -e .browser/node_modules/axe-core/axe.min.js || npm install --silent --prefix .browser axe-core@4
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser
+
 # passes/ becomes onnxprune.passes only when installed, so types are checked on an installed copy.
 types: $(STAMP)
 	rm -rf .stage build
@@ -44,4 +51,4 @@ wheel: $(STAMP)
 	rm -rf .wheel-test
 
 clean:
-	rm -rf $(VENV) .stage .wheel-test build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .browser .stage .wheel-test build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
