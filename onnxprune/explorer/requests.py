@@ -79,7 +79,7 @@ def _counts(explorer: Explorer, value: Any) -> list[int]:
 def _figures(explorer: Explorer, document: Document) -> Document:
     (kept,) = _keys(document, "kept")
     counts = _counts(explorer, kept)
-    return {"kept": counts, "figures": explorer.figures(counts)}
+    return {"kept": counts, "figures": explorer.figures(counts), "aimed": False}
 
 
 def _aim(explorer: Explorer, document: Document) -> Document:
@@ -99,7 +99,7 @@ def _aim(explorer: Explorer, document: Document) -> Document:
             raise BadRequest("'held' maps places of groups to counts")
         pinned[int(key)] = _count(explorer, int(key), count)
     counts = explorer.aim(what, float(value), scope, pinned)
-    return {"kept": counts, "figures": explorer.figures(counts)}
+    return {"kept": counts, "figures": explorer.figures(counts), "aimed": True}
 
 
 def _save(explorer: Explorer, document: Document) -> Document:

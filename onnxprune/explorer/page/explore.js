@@ -66,44 +66,56 @@ async function ask(action, body) {
   return answer;
 }
 
-// One question at a time; of those that come meanwhile only the last one is asked.
-let busy = false, next = null;
+// One question at a time. What comes meanwhile is put together: the last aim, and the costs of what is kept by then.
+const wanted = { aim: null, figures: false, start: null };
+const edits = new Map(); // group -> count set by hand since the last aim was asked for: its answer must not undo that
+let busy = false, era = 0; // what an undo has left behind
 
-async function question(action, body, start) {
-  if (busy) {
-    next = [action, body, start];
-    return;
-  }
+async function run(start) {
+  wanted.start ??= start;
+  if (busy) return;
   busy = true;
   try {
-    const answer = await ask(action, body);
-    if (next === null || next[0] !== action) take(answer, action);
-    if (next === null) performance.measure("interaction", { start });
+    while (wanted.aim || wanted.figures) {
+      const [since, now, aim] = [wanted.start, era, wanted.aim];
+      wanted.start = null;
+      if (aim) wanted.aim = null;
+      else wanted.figures = false;
+      const answer = await (aim ? ask("aim", aim) : ask("figures", { kept }));
+      if (now !== era) continue;
+      take(answer);
+      performance.measure("interaction", { start: since ?? start });
+    }
   } catch (error) {
     lost(error);
   }
   busy = false;
-  if (next !== null) {
-    const waiting = next;
-    next = null;
-    question(...waiting);
-  }
+}
+
+function askFigures(start) {
+  wanted.figures = true;
+  run(start);
 }
 
 function lost(error) {
   say(error instanceof TypeError ? "The command has ended. Nothing can be saved any more." : String(error.message), true);
 }
 
-function take(answer, action) {
+function refuse({ what, fix }) {
+  say(`Cannot do that: ${what}.${fix ? ` Try: ${fix}.` : ""}`, true);
+}
+
+function take(answer) {
   if (answer.problem) {
-    const { what, fix } = answer.problem;
-    say(`Cannot do that: ${what}.${fix ? ` Try: ${fix}.` : ""}`, true);
+    refuse(answer.problem);
     return;
   }
   say("");
   figures = answer.figures;
-  if (action === "aim" || kept.length === 0) {
+  if (answer.aimed) {
     kept = answer.kept;
+    edits.forEach((count, group) => (kept[group] = count));
+    wanted.figures ||= edits.size > 0;
     rows.forEach((row) => row.show());
     drawDots();
   }
@@ -209,9 +221,10 @@ class Row {
     const start = performance.now();
     remember(`group ${this.place}`);
     kept[this.row.group] = this.stops[Number(this.slider.value)];
+    edits.set(this.row.group, kept[this.row.group]);
     this.show();
     drawDot(this.place);
-    question("figures", { kept }, start);
+    askFigures(start);
   }
 
   // A goal may be met with counts between two blocks: then the slider has a stop there, too.
@@ -424,7 +437,9 @@ function runAim() {
   showGoal();
   const fixed = Object.fromEntries([...held].map((group) => [group, kept[group]]));
   const scope = $("scope").disabled ? null : $("scope").value;
-  question("aim", { what: aim.what, value: goalOf(aim), scope, held: fixed }, start);
+  edits.clear();
+  wanted.aim = { what: aim.what, value: goalOf(aim), scope, held: fixed };
+  run(start);
 }
 
 // ------------------------------------------------------------------------------------------------ undo, save, done
@@ -441,9 +456,11 @@ function remember(cause) {
 function restore(counts) {
   kept = [...counts];
   lastCause = null;
+  wanted.aim = null;
+  era += 1;
   rows.forEach((row) => row.show());
   drawDots();
-  question("figures", { kept }, performance.now());
+  askFigures(performance.now());
 }
 
 const isSaved = () => JSON.stringify(kept) === savedKept;
@@ -458,7 +475,7 @@ async function save() {
   try {
     const answer = await ask("save", { kept });
     if (answer.problem) {
-      take(answer, "save");
+      refuse(answer.problem);
       return false;
     }
     savedKept = counts;
@@ -537,7 +554,7 @@ async function begin() {
   placeDetails();
   new ResizeObserver(drawFlow).observe($("rows"));
   NARROW.addEventListener("change", placeDetails);
-  await question("figures", { kept }, performance.now());
+  askFigures(performance.now());
 }
 
 begin().catch(lost);
