@@ -68,7 +68,11 @@ class Server:
         try:
             self._http.serve_forever(poll_interval=0.1)
         finally:
-            self._http.server_close()
+            self.close()
+
+    def close(self) -> None:
+        """Gives the port back, of a server that does not serve."""
+        self._http.server_close()
 
     def stop(self) -> None:
         """Ends `serve`, which runs in another thread."""
@@ -169,7 +173,11 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get_content_type() != "application/json":
             raise _Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "the body is not application/json")
         lengths = self.headers.get_all("Content-Length") or []
-        if len(lengths) != 1 or not (lengths[0].isascii() and lengths[0].isdigit()) or "Transfer-Encoding" in self.headers:
+        if (
+            len(lengths) != 1
+            or not (lengths[0].isascii() and lengths[0].isdigit())
+            or "Transfer-Encoding" in self.headers
+        ):
             raise _Refused(HTTPStatus.LENGTH_REQUIRED, "the body's length is not given")
         if len(lengths[0]) > 9 or int(lengths[0]) > MAX_BODY:
             raise _Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body has more than {MAX_BODY} bytes")

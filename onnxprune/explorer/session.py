@@ -144,7 +144,7 @@ class Explorer:
         with self._lock:
             groups = allot(
                 self.scores, request, curves=None if what == RATIO else self.curves, threshold=threshold,
-                latency=self.latency,
+                latency=self.latency, cost=self._cost,
             )  # fmt: skip
         gone = removed_counts(groups)
         return [g.channels - gone.get(g.name, 0) for g in self.analysis.groups]

@@ -307,14 +307,14 @@ const drawDots = () => model.rows.forEach((_, place) => drawDot(place));
 function choose(place) {
   if (chosen === place) return;
   chosen = place;
-  rows.forEach((row, i) => {
-    row.item.classList.toggle("chosen", i === place);
-    row.more.setAttribute("aria-pressed", String(i === place));
-  });
   placeDetails();
 }
 
 function placeDetails() {
+  rows.forEach((row, i) => {
+    row.item.classList.toggle("chosen", i === chosen);
+    row.more.setAttribute("aria-pressed", String(i === chosen));
+  });
   const aside = $("details");
   aside.hidden = chosen < 0;
   document.querySelector(".columns").classList.toggle("single", chosen < 0);
@@ -551,6 +551,8 @@ async function begin() {
   makeButtons();
   makeNotes();
   rows.forEach((row) => row.show());
+  // Beside the rows the details have their place from the start: nothing may move under a finger that drags.
+  if (!NARROW.matches) chosen = Math.max(0, model.rows.findIndex((row) => row.group !== null));
   placeDetails();
   new ResizeObserver(drawFlow).observe($("rows"));
   NARROW.addEventListener("change", placeDetails);
