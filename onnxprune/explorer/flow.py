@@ -123,7 +123,9 @@ class _Owners:
             name = human_name(site.tensor.name, site.node)
             reason = self._reasons.get(name, "")
             self.found.append((name, len(np.unique(new)), site.op, None, reason))
-        return rows + np.unique(self._row_of_root[fixed][self._row_of_root[fixed] >= 0]).tolist()
+        found = self._row_of_root[fixed]
+        locked: list[int] = np.unique(found[found >= 0]).tolist()
+        return rows + locked
 
     def _of_group(self, i: int) -> int:
         if self._row_of_group[i] < 0:
