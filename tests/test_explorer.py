@@ -55,7 +55,14 @@ def test_a_residual_stream_is_a_long_line_with_its_block_beside_it() -> None:
     assert [r.reason for r in drawn.rows] == ["", "", "is an output of the model"]
 
 
-@pytest.mark.parametrize(("name", "lanes"), [("resnet50.dyn", 2), ("vit_b_32.dyn", 2), ("densenet121.dyn", 25)])
+LANES = [("resnet18.dyn", 2), ("densenet121.dyn", 25)]
+SLOW = [
+    pytest.param("resnet50.dyn", 2, marks=pytest.mark.slow),
+    pytest.param("vit_b_32.dyn", 2, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("name", "lanes"), [*LANES, *SLOW])
 def test_flow_of_real_architectures(name: str, lanes: int) -> None:
     analysis = analysed(FOLDER / f"{name}.onnx.xz")
     drawn = flow(analysis)
@@ -210,7 +217,7 @@ def test_curves_of_another_model_or_for_one_threshold_are_refused() -> None:
 # ----------------------------------------------------------------------------------------------------------- plans
 
 
-@PROPERTY(max_examples=25)
+@PROPERTY(max_examples=15)
 @given(specs(max_blocks=3), st.data())
 def test_every_state_of_the_sliders_is_a_plan_that_compiles(spec: Spec, data: st.DataObject) -> None:
     model = op.load(build(spec))
