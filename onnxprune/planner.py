@@ -164,6 +164,7 @@ def allot(
     latency: LatencyPredictor | None = None,
     gone: Gone | None = None,
     final: bool = True,
+    cost: CostModel | None = None,
 ) -> dict[str, Removal]:
     """Shares a budget among the groups; arguments are taken to be checked.
 
@@ -175,6 +176,7 @@ def allot(
         latency: of the model.
         gone: what was removed before; limits and shares are those of the whole model all the same.
         final: whether the target has to be met; if not, the plan stops short of it by whole blocks.
+        cost: of the analysis, if at hand.
 
     Raises:
         OnnxPruneError: as `plan`.
@@ -195,7 +197,7 @@ def allot(
         ascending = np.argsort(values, kind="stable")
         order[g.name] = np.concatenate([first, rest[ascending]])
         ranked[g.name] = normalized(values, request.normalize)[ascending]
-    counts = _counts(scores, request, room, order, ranked, curves, latency, final)
+    counts = _counts(scores, request, room, order, ranked, curves, latency, final, cost)
     return {
         g.name: Removal(g.channels, tuple(sorted(order[g.name][: g.channels - counts[g.name]].tolist())))
         for g in room.groups
@@ -218,7 +220,7 @@ def _check_comparable(scores: Scores, request: Request) -> None:
 
 def _counts(
     scores: Scores, request: Request, room: Room, order: Gone, ranked: Mapping[str, Values], curves: Curves | None,
-    latency: LatencyPredictor | None, final: bool,
+    latency: LatencyPredictor | None, final: bool, cost: CostModel | None,
 ) -> Counts:  # fmt: skip
     """How many channels every group keeps."""
     target = request.target
@@ -229,7 +231,7 @@ def _counts(
     if target.share >= 1 and not room.fixed and not room.ratios:
         return room.uniform(0.0)
     analysis = scores.analysis
-    search = Search(analysis, room, order, Meter(CostModel(analysis), target.measure, latency), target.share)
+    search = Search(analysis, room, order, Meter(cost or CostModel(analysis), target.measure, latency), target.share)
     if request.scope == "latency":
         assert latency is not None
         lost = _lost(room, ranked, curves)

@@ -159,6 +159,20 @@ def predicted(curves: Curves, removed: Mapping[str, int]) -> float | None:
     return worst
 
 
+def predicted_sum(curves: Curves, removed: Mapping[str, int]) -> float | None:
+    """The metric if what every group loses on its own (`losses`) added up; None if a group has no curve that far."""
+    lost = 0.0
+    for name, gone in removed.items():
+        if not gone:
+            continue
+        values = losses(curves, name) if name in curves.groups else np.zeros(0)
+        if gone >= len(values):
+            return None
+        lost += float(values[gone])
+    value = curves.baseline.value - lost if curves.higher_is_better else curves.baseline.value + lost
+    return max(value, 0.0) if curves.metric in _SHARES else value
+
+
 def threshold_path(curves: Curves, room: Room) -> Path:
     """From nothing removed to the last measured points, by a threshold that sinks from the baseline.
 

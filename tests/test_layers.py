@@ -31,7 +31,7 @@ RANKS = {
     12: ("scoring",),
     13: ("allocators", "class_tables", "sweep", "thresholds"),
     14: ("planner",),
-    15: ("comparison", "criteria_comparison", "iterative", "pipeline"),
+    15: ("comparison", "criteria_comparison", "explorer", "iterative", "pipeline"),
     16: ("bench", "differences", "recovery", "show", "training", "weight_unit"),
     17: ("demo", "recipes"),
     18: ("reports",),

@@ -11,7 +11,18 @@ from typing import Any
 import click
 
 from onnxprune import __version__
-from onnxprune.cli import cutting, deciding, listing, looking, measuring, reporting, running, winning_back, zeroing
+from onnxprune.cli import (
+    cutting,
+    deciding,
+    exploring,
+    listing,
+    looking,
+    measuring,
+    reporting,
+    running,
+    winning_back,
+    zeroing,
+)
 from onnxprune.errors import OnnxPruneError
 
 # Modules that compute are imported inside the commands: `--help` must answer at once.
@@ -50,9 +61,9 @@ def main() -> None:
 
 # In the order of the work, which is the order of the help.
 for command in (
-    looking.inspect, looking.score, deciding.sensitivity, deciding.plan, cutting.apply, cutting.prune,
-    zeroing.sparsify, zeroing.sweep, looking.verify, looking.diff, winning_back.recover, winning_back.retrain,
-    measuring.evaluate, measuring.bench, reporting.report, running.run_recipe, listing.ops, listing.criteria,
-    listing.passes, running.demo,
+    looking.inspect, looking.score, deciding.sensitivity, deciding.plan, exploring.explore, cutting.apply,
+    cutting.prune, zeroing.sparsify, zeroing.sweep, looking.verify, looking.diff, winning_back.recover,
+    winning_back.retrain, measuring.evaluate, measuring.bench, reporting.report, running.run_recipe, listing.ops,
+    listing.criteria, listing.passes, running.demo,
 ):  # fmt: skip
     main.add_command(command)
