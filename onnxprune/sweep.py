@@ -56,7 +56,7 @@ class Setting:
 
     model: Path
     fingerprint: str
-    attention: str
+    choices: Choices
     data: Path
     name: str
     preprocess: Preprocess
@@ -149,7 +149,7 @@ def sensitivity(
         "model": analysis.source.fingerprint,
         "criterion": dict(scores.criterion),
         "scores": _digest(*(scores.groups[g.name] for g in analysis.groups if g.name in scores.groups)),
-        "attention": analysis.table.choices.attention,
+        **analysis.choices.options(),
         "metric": rule.name,
         "data": {"images": len(data), "digest": data_digest(data, how)},
         "batch": trials.feeds.batch,
@@ -184,7 +184,7 @@ def sensitivity(
         groups,
         {"name": data.name, **settings["data"]},
         {"batch": trials.feeds.batch, "provider": trials.provider},
-        {"attention": analysis.table.choices.attention},
+        analysis.choices.options(),
         threshold,
         tool,
     )
@@ -285,7 +285,7 @@ class _Sweep:
         except OSError as err:
             raise OnnxPruneError(f"cannot hand the data to the workers: {err.strerror or err}") from err
         return Setting(
-            path, model.fingerprint, trials.analysis.table.choices.attention, folder.resolve(), data.name, how,
+            path, model.fingerprint, trials.analysis.choices, folder.resolve(), data.name, how,
             trials.metric.name, {n: o.tolist() for n, o in trials.orders.items()}, trials.feeds.batch, threads, device,
             cache_memory, self.search, trials.baseline, trials.classes, self.book.settings,
         )  # fmt: skip
@@ -391,7 +391,7 @@ def _trials(setting: Setting) -> Trials:
     model = load(setting.model)
     if model.fingerprint != setting.fingerprint:
         raise OnnxPruneError("the model changed while it was being measured", where=str(setting.model))
-    analysis = couple(Pipeline(NORMALIZE)(model), source=model, choices=Choices(setting.attention))
+    analysis = couple(Pipeline(NORMALIZE)(model), source=model, choices=setting.choices)
     labels = setting.data / "y.npy"
     x = np.load(setting.data / "x.npy", mmap_mode="r", allow_pickle=False)
     y = np.load(labels, allow_pickle=False) if labels.exists() else None

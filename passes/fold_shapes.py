@@ -7,6 +7,8 @@ Conditions: 1. a value is folded if it is equal under two different assignments 
 becomes 0 (copy it); one other may become -1 (infer it); with more of them the Reshape stays as it is.
 3. elements of an Expand target that do not stretch become 1, those of Resize sizes that do not resize are read from
 the data's shape: either way they follow the data when it gets smaller.
+4. a Gather that picks every element of a flattened tensor once and in order (`as_strided` of dynamo exports, whose
+numbers depend on the batch) is a Reshape.
 """
 
 from __future__ import annotations
@@ -40,6 +42,9 @@ class FoldShapes(Pass):
         second = witness(model, dims[1], skeleton=skeleton) if len(dims) > 1 and asks else first
         outputs = {id(t) for t in graph.outputs}
         names = set(graph.tensors())
+        for node in graph.nodes:
+            if node.op == "Gather" and not node.domain and len(node.outputs) == 1:
+                _unpick(node, first, second, names)
         for node in list(graph.nodes):
             index = {"Reshape": 1, "Expand": 1, "Resize": 3}.get(node.op, len(node.inputs))
             if not node.domain and index < len(node.inputs):
@@ -59,6 +64,23 @@ class FoldShapes(Pass):
 
 def _same(a: Array, b: Array | None) -> bool:
     return b is not None and a.shape == b.shape and a.dtype == b.dtype and bool(np.array_equal(a, b))
+
+
+def _unpick(node: gs.Node, first: Witness, second: Witness, names: set[str]) -> None:
+    """Condition 4."""
+    data, indices = node.inputs
+    output = node.outputs[0].name
+    for w in (first, second):
+        source, target = w.shapes.get(data.name), w.shapes.get(output)
+        picked = w.values.get(indices.name)
+        if source is None or target is None or picked is None or len(source) != 1 or target != picked.shape:
+            return
+        if picked.size != source[0] or not np.array_equal(picked.reshape(-1), np.arange(picked.size)):
+            return
+    target = _reshape_target(list(zip(first.shapes[output], second.shapes[output], strict=True)), [], False)
+    if target is not None:
+        node.op, node.attrs = "Reshape", {}
+        node.inputs[1] = gs.Constant(unique_name(names, f"{output}_shape"), target)
 
 
 def _soften(node: gs.Node, index: int, graph: gs.Graph, first: Witness, second: Witness, names: set[str]) -> None:

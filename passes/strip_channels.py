@@ -62,7 +62,7 @@ class StripChannels(Pass):
 def analysis_options(plan: Plan) -> dict[str, Any]:
     """The arguments of `couple` under which a plan's groups were found."""
     return {
-        "choices": Choices(str(plan.options.get("attention", "heads"))),
+        "choices": Choices(str(plan.options.get("attention", "heads")), bool(plan.options.get("inexact", False))),
     }
 
 

@@ -8,7 +8,6 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxprune.ops.labels import Array, Axes, LabelTable
-from onnxprune.ops.norm import STATISTIC
 from onnxprune.ops.record import OpSpec, ints, normal_axis, register
 
 # A masked (zero) channel adds nothing to these: removing it is exact.
@@ -44,7 +43,7 @@ def couple_reduce(node: gs.Node, table: LabelTable) -> None:
         if node.op in NEUTRAL_ZERO:
             table.contract(0, axis)
         else:
-            table.lock(labels, STATISTIC, inexact=True)
+            table.statistic(axis, outputs=())
         if node.attrs.get("keepdims", 1):
             out.append(None)
     table.put(node.outputs[0], out)
