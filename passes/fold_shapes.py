@@ -77,7 +77,7 @@ def _unpick(node: gs.Node, first: Witness, second: Witness, names: set[str]) -> 
             return
         if picked.size != source[0] or not np.array_equal(picked.reshape(-1), np.arange(picked.size)):
             return
-    target = _reshape_target(list(zip(first.shapes[output], second.shapes[output], strict=True)), [], False)
+    target = _reshape_target(list(zip(first.shapes[output], second.shapes[output], strict=True)), [])
     if target is not None:
         node.op, node.attrs = "Reshape", {}
         node.inputs[1] = gs.Constant(unique_name(names, f"{output}_shape"), target)
@@ -95,8 +95,11 @@ def _soften(node: gs.Node, index: int, graph: gs.Graph, first: Witness, second: 
     before = list(zip(first.shapes[x.name], second.shapes[x.name], strict=True))
     wanted = list(zip(one.tolist(), two.tolist(), strict=True))
     if node.op == "Reshape":
-        target = _reshape_target(wanted, before, bool(node.attrs.get("allowzero", 0)))
+        target = _reshape_target(wanted, before)
+        if target is None:  # a stated -1 may be a constant size, and another element have to be inferred
+            target = _reshape_target(list(zip(first.shapes[y], second.shapes[y], strict=True)), before)
         if target is not None:
+            node.attrs.pop("allowzero", None)  # no element was 0; copying an empty dimension is the same
             node.inputs[index] = gs.Constant(unique_name(names, f"{y}_shape"), target)
         return
     after = list(zip(first.shapes[y], second.shapes[y], strict=True))
@@ -133,12 +136,14 @@ def _soften(node: gs.Node, index: int, graph: gs.Graph, first: Witness, second: 
     node.inputs[index] = joined
 
 
-def _reshape_target(wanted: list[tuple[int, int]], before: list[tuple[int, int]], allowzero: bool) -> Array | None:
-    target = []
+def _reshape_target(wanted: list[tuple[int, int]], before: list[tuple[int, int]]) -> Array | None:
+    target: list[int] = []
+    if any(0 in pair for pair in wanted):
+        return None
     for i, pair in enumerate(wanted):
         if pair[0] == pair[1]:
             target.append(int(pair[0]))
-        elif i < len(before) and pair == before[i] and not allowzero:
+        elif i < len(before) and pair == before[i]:
             target.append(0)  # condition 2: copied
         else:
             target.append(-1)  # condition 2: inferred

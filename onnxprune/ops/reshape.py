@@ -148,6 +148,7 @@ _TRANSPARENT = frozenset(
         "Max",
         "ReduceL2",
         "Expand",
+        "Tile",
         "ScatterND",
         "Relu",
     ]
