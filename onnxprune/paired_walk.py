@@ -125,8 +125,8 @@ class PairedWalk:
 
     def changed(self) -> set[str]:
         """Tensors of the pruned model whose values the pruning has changed."""
-        whole = [self.kept[self.analysis.component[c.labels]].all() for c in self.analysis.contractions]
-        reduced = {c.output for c, all_ in zip(self.analysis.contractions, whole, strict=True) if not all_}
+        reads = (*self.analysis.contractions, *self.analysis.table.statistics)
+        reduced = {r.output for r in reads if not self.kept[self.analysis.component[r.labels]].all()}
         changed: set[str] = set()
         for node in self.pruned.graph.nodes:
             names = {o.name for o in node.outputs}

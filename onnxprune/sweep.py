@@ -104,7 +104,7 @@ def sensitivity(
         data: samples, and labels where the metric needs them.
         metric: see `onnxprune.metrics`; default top1, without labels kl.
         ratios: shares removed, in (0, 1); floor(channels x ratio) channels go.
-        include: glob patterns of the groups to sweep (default: all); `exclude`: of those to leave out.
+        include: glob patterns of the groups to sweep (default: all exact ones); `exclude`: of those to leave out.
         threshold: search only for where each curve crosses it, by bisection. It takes curves to fall; where one rises
             again a later crossing may be found.
         stop_at_chance: end a curve at the first point within a standard error of guessing.
@@ -127,7 +127,8 @@ def sensitivity(
     """
     analysis = scores.analysis
     rule = get_metric(metric or ("top1" if data.y is not None else "kl"))
-    counts = {g.name: _counts(g, ratios) for g in _chosen(analysis, include, exclude)}
+    # A mask is not the removal of an inexact group: a curve of it would not be of what pruning does.
+    counts = {g.name: _counts(g, ratios) for g in _chosen(analysis, include, exclude) if g.exact}
     _check_data(data, rule)
     if stop_at_chance and rule.chance is None:
         raise OnnxPruneError(f"there is no chance level of {rule.name!r}", fix="use --metric top1 or top5")
