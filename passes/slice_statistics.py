@@ -7,6 +7,7 @@ Conditions: 1. every node that takes a statistic over removed channels is sliced
 along the same axis before it, its outputs behind it. 2. what comes out is as wide as in the original, so that nothing
 else changes; a removed channel holds the values of the first one that stays, not zeros: a reader that no mask keeps
 from it would show. 3. nodes are found by the name of their first output, as in insert_masks, which goes first.
+4. a sum that a constant divides by its count is scaled up to as many terms as there were.
 
 No constant is cut and no stated size is touched here, so a mistake of strip_channels cannot repeat itself.
 """
@@ -14,8 +15,9 @@ No constant is cut and no stated size is touched here, so a mistake of strip_cha
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -59,7 +61,7 @@ class SliceStatistics(Pass):
             stays = kept[analysis.component[s.labels]]
             if not stays.all():
                 sliced[s.output].append((s, stays))
-        slicer = _Slicer(graph)
+        slicer = _Slicer(graph, analysis.witness.dtypes)
         for output, axes in sliced.items():
             if output not in by_output:
                 raise OnnxPruneError(f"the node that computes {output!r} is not in the graph to be sliced")
@@ -69,7 +71,8 @@ class SliceStatistics(Pass):
 
 
 class _Slicer:
-    def __init__(self, graph: gs.Graph) -> None:
+    def __init__(self, graph: gs.Graph, dtypes: Mapping[str, np.dtype[Any]]) -> None:
+        self.dtypes = dtypes
         self.names = set(graph.tensors())
         self.before: dict[int, list[gs.Node]] = defaultdict(list)
         self.after: dict[int, list[gs.Node]] = defaultdict(list)
@@ -88,6 +91,16 @@ class _Slicer:
                 node.outputs[index] = small  # the name stays with what the rest of the graph reads
                 new, _ = self._gather(small, back, axis, whole)
                 self.after[id(node)].insert(0, new)
+            if s.counted:  # condition 4
+                self._scale(node, len(stays) / len(kept))
+
+    def _scale(self, node: gs.Node, factor: float) -> None:
+        total = node.outputs[0]
+        dtype = np.dtype(self.dtypes.get(total.name) or total.dtype or np.float32)
+        node.outputs[0] = gs.Variable(unique_name(self.names, f"{total.name}_sum"), dtype)
+        ratio = gs.Constant(unique_name(self.names, f"{total.name}_ratio"), np.array(factor, dtype))
+        name = unique_name(self.names, f"{total.name}_scaled")
+        self.after[id(node)].insert(0, gs.Node("Mul", name, {}, [node.outputs[0], ratio], [total]))
 
     def _gather(
         self, x: gs.Tensor, places: Array, axis: int, out: gs.Variable | None = None

@@ -97,6 +97,7 @@ class _Stripper:
         self.analysis = analysis
         self.kept = kept
         self.opset = int(graph.opset)
+        self.choices = analysis.choices
         self.replaced: set[str] = set()
         self._names: set[str] | None = None
         self._keep: dict[tuple[str, int], Kept | None] = {}

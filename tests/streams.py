@@ -53,14 +53,24 @@ class Net(Builder):
             return str(self.node(op, x, self.const([axis]), keepdims=1))
         return str(self.node(op, x, axes=[axis], keepdims=1))
 
+    def mean(self, x: str) -> str:
+        """ReduceMean, or a sum and a constant that states the count."""
+        how = int(self.rng.integers(4))
+        if how == 0:
+            return str(self.node("Div", self.reduce("ReduceSum", x, -1), self.const(np.array(self.width_, np.float32))))
+        if how == 1:
+            share = self.const(np.array([1 / self.width_], np.float32))
+            return str(self.node("Mul", share, self.reduce("ReduceSum", x, -1)))
+        return self.reduce("ReduceMean", x, -1)
+
     def norm(self, x: str) -> str:
         """LayerNorm over the stream: one operator, or the nine that it was before there was one."""
         c = self.width_
         scale, shift = self.weight(c, values=self.rng.uniform(0.5, 1.5, c)), self.weight(c, spread=0.3)
         if self.opset >= 17 and self.rng.random() < 0.7:
             return str(self.node("LayerNormalization", x, scale, shift, axis=-1))
-        d = self.node("Sub", x, self.reduce("ReduceMean", x, -1))
-        var = self.reduce("ReduceMean", self.node("Pow", d, self.const(np.array(2, np.float32))), -1)
+        d = self.node("Sub", x, self.mean(x))
+        var = self.mean(self.node("Pow", d, self.const(np.array(2, np.float32))))
         deviation = self.node("Sqrt", self.node("Add", var, self.const(np.array(1e-5, np.float32))))
         return str(self.node("Add", self.node("Mul", self.node("Div", d, deviation), scale), shift))
 

@@ -128,27 +128,37 @@ def _layer_norm(x: Array, scale: Array, shift: Array) -> Array:
     return np.asarray(d / np.sqrt((d**2).mean(-1, keepdims=True) + 1e-5) * scale + shift)
 
 
-@pytest.mark.parametrize("opset", [13, 17])
-def test_pruned_transformer_block_is_the_formula_on_sliced_weights(opset: int) -> None:
+MEANS = "m = ReduceMean <axes = [-1]> (x) d = Sub (x, m) q = Pow (d, two) v = ReduceMean <axes = [-1]> (q)"
+SUMS = """a0 = ReduceSum (x, last) m = Div (a0, count) d = Sub (x, m) q = Mul (d, d)
+          a1 = ReduceSum (q, last) v = Mul (share, a1)"""
+REST = " e = Add (v, eps) r = Sqrt (e) z = Div (d, r) s = Mul (z, g) n = Add (s, b)"
+NORMS = {
+    "native": (17, "n = LayerNormalization <axis = -1, epsilon = 0.00001> (x, g, b)"),
+    "means": (13, MEANS + REST),
+    "sums": (13, SUMS + REST),  # a stated 10 and 1/10 have to follow
+}
+
+
+@pytest.mark.parametrize("spelling", NORMS)
+def test_pruned_transformer_block_is_the_formula_on_sliced_weights(spelling: str) -> None:
     rng = np.random.default_rng(0)
     c, h = 10, 14
     w = {
         "table": rng.standard_normal((11, c)), "g": rng.uniform(0.5, 1.5, c), "b": rng.standard_normal(c),
         "up": rng.standard_normal((c, h)), "down": rng.standard_normal((h, c)), "head": rng.standard_normal((c, 4)),
     }  # fmt: skip
-    norm = "n = LayerNormalization <axis = -1, epsilon = 0.00001> (x, g, b)"
-    if opset < 17:
-        norm = """m = ReduceMean <axes = [-1]> (x) d = Sub (x, m) q = Pow (d, two) v = ReduceMean <axes = [-1]> (q)
-        e = Add (v, eps) r = Sqrt (e) z = Div (d, r) s = Mul (z, g) n = Add (s, b)"""
+    opset, norm = NORMS[spelling]
     proto = onnx.parser.parse_model(
         f'<ir_version: 8, opset_import: ["" : {opset}]> agraph (int64[N,6] ids) => (float[N,6,4] y) {{'
         f" x = Gather (table, ids) {norm} u = MatMul (n, up) a = Relu (u) t = MatMul (a, down) o = Add (x, t)"
         " y = MatMul (o, head) }"
     )
-    constants = {**w, "two": np.array(2.0), "eps": np.array(1e-5)}
+    constants = {**w, "two": np.array(2.0), "eps": np.array(1e-5), "count": np.array(c), "share": np.array([1 / c])}
     used = {i for n in proto.graph.node for i in n.input}
     for name in used & constants.keys():
         proto.graph.initializer.append(numpy_helper.from_array(constants[name].astype(np.float32), name))
+    if spelling == "sums":
+        proto.graph.initializer.append(numpy_helper.from_array(np.array([-1], np.int64), "last"))
     model = load(proto)
     gone, hidden = (1, 4, 9), (0, 13)
     plan = Plan("", {"table": Removal(c, gone), "up": Removal(h, hidden)}, options={"inexact": True})

@@ -60,6 +60,7 @@ class Statistic:
         labels: of that axis.
         params: (input index, axis) pairs that go along with the data's axis (scale and shift).
         outputs: (output index, axis) pairs that still have it; empty after a reduction.
+        counted: the node sums, and a constant behind it divides by how many there were.
     """
 
     output: str
@@ -67,6 +68,7 @@ class Statistic:
     labels: Labels
     params: tuple[tuple[int, int], ...]
     outputs: tuple[tuple[int, int], ...]
+    counted: bool = False
 
 
 @dataclass(frozen=True)
@@ -282,13 +284,16 @@ class LabelTable:
             output = next(o.name for o in self.node.outputs if o.name)
             self.contractions.append(Contraction(output, index, axis % len(axes), len(axes), labels))
 
-    def statistic(self, axis: int, *, params: Sequence[tuple[int, int]] = (), outputs: Sequence[int] = (0,)) -> None:
+    def statistic(
+        self, axis: int, *, params: Sequence[tuple[int, int]] = (), outputs: Sequence[int] = (0,), counted: bool = False
+    ) -> None:
         """Notes that the current node computes a statistic over an axis of its first input, an inexact lock.
 
         Args:
             axis: of the data.
             params: (input index, axis) pairs of scale and shift that lie along it.
             outputs: those that have the same axis.
+            counted: the node sums, and a constant behind it divides by the count.
         """
         assert self.node is not None
         labels = self.get(self.node.inputs[0])[axis]
@@ -296,7 +301,8 @@ class LabelTable:
             return
         self.lock(labels, STATISTIC, inexact=True)
         output = next(o.name for o in self.node.outputs if o.name)
-        self.statistics.append(Statistic(output, axis, labels, tuple(params), tuple((i, axis) for i in outputs)))
+        places = tuple((i, axis) for i in outputs)
+        self.statistics.append(Statistic(output, axis, labels, tuple(params), places, counted))
 
     def mark(self, labels: Labels | None, kind: str) -> None:
         """Notes what channels are ("heads", "head_dim"); the first word on each counts."""
