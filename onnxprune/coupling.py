@@ -146,7 +146,9 @@ class Analysis:
         for locked in self.locked:
             if locked.name == name:
                 raise OnnxPruneError(
-                    f"the group {name!r} is locked: it {locked.reason}", where=f"{locked.op} {locked.node!r}"
+                    f"the group {name!r} is locked: it {locked.reason}",
+                    where=f"{locked.op} {locked.node!r}",
+                    fix="free it with --include-inexact" if locked.inexact else None,
                 )
         raise unknown("group", name, self.by_name)
 

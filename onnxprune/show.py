@@ -175,7 +175,7 @@ def inspect_tables(analysis: Analysis, name: str) -> None:
                 [
                     k.name,
                     str(k.channels),
-                    f"it {k.reason}: {k.op} {k.node}" + (" (inexact)" if k.inexact else ""),
+                    f"it {k.reason}: {k.op} {k.node}" + (" (--include-inexact frees it)" if k.inexact else ""),
                 ]
                 for k in analysis.locked
             ],

@@ -20,6 +20,7 @@ from streams import BLOCKS, TOKENS, Stream, build_stream, streams
 
 from onnxprune import pipeline
 from onnxprune.coupling import Analysis
+from onnxprune.data import Data
 from onnxprune.errors import OnnxPruneError, VerificationError
 from onnxprune.limits import Limits
 from onnxprune.model import load, save, to_proto
@@ -28,6 +29,7 @@ from onnxprune.passes import InsertMasks, SliceStatistics, strip_channels
 from onnxprune.pipeline import Compiled, analyze, compile_plan
 from onnxprune.plans import Plan, Removal, load_plan, save_plan
 from onnxprune.runtime import Session
+from onnxprune.sweep import sensitivity
 from onnxprune.verification import random_feeds, reference, relative_difference, verify
 
 Array = npt.NDArray[Any]
@@ -376,7 +378,7 @@ def test_plan_for_inexact_groups_does_not_pass_as_one_without(files: dict[str, P
     plan = load_plan(files["plan.json"])
     other = tmp_path / "plan.json"
     save_plan(Plan(plan.model, plan.groups, plan.criterion, {"attention": "heads"}, plan.tool), other)
-    assert "is locked" in line.fails("apply", files["m.onnx"], other, "-o", tmp_path / "s.onnx")
+    assert "--include-inexact" in line.fails("apply", files["m.onnx"], other, "-o", tmp_path / "s.onnx")
     assert not (tmp_path / "s.onnx").exists()
 
 
@@ -415,3 +417,13 @@ def test_pruning_in_steps_and_recovery_take_inexact_groups(files: dict[str, Path
     np.savez(data, x=np.random.default_rng(0).integers(0, 11, (40, TOKENS - 1)))
     done = json.loads(line.out("recover", files["m.onnx"], small, plan, "--data", data, "-o", better, "--json"))
     assert done["stages"][-1]["distance"] <= done["stages"][0]["distance"]
+
+
+def test_sensitivity_leaves_inexact_groups_out(files: dict[str, Path]) -> None:
+    # Its trials mask, and a mask is not what removing such a channel does.
+    model = load(files["m.onnx"])
+    scores = pipeline.score(model, analyze(model, include_inexact=True))
+    data = Data(np.random.default_rng(0).integers(0, 11, (16, TOKENS - 1)), np.arange(16) % 4, "words")
+    curves = sensitivity(scores, data, ratios=[0.5])
+    assert set(curves.groups) == {g.name for g in scores.analysis.groups if g.exact}
+    assert curves.options == {"attention": "heads", "inexact": True}
