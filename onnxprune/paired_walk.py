@@ -125,8 +125,9 @@ class PairedWalk:
 
     def changed(self) -> set[str]:
         """Tensors of the pruned model whose values the pruning has changed."""
-        reads = (*self.analysis.contractions, *self.analysis.table.statistics)
-        reduced = {r.output for r in reads if not self.kept[self.analysis.component[r.labels]].all()}
+        reads = [(c.output, c.labels) for c in self.analysis.contractions]
+        reads += [(s.output, s.labels) for s in self.analysis.table.statistics]
+        reduced = {output for output, labels in reads if not self.kept[self.analysis.component[labels]].all()}
         changed: set[str] = set()
         for node in self.pruned.graph.nodes:
             names = {o.name for o in node.outputs}

@@ -71,11 +71,10 @@ def _unpick(node: gs.Node, first: Witness, second: Witness, names: set[str]) -> 
     data, indices = node.inputs
     output = node.outputs[0].name
     for w in (first, second):
-        source, target = w.shapes.get(data.name), w.shapes.get(output)
-        picked = w.values.get(indices.name)
-        if source is None or target is None or picked is None or len(source) != 1 or target != picked.shape:
+        source, places = w.shapes.get(data.name), w.values.get(indices.name)
+        if source is None or places is None or len(source) != 1 or w.shapes.get(output) != places.shape:
             return
-        if picked.size != source[0] or not np.array_equal(picked.reshape(-1), np.arange(picked.size)):
+        if places.size != source[0] or not np.array_equal(places.reshape(-1), np.arange(places.size)):
             return
     target = _reshape_target(list(zip(first.shapes[output], second.shapes[output], strict=True)), [])
     if target is not None:
