@@ -427,3 +427,17 @@ def test_sensitivity_leaves_inexact_groups_out(files: dict[str, Path]) -> None:
     curves = sensitivity(scores, data, ratios=[0.5])
     assert set(curves.groups) == {g.name for g in scores.analysis.groups if g.exact}
     assert curves.options == {"attention": "heads", "inexact": True}
+
+
+def test_recipe_takes_inexact_groups(files: dict[str, Path], tmp_path: Path) -> None:
+    data, recipe = tmp_path / "x.npz", tmp_path / "r.toml"
+    np.savez(data, x=np.random.default_rng(0).integers(0, 11, (20, TOKENS - 1)), y=np.arange(20) % 4)
+    recipe.write_text(
+        f'name = "r"\nmodel = "{files["m.onnx"].as_posix()}"\ndata = "{data.as_posix()}"\ninclude_inexact = true\n'
+        '[bench]\nruns = 1\n[[step]]\ndo = "score"\ncriterion = "l2"\n'
+        '[[step]]\ndo = "prune"\nratio = 0.5\nround_to = 1\nonly = ["stream"]\n'
+    )
+    line.out("run", recipe, "-o", tmp_path / "run")
+    (plan,) = (load_plan(p) for p in (tmp_path / "run").rglob("*plan*.json"))
+    assert plan.options["inexact"] is True
+    assert len(plan.groups) == 1
