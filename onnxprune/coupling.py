@@ -7,7 +7,6 @@ locked, with the operator's name and reason.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +16,7 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from onnxprune.errors import OnnxPruneError, unknown
+from onnxprune.group_names import Namer
 from onnxprune.model import Array, Model
 from onnxprune.notebooks import html_table
 from onnxprune.ops import find
@@ -25,6 +25,14 @@ from onnxprune.plans import Plan
 from onnxprune.shapes import Witness, witness
 
 Kept = npt.NDArray[np.bool_]
+
+KINDS = ("heads", "head_dim", "stream", "mlp", "conv", "embedding", "padding", "other")
+"""What a group's channels are: attention heads or places in every head, the residual stream, hidden neurons of
+products with a weight, filters of convolutions, an embedding's dimensions, channels that Pad adds."""
+_KIND_OF_OP = {
+    "Conv": "conv", "ConvTranspose": "conv", "Gemm": "mlp", "MatMul": "mlp", "Einsum": "mlp", "Gather": "embedding",
+    "Pad": "padding",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,8 @@ class Group:
         sites: (weight, axis) pairs on which the channels sit.
         op: operator of the producing node.
         residual: whether an addition of activations joins the outputs of several layers in it.
+        kind: what its channels are, one of `KINDS`.
+        statistics: operators that take a statistic over its channels; with any, its removal is inexact.
     """
 
     name: str
@@ -46,11 +56,18 @@ class Group:
     sites: tuple[tuple[str, int], ...] = field(repr=False)
     op: str
     residual: bool = False
+    kind: str = "other"
+    statistics: tuple[str, ...] = ()
 
     @property
     def channels(self) -> int:
         """How many channels the group has."""
         return len(self.components)
+
+    @property
+    def exact(self) -> bool:
+        """Whether removing its channels is masking them."""
+        return not self.statistics
 
 
 @dataclass(frozen=True)
@@ -129,7 +146,9 @@ class Analysis:
         for locked in self.locked:
             if locked.name == name:
                 raise OnnxPruneError(
-                    f"the group {name!r} is locked: it {locked.reason}", where=f"{locked.op} {locked.node!r}"
+                    f"the group {name!r} is locked: it {locked.reason}",
+                    where=f"{locked.op} {locked.node!r}",
+                    fix="free it with --include-inexact" if locked.inexact else None,
                 )
         raise unknown("group", name, self.by_name)
 
@@ -148,6 +167,15 @@ class Analysis:
             return None
         out: Kept = kept[self.component[labels]]
         return None if out.all() else out
+
+    @property
+    def choices(self) -> Choices:
+        """What the walk was asked to free."""
+        return self.table.choices
+
+    def inexact(self, plan: Plan) -> tuple[Group, ...]:
+        """The groups that lose channels under a plan without that being masking."""
+        return tuple(g for g in self.groups if not g.exact and g.name in plan.groups and plan.groups[g.name].removed)
 
     @property
     def contractions(self) -> Sequence[Contraction]:
@@ -240,24 +268,19 @@ def walk(model: Model, seen: Witness, choices: Choices | None = None) -> LabelTa
     return table
 
 
-def couple(
-    model: Model, *, source: Model | None = None, choices: Choices | None = None, include_inexact: bool = False
-) -> Analysis:
+def couple(model: Model, *, source: Model | None = None, choices: Choices | None = None) -> Analysis:
     """Finds channels and groups of a normalized model.
 
     Args:
         model: normalized (see `onnxprune.passes.NORMALIZE`).
         source: the model it was normalized from; default: itself.
-        choices: what ambiguous splits free.
-        include_inexact: free also what only operators with statistics over channels forbid.
+        choices: what ambiguous splits free, and whether inexact channels are free.
     """
     seen = witness(model)
-    return assemble(model, seen, walk(model, seen, choices), source=source, include_inexact=include_inexact)
+    return assemble(model, seen, walk(model, seen, choices), source=source)
 
 
-def assemble(
-    model: Model, seen: Witness, table: LabelTable, *, source: Model | None = None, include_inexact: bool = False
-) -> Analysis:
+def assemble(model: Model, seen: Witness, table: LabelTable, *, source: Model | None = None) -> Analysis:
     """Components, locks and groups of a finished label table."""
     root = components(table.count, table.ties)
     none = len(table.locks)
@@ -268,7 +291,7 @@ def assemble(
     for i, lock in enumerate(table.locks):
         np.minimum.at(first_lock, root[lock.labels], rank[i])
     by_rank = [table.locks[i] for i in order]
-    allowed = np.array([include_inexact and lock.inexact for lock in by_rank] + [True], bool)
+    allowed = np.array([table.choices.inexact and lock.inexact for lock in by_rank] + [True], bool)
     roots = np.flatnonzero(root == np.arange(table.count))
     free_roots = roots[(roots > 0) & allowed[first_lock[roots]]]
     number = np.zeros(table.count, np.int64)
@@ -279,23 +302,49 @@ def assemble(
     for labels in table.sums:
         summed[root[labels]] = True
     cause = np.where(allowed[first_lock], -1, first_lock)  # by root: the lock that holds it, -1 if it is free
-    namer = _Namer(table, root)
+    ops, lifted = _lifted(table, root)
+    lifted[cause >= 0] = 0
+    kinds = _kinds(table, root)
+    namer = Namer(table, root)
     groups, locked = [], []
-    for members, sites in _grouped(table, root, cause):
+    for members, sites in _grouped(table, root, cause, lifted):
         why = int(cause[members[0]])
         if why < 0:
             width, op = namer.shape(members)
-            groups.append(Group(namer.name(members), number[members], width, sites, op, bool(summed[members].any())))
+            residual = bool(summed[members].any())
+            kind = KINDS[kinds[members].min()]
+            if kind == "other":
+                kind = "stream" if residual else _KIND_OF_OP.get(op, kind)
+            statistics = tuple(op for i, op in enumerate(ops) if int(lifted[members[0]]) >> i & 1)
+            groups.append(Group(namer.name(members), number[members], width, sites, op, residual, kind, statistics))
         else:
             lock = by_rank[why]
             locked.append(LockedGroup(namer.name(members), len(members), lock.node, lock.op, lock.reason, lock.inexact))
     return Analysis(source or model, model, seen, table, component, len(free_roots) + 1, tuple(groups), tuple(locked))
 
 
+def _lifted(table: LabelTable, root: npt.NDArray[np.int64]) -> tuple[list[str], npt.NDArray[np.uint64]]:
+    """Operators whose locks are lifted on request, and for every root label the bit set of those that hold it."""
+    found = np.zeros(table.count, np.uint64)
+    ops = sorted({lock.op for lock in table.locks if lock.inexact}) if table.choices.inexact else []
+    for lock in table.locks if ops else ():
+        if lock.inexact:
+            found[root[lock.labels]] |= np.uint64(1 << ops.index(lock.op))
+    return ops, found
+
+
+def _kinds(table: LabelTable, root: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """For every root label the place in `KINDS` of what operators say it is."""
+    out = np.full(table.count, KINDS.index("other"), np.int64)
+    for labels, kind in table.kinds:
+        np.minimum.at(out, root[labels], KINDS.index(kind))
+    return out
+
+
 def _grouped(
-    table: LabelTable, root: npt.NDArray[np.int64], cause: npt.NDArray[np.int64]
+    table: LabelTable, root: npt.NDArray[np.int64], cause: npt.NDArray[np.int64], lifted: npt.NDArray[np.uint64]
 ) -> list[tuple[npt.NDArray[np.int64], tuple[tuple[str, int], ...]]]:
-    """Partitions root labels by the set of weight axes they sit on and by what locks them, in label order."""
+    """Partitions root labels by the weight axes they sit on, what locks them and what is lifted, in label order."""
     # Two components belong together if they sit on the same set of sites: compare sums of well-mixed site keys.
     key = np.zeros(table.count, np.uint64)
     roots_of: dict[int, npt.NDArray[np.int64]] = {}  # tensors that follow each other share their label arrays
@@ -314,6 +363,7 @@ def _grouped(
     if not len(present):
         return []
     key[present] += (cause[present] + 1).astype(np.uint64) * _scattered(0x10CC)
+    key[present] += lifted[present] * _scattered(0x11F7)
     _, inverse = np.unique(key[present], return_inverse=True)
     group_of = np.full(table.count, -1, np.int64)
     group_of[present] = inverse
@@ -334,73 +384,3 @@ def _scattered(n: int) -> np.uint64:
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
     z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
     return np.uint64(z ^ (z >> 31))
-
-
-_AUTOMATIC = re.compile(
-    r"^(onnx::|\d+$|val_\d+|const_fold_opt|Constant|_v_\d|node_|/|new_|arith_|p_)|_quantized$|__\d+$"
-)
-_SUFFIX = re.compile(
-    r"(/convolution)?(/merged_input|_weights_fused_bn)?([./](weight|weights|kernel|gamma|scale|w|W)|/ReadVariableOp)?"
-    r"(:\d+)?$"
-)
-
-
-def human_name(tensor: str, node: str) -> str:
-    """A name for what a weight produces: its own without `.weight`, or its node's path where exporters made one up.
-
-    >>> human_name("layer1.0.conv1.weight", "/layer1/layer1.0/conv1/Conv")
-    'layer1.0.conv1'
-    >>> human_name("onnx::Conv_538", "/layer1/layer1.0/conv1/Conv")
-    'layer1.0.conv1'
-    """
-    if not _AUTOMATIC.search(tensor):
-        name = _SUFFIX.sub("", tensor)
-        return name or tensor
-    parts = [p for p in node.split("/") if p]
-    if len(parts) > 1:
-        parts = parts[:-1]  # the operator itself
-    path: list[str] = []
-    for part in parts:  # TorchScript repeats the parent: layer1/layer1.0/conv1
-        if path and part.startswith(path[-1] + "."):
-            path[-1] = part
-        else:
-            path.append(part)
-    return ".".join(path) or _SUFFIX.sub("", tensor) or tensor
-
-
-class _Namer:
-    """Names and widths of groups from the weights that produce them."""
-
-    def __init__(self, table: LabelTable, root: npt.NDArray[np.int64]) -> None:
-        self.sites = table.filter_sites
-        self.table = table
-        self.root = root
-        self.used: dict[str, int] = {}
-        # For each root label the first filter site that holds it, else len(sites).
-        self.first = np.full(table.count, len(self.sites), np.int64)
-        for i in range(len(self.sites) - 1, -1, -1):
-            self.first[root[self.sites[i].labels]] = i
-
-    def shape(self, members: npt.NDArray[np.int64]) -> tuple[int, str]:
-        """(indices per channel on the producing axis, producing operator)."""
-        site = int(self.first[members[0]])
-        if site == len(self.sites):
-            return 1, "Pad"
-        return int((self.root[self.sites[site].labels] == members[0]).sum()), self.sites[site].op
-
-    def name(self, members: npt.NDArray[np.int64]) -> str:
-        """A unique name; a second group of the same weight gets `#2`."""
-        site = int(self.first[members[0]])
-        if site < len(self.sites):
-            base = human_name(self.sites[site].tensor.name, self.sites[site].node)
-        else:
-            base = self._by_consumer(int(members[0]))
-        self.used[base] = self.used.get(base, 0) + 1
-        return base if self.used[base] == 1 else f"{base}#{self.used[base]}"
-
-    def _by_consumer(self, label: int) -> str:
-        for tensor, axes in self.table.constants.items():
-            for labels in axes:
-                if labels is not None and (self.root[labels] == label).any():
-                    return f"{human_name(tensor, tensor)}.in"
-        return f"channels_{label}"

@@ -64,7 +64,7 @@ class Curves:
         groups: group name -> curve, in the order of the graph.
         data: name, images and digest of the data.
         settings: batch size and provider: what the last digits of a value may depend on.
-        options: how the model was analysed (attention).
+        options: how the model was analysed (attention, inexact).
         bisected: the threshold whose crossings alone were searched for; None for whole curves.
         tool: version that wrote it.
     """

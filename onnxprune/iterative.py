@@ -186,4 +186,5 @@ def _compress(analysis: Analysis, kept: Kept, table: LabelTable, tensors: Mappin
     table.views = {name: (tensors[root.name], perm) for name, (root, perm) in old.views.items()}
     table.variables = {name: axes(a) for name, a in old.variables.items()}
     table.constants = {name: axes(a) for name, a in old.constants.items()}
+    table.statistics = [replace(s, labels=_left(analysis, kept, s.labels)) for s in old.statistics]
     table.contractions = [replace(c, labels=_left(analysis, kept, c.labels)) for c in old.contractions]

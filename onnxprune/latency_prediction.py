@@ -628,7 +628,7 @@ def variant(analysis: Analysis, counts: Mapping[str, int]) -> Plan:
     """A plan that leaves so many channels in each group; which ones makes no difference to time."""
     sizes = {g.name: g.channels for g in analysis.groups}
     removed = {n: Removal(sizes[n], tuple(range(k, sizes[n]))) for n, k in counts.items() if k < sizes[n]}
-    return Plan("", removed, options={"attention": analysis.table.choices.attention})
+    return Plan("", removed, options=analysis.choices.options())
 
 
 # ----------------------------------------------------------------------------------------------------------- cache

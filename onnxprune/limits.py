@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune.coupling import Analysis, Group
+from onnxprune.coupling import KINDS, Analysis, Group
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.runtime import kernel_block
 
-PROTECT = ("first", "residual", "attention")
+ONLY = ("attention", *KINDS)
+PROTECT = ("first", "residual", *ONLY)
 
 Counts = dict[str, int]
 """Group name -> channels it keeps."""
@@ -34,8 +35,10 @@ class Limits:
         include: glob patterns; only matching groups are pruned (empty: all).
         exclude: glob patterns of groups left whole.
         protect: presets of groups left whole: "first" (the network's first layer), "residual" (residual streams; with
-            "first" what the D-Score paper leaves alone on ResNets), "attention".
+            "first" what the D-Score paper leaves alone on ResNets), "attention" (heads and places in heads), or a kind
+            of group (`onnxprune.coupling.KINDS`).
         overrides: glob pattern -> ratio (share removed) or {"ratio": r, "min_channels": n, "channels": kept}.
+        only: kinds of groups that are pruned, "attention" for both of its kinds (empty: all).
     """
 
     round_to: int | str = "auto"
@@ -45,6 +48,7 @@ class Limits:
     exclude: Sequence[str] = ()
     protect: Sequence[str] = ()
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    only: Sequence[str] = ()
 
 
 def load_overrides(path: Path) -> dict[str, Any]:
@@ -206,14 +210,22 @@ def _chosen(analysis: Analysis, limits: Limits) -> list[Group]:
         if preset not in PROTECT:
             raise unknown("preset", preset, PROTECT)
         chosen -= {g.name for i, g in enumerate(analysis.groups) if _protected(preset, i, g)}
+    for kind in limits.only:
+        if kind not in ONLY:
+            raise unknown("kind of group", kind, ONLY)
+    if limits.only:
+        chosen &= {g.name for i, g in enumerate(analysis.groups) if any(_protected(k, i, g) for k in limits.only)}
     if not chosen:
         raise OnnxPruneError("no group is left to prune", fix="see `onnxprune inspect`, and exclude or protect less")
     return [g for g in analysis.groups if g.name in chosen]
 
 
 def _protected(preset: str, place: int, group: Group) -> bool:
+    """Whether a group is what a preset names."""
     if preset == "first":
         return place == 0
     if preset == "residual":
         return group.residual
-    return group.op in ("MatMul", "Gemm", "Attention") and group.width > 1
+    if preset == "attention":
+        return group.kind in ("heads", "head_dim")
+    return group.kind == preset

@@ -125,8 +125,9 @@ class PairedWalk:
 
     def changed(self) -> set[str]:
         """Tensors of the pruned model whose values the pruning has changed."""
-        whole = [self.kept[self.analysis.component[c.labels]].all() for c in self.analysis.contractions]
-        reduced = {c.output for c, all_ in zip(self.analysis.contractions, whole, strict=True) if not all_}
+        reads = [(c.output, c.labels) for c in self.analysis.contractions]
+        reads += [(s.output, s.labels) for s in self.analysis.table.statistics]
+        reduced = {output for output, labels in reads if not self.kept[self.analysis.component[labels]].all()}
         changed: set[str] = set()
         for node in self.pruned.graph.nodes:
             names = {o.name for o in node.outputs}

@@ -52,7 +52,7 @@ class Compiled:
         v = self.verification
         if v is None:
             return "not verified"
-        return f"equal to the masked original within {v.max_relative:.1e} relative (allowed {v.tolerance:.0e})"
+        return f"equal to the {v.reference} within {v.max_relative:.1e} relative (allowed {v.tolerance:.0e})"
 
 
 def analyze(model: Model, *, attention: str = "heads", include_inexact: bool = False) -> Analysis:
@@ -60,11 +60,11 @@ def analyze(model: Model, *, attention: str = "heads", include_inexact: bool = F
 
     Args:
         attention: what is freed in multi-head attention, "heads" or "head_dim".
-        include_inexact: show as groups also channels that statistics (LayerNorm, ...) run over. Their removal is not
-            masking and cannot be proved, so plans for them fail verification.
+        include_inexact: free also channels that statistics (LayerNorm, GroupNorm, a mean, ...) run over. Their removal
+            is not masking: it is proved against the original whose statistics run over what is kept.
     """
     normal = Pipeline(NORMALIZE)(model)
-    return couple(normal, source=model, choices=Choices(attention), include_inexact=include_inexact)
+    return couple(normal, source=model, choices=Choices(attention, include_inexact))
 
 
 def analyze_for(model: Model, plan: Plan) -> Analysis:

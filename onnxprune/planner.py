@@ -294,6 +294,6 @@ def assembled(
         analysis.source.fingerprint,
         groups,
         {**scores.criterion, "normalize": request.normalize, **record},
-        {"attention": analysis.table.choices.attention},
+        analysis.choices.options(),
         tool,
     )

@@ -21,7 +21,7 @@ from onnxprune.notebooks import html_table, share
 SCHEMA = 1
 MAX_PLAN_BYTES = 64 * 2**20
 _KEYS = {"schema", "tool", "model", "criterion", "options", "groups"}
-_OPTIONS = {"attention"}
+_OPTIONS = {"attention", "inexact"}
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Plan:
         model: fingerprint of the model it was made for; "" fits any.
         groups: group name -> removal; groups not named stay whole.
         criterion: name and parameters of the score behind it, for the record.
-        options: how the model was analysed (attention), so that the groups are found again.
+        options: how the model was analysed (attention, inexact), so that the groups are found again.
         tool: version that wrote it.
     """
 
@@ -160,6 +160,8 @@ def parse_plan(text: str, where: str = "plan") -> Plan:
         raise fail(f"unknown key {key!r}", "options")
     if data["options"].get("attention", "heads") not in ("heads", "head_dim"):
         raise fail(f"attention {data['options']['attention']!r}; known: heads, head_dim", "options")
+    if not isinstance(data["options"].get("inexact", False), bool):
+        raise fail("'inexact' is not true or false", "options")
     groups: dict[str, Removal] = {}
     for name, entry in data["groups"].items():
         groups[name] = _removal(name, entry, fail)

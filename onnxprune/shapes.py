@@ -128,6 +128,9 @@ def witness(
         if (len(shapes), len(values)) == before or not _unknown(proto, shapes):
             break
         _pin(proto, values)
+    for name, value in values.items():  # what was pinned is in no inference any more
+        shapes.setdefault(name, value.shape)
+        dtypes.setdefault(name, value.dtype)
     for t in model.graph.tensors().values():
         if isinstance(t, gs.Constant):
             shapes[t.name] = tuple(int(n) for n in t.shape)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from onnxprune.comparison import Row
-    from onnxprune.coupling import Analysis
+    from onnxprune.coupling import Analysis, Group
     from onnxprune.criteria_comparison import Comparison
     from onnxprune.curves import Curves
     from onnxprune.differences import Differences
@@ -125,6 +125,9 @@ def inspect_document(analysis: Analysis, name: str) -> dict[str, Any]:
                 "width": g.width,
                 "op": g.op,
                 "residual": g.residual,
+                "kind": g.kind,
+                "exact": g.exact,
+                "statistics": list(g.statistics),
                 "sites": [{"tensor": t, "axis": a} for t, a in g.sites],
             }
             for g in analysis.groups
@@ -151,13 +154,17 @@ def inspect_tables(analysis: Analysis, name: str) -> None:
     sys.stdout.write(f"{count(doc['macs'])} MACs per sample, {count(doc['params'])} parameters, {size(doc['bytes'])}, ")
     sys.stdout.write(f"{size(doc['memory'])} of activations\n")
     rows = [
-        [g.name + (" (residual)" if g.residual else ""), str(g.channels), str(g.width), str(len(g.sites)), g.op]
+        [
+            g.name + ("" if g.exact else f" (inexact: {', '.join(g.statistics)})"),
+            g.kind + (" (residual)" if g.residual and g.kind != "stream" else ""),
+            str(g.channels), str(g.width), str(len(g.sites)), g.op,
+        ]
         for g in analysis.groups
-    ]
+    ]  # fmt: skip
     total = sum(g.channels for g in analysis.groups)
     table(
         f"{len(rows)} groups, {total} channels can be removed",
-        ["group", "channels", "width", "tensors", "made by"],
+        ["group", "kind", "channels", "width", "tensors", "made by"],
         rows,
     )
     if analysis.locked:
@@ -168,7 +175,7 @@ def inspect_tables(analysis: Analysis, name: str) -> None:
                 [
                     k.name,
                     str(k.channels),
-                    f"it {k.reason}: {k.op} {k.node}" + (" (inexact)" if k.inexact else ""),
+                    f"it {k.reason}: {k.op} {k.node}" + (" (--include-inexact frees it)" if k.inexact else ""),
                 ]
                 for k in analysis.locked
             ],
@@ -301,9 +308,20 @@ def compiled_document(done: Compiled, output: str | None, speedup: Speedup | Non
         "after": vars(done.after),
         "removed_channels": done.plan.removed,
         "plan_digest": done.plan.digest,
+        "groups": [_checked(done, g) for g in done.analysis.groups if g.name in done.plan.groups],
         "latency": speedup.as_dict() if speedup else None,
         "verification": done.verification.as_dict() if done.verification else None,
     }
+
+
+def _checked(done: Compiled, group: Group) -> dict[str, Any]:
+    """What went from a group, and by which reference that was proved."""
+    proof = ("masked" if group.exact else "sliced") if done.verification else None
+    removed = len(done.plan.groups[group.name].removed)
+    return {
+        "name": group.name, "kind": group.kind, "channels": group.channels, "removed": removed,
+        "exact": group.exact, "statistics": list(group.statistics), "reference": proof,
+    }  # fmt: skip
 
 
 def compiled_table(done: Compiled, title: str, speedup: Speedup | None = None) -> None:
@@ -327,9 +345,12 @@ def proof_line(proof: Verification | None) -> str:
         return "not verified (--no-verify)"
     batches = " and ".join(map(str, proof.batches))
     line = (
-        f"verified: pruned = masked original within {proof.max_relative:.1e} relative "
-        f"(allowed {proof.tolerance:.0e}),\n  {proof.inputs} inputs, batch {batches}"
+        f"verified: pruned = {proof.reference}{',' + chr(10) + ' ' if proof.inexact else ''} within "
+        f"{proof.max_relative:.1e} relative (allowed {proof.tolerance:.0e}),\n  {proof.inputs} inputs, batch {batches}"
     )
+    if proof.inexact:
+        plural = "s are" if len(proof.inexact) > 1 else " is"
+        line += f"\n  {len(proof.inexact)} group{plural} inexact: statistics run over the channels left"
     if proof.effect <= proof.tolerance:
         line += "\n  note: the masks hardly change the outputs on these inputs, so this proves little"
     return line

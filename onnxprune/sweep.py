@@ -56,7 +56,7 @@ class Setting:
 
     model: Path
     fingerprint: str
-    attention: str
+    choices: Choices
     data: Path
     name: str
     preprocess: Preprocess
@@ -104,7 +104,7 @@ def sensitivity(
         data: samples, and labels where the metric needs them.
         metric: see `onnxprune.metrics`; default top1, without labels kl.
         ratios: shares removed, in (0, 1); floor(channels x ratio) channels go.
-        include: glob patterns of the groups to sweep (default: all); `exclude`: of those to leave out.
+        include: glob patterns of the groups to sweep (default: all exact ones); `exclude`: of those to leave out.
         threshold: search only for where each curve crosses it, by bisection. It takes curves to fall; where one rises
             again a later crossing may be found.
         stop_at_chance: end a curve at the first point within a standard error of guessing.
@@ -127,7 +127,8 @@ def sensitivity(
     """
     analysis = scores.analysis
     rule = get_metric(metric or ("top1" if data.y is not None else "kl"))
-    counts = {g.name: _counts(g, ratios) for g in _chosen(analysis, include, exclude)}
+    # A mask is not the removal of an inexact group: a curve of it would not be of what pruning does.
+    counts = {g.name: _counts(g, ratios) for g in _chosen(analysis, include, exclude) if g.exact}
     _check_data(data, rule)
     if stop_at_chance and rule.chance is None:
         raise OnnxPruneError(f"there is no chance level of {rule.name!r}", fix="use --metric top1 or top5")
@@ -149,7 +150,7 @@ def sensitivity(
         "model": analysis.source.fingerprint,
         "criterion": dict(scores.criterion),
         "scores": _digest(*(scores.groups[g.name] for g in analysis.groups if g.name in scores.groups)),
-        "attention": analysis.table.choices.attention,
+        **analysis.choices.options(),
         "metric": rule.name,
         "data": {"images": len(data), "digest": data_digest(data, how)},
         "batch": trials.feeds.batch,
@@ -184,7 +185,7 @@ def sensitivity(
         groups,
         {"name": data.name, **settings["data"]},
         {"batch": trials.feeds.batch, "provider": trials.provider},
-        {"attention": analysis.table.choices.attention},
+        analysis.choices.options(),
         threshold,
         tool,
     )
@@ -285,7 +286,7 @@ class _Sweep:
         except OSError as err:
             raise OnnxPruneError(f"cannot hand the data to the workers: {err.strerror or err}") from err
         return Setting(
-            path, model.fingerprint, trials.analysis.table.choices.attention, folder.resolve(), data.name, how,
+            path, model.fingerprint, trials.analysis.choices, folder.resolve(), data.name, how,
             trials.metric.name, {n: o.tolist() for n, o in trials.orders.items()}, trials.feeds.batch, threads, device,
             cache_memory, self.search, trials.baseline, trials.classes, self.book.settings,
         )  # fmt: skip
@@ -391,7 +392,7 @@ def _trials(setting: Setting) -> Trials:
     model = load(setting.model)
     if model.fingerprint != setting.fingerprint:
         raise OnnxPruneError("the model changed while it was being measured", where=str(setting.model))
-    analysis = couple(Pipeline(NORMALIZE)(model), source=model, choices=Choices(setting.attention))
+    analysis = couple(Pipeline(NORMALIZE)(model), source=model, choices=setting.choices)
     labels = setting.data / "y.npy"
     x = np.load(setting.data / "x.npy", mmap_mode="r", allow_pickle=False)
     y = np.load(labels, allow_pickle=False) if labels.exists() else None

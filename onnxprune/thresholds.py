@@ -32,7 +32,7 @@ def check_curves(curves: Curves, scores: Scores) -> None:
             "the curves belong to another model (its fingerprint differs)",
             fix="run `onnxprune sensitivity` on this one",
         )
-    theirs, ours = str(curves.options.get("attention", "heads")), analysis.table.choices.attention
+    theirs, ours = str(curves.options.get("attention", "heads")), analysis.choices.attention
     if theirs != ours:
         raise OnnxPruneError(
             f"the curves were made with --attention {theirs}, the groups with {ours}", fix=f"use --attention {theirs}"

@@ -14,6 +14,7 @@ from onnxprune.passes.lift_constants import LiftConstants as LiftConstants
 from onnxprune.passes.recalibrate_batchnorm import RecalibrateBatchnorm as RecalibrateBatchnorm
 from onnxprune.passes.reconstruct_weights import ReconstructWeights as ReconstructWeights
 from onnxprune.passes.remove_identity import RemoveIdentity as RemoveIdentity
+from onnxprune.passes.slice_statistics import SliceStatistics as SliceStatistics
 from onnxprune.passes.sparsify_weights import SparsifyWeights as SparsifyWeights
 from onnxprune.passes.strip_channels import StripChannels as StripChannels
 from onnxprune.passes.unshare_constants import UnshareConstants as UnshareConstants

@@ -7,6 +7,8 @@ Conditions: 1. a value is folded if it is equal under two different assignments 
 becomes 0 (copy it); one other may become -1 (infer it); with more of them the Reshape stays as it is.
 3. elements of an Expand target that do not stretch become 1, those of Resize sizes that do not resize are read from
 the data's shape: either way they follow the data when it gets smaller.
+4. a Gather that picks every element of a flattened tensor once and in order (`as_strided` of dynamo exports, whose
+numbers depend on the batch) is a Reshape.
 """
 
 from __future__ import annotations
@@ -40,6 +42,9 @@ class FoldShapes(Pass):
         second = witness(model, dims[1], skeleton=skeleton) if len(dims) > 1 and asks else first
         outputs = {id(t) for t in graph.outputs}
         names = set(graph.tensors())
+        for node in graph.nodes:
+            if node.op == "Gather" and not node.domain and len(node.outputs) == 1:
+                _unpick(node, first, second, names)
         for node in list(graph.nodes):
             index = {"Reshape": 1, "Expand": 1, "Resize": 3}.get(node.op, len(node.inputs))
             if not node.domain and index < len(node.inputs):
@@ -61,6 +66,22 @@ def _same(a: Array, b: Array | None) -> bool:
     return b is not None and a.shape == b.shape and a.dtype == b.dtype and bool(np.array_equal(a, b))
 
 
+def _unpick(node: gs.Node, first: Witness, second: Witness, names: set[str]) -> None:
+    """Condition 4."""
+    data, indices = node.inputs
+    output = node.outputs[0].name
+    for w in (first, second):
+        source, places = w.shapes.get(data.name), w.values.get(indices.name)
+        if source is None or places is None or len(source) != 1 or w.shapes.get(output) != places.shape:
+            return
+        if places.size != source[0] or not np.array_equal(places.reshape(-1), np.arange(places.size)):
+            return
+    target = _reshape_target(list(zip(first.shapes[output], second.shapes[output], strict=True)), [])
+    if target is not None:
+        node.op, node.attrs = "Reshape", {}
+        node.inputs[1] = gs.Constant(unique_name(names, f"{output}_shape"), target)
+
+
 def _soften(node: gs.Node, index: int, graph: gs.Graph, first: Witness, second: Witness, names: set[str]) -> None:
     """Rewrites a shape operand that is only partly constant, so that it follows the data."""
     operand = node.inputs[index]
@@ -73,8 +94,11 @@ def _soften(node: gs.Node, index: int, graph: gs.Graph, first: Witness, second: 
     before = list(zip(first.shapes[x.name], second.shapes[x.name], strict=True))
     wanted = list(zip(one.tolist(), two.tolist(), strict=True))
     if node.op == "Reshape":
-        target = _reshape_target(wanted, before, bool(node.attrs.get("allowzero", 0)))
+        target = _reshape_target(wanted, before)
+        if target is None:  # a stated -1 may be a constant size, and another element have to be inferred
+            target = _reshape_target(list(zip(first.shapes[y], second.shapes[y], strict=True)), before)
         if target is not None:
+            node.attrs.pop("allowzero", None)  # no element was 0; copying an empty dimension is the same
             node.inputs[index] = gs.Constant(unique_name(names, f"{y}_shape"), target)
         return
     after = list(zip(first.shapes[y], second.shapes[y], strict=True))
@@ -111,12 +135,14 @@ def _soften(node: gs.Node, index: int, graph: gs.Graph, first: Witness, second: 
     node.inputs[index] = joined
 
 
-def _reshape_target(wanted: list[tuple[int, int]], before: list[tuple[int, int]], allowzero: bool) -> Array | None:
-    target = []
+def _reshape_target(wanted: list[tuple[int, int]], before: list[tuple[int, int]]) -> Array | None:
+    target: list[int] = []
+    if any(0 in pair for pair in wanted):
+        return None
     for i, pair in enumerate(wanted):
         if pair[0] == pair[1]:
             target.append(int(pair[0]))
-        elif i < len(before) and pair == before[i] and not allowzero:
+        elif i < len(before) and pair == before[i]:
             target.append(0)  # condition 2: copied
         else:
             target.append(-1)  # condition 2: inferred

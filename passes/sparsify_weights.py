@@ -34,8 +34,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from onnxprune.coupling import human_name
 from onnxprune.errors import OnnxPruneError, unknown
+from onnxprune.group_names import human_name
 from onnxprune.layer_weights import LayerUse, LayerWeight, constant_value, layer_weights
 from onnxprune.model import Array, Model
 from onnxprune.passes.base import Pass, register

@@ -62,7 +62,7 @@ class StripChannels(Pass):
 def analysis_options(plan: Plan) -> dict[str, Any]:
     """The arguments of `couple` under which a plan's groups were found."""
     return {
-        "choices": Choices(str(plan.options.get("attention", "heads"))),
+        "choices": Choices(str(plan.options.get("attention", "heads")), bool(plan.options.get("inexact", False))),
     }
 
 
@@ -97,6 +97,7 @@ class _Stripper:
         self.analysis = analysis
         self.kept = kept
         self.opset = int(graph.opset)
+        self.choices = analysis.choices
         self.replaced: set[str] = set()
         self._names: set[str] | None = None
         self._keep: dict[tuple[str, int], Kept | None] = {}

@@ -89,7 +89,7 @@ def made_curves(
         groups[name] = Curve(channels, points)
     return Curves(
         analysis.source.fingerprint, dict(scores.criterion), metric, higher_is_better, Point(0.0, 0, baseline, None),
-        groups, options={"attention": analysis.table.choices.attention}, bisected=bisected,
+        groups, options=analysis.choices.options(), bisected=bisected,
     )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ RANKS = {
     1: ("files", "functions", "notebooks", "wire", "workers"),
     2: ("curves", "journal", "model", "plans"),
     3: ("ops", "runtime", "data", "linear_nodes", "metrics", "pictures", "compression"),
-    4: ("shapes", "evaluation", "latency", "calibration", "output_distance", "layer_weights"),
+    4: ("shapes", "evaluation", "latency", "calibration", "output_distance", "layer_weights", "group_names"),
     5: ("wellformed", "coupling", "channel_statistics", "segments"),
     6: ("features", "gram", "cost", "limits", "synthetic"),
     7: ("paired_walk",),

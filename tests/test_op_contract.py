@@ -23,6 +23,8 @@ from onnxprune.ops import all_ops
 from onnxprune.passes import InsertMasks
 from onnxprune.pipeline import analyze, compile_plan
 from onnxprune.plans import Plan, Removal
+from onnxprune.runtime import Session
+from onnxprune.verification import reference, relative_difference
 
 LOCKED, INEXACT = "locked", "inexact"
 
@@ -39,7 +41,7 @@ class Case:
         reads: input channels of the convolution that reads `m`; 0 if `m` is the model's output itself.
         rank: of the output.
         kind: element type of the output.
-        inexact_free: how many are free on request.
+        inexact_free: how many are free on request, where that is inexact.
         inputs: further graph inputs.
     """
 
@@ -51,8 +53,12 @@ class Case:
     opset: int = 17
     rank: int = 4
     kind: str = "float"
-    inexact_free: int = 8
+    inexact_free: int = 0
     inputs: str = ""
+
+    @property
+    def on_request(self) -> int:
+        return self.inexact_free or (8 if self.expect == INEXACT else 0)
 
     @property
     def label(self) -> str:
@@ -127,17 +133,25 @@ CASES: list[Case] = [
     Case("BatchNormalization", "m = BatchNormalization (h, s, b, a, v)", 8,
          {"s": (8,), "b": (8,), "a": (8,), "v": np.linspace(0.5, 2, 8, dtype=np.float32)}),
     Case("InstanceNormalization", "m = InstanceNormalization (h, s, b)", 8, {"s": (8,), "b": (8,)}),
+    Case("InstanceNormalization", "r = Reshape (h, c) n = InstanceNormalization (r, s, b) m = Reshape (n, d)", 2,
+         {"c": i64(0, 2, 64), "d": i64(0, 8, 4, 4), "s": (2,), "b": (2,)}, inexact_free=4),
+    Case("InstanceNormalization", "r = Reshape (h, c) n = InstanceNormalization (r, s, b) m = Reshape (n, d)", INEXACT,
+         {"c": i64(0, 1, 128), "d": i64(0, 8, 4, 4), "s": (1,), "b": (1,)}),
     Case("LayerNormalization", "m = LayerNormalization <axis = 1> (h, s)", INEXACT, {"s": (8, 4, 4)}),
     Case("LayerNormalization", "m = LayerNormalization <axis = -1> (h, s)", 8, {"s": (4,)}),
     Case("RMSNormalization", "m = RMSNormalization <axis = 1> (h, s)", INEXACT, {"s": (8, 4, 4)}, opset=23),
     Case("GroupNormalization", "m = GroupNormalization <num_groups = 4> (h, s, b)", 4, {"s": (8,), "b": (8,)},
          opset=21),
     Case("GroupNormalization", "m = GroupNormalization <num_groups = 1> (h, s, b)", INEXACT, {"s": (8,), "b": (8,)},
-         opset=21, inexact_free=1),
-    Case("LRN", "m = LRN <size = 3> (h)", INEXACT),
+         opset=21),
+    Case("GroupNormalization", "m = GroupNormalization <num_groups = 2> (h, s, b)", 2, {"s": (8,), "b": (8,)},
+         opset=21, inexact_free=4),
+    Case("LRN", "m = LRN <size = 3, alpha = 0.5> (h)", INEXACT),
     Case("MeanVarianceNormalization", "m = MeanVarianceNormalization (h)", 8),
     Case("MeanVarianceNormalization", "m = MeanVarianceNormalization <axes = [1, 2]> (h)", INEXACT),
-    *(Case(op, f"m = {op} <axis = 1> (h)", INEXACT) for op in ("Softmax", "LogSoftmax", "Hardmax", "LpNormalization")),
+    *(Case(op, f"m = {op} <axis = 1> (h)", INEXACT) for op in ("Softmax", "LogSoftmax", "Hardmax")),
+    Case("LpNormalization", "m = LpNormalization <axis = 1> (h)", 8),
+    Case("LpNormalization", "m = LpNormalization <axis = 1, p = 1> (h)", 8),
     *(Case(op, f"m = {op} <axis = 2> (h)", 8) for op in ("Softmax", "LogSoftmax", "Hardmax", "LpNormalization")),
     Case("Softmax", "m = Softmax (h)", INEXACT, opset=11),
     # Shape-moving.
@@ -319,8 +333,41 @@ def test_channels_are_free_or_locked_as_the_table_says(case: Case) -> None:
         assert all(lock.reason and lock.node for lock in locks)
     if case.expect == INEXACT:
         assert {lock.op for lock in locks} == {case.op}
-        on_request = {g.name: g.channels for g in analyze(load(model_of(case)), include_inexact=True).groups}
-        assert on_request.get("w0") == case.inexact_free
+
+
+INEXACT_CASES = [c for c in CASES if c.on_request]
+
+
+@pytest.mark.parametrize("case", INEXACT_CASES, ids=lambda c: c.label)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_inexact_channels_are_free_on_request_and_proved_by_slicing(case: Case, seed: int) -> None:
+    model = load(model_of(case))
+    analysis = analyze(model, include_inexact=True)
+    group = analysis["w0"]
+    assert (group.channels, group.statistics) == (case.on_request, (case.op,))
+    gone = removal(group.channels, np.random.default_rng(seed)) or (seed,)
+    plan = Plan(model.fingerprint, {"w0": Removal(group.channels, gone)}, options={"inexact": True})
+    done = compile_plan(model, plan)  # how the groups were found is in the plan
+    assert done.verification is not None
+    assert tuple(done.verification.inexact) == ("w0",)
+    assert done.verification.max_relative <= 1e-4
+    onnx.checker.check_model(to_proto(done.model))
+
+
+@pytest.mark.parametrize("case", INEXACT_CASES, ids=lambda c: c.label)
+def test_masking_alone_does_not_prove_inexact_channels(case: Case) -> None:
+    # The slices in the reference must matter, or they would prove nothing.
+    model = load(model_of(case))
+    analysis = analyze(model, include_inexact=True)
+    n = analysis["w0"].channels
+    worst = 0.0
+    for first in range(n - 1):  # a maximum is the same whichever of the smaller ones goes
+        plan = Plan("", {"w0": Removal(n, tuple(range(first + 1)))}, options={"inexact": True})
+        masked, sliced = InsertMasks(plan, analysis)(model), reference(analysis, plan)
+        x = np.random.default_rng(0).standard_normal((5, 2, 4, 4)).astype(np.float32)
+        a, b = (Session(m).run({"x": x}, ["y"])[0] for m in (masked, sliced))
+        worst = max(worst, relative_difference(a, b))
+    assert worst > 1e-3
 
 
 @each

@@ -43,6 +43,8 @@ REASONS = {
     "float_as_index": "not a list of integers",
     "group_is_a_list": "not an object",
     "groups_is_a_list": "'groups' has the wrong type",
+    "inexact_is_a_number": "'inexact' is not true or false",
+    "inexact_is_a_string": "'inexact' is not true or false",
     "index_negative": "outside 0..3",
     "index_out_of_range": "outside 0..3",
     "infinity": "Infinity is not JSON",
@@ -73,6 +75,13 @@ def test_golden_file_reads_as_the_plan_it_was() -> None:
     # A group that loses nothing is not written.
     groups = {n: r for n, r in SMALL.groups.items() if r.removed}
     assert load_plan(HERE / "golden" / "plan.json") == dataclasses.replace(SMALL, groups=groups)
+
+
+def test_golden_bytes_of_a_plan_for_inexact_groups() -> None:
+    plan = dataclasses.replace(SMALL, options={"attention": "heads", "inexact": True})
+    path = HERE / "golden" / "plan_inexact.json"
+    assert plan.to_json().encode() == path.read_bytes()
+    assert load_plan(path).options == plan.options
 
 
 def test_plan_without_groups_is_valid() -> None:

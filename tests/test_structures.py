@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import lzma
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,32 @@ def test_structure(path: Path) -> None:
     assert least.verification.max_relative <= 1e-4
     assert least.verification.effect > 1e-3
     assert least.after.ratio(least.before, "macs") == pytest.approx(0.5, abs=0.01)
+
+
+STREAMS = ("convnext_tiny.", "maxvit_t.", "swin_t.", "vit_b_32.")
+QUICK = ("convnext_tiny.ts", "swin_t.dyn")
+
+
+def _stream_cases() -> list[object]:
+    paths = [path for path in all_structures() if path.name.startswith(STREAMS)]
+    return [
+        pytest.param(p, id=p.name.removesuffix(".onnx.xz"), marks=() if p.name.startswith(QUICK) else pytest.mark.slow)
+        for p in paths
+    ]
+
+
+@pytest.mark.parametrize("path", _stream_cases())
+def test_inexact_groups_halve_the_residual_stream_too(path: Path) -> None:
+    model = filled(path)
+    analysis = op.analyze(model, include_inexact=True)
+    assert {lock.op for lock in analysis.locked} == {"output"}
+    assert {g.kind for g in analysis if not g.exact} == {"stream"}
+    half = replace(_random_half(analysis), options={"inexact": True})
+    done = op.compile_plan(model, half, analysis=analysis)
+    assert done.verification is not None
+    assert len(done.verification.inexact) >= 1
+    assert done.verification.max_relative <= 1e-4 < done.verification.effect
+    assert done.after.ratio(done.before, "params") <= 0.35
 
 
 def test_golden_is_complete() -> None:

@@ -11,6 +11,7 @@ import click
 from onnxprune.cli.options import (
     attention_option,
     calibrating_options,
+    inexact_option,
     json_option,
     model_argument,
     output_option,
@@ -55,6 +56,7 @@ def apply(**o: Any) -> None:
 @calibrating_options
 @planning_options
 @attention_option
+@inexact_option
 @timing_options
 @writing_options
 @click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="Write the plan to this file as well.")
@@ -94,7 +96,7 @@ def prune(**o: Any) -> None:
         from onnxprune.recovery import check_samples
 
         check_samples(o["samples"].data)
-    analysis = analysis_of(model, o["attention"])
+    analysis = analysis_of(model, o)
     made, _, _, latency = planned(analysis, target, o)
     done = compiled(model, made, analysis, o)
     recovered = None

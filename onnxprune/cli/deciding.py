@@ -14,6 +14,7 @@ from onnxprune.cli.options import (
     attention_option,
     calibrating_options,
     device_option,
+    inexact_option,
     json_option,
     model_argument,
     output_option,
@@ -92,7 +93,7 @@ def sensitivity(**o: Any) -> None:
         check_picture(o["plot"])
     threshold = _threshold(o)
     data = load_data(o["data"], images=o["images"], size=size_of(o["size"]))
-    analysis = analysis_of(load_model(o["model"]), o["attention"])
+    analysis = analysis_of(load_model(o["model"]), o)
     scores = load_scores(o["scores_file"], analysis) if o["scores_file"] else scored(analysis, o)
     journal = o["output"].with_name(o["output"].name + ".journal")
     with show.progress("measuring", quiet=o["as_json"]) as tick:
@@ -170,6 +171,7 @@ def _bytes(text: str) -> int:
 @calibrating_options
 @planning_options
 @attention_option
+@inexact_option
 @timing_options
 @click.option("--compare", is_flag=True, help="Show what every allocator would keep at the same target.")
 @click.option("--plot", type=click.Path(path_type=Path), help="With --curves: draw them and the plan (.png, .svg).")
@@ -194,7 +196,7 @@ def plan(**o: Any) -> None:
         from onnxprune.pictures import check_picture
 
         check_picture(o["plot"])
-    analysis = analysis_of(load_model(o["model"]), o["attention"])
+    analysis = analysis_of(load_model(o["model"]), o)
     made, scores, curves, latency = planned(analysis, target, o)
     rows = None
     if o["compare"] and scores is not None:

@@ -11,6 +11,7 @@ import click
 from onnxprune.cli.options import (
     attention_option,
     calibrating_options,
+    inexact_option,
     json_option,
     limiting_options,
     model_argument,
@@ -32,6 +33,7 @@ from onnxprune.cli.stages import analysis_of, by_curves, limits_of, load_model, 
 @click.option("--normalize", help="How groups are compared: none, mean, max, sum, gaussian, lamp.")
 @limiting_options
 @attention_option
+@inexact_option
 @click.option("--port", default=0, show_default="a free one", type=click.IntRange(0, 65535), help="Of 127.0.0.1.")
 @click.option("--no-browser", is_flag=True, help="Only print the page's address.")
 @click.option(
@@ -57,7 +59,7 @@ def explore(**o: Any) -> None:
     model = o["model"]
     output = o["output"] or model.with_name(f"{model.stem}-plan.json")
     check_output(output, model)
-    analysis = analysis_of(load_model(model), o["attention"])
+    analysis = analysis_of(load_model(model), o)
     curves = load_curves(o["curves_file"]) if o["curves_file"] else None
     scores = load_scores(o["scores_file"], analysis) if o["scores_file"] else scored(analysis, by_curves(o, curves))
     explorer = Explorer(

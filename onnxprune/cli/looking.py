@@ -12,6 +12,7 @@ from onnxprune.cli.options import (
     attention_option,
     calibrating_options,
     device_option,
+    inexact_option,
     json_option,
     model_argument,
     samples_options,
@@ -23,16 +24,17 @@ from onnxprune.cli.stages import analysis_of, calibration_of, load_model, prepro
 @click.command()
 @model_argument
 @attention_option
+@inexact_option
 @json_option
-def inspect(model: Path, attention: str, as_json: bool) -> None:
+def inspect(**o: Any) -> None:
     """What can be removed, what is locked and by which operator."""
     from onnxprune import show
 
-    analysis = analysis_of(load_model(model), attention)
-    if as_json:
-        show.emit_json(show.inspect_document(analysis, str(model)))
+    analysis = analysis_of(load_model(o["model"]), o)
+    if o["as_json"]:
+        show.emit_json(show.inspect_document(analysis, str(o["model"])))
     else:
-        show.inspect_tables(analysis, model.name)
+        show.inspect_tables(analysis, o["model"].name)
 
 
 @click.command()
@@ -41,6 +43,7 @@ def inspect(model: Path, attention: str, as_json: bool) -> None:
 @calibrating_options
 @device_option
 @attention_option
+@inexact_option
 @click.option(
     "--compare", metavar="C1,C2,...",
     help="Instead: how far these criteria agree, group by group. Parameters behind colons: fpgm:mix_norm=0.1.",
@@ -80,7 +83,7 @@ def score(**o: Any) -> None:
         raise click.UsageError("--ratio, --plot and --layer go with --compare")
     if o["per_class"]:
         check_class_table(o["per_class"], o["criterion"])
-    scores = scored(analysis_of(load_model(o["model"]), o["attention"]), o)
+    scores = scored(analysis_of(load_model(o["model"]), o), o)
     if o["output"]:
         save_scores(scores, o["output"])
     if o["per_class"]:
@@ -111,7 +114,7 @@ def _compared(o: dict[str, Any]) -> None:
         from onnxprune.pictures import check_picture
 
         check_picture(o["plot"])
-    analysis = analysis_of(load_model(o["model"]), o["attention"])
+    analysis = analysis_of(load_model(o["model"]), o)
     names = [name.strip() for name in o["compare"].split(",") if name.strip()]
     ratio = 0.5 if o["ratio"] is None else o["ratio"]
     with show.progress("scoring", quiet=o["as_json"]) as tick:

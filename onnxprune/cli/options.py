@@ -35,6 +35,11 @@ attention_option = click.option(
     show_default=True,
     help="What is removed from multi-head attention.",
 )
+inexact_option = click.option(
+    "--include-inexact", is_flag=True,
+    help="Free also channels that LayerNorm, GroupNorm, Softmax or a mean runs over (a transformer's residual stream): "
+    "the statistic changes with them.",
+)  # fmt: skip
 output_option = click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="File to write.")
 
 scoring_options = together(
@@ -52,9 +57,16 @@ limiting_options = together(
     click.option("--max-ratio", default=0.9, show_default=True, type=float, help="No group loses more than this."),
     click.option("--include", multiple=True, metavar="GLOB", help="Prune only these groups (repeatable)."),
     click.option("--exclude", multiple=True, metavar="GLOB", help="Leave these groups whole (repeatable)."),
-    click.option("--protect", multiple=True, help="Preset left whole: first, residual, attention (repeatable)."),
+    click.option(
+        "--protect", multiple=True, metavar="WHAT",
+        help="Leave whole: first, residual, attention, or a kind that `inspect` shows (repeatable).",
+    ),
+    click.option(
+        "--only", multiple=True, metavar="KIND",
+        help="Prune only this kind: heads, head_dim, attention (both), mlp, stream, conv, embedding (repeatable).",
+    ),
     click.option("--overrides", type=click.Path(path_type=Path), help="TOML or JSON: group glob = ratio or table."),
-)
+)  # fmt: skip
 planning_options = together(
     click.option("--ratio", type=float, help="Share of channels removed from every group, in [0, 1)."),
     click.option(

@@ -31,10 +31,11 @@ def load_model(path: Path) -> Model:
     return load(path)
 
 
-def analysis_of(model: Model, attention: str) -> Analysis:
+def analysis_of(model: Model, o: dict[str, Any]) -> Analysis:
+    """The analysis that --attention and, where the command has it, --include-inexact ask for."""
     from onnxprune.pipeline import analyze
 
-    return analyze(model, attention=attention)
+    return analyze(model, attention=o["attention"], include_inexact=o.get("include_inexact", False))
 
 
 def params_of(pairs: tuple[str, ...]) -> dict[str, Any]:
@@ -66,7 +67,9 @@ def limits_of(o: dict[str, Any]) -> Limits:
     if not 0 <= o["max_ratio"] < 1:
         raise OnnxPruneError(f"--max-ratio is a share removed, in [0, 1); got {o['max_ratio']:g}")
     overrides = load_overrides(o["overrides"]) if o["overrides"] else {}
-    return Limits(round_to, o["min_channels"], o["max_ratio"], o["include"], o["exclude"], o["protect"], overrides)
+    return Limits(
+        round_to, o["min_channels"], o["max_ratio"], o["include"], o["exclude"], o["protect"], overrides, o["only"]
+    )
 
 
 def target_of(o: dict[str, Any]) -> Target | None:

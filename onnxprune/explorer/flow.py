@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from onnxprune.coupling import Analysis, components, human_name
+from onnxprune.coupling import Analysis, components
+from onnxprune.group_names import human_name
 from onnxprune.ops.labels import Contraction, FilterSite, Labels
 
 

@@ -22,6 +22,8 @@ Array = npt.NDArray[Any]
 
 _INTEGERS = (np.dtype(np.int64), np.dtype(np.int32), np.dtype(np.bool_))
 
+STATISTIC = "takes a statistic over these channels: removing one is not masking it"
+
 
 @dataclass(frozen=True)
 class Lock:
@@ -46,6 +48,27 @@ class Contraction:
     axis: int
     rank: int
     labels: Labels
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """A node that computes a statistic over a labelled axis: without a channel it runs on those that are left.
+
+    Attributes:
+        output: first output of the node: its identity in the caller's graph as well.
+        axis: of the node's first input, the data.
+        labels: of that axis.
+        params: (input index, axis) pairs that go along with the data's axis (scale and shift).
+        outputs: (output index, axis) pairs that still have it; empty after a reduction.
+        counted: the node sums, and a constant behind it divides by how many there were.
+    """
+
+    output: str
+    axis: int
+    labels: Labels
+    params: tuple[tuple[int, int], ...]
+    outputs: tuple[tuple[int, int], ...]
+    counted: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,9 +101,15 @@ class Choices:
 
     Attributes:
         attention: what is removed from multi-head attention, "heads" or "head_dim".
+        inexact: channels that only statistics (LayerNorm, ...) forbid are free as well.
     """
 
     attention: str = "heads"
+    inexact: bool = False
+
+    def options(self) -> dict[str, Any]:
+        """For plans and curves: what has to be known to find the same groups again."""
+        return {"attention": self.attention, **({"inexact": True} if self.inexact else {})}
 
 
 class LabelTable:
@@ -111,9 +140,11 @@ class LabelTable:
         self.ties: list[tuple[Labels, Labels]] = []
         self.locks: list[Lock] = []
         self.contractions: list[Contraction] = []
+        self.statistics: list[Statistic] = []
         self.filter_sites: list[FilterSite] = []
         self.scale_sites: list[ScaleSite] = []
         self.sums: list[Labels] = []  # channels that an addition of two activations joins: residual streams
+        self.kinds: list[tuple[Labels, str]] = []  # what channels are, where the operator that reads them knows
         self.node: gs.Node | None = None
         self.outputs: frozenset[str] = frozenset()  # names of the graph's outputs
         self._sealed: set[str] = set()
@@ -252,6 +283,31 @@ class LabelTable:
         if labels is not None:
             output = next(o.name for o in self.node.outputs if o.name)
             self.contractions.append(Contraction(output, index, axis % len(axes), len(axes), labels))
+
+    def statistic(
+        self, axis: int, *, params: Sequence[tuple[int, int]] = (), outputs: Sequence[int] = (0,), counted: bool = False
+    ) -> None:
+        """Notes that the current node computes a statistic over an axis of its first input, an inexact lock.
+
+        Args:
+            axis: of the data.
+            params: (input index, axis) pairs of scale and shift that lie along it.
+            outputs: those that have the same axis.
+            counted: the node sums, and a constant behind it divides by the count.
+        """
+        assert self.node is not None
+        labels = self.get(self.node.inputs[0])[axis]
+        if labels is None:
+            return
+        self.lock(labels, STATISTIC, inexact=True)
+        output = next(o.name for o in self.node.outputs if o.name)
+        places = tuple((i, axis) for i in outputs)
+        self.statistics.append(Statistic(output, axis, labels, tuple(params), places, counted))
+
+    def mark(self, labels: Labels | None, kind: str) -> None:
+        """Notes what channels are ("heads", "head_dim"); the first word on each counts."""
+        if labels is not None:
+            self.kinds.append((labels, kind))
 
     def filters(self, t: gs.Tensor, axis: int, labels: Labels | None, groups: int = 1) -> None:
         """Notes that a weight's indices along an axis are filters producing these channels."""

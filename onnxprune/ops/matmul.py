@@ -54,6 +54,11 @@ def couple_matmul(node: gs.Node, table: LabelTable) -> None:
     rows = [_free_axis(table, a, ra - 2)] if ra > 1 else []
     cols = [_free_axis(table, b, rb - 1)] if rb > 1 else []
     lead = broadcast(table, [(t, len(table.shape(t)) - 2) for t in (a, b) if len(table.shape(t)) > 2])
+    if not table.is_const(a) and not table.is_const(b):  # queries and keys, or weights and values
+        for labels in lead:
+            table.mark(labels, "heads")
+        for labels in (*rows, *cols, table.get(a)[-1]):
+            table.mark(labels, "head_dim")
     table.put(node.outputs[0], [*lead, *rows, *cols])
 
 
@@ -92,6 +97,8 @@ def couple_einsum(node: gs.Node, table: LabelTable) -> None:
         for i, axis in weights:
             table.bind(node.inputs[i], axis, labels)
         found[letter] = labels
+        if len(data) == len(where) > 1 or (data and not any(table.is_const(t) for t in node.inputs)):
+            table.mark(labels, "heads" if len(data) > 1 and letter in right else "head_dim")
     table.put(node.outputs[0], [found[c] for c in right])
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxprune.ops.labels import STATISTIC as STATISTIC
 from onnxprune.ops.labels import LabelTable
 from onnxprune.ops.record import OpSpec, Patcher, normal_axis, register
-
-STATISTIC = "takes a statistic over these channels: removing one is not masking it"
 
 
 def couple_batchnorm(node: gs.Node, table: LabelTable) -> None:
@@ -29,8 +28,8 @@ def couple_instancenorm(node: gs.Node, table: LabelTable) -> None:
     axes = table.get(node.inputs[0])
     for t in node.inputs[1:3]:
         table.bind(t, 0, axes[1])
-    for labels in axes[2:]:
-        table.lock(labels, STATISTIC, inexact=True)
+    for axis in range(2, len(axes)):
+        table.statistic(axis)
     table.put(node.outputs[0], axes)
 
 
@@ -38,8 +37,11 @@ def couple_layernorm(node: gs.Node, table: LabelTable) -> None:
     """Statistics over the axes from `axis` on."""
     axes = table.get(node.inputs[0])
     axis = normal_axis(int(node.attrs.get("axis", -1)), len(axes))
-    for labels in axes[axis:]:
-        table.lock(labels, STATISTIC, inexact=True)
+    params = [(i, table.shape(t)) for i, t in enumerate(node.inputs) if i and t.name]
+    for place in range(axis, len(axes)):
+        along = [(i, place - len(axes) + len(shape)) for i, shape in params]
+        sizes = dict(params)
+        table.statistic(place, params=[(i, a) for i, a in along if a >= 0 and sizes[i][a] > 1])
     for t in node.inputs[1:]:
         if t.name:
             table.bind_broadcast(t, axes)
@@ -49,34 +51,43 @@ def couple_layernorm(node: gs.Node, table: LabelTable) -> None:
 
 
 def couple_groupnorm(node: gs.Node, table: LabelTable) -> None:
-    """Statistics over groups of channels: whole groups can go exactly. Scale and shift are [C], before opset 21 [G]."""
+    """Statistics over groups of channels: whole groups go exactly, the same place in every group on request.
+
+    With inexact channels allowed the larger factor decides. Scale and shift are [C], before opset 21 [G].
+    """
     axes = list(table.get(node.inputs[0]))
     groups = int(node.attrs["num_groups"])
     channels = axes[1]
     per_group = None
     if channels is not None:
-        per_group = table.tie_within(channels.reshape(groups, -1), 1)
-        if groups == 1:
-            table.lock(channels, STATISTIC, inexact=True)
-        axes[1] = channels = np.repeat(per_group, len(channels) // groups)
+        grid = channels.reshape(groups, -1)
+        each = grid.shape[1]
+        if each > 1 and (groups == 1 or (table.choices.inexact and each > groups)):
+            along = [(i, 0) for i, t in enumerate(node.inputs) if i in (1, 2) and table.shape(t)[0] == len(channels)]
+            table.statistic(1, params=along)
+            axes[1] = channels = np.tile(table.tie_within(grid, 0), groups)
+        else:
+            per_group = table.tie_within(grid, 1)
+            axes[1] = channels = np.repeat(per_group, each)
     for t in node.inputs[1:3]:
-        table.bind(t, 0, per_group if table.shape(t)[0] == groups else channels)
-    for labels in axes[2:]:
-        table.lock(labels, STATISTIC, inexact=True)
+        whole = channels is not None and table.shape(t)[0] == len(channels)
+        table.bind(t, 0, channels if whole else per_group)
+    for axis in range(2, len(axes)):
+        table.statistic(axis)
     table.put(node.outputs[0], axes)
 
 
 def patch_groupnorm(node: gs.Node, patcher: Patcher) -> None:
-    """`num_groups` counts the groups that stay."""
+    """`num_groups` counts the groups that have channels left."""
     keep = patcher.keep(node.inputs[0], 1)
     if keep is not None:
-        node.attrs["num_groups"] = int(keep.sum()) * int(node.attrs["num_groups"]) // len(keep)
+        node.attrs["num_groups"] = int(keep.reshape(int(node.attrs["num_groups"]), -1).any(1).sum())
 
 
 def couple_lrn(node: gs.Node, table: LabelTable) -> None:
     """A window over neighbouring channels: neighbours change when one goes."""
     axes = table.get(node.inputs[0])
-    table.lock(axes[1], STATISTIC, inexact=True)
+    table.statistic(1)
     table.put(node.outputs[0], axes)
 
 
@@ -88,16 +99,22 @@ def couple_over_axis(node: gs.Node, table: LabelTable) -> None:
         to_end = True
         default = 1 if default is None else default
     axis = normal_axis(int(-1 if default is None else default), len(axes))
-    for labels in axes[axis:] if to_end else [axes[axis]]:
-        table.lock(labels, STATISTIC, inexact=True)
+    for place in range(axis, len(axes)) if to_end else [axis]:
+        table.statistic(place)
     table.put(node.outputs[0], axes)
+
+
+def couple_lp_norm(node: gs.Node, table: LabelTable) -> None:
+    """Divides by a norm along one axis, to which a masked (zero) channel adds nothing: exact."""
+    table.contract(0, int(node.attrs.get("axis", -1)))
+    table.put(node.outputs[0], table.get(node.inputs[0]))
 
 
 def couple_mvn(node: gs.Node, table: LabelTable) -> None:
     """MeanVarianceNormalization over `axes`."""
     axes = table.get(node.inputs[0])
     for axis in node.attrs.get("axes", [0, 2, 3]):
-        table.lock(axes[axis], STATISTIC, inexact=True)
+        table.statistic(normal_axis(int(axis), len(axes)))
     table.put(node.outputs[0], axes)
 
 
@@ -109,5 +126,6 @@ register(OpSpec("SimplifiedLayerNormalization", couple_layernorm))
 register(OpSpec("GroupNormalization", couple_groupnorm, patch=patch_groupnorm))
 register(OpSpec("LRN", couple_lrn))
 register(OpSpec("MeanVarianceNormalization", couple_mvn))
-for _op in ("Softmax", "LogSoftmax", "Hardmax", "LpNormalization"):
+register(OpSpec("LpNormalization", couple_lp_norm))
+for _op in ("Softmax", "LogSoftmax", "Hardmax"):
     register(OpSpec(_op, couple_over_axis))

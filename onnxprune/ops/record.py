@@ -18,7 +18,7 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from onnxprune.errors import OnnxPruneError
-from onnxprune.ops.labels import Array, LabelTable
+from onnxprune.ops.labels import Array, Choices, LabelTable
 
 Shape = tuple[int, ...]
 Mask = npt.NDArray[np.bool_]
@@ -28,6 +28,7 @@ class Patcher(Protocol):
     """What a `patch` may ask and do while a node is being stripped. Labels and shapes are those before stripping."""
 
     opset: int
+    choices: Choices
 
     def keep(self, t: gs.Tensor, axis: int) -> Mask | None:
         """Which indices stay; None when all do."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxprune.ops.labels import Array, Axes, LabelTable
-from onnxprune.ops.norm import STATISTIC
-from onnxprune.ops.record import OpSpec, ints, normal_axis, register
+from onnxprune.ops.record import OpSpec, Patcher, Shape, ints, normal_axis, register
 
 # A masked (zero) channel adds nothing to these: removing it is exact.
 NEUTRAL_ZERO = ("ReduceSum", "ReduceSumSquare", "ReduceL1", "ReduceL2")
@@ -41,13 +41,49 @@ def couple_reduce(node: gs.Node, table: LabelTable) -> None:
         if axis not in reduced:
             out.append(labels)
             continue
-        if node.op in NEUTRAL_ZERO:
+        if node.op == "ReduceSum" and table.choices.inexact and _counts(node, table.shape(node.inputs[0]), reduced):
+            table.statistic(axis, outputs=(), counted=True)
+        elif node.op in NEUTRAL_ZERO:
             table.contract(0, axis)
         else:
-            table.lock(labels, STATISTIC, inexact=True)
+            table.statistic(axis, outputs=())
         if node.attrs.get("keepdims", 1):
             out.append(None)
     table.put(node.outputs[0], out)
+
+
+def _counts(node: gs.Node, shape: Shape, reduced: Sequence[int]) -> bool:
+    """Whether a sum is a mean: all that reads it is a division by a constant that states how many were summed."""
+    n = prod(shape[a] for a in reduced)
+    return bool(node.outputs[0].outputs) and all(_divides(r, node.outputs[0], n) for r in node.outputs[0].outputs)
+
+
+def _divides(reader: gs.Node, total: gs.Tensor, n: int) -> bool:
+    if reader.op not in ("Mul", "Div") or len(reader.inputs) != 2:
+        return False
+    place = next(i for i, t in enumerate(reader.inputs) if t is total)
+    other = reader.inputs[1 - place]
+    if not isinstance(other, gs.Constant) or np.size(other.values) != 1 or (reader.op == "Div" and place == 1):
+        return False
+    value = float(np.asarray(other.values).reshape(-1)[0])
+    return bool(np.isclose(value, n if reader.op == "Div" else 1 / n, rtol=1e-3 if other.dtype == np.float16 else 1e-6))
+
+
+def patch_sum(node: gs.Node, patcher: Patcher) -> None:
+    """The constant behind a sum that is a mean states how many are left, where inexact channels may go."""
+    shape = patcher.shape(node.inputs[0])
+    given = patcher.constant(node, 1) if len(node.inputs) > 1 else np.asarray(node.attrs.get("axes", []), np.int64)
+    if given is None or not patcher.choices.inexact:
+        return
+    reduced = [normal_axis(a, len(shape)) for a in ints(given)] or list(range(len(shape)))
+    keeps = [k for a in reduced if (k := patcher.keep(node.inputs[0], a)) is not None]
+    if not keeps or not _counts(node, shape, reduced):
+        return
+    share = prod(float(k.mean()) for k in keeps)
+    for reader in list(node.outputs[0].outputs):
+        place = next(i for i, t in enumerate(reader.inputs) if isinstance(t, gs.Constant))
+        value = np.asarray(reader.inputs[place].values)
+        patcher.replace(reader, place, np.asarray(value * share if reader.op == "Div" else value / share, value.dtype))
 
 
 def couple_arg(node: gs.Node, table: LabelTable) -> None:
@@ -98,7 +134,8 @@ for _op in (
     "ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceSumSquare",
     "ReduceLogSum", "ReduceLogSumExp",
 ):  # fmt: skip
-    register(OpSpec(_op, couple_reduce, evaluate=_evaluate(_NUMPY[_op]) if _op in _NUMPY else None))  # type: ignore[arg-type]
+    _value = _evaluate(_NUMPY[_op]) if _op in _NUMPY else None
+    register(OpSpec(_op, couple_reduce, patch=patch_sum if _op == "ReduceSum" else None, evaluate=_value))  # type: ignore[arg-type]
 register(OpSpec("ArgMax", couple_arg))
 register(OpSpec("ArgMin", couple_arg))
 register(OpSpec("TopK", couple_topk))

@@ -114,6 +114,9 @@ def _choose(node: gs.Node, table: LabelTable, found: Sequence[Factor], varying: 
     if len(targets) == 1:
         return targets[0]
     targets = [t for t in targets if not picked_apart(node.outputs[0], t, table)] or targets
+    normed = any(n.op == "InstanceNormalization" for n in node.outputs[0].outputs)
+    if normed and 1 in targets and not table.choices.inexact:
+        return 1  # GroupNorm as TorchScript writes it: whole groups go exactly
     if len(targets) > 1 and feeds_attention(node.outputs[0], table):
         return targets[-2] if table.choices.attention == "heads" else targets[-1]
     size = {t: prod(found[k].size for k in varying if found[k].target == t) for t in targets}
@@ -148,6 +151,7 @@ _TRANSPARENT = frozenset(
         "Max",
         "ReduceL2",
         "Expand",
+        "Tile",
         "ScatterND",
         "Relu",
     ]

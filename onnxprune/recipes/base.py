@@ -30,6 +30,7 @@ class Common:
         preprocess: how samples become the model's input.
         seed, threads, device: of every step that has such an option and does not say otherwise.
         attention: what is removed from multi-head attention, "heads" or "head_dim".
+        include_inexact: channels that statistics run over are free as well.
     """
 
     preprocess: Preprocess = field(default_factory=Preprocess)
@@ -37,6 +38,11 @@ class Common:
     threads: int = 0
     device: str = "cpu"
     attention: str = "heads"
+    include_inexact: bool = False
+
+    def analyze(self, model: Model) -> Analysis:
+        """What may go from a model under the recipe."""
+        return analyze(model, attention=self.attention, include_inexact=self.include_inexact)
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,7 @@ class Place:
     @cached_property
     def analysis(self) -> Analysis:
         """Of the model as it is now."""
-        return analyze(self.model, attention=self.common.attention)
+        return self.common.analyze(self.model)
 
     def samples(self, name: str, images: int | None = None) -> Data:
         """Data by its name in the recipe, or the first so many samples of it, evenly from the classes."""

@@ -88,6 +88,7 @@ class _Head:
     threads: int = 0
     device: str = "cpu"
     attention: str = "heads"
+    include_inexact: bool = False
 
     def __post_init__(self) -> None:
         if not self.name or not all(c.isalnum() or c in "-_." for c in self.name) or self.name.startswith("."):
@@ -200,7 +201,7 @@ def _recipe(table: Table, path: Path, text: str, given: set[str]) -> Recipe:
     pre = read(_Preprocess, parts["preprocess"], f"{where}, table preprocess")
     bench = read(Bench, parts["bench"], f"{where}, table bench", {"device": head.device})
     how = Preprocess(pre.mean, pre.std, pre.layout)
-    common = Common(how, head.seed, head.threads, head.device, head.attention)
+    common = Common(how, head.seed, head.threads, head.device, head.attention, head.include_inexact)
     defaults = {"seed": head.seed, "threads": head.threads, "device": head.device}
     entries = tuple(
         Entry(i + 1, step, turn) for i, (step, turn) in enumerate(_steps(table.get("step"), where, defaults, ""))

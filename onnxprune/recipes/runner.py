@@ -34,7 +34,6 @@ from onnxprune.evaluation import evaluate
 from onnxprune.files import check_output, write_text
 from onnxprune.journal import Journal
 from onnxprune.model import load
-from onnxprune.pipeline import analyze
 from onnxprune.recipes.base import MODEL, Outcome, Place, after
 from onnxprune.recipes.recipe import Entry, Recipe
 from onnxprune.recipes.table import Row, Table
@@ -83,7 +82,7 @@ def run_recipe(
         key: load_data(source, images=recipe.images if key == "data" else None, size=recipe.size)
         for key, source in recipe.sources.items()
     }
-    analysis = analyze(model, attention=recipe.common.attention)
+    analysis = recipe.common.analyze(model)
     for e in recipe.entries:
         try:
             e.step.check(analysis, recipe.base)
@@ -95,7 +94,7 @@ def run_recipe(
     settings = {
         "model": model.fingerprint,
         **{key: data_digest(d, recipe.common.preprocess) for key, d in data.items()},
-        "attention": recipe.common.attention,
+        **analysis.choices.options(),
     }
     book = Journal(folder / JOURNAL, settings, restart=restart)
     try:
@@ -196,7 +195,7 @@ class _Run:
         seconds = time.perf_counter() - start
         figures = None
         if MODEL in found.files:
-            made = analyze(load(found.files[MODEL]), attention=self.recipe.common.attention)
+            made = self.recipe.common.analyze(load(found.files[MODEL]))
             figures = _figures(self.recipe, made, self.data)
         record: Record = {
             "step": _options(e),

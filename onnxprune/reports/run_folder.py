@@ -67,7 +67,11 @@ class _Run:
         if original is not None:
             attention = self.head.get("attention")
             with parts.noting(self.story, "the original model"):
-                self.analysis = analyze(original, attention=attention if attention == "head_dim" else "heads")
+                self.analysis = analyze(
+                    original,
+                    attention=attention if attention == "head_dim" else "heads",
+                    include_inexact=self.head.get("inexact") is True,
+                )
         self._plans_and_curves()
         self._more()
         self._facts(original)
@@ -243,7 +247,8 @@ class _Run:
     # ------------------------------------------------------------------------------------------ where it comes from
 
     def _facts(self, original: Model | None) -> None:
-        rows = [(f"{k} (SHA-256)" if k != "attention" else k, str(v)) for k, v in self.head.items() if k != "journal"]
+        plain = ("attention", "inexact")
+        rows = [(k if k in plain else f"{k} (SHA-256)", str(v)) for k, v in self.head.items() if k != "journal"]
         latency = self.records.get(LATENCY)
         if latency is not None and isinstance(latency.value.get("how"), dict):
             how = {k: v for k, v in latency.value["how"].items() if k != "models"}

@@ -22,8 +22,8 @@ from onnx2torch.onnx_graph import OnnxGraph
 from onnx2torch.onnx_node import OnnxNode
 from torch import fx, nn
 
-from onnxprune.coupling import human_name
 from onnxprune.errors import OnnxPruneError, unknown
+from onnxprune.group_names import human_name
 from onnxprune.model import Array, Model, to_skeleton
 from onnxprune.passes import NORMALIZE, Pipeline
 from onnxprune.passes.edit import drop_dead

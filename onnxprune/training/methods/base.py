@@ -86,7 +86,7 @@ class Method(ABC):
             OnnxPruneError: the two do not belong together, or the model lacks what the method needs.
         """
         self._analysis = analysis
-        self._attention = _ATTENTION.index(analysis.table.choices.attention)
+        self._attention = _ATTENTION.index(analysis.choices.attention)
         self._scores = {}
         self._resolve(members(module, analysis))
 
