@@ -20,10 +20,16 @@ from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.model import Array, Model
 from onnxprune.ops import find
 from onnxprune.ops.labels import Choices, Contraction, FilterSite, Labels, LabelTable, Lock, ScaleSite
+from onnxprune.ops.quantize import dequantized
 from onnxprune.plans import Plan
 from onnxprune.shapes import Witness, witness
 
 Kept = npt.NDArray[np.bool_]
+
+# Layouts of one kernel library, made for one processor when a model is optimized beyond level "extended".
+RUNTIME_ONLY = ("com.microsoft.nchwc",)
+OPS_GROUP = "onnxprune.ops"
+_BYTES = (np.dtype(np.int8), np.dtype(np.uint8))
 
 
 @dataclass(frozen=True)
@@ -146,15 +152,18 @@ class Analysis:
         return self.table.scale_sites
 
     def weight(self, t: gs.Tensor) -> Array:
-        """Values of a weight, through Transpose and Cast views of a constant."""
+        """Values of a weight, through Transpose, Cast and DequantizeLinear views of a constant; integers as numbers."""
         if isinstance(t, gs.Constant):
-            return np.asarray(t.values)
+            steps = self.table.quantized.get(t.name)
+            return np.asarray(t.values) if steps is None else dequantized(t.values, steps)
         node = t.inputs[0]
-        value = self.weight(node.inputs[0])
         spec = find(node)
         assert spec is not None
         assert spec.evaluate is not None
-        return np.asarray(spec.evaluate(node, [value]))
+        return np.asarray(spec.evaluate(node, [self._raw(i) if i.name else None for i in node.inputs]))
+
+    def _raw(self, t: gs.Tensor) -> Array:
+        return np.asarray(t.values) if isinstance(t, gs.Constant) else self.weight(t)
 
 
 def components(count: int, ties: Sequence[tuple[Labels, Labels]]) -> npt.NDArray[np.int64]:
@@ -183,6 +192,29 @@ def components(count: int, ties: Sequence[tuple[Labels, Labels]]) -> npt.NDArray
             parent = up
 
 
+def _captured(node: gs.Node) -> list[gs.Tensor]:
+    """Outer tensors that the bodies of an If, a Loop or a Scan use."""
+    bodies = node.subgraphs(recursive=True)
+    if not bodies:
+        return []
+    used = [t for body in bodies for t in (*(t for n in body.nodes for t in n.inputs), *body.outputs) if t.name]
+    made = {t.name for body in bodies for t in (*body.inputs, *(t for n in body.nodes for t in n.outputs))}
+    return [t for t in used if t.name not in made]
+
+
+def _lock_all(tensors: Sequence[gs.Tensor], table: LabelTable, reason: str) -> None:
+    for t in tensors:
+        if t.name and (isinstance(t, gs.Constant) or t.name in table.shapes):
+            table.lock_tensor(t, reason)
+
+
+def _no_rule(node: gs.Node) -> str:
+    name = f"is used by {node.domain or 'ai.onnx'}::{node.op}, which has no rule"
+    if node.domain in RUNTIME_ONLY:
+        return f"{name}: onnxruntime made it for its own kernels; prune the model that it was made from"
+    return f"{name}: add one record (CONTRIBUTING, or a package with an entry point in {OPS_GROUP!r})"
+
+
 def walk(model: Model, seen: Witness, choices: Choices | None = None) -> LabelTable:
     """Runs every operator's rule once, in graph order."""
     graph = model.graph
@@ -190,28 +222,22 @@ def walk(model: Model, seen: Witness, choices: Choices | None = None) -> LabelTa
     table.outputs = frozenset(t.name for t in graph.outputs)
     for node in graph.nodes:
         table.node = node
+        captured = _captured(node)
         spec = find(node)
         tensors = [*node.inputs, *node.outputs]
         known = all(not t.name or isinstance(t, gs.Constant) or t.name in seen.shapes for t in tensors)
-        if spec is not None and known:
+        if spec is not None and (known or spec.whole):
             spec.couple(node, table)
         else:
-            reason = (
-                f"is used by {node.domain or 'ai.onnx'}::{node.op}, which has no rule"
-                if spec is None
-                else "is used where a shape is not known"
-            )
-            for t in node.inputs:
-                if t.name and (isinstance(t, gs.Constant) or t.name in seen.shapes):
-                    table.lock_tensor(t, reason)
-        for body in node.subgraphs(recursive=True):
-            for t in (t for n in body.nodes for t in n.inputs):
-                if t.name in table.variables or t.name in table.constants:
-                    table.lock_tensor(t, "is used inside a subgraph")
+            _lock_all(node.inputs, table, _no_rule(node) if spec is None else "is used where a shape is not known")
+        _lock_all(captured, table, "is used inside a subgraph")
+        for t in captured:
+            table.seal(t)  # before or after this node: whoever else uses the constant leaves it whole
         if not any(t.name in table.views for t in node.outputs):
             for t in node.inputs:
                 if t.name:
                     table.seal(t)
+    table.finish()
     table.node = None
     for t in graph.outputs:
         if t.name in seen.shapes:
@@ -317,9 +343,7 @@ def _scattered(n: int) -> np.uint64:
     return np.uint64(z ^ (z >> 31))
 
 
-_AUTOMATIC = re.compile(
-    r"^(onnx::|\d+$|val_\d+|const_fold_opt|Constant|_v_\d|node_|/|new_|arith_|p_)|_quantized$|__\d+$"
-)
+_AUTOMATIC = re.compile(r"^(onnx::|\d+$|val_\d+|const_fold_opt|Constant|_v_\d|node_|/|new_|arith_|p_)|__\d+$")
 _SUFFIX = re.compile(
     r"(/convolution)?(/merged_input|_weights_fused_bn)?([./](weight|weights|kernel|gamma|scale|w|W)|/ReadVariableOp)?"
     r"(:\d+)?$"
@@ -373,11 +397,16 @@ class _Namer:
         """A unique name; a second group of the same weight gets `#2`."""
         site = int(self.first[members[0]])
         if site < len(self.sites):
-            base = human_name(self.sites[site].tensor.name, self.sites[site].node)
+            base = human_name(self._tensor(self.sites[site].tensor), self.sites[site].node)
         else:
             base = self._by_consumer(int(members[0]))
         self.used[base] = self.used.get(base, 0) + 1
         return base if self.used[base] == 1 else f"{base}#{self.used[base]}"
+
+    def _tensor(self, t: gs.Tensor) -> str:
+        """A weight's name; of a quantized one, that of the weight it was."""
+        root, _ = self.table.views.get(t.name, (t, ()))
+        return str(root.name).removesuffix("_quantized") if root.dtype in _BYTES else str(t.name)
 
     def _by_consumer(self, label: int) -> str:
         for tensor, axes in self.table.constants.items():

@@ -6,8 +6,6 @@ follows reads `m`. The table says how many channels of `w0` can be removed, or t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,6 +13,10 @@ import onnx
 import pytest
 from graphs import removal
 from onnx import numpy_helper
+from op_case import INEXACT, LOCKED, Case, i64
+from op_cases_fused import FUSED
+from op_cases_newer import NEWER
+from op_cases_quantized import QUANTIZED
 
 from onnxprune.coupling import Analysis
 from onnxprune.errors import OnnxPruneError
@@ -23,45 +25,6 @@ from onnxprune.ops import all_ops
 from onnxprune.passes import InsertMasks
 from onnxprune.pipeline import analyze, compile_plan
 from onnxprune.plans import Plan, Removal
-
-LOCKED, INEXACT = "locked", "inexact"
-
-
-@dataclass(frozen=True)
-class Case:
-    """One graph around one operator.
-
-    Attributes:
-        op: operator under test.
-        text: lines that compute `m` from `h`, in the syntax of onnx.parser.
-        expect: channels of `w0` that are free, "locked", or "inexact" (free only on request).
-        consts: initializers: values, or the shape of a random float one.
-        reads: input channels of the convolution that reads `m`; 0 if `m` is the model's output itself.
-        rank: of the output.
-        kind: element type of the output.
-        inexact_free: how many are free on request.
-        inputs: further graph inputs.
-    """
-
-    op: str
-    text: str
-    expect: int | str
-    consts: Mapping[str, Any] = field(default_factory=dict)
-    reads: int = 8
-    opset: int = 17
-    rank: int = 4
-    kind: str = "float"
-    inexact_free: int = 8
-    inputs: str = ""
-
-    @property
-    def label(self) -> str:
-        return f"{self.op}-{self.expect}-{self.text.count('=')}"
-
-
-def i64(*values: int) -> np.ndarray:
-    return np.array(values, np.int64)
-
 
 U = "u = Sigmoid (h) "  # in (0, 1): every function below is finite there
 B = "u = Greater (h, zero) v = Less (h, half) "
@@ -235,6 +198,8 @@ CASES: list[Case] = [
     Case("Det", "m = Det (h)", LOCKED, reads=0, rank=2),
 ]  # fmt: skip
 
+CASES += [*QUANTIZED, *FUSED, *NEWER]
+
 # The checker knows no such operator, so no model that holds one is ever loaded.
 UNREACHABLE = {"SimplifiedLayerNormalization"}
 
@@ -259,7 +224,7 @@ def model_of(case: Case, head: str = "free") -> onnx.ModelProto:
     dims = ",".join(f"d{i}" for i in range(case.rank))
     tail = "y = Conv (m, w1)" if case.reads else "y = Identity (m)"
     text = (
-        f'<ir_version: {8 if case.opset < 20 else 10}, opset_import: ["" : {case.opset}]>'
+        f'<ir_version: {8 if case.opset < 20 else 10}, opset_import: ["" : {case.opset}, "com.microsoft" : 1]>'
         f"agraph (float[{batch},2,4,4] x{more}) => ({case.kind}[{dims}] y, float[M,3,4,4] y2) {{"
         f" {HEADS[head]} {case.text} {tail} p0 = Conv (x, v0) q0 = Relu (p0) y2 = Conv (q0, v1) }}"
     )
@@ -290,10 +255,11 @@ def prune(proto: onnx.ModelProto, seed: int) -> tuple[Analysis, Plan]:
 
 
 def test_every_registered_operator_has_a_case() -> None:
-    standard = {op for domain, op in all_ops() if domain == ""}
-    assert {c.op for c in CASES} | UNREACHABLE == standard
+    known = {f"{domain}.{op}" if domain else op for domain, op in all_ops()}
+    assert {c.op for c in CASES} | UNREACHABLE == known
     for case in CASES:
-        assert case.op in {n.op_type for n in model_of(case).graph.node}
+        nodes = model_of(case).graph.node
+        assert case.op in {f"{n.domain}.{n.op_type}" if n.domain else n.op_type for n in nodes}
 
 
 @pytest.mark.parametrize("op", sorted(UNREACHABLE))
@@ -318,7 +284,7 @@ def test_channels_are_free_or_locked_as_the_table_says(case: Case) -> None:
         assert {lock.inexact for lock in locks} == {case.expect == INEXACT}
         assert all(lock.reason and lock.node for lock in locks)
     if case.expect == INEXACT:
-        assert {lock.op for lock in locks} == {case.op}
+        assert {lock.op for lock in locks} == {case.op.split(".")[-1]}
         on_request = {g.name: g.channels for g in analyze(load(model_of(case)), include_inexact=True).groups}
         assert on_request.get("w0") == case.inexact_free
 

@@ -4,11 +4,13 @@ from onnxprune.ops import concat as concat
 from onnxprune.ops import conv as conv
 from onnxprune.ops import elementwise as elementwise
 from onnxprune.ops import gather as gather
+from onnxprune.ops import integer as integer
 from onnxprune.ops import layout as layout
 from onnxprune.ops import matmul as matmul
 from onnxprune.ops import norm as norm
 from onnxprune.ops import pad as pad
 from onnxprune.ops import pool as pool
+from onnxprune.ops import quantize as quantize
 from onnxprune.ops import reduce as reduce
 from onnxprune.ops import reshape as reshape
 from onnxprune.ops import resize as resize

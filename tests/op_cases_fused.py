@@ -1,0 +1,3 @@
+from op_case import Case
+
+FUSED: list[Case] = []
