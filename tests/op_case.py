@@ -25,6 +25,7 @@ class Case:
         kind: element type of the output.
         inexact_free: how many are free on request.
         inputs: further graph inputs.
+        runs: whether the installed onnxruntime has the operator; else onnx's own reference proves the case.
     """
 
     op: str
@@ -37,6 +38,7 @@ class Case:
     kind: str = "float"
     inexact_free: int = 8
     inputs: str = ""
+    runs: bool = True
 
     @property
     def label(self) -> str:

@@ -42,8 +42,8 @@ QUANTIZED: list[Case] = [
     Case("QuantizeLinear", "q = QuantizeLinear (h, s, z) g = Abs (j) m = DequantizeLinear (q, g, z)", LOCKED,
          {"s": MANY, "z": np.zeros(8, np.int8)}, inputs=", float[8] j"),
     Case("QuantizeLinear", "q = QuantizeLinear <block_size = 2, axis = 1> (h, s) "
-         "m = DequantizeLinear <block_size = 2, axis = 1> (q, s)", LOCKED, {"s": np.full((1, 4, 4, 4), 0.02, np.float32)},
-         opset=21, inputs="@1"),
+         "m = DequantizeLinear <block_size = 2, axis = 1> (q, s)", LOCKED,
+         {"s": np.full((1, 4, 4, 4), 0.02, np.float32)}, opset=21, inputs="@1"),
     # A weight of a layer in between, per tensor, per output, per input, and in blocks of inputs.
     Case("DequantizeLinear", "d = DequantizeLinear (c, s) m = Conv (h, d)", 8,
          {"c": random_int8(8, 8, 1, 1), "s": f32(0.01)}),
@@ -80,7 +80,8 @@ QUANTIZED: list[Case] = [
     integers("QLinearConv", "o = QLinearConv <group = 8> (q, s, z, c, a, b, t, v)", 8,
              {"c": random_int8(8, 1, 1, 1), "a": MANY, "b": np.zeros(8, np.int8)}),
     Case(MS + "QLinearConv", f"{Q} u = Transpose <perm = [0, 2, 3, 1]> (q) "
-         f"k = {MS}QLinearConv <channels_last = 1> (u, s, z, c, a, b, t, v) o = Transpose <perm = [0, 3, 1, 2]> (k) {M}",
+         f"k = {MS}QLinearConv <channels_last = 1> (u, s, z, c, a, b, t, v) "
+         f"o = Transpose <perm = [0, 3, 1, 2]> (k) {M}",
          8, {**Z, **T, "c": random_int8(8, 8, 1, 1), "a": MANY, "b": np.zeros(8, np.int8)}),
     Case("ConvInteger", f"{Q} o = ConvInteger (q, c, z) m = Cast <to = 1> (o)", 8,
          {**Z, "c": random_int8(8, 8, 1, 1).view(np.uint8)}),
@@ -115,7 +116,8 @@ QUANTIZED: list[Case] = [
     integers(MS + "QLinearAveragePool", f"o = {MS}QLinearAveragePool <kernel_shape = [2, 2]> (q, s, z, t, v)"),
     integers(MS + "QLinearGlobalAveragePool", f"o = {MS}QLinearGlobalAveragePool (q, s, z, t, v)"),
     Case(MS + "QLinearGlobalAveragePool", f"{Q} u = Transpose <perm = [0, 2, 3, 1]> (q) "
-         f"k = {MS}QLinearGlobalAveragePool <channels_last = 1> (u, s, z, t, v) o = Transpose <perm = [0, 3, 1, 2]> (k) {M}",
+         f"k = {MS}QLinearGlobalAveragePool <channels_last = 1> (u, s, z, t, v) "
+         f"o = Transpose <perm = [0, 3, 1, 2]> (k) {M}",
          8, {**Z, **T}),
     integers(MS + "QLinearConcat", f"o = {MS}QLinearConcat <axis = 1> (t, v, q, s, z, q, s, z)", reads=16),
 ]  # fmt: skip

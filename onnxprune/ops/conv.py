@@ -152,5 +152,30 @@ def macs_conv_transpose(node: gs.Node, ins: Sequence[Shape], outs: Sequence[Shap
     return ins[0][0] * prod(ins[0][2:]) * prod(ins[1])
 
 
+def couple_deform_conv(node: gs.Node, table: LabelTable) -> None:
+    """As Conv, where all channels are read at the same shifted places; what says where stays whole."""
+    for place in (2, 4):
+        t = table.given(place)
+        if t is not None:
+            table.lock_tensor(t, "says where to look")
+    if int(node.attrs.get("offset_group", 1)) > 1:
+        table.lock(table.get(node.inputs[0])[1], "is looked at in groups of places")
+    convolve(node, table, bias_at=3)
+
+
+def couple_causal_conv(node: gs.Node, table: LabelTable) -> None:
+    """Every channel with its own kernel [C, 1, k], bias and state."""
+    axes = table.get(node.inputs[0])
+    table.lock(axes[2], "convolves over it")
+    for t in node.inputs[1:]:
+        if t.name:
+            table.bind(t, 1 if t is table.given(3) else 0, axes[1])
+    for t in node.outputs:
+        if t.name:
+            table.put(t, [None, axes[1], None])
+
+
 register(OpSpec("Conv", couple_conv, patch=patch_conv_group, macs=macs_conv))
 register(OpSpec("ConvTranspose", couple_conv_transpose, patch=patch_conv_transpose_group, macs=macs_conv_transpose))
+register(OpSpec("DeformConv", couple_deform_conv, patch=patch_conv_group, macs=macs_conv))
+register(OpSpec("CausalConvWithState", couple_causal_conv))

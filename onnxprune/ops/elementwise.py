@@ -11,6 +11,9 @@ import onnx_graphsurgeon as gs
 from onnxprune.ops.labels import Array, Axes, LabelTable
 from onnxprune.ops.record import Evaluate, OpSpec, register
 
+# Operators that join two streams of activations.
+ADDS = frozenset(("Add", "Sum", "QLinearAdd", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization"))
+
 
 def broadcast(table: LabelTable, operands: Sequence[tuple[gs.Tensor, int]]) -> Axes:
     """Ties the axes of operands that broadcast against each other, aligned at the last one.
@@ -39,7 +42,7 @@ def broadcast(table: LabelTable, operands: Sequence[tuple[gs.Tensor, int]]) -> A
         first = table.get(data[0][0])[data[0][1]]
         for t, axis in data[1:]:
             other = table.get(t)[axis]
-            if first is not None and other is not None and table.node is not None and table.node.op in ("Add", "Sum"):
+            if first is not None and other is not None and table.node is not None and table.node.op in ADDS:
                 table.sums.append(first)
             table.tie(first, other)
             first = other if first is None else first
@@ -66,6 +69,15 @@ def couple_unary(node: gs.Node, table: LabelTable) -> None:
     axes = table.get(source)
     for t in node.outputs:
         table.put(t, axes)
+
+
+def couple_bit_cast(node: gs.Node, table: LabelTable) -> None:
+    """The same bits as another type; where that is of another width, the last axis is cut anew."""
+    axes = list(table.get(node.inputs[0]))
+    if table.shape(node.inputs[0]) != table.shape(node.outputs[0]):
+        table.lock(axes[-1], "is cut into numbers of another width")
+        axes[-1] = None
+    table.put(node.outputs[0], axes)
 
 
 def elementwise(*ops: str, evaluate: Evaluate | None = None) -> None:
@@ -124,7 +136,7 @@ for _name, _function in _BINARY.items():
     elementwise(_name, evaluate=numpy_op(_function))
 elementwise("Pow", evaluate=lambda node, v: np.power(v[0], v[1]).astype(v[0].dtype))
 elementwise("Mod", evaluate=_mod)
-elementwise("Sum", "Mean", "PRelu", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor")
+elementwise("SwiGLU", "Sum", "Mean", "PRelu", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor")
 _UNARY: dict[str, Callable[..., Any]] = {
     "Not": np.logical_not, "Neg": np.negative, "Abs": np.abs, "Floor": np.floor, "Ceil": np.ceil, "Sqrt": np.sqrt,
 }  # fmt: skip
@@ -139,3 +151,4 @@ unary(
     "Sin", "Cos", "Tan", "Asin", "Acos", "Atan", "Sinh", "Cosh", "Asinh", "Acosh", "Atanh", "IsNaN", "IsInf",
     "BitwiseNot", "CastLike", "Dropout",
 )  # fmt: skip
+register(OpSpec("BitCast", couple_bit_cast))

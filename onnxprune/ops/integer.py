@@ -78,10 +78,7 @@ def _product(
     rows, summed = (ra - 1, ra - 2) if node.attrs.get("transA", 0) else (ra - 2, ra - 1)
     inner, cols = (rb - 1, rb - 2) if node.attrs.get("transB", 0) else (rb - 2, rb - 1)
     if table.is_const(left) or min(ra, rb) < 2:
-        for t in node.inputs:
-            if t.name:
-                table.lock_tensor(t, "multiplies a constant from the left, or vectors")
-        table.put(node.outputs[0], [None] * len(table.shape(node.outputs[0])))
+        table.lock_inputs("multiplies a constant from the left, or vectors")
         return
     table.bind(right, inner, table.get(left)[summed])
     table.contract(0, summed, steps_a)

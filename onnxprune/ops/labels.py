@@ -145,6 +145,22 @@ class LabelTable:
             return np.asarray(t.values)
         return self.values.get(t.name)
 
+    def given(self, place: int) -> gs.Tensor | None:
+        """An input of the current node, if it is there."""
+        assert self.node is not None
+        inputs = self.node.inputs
+        return inputs[place] if 0 <= place < len(inputs) and inputs[place].name else None
+
+    def lock_inputs(self, reason: str) -> None:
+        """Forbids removal along every axis of everything the current node reads, and gives its outputs no labels."""
+        assert self.node is not None
+        for t in self.node.inputs:
+            if t.name and (isinstance(t, gs.Constant) or t.name in self.shapes):
+                self.lock_tensor(t, reason)
+        for t in self.node.outputs:
+            if t.name in self.shapes:
+                self.put(t, [None] * len(self.shapes[t.name]))
+
     def is_const(self, t: gs.Tensor) -> bool:
         """Whether the tensor is a weight: a constant, or one seen through Transpose, Cast or Identity."""
         return isinstance(t, gs.Constant) or t.name in self.views
@@ -297,7 +313,8 @@ class LabelTable:
 
     def finish(self) -> None:
         """After the walk: what follows a weight gets its labels."""
-        for self.node, t, axis, weight, weight_axis, block in self._following:
+        for node, t, axis, weight, weight_axis, block in self._following:
+            self.node = node
             labels = self.get(weight)[weight_axis]
             if labels is not None and block > 1:
                 if len(labels) % block:

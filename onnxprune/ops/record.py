@@ -104,9 +104,7 @@ def whole(reason: str, *ops: str, domain: str = "", why: str = "") -> None:
     """
 
     def couple(node: gs.Node, table: LabelTable) -> None:
-        for t in node.inputs:
-            if t.name and (isinstance(t, gs.Constant) or t.name in table.shapes):
-                table.lock_tensor(t, reason)
+        table.lock_inputs(reason)
 
     couple.__doc__ = why or f"Everything it reads stays whole: it {reason}."
     for op in ops:

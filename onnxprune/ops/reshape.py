@@ -142,6 +142,7 @@ _TRANSPARENT = frozenset(
         "Sqrt",
         "LayerNormalization",
         "RMSNormalization",
+        "RotaryEmbedding",
         "Softmax",
         "Where",
         "Clip",
