@@ -328,6 +328,8 @@ def proof_line(proof: Verification | None) -> str:
         f"verified: pruned = masked original within {proof.max_relative:.1e} relative "
         f"(allowed {proof.tolerance:.0e}),\n  {proof.inputs} inputs, batch {batches}"
     )
+    if proof.computed_in:
+        line += f", both as {proof.computed_in} copies"
     if proof.effect <= proof.tolerance:
         line += "\n  note: the masks hardly change the outputs on these inputs, so this proves little"
     return line

@@ -18,6 +18,7 @@ from onnxprune.coupling import Analysis
 from onnxprune.errors import VerificationError
 from onnxprune.model import Array, Model
 from onnxprune.passes.insert_masks import InsertMasks
+from onnxprune.passes.widen_floats import WidenFloats, narrow
 from onnxprune.plans import Plan
 from onnxprune.runtime import Session
 
@@ -41,6 +42,7 @@ class Verification:
         batches: batch sizes that were run.
         inputs: "random" or "data".
         effect: how far the masked model is from the original, same measure: 0 would prove nothing.
+        computed_in: "float32" where float32 copies of bfloat16 models were compared, for lack of kernels; else "".
     """
 
     max_relative: float
@@ -49,6 +51,7 @@ class Verification:
     batches: Sequence[int]
     inputs: str
     effect: float
+    computed_in: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -73,7 +76,10 @@ def relative_difference(actual: Array, expected: Array) -> float:
 
 
 def random_feeds(analysis: Analysis, batch: int, seed: int = 0) -> dict[str, Array]:
-    """Inputs a model accepts: normal values for floats, small numbers that every table holds for integers."""
+    """Inputs a model accepts: normal values for floats, small numbers that every table holds for integers.
+
+    They are float32 where the model says bfloat16, which runs as a float32 copy.
+    """
     rng = np.random.default_rng(seed)
     graph = analysis.source.graph
     dims = analysis.witness.dims
@@ -83,7 +89,7 @@ def random_feeds(analysis: Analysis, batch: int, seed: int = 0) -> dict[str, Arr
         for axis, n in enumerate(t.shape or ()):
             dynamic = (t.name, axis) in dims
             shape.append((batch if axis == 0 else dims[t.name, axis]) if dynamic else int(n))
-        dtype = np.dtype(t.dtype)
+        dtype = np.dtype(np.float32 if narrow(t.dtype) else t.dtype)
         if dtype.kind in "iu":
             feeds[t.name] = rng.integers(0, _largest_index(t), shape).astype(dtype)
         elif dtype.kind == "b":
@@ -154,7 +160,8 @@ def verify(
     worst = max(outputs.values(), default=0.0)
     plain = _run(analysis.source, names, sets[:1], device, analysis)[0]
     effect = max((relative_difference(p, w) for p, w in zip(plain, wanted[0], strict=True)), default=0.0)
-    result = Verification(worst, limit, outputs, batches, "data" if feeds is not None else "random", effect)
+    computed_in = "float32" if holds_bfloat16(analysis.source) else ""
+    result = Verification(worst, limit, outputs, batches, "data" if feeds is not None else "random", effect, computed_in)
     if not worst <= limit:
         output = max(outputs, key=lambda n: outputs[n])
         raise VerificationError(
@@ -163,6 +170,13 @@ def verify(
             fix="please report this model; meanwhile, --exclude the groups that cause it",
         )
     return result
+
+
+def holds_bfloat16(model: Model) -> bool:
+    """Whether any tensor is bfloat16: onnxruntime's CPU has few kernels for it, and numpy cannot hand it one."""
+    tensors = (t for g in (model.graph, *model.graph.subgraphs(recursive=True)) for t in g.tensors().values())
+    casts = any(n.op == "Cast" and narrow(n.attrs.get("to")) for n in model.graph.nodes)
+    return casts or any(narrow(t.dtype) for t in tensors)
 
 
 def _interface(model: Model) -> tuple[list[str], list[str]]:
@@ -208,6 +222,9 @@ def _run(
         model.graph.outputs = [tensors[n] for n in names]
         for t in model.graph.outputs:
             t.dtype, t.shape = analysis.witness.dtypes.get(t.name, t.dtype), None
+    if holds_bfloat16(model):
+        model = WidenFloats()(model)
+        sets = [{k: v.astype(np.float32) if narrow(v.dtype) else v for k, v in f.items()} for f in sets]
     session = Session(model, device=device)
     return [session.run(f, names) for f in sets]
 
@@ -231,4 +248,4 @@ def rounds_activations(node: gs.Node) -> bool:
     """Whether a node makes integers of activations; DequantizeLinear of a weight, and QuantizeLinear of one, do not."""
     if node.op == "QuantizeLinear":
         return not isinstance(node.inputs[0], gs.Constant)
-    return node.op.startswith(("DynamicQuantize", "QLinear", "QGemm", "QAttention"))
+    return str(node.op).startswith(("DynamicQuantize", "QLinear", "QGemm", "QAttention"))

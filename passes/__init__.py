@@ -18,6 +18,7 @@ from onnxprune.passes.remove_identity import RemoveIdentity as RemoveIdentity
 from onnxprune.passes.sparsify_weights import SparsifyWeights as SparsifyWeights
 from onnxprune.passes.strip_channels import StripChannels as StripChannels
 from onnxprune.passes.unshare_constants import UnshareConstants as UnshareConstants
+from onnxprune.passes.widen_floats import WidenFloats as WidenFloats
 
 NORMALIZE = (LiftConstants(), RemoveIdentity(), DropZeroStates(), FoldShapes(), UnshareConstants())
 """What every analysis starts with: weights in one place, shapes computed, no accidental sharing."""

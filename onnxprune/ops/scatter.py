@@ -92,12 +92,13 @@ def grid_of(numbers: Array, sizes: Sequence[int]) -> Grid | None:
 
 
 def _grid(node: gs.Node, sizes: Sequence[int], numbers: Array | None) -> Grid | None:
-    found = None if numbers is None else grid_of(numbers, sizes)
+    if numbers is None:
+        return None
+    found = grid_of(numbers, sizes)
     if found is None:
         return None
     # A dimension of the numbers that no axis goes through writes the same place several times.
-    free = set(range(np.ndim(numbers) - 1)) - set(found.dims)
-    assert numbers is not None
+    free = set(range(numbers.ndim - 1)) - set(found.dims)
     return found if all(numbers.shape[d] == 1 for d in free) else None
 
 
