@@ -124,6 +124,9 @@ def witness(
             if value.type.tensor_type.elem_type:
                 dtypes[name] = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
         _evaluate(model.graph, shapes, values)
+        for name, value in values.items():  # inference never sees what was pinned
+            shapes.setdefault(name, value.shape)
+            dtypes.setdefault(name, value.dtype)
         if (len(shapes), len(values)) == before or not _unknown(proto, shapes):
             break
         _pin(proto, values)
