@@ -123,7 +123,7 @@ class CostModel:
         nodes = self.analysis.model.graph.nodes
         table = self.analysis.table
         aside = {t.name for n in nodes if n.op == "BatchNormalization" for t in n.inputs[3:5]}
-        aside |= {t.name for n in nodes if n.op in _SCALED or n.op.startswith("QLinear") for t in n.inputs[1:]}
+        aside |= {t.name for n in nodes if n.op in _SCALED or n.op.startswith("QLinear") for t in n.inputs}
         integers = {root.name for root, _ in table.views.values() if root.dtype.kind != "f"} | table.quantized.keys()
         found: dict[str, tuple[_Template, int, bool]] = {}
         for t in (t for n in nodes for t in n.inputs):

@@ -31,7 +31,7 @@ def _steps_of_weight(
 ) -> None:
     """Scale and zero point of a weight follow its outputs, where there is one for each."""
     w, s, z = node.inputs[weight], _input(node, scale), _input(node, zero)
-    bias = _input(node, 8) if node.op == "QLinearConv" else None
+    bias = _input(node, {"QLinearConv": 8, "QGemm": 6}.get(node.op, -1))
     if isinstance(bias, gs.Constant):
         table.quantized[bias.name] = Quantization(None, None, 0)
     if isinstance(w, gs.Constant):
