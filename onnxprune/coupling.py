@@ -202,6 +202,13 @@ def _captured(node: gs.Node) -> list[gs.Tensor]:
     return [t for t in used if t.name not in made]
 
 
+def _show_weights(node: gs.Node, table: LabelTable) -> None:
+    """Gives the weights of an operator without a rule channels to be locked: else nothing would tell of them."""
+    for t in node.inputs:
+        if isinstance(t, gs.Constant) and len(t.shape) > 1:
+            table.filters(t, 0, table.produce(t, 0))
+
+
 def _lock_all(tensors: Sequence[gs.Tensor], table: LabelTable, reason: str) -> None:
     for t in tensors:
         if t.name and (isinstance(t, gs.Constant) or t.name in table.shapes):
@@ -229,6 +236,8 @@ def walk(model: Model, seen: Witness, choices: Choices | None = None) -> LabelTa
         if spec is not None and (known or spec.whole):
             spec.couple(node, table)
         else:
+            if spec is None:
+                _show_weights(node, table)
             _lock_all(node.inputs, table, _no_rule(node) if spec is None else "is used where a shape is not known")
         _lock_all(captured, table, "is used inside a subgraph")
         for t in captured:
