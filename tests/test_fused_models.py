@@ -46,8 +46,10 @@ def proved(analysis: Analysis) -> Model:
 def block(call: str, *, opset: int = 17, before: str = "", **shapes: tuple[int, ...]) -> Model:
     """x [2, 7, 8] -> q, k, v -> attention `a` of heads of three -> a projection and a residual sum."""
     weights = {"wq": (8, 12), "wk": (8, 12), "wv": (8, 12), "c": (12, 8), **shapes}
-    text = f"""<ir_version: 10, opset_import: ["" : {opset}, "com.microsoft" : 1]> g (float[2,7,8] x) => (float[2,7,8] y)
-      {{ q = MatMul (x, wq) k = MatMul (x, wk) v = MatMul (x, wv) {before} a = {call} o = MatMul (a, c) y = Add (o, x) }}"""
+    text = f"""<ir_version: 10, opset_import: ["" : {opset}, "com.microsoft" : 1]>
+      g (float[2,7,8] x) => (float[2,7,8] y)
+      {{ q = MatMul (x, wq) k = MatMul (x, wk) v = MatMul (x, wv)
+        {before} a = {call} o = MatMul (a, c) y = Add (o, x) }}"""
     proto = onnx.parser.parse_model(text)
     rng = np.random.default_rng(0)
     for name, shape in weights.items():

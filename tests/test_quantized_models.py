@@ -131,7 +131,8 @@ def test_dynamically_quantized_products_are_exact(tmp_path: Path) -> None:
 
 def test_weights_alone_in_integers_keep_the_tolerance_of_floats() -> None:
     rng = np.random.default_rng(0)
-    proto = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17]> g (float[N,3,5,5] x) => (float[N,4,5,5] y)
+    proto = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17]>
+      g (float[N,3,5,5] x) => (float[N,4,5,5] y)
       { w = DequantizeLinear <axis = 0> (q, s) h = Conv (x, w) r = Relu (h) y = Conv (r, v) }""")
     consts = {"q": rng.integers(-127, 128, (8, 3, 1, 1)).astype(np.int8), "s": rng.random(8).astype("f"),
               "v": rng.standard_normal((4, 8, 1, 1)).astype("f")}  # fmt: skip
