@@ -269,6 +269,11 @@ def test_every_registered_operator_has_a_case() -> None:
         assert case.op in {f"{n.domain}.{n.op_type}" if n.domain else n.op_type for n in nodes}
 
 
+def test_every_operator_of_onnx_up_to_opset_28_has_a_record() -> None:
+    names = {s.name for s in onnx.defs.get_all_schemas_with_history() if not s.domain and s.since_version <= 28}
+    assert names <= {op for domain, op in all_ops() if not domain}
+
+
 @pytest.mark.parametrize("op", sorted(UNREACHABLE))
 def test_operators_without_a_case_are_refused_by_the_checker(op: str) -> None:
     with pytest.raises(OnnxPruneError, match="checker rejects"):
