@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from op_case import INEXACT, LOCKED, Case
 
@@ -58,6 +59,10 @@ QUANTIZED: list[Case] = [
     Case("DequantizeLinear", "t = Transpose <perm = [0, 2, 3, 1]> (h) "
          "d = DequantizeLinear <axis = 0, block_size = 3> (c, s) m = MatMul (t, d)", LOCKED,
          {"c": random_int8(8, 5), "s": np.linspace(0.01, 0.04, 15, dtype=np.float32).reshape(3, 5)}, opset=21, reads=0),
+    Case("DequantizeLinear", "t = Transpose <perm = [0, 2, 3, 1]> (h) "
+         "d = DequantizeLinear <axis = 0, block_size = 4> (c, s, z) m = MatMul (t, d)", 2,
+         {"c": (random_int8(8, 5) // 16).astype(ml_dtypes.int4), "z": np.ones((2, 5), ml_dtypes.int4),
+          "s": np.linspace(0.1, 0.4, 10, dtype=np.float32).reshape(2, 5)}, opset=21, reads=0),
     # A weight kept as floats, rounded on the way (quantization-aware training).
     Case("QuantizeLinear", "r = QuantizeLinear <axis = 0> (c, s, z) d = DequantizeLinear <axis = 0> (r, s, z) "
          "m = Conv (h, d)", 8, {"c": (8, 8, 1, 1), "s": MANY, "z": np.zeros(8, np.int8)}),
