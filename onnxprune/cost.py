@@ -2,7 +2,8 @@
 
 MACs are multiply-accumulate operations of Conv, ConvTranspose, Gemm, MatMul and Einsum, for one sample (a dynamic
 batch counts as 1), as fvcore and the papers count them; biases, activations and normalisations are left out.
-Parameters are the elements of floating-point constants without BatchNormalization's running statistics; bytes are
+Parameters are the elements of floating-point constants without BatchNormalization's running statistics, and of the
+integer weights of quantized models, without their scales and zero points; bytes are
 those of all constants, the file without its graph. Memory is the most bytes of activations alive at once, for one
 sample, when the nodes run one by one in the order of the graph: a runtime that fuses or works in place needs less.
 Channels are those that can be removed, over all groups.
@@ -43,6 +44,9 @@ MEASURES = ("macs", "params", "bytes", "memory", "channels")
 
 # Operators whose output is their input's memory under another shape.
 _SAME_MEMORY = frozenset(("Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"))
+
+# Operators whose floating-point constants are scales.
+_SCALED = frozenset(("QuantizeLinear", "DequantizeLinear", "QGemm"))
 
 # A dimension is a number, or the place of a count that depends on what is kept (negative: -1 - place).
 _Template = tuple[int, ...]
@@ -117,13 +121,17 @@ class CostModel:
     def _constants(self) -> list[tuple[_Template, int, bool]]:
         """Shape, bytes per element, and whether they are parameters, of every constant once."""
         nodes = self.analysis.model.graph.nodes
-        statistics = {t.name for n in nodes if n.op == "BatchNormalization" for t in n.inputs[3:5]}
+        table = self.analysis.table
+        aside = {t.name for n in nodes if n.op == "BatchNormalization" for t in n.inputs[3:5]}
+        aside |= {t.name for n in nodes if n.op in _SCALED or n.op.startswith("QLinear") for t in n.inputs}
+        integers = {root.name for root, _ in table.views.values() if root.dtype.kind != "f"} | table.quantized.keys()
         found: dict[str, tuple[_Template, int, bool]] = {}
         for t in (t for n in nodes for t in n.inputs):
             if isinstance(t, gs.Constant) and t.name not in found:
                 template = self._template(tuple(t.shape), self.analysis.table.constants.get(t.name))
                 floating = t.dtype.kind == "f" or t.dtype.name.startswith(("bfloat", "float"))
-                found[t.name] = (template, t.dtype.itemsize, floating and t.name not in statistics)
+                counted = t.name in integers or (floating and t.name not in aside)
+                found[t.name] = (template, t.dtype.itemsize, counted)
         return list(found.values())
 
     def _nodes(self) -> list[_Work]:

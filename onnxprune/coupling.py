@@ -21,6 +21,7 @@ from onnxprune.model import Array, Model
 from onnxprune.notebooks import html_table
 from onnxprune.ops import find
 from onnxprune.ops.labels import Choices, Contraction, FilterSite, Labels, LabelTable, Lock, ScaleSite
+from onnxprune.ops.quantize import dequantized
 from onnxprune.plans import Plan
 from onnxprune.shapes import Witness, witness
 
@@ -33,6 +34,9 @@ _KIND_OF_OP = {
     "Conv": "conv", "ConvTranspose": "conv", "Gemm": "mlp", "MatMul": "mlp", "Einsum": "mlp", "Gather": "embedding",
     "Pad": "padding",
 }  # fmt: skip
+# Layouts of one kernel library, made for one processor when a model is optimized beyond level "extended".
+RUNTIME_ONLY = ("com.microsoft.nchwc",)
+OPS_GROUP = "onnxprune.ops"
 
 
 @dataclass(frozen=True)
@@ -193,15 +197,18 @@ class Analysis:
         return self.table.scale_sites
 
     def weight(self, t: gs.Tensor) -> Array:
-        """Values of a weight, through Transpose and Cast views of a constant."""
+        """Values of a weight, through Transpose, Cast and DequantizeLinear views of a constant; integers as numbers."""
         if isinstance(t, gs.Constant):
-            return np.asarray(t.values)
+            steps = self.table.quantized.get(t.name)
+            return np.asarray(t.values) if steps is None else dequantized(t.values, steps)
         node = t.inputs[0]
-        value = self.weight(node.inputs[0])
         spec = find(node)
         assert spec is not None
         assert spec.evaluate is not None
-        return np.asarray(spec.evaluate(node, [value]))
+        return np.asarray(spec.evaluate(node, [self._raw(i) if i.name else None for i in node.inputs]))
+
+    def _raw(self, t: gs.Tensor) -> Array:
+        return np.asarray(t.values) if isinstance(t, gs.Constant) else self.weight(t)
 
 
 def components(count: int, ties: Sequence[tuple[Labels, Labels]]) -> npt.NDArray[np.int64]:
@@ -230,6 +237,36 @@ def components(count: int, ties: Sequence[tuple[Labels, Labels]]) -> npt.NDArray
             parent = up
 
 
+def _captured(node: gs.Node) -> list[gs.Tensor]:
+    """Outer tensors that the bodies of an If, a Loop or a Scan use."""
+    bodies = node.subgraphs(recursive=True)
+    if not bodies:
+        return []
+    used = [t for body in bodies for t in (*(t for n in body.nodes for t in n.inputs), *body.outputs) if t.name]
+    made = {t.name for body in bodies for t in (*body.inputs, *(t for n in body.nodes for t in n.outputs))}
+    return [t for t in used if t.name not in made]
+
+
+def _show_weights(node: gs.Node, table: LabelTable) -> None:
+    """Gives the weights of an operator without a rule channels to be locked: else nothing would tell of them."""
+    for t in node.inputs:
+        if isinstance(t, gs.Constant) and len(t.shape) > 1:
+            table.filters(t, 0, table.produce(t, 0))
+
+
+def _lock_all(tensors: Sequence[gs.Tensor], table: LabelTable, reason: str) -> None:
+    for t in tensors:
+        if t.name and (isinstance(t, gs.Constant) or t.name in table.shapes):
+            table.lock_tensor(t, reason)
+
+
+def _no_rule(node: gs.Node) -> str:
+    name = f"is used by {node.domain or 'ai.onnx'}::{node.op}, which has no rule"
+    if node.domain in RUNTIME_ONLY:
+        return f"{name}: onnxruntime made it for its own kernels; prune the model that it was made from"
+    return f"{name}: add one record (CONTRIBUTING, or a package with an entry point in {OPS_GROUP!r})"
+
+
 def walk(model: Model, seen: Witness, choices: Choices | None = None) -> LabelTable:
     """Runs every operator's rule once, in graph order."""
     graph = model.graph
@@ -237,28 +274,24 @@ def walk(model: Model, seen: Witness, choices: Choices | None = None) -> LabelTa
     table.outputs = frozenset(t.name for t in graph.outputs)
     for node in graph.nodes:
         table.node = node
+        captured = _captured(node)
         spec = find(node)
         tensors = [*node.inputs, *node.outputs]
         known = all(not t.name or isinstance(t, gs.Constant) or t.name in seen.shapes for t in tensors)
-        if spec is not None and known:
+        if spec is not None and (known or spec.whole):
             spec.couple(node, table)
         else:
-            reason = (
-                f"is used by {node.domain or 'ai.onnx'}::{node.op}, which has no rule"
-                if spec is None
-                else "is used where a shape is not known"
-            )
-            for t in node.inputs:
-                if t.name and (isinstance(t, gs.Constant) or t.name in seen.shapes):
-                    table.lock_tensor(t, reason)
-        for body in node.subgraphs(recursive=True):
-            for t in (t for n in body.nodes for t in n.inputs):
-                if t.name in table.variables or t.name in table.constants:
-                    table.lock_tensor(t, "is used inside a subgraph")
+            if spec is None:
+                _show_weights(node, table)
+            _lock_all(node.inputs, table, _no_rule(node) if spec is None else "is used where a shape is not known")
+        _lock_all(captured, table, "is used inside a subgraph")
+        for t in captured:
+            table.seal(t)  # before or after this node: whoever else uses the constant leaves it whole
         if not any(t.name in table.views for t in node.outputs):
             for t in node.inputs:
                 if t.name:
                     table.seal(t)
+    table.finish()
     table.node = None
     for t in graph.outputs:
         if t.name in seen.shapes:

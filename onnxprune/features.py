@@ -142,6 +142,9 @@ def _followed(tensor: gs.Variable, stage: Stage, outputs: set[str]) -> gs.Variab
                 continue
             if stage == "active" and node.op in ACTIVATIONS:
                 return node.outputs[0]
+            if stage == "active" and node.op in ("QuantizeLinear", "DequantizeLinear"):
+                tensor = node.outputs[0]  # a quantizer whose zero point is its least integer is the rectifier itself
+                continue
         elif stage == "active" and (gated := _gated(tensor, list(readers.values()))) is not None:
             return gated
         break

@@ -6,12 +6,12 @@ import re
 
 import numpy as np
 import numpy.typing as npt
+import onnx_graphsurgeon as gs
 
 from onnxprune.ops.labels import LabelTable
 
-_AUTOMATIC = re.compile(
-    r"^(onnx::|\d+$|val_\d+|const_fold_opt|Constant|_v_\d|node_|/|new_|arith_|p_)|_quantized$|__\d+$"
-)
+_AUTOMATIC = re.compile(r"^(onnx::|\d+$|val_\d+|const_fold_opt|Constant|_v_\d|node_|/|new_|arith_|p_)|__\d+$")
+_BYTES = (np.dtype(np.int8), np.dtype(np.uint8))
 _SUFFIX = re.compile(
     r"(/convolution)?(/merged_input|_weights_fused_bn)?([./](weight|weights|kernel|gamma|scale|w|W)|/ReadVariableOp)?"
     r"(:\d+)?$"
@@ -65,11 +65,16 @@ class Namer:
         """A unique name; a second group of the same weight gets `#2`."""
         site = int(self.first[members[0]])
         if site < len(self.sites):
-            base = human_name(self.sites[site].tensor.name, self.sites[site].node)
+            base = human_name(self._tensor(self.sites[site].tensor), self.sites[site].node)
         else:
             base = self._by_consumer(int(members[0]))
         self.used[base] = self.used.get(base, 0) + 1
         return base if self.used[base] == 1 else f"{base}#{self.used[base]}"
+
+    def _tensor(self, t: gs.Tensor) -> str:
+        """A weight's name; of a quantized one, that of the weight it was."""
+        root, _ = self.table.views.get(t.name, (t, ()))
+        return str(root.name).removesuffix("_quantized") if root.dtype in _BYTES else str(t.name)
 
     def _by_consumer(self, label: int) -> str:
         for tensor, axes in self.table.constants.items():

@@ -27,6 +27,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 from onnxprune import wire
 from onnxprune.errors import OnnxPruneError
 from onnxprune.files import atomic, check_output
+from onnxprune.local_functions import without_functions
 
 Array = npt.NDArray[Any]
 
@@ -231,6 +232,7 @@ def _from_proto(proto: onnx.ModelProto, arrays: dict[str, Array], path: Path | N
         elif tensor.name not in arrays:
             arrays[tensor.name] = _inline(tensor)
     _check(proto, arrays)
+    proto = without_functions(proto)
     missing = _valueless_weights(proto)
     if missing:
         raise OnnxPruneError(

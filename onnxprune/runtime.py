@@ -110,7 +110,14 @@ class Session:
             self._session = _create(ort, model, options, providers)
         except Exception as err:  # onnxruntime raises its own classes, which differ between versions
             text = str(err).split("\n")[0]
-            raise OnnxPruneError(f"onnxruntime cannot load the model: {text}") from err
+            missing = "Could not find an implementation" in text
+            raise OnnxPruneError(
+                f"onnxruntime cannot load the model: {text}",
+                fix="it has no kernel for that operator and element type here; for bfloat16 on the CPU, "
+                "run a float32 copy (the pass widen_floats)"
+                if missing
+                else None,
+            ) from err
         self.provider: str = self._session.get_providers()[0]
         if device == "cuda" and self.provider != "CUDAExecutionProvider":
             raise OnnxPruneError(

@@ -28,10 +28,12 @@ _LENGTH = ((41, 43, 47, 53), (59, 61, 67, 71))
 _SIDE = ((224, 448, 672, 896), (1120, 1344, 1568, 1792))
 
 _SMALL = 4096  # elements: larger constants seen through these operators stay weights behind a view
-_VIEWS = frozenset(("Transpose", "Cast", "Identity", "DequantizeLinear"))
+_VIEWS = frozenset(("Transpose", "Cast", "Identity"))
 _LIKE_INPUT = frozenset(("GroupNormalization", "MeanVarianceNormalization"))
 _LARGEST = 2**24  # elements of a folded constant expression
-_NOT_A_FUNCTION = ("Random", "Multinomial", "Bernoulli", "Dropout", "QuantizeLinear", "DynamicQuantize")
+_NOT_A_FUNCTION = ("Random", "Multinomial", "Bernoulli", "Dropout")
+# What they say is how the runtime should compute: a weight of integers stays one.
+_QUANTIZERS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 
 
 @dataclass(frozen=True)
@@ -104,10 +106,7 @@ def witness(
                 dim.dim_value = dims[value.name, axis]
     for value in proto.graph.output:
         value.type.tensor_type.ClearField("shape")
-    for node in proto.graph.node:
-        if node.op_type in _LIKE_INPUT and not node.domain:  # onnx infers no shape for these
-            node.op_type = "Identity"
-            del node.input[1:], node.attribute[:]
+    _use_stand_ins(proto, model.graph)
     shapes: dict[str, tuple[int, ...]] = {}
     values: dict[str, Array] = {}
     dtypes: dict[str, np.dtype[Any]] = {}
@@ -125,6 +124,9 @@ def witness(
             if value.type.tensor_type.elem_type:
                 dtypes[name] = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
         _evaluate(model.graph, shapes, values)
+        for name, value in values.items():  # inference never sees what was pinned
+            shapes.setdefault(name, value.shape)
+            dtypes.setdefault(name, value.dtype)
         if (len(shapes), len(values)) == before or not _unknown(proto, shapes):
             break
         _pin(proto, values)
@@ -135,6 +137,26 @@ def witness(
         if isinstance(t, gs.Constant):
             shapes[t.name] = tuple(int(n) for n in t.shape)
     return Witness(dims, shapes, values, dtypes)
+
+
+def _use_stand_ins(proto: onnx.ModelProto, graph: gs.Graph) -> None:
+    """Replaces operators of which onnx infers no shape by standard ones that have the same."""
+    changed = False
+    nodes: list[onnx.NodeProto] = []
+    for original, node in zip(graph.nodes, proto.graph.node, strict=True):
+        spec = find(original)
+        if not node.domain and node.op_type in _LIKE_INPUT:
+            nodes.append(onnx.helper.make_node("Identity", node.input[:1], node.output))
+        elif spec is not None and spec.stand_in is not None:
+            nodes.extend(spec.stand_in(original))
+        else:
+            nodes.append(node)
+            continue
+        changed = True
+    if changed:
+        kept = onnx.GraphProto(node=nodes)  # copies: clearing the field would take the nodes themselves along
+        proto.graph.ClearField("node")
+        proto.graph.node.extend(kept.node)
 
 
 def _static(value: onnx.ValueInfoProto) -> tuple[int, ...] | None:
@@ -180,7 +202,7 @@ def _evaluate(graph: gs.Graph, shapes: Mapping[str, tuple[int, ...]], values: di
                     np.array(shape[start:end], np.int64) if node.op == "Shape" else np.array(prod(shape), np.int64)
                 )
             continue
-        if node.domain or node.op.startswith(_NOT_A_FUNCTION):
+        if node.domain or node.op.startswith(_NOT_A_FUNCTION) or node.op in _QUANTIZERS:
             continue
         inputs = [_value(t, values) for t in node.inputs]
         if any(v is None and t.name for v, t in zip(inputs, node.inputs, strict=True)):

@@ -351,6 +351,8 @@ def proof_line(proof: Verification | None) -> str:
     if proof.inexact:
         plural = "s are" if len(proof.inexact) > 1 else " is"
         line += f"\n  {len(proof.inexact)} group{plural} inexact: statistics run over the channels left"
+    if proof.computed_in:
+        line += f", both as {proof.computed_in} copies"
     if proof.effect <= proof.tolerance:
         line += "\n  note: the masks hardly change the outputs on these inputs, so this proves little"
     return line

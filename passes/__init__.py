@@ -5,6 +5,7 @@ from onnxprune.passes.base import Pipeline as Pipeline
 from onnxprune.passes.base import all_passes as all_passes
 from onnxprune.passes.base import get as get
 from onnxprune.passes.base import register as register
+from onnxprune.passes.drop_zero_states import DropZeroStates as DropZeroStates
 from onnxprune.passes.fold_scales import FoldScales as FoldScales
 from onnxprune.passes.fold_shapes import FoldShapes as FoldShapes
 from onnxprune.passes.fuse_batchnorm import FuseBatchnorm as FuseBatchnorm
@@ -18,6 +19,7 @@ from onnxprune.passes.slice_statistics import SliceStatistics as SliceStatistics
 from onnxprune.passes.sparsify_weights import SparsifyWeights as SparsifyWeights
 from onnxprune.passes.strip_channels import StripChannels as StripChannels
 from onnxprune.passes.unshare_constants import UnshareConstants as UnshareConstants
+from onnxprune.passes.widen_floats import WidenFloats as WidenFloats
 
-NORMALIZE = (LiftConstants(), RemoveIdentity(), FoldShapes(), UnshareConstants())
+NORMALIZE = (LiftConstants(), RemoveIdentity(), DropZeroStates(), FoldShapes(), UnshareConstants())
 """What every analysis starts with: weights in one place, shapes computed, no accidental sharing."""

@@ -4,7 +4,10 @@ Before:  Conv(x, W)
 After:   Conv(Mul(x, mask), W), mask [1, C, 1, 1] of zeros and ones
 Conditions: 1. a mask stands at every contraction input over removed channels: the data input of Conv, ConvTranspose,
 Gemm, MatMul, Einsum, a sum. Masking producers instead would be wrong, the shift of a BatchNormalization leaks.
-2. nodes are found by the name of their first output, so the caller's own graph can be masked with the labels of its
+2. numbers that are quantized before they are read are masked as numbers and quantized again with the same scale and
+zero point: DequantizeLinear(q) -> Mul -> QuantizeLinear -> DequantizeLinear. Nothing is rounded by that, zero is its
+zero point, and a runtime still finds the patterns that it computes in integers.
+3. nodes are found by the name of their first output, so the caller's own graph can be masked with the labels of its
 normalized copy.
 """
 
@@ -65,7 +68,7 @@ class InsertMasks(Pass):
         for c in analysis.contractions:
             if not masked[analysis.component[c.labels]].any():
                 continue
-            node = by_output.get(c.output)  # condition 2
+            node = by_output.get(c.output)  # condition 3
             if node is None and self.partial:
                 continue
             if node is None:
@@ -103,13 +106,60 @@ class _Masker:
             else:
                 mask = self._gathered(base, components, shape, dtype, new)
             masked = gs.Variable(unique_name(self.names, f"{x.name}_masked"), dtype)
+            steps = self._steps(node, c, x)
+            if c.steps is not None:  # integers: as numbers, masked, as integers again
+                x = self._step("DequantizeLinear", x, steps, dtype, new)
             new.append(gs.Node("Mul", masked.name, {}, [x, mask], [masked]))
+            if steps is not None:  # condition 2
+                attrs, domain = self._kind(node, c)
+                masked = self._step("QuantizeLinear", masked, steps, None, new, attrs, domain)
+                if c.steps is None:
+                    masked = self._step("DequantizeLinear", masked, steps, dtype, new, attrs, domain)
             self.before.setdefault(id(node), []).extend(new)
             self.done[key] = masked
         node.inputs[c.input_index] = self.done[key]
 
+    def _steps(self, node: gs.Node, c: Contraction, x: gs.Tensor) -> list[gs.Tensor] | None:
+        """Scale and zero point of quantized data; None of other data."""
+        if c.steps is None:
+            source = x.inputs[0] if x.inputs else None
+            if source is None or source.op != "DequantizeLinear" or isinstance(source.inputs[0], gs.Constant):
+                return None
+            reader, x, places = source, source.inputs[0], (1, 2)
+        else:
+            reader, places = node, c.steps
+        out = []
+        for place, absent in zip(places, (np.float32(1), self._integer(x).type(0)), strict=True):
+            t = reader.inputs[place] if 0 <= place < len(reader.inputs) else None
+            if t is None or not t.name:
+                t = gs.Constant(unique_name(self.names, f"{x.name}_step"), np.asarray(absent))
+            out.append(t)
+        return out
+
+    def _integer(self, x: gs.Tensor) -> np.dtype:
+        """Which integers: in the caller's graph a name that normalization removed says nothing."""
+        return np.dtype(x.dtype or self.analysis.witness.dtypes.get(x.name) or np.uint8)
+
+    def _kind(self, node: gs.Node, c: Contraction) -> tuple[dict[str, object], str]:
+        """Attributes and domain of the DequantizeLinear that is repeated."""
+        if c.steps is not None:
+            return {}, ""
+        source = node.inputs[c.input_index].inputs[0]
+        return {k: v for k, v in source.attrs.items() if k in ("axis", "block_size")}, source.domain or ""
+
+    def _step(
+        self, op: str, x: gs.Tensor, steps: list[gs.Tensor] | None, dtype: np.dtype | None, new: list[gs.Node],
+        attrs: dict[str, object] | None = None, domain: str = "",
+    ) -> gs.Variable:  # fmt: skip
+        assert steps is not None
+        out = gs.Variable(unique_name(self.names, f"{x.name}_{op[:-6].lower()}d"), dtype)
+        new.append(gs.Node(op, out.name, dict(attrs or {}), [x, *steps], [out], domain))
+        return out
+
     def _dtype(self, x: gs.Tensor, c: Contraction) -> np.dtype:
         """Of the data to be masked, which in the caller's graph may bear a name that normalization removed."""
+        if c.steps is not None:
+            return np.dtype(np.float32)
         dtypes = self.analysis.witness.dtypes
         found = dtypes.get(x.name) or x.dtype
         if found is None:

@@ -112,7 +112,18 @@ def energy(moments: Array, weight: Array) -> float:
 
 
 def reader_probes(case: Case, rows: int, seed: int) -> list[ReaderProbe]:
-    """Probes for all groups, if what they collect fits into memory together; else none."""
+    """Probes for all groups, if what they collect fits into memory together; else none.
+
+    Raises:
+        OnnxPruneError: the layers that read the groups have weights of integers, which nothing is solved for.
+    """
+    table = case.analysis.table
+    integers = table.quantized or any(root.dtype.kind in "iu" for root, _ in table.views.values())
+    if case.groups and integers and not consumers(case.analysis, case.groups):
+        raise OnnxPruneError(
+            "this criterion solves for weights, and this model's are quantized",
+            fix="score and prune the model before it is quantized, or choose another criterion",
+        )
     return _probes(case, case.groups, rows, seed) if len(_portions(case)) == 1 else []
 
 

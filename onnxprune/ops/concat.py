@@ -14,16 +14,21 @@ from onnxprune.ops.record import OpSpec, Patcher, normal_axis, register
 
 def couple_concat(node: gs.Node, table: LabelTable) -> None:
     """Joined along `axis`; the other axes are tied across the inputs."""
-    rank = len(table.shape(node.inputs[0]))
+    join(node, table, node.inputs)
+
+
+def join(node: gs.Node, table: LabelTable, inputs: Sequence[gs.Tensor]) -> None:
+    """Couples some of a node's inputs as those of a Concat."""
+    rank = len(table.shape(inputs[0]))
     axis = normal_axis(int(node.attrs["axis"]), rank)
     out: Axes = []
     for place in range(rank):
         if place == axis:
-            sizes = [table.shape(t)[axis] for t in node.inputs]
-            parts = [table.produce(t, axis) if table.is_const(t) else table.get(t)[axis] for t in node.inputs]
+            sizes = [table.shape(t)[axis] for t in inputs]
+            parts = [table.produce(t, axis) if table.is_const(t) else table.get(t)[axis] for t in inputs]
             out.append(table.concat(parts, sizes))
             continue
-        data = [t for t in node.inputs if not table.is_const(t)]
+        data = [t for t in inputs if not table.is_const(t)]
         if not data:
             out.append(None)
             continue
@@ -32,7 +37,7 @@ def couple_concat(node: gs.Node, table: LabelTable) -> None:
             other = table.get(t)[place]
             table.tie(labels, other)
             labels = other if labels is None else labels
-        for t in node.inputs:
+        for t in inputs:
             if table.is_const(t):
                 table.bind(t, place, labels)
         out.append(labels)

@@ -12,19 +12,24 @@ from onnxprune.ops.labels import Labels, LabelTable
 from onnxprune.ops.record import OpSpec, Patcher, Shape, left, register
 
 
-def _start(node: gs.Node, table: LabelTable) -> tuple[gs.Tensor, gs.Tensor | None, int, Labels | None, int] | None:
-    """(weight, bias, groups, input channels, rank), or None after locking a convolution by computed weights."""
-    x, w = node.inputs[:2]
+def _start(
+    node: gs.Node, table: LabelTable, weight: int = 1, bias_at: int = 2, last: bool = False
+) -> tuple[gs.Tensor, gs.Tensor | None, int, Labels | None, int] | None:
+    """(weight, bias, groups, input channels, rank), or None after locking a convolution by computed weights.
+
+    `last`: the data's channels are its last axis.
+    """
+    x, w = node.inputs[0], node.inputs[weight]
     if not table.is_const(w):
         for t in node.inputs:
             if t.name:
                 table.lock_tensor(t, "its weight is not a constant")
         return None
     axes = table.get(x)
-    for labels in axes[2:]:
+    for labels in axes[1:-1] if last else axes[2:]:
         table.lock(labels, "convolves over it")
-    bias = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2].name else None
-    return w, bias, int(node.attrs.get("group", 1)), axes[1], len(axes)
+    bias = node.inputs[bias_at] if len(node.inputs) > bias_at and node.inputs[bias_at].name else None
+    return w, bias, int(node.attrs.get("group", 1)), axes[-1 if last else 1], len(axes)
 
 
 def _split(labels: Labels | None, groups: int, table: LabelTable, *, blocks: bool) -> Labels | None:
@@ -43,15 +48,31 @@ def _by_blocks(inputs: Labels | None, groups: int, per_group_in: int, per_group_
 
 def couple_conv(node: gs.Node, table: LabelTable) -> None:
     """Output axis of the weight: fresh; input axis tied to the input's channels; kernel axes fixed."""
-    start = _start(node, table)
+    convolve(node, table)
+
+
+def convolve(
+    node: gs.Node, table: LabelTable, *, weight: int = 1, bias_at: int = 2, steps: tuple[int, int] | None = None,
+    last: bool = False,
+) -> Labels | None:  # fmt: skip
+    """Couples a convolution of any kind and returns its output channels.
+
+    Args:
+        weight: place of the weight [out, in/groups, ...] among the inputs.
+        bias_at: place of the bias.
+        steps: for integers, places of the data's scale and zero point.
+        last: the data's channels are its last axis.
+    """
+    start = _start(node, table, weight, bias_at, last)
     if start is None:
-        return
+        return None
     w, bias, groups, xin, rank = start
     filters, kin = table.shape(w)[:2]
+    channels = -1 if last else 1
     if groups == 1:
         table.bind(w, 1, xin)
         out = table.produce(w, 0)
-        table.contract(0, 1)
+        table.contract(0, channels, steps)
     else:
         kout = filters // groups
         blocks = _by_blocks(xin, groups, kin, kout)
@@ -66,11 +87,12 @@ def couple_conv(node: gs.Node, table: LabelTable) -> None:
             out = None if free is None else np.tile(free, groups)
             table.bind(w, 0, out)
         if kin > 1:
-            table.contract(0, 1)
+            table.contract(0, channels, steps)
     table.filters(w, 0, out)
     if bias is not None:
         table.bind(bias, 0, out)
-    table.put(node.outputs[0], [None, out, *[None] * (rank - 2)])
+    table.put(node.outputs[0], [*[None] * (rank - 1), out] if last else [None, out, *[None] * (rank - 2)])
+    return out
 
 
 def couple_conv_transpose(node: gs.Node, table: LabelTable) -> None:
@@ -105,8 +127,13 @@ def couple_conv_transpose(node: gs.Node, table: LabelTable) -> None:
 
 def patch_conv_group(node: gs.Node, patcher: Patcher) -> None:
     """`group` follows when whole groups go: channels left over channels left per group."""
+    patch_group(node, patcher, 1)
+
+
+def patch_group(node: gs.Node, patcher: Patcher, weight: int, channels: int = 1) -> None:
+    """The same for a weight and channels at other places."""
     if int(node.attrs.get("group", 1)) > 1:
-        node.attrs["group"] = left(patcher, node.inputs[0], 1) // left(patcher, node.inputs[1], 1)
+        node.attrs["group"] = left(patcher, node.inputs[0], channels) // left(patcher, node.inputs[weight], 1)
 
 
 def patch_conv_transpose_group(node: gs.Node, patcher: Patcher) -> None:
@@ -125,5 +152,30 @@ def macs_conv_transpose(node: gs.Node, ins: Sequence[Shape], outs: Sequence[Shap
     return ins[0][0] * prod(ins[0][2:]) * prod(ins[1])
 
 
+def couple_deform_conv(node: gs.Node, table: LabelTable) -> None:
+    """As Conv, where all channels are read at the same shifted places; what says where stays whole."""
+    for place in (2, 4):
+        t = table.given(place)
+        if t is not None:
+            table.lock_tensor(t, "says where to look")
+    if int(node.attrs.get("offset_group", 1)) > 1:
+        table.lock(table.get(node.inputs[0])[1], "is looked at in groups of places")
+    convolve(node, table, bias_at=3)
+
+
+def couple_causal_conv(node: gs.Node, table: LabelTable) -> None:
+    """Every channel with its own kernel [C, 1, k], bias and state."""
+    axes = table.get(node.inputs[0])
+    table.lock(axes[2], "convolves over it")
+    for t in node.inputs[1:]:
+        if t.name:
+            table.bind(t, 1 if t is table.given(3) else 0, axes[1])
+    for t in node.outputs:
+        if t.name:
+            table.put(t, [None, axes[1], None])
+
+
 register(OpSpec("Conv", couple_conv, patch=patch_conv_group, macs=macs_conv))
 register(OpSpec("ConvTranspose", couple_conv_transpose, patch=patch_conv_transpose_group, macs=macs_conv_transpose))
+register(OpSpec("DeformConv", couple_deform_conv, patch=patch_conv_group, macs=macs_conv))
+register(OpSpec("CausalConvWithState", couple_causal_conv))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.ops.labels import Array, Axes, LabelTable
+from onnxprune.ops.labels import Array, Axes, Labels, LabelTable
 from onnxprune.ops.record import Evaluate, OpSpec, register
+
+# Operators that join two streams of activations.
+ADDS = frozenset(("Add", "Sum", "QLinearAdd", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization"))
 
 
 def broadcast(table: LabelTable, operands: Sequence[tuple[gs.Tensor, int]]) -> Axes:
@@ -33,13 +37,15 @@ def broadcast(table: LabelTable, operands: Sequence[tuple[gs.Tensor, int]]) -> A
                 takes.append((t, axis))
         data = [(t, axis) for t, axis in takes if not table.is_const(t)]
         if not data:
+            labels = _scaled(table, operands) if len(takes) == 1 else None
             for t, axis in takes:
-                table.bind(t, axis, None)
+                table.bind(t, axis, labels)
+            out[place] = labels
             continue
         first = table.get(data[0][0])[data[0][1]]
         for t, axis in data[1:]:
             other = table.get(t)[axis]
-            if first is not None and other is not None and table.node is not None and table.node.op in ("Add", "Sum"):
+            if first is not None and other is not None and table.node is not None and table.node.op in ADDS:
                 table.sums.append(first)
             table.tie(first, other)
             first = other if first is None else first
@@ -48,6 +54,15 @@ def broadcast(table: LabelTable, operands: Sequence[tuple[gs.Tensor, int]]) -> A
                 table.bind(t, axis, first)
         out[place] = first
     return out
+
+
+def _scaled(table: LabelTable, operands: Sequence[tuple[gs.Tensor, int]]) -> Labels | None:
+    """Channels of a constant vector times a number computed at run time: scales of dynamic quantization."""
+    vectors = [t for t, _ in operands if isinstance(t, gs.Constant) and len(table.shape(t)) == 1]
+    numbers = [t for t, _ in operands if not table.is_const(t) and prod(table.shape(t)) == 1]
+    if len(vectors) != 1 or len(numbers) + 1 != len(operands) or table.node is None or table.node.op != "Mul":
+        return None
+    return table.produce(vectors[0], 0)
 
 
 def couple_broadcast(node: gs.Node, table: LabelTable) -> None:
@@ -66,6 +81,15 @@ def couple_unary(node: gs.Node, table: LabelTable) -> None:
     axes = table.get(source)
     for t in node.outputs:
         table.put(t, axes)
+
+
+def couple_bit_cast(node: gs.Node, table: LabelTable) -> None:
+    """The same bits as another type; where that is of another width, the last axis is cut anew."""
+    axes = list(table.get(node.inputs[0]))
+    if table.shape(node.inputs[0]) != table.shape(node.outputs[0]):
+        table.lock(axes[-1], "is cut into numbers of another width")
+        axes[-1] = None
+    table.put(node.outputs[0], axes)
 
 
 def elementwise(*ops: str, evaluate: Evaluate | None = None) -> None:
@@ -124,7 +148,7 @@ for _name, _function in _BINARY.items():
     elementwise(_name, evaluate=numpy_op(_function))
 elementwise("Pow", evaluate=lambda node, v: np.power(v[0], v[1]).astype(v[0].dtype))
 elementwise("Mod", evaluate=_mod)
-elementwise("Sum", "Mean", "PRelu", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor")
+elementwise("SwiGLU", "Sum", "Mean", "PRelu", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor")
 _UNARY: dict[str, Callable[..., Any]] = {
     "Not": np.logical_not, "Neg": np.negative, "Abs": np.abs, "Floor": np.floor, "Ceil": np.ceil, "Sqrt": np.sqrt,
 }  # fmt: skip
@@ -139,3 +163,4 @@ unary(
     "Sin", "Cos", "Tan", "Asin", "Acos", "Atan", "Sinh", "Cosh", "Asinh", "Acosh", "Atanh", "IsNaN", "IsInf",
     "BitwiseNot", "CastLike", "Dropout",
 )  # fmt: skip
+register(OpSpec("BitCast", couple_bit_cast))

@@ -151,13 +151,6 @@ def _to_gather(node: gs.Node, patcher: Patcher, axis: int, place: Array) -> None
     patcher.replace(node, 1, np.asarray(place, np.int64))
 
 
-def couple_gather_elements(node: gs.Node, table: LabelTable) -> None:
-    """GatherElements, GatherND and scatters address single elements by number: everything they touch stays whole."""
-    for t in node.inputs:
-        if t.name:
-            table.lock_tensor(t, "addresses elements by number")
-
-
 def _evaluate_gather(node: gs.Node, values: Sequence[Array]) -> Array:
     return np.take(values[0], values[1], axis=int(node.attrs.get("axis", 0)))
 
@@ -170,5 +163,3 @@ def _evaluate_slice(node: gs.Node, values: Sequence[Array]) -> Array:
 
 register(OpSpec("Gather", couple_gather, patch=patch_gather, evaluate=_evaluate_gather))
 register(OpSpec("Slice", couple_slice, patch=patch_slice, evaluate=_evaluate_slice))
-for _op in ("GatherElements", "GatherND", "ScatterElements", "ScatterND", "Scatter"):
-    register(OpSpec(_op, couple_gather_elements))

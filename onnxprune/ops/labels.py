@@ -48,6 +48,16 @@ class Contraction:
     axis: int
     rank: int
     labels: Labels
+    steps: tuple[int, int] | None = None  # of integers: the node's inputs that hold scale and zero point; -1: none
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How integers stand for numbers: `(values - zero) * scale`, along an axis if there are several scales."""
+
+    scale: gs.Tensor | None  # None: nobody says, 1
+    zero: gs.Tensor | None
+    axis: int
 
 
 @dataclass(frozen=True)
@@ -145,9 +155,11 @@ class LabelTable:
         self.scale_sites: list[ScaleSite] = []
         self.sums: list[Labels] = []  # channels that an addition of two activations joins: residual streams
         self.kinds: list[tuple[Labels, str]] = []  # what channels are, where the operator that reads them knows
+        self.quantized: dict[str, Quantization] = {}  # integer weights that no DequantizeLinear stands behind
         self.node: gs.Node | None = None
         self.outputs: frozenset[str] = frozenset()  # names of the graph's outputs
         self._sealed: set[str] = set()
+        self._following: list[tuple[gs.Node | None, gs.Tensor, int, gs.Tensor, int, int]] = []
         self._partial = False  # whether any array holds a 0
 
     # ------------------------------------------------------------------------------------------- what is known
@@ -163,6 +175,22 @@ class LabelTable:
         if isinstance(t, gs.Constant):
             return np.asarray(t.values)
         return self.values.get(t.name)
+
+    def given(self, place: int) -> gs.Tensor | None:
+        """An input of the current node, if it is there."""
+        assert self.node is not None
+        inputs = self.node.inputs
+        return inputs[place] if 0 <= place < len(inputs) and inputs[place].name else None
+
+    def lock_inputs(self, reason: str) -> None:
+        """Forbids removal along every axis of everything the current node reads, and gives its outputs no labels."""
+        assert self.node is not None
+        for t in self.node.inputs:
+            if t.name and (isinstance(t, gs.Constant) or t.name in self.shapes):
+                self.lock_tensor(t, reason)
+        for t in self.node.outputs:
+            if t.name in self.shapes:
+                self.put(t, [None] * len(self.shapes[t.name]))
 
     def is_const(self, t: gs.Tensor) -> bool:
         """Whether the tensor is a weight: a constant, or one seen through Transpose, Cast or Identity."""
@@ -275,14 +303,20 @@ class LabelTable:
         for labels in self.get(t):
             self.lock(labels, reason)
 
-    def contract(self, index: int, axis: int) -> None:
-        """Notes that the current node sums over an axis of one of its inputs."""
+    def contract(self, index: int, axis: int, steps: tuple[int, int] | None = None) -> None:
+        """Notes that the current node sums over an axis of one of its inputs.
+
+        Args:
+            index: of the input; a weight the node contracts with its own state may be one as well.
+            axis: of that input.
+            steps: for integers, the inputs that hold their scale and zero point; -1 where there is none.
+        """
         assert self.node is not None
         axes = self.get(self.node.inputs[index])
         labels = axes[axis]
         if labels is not None:
             output = next(o.name for o in self.node.outputs if o.name)
-            self.contractions.append(Contraction(output, index, axis % len(axes), len(axes), labels))
+            self.contractions.append(Contraction(output, index, axis % len(axes), len(axes), labels, steps))
 
     def statistic(
         self, axis: int, *, params: Sequence[tuple[int, int]] = (), outputs: Sequence[int] = (0,), counted: bool = False
@@ -324,6 +358,28 @@ class LabelTable:
         """Notes that an output is a constant seen through a transposition or a cast."""
         root, inner = self._root(source)
         self.views[out.name] = (root, tuple(inner[p] for p in perm) if perm is not None else inner)
+
+    def follow(self, t: gs.Tensor, axis: int, weight: gs.Tensor, weight_axis: int, block: int = 1) -> None:
+        """Says that an axis of a constant has the labels that an axis of a weight will have in the end.
+
+        Args:
+            block: how many neighbours on the weight's axis share one index; they then stay or go together.
+        """
+        self._following.append((self.node, t, axis, weight, weight_axis, block))
+
+    def finish(self) -> None:
+        """After the walk: what follows a weight gets its labels."""
+        for node, t, axis, weight, weight_axis, block in self._following:
+            self.node = node
+            labels = self.get(weight)[weight_axis]
+            if labels is not None and block > 1:
+                if len(labels) % block:
+                    self.lock(labels, "is quantized in blocks that do not divide it")
+                    continue
+                labels = self.tie_within(labels.reshape(-1, block), 1)
+            self.bind(t, axis, labels)
+            self.seal(t)
+        self.node = None
 
     def seal(self, t: gs.Tensor) -> None:
         """After a node has used a constant: what its rule did not free stays fixed for good."""

@@ -115,6 +115,16 @@ def couple_space_to_depth(node: gs.Node, table: LabelTable) -> None:
     table.put(node.outputs[0], [None, None if labels is None else np.tile(labels, block), None, None])
 
 
+def couple_col2im(node: gs.Node, table: LabelTable) -> None:
+    """[N, C * block, L] -> [N, C, space...]: the places of a channel's block are tied."""
+    axes = table.get(node.inputs[0])
+    table.lock(axes[2], "is laid out in space")
+    labels, space = axes[1], len(table.shape(node.outputs[0])) - 2
+    if labels is not None:
+        labels = table.tie_within(labels.reshape(table.shape(node.outputs[0])[1], -1), 1)
+    table.put(node.outputs[0], [None, labels, *[None] * space])
+
+
 def couple_trilu(node: gs.Node, table: LabelTable) -> None:
     """A triangle over the last two axes."""
     axes = list(table.get(node.inputs[0]))
@@ -147,5 +157,6 @@ register(OpSpec("Unsqueeze", couple_unsqueeze, evaluate=_evaluate_unsqueeze))
 register(OpSpec("Expand", couple_expand, patch=patch_expand, evaluate=_evaluate_expand))
 register(OpSpec("Tile", couple_tile, evaluate=lambda n, v: np.tile(v[0], ints(v[1]))))
 register(OpSpec("DepthToSpace", couple_depth_to_space))
+register(OpSpec("Col2Im", couple_col2im))
 register(OpSpec("SpaceToDepth", couple_space_to_depth))
 register(OpSpec("Trilu", couple_trilu))

@@ -73,6 +73,11 @@ def couple_einsum(node: gs.Node, table: LabelTable) -> None:
         for t in node.inputs:
             table.lock_tensor(t, f"equation {equation!r} uses an ellipsis or a diagonal")
         return
+    multiply_terms(node, table, terms, right)
+
+
+def multiply_terms(node: gs.Node, table: LabelTable, terms: Sequence[str], right: str) -> None:
+    """Couples a product written with one letter for each axis of the first inputs and of the output."""
     found: dict[str, Labels | None] = {}
     places: dict[str, list[tuple[int, int]]] = {}
     for i, term in enumerate(terms):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.ops.labels import STATISTIC as STATISTIC
 from onnxprune.ops.labels import LabelTable
 from onnxprune.ops.record import OpSpec, Patcher, normal_axis, register
 

@@ -74,4 +74,15 @@ def patch_pad(node: gs.Node, patcher: Patcher) -> None:
         patcher.replace(node, 1, np.array(flat, np.int64))
 
 
+def couple_center_crop(node: gs.Node, table: LabelTable) -> None:
+    """Axes that are not listed pass."""
+    axes = list(table.get(node.inputs[0]))
+    listed = [normal_axis(a, len(axes)) for a in ints(node.attrs.get("axes", range(len(axes))))]
+    for axis in listed:
+        table.lock(axes[axis], "is cropped or padded to a size")
+        axes[axis] = None
+    table.put(node.outputs[0], axes)
+
+
+register(OpSpec("CenterCropPad", couple_center_crop))
 register(OpSpec("Pad", couple_pad, patch=patch_pad))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_graphsurgeon as gs
 
 from onnxprune.ops.labels import LabelTable
-from onnxprune.ops.record import OpSpec, register
+from onnxprune.ops.record import OpSpec, register, whole
 
 
 def couple_pool(node: gs.Node, table: LabelTable) -> None:
@@ -30,8 +30,21 @@ def couple_grid_sample(node: gs.Node, table: LabelTable) -> None:
     table.put(node.outputs[0], [*axes[:2], *[None] * (len(axes) - 2)])
 
 
+def couple_roi(node: gs.Node, table: LabelTable) -> None:
+    """Regions are cut out of every channel alike; which ones stays whole."""
+    axes = table.get(node.inputs[0])
+    for labels in axes[2:]:
+        table.lock(labels, "cuts regions out of it")
+    for t in node.inputs[1:]:
+        table.lock_tensor(t, "are regions")
+    table.put(node.outputs[0], [None, axes[1], None, None])
+
+
 for _op in (
     "MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool",
 ):  # fmt: skip
     register(OpSpec(_op, couple_pool))
 register(OpSpec("GridSample", couple_grid_sample))
+register(OpSpec("RoiAlign", couple_roi))
+register(OpSpec("MaxRoiPool", couple_roi))
+whole("counts places through all channels", "MaxUnpool")

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,9 @@ import onnx_graphsurgeon as gs
 
 from onnxprune.errors import OnnxPruneError
 from onnxprune.ops.labels import Array, Choices, LabelTable
+
+if TYPE_CHECKING:
+    import onnx
 
 Shape = tuple[int, ...]
 Mask = npt.NDArray[np.bool_]
@@ -47,6 +50,7 @@ Couple = Callable[[gs.Node, LabelTable], None]
 Patch = Callable[[gs.Node, Patcher], None]
 Macs = Callable[[gs.Node, Sequence[Shape], Sequence[Shape]], int]
 Evaluate = Callable[[gs.Node, Sequence[Any]], Any]
+StandIn = Callable[[gs.Node], "list[onnx.NodeProto]"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,9 @@ class OpSpec:
         macs: multiply-accumulate operations from the shapes of inputs and outputs (absent inputs: ()); None counts 0.
         evaluate: computes the (first) output from input values with numpy; None leaves it to onnx.reference.
         domain: operator domain, "" for the standard one.
+        stand_in: standard nodes that compute tensors of the same names, shapes and types, for operators that ONNX's
+            own shape inference does not know; their values do not matter. None where it knows.
+        whole: the reason for which everything the operator reads stays whole; it then needs no shapes.
     """
 
     op: str
@@ -68,6 +75,8 @@ class OpSpec:
     macs: Macs | None = None
     evaluate: Evaluate | None = None
     domain: str = ""
+    stand_in: StandIn | None = None
+    whole: str = ""
 
 
 _registry: dict[tuple[str, str], OpSpec] = {}
@@ -85,6 +94,22 @@ def register(spec: OpSpec) -> OpSpec:
         raise OnnxPruneError(f"operator {spec.op!r} (domain {spec.domain!r}) is registered twice")
     _registry[key] = spec
     return spec
+
+
+def whole(reason: str, *ops: str, domain: str = "", why: str = "") -> None:
+    """Registers operators whose operands all stay whole.
+
+    Args:
+        reason: as `inspect` words it after "it": "draws random numbers".
+        why: one sentence for `onnxprune ops`; default: from the reason.
+    """
+
+    def couple(node: gs.Node, table: LabelTable) -> None:
+        table.lock_inputs(reason)
+
+    couple.__doc__ = why or f"Everything it reads stays whole: it {reason}."
+    for op in ops:
+        register(OpSpec(op, couple, domain=domain, whole=reason))
 
 
 def find(node: gs.Node) -> OpSpec | None:

@@ -108,11 +108,24 @@ def couple_topk(node: gs.Node, table: LabelTable) -> None:
 
 
 def couple_cumsum(node: gs.Node, table: LabelTable) -> None:
-    """Every index sums its predecessors."""
+    """Every index sums (or multiplies) its predecessors."""
     axes = list(table.get(node.inputs[0]))
     value = table.value(node.inputs[1])
     for place in range(len(axes)) if value is None else [normal_axis(ints(value)[0], len(axes))]:
         table.lock(axes[place], "sums along it")
+        axes[place] = None
+    table.put(node.outputs[0], axes)
+
+
+def couple_dft(node: gs.Node, table: LabelTable) -> None:
+    """A Fourier transform along one axis; the last one is real and imaginary part."""
+    axes = list(table.get(node.inputs[0]))
+    places = [normal_axis(int(node.attrs.get("axis", 1)), len(axes))]
+    if table.opset >= 20:
+        value = np.array(-2) if table.given(2) is None else table.value(node.inputs[2])
+        places = list(range(len(axes))) if value is None else [normal_axis(ints(value)[0], len(axes))]
+    for place in (*places, len(axes) - 1):
+        table.lock(axes[place], "is transformed as a signal")
         axes[place] = None
     table.put(node.outputs[0], axes)
 
@@ -140,3 +153,5 @@ register(OpSpec("ArgMax", couple_arg))
 register(OpSpec("ArgMin", couple_arg))
 register(OpSpec("TopK", couple_topk))
 register(OpSpec("CumSum", couple_cumsum))
+register(OpSpec("CumProd", couple_cumsum))
+register(OpSpec("DFT", couple_dft))

@@ -145,6 +145,7 @@ _TRANSPARENT = frozenset(
         "Sqrt",
         "LayerNormalization",
         "RMSNormalization",
+        "RotaryEmbedding",
         "Softmax",
         "Where",
         "Clip",
@@ -167,9 +168,11 @@ def feeds_attention(t: gs.Tensor, table: LabelTable, limit: int = 64) -> bool:
             if id(node) in seen:
                 continue
             seen.add(id(node))
-            if node.op in ("MatMul", "Einsum") and not any(table.is_const(i) for i in node.inputs[:2]):
+            if node.op in ("MatMul", "Einsum", "FusedMatMul", "TransposeMatMul") and not any(
+                table.is_const(i) for i in node.inputs[:2]
+            ):
                 return True
-            if node.op in ("Attention", "MultiHeadAttention"):
+            if node.op in ("Attention", "MultiHeadAttention", "GroupQueryAttention"):
                 return True
             if node.op in _TRANSPARENT:
                 front.extend(node.outputs)

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxprune.ops.labels import Array, LabelTable
-from onnxprune.ops.record import Evaluate, OpSpec, ints, register
+from onnxprune.ops.record import Evaluate, OpSpec, ints, register, whole
 
 
 def couple_none(node: gs.Node, table: LabelTable) -> None:
@@ -54,13 +54,6 @@ def _sizes_resize(element: gs.Tensor, x: gs.Tensor, table: LabelTable) -> bool:
     )
 
 
-def couple_lock(node: gs.Node, table: LabelTable) -> None:
-    """Everything it reads must stay whole."""
-    for t in node.inputs:
-        if t.name:
-            table.lock_tensor(t, "needs it whole")
-
-
 def _constant_of_shape(node: gs.Node, values: Sequence[Array]) -> Array:
     value = node.attrs.get("value")
     fill = np.zeros(1, np.float32) if value is None else np.asarray(value.values)
@@ -86,15 +79,19 @@ _EVALUATE: dict[str, Evaluate] = {"ConstantOfShape": _constant_of_shape, "Range"
 register(OpSpec("Shape", couple_shape))
 for _op in ("ConstantOfShape", "Range", "Constant", "RandomNormal", "RandomUniform"):
     register(OpSpec(_op, couple_none, evaluate=_EVALUATE.get(_op)))
-for _op in (
-    "Size",
-    "EyeLike",
-    "NonZero",
-    "OneHot",
-    "Unique",
-    "NonMaxSuppression",
-    "Compress",
-    "ReverseSequence",
-    "Det",
-):
-    register(OpSpec(_op, couple_lock))
+for _op in ("BlackmanWindow", "HammingWindow", "HannWindow", "MelWeightMatrix"):
+    register(OpSpec(_op, couple_none))
+whole(
+    "needs it whole",
+    "Size", "EyeLike", "NonZero", "OneHot", "Unique", "NonMaxSuppression", "Compress", "ReverseSequence", "Det",
+    "AffineGrid", "STFT", "NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss",
+)  # fmt: skip
+whole("draws random numbers for each of its elements", "RandomNormalLike", "RandomUniformLike", "Bernoulli",
+      "Multinomial")  # fmt: skip
+whole("is part of a sequence", "SequenceConstruct", "SequenceInsert", "SequenceErase", "SequenceAt", "SequenceLength",
+      "SequenceEmpty", "SplitToSequence", "ConcatFromSequence", "SequenceMap")  # fmt: skip
+whole("may be there or not", "Optional", "OptionalGetElement", "OptionalHasElement")
+whole("is read or made inside a subgraph", "If", "Loop", "Scan")
+whole("takes text or files", "StringNormalizer", "StringConcat", "StringSplit", "RegexFullMatch", "TfIdfVectorizer",
+      "ImageDecoder")  # fmt: skip
+whole("keeps a state that is a matrix of all its channels", "LinearAttention")

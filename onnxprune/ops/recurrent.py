@@ -1,0 +1,73 @@
+"""Recurrent layers: RNN, GRU, LSTM. A hidden unit goes with its row of every gate and its place in the state.
+
+The state is read inside the operator, by the recurrence weight R: there the mask stands on R's own input axis, which is
+the same. A state that comes from outside has to have the channels too; one of zeros is dropped before
+(`drop_zero_states`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxprune.ops.labels import LabelTable
+from onnxprune.ops.record import OpSpec, Patcher, Shape, left, register
+
+GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
+# Inputs: data, W, R, bias, lengths, hidden state, cell state, peepholes.
+_X, _W, _R, _B, _LENGTHS, _H, _C, _P = range(8)
+
+
+def couple_recurrent(node: gs.Node, table: LabelTable) -> None:
+    """Hidden units: fresh, the same in both directions; input axis of W tied to the data's channels."""
+
+    gates = GATES[node.op]
+    data = table.get(node.inputs[_X])
+    for labels in data[:2]:
+        table.lock(labels, "recurs over it")
+    w, r = node.inputs[_W], node.inputs[_R]
+    outputs = [t for t in node.outputs if t.name]
+    if not (table.is_const(w) and table.is_const(r)):
+        table.lock_inputs("its weight is not a constant")
+        return
+    table.bind(w, 2, data[2])
+    table.contract(_X, 2)
+    hidden = table.fresh(table.shape(r)[2])
+
+    def gate(n: int) -> np.ndarray | None:
+        return None if hidden is None else np.tile(hidden, n)
+
+    table.bind(w, 1, gate(gates))
+    table.bind(r, 1, gate(gates))
+    table.bind(r, 2, hidden)
+    table.contract(_R, 2)
+    table.filters(w, 1, gate(gates))
+    for place, copies in ((_B, 2 * gates), (_P, 3)):
+        t = table.given(place)
+        if t is not None:
+            table.bind(t, 1, gate(copies))
+    for place in (_H, _C):
+        t = table.given(place)
+        if t is not None:
+            table.bind(t, 2, hidden)
+    for (
+        t
+    ) in outputs:  # Y [steps, directions, batch, hidden] and states [directions, batch, hidden]; axes may be swapped
+        table.put(t, [*[None] * (len(table.shape(t)) - 1), hidden])
+
+
+def patch_recurrent(node: gs.Node, patcher: Patcher) -> None:
+    """`hidden_size` counts the units that stay."""
+    node.attrs["hidden_size"] = left(patcher, node.inputs[_R], 2)
+
+
+def macs_recurrent(node: gs.Node, ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
+    """One pass of W and R per step."""
+    return prod(ins[_X][:2]) * (prod(ins[_W]) + prod(ins[_R]))
+
+
+for _op in GATES:
+    register(OpSpec(_op, couple_recurrent, patch=patch_recurrent, macs=macs_recurrent))
