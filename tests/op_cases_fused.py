@@ -53,7 +53,7 @@ FUSED: list[Case] = [
     *(Case(MS + op, f"m = {MS}{op} (h)", 8) for op in ("Gelu", "QuickGelu")),
     tokens(MS + "SkipLayerNormalization", f"a = {MS}SkipLayerNormalization (t, t, d, e, f)", INEXACT,
            {"d": (8,), "e": (8,), "f": (8,)}),
-    tokens(MS + "SkipLayerNormalization", f"n, , , a = {MS}SkipLayerNormalization (t, t, d, e)", INEXACT,
+    tokens(MS + "SkipLayerNormalization", f"n, , , s = {MS}SkipLayerNormalization (t, t, d, e) a = Add (n, s)", INEXACT,
            {"d": (8,), "e": (8,)}),
     tokens(MS + "SkipSimplifiedLayerNormalization", f"a = {MS}SkipSimplifiedLayerNormalization (t, t, d, e)", INEXACT,
            {"d": (8,), "e": (8,)}),
