@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
+from onnxprune import wire
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.model import Array, Model
 from onnxprune.ops import find
@@ -154,7 +155,10 @@ class Analysis:
         spec = find(node)
         assert spec is not None
         assert spec.evaluate is not None
-        return np.asarray(spec.evaluate(node, [value]))
+        out = np.asarray(spec.evaluate(node, [value]))
+        if not np.may_share_memory(out, value):
+            wire.release(value)
+        return out
 
 
 def components(count: int, ties: Sequence[tuple[Labels, Labels]]) -> npt.NDArray[np.int64]:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
+from onnxprune import wire
 from onnxprune.calibration import Calibration
 from onnxprune.coupling import Analysis, Group
 from onnxprune.criteria import AnyCriterion, Criterion, DataCriterion, all_criteria
@@ -272,10 +273,11 @@ def _sites(analysis: Analysis, rule: Criterion) -> list[FilterSite | ScaleSite]:
 
 
 def _site_scores(analysis: Analysis, rule: Criterion, site: FilterSite | ScaleSite) -> Scored:
-    weight = analysis.weight(site.tensor)
-    if isinstance(site, FilterSite):
-        weight = filters_first(weight, site.axis, site.groups)
-    return rule.filter_scores(weight, tensor=site.tensor.name)
+    values = analysis.weight(site.tensor)
+    weight = filters_first(values, site.axis, site.groups) if isinstance(site, FilterSite) else values
+    scores = rule.filter_scores(weight, tensor=site.tensor.name)
+    wire.release(values)
+    return scores
 
 
 def filters_first(weight: Array, axis: int, groups: int = 1) -> Array:
@@ -320,5 +322,6 @@ def _without_sites(analysis: Analysis, rule: AnyCriterion, group: Group) -> Scor
         labels = analysis.table.constants[tensor][axis]
         assert labels is not None
         scores = rule.filter_scores(np.moveaxis(weight, axis, 0), tensor=tensor)
+        wire.release(weight)
         rows.append(_by_component(analysis.component[labels], scores, analysis.count)[group.components])
     return _reduced(rows, "mean") if rows else np.zeros(group.channels)

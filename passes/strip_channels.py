@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxprune import wire
 from onnxprune.coupling import Analysis, Kept, couple
 from onnxprune.errors import OnnxPruneError
 from onnxprune.model import Array, Model
@@ -160,6 +161,8 @@ class _Stripper:
             keep = self.keep(t, axis)
             if keep is not None:
                 values = np.take(values, np.flatnonzero(keep), axis)
+        if values is not t.values:
+            wire.release(t.values)
         t.values = values
 
     def _new_shape(self, t: gs.Variable) -> list[int | str | None]:
