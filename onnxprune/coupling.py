@@ -19,7 +19,7 @@ import onnx_graphsurgeon as gs
 from onnxprune import wire
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.model import Array, Model
-from onnxprune.ops import find
+from onnxprune.ops import OpSpec, find, guarded
 from onnxprune.ops.labels import Choices, Contraction, FilterSite, Labels, LabelTable, Lock, ScaleSite
 from onnxprune.plans import Plan
 from onnxprune.shapes import Witness, witness
@@ -198,10 +198,10 @@ def walk(model: Model, seen: Witness, choices: Choices | None = None) -> LabelTa
         tensors = [*node.inputs, *node.outputs]
         known = all(not t.name or isinstance(t, gs.Constant) or t.name in seen.shapes for t in tensors)
         if spec is not None and known:
-            spec.couple(node, table)
+            _couple(spec, node, table)
         else:
             reason = (
-                f"is used by {node.domain or 'ai.onnx'}::{node.op}, which has no rule"
+                f"is used by {node.domain or 'ai.onnx'}::{node.op}, which has no record"
                 if spec is None
                 else "is used where a shape is not known"
             )
@@ -223,6 +223,17 @@ def walk(model: Model, seen: Witness, choices: Choices | None = None) -> LabelTa
                 if labels is not None:
                     table.locks.append(Lock(labels, t.name, "output", "is an output of the model"))
     return table
+
+
+def _couple(spec: OpSpec, node: gs.Node, table: LabelTable) -> None:
+    """Runs a rule; of one of another package it is checked that its labels fit."""
+    with guarded(spec, node) as foreign:
+        spec.couple(node, table)
+        for t in node.outputs if foreign else ():
+            sizes = [None if a is None else len(a) for a in table.get(t)]
+            shape = table.shape(t)
+            if len(sizes) != len(shape) or any(n not in (None, m) for n, m in zip(sizes, shape, strict=True)):
+                raise ValueError(f"it labels {t.name!r} of shape {shape} with arrays of {sizes}")
 
 
 def couple(

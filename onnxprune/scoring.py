@@ -15,9 +15,10 @@ import onnx_graphsurgeon as gs
 from onnxprune import wire
 from onnxprune.calibration import Calibration
 from onnxprune.coupling import Analysis, Group
-from onnxprune.criteria import AnyCriterion, Criterion, DataCriterion, all_criteria
+from onnxprune.criteria import AnyCriterion, Criterion, DataCriterion
 from onnxprune.criteria import get as get_criterion
 from onnxprune.criteria.base import REDUCTIONS, Case
+from onnxprune.criteria.registry import find as find_criterion
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.files import write_text
 from onnxprune.model import Array
@@ -59,7 +60,7 @@ class Scores:
 
     @property
     def _rule(self) -> type[AnyCriterion] | None:
-        return all_criteria().get(str(self.criterion.get("name")))
+        return find_criterion(str(self.criterion.get("name")))
 
     def to_json(self) -> str:
         """The file `score -o` writes."""

@@ -19,7 +19,7 @@ from onnxprune import wire
 from onnxprune.coupling import Analysis, Kept, couple
 from onnxprune.errors import OnnxPruneError
 from onnxprune.model import Array, Model
-from onnxprune.ops import Choices, find
+from onnxprune.ops import Choices, find, guarded
 from onnxprune.passes.base import Pass, register
 from onnxprune.passes.edit import unique_name
 from onnxprune.plans import NOTHING, Plan
@@ -55,7 +55,8 @@ class StripChannels(Pass):
         for node in model.graph.nodes:
             spec = find(node)
             if spec is not None and spec.patch is not None and stripper.knows(node):
-                spec.patch(node, stripper)
+                with guarded(spec, node):
+                    spec.patch(node, stripper)
         stripper.compress()
         return model
 

@@ -1,4 +1,4 @@
-"""Models of gigabytes, in the small: weights are looked at one at a time, and no copy of the whole file is ever made."""
+"""Models of gigabytes, in the small: weights are looked at one at a time, and no copy of the whole file is made."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from onnxprune import __version__
-from onnxprune.cli import cutting, deciding, listing, looking, measuring, running, winning_back, zeroing
+from onnxprune.cli import cutting, deciding, listing, looking, measuring, rewriting, running, winning_back, zeroing
 from onnxprune.errors import OnnxPruneError
 
 # Modules that compute are imported inside the commands: `--help` must answer at once.
@@ -52,7 +52,7 @@ def main() -> None:
 for command in (
     looking.inspect, looking.score, deciding.sensitivity, deciding.plan, cutting.apply, cutting.prune,
     zeroing.sparsify, zeroing.sweep, looking.verify, winning_back.recover, winning_back.retrain,
-    measuring.evaluate, measuring.bench, running.run_recipe, listing.ops, listing.criteria, listing.passes,
-    running.demo,
+    measuring.evaluate, measuring.bench, running.run_recipe, rewriting.rewrite,
+    listing.ops, listing.criteria, listing.passes, running.demo,
 ):  # fmt: skip
     main.add_command(command)
