@@ -158,7 +158,7 @@ def distribution(site: Path, group: str, name: str, module: str) -> Command:
 
 
 @pytest.mark.parametrize("case", BROKEN.values(), ids=BROKEN.keys())
-def test_broken_plugin_is_named_by_commands_that_need_it_and_only_by_them(
+def test_broken_plugin_is_named_by_commands_that_need_it(
     case: tuple[str, str, str, str], installed: SimpleNamespace, tmp_path: Path
 ) -> None:
     group, name, module, message = case
@@ -174,11 +174,17 @@ def test_broken_plugin_is_named_by_commands_that_need_it_and_only_by_them(
     assert message in " ".join(failed.stderr.split())
     assert "error: " in failed.stderr
     assert "update or uninstall the distribution 'onnxprune-broken'" in failed.stderr
-    fine = run("inspect", DIGITS, "--json")
+
+
+@pytest.mark.parametrize("case", ["import error", "duplicate pass", "bad criterion"])
+def test_broken_plugin_does_not_stop_commands_that_do_not_need_it(case: str, tmp_path: Path) -> None:
+    group, name, module, _ = BROKEN[case]
+    run = distribution(tmp_path / "site", group, name, module)
+    fine = run("plan", DIGITS, "--ratio", 0.5, "-o", tmp_path / "plan.json", "--json")
     assert fine.returncode == 0
-    assert json.loads(fine.stdout)["groups"]
-    assert fine.stderr == ""
-    listed = run(group, "--json")  # the list is that of what works; the warning names what does not
+    assert json.loads(fine.stdout)["removed_channels"]
+    assert "onnxprune-broken" not in fine.stderr
+    listed = run(group, "--json")  # what works; the warning names what does not
     assert listed.returncode == 0
     assert "Snake" not in listed.stdout
     assert "onnxprune-broken" in listed.stderr
