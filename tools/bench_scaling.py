@@ -2,7 +2,7 @@
 
     python tools/bench_scaling.py -o scaling.json
 
-Synthetic networks of three kinds, each twice as deep (to 20,000 nodes) or twice as wide from step to step. Every
+Synthetic networks of four kinds, each twice as deep (to 20,000 nodes) or twice as wide from step to step. Every
 figure is the least CPU time of some runs, one thread. The exponent is the slope of log(time) over log(size) between the
 first and the last step: 1 is linear. Weights are never read by an analysis, so all of them share one region of
 a sparse file.
@@ -25,8 +25,8 @@ import rich
 from onnx import TensorProto, helper
 from rich.table import Table
 
-DEPTHS = (1_250, 2_500, 5_000)
-WIDTHS = (64, 256, 1_024)
+DEPTHS = (1_250, 2_500, 5_000, 10_000, 20_000)
+WIDTHS = (64, 128, 256, 512, 1_024, 2_048)
 DEPTH_AT, WIDTH_AT = 64, 1_250  # the width while depth grows, the nodes while width grows
 
 
@@ -119,8 +119,28 @@ def transformer(net: Net, nodes: int, width: int) -> tuple[list[Any], str]:
     return ["N", 16, width], x
 
 
+def arithmetic(net: Net, nodes: int, width: int) -> tuple[list[Any], str]:
+    """Convolutions between reshapes and resizes whose sizes are computed in the graph, as TorchScript writes them."""
+    net.weights += [
+        helper.make_tensor("zero", TensorProto.INT64, [1], [0]),
+        helper.make_tensor("front", TensorProto.INT64, [2], [0, 1]),
+        helper.make_tensor("flat", TensorProto.INT64, [2], [width, -1]),
+        helper.make_tensor("square", TensorProto.INT64, [3], [width, 32, 32]),
+        helper.make_tensor("same", TensorProto.INT64, [2], [32, 32]),
+    ]
+    x = net.node("Conv", "x", net.weight(width, 3, 1, 1))
+    while len(net.nodes) < nodes:
+        batch = net.node("Gather", net.node("Shape", x), "zero", axis=0)
+        y = net.node("Reshape", x, net.node("Concat", batch, "flat", axis=0))
+        y = net.node("Reshape", y, net.node("Concat", batch, "square", axis=0))
+        sizes = net.node("Concat", net.node("Gather", net.node("Shape", y), "front", axis=0), "same", axis=0)
+        y = net.node("Resize", y, "", "", sizes, mode="nearest")
+        x = net.node("Relu", net.node("Conv", y, net.weight(width, width, 1, 1), net.weight(width)))
+    return ["N", 3, 32, 32], net.node("GlobalAveragePool", x)
+
+
 KINDS: dict[str, Callable[[Net, int, int], tuple[list[Any], str]]] = {
-    f.__name__: f for f in (chain, residual, transformer)
+    f.__name__: f for f in (chain, residual, transformer, arithmetic)
 }
 
 
