@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-gpu test-browser lint types wheel clean
+.PHONY: demo test test-slow test-gpu test-browser fuzz lint types wheel clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -24,6 +24,11 @@ test-slow: $(STAMP)
 
 test-gpu: $(STAMP)
 	$(BIN)/python -m pytest -m gpu
+
+# More random graphs than `make test` draws: make fuzz N=10000. What fails is stored in tests/regressions/.
+N ?= 1000
+fuzz: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python tools/fuzz.py -n $(N)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

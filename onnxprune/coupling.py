@@ -15,11 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
+from onnxprune import wire
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.group_names import Namer
 from onnxprune.model import Array, Model
 from onnxprune.notebooks import html_table
-from onnxprune.ops import find
+from onnxprune.ops import OpSpec, find, guarded
 from onnxprune.ops.labels import Choices, Contraction, FilterSite, Labels, LabelTable, Lock, ScaleSite
 from onnxprune.ops.quantize import dequantized
 from onnxprune.plans import Plan
@@ -205,7 +206,12 @@ class Analysis:
         spec = find(node)
         assert spec is not None
         assert spec.evaluate is not None
-        return np.asarray(spec.evaluate(node, [self._raw(i) if i.name else None for i in node.inputs]))
+        operands = [self._raw(i) if i.name else None for i in node.inputs]
+        out = np.asarray(spec.evaluate(node, operands))
+        for value in operands:
+            if value is not None and not np.may_share_memory(out, value):
+                wire.release(value)
+        return out
 
     def _raw(self, t: gs.Tensor) -> Array:
         return np.asarray(t.values) if isinstance(t, gs.Constant) else self.weight(t)
@@ -260,11 +266,11 @@ def _lock_all(tensors: Sequence[gs.Tensor], table: LabelTable, reason: str) -> N
             table.lock_tensor(t, reason)
 
 
-def _no_rule(node: gs.Node) -> str:
-    name = f"is used by {node.domain or 'ai.onnx'}::{node.op}, which has no rule"
+def _no_record(node: gs.Node) -> str:
+    name = f"is used by {node.domain or 'ai.onnx'}::{node.op}, which has no record"
     if node.domain in RUNTIME_ONLY:
         return f"{name}: onnxruntime made it for its own kernels; prune the model that it was made from"
-    return f"{name}: add one record (CONTRIBUTING, or a package with an entry point in {OPS_GROUP!r})"
+    return f"{name}: add one (CONTRIBUTING, or a package with an entry point in {OPS_GROUP!r})"
 
 
 def walk(model: Model, seen: Witness, choices: Choices | None = None) -> LabelTable:
@@ -279,11 +285,11 @@ def walk(model: Model, seen: Witness, choices: Choices | None = None) -> LabelTa
         tensors = [*node.inputs, *node.outputs]
         known = all(not t.name or isinstance(t, gs.Constant) or t.name in seen.shapes for t in tensors)
         if spec is not None and (known or spec.whole):
-            spec.couple(node, table)
+            _couple(spec, node, table)
         else:
             if spec is None:
                 _show_weights(node, table)
-            _lock_all(node.inputs, table, _no_rule(node) if spec is None else "is used where a shape is not known")
+            _lock_all(node.inputs, table, _no_record(node) if spec is None else "is used where a shape is not known")
         _lock_all(captured, table, "is used inside a subgraph")
         for t in captured:
             table.seal(t)  # before or after this node: whoever else uses the constant leaves it whole
@@ -299,6 +305,17 @@ def walk(model: Model, seen: Witness, choices: Choices | None = None) -> LabelTa
                 if labels is not None:
                     table.locks.append(Lock(labels, t.name, "output", "is an output of the model"))
     return table
+
+
+def _couple(spec: OpSpec, node: gs.Node, table: LabelTable) -> None:
+    """Runs a rule; of one of another package it is checked that its labels fit."""
+    with guarded(spec, node) as foreign:
+        spec.couple(node, table)
+        for t in node.outputs if foreign else ():
+            sizes = [None if a is None else len(a) for a in table.get(t)]
+            shape = table.shape(t)
+            if len(sizes) != len(shape) or any(n not in (None, m) for n, m in zip(sizes, shape, strict=True)):
+                raise ValueError(f"it labels {t.name!r} of shape {shape} with arrays of {sizes}")
 
 
 def couple(model: Model, *, source: Model | None = None, choices: Choices | None = None) -> Analysis:

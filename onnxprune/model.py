@@ -184,7 +184,8 @@ def _fingerprint(graph: gs.Graph) -> str:
                 add(t.name, t.dtype, t.shape)
                 flat = t.values.reshape(-1)
                 sample = flat[:: max(1, flat.size // 256)][:256]
-                digest.update(str(sample.tolist()).encode() if sample.dtype == object else sample.tobytes())
+                with wire.scattered(flat):
+                    digest.update(str(sample.tolist()).encode() if sample.dtype == object else sample.tobytes())
     return digest.hexdigest()
 
 
@@ -224,11 +225,10 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto) -> Model:
 
 def _from_proto(proto: onnx.ModelProto, arrays: dict[str, Array], path: Path | None) -> Model:
     arrays = dict(arrays)
-    data_files: set[Path] = set()
+    data_files: dict[Path, mmap.mmap | None] = {}
     for tensor in proto.graph.initializer:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            arrays[tensor.name], file = _external(tensor, path)
-            data_files.add(file)
+            arrays[tensor.name] = _external(tensor, path, data_files)
         elif tensor.name not in arrays:
             arrays[tensor.name] = _inline(tensor)
     _check(proto, arrays)
@@ -322,8 +322,8 @@ def _inline(tensor: onnx.TensorProto) -> Array:
         raise OnnxPruneError(f"its data cannot be read: {err}", where=f"initializer {tensor.name!r}") from err
 
 
-def _external(tensor: onnx.TensorProto, path: Path | None) -> tuple[Array, Path]:
-    """A tensor's values in a data file, and that file."""
+def _external(tensor: onnx.TensorProto, path: Path | None, files: dict[Path, mmap.mmap | None]) -> Array:
+    """A tensor's values in a data file; every file is mapped once, and noted in `files`."""
     where = f"initializer {tensor.name!r}"
     if path is None:
         raise OnnxPruneError(
@@ -348,10 +348,11 @@ def _external(tensor: onnx.TensorProto, path: Path | None) -> tuple[Array, Path]
     if length == 0:
         if 0 not in tensor.dims or any(d < 0 for d in tensor.dims):
             raise OnnxPruneError(f"holds no data where its shape is {tuple(tensor.dims)}", where=where)
-        return np.zeros(tuple(tensor.dims), _dtype(tensor)), file
-    with file.open("rb") as handle:
-        buf = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-    return _view(buf, tensor, offset, length), file
+        files.setdefault(file, None)
+        return np.zeros(tuple(tensor.dims), _dtype(tensor))
+    buf = files.get(file) or wire.mapped(file)
+    files[file] = buf
+    return _view(buf, tensor, offset, length)
 
 
 def inside(folder: Path, location: str, where: str) -> Path:
@@ -623,5 +624,5 @@ def _write_external(file: Any, proto: onnx.ModelProto, arrays: dict[str, Array],
         tensor.data_location = onnx.TensorProto.EXTERNAL
         for key, value in (("location", location), ("offset", position), ("length", data.nbytes)):
             tensor.external_data.add(key=key, value=str(value))
-        file.write(wire.payload(data))
+        wire.write_array(file, data)
         position += data.nbytes

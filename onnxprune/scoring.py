@@ -12,11 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
+from onnxprune import wire
 from onnxprune.calibration import Calibration
 from onnxprune.coupling import Analysis, Group
-from onnxprune.criteria import AnyCriterion, Criterion, DataCriterion, all_criteria
+from onnxprune.criteria import AnyCriterion, Criterion, DataCriterion
 from onnxprune.criteria import get as get_criterion
 from onnxprune.criteria.base import REDUCTIONS, Case
+from onnxprune.criteria.registry import find as find_criterion
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.files import write_text
 from onnxprune.model import Array
@@ -59,7 +61,7 @@ class Scores:
 
     @property
     def _rule(self) -> type[AnyCriterion] | None:
-        return all_criteria().get(str(self.criterion.get("name")))
+        return find_criterion(str(self.criterion.get("name")))
 
     def _repr_html_(self) -> str:
         """For notebooks: the spread of each group's scores."""
@@ -282,10 +284,11 @@ def _sites(analysis: Analysis, rule: Criterion) -> list[FilterSite | ScaleSite]:
 
 
 def _site_scores(analysis: Analysis, rule: Criterion, site: FilterSite | ScaleSite) -> Scored:
-    weight = analysis.weight(site.tensor)
-    if isinstance(site, FilterSite):
-        weight = filters_first(weight, site.axis, site.groups)
-    return rule.filter_scores(weight, tensor=site.tensor.name)
+    values = analysis.weight(site.tensor)
+    weight = filters_first(values, site.axis, site.groups) if isinstance(site, FilterSite) else values
+    scores = rule.filter_scores(weight, tensor=site.tensor.name)
+    wire.release(values)
+    return scores
 
 
 def filters_first(weight: Array, axis: int, groups: int = 1) -> Array:
@@ -330,5 +333,6 @@ def _without_sites(analysis: Analysis, rule: AnyCriterion, group: Group) -> Scor
         labels = analysis.table.constants[tensor][axis]
         assert labels is not None
         scores = rule.filter_scores(np.moveaxis(weight, axis, 0), tensor=tensor)
+        wire.release(weight)
         rows.append(_by_component(analysis.component[labels], scores, analysis.count)[group.components])
     return _reduced(rows, "mean") if rows else np.zeros(group.channels)

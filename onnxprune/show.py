@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -143,6 +144,7 @@ def inspect_document(analysis: Analysis, name: str) -> dict[str, Any]:
             }
             for k in analysis.locked
         ],
+        "hints": _hints(analysis),
     }
 
 
@@ -181,6 +183,20 @@ def inspect_tables(analysis: Analysis, name: str) -> None:
             ],
             prose=True,
         )
+    for hint in doc["hints"]:
+        sys.stdout.write(textwrap.fill(hint, WIDTH) + "\n")
+
+
+def _hints(analysis: Analysis) -> list[str]:
+    """How operators without a record could be had, each once."""
+    from onnxprune.ops import find
+
+    missing = dict.fromkeys((n.domain or "ai.onnx", n.op) for n in analysis.model.graph.nodes if find(n) is None)
+    return [
+        f"{domain}::{op} has no record, so what it touches is locked: a package can add one through the entry-point "
+        f"group onnxprune.ops, under the name {domain!r} (docs/extending.md)"
+        for domain, op in missing
+    ]
 
 
 def curves_table(curves: Curves, name: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxprune import wire
 from onnxprune.errors import OnnxPruneError
 
 
@@ -58,6 +59,7 @@ def check_weights(graph: gs.Graph) -> None:
             raise OnnxPruneError(
                 "the weights contain NaN", where=t.name, fix="export the model again from a sound checkpoint"
             )
+        wire.release(values)
 
 
 def check(graph: gs.Graph, after: str) -> None:

@@ -10,6 +10,7 @@ Field numbers: onnx.proto3 of the ONNX specification; encoding: the Protocol Buf
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -88,6 +89,20 @@ def _delimited(number: int, length: int) -> bytes:
     return _encode_varint(number << 3 | 2) + _encode_varint(length)
 
 
+def mapped(path: Path) -> mmap.mmap:
+    """A file's bytes, read when they are looked at.
+
+    Raises:
+        WireError: the file is empty.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        try:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except ValueError as err:  # an empty file cannot be mapped
+            raise WireError("the file is empty") from err
+
+
 def read(path: Path) -> tuple[onnx.ModelProto, dict[int, RawData], mmap.mmap]:
     """Parses a model file without its large weights.
 
@@ -99,11 +114,7 @@ def read(path: Path) -> tuple[onnx.ModelProto, dict[int, RawData], mmap.mmap]:
         WireError: not a protobuf message, or a truncated one.
         OSError: the file cannot be read.
     """
-    with path.open("rb") as file:
-        try:
-            buf = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except ValueError as err:  # an empty file cannot be mapped
-            raise WireError("the file is empty") from err
+    buf = mapped(path)
     raw: dict[int, RawData] = {}
     skeleton: list[bytes] = []
     index = 0
@@ -130,6 +141,7 @@ def read(path: Path) -> tuple[onnx.ModelProto, dict[int, RawData], mmap.mmap]:
         proto.ParseFromString(b"".join(skeleton))
     except Exception as err:  # protobuf's DecodeError is not importable from a stable place
         raise WireError(str(err)) from err
+    release(np.frombuffer(buf, np.uint8))
     return proto, raw, buf
 
 
@@ -180,9 +192,47 @@ def write(file: BinaryIO, proto: onnx.ModelProto, arrays: Mapping[str, npt.NDArr
     for head, data in heads:
         file.write(head)
         if data is not None:
-            file.write(payload(data))
+            write_array(file, data)
+
+
+def write_array(file: BinaryIO, data: npt.NDArray[np.generic]) -> None:
+    """Writes an array's bytes and lets go of the file pages they came from."""
+    file.write(payload(data))
+    release(data)
 
 
 def payload(data: npt.NDArray[np.generic]) -> memoryview:
     """An array's bytes, uncopied where they lie in C order; bfloat16 and its kin have no buffer of their own."""
     return np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
+
+
+# ------------------------------------------------------------------------------------------------------ mapped arrays
+
+
+def release(array: npt.NDArray[np.generic]) -> None:
+    """Lets go of the pages of the mapped file that an array is a view of; they come back when they are looked at again.
+
+    Without it every weight that was ever looked at would count as this process's memory. It is the whole file's pages,
+    because the system maps more around a place than was asked for. Arrays that lie elsewhere stay as they are.
+    """
+    _advise(array, "MADV_DONTNEED")
+
+
+@contextlib.contextmanager
+def scattered(array: npt.NDArray[np.generic]) -> Iterator[None]:
+    """While single elements of a mapped array are looked at: nothing is read ahead, and the pages go afterwards."""
+    _advise(array, "MADV_RANDOM")
+    try:
+        yield
+    finally:
+        _advise(array, "MADV_NORMAL")
+        release(array)
+
+
+def _advise(array: npt.NDArray[np.generic], advice: str) -> None:
+    option = getattr(mmap, advice, None)  # missing on some systems, which then decide by themselves
+    base: object = array
+    while base is not None and not isinstance(base, mmap.mmap):
+        base = base.obj if isinstance(base, memoryview) else getattr(base, "base", None)
+    if option is not None and base is not None:
+        base.madvise(option)

@@ -4,6 +4,7 @@ from onnxprune.passes.base import Pass as Pass
 from onnxprune.passes.base import Pipeline as Pipeline
 from onnxprune.passes.base import all_passes as all_passes
 from onnxprune.passes.base import get as get
+from onnxprune.passes.base import make as make
 from onnxprune.passes.base import register as register
 from onnxprune.passes.drop_zero_states import DropZeroStates as DropZeroStates
 from onnxprune.passes.fold_scales import FoldScales as FoldScales

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib import metadata
-from typing import ClassVar
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
 import onnx_graphsurgeon as gs
 
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.model import Model
+from onnxprune.plugins import PlugIns
 from onnxprune.wellformed import check
 
 
@@ -67,40 +67,71 @@ def _interface(graph: gs.Graph) -> list[tuple[str, str]]:
 
 
 _registry: dict[str, type[Pass]] = {}
-_loaded_plugins = False
 
 
 def register(cls: type[Pass]) -> type[Pass]:
     """Class decorator: makes a pass known by its name.
 
     Raises:
-        OnnxPruneError: the name is taken.
+        OnnxPruneError: it is no frozen dataclass derived from Pass, has no name, or its name is taken.
     """
+    problem = _problem(cls)
+    if problem:
+        raise OnnxPruneError(f"{cls!r} is not a pass: {problem}")
     if cls.name in _registry:
-        raise OnnxPruneError(f"the pass {cls.name!r} is registered twice")
+        raise OnnxPruneError(f"the pass {cls.name!r} is registered twice, first in {_registry[cls.name].__module__}")
     _registry[cls.name] = cls
     return cls
 
 
+def _problem(cls: Any) -> str | None:
+    if not (isinstance(cls, type) and issubclass(cls, Pass)):
+        return "it does not derive from onnxprune.passes.Pass"
+    params = cls.__dict__.get("__dataclass_params__")
+    if params is None or not params.frozen:
+        return "it is not a frozen dataclass"
+    if cls.__abstractmethods__:
+        return f"{', '.join(sorted(cls.__abstractmethods__))} is missing"
+    return None if isinstance(getattr(cls, "name", None), str) and cls.name else "`name` is missing"
+
+
 def all_passes() -> dict[str, type[Pass]]:
-    """Every pass by name, third-party ones (entry-point group `onnxprune.passes`) included."""
-    global _loaded_plugins
-    if not _loaded_plugins:
-        _loaded_plugins = True
-        for entry in metadata.entry_points(group="onnxprune.passes"):
-            register(entry.load())
+    """Every pass by name, third-party ones included."""
+    plugins.load()
     return dict(sorted(_registry.items()))
 
 
 def get(name: str) -> type[Pass]:
-    """A pass class by name.
+    """A pass class by name; other packages are looked at only for names that are not built in.
 
     Raises:
-        OnnxPruneError: there is none; with the nearest names.
+        OnnxPruneError: there is none (with the nearest names), or its plug-in could not be loaded.
     """
+    if name not in _registry:
+        plugins.load()
     if name in _registry:
         return _registry[name]
-    known = all_passes()
-    if name not in known:
-        raise unknown("pass", name, known)
-    return known[name]
+    if name in plugins.broken:
+        raise plugins.broken[name].error(f"no pass {name!r}")
+    raise unknown("pass", name, _registry)
+
+
+def make(name: str, **params: object) -> Pass:
+    """A pass by name with the user's parameters: `make("unshare_constants", largest=64)`.
+
+    Raises:
+        OnnxPruneError: as `get`; it has no such parameter, or refuses a value.
+    """
+    cls = get(name)
+    known = [f.name for f in fields(cls)]  # type: ignore[arg-type]  # register checked that it is a dataclass
+    wrong = [p for p in params if p not in known]
+    if wrong:
+        raise OnnxPruneError(
+            f"the pass {name!r} has no parameter {', '.join(map(repr, wrong))}",
+            fix=f"its parameters are: {', '.join(known)}" if known else "it takes none",
+        )
+    return cls(**params)
+
+
+plugins = PlugIns("onnxprune.passes", lambda cls, distribution: register(cls))
+"""Passes of other packages: classes, each under an entry point of its name."""

@@ -23,9 +23,23 @@ def drop_dead(graph: gs.Graph) -> None:
         if any(id(t) in outputs or len(t.outputs) for t in node.outputs):
             kept.append(node)
         else:
-            node.inputs.clear()
-            node.outputs.clear()
+            _detach(node)
     graph.nodes[:] = reversed(kept)
+
+
+def _detach(node: gs.Node) -> None:
+    """Takes a node from its inputs' readers and its outputs' producers, by identity and from the end.
+
+    graphsurgeon compares nodes from the front, attribute by attribute; a constant that thousands read (an index 0)
+    would make the removal of dead shape arithmetic quadratic.
+    """
+    for t in node.inputs:
+        readers = t.outputs
+        place = next((i for i in range(len(readers) - 1, -1, -1) if readers[i] is node), None)
+        if place is not None:
+            list.__delitem__(readers, place)
+    list.clear(node.inputs)
+    node.outputs.clear()
 
 
 def bypass(node: gs.Node, graph: gs.Graph) -> None:

@@ -35,6 +35,7 @@ class FoldShapes(Pass):
     def rewrite(self, model: Model) -> Model:
         """Folds against one witness, or two where dimensions are dynamic and the graph asks for shapes."""
         graph = model.graph
+        count = len(graph.nodes)
         dims = assignments(model)
         skeleton = bare(model)
         first = witness(model, dims[0], skeleton=skeleton)
@@ -49,6 +50,7 @@ class FoldShapes(Pass):
             index = {"Reshape": 1, "Expand": 1, "Resize": 3}.get(node.op, len(node.inputs))
             if not node.domain and index < len(node.inputs):
                 _soften(node, index, graph, first, second, names)
+        graph.nodes[:] = _placed(graph.nodes[:count], graph.nodes[count:])
         for node in graph.nodes:
             if len(node.outputs) != 1 or node.domain:
                 continue
@@ -130,9 +132,20 @@ def _soften(node: gs.Node, index: int, graph: gs.Graph, first: Witness, second: 
             parts.append(element(operand, i))
     joined = gs.Variable(unique_name(names, f"{y}_shape"), np.int64, [len(parts)])
     new.append(gs.Node("Concat", joined.name, {"axis": 0}, parts, [joined]))
-    place = next(i for i, n in enumerate(graph.nodes) if n is node)
-    graph.nodes[place:place] = new
+    graph.nodes.extend(new)
     node.inputs[index] = joined
+
+
+def _placed(old: list[gs.Node], new: list[gs.Node]) -> list[gs.Node]:
+    """Nodes that were added in the order of their readers, each before its reader."""
+    number = {id(n): i for i, n in enumerate(new)}
+    out: list[gs.Node] = []
+    done = 0
+    for node in old:
+        end = max([number[id(p)] + 1 for t in node.inputs for p in t.inputs if id(p) in number], default=0)
+        out += [*new[done:end], node]
+        done = max(done, end)
+    return out
 
 
 def _reshape_target(wanted: list[tuple[int, int]], before: list[tuple[int, int]]) -> Array | None:

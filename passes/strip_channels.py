@@ -15,10 +15,11 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxprune import wire
 from onnxprune.coupling import Analysis, Kept, couple
 from onnxprune.errors import OnnxPruneError
 from onnxprune.model import Array, Model
-from onnxprune.ops import Choices, find
+from onnxprune.ops import Choices, find, guarded
 from onnxprune.passes.base import Pass, register
 from onnxprune.passes.edit import unique_name
 from onnxprune.plans import NOTHING, Plan
@@ -54,7 +55,8 @@ class StripChannels(Pass):
         for node in model.graph.nodes:
             spec = find(node)
             if spec is not None and spec.patch is not None and stripper.knows(node):
-                spec.patch(node, stripper)
+                with guarded(spec, node):
+                    spec.patch(node, stripper)
         stripper.compress()
         return model
 
@@ -161,6 +163,8 @@ class _Stripper:
             keep = self.keep(t, axis)
             if keep is not None:
                 values = np.take(values, np.flatnonzero(keep), axis)
+        if values is not t.values:
+            wire.release(t.values)
         t.values = values
 
     def _new_shape(self, t: gs.Variable) -> list[int | str | None]:

@@ -107,8 +107,9 @@ class Builder:
             perm = self.rng.permutation(array.ndim).tolist()
             return str(self.node("Transpose", self.const(array.transpose(perm), "w_"), perm=np.argsort(perm).tolist()))
         if how == "cast" and not self.spec.half:
-            wide = self.const(array.astype(np.float64), "w_")
-            return str(self.node("Cast", wide, to=TensorProto.FLOAT))
+            other = np.float32 if self.dtype == np.float64 else np.float64
+            wide = self.const(array.astype(other), "w_")
+            return str(self.node("Cast", wide, to=helper.np_dtype_to_tensor_dtype(self.dtype)))
         return self.const(array, "w_")
 
     # ------------------------------------------------------------------------------------------------ small parts

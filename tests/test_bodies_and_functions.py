@@ -173,7 +173,7 @@ def test_operator_without_a_record_says_how_to_add_one_and_shows_its_weights() -
     assert names(analysis) == {"v0"}
     reasons = {k.name: k.reason for k in analysis.locked if k.op == "Thing"}
     assert set(reasons) == {"w0", "w1"}
-    assert all(r.startswith("is used by my.domain::Thing, which has no rule: add one record") for r in reasons.values())
+    assert all(r.startswith("is used by my.domain::Thing, which has no record: add one") for r in reasons.values())
     assert all("onnxprune.ops" in r for r in reasons.values())
 
 

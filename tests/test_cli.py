@@ -95,6 +95,7 @@ def test_json_is_one_document_on_stdout_for_every_command(pruned: tuple[Path, Pa
         ["evaluate", small, "--data", "digits"],
         ["bench", DIGITS, small, "--runs", 3],
         ["run", RECIPE, "-o", tmp_path / "run", "--set", "sweep.points=[0.5]", "--set", "bench.runs=0"],
+        ["rewrite", DIGITS, "fold_shapes", "-o", tmp_path / "f.onnx"],
         ["ops"],
         ["criteria"],
         ["passes"],

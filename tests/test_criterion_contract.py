@@ -589,8 +589,8 @@ def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "onnxprune_test_plugin", raising=False)
     monkeypatch.setattr(registry, "_criteria", dict(registry._criteria))
-    monkeypatch.setattr(registry, "_broken", {})
-    monkeypatch.setattr(registry, "_entry_points_loaded", False)
+    monkeypatch.setattr(registry.plugins, "broken", {})
+    monkeypatch.setattr(registry.plugins, "loaded", False)
     asked: list[str] = []
 
     def entry_points(*, group: str) -> list[importlib.metadata.EntryPoint]:

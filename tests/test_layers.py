@@ -17,7 +17,7 @@ ROOT = Path(onnxprune.__file__).parents[1]
 # A module imports strictly lower ranks, or siblings of its own package. A package stands for all of its modules.
 RANKS = {
     0: ("errors",),
-    1: ("files", "functions", "local_functions", "notebooks", "wire", "workers"),
+    1: ("files", "functions", "local_functions", "notebooks", "plugins", "wire", "workers"),
     2: ("curves", "journal", "model", "plans"),
     3: ("ops", "runtime", "data", "linear_nodes", "metrics", "pictures", "compression"),
     4: ("shapes", "evaluation", "latency", "calibration", "output_distance", "layer_weights", "group_names"),

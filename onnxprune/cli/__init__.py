@@ -19,6 +19,7 @@ from onnxprune.cli import (
     looking,
     measuring,
     reporting,
+    rewriting,
     running,
     winning_back,
     zeroing,
@@ -63,7 +64,7 @@ def main() -> None:
 for command in (
     looking.inspect, looking.score, deciding.sensitivity, deciding.plan, exploring.explore, cutting.apply,
     cutting.prune, zeroing.sparsify, zeroing.sweep, looking.verify, looking.diff, winning_back.recover,
-    winning_back.retrain, measuring.evaluate, measuring.bench, reporting.report, running.run_recipe, listing.ops,
-    listing.criteria, listing.passes, running.demo,
+    winning_back.retrain, measuring.evaluate, measuring.bench, reporting.report, running.run_recipe,
+    rewriting.rewrite, listing.ops, listing.criteria, listing.passes, running.demo,
 ):  # fmt: skip
     main.add_command(command)

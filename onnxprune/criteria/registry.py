@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from typing import Any, TypeVar
 
 from onnxprune.criteria.base import AnyCriterion, Criterion, DataCriterion
 from onnxprune.criteria.normalize import METHODS
 from onnxprune.errors import OnnxPruneError, unknown
+from onnxprune.plugins import PlugIns
 
-ENTRY_POINTS = "onnxprune.criteria"
-
-_log = logging.getLogger(__name__)
 _criteria: dict[str, type[AnyCriterion]] = {}
-_broken: dict[str, str] = {}  # entry point -> why it could not be loaded
-_entry_points_loaded = False
 
 C = TypeVar("C", bound=type[AnyCriterion])
 
@@ -45,13 +40,11 @@ def get(name: str, **params: Any) -> AnyCriterion:
     Raises:
         OnnxPruneError: no such criterion (the nearest names are offered), or no such parameter (the valid ones are).
     """
-    if name not in _criteria:
-        _load_entry_points()
-    if name in _broken and name not in _criteria:
-        raise OnnxPruneError(f"the criterion {name!r} could not be loaded: {_broken[name]}", fix="mend its package")
-    if name not in _criteria:
+    cls = find(name)
+    if cls is None and name in plugins.broken:
+        raise plugins.broken[name].error(f"no criterion {name!r}")
+    if cls is None:
         raise unknown("criterion", name, _criteria)
-    cls = _criteria[name]
     valid = [f.name for f in dataclasses.fields(cls) if f.init]  # type: ignore[arg-type]  # register checked it
     wrong = [p for p in params if p not in valid]
     if wrong:
@@ -62,26 +55,21 @@ def get(name: str, **params: Any) -> AnyCriterion:
     return cls(**params)
 
 
+def find(name: str) -> type[AnyCriterion] | None:
+    """The criterion of that name, or None; other packages are looked at only for names that are not built in."""
+    if name not in _criteria:
+        plugins.load()
+    return _criteria.get(name)
+
+
 def all_criteria() -> dict[str, type[AnyCriterion]]:
     """Every criterion, sorted by name; a copy."""
-    _load_entry_points()
+    plugins.load()
     return dict(sorted(_criteria.items()))
 
 
-def _load_entry_points() -> None:
-    """Register the criteria of other packages, once. One that fails is logged; asking for it by name is an error."""
-    global _entry_points_loaded
-    if _entry_points_loaded:
-        return
-    _entry_points_loaded = True
-    from importlib.metadata import entry_points  # slow to import, and seldom needed
-
-    for point in entry_points(group=ENTRY_POINTS):
-        try:
-            register(point.load())
-        except Exception as error:  # another package's code: whatever it raises, the built-in ones must still work
-            _broken[point.name] = f"{type(error).__name__}: {error}"
-            _log.warning("criterion %r (%s) could not be loaded: %s", point.name, point.value, _broken[point.name])
+plugins = PlugIns("onnxprune.criteria", lambda cls, distribution: register(cls))
+"""Criteria of other packages: classes, each under an entry point of its name."""
 
 
 def _problem(cls: Any) -> str | None:

@@ -24,4 +24,5 @@ from onnxprune.ops.labels import LabelTable as LabelTable
 from onnxprune.ops.record import OpSpec as OpSpec
 from onnxprune.ops.record import all_ops as all_ops
 from onnxprune.ops.record import find as find
+from onnxprune.ops.record import guarded as guarded
 from onnxprune.ops.record import register as register

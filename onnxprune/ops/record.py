@@ -3,14 +3,14 @@
 A record says how labels pass through an operator (`couple`), which attributes and constants state a size that has to
 follow when channels go (`patch`), what it costs (`macs`), and how shape arithmetic is computed (`evaluate`).
 Adding an operator is one `register(OpSpec(...))` in one file; third parties add theirs through the entry-point group
-`onnxprune.ops`, whose objects are called once without arguments.
+`onnxprune.ops`, whose objects are called once without arguments and are named like the domain of the operators.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -19,6 +19,7 @@ import onnx_graphsurgeon as gs
 
 from onnxprune.errors import OnnxPruneError
 from onnxprune.ops.labels import Array, Choices, LabelTable
+from onnxprune.plugins import PlugIns
 
 if TYPE_CHECKING:
     import onnx
@@ -80,15 +81,21 @@ class OpSpec:
 
 
 _registry: dict[tuple[str, str], OpSpec] = {}
-_loaded_plugins = False
+_origins: dict[tuple[str, str], str] = {}  # of records of other packages: whose they are
 
 
 def register(spec: OpSpec) -> OpSpec:
     """Adds a record. A second one for the same operator is an error: two rules would hide each other.
 
     Raises:
-        OnnxPruneError: the operator has a record.
+        OnnxPruneError: it is no record, or the operator has one.
     """
+    if not isinstance(spec, OpSpec) or not isinstance(spec.op, str) or not spec.op or not isinstance(spec.domain, str):
+        raise OnnxPruneError(f"{spec!r} is no record: it must be an OpSpec with an operator's name")
+    for rule in ("couple", "patch", "macs", "evaluate"):
+        value = getattr(spec, rule)
+        if not callable(value) and (value is not None or rule == "couple"):
+            raise OnnxPruneError(f"the record of {spec.op!r} has {value!r} for {rule}, which is no function")
     key = (spec.domain, spec.op)
     if key in _registry:
         raise OnnxPruneError(f"operator {spec.op!r} (domain {spec.domain!r}) is registered twice")
@@ -113,33 +120,68 @@ def whole(reason: str, *ops: str, domain: str = "", why: str = "") -> None:
 
 
 def find(node: gs.Node) -> OpSpec | None:
-    """The record of a node's operator, or None."""
-    key = ("" if node.domain in (None, "ai.onnx") else node.domain, node.op)
-    spec = _registry.get(key)
-    if spec is None and not _loaded_plugins:
-        _load_plugins()
-        spec = _registry.get(key)
+    """The record of a node's operator, or None; other packages are looked at only for operators not built in.
+
+    Raises:
+        OnnxPruneError: there is none, and the plug-in that is named like the operator's domain could not be loaded.
+    """
+    domain = "" if node.domain in (None, "ai.onnx") else node.domain
+    spec = _registry.get((domain, node.op))
+    if spec is None:
+        plugins.load()
+        spec = _registry.get((domain, node.op))
+        if spec is None and domain in plugins.broken:
+            raise plugins.broken[domain].error(
+                f"no record of {domain}::{node.op}", where=f"{node.op} {node.name or node.outputs[0].name!r}"
+            )
     return spec
+
+
+@contextlib.contextmanager
+def guarded(spec: OpSpec, node: gs.Node) -> Iterator[bool]:
+    """While a rule runs: what one of another package raises is that package's fault, and said so.
+
+    Yields:
+        whether the record is another package's.
+
+    Raises:
+        OnnxPruneError: the rule failed, with the package's name.
+    """
+    whose = _origins.get((spec.domain, spec.op))
+    try:
+        yield whose is not None
+    except OnnxPruneError:
+        raise
+    except Exception as err:
+        if whose is None:
+            raise
+        raise OnnxPruneError(
+            f"the record of {spec.domain or 'ai.onnx'}::{spec.op} failed: {type(err).__name__}: {err}",
+            where=f"{node.op} {node.name or node.outputs[0].name!r}",
+            fix=f"update or uninstall {whose}",
+        ) from err
 
 
 def all_ops() -> dict[tuple[str, str], OpSpec]:
     """Every record by (domain, operator), third-party ones included."""
-    if not _loaded_plugins:
-        _load_plugins()
+    plugins.load()
     return dict(sorted(_registry.items()))
 
 
-def _load_plugins() -> None:
-    global _loaded_plugins
-    _loaded_plugins = True
-    for entry in metadata.entry_points(group="onnxprune.ops"):
-        try:
-            entry.load()()
-        except Exception as err:  # a broken plug-in must not look like a fault of the model
-            raise OnnxPruneError(
-                f"the plug-in {entry.name!r} ({entry.value}) failed to register its operators: {err}",
-                fix=f"update or uninstall {entry.dist.name if entry.dist else 'it'}",
-            ) from err
+def _accept(function: Any, distribution: str) -> None:
+    """Calls what a plug-in offers; it registers all of its records, or none."""
+    before = dict(_registry)
+    try:
+        function()
+    except BaseException:
+        _registry.clear()
+        _registry.update(before)
+        raise
+    _origins.update(dict.fromkeys(_registry.keys() - before.keys(), distribution))
+
+
+plugins = PlugIns("onnxprune.ops", _accept)
+"""Records of other packages: functions that register them, each under an entry point named like its domain."""
 
 
 def normal_axis(axis: int, rank: int) -> int:

@@ -1,0 +1,90 @@
+"""Prunes random graphs over all operator records, element types and opsets, and proves every result.
+
+    python tools/fuzz.py -n 10000
+
+Hypothesis draws and shrinks. The smallest graph of every failure is stored in tests/regressions/ (the model, what was
+removed, what went wrong), where `make test` replays it from then on; the examples themselves stay in .hypothesis/ and
+are tried first next time. Exit status 1 if anything failed.
+"""
+
+from __future__ import annotations
+
+import collections
+import re
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import click
+from hypothesis import HealthCheck, Phase, given, reject, seed, settings
+from hypothesis.database import DirectoryBasedExampleDatabase
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+from fuzzing import Fuzz, NotTaken, build, fuzzes, proved, random_plan, runs  # noqa: E402
+from regression_files import store  # noqa: E402
+
+from onnxprune.coupling import Analysis  # noqa: E402
+from onnxprune.plans import Plan  # noqa: E402
+
+
+@click.command(help=__doc__)
+@click.option("-n", "--examples", default=1000, show_default=True, help="How many graphs.")
+@click.option("--seed", "number", type=int, help="Draw the same again; default: other graphs every time.")
+@click.option("--parts", default=4, show_default=True, help="Parts of a graph, at most.")
+@click.option("--store/--no-store", "keep", default=True, help="Write failures to tests/regressions/.")
+def main(examples: int, number: int | None, parts: int, keep: bool) -> None:
+    """Runs, and says how many graphs of which kind were proved."""
+    found: collections.Counter[str] = collections.Counter()
+    removed: list[int] = []
+    began = time.monotonic()
+
+    @settings(
+        max_examples=examples, deadline=None, database=DirectoryBasedExampleDatabase(ROOT / ".hypothesis" / "fuzz"),
+        suppress_health_check=list(HealthCheck), print_blob=False,
+        phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],
+    )  # fmt: skip
+    @given(fuzzes(parts))
+    def one(fuzz: Fuzz) -> None:
+        plans: list[Plan] = []
+
+        def plan_of(analysis: Analysis) -> Plan:
+            plans.append(random_plan(analysis, fuzz.seed))
+            return plans[0]
+
+        proto = build(fuzz)
+        if not runs(proto):
+            found["not taken by onnxruntime"] += 1
+            reject()
+        try:
+            result = proved(proto, plan_of)
+        except NotTaken:
+            found["not taken by onnxruntime"] += 1
+            reject()
+        except Exception as err:
+            found["failed, shrinking included"] += 1
+            if keep:  # the last one of a kind is the smallest: hypothesis runs it again at the end
+                place = traceback.extract_tb(err.__traceback__)[-1]
+                name = f"{type(err).__name__}-{Path(place.filename).stem}-{place.name}".lower()
+                notes = {"error": f"{type(err).__name__}: {err}", "fuzz": repr(fuzz)}
+                store(re.sub(r"[^a-z0-9_-]", "", name), proto, plans[0] if plans else None, notes)
+            raise
+        found[f"{fuzz.dtype}, proved"] += 1
+        removed.append(result.plan.removed)
+        if len(removed) % 500 == 0:
+            click.echo(f"{time.monotonic() - began:.0f} s: {dict(found)}", err=True)
+
+    failure = None
+    try:
+        (seed(number)(one) if number is not None else one)()
+    except BaseException as err:  # hypothesis raises groups of failures
+        failure = err
+        traceback.print_exception(err, limit=4)
+    click.echo(f"{time.monotonic() - began:.0f} s: {dict(sorted(found.items()))}, {sum(removed)} channels removed")
+    raise SystemExit(failure is not None)
+
+
+if __name__ == "__main__":
+    main()
