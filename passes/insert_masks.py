@@ -98,7 +98,7 @@ class _Masker:
         if key not in self.done:
             shape = [1] * c.rank
             shape[c.axis] = len(components)
-            dtype = self._dtype(x, c)
+            dtype = self._dtype(node, x, c)
             base = unique_name(self.names, f"{x.name}_mask")
             new: list[gs.Node] = []
             if self.input is None:
@@ -156,11 +156,12 @@ class _Masker:
         new.append(gs.Node(op, out.name, dict(attrs or {}), [x, *steps], [out], domain))
         return out
 
-    def _dtype(self, x: gs.Tensor, c: Contraction) -> np.dtype:
+    def _dtype(self, node: gs.Node, x: gs.Tensor, c: Contraction) -> np.dtype:
         """Of the data to be masked, which in the caller's graph may bear a name that normalization removed."""
-        if c.steps is not None:
-            return np.dtype(np.float32)
         dtypes = self.analysis.witness.dtypes
+        if c.steps is not None:  # integers become numbers of their scale's type
+            scale = node.inputs[c.steps[0]] if 0 <= c.steps[0] < len(node.inputs) else None
+            return np.dtype((scale.dtype or dtypes.get(scale.name) if scale is not None else None) or np.float32)
         found = dtypes.get(x.name) or x.dtype
         if found is None:
             source = self.sources.get(c.output)

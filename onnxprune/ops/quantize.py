@@ -110,8 +110,11 @@ def _quantize(node: gs.Node, values: Sequence[Any]) -> Array | None:
 
 
 def _as_standard(node: gs.Node) -> list[onnx.NodeProto]:
-    names = [t.name for t in node.inputs]
-    return [onnx.helper.make_node(node.op, names, [t.name for t in node.outputs])]
+    names, out = [t.name for t in node.inputs], [t.name for t in node.outputs]
+    if node.op == "DequantizeLinear":  # the standard one knows scales of float32 only, before opset 19
+        kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(node.inputs[1].dtype or np.float32))
+        return [onnx.helper.make_node("Cast", names[:1], out, to=kind)]
+    return [onnx.helper.make_node(node.op, names, out)]
 
 
 for _op, _evaluate in (("QuantizeLinear", _quantize), ("DequantizeLinear", _dequantize)):
