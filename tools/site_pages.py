@@ -1,4 +1,4 @@
-"""Pages of the site that are made while it is built (a hook of mkdocs): from README, CHANGELOG, examples and registries.
+"""Pages of the site that are made while it is built (a hook of mkdocs): README, CHANGELOG, examples, registries.
 
 So nothing is written twice. What a page links outside docs/ is led to the page made of it; a page that would fetch
 something from the network is a warning, which `mkdocs build --strict` makes an error.
@@ -14,11 +14,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+import click
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 import onnxprune
+from onnxprune.cli import main
 from onnxprune.criteria import all_criteria
 from onnxprune.ops import all_ops
 from onnxprune.passes import all_passes
@@ -49,8 +51,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "examples/index.md": examples_index(),
         **{f"examples/{path.stem}.md": example_page(path) for path in EXAMPLES},
         "reference/python.md": python_page(),
-        "reference/cli.md": "::: mkdocs-click\n    :module: onnxprune.cli\n    :command: main\n"
-        "    :prog_name: onnxprune\n    :style: table\n    :list_subcommands: true\n",
+        "reference/cli.md": cli_page(),
         "reference/ops.md": ops_page(),
         "reference/criteria.md": criteria_page(),
         "reference/passes.md": passes_page(),
@@ -135,11 +136,20 @@ def passes_page() -> str:
     return "\n".join(parts)
 
 
+def cli_page() -> str:
+    """The help of every command, as the terminal shows it."""
+    top = click.Context(main, info_name="onnxprune", max_content_width=100, terminal_width=100)
+    parts = [f"# Command line\n\n```text\n{main.get_help(top)}\n```\n"]
+    for name, command in main.commands.items():
+        context = click.Context(command, info_name=name, parent=top, max_content_width=100, terminal_width=100)
+        parts.append(f"## `onnxprune {name}`\n\n```text\n{command.get_help(context)}\n```\n")
+    return "\n".join(parts)
+
+
 def python_page() -> str:
     """Every public name with its docstring."""
     lines = ["# Python\n\nThe names of `import onnxprune`, from their docstrings.\n"]
-    names = [name for name in onnxprune.__all__ if name != "__version__"]
-    lines += [f"::: {getattr(onnxprune, name).__module__}.{name}\n" for name in names]
+    lines += [f"::: onnxprune.{name}\n" for name in onnxprune.__all__ if name != "__version__"]
     return "\n".join(lines)
 
 
