@@ -15,6 +15,7 @@ from PIL import Image
 
 import onnxprune as op
 from onnxprune.criteria import registry
+from onnxprune.ops import record
 
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("docs/**/*.md"))]
 # Pages that speak of photographs get networks and data with three colours; all others get digits as they are.
@@ -79,12 +80,17 @@ def test_what_a_page_shows_exists(page: str) -> None:
         parse_block(block)
 
 
+# What PyTorch's older exporter says of itself, and what it calls.
+@pytest.mark.filterwarnings("ignore:The feature will be removed:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:You are using the legacy TorchScript-based ONNX export:DeprecationWarning")
 @pytest.mark.parametrize("page", [page for page in PAGES if runnable(page)])
 def test_page_runs(page: str, places: Callable[[bool], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     workplace(page, places, tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ONNXPRUNE_CACHE", str(tmp_path / "cache"))
+    # What pages register is theirs alone.
     monkeypatch.setattr(registry, "_criteria", dict(registry._criteria))
+    monkeypatch.setattr(record, "_registry", dict(record._registry))
     names: dict[str, object] = {"__name__": "my_package.page"}
     for block in runnable(page):
         run_block(block, names)
