@@ -50,7 +50,7 @@ types: $(STAMP)
 # The site, in site/; warnings are errors.
 docs: $(STAMP)
 	$(BIN)/pip install --quiet -e '.[docs]'
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # The sdist, and from it the wheel, which works from another folder without the checkout on the path.
 wheel: $(STAMP)

@@ -38,7 +38,10 @@ def main() -> None:
     check("onnxprune/py.typed" in files, "py.typed is missing")
     shipped = {f"onnxprune/models/{path.name}" for path in (CHECKOUT / "models").glob("*.onnx")}
     sources = {f"onnxprune/passes/{path.name}" for path in (CHECKOUT / "passes").glob("*.py")}
-    sources |= {path.relative_to(CHECKOUT).as_posix() for path in (CHECKOUT / "onnxprune").rglob("*.py")}
+    inside = [
+        path for path in (CHECKOUT / "onnxprune").rglob("*") if path.is_file() and "__pycache__" not in path.parts
+    ]
+    sources |= {path.relative_to(CHECKOUT).as_posix() for path in inside}
     check(shipped | sources <= files, f"missing: {sorted((shipped | sources) - files)}")
     strange = {name for name in files if name.startswith(("tests/", "tools/")) or name.endswith(".xz")}
     check(not strange, f"does not belong into it: {sorted(strange)}")
