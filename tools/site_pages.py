@@ -33,6 +33,7 @@ OUTSIDE = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     "examples": "examples/index.md",
+    "examples/extension": "examples/extension.md",
     **{f"examples/{path.name}": f"examples/{path.stem}.md" for path in EXAMPLES},
 }
 # The link of a page: not an image, not an address, not a place on the page itself.
@@ -50,6 +51,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "contributing.md": (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"),
         "examples/index.md": examples_index(),
         **{f"examples/{path.stem}.md": example_page(path) for path in EXAMPLES},
+        "examples/extension.md": extension_page(),
         "reference/python.md": python_page(),
         "reference/cli.md": cli_page(),
         "reference/ops.md": ops_page(),
@@ -165,6 +167,17 @@ def examples_index() -> str:
     lines = ["# Examples\n\nEach of them runs in the tests, in seconds, on models and data that ship.\n"]
     lines += [f"- [{path.name}](examples/{path.name}): {head_of(path)}" for path in EXAMPLES]
     return "\n".join(lines) + "\n"
+
+
+def extension_page() -> str:
+    """The files of the package that extends onnxprune."""
+    folder = ROOT / "examples" / "extension"
+    parts = ["# A package that extends onnxprune\n"]
+    for path in sorted([*folder.rglob("*.toml"), *folder.rglob("*.py")]):
+        language = {".py": "python", ".toml": "toml"}[path.suffix]
+        name = path.relative_to(ROOT).as_posix()
+        parts.append(f"## `{name}`\n\n```{language}\n{path.read_text(encoding='utf-8')}```\n")
+    return "\n".join(parts)
 
 
 def example_page(path: Path) -> str:
