@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-gpu test-browser fuzz lint types wheel clean
+.PHONY: demo test test-slow test-gpu test-browser fuzz lint types docs wheel package clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -47,13 +47,25 @@ types: $(STAMP)
 	$(BIN)/pip install --quiet --no-deps --target .stage .
 	cd .stage && ../$(BIN)/mypy --config-file ../pyproject.toml --cache-dir ../.mypy_cache -p onnxprune
 
-# The built wheel works from another folder, without the checkout on the path.
+# The site, in site/; warnings are errors.
+docs: $(STAMP)
+	$(BIN)/pip install --quiet -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# The sdist, and from it the wheel, which works from another folder without the checkout on the path.
 wheel: $(STAMP)
 	rm -rf dist build .wheel-test
-	$(BIN)/python -m build --wheel --outdir dist . > /dev/null
+	$(BIN)/python -m build --outdir dist . > /dev/null
 	$(BIN)/pip install --quiet --no-deps --target .wheel-test dist/*.whl
-	cd / && PYTHONPATH=$(CURDIR)/.wheel-test $(CURDIR)/$(BIN)/python -P -m onnxprune demo -o $(CURDIR)/.wheel-test/small.onnx > /dev/null
+	cd / && PYTHONPATH=$(CURDIR)/.wheel-test $(CURDIR)/$(BIN)/python -P $(CURDIR)/tools/check_install.py
+	rm -rf .wheel-test
+
+# The same in an environment that holds nothing else, with the dependencies that the wheel names.
+package: wheel
+	$(PYTHON) -m venv .wheel-test
+	.wheel-test/bin/pip install --quiet "$$(ls dist/*.whl)[cpu,data]"
+	cd / && $(CURDIR)/.wheel-test/bin/python -P $(CURDIR)/tools/check_install.py
 	rm -rf .wheel-test
 
 clean:
-	rm -rf $(VENV) .browser .stage .wheel-test build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .browser .stage .wheel-test build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis
