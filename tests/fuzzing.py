@@ -251,7 +251,7 @@ def runs(proto: onnx.ModelProto) -> bool:
 def works(proto: onnx.ModelProto, seed: int = 0) -> bool:
     """Whether onnxruntime runs a model, as it is and optimized, at the batches of a verification.
 
-    Some parts hold for their own batch only (RoiAlign makes as many maps as there are boxes), and it has bugs of its own.
+    Some parts hold for one batch only (RoiAlign makes as many maps as there are boxes), and it has bugs of its own.
     One was found this way: Transpose moved past Pad with `axes` (1.32.0) gives a Gather that is out of bounds.
     """
     try:
