@@ -367,7 +367,7 @@ def assemble(model: Model, seen: Witness, table: LabelTable, *, source: Model | 
                 kind = "stream" if residual else _KIND_OF_OP.get(op, kind)
             statistics = tuple(op for i, op in enumerate(ops) if int(lifted[members[0]]) >> i & 1)
             groups.append(Group(namer.name(members), number[members], width, sites, op, residual, kind, statistics))
-        else:
+        elif namer.produced(members):  # nobody misses indices of constants that no layer computes: masks, frequencies
             lock = by_rank[why]
             locked.append(LockedGroup(namer.name(members), len(members), lock.node, lock.op, lock.reason, lock.inexact))
     return Analysis(source or model, model, seen, table, component, len(free_roots) + 1, tuple(groups), tuple(locked))

@@ -54,6 +54,10 @@ class Namer:
         for i in range(len(self.sites) - 1, -1, -1):
             self.first[root[self.sites[i].labels]] = i
 
+    def produced(self, members: npt.NDArray[np.int64]) -> bool:
+        """Whether a layer's filters compute them."""
+        return int(self.first[members[0]]) < len(self.sites)
+
     def shape(self, members: npt.NDArray[np.int64]) -> tuple[int, str]:
         """(indices per channel on the producing axis, producing operator)."""
         site = int(self.first[members[0]])

@@ -241,7 +241,8 @@ def _from_proto(proto: onnx.ModelProto, arrays: dict[str, Array], path: Path | N
             fix="export the model with its parameters (torch: export_params=True)",
         )
     graph = _import(proto)
-    for t in graph.tensors().values():
+    # A weight that only the bodies of an If or a Loop use is no tensor of the graph itself.
+    for t in (t for g in (graph, *graph.subgraphs(recursive=True)) for t in g.tensors().values()):
         if isinstance(t, gs.Constant) and t.name in arrays:
             t._values = arrays[t.name]
             t.data_location = None

@@ -7,7 +7,7 @@ witnesses tells what depends on a dynamic dimension: whatever is equal in both i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -31,6 +31,7 @@ _SMALL = 4096  # elements: larger constants seen through these operators stay we
 _VIEWS = frozenset(("Transpose", "Cast", "Identity"))
 _LIKE_INPUT = frozenset(("GroupNormalization", "MeanVarianceNormalization"))
 _LARGEST = 2**24  # elements of a folded constant expression
+_LARGEST_OF_BATCH = 2**16  # of one that grows with the batch: no constant, at best a shape may come of it
 _NOT_A_FUNCTION = ("Random", "Multinomial", "Bernoulli", "Dropout")
 # What they say is how the runtime should compute: a weight of integers stays one.
 _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
@@ -110,6 +111,8 @@ def witness(
     shapes: dict[str, tuple[int, ...]] = {}
     values: dict[str, Array] = {}
     dtypes: dict[str, np.dtype[Any]] = {}
+    skipped: set[str] = set()  # outputs that cannot be computed, or are too large to be worth it
+    nodes = _computable(model.graph)
     for _ in range(16):  # every round resolves one more layer of shape-dependent shapes; few graphs need three
         inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
         graph = inferred.graph
@@ -123,16 +126,14 @@ def witness(
                 shapes[name] = shape
             if value.type.tensor_type.elem_type:
                 dtypes[name] = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-        _evaluate(model.graph, shapes, values)
+        _evaluate(nodes, model.opset, shapes, values, skipped)
+        nodes = [n for n in nodes if n.outputs[0].name not in values and n.outputs[0].name not in skipped]
         for name, value in values.items():  # inference never sees what was pinned
             shapes.setdefault(name, value.shape)
             dtypes.setdefault(name, value.dtype)
         if (len(shapes), len(values)) == before or not _unknown(proto, shapes):
             break
         _pin(proto, values)
-    for name, value in values.items():  # what was pinned is in no inference any more
-        shapes.setdefault(name, value.shape)
-        dtypes.setdefault(name, value.dtype)
     for t in model.graph.tensors().values():
         if isinstance(t, gs.Constant):
             shapes[t.name] = tuple(int(n) for n in t.shape)
@@ -187,15 +188,29 @@ def _pin(proto: onnx.ModelProto, values: Mapping[str, Array]) -> None:
     proto.graph.node.extend(kept.node)
 
 
-def _evaluate(graph: gs.Graph, shapes: Mapping[str, tuple[int, ...]], values: dict[str, Array]) -> None:
-    """Computes every node whose inputs are known, in graph order, into `values`."""
+def _computable(graph: gs.Graph) -> list[gs.Node]:
+    """Nodes that do not read the model's inputs, or nothing but their shapes, in graph order."""
+    data = {t.name for t in graph.inputs}
+    out = []
     for node in graph.nodes:
-        if len(node.outputs) != 1 or node.outputs[0].name in values:
-            continue
+        if node.op not in ("Shape", "Size") and any(t.name in data for t in node.inputs):
+            data.update(t.name for t in node.outputs if t.name)
+        elif node.outputs and not any(t.outputs for t in node.outputs[1:]):
+            out.append(node)
+    return out
+
+
+def _evaluate(
+    nodes: Sequence[gs.Node], opset: int, shapes: Mapping[str, tuple[int, ...]], values: dict[str, Array],
+    skipped: set[str],
+) -> None:  # fmt: skip
+    """Computes every node whose inputs are known, in graph order, into `values`."""
+    for node in nodes:
         if node.op in ("Shape", "Size") and not node.domain:
             shape = shapes.get(node.inputs[0].name)
-            if shape is None and isinstance(node.inputs[0], gs.Constant):
-                shape = tuple(node.inputs[0].shape)
+            known = _value(node.inputs[0], values) if shape is None else None
+            if known is not None:
+                shape = known.shape
             if shape is not None:
                 start, end = node.attrs.get("start", 0), node.attrs.get("end")
                 values[node.outputs[0].name] = (
@@ -211,9 +226,22 @@ def _evaluate(graph: gs.Graph, shapes: Mapping[str, tuple[int, ...]], values: di
             continue
         if node.op in _VIEWS and isinstance(node.inputs[0], gs.Constant) and node.inputs[0].values.size > _SMALL:
             continue  # a weight, transposed or cast: the labels look through it, the file keeps it as it is
-        result = _compute(node, inputs, graph.opset)
-        if result is not None and result.size <= _LARGEST:
-            values[node.outputs[0].name] = result
+        name = node.outputs[0].name
+        if _too_large(shapes.get(name, ())):
+            skipped.add(name)
+            continue
+        result = _compute(node, inputs, opset)
+        if result is None or _too_large(result.shape):
+            skipped.add(name)
+        else:
+            values[name] = result
+
+
+def _too_large(shape: tuple[int, ...]) -> bool:
+    size = prod(shape)
+    if size <= _LARGEST_OF_BATCH:
+        return False
+    return size > _LARGEST or any(n and n % batch == 0 for n in shape for batch in _BATCH)
 
 
 def _value(t: gs.Tensor, values: Mapping[str, Array]) -> Array | None:
@@ -253,7 +281,8 @@ def _reference(node: gs.Node, inputs: list[Array | None], opset: int) -> Array |
     )  # fmt: skip
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
     try:
-        results: Any = ReferenceEvaluator(model).run(None, feeds)
+        with np.errstate(all="ignore"):  # a constant may well be log(0), of which a Where takes nothing
+            results: Any = ReferenceEvaluator(model).run(None, feeds)
         result = results[0]
     except Exception:  # the reference raises whatever numpy raises; unknown is always a safe answer
         return None

@@ -19,8 +19,11 @@ from onnxprune.passes.remove_identity import RemoveIdentity as RemoveIdentity
 from onnxprune.passes.slice_statistics import SliceStatistics as SliceStatistics
 from onnxprune.passes.sparsify_weights import SparsifyWeights as SparsifyWeights
 from onnxprune.passes.strip_channels import StripChannels as StripChannels
+from onnxprune.passes.take_branches import TakeBranches as TakeBranches
 from onnxprune.passes.unshare_constants import UnshareConstants as UnshareConstants
 from onnxprune.passes.widen_floats import WidenFloats as WidenFloats
 
-NORMALIZE = (LiftConstants(), RemoveIdentity(), DropZeroStates(), FoldShapes(), UnshareConstants())
+NORMALIZE = (
+    LiftConstants(), RemoveIdentity(), DropZeroStates(), FoldShapes(), TakeBranches(), UnshareConstants(),
+)  # fmt: skip
 """What every analysis starts with: weights in one place, shapes computed, no accidental sharing."""

@@ -9,6 +9,8 @@ becomes 0 (copy it); one other may become -1 (infer it); with more of them the R
 the data's shape: either way they follow the data when it gets smaller.
 4. a Gather that picks every element of a flattened tensor once and in order (`as_strided` of dynamo exports, whose
 numbers depend on the batch) is a Reshape.
+5. an Expand whose readers broadcast by themselves, against another operand of the whole shape, is not needed: what
+divides by a norm that was stretched to the data's shape divides by the norm.
 """
 
 from __future__ import annotations
@@ -46,13 +48,15 @@ class FoldShapes(Pass):
         for node in graph.nodes:
             if node.op == "Gather" and not node.domain and len(node.outputs) == 1:
                 _unpick(node, first, second, names)
+            if node.op == "Expand" and not node.domain and id(node.outputs[0]) not in outputs:
+                _unstretch(node, first, second)
         for node in list(graph.nodes):
             index = {"Reshape": 1, "Expand": 1, "Resize": 3}.get(node.op, len(node.inputs))
             if not node.domain and index < len(node.inputs):
                 _soften(node, index, graph, first, second, names)
         graph.nodes[:] = _placed(graph.nodes[:count], graph.nodes[count:])
         for node in graph.nodes:
-            if len(node.outputs) != 1 or node.domain:
+            if not node.outputs or node.domain:
                 continue
             t = node.outputs[0]
             value = first.values.get(t.name)
@@ -82,6 +86,28 @@ def _unpick(node: gs.Node, first: Witness, second: Witness, names: set[str]) -> 
     if target is not None:
         node.op, node.attrs = "Reshape", {}
         node.inputs[1] = gs.Constant(unique_name(names, f"{output}_shape"), target)
+
+
+_BROADCASTS = frozenset(
+    ("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Where", "And", "Or", "Equal", "Less", "Greater")
+)
+
+
+def _unstretch(node: gs.Node, first: Witness, second: Witness) -> None:
+    """Condition 5."""
+    source, target = node.inputs[0], node.outputs[0]
+
+    def whole(t: gs.Tensor) -> bool:
+        return t is not target and all(
+            target.name in w.shapes and w.shapes.get(t.name) == w.shapes[target.name] for w in (first, second)
+        )
+
+    readers = list(target.outputs)
+    if all(n.op in _BROADCASTS and not n.domain and any(whole(t) for t in n.inputs) for n in readers):
+        for reader in readers:
+            for i, t in enumerate(reader.inputs):
+                if t is target:
+                    reader.inputs[i] = source
 
 
 def _soften(node: gs.Node, index: int, graph: gs.Graph, first: Witness, second: Witness, names: set[str]) -> None:

@@ -50,6 +50,30 @@ def output(model: Model | onnx.ModelProto | Path) -> Array:
     return np.asarray(session.run({"x": x})[0])
 
 
+def test_weight_that_only_a_branch_uses_survives(tmp_path: Path) -> None:
+    large = np.random.default_rng(0).standard_normal((1, 3, 64, 64)).astype(np.float32)  # large: mapped, not parsed
+    branches = []
+    for op in ("Add", "Sub"):
+        node = helper.make_node(op, ["x", "large"], [op])
+        branches.append(helper.make_graph([node], op, [], [helper.make_tensor_value_info(op, TensorProto.FLOAT, None)]))
+    node = helper.make_node("If", ["c"], ["y"], then_branch=branches[0], else_branch=branches[1])
+    graph = helper.make_graph(
+        [node],
+        "branches",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 64, 64]),
+            helper.make_tensor_value_info("c", TensorProto.BOOL, []),
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 3, 64, 64])],
+        [numpy_helper.from_array(large, "large")],
+    )
+    source = write(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "a")
+    save(load(source), tmp_path / "b.onnx")
+    feeds = {"x": np.zeros((2, 3, 64, 64), np.float32), "c": np.array(False)}
+    (y,) = Session(onnx.load(tmp_path / "b.onnx"), threads=1).run(feeds)
+    assert np.array_equal(y, np.broadcast_to(-large, y.shape))
+
+
 # ------------------------------------------------------------------------------------------------ nothing is lost
 
 

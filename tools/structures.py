@@ -91,11 +91,16 @@ def models_in(folder: Path) -> Iterator[tuple[str, Path]]:
 
 def golden() -> dict[str, object]:
     """What is free and what is locked in every structure, with the random weights of the tests."""
-    tests = _tests_module()
-    return {path.name.removesuffix(".onnx.xz"): tests.coverage(tests.analysed(path)) for path in tests.all_structures()}
+    tests = tests_module()
+    rows = {}
+    for path in tests.all_structures():
+        analysis = tests.analysed(path)
+        rows[path.name.removesuffix(".onnx.xz")] = {**tests.coverage(analysis), "size": tests.size(analysis)}
+    return rows
 
 
-def _tests_module() -> ModuleType:
+def tests_module() -> ModuleType:
+    """tests/structures.py, whose filler knows what weights a tensor's use asks for."""
     spec = importlib.util.spec_from_file_location("tests_structures", ROOT / "tests" / "structures.py")
     assert spec is not None
     assert spec.loader is not None

@@ -1,34 +1,36 @@
-"""Prunes whole folders of models and tabulates what came out: the coverage page, and a test on your own models.
+"""Builds, prunes, verifies and times a zoo of models, or whole folders of yours: the coverage page.
 
-    python tools/zoo.py FOLDER_OR_FILE ... [--lines .zoo/zoo.jsonl] [--page coverage.md]
+    python tools/zoo.py FOLDER_OR_FILE ...                   # NAME.onnx, NAME/model.onnx and NAME.onnx.xz of a folder
+    python tools/zoo.py --build '*.ts' 'hf_*' --pack         # makes the models itself: tools/zoo_catalogue.py
+    python tools/zoo.py --page docs/coverage.md --json docs/coverage.json    # only writes the pages anew
 
-A folder gives its NAME.onnx and NAME/model.onnx. Every model runs in a process of its own: load, analyze, prune a
-random half of every group and to half of the MACs by l2, verify both at batch 1 and 5. Results are appended to
-`--lines` as they come; a second run does only what is new, changed or `--again`.
+Every model is built in one process and measured in another (tools/zoo_measure.py), both with a limit of memory and of
+time. Results are appended to `--lines` as they come; a second run does only what is new, changed, failed or `--again`.
+A built model is deleted once it is measured; `--pack` keeps its weight-less structure.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
-import platform
 import resource
+import shutil
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-import onnxprune as op
+import onnx
+import zoo_page
+from structures import pack, tests_module
+from zoo_catalogue import Entry, chosen
 
 Row = dict[str, Any]
-VERSIONS = ("onnxprune", "onnx", "onnxruntime", "numpy")
+TOOLS = Path(__file__).resolve().parent
 
 
 def collect(places: Sequence[Path]) -> Iterator[tuple[str, Path]]:
@@ -38,13 +40,13 @@ def collect(places: Sequence[Path]) -> Iterator[tuple[str, Path]]:
             yield _name(place), place
             continue
         for path in sorted(place.iterdir()):
-            model = path if path.suffix == ".onnx" else path / "model.onnx"
+            model = path if path.name.endswith((".onnx", ".onnx.xz")) else path / "model.onnx"
             if model.is_file():
                 yield _name(model), model
 
 
 def _name(path: Path) -> str:
-    return path.parent.name if path.name == "model.onnx" else path.stem
+    return path.parent.name if path.name == "model.onnx" else path.name.removesuffix(".xz").removesuffix(".onnx")
 
 
 def stamp(path: Path) -> list[int]:
@@ -53,58 +55,70 @@ def stamp(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def measure(path: Path) -> Row:
-    """Everything about one model; in its own process, so that the peak memory is its own."""
-    clock = [time.perf_counter()]
-
-    def lap() -> float:
-        clock.append(time.perf_counter())
-        return clock[-1] - clock[-2]
-
-    model = op.load(path)
-    row: Row = {"load_s": lap()}
-    analysis = op.analyze(model)
-    row["analyze_s"] = lap()
-    row["groups"] = len(analysis)
-    row["channels"] = sum(g.channels for g in analysis)
-    row["locked"] = [[lock.name, lock.channels, lock.op, lock.reason] for lock in analysis.locked]
-    if not analysis.groups:
-        return row
-    rng = np.random.default_rng(0)
-    gone = {g.name: rng.choice(g.channels, g.channels // 2, replace=False) for g in analysis}
-    removals = {g.name: op.Removal(g.channels, tuple(sorted(gone[g.name].tolist()))) for g in analysis}
-    plans = {"random": op.Plan(model.fingerprint, removals)}
-    lap()
-    plans["target"] = op.plan(op.score(model, analysis, "l2"), op.Target(macs=0.5))
-    row["plan_s"] = lap()
-    for kind, plan in plans.items():
-        result = op.compile_plan(model, plan, analysis=analysis, check=False)
-        row[f"{kind}_strip_s"] = lap()
-        proof = op.verify(analysis, plan, result.model)
-        row[f"{kind}_verify_s"] = lap()
-        row[kind] = {
-            **{what: result.after.ratio(result.before, what) for what in ("macs", "params")},
-            "max_relative": proof.max_relative,
-            "effect": proof.effect,
-            "batches": list(proof.batches),
-        }
-        row["macs"], row["params"] = result.before.macs, result.before.params
-    row["total_s"] = clock[-1] - clock[0]
-    row["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return row
-
-
-def run_one(name: str, path: Path, timeout: float) -> Row:
-    """`measure` in a subprocess; a failure is a row too."""
-    command = [sys.executable, __file__, "--one", str(path)]
+def measured(path: Path, timeout: float, proofs: bool) -> Row:
+    """The row of one model, from a process of its own; a failure is a row too."""
+    command = [sys.executable, str(TOOLS / "zoo_measure.py"), str(path), *([] if proofs else ["--no-proofs"])]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
     except subprocess.TimeoutExpired:
-        return {"name": name, "stamp": stamp(path), "error": f"not done after {timeout:g} s"}
-    if done.returncode == 0:
-        return {"name": name, "stamp": stamp(path), **json.loads(done.stdout.splitlines()[-1])}
-    error = done.stderr.strip().splitlines() or [f"ended with {done.returncode}"]
-    return {"name": name, "stamp": stamp(path), "error": error[-1][:300].replace(str(path), path.name)}
+        return {"error": f"not done after {timeout:g} s"}
+    try:
+        row: Row = json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        last = done.stderr.strip().splitlines() or [f"ended with {done.returncode}"]
+        row = {"error": last[-1][:300]}
+    if "error" in row:
+        row["error"] = row["error"].replace(str(path), path.name)
+    return row
+
+
+def built(entry: Entry, folder: Path, timeout: float, memory: float, python: str | None) -> Row:
+    """Makes a model in a folder by a process of its own; `error` says why there is none.
+
+    A fork of this process, so that torch is imported once for all of them, or another interpreter: Keras wants its own.
+    """
+    if python:
+        command = [python, str(TOOLS / "zoo_build.py"), entry.name, "--out", str(folder.parent)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+        except subprocess.TimeoutExpired:
+            return {"error": f"exporter: not done after {timeout:g} s"}
+        if done.returncode:
+            return {"error": "exporter: " + _last_line(done.stderr)}
+        return dict(json.loads(done.stdout.splitlines()[-1]))
+    folder.mkdir(parents=True, exist_ok=True)
+    note = folder / "build.json"
+    child = multiprocessing.get_context("fork").Process(target=_build, args=(entry, folder, note, memory))
+    child.start()
+    child.join(timeout)
+    if child.is_alive():
+        child.kill()
+        child.join()
+        return {"error": f"exporter: not done after {timeout:g} s"}
+    if not note.is_file():
+        return {"error": f"exporter: ended with {child.exitcode}, out of memory perhaps"}
+    return dict(json.loads(note.read_text(encoding="utf-8")))
+
+
+def _build(entry: Entry, folder: Path, note: Path, memory: float) -> None:
+    from zoo_build import build
+
+    resource.setrlimit(resource.RLIMIT_DATA, (int(memory * 2**30), int(memory * 2**30)))
+    log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT)  # exporters are talkative, in C++ too
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    try:
+        row = build(entry, folder)
+    except BaseException as err:  # whatever an exporter raises
+        row = {"error": f"exporter: {type(err).__name__}: {_last_line(str(err))}"}
+    note.write_text(json.dumps(row), encoding="utf-8")
+
+
+def _last_line(text: str) -> str:
+    """What of an error says the most: exporters' messages run over pages, the cause stands first or last."""
+    lines = [" ".join(line.split()) for line in text.strip().splitlines() if line.strip()]
+    causes = [line for line in lines if "Error" in line or "nsupported" in line or "not supported" in line]
+    return ((causes or lines or ["no message"])[-1 if causes else 0])[:250]
 
 
 def read_lines(path: Path) -> dict[str, Row]:
@@ -119,106 +133,112 @@ def read_lines(path: Path) -> dict[str, Row]:
     return rows
 
 
-HEAD = """# Coverage
+class Zoo:
+    """Rows as they come, in a file that a later run goes on with."""
 
-Every model below was read as its exporter wrote it, analysed, and pruned twice: a random half of the channels of
-every group, and to half of the MACs by `l2` with default limits. Both results were run in onnxruntime at batch 1 and
-5 against the masked original; *difference* is the larger of the two, relative to the largest output. `.ts`: PyTorch's
-TorchScript exporter, `.bn`: the same with BatchNormalization kept, `.dyn`: its dynamo exporter, `keras_...`: Keras
-through tf2onnx (weights random); `..._cifar10_...`, `..._jpeg_...` and `digits_...`: trained models. *Locked* names
-the operators that hold channels back, with the number of groups; `output` is the model's own output, which no pruning
-may change.
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.rows = read_lines(args.lines)
+        self.failed = 0
+        args.lines.parent.mkdir(parents=True, exist_ok=True)
 
-To repeat this, or to try your own models:
+    def add(self, row: Row) -> None:
+        """Keeps a row and says how it went."""
+        self.rows[row["name"]] = row
+        self.failed += "error" in row
+        with self.args.lines.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        state = row.get("error") or f"{row['groups']} groups, {row['total_s']:.1f} s"
+        print(f"{time.strftime('%H:%M:%S')} {row['name']}: {state}", file=sys.stderr, flush=True)
 
-```
-python tools/zoo.py FOLDER_OR_FILE ... --page coverage.md
-```
+    def wanted(self, name: str, mark: object) -> bool:
+        """Whether a model is still to be measured."""
+        row = self.rows.get(name)
+        return self.args.again or row is None or row.get("stamp") != mark or "error" in row
 
-"""
-COLUMNS = (
-    "model", "groups", "free channels", "params kept, random half", "MACs kept, random half", "MACs kept, target 50 %",
-    "locked", "difference", "analyse (s)", "plan and strip (s)", "whole, with proofs (s)", "peak (MB)",
-)  # fmt: skip
+    def file(self, name: str, path: Path) -> None:
+        """A model that is there; a structure is given random weights first."""
+        if not self.wanted(name, stamp(path)):
+            return
+        row = {**self.rows.get(name, {}), "name": name, "stamp": stamp(path), "weights": "as they are"}
+        row.pop("error", None)
+        source = path
+        if path.suffix == ".xz":
+            row["weights"], source = "structure", self.args.models / name / "model.onnx"
+            source.parent.mkdir(parents=True, exist_ok=True)
+            filler = tests_module()
+            onnx.save(filler.fill(filler.unpack(path)), source)
+        row |= measured(source, self.args.timeout, True)
+        if source is not path and not self.args.keep:
+            shutil.rmtree(source.parent, ignore_errors=True)
+        self.add(row)
 
-
-def page(rows: Sequence[Row]) -> str:
-    """The coverage page."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
-    for row in rows:
-        if "random" not in row:
-            why = row.get("error", "no free group").replace("|", "/")
-            lines.append("| " + " | ".join([row["name"], str(row.get("groups", "")), why]) + " |" * (len(COLUMNS) - 2))
-            continue
-        half, target = row["random"], row["target"]
-        cells = [
-            row["name"],
-            str(row["groups"]),
-            f"{row['channels']:,}",
-            f"{half['params']:.1%}",
-            f"{half['macs']:.1%}",
-            f"{target['macs']:.1%}",
-            ", ".join(f"{name} {n}" for name, n in sorted(Counter(lock[2] for lock in row["locked"]).items())),
-            f"{max(half['max_relative'], target['max_relative']):.1e}",
-            f"{row['analyze_s']:.2f}",
-            f"{row['plan_s'] + row['target_strip_s']:.2f}",
-            f"{row['total_s']:.1f}",
-            f"{row['peak_mb']:,.0f}",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    good = [r for r in rows if "random" in r]
-    worst = max((max(r["random"]["max_relative"], r["target"]["max_relative"]) for r in good), default=0.0)
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in VERSIONS)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    tail = (
-        f"\n{len(good)} of {len(rows)} models pruned and proved; largest relative difference {worst:.1e} "
-        f"(allowed: 1e-04). Measured on {cores} core(s), "
-        f"{platform.machine()}, Python {platform.python_version()}, {versions}.\n"
-    )
-    return HEAD + "\n".join(lines) + "\n" + tail
-
-
-def write(path: Path, text: str) -> None:
-    """Writes a file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    def make(self, entry: Entry) -> None:
+        """A model of the catalogue."""
+        row = self.rows.get(entry.name, {})
+        hopeless = not self.args.again and str(row.get("error", "")).startswith("exporter: ")
+        if hopeless or not self.wanted(entry.name, "built"):
+            return
+        folder = self.args.models / entry.name
+        shutil.rmtree(folder, ignore_errors=True)
+        row = {"name": entry.name, "stamp": "built", "library": entry.library}
+        row |= built(entry, folder, self.args.timeout, self.args.memory, self.args.python)
+        path = folder / "model.onnx"
+        if "error" not in row:
+            row["bytes"] = sum(f.stat().st_size for f in folder.iterdir())
+            if self.args.pack:
+                row["packed"] = pack(path, self.args.pack / f"{entry.name}.onnx.xz")
+            row |= measured(path, self.args.timeout, row["bytes"] <= self.args.largest * 2**20)
+        self.add(row)
+        if not self.args.keep:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("places", type=Path, nargs="*", help="files and folders")
+    parser.add_argument("--build", nargs="+", default=[], metavar="PATTERN", help="models of the catalogue, by name")
     parser.add_argument("--lines", type=Path, default=Path(".zoo/zoo.jsonl"), help="results as they come")
     parser.add_argument("--page", type=Path, default=Path(".zoo/coverage.md"), help="the table")
     parser.add_argument("--json", type=Path, default=Path(".zoo/coverage.json"), help="the table's numbers")
-    parser.add_argument("--timeout", type=float, default=600, help="seconds for one model")
+    parser.add_argument("--models", type=Path, default=Path(".zoo/models"), help="where built models lie meanwhile")
+    parser.add_argument("--pack", type=Path, nargs="?", const=Path(".zoo/structures"), help="keep structures here")
+    parser.add_argument("--keep", action="store_true", help="do not delete built models")
+    parser.add_argument("--python", help="the interpreter that builds (one with Keras, say)")
+    parser.add_argument("--timeout", type=float, default=600, help="seconds for building and for measuring a model")
+    parser.add_argument("--memory", type=float, default=12, help="GiB that building may take")
+    parser.add_argument("--largest", type=float, default=1000, help="MiB: of larger models nothing is run")
     parser.add_argument("--again", action="store_true", help="also what earlier runs have done")
-    parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.one:
-        print(json.dumps(measure(args.one)))
-        return 0
-    models = list(collect(args.places))
-    if not models:
-        parser.error("no model found; name .onnx files or folders that hold some")
-    done = {} if args.again else read_lines(args.lines)
-    args.lines.parent.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for i, (name, path) in enumerate(models):
-        row = done.get(name)
-        if row is None or row["stamp"] != stamp(path) or "error" in row:
-            row = run_one(name, path, args.timeout)
-            with args.lines.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-        rows.append(row)
-        state = row.get("error") or f"{row['groups']} groups, {row.get('total_s', 0):.1f} s"
-        print(f"{i + 1}/{len(models)} {name}: {state}", file=sys.stderr, flush=True)
-    write(args.page, page(rows))
-    public = [{k: v for k, v in row.items() if k != "stamp"} for row in rows]
-    write(args.json, json.dumps(public, indent=1) + "\n")
-    return int(any("error" in row for row in rows))
+    try:
+        entries = chosen(args.build)
+    except ValueError as err:
+        parser.error(str(err))
+    zoo = Zoo(args)
+    if entries and not args.python:
+        _preload()
+    for entry in entries:
+        zoo.make(entry)
+    for name, path in collect(args.places):
+        zoo.file(name, path)
+    rows = list(zoo.rows.values())
+    if not rows:
+        parser.error("no model found; name .onnx files, folders that hold some, or --build PATTERN")
+    zoo_page.write(args.page, zoo_page.page(rows))
+    zoo_page.write(args.json, zoo_page.compact(rows))
+    return int(zoo.failed > 0)
+
+
+def _preload() -> None:
+    """Imports once what every fork needs."""
+    import onnxscript  # noqa: F401
+    import timm  # noqa: F401
+    import torch.onnx
+    import torchvision  # noqa: F401
+    import transformers  # noqa: F401
+
+    torch.set_num_threads(1)
 
 
 if __name__ == "__main__":

@@ -8,14 +8,14 @@ from math import prod
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.ops.labels import Labels, LabelTable
+from onnxprune.ops.labels import Axes, Labels, LabelTable
 from onnxprune.ops.record import OpSpec, Patcher, Shape, left, register
 
 
 def _start(
     node: gs.Node, table: LabelTable, weight: int = 1, bias_at: int = 2, last: bool = False
-) -> tuple[gs.Tensor, gs.Tensor | None, int, Labels | None, int] | None:
-    """(weight, bias, groups, input channels, rank), or None after locking a convolution by computed weights.
+) -> tuple[gs.Tensor, gs.Tensor | None, int, Labels | None, Axes] | None:
+    """(weight, bias, groups, input channels, labels over space), or None after locking one by computed weights.
 
     `last`: the data's channels are its last axis.
     """
@@ -26,10 +26,22 @@ def _start(
                 table.lock_tensor(t, "its weight is not a constant")
         return None
     axes = table.get(x)
-    for labels in axes[1:-1] if last else axes[2:]:
-        table.lock(labels, "convolves over it")
+    space: Axes = []
+    for place, labels in enumerate(axes[1:-1] if last else axes[2:]):
+        passed = _pointwise(node, place, table.shape(w)[2:])
+        if not passed:
+            table.lock(labels, "convolves over it")
+        space.append(labels if passed else None)
     bias = node.inputs[bias_at] if len(node.inputs) > bias_at and node.inputs[bias_at].name else None
-    return w, bias, int(node.attrs.get("group", 1)), axes[-1 if last else 1], len(axes)
+    return w, bias, int(node.attrs.get("group", 1)), axes[-1 if last else 1], space
+
+
+def _pointwise(node: gs.Node, place: int, kernel: Shape) -> bool:
+    """Whether a spatial axis is only passed along: every index by itself, none left out or added."""
+    attrs, rank = node.attrs, len(kernel)
+    pads = attrs.get("pads") or [0] * 2 * rank
+    added = (pads[place], pads[place + rank], (attrs.get("output_padding") or [0] * rank)[place])
+    return bool(kernel[place] == 1 and (attrs.get("strides") or [1] * rank)[place] == 1 and not any(added))
 
 
 def _split(labels: Labels | None, groups: int, table: LabelTable, *, blocks: bool) -> Labels | None:
@@ -66,7 +78,7 @@ def convolve(
     start = _start(node, table, weight, bias_at, last)
     if start is None:
         return None
-    w, bias, groups, xin, rank = start
+    w, bias, groups, xin, space = start
     filters, kin = table.shape(w)[:2]
     channels = -1 if last else 1
     if groups == 1:
@@ -91,7 +103,7 @@ def convolve(
     table.filters(w, 0, out)
     if bias is not None:
         table.bind(bias, 0, out)
-    table.put(node.outputs[0], [*[None] * (rank - 1), out] if last else [None, out, *[None] * (rank - 2)])
+    table.put(node.outputs[0], [None, *space, out] if last else [None, out, *space])
     return out
 
 
@@ -100,7 +112,7 @@ def couple_conv_transpose(node: gs.Node, table: LabelTable) -> None:
     start = _start(node, table)
     if start is None:
         return
-    w, bias, groups, xin, rank = start
+    w, bias, groups, xin, space = start
     kin, kout = table.shape(w)[0] // groups, table.shape(w)[1]
     out: Labels | None
     if groups == 1:
@@ -122,7 +134,7 @@ def couple_conv_transpose(node: gs.Node, table: LabelTable) -> None:
     table.contract(0, 1)
     if bias is not None:
         table.bind(bias, 0, out)
-    table.put(node.outputs[0], [None, out, *[None] * (rank - 2)])
+    table.put(node.outputs[0], [None, out, *space])
 
 
 def patch_conv_group(node: gs.Node, patcher: Patcher) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import prod
 from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.ops.labels import Array, Axes, Labels, LabelTable
+from onnxprune.ops.labels import Array, Axes, LabelTable
 from onnxprune.ops.record import Evaluate, OpSpec, register
 
 # Operators that join two streams of activations.
@@ -37,10 +36,12 @@ def broadcast(table: LabelTable, operands: Sequence[tuple[gs.Tensor, int]]) -> A
                 takes.append((t, axis))
         data = [(t, axis) for t, axis in takes if not table.is_const(t)]
         if not data:
-            labels = _scaled(table, operands) if len(takes) == 1 else None
+            # Along this axis the data is one index, copied: a constant offers channels (a bias of each attention head,
+            # the scales of dynamic quantization times that of the data).
+            stretched = bool(takes) and any(not table.is_const(t) for t, _ in operands)
+            out[place] = table.produce(*takes[0]) if stretched else None
             for t, axis in takes:
-                table.bind(t, axis, labels)
-            out[place] = labels
+                table.bind(t, axis, out[place])
             continue
         first = table.get(data[0][0])[data[0][1]]
         for t, axis in data[1:]:
@@ -54,15 +55,6 @@ def broadcast(table: LabelTable, operands: Sequence[tuple[gs.Tensor, int]]) -> A
                 table.bind(t, axis, first)
         out[place] = first
     return out
-
-
-def _scaled(table: LabelTable, operands: Sequence[tuple[gs.Tensor, int]]) -> Labels | None:
-    """Channels of a constant vector times a number computed at run time: scales of dynamic quantization."""
-    vectors = [t for t, _ in operands if isinstance(t, gs.Constant) and len(table.shape(t)) == 1]
-    numbers = [t for t, _ in operands if not table.is_const(t) and prod(table.shape(t)) == 1]
-    if len(vectors) != 1 or len(numbers) + 1 != len(operands) or table.node is None or table.node.op != "Mul":
-        return None
-    return table.produce(vectors[0], 0)
 
 
 def couple_broadcast(node: gs.Node, table: LabelTable) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.ops.labels import LabelTable
+from onnxprune.ops.labels import Array, LabelTable
 from onnxprune.ops.record import OpSpec, Patcher, normal_axis, register
 
 
@@ -117,7 +119,19 @@ def couple_mvn(node: gs.Node, table: LabelTable) -> None:
     table.put(node.outputs[0], axes)
 
 
-register(OpSpec("BatchNormalization", couple_batchnorm))
+def _evaluate_batchnorm(node: gs.Node, values: Sequence[Array]) -> Array:
+    """Of a constant: exporters write a weight's standardisation (mean 0, variance 1 for each filter) as BatchNorm."""
+    x, scale, shift, mean, variance = values[:5]
+    if int(node.attrs.get("training_mode", 0)):
+        others = tuple(i for i in range(x.ndim) if i != 1)
+        mean, variance = x.mean(others, np.float64), x.var(others, np.float64)
+    epsilon = float(node.attrs.get("epsilon", 1e-5))
+    columns = (1, -1, *[1] * (x.ndim - 2))
+    gain = scale / np.sqrt(variance.astype(np.float64) + epsilon)
+    return np.asarray((x - mean.reshape(columns)) * gain.reshape(columns) + shift.reshape(columns)).astype(x.dtype)
+
+
+register(OpSpec("BatchNormalization", couple_batchnorm, evaluate=_evaluate_batchnorm))
 register(OpSpec("InstanceNormalization", couple_instancenorm))
 register(OpSpec("LayerNormalization", couple_layernorm))
 register(OpSpec("RMSNormalization", couple_layernorm))

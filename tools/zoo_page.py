@@ -1,0 +1,190 @@
+"""The coverage page and its numbers, from the rows of `tools/zoo.py`."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from zoo_catalogue import SKIPPED, catalogue
+
+Row = dict[str, Any]
+VERSIONS = ("onnxprune", "onnx", "onnxruntime", "numpy")
+WEAK = 1e-3  # a masked model that is nearer than this to the original would prove little
+LIBRARIES = {
+    "torchvision": "torchvision: classification and segmentation",
+    "flow": "torchvision: optical flow",
+    "video": "torchvision: video",
+    "detection": "torchvision: detection",
+    "timm": "timm",
+    "transformers": "transformers, small configurations",
+    "keras": "Keras applications",
+    "light": "The light models of the onnx wheel",
+    "": "Trained models, and files given by name",
+}
+
+HEAD = """# Coverage
+
+Every model below was read as its exporter wrote it, analysed, and pruned twice: a random half of the channels of
+every group, and to half of the MACs by `l2` with default limits. The random half was run in onnxruntime at batch 1 and
+5 (at the model's own batch where that is fixed) against the masked original, the other at batch 1; *difference* is the
+larger of the two, relative to the largest output.
+
+`.ts` is PyTorch's TorchScript exporter (opset 17), `.bn` the same with BatchNormalization kept, `.dyn` its dynamo
+exporter (opset 20), `.tf2onnx` and `keras_` tf2onnx, `.keras` Keras 3's own export. Weights are random: as the library
+makes them, with BatchNorm statistics of a random batch and nothing left at zero or one (`tools/zoo_build.py`), or,
+marked °, put into the weight-less structure by `tests/structures.py`. Images are 96 pixels wide where an architecture
+takes that (the sizes are in [coverage.json](coverage.json)), and what hangs on the size with them: MACs, seconds,
+memory, not which channels are free.
+
+*Params aside* leaves out the layers that compute the model's outputs, whose outputs no pruning may take. *Locked* names
+the operators that hold channels back, with the number of groups; the reasons are in a table of their own at the end.
+Seconds of analysis are CPU seconds, imports aside; the other times are wall-clock on a machine that did other work.
+
+To repeat this, or to try your own models:
+
+```
+python tools/zoo.py FOLDER_OR_FILE ... --page coverage.md
+python tools/zoo.py --build 'resnet*' 'timm_*.ts'       # needs torch, torchvision, timm, transformers
+```
+
+"""
+COLUMNS = (
+    "model", "groups", "free channels", "params kept, random half", "params aside", "MACs kept, random half",
+    "MACs kept, target 50 %", "locked", "difference", "analyse (CPU s)", "plan and strip (s)",
+    "whole, with proofs (s)", "peak (MB)",
+)  # fmt: skip
+_LIBRARY = {entry.name: entry.library for entry in catalogue()}
+
+
+def library(row: Row) -> str:
+    """Where a row's model comes from."""
+    name = str(row["name"])
+    if name in _LIBRARY:
+        return _LIBRARY[name]
+    if name.endswith(".bn"):
+        return "torchvision"
+    return "keras" if name.startswith("keras_") and "cifar10" not in name else ""
+
+
+def proved(row: Row) -> bool:
+    """Whether a random half of its channels was removed and the result equal."""
+    return "error" not in row and "max_relative" in row.get("random", {})
+
+
+def page(rows: Sequence[Row]) -> str:
+    """The coverage page."""
+    parts = [HEAD, _summary(rows)]
+    for key, title in LIBRARIES.items():
+        own = sorted((r for r in rows if library(r) == key), key=lambda r: str(r["name"]))
+        good = [r for r in own if "groups" in r and "error" not in r]
+        bad = [r for r in own if r not in good]
+        if not own:
+            continue
+        parts.append(f"## {title}\n\n" + _table(COLUMNS, (_cells(r) for r in good)))
+        if bad:
+            causes = [(r["name"], str(r["error"]).replace("|", "/")) for r in bad]
+            parts.append("Not pruned:\n\n" + _table(("model", "where it failed, and why"), causes))
+    if SKIPPED:
+        parts.append("## Not built\n\n" + _table(("torchvision model", "why"), sorted(SKIPPED.items())))
+    parts.append(_causes(rows))
+    return "\n".join(parts)
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    columns = list(head)
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(cells) + " |" for cells in rows)]) + "\n"
+
+
+def _cells(row: Row) -> list[str]:
+    name = row["name"] + ("°" if row.get("weights") == "structure" else "")
+    if "random" not in row:
+        return [name, "0", *[""] * 5, _locked(row), "", f"{row['analyze_cpu_s']:.3f}", *[""] * 3]
+    half, target = row["random"], row.get("target", {})
+    aside = half.get("params_aside")
+    worst = max(half.get("max_relative", 0.0), target.get("max_relative", 0.0))
+    weak = min(half.get("effect", 1.0), target.get("effect", 1.0)) < WEAK
+    return [
+        name,
+        str(row["groups"]),
+        f"{row['channels']:,}",
+        f"{half['params']:.1%}",
+        "" if aside is None else f"{aside:.1%}",
+        f"{half['macs']:.1%}",
+        f"{target['macs']:.1%}" if "macs" in target else "out of reach",
+        _locked(row),
+        (f"{worst:.1e}" + (" (weak)" if weak else "")) if proved(row) else "not run",
+        f"{row['analyze_cpu_s']:.3f}",
+        f"{row['plan_s'] + row.get('target_strip_s', 0.0):.2f}",
+        f"{row['total_s']:.1f}",
+        f"{row['peak_mb']:,.0f}",
+    ]
+
+
+def _locked(row: Row) -> str:
+    counts: Counter[str] = Counter()
+    for operator, _, groups, *_ in row["locked"]:
+        counts[operator] += groups
+    return ", ".join(f"{name} {n}" for name, n in sorted(counts.items()))
+
+
+def _summary(rows: Sequence[Row]) -> str:
+    exported = [r for r in rows if not str(r.get("error", "")).startswith("exporter")]
+    good = [r for r in rows if proved(r)]
+    broken = [r for r in exported if "error" in r]
+    worst = max((max(r[k].get("max_relative", 0.0) for k in ("random", "target") if k in r) for r in good), default=0.0)
+    seconds = sorted(float(r["analyze_cpu_s"]) for r in exported if "analyze_cpu_s" in r)
+    names = {str(r["name"]) for r in good}
+    timm = {n.rsplit(".", 1)[0] for n in names if n.startswith("timm_")}
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in VERSIONS)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    lines = [
+        f"**{len(good)} of {len(exported)} models that exported are pruned and proved**, {len(broken)} failed; "
+        f"{len(rows) - len(exported)} were refused by their exporter. "
+        f"Among the proved are {len(timm)} architectures of timm.",
+        f"Largest relative difference: {worst:.1e} (allowed: 1e-04).",
+    ]
+    if seconds:
+        lines.append(
+            f"Analysis, CPU seconds: median {statistics.median(seconds):.3f}, 95 of 100 below "
+            f"{seconds[int(0.95 * (len(seconds) - 1))]:.2f}, longest {seconds[-1]:.2f}."
+        )
+    lines.append(f"Measured on {cores} core(s), {platform.machine()}, Python {platform.python_version()}, {versions}.")
+    return "\n".join(lines) + "\n"
+
+
+def _causes(rows: Sequence[Row]) -> str:
+    found: dict[tuple[str, str], list[Any]] = {}
+    for row in rows:
+        for operator, reason, groups, channels, name in row.get("locked", ()):
+            cause = found.setdefault((operator, reason), [0, 0, 0, f"{name} of {row['name']}"])
+            for i, n in enumerate((1, groups, channels)):
+                cause[i] += n
+    ordered = sorted(found.items(), key=lambda item: (-item[1][0], item[0]))
+    cells = [(op, why, str(n), f"{groups:,}", f"{c:,}", eg) for (op, why), (n, groups, c, eg) in ordered]
+    return "## Why channels are locked\n\n" + _table(
+        ("operator", "it ...", "models", "groups", "channels", "for example"), cells
+    )
+
+
+def compact(rows: Sequence[Row]) -> str:
+    """One line of JSON for each model."""
+    hidden = ("stamp", "library")
+    ordered = sorted(rows, key=lambda r: (list(LIBRARIES).index(library(r)), str(r["name"])))
+    lines = [json.dumps({k: v for k, v in row.items() if k not in hidden}, separators=(",", ":")) for row in ordered]
+    return "[\n" + ",\n".join(lines) + "\n]\n"
+
+
+def write(path: Path, text: str) -> None:
+    """Writes a file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
