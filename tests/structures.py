@@ -18,6 +18,7 @@ import onnx
 from onnx import NodeProto, TensorProto
 
 import onnxprune as op
+from onnxprune.cost import CostModel
 
 FOLDER = Path(__file__).resolve().parent.parent / "models" / "structures"
 MAX_PACKED = 2**20  # bytes of a file
@@ -168,10 +169,20 @@ def analysed(path: Path, seed: int = 0) -> op.Analysis:
 
 
 def coverage(analysis: op.Analysis) -> dict[str, object]:
-    """What tests/golden/structures.json holds of it."""
+    """What tests/golden/structures.json holds of it, its size aside."""
     locked = sorted({(lock.op, lock.reason) for lock in analysis.locked})
     return {
         "groups": len(analysis),
         "channels": sum(g.channels for g in analysis),
         "locked": [list(pair) for pair in locked],
+    }
+
+
+def size(analysis: op.Analysis) -> dict[str, int]:
+    """Millions of MACs of one sample, nodes, and elements of all weights in millions."""
+    cost = CostModel(analysis).whole
+    return {
+        "mmacs": round(cost.macs / 1e6),
+        "nodes": len(analysis.source.graph.nodes),
+        "mparams": round(cost.params / 1e6),
     }

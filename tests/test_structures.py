@@ -22,11 +22,22 @@ from onnxprune.verification import random_feeds
 GOLDEN = Path(__file__).parent / "golden" / "structures.json"
 EXPECTED = json.loads(GOLDEN.read_text(encoding="utf-8"))
 SLOW = ("vgg16_bn.", "maxvit_t.", "swin_t.ts", "vit_b_32.", "deeplabv3_resnet50.", "fcn_resnet50.ts")
+QUICK = {"mmacs": 700, "nodes": 900, "mparams": 40}  # of the zoo's models, what is small enough to be proved every time
+ZOO = ("timm_", "hf_", "light_")
+# Too little of them is free for half of the MACs to go: what their locked groups say.
+OUT_OF_REACH = ("hf_deberta_v2.ts", "timm_mvitv2_tiny.ts", "timm_test_efficientnet_ln.ts")
 
 
 def _cases() -> list[object]:
-    names = [(path.name.removesuffix(".onnx.xz"), path) for path in all_structures()]
-    return [pytest.param(p, id=n, marks=pytest.mark.slow if n.startswith(SLOW) else ()) for n, p in names]
+    """Structures by name; the expensive ones run only in the slow part of the suite."""
+    cases = []
+    for path in all_structures():
+        name = path.name.removesuffix(".onnx.xz")
+        size = EXPECTED.get(name, {}).get("size", {})
+        large = name.startswith(ZOO) and any(size.get(what, 0) > most for what, most in QUICK.items())
+        marks = pytest.mark.slow if large or name.startswith(SLOW) else ()
+        cases.append(pytest.param(path, id=name, marks=marks))
+    return cases
 
 
 def _random_half(analysis: op.Analysis, seed: int = 0) -> op.Plan:
@@ -38,26 +49,36 @@ def _random_half(analysis: op.Analysis, seed: int = 0) -> op.Plan:
     return op.Plan(analysis.source.fingerprint, groups)
 
 
+def _expected(path: Path) -> dict[str, object]:
+    return {k: v for k, v in EXPECTED[path.name.removesuffix(".onnx.xz")].items() if k != "size"}
+
+
 @pytest.mark.parametrize("path", _cases())
 def test_structure(path: Path) -> None:
     model = filled(path)
     analysis = op.analyze(model)
-    assert coverage(analysis) == EXPECTED[path.name.removesuffix(".onnx.xz")]
-    assert len(analysis) >= 1
+    assert coverage(analysis) == _expected(path)
+    if not analysis.groups:
+        return
 
     half = op.compile_plan(model, _random_half(analysis), analysis=analysis)
     assert half.verification is not None
-    assert tuple(half.verification.batches) == (1, 5)
+    assert tuple(half.verification.batches) == ((1, 5) if analysis.witness.dims else (1,))
     assert half.verification.max_relative <= 1e-4
     assert half.verification.effect > 1e-3, "the masks do not matter, so nothing was proved"
     assert half.after.params < half.before.params
 
-    plan = op.plan(op.score(model, analysis, "l2"), op.Target(macs=0.5))
+    scores = op.score(model, analysis, "l2")
+    if path.name.startswith(OUT_OF_REACH):
+        with pytest.raises(op.OnnxPruneError, match="cannot be reached"):
+            op.plan(scores, op.Target(macs=0.5))
+        return
+    plan = op.plan(scores, op.Target(macs=0.5))
     least = op.compile_plan(model, plan, analysis=analysis, feeds=[random_feeds(analysis, 1)])
     assert least.verification is not None
     assert least.verification.max_relative <= 1e-4
     assert least.verification.effect > 1e-3
-    assert least.after.ratio(least.before, "macs") == pytest.approx(0.5, abs=0.01)
+    assert least.after.ratio(least.before, "macs") == pytest.approx(0.5, abs=0.02)
 
 
 STREAMS = ("convnext_tiny.", "maxvit_t.", "swin_t.", "vit_b_32.")
@@ -92,7 +113,7 @@ def test_golden_is_complete() -> None:
 
 def test_structures_stay_small() -> None:
     sizes = [p.stat().st_size for p in all_structures()]
-    assert len(sizes) >= 48
+    assert len(sizes) >= 100
     assert sum(sizes) < 4 * 2**20
     assert max(sizes) < 100_000
 
