@@ -157,10 +157,12 @@ def test_criteria_that_solve_for_weights_refuse_integers(tmp_path: Path) -> None
 def test_quantized_structures_are_exact(tmp_path: Path, name: str, form: QuantFormat) -> None:
     source = tmp_path / "m.onnx"
     onnx.save(fill(unpack(FOLDER / f"{name}.onnx.xz")), source)
-    x = np.random.default_rng(0).standard_normal((2, 3, 64, 64)).astype(np.float32)
+    x = np.random.default_rng(0).standard_normal((2, 3, 224, 224)).astype(np.float32)
     model = quantized(source, tmp_path / "q.onnx", [x], form, per_channel=True)
     analysis = op.analyze(model)
-    assert {g.name for g in analysis.groups} == {g.name for g in op.analyze(op.load(source)).groups}
+    # Names follow the order of nodes, which the quantizer changes where a shortcut joins.
+    whole = op.analyze(op.load(source))
+    assert sorted(g.channels for g in analysis.groups) == sorted(g.channels for g in whole.groups)
     done = compile_plan(model, half(analysis), analysis=analysis, feeds=[{model.graph.inputs[0].name: x}])
     assert done.verification is not None
     assert done.verification.max_relative == 0 < done.verification.effect
