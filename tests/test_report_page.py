@@ -90,10 +90,9 @@ def test_hovering_tells_the_point(browser: Browser, report: Path) -> None:
 def test_the_theme_follows_and_paper_is_white(browser: Browser, report: Path) -> None:
     page = browser.open(report, dark=True, offline=True)
     paper = "document.querySelector('[data-figure=curves-0]').layout.paper_bgcolor"
-    page.tab.emulate_media(color_scheme="light")
-    assert page.tab.evaluate(paper) == "#ffffff"
-    page.tab.emulate_media(color_scheme="dark")
-    assert page.tab.evaluate(paper) == "#1c2027"
+    for scheme, color in (("light", "#ffffff"), ("dark", "#1c2027")):
+        page.tab.emulate_media(color_scheme=scheme)
+        page.tab.wait_for_function(f"{paper} === '{color}'")  # the page hears of it a little later
     page.tab.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert page.tab.evaluate(paper) == "#fff"
     assert page.tab.pdf()[:5] == b"%PDF-"
