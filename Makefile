@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-gpu test-browser fuzz lint types docs wheel package clean
+.PHONY: demo test test-random test-slow test-gpu test-browser fuzz lint types docs wheel package clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -18,6 +18,10 @@ demo: $(STAMP)
 # One thread for each of the two processes: PyTorch's own threads would wait for each other's cores.
 test: lint types wheel $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# The property-based tests with examples of their own; a failure prints what it takes to see it again.
+test-random: $(STAMP)
+	ONNXPRUNE_RANDOM=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $$(grep -l '@PROPERTY' tests/test_*.py)
 
 test-slow: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow

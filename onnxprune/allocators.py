@@ -11,8 +11,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from heapq import heappop, heappush
+from itertools import count as from_zero
 
 import numpy as np
 import numpy.typing as npt
@@ -79,6 +80,34 @@ def total_lost(room: Room, lost: Mapping[str, Values], counts: Counts) -> float:
     return sum(float(lost[g.name][g.channels - counts[g.name]]) for g in room.free)
 
 
+Steps = Iterator[tuple[Counts, float]]
+
+
+class Walk:
+    """Steps that a greedy search takes, remembered: the way to one goal is the beginning of the way to a lower one.
+
+    Args:
+        steps: counts and the share they keep, the start first, every share at most the one before; may come later.
+    """
+
+    def __init__(self, steps: Steps | None = None) -> None:
+        self.steps = steps
+        self._gone: list[tuple[Counts, float]] = []
+
+    def passing(self, goal: float) -> tuple[Counts, Counts]:
+        """The last counts above a goal, and the first that are not; twice the same where there is only one kind."""
+        for i in from_zero():
+            if i == len(self._gone):
+                assert self.steps is not None
+                found = next(self.steps, None)
+                if found is None:
+                    return self._gone[-1][0], self._gone[-1][0]
+                self._gone.append(found)
+            if self._gone[i][1] <= goal:
+                return self._gone[max(i - 1, 0)][0], self._gone[i][0]
+        raise AssertionError
+
+
 class SavingGreedy:
     """Removes block after block, each time the one that loses least importance per unit of the target that it saves.
 
@@ -89,24 +118,33 @@ class SavingGreedy:
     Args:
         search: for the target.
         lost: group name -> what is lost with 0, 1, 2 ... channels gone, as long as the group may lose.
+        walk: what earlier searches with the same scores, limits and measure found on their way; it is gone on with.
     """
 
-    def __init__(self, search: Search, lost: Mapping[str, Values]) -> None:
+    def __init__(self, search: Search, lost: Mapping[str, Values], walk: Walk | None = None) -> None:
         self.search = search
         self.lost = lost
+        self.walk = walk or Walk()
+
+    def first(self) -> tuple[Counts, Counts]:
+        """In whole blocks from the start: the last counts above the goal, and the first that are not."""
+        room = self.search.room
+        if self.walk.steps is None:
+            self.walk.steps = self.removals(room.uniform(0.0), room.step)
+        return self.walk.passing(self.search.goal)
 
     def run(self) -> Counts:
         """Counts that meet the goal; where whole blocks are too coarse for it the last one is taken in parts."""
         search, step = self.search, self.search.room.step
-        above = search.room.uniform(0.0)
+        above, below = self.first()
         while True:
-            above, below = self.passing(above, step)
             counts = min((above, below), key=lambda c: abs(search.share(c) - search.goal))
             if search.met(counts):
                 return counts
             if step == 1:
                 return self.best(*map(search.settle, (above, below)))
             step //= 2
+            above, below = self.passing(above, step)
 
     def best(self, *answers: Counts) -> Counts:
         """Of several answers the one that loses least of those that meet the goal; else the one nearest to it."""
@@ -119,22 +157,25 @@ class SavingGreedy:
 
     def passing(self, counts: Counts, step: int) -> tuple[Counts, Counts]:
         """From some counts on: the last above the goal, and the first that are not; twice the same at the end."""
+        return Walk(self.removals(counts, step)).passing(self.search.goal)
+
+    def removals(self, counts: Counts, step: int) -> Steps:
+        """Counts and their share, one block after the other, to the end: no goal has a say in the order."""
         search = self.search
         share = search.share(counts)
+        yield counts, share
         queue: list[_Priced] = []
         stamp = 0
         for i in range(len(search.room.free)):
             self._push(queue, i, counts, share, step, stamp)
-        while share > search.goal and queue:
+        while queue:
             _, _, i, count, seen = heappop(queue)
             if seen != stamp:
                 self._push(queue, i, counts, share, step, stamp)
                 continue
-            before = counts
             counts = {**counts, search.room.free[i].name: count}
             share = search.share(counts)
-            if share <= search.goal:
-                return before, counts
+            yield counts, share
             stamp += 1
             if search.meter.measure == "memory":
                 # The peak moves from node to node: what saved none may save some now, so all are asked again.
@@ -143,7 +184,6 @@ class SavingGreedy:
                 for k in others:
                     self._push(queue, k, counts, share, step, stamp)
             self._push(queue, i, counts, share, step, stamp)
-        return counts, counts
 
     def _push(self, queue: list[_Priced], i: int, counts: Counts, share: float, step: int, stamp: int) -> None:
         """Adds a group's next block, if it has one."""

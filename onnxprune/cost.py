@@ -98,13 +98,14 @@ class CostModel:
     def __init__(self, analysis: Analysis) -> None:
         self.analysis = analysis
         self._rows: dict[int, int] = {}
+        self._equal: dict[bytes, int] = {}
         self._labels: list[npt.NDArray[np.int64]] = []
         batch = [n for (name, axis), n in analysis.witness.dims.items() if axis == 0]
         self._batch = batch[0] if batch else 1
         constants = self._constants()
         self._work = self._nodes()
         lives = self._lives()
-        flat = [analysis.component[labels] for labels in self._labels]
+        flat = [*self._labels]
         self._flat = np.concatenate(flat) if flat else np.zeros(0, np.int64)
         self._starts = np.cumsum([0, *[len(f) for f in flat[:-1]]]) if flat else np.zeros(0, np.int64)
         one = len(flat)
@@ -198,31 +199,59 @@ class CostModel:
             if labels is None:
                 out.append(n)
                 continue
-            # Tensors that follow each other share their label arrays: one count serves them all.
-            if id(labels) not in self._rows:
-                self._rows[id(labels)] = len(self._labels)
-                self._labels.append(labels)
-            out.append(-1 - self._rows[id(labels)])
+            # Tensors that follow each other share their label arrays, coupled ones their components: one count
+            # serves them all.
+            row = self._rows.get(id(labels))
+            if row is None:
+                components = self.analysis.component[labels]
+                row = self._rows[id(labels)] = self._equal.setdefault(components.tobytes(), len(self._labels))
+                if row == len(self._labels):
+                    self._labels.append(components)
+            out.append(-1 - row)
         return tuple(out)
 
     def cost(self, kept: Kept) -> Cost:
         """The cost if the components in `kept` (bool [count]) stay."""
+        counts = self._left(kept)
+        elements = self._weights(counts)
+        return Cost(
+            self._macs(counts), int(elements @ self._counted), int(elements @ self._itemsize), self._memory(counts),
+            int(np.count_nonzero(kept[self._free])),
+        )  # fmt: skip
+
+    def share(self, kept: Kept, measure: str) -> float:
+        """The share of one measure that these components keep: `cost(kept).ratio(whole, measure)`, without the rest."""
+        total = getattr(self.whole, measure)
+        if not total:
+            return 1.0
+        if measure == "channels":
+            return int(np.count_nonzero(kept[self._free])) / int(total)
+        counts = self._left(kept)
+        if measure == "macs":
+            left = self._macs(counts)
+        elif measure == "memory":
+            left = self._memory(counts)
+        else:
+            left = int(self._weights(counts) @ (self._counted if measure == "params" else self._itemsize))
+        return left / int(total)
+
+    def _left(self, kept: Kept) -> _Counts:
+        """How many labels of every row stay, and a 1 at the end."""
         counts = np.ones(len(self._labels) + 1, np.int64)
         if len(self._flat):
             counts[:-1] = np.add.reduceat(kept[self._flat], self._starts, dtype=np.int64)
-        elements = self._weights(counts)
+        return counts
+
+    def _macs(self, counts: _Counts) -> int:
+        """Multiply-accumulates of one sample."""
         sizes = counts.tolist()
-        macs = sum([work.macs(sizes) for work in self._work])
-        return Cost(
-            macs // self._batch, int(elements @ self._counted), int(elements @ self._itemsize),
-            self._memory(counts) // self._batch, int(np.count_nonzero(kept[self._free])),
-        )  # fmt: skip
+        return sum([work.macs(sizes) for work in self._work]) // self._batch
 
     def _memory(self, counts: _Counts) -> int:
-        """Most bytes alive at once, for the witness's batch."""
+        """Most bytes alive at once, for one sample."""
         if not len(self._born):
             return 0
         sizes = (self._activations(counts) * self._width).astype(np.float64)  # exact below 2^53
         places = int(self._dead.max()) + 2
         change = np.bincount(self._born, sizes, places) - np.bincount(self._dead + 1, sizes, places)
-        return int(np.cumsum(change).max())
+        return int(np.cumsum(change).max()) // self._batch

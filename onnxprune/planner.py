@@ -14,6 +14,7 @@ from onnxprune.allocators import (
     LatencyGreedy,
     SavingGreedy,
     Values,
+    Walk,
     better,
     importance_lost,
     ranked_path,
@@ -165,6 +166,7 @@ def allot(
     gone: Gone | None = None,
     final: bool = True,
     cost: CostModel | None = None,
+    walk: Walk | None = None,
 ) -> dict[str, Removal]:
     """Shares a budget among the groups; arguments are taken to be checked.
 
@@ -177,6 +179,7 @@ def allot(
         gone: what was removed before; limits and shares are those of the whole model all the same.
         final: whether the target has to be met; if not, the plan stops short of it by whole blocks.
         cost: of the analysis, if at hand.
+        walk: of the scope "saving", from earlier calls that differed in the target's share alone.
 
     Raises:
         OnnxPruneError: as `plan`.
@@ -197,7 +200,7 @@ def allot(
         ascending = np.argsort(values, kind="stable")
         order[g.name] = np.concatenate([first, rest[ascending]])
         ranked[g.name] = normalized(values, request.normalize)[ascending]
-    counts = _counts(scores, request, room, order, ranked, curves, latency, final, cost)
+    counts = _counts(scores, request, room, order, ranked, curves, latency, final, cost, walk)
     return {
         g.name: Removal(g.channels, tuple(sorted(order[g.name][: g.channels - counts[g.name]].tolist())))
         for g in room.groups
@@ -220,7 +223,7 @@ def _check_comparable(scores: Scores, request: Request) -> None:
 
 def _counts(
     scores: Scores, request: Request, room: Room, order: Gone, ranked: Mapping[str, Values], curves: Curves | None,
-    latency: LatencyPredictor | None, final: bool, cost: CostModel | None,
+    latency: LatencyPredictor | None, final: bool, cost: CostModel | None, walk: Walk | None,
 ) -> Counts:  # fmt: skip
     """How many channels every group keeps."""
     target = request.target
@@ -242,9 +245,9 @@ def _counts(
         rivals = search.settle(below), search.nearest(ranked_path(room, ranked))
         counts = better(greedy, *map(greedy.filled, rivals))
     elif request.scope == "saving":
-        saving = SavingGreedy(search, _lost(room, ranked, curves))
+        saving = SavingGreedy(search, _lost(room, ranked, curves), walk)
         if not final:
-            return saving.passing(room.uniform(0.0), room.step)[0]
+            return saving.first()[0]
         counts = saving.best(saving.run(), *map(search.nearest, (ranked_path(room, ranked), uniform_path(room))))
     else:
         path = _path(request.scope, room, ranked, curves)

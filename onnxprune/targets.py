@@ -116,4 +116,4 @@ class Meter:
         """The share that stays with the components in `kept` (bool [count])."""
         if self._latency is not None:
             return self._latency.seconds(kept) / self._latency.whole
-        return self._cost.cost(kept).ratio(self._cost.whole, self.measure)
+        return self._cost.share(kept, self.measure)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from onnx import parser
 from planning import wide_model
 
-from onnxprune.cost import CostModel
+from onnxprune.cost import MEASURES, CostModel
 from onnxprune.coupling import Analysis
 from onnxprune.limits import Limits
 from onnxprune.model import load
@@ -60,6 +60,16 @@ def test_memory_is_what_running_node_by_node_needs(spec: Spec, ratio: float) -> 
     small = analyze(compile_plan(model, made, check=False).model)
     batch = next((n for (_, axis), n in small.witness.dims.items() if axis == 0), 1)
     assert after.memory == CostModel(small).whole.memory == int(peak(small) // batch)
+
+
+@PROPERTY(max_examples=40)
+@given(specs(), st.integers(0, 2**16))
+def test_one_share_is_that_of_the_whole_answer(spec: Spec, seed: int) -> None:
+    analysis = analyze(load(build(spec)))
+    cost = CostModel(analysis)
+    kept = np.random.default_rng(seed).random(analysis.count) < 0.6
+    found = cost.cost(kept)
+    assert {m: cost.share(kept, m) for m in MEASURES} == {m: found.ratio(cost.whole, m) for m in MEASURES}
 
 
 def test_memory_by_hand() -> None:

@@ -114,6 +114,25 @@ def test_figures_are_those_of_the_plan() -> None:
     assert made.groups["w0"].removed == tuple(sorted(lowest))
 
 
+@PROPERTY(max_examples=25)
+@given(specs(), st.sampled_from(("macs", "memory", "params")), st.permutations([0.95, 0.8, 0.65, 0.5]), st.booleans())
+def test_greedy_answers_do_not_depend_on_what_was_asked_before(
+    spec: Spec, measure: str, goals: list[float], hold: bool
+) -> None:
+    scores = scores_of(op.load(build(spec)))
+    used = Explorer(scores, Path("unused"), limits=Limits(round_to=1))
+    for place, goal in enumerate(goals):
+        held = {0: used.start[0]} if hold and place % 2 else {}
+        asked = []
+        for fresh in (used, Explorer(scores, Path("unused"), limits=Limits(round_to=1))):
+            try:
+                asked.append(fresh.aim(measure, goal, "saving", held))
+            except OnnxPruneError as err:
+                assert "cannot be reached" in str(err)  # noqa: PT017
+                asked.append([])
+        assert asked[0] == asked[1]
+
+
 def test_latency_follows() -> None:
     scores = scores_of(wide_model())
     found = Explorer(scores, Path("unused"), latency=FakeLatency(scores.analysis), limits=Limits(round_to=16))

@@ -13,7 +13,7 @@ import onnx
 import pytest
 from command_line import CommandLine
 from graphs import PROPERTY, removal
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from onnx import numpy_helper
 from streams import BLOCKS, TOKENS, Stream, build_stream, streams
@@ -74,7 +74,8 @@ def test_without_inexact_groups_the_reference_is_the_masked_original(stream: Str
     model = load(build_stream(stream))
     analysis = analyze(model)
     assert all(g.exact for g in analysis.groups)
-    assert any(lock.inexact for lock in analysis.locked)
+    # A mean written as a sum and a count is exact: what is masked adds nothing. A net of such norms has no such lock.
+    assume(any(lock.inexact for lock in analysis.locked))
     plan = random_plan(analysis, seed)
     assert "inexact" not in plan.options
     masked = InsertMasks(plan, analysis)(model)

@@ -1,7 +1,8 @@
 """What the page can ask for, as plain values in and out: costs of counts, counts for an aim, a plan on disk.
 
 A state is a list of counts, the channels every group keeps, in the order of `analysis.groups`. Which ones stay is
-decided by the scores, as in `planner`. Nothing is remembered between two questions but what was saved.
+decided by the scores, as in `planner`. Nothing is remembered between two questions but what was saved, and what a
+greedy search found on its way, which the next value of the same aim goes on with.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune import __version__ as version
+from onnxprune.allocators import Walk
 from onnxprune.cost import MEASURES, CostModel
 from onnxprune.coupling import Kept
 from onnxprune.criteria.normalize import normalize as normalized
@@ -32,6 +34,7 @@ from onnxprune.thresholds import check_curves, predicted, predicted_sum, thresho
 
 Counts = Sequence[int]
 RATIO, METRIC = "ratio", "metric"  # aims besides the measures of a target
+_WALKS = 8  # of the scope "saving", remembered
 
 
 class Explorer:
@@ -66,6 +69,7 @@ class Explorer:
         self._normalize = normalize or scores.normalize
         self._overwrite = overwrite
         self._lock = threading.Lock()
+        self._walks: dict[tuple[object, ...], Walk] = {}
         if curves is not None:
             check_curves(curves, scores)
             threshold_of(curves, None, None, target=True)  # refuses curves that were searched for one threshold
@@ -144,7 +148,7 @@ class Explorer:
         with self._lock:
             groups = allot(
                 self.scores, request, curves=None if what == RATIO else self.curves, threshold=threshold,
-                latency=self.latency, cost=self._cost,
+                latency=self.latency, cost=self._cost, walk=self._walk(what, held),
             )  # fmt: skip
         gone = removed_counts(groups)
         return [g.channels - gone.get(g.name, 0) for g in self.analysis.groups]
@@ -176,6 +180,15 @@ class Explorer:
     def _check_output(self) -> None:
         if not self._overwrite and self.saved is None and self.output.exists():
             raise OnnxPruneError(f"{str(self.output)!r} exists already", fix="name the plan with -o, or move the file")
+
+    def _walk(self, what: str, held: Mapping[int, int]) -> Walk:
+        """What was found on the way to other values of this aim, with the same groups held; of the last few aims."""
+        key = (what, *sorted(held.items()))
+        walk = self._walks.pop(key, None) or Walk()
+        self._walks[key] = walk
+        if len(self._walks) > _WALKS:
+            del self._walks[next(iter(self._walks))]
+        return walk
 
     def _counts(self, by_name: Mapping[str, int]) -> list[int]:
         return [by_name.get(g.name, g.channels) for g in self.analysis.groups]
