@@ -46,12 +46,14 @@ class Witness:
         shapes: shape of every tensor that has one; missing where it depends on data.
         values: computed values of shape arithmetic and constant expressions, by tensor name.
         dtypes: element type of every tensor that has one.
+        fixed: names of values in which no input has a part, not even by its shape.
     """
 
     dims: Mapping[tuple[str, int], int]
     shapes: dict[str, tuple[int, ...]]
     values: dict[str, Array]
     dtypes: dict[str, np.dtype[Any]]
+    fixed: frozenset[str] = frozenset()
 
 
 def assignments(model: Model, *, single: bool = False) -> list[dict[tuple[str, int], int]]:
@@ -90,12 +92,14 @@ def bare(model: Model) -> onnx.ModelProto:
 
 
 def witness(
-    model: Model, dims: Mapping[tuple[str, int], int] | None = None, *, skeleton: onnx.ModelProto | None = None
-) -> Witness:
+    model: Model, dims: Mapping[tuple[str, int], int] | None = None, *, skeleton: onnx.ModelProto | None = None,
+    like: Witness | None = None,
+) -> Witness:  # fmt: skip
     """Infers all shapes and computes all shape arithmetic under one assignment (default: the first).
 
     Args:
         skeleton: `bare(model)`, if there is more than one assignment to try.
+        like: the witness of another assignment, for what is the same in both.
     """
     if dims is None:
         dims = assignments(model, single=True)[0]
@@ -108,11 +112,13 @@ def witness(
     for value in proto.graph.output:
         value.type.tensor_type.ClearField("shape")
     _use_stand_ins(proto, model.graph)
+    open_nodes = [_Open(n, _reads(n), tuple(n.output)) for n in proto.graph.node]
     shapes: dict[str, tuple[int, ...]] = {}
-    values: dict[str, Array] = {}
+    values = {name: like.values[name] for name in like.fixed} if like is not None else {}
     dtypes: dict[str, np.dtype[Any]] = {}
     skipped: set[str] = set()  # outputs that cannot be computed, or are too large to be worth it
-    nodes = _computable(model.graph)
+    nodes, constant = _computable(model.graph)
+    nodes = [n for n in nodes if n.outputs[0].name not in values]
     for _ in range(16):  # every round resolves one more layer of shape-dependent shapes; few graphs need three
         inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
         graph = inferred.graph
@@ -131,13 +137,14 @@ def witness(
         for name, value in values.items():  # inference never sees what was pinned
             shapes.setdefault(name, value.shape)
             dtypes.setdefault(name, value.dtype)
-        if (len(shapes), len(values)) == before or not _unknown(proto, shapes):
+        if (len(shapes), len(values)) == before or all(o in shapes for n in open_nodes for o in n.outputs if o):
             break
-        _pin(proto, values)
+        open_nodes = _unsettled(open_nodes, shapes, dtypes, values)
+        proto = _rest(proto, open_nodes, shapes, dtypes, values)
     for t in model.graph.tensors().values():
         if isinstance(t, gs.Constant):
             shapes[t.name] = tuple(int(n) for n in t.shape)
-    return Witness(dims, shapes, values, dtypes)
+    return Witness(dims, shapes, values, dtypes, constant & values.keys())
 
 
 def _use_stand_ins(proto: onnx.ModelProto, graph: gs.Graph) -> None:
@@ -169,35 +176,88 @@ def _static(value: onnx.ValueInfoProto) -> tuple[int, ...] | None:
     return tuple(d.dim_value for d in kind.shape.dim)
 
 
-def _unknown(proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    return any(o and o not in shapes for n in proto.graph.node for o in n.output)
+@dataclass(frozen=True)
+class _Open:
+    """A node that inference still has to see, with its tensors by name: protobuf is slow to ask."""
+
+    node: onnx.NodeProto
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
 
 
-def _pin(proto: onnx.ModelProto, values: Mapping[str, Array]) -> None:
-    """Replaces computed nodes by their values, so that the next inference sees them."""
-    outputs = {o.name for o in proto.graph.output}
-    pinned = {name for name, v in values.items() if v.size <= _SMALL and v.dtype != object and name not in outputs}
-    nodes = [n for n in proto.graph.node if not all(o in pinned for o in n.output if o)]
-    present = {t.name for t in proto.graph.initializer}
-    computed = {o for n in nodes for o in n.output}
-    # No ascontiguousarray here: it makes a vector of a 0-d array, and later rounds infer other shapes from that.
-    for name in ({i for n in nodes for i in n.input} & pinned) - present - computed:
-        proto.graph.initializer.append(numpy_helper.from_array(values[name], name))
-    kept = onnx.GraphProto(node=nodes)  # copies: clearing the field would take the nodes themselves along
-    proto.graph.ClearField("node")
-    proto.graph.node.extend(kept.node)
+def _reads(node: onnx.NodeProto) -> tuple[str, ...]:
+    """What a node reads, in its bodies too."""
+    names = list(node.input)
+    for a in node.attribute:
+        for body in (*([a.g] if a.HasField("g") else ()), *a.graphs):
+            names += [name for inner in body.node for name in _reads(inner)]
+            names += [t.name for t in body.output]
+    return tuple(names)
 
 
-def _computable(graph: gs.Graph) -> list[gs.Node]:
-    """Nodes that do not read the model's inputs, or nothing but their shapes, in graph order."""
+def _unsettled(
+    nodes: Sequence[_Open], shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, np.dtype[Any]],
+    values: Mapping[str, Array],
+) -> list[_Open]:  # fmt: skip
+    """Nodes of which inference may have more to say: of integers it follows the values, of all else the shapes."""
+
+    def settled(name: str) -> bool:
+        if _pinned(values.get(name)):
+            return True
+        return name in shapes and name in dtypes and dtypes[name].kind not in "iu"
+
+    return [n for n in nodes if not all(settled(o) for o in n.outputs if o)]
+
+
+def _pinned(value: Array | None) -> bool:
+    """Whether inference is told a value."""
+    return value is not None and value.size <= _SMALL and value.dtype != object
+
+
+def _rest(
+    proto: onnx.ModelProto, nodes: Sequence[_Open], shapes: Mapping[str, tuple[int, ...]],
+    dtypes: Mapping[str, np.dtype[Any]], values: Mapping[str, Array],
+) -> onnx.ModelProto:  # fmt: skip
+    """The graph of these nodes alone: what they read of the others becomes constants and inputs."""
+    graph = proto.graph
+    computed = {o for n in nodes for o in n.outputs}
+    wanted = {i for n in nodes for i in n.inputs if i} - computed
+    constants = [t for t in graph.initializer if t.name in wanted]
+    inputs = [v for v in graph.input if v.name in wanted]
+    for name in sorted(wanted - {t.name for t in constants} - {v.name for v in inputs}):
+        value = values.get(name)
+        if value is not None and _pinned(value):
+            # No ascontiguousarray here: it makes a vector of a 0-d array, and later rounds infer other shapes from that.
+            constants.append(numpy_helper.from_array(value, name))
+        elif name in shapes and name in dtypes:
+            kind = onnx.helper.np_dtype_to_tensor_dtype(dtypes[name])
+            inputs.append(onnx.helper.make_tensor_value_info(name, kind, shapes[name]))
+    outputs = [v for v in graph.output if v.name in computed]
+    rest = onnx.GraphProto(
+        name=graph.name, node=[n.node for n in nodes], initializer=constants, input=inputs, output=outputs
+    )
+    return onnx.ModelProto(
+        ir_version=proto.ir_version, opset_import=proto.opset_import, functions=proto.functions, graph=rest
+    )
+
+
+def _computable(graph: gs.Graph) -> tuple[list[gs.Node], frozenset[str]]:
+    """Nodes that read nothing of the model's inputs but their shapes, in graph order; what reads not even those."""
     data = {t.name for t in graph.inputs}
+    shaped: set[str] = set()
+    constant: set[str] = set()
     out = []
     for node in graph.nodes:
-        if node.op not in ("Shape", "Size") and any(t.name in data for t in node.inputs):
+        names = {t.name for t in node.inputs}
+        asks = node.op in ("Shape", "Size")
+        if not asks and names & data:
             data.update(t.name for t in node.outputs if t.name)
         elif node.outputs and not any(t.outputs for t in node.outputs[1:]):
             out.append(node)
-    return out
+            (shaped if asks or names & shaped else constant).add(node.outputs[0].name)
+        else:
+            shaped.update(t.name for t in node.outputs)
+    return out, frozenset(constant)
 
 
 def _evaluate(

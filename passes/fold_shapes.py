@@ -42,7 +42,7 @@ class FoldShapes(Pass):
         skeleton = bare(model)
         first = witness(model, dims[0], skeleton=skeleton)
         asks = any(n.op in ("Shape", "Size") for n in graph.nodes)
-        second = witness(model, dims[1], skeleton=skeleton) if len(dims) > 1 and asks else first
+        second = witness(model, dims[1], skeleton=skeleton, like=first) if len(dims) > 1 and asks else first
         outputs = {id(t) for t in graph.outputs}
         names = set(graph.tensors())
         for node in graph.nodes:

@@ -98,7 +98,7 @@ def randomise(model: nn.Module, inputs: Inputs, seed: int) -> None:
             elif abs(first) < 0.5:
                 uniform(p, -0.1, 0.3)  # biases of zero, layer scales of 1e-6
             else:
-                uniform(p, 0.5 * first, 1.5 * first)
+                uniform(p, *sorted((0.5 * first, 1.5 * first)))  # detectors start with biases below zero
         for m in norms:
             m.momentum = 1.0
             m.train(m.running_mean is not None)
