@@ -245,7 +245,7 @@ def components(count: int, ties: Sequence[tuple[Labels, Labels]]) -> npt.NDArray
 
 def _captured(node: gs.Node) -> list[gs.Tensor]:
     """Outer tensors that the bodies of an If, a Loop or a Scan use."""
-    bodies = node.subgraphs(recursive=True)
+    bodies = list(node.subgraphs(recursive=True))
     if not bodies:
         return []
     used = [t for body in bodies for t in (*(t for n in body.nodes for t in n.inputs), *body.outputs) if t.name]

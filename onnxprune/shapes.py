@@ -227,7 +227,7 @@ def _rest(
     for name in sorted(wanted - {t.name for t in constants} - {v.name for v in inputs}):
         value = values.get(name)
         if value is not None and _pinned(value):
-            # No ascontiguousarray here: it makes a vector of a 0-d array, and later rounds infer other shapes from that.
+            # No ascontiguousarray: it makes a vector of a 0-d array, and later rounds infer other shapes from that.
             constants.append(numpy_helper.from_array(value, name))
         elif name in shapes and name in dtypes:
             kind = onnx.helper.np_dtype_to_tensor_dtype(dtypes[name])

@@ -4,6 +4,7 @@ Removing a channel means that every consumer stops reading it. The reference is 
 a mask multiplied in at every contraction input (pass insert_masks); both run in onnxruntime on the same inputs, at
 two batch sizes where the batch is dynamic. Where removed channels feed a statistic (LayerNorm, a mean over channels)
 that is not masking: the reference then computes the statistic on the channels that stay (pass slice_statistics).
+Where a model decides (a detector its boxes), the pruned one gets the decisions of the reference: see `decisions`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxprune.coupling import Analysis
+from onnxprune.decisions import decisions, given, removable
 from onnxprune.errors import VerificationError
 from onnxprune.model import Array, Model
 from onnxprune.passes.base import Pass, Pipeline
@@ -44,10 +46,13 @@ class Verification:
         outputs: the same figure per output.
         batches: batch sizes that were run.
         inputs: "random" or "data".
-        effect: how far the reference is from the original, same measure: 0 would prove nothing.
+        effect: how far the reference is from the original, same measure, 1 for outputs of other shapes: 0 would prove
+            nothing.
         inexact: groups whose removal is not masking alone; where there are any, statistics of the reference run over
             the channels that stay.
         computed_in: "float32" where float32 copies of bfloat16 models were compared, for lack of kernels; else "".
+        decided: tensors that hold decisions (selected boxes, classes, comparisons): the pruned model was given those
+            of the reference, and what they were decided by was compared among the outputs.
     """
 
     max_relative: float
@@ -58,6 +63,7 @@ class Verification:
     effect: float
     inexact: Sequence[str] = ()
     computed_in: str = ""
+    decided: Sequence[str] = ()
 
     @property
     def reference(self) -> str:
@@ -95,6 +101,12 @@ def relative_difference(actual: Array, expected: Array) -> float:
     scale = float(np.abs(b[finite]).max())
     gap = float(np.abs(a[finite] - b[finite]).max())
     return gap / scale if scale else gap
+
+
+def _effect(original: Array, masked: Array) -> float:
+    """The difference a removal makes; outputs of another shape, or no longer finite, count 1."""
+    found = relative_difference(original, masked)
+    return found if np.isfinite(found) else 1.0
 
 
 def random_feeds(analysis: Analysis, batch: int, seed: int = 0) -> dict[str, Array]:
@@ -165,9 +177,14 @@ def verify(
     batches = tuple(next((len(v) for v in f.values() if v.ndim), 1) for f in sets)
     if _interface(pruned) != _interface(analysis.source):
         raise VerificationError("the pruned model's inputs or outputs are not the original's")
-    names = _observed(analysis, pruned)
-    wanted = _run(reference(analysis, plan), names, sets, device, analysis)
-    got = _run(pruned, names, sets, device, analysis)
+    reasons = _replayed(analysis, pruned)
+    decided = list(reasons)
+    names = _observed(analysis, pruned, reasons)
+    both = _run(reference(analysis, plan), [*names, *decided], sets, device, analysis)
+    wanted = [found[: len(names)] for found in both]
+    taken = [dict(zip(decided, found[len(names) :], strict=True)) for found in both]
+    sets = [{**f, **more} for f, more in zip(sets, taken, strict=True)]
+    got = _run(given(pruned, taken[0], analysis), names, sets, device, analysis)
     outputs = {
         name: max(relative_difference(g[i], w[i]) for g, w in zip(got, wanted, strict=True))
         for i, name in enumerate(names)
@@ -180,12 +197,12 @@ def verify(
             fix="verify on real inputs with --data",
         )
     worst = max(outputs.values(), default=0.0)
-    plain = _run(analysis.source, names, sets[:1], device, analysis)[0]
-    effect = max((relative_difference(p, w) for p, w in zip(plain, wanted[0], strict=True)), default=0.0)
+    plain = _run(given(analysis.source, taken[0], analysis), names, sets[:1], device, analysis)[0]
+    effect = max((_effect(p, w) for p, w in zip(plain, wanted[0], strict=True)), default=0.0)
     inexact = tuple(g.name for g in analysis.inexact(plan))
     kind = "data" if feeds is not None else "random"
     computed_in = "float32" if holds_bfloat16(analysis.source) else ""
-    result = Verification(worst, limit, outputs, batches, kind, effect, inexact, computed_in)
+    result = Verification(worst, limit, outputs, batches, kind, effect, inexact, computed_in, decided)
     if not worst <= limit:
         output = max(outputs, key=lambda n: outputs[n])
         raise VerificationError(
@@ -207,33 +224,33 @@ def _interface(model: Model) -> tuple[list[str], list[str]]:
     return [t.name for t in model.graph.inputs], [t.name for t in model.graph.outputs]
 
 
-def _observed(analysis: Analysis, pruned: Model) -> list[str]:
-    """The tensors to compare: the outputs, and in place of class numbers or decisions the scores behind them.
+def _replayed(analysis: Analysis, pruned: Model) -> dict[str, tuple[str, ...]]:
+    """Decisions that both models hold under the same names, with what they are decided by."""
+    there = {o.name for n in pruned.graph.nodes for o in n.outputs}
+    found = decisions(analysis)
+    return {name: why for name, why in found.items() if name in there and there.issuperset(why)}
 
-    Two scores that are equal but for rounding may be decided either way, and equal decisions say little about scores.
-    """
+
+def _observed(analysis: Analysis, pruned: Model, decided: Mapping[str, Sequence[str]]) -> list[str]:
+    """The tensors to compare: the outputs, and in place of class numbers or decisions the scores behind them."""
     dtypes = analysis.witness.dtypes
     present = [{o.name for n in m.graph.nodes for o in n.outputs} for m in (analysis.source, pruned)]
     out: list[str] = []
     for t in analysis.source.graph.outputs:
+        if t.name in decided:
+            continue
         front, scores, seen = [t], [], {t.name}
         while front:
             x = front.pop()
             dtype = np.dtype(dtypes.get(x.name) or x.dtype or np.float32)
             if dtype.kind in "fV":
                 scores.append(x.name)
-            elif x.inputs:
+            elif x.inputs and x.name not in decided:
                 front.extend(i for i in x.inputs[0].inputs if not isinstance(i, gs.Constant) and i.name not in seen)
                 seen.update(i.name for i in x.inputs[0].inputs)
-        whole = [n for n in scores if all(n in p for p in present) and not any(_has_labels(analysis, n))]
+        whole = [n for n in scores if all(n in p for p in present) and not removable(analysis, n)]
         out += whole if scores and len(whole) == len(scores) else [t.name]
-    return list(dict.fromkeys(out))
-
-
-def _has_labels(analysis: Analysis, name: str) -> list[bool]:
-    """Per axis, whether any of its indices can be removed."""
-    axes = analysis.table.variables.get(name, [])
-    return [a is not None and bool(analysis.component[a].any()) for a in axes]
+    return list(dict.fromkeys([*out, *(name for why in decided.values() for name in why)]))
 
 
 def _run(

@@ -8,7 +8,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from onnxprune.errors import VerificationError
-from onnxprune.model import load, to_proto
+from onnxprune.model import Model, load, to_proto
 from onnxprune.pipeline import analyze, compile_plan
 from onnxprune.plans import Plan, Removal
 from onnxprune.verification import verify
@@ -68,3 +68,117 @@ def test_wrong_weights_behind_class_numbers_are_refused() -> None:
     weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1.001), "v"))
     with pytest.raises(VerificationError, match="differs from the masked original"):
         verify(analysis, plan, load(proto))
+
+
+def detector(*, body: bool = False) -> onnx.ModelProto:
+    """Two anchors a place that score alike; the three best boxes, and what a second layer makes of them.
+
+    Args:
+        body: whether the selection stands in a branch of an If, as torchvision's detectors have it.
+    """
+    rng = np.random.default_rng(1)
+    pick = [
+        helper.make_node("Flatten", ["scores"], ["flat"], axis=1),
+        helper.make_node("TopK", ["flat", "three"], ["best", "places"], axis=1),
+    ]
+    weights = {
+        "w": rng.standard_normal((8, 3, 3, 3)), "v": np.repeat(rng.standard_normal((1, 8, 1, 1)), 2, axis=0),
+        "u": rng.standard_normal((2, 8, 1, 1)), "h": rng.standard_normal((3, 4)),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"]),
+        helper.make_node("Relu", ["a"], ["r"]),
+        helper.make_node("Conv", ["r", "v", "b"], ["scores"]),
+        helper.make_node("Conv", ["r", "u"], ["boxes"]),
+    ]
+    if body:
+        kind = helper.make_tensor_value_info("places", onnx.TensorProto.INT64, None)
+        branch = helper.make_graph(pick, "then", [], [kind])
+        other = helper.make_node("Constant", [], ["none"], value=numpy_helper.from_array(np.zeros((1, 3), np.int64)))
+        branches = {
+            "then_branch": branch,
+            "else_branch": helper.make_graph(
+                [other], "else", [], [helper.make_tensor_value_info("none", onnx.TensorProto.INT64, None)]
+            ),
+        }
+        nodes.append(helper.make_node("If", ["yes"], ["places"], **branches))
+    else:
+        nodes += pick
+    nodes += [
+        helper.make_node("Flatten", ["boxes"], ["all"], axis=1),
+        helper.make_node("GatherElements", ["all", "places"], ["chosen"], axis=1),
+        helper.make_node("MatMul", ["chosen", "h"], ["y"]),
+    ]
+    tensors = [numpy_helper.from_array(v.astype(np.float32), k) for k, v in weights.items()]
+    tensors += [numpy_helper.from_array(np.zeros(2, np.float32), "b"), numpy_helper.from_array(np.array([3]), "three")]
+    inputs = [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 3, 8, 8])]
+    if body:  # of a condition that is known beforehand only one branch would be left
+        inputs.append(helper.make_tensor_value_info("yes", onnx.TensorProto.BOOL, []))
+    graph = helper.make_graph(
+        nodes, "g", inputs,
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 4])], tensors,
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def changed(model: Model, name: str, by: float, place: int) -> Model:
+    """A copy with one number of a weight moved by a share of the largest one."""
+    proto = to_proto(model)
+    tensor = next(t for t in proto.graph.initializer if t.name == name)
+    value = numpy_helper.to_array(tensor).copy()
+    value.reshape(-1)[place] += np.float32(by * max(float(np.abs(value).max()), 1.0))
+    tensor.CopyFrom(numpy_helper.from_array(value, name))
+    return load(proto)
+
+
+@pytest.mark.parametrize("body", [False, True])
+def test_selections_are_those_of_the_reference(body: bool) -> None:
+    model = load(detector(body=body))
+    analysis = analyze(model)
+    (group,) = analysis.groups
+    plan = Plan(model.fingerprint, {group.name: Removal(8, (1, 4))})
+    done = compile_plan(model, plan, analysis=analysis)
+    assert done.verification is not None
+    assert list(done.verification.decided) == ["places"]
+    assert {"y", "scores" if body else "flat"} <= done.verification.outputs.keys()
+    assert done.verification.effect > 1e-2
+    # Anchors that score alike come in another order for the last bit of a score: other boxes, the same detector.
+    nudged = changed(done.model, "b", 3e-7, 1)
+    assert 0 < verify(analysis, plan, nudged).max_relative <= 1e-6
+
+
+@pytest.mark.parametrize("body", [False, True])
+@pytest.mark.parametrize("weight", ["w", "v", "u", "h", "b"])
+def test_what_a_selection_is_made_from_and_what_is_made_of_it_is_compared(weight: str, body: bool) -> None:
+    model = load(detector(body=body))
+    analysis = analyze(model)
+    (group,) = analysis.groups
+    plan = Plan(model.fingerprint, {group.name: Removal(8, (1, 4))})
+    pruned = compile_plan(model, plan, analysis=analysis).model
+    with pytest.raises(VerificationError, match="differs from the masked original"):
+        verify(analysis, plan, changed(pruned, weight, 0.01, 0))
+
+
+def test_a_comparison_inside_an_activation_is_no_decision() -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"]),
+        helper.make_node("Greater", ["a", "zero"], ["positive"]),
+        helper.make_node("Where", ["positive", "a", "zero"], ["r"]),
+        helper.make_node("Conv", ["r", "v"], ["y"]),
+    ]
+    rng = np.random.default_rng(0)
+    weights = [
+        numpy_helper.from_array(rng.standard_normal((8, 3, 3, 3)).astype(np.float32), "w"),
+        numpy_helper.from_array(rng.standard_normal((5, 8, 1, 1)).astype(np.float32), "v"),
+        numpy_helper.from_array(np.float32(0), "zero"),
+    ]
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["N", 3, 9, 9])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["N", 5, 5, 5])], weights,
+    )  # fmt: skip
+    model = load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    analysis = analyze(model)
+    (group,) = analysis.groups
+    done = compile_plan(model, Plan(model.fingerprint, {group.name: Removal(8, (0,))}), analysis=analysis)
+    assert done.verification is not None
+    assert done.verification.decided == []

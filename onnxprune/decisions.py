@@ -1,0 +1,85 @@
+"""Where a graph decides: which boxes, which class, above or below a threshold.
+
+Sums in another order differ in the last bits, and two scores that are equal but for those may be decided either way:
+a detector then returns its boxes in another order, or one box more. Such models are compared with the decisions of one
+taken for both, and what they were decided by is compared as numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxprune.coupling import Analysis
+from onnxprune.model import Array, Model
+from onnxprune.passes.edit import unique_name
+
+# Numbers in, numbers out, and steps in between.
+_STEPS = frozenset(("Ceil", "Floor", "Round", "Sign"))
+# Integers and truth values that no small difference turns over, or that have a tolerance of their own (quantizers).
+_CONTINUOUS = frozenset(("IsInf", "IsNaN", "Shape", "Size"))
+_QUANTIZERS = ("QuantizeLinear", "DynamicQuantize", "QLinear", "QGemm", "QAttention")
+
+
+def decisions(analysis: Analysis) -> dict[str, tuple[str, ...]]:
+    """Tensors of the original that hold decisions on its data -> the tensors they were decided by, in graph order.
+
+    Those whose own channels can be removed are left out: there an activation is spelled with a comparison.
+    """
+    dtypes = analysis.witness.dtypes
+
+    def floating(t: gs.Tensor) -> bool:
+        return np.dtype(dtypes.get(t.name) or t.dtype or np.float32).kind in "fV"
+
+    computed = {t.name for t in analysis.source.graph.inputs}
+    found: dict[str, tuple[str, ...]] = {}
+    for node in analysis.source.graph.nodes:
+        # What the bodies of an If or a Loop decide comes out of it, and they read what is around them.
+        inner = [t for body in node.subgraphs(recursive=True) for n in body.nodes for t in n.inputs]
+        reads = [t for t in (*node.inputs, *inner) if t.name in computed]
+        if node.op in _CONTINUOUS or not reads:
+            continue
+        computed.update(t.name for t in node.outputs if t.name)
+        if node.domain or node.op.startswith(_QUANTIZERS):
+            continue
+        reasons = tuple(dict.fromkeys(t.name for t in reads if floating(t)))
+        decided = [t.name for t in node.outputs if t.name and (node.op in _STEPS or not floating(t))]
+        if reasons and decided and not any(removable(analysis, name) for name in (*reasons, *decided)):
+            found |= dict.fromkeys(decided, reasons)
+    return found
+
+
+def removable(analysis: Analysis, name: str) -> bool:
+    """Whether any axis of a tensor has indices that can be removed."""
+    axes = analysis.table.variables.get(name, [])
+    return any(a is not None and bool(analysis.component[a].any()) for a in axes)
+
+
+def given(model: Model, values: Mapping[str, Array], analysis: Analysis) -> Model:
+    """A copy in which these tensors are inputs, of any size: their values come from elsewhere.
+
+    Args:
+        model: the analysed one, or one with tensors of the same names.
+        values: an example of each; their rank is kept, without which onnxruntime cannot infer what Loops do with them.
+        analysis: of the model.
+    """
+    if not values:
+        return model
+    model = model.copy()
+    graph = model.graph
+    tensors = graph.tensors()
+    taken = set(tensors)
+    for name, value in values.items():
+        t = tensors[name]
+        node = t.inputs[0]
+        place = next(i for i, o in enumerate(node.outputs) if o is t)
+        node.outputs[place] = gs.Variable(unique_name(taken, f"{name}_computed"), t.dtype)
+        for body in node.subgraphs(recursive=True):  # a branch may call what it returns by the name it has outside
+            for own in (o for n in body.nodes for o in n.outputs if o.name == name):
+                own.name = unique_name(taken, f"{name}_returned")
+        t.dtype = analysis.witness.dtypes.get(name) or t.dtype or value.dtype
+        t.shape = [f"{name}_{axis}" for axis in range(value.ndim)]
+        graph.inputs.append(t)
+    return model
