@@ -130,16 +130,13 @@ def copy_graph(graph: gs.Graph) -> gs.Graph:
         return new
 
     inputs = [tensor(t) for t in graph.inputs]
+    # Bodies refer to outer tensors by identity: graphsurgeon's own copy knows how to relink them.
+    bodies = any(isinstance(a, gs.Graph) for node in graph.nodes for a in node.attrs.values())
+    outer = {t.name: tensor(t) for t in graph.tensors().values()} if bodies else {}
     nodes = []
     for node in graph.nodes:
         if any(isinstance(a, gs.Graph) for a in node.attrs.values()):
-            # Bodies refer to outer tensors by identity: graphsurgeon's own copy knows how to relink them.
-            for t in graph.tensors().values():
-                tensor(t)
-            attrs = {
-                k: a.copy({t.name: t for t in tensors.values()}) if isinstance(a, gs.Graph) else a
-                for k, a in node.attrs.items()
-            }
+            attrs = {k: a.copy(outer) if isinstance(a, gs.Graph) else a for k, a in node.attrs.items()}
         else:
             attrs = dict(node.attrs)
         nodes.append(
@@ -540,11 +537,13 @@ def _tensors(graph: gs.Graph) -> Iterator[gs.Tensor]:
             seen.add(t.name)
             yield t
     # A body may use an outer weight that no node of this graph touches.
-    for body in graph.subgraphs(recursive=True):
+    bodies = list(graph.subgraphs(recursive=True))
+    ours = {id(t) for t in graph.tensors().values()} if bodies else set()
+    for body in bodies:
         inner = {o.name for n in body.nodes for o in n.outputs} | {i.name for i in body.inputs}
         for t in (t for n in body.nodes for t in n.inputs):
             outer = isinstance(t, gs.Constant) and t.name not in seen and t.name not in inner and not t.inputs
-            if outer and any(o is t for o in graph.tensors().values()):
+            if outer and id(t) in ours:
                 seen.add(t.name)
                 yield t
 

@@ -347,6 +347,7 @@ def _keras(name: str, exporter: str, path: Path, seed: int) -> list[list[int]]:
             layer.set_weights([rng.normal(0, 0.1, v.shape) if v.ndim == 1 else v for v in values])
     shape = [1, *model.input_shape[1:]]
     if exporter == "keras":
+        model(np.zeros(shape, np.float32))  # it wants to know the shapes of a call
         model.export(str(path), format="onnx", verbose=False)
     else:
         import tensorflow as tf
