@@ -115,9 +115,14 @@ class Model:
         return self._fingerprint
 
 
-def copy_graph(graph: gs.Graph) -> gs.Graph:
-    """Copies nodes and edges; constants share their values."""
-    tensors: dict[int, gs.Tensor] = {}
+def copy_graph(graph: gs.Graph, tensors: dict[int, gs.Tensor] | None = None) -> gs.Graph:
+    """Copies nodes and edges, bodies included; constants share their values.
+
+    Args:
+        graph: to copy. graphsurgeon's own copy takes sequences in bodies for tensors.
+        tensors: of a body, by their identity: the copies of what it uses from around it.
+    """
+    tensors = {} if tensors is None else tensors
 
     def tensor(old: gs.Tensor) -> gs.Tensor:
         new = tensors.get(id(old))
@@ -130,25 +135,17 @@ def copy_graph(graph: gs.Graph) -> gs.Graph:
         return new
 
     inputs = [tensor(t) for t in graph.inputs]
-    # Bodies refer to outer tensors by identity: graphsurgeon's own copy knows how to relink them.
-    bodies = any(isinstance(a, gs.Graph) for node in graph.nodes for a in node.attrs.values())
-    outer = {t.name: tensor(t) for t in graph.tensors().values()} if bodies else {}
-    nodes = []
-    for node in graph.nodes:
-        if any(isinstance(a, gs.Graph) for a in node.attrs.values()):
-            attrs = {k: a.copy(outer) if isinstance(a, gs.Graph) else a for k, a in node.attrs.items()}
-        else:
-            attrs = dict(node.attrs)
-        nodes.append(
-            gs.Node(
-                node.op,
-                node.name,
-                attrs,
-                [tensor(t) for t in node.inputs],
-                [tensor(t) for t in node.outputs],
-                node.domain,
-            )
+    nodes = [
+        gs.Node(
+            node.op,
+            node.name,
+            {k: copy_graph(a, tensors) if isinstance(a, gs.Graph) else a for k, a in node.attrs.items()},
+            [tensor(t) for t in node.inputs],
+            [tensor(t) for t in node.outputs],
+            node.domain,
         )
+        for node in graph.nodes
+    ]
     return gs.Graph(
         nodes=nodes,
         inputs=inputs,

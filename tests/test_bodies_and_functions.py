@@ -257,3 +257,26 @@ def test_hazards_among_free_operators_are_never_wrong(picks: list[int], seed: in
     if 2 in picks:  # onnxruntime has to run it: a function for an older opset, which is not inlined
         more = '<domain: "my.domain", opset_import: ["" : 16]> Thing (a) => (b) { b = Sin (a) }'
     prune(model_of(text, more=more, **consts), seed)
+
+
+def test_a_body_that_collects_a_sequence_survives_a_copy() -> None:
+    # graphsurgeon's own copy of a body makes tensors of its sequences, which onnxruntime refuses.
+    model = model_of(
+        """g (float[N, 2, 4, 4] x) => (float[M, 5, 4, 4] y, float[N, 3, 4, 4] y2) {
+        a = Conv (x, w0)
+        none = SequenceEmpty <dtype = 1> ()
+        all = Loop (twice, yes, none) <body = b (int64 i, bool c, seq(float[N, 8, 4, 4]) before)
+            => (bool d, seq(float[N, 8, 4, 4]) after) {
+            d = Identity (c)
+            after = SequenceInsert (before, a)
+        }>
+        both = ConcatFromSequence <axis = 0> (all)
+        y = Conv (both, w2)
+        FREE }""",
+        twice=np.int64(2), yes=np.array(True),
+    )  # fmt: skip
+    x = np.random.default_rng(0).standard_normal((3, 2, 4, 4)).astype(np.float32)
+    expected, got = (Session(m).run({"x": x}, ["y"])[0] for m in (model, model.copy()))
+    assert np.array_equal(got, expected)
+    assert got.shape == (6, 5, 4, 4)
+    assert {g.name for g in prune(model).groups} == {"v0"}
