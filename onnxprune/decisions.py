@@ -7,7 +7,7 @@ taken for both, and what they were decided by is compared as numbers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -23,19 +23,38 @@ _CONTINUOUS = frozenset(("IsInf", "IsNaN", "Shape", "Size"))
 _QUANTIZERS = ("QuantizeLinear", "DynamicQuantize", "QLinear", "QGemm", "QAttention")
 
 
-def decisions(analysis: Analysis) -> dict[str, tuple[str, ...]]:
-    """Tensors of the original that hold decisions on its data -> the tensors they were decided by, in graph order.
+def decisions(analysis: Analysis, pruned: Model) -> dict[str, tuple[str, ...]]:
+    """Tensors that hold decisions on the data -> the tensors they were decided by, in graph order.
 
-    Those whose own channels can be removed are left out: there an activation is spelled with a comparison.
+    All of them stand in the original and in the pruned graph. What a branch decides that only one of them still wraps
+    in an If shows where the result is used. Decisions on channels that can be removed are left out: there an
+    activation is spelled with a comparison.
     """
-    dtypes = analysis.witness.dtypes
+    graph, dtypes = analysis.model.graph, analysis.witness.dtypes
+    there = {o.name for n in analysis.source.graph.nodes for o in n.outputs}
+    there &= {o.name for n in pruned.graph.nodes for o in n.outputs}
+    computed = {t.name for t in graph.inputs}
 
     def floating(t: gs.Tensor) -> bool:
         return np.dtype(dtypes.get(t.name) or t.dtype or np.float32).kind in "fV"
 
-    computed = {t.name for t in analysis.source.graph.inputs}
+    def shown(tensors: Sequence[gs.Tensor]) -> list[str]:
+        """These tensors, or what they are computed from, as far as both graphs have it."""
+        front, seen, out = list(tensors), set(), []
+        while front:
+            t = front.pop()
+            if t.name in seen:
+                continue
+            seen.add(t.name)
+            if t.name in there:
+                out.append(t.name)
+            elif t.inputs:
+                front += [i for i in t.inputs[0].inputs if i.name in computed and floating(i)]
+        return sorted(out)
+
     found: dict[str, tuple[str, ...]] = {}
-    for node in analysis.source.graph.nodes:
+    hidden: dict[str, tuple[str, ...]] = {}  # decided, but not to be seen in both
+    for node in graph.nodes:
         # What the bodies of an If or a Loop decide comes out of it, and they read what is around them.
         inner = [t for body in node.subgraphs(recursive=True) for n in body.nodes for t in n.inputs]
         reads = [t for t in (*node.inputs, *inner) if t.name in computed]
@@ -44,10 +63,13 @@ def decisions(analysis: Analysis) -> dict[str, tuple[str, ...]]:
         computed.update(t.name for t in node.outputs if t.name)
         if node.domain or node.op.startswith(_QUANTIZERS):
             continue
-        reasons = tuple(dict.fromkeys(t.name for t in reads if floating(t)))
+        numbers = [t for t in reads if floating(t)]
+        passed = [name for t in reads for name in hidden.get(t.name, ())]
         decided = [t.name for t in node.outputs if t.name and (node.op in _STEPS or not floating(t))]
-        if reasons and decided and not any(removable(analysis, name) for name in (*reasons, *decided)):
-            found |= dict.fromkeys(decided, reasons)
+        if (numbers or passed) and not any(removable(analysis, n) for n in (*(t.name for t in numbers), *decided)):
+            reasons = tuple(dict.fromkeys([*shown(numbers), *passed]))
+            for name in decided:
+                (found if name in there else hidden)[name] = reasons
     return found
 
 

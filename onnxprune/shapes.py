@@ -2,12 +2,13 @@
 
 Dynamic dimensions break the arithmetic of Reshape. A *witness* sets each of them to a distinct number, infers all
 shapes anew on a copy without weights, and computes the shape arithmetic in the graph with numpy. Comparing two
-witnesses tells what depends on a dynamic dimension: whatever is equal in both is a constant of the model.
+witnesses tells what depends on a dynamic dimension: whatever is equal in both is a constant of the model. How many
+boxes a detector keeps depends on the data itself; such dimensions are set to numbers just so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -26,6 +27,10 @@ _BATCH = (11, 23)
 _LENGTH = ((41, 43, 47, 53), (59, 61, 67, 71))
 # Image sides: large enough for five strided layers, divisible by what strided networks and windows divide by.
 _SIDE = ((224, 448, 672, 896), (1120, 1344, 1568, 1792))
+
+# How many a selection finds: a prime, and few, so that "at most 100 of them" is not taken for a constant.
+_SELECTED = (101, 2)
+_SELECTIONS = frozenset(("Compress", "If", "Loop", "NonMaxSuppression", "NonZero", "Unique"))
 
 _SMALL = 4096  # elements: larger constants seen through these operators stay weights behind a view
 _VIEWS = frozenset(("Transpose", "Cast", "Identity"))
@@ -47,6 +52,7 @@ class Witness:
         values: computed values of shape arithmetic and constant expressions, by tensor name.
         dtypes: element type of every tensor that has one.
         fixed: names of values in which no input has a part, not even by its shape.
+        assumed: tensors with a dimension that depends on data, and was set to a number.
     """
 
     dims: Mapping[tuple[str, int], int]
@@ -54,6 +60,7 @@ class Witness:
     values: dict[str, Array]
     dtypes: dict[str, np.dtype[Any]]
     fixed: frozenset[str] = frozenset()
+    assumed: frozenset[str] = frozenset()
 
 
 def assignments(model: Model, *, single: bool = False) -> list[dict[tuple[str, int], int]]:
@@ -98,6 +105,7 @@ def witness(
     """Infers all shapes and computes all shape arithmetic under one assignment (default: the first).
 
     Args:
+        dims: numbers of dynamic input dimensions, one of `assignments`.
         skeleton: `bare(model)`, if there is more than one assignment to try.
         like: the witness of another assignment, for what is the same in both.
     """
@@ -117,9 +125,10 @@ def witness(
     values = {name: like.values[name] for name in like.fixed} if like is not None else {}
     dtypes: dict[str, np.dtype[Any]] = {}
     skipped: set[str] = set()  # outputs that cannot be computed, or are too large to be worth it
+    assumed: set[str] = set()
     nodes, constant = _computable(model.graph)
     nodes = [n for n in nodes if n.outputs[0].name not in values]
-    for _ in range(16):  # every round resolves one more layer of shape-dependent shapes; few graphs need three
+    for _ in range(64):  # every round resolves one more layer of shape-dependent shapes; few graphs need three
         inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
         graph = inferred.graph
         before = len(shapes), len(values)
@@ -137,14 +146,20 @@ def witness(
         for name, value in values.items():  # inference never sees what was pinned
             shapes.setdefault(name, value.shape)
             dtypes.setdefault(name, value.dtype)
-        if (len(shapes), len(values)) == before or all(o in shapes for n in open_nodes for o in n.outputs if o):
+        if all(o in shapes for n in open_nodes for o in n.outputs if o):
             break
-        open_nodes = _unsettled(open_nodes, shapes, dtypes, values)
+        if (len(shapes), len(values)) == before:
+            found = _selected(open_nodes, graph, shapes, _SELECTED[like is not None])
+            if not found:
+                break
+            shapes |= found
+            assumed |= found.keys()
+        open_nodes = _unsettled(open_nodes, shapes, dtypes, values, assumed)
         proto = _rest(proto, open_nodes, shapes, dtypes, values)
     for t in model.graph.tensors().values():
         if isinstance(t, gs.Constant):
             shapes[t.name] = tuple(int(n) for n in t.shape)
-    return Witness(dims, shapes, values, dtypes, constant & values.keys())
+    return Witness(dims, shapes, values, dtypes, constant & values.keys(), frozenset(assumed))
 
 
 def _use_stand_ins(proto: onnx.ModelProto, graph: gs.Graph) -> None:
@@ -197,16 +212,32 @@ def _reads(node: onnx.NodeProto) -> tuple[str, ...]:
 
 def _unsettled(
     nodes: Sequence[_Open], shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, np.dtype[Any]],
-    values: Mapping[str, Array],
+    values: Mapping[str, Array], assumed: Set[str],
 ) -> list[_Open]:  # fmt: skip
     """Nodes of which inference may have more to say: of integers it follows the values, of all else the shapes."""
 
     def settled(name: str) -> bool:
-        if _pinned(values.get(name)):
+        if _pinned(values.get(name)) or name in assumed:
             return True
         return name in shapes and name in dtypes and dtypes[name].kind not in "iu"
 
     return [n for n in nodes if not all(settled(o) for o in n.outputs if o)]
+
+
+def _selected(
+    nodes: Sequence[_Open], graph: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]], number: int
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of what selections with known inputs find, with a number for what depends on data."""
+    kinds = {v.name: v.type.tensor_type for v in (*graph.value_info, *graph.output) if v.type.HasField("tensor_type")}
+    known = shapes.keys() | {t.name for t in graph.initializer}
+    found = {}
+    for n in nodes:
+        if n.node.op_type in _SELECTIONS and not n.node.domain and all(i in known for i in n.node.input if i):
+            for o in n.outputs:
+                if o in kinds and o not in shapes and kinds[o].HasField("shape"):
+                    dims = kinds[o].shape.dim
+                    found[o] = tuple(d.dim_value if d.HasField("dim_value") else number for d in dims)
+    return found
 
 
 def _pinned(value: Array | None) -> bool:

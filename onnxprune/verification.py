@@ -9,6 +9,7 @@ Where a model decides (a detector its boxes), the pruned one gets the decisions 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,7 +19,7 @@ import onnx_graphsurgeon as gs
 
 from onnxprune.coupling import Analysis
 from onnxprune.decisions import decisions, given, removable
-from onnxprune.errors import VerificationError
+from onnxprune.errors import OnnxPruneError, VerificationError
 from onnxprune.model import Array, Model
 from onnxprune.passes.base import Pass, Pipeline
 from onnxprune.passes.insert_masks import InsertMasks
@@ -177,7 +178,7 @@ def verify(
     batches = tuple(next((len(v) for v in f.values() if v.ndim), 1) for f in sets)
     if _interface(pruned) != _interface(analysis.source):
         raise VerificationError("the pruned model's inputs or outputs are not the original's")
-    reasons = _replayed(analysis, pruned)
+    reasons = decisions(analysis, pruned)
     decided = list(reasons)
     names = _observed(analysis, pruned, reasons)
     both = _run(reference(analysis, plan), [*names, *decided], sets, device, analysis)
@@ -197,8 +198,10 @@ def verify(
             fix="verify on real inputs with --data",
         )
     worst = max(outputs.values(), default=0.0)
-    plain = _run(given(analysis.source, taken[0], analysis), names, sets[:1], device, analysis)[0]
-    effect = max((_effect(p, w) for p, w in zip(plain, wanted[0], strict=True)), default=0.0)
+    effect = 1.0
+    with contextlib.suppress(OnnxPruneError):  # decisions that do not fit the scores of the original: an effect, too
+        plain = _run(given(analysis.source, taken[0], analysis), names, sets[:1], device, analysis)[0]
+        effect = max((_effect(p, w) for p, w in zip(plain, wanted[0], strict=True)), default=0.0)
     inexact = tuple(g.name for g in analysis.inexact(plan))
     kind = "data" if feeds is not None else "random"
     computed_in = "float32" if holds_bfloat16(analysis.source) else ""
@@ -222,13 +225,6 @@ def holds_bfloat16(model: Model) -> bool:
 
 def _interface(model: Model) -> tuple[list[str], list[str]]:
     return [t.name for t in model.graph.inputs], [t.name for t in model.graph.outputs]
-
-
-def _replayed(analysis: Analysis, pruned: Model) -> dict[str, tuple[str, ...]]:
-    """Decisions that both models hold under the same names, with what they are decided by."""
-    there = {o.name for n in pruned.graph.nodes for o in n.outputs}
-    found = decisions(analysis)
-    return {name: why for name, why in found.items() if name in there and there.issuperset(why)}
 
 
 def _observed(analysis: Analysis, pruned: Model, decided: Mapping[str, Sequence[str]]) -> list[str]:

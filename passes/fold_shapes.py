@@ -11,6 +11,8 @@ the data's shape: either way they follow the data when it gets smaller.
 numbers depend on the batch) is a Reshape.
 5. an Expand whose readers broadcast by themselves, against another operand of the whole shape, is not needed: what
 divides by a norm that was stretched to the data's shape divides by the norm.
+6. a ConstantOfShape that is scattered into becomes an Expand of a constant that has every size that is constant, and so
+an axis for channels; numbers of places that are stretched to the size of what is scattered take it from there.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxprune.model import Array, Model
+from onnxprune.ops.scatter import as_large_as
 from onnxprune.passes.base import Pass, register
 from onnxprune.passes.edit import drop_dead, int64, to_constant, unique_name
 from onnxprune.shapes import Witness, assignments, bare, witness
@@ -42,17 +45,23 @@ class FoldShapes(Pass):
         skeleton = bare(model)
         first = witness(model, dims[0], skeleton=skeleton)
         asks = any(n.op in ("Shape", "Size") for n in graph.nodes)
-        second = witness(model, dims[1], skeleton=skeleton, like=first) if len(dims) > 1 and asks else first
+        moving = len(dims) > 1 or first.assumed
+        second = witness(model, dims[-1], skeleton=skeleton, like=first) if moving and asks else first
         outputs = {id(t) for t in graph.outputs}
         names = set(graph.tensors())
-        for node in graph.nodes:
+        for node in list(graph.nodes):
             if node.op == "Gather" and not node.domain and len(node.outputs) == 1:
                 _unpick(node, first, second, names)
             if node.op == "Expand" and not node.domain and id(node.outputs[0]) not in outputs:
                 _unstretch(node, first, second)
-        for node in list(graph.nodes):
+            if node.op == "ConstantOfShape" and not node.domain:
+                _expand(node, first, second, names)
+            if node.op == "ScatterElements" and not node.domain:
+                _stretch_alike(node, graph, names)
+        for node in list(graph.nodes[:count]):
             index = {"Reshape": 1, "Expand": 1, "Resize": 3}.get(node.op, len(node.inputs))
-            if not node.domain and index < len(node.inputs):
+            alike = node.op == "Expand" and any(as_large_as(*n.inputs[1:3]) for n in _scatters(node))
+            if not node.domain and index < len(node.inputs) and not alike:
                 _soften(node, index, graph, first, second, names)
         graph.nodes[:] = _placed(graph.nodes[:count], graph.nodes[count:])
         for node in graph.nodes:
@@ -110,6 +119,46 @@ def _unstretch(node: gs.Node, first: Witness, second: Witness) -> None:
                     reader.inputs[i] = source
 
 
+_MOST = 2**20  # elements of a constant that takes the place of a ConstantOfShape
+
+
+def _expand(node: gs.Node, first: Witness, second: Witness, names: set[str]) -> None:
+    """Condition 6."""
+    output, operand = node.outputs[0], node.inputs[0]
+    one, two = first.values.get(operand.name), second.values.get(operand.name)
+    scattered = any(n.op == "ScatterElements" and n.inputs[0] is output for n in output.outputs)
+    if not scattered or one is None or two is None or len(one) != len(two) or _same(one, two):
+        return
+    shape = tuple(int(a) if a == b else 1 for a, b in zip(one, two, strict=True))
+    if int(np.prod(shape)) > _MOST:
+        return
+    value = node.attrs.get("value")
+    fill = np.zeros(1, np.float32) if value is None else np.asarray(value.values).reshape(1)
+    constant = gs.Constant(unique_name(names, f"{output.name}_all"), np.broadcast_to(fill, shape).copy())
+    first.shapes[constant.name] = second.shapes[constant.name] = shape
+    node.op, node.attrs, node.inputs = "Expand", {}, [constant, operand]
+
+
+def _scatters(node: gs.Node) -> list[gs.Node]:
+    """Those ScatterElements that take their places from a node."""
+    return [n for n in node.outputs[0].outputs if n.op == "ScatterElements" and n.inputs[1] is node.outputs[0]]
+
+
+def _stretch_alike(node: gs.Node, graph: gs.Graph, names: set[str]) -> None:
+    """Condition 6: Expand(places, [...]) becomes Expand(places, Shape(updates))."""
+    places, updates = node.inputs[1:3]
+    made = places.inputs[0] if places.inputs else None
+    if made is None or made.op != "Expand" or made.domain or isinstance(updates, gs.Constant):
+        return
+    if as_large_as(places, updates):
+        return
+    shape = gs.Variable(unique_name(names, f"{updates.name}_shape"), np.int64)
+    alike = gs.Variable(unique_name(names, f"{places.name}_alike"), np.int64)
+    graph.nodes.append(gs.Node("Shape", shape.name, {}, [updates], [shape]))
+    graph.nodes.append(gs.Node("Expand", alike.name, {}, [made.inputs[0], shape], [alike]))
+    node.inputs[1] = alike
+
+
 def _soften(node: gs.Node, index: int, graph: gs.Graph, first: Witness, second: Witness, names: set[str]) -> None:
     """Rewrites a shape operand that is only partly constant, so that it follows the data."""
     operand = node.inputs[index]
@@ -163,14 +212,20 @@ def _soften(node: gs.Node, index: int, graph: gs.Graph, first: Witness, second: 
 
 
 def _placed(old: list[gs.Node], new: list[gs.Node]) -> list[gs.Node]:
-    """Nodes that were added in the order of their readers, each before its reader."""
-    number = {id(n): i for i, n in enumerate(new)}
+    """Both, every new node right before what reads it first."""
+    waiting = {id(n) for n in new}
     out: list[gs.Node] = []
-    done = 0
+
+    def add(node: gs.Node) -> None:
+        for t in node.inputs:
+            for producer in t.inputs:
+                if id(producer) in waiting:
+                    waiting.remove(id(producer))
+                    add(producer)
+        out.append(node)
+
     for node in old:
-        end = max([number[id(p)] + 1 for t in node.inputs for p in t.inputs if id(p) in number], default=0)
-        out += [*new[done:end], node]
-        done = max(done, end)
+        add(node)
     return out
 
 

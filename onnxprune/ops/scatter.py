@@ -40,10 +40,19 @@ def couple_elements(node: gs.Node, table: LabelTable) -> None:
             labels = None
         else:
             for t in (indices, updates):
-                if t is not None:
+                if t is not None and not (t is indices and updates is not None and as_large_as(t, updates)):
                     table.bind(t, place, labels)
         out.append(labels)
     table.put(node.outputs[0], out)
+
+
+def as_large_as(indices: gs.Tensor, updates: gs.Tensor) -> bool:
+    """Whether numbers are stretched to the shape of what they place, whatever that becomes."""
+    made = indices.inputs[0] if indices.inputs else None
+    if made is None or made.op != "Expand" or not made.inputs[1].inputs:
+        return False
+    shape = made.inputs[1].inputs[0]
+    return bool(shape.op == "Shape" and not shape.attrs and shape.inputs[0] is updates)
 
 
 def couple_gather_nd(node: gs.Node, table: LabelTable) -> None:

@@ -10,6 +10,7 @@ import onnx_graphsurgeon as gs
 
 from onnxprune.ops.labels import Array, LabelTable
 from onnxprune.ops.record import Evaluate, OpSpec, ints, register, whole
+from onnxprune.ops.scatter import as_large_as
 
 
 def couple_none(node: gs.Node, table: LabelTable) -> None:
@@ -27,7 +28,7 @@ def couple_shape(node: gs.Node, table: LabelTable) -> None:
 
 
 def _is_used(shape: gs.Tensor, place: int, x: gs.Tensor, table: LabelTable) -> bool:
-    """Whether one element of a shape vector is read by anything but the Resize sizes that fold_shapes writes."""
+    """Whether an element of a shape is read by more than Resize sizes and places to scatter to (fold_shapes)."""
     if shape.name in table.outputs:
         return True
     for node in shape.outputs:
@@ -40,8 +41,15 @@ def _is_used(shape: gs.Tensor, place: int, x: gs.Tensor, table: LabelTable) -> b
             step = bounds[3][0] if len(bounds) > 3 else 1
             if place not in range(*slice(bounds[0][0], bounds[1][0], step).indices(table.shape(shape)[0])):
                 continue
+        elif node.op == "Expand" and all(_scatters(r, node.outputs[0], x) for r in node.outputs[0].outputs):
+            continue
         return True
     return False
+
+
+def _scatters(node: gs.Node, places: gs.Tensor, x: gs.Tensor) -> bool:
+    """Whether a node does nothing with places that were stretched to the size of x but scatter x there."""
+    return node.op == "ScatterElements" and node.inputs[1] is places and node.inputs[2] is x and as_large_as(places, x)
 
 
 def _sizes_resize(element: gs.Tensor, x: gs.Tensor, table: LabelTable) -> bool:
