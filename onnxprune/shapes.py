@@ -279,13 +279,13 @@ def _computable(graph: gs.Graph) -> tuple[list[gs.Node], frozenset[str]]:
     constant: set[str] = set()
     out = []
     for node in graph.nodes:
-        names = {t.name for t in node.inputs}
+        names = [t.name for t in node.inputs]
         asks = node.op in ("Shape", "Size")
-        if not asks and names & data:
+        if not asks and any(name in data for name in names):
             data.update(t.name for t in node.outputs if t.name)
         elif node.outputs and not any(t.outputs for t in node.outputs[1:]):
             out.append(node)
-            (shaped if asks or names & shaped else constant).add(node.outputs[0].name)
+            (shaped if asks or any(name in shaped for name in names) else constant).add(node.outputs[0].name)
         else:
             shaped.update(t.name for t in node.outputs)
     return out, frozenset(constant)

@@ -50,10 +50,13 @@ SKIPPED = {
             ("regnet_y_32gf", "regnet_y_8gf"), ("regnet_y_128gf", "regnet_y_8gf"), ("swin_b", "swin_s"),
             ("swin_v2_b", "swin_v2_s"), ("vgg19", "vgg16"), ("vgg19_bn", "vgg16_bn"), ("vit_l_16", "vit_b_16"),
             ("vit_l_32", "vit_b_32"), ("vit_h_14", "vit_b_16"), ("swin3d_s", "swin3d_t"), ("swin3d_b", "swin3d_t"),
+            ("Keras VGG19", "VGG16"), ("Keras ResNet152", "ResNet101"), ("Keras ResNet152V2", "ResNet101V2"),
+            ("Keras NASNetLarge", "NASNetMobile"), ("Keras EfficientNetB5 to B7", "EfficientNetB4"),
+            ("Keras EfficientNetV2L", "EfficientNetV2M"), ("Keras ConvNeXtLarge and XLarge", "ConvNeXtBase"),
         )
     }
 }  # fmt: skip
-"""torchvision models that are not built, and why."""
+"""Models of torchvision and Keras that are not built, and why."""
 
 # One line a family, the smallest variant first; further variants differ in structure, not only in size.
 _TIMM = """
@@ -171,8 +174,10 @@ _LIGHT = _names("""
     bvlc_alexnet densenet121 inception_v1 inception_v2 resnet50 shufflenet squeezenet vgg19 zfnet512
 """)
 _KERAS = _names("""
-    MobileNet MobileNetV2 MobileNetV3Small MobileNetV3Large EfficientNetB0 EfficientNetV2B0 NASNetMobile ResNet50
-    ResNet50V2 DenseNet121 InceptionV3 Xception InceptionResNetV2 ConvNeXtTiny VGG16
+    MobileNetV2 MobileNetV3Small MobileNet EfficientNetB0 EfficientNetV2B0 NASNetMobile ResNet50 DenseNet121
+    ConvNeXtTiny MobileNetV3Large ResNet50V2 InceptionV3 Xception InceptionResNetV2 EfficientNetB1 EfficientNetB2 EfficientNetB3
+    EfficientNetV2B1 EfficientNetV2B2 EfficientNetV2B3 DenseNet169 DenseNet201 ResNet101 ResNet101V2 EfficientNetV2S
+    ConvNeXtSmall VGG16 EfficientNetB4 EfficientNetV2M ConvNeXtBase
 """)
 
 

@@ -3,7 +3,8 @@
     python tools/zoo_measure.py MODEL.onnx [--no-proofs]      # one line of JSON
 
 Load, analyze, prune a random half of every group and to half of the MACs by l2, verify both: the random half at batch
-1 and 5, the other at batch 1. What fails is in the row, with the stage it failed in.
+1 and 5, the other at batch 1. Where a statistic holds channels back, the random half comes again with those free. What
+fails is in the row, with the stage it failed in.
 """
 
 from __future__ import annotations
@@ -59,31 +60,46 @@ def measure(path: Path, row: Row, *, proofs: bool = True) -> None:
     row["locked"] = locked_causes(analysis)
     if not analysis.groups:
         return
-    plans = {"random": random_half(analysis)}
     row["stage"] = "plan"
     clock.lap()
+    target = None
     try:
-        plans["target"] = op.plan(op.score(model, analysis, "l2"), op.Target(macs=0.5))
+        target = op.plan(op.score(model, analysis, "l2"), op.Target(macs=0.5))
     except op.OnnxPruneError as err:
         row["target"] = {"error": str(err).splitlines()[0][:200]}
     row["plan_s"], _ = clock.lap()
-    for kind, plan in plans.items():
-        row["stage"] = f"strip {kind}"
-        clock.lap()
-        result = op.compile_plan(model, plan, analysis=analysis, check=False)
-        row[f"{kind}_strip_s"], _ = clock.lap()
-        row[kind] = {what: result.after.ratio(result.before, what) for what in ("macs", "params")}
-        row["macs"], row["params"] = result.before.macs, result.before.params
-        if kind == "random":
-            row["random"]["params_aside"] = kept_aside(analysis, plan)
-        if not proofs:
-            continue
-        row["stage"] = f"verify {kind}"
-        clock.lap()
-        feeds = None if kind == "random" else [random_feeds(analysis, 1)]
-        proof = op.verify(analysis, plan, result.model, feeds=feeds)
-        row[f"{kind}_verify_s"], _ = clock.lap()
-        row[kind] |= {"max_relative": proof.max_relative, "effect": proof.effect, "batches": list(proof.batches)}
+    _cut(row, "random", analysis, random_half(analysis), proofs)
+    if target is not None:
+        _cut(row, "target", analysis, target, proofs)
+    if any(lock.inexact for lock in analysis.locked):
+        row["stage"] = "analyze inexact"
+        wide = op.analyze(model, include_inexact=True)
+        inside = [g.channels for g in wide if not g.exact]
+        _cut(row, "inexact", wide, random_half(wide), proofs)
+        row["inexact"] |= {
+            "groups": len(wide), "inexact_groups": len(inside), "channels": sum(g.channels for g in wide),
+            "inexact_channels": sum(inside),
+        }  # fmt: skip
+
+
+def _cut(row: Row, kind: str, analysis: op.Analysis, plan: op.Plan, proofs: bool) -> None:
+    """Prunes, measures what is left, and proves it: a random half at batch 1 and 5, a target at batch 1."""
+    clock = Clock()
+    row["stage"] = f"strip {kind}"
+    result = op.compile_plan(analysis.source, plan, analysis=analysis, check=False)
+    row[f"{kind}_strip_s"], _ = clock.lap()
+    row[kind] = {what: result.after.ratio(result.before, what) for what in ("macs", "params")}
+    row["macs"], row["params"] = result.before.macs, result.before.params
+    if kind != "target":
+        row[kind]["params_aside"] = kept_aside(analysis, plan)
+    if not proofs:
+        return
+    row["stage"] = f"verify {kind}"
+    clock.lap()
+    feeds = [random_feeds(analysis, 1)] if kind == "target" else None
+    proof = op.verify(analysis, plan, result.model, feeds=feeds)
+    row[f"{kind}_verify_s"], _ = clock.lap()
+    row[kind] |= {"max_relative": proof.max_relative, "effect": proof.effect, "batches": list(proof.batches)}
 
 
 def random_half(analysis: op.Analysis, seed: int = 0) -> op.Plan:
@@ -91,7 +107,7 @@ def random_half(analysis: op.Analysis, seed: int = 0) -> op.Plan:
     rng = np.random.default_rng(seed)
     gone = {g.name: rng.choice(g.channels, g.channels // 2, replace=False) for g in analysis}
     removals = {g.name: op.Removal(g.channels, tuple(sorted(gone[g.name].tolist()))) for g in analysis}
-    return op.Plan(analysis.source.fingerprint, removals)
+    return op.Plan(analysis.source.fingerprint, removals, options=analysis.choices.options())
 
 
 def locked_causes(analysis: op.Analysis) -> list[list[object]]:

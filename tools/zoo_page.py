@@ -14,6 +14,7 @@ from typing import Any
 
 from zoo_catalogue import SKIPPED, catalogue
 
+KINDS = ("random", "target", "inexact")  # of cuts
 Row = dict[str, Any]
 VERSIONS = ("onnxprune", "onnx", "onnxruntime", "numpy")
 WEAK = 1e-3  # a masked model that is nearer than this to the original would prove little
@@ -32,9 +33,9 @@ LIBRARIES = {
 HEAD = """# Coverage
 
 Every model below was read as its exporter wrote it, analysed, and pruned twice: a random half of the channels of
-every group, and to half of the MACs by `l2` with default limits. The random half was run in onnxruntime at batch 1 and
-5 (at the model's own batch where that is fixed) against the masked original, the other at batch 1; *difference* is the
-larger of the two, relative to the largest output.
+every group (rounded down), and to half of the MACs by `l2` with default limits. The random half was run in onnxruntime
+at batch 1 and 5 (at the model's own batch where that is fixed) against the masked original, the other at batch 1;
+*difference* is the larger of the two, relative to the largest output.
 
 `.ts` is PyTorch's TorchScript exporter (opset 17), `.bn` the same with BatchNormalization kept, `.dyn` its dynamo
 exporter (opset 20), `.tf2onnx` and `keras_` tf2onnx, `.keras` Keras 3's own export. Weights are random: as the library
@@ -49,10 +50,19 @@ Seconds of analysis are CPU seconds, imports aside; the other times are wall-clo
 
 To repeat this, or to try your own models:
 
+<!-- not run: takes models and images that do not ship, and hours -->
+
 ```
 python tools/zoo.py FOLDER_OR_FILE ... --page coverage.md
 python tools/zoo.py --build 'resnet*' 'timm_*.ts'       # needs torch, torchvision, timm, transformers
 ```
+
+"""
+INEXACT = """## Inexact groups
+
+Networks whose residual stream a statistic runs over, once more with that stream free (`--include-inexact`, see
+[inexact.md](inexact.md)): a random half of every group. *Inexact*: groups that a normalisation runs over; *difference*
+is against the original whose statistics run over what is kept.
 
 """
 COLUMNS = (
@@ -91,10 +101,11 @@ def page(rows: Sequence[Row]) -> str:
         if bad:
             causes = [(r["name"], str(r["error"]).replace("|", "/")) for r in bad]
             parts.append("Not pruned:\n\n" + _table(("model", "where it failed, and why"), causes))
+    parts.append(_inexact(rows))
     if SKIPPED:
-        parts.append("## Not built\n\n" + _table(("torchvision model", "why"), sorted(SKIPPED.items())))
-    parts.append(_causes(rows))
-    return "\n".join(parts)
+        parts.append("## Not built\n\n" + _table(("model", "why"), sorted(SKIPPED.items())))
+    parts += [_unrun(rows), _causes(rows)]
+    return "\n".join(p for p in parts if p)
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -139,7 +150,7 @@ def _summary(rows: Sequence[Row]) -> str:
     exported = [r for r in rows if not str(r.get("error", "")).startswith("exporter")]
     good = [r for r in rows if proved(r)]
     broken = [r for r in exported if "error" in r]
-    worst = max((max(r[k].get("max_relative", 0.0) for k in ("random", "target") if k in r) for r in good), default=0.0)
+    worst = max((r[k].get("max_relative", 0.0) for r in good for k in KINDS if k in r), default=0.0)
     seconds = sorted(float(r["analyze_cpu_s"]) for r in exported if "analyze_cpu_s" in r)
     names = {str(r["name"]) for r in good}
     timm = {n.rsplit(".", 1)[0] for n in names if n.startswith("timm_")}
@@ -156,8 +167,60 @@ def _summary(rows: Sequence[Row]) -> str:
             f"Analysis, CPU seconds: median {statistics.median(seconds):.3f}, 95 of 100 below "
             f"{seconds[int(0.95 * (len(seconds) - 1))]:.2f}, longest {seconds[-1]:.2f}."
         )
+    lines += _most_kept(good)
     lines.append(f"Measured on {cores} core(s), {platform.machine()}, Python {platform.python_version()}, {versions}.")
     return "\n".join(lines) + "\n"
+
+
+def _most_kept(rows: Sequence[Row]) -> list[str]:
+    """Of convolutional networks, and of those with a normalised stream, the one that keeps most."""
+    ours = [r for r in rows if library(r) in ("torchvision", "flow", "video", "detection")]
+    plain = [r for r in ours if "inexact" not in r]
+    streams = [r for r in ours if "max_relative" in r.get("inexact", {})]
+    lines = []
+    for what, kind, found in (
+        ("convolutional networks of torchvision", "random", plain),
+        ("networks of torchvision with normalised streams, inexact groups on,", "inexact", streams),
+    ):
+        if found:
+            most = max(found, key=lambda r: float(r[kind]["params_aside"]))
+            lines.append(
+                f"Of the {len(found)} {what} halved in every group, {most['name']} keeps most of its parameters: "
+                f"{most[kind]['params_aside']:.1%}, the layers that compute the outputs aside."
+            )
+    return lines
+
+
+def _inexact(rows: Sequence[Row]) -> str:
+    """The table of random halves with channels free that a statistic runs over."""
+    own = sorted((r for r in rows if "max_relative" in r.get("inexact", {})), key=lambda r: str(r["name"]))
+    head = (
+        "model",
+        "groups",
+        "inexact",
+        "channels",
+        "in inexact",
+        "params kept",
+        "params aside",
+        "MACs kept",
+        "difference",
+    )
+    cells = []
+    for r in own:
+        x = r["inexact"]
+        cells.append([
+            r["name"], str(x["groups"]), str(x["inexact_groups"]), f"{x['channels']:,}", f"{x['inexact_channels']:,}",
+            f"{x['params']:.1%}", f"{x['params_aside']:.1%}", f"{x['macs']:.1%}", f"{x['max_relative']:.1e}",
+        ])  # fmt: skip
+    return (INEXACT + _table(head, cells)) if own else ""
+
+
+def _unrun(rows: Sequence[Row]) -> str:
+    """Models of the catalogue of which there is no row."""
+    missing = [name for name in _LIBRARY if name not in {str(r["name"]) for r in rows}]
+    if not missing or len(missing) == len(_LIBRARY):
+        return ""
+    return f"## Not run\n\nOf the catalogue in `tools/zoo_catalogue.py`: {', '.join(missing)}.\n"
 
 
 def _causes(rows: Sequence[Row]) -> str:
