@@ -175,9 +175,9 @@ _LIGHT = _names("""
 """)
 _KERAS = _names("""
     MobileNetV2 MobileNetV3Small MobileNet EfficientNetB0 EfficientNetV2B0 NASNetMobile ResNet50 DenseNet121
-    ConvNeXtTiny MobileNetV3Large ResNet50V2 InceptionV3 Xception InceptionResNetV2 EfficientNetB1 EfficientNetB2 EfficientNetB3
-    EfficientNetV2B1 EfficientNetV2B2 EfficientNetV2B3 DenseNet169 DenseNet201 ResNet101 ResNet101V2 EfficientNetV2S
-    ConvNeXtSmall VGG16 EfficientNetB4 EfficientNetV2M ConvNeXtBase
+    ConvNeXtTiny MobileNetV3Large ResNet50V2 InceptionV3 Xception InceptionResNetV2 EfficientNetB1 EfficientNetB2
+    EfficientNetB3 EfficientNetV2B1 EfficientNetV2B2 EfficientNetV2B3 DenseNet169 DenseNet201 ResNet101 ResNet101V2
+    EfficientNetV2S ConvNeXtSmall VGG16 EfficientNetB4 EfficientNetV2M ConvNeXtBase
 """)
 
 
