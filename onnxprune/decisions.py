@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxprune.coupling import Analysis
@@ -20,6 +19,7 @@ from onnxprune.passes.edit import unique_name
 _STEPS = frozenset(("Ceil", "Floor", "Round", "Sign"))
 # Integers and truth values that no small difference turns over, or that have a tolerance of their own (quantizers).
 _CONTINUOUS = frozenset(("IsInf", "IsNaN", "Shape", "Size"))
+_FLOATS = "fV"  # numpy knows no bfloat16
 _QUANTIZERS = ("QuantizeLinear", "DynamicQuantize", "QLinear", "QGemm", "QAttention")
 
 
@@ -35,8 +35,8 @@ def decisions(analysis: Analysis, pruned: Model) -> dict[str, tuple[str, ...]]:
     there &= {o.name for n in pruned.graph.nodes for o in n.outputs}
     computed = {t.name for t in graph.inputs}
 
-    def floating(t: gs.Tensor) -> bool:
-        return np.dtype(dtypes.get(t.name) or t.dtype or np.float32).kind in "fV"
+    def is_kind(t: gs.Tensor, kinds: str) -> bool:
+        return t.name in dtypes and dtypes[t.name].kind in kinds  # a sequence has no element type
 
     def shown(tensors: Sequence[gs.Tensor]) -> list[str]:
         """These tensors, or what they are computed from, as far as both graphs have it."""
@@ -49,7 +49,7 @@ def decisions(analysis: Analysis, pruned: Model) -> dict[str, tuple[str, ...]]:
             if t.name in there:
                 out.append(t.name)
             elif t.inputs:
-                front += [i for i in t.inputs[0].inputs if i.name in computed and floating(i)]
+                front += [i for i in t.inputs[0].inputs if i.name in computed and is_kind(i, _FLOATS)]
         return sorted(out)
 
     found: dict[str, tuple[str, ...]] = {}
@@ -63,9 +63,10 @@ def decisions(analysis: Analysis, pruned: Model) -> dict[str, tuple[str, ...]]:
         computed.update(t.name for t in node.outputs if t.name)
         if node.domain or node.op.startswith(_QUANTIZERS):
             continue
-        numbers = [t for t in reads if floating(t)]
+        numbers = [t for t in reads if is_kind(t, _FLOATS)]
         passed = [name for t in reads for name in hidden.get(t.name, ())]
-        decided = [t.name for t in node.outputs if t.name and (node.op in _STEPS or not floating(t))]
+        kinds = _FLOATS if node.op in _STEPS else "iub"
+        decided = [t.name for t in node.outputs if is_kind(t, kinds)]
         if (numbers or passed) and not any(removable(analysis, n) for n in (*(t.name for t in numbers), *decided)):
             reasons = tuple(dict.fromkeys([*shown(numbers), *passed]))
             for name in decided:
