@@ -1,7 +1,8 @@
 """Data for evaluation and calibration: images and labels, checked before they reach a model.
 
 `--data` takes an `.npz` with `x` and `y`, a folder of class folders of images, `digits` (scikit-learn's), or
-`package.module:function` that returns (x, y). `--mean --std --layout` say how pixels become the model's input.
+`package.module:function` that returns (x, y). `--mean --std --layout` say how pixels become the model's input; how that
+lies is read from the model.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ import numpy.typing as npt
 
 from onnxprune.errors import OnnxPruneError
 from onnxprune.functions import find_function
+from onnxprune.layouts import PERMUTATION, Arrangement, Shape, arrange, fits, layout_of, layouts_that_fit, turned
 from onnxprune.model import Array, Model
 
-LAYOUTS = ("auto", "nchw", "nhwc")
 MAX_ARRAY_BYTES = 64 * 2**30
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".webp")
 
@@ -32,7 +33,8 @@ class Preprocess:
     Attributes:
         mean: per channel, in units of the scaled pixels.
         std: likewise.
-        layout: of the data: "nchw", "nhwc", or "auto" (images as uint8 [n, h, w, 1 or 3 or 4] are nhwc, else as is).
+        layout: of the data: "nchw", "nhwc", or "auto" (uint8 [n, h, w, 1 or 3 or 4] is nhwc, all else lies as the
+            model's input).
     """
 
     mean: Sequence[float] = ()
@@ -195,29 +197,69 @@ def _checked(x: Any, y: Any, name: str) -> Data:
     return Data(x, y.astype(np.int64), name)
 
 
-def to_input(x: Array, shape: Sequence[int | str | None], dtype: np.dtype[Any], how: Preprocess, name: str) -> Array:
+@dataclass(frozen=True)
+class ModelInput:
+    """What a model with one input takes.
+
+    Attributes:
+        shape: batch first; unknown dimensions are not numbers.
+        dtype: element type.
+        layout: of images: "nchw", "nhwc", or None where nothing says it.
+        name: of the tensor.
+    """
+
+    shape: Shape
+    dtype: np.dtype[Any]
+    layout: str | None = None
+    name: str = ""
+
+    @property
+    def batch(self) -> int | None:
+        """Samples per run, where that is fixed."""
+        first = self.shape[0] if self.shape else None
+        return first if isinstance(first, int) and first > 0 else None
+
+
+def input_of(model: Model) -> ModelInput:
+    """The only input of a model.
+
+    Raises:
+        OnnxPruneError: several inputs.
+    """
+    inputs = model.graph.inputs
+    if len(inputs) != 1:
+        raise OnnxPruneError(f"the model has {len(inputs)} inputs; data feeds one")
+    return ModelInput(list(inputs[0].shape or []), np.dtype(inputs[0].dtype), layout_of(inputs[0]), inputs[0].name)
+
+
+def to_input(x: Array, into: ModelInput, how: Preprocess, name: str) -> Array:
     """Pixels or features as a model takes them.
 
     Args:
         x: samples [n, ...].
-        shape: the model input's, batch first; unknown dimensions are not numbers.
-        dtype: the model input's.
+        into: the model's input.
         how: normalisation and layout of the data.
         name: of the data, for messages.
 
     Raises:
-        OnnxPruneError: the samples do not fit the input.
+        OnnxPruneError: the samples do not fit the input, or whether they have to be transposed is open.
     """
-    if x.dtype.kind == "f" and dtype.kind not in "fV":
-        raise OnnxPruneError(f"the data {name!r} holds {x.dtype}, the model's input takes {dtype}")
-    if how.layout not in LAYOUTS:
-        raise OnnxPruneError(f"unknown layout {how.layout!r}", fix=f"choose from: {', '.join(LAYOUTS)}")
-    images = x.ndim == 4
-    last = how.layout == "nhwc" or (
-        how.layout == "auto" and images and x.dtype == np.uint8 and x.shape[-1] in (1, 3, 4)
-    )
+    if x.dtype.kind == "f" and into.dtype.kind not in "fV":
+        raise OnnxPruneError(f"the data {name!r} holds {x.dtype}, the model's input takes {into.dtype}")
+    lies = arrangement(x, into, how, name)
+    if not fits(turned(x.shape, lies.layout) if lies.moved else x.shape, into.shape):
+        others = layouts_that_fit(x.shape, into.shape, into.layout) if x.ndim == len(into.shape) == 4 else []
+        ours, its = (f" ({part})" if part else "" for part in (lies.layout if lies.moved else "", into.layout))
+        fix = "check --layout and the size of the images (--size)"
+        if others:
+            fix = f"they fit with --layout {' or '.join(others)}"
+        raise OnnxPruneError(
+            f"samples {list(x.shape[1:])} of {name!r}{ours} do not fit the model's input {list(into.shape)}{its}",
+            fix=fix,
+        )
+    last = lies.layout == "nhwc"
     values = x
-    if x.dtype == np.uint8 and dtype.kind == "f":
+    if x.dtype == np.uint8 and into.dtype.kind == "f":
         values = x.astype(np.float32) / 255
     if how.mean or how.std:
         channels = x.shape[-1] if last else x.shape[1] if x.ndim > 1 else 1
@@ -232,17 +274,18 @@ def to_input(x: Array, shape: Sequence[int | str | None], dtype: np.dtype[Any], 
             values = values - np.asarray(how.mean, np.float32).reshape(view)
         if how.std:
             values = values / np.asarray(how.std, np.float32).reshape(view)
-    values = _laid_out(values, shape, last and images)
-    wrong = len(shape) != values.ndim or any(
-        isinstance(n, int) and n > 0 and i > 0 and n != m
-        for i, (n, m) in enumerate(zip(shape, values.shape, strict=False))
-    )
-    if wrong:
-        raise OnnxPruneError(
-            f"samples {list(x.shape[1:])} of {name!r} do not fit the model's input {list(shape)}",
-            fix="check --layout and the size of the images (--size)",
-        )
-    return np.ascontiguousarray(values, dtype)
+    if lies.moved:
+        values = values.transpose(PERMUTATION[lies.layout])
+    return np.ascontiguousarray(values, into.dtype)
+
+
+def arrangement(x: Array, into: ModelInput, how: Preprocess, name: str) -> Arrangement:
+    """Where the channels of samples are, and whether they are elsewhere in the model's input.
+
+    Raises:
+        OnnxPruneError: see `arrange`.
+    """
+    return arrange(x.shape, x.dtype == np.uint8, how.layout, into.shape, into.layout, name)
 
 
 class Feeds:
@@ -255,13 +298,8 @@ class Feeds:
     """
 
     def __init__(self, model: Model, data: Data, how: Preprocess, batch: int = 64) -> None:
-        inputs = model.graph.inputs
-        if len(inputs) != 1:
-            raise OnnxPruneError(f"the model has {len(inputs)} inputs; data feeds one")
-        self.data, self.how = data, how
-        self.name: str = inputs[0].name
-        self.shape, self.dtype = list(inputs[0].shape or []), np.dtype(inputs[0].dtype)
-        self.fixed = self.shape[0] if self.shape and isinstance(self.shape[0], int) and self.shape[0] > 0 else None
+        self.data, self.how, self.into = data, how, input_of(model)
+        self.name, self.fixed = self.into.name, self.into.batch
         self.batch: int = self.fixed or batch
 
     def __len__(self) -> int:
@@ -274,7 +312,7 @@ class Feeds:
         x, y = self.data.x[part], None if self.data.y is None else self.data.y[part]
         if self.fixed and len(x) < self.fixed:
             x = np.concatenate([x, np.repeat(x[-1:], self.fixed - len(x), axis=0)])
-        return {self.name: to_input(x, self.shape, self.dtype, self.how, self.data.name)}, y
+        return {self.name: to_input(x, self.into, self.how, self.data.name)}, y
 
     def real(self, i: int) -> int:
         """How many samples of batch i are no copies."""
@@ -287,12 +325,3 @@ def model_batches(
     """The batches of `Feeds` in turn."""
     feeds = Feeds(model, data, how, batch)
     return (feeds[i] for i in range(len(feeds)))
-
-
-def _laid_out(values: Array, shape: Sequence[int | str | None], last: bool) -> Array:
-    if not last or len(shape) != 4:
-        return values
-    channels = values.shape[-1]
-    if shape[1] == channels and shape[3] != channels:
-        return values.transpose(0, 3, 1, 2)
-    return values

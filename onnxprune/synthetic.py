@@ -12,7 +12,7 @@ import onnx_graphsurgeon as gs
 
 from onnxprune.calibration import Calibration, Probe
 from onnxprune.channel_statistics import Moments
-from onnxprune.data import Data
+from onnxprune.data import Data, input_of
 from onnxprune.errors import OnnxPruneError
 from onnxprune.model import Array, Model
 
@@ -35,15 +35,14 @@ def synthetic_data(model: Model, samples: int, *, seed: int = 0) -> Data:
     Raises:
         OnnxPruneError: several inputs, or one that takes no floats.
     """
-    inputs = model.graph.inputs
-    if len(inputs) != 1 or np.dtype(inputs[0].dtype).kind not in "fV":
+    if len(model.graph.inputs) != 1 or (into := input_of(model)).dtype.kind not in "fV":
         raise OnnxPruneError("synthetic inputs are made for models with one floating input", fix="give data: --data")
-    shape = [d if isinstance(d, int) and d > 0 else 0 for d in inputs[0].shape or [0]]
+    shape = [d if isinstance(d, int) and d > 0 else 0 for d in into.shape or [0]]
     rng = np.random.default_rng(seed)
     if len(shape) != 4:
         sizes = [d or 16 for d in shape[1:]]
         return Data(rng.standard_normal((samples, *sizes)).astype(np.float32), None, "none")
-    last = shape[3] in (1, 3, 4) and shape[1] not in (1, 3, 4)
+    last = into.layout == "nhwc"
     channels, height, width = (shape[3], shape[1], shape[2]) if last else (shape[1], shape[2], shape[3])
     x = _pictures(rng, samples, channels or 3, height or _SIDE, width or _SIDE)
     x = np.ascontiguousarray(x.transpose(0, 2, 3, 1)) if last else x

@@ -26,6 +26,8 @@ class Stream:
         words: whether tokens come from an embedding table, else from patches of an image.
         opset: below 17 LayerNormalization is decomposed, as TorchScript exports it.
         disguise: whether weights may hide behind other nodes.
+        half: float16 instead of float32; then the outputs are logits of every token, since behind one token's Softmax
+            the tolerance of float16 would let mistakes through.
     """
 
     blocks: tuple[str, ...]
@@ -33,14 +35,19 @@ class Stream:
     words: bool = True
     opset: int = 17
     disguise: bool = False
+    half: bool = False
 
 
 class Net(Builder):
     """A builder of [N, TOKENS, width] activations."""
 
     def __init__(self, stream: Stream) -> None:
-        super().__init__(Spec((), seed=stream.seed, opset=stream.opset, disguise=stream.disguise))
+        super().__init__(Spec((), seed=stream.seed, opset=stream.opset, disguise=stream.disguise, half=stream.half))
         self.width_ = 2 * int(self.rng.integers(3, 7))
+
+    def number(self, value: float | list[float]) -> str:
+        """A constant of the net's own type."""
+        return self.const(np.array(value, self.dtype))
 
     def linear(self, x: str, k: int, n: int) -> str:
         """MatMul and Add."""
@@ -57,9 +64,9 @@ class Net(Builder):
         """ReduceMean, or a sum and a constant that states the count."""
         how = int(self.rng.integers(4))
         if how == 0:
-            return str(self.node("Div", self.reduce("ReduceSum", x, -1), self.const(np.array(self.width_, np.float32))))
+            return str(self.node("Div", self.reduce("ReduceSum", x, -1), self.number(self.width_)))
         if how == 1:
-            share = self.const(np.array([1 / self.width_], np.float32))
+            share = self.number([1 / self.width_])
             return str(self.node("Mul", share, self.reduce("ReduceSum", x, -1)))
         return self.reduce("ReduceMean", x, -1)
 
@@ -70,14 +77,14 @@ class Net(Builder):
         if self.opset >= 17 and self.rng.random() < 0.7:
             return str(self.node("LayerNormalization", x, scale, shift, axis=-1))
         d = self.node("Sub", x, self.mean(x))
-        var = self.mean(self.node("Pow", d, self.const(np.array(2, np.float32))))
-        deviation = self.node("Sqrt", self.node("Add", var, self.const(np.array(1e-5, np.float32))))
+        var = self.mean(self.node("Pow", d, self.number(2)))
+        deviation = self.node("Sqrt", self.node("Add", var, self.number(1e-5)))
         return str(self.node("Add", self.node("Mul", self.node("Div", d, deviation), scale), shift))
 
     def rms(self, x: str) -> str:
         """RMSNorm as transformers writes it."""
-        mean = self.reduce("ReduceMean", self.node("Pow", x, self.const(np.array(2, np.float32))), -1)
-        root = self.node("Sqrt", self.node("Add", mean, self.const(np.array(1e-5, np.float32))))
+        mean = self.reduce("ReduceMean", self.node("Pow", x, self.number(2)), -1)
+        root = self.node("Sqrt", self.node("Add", mean, self.number(1e-5)))
         y = self.node("Mul", x, self.node("Reciprocal", root))
         return str(self.node("Mul", self.weight(self.width_, values=self.rng.uniform(0.5, 1.5, self.width_)), y))
 
@@ -93,7 +100,7 @@ class Net(Builder):
         if shared > 1:
             k, v = (self._repeated(t, heads, shared, dim) for t in (k, v))
         scores = self.node("MatMul", q, self.node("Transpose", k, perm=[0, 1, 3, 2]))
-        scores = self.node("Mul", scores, self.const(np.array(dim**-0.5, np.float32)))
+        scores = self.node("Mul", scores, self.number(dim**-0.5))
         y = self.node("MatMul", self.node("Softmax", scores, axis=-1 if self.opset >= 13 else 3), v)
         y = self.node("Transpose", y, perm=[0, 2, 1, 3])
         y = self.node("Reshape", y, self.const([0, TOKENS, heads * shared * dim]))
@@ -175,7 +182,7 @@ def mean_gate(b: Net, x: str) -> str:
 def unit_length(b: Net, x: str) -> str:
     """L2 normalisation: exact, a masked channel adds nothing to the norm."""
     root = b.node("Sqrt", b.reduce("ReduceSum", b.node("Mul", x, x), -1))
-    return str(b.node("Add", x, b.node("Div", x, b.node("Add", root, b.const(np.array(0.1, np.float32))))))
+    return str(b.node("Add", x, b.node("Div", x, b.node("Add", root, b.number(0.1)))))
 
 
 @block
@@ -188,7 +195,7 @@ def group_norm(b: Net, x: str) -> str:
         y = b.node("GroupNormalization", y, scale, shift, num_groups=2)
         return str(b.node("Add", x, b.node("Transpose", y, perm=[0, 2, 1])))
     y = b.node("Reshape", y, b.const([0, 2, c // 2 * TOKENS]))
-    one, zero = b.const(np.ones(2, np.float32)), b.const(np.zeros(2, np.float32))
+    one, zero = b.number([1, 1]), b.number([0, 0])
     y = b.node("Reshape", b.node("InstanceNormalization", y, one, zero), b.const([0, c, TOKENS]))
     y = b.node("Add", b.node("Mul", b.node("Transpose", y, perm=[0, 2, 1]), scale), shift)
     return str(b.node("Add", x, y))
@@ -198,11 +205,12 @@ def build_stream(stream: Stream) -> onnx.ModelProto:
     """The model of a stream: tokens, a class token and places, blocks, a norm, a head on the class token."""
     b = Net(stream)
     c = b.width_
+    kind = TensorProto.FLOAT16 if stream.half else TensorProto.FLOAT
     if stream.words:
         source = helper.make_tensor_value_info("x", TensorProto.INT64, ["N", TOKENS - 1])
         x = b.node("Gather", b.weight(WORDS, c, spread=1.0), "x")
     else:
-        source = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 2, 2 * (TOKENS - 1)])
+        source = helper.make_tensor_value_info("x", kind, ["N", 3, 2, 2 * (TOKENS - 1)])
         x = b.node("Conv", "x", b.weight(c, 3, 2, 2), b.weight(c, spread=0.3), strides=[2, 2])
         x = b.node("Transpose", b.node("Reshape", x, b.const([0, c, TOKENS - 1])), perm=[0, 2, 1])
     batch = b.node("Gather", b.node("Shape", "x"), b.const([0]), axis=0)
@@ -215,18 +223,22 @@ def build_stream(stream: Stream) -> onnx.ModelProto:
     x = b.node("Add", x, b.weight(1, TOKENS, c, spread=1.0))
     for name in stream.blocks:
         x = BLOCKS[name](b, x)
-    y = b.node("Gather", b.norm(x), b.const(np.array(0, np.int64)), axis=1)
-    y = b.node("Gemm", y, b.weight(c, CLASSES, spread=1.0), b.weight(CLASSES, spread=0.3))
-    b.node("Softmax", y, axis=-1 if stream.opset >= 13 else 1)
+    y = b.norm(x)
+    if stream.half:
+        y = b.linear(y, c, CLASSES)
+    else:
+        y = b.node("Gather", y, b.const(np.array(0, np.int64)), axis=1)
+        y = b.node("Gemm", y, b.weight(c, CLASSES, spread=1.0), b.weight(CLASSES, spread=0.3))
+        b.node("Softmax", y, axis=-1 if stream.opset >= 13 else 1)
     b.nodes[-1].output[0] = "y"
-    sink = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", CLASSES])
+    sink = helper.make_tensor_value_info("y", kind, ["N", TOKENS, CLASSES] if stream.half else ["N", CLASSES])
     graph = helper.make_graph(b.nodes, "stream", [source], [sink], b.initializers)
     ir = 10 if stream.opset >= 21 else 8
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", stream.opset)], ir_version=ir)
 
 
-def streams(max_blocks: int = 3) -> st.SearchStrategy[Stream]:
-    """Random nets."""
+def streams(max_blocks: int = 3, half: bool = False) -> st.SearchStrategy[Stream]:
+    """Random nets, of float16 with `half`."""
     return st.builds(
         Stream,
         blocks=st.lists(st.sampled_from(sorted(BLOCKS)), min_size=1, max_size=max_blocks).map(tuple),
@@ -234,4 +246,5 @@ def streams(max_blocks: int = 3) -> st.SearchStrategy[Stream]:
         words=st.booleans(),
         opset=st.sampled_from((11, 13, 17, 18, 21)),
         disguise=st.booleans(),
+        half=st.just(half),
     )

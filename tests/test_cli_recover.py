@@ -174,7 +174,8 @@ def test_what_an_interrupted_run_left_is_not_taken_silently(
     [
         (["--images", 10], "at least 16 samples; there are 10"),
         (["--data", "missing.npz"], "cannot read 'missing.npz'"),
-        (["--size", "9x9", "--layout", "nhwc", "--mean", "0,0,0"], "--mean has 3 numbers"),
+        (["--size", "9x9", "--layout", "nhwc"], "they fit with --layout nchw"),
+        (["--mean", "0,0,0"], "--mean has 3 numbers"),
         (["--device", "tpu"], "device"),
     ],
 )

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnx_graphsurgeon as gs
 import pytest
 from command_line import CommandLine
 from graphs import PROPERTY, removal
@@ -30,7 +31,7 @@ from onnxprune.pipeline import Compiled, analyze, compile_plan
 from onnxprune.plans import Plan, Removal, load_plan, save_plan
 from onnxprune.runtime import Session
 from onnxprune.sweep import sensitivity
-from onnxprune.verification import random_feeds, reference, relative_difference, verify
+from onnxprune.verification import TOLERANCE, random_feeds, reference, relative_difference, verify
 
 Array = npt.NDArray[Any]
 seeds = st.integers(0, 2**16)
@@ -101,6 +102,67 @@ def test_every_block_frees_its_stream_and_slicing_is_not_masking(name: str, opse
         Session(m).run(feeds, ["y"])[0] for m in (InsertMasks(plan, analysis)(model), reference(analysis, plan))
     )
     assert relative_difference(masked, sliced) > 1e-3
+
+
+# ------------------------------------------------------------------------------------------------------- float16
+
+
+def one_other(analysis: Analysis, seed: int) -> tuple[Plan, Plan]:
+    """A random plan, and one that differs from it in a single channel of the residual stream.
+
+    Half of the channels stay at least where statistics are taken. A norm of one or two divides what they differ by,
+    which may be little more than the rounding of float16, by itself: even the original is then far from what is exact.
+    """
+    rng = np.random.default_rng(seed)
+    plan = random_plan(analysis, seed)
+    group = stream_of(analysis)
+    order = rng.permutation(group.channels)
+    gone = int(rng.integers(1, group.channels // 2 + 1))
+    inexact = {
+        g.name: replace(r, removed=r.removed[: g.channels // 2])
+        for g in analysis.groups
+        if not g.exact and (r := plan.groups[g.name]).removed
+    }
+    plans = []
+    for removed in (order[:gone], order[1 : gone + 1]):
+        stream = {group.name: Removal(group.channels, tuple(sorted(removed.tolist())))}
+        plans.append(replace(plan, groups={**plan.groups, **inexact, **stream}))
+    return plans[0], plans[1]
+
+
+@PROPERTY(max_examples=40)
+@given(streams(half=True), seeds)
+def test_float16_is_proved_at_a_tolerance_that_one_wrong_channel_exceeds(stream: Stream, seed: int) -> None:
+    model = load(build_stream(stream))
+    analysis = analyze(model, include_inexact=True)
+    right, wrong = one_other(analysis, seed)
+    done = compile_plan(model, right, analysis=analysis)
+    proof = done.verification
+    assert proof is not None
+    assert stream_of(analysis).name in proof.inexact
+    assert proof.tolerance == TOLERANCE["float16"]
+    assert proof.max_relative <= proof.tolerance / 2
+    # What states a count, a share or a scale has stayed in the type of the model.
+    constants = (t for t in done.model.graph.tensors().values() if isinstance(t, gs.Constant))
+    assert {np.dtype(t.dtype).name for t in constants} - {"int64", "bool"} == {"float16"}
+    onnx.checker.check_model(to_proto(done.model), full_check=True)
+    with pytest.raises(VerificationError):
+        verify(analysis, wrong, done.model)
+
+
+@pytest.mark.parametrize("name", sorted(BLOCKS))
+@pytest.mark.parametrize("opset", [13, 21])
+def test_slicing_is_not_masking_by_more_than_float16_is_allowed(name: str, opset: int) -> None:
+    # Otherwise a proof in float16 could not tell a removed channel in a statistic from a masked one.
+    analysis = analyze(load(build_stream(Stream((name,), 3, opset=opset, half=True))), include_inexact=True)
+    group = stream_of(analysis)
+    plan = Plan("", {group.name: Removal(group.channels, (0, 2))}, options={"inexact": True})
+    feeds = random_feeds(analysis, 5)
+    masked, sliced = (
+        Session(m).run(feeds, ["y"])[0]
+        for m in (InsertMasks(plan, analysis)(analysis.source), reference(analysis, plan))
+    )
+    assert relative_difference(masked, sliced) > TOLERANCE["float16"]
 
 
 def test_outputs_of_the_model_stay_whole_whatever_is_asked_for() -> None:
@@ -203,8 +265,11 @@ def _of(names: set[str]) -> Any:
 
 @pytest.mark.parametrize("part", [1, 2])
 @pytest.mark.parametrize("opset", [13, 17])
-def test_wrong_scale_or_shift_of_a_norm_is_caught(part: int, opset: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = load(build_stream(Stream(("mlp",), seed=1, opset=opset)))
+@pytest.mark.parametrize("half", [False, True])
+def test_wrong_scale_or_shift_of_a_norm_is_caught(
+    part: int, opset: int, half: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load(build_stream(Stream(("mlp",), seed=1, opset=opset, half=half)))
     analysis = analyze(model, include_inexact=True)
     group = stream_of(analysis)
     plan = Plan("", {group.name: Removal(group.channels, (0, 2))}, options={"inexact": True})
@@ -219,11 +284,12 @@ def test_wrong_scale_or_shift_of_a_norm_is_caught(part: int, opset: int, monkeyp
         compile_plan(model, plan)
 
 
-def test_wrong_rows_of_a_weight_behind_a_norm_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = load(build_stream(Stream(("mlp",), seed=1)))
+@pytest.mark.parametrize("half", [False, True])
+def test_wrong_rows_of_a_weight_behind_a_norm_are_caught(half: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(build_stream(Stream(("mlp",), seed=1, half=half)))
     group = stream_of(analyze(model, include_inexact=True))
     plan = Plan("", {group.name: Removal(group.channels, (0, 2))}, options={"inexact": True})
-    (weight,) = {n.inputs[1].name for n in model.graph.nodes if n.op == "Gemm"}
+    weight = [n.inputs[1].name for n in model.graph.nodes if n.op in ("Gemm", "MatMul")][-1]
     _broken(monkeypatch, lambda name, whole, kept: kept[::-1] if name == weight else kept)
     with pytest.raises(VerificationError):
         compile_plan(model, plan)

@@ -18,7 +18,7 @@ ROOT = Path(onnxprune.__file__).parents[1]
 RANKS = {
     0: ("errors",),
     1: ("files", "functions", "local_functions", "notebooks", "plugins", "wire", "workers"),
-    2: ("curves", "journal", "model", "plans"),
+    2: ("curves", "journal", "layouts", "model", "plans"),
     3: ("ops", "runtime", "data", "linear_nodes", "metrics", "pictures", "compression"),
     4: ("shapes", "evaluation", "latency", "calibration", "output_distance", "layer_weights", "group_names"),
     5: ("wellformed", "coupling", "channel_statistics", "segments"),

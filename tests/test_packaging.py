@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from command_line import CommandLine
+from packaging.requirements import Requirement
 
 import onnxprune
 from onnxprune.journal import Journal
@@ -140,7 +141,26 @@ def test_the_package_is_typed_and_complete() -> None:
     assert project["project"]["scripts"] == {"onnxprune": "onnxprune.cli:main"}
 
 
-def test_every_extra_is_in_the_table_of_extras() -> None:
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-    page = (ROOT / "docs" / "installing.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"^\| `(\w+)` \|", page, re.M)) == set(extras)
+TABLE = ROOT / "docs" / "installing.md"
+
+
+def test_the_table_of_extras_says_what_they_hold() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = {"": project["dependencies"], **project["optional-dependencies"]}
+    rows = re.findall(r"^\| (?:`(\w+)`|\(none\)) \| (.+?) \|", TABLE.read_text(encoding="utf-8"), re.M)
+    assert sorted(extra for extra, _ in rows) == sorted(extras)
+    for extra, adds in rows:
+        if extra == "dev":
+            continue  # said in words
+        wanted, allowed = set(), set()
+        for one in map(Requirement, extras[extra]):
+            own = one.name == project["name"]
+            wanted |= {f"`{e}`" for e in one.extras} if own else {one.name}
+            allowed |= set() if own else one.extras
+        assert wanted <= set(adds.split(", ")) <= wanted | allowed, extra
+
+
+def test_there_is_one_table_of_extras_and_the_readme_links_to_it() -> None:
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
+    assert [p for p in pages if re.search(r"^\| extra ", p.read_text(encoding="utf-8"), re.M)] == [TABLE]
+    assert "(docs/installing.md)" in (ROOT / "README.md").read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ import math
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -23,9 +23,9 @@ from onnx import helper, numpy_helper
 from torch import nn
 
 import onnxprune as op
-from onnxprune.data import Data, Preprocess, to_input
+from onnxprune.data import Data, ModelInput, Preprocess, to_input
 from onnxprune.errors import OnnxPruneError
-from onnxprune.model import Model, to_proto
+from onnxprune.model import Array, Model, to_proto
 from onnxprune.training import Figures, Settings, get_method, retrain
 from onnxprune.training.callbacks import MovingAverage
 from onnxprune.training.checkpoints import LAST, load_state, remove_checkpoints, save_state
@@ -33,7 +33,6 @@ from onnxprune.training.datasets import (
     Batches,
     Pick,
     Samples,
-    channels_last,
     find_transforms,
     seeded,
     split,
@@ -931,21 +930,19 @@ def test_the_split_takes_the_same_share_of_every_class() -> None:
 def test_augmentation_keeps_layout_and_depends_on_the_seed_alone() -> None:
     rng = np.random.default_rng(0)
     pixels = Data(rng.integers(1, 255, (6, 8, 10, 3), np.uint8), None, "pixels")
-    shape: list[int | str | None] = ["N", 3, 8, 10]
+    into = ModelInput(["N", 3, 8, 10], np.dtype(np.float32), "nchw")
     how = Preprocess(mean=[0.4, 0.5, 0.6], std=[0.2, 0.2, 0.2])
-    plain = Samples(pixels, shape, np.dtype(np.float32), how)
+    plain = Samples(pixels, into, how)
     assert plain.last
     whole = Pick(np.arange(6), 6, 0)
-    assert np.array_equal(
-        plain[whole].x.numpy(), to_input(pixels.x, shape, np.dtype(np.float32), how, "pixels")
-    )  # fmt: skip
-    moved = Samples(pixels, shape, np.dtype(np.float32), how, find_transforms(("crop=2", "flip"), pixels, True))
+    assert np.array_equal(plain[whole].x.numpy(), to_input(pixels.x, into, how, "pixels"))
+    moved = Samples(pixels, into, how, find_transforms(("crop=2", "flip"), pixels, True))
     a, b, c = (moved[Pick(np.arange(6), 6, seed)].x for seed in (1, 1, 2))
     assert a.shape == (6, 3, 8, 10)
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
     # A crop moves the picture by at most its padding, which is black before normalisation.
-    only = Samples(pixels, shape, np.dtype(np.float32), Preprocess(), find_transforms(("crop=2",), pixels, True))
+    only = Samples(pixels, into, Preprocess(), find_transforms(("crop=2",), pixels, True))
     cropped = only[Pick(np.arange(1), 1, 3)].x[0].numpy()
     padded = np.pad(pixels.x[0].transpose(2, 0, 1).astype(np.float32) / 255, ((0, 0), (2, 2), (2, 2)))
     places = [(i, j) for i in range(5) for j in range(5) if np.array_equal(padded[:, i : i + 8, j : j + 10], cropped)]
@@ -953,13 +950,17 @@ def test_augmentation_keeps_layout_and_depends_on_the_seed_alone() -> None:
 
 
 def test_where_the_channels_are() -> None:
+    def last(x: Array, shape: Sequence[int | str | None], own: str | None, layout: str = "auto") -> bool:
+        into = ModelInput(shape, np.dtype(np.float32), own)
+        return Samples(Data(x, None, "d"), into, Preprocess(layout=layout)).last
+
     floats = np.zeros((2, 8, 8, 3), np.float32)
-    assert channels_last(floats.astype(np.uint8), ["N", 3, 8, 8], Preprocess())
-    assert channels_last(floats, ["N", 8, 8, 3], Preprocess())
-    assert channels_last(floats, ["N", None, None, 3], Preprocess())
-    assert not channels_last(np.zeros((2, 3, 8, 8), np.float32), ["N", 3, 8, 8], Preprocess())
-    assert not channels_last(floats, ["N", 8, 8, 3], Preprocess(layout="nchw"))
-    assert not channels_last(np.zeros((2, 5), np.float32), ["N", 5], Preprocess(layout="nhwc"))
+    assert last(floats.astype(np.uint8), ["N", 3, 8, 8], "nchw")
+    assert last(floats, ["N", 8, 8, 3], "nhwc")
+    assert not last(floats.transpose(0, 3, 1, 2), ["N", 3, 8, 8], "nchw")
+    assert last(floats, ["N", 3, 8, 8], "nchw", "nhwc")
+    assert not last(floats.transpose(0, 3, 1, 2), ["N", 8, 8, 3], "nhwc", "nchw")
+    assert not last(np.zeros((2, 5), np.float32), ["N", 5], None, "nhwc")
 
 
 def test_seeding_is_undone_even_by_an_error() -> None:

@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from structures import MAX_UNPACKED, StructureError, all_structures, coverage, fill, filled, unpack
+from onnxruntime.transformers.float16 import convert_float_to_float16
+from structures import FOLDER, MAX_UNPACKED, StructureError, all_structures, coverage, fill, filled, unpack
 
 import onnxprune as op
-from onnxprune.verification import random_feeds
+from onnxprune.verification import TOLERANCE, random_feeds, verify
 
 GOLDEN = Path(__file__).parent / "golden" / "structures.json"
 EXPECTED = json.loads(GOLDEN.read_text(encoding="utf-8"))
@@ -105,6 +106,29 @@ def test_inexact_groups_halve_the_residual_stream_too(path: Path) -> None:
     assert len(done.verification.inexact) >= 1
     assert done.verification.max_relative <= 1e-4 < done.verification.effect
     assert done.after.ratio(done.before, "params") <= 0.35
+
+
+@pytest.mark.parametrize("name", ["hf_convnextv2.ts", "hf_electra.ts", "hf_segformer.ts", "hf_swin.ts"])
+@pytest.mark.filterwarnings("ignore:the float32 number:UserWarning")  # weights below float16's smallest number
+def test_inexact_groups_in_float16(name: str) -> None:
+    model = op.load(convert_float_to_float16(fill(unpack(FOLDER / f"{name}.onnx.xz"))))
+    kinds = {np.dtype(t.dtype).name for t in model.graph.tensors().values() if t.dtype is not None}
+    assert "float16" in kinds - {"float32"} == kinds
+    analysis = op.analyze(model, include_inexact=True)
+    assert {lock.op for lock in analysis.locked} == {"output"}
+    half = replace(_random_half(analysis), options={"inexact": True})
+    done = op.compile_plan(model, half, analysis=analysis)
+    assert done.verification is not None
+    assert len(done.verification.inexact) >= 1
+    tolerance = TOLERANCE["float16"]
+    assert done.verification.max_relative <= tolerance / 2 < tolerance == done.verification.tolerance
+    # The same model is refused where one channel of the stream that sits on most weights is another.
+    group = max((g for g in analysis if not g.exact), key=lambda g: len(g.sites))
+    gone = half.groups[group.name].removed
+    swapped = sorted([*gone[1:], min(set(range(group.channels)) - set(gone))])
+    wrong = replace(half, groups={**half.groups, group.name: op.Removal(group.channels, tuple(swapped))})
+    with pytest.raises(op.VerificationError):
+        verify(analysis, wrong, done.model, feeds=[random_feeds(analysis, 1)])
 
 
 def test_golden_is_complete() -> None:

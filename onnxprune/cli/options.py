@@ -169,7 +169,13 @@ samples_options = together(
     click.option("--images", type=click.IntRange(1), help="Use only this many, evenly from the classes."),
     click.option("--mean", default="", help="Per channel, of pixels in [0, 1]: 0.485,0.456,0.406"),
     click.option("--std", default="", help="Likewise: 0.229,0.224,0.225"),
-    click.option("--layout", default="auto", show_default=True, help="Of the data: auto, nchw, nhwc."),
+    click.option(
+        "--layout",
+        default="auto",
+        show_default=True,
+        help="Of the data: nchw, nhwc, or auto (pictures of bytes nhwc, "
+        "all else as in the model). Transposed where the model has another.",
+    ),
     click.option("--size", help="Resize image files to HEIGHTxWIDTH."),
 )
 sparsifying_options = together(

@@ -11,8 +11,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from onnxprune.data import LAYOUTS, Preprocess
+from onnxprune.data import Preprocess
 from onnxprune.errors import OnnxPruneError, unknown
+from onnxprune.layouts import LAYOUTS
 from onnxprune.recipes.base import DATA, MODEL, Common, Step, after, whole
 from onnxprune.recipes.changing import Apply, Prune, Retrain, Sparsify
 from onnxprune.recipes.deciding import MakePlan, Score, Sensitivity

@@ -18,14 +18,13 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from onnxprune.data import Data, Preprocess, to_input
+from onnxprune.data import Data, ModelInput, Preprocess, arrangement, to_input
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.functions import find_function
-from onnxprune.model import Array, Model
+from onnxprune.model import Array
 from onnxprune.training.settings import Settings, augment_name
 
 Transform = Callable[[torch.Tensor], torch.Tensor]
-_CHANNELS = (1, 3, 4)
 
 
 class Pick(NamedTuple):
@@ -112,20 +111,19 @@ class Samples(Dataset[Batch]):
 
     Args:
         data: samples and labels.
-        shape: of the model's input, batch first.
-        dtype: of the model's input.
+        into: the model's input.
         how: normalisation and layout of the data.
         transforms: of each sample; none for validation.
         labelled: whether labels are handed out.
     """
 
     def __init__(
-        self, data: Data, shape: Sequence[int | str | None], dtype: np.dtype[Any], how: Preprocess,
-        transforms: Sequence[tuple[str, Transform]] = (), labelled: bool = True,
+        self, data: Data, into: ModelInput, how: Preprocess, transforms: Sequence[tuple[str, Transform]] = (),
+        labelled: bool = True,
     ) -> None:  # fmt: skip
-        self.data, self.shape, self.dtype, self.how = data, list(shape), dtype, how
+        self.data, self.into, self.how = data, into, how
         self.transforms = list(transforms)
-        self.last = channels_last(data.x, self.shape, how)
+        self.last = data.x.ndim == 4 and arrangement(data.x, into, how, data.name).layout == "nhwc"
         self.labelled = labelled and data.y is not None
 
     def __len__(self) -> int:
@@ -136,7 +134,7 @@ class Samples(Dataset[Batch]):
         if self.transforms:
             with seeded(pick.seed):
                 x = self._augmented(x)
-        values = to_input(x, self.shape, self.dtype, self.how, self.data.name)
+        values = to_input(x, self.into, self.how, self.data.name)
         y = torch.from_numpy(self.data.y[pick.indices]) if self.labelled and self.data.y is not None else None
         return Batch(as_tensor(values), y, pick.real)
 
@@ -214,17 +212,6 @@ def as_tensor(values: Array) -> torch.Tensor:
     return torch.from_numpy(values)
 
 
-def channels_last(x: Array, shape: Sequence[int | str | None], how: Preprocess) -> bool:
-    """Whether samples are images [h, w, c]; by the rule of `to_input`, or by the input they go into as they are."""
-    if x.ndim != 4:
-        return False
-    if how.layout != "auto":
-        return how.layout == "nhwc"
-    if x.dtype == np.uint8 and x.shape[-1] in _CHANNELS:
-        return True
-    return len(shape) == 4 and shape[3] == x.shape[3] in _CHANNELS and shape[1] not in _CHANNELS
-
-
 def find_transforms(augment: Sequence[str | Callable[..., Any]], data: Data, last: bool) -> list[tuple[str, Transform]]:
     """Augmentations by name.
 
@@ -298,20 +285,6 @@ def split(data: Data, share: float, seed: int) -> tuple[Data, Data]:
 
 def _part(data: Data, mask: npt.NDArray[np.bool_]) -> Data:
     return Data(data.x[mask], None if data.y is None else data.y[mask], data.name)
-
-
-def input_of(model: Model) -> tuple[list[int | str | None], np.dtype[Any], int | None]:
-    """Shape and element type of a model's only input, and its batch where that is fixed.
-
-    Raises:
-        OnnxPruneError: several inputs.
-    """
-    inputs = model.graph.inputs
-    if len(inputs) != 1:
-        raise OnnxPruneError(f"the model has {len(inputs)} inputs; data feeds one")
-    shape = list(inputs[0].shape or [])
-    fixed = shape[0] if shape and isinstance(shape[0], int) and shape[0] > 0 else None
-    return shape, np.dtype(inputs[0].dtype), fixed
 
 
 def check_classes(data: Data, classes: int) -> None:

@@ -20,7 +20,7 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
-from onnxprune.data import Data, Feeds, Preprocess, subset
+from onnxprune.data import Data, Feeds, Preprocess, input_of, subset
 from onnxprune.errors import OnnxPruneError
 from onnxprune.evaluation import evaluate
 from onnxprune.model import PROVENANCE, Array, Model
@@ -37,7 +37,6 @@ from onnxprune.training.datasets import (
     check_classes,
     digest,
     find_transforms,
-    input_of,
     split,
 )
 from onnxprune.training.distillation import Teacher, distillation_loss, matching_features
@@ -161,15 +160,15 @@ def retrain(
         raise OnnxPruneError(f"the validation data {held.name!r} is empty")
     if labelled and held.y is None:
         raise OnnxPruneError(f"the validation data {held.name!r} has no labels", fix="add an array y")
-    shape, dtype, fixed = input_of(model)
-    batch = fixed or settings.batch
+    into = input_of(model)
+    batch = into.batch or settings.batch
     if batch * settings.world > len(train):
         raise OnnxPruneError(
             f"{batch * settings.world} samples per step are more than the {len(train)} there are to train on",
-            fix="a smaller --batch" if fixed is None else "more data, or export the model with a dynamic batch",
+            fix="a smaller --batch" if into.batch is None else "more data, or export the model with a dynamic batch",
         )
-    if settings.mixup and dtype.kind not in "fV":
-        raise OnnxPruneError(f"mixup mixes floats; the model takes {dtype}", fix="--mixup 0")
+    if settings.mixup and into.dtype.kind not in "fV":
+        raise OnnxPruneError(f"mixup mixes floats; the model takes {into.dtype}", fix="--mixup 0")
     accelerator = _accelerator(settings)
     run = {
         "model": model.fingerprint, "data": digest(train, held, how), "samples": [len(train), len(held)],
@@ -178,9 +177,9 @@ def retrain(
     }  # fmt: skip
     saved = saved_run(folder, run, resume=resume, restart=restart, rank=rank)
 
-    val_samples = Samples(held, shape, dtype, how, labelled=labelled)
+    val_samples = Samples(held, into, how, labelled=labelled)
     transforms = find_transforms(settings.augment, train, val_samples.last)
-    train_samples = Samples(train, shape, dtype, how, transforms, labelled=labelled)
+    train_samples = Samples(train, into, how, transforms, labelled=labelled)
     with known_errors(), quiet(), isolate_rng(include_cuda=False), cpu_threads(settings.threads):
         torch.manual_seed(settings.seed)
         base = model
@@ -252,10 +251,10 @@ def measure(
         found = evaluate(model, data, preprocess=how, batch=settings.batch)
         return Figures(found.top1, found.loss)
     student = Teacher(model, runtime="onnxruntime")
-    shape, dtype, fixed = input_of(model)
-    samples = Samples(data, shape, dtype, how, labelled=False)
+    into = input_of(model)
+    samples = Samples(data, into, how, labelled=False)
     total = 0.0
-    for pick in Batches(len(data), fixed or settings.batch):
+    for pick in Batches(len(data), into.batch or settings.batch):
         x = samples[pick].x
         ours, theirs = (side(x)[0].float().cpu()[: pick.real] for side in (student, teacher))
         total += float(distillation_loss(ours, theirs, settings.temperature)) * pick.real
