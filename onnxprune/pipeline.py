@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,8 +66,21 @@ def analyze(model: Model, *, attention: str = "heads", include_inexact: bool = F
         include_inexact: free also channels that statistics (LayerNorm, GroupNorm, a mean, ...) run over. Their removal
             is not masking: it is proved against the original whose statistics run over what is kept.
     """
-    normal = Pipeline(NORMALIZE)(model)
-    return couple(normal, source=model, choices=Choices(attention, include_inexact))
+    with _uncollected():
+        normal = Pipeline(NORMALIZE)(model)
+        return couple(normal, source=model, choices=Choices(attention, include_inexact))
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """No search for garbage meanwhile: a graph is many small objects, all in use, and searching them takes time."""
+    active = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if active:
+            gc.enable()
 
 
 def analyze_for(model: Model, plan: Plan) -> Analysis:

@@ -8,6 +8,7 @@ boxes a detector keeps depends on the data itself; such dimensions are set to nu
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from math import prod
@@ -132,15 +133,16 @@ def witness(
         inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
         graph = inferred.graph
         before = len(shapes), len(values)
-        for value in [*graph.input, *graph.value_info, *graph.output]:
-            name = value.name
-            if name in shapes and name in dtypes:
-                continue  # from an earlier round
-            shape = _static(value)
-            if shape is not None:
-                shapes[name] = shape
-            if value.type.tensor_type.elem_type:
-                dtypes[name] = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        for infos in (graph.input, graph.value_info, graph.output):
+            for value in infos:
+                name = value.name
+                if name in shapes and name in dtypes:
+                    continue  # from an earlier round
+                shape, dtype = _known(value.type)
+                if shape is not None:
+                    shapes[name] = shape
+                if dtype is not None:
+                    dtypes[name] = dtype
         _evaluate(nodes, model.opset, shapes, values, skipped)
         nodes = [n for n in nodes if n.outputs[0].name not in values and n.outputs[0].name not in skipped]
         for name, value in values.items():  # inference never sees what was pinned
@@ -182,13 +184,24 @@ def _use_stand_ins(proto: onnx.ModelProto, graph: gs.Graph) -> None:
         proto.graph.node.extend(kept.node)
 
 
-def _static(value: onnx.ValueInfoProto) -> tuple[int, ...] | None:
-    kind = value.type.tensor_type
-    if not value.type.HasField("tensor_type") or not kind.HasField("shape"):
-        return None
-    if any(not d.HasField("dim_value") for d in kind.shape.dim):
-        return None
-    return tuple(d.dim_value for d in kind.shape.dim)
+_dtype = functools.cache(onnx.helper.tensor_dtype_to_np_dtype)
+
+
+def _known(kind: onnx.TypeProto) -> tuple[tuple[int, ...] | None, np.dtype[Any] | None]:
+    """Shape, where every dimension is known, and element type. Asks protobuf as little as it can, that is slow."""
+    if not kind.HasField("tensor_type"):
+        return None, None
+    tensor = kind.tensor_type
+    dtype = _dtype(tensor.elem_type) if tensor.elem_type else None
+    if not tensor.HasField("shape"):
+        return None, dtype
+    shape = []
+    for d in tensor.shape.dim:
+        n = d.dim_value
+        if n == 0 and not d.HasField("dim_value"):
+            return None, dtype
+        shape.append(n)
+    return tuple(shape), dtype
 
 
 @dataclass(frozen=True)
@@ -228,15 +241,19 @@ def _selected(
     nodes: Sequence[_Open], graph: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]], number: int
 ) -> dict[str, tuple[int, ...]]:
     """Shapes of what selections with known inputs find, with a number for what depends on data."""
-    kinds = {v.name: v.type.tensor_type for v in (*graph.value_info, *graph.output) if v.type.HasField("tensor_type")}
     known = shapes.keys() | {t.name for t in graph.initializer}
+    wanted = {
+        o
+        for n in nodes
+        if n.node.op_type in _SELECTIONS and not n.node.domain and all(i in known for i in n.node.input if i)
+        for o in n.outputs
+        if o not in shapes
+    }
     found = {}
-    for n in nodes:
-        if n.node.op_type in _SELECTIONS and not n.node.domain and all(i in known for i in n.node.input if i):
-            for o in n.outputs:
-                if o in kinds and o not in shapes and kinds[o].HasField("shape"):
-                    dims = kinds[o].shape.dim
-                    found[o] = tuple(d.dim_value if d.HasField("dim_value") else number for d in dims)
+    for v in (*graph.value_info, *graph.output) if wanted else ():
+        if v.name in wanted and v.type.HasField("tensor_type") and v.type.tensor_type.HasField("shape"):
+            dims = v.type.tensor_type.shape.dim
+            found[v.name] = tuple(d.dim_value if d.HasField("dim_value") else number for d in dims)
     return found
 
 
