@@ -42,7 +42,8 @@ class Verification:
     """What was compared and how far apart it was.
 
     Attributes:
-        max_relative: largest |pruned - masked| over the largest |masked| of the same output.
+        max_relative: largest |pruned - masked| over the largest |masked| of the same output; of numbers that only
+            decisions are made by, root mean squares of both.
         tolerance: what is allowed, by the model's element type.
         outputs: the same figure per output.
         batches: batch sizes that were run.
@@ -108,6 +109,20 @@ def _effect(original: Array, masked: Array) -> float:
     """The difference a removal makes; outputs of another shape, or no longer finite, count 1."""
     found = relative_difference(original, masked)
     return found if np.isfinite(found) else 1.0
+
+
+def mean_difference(actual: Array, expected: Array) -> float:
+    """The same by root mean squares, for numbers inside a model: a single one may be ill-conditioned.
+
+    Which level of a pyramid a box belongs to is read from the logarithm of its area, and that may be nearly nothing.
+    """
+    worst = relative_difference(actual, expected)
+    if not np.isfinite(worst) or actual.dtype.kind not in "fV":
+        return worst
+    a, b = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    finite = np.isfinite(b)
+    size = float(np.sqrt(np.mean(b[finite] ** 2))) if finite.any() else 0.0
+    return float(np.sqrt(np.mean((a[finite] - b[finite]) ** 2))) / size if size else worst
 
 
 def random_feeds(analysis: Analysis, batch: int, seed: int = 0) -> dict[str, Array]:
@@ -180,16 +195,17 @@ def verify(
         raise VerificationError("the pruned model's inputs or outputs are not the original's")
     reasons = decisions(analysis, pruned)
     decided = list(reasons)
-    names = _observed(analysis, pruned, reasons)
+    results = _observed(analysis, pruned, reasons)
+    names = list(dict.fromkeys([*results, *(name for why in reasons.values() for name in why)]))
     both = _run(reference(analysis, plan), [*names, *decided], sets, device, analysis)
     wanted = [found[: len(names)] for found in both]
     taken = [dict(zip(decided, found[len(names) :], strict=True)) for found in both]
     sets = [{**f, **more} for f, more in zip(sets, taken, strict=True)]
     got = _run(given(pruned, taken[0], analysis), names, sets, device, analysis)
-    outputs = {
-        name: max(relative_difference(g[i], w[i]) for g, w in zip(got, wanted, strict=True))
-        for i, name in enumerate(names)
-    }
+    outputs = {}
+    for i, name in enumerate(names):
+        difference = relative_difference if name in results else mean_difference
+        outputs[name] = max(difference(g[i], w[i]) for g, w in zip(got, wanted, strict=True))
     limit = tolerance if tolerance is not None else _tolerance(analysis, wanted)
     floats = [w for w in wanted[0] if w.dtype.kind in "fV"]
     if floats and not any(np.isfinite(np.asarray(w, np.float64)).any() for w in floats):
@@ -228,7 +244,7 @@ def _interface(model: Model) -> tuple[list[str], list[str]]:
 
 
 def _observed(analysis: Analysis, pruned: Model, decided: Mapping[str, Sequence[str]]) -> list[str]:
-    """The tensors to compare: the outputs, and in place of class numbers or decisions the scores behind them."""
+    """The tensors to compare: the outputs, and in place of class numbers the scores behind them."""
     dtypes = analysis.witness.dtypes
     present = [{o.name for n in m.graph.nodes for o in n.outputs} for m in (analysis.source, pruned)]
     out: list[str] = []
@@ -246,7 +262,7 @@ def _observed(analysis: Analysis, pruned: Model, decided: Mapping[str, Sequence[
                 seen.update(i.name for i in x.inputs[0].inputs)
         whole = [n for n in scores if all(n in p for p in present) and not removable(analysis, n)]
         out += whole if scores and len(whole) == len(scores) else [t.name]
-    return list(dict.fromkeys([*out, *(name for why in decided.values() for name in why)]))
+    return list(dict.fromkeys(out))
 
 
 def _run(

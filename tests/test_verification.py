@@ -11,7 +11,7 @@ from onnxprune.errors import VerificationError
 from onnxprune.model import Model, load, to_proto
 from onnxprune.pipeline import analyze, compile_plan
 from onnxprune.plans import Plan, Removal
-from onnxprune.verification import verify
+from onnxprune.verification import mean_difference, relative_difference, verify
 
 
 def classifier(last: str) -> onnx.ModelProto:
@@ -182,3 +182,15 @@ def test_a_comparison_inside_an_activation_is_no_decision() -> None:
     done = compile_plan(model, Plan(model.fingerprint, {group.name: Removal(8, (0,))}), analysis=analysis)
     assert done.verification is not None
     assert done.verification.decided == []
+
+
+def test_one_ill_conditioned_number_behind_a_decision_is_no_difference() -> None:
+    rng = np.random.default_rng(0)
+    wanted = rng.standard_normal(1000)
+    got = wanted + 1e-7 * rng.standard_normal(1000)
+    got[7] += 1e-3
+    assert relative_difference(got, wanted) > 1e-4 > mean_difference(got, wanted)
+    assert mean_difference(got + 1e-3, wanted) > 1e-4
+    assert mean_difference(got[1:], wanted) == mean_difference(np.where(wanted > 2, np.nan, got), wanted) == np.inf
+    assert mean_difference(np.array([1, 2]), np.array([1, 3])) == np.inf
+    assert mean_difference(np.zeros(3), np.zeros(3)) == 0
