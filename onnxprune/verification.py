@@ -43,7 +43,7 @@ class Verification:
 
     Attributes:
         max_relative: largest |pruned - masked| over the largest |masked| of the same output; of numbers that only
-            decisions are made by, root mean squares of both.
+            decisions are made by, means of both.
         tolerance: what is allowed, by the model's element type.
         outputs: the same figure per output.
         batches: batch sizes that were run.
@@ -112,7 +112,7 @@ def _effect(original: Array, masked: Array) -> float:
 
 
 def mean_difference(actual: Array, expected: Array) -> float:
-    """The same by root mean squares, for numbers inside a model: a single one may be ill-conditioned.
+    """mean |actual - expected| / mean |expected|, for numbers inside a model: single ones may be ill-conditioned.
 
     Which level of a pyramid a box belongs to is read from the logarithm of its area, and that may be nearly nothing.
     """
@@ -121,8 +121,8 @@ def mean_difference(actual: Array, expected: Array) -> float:
         return worst
     a, b = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
     finite = np.isfinite(b)
-    size = float(np.sqrt(np.mean(b[finite] ** 2))) if finite.any() else 0.0
-    return float(np.sqrt(np.mean((a[finite] - b[finite]) ** 2))) / size if size else worst
+    size = float(np.abs(b[finite]).mean()) if finite.any() else 0.0
+    return float(np.abs(a[finite] - b[finite]).mean()) / size if size else worst
 
 
 def random_feeds(analysis: Analysis, batch: int, seed: int = 0) -> dict[str, Array]:
