@@ -92,6 +92,7 @@ def _cut(row: Row, kind: str, analysis: op.Analysis, plan: op.Plan, proofs: bool
     row["macs"], row["params"] = result.before.macs, result.before.params
     if kind != "target":
         row[kind]["params_aside"] = kept_aside(analysis, plan)
+        row[kind]["params_aside_up"] = kept_aside(analysis, random_half(analysis, up=True))
     if not proofs:
         return
     row["stage"] = f"verify {kind}"
@@ -102,10 +103,11 @@ def _cut(row: Row, kind: str, analysis: op.Analysis, plan: op.Plan, proofs: bool
     row[kind] |= {"max_relative": proof.max_relative, "effect": proof.effect, "batches": list(proof.batches)}
 
 
-def random_half(analysis: op.Analysis, seed: int = 0) -> op.Plan:
-    """Half of the channels of every group, rounded down, drawn at random."""
+def random_half(analysis: op.Analysis, seed: int = 0, *, up: bool = False) -> op.Plan:
+    """Half of the channels of every group, rounded down (or up, as long as one stays), drawn at random."""
     rng = np.random.default_rng(seed)
-    gone = {g.name: rng.choice(g.channels, g.channels // 2, replace=False) for g in analysis}
+    half = {g.name: (g.channels + (up and g.channels > 1)) // 2 for g in analysis}
+    gone = {g.name: rng.choice(g.channels, half[g.name], replace=False) for g in analysis}
     removals = {g.name: op.Removal(g.channels, tuple(sorted(gone[g.name].tolist()))) for g in analysis}
     return op.Plan(analysis.source.fingerprint, removals, options=analysis.choices.options())
 

@@ -184,9 +184,11 @@ def _most_kept(rows: Sequence[Row]) -> list[str]:
     ):
         if found:
             most = max(found, key=lambda r: float(r[kind]["params_aside"]))
+            up = most[kind].get("params_aside_up", most[kind]["params_aside"])
             lines.append(
                 f"Of the {len(found)} {what} halved in every group, {most['name']} keeps most of its parameters: "
-                f"{most[kind]['params_aside']:.1%}, the layers that compute the outputs aside."
+                f"{most[kind]['params_aside']:.1%} ({up:.1%} where groups of odd size lose the larger half), the layers "
+                "that compute the outputs aside."
             )
     return lines
 
