@@ -122,13 +122,17 @@ def locked_causes(analysis: op.Analysis) -> list[list[object]]:
     return [[*key, *cause] for key, cause in sorted(causes.items())]
 
 
+# What reads the answers of a model: its output, or what a detector selects boxes by.
+ANSWERS = ("output", "Gather", "GatherND", "NonZero", "Softmax", "TopK")
+
+
 def kept_aside(analysis: op.Analysis, plan: op.Plan) -> float:
-    """Share of parameters kept, those layers aside whose outputs are the model's own outputs."""
+    """Share of parameters kept, those layers aside whose outputs are the model's answers."""
     table = analysis.table
     root = components(table.count, table.ties)
     last: set[int] = set()
     for lock in table.locks:
-        if lock.op == "output":
+        if lock.op in ANSWERS:
             last.update(root[lock.labels].tolist())
     kept = analysis.kept(plan)
     before = after = 0

@@ -44,7 +44,8 @@ marked °, put into the weight-less structure by `tests/structures.py`. Images a
 takes that (the sizes are in [coverage.json](coverage.json)), and what hangs on the size with them: MACs, seconds,
 memory, not which channels are free.
 
-*Params aside* leaves out the layers that compute the model's outputs, whose outputs no pruning may take. *Locked* names
+*Params aside* leaves out the layers that compute the model's outputs (of a detector: what boxes are selected by), whose
+outputs no pruning may take. *Locked* names
 the operators that hold channels back, with the number of groups; the reasons are in a table of their own at the end.
 Seconds of analysis are CPU seconds, imports aside; the other times are wall-clock on a machine that did other work.
 
@@ -58,6 +59,7 @@ python tools/zoo.py --build 'resnet*' 'timm_*.ts'       # needs torch, torchvisi
 ```
 
 """
+STREAMS = ("convnext", "maxvit", "mvit", "swin", "vit_")  # networks of torchvision that normalise a stream
 INEXACT = """## Inexact groups
 
 Networks whose residual stream a statistic runs over, once more with that stream free (`--include-inexact`, see
@@ -175,8 +177,8 @@ def _summary(rows: Sequence[Row]) -> str:
 def _most_kept(rows: Sequence[Row]) -> list[str]:
     """Of convolutional networks, and of those with a normalised stream, the one that keeps most."""
     ours = [r for r in rows if library(r) in ("torchvision", "flow", "video", "detection")]
-    plain = [r for r in ours if "inexact" not in r]
-    streams = [r for r in ours if "max_relative" in r.get("inexact", {})]
+    plain = [r for r in ours if not str(r["name"]).startswith(STREAMS)]
+    streams = [r for r in ours if "max_relative" in r.get("inexact", {}) and str(r["name"]).startswith(STREAMS)]
     lines = []
     for what, kind, found in (
         ("convolutional networks of torchvision", "random", plain),
@@ -187,8 +189,8 @@ def _most_kept(rows: Sequence[Row]) -> list[str]:
             up = most[kind].get("params_aside_up", most[kind]["params_aside"])
             lines.append(
                 f"Of the {len(found)} {what} halved in every group, {most['name']} keeps most of its parameters: "
-                f"{most[kind]['params_aside']:.1%} ({up:.1%} where groups of odd size lose the larger half), the layers "
-                "that compute the outputs aside."
+                f"{most[kind]['params_aside']:.1%} ({up:.1%} where groups of odd size lose the larger half), without "
+                "the layers that compute the outputs."
             )
     return lines
 
