@@ -24,7 +24,7 @@ from onnxprune.ops import OpSpec, find, guarded
 from onnxprune.ops.labels import Choices, Contraction, FilterSite, Labels, LabelTable, Lock, ScaleSite
 from onnxprune.ops.quantize import dequantized
 from onnxprune.plans import Plan
-from onnxprune.shapes import Witness, witness
+from onnxprune.shapes import Witness, known_or_witness
 
 Kept = npt.NDArray[np.bool_]
 
@@ -326,7 +326,7 @@ def couple(model: Model, *, source: Model | None = None, choices: Choices | None
         source: the model it was normalized from; default: itself.
         choices: what ambiguous splits free, and whether inexact channels are free.
     """
-    seen = witness(model)
+    seen = known_or_witness(model)
     return assemble(model, seen, walk(model, seen, choices), source=source)
 
 

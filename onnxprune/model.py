@@ -77,6 +77,8 @@ class Model:
     path: Path | None = None
     data_files: frozenset[Path] = frozenset()
     _fingerprint: str | None = field(default=None, repr=False)
+    # What a pass knows of all shapes (a `shapes.Witness`), until another one may have changed them.
+    _shapes: Any = field(default=None, repr=False, compare=False)
 
     @property
     def opset(self) -> int:
@@ -90,7 +92,7 @@ class Model:
 
     def copy(self) -> Model:
         """A copy whose graph can be rewritten; weights are shared, never written in place."""
-        return replace(self, graph=copy_graph(self.graph), _fingerprint=None)
+        return replace(self, graph=copy_graph(self.graph), _fingerprint=None, _shapes=None)
 
     def with_metadata(self, entries: dict[str, str]) -> Model:
         """The same model with `metadata_props` entries set."""

@@ -99,6 +99,23 @@ def bare(model: Model) -> onnx.ModelProto:
     return proto
 
 
+def known_or_witness(model: Model) -> Witness:
+    """What the pass fold_shapes has found out, of what the graph still has; a new witness where that is not all."""
+    seen: Witness | None = model._shapes
+    if seen is None:
+        return witness(model)
+    tensors = [*model.graph.tensors().values(), *model.graph.inputs, *model.graph.outputs]
+    names = {t.name for t in tensors if t.name and not isinstance(t, gs.Constant)}
+    if not names <= seen.shapes.keys() & seen.dtypes.keys():
+        return witness(model)
+    constants = [t for t in tensors if isinstance(t, gs.Constant)]
+    shapes = {name: seen.shapes[name] for name in names}
+    shapes |= {t.name: tuple(int(n) for n in t.shape) for t in constants}
+    values = {name: seen.values[name] for name in names & seen.values.keys()}
+    dtypes = {name: seen.dtypes[name] for name in names} | {t.name: np.dtype(t.dtype) for t in constants}
+    return Witness(seen.dims, shapes, values, dtypes, seen.fixed & names, seen.assumed & names)
+
+
 def witness(
     model: Model, dims: Mapping[tuple[str, int], int] | None = None, *, skeleton: onnx.ModelProto | None = None,
     like: Witness | None = None,

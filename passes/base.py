@@ -24,9 +24,11 @@ class Pass(ABC):
 
     Attributes:
         name: the file's name, and what the CLI calls it; a verb first.
+        keeps_shapes: whether every tensor that it leaves has the shape it had before.
     """
 
     name: ClassVar[str]
+    keeps_shapes: ClassVar[bool] = False
 
     @abstractmethod
     def rewrite(self, model: Model) -> Model:
@@ -52,6 +54,8 @@ class Pipeline:
         out = model.copy()
         for step in self.passes:
             interface = _interface(out.graph)
+            if not step.keeps_shapes:
+                out._shapes = None
             out = step.rewrite(out)
             out._fingerprint = None
             if not set(interface) <= set(_interface(out.graph)):

@@ -74,6 +74,7 @@ class FoldShapes(Pass):
             if value is second.values.get(t.name) or _same(value, second.values.get(t.name)):  # condition 1
                 to_constant(t, np.ascontiguousarray(value).reshape(value.shape))
         drop_dead(graph)
+        model._shapes = first
         return model
 
 

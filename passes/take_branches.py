@@ -34,6 +34,7 @@ class TakeBranches(Pass):
     """An If that is always decided the same way becomes that branch."""
 
     name: ClassVar[str] = "take_branches"
+    keeps_shapes: ClassVar[bool] = True
 
     def rewrite(self, model: Model) -> Model:
         """Takes branches and folds what they make known, until nothing is decided any more."""

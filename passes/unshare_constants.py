@@ -28,6 +28,7 @@ class UnshareConstants(Pass):
     """One copy of each small constant per use."""
 
     name: ClassVar[str] = "unshare_constants"
+    keeps_shapes: ClassVar[bool] = True
     largest: int = 4096
 
     def rewrite(self, model: Model) -> Model:
