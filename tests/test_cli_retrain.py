@@ -39,6 +39,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A digits model with so many wrong channels gone that it guesses."""
     path = tmp_path_factory.mktemp("small") / "small.onnx"
     command = ["prune", str(ORIGINAL), "-o", str(path), "-c", "random", "--target", "macs=0.3", "--round-to", "4"]
+    command += ["--plan", str(path.with_name("plan.json"))]
     assert CliRunner().invoke(main, command, catch_exceptions=False).exit_code == 0
     return path
 
@@ -226,6 +227,21 @@ def test_nonsense_is_one_error_and_leaves_no_model(
     output = tmp_path / "r.onnx"
     assert message in fails(small, *FAST, "-o", output, *args, code=code)
     assert not output.exists()
+
+
+def test_features_are_matched_under_the_plan(small: Path, tmp_path: Path) -> None:
+    plan, output = small.with_name("plan.json"), tmp_path / "r.onnx"
+    taught = (small, *FAST, "--teacher", ORIGINAL, "--features", 1)
+    assert "--teacher-plan" in fails(*taught, "-o", output)  # the streams were pruned, too
+    result = json.loads(ok(*taught, "--teacher-plan", plan, "-o", output, "--json").stdout)
+    assert result["after"]["top1"] > result["before"]["top1"]
+    text = fails(small, *FAST, "--teacher", ORIGINAL, "--teacher-plan", plan, "-o", tmp_path / "s.onnx")
+    assert "none are matched" in text
+    other = tmp_path / "other.json"
+    other.write_text(
+        plan.read_text(encoding="utf-8").replace(op.load(ORIGINAL).fingerprint, "0" * 64), encoding="utf-8"
+    )
+    assert "plan" in fails(*taught, "--teacher-plan", other, "-o", tmp_path / "s.onnx")
 
 
 def test_the_output_is_not_the_input_nor_the_teacher(small: Path) -> None:

@@ -19,9 +19,16 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.limits import Limits
 from onnxprune.model import Model, load
 from onnxprune.pipeline import analyze, apply, plan, score
+from onnxprune.plans import Plan
 from onnxprune.runtime import Session
 from onnxprune.training import distillation
-from onnxprune.training.distillation import Teacher, distillation_loss, feature_loss, matching_features
+from onnxprune.training.distillation import (
+    Teacher,
+    distillation_loss,
+    feature_loss,
+    features_under,
+    matching_features,
+)
 
 Array = npt.NDArray[np.float32]
 DIGITS = Path(__file__).parent.parent / "models" / "digits_cnn.onnx"
@@ -357,3 +364,36 @@ def test_teacher_and_pruned_student_give_the_matched_features(blocks: tuple[str,
     assert feature_loss(ours[1:], theirs[1:]) > 0
     assert feature_loss(theirs[1:], theirs[1:]) == 0
     assert np.isfinite(log_softmax(theirs[0].numpy(), 1)).all()
+
+
+@both
+def test_under_its_plan_a_student_is_matched_in_pruned_streams_and_inside_blocks(runtime: str) -> None:
+    model = load(DIGITS)
+    made = plan(score(model, analyze(model), "l2"), ratio=0.5)
+    student = apply(model, made)
+    found = features_under(made, student, model)
+    assert set(matching_features(model, model)) < found.keys()  # without the plan none of them matches
+    assert all(axes for axes in found.values())
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((3, 1, 8, 8)).astype(np.float32))
+    names = tuple(found)
+    sliced = Teacher(model, features=names, kept=found, runtime=runtime, threads=1)(x)
+    whole = Teacher(model, features=names, runtime=runtime, threads=1)(x)
+    ours = Teacher(student, features=names, runtime=runtime, threads=1)(x)
+    assert [t.shape for t in ours] == [t.shape for t in sliced]
+    analysis = analyze(model)
+    for name, some, all_of_it in zip(names, sliced[1:], whole[1:], strict=True):
+        mask = analysis.keep(name, 1, analysis.kept(made))
+        assert mask is not None
+        assert torch.equal(some, all_of_it[:, torch.from_numpy(np.flatnonzero(mask))])
+
+
+def test_a_plan_that_removes_nothing_matches_whatever_is_activated() -> None:
+    model = block("h = Relu (f) y = Conv (h, w3)")
+    assert dict(features_under(Plan(model.fingerprint, {}), model, model)) == {"b": [], "d": [], "h": []}
+
+
+def test_a_student_that_was_cut_otherwise_matches_in_nothing_but_equal_shapes() -> None:
+    model = load(DIGITS)
+    scores = score(model, analyze(model), "l2")
+    student = apply(model, plan(scores, ratio=0.25))
+    assert not features_under(plan(scores, ratio=0.75), student, model)

@@ -161,6 +161,11 @@ distilling_options = together(
     click.option(
         "--features", default=0.0, show_default=True, type=float, help="Weight of the distance to its residual outputs."
     ),
+    click.option(
+        "--teacher-plan",
+        type=click.Path(path_type=Path),
+        help="By which MODEL was cut from the teacher: --features then match pruned channels, too, and inside blocks.",
+    ),
     click.option("--unlabelled", is_flag=True, help="Learn from the teacher alone."),
 )
 SYNTHETIC = 512  # samples made up where --data is none

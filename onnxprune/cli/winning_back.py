@@ -142,6 +142,7 @@ def retrain(**o: Any) -> None:
     onnxprune retrain s.onnx --data digits:train -o r.onnx --epochs 3
     onnxprune retrain s.onnx --data imgs/ -o r.onnx --teacher m.onnx
     onnxprune retrain s.onnx --data x.npz -o r.onnx --teacher m.onnx --unlabelled
+    onnxprune retrain s.onnx --data x.npz -o r.onnx --teacher m.onnx --teacher-plan plan.json --features 40
 
     Checkpoints go to OUTPUT.training after every epoch, and logs with them. OUTPUT is written when the best epoch is
     better on the validation data than MODEL, and than what OUTPUT was before; --keep last always writes.
@@ -152,11 +153,11 @@ def retrain(**o: Any) -> None:
     from onnxprune.data import load_data
     from onnxprune.files import check_output
     from onnxprune.model import save
-    from onnxprune.plans import save_plan
+    from onnxprune.plans import load_plan, save_plan
 
     settings = _training_settings(o)
     aim = _method_target(o)
-    for source in filter(None, (o["model"], o["teacher"])):
+    for source in filter(None, (o["model"], o["teacher"], o["teacher_plan"])):
         check_output(o["output"], source)
     if o["plan_file"]:
         check_output(o["plan_file"], o["model"])
@@ -164,6 +165,7 @@ def retrain(**o: Any) -> None:
     data = load_data(o["data"], images=o["images"], size=size_of(o["size"]))
     val = load_data(o["val_data"], size=size_of(o["size"])) if o["val_data"] else None
     teacher = load_model(o["teacher"]) if o["teacher"] else None
+    cut_by = load_plan(o["teacher_plan"]) if o["teacher_plan"] else None
     always = settings.keep == "last" or o["method"] is not None
     replaces = load_model(o["output"]) if o["output"].exists() and not always else None
 
@@ -174,8 +176,8 @@ def retrain(**o: Any) -> None:
     folder = o["output"].with_name(o["output"].name + ".training")
     with show.progress("training", quiet=o["as_json"] or process_rank() > 0) as tick:
         done = run(
-            model, data, val=val, preprocess=preprocess_of(o), settings=settings, teacher=teacher, method=method,
-            replaces=replaces, folder=folder, resume=o["resume"], restart=o["restart"], progress=tick,
+            model, data, val=val, preprocess=preprocess_of(o), settings=settings, teacher=teacher, plan=cut_by,
+            method=method, replaces=replaces, folder=folder, resume=o["resume"], restart=o["restart"], progress=tick,
             notice=show.note,
         )  # fmt: skip
     if done.rank > 0:  # another process of the same training: the first one writes and speaks

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 
 import numpy as np
+import numpy.typing as npt
 import onnx_graphsurgeon as gs
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.model import Model
 from onnxprune.passes import NORMALIZE, Pipeline
 from onnxprune.passes.edit import drop_dead
+from onnxprune.pipeline import analyze_for
+from onnxprune.plans import Plan
 from onnxprune.runtime import Session
 from onnxprune.shapes import witness
 from onnxprune.torch_bridge import logits_of, to_torch
@@ -25,6 +28,8 @@ RUNTIMES = ("auto", "onnxruntime", "torch")
 _log = logging.getLogger(__name__)
 
 Run = Callable[[Tensor], list[Tensor]]
+# By the name of a feature: axes, and the indices on them that a pruned student still has.
+Kept = Mapping[str, Sequence[tuple[int, npt.NDArray[np.int64]]]]
 
 # Operators after which a residual sum is the block's output: what the next blocks read.
 _ACTIVATIONS = frozenset(
@@ -39,6 +44,7 @@ class Teacher:
     Args:
         model: with one input. A Softmax or LogSoftmax at its end is cut off; of several outputs the first one teaches.
         features: names of tensors of the normalized graph whose values are wanted beside the logits.
+        kept: of a feature by name, for some axes the indices that a pruned student still has; others are left out.
         runtime: "onnxruntime", "torch" (converted), or "auto": onnxruntime on the CPU, torch on CUDA, where nothing
             then crosses to the host; the other one where the first cannot take the model.
         device: "cpu", "cuda" or "cuda:1"; onnxruntime knows the first CUDA device only.
@@ -54,7 +60,7 @@ class Teacher:
 
     def __init__(
         self, model: Model, *, features: Sequence[str] = (), runtime: str = "auto", device: str = "cpu",
-        threads: int = 0,
+        threads: int = 0, kept: Kept | None = None,
     ) -> None:  # fmt: skip
         if runtime not in RUNTIMES:
             raise unknown("runtime", runtime, RUNTIMES)
@@ -73,6 +79,7 @@ class Teacher:
         first = (source.shape or [None])[0]
         self._batch = first if isinstance(first, int) and first > 0 else None
         self.names: tuple[str, ...] = (view.graph.outputs[0].name, *features)
+        self._kept = [() if i == 0 else tuple((kept or {}).get(name, ())) for i, name in enumerate(self.names)]
         self.runtime, self._run = self._started(view, runtime, threads)
 
     def _started(self, view: Model, runtime: str, threads: int) -> tuple[str, Run]:
@@ -125,10 +132,15 @@ class Teacher:
         """
         n, batch = len(inputs), self._batch
         if batch is None or n == batch:
-            return self._run(inputs)
-        filled = torch.cat([inputs, inputs[-1:].expand(-n % batch, *inputs.shape[1:])])
-        pieces = [self._run(part) for part in filled.split(batch)]
-        return [torch.cat(column)[:n] for column in zip(*pieces, strict=True)]
+            found = self._run(inputs)
+        else:
+            filled = torch.cat([inputs, inputs[-1:].expand(-n % batch, *inputs.shape[1:])])
+            pieces = [self._run(part) for part in filled.split(batch)]
+            found = [torch.cat(column)[:n] for column in zip(*pieces, strict=True)]
+        for i, axes in enumerate(self._kept):
+            for axis, indices in axes:
+                found[i] = found[i].index_select(axis, torch.from_numpy(indices).to(found[i].device))
+        return found
 
 
 def _device(name: str) -> torch.device:
@@ -238,8 +250,37 @@ def matching_features(student: Model, teacher: Model) -> tuple[str, ...]:
     return tuple(name for name, shape in ours.items() if theirs.get(name) == shape)
 
 
-def _residual_outputs(model: Model) -> dict[str, tuple[int, ...]]:
-    """Residual outputs with their shapes, without the batch."""
+def features_under(plan: Plan, student: Model, teacher: Model) -> Kept:
+    """Residual outputs and outputs of activation functions that a student still has of its teacher, in graph order.
+
+    Knowing which channels went, features can be matched in pruned residual streams, too, and inside blocks.
+
+    Args:
+        plan: by which the student was cut from the teacher.
+        student: cut, perhaps trained since.
+        teacher: the original.
+
+    Returns:
+        for every feature, by its name in the normalized graphs, the axes that lost indices and those that are left.
+
+    Raises:
+        OnnxPruneError: the plan is not the teacher's.
+    """
+    analysis = analyze_for(teacher, plan)
+    left = analysis.kept(plan)
+    ours, theirs = _residual_outputs(student, inside=True), _residual_outputs(teacher, inside=True)
+    found: dict[str, list[tuple[int, npt.NDArray[np.int64]]]] = {}
+    for name, shape in ours.items():
+        if name not in theirs:
+            continue
+        masks = [analysis.keep(name, axis, left) for axis in range(1, len(theirs[name]) + 1)]
+        if shape == tuple(n if m is None else int(m.sum()) for n, m in zip(theirs[name], masks, strict=True)):
+            found[name] = [(axis, np.flatnonzero(m)) for axis, m in enumerate(masks, 1) if m is not None]
+    return found
+
+
+def _residual_outputs(model: Model, *, inside: bool = False) -> dict[str, tuple[int, ...]]:
+    """Residual outputs with their shapes, without the batch; with `inside` outputs of activation functions as well."""
     normal = Pipeline(NORMALIZE)(model)
     seen = witness(normal)
     outputs = {t.name for t in normal.graph.outputs}
@@ -250,12 +291,17 @@ def _residual_outputs(model: Model) -> dict[str, tuple[int, ...]]:
         if not data:
             continue
         computed.update(t.name for t in node.outputs if t.name)
-        if node.op not in ("Add", "Sum") or node.domain or len(data) < 2:
+        if node.domain:
             continue
         shape = seen.shapes.get(node.outputs[0].name)
-        if shape is None or len(shape) < 2 or any(seen.shapes.get(t.name) != shape for t in data):
+        if inside and node.op in _ACTIVATIONS:
+            out = node.outputs[0]
+        elif node.op in ("Add", "Sum") and len(data) > 1 and all(seen.shapes.get(t.name) == shape for t in data):
+            out = _activated(node.outputs[0])
+        else:
             continue
-        out = _activated(node.outputs[0])
+        if shape is None or len(shape) < 2:
+            continue
         dtype = seen.dtypes.get(out.name)
         if out.name not in outputs and dtype is not None and dtype.kind in "fV":
             found[out.name] = shape[1:]

@@ -26,6 +26,7 @@ from onnxprune.evaluation import evaluate
 from onnxprune.model import PROVENANCE, Array, Model
 from onnxprune.passes import NORMALIZE, FuseBatchnorm, InsertBatchnorm, Pipeline
 from onnxprune.pipeline import analyze
+from onnxprune.plans import Plan
 from onnxprune.torch_bridge import bindings, logits_of, to_torch, write_back
 from onnxprune.torch_bridge.running import cpu_threads
 from onnxprune.training.callbacks import Epoch
@@ -39,7 +40,7 @@ from onnxprune.training.datasets import (
     find_transforms,
     split,
 )
-from onnxprune.training.distillation import Teacher, distillation_loss, matching_features
+from onnxprune.training.distillation import Kept, Teacher, distillation_loss, features_under, matching_features
 from onnxprune.training.guards import known_errors, process_rank, quiet
 from onnxprune.training.learner import Figures, Learner
 from onnxprune.training.session import Progress, Session
@@ -119,6 +120,7 @@ def retrain(
     preprocess: Preprocess | None = None,
     settings: Settings | None = None,
     teacher: Model | None = None,
+    plan: Plan | None = None,
     method: Method | None = None,
     replaces: Model | None = None,
     folder: Path | None = None,
@@ -136,6 +138,8 @@ def retrain(
         preprocess: how pixels become the model's input.
         settings: of the training.
         teacher: the original, for distillation; it takes the same input.
+        plan: by which the model was cut from the teacher: features are then matched in pruned channels, too, and behind
+            every activation function.
         method: of training-time pruning, attached here; the weights of the last epoch are then kept, and
             `method.plan(result.model, ...)` says what to remove from them.
         replaces: a model that the result must be better than, too, to count as improved.
@@ -153,6 +157,11 @@ def retrain(
     settings, how = settings or Settings(), preprocess or Preprocess()
     labelled = data.y is not None and not settings.unlabelled
     _check_call(data, labelled, settings, teacher, method)
+    if plan is not None and not (teacher is not None and settings.features):
+        raise OnnxPruneError(
+            "the plan says which of the teacher's features are left, and none are matched",
+            fix="name the original with --teacher, and --features 20",
+        )
     rank = process_rank()
     say = notice if notice is not None and rank == 0 else _unsaid
     train, held = (data, val) if val is not None else split(data, settings.val_share, settings.seed)
@@ -173,6 +182,7 @@ def retrain(
     run = {
         "model": model.fingerprint, "data": digest(train, held, how), "samples": [len(train), len(held)],
         "teacher": teacher.fingerprint if teacher is not None else None,
+        "plan": plan.digest if plan is not None else None,
         "method": [method.name, method.params] if method is not None else None, "settings": settings.signature(),
     }  # fmt: skip
     saved = saved_run(folder, run, resume=resume, restart=restart, rank=rank)
@@ -186,10 +196,11 @@ def retrain(
         if settings.insert_batchnorm:
             base = InsertBatchnorm(feeds=_Statistics(model, train, how, batch))(model)
         cut = logits_of(base)
-        features = _features(cut, teacher) if teacher is not None and settings.features else ()
+        kept = _features(cut, teacher, plan) if teacher is not None and settings.features else {}
+        features = tuple(kept)
         net = to_torch(cut, outputs=[cut.graph.outputs[0].name, *features], freeze=settings.freeze)
         trained, frozen = _listed(net, base, model)
-        guide = _teacher(teacher, features, settings, accelerator) if teacher is not None else None
+        guide = _teacher(teacher, kept, settings, accelerator) if teacher is not None else None
         classes = _probe(net, train_samples, val_samples, batch, guide)
         if labelled:
             check_classes(train, classes)
@@ -307,17 +318,27 @@ class _Statistics(Sequence[Mapping[str, Array]]):
         return self.feeds[i][0]
 
 
-def _features(model: Model, teacher: Model) -> tuple[str, ...]:
-    found = matching_features(model, teacher)
-    if not found:
+def _features(model: Model, teacher: Model, plan: Plan | None) -> Kept:
+    """What is matched, with the channels that are left of it."""
+    if plan is not None:
+        found = features_under(plan, model, teacher)
+        if not found:
+            raise OnnxPruneError(
+                "model and teacher have no activations in common under this plan",
+                fix="give the plan by which this model was cut from that teacher",
+            )
+        return found
+    names = matching_features(model, teacher)
+    if not names:
         raise OnnxPruneError(
             "model and teacher have no residual outputs of equal shape in common",
-            fix="--features 0, or keep the residual streams when pruning: --protect residual",
+            fix="say by which plan the model was cut (--teacher-plan), --features 0, or keep the residual streams when "
+            "pruning: --protect residual",
         )
-    return found
+    return dict.fromkeys(names, ())
 
 
-def _teacher(model: Model, features: Sequence[str], settings: Settings, accelerator: str) -> Teacher:
+def _teacher(model: Model, kept: Kept, settings: Settings, accelerator: str) -> Teacher:
     # Lightning gives the processes of a machine one device each, in this order.
     place = int(os.environ.get("LOCAL_RANK", 0))
     device = (
@@ -325,7 +346,9 @@ def _teacher(model: Model, features: Sequence[str], settings: Settings, accelera
     )
     shared = 0 if settings.devices == 1 else max(1, (os.cpu_count() or 1) // settings.devices)
     threads = settings.threads or shared
-    return Teacher(model, features=features, runtime=settings.teacher_runtime, device=device, threads=threads)
+    return Teacher(
+        model, features=tuple(kept), kept=kept, runtime=settings.teacher_runtime, device=device, threads=threads
+    )
 
 
 def _listed(net: nn.Module, base: Model, model: Model) -> tuple[tuple[str, ...], tuple[str, ...]]:
