@@ -65,12 +65,15 @@ def peer_cut(network: ResNet, share: float) -> op.Model:
     return best[1]
 
 
-def trained(model: op.Model, teacher: op.Model, train: Data, test: Data, how: Preprocess, settings: Settings) -> Any:
+def trained(
+    model: op.Model, teacher: op.Model, train: Data, test: Data, how: Preprocess, settings: Settings,
+    plan: op.Plan | None = None,
+) -> Any:  # fmt: skip
     """Figures before and after retraining; validation during training is on a share of the training data."""
-    if settings.features and not matching_features(model, teacher):
+    if settings.features and plan is None and not matching_features(model, teacher):
         settings = replace(settings, features=0.0)  # another exporter's names: nothing to pair
     start = time.perf_counter()
-    done = retrain(model, train, preprocess=how, settings=settings, teacher=teacher)
+    done = retrain(model, train, preprocess=how, settings=settings, teacher=teacher, plan=plan)
     seconds = time.perf_counter() - start
     return {
         "macs": macs(model), "as_cut": op.evaluate(model, test, preprocess=how).top1,
@@ -98,12 +101,16 @@ def numbers(text: str) -> list[float]:
 @click.option("--protect", multiple=True, help="As of `plan`.")
 @click.option("--round-to", default=4, show_default=True)
 @click.option("--calibrate", default=0, show_default=True, help="Samples to choose channels and recover with first.")
-@click.option("--features", default=0.0, show_default=True, help="As of `retrain`; the peer has it too.")
+@click.option(
+    "--features", default=0.0, show_default=True, help="As of `retrain`, under the plan; the peer has residual outputs."
+)
 @click.option("--epochs", default=3, show_default=True)
 @click.option("--batch", default=128, show_default=True)
 @click.option("--lr", default=0.05, show_default=True)
 @click.option("--alpha", default=0.9, show_default=True)
 @click.option("--temperature", default=4.0, show_default=True)
+@click.option("--ema", type=float, help="As of `retrain`.")
+@click.option("--threads", default=0, show_default=True)
 @click.option("--schedule", default="onecycle", show_default=True)
 @click.option("--augment", default="crop,flip", show_default=True)
 @click.option("--peer/--no-peer", default=True)
@@ -112,14 +119,16 @@ def numbers(text: str) -> list[float]:
 def main(
     model: Path, train: str, test: str, mean: str, std: str, share: float, criterion: str, curves: Path | None,
     protect: tuple[str, ...], round_to: int, calibrate: int, features: float, epochs: int, batch: int, lr: float,
-    alpha: float, temperature: float, schedule: str, augment: str, peer: bool, device: str, output: Path | None,
+    alpha: float, temperature: float, ema: float | None, threads: int, schedule: str, augment: str, peer: bool,
+    device: str, output: Path | None,
 ) -> None:  # fmt: skip
     """Prunes, retrains, evaluates; then the same for the peer."""
     how, original = Preprocess(numbers(mean), numbers(std)), op.load(model)
     data, held_out = op.load_data(train), op.load_data(test)
     settings = Settings(
         epochs=epochs, batch=batch, lr=lr, schedule=schedule, augment=tuple(augment.split(",")) if augment else (),
-        device=device, keep="last", val_share=0.02, features=features, alpha=alpha, temperature=temperature,
+        device=device, keep="last", val_share=0.005, features=features, alpha=alpha, temperature=temperature,
+        ema=ema, threads=threads,
     )  # fmt: skip
     analysis = op.analyze(original)
     samples = Calibration(subset(data, calibrate), how) if calibrate else None
@@ -132,7 +141,7 @@ def main(
         start = recover(original, start, plan, samples, analysis=analysis).model
     figures: dict[str, Any] = {
         "baseline": op.evaluate(original, held_out, preprocess=how).top1,
-        "ours": trained(start, original, data, held_out, how, settings),
+        "ours": trained(start, original, data, held_out, how, settings, plan if features else None),
     }
     if peer:
         cut = peer_cut(from_onnx(model), macs(op.apply(original, plan)) / whole)
