@@ -142,7 +142,8 @@ def retrain(**o: Any) -> None:
     onnxprune retrain s.onnx --data digits:train -o r.onnx --epochs 3
     onnxprune retrain s.onnx --data imgs/ -o r.onnx --teacher m.onnx
     onnxprune retrain s.onnx --data x.npz -o r.onnx --teacher m.onnx --unlabelled
-    onnxprune retrain s.onnx --data x.npz -o r.onnx --teacher m.onnx --teacher-plan plan.json --features 40
+    onnxprune retrain s.onnx --data x.npz -o r.onnx --teacher m.onnx \\
+        --teacher-plan plan.json --features 40
 
     Checkpoints go to OUTPUT.training after every epoch, and logs with them. OUTPUT is written when the best epoch is
     better on the validation data than MODEL, and than what OUTPUT was before; --keep last always writes.
