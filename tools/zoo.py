@@ -15,6 +15,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -116,7 +117,8 @@ def _build(entry: Entry, folder: Path, note: Path, memory: float) -> None:
 
 def _last_line(text: str) -> str:
     """What of an error says the most: exporters' messages run over pages, the cause stands first or last."""
-    lines = [" ".join(line.split()) for line in text.strip().splitlines() if line.strip()]
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)  # torch.export writes in colours
+    lines = [" ".join(line.split()) for line in plain.strip().splitlines() if line.strip()]
     causes = [line for line in lines if "Error" in line or "nsupported" in line or "not supported" in line]
     return ((causes or lines or ["no message"])[-1 if causes else 0])[:250]
 
