@@ -101,7 +101,7 @@ def page(rows: Sequence[Row]) -> str:
             continue
         parts.append(f"## {title}\n\n" + _table(COLUMNS, (_cells(r) for r in good)))
         if bad:
-            causes = [(r["name"], str(r["error"]).replace("|", "/")) for r in bad]
+            causes = [(r["name"], "`" + str(r["error"]).replace("|", "/").replace("`", "'") + "`") for r in bad]
             parts.append("Not pruned:\n\n" + _table(("model", "where it failed, and why"), causes))
     parts.append(_inexact(rows))
     if SKIPPED:
