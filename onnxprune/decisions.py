@@ -8,6 +8,7 @@ taken for both, and what they were decided by is compared as numbers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
@@ -23,12 +24,27 @@ _FLOATS = "fV"  # numpy knows no bfloat16
 _QUANTIZERS = ("QuantizeLinear", "DynamicQuantize", "QLinear", "QGemm", "QAttention")
 
 
-def decisions(analysis: Analysis, pruned: Model) -> dict[str, tuple[str, ...]]:
-    """Tensors that hold decisions on the data -> the tensors they were decided by, in graph order.
+@dataclass(frozen=True)
+class Decisions:
+    """What a model decides.
 
-    All of them stand in the original and in the pruned graph. What a branch decides that only one of them still wraps
-    in an If shows where the result is used. Decisions on channels that can be removed are left out: there an
-    activation is spelled with a comparison.
+    Attributes:
+        tensors: those that hold decisions, in graph order.
+        reasons: the numbers they were decided by.
+        rounded: those of the reasons that are rounded inside the model and nothing else.
+    """
+
+    tensors: tuple[str, ...]
+    reasons: tuple[str, ...]
+    rounded: frozenset[str]
+
+
+def decisions(analysis: Analysis, pruned: Model) -> Decisions:
+    """Where a model decides on its data, in tensors that stand in the original and in the pruned graph.
+
+    What a branch decides that only one of them still wraps in an If shows where the result is used. Decisions on
+    channels that can be removed are left out: there an activation is spelled with a comparison. So are those whose
+    reasons cannot be compared.
     """
     graph, dtypes = analysis.model.graph, analysis.witness.dtypes
     there = {o.name for n in analysis.source.graph.nodes for o in n.outputs}
@@ -52,8 +68,14 @@ def decisions(analysis: Analysis, pruned: Model) -> dict[str, tuple[str, ...]]:
                 front += [i for i in t.inputs[0].inputs if i.name in computed and is_kind(i, _FLOATS)]
         return sorted(out)
 
-    found: dict[str, tuple[str, ...]] = {}
-    hidden: dict[str, tuple[str, ...]] = {}  # decided, but not to be seen in both
+    outputs = {t.name for t in graph.outputs}
+    tensors: list[str] = []
+    compared: dict[str, bool] = {}  # reason -> whether it is rounded and nothing else
+    hidden: dict[str, dict[str, bool]] = {}  # decided, but not to be seen in both -> its reasons
+
+    def note(reasons: dict[str, bool], more: Mapping[str, bool]) -> None:
+        reasons.update((name, rounds and reasons.get(name, True)) for name, rounds in more.items())
+
     for node in graph.nodes:
         # What the bodies of an If or a Loop decide comes out of it, and they read what is around them.
         inner = [t for body in node.subgraphs(recursive=True) for n in body.nodes for t in n.inputs]
@@ -64,14 +86,21 @@ def decisions(analysis: Analysis, pruned: Model) -> dict[str, tuple[str, ...]]:
         if node.domain or node.op.startswith(_QUANTIZERS):
             continue
         numbers = [t for t in reads if is_kind(t, _FLOATS)]
-        passed = [name for t in reads for name in hidden.get(t.name, ())]
-        kinds = _FLOATS if node.op in _STEPS else "iub"
-        decided = [t.name for t in node.outputs if is_kind(t, kinds)]
-        if (numbers or passed) and not any(removable(analysis, n) for n in (*(t.name for t in numbers), *decided)):
-            reasons = tuple(dict.fromkeys([*shown(numbers), *passed]))
-            for name in decided:
-                (found if name in there else hidden)[name] = reasons
-    return found
+        steps = node.op in _STEPS
+        decided = [t.name for t in node.outputs if is_kind(t, _FLOATS if steps else "iub")]
+        if any(removable(analysis, n) for n in (*(t.name for t in numbers), *decided)):
+            continue
+        rounds = steps or (node.op == "Cast" and not is_kind(node.outputs[0], "b"))
+        reasons = dict.fromkeys(shown(numbers), rounds)
+        for t in reads:
+            note(reasons, hidden.get(t.name, {}))
+        for name in decided if reasons else ():
+            if name in there:
+                tensors.append(name)
+                note(compared, dict.fromkeys(reasons, False) if name in outputs else reasons)
+            else:
+                hidden[name] = reasons
+    return Decisions(tuple(tensors), tuple(compared), frozenset(n for n, rounds in compared.items() if rounds))
 
 
 def removable(analysis: Analysis, name: str) -> bool:

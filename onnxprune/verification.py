@@ -9,7 +9,6 @@ Where a model decides (a detector its boxes), the pruned one gets the decisions 
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -42,8 +41,8 @@ class Verification:
     """What was compared and how far apart it was.
 
     Attributes:
-        max_relative: largest |pruned - masked| over the largest |masked| of the same output; of numbers that only
-            decisions are made by, means of both.
+        max_relative: largest |pruned - masked| over the largest |masked| of the same output; of numbers inside the
+            model that are rounded and nothing else, means of both.
         tolerance: what is allowed, by the model's element type.
         outputs: the same figure per output.
         batches: batch sizes that were run.
@@ -112,7 +111,7 @@ def _effect(original: Array, masked: Array) -> float:
 
 
 def mean_difference(actual: Array, expected: Array) -> float:
-    """mean |actual - expected| / mean |expected|, for numbers inside a model: single ones may be ill-conditioned.
+    """mean |actual - expected| / mean |expected|, for numbers that get rounded: single ones may be ill-conditioned.
 
     Which level of a pyramid a box belongs to is read from the logarithm of its area, and that may be nearly nothing.
     """
@@ -193,10 +192,10 @@ def verify(
     batches = tuple(next((len(v) for v in f.values() if v.ndim), 1) for f in sets)
     if _interface(pruned) != _interface(analysis.source):
         raise VerificationError("the pruned model's inputs or outputs are not the original's")
-    reasons = decisions(analysis, pruned)
-    decided = list(reasons)
-    results = _observed(analysis, pruned, reasons)
-    names = list(dict.fromkeys([*results, *(name for why in reasons.values() for name in why)]))
+    made = decisions(analysis, pruned)
+    decided = list(made.tensors)
+    names = list(dict.fromkeys([*_observed(analysis, pruned, decided), *made.reasons]))
+    loose = made.rounded - {t.name for t in analysis.source.graph.outputs}
     both = _run(reference(analysis, plan), [*names, *decided], sets, device, analysis)
     wanted = [found[: len(names)] for found in both]
     taken = [dict(zip(decided, found[len(names) :], strict=True)) for found in both]
@@ -204,7 +203,7 @@ def verify(
     got = _run(given(pruned, taken[0], analysis), names, sets, device, analysis)
     outputs = {}
     for i, name in enumerate(names):
-        difference = relative_difference if name in results else mean_difference
+        difference = mean_difference if name in loose else relative_difference
         outputs[name] = max(difference(g[i], w[i]) for g, w in zip(got, wanted, strict=True))
     limit = tolerance if tolerance is not None else _tolerance(analysis, wanted)
     floats = [w for w in wanted[0] if w.dtype.kind in "fV"]
@@ -214,10 +213,13 @@ def verify(
             fix="verify on real inputs with --data",
         )
     worst = max(outputs.values(), default=0.0)
-    effect = 1.0
-    with contextlib.suppress(OnnxPruneError):  # decisions that do not fit the scores of the original: an effect, too
+    try:
         plain = _run(given(analysis.source, taken[0], analysis), names, sets[:1], device, analysis)[0]
         effect = max((_effect(p, w) for p, w in zip(plain, wanted[0], strict=True)), default=0.0)
+    except OnnxPruneError:
+        if not decided:
+            raise
+        effect = 1.0  # the decisions do not fit what the original computes
     inexact = tuple(g.name for g in analysis.inexact(plan))
     kind = "data" if feeds is not None else "random"
     computed_in = "float32" if holds_bfloat16(analysis.source) else ""
@@ -243,7 +245,7 @@ def _interface(model: Model) -> tuple[list[str], list[str]]:
     return [t.name for t in model.graph.inputs], [t.name for t in model.graph.outputs]
 
 
-def _observed(analysis: Analysis, pruned: Model, decided: Mapping[str, Sequence[str]]) -> list[str]:
+def _observed(analysis: Analysis, pruned: Model, decided: Sequence[str]) -> list[str]:
     """The tensors to compare: the outputs, and in place of class numbers the scores behind them."""
     dtypes = analysis.witness.dtypes
     present = [{o.name for n in m.graph.nodes for o in n.outputs} for m in (analysis.source, pruned)]

@@ -7,6 +7,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from onnxprune.decisions import decisions
 from onnxprune.errors import VerificationError
 from onnxprune.model import Model, load, to_proto
 from onnxprune.pipeline import analyze, compile_plan
@@ -23,9 +24,14 @@ def classifier(last: str) -> onnx.ModelProto:
         helper.make_node("Conv", ["r", "v"], ["scores"]),
     ]
     shape: list[object] = ["N", 64, 64] if last == "ArgMax" else ["N", 5, 64, 64]
+    kind = onnx.TensorProto.INT64
     if last == "ArgMax":
         nodes.append(helper.make_node("ArgMax", ["scores"], ["y"], axis=1, keepdims=0))
-        kind = onnx.TensorProto.INT64
+    elif last == "Cast":
+        nodes.append(helper.make_node("Cast", ["scores"], ["y"], to=kind))
+    elif last == "Floor":
+        nodes += [helper.make_node("Floor", ["scores"], ["steps"]), helper.make_node("Neg", ["steps"], ["y"])]
+        kind = onnx.TensorProto.FLOAT
     else:
         nodes += [helper.make_node("Sigmoid", ["scores"], ["p"]), helper.make_node("Greater", ["p", "half"], ["y"])]
         kind = onnx.TensorProto.BOOL
@@ -68,6 +74,44 @@ def test_wrong_weights_behind_class_numbers_are_refused() -> None:
     weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1.001), "v"))
     with pytest.raises(VerificationError, match="differs from the masked original"):
         verify(analysis, plan, load(proto))
+
+
+@pytest.mark.parametrize("last", ["ArgMax", "Greater", "Cast"])
+def test_one_wrong_weight_behind_a_decision_is_refused(last: str) -> None:
+    model = load(classifier(last))
+    analysis = analyze(model)
+    (group,) = analysis.groups
+    plan = Plan(model.fingerprint, {group.name: Removal(16, (0, 3))})
+    pruned = compile_plan(model, plan, analysis=analysis).model
+    with pytest.raises(VerificationError, match="differs from the masked original"):
+        # One of 70 weights: of all scores the mean moves by less than the tolerance, a single one by more.
+        verify(analysis, plan, changed(pruned, "v", 3e-4, 0))
+
+
+def test_what_is_rounded_inside_a_model_is_compared_by_its_mean() -> None:
+    model = load(classifier("Floor"))
+    analysis = analyze(model)
+    (group,) = analysis.groups
+    plan = Plan(model.fingerprint, {group.name: Removal(16, (0, 3))})
+    done = compile_plan(model, plan, analysis=analysis)
+    assert done.verification is not None
+    assert list(done.verification.decided) == ["steps"]
+    assert done.verification.outputs["y"] == 0
+    verify(analysis, plan, changed(done.model, "v", 3e-4, 0))
+    with pytest.raises(VerificationError, match="output 'scores'"):
+        verify(analysis, plan, changed(done.model, "v", 3e-2, 0))
+
+
+def test_a_decision_without_numbers_to_compare_is_not_taken_over() -> None:
+    model = load(classifier("ArgMax"))
+    analysis = analyze(model)
+    made = decisions(analysis, analysis.source)
+    assert (made.tensors, made.reasons, made.rounded) == (("y",), ("scores",), frozenset())
+    other = analysis.source.copy()
+    for t in other.graph.tensors().values():
+        if t.name != "y":
+            t.name += "_elsewhere"
+    assert decisions(analysis, other).tensors == ()
 
 
 def detector(*, body: bool = False) -> onnx.ModelProto:
