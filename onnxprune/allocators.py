@@ -11,9 +11,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from heapq import heappop, heappush
-from itertools import count as from_zero
 
 import numpy as np
 import numpy.typing as npt
@@ -84,28 +83,31 @@ Steps = Iterator[tuple[Counts, float]]
 
 
 class Walk:
-    """Steps that a greedy search takes, remembered: the way to one goal is the beginning of the way to a lower one.
+    """Steps that a greedy search takes, remembered: the way to one goal is the beginning of the way to a lower one."""
 
-    Args:
-        steps: counts and the share they keep, the start first, every share at most the one before; may come later.
-    """
-
-    def __init__(self, steps: Steps | None = None) -> None:
-        self.steps = steps
+    def __init__(self) -> None:
+        self._steps: Steps | None = None
         self._gone: list[tuple[Counts, float]] = []
 
-    def passing(self, goal: float) -> tuple[Counts, Counts]:
-        """The last counts above a goal, and the first that are not; twice the same where there is only one kind."""
-        for i in from_zero():
-            if i == len(self._gone):
-                assert self.steps is not None
-                found = next(self.steps, None)
+    def passing(self, goal: float, begin: Callable[[], Steps]) -> tuple[Counts, Counts]:
+        """The last counts above a goal, and the first that are not; twice the same where there is only one kind.
+
+        Args:
+            goal: the share to keep.
+            begin: counts and the share they keep, the start first, every share at most the one before; called once.
+        """
+        if self._steps is None:
+            self._steps = begin()
+        place = 0
+        while True:
+            if place == len(self._gone):
+                found = next(self._steps, None)
                 if found is None:
                     return self._gone[-1][0], self._gone[-1][0]
                 self._gone.append(found)
-            if self._gone[i][1] <= goal:
-                return self._gone[max(i - 1, 0)][0], self._gone[i][0]
-        raise AssertionError
+            if self._gone[place][1] <= goal:
+                return self._gone[max(place - 1, 0)][0], self._gone[place][0]
+            place += 1
 
 
 class SavingGreedy:
@@ -129,9 +131,7 @@ class SavingGreedy:
     def first(self) -> tuple[Counts, Counts]:
         """In whole blocks from the start: the last counts above the goal, and the first that are not."""
         room = self.search.room
-        if self.walk.steps is None:
-            self.walk.steps = self.removals(room.uniform(0.0), room.step)
-        return self.walk.passing(self.search.goal)
+        return self.walk.passing(self.search.goal, lambda: self.removals(room.uniform(0.0), room.step))
 
     def run(self) -> Counts:
         """Counts that meet the goal; where whole blocks are too coarse for it the last one is taken in parts."""
@@ -157,7 +157,7 @@ class SavingGreedy:
 
     def passing(self, counts: Counts, step: int) -> tuple[Counts, Counts]:
         """From some counts on: the last above the goal, and the first that are not; twice the same at the end."""
-        return Walk(self.removals(counts, step)).passing(self.search.goal)
+        return Walk().passing(self.search.goal, lambda: self.removals(counts, step))
 
     def removals(self, counts: Counts, step: int) -> Steps:
         """Counts and their share, one block after the other, to the end: no goal has a say in the order."""

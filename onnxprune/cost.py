@@ -7,7 +7,7 @@ integer weights of quantized models, without their scales and zero points; bytes
 those of all constants, the file without its graph. Memory is the most bytes of activations alive at once, for one
 sample, when the nodes run one by one in the order of the graph: a runtime that fuses or works in place needs less.
 Channels are those that can be removed, over all groups. What a selection finds (boxes of a detector), of which only the
-data knows how many there are, counts as the number that `shapes` assumes.
+data knows how many there are, counts as 101 of them, see `shapes`.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class CostModel:
 
     def __init__(self, analysis: Analysis) -> None:
         self.analysis = analysis
-        self._rows: dict[int, int] = {}
+        self._rows: dict[int, tuple[npt.NDArray[np.int64], int]] = {}  # by id, with the array: ids are used again
         self._equal: dict[bytes, int] = {}
         self._labels: list[npt.NDArray[np.int64]] = []
         batch = [n for (name, axis), n in analysis.witness.dims.items() if axis == 0]
@@ -106,10 +106,9 @@ class CostModel:
         constants = self._constants()
         self._work = self._nodes()
         lives = self._lives()
-        flat = [*self._labels]
-        self._flat = np.concatenate(flat) if flat else np.zeros(0, np.int64)
-        self._starts = np.cumsum([0, *[len(f) for f in flat[:-1]]]) if flat else np.zeros(0, np.int64)
-        one = len(flat)
+        one = len(self._labels)
+        self._flat = np.concatenate([*self._labels, np.zeros(0, np.int64)])
+        self._starts = np.cumsum([0, *map(len, self._labels)], dtype=np.int64)[:one]
         self._weights = _Elements([t for t, _, _ in constants], one)
         self._itemsize = np.array([n for _, n, _ in constants], np.int64)
         self._counted = np.array([c for _, _, c in constants], np.int64)
@@ -202,39 +201,33 @@ class CostModel:
                 continue
             # Tensors that follow each other share their label arrays, coupled ones their components: one count
             # serves them all.
-            row = self._rows.get(id(labels))
-            if row is None:
+            if id(labels) not in self._rows:
                 components = self.analysis.component[labels]
-                row = self._rows[id(labels)] = self._equal.setdefault(components.tobytes(), len(self._labels))
+                row = self._equal.setdefault(components.tobytes(), len(self._labels))
                 if row == len(self._labels):
                     self._labels.append(components)
-            out.append(-1 - row)
+                self._rows[id(labels)] = labels, row
+            out.append(-1 - self._rows[id(labels)][1])
         return tuple(out)
 
     def cost(self, kept: Kept) -> Cost:
         """The cost if the components in `kept` (bool [count]) stay."""
         counts = self._left(kept)
-        elements = self._weights(counts)
-        return Cost(
-            self._macs(counts), int(elements @ self._counted), int(elements @ self._itemsize), self._memory(counts),
-            int(np.count_nonzero(kept[self._free])),
-        )  # fmt: skip
+        return Cost(**{measure: self._of(measure, kept, counts) for measure in MEASURES})
 
     def share(self, kept: Kept, measure: str) -> float:
         """The share of one measure that these components keep: `cost(kept).ratio(whole, measure)`, without the rest."""
-        total = getattr(self.whole, measure)
-        if not total:
-            return 1.0
+        total: int = getattr(self.whole, measure)
+        return self._of(measure, kept, self._left(kept)) / total if total else 1.0
+
+    def _of(self, measure: str, kept: Kept, counts: _Counts) -> int:
         if measure == "channels":
-            return int(np.count_nonzero(kept[self._free])) / int(total)
-        counts = self._left(kept)
+            return int(np.count_nonzero(kept[self._free]))
         if measure == "macs":
-            left = self._macs(counts)
-        elif measure == "memory":
-            left = self._memory(counts)
-        else:
-            left = int(self._weights(counts) @ (self._counted if measure == "params" else self._itemsize))
-        return left / int(total)
+            return self._macs(counts)
+        if measure == "memory":
+            return self._memory(counts)
+        return int(self._weights(counts) @ (self._counted if measure == "params" else self._itemsize))
 
     def _left(self, kept: Kept) -> _Counts:
         """How many labels of every row stay, and a 1 at the end."""

@@ -24,6 +24,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxprune.model import Array, Model
+from onnxprune.ops import find
 from onnxprune.ops.scatter import as_large_as
 from onnxprune.passes.base import Pass, register
 from onnxprune.passes.edit import drop_dead, int64, to_constant, unique_name
@@ -57,7 +58,7 @@ class FoldShapes(Pass):
             if node.op == "ConstantOfShape" and not node.domain:
                 _expand(node, first, second, names)
             if node.op == "ScatterElements" and not node.domain:
-                _stretch_alike(node, graph, names)
+                _stretch_alike(node, graph, first, names)
         for node in list(graph.nodes[:count]):
             index = {"Reshape": 1, "Expand": 1, "Resize": 3}.get(node.op, len(node.inputs))
             alike = node.op == "Expand" and any(as_large_as(*n.inputs[1:3]) for n in _scatters(node))
@@ -133,9 +134,9 @@ def _expand(node: gs.Node, first: Witness, second: Witness, names: set[str]) -> 
     shape = tuple(int(a) if a == b else 1 for a, b in zip(one, two, strict=True))
     if int(np.prod(shape)) > _MOST:
         return
-    value = node.attrs.get("value")
-    fill = np.zeros(1, np.float32) if value is None else np.asarray(value.values).reshape(1)
-    constant = gs.Constant(unique_name(names, f"{output.name}_all"), np.broadcast_to(fill, shape).copy())
+    spec = find(node)
+    assert spec is not None and spec.evaluate is not None
+    constant = gs.Constant(unique_name(names, f"{output.name}_all"), spec.evaluate(node, [int64(*shape)]))
     first.shapes[constant.name] = second.shapes[constant.name] = shape
     node.op, node.attrs, node.inputs = "Expand", {}, [constant, operand]
 
@@ -145,13 +146,13 @@ def _scatters(node: gs.Node) -> list[gs.Node]:
     return [n for n in node.outputs[0].outputs if n.op == "ScatterElements" and n.inputs[1] is node.outputs[0]]
 
 
-def _stretch_alike(node: gs.Node, graph: gs.Graph, names: set[str]) -> None:
+def _stretch_alike(node: gs.Node, graph: gs.Graph, first: Witness, names: set[str]) -> None:
     """Condition 6: Expand(places, [...]) becomes Expand(places, Shape(updates))."""
     places, updates = node.inputs[1:3]
     made = places.inputs[0] if places.inputs else None
     if made is None or made.op != "Expand" or made.domain or isinstance(updates, gs.Constant):
         return
-    if as_large_as(places, updates):
+    if places.name in first.values or as_large_as(places, updates):
         return
     shape = gs.Variable(unique_name(names, f"{updates.name}_shape"), np.int64)
     alike = gs.Variable(unique_name(names, f"{places.name}_alike"), np.int64)

@@ -451,6 +451,7 @@ function remember(cause) {
   if (cause !== lastCause) history.push([...kept]);
   lastCause = cause;
   history.splice(0, history.length - 100);
+  showButtons();
 }
 
 function restore(counts) {
@@ -460,6 +461,7 @@ function restore(counts) {
   era += 1;
   rows.forEach((row) => row.show());
   drawDots();
+  showButtons();
   askFigures(performance.now());
 }
 
