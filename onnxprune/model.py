@@ -94,6 +94,11 @@ class Model:
         """A copy whose graph can be rewritten; weights are shared, never written in place."""
         return replace(self, graph=copy_graph(self.graph), _fingerprint=None, _shapes=None)
 
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The `metadata_props` entries."""
+        return {p.key: p.value for p in self.sidecar.shell.metadata_props}
+
     def with_metadata(self, entries: dict[str, str]) -> Model:
         """The same model with `metadata_props` entries set."""
         shell = onnx.ModelProto()

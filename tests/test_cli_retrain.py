@@ -242,6 +242,12 @@ def test_features_are_matched_under_the_plan(small: Path, tmp_path: Path) -> Non
         plan.read_text(encoding="utf-8").replace(op.load(ORIGINAL).fingerprint, "0" * 64), encoding="utf-8"
     )
     assert "plan" in fails(*taught, "--teacher-plan", other, "-o", tmp_path / "s.onnx")
+    moved = json.loads(plan.read_text(encoding="utf-8"))  # as many channels of each group, not the same ones
+    for group in moved["groups"].values():
+        gone = group["removed"]
+        group["removed"] = sorted({(i + 1) % group["channels"] for i in gone})
+    other.write_text(json.dumps(moved), encoding="utf-8")
+    assert "by another plan" in fails(*taught, "--teacher-plan", other, "-o", tmp_path / "s.onnx")
 
 
 def test_the_output_is_not_the_input_nor_the_teacher(small: Path) -> None:

@@ -392,8 +392,11 @@ def test_a_plan_that_removes_nothing_matches_whatever_is_activated() -> None:
     assert dict(features_under(Plan(model.fingerprint, {}), model, model)) == {"b": [], "d": [], "h": []}
 
 
-def test_a_student_that_was_cut_otherwise_matches_in_nothing_but_equal_shapes() -> None:
+def test_a_student_that_was_cut_by_another_plan_is_refused() -> None:
     model = load(DIGITS)
     scores = score(model, analyze(model), "l2")
     student = apply(model, plan(scores, ratio=0.25))
-    assert not features_under(plan(scores, ratio=0.75), student, model)
+    with pytest.raises(OnnxPruneError, match="by another plan"):
+        features_under(plan(scores, ratio=0.75), student, model)
+    unsigned = student.with_metadata({"onnxprune.source": "elsewhere"})
+    assert not features_under(plan(scores, ratio=0.75), unsigned, model)  # other shapes everywhere

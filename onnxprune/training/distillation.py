@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as fn
 
 from onnxprune.errors import OnnxPruneError, unknown
-from onnxprune.model import Model
+from onnxprune.model import PROVENANCE, Model
 from onnxprune.passes import NORMALIZE, Pipeline
 from onnxprune.passes.edit import drop_dead
 from onnxprune.pipeline import analyze_for
@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 Run = Callable[[Tensor], list[Tensor]]
 # By the name of a feature: axes, and the indices on them that a pruned student still has.
-Kept = Mapping[str, Sequence[tuple[int, npt.NDArray[np.int64]]]]
+KeptIndices = Mapping[str, Sequence[tuple[int, npt.NDArray[np.int64]]]]
 
 # Operators after which a residual sum is the block's output: what the next blocks read.
 _ACTIVATIONS = frozenset(
@@ -60,7 +60,7 @@ class Teacher:
 
     def __init__(
         self, model: Model, *, features: Sequence[str] = (), runtime: str = "auto", device: str = "cpu",
-        threads: int = 0, kept: Kept | None = None,
+        threads: int = 0, kept: KeptIndices | None = None,
     ) -> None:  # fmt: skip
         if runtime not in RUNTIMES:
             raise unknown("runtime", runtime, RUNTIMES)
@@ -246,11 +246,11 @@ def matching_features(student: Model, teacher: Model) -> tuple[str, ...]:
     Returns:
         names of tensors of the normalized graphs; outputs of the models are not among them.
     """
-    ours, theirs = _residual_outputs(student), _residual_outputs(teacher)
+    ours, theirs = _stage_outputs(student), _stage_outputs(teacher)
     return tuple(name for name, shape in ours.items() if theirs.get(name) == shape)
 
 
-def features_under(plan: Plan, student: Model, teacher: Model) -> Kept:
+def features_under(plan: Plan, student: Model, teacher: Model) -> KeptIndices:
     """Residual outputs and outputs of activation functions that a student still has of its teacher, in graph order.
 
     Knowing which channels went, features can be matched in pruned residual streams, too, and inside blocks.
@@ -264,11 +264,14 @@ def features_under(plan: Plan, student: Model, teacher: Model) -> Kept:
         for every feature, by its name in the normalized graphs, the axes that lost indices and those that are left.
 
     Raises:
-        OnnxPruneError: the plan is not the teacher's.
+        OnnxPruneError: the plan is not the teacher's, or the student says that it was cut from it by another one.
     """
+    said = student.metadata
+    if said.get(f"{PROVENANCE}.source") == teacher.fingerprint and said.get(f"{PROVENANCE}.plan") != plan.digest:
+        raise OnnxPruneError("the model was cut from this teacher by another plan", fix="name the plan it was cut by")
     analysis = analyze_for(teacher, plan)
     left = analysis.kept(plan)
-    ours, theirs = _residual_outputs(student, inside=True), _residual_outputs(teacher, inside=True)
+    ours, theirs = _stage_outputs(student, activations=True), _stage_outputs(teacher, activations=True)
     found: dict[str, list[tuple[int, npt.NDArray[np.int64]]]] = {}
     for name, shape in ours.items():
         if name not in theirs:
@@ -279,8 +282,8 @@ def features_under(plan: Plan, student: Model, teacher: Model) -> Kept:
     return found
 
 
-def _residual_outputs(model: Model, *, inside: bool = False) -> dict[str, tuple[int, ...]]:
-    """Residual outputs with their shapes, without the batch; with `inside` outputs of activation functions as well."""
+def _stage_outputs(model: Model, *, activations: bool = False) -> dict[str, tuple[int, ...]]:
+    """Residual outputs, and those of activation functions if asked for, with their shapes without the batch."""
     normal = Pipeline(NORMALIZE)(model)
     seen = witness(normal)
     outputs = {t.name for t in normal.graph.outputs}
@@ -294,7 +297,7 @@ def _residual_outputs(model: Model, *, inside: bool = False) -> dict[str, tuple[
         if node.domain:
             continue
         shape = seen.shapes.get(node.outputs[0].name)
-        if inside and node.op in _ACTIVATIONS:
+        if activations and node.op in _ACTIVATIONS:
             out = node.outputs[0]
         elif node.op in ("Add", "Sum") and len(data) > 1 and all(seen.shapes.get(t.name) == shape for t in data):
             out = _activated(node.outputs[0])

@@ -40,7 +40,7 @@ from onnxprune.training.datasets import (
     find_transforms,
     split,
 )
-from onnxprune.training.distillation import Kept, Teacher, distillation_loss, features_under, matching_features
+from onnxprune.training.distillation import KeptIndices, Teacher, distillation_loss, features_under, matching_features
 from onnxprune.training.guards import known_errors, process_rank, quiet
 from onnxprune.training.learner import Figures, Learner
 from onnxprune.training.session import Progress, Session
@@ -156,12 +156,7 @@ def retrain(
     """
     settings, how = settings or Settings(), preprocess or Preprocess()
     labelled = data.y is not None and not settings.unlabelled
-    _check_call(data, labelled, settings, teacher, method)
-    if plan is not None and not (teacher is not None and settings.features):
-        raise OnnxPruneError(
-            "the plan says which of the teacher's features are left, and none are matched",
-            fix="name the original with --teacher, and --features 20",
-        )
+    _check_call(data, labelled, settings, teacher, plan, method)
     rank = process_rank()
     say = notice if notice is not None and rank == 0 else _unsaid
     train, held = (data, val) if val is not None else split(data, settings.val_share, settings.seed)
@@ -276,12 +271,19 @@ def _unsaid(text: str) -> None:
     pass
 
 
-def _check_call(data: Data, labelled: bool, settings: Settings, teacher: Model | None, method: Method | None) -> None:
+def _check_call(
+    data: Data, labelled: bool, settings: Settings, teacher: Model | None, plan: Plan | None, method: Method | None
+) -> None:
     if not labelled and teacher is None:
         why = "labels are left out (--unlabelled)" if settings.unlabelled else f"the data {data.name!r} has no labels"
         raise OnnxPruneError(f"{why}, so there is nothing to learn from", fix="name the original with --teacher")
     if settings.features and teacher is None:
         raise OnnxPruneError("features are matched with a teacher's", fix="name the original with --teacher")
+    if plan is not None and not settings.features:
+        raise OnnxPruneError(
+            "the plan says which of the teacher's features are left, and none are matched",
+            fix="name the original with --teacher, and --features 20",
+        )
     if method is not None and settings.ema is not None:
         raise OnnxPruneError(
             f"the method {method.name!r} changes weights that a moving average would bring back", fix="leave out --ema"
@@ -318,7 +320,7 @@ class _Statistics(Sequence[Mapping[str, Array]]):
         return self.feeds[i][0]
 
 
-def _features(model: Model, teacher: Model, plan: Plan | None) -> Kept:
+def _features(model: Model, teacher: Model, plan: Plan | None) -> KeptIndices:
     """What is matched, with the channels that are left of it."""
     if plan is not None:
         found = features_under(plan, model, teacher)
@@ -338,7 +340,7 @@ def _features(model: Model, teacher: Model, plan: Plan | None) -> Kept:
     return dict.fromkeys(names, ())
 
 
-def _teacher(model: Model, kept: Kept, settings: Settings, accelerator: str) -> Teacher:
+def _teacher(model: Model, kept: KeptIndices, settings: Settings, accelerator: str) -> Teacher:
     # Lightning gives the processes of a machine one device each, in this order.
     place = int(os.environ.get("LOCAL_RANK", 0))
     device = (
