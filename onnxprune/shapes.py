@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -49,11 +49,13 @@ class Witness:
 
     Attributes:
         dims: the number given to each dynamic dimension, by (input name, axis).
-        shapes: shape of every tensor that has one; missing where it depends on data.
+        shapes: shape of every tensor that has one; where a selection finds as many as the data say, the number is
+            101 (2 in a witness that is `like` another). Other shapes that depend on data are missing.
         values: computed values of shape arithmetic and constant expressions, by tensor name.
         dtypes: element type of every tensor that has one.
         fixed: names of values in which no input has a part, not even by its shape.
         assumed: tensors with a dimension that depends on data, and was set to a number.
+        names: of all tensors that the graph had.
     """
 
     dims: Mapping[tuple[str, int], int]
@@ -62,6 +64,7 @@ class Witness:
     dtypes: dict[str, np.dtype[Any]]
     fixed: frozenset[str] = frozenset()
     assumed: frozenset[str] = frozenset()
+    names: frozenset[str] = frozenset()
 
 
 def assignments(model: Model, *, single: bool = False) -> list[dict[tuple[str, int], int]]:
@@ -100,20 +103,40 @@ def bare(model: Model) -> onnx.ModelProto:
 
 
 def known_or_witness(model: Model) -> Witness:
-    """What the pass fold_shapes has found out, of what the graph still has; a new witness where that is not all."""
+    """What the pass fold_shapes has found out, of what the graph still has; a new witness where it has not seen all.
+
+    What it has seen and found no shape for, it would find none for again: folding only writes down what it knew.
+    """
     seen: Witness | None = model._shapes
     if seen is None:
         return witness(model)
     tensors = [*model.graph.tensors().values(), *model.graph.inputs, *model.graph.outputs]
     names = {t.name for t in tensors if t.name and not isinstance(t, gs.Constant)}
-    if not names <= seen.shapes.keys() & seen.dtypes.keys():
+    if not names <= seen.names:
         return witness(model)
     constants = [t for t in tensors if isinstance(t, gs.Constant)]
-    shapes = {name: seen.shapes[name] for name in names}
+    shapes = {name: seen.shapes[name] for name in names & seen.shapes.keys()}
     shapes |= {t.name: tuple(int(n) for n in t.shape) for t in constants}
     values = {name: seen.values[name] for name in names & seen.values.keys()}
-    dtypes = {name: seen.dtypes[name] for name in names} | {t.name: np.dtype(t.dtype) for t in constants}
-    return Witness(seen.dims, shapes, values, dtypes, seen.fixed & names, seen.assumed & names)
+    dtypes = {name: seen.dtypes[name] for name in names & seen.dtypes.keys()}
+    dtypes |= {t.name: np.dtype(t.dtype) for t in constants}
+    return Witness(seen.dims, shapes, values, dtypes, seen.fixed & names, seen.assumed & names, seen.names)
+
+
+def with_nodes(seen: Witness, nodes: Sequence[gs.Node], opset: int) -> Witness:
+    """A witness that knows shape arithmetic that was added to the graph; other nodes are left out.
+
+    Args:
+        seen: of the graph without them.
+        nodes: new ones, in graph order.
+        opset: of the model.
+    """
+    values = dict(seen.values)
+    _evaluate(nodes, opset, seen.shapes, values, set())
+    new = {t.name: values[t.name] for n in nodes for t in n.outputs if t.name in values and t.name not in seen.names}
+    shapes = seen.shapes | {name: value.shape for name, value in new.items()}
+    dtypes = seen.dtypes | {name: value.dtype for name, value in new.items()}
+    return replace(seen, shapes=shapes, dtypes=dtypes, values=values, names=seen.names | new.keys())
 
 
 def witness(
@@ -125,7 +148,9 @@ def witness(
     Args:
         dims: numbers of dynamic input dimensions, one of `assignments`.
         skeleton: `bare(model)`, if there is more than one assignment to try.
-        like: the witness of another assignment, for what is the same in both.
+        like: the witness of another assignment, for what is the same in both; selections then find another number
+            than in that one, so that what is equal in both does not depend on data. (What is bounded to at most 1 of
+            them, or to 2 of a batch of 11 and of 23, is equal all the same.)
     """
     if dims is None:
         dims = assignments(model, single=True)[0]
@@ -175,10 +200,12 @@ def witness(
             assumed |= found.keys()
         open_nodes = _unsettled(open_nodes, shapes, dtypes, values, assumed)
         proto = _rest(proto, open_nodes, shapes, dtypes, values)
-    for t in model.graph.tensors().values():
+    tensors = model.graph.tensors()
+    for t in tensors.values():
         if isinstance(t, gs.Constant):
             shapes[t.name] = tuple(int(n) for n in t.shape)
-    return Witness(dims, shapes, values, dtypes, constant & values.keys(), frozenset(assumed))
+    names = frozenset([*tensors, *(t.name for t in (*model.graph.inputs, *model.graph.outputs))])
+    return Witness(dims, shapes, values, dtypes, constant & values.keys(), frozenset(assumed), names)
 
 
 def _use_stand_ins(proto: onnx.ModelProto, graph: gs.Graph) -> None:

@@ -28,7 +28,7 @@ from onnxprune.ops import find
 from onnxprune.ops.scatter import as_large_as
 from onnxprune.passes.base import Pass, register
 from onnxprune.passes.edit import drop_dead, int64, to_constant, unique_name
-from onnxprune.shapes import Witness, assignments, bare, witness
+from onnxprune.shapes import Witness, assignments, bare, with_nodes, witness
 
 
 @register
@@ -64,6 +64,7 @@ class FoldShapes(Pass):
             alike = node.op == "Expand" and any(as_large_as(*n.inputs[1:3]) for n in _scatters(node))
             if not node.domain and index < len(node.inputs) and not alike:
                 _soften(node, index, graph, first, second, names)
+        first = with_nodes(first, graph.nodes[count:], model.opset)
         graph.nodes[:] = _placed(graph.nodes[:count], graph.nodes[count:])
         for node in graph.nodes:
             if not node.outputs or node.domain:
@@ -135,7 +136,8 @@ def _expand(node: gs.Node, first: Witness, second: Witness, names: set[str]) -> 
     if int(np.prod(shape)) > _MOST:
         return
     spec = find(node)
-    assert spec is not None and spec.evaluate is not None
+    assert spec is not None
+    assert spec.evaluate is not None
     constant = gs.Constant(unique_name(names, f"{output.name}_all"), spec.evaluate(node, [int64(*shape)]))
     first.shapes[constant.name] = second.shapes[constant.name] = shape
     node.op, node.attrs, node.inputs = "Expand", {}, [constant, operand]
