@@ -13,7 +13,10 @@ from onnxprune.model import Model
 from onnxprune.passes import NORMALIZE, FoldShapes, Pipeline
 from onnxprune.shapes import known_or_witness, witness
 
-NAMES = ("resnet18.ts", "mobilenet_v3_large.dyn", "shufflenet_v2_x1_0.ts", "hf_bert.ts", "timm_test_vit_relpos.ts")
+NAMES = (
+    "resnet18.ts", "mobilenet_v3_large.dyn", "shufflenet_v2_x1_0.ts", "hf_bert.ts", "timm_test_vit_relpos.ts",
+    "raft_small.ts", "mvit_v1_b.ts", "retinanet_resnet50_fpn.ts",
+)  # fmt: skip
 
 
 def agrees(model: Model) -> None:
@@ -30,6 +33,14 @@ def test_they_are_those_of_a_new_inference(name: str) -> None:
     normal = Pipeline(NORMALIZE)(filled(FOLDER / f"{name}.onnx.xz"))
     assert normal._shapes is not None
     agrees(normal)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_inferred_again(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # mvit: thousands of tensors whose shapes nobody knows, sequences, and an Expand that gets a target of its own.
+    normal = Pipeline(NORMALIZE)(filled(FOLDER / f"{name}.onnx.xz"))
+    monkeypatch.setattr("onnxprune.shapes.witness", None)
+    known_or_witness(normal)
 
 
 @PROPERTY(max_examples=60)
