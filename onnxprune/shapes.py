@@ -149,8 +149,7 @@ def witness(
         dims: numbers of dynamic input dimensions, one of `assignments`.
         skeleton: `bare(model)`, if there is more than one assignment to try.
         like: the witness of another assignment, for what is the same in both; selections then find another number
-            than in that one, so that what is equal in both does not depend on data. (What is bounded to at most 1 of
-            them, or to 2 of a batch of 11 and of 23, is equal all the same.)
+            than in that one, so that what is equal in both does not depend on data (but for "at most two of them").
     """
     if dims is None:
         dims = assignments(model, single=True)[0]
