@@ -194,8 +194,9 @@ def verify(
         raise VerificationError("the pruned model's inputs or outputs are not the original's")
     made = decisions(analysis, pruned)
     decided = list(made.tensors)
-    names = list(dict.fromkeys([*_observed(analysis, pruned, decided), *made.reasons]))
-    loose = made.rounded - {t.name for t in analysis.source.graph.outputs}
+    results = _observed(analysis, pruned, decided)
+    names = list(dict.fromkeys([*results, *made.reasons]))
+    loose = made.rounded.difference(results)
     both = _run(reference(analysis, plan), [*names, *decided], sets, device, analysis)
     wanted = [found[: len(names)] for found in both]
     taken = [dict(zip(decided, found[len(names) :], strict=True)) for found in both]

@@ -7,10 +7,11 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from onnxprune.coupling import Analysis
 from onnxprune.decisions import decisions
 from onnxprune.errors import VerificationError
 from onnxprune.model import Model, load, to_proto
-from onnxprune.pipeline import analyze, compile_plan
+from onnxprune.pipeline import Compiled, analyze, compile_plan
 from onnxprune.plans import Plan, Removal
 from onnxprune.verification import mean_difference, relative_difference, verify
 
@@ -50,13 +51,18 @@ def classifier(last: str) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
-@pytest.mark.parametrize("last", ["ArgMax", "Greater"])
-def test_model_that_ends_in_class_numbers_is_proved_by_its_scores(last: str) -> None:
-    model = load(classifier(last))
+def cut(proto: onnx.ModelProto, *removed: int) -> tuple[Analysis, Plan, Compiled]:
+    """The model's only group without these channels, proved."""
+    model = load(proto)
     analysis = analyze(model)
     (group,) = analysis.groups
-    plan = Plan(model.fingerprint, {group.name: Removal(16, tuple(range(0, 16, 2)))})
-    done = compile_plan(model, plan, analysis=analysis)
+    plan = Plan(model.fingerprint, {group.name: Removal(group.channels, removed)})
+    return analysis, plan, compile_plan(model, plan, analysis=analysis)
+
+
+@pytest.mark.parametrize("last", ["ArgMax", "Greater"])
+def test_model_that_ends_in_class_numbers_is_proved_by_its_scores(last: str) -> None:
+    _, _, done = cut(classifier(last), *range(0, 16, 2))
     assert done.verification is not None
     assert 0 < done.verification.max_relative <= 1e-4 < done.verification.effect
     assert list(done.verification.outputs) == ["p" if last == "Greater" else "scores"]
@@ -64,11 +70,8 @@ def test_model_that_ends_in_class_numbers_is_proved_by_its_scores(last: str) -> 
 
 
 def test_wrong_weights_behind_class_numbers_are_refused() -> None:
-    model = load(classifier("ArgMax"))
-    analysis = analyze(model)
-    (group,) = analysis.groups
-    plan = Plan(model.fingerprint, {group.name: Removal(16, (0, 3))})
-    proto = to_proto(compile_plan(model, plan, analysis=analysis).model)
+    analysis, plan, done = cut(classifier("ArgMax"), 0, 3)
+    proto = to_proto(done.model)
     weight = next(t for t in proto.graph.initializer if t.name == "v")
     # Every class number stays what it was: only the scores tell.
     weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1.001), "v"))
@@ -78,28 +81,28 @@ def test_wrong_weights_behind_class_numbers_are_refused() -> None:
 
 @pytest.mark.parametrize("last", ["ArgMax", "Greater", "Cast"])
 def test_one_wrong_weight_behind_a_decision_is_refused(last: str) -> None:
-    model = load(classifier(last))
-    analysis = analyze(model)
-    (group,) = analysis.groups
-    plan = Plan(model.fingerprint, {group.name: Removal(16, (0, 3))})
-    pruned = compile_plan(model, plan, analysis=analysis).model
+    analysis, plan, done = cut(classifier(last), 0, 3)
     with pytest.raises(VerificationError, match="differs from the masked original"):
         # One of 70 weights: of all scores the mean moves by less than the tolerance, a single one by more.
-        verify(analysis, plan, changed(pruned, "v", 3e-4, 0))
+        verify(analysis, plan, changed(done.model, "v", 3e-4, 0))
 
 
 def test_what_is_rounded_inside_a_model_is_compared_by_its_mean() -> None:
-    model = load(classifier("Floor"))
-    analysis = analyze(model)
-    (group,) = analysis.groups
-    plan = Plan(model.fingerprint, {group.name: Removal(16, (0, 3))})
-    done = compile_plan(model, plan, analysis=analysis)
+    analysis, plan, done = cut(classifier("Floor"), 0, 3)
     assert done.verification is not None
     assert list(done.verification.decided) == ["steps"]
     assert done.verification.outputs["y"] == 0
     verify(analysis, plan, changed(done.model, "v", 3e-4, 0))
     with pytest.raises(VerificationError, match="output 'scores'"):
         verify(analysis, plan, changed(done.model, "v", 3e-2, 0))
+
+
+def test_a_result_that_is_rounded_too_is_compared_by_its_largest_difference() -> None:
+    proto = classifier("Floor")
+    proto.graph.output.append(helper.make_tensor_value_info("scores", onnx.TensorProto.FLOAT, ["N", 5, 64, 64]))
+    analysis, plan, done = cut(proto, 0, 3)
+    with pytest.raises(VerificationError, match="output 'scores'"):
+        verify(analysis, plan, changed(done.model, "v", 3e-4, 0))
 
 
 def test_a_decision_without_numbers_to_compare_is_not_taken_over() -> None:
@@ -177,11 +180,7 @@ def changed(model: Model, name: str, by: float, place: int) -> Model:
 
 @pytest.mark.parametrize("body", [False, True])
 def test_selections_are_those_of_the_reference(body: bool) -> None:
-    model = load(detector(body=body))
-    analysis = analyze(model)
-    (group,) = analysis.groups
-    plan = Plan(model.fingerprint, {group.name: Removal(8, (1, 4))})
-    done = compile_plan(model, plan, analysis=analysis)
+    analysis, plan, done = cut(detector(body=body), 1, 4)
     assert done.verification is not None
     assert list(done.verification.decided) == ["places"]
     assert {"y", "scores" if body else "flat"} <= done.verification.outputs.keys()
@@ -194,13 +193,9 @@ def test_selections_are_those_of_the_reference(body: bool) -> None:
 @pytest.mark.parametrize("body", [False, True])
 @pytest.mark.parametrize("weight", ["w", "v", "u", "h", "b"])
 def test_what_a_selection_is_made_from_and_what_is_made_of_it_is_compared(weight: str, body: bool) -> None:
-    model = load(detector(body=body))
-    analysis = analyze(model)
-    (group,) = analysis.groups
-    plan = Plan(model.fingerprint, {group.name: Removal(8, (1, 4))})
-    pruned = compile_plan(model, plan, analysis=analysis).model
+    analysis, plan, done = cut(detector(body=body), 1, 4)
     with pytest.raises(VerificationError, match="differs from the masked original"):
-        verify(analysis, plan, changed(pruned, weight, 0.01, 0))
+        verify(analysis, plan, changed(done.model, weight, 0.01, 0))
 
 
 def test_a_comparison_inside_an_activation_is_no_decision() -> None:
@@ -220,10 +215,7 @@ def test_a_comparison_inside_an_activation_is_no_decision() -> None:
         nodes, "g", [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["N", 3, 9, 9])],
         [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["N", 5, 5, 5])], weights,
     )  # fmt: skip
-    model = load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
-    analysis = analyze(model)
-    (group,) = analysis.groups
-    done = compile_plan(model, Plan(model.fingerprint, {group.name: Removal(8, (0,))}), analysis=analysis)
+    _, _, done = cut(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), 0)
     assert done.verification is not None
     assert done.verification.decided == []
 

@@ -47,6 +47,7 @@ memory, not which channels are free.
 *Params aside* leaves out the layers that compute the model's outputs (of a detector: what boxes are selected by), whose
 outputs no pruning may take. Parameters are all floating-point constants, also tables that an exporter computed ahead
 for one image size, of which nothing can go: 200,704 of the 1,216,223 of raft_small.dyn are positions it samples at.
+Of a model that returns its residual stream nearly all layers compute the output, so little is left to compare there.
 *Locked* names the operators that hold channels back, with the number of groups; the reasons are in a table of their own
 at the end.
 Seconds of analysis are CPU seconds, imports aside; the other times are wall-clock on a machine that did other work.

@@ -152,7 +152,7 @@ def model_facts(model: Model) -> list[tuple[str, str]]:
     rows = [("fingerprint", model.fingerprint), ("opset", str(model.opset))]
     if shell.producer_name:
         rows.append(("exported by", f"{shell.producer_name} {shell.producer_version}".strip()))
-    return rows + [(p.key, p.value) for p in shell.metadata_props if p.key.startswith(f"{PROVENANCE}.")]
+    return rows + [(key, value) for key, value in model.metadata.items() if key.startswith(f"{PROVENANCE}.")]
 
 
 def proof_of(title: str, d: Fields, note: str = "") -> Proof:
