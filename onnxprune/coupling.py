@@ -245,9 +245,9 @@ def components(count: int, ties: Sequence[tuple[Labels, Labels]]) -> npt.NDArray
 
 def _captured(node: gs.Node) -> list[gs.Tensor]:
     """Outer tensors that the bodies of an If, a Loop or a Scan use."""
-    bodies = list(node.subgraphs(recursive=True))
-    if not bodies:
+    if not any(isinstance(a, gs.Graph) for a in node.attrs.values()):
         return []
+    bodies = list(node.subgraphs(recursive=True))
     used = [t for body in bodies for t in (*(t for n in body.nodes for t in n.inputs), *body.outputs) if t.name]
     made = {t.name for body in bodies for t in (*body.inputs, *(t for n in body.nodes for t in n.outputs))}
     return [t for t in used if t.name not in made]

@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -90,9 +91,13 @@ class Model:
         """Whether its weights came in files of their own."""
         return bool(self.data_files)
 
-    def copy(self) -> Model:
-        """A copy whose graph can be rewritten; weights are shared, never written in place."""
-        return replace(self, graph=copy_graph(self.graph), _fingerprint=None, _shapes=None)
+    def copy(self, constants: Mapping[int, gs.Constant] = MappingProxyType({})) -> Model:
+        """A copy whose graph can be rewritten; weights are shared, never written in place.
+
+        Args:
+            constants: what stands for outputs of nodes, by the identity of these; the nodes are left out.
+        """
+        return replace(self, graph=copy_graph(self.graph, dict(constants)), _fingerprint=None, _shapes=None)
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -122,14 +127,14 @@ class Model:
         return self._fingerprint
 
 
-def copy_graph(graph: gs.Graph, tensors: dict[int, gs.Tensor] | None = None) -> gs.Graph:
+def copy_graph(graph: gs.Graph, tensors: dict[int, gs.Tensor]) -> gs.Graph:
     """Copies nodes and edges, bodies included; constants share their values.
 
     Args:
         graph: to copy. graphsurgeon's own copy takes sequences in bodies for tensors.
-        tensors: of a body, by their identity: the copies of what it uses from around it.
+        tensors: copies that exist, by the identity of what they stand for: of a body, what it uses from around it. A
+            node whose output became a constant is left out.
     """
-    tensors = {} if tensors is None else tensors
 
     def tensor(old: gs.Tensor) -> gs.Tensor:
         new = tensors.get(id(old))
@@ -152,6 +157,7 @@ def copy_graph(graph: gs.Graph, tensors: dict[int, gs.Tensor] | None = None) -> 
             node.domain,
         )
         for node in graph.nodes
+        if not node.outputs or not isinstance(tensors.get(id(node.outputs[0])), gs.Constant)
     ]
     return gs.Graph(
         nodes=nodes,

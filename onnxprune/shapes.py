@@ -1,25 +1,24 @@
 """Witness shapes: every dimension a number, so that reshapes can be reasoned about.
 
-Dynamic dimensions break the arithmetic of Reshape. A *witness* sets each of them to a distinct number, infers all
-shapes anew on a copy without weights, and computes the shape arithmetic in the graph with numpy. Comparing two
+Dynamic dimensions break the arithmetic of Reshape. A *witness* sets each of them to a distinct number and goes through
+the graph once, in order: of every node it infers the shapes, or computes the shape arithmetic with numpy. Comparing two
 witnesses tells what depends on a dynamic dimension: whatever is equal in both is a constant of the model. How many
 boxes a detector keeps depends on the data itself; such dimensions are set to numbers just so.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx import numpy_helper
 
-from onnxprune.model import Array, Model, to_skeleton, weightless
+from onnxprune.model import Array, Model
+from onnxprune.node_types import SMALL, NodeTypes, of_array, of_input, shape_and_dtype, with_number
 from onnxprune.ops import find
 
 # The batch: a prime that divides no usual channel count, so that no factor of a Reshape is ambiguous.
@@ -31,11 +30,17 @@ _SIDE = ((224, 448, 672, 896), (1120, 1344, 1568, 1792))
 
 # How many a selection finds: a prime, and few, so that "at most 100 of them" is not taken for a constant.
 _SELECTED = (101, 2)
+_ASK = frozenset(("Shape", "Size"))
 _SELECTIONS = frozenset(("Compress", "If", "Loop", "NonMaxSuppression", "NonZero", "Unique"))
 
-_SMALL = 4096  # elements: larger constants seen through these operators stay weights behind a view
-_VIEWS = frozenset(("Transpose", "Cast", "Identity"))
-_LIKE_INPUT = frozenset(("GroupNormalization", "MeanVarianceNormalization"))
+_VIEWS = frozenset(("Transpose", "Cast", "Identity"))  # large constants seen through these stay weights behind a view
+# What shape arithmetic consists of. Of a few numbers they make no more than a few, so nobody has to ask how many first.
+_FEW = 64
+_MAKE_FEW = frozenset(
+    ("Add", "And", "Cast", "Ceil", "Concat", "Constant", "Div", "Equal", "Floor", "Gather", "Greater", "Identity",
+     "Less", "Max", "Min", "Mod", "Mul", "Neg", "Not", "Or", "ReduceProd", "Reshape", "Slice", "Squeeze", "Sub",
+     "Unsqueeze", "Where")
+)  # fmt: skip
 _LARGEST = 2**24  # elements of a folded constant expression
 _LARGEST_OF_BATCH = 2**16  # of one that grows with the batch: no constant, at best a shape may come of it
 _NOT_A_FUNCTION = ("Random", "Multinomial", "Bernoulli", "Dropout")
@@ -95,13 +100,6 @@ def assignments(model: Model, *, single: bool = False) -> list[dict[tuple[str, i
     return sets[:1] if single or not sets[0] else sets
 
 
-def bare(model: Model) -> onnx.ModelProto:
-    """The model as shape inference needs it: without weights and without the shapes it came with."""
-    proto = weightless(to_skeleton(model)[0])
-    del proto.graph.value_info[:]
-    return proto
-
-
 def known_or_witness(model: Model) -> Witness:
     """What the pass fold_shapes has found out, of what the graph still has; a new witness where it has not seen all.
 
@@ -131,261 +129,143 @@ def with_nodes(seen: Witness, nodes: Sequence[gs.Node], opset: int) -> Witness:
         nodes: new ones, in graph order.
         opset: of the model.
     """
-    values = dict(seen.values)
-    _evaluate(nodes, opset, seen.shapes, values, set())
-    new = {t.name: values[t.name] for n in nodes for t in n.outputs if t.name in values and t.name not in seen.names}
-    shapes = seen.shapes | {name: value.shape for name, value in new.items()}
-    dtypes = seen.dtypes | {name: value.dtype for name, value in new.items()}
-    return replace(seen, shapes=shapes, dtypes=dtypes, values=values, names=seen.names | new.keys())
+    found = _Found(dict(seen.shapes), dict(seen.dtypes), dict(seen.values))
+    for node in nodes:
+        value = found.compute(node, opset) if found.computable(node) else None
+        if value is not None:
+            found.settle_value(node.outputs[0].name, value)
+    names = seen.names | (found.values.keys() - seen.values.keys())
+    return replace(seen, shapes=found.shapes, dtypes=found.dtypes, values=found.values, names=names)
 
 
 def witness(
-    model: Model, dims: Mapping[tuple[str, int], int] | None = None, *, skeleton: onnx.ModelProto | None = None,
-    like: Witness | None = None,
+    model: Model, dims: Mapping[tuple[str, int], int] | None = None, *, like: Witness | None = None,
+    node_types: NodeTypes | None = None,
 ) -> Witness:  # fmt: skip
     """Infers all shapes and computes all shape arithmetic under one assignment (default: the first).
 
     Args:
         dims: numbers of dynamic input dimensions, one of `assignments`.
-        skeleton: `bare(model)`, if there is more than one assignment to try.
         like: the witness of another assignment, for what is the same in both; selections then find another number
             than in that one, so that what is equal in both does not depend on data (but for "at most two of them").
+        node_types: of the model, if there is more than one assignment to try.
     """
-    if dims is None:
-        dims = assignments(model, single=True)[0]
-    proto = onnx.ModelProto()
-    proto.CopyFrom(skeleton or bare(model))
-    for value in proto.graph.input:
-        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
-            if (value.name, axis) in dims:
-                dim.dim_value = dims[value.name, axis]
-    for value in proto.graph.output:
-        value.type.tensor_type.ClearField("shape")
-    _use_stand_ins(proto, model.graph)
-    open_nodes = [_Open(n, _reads(n), tuple(n.output)) for n in proto.graph.node]
-    shapes: dict[str, tuple[int, ...]] = {}
-    values = {name: like.values[name] for name in like.fixed} if like is not None else {}
-    dtypes: dict[str, np.dtype[Any]] = {}
-    skipped: set[str] = set()  # outputs that cannot be computed, or are too large to be worth it
-    assumed: set[str] = set()
-    nodes, constant = _computable(model.graph)
-    nodes = [n for n in nodes if n.outputs[0].name not in values]
-    for _ in range(64):  # every round resolves one more layer of shape-dependent shapes; few graphs need three
-        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
-        graph = inferred.graph
-        before = len(shapes), len(values)
-        for infos in (graph.input, graph.value_info, graph.output):
-            for value in infos:
-                name = value.name
-                if name in shapes and name in dtypes:
-                    continue  # from an earlier round
-                shape, dtype = _known(value.type)
-                if shape is not None:
-                    shapes[name] = shape
-                if dtype is not None:
-                    dtypes[name] = dtype
-        _evaluate(nodes, model.opset, shapes, values, skipped)
-        nodes = [n for n in nodes if n.outputs[0].name not in values and n.outputs[0].name not in skipped]
-        for name, value in values.items():  # inference never sees what was pinned
-            shapes.setdefault(name, value.shape)
-            dtypes.setdefault(name, value.dtype)
-        if all(o in shapes for n in open_nodes for o in n.outputs if o):
-            break
-        if (len(shapes), len(values)) == before:
-            found = _selected(open_nodes, graph, shapes, _SELECTED[like is not None])
-            if not found:
-                break
-            shapes |= found
-            assumed |= found.keys()
-        open_nodes = _unsettled(open_nodes, shapes, dtypes, values, assumed)
-        proto = _rest(proto, open_nodes, shapes, dtypes, values)
-    tensors = model.graph.tensors()
-    for t in tensors.values():
-        if isinstance(t, gs.Constant):
-            shapes[t.name] = tuple(int(n) for n in t.shape)
-    names = frozenset([*tensors, *(t.name for t in (*model.graph.inputs, *model.graph.outputs))])
-    return Witness(dims, shapes, values, dtypes, constant & values.keys(), frozenset(assumed), names)
-
-
-def _use_stand_ins(proto: onnx.ModelProto, graph: gs.Graph) -> None:
-    """Replaces operators of which onnx infers no shape by standard ones that have the same."""
-    changed = False
-    nodes: list[onnx.NodeProto] = []
-    for original, node in zip(graph.nodes, proto.graph.node, strict=True):
-        spec = find(original)
-        if not node.domain and node.op_type in _LIKE_INPUT:
-            nodes.append(onnx.helper.make_node("Identity", node.input[:1], node.output))
-        elif spec is not None and spec.stand_in is not None:
-            nodes.extend(spec.stand_in(original))
-        else:
-            nodes.append(node)
-            continue
-        changed = True
-    if changed:
-        kept = onnx.GraphProto(node=nodes)  # copies: clearing the field would take the nodes themselves along
-        proto.graph.ClearField("node")
-        proto.graph.node.extend(kept.node)
-
-
-_dtype = functools.cache(onnx.helper.tensor_dtype_to_np_dtype)
-
-
-def _known(kind: onnx.TypeProto) -> tuple[tuple[int, ...] | None, np.dtype[Any] | None]:
-    """Shape, where every dimension is known, and element type. Asks protobuf as little as it can, that is slow."""
-    if not kind.HasField("tensor_type"):
-        return None, None
-    tensor = kind.tensor_type
-    dtype = _dtype(tensor.elem_type) if tensor.elem_type else None
-    if not tensor.HasField("shape"):
-        return None, dtype
-    shape = []
-    for d in tensor.shape.dim:
-        n = d.dim_value
-        if n == 0 and not d.HasField("dim_value"):
-            return None, dtype
-        shape.append(n)
-    return tuple(shape), dtype
-
-
-@dataclass(frozen=True)
-class _Open:
-    """A node that inference still has to see, with its tensors by name: protobuf is slow to ask."""
-
-    node: onnx.NodeProto
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-
-
-def _reads(node: onnx.NodeProto) -> tuple[str, ...]:
-    """What a node reads, in its bodies too."""
-    names = list(node.input)
-    for a in node.attribute:
-        for body in (*([a.g] if a.HasField("g") else ()), *a.graphs):
-            names += [name for inner in body.node for name in _reads(inner)]
-            names += [t.name for t in body.output]
-    return tuple(names)
-
-
-def _unsettled(
-    nodes: Sequence[_Open], shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, np.dtype[Any]],
-    values: Mapping[str, Array], assumed: Set[str],
-) -> list[_Open]:  # fmt: skip
-    """Nodes of which inference may have more to say: of integers it follows the values, of all else the shapes."""
-
-    def settled(name: str) -> bool:
-        if _pinned(values.get(name)) or name in assumed:
-            return True
-        return name in shapes and name in dtypes and dtypes[name].kind not in "iu"
-
-    return [n for n in nodes if not all(settled(o) for o in n.outputs if o)]
-
-
-def _selected(
-    nodes: Sequence[_Open], graph: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]], number: int
-) -> dict[str, tuple[int, ...]]:
-    """Shapes of what selections with known inputs find, with a number for what depends on data."""
-    known = shapes.keys() | {t.name for t in graph.initializer}
-    wanted = {
-        o
-        for n in nodes
-        if n.node.op_type in _SELECTIONS and not n.node.domain and all(i in known for i in n.node.input if i)
-        for o in n.outputs
-        if o not in shapes
-    }
-    found = {}
-    for v in (*graph.value_info, *graph.output) if wanted else ():
-        if v.name in wanted and v.type.HasField("tensor_type") and v.type.tensor_type.HasField("shape"):
-            dims = v.type.tensor_type.shape.dim
-            found[v.name] = tuple(d.dim_value if d.HasField("dim_value") else number for d in dims)
-    return found
-
-
-def _pinned(value: Array | None) -> bool:
-    """Whether inference is told a value."""
-    return value is not None and value.size <= _SMALL and value.dtype != object
-
-
-def _rest(
-    proto: onnx.ModelProto, nodes: Sequence[_Open], shapes: Mapping[str, tuple[int, ...]],
-    dtypes: Mapping[str, np.dtype[Any]], values: Mapping[str, Array],
-) -> onnx.ModelProto:  # fmt: skip
-    """The graph of these nodes alone: what they read of the others becomes constants and inputs."""
-    graph = proto.graph
-    computed = {o for n in nodes for o in n.outputs}
-    wanted = {i for n in nodes for i in n.inputs if i} - computed
-    constants = [t for t in graph.initializer if t.name in wanted]
-    inputs = [v for v in graph.input if v.name in wanted]
-    for name in sorted(wanted - {t.name for t in constants} - {v.name for v in inputs}):
-        value = values.get(name)
-        if value is not None and _pinned(value):
-            # No ascontiguousarray: it makes a vector of a 0-d array, and later rounds infer other shapes from that.
-            constants.append(numpy_helper.from_array(value, name))
-        elif name in shapes and name in dtypes:
-            kind = onnx.helper.np_dtype_to_tensor_dtype(dtypes[name])
-            inputs.append(onnx.helper.make_tensor_value_info(name, kind, shapes[name]))
-    outputs = [v for v in graph.output if v.name in computed]
-    rest = onnx.GraphProto(
-        name=graph.name, node=[n.node for n in nodes], initializer=constants, input=inputs, output=outputs
-    )
-    return onnx.ModelProto(
-        ir_version=proto.ir_version, opset_import=proto.opset_import, functions=proto.functions, graph=rest
-    )
-
-
-def _computable(graph: gs.Graph) -> tuple[list[gs.Node], frozenset[str]]:
-    """Nodes that read nothing of the model's inputs but their shapes, in graph order; what reads not even those."""
-    data = {t.name for t in graph.inputs}
-    shaped: set[str] = set()
-    constant: set[str] = set()
-    out = []
+    graph = model.graph
+    dims = assignments(model, single=True)[0] if dims is None else dims
+    node_types = node_types or NodeTypes(model)
+    found = _Found()
+    for t in graph.inputs:
+        found.settle(t.name, of_input(t, dims))
     for node in graph.nodes:
-        names = [t.name for t in node.inputs]
-        asks = node.op in ("Shape", "Size")
-        if not asks and any(name in data for name in names):
-            data.update(t.name for t in node.outputs if t.name)
-        elif node.outputs and not any(t.outputs for t in node.outputs[1:]):
-            out.append(node)
-            (shaped if asks or any(name in shaped for name in names) else constant).add(node.outputs[0].name)
-        else:
-            shaped.update(t.name for t in node.outputs)
-    return out, frozenset(constant)
+        found.visit(node, node_types, model.opset, like)
+    names = found.types.keys() | {t.name for n in graph.nodes for t in n.outputs if t.name}
+    names |= {t.name for t in graph.outputs}
+    return Witness(
+        dims, found.shapes, found.values, found.dtypes, frozenset(found.fixed), frozenset(found.assumed),
+        frozenset(names),
+    )  # fmt: skip
 
 
-def _evaluate(
-    nodes: Sequence[gs.Node], opset: int, shapes: Mapping[str, tuple[int, ...]], values: dict[str, Array],
-    skipped: set[str],
-) -> None:  # fmt: skip
-    """Computes every node whose inputs are known, in graph order, into `values`."""
-    for node in nodes:
-        if node.op in ("Shape", "Size") and not node.domain:
-            shape = shapes.get(node.inputs[0].name)
-            known = _value(node.inputs[0], values) if shape is None else None
-            if known is not None:
-                shape = known.shape
-            if shape is not None:
-                start, end = node.attrs.get("start", 0), node.attrs.get("end")
-                values[node.outputs[0].name] = (
-                    np.array(shape[start:end], np.int64) if node.op == "Shape" else np.array(prod(shape), np.int64)
-                )
-            continue
-        if node.domain or node.op.startswith(_NOT_A_FUNCTION) or node.op in _QUANTIZERS:
-            continue
-        inputs = [_value(t, values) for t in node.inputs]
-        if any(v is None and t.name for v, t in zip(inputs, node.inputs, strict=True)):
-            continue
-        if any(isinstance(a, gs.Graph) for a in node.attrs.values()):
-            continue
-        if node.op in _VIEWS and isinstance(node.inputs[0], gs.Constant) and node.inputs[0].values.size > _SMALL:
-            continue  # a weight, transposed or cast: the labels look through it, the file keeps it as it is
-        name = node.outputs[0].name
-        if _too_large(shapes.get(name, ())):
-            skipped.add(name)
-            continue
-        result = _compute(node, inputs, opset)
-        if result is None or _too_large(result.shape):
-            skipped.add(name)
-        else:
-            values[name] = result
+@dataclass
+class _Found:
+    """What a walk through a graph knows so far; the attributes as of `Witness`, and `types` (see `node_types`)."""
+
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    dtypes: dict[str, np.dtype[Any]] = field(default_factory=dict)
+    values: dict[str, Array] = field(default_factory=dict)
+    types: dict[str, bytes] = field(default_factory=dict)
+    fixed: set[str] = field(default_factory=set)
+    assumed: set[str] = field(default_factory=set)
+
+    def settle(self, name: str, kind: bytes) -> None:
+        """Writes down a type."""
+        self.types[name] = kind
+        shape, dtype = shape_and_dtype(kind)
+        if shape is not None:
+            self.shapes[name] = shape
+        if dtype is not None:
+            self.dtypes[name] = dtype
+
+    def settle_value(self, name: str, value: Array) -> None:
+        """Writes down a value, and the type that follows from it."""
+        self.values[name] = value
+        self._settle_array(name, value.dtype, value.shape)
+
+    def _settle_array(self, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+        self.types[name] = of_array(dtype, shape)
+        self.shapes[name], self.dtypes[name] = shape, dtype
+
+    def visit(self, node: gs.Node, node_types: NodeTypes, opset: int, like: Witness | None) -> None:
+        """Finds out what a node computes, after those that it reads from."""
+        for t in node.inputs:
+            if isinstance(t, gs.Constant) and t.name not in self.types:
+                self._settle_array(t.name, np.dtype(t.dtype), tuple(int(n) for n in t.shape))
+        name = node.outputs[0].name if node.outputs else ""
+        value = None
+        computable = self.computable(node)
+        if like is not None and name in like.fixed:
+            value = like.values[name]
+        elif computable and self._makes_few(node):
+            value = self.compute(node, opset)
+        if value is None or len(node.outputs) > 1:
+            self._infer(node, node_types, number=_SELECTED[like is not None])
+            if value is None and computable and not _too_large(self.shapes.get(name, ())):
+                value = self.compute(node, opset)
+        if value is not None:
+            self.settle_value(name, value)
+            reads = (t for t in node.inputs if t.name)
+            if node.op not in _ASK and all(isinstance(t, gs.Constant) or t.name in self.fixed for t in reads):
+                self.fixed.add(name)
+
+    def _infer(self, node: gs.Node, node_types: NodeTypes, number: int) -> None:
+        """Settles the types of a node's outputs; where a selection finds as many as the data say, that is `number`."""
+        inputs = [self._small(t) for t in node.inputs]
+        selects = node.op in _SELECTIONS and not node.domain
+        selects = selects and all(t.name in self.shapes for t in node.inputs if t.name)
+        for t, kind in zip(node.outputs, node_types.outputs(node, self.types, inputs, self.values), strict=True):
+            if kind is None or not t.name:
+                continue
+            numbered = with_number(kind, number) if selects and shape_and_dtype(kind)[0] is None else kind
+            if numbered != kind:
+                self.assumed.add(t.name)
+            self.settle(t.name, numbered)
+
+    def computable(self, node: gs.Node) -> bool:
+        """Whether the first output is all that is used of a node, and follows from what is known."""
+        if node.domain or not node.outputs or any(t.outputs for t in node.outputs[1:]):
+            return False
+        if node.op in _ASK:
+            return node.inputs[0].name in self.shapes
+        if any(t.name and t.name not in self.values and not isinstance(t, gs.Constant) for t in node.inputs):
+            return False
+        if node.op.startswith(_NOT_A_FUNCTION) or node.op in _QUANTIZERS:
+            return False
+        if node.op in _VIEWS and isinstance(node.inputs[0], gs.Constant) and prod(node.inputs[0].shape) > SMALL:
+            return False  # a weight, transposed or cast: the labels look through it, the file keeps it as it is
+        return not any(isinstance(a, gs.Graph) for a in node.attrs.values())
+
+    def _makes_few(self, node: gs.Node) -> bool:
+        if node.op in _ASK:
+            return True
+        return node.op in _MAKE_FEW and all(prod(self.shapes.get(t.name, ())) <= _FEW for t in node.inputs)
+
+    def compute(self, node: gs.Node, opset: int) -> Array | None:
+        """The value of a computable node's first output; None where there is no way to compute it, or it is large."""
+        if node.op in _ASK:
+            shape = self.shapes[node.inputs[0].name]
+            start, end = node.attrs.get("start", 0), node.attrs.get("end")
+            return np.array(shape[start:end] if node.op == "Shape" else prod(shape), np.int64)
+        result = _compute(node, [self._value(t) for t in node.inputs], opset)
+        return None if result is None or _too_large(result.shape) else result
+
+    def _small(self, t: gs.Tensor) -> Array | None:
+        value = self._value(t) if not isinstance(t, gs.Constant) or prod(t.shape) <= SMALL else None
+        return value if value is None or value.size <= SMALL else None
+
+    def _value(self, t: gs.Tensor) -> Array | None:
+        if not t.name:
+            return None
+        return np.asarray(t.values) if isinstance(t, gs.Constant) else self.values.get(t.name)
 
 
 def _too_large(shape: tuple[int, ...]) -> bool:
@@ -393,14 +273,6 @@ def _too_large(shape: tuple[int, ...]) -> bool:
     if size <= _LARGEST_OF_BATCH:
         return False
     return size > _LARGEST or any(n and n % batch == 0 for n in shape for batch in _BATCH)
-
-
-def _value(t: gs.Tensor, values: Mapping[str, Array]) -> Array | None:
-    if not t.name:
-        return None
-    if isinstance(t, gs.Constant):
-        return np.asarray(t.values)
-    return values.get(t.name)
 
 
 def _compute(node: gs.Node, inputs: list[Array | None], opset: int) -> Array | None:

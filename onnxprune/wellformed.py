@@ -16,7 +16,7 @@ def _sorted(graph: gs.Graph) -> Iterator[tuple[str, str]]:
     defined = {t.name for t in graph.inputs}
     for node in graph.nodes:
         for t in node.inputs:
-            if t.name and not isinstance(t, gs.Constant) and t.name not in defined:
+            if t.name not in defined and t.name and not isinstance(t, gs.Constant):
                 yield node.name or node.op, f"reads {t.name!r} before it is computed"
         defined.update(t.name for t in node.outputs)
     for t in graph.outputs:

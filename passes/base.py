@@ -30,6 +30,10 @@ class Pass(ABC):
     name: ClassVar[str]
     keeps_shapes: ClassVar[bool] = False
 
+    def copied(self, model: Model) -> Model:
+        """What it is given to rewrite if it is the first; a pass that takes much away need not copy that."""
+        return model.copy()
+
     @abstractmethod
     def rewrite(self, model: Model) -> Model:
         """Rewrites `model.graph` in place (it is this pass's own copy) or returns another model."""
@@ -51,7 +55,7 @@ class Pipeline:
 
     def __call__(self, model: Model) -> Model:
         """Applies every pass in order to a copy of the model."""
-        out = model.copy()
+        out = self.passes[0].copied(model) if self.passes else model.copy()
         for step in self.passes:
             interface = _interface(out.graph)
             if not step.keeps_shapes:

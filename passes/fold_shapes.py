@@ -24,11 +24,12 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxprune.model import Array, Model
+from onnxprune.node_types import NodeTypes
 from onnxprune.ops import find
 from onnxprune.ops.scatter import as_large_as
 from onnxprune.passes.base import Pass, register
 from onnxprune.passes.edit import drop_dead, int64, to_constant, unique_name
-from onnxprune.shapes import Witness, assignments, bare, with_nodes, witness
+from onnxprune.shapes import Witness, assignments, with_nodes, witness
 
 
 @register
@@ -43,11 +44,11 @@ class FoldShapes(Pass):
         graph = model.graph
         count = len(graph.nodes)
         dims = assignments(model)
-        skeleton = bare(model)
-        first = witness(model, dims[0], skeleton=skeleton)
+        node_types = NodeTypes(model)
+        first = witness(model, dims[0], node_types=node_types)
         asks = any(n.op in ("Shape", "Size") for n in graph.nodes)
         moving = len(dims) > 1 or first.assumed
-        second = witness(model, dims[-1], skeleton=skeleton, like=first) if moving and asks else first
+        second = witness(model, dims[-1], like=first, node_types=node_types) if moving and asks else first
         outputs = {id(t) for t in graph.outputs}
         names = set(graph.tensors())
         for node in list(graph.nodes):

@@ -64,12 +64,14 @@ def written(folder: Path, external: bool) -> tuple[Path, Path]:
 def resident(path: Path) -> int:
     """Bytes of a mapped file that count as this process's memory."""
     total, inside = 0, False
-    for line in Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines():
-        key, _, rest = line.partition(":")
-        if "-" in key and " " in key:  # an address range: the head of a mapping
-            inside = line.endswith(str(path))
-        elif inside and key == "Rss":
-            total += 1024 * int(rest.split()[0])
+    # Line by line: a process that has run thousands of tests has mappings for megabytes of text, which would count.
+    with open("/proc/self/smaps", encoding="utf-8") as lines:
+        for line in lines:
+            key, _, rest = line.partition(":")
+            if "-" in key and " " in key:  # an address range: the head of a mapping
+                inside = line.rstrip().endswith(str(path))
+            elif inside and key == "Rss":
+                total += 1024 * int(rest.split()[0])
     return total
 
 
@@ -127,8 +129,7 @@ def test_weights_are_not_read_to_analyze_and_one_at_a_time_to_prune(
     assert resident(data) == 0
     left = pruned.after.bytes
     assert left < 0.6 * FILE
-    # Alone 2.5 to 3.5 tensors are used beside what is left; in a process that has run thousands of other tests, 6.2.
-    assert allocated() - before < left + 7 * TENSOR
+    assert allocated() - before < left + 5 * TENSOR
 
 
 def test_what_is_not_stripped_is_neither_copied_nor_kept(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -131,7 +132,9 @@ def _clip(node: gs.Node, values: Sequence[Array | None]) -> Array:
 
 
 _BINARY: dict[str, Callable[..., Any]] = {
-    "Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": _divide, "Min": np.minimum, "Max": np.maximum,
+    "Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": _divide,
+    "Min": lambda *values: functools.reduce(np.minimum, values),
+    "Max": lambda *values: functools.reduce(np.maximum, values),
     "Equal": np.equal, "Greater": np.greater, "Less": np.less, "GreaterOrEqual": np.greater_equal,
     "LessOrEqual": np.less_equal, "And": np.logical_and, "Or": np.logical_or, "Xor": np.logical_xor,
     "Where": np.where,
@@ -143,6 +146,8 @@ elementwise("Mod", evaluate=_mod)
 elementwise("SwiGLU", "Sum", "Mean", "PRelu", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor")
 _UNARY: dict[str, Callable[..., Any]] = {
     "Not": np.logical_not, "Neg": np.negative, "Abs": np.abs, "Floor": np.floor, "Ceil": np.ceil, "Sqrt": np.sqrt,
+    "Exp": np.exp, "Log": np.log, "Reciprocal": np.reciprocal, "Sin": np.sin, "Cos": np.cos, "Tanh": np.tanh,
+    "Relu": lambda x: np.maximum(x, 0), "Sigmoid": lambda x: 1 / (1 + np.exp(-x)),
 }  # fmt: skip
 for _name, _function in _UNARY.items():
     unary(_name, evaluate=numpy_op(_function))
@@ -150,9 +155,8 @@ unary("Identity", evaluate=lambda node, v: v[0])
 unary("Cast", evaluate=_cast)
 unary("Clip", evaluate=_clip)
 unary(
-    "Relu", "LeakyRelu", "Elu", "Selu", "Celu", "ThresholdedRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh",
-    "Softplus", "Softsign", "Gelu", "Mish", "Swish", "Erf", "Exp", "Log", "Reciprocal", "Round", "Sign", "Shrink",
-    "Sin", "Cos", "Tan", "Asin", "Acos", "Atan", "Sinh", "Cosh", "Asinh", "Acosh", "Atanh", "IsNaN", "IsInf",
-    "BitwiseNot", "CastLike", "Dropout",
+    "LeakyRelu", "Elu", "Selu", "Celu", "ThresholdedRelu", "HardSigmoid", "HardSwish", "Softplus", "Softsign", "Gelu",
+    "Mish", "Swish", "Erf", "Round", "Sign", "Shrink", "Tan", "Asin", "Acos", "Atan", "Sinh", "Cosh", "Asinh", "Acosh",
+    "Atanh", "IsNaN", "IsInf", "BitwiseNot", "CastLike", "Dropout",
 )  # fmt: skip
 register(OpSpec("BitCast", couple_bit_cast))

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.ops.elementwise import broadcast
+from onnxprune.ops.elementwise import broadcast, numpy_op
 from onnxprune.ops.labels import Labels, LabelTable
 from onnxprune.ops.record import OpSpec, Shape, register
 
@@ -126,5 +127,5 @@ def macs_einsum(node: gs.Node, ins: Sequence[Shape], outs: Sequence[Shape]) -> i
 
 
 register(OpSpec("Gemm", couple_gemm, macs=macs_gemm))
-register(OpSpec("MatMul", couple_matmul, macs=macs_matmul))
+register(OpSpec("MatMul", couple_matmul, macs=macs_matmul, evaluate=numpy_op(np.matmul)))
 register(OpSpec("Einsum", couple_einsum, macs=macs_einsum))

@@ -128,7 +128,9 @@ def _evaluate_batchnorm(node: gs.Node, values: Sequence[Array]) -> Array:
     epsilon = float(node.attrs.get("epsilon", 1e-5))
     columns = (1, -1, *[1] * (x.ndim - 2))
     gain = scale / np.sqrt(variance.astype(np.float64) + epsilon)
-    return np.asarray((x - mean.reshape(columns)) * gain.reshape(columns) + shift.reshape(columns)).astype(x.dtype)
+    wide = np.result_type(x.dtype, np.float32)
+    mean, gain, shift = (v.astype(wide).reshape(columns) for v in (mean, gain, shift))
+    return np.asarray((x - mean) * gain + shift).astype(x.dtype)
 
 
 register(OpSpec("BatchNormalization", couple_batchnorm, evaluate=_evaluate_batchnorm))

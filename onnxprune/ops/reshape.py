@@ -232,5 +232,12 @@ def _evaluate_reshape(node: gs.Node, values: Sequence[Array]) -> Array:
     return np.reshape(values[0], shape)
 
 
+def _evaluate_flatten(node: gs.Node, values: Sequence[Array]) -> Array:
+    shape = values[0].shape
+    axis = int(node.attrs.get("axis", 1))
+    axis += len(shape) if axis < 0 else 0
+    return np.reshape(values[0], (prod(shape[:axis]), prod(shape[axis:])))
+
+
 register(OpSpec("Reshape", couple_reshape, patch=patch_reshape, evaluate=_evaluate_reshape))
-register(OpSpec("Flatten", couple_reshape))  # a Reshape to two axes
+register(OpSpec("Flatten", couple_reshape, evaluate=_evaluate_flatten))  # a Reshape to two axes

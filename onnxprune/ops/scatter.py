@@ -162,6 +162,17 @@ def patch_scatter_nd(node: gs.Node, patcher: Patcher) -> None:
         patcher.replace(node, 1, numbers)
 
 
+def _evaluate_scatter_nd(node: gs.Node, values: Sequence[Array]) -> Array:
+    data, indices, updates = values
+    out, places = data.copy(), tuple(np.moveaxis(indices, -1, 0))
+    reduction = node.attrs.get("reduction", "none")
+    if reduction == "none":
+        out[places] = updates
+    else:
+        {"add": np.add, "mul": np.multiply, "max": np.maximum, "min": np.minimum}[reduction].at(out, places, updates)
+    return out
+
+
 def couple_tensor_scatter(node: gs.Node, table: LabelTable) -> None:
     """A cache, written along one axis: the others are tied to what is written."""
     cache, update = node.inputs[:2]
@@ -180,5 +191,5 @@ def couple_tensor_scatter(node: gs.Node, table: LabelTable) -> None:
 for _op in ("GatherElements", "ScatterElements", "Scatter"):
     register(OpSpec(_op, couple_elements))
 register(OpSpec("GatherND", couple_gather_nd))
-register(OpSpec("ScatterND", couple_scatter_nd, patch=patch_scatter_nd))
+register(OpSpec("ScatterND", couple_scatter_nd, patch=patch_scatter_nd, evaluate=_evaluate_scatter_nd))
 register(OpSpec("TensorScatter", couple_tensor_scatter))
