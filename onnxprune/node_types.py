@@ -150,13 +150,15 @@ def _contents(value: Array) -> object:
 
 
 def _hashable(attributes: Mapping[str, Any]) -> tuple[tuple[str, Any], ...] | None:
-    """Attributes as they can be looked up; None where one is more than numbers and strings."""
+    """Attributes as they can be looked up; None where one is more than numbers, strings and a few of them."""
     out = []
     for name, value in attributes.items():
         if isinstance(value, list | tuple):
             if not all(isinstance(v, _PLAIN) for v in value):
                 return None
             value = tuple(value)
+        elif isinstance(value, gs.Constant) and value.values.size <= _FEW:
+            value = (value.values.dtype, value.values.shape, _contents(value.values))
         elif not isinstance(value, _PLAIN):
             return None
         out.append((name, value))

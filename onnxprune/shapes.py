@@ -58,7 +58,7 @@ class Witness:
             101 (2 in a witness that is `like` another). Other shapes that depend on data are missing.
         values: computed values of shape arithmetic and constant expressions, by tensor name.
         dtypes: element type of every tensor that has one.
-        fixed: names of values in which no input has a part, not even by its shape.
+        types: of every tensor, as far as it is known (see `onnxprune.node_types`).
         assumed: tensors with a dimension that depends on data, and was set to a number.
         names: of all tensors that the graph had.
     """
@@ -67,7 +67,7 @@ class Witness:
     shapes: dict[str, tuple[int, ...]]
     values: dict[str, Array]
     dtypes: dict[str, np.dtype[Any]]
-    fixed: frozenset[str] = frozenset()
+    types: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     assumed: frozenset[str] = frozenset()
     names: frozenset[str] = frozenset()
 
@@ -118,7 +118,7 @@ def known_or_witness(model: Model) -> Witness:
     values = {name: seen.values[name] for name in names & seen.values.keys()}
     dtypes = {name: seen.dtypes[name] for name in names & seen.dtypes.keys()}
     dtypes |= {t.name: np.dtype(t.dtype) for t in constants}
-    return Witness(seen.dims, shapes, values, dtypes, seen.fixed & names, seen.assumed & names, seen.names)
+    return Witness(seen.dims, shapes, values, dtypes, seen.types, seen.assumed & names, seen.names)
 
 
 def with_nodes(seen: Witness, nodes: Sequence[gs.Node], opset: int) -> Witness:
@@ -156,26 +156,26 @@ def witness(
     found = _Found()
     for t in graph.inputs:
         found.settle(t.name, of_input(t, dims))
+    found.other = {t.name for t in graph.inputs if like is not None and found.differs(like, t.name)}
     for node in graph.nodes:
         found.visit(node, node_types, model.opset, like)
     names = found.types.keys() | {t.name for n in graph.nodes for t in n.outputs if t.name}
     names |= {t.name for t in graph.outputs}
     return Witness(
-        dims, found.shapes, found.values, found.dtypes, frozenset(found.fixed), frozenset(found.assumed),
-        frozenset(names),
-    )  # fmt: skip
+        dims, found.shapes, found.values, found.dtypes, found.types, frozenset(found.assumed), frozenset(names)
+    )
 
 
 @dataclass
 class _Found:
-    """What a walk through a graph knows so far; the attributes as of `Witness`, and `types` (see `node_types`)."""
+    """What a walk through a graph knows so far, as in `Witness`; `other` differs from what the one it is like says."""
 
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     dtypes: dict[str, np.dtype[Any]] = field(default_factory=dict)
     values: dict[str, Array] = field(default_factory=dict)
     types: dict[str, bytes] = field(default_factory=dict)
-    fixed: set[str] = field(default_factory=set)
     assumed: set[str] = field(default_factory=set)
+    other: set[str] = field(default_factory=set)
 
     def settle(self, name: str, kind: bytes) -> None:
         """Writes down a type."""
@@ -200,22 +200,50 @@ class _Found:
         for t in node.inputs:
             if isinstance(t, gs.Constant) and t.name not in self.types:
                 self._settle_array(t.name, np.dtype(t.dtype), tuple(int(n) for n in t.shape))
+        if like is None:
+            self._find_out(node, node_types, opset, _SELECTED[0])
+        elif self._reads_the_same(node):
+            for t in node.outputs:
+                self._take(like, t.name)
+        else:
+            self._find_out(node, node_types, opset, _SELECTED[1])
+            self.other.update(t.name for t in node.outputs if self.differs(like, t.name))
+
+    def _reads_the_same(self, node: gs.Node) -> bool:
+        """Whether a node has to come out as in the witness this one is like."""
+        if node.op in _SELECTIONS or any(t.name in self.other for t in node.inputs):
+            return False
+        return not any(isinstance(a, gs.Graph) for a in node.attrs.values())
+
+    def differs(self, like: Witness, name: str) -> bool:
+        """Whether a tensor has another type or value than in a witness."""
+        if self.types.get(name) != like.types.get(name):
+            return True
+        one, two = self.values.get(name), like.values.get(name)
+        return one is not two and (one is None or two is None or not np.array_equal(one, two))
+
+    def _take(self, like: Witness, name: str) -> None:
+        if name in like.types:
+            self.types[name] = like.types[name]
+        if name in like.shapes:
+            self.shapes[name] = like.shapes[name]
+        if name in like.dtypes:
+            self.dtypes[name] = like.dtypes[name]
+        if name in like.values:
+            self.values[name] = like.values[name]
+
+    def _find_out(self, node: gs.Node, node_types: NodeTypes, opset: int, number: int) -> None:
         name = node.outputs[0].name if node.outputs else ""
         value = None
         computable = self.computable(node)
-        if like is not None and name in like.fixed:
-            value = like.values[name]
-        elif computable and self._makes_few(node):
+        if computable and self._makes_few(node):
             value = self.compute(node, opset)
         if value is None or len(node.outputs) > 1:
-            self._infer(node, node_types, number=_SELECTED[like is not None])
+            self._infer(node, node_types, number)
             if value is None and computable and not _too_large(self.shapes.get(name, ())):
                 value = self.compute(node, opset)
         if value is not None:
             self.settle_value(name, value)
-            reads = (t for t in node.inputs if t.name)
-            if node.op not in _ASK and all(isinstance(t, gs.Constant) or t.name in self.fixed for t in reads):
-                self.fixed.add(name)
 
     def _infer(self, node: gs.Node, node_types: NodeTypes, number: int) -> None:
         """Settles the types of a node's outputs; where a selection finds as many as the data say, that is `number`."""

@@ -62,14 +62,18 @@ def check_weights(graph: gs.Graph) -> None:
         wire.release(values)
 
 
+def violation(graph: gs.Graph) -> tuple[str, str] | None:
+    """Where and how a graph first violates a rule."""
+    return next((found for rule in RULES for found in rule(graph)), None)
+
+
 def check(graph: gs.Graph, after: str) -> None:
     """Runs all rules.
 
     Raises:
         OnnxPruneError: the first violation, named with the pass it followed.
     """
-    for rule in RULES:
-        for where, what in rule(graph):
-            raise OnnxPruneError(
-                f"after {after}: {what}", where=where, fix="this is a bug in the pass; please report it"
-            )
+    found = violation(graph)
+    if found is not None:
+        where, what = found
+        raise OnnxPruneError(f"after {after}: {what}", where=where, fix="this is a bug in the pass; please report it")

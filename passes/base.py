@@ -16,7 +16,7 @@ import onnx_graphsurgeon as gs
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.model import Model
 from onnxprune.plugins import PlugIns
-from onnxprune.wellformed import check
+from onnxprune.wellformed import check, violation
 
 
 class Pass(ABC):
@@ -49,12 +49,30 @@ class Pass(ABC):
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Passes in sequence; the model is copied once."""
+    """Passes in sequence; the model is copied once, and checked when all are through."""
 
     passes: Sequence[Pass]
 
     def __call__(self, model: Model) -> Model:
-        """Applies every pass in order to a copy of the model."""
+        """Applies every pass in order to a copy of the model.
+
+        Raises:
+            OnnxPruneError: a graph is not well-formed after a pass, which is named, or its interface changed.
+        """
+        try:
+            out = self._applied(model)
+            problem = violation(out.graph)
+        except OnnxPruneError:
+            raise
+        except Exception:
+            self._applied(model, careful=True)  # a pass may have stumbled over what one before it broke
+            raise
+        if problem is not None:
+            self._applied(model, careful=True)
+        return out
+
+    def _applied(self, model: Model, careful: bool = False) -> Model:
+        """The passes' result; a `careful` run looks after every pass, which takes as long as some of them."""
         out = self.passes[0].copied(model) if self.passes else model.copy()
         for step in self.passes:
             interface = _interface(out.graph)
@@ -66,7 +84,8 @@ class Pipeline:
                 raise OnnxPruneError(
                     f"the pass {step.name!r} changed the model's inputs or outputs (a bug in the pass)"
                 )
-            check(out.graph, step.name)
+            if careful:
+                check(out.graph, step.name)
         return out
 
 

@@ -162,6 +162,28 @@ def test_framework_refuses_a_pass_that(how: str, message: str) -> None:
         _Breaks(how)(load(build(SPECS["residual"])))
 
 
+class _Stumbles(Pass):
+    name = "stumbles"  # type: ignore[misc]
+
+    def rewrite(self, model: Model) -> Model:
+        raise ZeroDivisionError("its own mistake")
+
+
+class _Follows(_Breaks):
+    name = "follows"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("last", [_Follows("computes a name twice"), _Stumbles()], ids=["goes on", "stumbles"])
+def test_of_several_passes_the_one_that_broke_the_graph_is_named(last: Pass) -> None:
+    with pytest.raises(OnnxPruneError, match="after breaks: reads"):
+        Pipeline([all_passes()["fold_shapes"](), _Breaks("reverses the nodes"), last])(load(build(SPECS["residual"])))
+
+
+def test_what_a_pass_raises_over_a_sound_graph_is_its_own() -> None:
+    with pytest.raises(ZeroDivisionError, match="its own mistake"):
+        Pipeline([all_passes()["fold_shapes"](), _Stumbles()])(load(build(SPECS["residual"])))
+
+
 def test_masks_as_one_input_keep_the_output_while_all_are_one() -> None:
     model = load(build(SPECS["residual"]))
     analysis = analyze(model)

@@ -346,6 +346,14 @@ def _keras(name: str, exporter: str, path: Path, seed: int) -> list[list[int]]:
         elif kind != "Normalization":
             layer.set_weights([rng.normal(0, 0.1, v.shape) if v.ndim == 1 else v for v in values])
     shape = [1, *model.input_shape[1:]]
+    # Statistics of a random batch; with others activations grow from block to block, and Softmax says 1 to one class.
+    norms = [layer for layer in model.layers if type(layer).__name__ == "BatchNormalization"]
+    momenta = [layer.momentum for layer in norms]
+    for layer in norms:
+        layer.momentum = 0.0
+    model(rng.normal(size=(2, *shape[1:])).astype(np.float32), training=True)
+    for layer, momentum in zip(norms, momenta, strict=True):
+        layer.momentum = momentum
     if exporter == "keras":
         model(np.zeros(shape, np.float32))  # it wants to know the shapes of a call
         model.export(str(path), format="onnx", verbose=False)
