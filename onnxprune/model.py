@@ -7,6 +7,8 @@ Weights are numpy arrays, read-only views over the memory-mapped file where they
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import hashlib
 import mmap
 import os
@@ -199,6 +201,18 @@ def _fingerprint(graph: gs.Graph) -> str:
 # ---------------------------------------------------------------------------------------------------------- reading
 
 
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """No search for garbage meanwhile: a graph is many small objects, all in use, and searching them takes time."""
+    active = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if active:
+            gc.enable()
+
+
 def load(source: str | os.PathLike[str] | onnx.ModelProto) -> Model:
     """Reads a model from a file or takes a ModelProto.
 
@@ -208,9 +222,11 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto) -> Model:
         OnnxPruneError: the file is missing, not ONNX, truncated, rejected by the ONNX checker, its opset is older
             than 9, its external data is missing or lies elsewhere, or a convolution's weight has no value.
     """
-    if isinstance(source, onnx.ModelProto):
-        return _from_proto(source, {}, None)
-    path = Path(source)
+    with uncollected():
+        return _from_proto(source, {}, None) if isinstance(source, onnx.ModelProto) else _from_file(Path(source))
+
+
+def _from_file(path: Path) -> Model:
     if path.is_dir():
         raise OnnxPruneError(f"{str(path)!r} is a folder", fix="name the .onnx file in it")
     try:

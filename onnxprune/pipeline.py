@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +10,7 @@ from onnxprune.cost import MEASURES, Cost, CostModel
 from onnxprune.coupling import Analysis, couple
 from onnxprune.criteria import AnyCriterion
 from onnxprune.errors import OnnxPruneError
-from onnxprune.model import PROVENANCE, Model
+from onnxprune.model import PROVENANCE, Model, uncollected
 from onnxprune.notebooks import html_table, share
 from onnxprune.ops import Choices
 from onnxprune.passes import NORMALIZE, Pipeline, SparsifyWeights, StripChannels
@@ -66,21 +63,9 @@ def analyze(model: Model, *, attention: str = "heads", include_inexact: bool = F
         include_inexact: free also channels that statistics (LayerNorm, GroupNorm, a mean, ...) run over. Their removal
             is not masking: it is proved against the original whose statistics run over what is kept.
     """
-    with _uncollected():
+    with uncollected():
         normal = Pipeline(NORMALIZE)(model)
         return couple(normal, source=model, choices=Choices(attention, include_inexact))
-
-
-@contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """No search for garbage meanwhile: a graph is many small objects, all in use, and searching them takes time."""
-    active = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if active:
-            gc.enable()
 
 
 def analyze_for(model: Model, plan: Plan) -> Analysis:
