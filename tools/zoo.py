@@ -84,6 +84,8 @@ def built(entry: Entry, folder: Path, timeout: float, memory: float, python: str
             done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
         except subprocess.TimeoutExpired:
             return {"error": f"exporter: not done after {timeout:g} s"}
+        if done.returncode < 0:  # by a signal: its last words are about something else
+            return {"error": f"exporter: ended with {done.returncode}, out of memory perhaps"}
         if done.returncode:
             return {"error": "exporter: " + _last_line(done.stderr)}
         return dict(json.loads(done.stdout.splitlines()[-1]))
