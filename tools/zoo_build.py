@@ -351,11 +351,12 @@ def _keras(name: str, exporter: str, path: Path, seed: int) -> list[list[int]]:
     momenta = [layer.momentum for layer in norms]
     for layer in norms:
         layer.momentum = 0.0
-    model(rng.normal(size=(2, *shape[1:])).astype(np.float32), training=True)
+    image = [224 if n is None else n for n in shape[1:]]  # some take any size
+    model(rng.normal(size=(2, *image)).astype(np.float32), training=True)
     for layer, momentum in zip(norms, momenta, strict=True):
         layer.momentum = momentum
     if exporter == "keras":
-        model(np.zeros(shape, np.float32))  # it wants to know the shapes of a call
+        model(np.zeros([1, *image], np.float32))  # it wants to know the shapes of a call
         model.export(str(path), format="onnx", verbose=False)
     else:
         import tensorflow as tf
