@@ -61,14 +61,14 @@ class Pipeline:
         """
         try:
             out = self._applied(model)
-            problem = violation(out.graph)
         except OnnxPruneError:
             raise
         except Exception:
             self._applied(model, careful=True)  # a pass may have stumbled over what one before it broke
             raise
-        if problem is not None:
+        if violation(out.graph) is not None:
             self._applied(model, careful=True)
+            check(out.graph, "all passes")  # one that does not do the same twice
         return out
 
     def _applied(self, model: Model, careful: bool = False) -> Model:
