@@ -19,6 +19,7 @@ from onnxprune import wire
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.group_names import Namer
 from onnxprune.model import Array, Model
+from onnxprune.node_types import captured
 from onnxprune.notebooks import html_table
 from onnxprune.ops import OpSpec, find, guarded
 from onnxprune.ops.labels import Choices, Contraction, FilterSite, Labels, LabelTable, Lock, ScaleSite
@@ -243,16 +244,6 @@ def components(count: int, ties: Sequence[tuple[Labels, Labels]]) -> npt.NDArray
             parent = up
 
 
-def _captured(node: gs.Node) -> list[gs.Tensor]:
-    """Outer tensors that the bodies of an If, a Loop or a Scan use."""
-    if not any(isinstance(a, gs.Graph) for a in node.attrs.values()):
-        return []
-    bodies = list(node.subgraphs(recursive=True))
-    used = [t for body in bodies for t in (*(t for n in body.nodes for t in n.inputs), *body.outputs) if t.name]
-    made = {t.name for body in bodies for t in (*body.inputs, *(t for n in body.nodes for t in n.outputs))}
-    return [t for t in used if t.name not in made]
-
-
 def _show_weights(node: gs.Node, table: LabelTable) -> None:
     """Gives the weights of an operator without a rule channels to be locked: else nothing would tell of them."""
     for t in node.inputs:
@@ -280,7 +271,7 @@ def walk(model: Model, seen: Witness, choices: Choices | None = None) -> LabelTa
     table.outputs = frozenset(t.name for t in graph.outputs)
     for node in graph.nodes:
         table.node = node
-        captured = _captured(node)
+        outer = captured(node)
         spec = find(node)
         tensors = [*node.inputs, *node.outputs]
         known = all(not t.name or isinstance(t, gs.Constant) or t.name in seen.shapes for t in tensors)
@@ -290,8 +281,8 @@ def walk(model: Model, seen: Witness, choices: Choices | None = None) -> LabelTa
             if spec is None:
                 _show_weights(node, table)
             _lock_all(node.inputs, table, _no_record(node) if spec is None else "is used where a shape is not known")
-        _lock_all(captured, table, "is used inside a subgraph")
-        for t in captured:
+        _lock_all(outer, table, "is used inside a subgraph")
+        for t in outer:
             table.seal(t)  # before or after this node: whoever else uses the constant leaves it whole
         if not any(t.name in table.views for t in node.outputs):
             for t in node.inputs:

@@ -6,7 +6,7 @@ A type is a serialized `TypeProto` throughout: what inference takes and gives, h
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,9 +77,9 @@ class NodeTypes:
         else:
             nodes = [OnnxExporter.export_node(node)]
         told = {t.name: v for t, v in zip(node.inputs, values, strict=True) if v is not None}
-        inner = set(captured(node))
-        told |= {name: known[name] for name in inner & known.keys() if known[name].size <= SMALL}
-        reads = {t.name for t in node.inputs if t.name} | inner
+        outer = {t.name for t in captured(node)}
+        told |= {name: known[name] for name in outer & known.keys() if known[name].size <= SMALL}
+        reads = {t.name for t in node.inputs if t.name} | outer
         model = onnx.ModelProto()
         model.CopyFrom(self._shell)
         model.graph.node.extend(nodes)
@@ -93,13 +93,14 @@ class NodeTypes:
         return [found.get(t.name) for t in node.outputs]
 
 
-def captured(node: gs.Node) -> Iterator[str]:
-    """Names that a node's bodies read, their own included."""
-    for body in (a for a in node.attrs.values() if isinstance(a, gs.Graph)):
-        for inner in body.nodes:
-            yield from (t.name for t in inner.inputs if t.name)
-            yield from captured(inner)
-        yield from (t.name for t in body.outputs)
+def captured(node: gs.Node) -> list[gs.Tensor]:
+    """Outer tensors that the bodies of an If, a Loop or a Scan use."""
+    if not any(isinstance(a, gs.Graph) for a in node.attrs.values()):
+        return []
+    bodies = list(node.subgraphs(recursive=True))
+    used = [t for body in bodies for t in (*(t for n in body.nodes for t in n.inputs), *body.outputs) if t.name]
+    made = {t.name for body in bodies for t in (*body.inputs, *(t for n in body.nodes for t in n.outputs))}
+    return [t for t in used if t.name not in made]
 
 
 def of_input(t: gs.Tensor, dims: Mapping[tuple[str, int], int]) -> bytes:
