@@ -11,7 +11,7 @@ from onnxprune.latency import Latency, measure
 from onnxprune.model import Model
 from onnxprune.pipeline import analyze
 from onnxprune.runtime import Session
-from onnxprune.verification import random_feeds
+from onnxprune.random_inputs import random_feeds
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from onnxprune.model import Array, Model
 from onnxprune.passes import Pipeline, StripChannels
 from onnxprune.plans import Plan, Removal
 from onnxprune.runtime import Kernel, Session, import_onnxruntime, kernel_block, provider_of
-from onnxprune.verification import random_feeds
+from onnxprune.random_inputs import random_feeds
 
 SCHEMA = 1
 VARIANTS = 32

@@ -12,7 +12,7 @@ from onnxprune.model import Model
 from onnxprune.plans import Plan
 from onnxprune.runtime import Session
 from onnxprune.targets import LatencyPredictor
-from onnxprune.verification import random_feeds
+from onnxprune.random_inputs import random_feeds
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ import onnxprune as op
 from onnxprune.latency_prediction import LatencyModel, latency_model, timed_run
 from onnxprune.model import Array
 from onnxprune.runtime import Session
-from onnxprune.verification import random_feeds
+from onnxprune.random_inputs import random_feeds
 
 MODELS = ("resnet50", "vgg16", "mobilenet_v2")
 REQUIRED = 0.1

@@ -21,7 +21,7 @@ import onnx_graphsurgeon as gs
 
 import onnxprune as op
 from onnxprune.coupling import components
-from onnxprune.verification import random_feeds
+from onnxprune.random_inputs import random_feeds
 
 Row = dict[str, Any]
 WARM_UP = Path(__file__).resolve().parent.parent / "models" / "digits_cnn.onnx"

@@ -1,0 +1,66 @@
+"""What a proof says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+TOLERANCE = {"float64": 1e-10, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
+"""Largest relative difference by element type: about 1,000 units in the last place, for sums in another order."""
+QUANTIZED = 5e-2
+"""The same at the outputs of models that round activations to integers: one step of 255, times a weight."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """A certificate: what was checked and how far apart it was.
+
+    Attributes:
+        nodes: nodes of the pruned model, all of which were checked.
+        tensors: tensors that both models have, at which the claim was checked.
+        by_text: those of them that are computed by the same text from tensors that lose nothing.
+        sizes: the assignments of input sizes, in words.
+        max_relative: largest difference of any tensor, relative to the scale of its channel.
+        worst: (node, tensor, axis, index) of it.
+        tolerance: what is allowed, by the model's element type.
+        outputs: differences of whole runs, by output (or what an output is decided by).
+        inputs: inputs of whole runs: "random", or "random and data".
+        effect: how far the masked reference is from the original in a whole run: 0 would prove nothing.
+        weights: "identical" if every constant is the original's, compressed, bit for bit; "not compared" for a
+            recovered or retrained model, whose structure was checked with the original's weights.
+        inexact: groups whose removal is not masking alone; statistics of the reference run over their kept channels.
+        computed_in: "float32" where float32 copies of bfloat16 models were compared, for lack of kernels; else "".
+        seconds: wall time of the check.
+    """
+
+    nodes: int
+    tensors: int
+    by_text: int
+    sizes: Sequence[str]
+    max_relative: float
+    worst: tuple[str, str, int, int]
+    tolerance: float
+    outputs: Mapping[str, float]
+    inputs: str
+    effect: float
+    weights: str = "identical"
+    inexact: Sequence[str] = ()
+    computed_in: str = ""
+    seconds: float = 0.0
+
+    @property
+    def reference(self) -> str:
+        """What the pruned model was compared with, in words."""
+        return "original, sliced in statistics and masked elsewhere" if self.inexact else "masked original"
+
+    @property
+    def summary(self) -> str:
+        """The certificate in one line."""
+        sizes = f"{len(self.sizes)} size assignment{'s' if len(self.sizes) != 1 else ''}"
+        where = f" at {self.worst[0]}" if self.worst[0] and self.max_relative else ""
+        return f"{self.nodes} of {self.nodes} nodes, {sizes}, worst {self.max_relative:.0e}{where}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the certificate for JSON."""
+        return {**asdict(self), "worst": list(self.worst), "reference": self.reference, "summary": self.summary}

@@ -1,0 +1,500 @@
+"""Prove that a pruned model equals the masked original for every input and every admissible size."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from onnxprune.errors import OnnxPruneError, VerificationError
+from onnxprune.model import PROVENANCE, Array, Model
+from onnxprune.passes.widen_floats import WidenFloats, narrow
+from onnxprune.runtime import Session
+from onnxprune.verification import _sizes as sizes
+from onnxprune.verification._certificate import QUANTIZED, TOLERANCE, Verification
+from onnxprune.verification._claims import Claims
+from onnxprune.verification._compare import Comparison
+from onnxprune.verification._constants import compare_attributes, compare_constants
+from onnxprune.verification._graph import Graph, quantizes
+from onnxprune.verification._induction import REPORT, Induction, MakeSession, cut
+from onnxprune.verification._reference import Reference
+from onnxprune.verification._values import Values
+
+if TYPE_CHECKING:
+    from onnxprune.coupling import Analysis
+    from onnxprune.plans import Plan
+
+Feeds = Mapping[str, Array]
+_MOST_SIZES = 7  # assignments, those next to constants of the shape arithmetic included
+_TRIES = 24  # assignments offered to the original
+_NOISE = 30.0  # whole runs may differ by this many times what rounding errors in the masks alone make of the reference
+_HEADS = frozenset(("Sigmoid", "Softmax", "LogSoftmax", "HardSigmoid"))
+_VIEWS = frozenset(("Identity", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Cast", "Concat"))
+
+
+def verify(
+    analysis: Analysis,
+    plan: Plan,
+    pruned: Model,
+    *,
+    feeds: Sequence[Feeds] | None = None,
+    tolerance: float | None = None,
+    device: str = "cpu",
+    threads: int = 0,
+    seed: int = 0,
+) -> Verification:
+    """Prove a pruned model against the original that an analysis was made of.
+
+    Args:
+        analysis: Analysis of the original; only its claims of what is kept are read.
+        plan: Channels to remove.
+        pruned: The pruned model. One that says in its metadata that it was recovered or retrained is checked in
+            everything but the values of its weights.
+        feeds: The user's inputs, for whole runs beside random ones.
+        tolerance: Largest relative difference; default: by element type.
+        device: "cpu", "cuda" or "auto".
+        threads: Threads of onnxruntime; 0 leaves the choice to it.
+        seed: Seed of all random values.
+
+    Raises:
+        VerificationError: the models differ, with the first node that differs; or a node could not be checked.
+        OnnxPruneError: onnxruntime rejects the original.
+    """
+    started = time.perf_counter()
+    session = functools.partial(Session, device=device, threads=threads, exact_integers=True)
+    job = _Job(analysis.source, plan, pruned, Claims.of(analysis, plan), tolerance, session, seed)
+    return job.prove(feeds or (), started)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One admissible assignment: shapes of all leaves, inputs and what the reference computes of them."""
+
+    number: int
+    sizes: dict[str, int]
+    shapes: dict[str, tuple[int, ...]]
+    feeds: dict[str, Array]
+    wanted: dict[str, Array]
+
+
+class _Finder:
+    """Runs the reference under assignments of sizes and notes the shapes of leaves.
+
+    Args:
+        job: the proof.
+        leaves: whose shapes are wanted.
+        tested: small tensors of the shape arithmetic whose values are wanted, too.
+        runs: earlier ones, to be continued.
+    """
+
+    def __init__(self, job: _Job, leaves: Collection[str], tested: Sequence[str], runs: Sequence[_Run] = ()) -> None:
+        self.job = job
+        self.runs = list(runs)
+        self.error = ""
+        graph = job.reference
+        self._inner = sorted(n for n in leaves if n not in graph.inputs)
+        self._tested = [n for n in tested if n in graph.fixed]
+        self._seen: dict[str, list[Array]] = {n: [] for n in self._tested}
+        self._tried: list[dict[str, int]] = [r.sizes for r in runs]
+        proto, external = graph.whole(list(dict.fromkeys([*job.observed, *self._tested])))
+        for i, name in enumerate(self._inner):
+            proto.graph.node.append(helper.make_node("Shape", [name], [f"//shape{i}"]))
+            proto.graph.output.add(name=f"//shape{i}")
+        self._names = [o.name for o in proto.graph.output]
+        self._session = job.session(proto, weights=external, optimize=not job.quantized)
+
+    def attempt(self, assigned: dict[str, int]) -> bool:
+        """Run at one assignment, on inputs of a style of its own; return whether the original takes it."""
+        if assigned and assigned in self._tried:
+            return False
+        self._tried.append(assigned)
+        graph, number = self.job.reference, len(self.runs)
+        shapes = {n: sizes.shape(n, graph, assigned) for n in graph.inputs}
+        style = ("unit", "positive", "unit", "image")[number % 4]
+        return any(
+            self.fed(assigned, self.job.values.inputs(shapes, number, style, largest))
+            for largest in ((2, 1) if number else (2, 10, 1))
+        )
+
+    def fed(self, assigned: dict[str, int], feeds: dict[str, Array]) -> bool:
+        """Run on these inputs."""
+        try:
+            found = dict(zip(self._names, self._session.run(feeds, self._names), strict=True))
+        except OnnxPruneError as err:
+            self.error = err.what
+            return False
+        shapes = {n: tuple(found.pop(f"//shape{i}").tolist()) for i, n in enumerate(self._inner)}
+        for name, values in self._seen.items():
+            values.append(found[name])
+        shapes |= {n: v.shape for n, v in feeds.items()}
+        wanted = {n: found[n] for n in self.job.observed}
+        self.runs.append(_Run(len(self.runs), assigned, shapes, feeds, wanted))
+        return True
+
+    def compared(self, probes: Sequence[sizes.Probe]) -> set[int] | None:
+        """Return the numbers that dynamic sizes are compared with; None where none is compared with anything.
+
+        Comparisons with -1, 0 and 1 ask whether a size was given, or is to be inferred, and do not count.
+        """
+        moving = {n for n, v in self._seen.items() if v and any(not np.array_equal(w, v[0]) for w in v[1:])}
+        numbers: set[int] = set()
+        found = False
+        for probe in probes:
+            if not moving.intersection(probe.operands):
+                continue
+            fixed = [v for n in probe.operands if n not in moving for v in self._seen.get(n, [])[:1]]
+            more = {int(x) for v in fixed if v.dtype.kind in "iu" for x in v.reshape(-1)[:4] if 1 < x <= 2048}
+            numbers |= more | set(probe.numbers)
+            found = found or bool(more or probe.numbers) or len(moving.intersection(probe.operands)) > 1
+        return numbers if found else None
+
+
+class _Job:
+    def __init__(
+        self, original: Model, plan: Plan, pruned: Model, claims: Claims, tolerance: float | None,
+        session: MakeSession, seed: int,
+    ) -> None:  # fmt: skip
+        self.plan, self.claims, self.seed = plan, claims, seed
+        self.own_tolerance = tolerance
+        self.session = session
+        self.changed = any(f"{PROVENANCE}.{what}" in pruned.metadata for what in ("recovered", "retrained"))
+        _check_belongs(original, plan, pruned)
+        one, other = Graph.of(original), Graph.of(pruned)
+        _check_interface(one, other, claims)
+        self.constants = compare_constants(one, other, claims, weights=not self.changed)
+        compare_attributes(one, other)
+        self.widened = holds_bfloat16(original)
+        if self.widened:
+            one, other = Graph.of(WidenFloats()(original)), Graph.of(WidenFloats()(pruned))
+        for name, values in self.constants.replaced.items():
+            other.constants[name] = onnx.TensorProto(
+                name=name, data_type=other.constants[name].data_type, dims=values.shape
+            )
+            other.arrays[name] = values.astype(np.float32) if values.dtype.name == "bfloat16" else values
+        self.plain = Graph(**{**one.__dict__, "nodes": list(one.nodes), "constants": dict(one.constants)})
+        self.masked = Reference(one, claims)
+        self.reference, self.pruned = one, other
+        self.quantized = any(quantizes(n) and not _fixed(n, one) for n in one.nodes)
+        self.cut = cut(self.reference, self.pruned, claims, self.constants, self.masked.masked)
+        self.values = Values(one, seed)
+        self.induction = Induction(one, other, claims, self.cut, self.values, self.tolerance, session)
+        self.observed = self._observables()
+
+    def tolerance(self, dtype: np.dtype) -> float:
+        """Return the largest difference allowed at one tensor."""
+        if self.own_tolerance is not None:
+            return self.own_tolerance
+        return TOLERANCE.get(dtype.name, TOLERANCE["float32"])
+
+    # ------------------------------------------------------------------------------------------------ the proof
+
+    def prove(self, data: Sequence[Feeds], started: float) -> Verification:
+        """Run the induction at all sizes, then whole runs."""
+        runs = self._runs(data)
+        for i, run in enumerate(runs):
+            self.induction.run(run.shapes, run.number, self.cut.targets if i == 0 else self.cut.always)
+        for i, style in enumerate(("wide", "image", "positive", "huge")):
+            again = self.induction.doubtful()
+            for number, chosen in ((100 + i, style), (200 + i, "unit")) if again else ():
+                self.induction.run(runs[0].shapes, number, again, chosen)
+        self._run_on_derived_values(runs)
+        self._compare_computed(runs)
+        self.induction.judge()
+        outputs, effect = self._whole_runs(runs, data)
+        worst, tensor, axis, index = self.induction.outcome.worst
+        return Verification(
+            nodes=len(self.pruned.nodes),
+            tensors=len(self.cut.targets) + len(self.cut.by_text),
+            by_text=len(self.cut.by_text),
+            sizes=list(dict.fromkeys(sizes.describe(r.sizes, self.reference) for r in runs if r.sizes is not None)),
+            max_relative=worst,
+            worst=(self.reference.where(tensor) if tensor else "", tensor, axis, index),
+            tolerance=self._overall_tolerance(),
+            outputs=outputs,
+            inputs="random and data" if data else "random",
+            effect=effect,
+            weights="not compared" if self.changed else "identical",
+            inexact=self.claims.inexact,
+            computed_in="float32" if self.widened else "",
+            seconds=time.perf_counter() - started,
+        )
+
+    def _overall_tolerance(self) -> float:
+        kinds = [self.tolerance(d) for d in self.induction.dtypes.values()]
+        return max(kinds, default=self.tolerance(np.dtype(np.float32)))
+
+    def _runs(self, data: Sequence[Feeds]) -> list[_Run]:
+        """Find assignments that the original accepts, and the shapes of the leaves under each.
+
+        The first run tells the shapes of all leaves, the others those of regions that are run at every size.
+        """
+        dims = sizes.dynamic(self.reference)
+        probes = sizes.probes(self.reference) if dims else []
+        finder = _Finder(self, self.induction.leaves(self.cut.targets), ())
+        offers = sizes.candidates(dims, self.reference)
+        for _, assigned in zip(range(_TRIES), offers, strict=False):
+            if finder.attempt(assigned):
+                break
+        if not finder.runs:
+            for feed in data:
+                finder.fed(_sizes_of(feed, dims), self._fed(feed))
+        if not finder.runs:
+            raise OnnxPruneError(
+                f"onnxruntime does not run the original on random inputs of any size that was tried: {finder.error}",
+                fix="verify on real inputs with --data, or skip the proof with --no-verify",
+            )
+        tested = sorted({n for p in probes for n in p.operands if n in self.reference.fixed})
+        more = _Finder(self, self.induction.leaves(self.cut.always), tested, finder.runs)
+        for _, assigned in zip(range(_TRIES), offers, strict=False):
+            if len(more.runs) >= sizes.WANTED:
+                break
+            more.attempt(assigned)
+        numbers = more.compared(probes)
+        around = sizes.neighbours(dims, self.reference, numbers or set(), more.runs[0].sizes)
+        for assigned in around if numbers is not None else ():
+            if len(more.runs) >= _MOST_SIZES:
+                break
+            more.attempt(assigned)
+        while not dims and len(more.runs) < (sizes.WANTED if self.cut.always else 2) and more.attempt({}):
+            pass
+        return more.runs
+
+    def _fed(self, feed: Feeds) -> dict[str, Array]:
+        return {k: v.astype(np.float32) if narrow(v.dtype) else v for k, v in feed.items()}
+
+    def _run_on_derived_values(self, runs: Sequence[_Run]) -> None:
+        """Give regions that take no values of the checker's choice those of a run of the reference."""
+        unseen = [t for t in self.cut.targets if not self.induction.results[t].seen and not self.induction.results[t].problem]
+        if not unseen:
+            return
+        leaves = sorted(self.induction.leaves(unseen))
+        inner = [n for n in leaves if n not in self.reference.inputs]
+        proto, external = self.reference.whole(inner)
+        session = self.session(proto, weights=external, optimize=False) if inner else None
+        for run in runs:
+            found = dict(zip(inner, session.run(run.feeds, inner), strict=True)) if session else {}
+            found |= {n: v for n, v in run.feeds.items() if n in leaves}
+            for t in unseen:
+                try:
+                    self.induction.compare([t], {n: found[n] for n in self.induction.leaves([t])})
+                except VerificationError:
+                    raise
+                except OnnxPruneError:
+                    continue
+                self.induction.outcome.derived.append(t)
+
+    def _compare_computed(self, runs: Sequence[_Run]) -> None:
+        """Compare constants of the pruned model that the original computes, at every size."""
+        names = [n for n in self.constants.computed if self.constants_used(n)]
+        if not names:
+            return
+        _, leaves = self.reference.needed(names, self.cut.tensors)
+        for run in runs:
+            feeds = {n: np.zeros(run.shapes[n], helper.tensor_dtype_to_np_dtype(self.cut.kinds[n])) for n in leaves if n in run.shapes}
+            if len(feeds) < len(leaves):
+                continue
+            indices, _ = self.reference.needed(names, self.cut.tensors)
+            proto, external = self.reference.cut_out(
+                indices, {n: self.cut.kinds[n] for n in sorted(feeds)}, {n: v.ndim for n, v in feeds.items()},
+                self.cut.tensors, names,
+            )  # fmt: skip
+            try:
+                found = self.session(proto, weights=external, optimize=False).run(feeds, names)
+            except OnnxPruneError:
+                continue
+            for name, value in zip(names, found, strict=True):
+                own = self.pruned.value(name)
+                if own.dtype.kind not in "fV":
+                    continue  # a size or an index: what reads it is compared
+                c = Comparison()
+                c.add(own, self.claims.compress(name, value))
+                if c.worst()[0] > self.tolerance(own.dtype):
+                    raise VerificationError(
+                        "the pruned model has another constant than the original computes"
+                        + (f": {c.problem}" if c.problem else ""),
+                        where=f"constant {name!r}", fix=REPORT,
+                    )  # fmt: skip
+
+    def constants_used(self, name: str) -> bool:
+        """Return whether the original computes a constant from constants and sizes."""
+        return name in self.reference.fixed and name in self.reference.writer
+
+    # ------------------------------------------------------------------------------------------------ whole runs
+
+    def _observables(self) -> list[str]:
+        """Return what whole runs compare: outputs, and in place of decided ones the numbers in front of decisions.
+
+        In front of a final Sigmoid or Softmax the numbers are compared as well as behind it.
+        """
+        graph = self.reference
+        decided = graph.discontinuous()
+        out: list[str] = []
+        for name in graph.outputs:
+            front, seen = [name], {name}
+            while front:
+                t = front.pop()
+                ours = t in self.cut.tensors or t in graph.outputs
+                if t not in graph.writer or t in graph.fixed:
+                    continue
+                node = graph.nodes[graph.writer[t]]
+                quantized = quantizes(node) and t not in graph.outputs
+                if t not in decided and ours and not quantized and not self.claims.removes(t):
+                    out.append(t)
+                    head = _behind_head(t, graph)
+                    if head in self.cut.tensors and not self.claims.removes(head) and head not in decided:
+                        out.append(head)
+                    continue
+                more = [n for n in node.input if n and n not in seen]
+                seen.update(more)
+                front += more
+        return [n for n in dict.fromkeys(out) if n in self.pruned.writer]
+
+    def _whole_runs(self, runs: Sequence[_Run], data: Sequence[Feeds]) -> tuple[dict[str, float], float]:
+        """Run both models whole on random inputs and on the user's; return differences and the effect of removal."""
+        names = list(dict.fromkeys(self.observed))
+        proto, external = self.pruned.whole(list(self.pruned.outputs) + [n for n in names if n not in self.pruned.outputs])
+        session = self.session(proto, weights=external, optimize=not self.quantized)
+        found = {n: Comparison() for n in names}
+        for run in runs:
+            got = self._outputs(session, run.feeds, names)
+            for n, value in got.items():
+                found[n].add(value, run.wanted[n])
+        if data and names:
+            whole = self._reference_session(names)
+            for feed in data:
+                feeds = self._fed(feed)
+                wanted = whole.run(feeds, names)
+                got = self._outputs(session, feeds, names)
+                for n, value in zip(names, wanted, strict=True):
+                    found[n].add(got[n], value)
+        worst = {n: found[n].worst()[0] for n in names}
+        for n in names:
+            limit = self._limit(runs[0].wanted[n].dtype)
+            if worst[n] > limit:
+                limit = max(limit, _NOISE * self._noise(runs[0], n))
+            if not worst[n] <= limit:
+                raise VerificationError(
+                    f"the pruned model differs from the masked original by {worst[n]:.2g} relative (allowed: {limit:.0e})"
+                    + (f": {found[n].problem}" if found[n].problem else ""),
+                    where=f"output {n!r}, in a whole run", fix=REPORT,
+                )  # fmt: skip
+        floats = [n for n in names if runs[0].wanted[n].dtype.kind == "f"]
+        if floats and not any(np.isfinite(r.wanted[n]).any() for r in runs for n in floats):
+            raise VerificationError(
+                "the original computes no finite value on random inputs, so whole runs cannot be compared",
+                fix="verify on real inputs with --data",
+            )
+        return worst, self._effect(runs, names)
+
+    def _outputs(self, session: Session, feeds: Feeds, names: Sequence[str]) -> dict[str, Array]:
+        try:
+            return dict(zip(names, session.run(feeds, names), strict=True)) if names else {}
+        except OnnxPruneError as err:
+            raise VerificationError(f"the pruned model fails where the original runs: {err.what}") from err
+
+    def _limit(self, dtype: np.dtype) -> float:
+        own = self.tolerance(dtype)
+        return max(own, QUANTIZED) if self.quantized and self.own_tolerance is None else own
+
+    def _reference_session(self, names: Sequence[str]) -> Session:
+        proto, external = self.reference.whole(list(names))
+        return self.session(proto, weights=external, optimize=not self.quantized)
+
+    def _noise(self, run: _Run, name: str) -> float:
+        """Return what rounding errors in the masks make of an output of the reference."""
+        proto, external = self.reference.whole([name])
+        noisy = self.masked.noisy(proto, self.seed)
+        found = Comparison()
+        found.add(self.session(noisy, weights=external, optimize=not self.quantized).run(run.feeds, [name])[0], run.wanted[name])
+        worst = found.worst()[0]
+        return worst if np.isfinite(worst) else 0.0
+
+    def _effect(self, runs: Sequence[_Run], names: Sequence[str]) -> float:
+        """Return how far the reference is from the original on the smallest inputs; 1 where shapes differ."""
+        if not names:
+            return 0.0
+        run = min(runs, key=lambda r: sum(v.size for v in r.feeds.values()))
+        self.plain.index()
+        proto, external = self.plain.whole(list(names))
+        got = self.session(proto, weights=external, optimize=not self.quantized).run(run.feeds, names)
+        out = 0.0
+        for n, value in zip(names, got, strict=True):
+            found = Comparison()
+            found.add(value, run.wanted[n])
+            worst = found.worst()[0]
+            out = max(out, min(worst, 1.0) if np.isfinite(worst) else 1.0)
+        return out
+
+
+def _check_belongs(original: Model, plan: Plan, pruned: Model) -> None:
+    """Refuse files that do not belong together.
+
+    Raises:
+        VerificationError: the pruned model's metadata names another plan or another original.
+    """
+    made_by, source = (pruned.metadata.get(f"{PROVENANCE}.{k}") for k in ("plan", "source"))
+    if source and plan.model and source != plan.model:
+        raise VerificationError(
+            "the pruned model was made from another original (its metadata says which)",
+            fix="give the original and the plan that it was made with",
+        )
+    if made_by and made_by != plan.digest:
+        raise VerificationError(
+            "the pruned model was made by another plan (its metadata says which)",
+            fix="give the plan that prune or apply wrote for it",
+        )
+
+
+def _check_interface(one: Graph, other: Graph, claims: Claims) -> None:
+    for kind, before, after in (("input", one.inputs, other.inputs), ("output", one.outputs, other.outputs)):
+        if list(before) != list(after):
+            raise VerificationError(f"the pruned model's {kind}s are {list(after)} where the original has {list(before)}")
+        for name, info in before.items():
+            if claims.removes(name):
+                raise VerificationError(f"the {kind} loses channels", where=f"{kind} {name!r}")
+            kinds = [v.type.tensor_type.elem_type for v in (info, after[name])]
+            ranks = [v.type.tensor_type.shape.dim for v in (info, after[name])]
+            fixed = [[d.dim_value for d in dims] for dims in ranks]
+            stated = all(v.type.tensor_type.HasField("shape") for v in (info, after[name]))
+            agree = not stated or (
+                len(fixed[0]) == len(fixed[1]) and all(not a or not b or a == b for a, b in zip(*fixed, strict=True))
+            )
+            if (kinds[0] and kinds[1] and kinds[0] != kinds[1]) or not agree:
+                raise VerificationError(f"the {kind} has another element type or shape", where=f"{kind} {name!r}")
+            if kind == "input" and [bool(n) for n in fixed[0]] != [bool(n) for n in fixed[1]]:
+                raise VerificationError(f"the {kind} is dynamic in one of the models only", where=f"{kind} {name!r}")
+
+
+def _behind_head(name: str, graph: Graph) -> str:
+    """Return what a final Sigmoid or Softmax reads; "" where there is none."""
+    for _ in range(4):
+        if name not in graph.writer:
+            return ""
+        node = graph.nodes[graph.writer[name]]
+        if node.op_type in _HEADS:
+            return str(node.input[0])
+        if node.op_type not in _VIEWS:
+            return ""
+        name = node.input[0]
+    return ""
+
+
+def _fixed(node: onnx.NodeProto, graph: Graph) -> bool:
+    return node.input[0] in graph.fixed
+
+
+def _sizes_of(feed: Feeds, dims: list[sizes.Dimension]) -> dict[str, int]:
+    return {d.name: int(feed[d.input].shape[d.axis]) for d in dims if d.input in feed}
+
+
+def holds_bfloat16(model: Model) -> bool:
+    """Return whether any tensor is bfloat16: onnxruntime's CPU has few kernels for it, and numpy cannot hand it one."""
+    tensors = (t for g in (model.graph, *model.graph.subgraphs(recursive=True)) for t in g.tensors().values())
+    casts = any(n.op == "Cast" and narrow(n.attrs.get("to")) for n in model.graph.nodes)
+    return casts or any(narrow(t.dtype) for t in tensors)

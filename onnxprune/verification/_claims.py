@@ -1,0 +1,166 @@
+"""What the compiler says it removed, as plain data that the checker does not trust."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxprune.errors import VerificationError
+from onnxprune.model import Array
+
+if TYPE_CHECKING:
+    from onnxprune.coupling import Analysis
+    from onnxprune.plans import Plan
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class MaskSite:
+    """A node input at which removed channels count as zero.
+
+    Attributes:
+        node: name of the node's first output.
+        index: of the input.
+        axis: of the input's data.
+        rank: of the data.
+        kept: bool [size of the axis].
+        zero: for quantized data the input that holds the zero point, -1 for none; None for other data.
+    """
+
+    node: str
+    index: int
+    axis: int
+    rank: int
+    kept: Mask
+    zero: int | None = None
+
+
+@dataclass(frozen=True)
+class StatisticSite:
+    """A node that takes a statistic over channels and runs on the kept ones.
+
+    Attributes:
+        node: name of the node's first output.
+        kept: bool [size of the axis].
+        inputs: (input, axis) pairs that lie along it, the data first.
+        outputs: (output, axis) pairs that still have it.
+        counted: whether the node sums and a constant behind it divides by the count.
+    """
+
+    node: str
+    kept: Mask
+    inputs: tuple[tuple[int, int], ...]
+    outputs: tuple[tuple[int, int], ...]
+    counted: bool
+
+
+@dataclass(frozen=True)
+class Claims:
+    """Kept indices and the sites where removal is defined.
+
+    Attributes:
+        kept: tensor or constant -> for each axis the kept indices, None where all are.
+        masks: contraction inputs.
+        statistics: nodes of inexact groups.
+        dtypes: element types of tensors; without one a tensor is not cut at.
+        losses: (constant, axis, kept) of every axis that has to lose channels by the plan.
+        inexact: names of inexact groups that lose channels.
+    """
+
+    kept: Mapping[str, tuple[Mask | None, ...]]
+    masks: tuple[MaskSite, ...]
+    statistics: tuple[StatisticSite, ...]
+    dtypes: Mapping[str, np.dtype]
+    losses: tuple[tuple[str, int, Mask], ...]
+    inexact: tuple[str, ...]
+
+    @classmethod
+    def of(cls, analysis: Analysis, plan: Plan) -> Claims:
+        """Read the claims off an analysis.
+
+        Raises:
+            VerificationError: a group does not lose what the plan names.
+        """
+        bits = analysis.kept(plan)
+        kept: dict[str, tuple[Mask | None, ...]] = {}
+        done: dict[int, Mask | None] = {}
+        table = analysis.table
+        for name, axes in (*table.variables.items(), *table.constants.items()):
+            masks: list[Mask | None] = []
+            for labels in axes:
+                if labels is not None and id(labels) not in done:
+                    found: Mask = bits[analysis.component[labels]]
+                    done[id(labels)] = None if found.all() else found
+                masks.append(None if labels is None else done[id(labels)])
+            if any(m is not None for m in masks):
+                kept[name] = tuple(masks)
+        sites = []
+        for c in table.contractions:
+            stays = bits[analysis.component[c.labels]]
+            if not stays.all():
+                zero = None if c.steps is None else c.steps[1]
+                sites.append(MaskSite(c.output, c.input_index, c.axis, c.rank, stays, zero))
+        statistics = []
+        for s in table.statistics:
+            stays = bits[analysis.component[s.labels]]
+            if not stays.all():
+                statistics.append(StatisticSite(s.output, stays, ((0, s.axis), *s.params), s.outputs, s.counted))
+        losses = []
+        for name, removal in plan.groups.items():
+            group = analysis[name]
+            gone = np.zeros(group.channels, bool)
+            gone[list(removal.removed)] = True
+            if bits[group.components].tolist() != (~gone).tolist():
+                raise VerificationError("the channels that are removed are not those of the plan", where=f"group {name!r}")
+            for constant, axis in group.sites if gone.any() else ():
+                labels = table.constants[constant][axis]
+                assert labels is not None
+                losses.append((constant, axis, ~np.isin(analysis.component[labels], group.components[gone])))
+        inexact = tuple(g.name for g in analysis.inexact(plan))
+        return cls(kept, tuple(sites), tuple(statistics), dict(analysis.witness.dtypes), tuple(losses), inexact)
+
+    def removes(self, name: str) -> bool:
+        """Return whether a tensor loses entries."""
+        return name in self.kept
+
+    def compress(self, name: str, values: Array) -> Array:
+        """Return the kept entries of a tensor.
+
+        Raises:
+            VerificationError: the claim does not fit the tensor's shape.
+        """
+        axes = self.kept.get(name, ())
+        if axes and len(axes) != values.ndim:
+            raise VerificationError(f"it has {values.ndim} axes where {len(axes)} are claimed", where=f"tensor {name!r}")
+        for axis, kept in enumerate(axes):
+            if kept is not None:
+                values = np.take(values, np.flatnonzero(resized(kept, values.shape[axis], name)), axis)
+        return values
+
+
+def resized(kept: Mask, size: int, name: str) -> Mask:
+    """Return the claim for an axis that is joined from channels and a dynamic dimension, at another size of that.
+
+    The claim has the form repeat(tile(part, t), r); of the two counts the outer one, a batch as a rule, follows the
+    size. A wrong guess shows as a difference and is never a wrong proof: it is a claim like any other.
+
+    Raises:
+        VerificationError: the claim has no such form.
+    """
+    if len(kept) == size:
+        return kept
+    changes = np.flatnonzero(np.diff(kept)) + 1
+    inner = int(np.gcd.reduce([*changes.tolist(), len(kept)]))
+    part = kept[::inner]
+    period = next(p for p in range(1, len(part) + 1) if len(part) % p == 0 and (part.reshape(-1, p) == part[:p]).all())
+    part, outer = part[:period], len(part) // period
+    if size % (period * inner) == 0:
+        return np.repeat(np.tile(part, size // (period * inner)), inner)
+    if size % (period * outer) == 0:
+        return np.repeat(np.tile(part, outer), size // (period * outer))
+    raise VerificationError(f"{len(kept)} kept and removed indices are claimed for an axis of {size}", where=f"tensor {name!r}")

@@ -1,0 +1,185 @@
+"""How far apart two arrays are: per index of every axis, against the scale of that index.
+
+A small column beside large ones is judged by its own scale. Scales are taken over all runs, since one value that
+happens to be near zero says nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from onnxprune.model import Array
+
+_FEW = 3  # an index with fewer values over all runs has no scale of its own where sizes differ between the runs
+_ROUNDED = 0.01  # share of quantized integers that may differ by one
+
+
+@dataclass
+class _Axis:
+    gap: Array
+    low: Array
+    high: Array
+    count: int = 0
+
+
+@dataclass
+class Comparison:
+    """Differences of one tensor over all runs.
+
+    Attributes:
+        problem: what no tolerance can excuse: another shape or element type, NaN or infinity at other places.
+    """
+
+    problem: str = ""
+    axes: list[list[_Axis]] = field(default_factory=list)
+    _whole: list[_Axis] = field(default_factory=list)
+
+    def add(self, actual: Array, expected: Array) -> None:
+        """Compare one pair of arrays."""
+        if actual.dtype != expected.dtype:
+            self.problem = f"its element type is {actual.dtype} where the original's is {expected.dtype}"
+            return
+        if actual.shape != expected.shape:
+            self.problem = f"its shape is {list(actual.shape)} where the original leaves {list(expected.shape)}"
+            return
+        if expected.dtype.kind not in "fV" or not expected.size:
+            if expected.size and not np.array_equal(actual, expected):
+                self._discrete(actual, expected)
+            elif expected.size:
+                self._note(np.zeros(()), np.zeros(()), np.ones(()), expected.shape, exact=True)
+            return
+        exact = actual is expected or bool(np.array_equal(actual, expected))
+        a, b = (np.asarray(v, np.float32) if v.dtype.itemsize < 4 else v for v in (actual, expected))
+        low, high = b.min(), b.max()
+        if not np.isfinite(low) or not np.isfinite(high):
+            finite = np.isfinite(b)
+            if not np.array_equal(np.isfinite(a), finite) or not np.array_equal(a[~finite], b[~finite], equal_nan=True):
+                self.problem = "it is infinite or no number at other places than the original's"
+                return
+            a, b = np.where(finite, a, 0), np.where(finite, b, np.nan)
+            with np.errstate(invalid="ignore"):
+                self._note(np.zeros_like(b) if exact else np.abs(a - np.nan_to_num(b)), b, b, b.shape, nan=True)
+            return
+        self._note(None if exact else np.abs(a - b), b, b, b.shape)
+
+    def _discrete(self, actual: Array, expected: Array) -> None:
+        gap = np.abs(actual.astype(np.float64) - expected.astype(np.float64)) if expected.dtype.kind in "iub" else None
+        if gap is None:
+            self.problem = "its values are not the original's"
+        elif expected.dtype.itemsize == 1 and expected.dtype.kind in "iu" and gap.max() <= 1 and (gap > 0).mean() <= _ROUNDED:
+            return
+        else:
+            self.problem = f"{(gap > 0).mean():.2%} of its values are not the original's"
+
+    def _note(
+        self, gap: Array | None, low: Array, high: Array, shape: tuple[int, ...], *, exact: bool = False, nan: bool = False
+    ) -> None:
+        if exact:
+            self._whole.append(_Axis(np.zeros(1), np.zeros(1), np.ones(1), 1))
+            return
+        least, most = (np.fmin.reduce, np.fmax.reduce) if nan else (np.minimum.reduce, np.maximum.reduce)
+        lows, highs = _per_axis(low, least), _per_axis(high, most)
+        gaps = [np.zeros(n) for n in shape] if gap is None else _per_axis(gap, np.maximum.reduce)
+        size = int(np.prod(shape))
+        if not shape:
+            top = 0.0 if gap is None else float(gap)
+            self._whole.append(_Axis(np.array([top]), np.array([low]), np.array([high]), 1))
+        elif len(self.axes) != len(shape):
+            self.axes = [[] for _ in shape]
+        for axis, n in enumerate(shape):
+            self.axes[axis].append(_Axis(gaps[axis], lows[axis], highs[axis], size // n))
+        if shape:
+            self._whole.append(_Axis(gaps[0].max(keepdims=True), _least(lows[0]), _most(highs[0]), size))
+
+    @property
+    def seen(self) -> bool:
+        """Whether any element was compared."""
+        return bool(self._whole)
+
+    def joined(self) -> list[tuple[int, _Axis]]:
+        """Return (axis, extremes over all runs); -1 is the whole tensor."""
+        out = [(-1, _joined(self._whole))] if self._whole else []
+        for axis, runs in enumerate(self.axes):
+            if len({len(r.gap) for r in runs}) == 1:
+                out.append((axis, _joined(runs)))
+            else:
+                out += [(axis, r) for r in runs if r.count >= _FEW]
+        return out
+
+    def worst(self) -> tuple[float, int, int]:
+        """Return the largest difference relative to the scale of its index, with that axis and index."""
+        if self.problem:
+            return float("inf"), -1, 0
+        best = (0.0, -1, 0)
+        for axis, a in self.joined():
+            if not a.gap.any():
+                continue
+            with np.errstate(divide="ignore", invalid="ignore"):
+                scale = np.fmax(np.abs(a.low), np.abs(a.high))
+                ratio = np.where(a.gap > 0, a.gap / np.where(np.isfinite(scale), scale, 0), 0)
+            i = int(np.argmax(ratio))
+            if ratio[i] > best[0]:
+                best = (float(ratio[i]), axis, i)
+        return best
+
+    def quiet(self) -> bool:
+        """Return whether some index of some axis held one value only, or nothing finite, where it had several."""
+        for _, a in self.joined():
+            if a.count >= _FEW and bool((~(a.low < a.high)).any()):
+                return True
+        return False
+
+    def blind(self) -> bool:
+        """Return whether some index of some axis never held a finite value."""
+        return any(bool(np.isnan(a.low).any()) for _, a in self.joined())
+
+
+def _least(x: Array) -> Array:
+    return np.atleast_1d(np.fmin.reduce(x))
+
+
+def _most(x: Array) -> Array:
+    return np.atleast_1d(np.fmax.reduce(x))
+
+
+def _per_axis(x: Array, reduce: object) -> list[Array]:
+    """Reduce to one vector per axis; leading and trailing axes are first reduced together, for speed."""
+    middle = x.ndim // 2
+    if x.ndim == 0:
+        return []
+    if x.ndim == 1:
+        return [x]
+    rows = int(np.prod(x.shape[:middle]))
+    flat = x.reshape(rows, -1)
+    halves = (reduce(flat, axis=1).reshape(x.shape[:middle]), reduce(flat, axis=0).reshape(x.shape[middle:]))  # type: ignore[operator]
+    out = []
+    for half in halves:
+        for axis in range(half.ndim):
+            others = tuple(i for i in range(half.ndim) if i != axis)
+            out.append(reduce(half, axis=others) if others else half)  # type: ignore[operator]
+    return out
+
+
+def _joined(runs: list[_Axis]) -> _Axis:
+    gap = np.max([r.gap for r in runs], axis=0)
+    low = np.fmin.reduce([r.low for r in runs], axis=0)
+    high = np.fmax.reduce([r.high for r in runs], axis=0)
+    return _Axis(gap, np.asarray(low), np.asarray(high), sum(r.count for r in runs))
+
+
+def relative_difference(actual: Array, expected: Array) -> float:
+    """Return max |actual - expected| / max |expected|; infinite for other shapes or other places of NaN and infinity."""
+    if actual.shape != expected.shape:
+        return float("inf")
+    if actual.dtype.kind not in "fV":
+        return 0.0 if np.array_equal(actual, expected) else float("inf")
+    a, b = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    finite = np.isfinite(b)
+    if not np.array_equal(np.isfinite(a), finite) or not np.array_equal(a[~finite], b[~finite], equal_nan=True):
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    scale, gap = float(np.abs(b[finite]).max()), float(np.abs(a[finite] - b[finite]).max())
+    return gap / scale if scale else gap

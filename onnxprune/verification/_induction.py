@@ -1,0 +1,354 @@
+"""Node-local induction: the kept entries of every tensor that both models have are equal.
+
+The claim holds at the model's inputs. Both graphs are cut at every tensor that both have, and every node between two
+cuts reads values of the checker's choice: full width in the reference, whose removed entries hold arbitrary values, and
+the kept entries in the pruned model. If what they compute agrees at the kept entries of every cut, then by induction
+over the graph it agrees at the outputs.
+"""
+
+from __future__ import annotations
+
+import graphlib
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from onnx import helper
+
+from onnxprune.errors import OnnxPruneError, VerificationError
+from onnxprune.model import Array
+from onnxprune.runtime import Session
+from onnxprune.verification._claims import Claims
+from onnxprune.verification._compare import Comparison
+from onnxprune.verification._constants import Constants
+from onnxprune.verification._graph import COMPUTED, Graph, attributes, digest, reads
+from onnxprune.verification._values import STYLES, Values
+
+SEGMENT_BYTES = 160 * 2**20
+"""Bound of the values that one pair of sessions exchanges; a single larger region is a segment of its own."""
+_SMALL = 2**16  # bytes of a constant that is compared by content
+_CUT_KINDS = ("f", "b")
+CHANNEL_COUNTS = frozenset(("group", "hidden_size", "kv_num_heads", "num_groups", "num_heads", "q_num_heads"))
+"""Attributes that count channels and have nothing to do with sizes; a node that has one is always run."""
+
+MakeSession = Callable[..., Session]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where the graphs are cut, and what has to be compared.
+
+    Attributes:
+        tensors: cut in both graphs.
+        kinds: ONNX element type of every cut tensor.
+        by_text: targets whose regions are the same text and lose nothing: nothing to compute.
+        once: targets whose regions are the same text, and lose channels: one size tells.
+        always: targets whose regions differ: compared at every size.
+    """
+
+    tensors: set[str]
+    kinds: dict[str, int]
+    by_text: list[str]
+    once: list[str]
+    always: list[str]
+
+    @property
+    def targets(self) -> list[str]:
+        """All that is computed, in the order of the reference."""
+        return [*self.once, *self.always]
+
+
+def cut(
+    reference: Graph, pruned: Graph, claims: Claims, constants: Constants, masked: Mapping[str, str]
+) -> Cut:
+    """Decide where to cut, and which regions have to be run.
+
+    Args:
+        masked: tensors of the reference that are others with removed channels set to zero.
+
+    Raises:
+        VerificationError: the regions depend on each other in a circle, so there is no induction.
+    """
+    tensors = {name for name in reference.inputs if name in pruned.inputs}
+    kinds = {n: reference.inputs[n].type.tensor_type.elem_type for n in tensors}
+    for name in reference.writer:
+        dtype = claims.dtypes.get(name)
+        if dtype is None or name not in pruned.writer or name in reference.fixed or name in pruned.fixed:
+            continue
+        if dtype.kind in _CUT_KINDS or dtype.itemsize == 1 or dtype.name == "bfloat16":
+            tensors.add(name)
+            kinds[name] = 1 if dtype.name == "bfloat16" else int(helper.np_dtype_to_tensor_dtype(dtype))
+    outputs = [o for o in reference.outputs if o in reference.writer]
+    wanted = [n for n in reference.writer if n in tensors] + [o for o in outputs if o not in tensors]
+    lost = {n for n in tensors if claims.removes(n)}
+    text: dict[tuple[Any, ...], int] = {}
+    compressed = constants.compressed
+    origin = constants.origin
+    keys_of = _keys(reference, tensors, lost, text, lambda n: n, {origin[n] for n in compressed}, masked)
+    keys_in = _keys(pruned, tensors, lost, text, lambda n: origin.get(n, f"pruned//{n}"), compressed, {})
+    by_text, once, always = [], [], []
+    for name in wanted:
+        (key, affected), (other, shrunk) = keys_of[name], keys_in.get(name, (-1, True))
+        if key != other or key < 0:
+            always.append(name)
+        elif affected or shrunk or claims.removes(name):
+            once.append(name)
+        else:
+            by_text.append(name)
+    found = Cut(tensors, kinds, by_text, once, always)
+    _check_order(reference, pruned, found)
+    return found
+
+
+def _keys(
+    graph: Graph, tensors: Collection[str], lost: Collection[str], text: dict[tuple[Any, ...], int],
+    origin: Callable[[str], str], shrunk: Collection[str], masked: Mapping[str, str],
+) -> dict[str, tuple[int, bool]]:  # fmt: skip
+    """Return for every tensor a number for the text that computes it from cut ones, and whether that loses channels."""
+
+    def number(*parts: Any) -> int:
+        return text.setdefault(parts, len(text))
+
+    known: dict[str, tuple[int, bool]] = {"": (number("absent"), False)}
+    defined: dict[str, tuple[int, bool]] = {}
+    for name in graph.inputs:
+        known[name] = (number("cut", name), name in lost)
+    for name, tensor in graph.constants.items():
+        small = name not in graph.arrays and tensor.ByteSize() <= _SMALL and name not in shrunk
+        key = number("value", *digest(graph.value(name))) if small else number("constant", origin(name))
+        known[name] = (key, name in shrunk)
+    for sparse in graph.sparse:
+        known[sparse.values.name] = (number("sparse", sparse.SerializeToString()), False)
+    for node in graph.nodes:
+        operands = [known.get(n, (-1, True)) for n in node.input]
+        inner = [known.get(n, (-1, True)) for n in reads(node)[len([n for n in node.input if n]) :]]
+        touched = any(a for _, a in (*operands, *inner))
+        broken = any(k < 0 for k, _ in (*operands, *inner))
+        while operands and operands[-1][0] == known[""][0]:
+            operands.pop()
+        counts = any(a.name in CHANNEL_COUNTS for a in node.attribute)
+        touched |= counts
+        text_of = attributes(node, CHANNEL_COUNTS) if counts else attributes(node)
+        parts = (node.domain, node.op_type, text_of, *(k for k, _ in operands), "", *(k for k, _ in inner))
+        for place, name in enumerate(node.output):
+            if not name:
+                continue
+            if name in masked:
+                defined[name] = (known[masked[name]][0], True)
+            elif node.op_type == "Identity" and not broken:
+                defined[name] = operands[0]
+            else:
+                defined[name] = (-1 if broken else number(*parts, place), touched)
+            known[name] = (number("cut", name), name in lost) if name in tensors else defined[name]
+    return defined
+
+
+def _check_order(reference: Graph, pruned: Graph, found: Cut) -> None:
+    order: dict[str, set[str]] = {}
+    for name in (*found.targets, *found.by_text):
+        order[name] = reference.needed([name], found.tensors)[1] | pruned.needed([name], found.tensors)[1]
+    try:
+        graphlib.TopologicalSorter(order).prepare()
+    except graphlib.CycleError as err:
+        raise VerificationError(
+            "its nodes depend on each other in another order than the original's", where=pruned.where(err.args[1][0])
+        ) from err
+
+
+@dataclass
+class Outcome:
+    """What the induction found.
+
+    Attributes:
+        worst: (difference, tensor, axis, index) of the largest difference.
+        runs: regions that were run, over all sizes.
+        derived: regions whose values were taken from a run of the model.
+    """
+
+    worst: tuple[float, str, int, int] = (0.0, "", -1, 0)
+    runs: int = 0
+    derived: list[str] = field(default_factory=list)
+
+
+class Induction:
+    """Runs the regions between cuts.
+
+    Args:
+        reference: the masked reference.
+        pruned: the pruned model.
+        claims: what is kept of each tensor.
+        found: where to cut.
+        values: source of random values.
+        tolerance: (element type) -> largest difference allowed.
+        session: makes onnxruntime sessions.
+    """
+
+    def __init__(
+        self, reference: Graph, pruned: Graph, claims: Claims, found: Cut, values: Values,
+        tolerance: Callable[[np.dtype], float], session: MakeSession,
+    ) -> None:  # fmt: skip
+        self.reference = reference
+        self.pruned = pruned
+        self.claims = claims
+        self.cut = found
+        self.values = values
+        self.tolerance = tolerance
+        self.session = session
+        self.results: dict[str, Comparison] = {t: Comparison() for t in found.targets}
+        self.dtypes: dict[str, np.dtype] = {}
+        self.outcome = Outcome()
+        self._position = {t: i for i, t in enumerate(reference.writer)}
+
+    def leaves(self, targets: Iterable[str]) -> set[str]:
+        """Return the cut tensors whose shapes are needed to run these."""
+        out: set[str] = set()
+        for t in targets:
+            for graph in (self.reference, self.pruned):
+                out |= graph.needed([t], self.cut.tensors)[1]
+        return out
+
+    def run(self, shapes: Mapping[str, tuple[int, ...]], number: int, targets: Sequence[str], style: str = "unit") -> None:
+        """Run regions at one assignment of sizes.
+
+        Args:
+            shapes: of every leaf, full width.
+            number: of the run; random values depend on it.
+            targets: what to compare.
+            style: of random floats.
+
+        Raises:
+            VerificationError: the pruned model does not run where the reference does.
+        """
+        for part in self._segments(shapes, sorted(targets, key=self._position.__getitem__)):
+            self._segment(shapes, number, part, style)
+
+    def _segments(self, shapes: Mapping[str, tuple[int, ...]], targets: Sequence[str]) -> Iterable[list[str]]:
+        part: list[str] = []
+        held: set[str] = set()
+        size = 0
+        for t in targets:
+            leaves = self.leaves([t])
+            bytes_of = {n: 8 * int(np.prod(shapes.get(n, (0,)))) for n in leaves | {t}}
+            more = sum(b for n, b in bytes_of.items() if n not in held or n == t)
+            if part and size + more > SEGMENT_BYTES:
+                yield part
+                part, held, size, more = [], set(), 0, sum(bytes_of.values())
+            part.append(t)
+            held |= leaves
+            size += more
+        if part:
+            yield part
+
+    def _segment(self, shapes: Mapping[str, tuple[int, ...]], number: int, targets: list[str], style: str) -> None:
+        feeds = {n: self._value(n, shapes[n], number, style) for n in sorted(self.leaves(targets))}
+        try:
+            self.compare(targets, feeds)
+        except OnnxPruneError as err:
+            if isinstance(err, VerificationError):
+                raise
+            self._divided(shapes, number, targets, style)
+
+    def compare(self, targets: Sequence[str], feeds: dict[str, Array]) -> None:
+        """Run regions on these values of their leaves, full width.
+
+        Raises:
+            OnnxPruneError: the reference does not run on them.
+            VerificationError: the pruned model does not run where the reference does.
+        """
+        wanted = self._compute(self.reference, targets, feeds)
+        narrow = {n: self.claims.compress(n, v) for n, v in feeds.items()}
+        del feeds
+        try:
+            got = self._compute(self.pruned, targets, narrow)
+        except OnnxPruneError as err:
+            self._blame(targets, narrow, err)
+        for t in targets:
+            expected = self.claims.compress(t, wanted.pop(t))
+            self.results[t].add(got.pop(t), expected)
+            self.dtypes[t] = expected.dtype
+            self.outcome.runs += 1
+
+    def _value(self, name: str, shape: tuple[int, ...], number: int, style: str) -> Array:
+        kind = self.cut.kinds[name]
+        dtype = np.dtype(helper.tensor_dtype_to_np_dtype(kind))
+        return self.values.tensor(name, shape, dtype, number, style, largest=10 if style == "unit" else 2)
+
+    def _compute(self, graph: Graph, targets: Sequence[str], feeds: Mapping[str, Array]) -> dict[str, Array]:
+        indices, leaves = graph.needed(targets, self.cut.tensors)
+        kinds = {n: self.cut.kinds[n] for n in sorted(leaves)}
+        ranks = {n: feeds[n].ndim for n in kinds}
+        proto, external = graph.cut_out(indices, kinds, ranks, self.cut.tensors, targets)
+        session = self.session(proto, weights=external, optimize=False)
+        results = session.run({n: feeds[n] for n in kinds}, [o.name for o in proto.graph.output])
+        return {o.name.removesuffix(COMPUTED): r for o, r in zip(proto.graph.output, results, strict=True)}
+
+    def _divided(self, shapes: Mapping[str, tuple[int, ...]], number: int, targets: list[str], style: str) -> None:
+        """Run the halves of a segment that the reference refuses; a single region gets values of other styles."""
+        if len(targets) > 1:
+            middle = len(targets) // 2
+            for part in (targets[:middle], targets[middle:]):
+                self._segment(shapes, number, part, style)
+            return
+        following = STYLES[STYLES.index(style) + 1 : STYLES.index(style) + 2] or ()
+        if following and following[0] in ("image", "wide", "positive"):
+            self._segment(shapes, number, targets, following[0])
+
+    def _blame(self, targets: Sequence[str], feeds: Mapping[str, Array], error: OnnxPruneError) -> None:
+        """Name the first region that the pruned model does not compute."""
+        for t in targets:
+            try:
+                self._compute(self.pruned, [t], feeds)
+            except OnnxPruneError as err:
+                raise VerificationError(
+                    f"the pruned model fails where the original runs: {err.what}", where=self.pruned.where(t)
+                ) from err
+        raise VerificationError(f"the pruned model fails where the original runs: {error.what}") from error
+
+    def doubtful(self) -> list[str]:
+        """Return the targets to run again: different by more than the tolerance, or quiet (one value throughout)."""
+        out = []
+        for t, c in self.results.items():
+            if c.seen and (c.worst()[0] > self.tolerance(self.dtypes[t]) or c.quiet() or c.blind()):
+                out.append(t)
+        return [t for t in out if not self._stated(t)]
+
+    def _stated(self, target: str) -> bool:
+        """Return whether what is wrong with a target is no matter of values."""
+        return self.results[target].problem.startswith(("its shape", "its element type"))
+
+    def judge(self) -> None:
+        """Refuse the first target that differs.
+
+        Raises:
+            VerificationError: the first node, in the order of the original, that breaks the induction, or that could
+                not be checked.
+        """
+        for t in sorted(self.results, key=self._position.__getitem__):
+            c = self.results[t]
+            where = f"{self.reference.where(t)}, tensor {t!r}"
+            if c.problem:
+                raise VerificationError(f"the pruned model differs: {c.problem}", where=where, fix=REPORT)
+            if not c.seen:
+                raise VerificationError(
+                    "it could not be checked: the original computes nothing there on values of the checker's choice",
+                    where=where,
+                    fix="verify on real inputs with --data",
+                )
+            if c.blind():
+                raise VerificationError("it could not be checked: it is never finite", where=where, fix=REPORT)
+            worst, axis, index = c.worst()
+            limit = self.tolerance(self.dtypes[t])
+            if not worst <= limit:
+                place = f" (index {index} of axis {axis})" if axis >= 0 else ""
+                raise VerificationError(
+                    f"the pruned model differs from the masked original by {worst:.2g} relative"
+                    f"{place}; allowed: {limit:.0e}",
+                    where=where,
+                    fix=REPORT,
+                )
+            if worst > self.outcome.worst[0] or not self.outcome.worst[1]:
+                self.outcome.worst = (worst, t, axis, index)
+
+
+REPORT = "please report this model; meanwhile, --exclude the groups that cause it"

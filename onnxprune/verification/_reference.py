@@ -1,0 +1,194 @@
+"""The masked reference: the original of which no consumer reads a removed channel.
+
+A mask is multiplied in at every contraction input. Where removed channels feed a statistic the node runs on the kept
+channels instead (inexact groups). Which operators may be masked or sliced is decided here, not by the compiler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from onnxprune.errors import VerificationError
+from onnxprune.model import Array
+from onnxprune.verification._claims import Claims, MaskSite, StatisticSite
+from onnxprune.verification._graph import Graph
+
+CONTRACTIONS: Mapping[str, frozenset[int]] = {
+    "Conv": frozenset((0,)), "ConvTranspose": frozenset((0,)), "FusedConv": frozenset((0,)),
+    "ConvInteger": frozenset((0,)), "QLinearConv": frozenset((0,)), "NhwcConv": frozenset((0,)),
+    "Gemm": frozenset((0, 1)), "FusedGemm": frozenset((0, 1)), "QGemm": frozenset((0,)),
+    "MatMul": frozenset((0, 1)), "FusedMatMul": frozenset((0, 1)), "TransposeMatMul": frozenset((0, 1)),
+    "FusedMatMulActivation": frozenset((0, 1)), "MatMulInteger": frozenset((0, 1)),
+    "QLinearMatMul": frozenset((0, 3)), "MatMulIntegerToFloat": frozenset((0, 1)),
+    "DynamicQuantizeMatMul": frozenset((0,)), "DynamicQuantizeLinear": frozenset((0,)),
+    "MatMulNBits": frozenset((0,)), "Einsum": frozenset(range(16)), "ReduceSum": frozenset((0,)),
+    "ReduceSumSquare": frozenset((0,)), "ReduceL1": frozenset((0,)), "ReduceL2": frozenset((0,)),
+    "LpNormalization": frozenset((0,)), "LSTM": frozenset((0, 2)), "GRU": frozenset((0, 2)), "RNN": frozenset((0, 2)),
+    "DynamicQuantizeLSTM": frozenset((0, 2)), "Attention": frozenset((0, 1)), "MultiHeadAttention": frozenset((0, 1, 3)),
+    "GroupQueryAttention": frozenset((0, 1)), "PackedMultiHeadAttention": frozenset((0, 1, 3)),
+    "QAttention": frozenset((0,)), "DecoderMaskedMultiHeadAttention": frozenset((0, 1, 10)),
+}  # fmt: skip
+"""Inputs that are summed over, to which a channel of zeros adds nothing; by operator."""
+STATISTICS = frozenset(
+    ("GroupNormalization", "Hardmax", "InstanceNormalization", "LRN", "LayerNormalization", "LogSoftmax",
+     "LpNormalization", "MeanVarianceNormalization", "QLinearSoftmax", "RMSNormalization", "ReduceLogSum",
+     "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum",
+     "SimplifiedLayerNormalization", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "Softmax",
+     "EmbedLayerNormalization", "GroupNorm", "SkipGroupNorm", "QLinearReduceMean", "QLinearGlobalAveragePool")
+)  # fmt: skip
+"""Operators that may run on the kept channels only, in plans with inexact groups."""
+_STANDARD = ("", "ai.onnx", "com.microsoft")
+NOISE = 2.0**-20
+"""Relative size of the noise in masks that measures how a model amplifies rounding errors of float32."""
+
+
+class Reference:
+    """The original with masks and sliced statistics.
+
+    Args:
+        original: the caller's model. It is changed in place.
+        claims: sites of masks and statistics.
+
+    Raises:
+        VerificationError: a site is not in the graph, or its operator does not allow it.
+    """
+
+    def __init__(self, original: Graph, claims: Claims) -> None:
+        self.graph = original
+        self.claims = claims
+        self.masks: list[str] = []
+        self.masked: dict[str, str] = {}
+        self._names = set(original.writer) | set(original.constants) | set(original.inputs)
+        self._names |= {n for node in original.nodes for n in node.input}
+        self._before: dict[int, list[NodeProto]] = {}
+        self._after: dict[int, list[NodeProto]] = {}
+        self._done: dict[tuple[str, int, bytes], str] = {}
+        nodes = original.nodes
+        for site in claims.masks:
+            self._mask(self._find(site.node), site)
+        for statistic in claims.statistics:
+            self._slice(self._find(statistic.node), statistic)
+        original.nodes = [
+            m for i, n in enumerate(nodes) for m in (*self._before.get(i, ()), n, *self._after.get(i, ()))
+        ]
+        original.index()
+
+    def _find(self, output: str) -> int:
+        if output not in self.graph.writer:
+            raise VerificationError("a channel is removed at a node that the original does not have", where=repr(output))
+        return self.graph.writer[output]
+
+    def _own(self, i: int) -> NodeProto:
+        """Return a node that may be changed."""
+        node = NodeProto()
+        node.CopyFrom(self.graph.nodes[i])
+        self.graph.nodes[i] = node
+        return node
+
+    def _name(self, base: str) -> str:
+        name, n = base, 0
+        while name in self._names:
+            n += 1
+            name = f"{base}_{n}"
+        self._names.add(name)
+        return name
+
+    def _constant(self, base: str, values: Array) -> str:
+        name = self._name(base)
+        self.graph.constants[name] = numpy_helper.from_array(np.ascontiguousarray(values), name)
+        return name
+
+    def _mask(self, i: int, site: MaskSite) -> None:
+        node = self._own(i)
+        known = node.domain in _STANDARD
+        if known and site.index not in CONTRACTIONS.get(node.op_type, ()):
+            raise VerificationError(
+                f"a mask stands at input {site.index} of {node.op_type}, which does not sum over it",
+                where=self.graph.where(site.node),
+            )
+        x = node.input[site.index]
+        key = (x, site.axis, site.kept.tobytes())
+        if key not in self._done:
+            shape = [1] * site.rank
+            shape[site.axis] = len(site.kept)
+            new: list[NodeProto] = []
+            if site.zero is not None:
+                zero = node.input[site.zero] if 0 <= site.zero < len(node.input) else ""
+                self._done[key] = self._integers(x, site.kept.reshape(shape), zero, new)
+            else:
+                kind = self._dtype(x, node)
+                mask = self._constant(f"{x}//mask", site.kept.reshape(shape).astype(kind))
+                self.masks.append(mask)
+                self._done[key] = self._name(f"{x}//masked")
+                new.append(helper.make_node("Mul", [x, mask], [self._done[key]]))
+            self.masked[self._done[key]] = x
+            self._before.setdefault(i, []).extend(new)
+        node.input[site.index] = self._done[key]
+
+    def _integers(self, x: str, kept: Array, zero: str, new: list[NodeProto]) -> str:
+        """Put the zero point in the place of removed integers."""
+        kind = int(helper.np_dtype_to_tensor_dtype(self.claims.dtypes.get(x, np.dtype(np.uint8))))
+        mask = self._constant(f"{x}//mask", kept)
+        wide, out, chosen = (self._name(f"{x}//{n}") for n in ("wide", "masked", "chosen"))
+        if zero:
+            point = self._name(f"{x}//point")
+            new.append(helper.make_node("Cast", [zero], [point], to=TensorProto.INT32))
+        else:
+            point = self._constant(f"{x}//point", np.zeros((), np.int32))
+        new.append(helper.make_node("Cast", [x], [wide], to=TensorProto.INT32))
+        new.append(helper.make_node("Where", [mask, wide, point], [chosen]))
+        new.append(helper.make_node("Cast", [chosen], [out], to=kind))
+        return out
+
+    def _dtype(self, x: str, node: NodeProto) -> np.dtype:
+        if x in self.graph.constants:
+            return np.dtype(self.graph.value(x).dtype)
+        found = self.claims.dtypes.get(x)
+        while found is None and x in self.graph.writer:  # Identity nodes are gone where the types come from
+            x = self.graph.nodes[self.graph.writer[x]].input[0]
+            found = self.claims.dtypes.get(x)
+        return np.dtype(np.float32 if found is None or found.name == "bfloat16" else found)
+
+    def _slice(self, i: int, site: StatisticSite) -> None:
+        node = self._own(i)
+        where = self.graph.where(site.node)
+        if not self.claims.inexact:
+            raise VerificationError("a statistic loses channels, which the plan does not allow", where=where)
+        if node.domain in _STANDARD and node.op_type not in STATISTICS:
+            raise VerificationError(f"{node.op_type} takes no statistic that could run on fewer channels", where=where)
+        indices = np.flatnonzero(site.kept)
+        back = np.where(site.kept, np.cumsum(site.kept) - 1, 0)
+        before, after = self._before.setdefault(i, []), self._after.setdefault(i, [])
+        for index, axis in site.inputs:
+            kept = self._constant(f"{node.input[index]}//kept", indices)
+            name = self._name(f"{node.input[index]}//sliced")
+            before.append(helper.make_node("Gather", [node.input[index], kept], [name], axis=axis))
+            node.input[index] = name
+        for index, axis in site.outputs:
+            wide, small = node.output[index], self._name(f"{node.output[index]}//sliced")
+            node.output[index] = small
+            after.insert(0, helper.make_node("Gather", [small, self._constant(f"{wide}//back", back)], [wide], axis=axis))
+        if site.counted:
+            total, part = node.output[0], self._name(f"{node.output[0]}//part")
+            kind = self.claims.dtypes.get(total, np.dtype(np.float32))
+            kind = np.dtype(np.float32) if kind.name == "bfloat16" else kind
+            ratio = self._constant(f"{total}//ratio", np.array(len(site.kept) / len(indices), kind))
+            node.output[0] = part
+            after.insert(0, helper.make_node("Mul", [part, ratio], [total]))
+
+    def noisy(self, model: onnx.ModelProto, seed: int) -> onnx.ModelProto:
+        """Return a copy of a model made of the reference whose masks keep channels up to a rounding error."""
+        rng = np.random.default_rng(seed)
+        out = onnx.ModelProto()
+        out.CopyFrom(model)
+        for tensor in out.graph.initializer:
+            if tensor.name in self.masks:
+                values = numpy_helper.to_array(tensor)
+                eps = max(NOISE, 4 * float(np.finfo(values.dtype).eps)) if values.dtype.name != "float64" else 2.0**-48
+                noise = 1 + eps * rng.choice([-1.0, 1.0], values.shape)
+                tensor.CopyFrom(numpy_helper.from_array((values * noise).astype(values.dtype), tensor.name))
+        return out

@@ -1,0 +1,183 @@
+"""Assignments of numbers to the dynamic dimensions of a model's inputs.
+
+They disagree in parity, in residues modulo small numbers and in order of magnitude; every named dimension, and every
+one without a name, has a number of its own. Only the original knows which sizes it takes, so candidates are tried.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import TensorProto
+
+from onnxprune.verification._graph import Graph
+
+WANTED = 3
+_LARGEST_INPUT = 2**21  # elements of the inputs of the run at large sizes
+_NEIGHBOURS = 6  # constants of the shape arithmetic whose neighbours are tried
+_COMPARING = frozenset(
+    ("Clip", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Min", "Mod")
+)
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """A dynamic dimension of an input; `name` is its parameter, or its place where it has none."""
+
+    input: str
+    axis: int
+    name: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Numbers for dimensions of a kind, in the order in which dimensions of that kind occur."""
+
+    batch: tuple[int, ...]
+    length: tuple[int, ...]
+    side: tuple[int, ...]
+
+
+PROFILES = (
+    Profile((2, 4, 6, 8), (24, 40, 32, 56), (96, 64, 128, 160)),
+    Profile((1, 3, 7, 9), (7, 13, 5, 19), (75, 101, 57, 83)),
+    Profile((3, 5, 10, 12), (150, 94, 118, 206), (118, 154, 190, 206)),
+    Profile((5, 2, 3, 4), (130, 201, 97, 67), (136, 200, 104, 168)),
+    Profile((2, 4, 6, 8), (512, 384, 640, 256), (224, 320, 256, 288)),
+    Profile((1, 3, 7, 9), (64, 128, 96, 192), (192, 224, 160, 320)),
+    Profile((3, 2, 5, 4), (1600, 1280, 1920, 2240), (320, 416, 384, 352)),
+    Profile((1, 2, 3, 4), (1, 2, 3, 4), (32, 48, 40, 56)),
+    Profile((2, 1, 3, 5), (16000, 8000, 12000, 4800), (640, 512, 576, 448)),
+)
+"""In order of trial: the first that the original accepts, until there are enough."""
+LARGE = Profile((41, 37, 53, 43), (1021, 1531, 509, 2039), (332, 406, 274, 458))
+
+
+def dynamic(graph: Graph) -> list[Dimension]:
+    """Return the dynamic dimensions of the graph inputs, in order."""
+    out = []
+    for name, info in graph.inputs.items():
+        dims = info.type.tensor_type.shape.dim
+        for axis, dim in enumerate(dims):
+            if dim.HasField("dim_value") and dim.dim_value > 0:
+                continue
+            kind = "batch" if axis == 0 else "side" if len(dims) > 3 and axis > 1 else "length"
+            out.append(Dimension(name, axis, dim.dim_param or f"{name}:{axis}", kind))
+    return out
+
+
+def candidates(dims: list[Dimension], graph: Graph) -> Iterator[dict[str, int]]:
+    """Yield assignments by name: independent ones first, then ones in which dimensions that may belong together agree."""
+    if not dims:
+        yield {}
+        return
+    for profile in PROFILES:
+        seen = []
+        for tie in _TIES:
+            found = _assigned(dims, profile, tie)
+            if found not in seen:
+                seen.append(found)
+                yield found
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A comparison or division in the shape arithmetic: what it reads that may depend on a size, and its constants."""
+
+    operands: tuple[str, ...]
+    numbers: tuple[int, ...]
+
+
+def probes(graph: Graph) -> list[Probe]:
+    """Return the nodes of the shape arithmetic that behave differently on two sides of a number."""
+    out = []
+    for node in graph.nodes:
+        if node.op_type not in _COMPARING or not any(o in graph.fixed for o in node.output):
+            continue
+        operands, numbers = [], []
+        for name in node.input:
+            tensor = graph.constants.get(name)
+            if tensor is None:
+                operands += [name]
+            elif tensor.data_type in (TensorProto.INT64, TensorProto.INT32) and int(np.prod(tensor.dims)) <= 4:
+                numbers += [int(v) for v in graph.value(name).reshape(-1) if 1 < v <= 2048]
+        if operands:
+            out.append(Probe(tuple(operands), tuple(numbers)))
+    return out
+
+
+def neighbours(dims: list[Dimension], graph: Graph, numbers: set[int], base: dict[str, int]) -> Iterator[dict[str, int]]:
+    """Yield assignments next to numbers that sizes are compared with, and one of large sizes."""
+    large = _assigned(dims, LARGE, _by_name)
+    sample = sum(math.prod(shape(n, graph, {**large, **dict.fromkeys(_batches(dims), 1)})) for n in graph.inputs)
+    yield large | dict.fromkeys(_batches(dims), max(7, min(LARGE.batch[0], _LARGEST_INPUT // max(sample, 1))))
+    for n in sorted(numbers)[:_NEIGHBOURS]:
+        for value in (n - 1, n, n + 1):
+            near = {name: value if kind != "batch" or n < 64 else base[name] for name, kind in _kinds(dims).items()}
+            if value > 0 and sum(math.prod(shape(n, graph, near)) for n in graph.inputs) <= _LARGEST_INPUT:
+                yield near
+
+
+def shape(info_name: str, graph: Graph, sizes: dict[str, int]) -> tuple[int, ...]:
+    """Return the shape of an input under an assignment."""
+    dims = graph.inputs[info_name].type.tensor_type.shape.dim
+    return tuple(
+        int(d.dim_value) if d.HasField("dim_value") and d.dim_value > 0 else sizes[d.dim_param or f"{info_name}:{axis}"]
+        for axis, d in enumerate(dims)
+    )
+
+
+def _batches(dims: list[Dimension]) -> set[str]:
+    return {d.name for d in dims if d.kind == "batch"}
+
+
+def _kinds(dims: list[Dimension]) -> dict[str, str]:
+    out: dict[str, str] = {}
+    for d in dims:
+        out.setdefault(d.name, d.kind)
+    return out
+
+
+def _by_name(d: Dimension) -> object:
+    return d.name
+
+
+def _batch_together(d: Dimension) -> object:
+    return "batch" if d.kind == "batch" else d.name
+
+
+def _same_axis_together(d: Dimension) -> object:
+    return (d.kind, d.axis)
+
+
+def _kind_together(d: Dimension) -> object:
+    return d.kind
+
+
+_TIES = (_by_name, _batch_together, _same_axis_together, _kind_together)
+
+
+def _assigned(dims: list[Dimension], profile: Profile, tie: object) -> dict[str, int]:
+    numbers: dict[object, int] = {}
+    used = dict.fromkeys(("batch", "length", "side"), 0)
+    out: dict[str, int] = {}
+    for d in dims:
+        key = tie(d)  # type: ignore[operator]
+        if d.name in out:
+            continue
+        if key not in numbers:
+            table = getattr(profile, d.kind)
+            numbers[key] = table[used[d.kind] % len(table)] + 2 * len(table) * (used[d.kind] // len(table))
+            used[d.kind] += 1
+        out[d.name] = numbers[key]
+    return out
+
+
+def describe(sizes: dict[str, int], graph: Graph) -> str:
+    """Word an assignment: the inputs with their shapes."""
+    return ", ".join(f"{n} [{', '.join(map(str, shape(n, graph, sizes)))}]" for n in graph.inputs)
+
