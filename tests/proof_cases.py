@@ -455,7 +455,7 @@ def near_zero() -> Iterator[ProofCase]:
         """g (float[N,3,16,16] x) => (float[N,6,16,16] y) { a = Conv <pads = [1, 1, 1, 1]> (x, w0, b0) r = Relu (a)
         p = Conv <pads = [1, 1, 1, 1]> (r, wp) m = Conv <pads = [1, 1, 1, 1]> (r, wm) d = Sub (p, m)
         l = Add (d, low) y = Sigmoid (l) }""",
-        {"w0": (64, 3, 3, 3), "b0": (64,), **cancelling(_rng(11), 15, 6, 64, 3, 3), "low": np.float32(-12)},
+        {"w0": (64, 3, 3, 3), "b0": (64,), **cancelling(_rng(11), 60, 6, 64, 3, 3), "low": np.float32(-6)},
     )
     yield ProofCase("probabilities_near_zero", original, None, "accept", images((1, 3, 16, 16)))
     edit = scaled_weight("wp", 1.01)
