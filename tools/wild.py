@@ -109,8 +109,14 @@ def one(path: Path, macs: float, memory: float) -> Row:
         place = f"{Path(frame.filename).name}:{frame.lineno}"
         row |= {"result": "failed", "error": f"{type(err).__name__}: {_first(str(err))} (at {place})"}
     row.setdefault("seconds", time.perf_counter() - began)
-    row["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    row["peak_mib"] = peak_memory()
     return row
+
+
+def peak_memory() -> float:
+    """MiB of resident memory at most. `ru_maxrss` would count that of the process this one was forked from."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 1024
 
 
 def measured(path: Path, macs: float, timeout: float, memory: float) -> Row:
@@ -142,7 +148,7 @@ def cells(name: str, rows: dict[str, Row]) -> list[str]:
             return f"proved, {row['largest']:.1e}"
         return f"{row['result']}: {_first(row['error'])}"
 
-    known: Row = next((r for r in rows.values() if "groups" in r), {})
+    known: Row = {k: v for r in rows.values() for k, v in r.items()}
     seconds = "/".join(f"{r.get('seconds', 0) + r.get('proof_seconds', 0):.1f}" for r in rows.values())
     return [
         name, str(known.get("nodes", "-")), str(known.get("groups", "-")), *(result(r) for r in rows.values()), seconds,
