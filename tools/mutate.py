@@ -31,6 +31,7 @@ from mutants import KINDS, Mutant, mutate  # noqa: E402
 from mutation import NotASubject, Subject, sources, subject  # noqa: E402
 
 from onnxprune.errors import OnnxPruneError  # noqa: E402
+from onnxprune.plans import save_plan  # noqa: E402
 
 COLUMNS = ("made", "equivalent", "unclear", "invalid", "rejected", "accepted", "crashed")
 
@@ -119,7 +120,7 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         onnx.save(item.original, folder / "original.onnx")
         onnx.save(mutant.proto, folder / "mutant.onnx")
-        item.plan.save(folder / "plan.json")
+        save_plan(item.plan, folder / "plan.json")
         notes = {"kind": mutant.kind, "subject": name, "change": mutant.what, "seed": self.seed}
         (folder / "notes.json").write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
 
