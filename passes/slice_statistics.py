@@ -26,8 +26,9 @@ from onnxprune.coupling import Analysis, Kept, couple
 from onnxprune.errors import OnnxPruneError
 from onnxprune.model import Array, Model
 from onnxprune.ops.labels import Statistic
-from onnxprune.passes.base import Pass, register
+from onnxprune.passes.base import Pass, Pipeline, register
 from onnxprune.passes.edit import unique_name
+from onnxprune.passes.insert_masks import InsertMasks
 from onnxprune.passes.strip_channels import analysis_options
 from onnxprune.plans import NOTHING, Plan
 
@@ -109,3 +110,14 @@ class _Slicer:
         if out is None:
             out = gs.Variable(unique_name(self.names, f"{x.name}_kept"), x.dtype)
         return gs.Node("Gather", unique_name(self.names, f"{out.name}_gather"), {"axis": axis}, [x, index], [out]), out
+
+
+def masked_reference(analysis: Analysis, plan: Plan) -> Model:
+    """Return the original of which every consumer stops reading what a plan removes.
+
+    Masks stand at contractions; nodes that take a statistic over removed channels run on the kept ones.
+    """
+    passes: list[Pass] = [InsertMasks(plan, analysis)]
+    if analysis.inexact(plan):
+        passes.append(SliceStatistics(plan, analysis))
+    return Pipeline(passes)(analysis.source)

@@ -22,7 +22,7 @@ from onnxprune.passes import Pipeline, StripChannels
 from onnxprune.pipeline import analyze
 from onnxprune.plans import Plan, Removal
 from onnxprune.runtime import Session
-from onnxprune.verification import reference
+from onnxprune.passes.slice_statistics import masked_reference
 
 Array = np.ndarray[Any, Any]
 Feeds = Mapping[str, Array]
@@ -78,7 +78,7 @@ def edited(case: ProofCase, pruned: Model) -> Model:
 
 def agrees(case: ProofCase, analysis: Analysis, plan: Plan, pruned: Model, tolerance: float = 1e-3) -> bool:
     """Whether a model equals the masked original on the case's feeds, shapes and non-finite entries included."""
-    sessions = [Session(m, threads=1, optimize=False) for m in (reference(analysis, plan), pruned)]
+    sessions = [Session(m, threads=1, optimize=False) for m in (masked_reference(analysis, plan), pruned)]
     for feeds in case.feeds:
         wanted, got = (s.run(feeds) for s in sessions)
         for a, b in zip(got, wanted, strict=True):

@@ -31,7 +31,9 @@ from onnxprune.pipeline import Compiled, analyze, compile_plan
 from onnxprune.plans import Plan, Removal, load_plan, save_plan
 from onnxprune.runtime import Session
 from onnxprune.sweep import sensitivity
-from onnxprune.verification import TOLERANCE, random_feeds, reference, relative_difference, verify
+from onnxprune.random_inputs import random_feeds
+from onnxprune.passes.slice_statistics import masked_reference
+from onnxprune.verification import TOLERANCE, relative_difference, verify
 
 Array = npt.NDArray[Any]
 seeds = st.integers(0, 2**16)
@@ -80,7 +82,7 @@ def test_without_inexact_groups_the_reference_is_the_masked_original(stream: Str
     plan = random_plan(analysis, seed)
     assert "inexact" not in plan.options
     masked = InsertMasks(plan, analysis)(model)
-    for made in (reference(analysis, plan), SliceStatistics(plan, analysis)(masked)):
+    for made in (masked_reference(analysis, plan), SliceStatistics(plan, analysis)(masked)):
         assert to_proto(made).SerializeToString() == to_proto(masked).SerializeToString()
 
 
@@ -99,7 +101,7 @@ def test_every_block_frees_its_stream_and_slicing_is_not_masking(name: str, opse
     assert done.verification.effect > 1e-3
     feeds = random_feeds(analysis, 5)
     masked, sliced = (
-        Session(m).run(feeds, ["y"])[0] for m in (InsertMasks(plan, analysis)(model), reference(analysis, plan))
+        Session(m).run(feeds, ["y"])[0] for m in (InsertMasks(plan, analysis)(model), masked_reference(analysis, plan))
     )
     assert relative_difference(masked, sliced) > 1e-3
 
@@ -160,7 +162,7 @@ def test_slicing_is_not_masking_by_more_than_float16_is_allowed(name: str, opset
     feeds = random_feeds(analysis, 5)
     masked, sliced = (
         Session(m).run(feeds, ["y"])[0]
-        for m in (InsertMasks(plan, analysis)(analysis.source), reference(analysis, plan))
+        for m in (InsertMasks(plan, analysis)(analysis.source), masked_reference(analysis, plan))
     )
     assert relative_difference(masked, sliced) > TOLERANCE["float16"]
 
@@ -235,7 +237,7 @@ def test_pruned_transformer_block_is_the_formula_on_sliced_weights(spelling: str
     o = x + np.maximum(n @ w["up"][np.ix_(k, j)], 0) @ w["down"][np.ix_(j, k)]
     got = Session(pruned).run({"ids": ids}, ["y"])[0]
     assert relative_difference(got, (o @ w["head"][k]).astype(np.float32)) < 1e-5
-    wanted = Session(reference(analyze(model, include_inexact=True), plan)).run({"ids": ids}, ["y"])[0]
+    wanted = Session(masked_reference(analyze(model, include_inexact=True), plan)).run({"ids": ids}, ["y"])[0]
     assert relative_difference(wanted, (o @ w["head"][k]).astype(np.float32)) < 1e-5
 
 
@@ -343,7 +345,7 @@ def test_reader_without_a_mask_would_show() -> None:
     group = stream_of(analysis)
     plan = Plan("", {group.name: Removal(group.channels, (1,))}, options={"inexact": True})
     feeds = random_feeds(analysis, 3)
-    models = (reference(analysis, plan), SliceStatistics(plan, analysis)(model))
+    models = (masked_reference(analysis, plan), SliceStatistics(plan, analysis)(model))
     masked, unmasked = (Session(m).run(feeds, ["y"])[0] for m in models)
     assert relative_difference(masked, unmasked) > 1e-3
 

@@ -21,7 +21,7 @@ from onnxprune.latency_prediction import Bench, ChannelAxes, LatencyModel, Sampl
 from onnxprune.model import Model, load
 from onnxprune.pipeline import analyze
 from onnxprune.runtime import Kernel, Session
-from onnxprune.verification import random_feeds
+from onnxprune.random_inputs import random_feeds
 
 DIGITS = Path(__file__).parents[1] / "models" / "digits_cnn.onnx"
 DENSE = ("Conv", "ConvTranspose", "Gemm", "MatMul")

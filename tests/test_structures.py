@@ -18,7 +18,8 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from structures import FOLDER, MAX_UNPACKED, StructureError, all_structures, coverage, fill, filled, unpack
 
 import onnxprune as op
-from onnxprune.verification import TOLERANCE, random_feeds, verify
+from onnxprune.random_inputs import random_feeds
+from onnxprune.verification import TOLERANCE, verify
 
 GOLDEN = Path(__file__).parent / "golden" / "structures.json"
 EXPECTED = json.loads(GOLDEN.read_text(encoding="utf-8"))

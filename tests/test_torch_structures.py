@@ -17,7 +17,8 @@ from structures import all_structures, filled
 import onnxprune as op
 from onnxprune.runtime import Session
 from onnxprune.torch_bridge import bindings, logits_of, to_torch, write_back
-from onnxprune.verification import random_feeds, relative_difference
+from onnxprune.random_inputs import random_feeds
+from onnxprune.verification import relative_difference
 
 # One of each kind, from each exporter, small enough for every run; the others are marked slow.
 QUICK = (

@@ -68,7 +68,7 @@ class Claims:
         masks: contraction inputs.
         statistics: nodes of inexact groups.
         dtypes: element types of tensors; without one a tensor is not cut at.
-        losses: (constant, axis, kept) of every axis that has to lose channels by the plan.
+        losses: (constant, axis) -> kept, of every axis that has to lose channels by the plan.
         inexact: names of inexact groups that lose channels.
     """
 
@@ -76,7 +76,7 @@ class Claims:
     masks: tuple[MaskSite, ...]
     statistics: tuple[StatisticSite, ...]
     dtypes: Mapping[str, np.dtype]
-    losses: tuple[tuple[str, int, Mask], ...]
+    losses: Mapping[tuple[str, int], Mask]
     inexact: tuple[str, ...]
 
     @classmethod
@@ -110,7 +110,7 @@ class Claims:
             stays = bits[analysis.component[s.labels]]
             if not stays.all():
                 statistics.append(StatisticSite(s.output, stays, ((0, s.axis), *s.params), s.outputs, s.counted))
-        losses = []
+        losses: dict[tuple[str, int], Mask] = {}
         for name, removal in plan.groups.items():
             group = analysis[name]
             gone = np.zeros(group.channels, bool)
@@ -120,9 +120,10 @@ class Claims:
             for constant, axis in group.sites if gone.any() else ():
                 labels = table.constants[constant][axis]
                 assert labels is not None
-                losses.append((constant, axis, ~np.isin(analysis.component[labels], group.components[gone])))
+                stays = ~np.isin(analysis.component[labels], group.components[gone])
+                losses[constant, axis] = losses.get((constant, axis), True) & stays
         inexact = tuple(g.name for g in analysis.inexact(plan))
-        return cls(kept, tuple(sites), tuple(statistics), dict(analysis.witness.dtypes), tuple(losses), inexact)
+        return cls(kept, tuple(sites), tuple(statistics), dict(analysis.witness.dtypes), losses, inexact)
 
     def removes(self, name: str) -> bool:
         """Return whether a tensor loses entries."""

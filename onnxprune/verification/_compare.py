@@ -131,10 +131,6 @@ class Comparison:
                 return True
         return False
 
-    def blind(self) -> bool:
-        """Return whether some index of some axis never held a finite value."""
-        return any(bool(np.isnan(a.low).any()) for _, a in self.joined())
-
 
 def _least(x: Array) -> Array:
     return np.atleast_1d(np.fmin.reduce(x))

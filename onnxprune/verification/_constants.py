@@ -46,6 +46,11 @@ def compare_constants(original: Graph, pruned: Graph, claims: Claims, *, weights
         VerificationError: a weight is not the original's, compressed.
     """
     found = Constants({}, set(), [], [])
+    for name in original.outputs:
+        if name in original.constants and (
+            name not in pruned.constants or not _same(original.value(name), pruned.value(name), ())
+        ):
+            raise VerificationError("a constant output is not the original's", where=f"output {name!r}")
     by_use = _uses(original)
     users = {name: node for node in pruned.nodes for name in node.input if name}
     counted = {s.node for s in claims.statistics if s.counted}
@@ -83,7 +88,7 @@ def compare_constants(original: Graph, pruned: Graph, claims: Claims, *, weights
             found.origin[name] = source
             found.compressed.add(name)
             found.replaced[name] = np.ascontiguousarray(wanted)
-    for name, axis, stays in claims.losses:
+    for (name, axis), stays in claims.losses.items():
         lost = claims.kept.get(name, ())
         mask = lost[axis] if axis < len(lost) else None
         if name in pruned.constants and (mask is None or not np.array_equal(mask, stays)):

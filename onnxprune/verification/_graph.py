@@ -205,13 +205,18 @@ class Graph:
         proto.graph.input.extend(self.inputs.values())
         return proto, external
 
-    def discontinuous(self) -> set[str]:
-        """Return the tensors that a discontinuous operator on data, or anything behind one, computes."""
-        out: set[str] = set()
+    def discontinuous(self, rounded: Collection[str]) -> set[str]:
+        """Return what is computed behind a discontinuous operator on values that are rounded otherwise.
+
+        Args:
+            rounded: tensors from which on sums are taken in another order.
+        """
+        moved, out = set(rounded), set()
         for node in self.nodes:
-            names = [r for r in reads(node) if r not in self.fixed]
-            if not names or node.op_type in SIZE_OPS:
+            names = reads(node)
+            if node.op_type in SIZE_OPS or not any(r in moved for r in names):
                 continue
+            moved.update(o for o in node.output if o)
             if any(r in out for r in names) or node.op_type in DISCONTINUOUS or _makes_integers(node):
                 out.update(o for o in node.output if o)
         return out

@@ -62,6 +62,7 @@ class Reference:
         self.claims = claims
         self.masks: list[str] = []
         self.masked: dict[str, str] = {}
+        self.sliced: set[str] = set()
         self._names = set(original.writer) | set(original.constants) | set(original.inputs)
         self._names |= {n for node in original.nodes for n in node.input}
         self._before: dict[int, list[NodeProto]] = {}
@@ -155,6 +156,7 @@ class Reference:
 
     def _slice(self, i: int, site: StatisticSite) -> None:
         node = self._own(i)
+        self.sliced.update(node.output)
         where = self.graph.where(site.node)
         if not self.claims.inexact:
             raise VerificationError("a statistic loses channels, which the plan does not allow", where=where)

@@ -17,6 +17,7 @@ from onnxprune.verification._graph import Graph
 
 WANTED = 3
 _LARGEST_INPUT = 2**21  # elements of the inputs of the run at large sizes
+LARGEST_NUMBER = 2**20  # a size above it would not fit in memory
 _NEIGHBOURS = 6  # constants of the shape arithmetic whose neighbours are tried
 _COMPARING = frozenset(
     ("Clip", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Min", "Mod")
@@ -104,7 +105,7 @@ def probes(graph: Graph) -> list[Probe]:
             if tensor is None:
                 operands += [name]
             elif tensor.data_type in (TensorProto.INT64, TensorProto.INT32) and int(np.prod(tensor.dims)) <= 4:
-                numbers += [int(v) for v in graph.value(name).reshape(-1) if 1 < v <= 2048]
+                numbers += [int(v) for v in graph.value(name).reshape(-1) if 1 < v <= LARGEST_NUMBER]
         if operands:
             out.append(Probe(tuple(operands), tuple(numbers)))
     return out

@@ -94,13 +94,14 @@ class Values:
 
     Args:
         graph: the original.
+        pruned: the pruned model, whose thresholds count as well.
         seed: of everything.
     """
 
-    def __init__(self, graph: Graph, seed: int) -> None:
+    def __init__(self, graph: Graph, pruned: Graph, seed: int) -> None:
         self.graph = graph
         self.seed = seed
-        self.thresholds = thresholds(graph)
+        self.thresholds = thresholds(pruned) | thresholds(graph)
         self.rows = rows(graph)
 
     def tensor(
