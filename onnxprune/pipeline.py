@@ -52,7 +52,7 @@ class Compiled:
         v = self.verification
         if v is None:
             return "not verified"
-        return f"equal to the {v.reference} within {v.max_relative:.1e} relative (allowed {v.tolerance:.0e})"
+        return f"proved equal to the {v.reference}: {v.summary}"
 
 
 def analyze(model: Model, *, attention: str = "heads", include_inexact: bool = False) -> Analysis:

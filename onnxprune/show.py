@@ -359,18 +359,16 @@ def proof_line(proof: Verification | None) -> str:
     """The verification in one line."""
     if proof is None:
         return "not verified (--no-verify)"
-    batches = " and ".join(map(str, proof.batches))
-    line = (
-        f"verified: pruned = {proof.reference}{',' + chr(10) + ' ' if proof.inexact else ''} within "
-        f"{proof.max_relative:.1e} relative (allowed {proof.tolerance:.0e}),\n  {proof.inputs} inputs, batch {batches}"
-    )
+    line = f"proved: {proof.summary}"
+    if proof.inputs != "random":
+        line += f"\n  whole runs on {proof.inputs.replace('random', 'random inputs')}"
     if proof.inexact:
         plural = "s are" if len(proof.inexact) > 1 else " is"
-        line += f"\n  {len(proof.inexact)} group{plural} inexact: statistics run over the channels left"
+        line += f"\n  {len(proof.inexact)} group{plural} inexact: statistics run over the kept channels"
     if proof.computed_in:
-        line += f", both as {proof.computed_in} copies"
-    if proof.effect <= proof.tolerance:
-        line += "\n  note: the masks hardly change the outputs on these inputs, so this proves little"
+        line += f"\n  both models as {proof.computed_in} copies"
+    if proof.weights != "identical":
+        line += "\n  weights were not compared: this model was recovered or retrained, which changes them"
     return line
 
 

@@ -67,13 +67,13 @@ def test_verify_accepts_the_pruned_file_and_refuses_another(pruned: tuple[Path, 
     proof = json.loads(ok("verify", DIGITS, small, plan, "--json"))
     assert proof["max_relative"] <= 1e-4 < proof["effect"]
     real = json.loads(ok("verify", DIGITS, small, plan, "--data", "digits:train", "--images", 70, "--json"))
-    assert (real["inputs"], real["batches"]) == ("data", [64, 6])
+    assert real["inputs"] == "random and data"
     assert real["max_relative"] <= 1e-4
     model = onnx.load(str(small))
     weight = next(t for t in model.graph.initializer if len(t.dims) == 4)
     weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1.01), weight.name))
     onnx.save(model, str(tmp_path / "other.onnx"))
-    assert "differs from the masked original" in fails("verify", DIGITS, tmp_path / "other.onnx", plan, code=3)
+    assert "not the original's" in fails("verify", DIGITS, tmp_path / "other.onnx", plan, code=3)
 
 
 def test_json_is_one_document_on_stdout_for_every_command(pruned: tuple[Path, Path], tmp_path: Path) -> None:

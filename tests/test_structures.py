@@ -70,8 +70,7 @@ def test_structure(path: Path) -> None:
 
     half = op.compile_plan(model, _random_half(analysis), analysis=analysis)
     assert half.verification is not None
-    fixed = int(model.graph.inputs[0].shape[0]) if not analysis.witness.dims else 0  # a detector's: of one image
-    assert tuple(half.verification.batches) == ((fixed,) if fixed else (1, 5))
+    assert len(half.verification.sizes) >= (3 if analysis.witness.dims else 1)
     assert half.verification.max_relative <= 1e-4
     assert half.verification.effect > 1e-3, "the masks do not matter, so nothing was proved"
     assert half.after.params < half.before.params
@@ -82,7 +81,7 @@ def test_structure(path: Path) -> None:
             op.plan(scores, op.Target(macs=0.5))
         return
     plan = op.plan(scores, op.Target(macs=0.5))
-    least = op.compile_plan(model, plan, analysis=analysis, feeds=[random_feeds(analysis, 1)])
+    least = op.compile_plan(model, plan, analysis=analysis)
     assert least.verification is not None
     assert least.verification.max_relative <= 1e-4
     assert least.verification.effect > 1e-3

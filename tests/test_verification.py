@@ -2,57 +2,35 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from onnx import helper, numpy_helper
+from proof_cases import BODY, CONV, ProofCase, agrees, cases, compiled, edited, ints, made
 
+import onnxprune.verification as package
 from onnxprune.coupling import Analysis
-from onnxprune.decisions import decisions
-from onnxprune.errors import VerificationError
+from onnxprune.errors import OnnxPruneError, VerificationError
 from onnxprune.model import Model, load, to_proto
 from onnxprune.pipeline import Compiled, analyze, compile_plan
 from onnxprune.plans import Plan, Removal
-from onnxprune.verification import mean_difference, relative_difference, verify
-
-
-def classifier(last: str) -> onnx.ModelProto:
-    """Conv, Relu, Conv, then class numbers per pixel by the operator `last`."""
-    rng = np.random.default_rng(0)
-    nodes = [
-        helper.make_node("Conv", ["x", "w"], ["a"]),
-        helper.make_node("Relu", ["a"], ["r"]),
-        helper.make_node("Conv", ["r", "v"], ["scores"]),
-    ]
-    shape: list[object] = ["N", 64, 64] if last == "ArgMax" else ["N", 5, 64, 64]
-    kind = onnx.TensorProto.INT64
-    if last == "ArgMax":
-        nodes.append(helper.make_node("ArgMax", ["scores"], ["y"], axis=1, keepdims=0))
-    elif last == "Cast":
-        nodes.append(helper.make_node("Cast", ["scores"], ["y"], to=kind))
-    elif last == "Floor":
-        nodes += [helper.make_node("Floor", ["scores"], ["steps"]), helper.make_node("Neg", ["steps"], ["y"])]
-        kind = onnx.TensorProto.FLOAT
-    else:
-        nodes += [helper.make_node("Sigmoid", ["scores"], ["p"]), helper.make_node("Greater", ["p", "half"], ["y"])]
-        kind = onnx.TensorProto.BOOL
-    weights = [
-        numpy_helper.from_array(rng.standard_normal((16, 3, 3, 3)).astype(np.float32), "w"),
-        numpy_helper.from_array(rng.standard_normal((5, 16, 1, 1)).astype(np.float32), "v"),
-        numpy_helper.from_array(np.float32(0.5), "half"),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["N", 3, 66, 66])],
-        [helper.make_tensor_value_info("y", kind, shape)],
-        weights,
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+from onnxprune.verification import _sizes as sizes
+from onnxprune.verification import verify
+from onnxprune.verification._claims import Claims, MaskSite, StatisticSite, resized
+from onnxprune.verification._compare import Comparison
+from onnxprune.verification._graph import Graph
+from onnxprune.verification._reference import Reference
 
 
 def cut(proto: onnx.ModelProto, *removed: int) -> tuple[Analysis, Plan, Compiled]:
-    """The model's only group without these channels, proved."""
+    """Return the model's only group without these channels, proved."""
     model = load(proto)
     analysis = analyze(model)
     (group,) = analysis.groups
@@ -60,116 +38,13 @@ def cut(proto: onnx.ModelProto, *removed: int) -> tuple[Analysis, Plan, Compiled
     return analysis, plan, compile_plan(model, plan, analysis=analysis)
 
 
-@pytest.mark.parametrize("last", ["ArgMax", "Greater"])
-def test_model_that_ends_in_class_numbers_is_proved_by_its_scores(last: str) -> None:
-    _, _, done = cut(classifier(last), *range(0, 16, 2))
-    assert done.verification is not None
-    assert 0 < done.verification.max_relative <= 1e-4 < done.verification.effect
-    assert list(done.verification.outputs) == ["p" if last == "Greater" else "scores"]
-    assert [t.name for t in done.model.graph.outputs] == ["y"]  # looking inside must not change the interface
+def simple(last: str = "") -> onnx.ModelProto:
+    """Conv, Relu, Conv, and what `last` says of `c`."""
+    return made(f"g (float[N,3,H,8] x) => (float[N,6,H,8] {'y' if last else 'c'}) {{ {BODY % 'x'} {last} }}", CONV)
 
 
-def test_wrong_weights_behind_class_numbers_are_refused() -> None:
-    analysis, plan, done = cut(classifier("ArgMax"), 0, 3)
-    proto = to_proto(done.model)
-    weight = next(t for t in proto.graph.initializer if t.name == "v")
-    # Every class number stays what it was: only the scores tell.
-    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1.001), "v"))
-    with pytest.raises(VerificationError, match="differs from the masked original"):
-        verify(analysis, plan, load(proto))
-
-
-@pytest.mark.parametrize("last", ["ArgMax", "Greater", "Cast"])
-def test_one_wrong_weight_behind_a_decision_is_refused(last: str) -> None:
-    analysis, plan, done = cut(classifier(last), 0, 3)
-    with pytest.raises(VerificationError, match="differs from the masked original"):
-        # One of 70 weights: of all scores the mean moves by less than the tolerance, a single one by more.
-        verify(analysis, plan, changed(done.model, "v", 3e-4, 0))
-
-
-def test_what_is_rounded_inside_a_model_is_compared_by_its_mean() -> None:
-    analysis, plan, done = cut(classifier("Floor"), 0, 3)
-    assert done.verification is not None
-    assert list(done.verification.decided) == ["steps"]
-    assert done.verification.outputs["y"] == 0
-    verify(analysis, plan, changed(done.model, "v", 3e-4, 0))
-    with pytest.raises(VerificationError, match="output 'scores'"):
-        verify(analysis, plan, changed(done.model, "v", 3e-2, 0))
-
-
-def test_a_result_that_is_rounded_too_is_compared_by_its_largest_difference() -> None:
-    proto = classifier("Floor")
-    proto.graph.output.append(helper.make_tensor_value_info("scores", onnx.TensorProto.FLOAT, ["N", 5, 64, 64]))
-    analysis, plan, done = cut(proto, 0, 3)
-    with pytest.raises(VerificationError, match="output 'scores'"):
-        verify(analysis, plan, changed(done.model, "v", 3e-4, 0))
-
-
-def test_a_decision_without_numbers_to_compare_is_not_taken_over() -> None:
-    model = load(classifier("ArgMax"))
-    analysis = analyze(model)
-    made = decisions(analysis, analysis.source)
-    assert (made.tensors, made.reasons, made.rounded) == (("y",), ("scores",), frozenset())
-    other = analysis.source.copy()
-    for t in other.graph.tensors().values():
-        if t.name != "y":
-            t.name += "_elsewhere"
-    assert decisions(analysis, other).tensors == ()
-
-
-def detector(*, body: bool = False) -> onnx.ModelProto:
-    """Two anchors a place that score alike; the three best boxes, and what a second layer makes of them.
-
-    Args:
-        body: whether the selection stands in a branch of an If, as torchvision's detectors have it.
-    """
-    rng = np.random.default_rng(1)
-    pick = [
-        helper.make_node("Flatten", ["scores"], ["flat"], axis=1),
-        helper.make_node("TopK", ["flat", "three"], ["best", "places"], axis=1),
-    ]
-    weights = {
-        "w": rng.standard_normal((8, 3, 3, 3)), "v": np.repeat(rng.standard_normal((1, 8, 1, 1)), 2, axis=0),
-        "u": rng.standard_normal((2, 8, 1, 1)), "h": rng.standard_normal((3, 4)),
-    }  # fmt: skip
-    nodes = [
-        helper.make_node("Conv", ["x", "w"], ["a"]),
-        helper.make_node("Relu", ["a"], ["r"]),
-        helper.make_node("Conv", ["r", "v", "b"], ["scores"]),
-        helper.make_node("Conv", ["r", "u"], ["boxes"]),
-    ]
-    if body:
-        kind = helper.make_tensor_value_info("places", onnx.TensorProto.INT64, None)
-        branch = helper.make_graph(pick, "then", [], [kind])
-        other = helper.make_node("Constant", [], ["none"], value=numpy_helper.from_array(np.zeros((1, 3), np.int64)))
-        branches = {
-            "then_branch": branch,
-            "else_branch": helper.make_graph(
-                [other], "else", [], [helper.make_tensor_value_info("none", onnx.TensorProto.INT64, None)]
-            ),
-        }
-        nodes.append(helper.make_node("If", ["yes"], ["places"], **branches))
-    else:
-        nodes += pick
-    nodes += [
-        helper.make_node("Flatten", ["boxes"], ["all"], axis=1),
-        helper.make_node("GatherElements", ["all", "places"], ["chosen"], axis=1),
-        helper.make_node("MatMul", ["chosen", "h"], ["y"]),
-    ]
-    tensors = [numpy_helper.from_array(v.astype(np.float32), k) for k, v in weights.items()]
-    tensors += [numpy_helper.from_array(np.zeros(2, np.float32), "b"), numpy_helper.from_array(np.array([3]), "three")]
-    inputs = [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 3, 8, 8])]
-    if body:  # of a condition that is known beforehand only one branch would be left
-        inputs.append(helper.make_tensor_value_info("yes", onnx.TensorProto.BOOL, []))
-    graph = helper.make_graph(
-        nodes, "g", inputs,
-        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 4])], tensors,
-    )  # fmt: skip
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-
-
-def changed(model: Model, name: str, by: float, place: int) -> Model:
-    """A copy with one number of a weight moved by a share of the largest one."""
+def changed(model: Model, name: str, by: float, place: int = 0) -> Model:
+    """Return a copy with one number of a weight moved by a share of the largest one."""
     proto = to_proto(model)
     tensor = next(t for t in proto.graph.initializer if t.name == name)
     value = numpy_helper.to_array(tensor).copy()
@@ -178,55 +53,337 @@ def changed(model: Model, name: str, by: float, place: int) -> Model:
     return load(proto)
 
 
-@pytest.mark.parametrize("body", [False, True])
-def test_selections_are_those_of_the_reference(body: bool) -> None:
-    analysis, plan, done = cut(detector(body=body), 1, 4)
+# ------------------------------------------------------------------------------------------------------ whole proofs
+
+
+@pytest.mark.parametrize("case", cases().values(), ids=lambda c: c.name)
+def test_verdict(case: ProofCase) -> None:
+    analysis, plan, pruned = compiled(case)
+    if case.expectation == "accept":
+        assert agrees(case, analysis, plan, pruned)
+        proof = verify(analysis, plan, pruned, threads=1)
+        assert proof.nodes == len([n for n in pruned.graph.nodes if n.op != "Constant"])
+        assert proof.max_relative <= proof.tolerance
+        return
+    wrong = edited(case, pruned)
+    with pytest.raises(VerificationError):
+        verify(analysis, plan, wrong, threads=1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_verdicts_do_not_depend_on_the_seed(seed: int) -> None:
+    case = cases()["dynamic_reshape"]
+    analysis, plan, pruned = compiled(case)
+    assert verify(analysis, plan, pruned, seed=seed).max_relative <= 1e-6
+
+
+def test_certificate() -> None:
+    _, _, done = cut(simple(), 0, 3, 5)
+    proof = done.verification
+    assert proof is not None
+    assert (proof.nodes, proof.tensors, proof.weights, proof.inputs) == (3, 3, "identical", "random")
+    assert len(proof.sizes) >= 3
+    assert 0 <= proof.max_relative <= 1e-5
+    assert list(proof.outputs) == ["c"]
+    assert proof.effect > 1e-2
+    assert proof.summary.startswith(f"3 of 3 nodes, {len(proof.sizes)} size assignments, worst ")
+    said = proof.as_dict()
+    assert said["summary"] == proof.summary
+    assert said["seconds"] > 0
+    assert len(said["worst"]) == 4
+
+
+def test_the_first_broken_node_is_named() -> None:
+    analysis, plan, done = cut(simple("y = LeakyRelu (c)"), 0, 3)
+    proto = to_proto(done.model)
+    node = next(n for n in proto.graph.node if n.op_type == "Relu")
+    node.op_type, node.name = "Abs", "broken"
+    with pytest.raises(VerificationError) as caught:
+        verify(analysis, plan, load(proto))
+    assert "Relu" in str(caught.value.where)
+    assert "'r'" in str(caught.value.where)
+
+
+def test_one_weight_in_the_last_bit_is_refused() -> None:
+    analysis, plan, done = cut(simple(), 0, 3)
+    with pytest.raises(VerificationError, match="not the original's, compressed") as caught:
+        verify(analysis, plan, changed(done.model, "w1", 1e-7, 5))
+    assert "w1" in str(caught.value.where)
+
+
+def test_all_weights_of_a_retrained_model_may_differ_but_nothing_else() -> None:
+    analysis, plan, done = cut(simple(), 0, 3)
+    other = changed(changed(done.model, "w1", 0.5), "w0", 0.3, 7).with_metadata({"onnxprune.retrained": "{}"})
+    proof = verify(analysis, plan, other)
+    assert proof.weights == "not compared"
+    proto = to_proto(other)
+    next(n for n in proto.graph.node if n.op_type == "Relu").op_type = "Abs"
+    with pytest.raises(VerificationError):
+        verify(analysis, plan, load(proto))
+    proto = to_proto(other)
+    weight = next(t for t in proto.graph.initializer if t.name == "b0")
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight)[1:], "b0"))
+    with pytest.raises(OnnxPruneError):
+        verify(analysis, plan, load(proto))
+
+
+def test_files_that_do_not_belong_together_are_said_so() -> None:
+    analysis, plan, done = cut(simple(), 0, 3)
+    other = dataclasses.replace(plan, groups={n: Removal(r.channels, (1, 2)) for n, r in plan.groups.items()})
+    with pytest.raises(VerificationError, match="made by another plan"):
+        verify(analysis, other, done.model)
+    with pytest.raises(VerificationError, match="made from another original"):
+        verify(analysis, plan, done.model.with_metadata({"onnxprune.source": "0" * 64}))
+    unsigned = done.model.with_metadata({"onnxprune.source": "", "onnxprune.plan": ""})
+    assert verify(analysis, plan, unsigned).max_relative <= 1e-5
+    with pytest.raises(VerificationError):
+        verify(analysis, other, unsigned)
+
+
+def test_data_is_run_besides_random_inputs() -> None:
+    analysis, plan, done = cut(simple(), 0, 3)
+    feeds = [{"x": np.full((4, 3, 11, 8), 200, np.float32)}]
+    proof = verify(analysis, plan, done.model, feeds=feeds)
+    assert proof.inputs == "random and data"
+
+
+def test_a_model_that_takes_one_size_only_is_proved_at_that_of_the_data() -> None:
+    proto = made(
+        """g (float[N,3,H,8] x) => (float[N,6,29,8] y) {
+        a = Conv <pads = [1, 1, 1, 1]> (x, w0, b0) r = Relu (a) c = Conv (r, w1) s = Reshape (c, shape)
+        y = Add (s, table) }""",
+        {**CONV, "shape": ints(-1, 6, 29, 8), "table": (1, 6, 29, 8)},
+    )
+    model = load(proto)
+    analysis = analyze(model)
+    plan = Plan(model.fingerprint, {g.name: Removal(g.channels, (0, 1)) for g in analysis.groups if g.name == "w0"})
+    done = compile_plan(model, plan, analysis=analysis, check=False)
+    with pytest.raises(OnnxPruneError, match="any size that was tried"):
+        verify(analysis, plan, done.model)
+    feeds = [{"x": np.zeros((2, 3, 29, 8), np.float32)}]
+    assert verify(analysis, plan, done.model, feeds=feeds).sizes == ["x [2, 3, 29, 8]"]
+
+
+def test_tolerance_is_the_callers_where_given() -> None:
+    analysis, plan, done = cut(simple(), 0, 3)
+    assert verify(analysis, plan, done.model, tolerance=0.5).tolerance == 0.5
+    with pytest.raises(VerificationError, match="allowed"):
+        verify(analysis, plan, done.model, tolerance=-1.0)
+
+
+@pytest.mark.parametrize("rename", [True, False])
+def test_inputs_and_outputs_have_to_be_the_originals(rename: bool) -> None:
+    analysis, plan, done = cut(simple("y = Relu (c)"), 0, 3)
+    proto = to_proto(done.model)
+    if rename:
+        proto.graph.node.append(helper.make_node("Identity", ["y"], ["z"]))
+        proto.graph.output[0].name = "z"
+    else:
+        proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    with pytest.raises(VerificationError, match="output|dynamic in one"):
+        verify(analysis, plan, load(proto))
+
+
+def test_untouched_parts_are_proved_by_their_text() -> None:
+    proto = made(
+        """g (float[N,3,8,8] x) => (float[N,6,8,8] c, float[N,3,8,8] z) {
+        a = Conv <pads = [1, 1, 1, 1]> (x, w0, b0) r = Relu (a) c = Conv (r, w1) t = Tanh (x) z = Sigmoid (t) }""",
+        CONV,
+    )
+    _, _, done = cut(proto, 0, 3)
     assert done.verification is not None
-    assert list(done.verification.decided) == ["places"]
-    assert {"y", "scores" if body else "flat"} <= done.verification.outputs.keys()
-    assert done.verification.effect > 1e-2
-    # Anchors that score alike come in another order for the last bit of a score: other boxes, the same detector.
-    nudged = changed(done.model, "b", 3e-7, 1)
-    assert 0 < verify(analysis, plan, nudged).max_relative <= 1e-6
+    assert done.verification.by_text == 2
 
 
-@pytest.mark.parametrize("body", [False, True])
-@pytest.mark.parametrize("weight", ["w", "v", "u", "h", "b"])
-def test_what_a_selection_is_made_from_and_what_is_made_of_it_is_compared(weight: str, body: bool) -> None:
-    analysis, plan, done = cut(detector(body=body), 1, 4)
-    with pytest.raises(VerificationError, match="differs from the masked original"):
-        verify(analysis, plan, changed(done.model, weight, 0.01, 0))
+@pytest.mark.parametrize("bytes_", [1, 2**30])
+def test_segments_do_not_change_the_verdict(monkeypatch: pytest.MonkeyPatch, bytes_: int) -> None:
+    import onnxprune.verification._induction as induction
+
+    monkeypatch.setattr(induction, "SEGMENT_BYTES", bytes_)
+    analysis, plan, done = cut(simple("y = Relu (c)"), 0, 3)
+    assert verify(analysis, plan, done.model).tensors == 4
 
 
-def test_a_comparison_inside_an_activation_is_no_decision() -> None:
-    nodes = [
-        helper.make_node("Conv", ["x", "w"], ["a"]),
-        helper.make_node("Greater", ["a", "zero"], ["positive"]),
-        helper.make_node("Where", ["positive", "a", "zero"], ["r"]),
-        helper.make_node("Conv", ["r", "v"], ["y"]),
-    ]
+# -------------------------------------------------------------------------------------- what the checker may rely on
+
+
+def test_the_checker_shares_no_code_with_what_it_checks() -> None:
+    allowed = {
+        "onnxprune.errors", "onnxprune.model", "onnxprune.wire", "onnxprune.runtime", "onnxprune.plans",
+        "onnxprune.passes.widen_floats",
+    }  # fmt: skip
+    for path in Path(package.__file__).parent.glob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        typing = {
+            id(n) for i in ast.walk(tree) if isinstance(i, ast.If) and ast.unparse(i.test) == "TYPE_CHECKING"
+            for n in ast.walk(i)
+        }  # fmt: skip
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and id(node) not in typing and (node.module or "").startswith("onnxprune"):
+                names = {node.module, *(f"{node.module}.{a.name}" for a in node.names)}
+                assert any(n in allowed or str(n).startswith("onnxprune.verification") for n in names), (path.name, names)
+
+
+@pytest.mark.parametrize(
+    ("op", "index", "known"), [("Conv", 0, True), ("Relu", 0, False), ("Conv", 1, False), ("Add", 0, False)]
+)
+def test_masks_stand_at_contractions_only(op: str, index: int, known: bool) -> None:
+    text = {"Relu": "y = Relu (x)", "Add": "y = Add (x, x)"}.get(op, "y = Conv (x, w)")
+    graph = Graph.of(load(made(f"g (float[N,3,8,8] x) => (float[N,M,8,8] y) {{ {text} }}", {"w": (4, 3, 1, 1)})))
+    site = MaskSite("y", index, 1, 4, np.array([True, False, True]))
+    claims = Claims({}, (site,), (), {}, {}, ())
+    if known:
+        Reference(graph, claims)
+        assert [n.op_type for n in graph.nodes] == ["Mul", "Conv"]
+    else:
+        with pytest.raises(VerificationError, match="does not sum over it"):
+            Reference(graph, claims)
+
+
+@pytest.mark.parametrize(("op", "inexact", "message"), [
+    ("Softmax", (), "does not allow"), ("Relu", ("g",), "takes no statistic"), ("Softmax", ("g",), ""),
+])  # fmt: skip
+def test_statistics_are_sliced_where_plan_and_operator_allow_it(op: str, inexact: Sequence[str], message: str) -> None:
+    graph = Graph.of(load(made(f"g (float[N,3,8,8] x) => (float[N,3,8,8] y) {{ y = {op} (x) }}", {})))
+    site = StatisticSite("y", np.array([True, False, True]), ((0, 1),), ((0, 1),), False)
+    claims = Claims({}, (), (site,), {}, {}, tuple(inexact))
+    if message:
+        with pytest.raises(VerificationError, match=message):
+            Reference(graph, claims)
+    else:
+        Reference(graph, claims)
+        assert [n.op_type for n in graph.nodes] == ["Gather", op, "Gather"]
+
+
+@given(
+    part=st.lists(st.booleans(), min_size=2, max_size=6), outer=st.integers(1, 5), inner=st.integers(1, 4),
+    other=st.integers(1, 7),
+)  # fmt: skip
+def test_a_claim_follows_the_outer_count(part: list[bool], outer: int, inner: int, other: int) -> None:
+    kept = np.repeat(np.tile(part, outer), inner)
+    wanted = np.repeat(np.tile(part, other), inner)
+    assert resized(kept, len(wanted), "t").tolist() == wanted.tolist()
+
+
+def test_a_claim_that_fits_no_size_is_refused() -> None:
+    with pytest.raises(VerificationError, match="claimed for an axis of 5"):
+        resized(np.array([True, False, True, True]), 5, "t")
+
+
+# ------------------------------------------------------------------------------------------------------------- sizes
+
+
+def _inputs(*dims: Sequence[object]) -> Graph:
+    values = [helper.make_tensor_value_info(f"x{i}", onnx.TensorProto.FLOAT, list(d)) for i, d in enumerate(dims)]
+    nodes = [helper.make_node("Relu", [v.name], [f"y{i}"]) for i, v in enumerate(values)]
+    outputs = [helper.make_tensor_value_info(f"y{i}", onnx.TensorProto.FLOAT, list(d)) for i, d in enumerate(dims)]
+    graph = helper.make_graph(nodes, "g", values, outputs)
+    return Graph.of(load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)))
+
+
+@pytest.mark.parametrize("dims", [("N", 3, "H", "W"), ("N", "T"), (None, 3, None, None), ("N",)])
+def test_sizes_disagree_in_parity_residues_and_magnitude(dims: Sequence[object]) -> None:
+    graph = _inputs(dims)
+    found = [a for a, _ in zip(sizes.candidates(sizes.dynamic(graph), graph), range(12), strict=False)]
+    for d in sizes.dynamic(graph):
+        values = [a[d.name] for a in found]
+        for modulus in (2, 3, 4, 5, 7, 8):
+            assert len({v % modulus for v in values}) > 1, (d, values)
+        assert max(values) >= 2 * min(values)
+
+
+def test_every_dimension_has_a_number_of_its_own_at_first() -> None:
+    graph = _inputs(("N", 3, "H", "W"), ("M", "T"), (None, "T"))
+    dims = sizes.dynamic(graph)
+    assert [d.name for d in dims] == ["N", "H", "W", "M", "T", "x2:0", "T"]
+    first = next(iter(sizes.candidates(dims, graph)))
+    assert len({first[n] for n in ("N", "M", "x2:0")}) == 3
+    assert first["H"] != first["W"]
+    tied = [a for a in sizes.candidates(dims, graph) if a["N"] == a["M"] == a["x2:0"]]
+    assert tied
+
+
+def test_no_dynamic_dimension_gives_one_assignment() -> None:
+    graph = _inputs((2, 3))
+    assert list(sizes.candidates(sizes.dynamic(graph), graph)) == [{}]
+
+
+# ------------------------------------------------------------------------------------------------------- differences
+
+
+def compare(*pairs: tuple[object, object]) -> Comparison:
+    found = Comparison()
+    for actual, expected in pairs:
+        found.add(np.asarray(actual), np.asarray(expected))
+    return found
+
+
+def test_a_small_column_is_judged_by_its_own_scale() -> None:
     rng = np.random.default_rng(0)
-    weights = [
-        numpy_helper.from_array(rng.standard_normal((8, 3, 3, 3)).astype(np.float32), "w"),
-        numpy_helper.from_array(rng.standard_normal((5, 8, 1, 1)).astype(np.float32), "v"),
-        numpy_helper.from_array(np.float32(0), "zero"),
-    ]
-    graph = helper.make_graph(
-        nodes, "g", [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["N", 3, 9, 9])],
-        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["N", 5, 5, 5])], weights,
-    )  # fmt: skip
-    _, _, done = cut(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), 0)
-    assert done.verification is not None
-    assert done.verification.decided == []
+    expected = rng.standard_normal((50, 4)).astype(np.float32) * np.float32([1e6, 1, 1, 1])
+    actual = expected.copy()
+    actual[:, 2] = rng.standard_normal(50)
+    worst, axis, index = compare((actual, expected)).worst()
+    assert worst > 0.5
+    assert (axis, index) == (1, 2)
 
 
-def test_one_ill_conditioned_number_behind_a_decision_is_no_difference() -> None:
-    rng = np.random.default_rng(0)
-    wanted = rng.standard_normal(1000)
-    got = wanted + 1e-7 * rng.standard_normal(1000)
-    got[7] += 1e-3
-    assert relative_difference(got, wanted) > 1e-4 > mean_difference(got, wanted)
-    assert mean_difference(got + 1e-3, wanted) > 1e-4
-    assert mean_difference(got[1:], wanted) == mean_difference(np.where(wanted > 2, np.nan, got), wanted) == np.inf
-    assert mean_difference(np.array([1, 2]), np.array([1, 3])) == np.inf
-    assert mean_difference(np.zeros(3), np.zeros(3)) == 0
+def test_scales_are_taken_over_all_runs() -> None:
+    near_zero = (np.float32([[1e-9 + 1e-7, 1]]), np.float32([[1e-9, 1]]))
+    assert compare(near_zero).worst()[0] > 10
+    assert compare(near_zero, (np.float32([[2, 1]]), np.float32([[2, 1]]))).worst()[0] < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("actual", "expected", "problem"),
+    [
+        (np.float32([1, np.nan]), np.float32([1, 2]), "infinite or no number"),
+        (np.float32([1, 2]), np.float32([1, np.nan]), "infinite or no number"),
+        (np.float32([1, -np.inf]), np.float32([1, np.inf]), "infinite or no number"),
+        (np.float64([1, 2]), np.float32([1, 2]), "element type"),
+        (np.float32([[1, 2]]), np.float32([1, 2]), "shape"),
+        (np.int64([1, 2]), np.int64([1, 3]), "of its values"),
+        (np.array([True]), np.array([False]), "of its values"),
+        (np.array(["a"], object), np.array(["b"], object), "values are not"),
+    ],
+)
+def test_what_no_tolerance_excuses(actual: object, expected: object, problem: str) -> None:
+    found = compare((actual, expected))
+    assert problem in found.problem
+    assert found.worst()[0] == np.inf
+
+
+def test_equal_values_that_are_no_numbers_agree() -> None:
+    x = np.float32([[1, np.nan, np.inf, -np.inf]])
+    assert compare((x, x.copy())).worst()[0] == 0
+
+
+def test_one_quantized_integer_in_a_hundred_may_be_rounded_the_other_way() -> None:
+    expected = np.arange(200, dtype=np.uint8)
+    actual = expected.copy()
+    actual[7] += 1
+    assert compare((actual, expected)).worst()[0] == 0
+    actual[7] += 1
+    assert compare((actual, expected)).worst()[0] == np.inf
+    assert compare((expected + np.uint8(1), expected)).worst()[0] == np.inf
+
+
+def test_a_channel_with_one_value_is_quiet() -> None:
+    x = np.random.default_rng(0).standard_normal((2, 3, 5)).astype(np.float32)
+    assert not compare((x, x)).quiet()
+    x[:, 1] = 0
+    assert compare((x, x)).quiet()
+
+
+@given(st.integers(0, 3), st.integers(0, 2**31))
+def test_worst_is_that_of_a_loop_over_all_axes(rank: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    shape = tuple(rng.integers(1, 5, rank))
+    expected = rng.standard_normal(shape)
+    actual = expected + 1e-3 * rng.standard_normal(shape)
+    gap = np.abs(actual - expected)
+    wanted = float((gap.max() / np.abs(expected).max()) if rank else gap / np.abs(expected))
+    for axis in range(rank):
+        for i in range(shape[axis]):
+            wanted = max(wanted, float(np.take(gap, i, axis).max() / np.abs(np.take(expected, i, axis)).max()))
+    assert compare((actual, expected)).worst()[0] == pytest.approx(wanted)

@@ -20,7 +20,7 @@ _KINDS = {
     "scores": {"schema", "model", "criterion", "normalize", "groups"},
     "run": {"schema", "recipe", "model", "steps"},
     "compiled": {"output", "before", "after", "plan_digest", "verification"},
-    "verification": {"max_relative", "tolerance", "outputs", "batches", "inputs", "effect"},
+    "verification": {"max_relative", "tolerance", "outputs", "inputs", "effect"},
     "recovery": {"stages", "samples", "held_out", "original_top1"},
     "training": {"metric", "before", "after", "history", "epoch"},
     "accuracy": {"top1", "top1_error", "loss", "images"},

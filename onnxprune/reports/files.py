@@ -198,7 +198,7 @@ class _Files:
         if proof is None:
             self.story.proofs.append(Proof(title, None, None, None, "", f"not verified here. {note}".strip()))
             return
-        how = f"{proof.inputs} inputs, batch {' and '.join(map(str, proof.batches))}"
+        how = proof.summary
         self.story.proofs.append(Proof(title, proof.max_relative, proof.tolerance, proof.effect, how, note))
 
     # ------------------------------------------------------------------------------------------------ other documents

@@ -157,9 +157,7 @@ def model_facts(model: Model) -> list[tuple[str, str]]:
 
 def proof_of(title: str, d: Fields, note: str = "") -> Proof:
     """A verification that a command or a step wrote."""
-    batches = d.value.get("batches")
-    known = isinstance(batches, list) and all(type(b) is int for b in batches)
-    how = f"{d.text('inputs')} inputs" + (f", batch {' and '.join(map(str, batches))}" if known and batches else "")
+    how = d.text("summary") or f"{d.text('inputs')} inputs"
     return Proof(title, d.number("max_relative"), d.number("tolerance"), d.number("effect"), how, note)
 
 

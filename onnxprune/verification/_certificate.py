@@ -22,7 +22,7 @@ class Verification:
         by_text: those of them that are computed by the same text from tensors that lose nothing.
         sizes: the assignments of input sizes, in words.
         max_relative: largest difference of any tensor, relative to the scale of its channel.
-        worst: (node, tensor, axis, index) of it.
+        worst: (name of the node, tensor, axis, index) of it.
         tolerance: what is allowed, by the model's element type.
         outputs: differences of whole runs, by output (or what an output is decided by).
         inputs: inputs of whole runs: "random", or "random and data".
@@ -59,7 +59,8 @@ class Verification:
         """The certificate in one line."""
         sizes = f"{len(self.sizes)} size assignment{'s' if len(self.sizes) != 1 else ''}"
         where = f" at {self.worst[0]}" if self.worst[0] and self.max_relative else ""
-        return f"{self.nodes} of {self.nodes} nodes, {sizes}, worst {self.max_relative:.0e}{where}"
+        worst = f"worst {self.max_relative:.0e}{where} (allowed {self.tolerance:.0e})"
+        return f"{self.nodes} of {self.nodes} nodes, {sizes}, {worst}"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the certificate for JSON."""

@@ -215,7 +215,7 @@ class _Job:
             by_text=len(self.cut.by_text),
             sizes=list(dict.fromkeys(sizes.describe(r.sizes, self.reference) for r in runs if r.sizes is not None)),
             max_relative=worst,
-            worst=(self.reference.where(tensor) if tensor else "", tensor, axis, index),
+            worst=(self.reference.name(tensor) if tensor else "", tensor, axis, index),
             tolerance=self._overall_tolerance(),
             outputs=outputs,
             inputs="random and data" if data else "random",

@@ -62,7 +62,11 @@ class Comparison:
             with np.errstate(invalid="ignore"):
                 self._note(np.zeros_like(b) if exact else np.abs(a - np.nan_to_num(b)), b, b, b.shape, nan=True)
             return
-        self._note(None if exact else np.abs(a - b), b, b, b.shape)
+        gap = None if exact else np.abs(a - b)
+        if gap is not None and not np.isfinite(gap.max()):
+            self.problem = "it is infinite or no number at other places than the original's"
+            return
+        self._note(gap, b, b, b.shape)
 
     def _discrete(self, actual: Array, expected: Array) -> None:
         gap = np.abs(actual.astype(np.float64) - expected.astype(np.float64)) if expected.dtype.kind in "iub" else None

@@ -130,6 +130,10 @@ class Graph:
             return self.arrays[name]
         return numpy_helper.to_array(self.constants[name])
 
+    def name(self, tensor: str) -> str:
+        """Return the name of the node that computes a tensor; that of the tensor where the node has none."""
+        return self.nodes[self.writer[tensor]].name or tensor
+
     def where(self, tensor: str) -> str:
         """Name the node that computes a tensor, for messages."""
         if tensor not in self.writer:
