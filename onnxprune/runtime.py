@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import tempfile
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune import wire
 from onnxprune.errors import OnnxPruneError
@@ -21,6 +23,8 @@ from onnxprune.model import Array, Model, save, to_skeleton
 _BYTES_LIMIT = 2**30  # larger models go to onnxruntime through a file with external data
 
 DEVICES = ("auto", "cpu", "cuda")
+
+_EXACT_INTEGERS = "session.x64quantprecision"  # makes uint8 of constant int8 weights where kernels saturate
 
 
 def import_onnxruntime() -> Any:
@@ -80,9 +84,12 @@ class Session:
         threads: intra-op threads; 0 leaves the choice to onnxruntime.
         optimize: graph optimisations; off for comparing two graphs operator by operator.
         profile: folder for onnxruntime's profile, to be read with `kernels`.
+        exact_integers: Compute products of uint8 and int8 exactly on every CPU (see `saturates_integers`). This covers
+            constant weights, and not QLinearMatMul of opset 21 and later. Needs `optimize`.
 
     Raises:
         OnnxPruneError: onnxruntime rejects the model, or CUDA was asked for and does not load.
+        ValueError: `exact_integers` without `optimize`; onnxruntime would ignore it.
     """
 
     def __init__(
@@ -93,7 +100,10 @@ class Session:
         threads: int = 0,
         optimize: bool = True,
         profile: Path | None = None,
+        exact_integers: bool = False,
     ) -> None:
+        if exact_integers and not optimize:
+            raise ValueError("exact_integers needs optimize=True: a graph optimization rewrites the weights")
         ort = import_onnxruntime()
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
@@ -107,7 +117,7 @@ class Session:
         options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
         providers = _providers(ort, device)
         try:
-            self._session = _create(ort, model, options, providers)
+            self._session = _create(ort, model, options, providers, exact_integers)
         except Exception as err:  # onnxruntime raises its own classes, which differ between versions
             text = str(err).split("\n")[0]
             missing = "Could not find an implementation" in text
@@ -219,6 +229,25 @@ def kernel_block(device: str = "cpu") -> int:
     return 16 if any(f.startswith(("AVX512", "X86_V4")) for f in features) else 8
 
 
+@functools.cache
+def saturates_integers() -> bool:
+    """Return whether onnxruntime's kernels for uint8 x int8 saturate on this CPU.
+
+    Without VNNI they add two products in 16 bits, so large weights lose up to half of a sum. Measured once per process.
+    """
+    terms, a, b = 64, 255, 127
+    graph = helper.make_graph(
+        [helper.make_node("MatMulInteger", ["a", "b"], ["y"])],
+        "probe",
+        [helper.make_tensor_value_info("a", TensorProto.UINT8, [1, terms])],
+        [helper.make_tensor_value_info("y", TensorProto.INT32, [1, 16])],
+        [numpy_helper.from_array(np.full((terms, 16), b, np.int8), "b")],
+    )
+    probe = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    [y] = Session(probe, threads=1).run({"a": np.full((1, terms), a, np.uint8)})
+    return not bool((y == a * b * terms).all())
+
+
 def provider_of(device: str) -> str:
     """The provider that a device stands for, before any session is made.
 
@@ -242,7 +271,15 @@ def _providers(ort: Any, device: str) -> list[str]:
     return ["CPUExecutionProvider"]
 
 
-def _create(ort: Any, model: Model | onnx.ModelProto | Path, options: Any, providers: list[str]) -> Any:
+def _create(
+    ort: Any, model: Model | onnx.ModelProto | Path, options: Any, providers: list[str], exact_integers: bool = False
+) -> Any:
+    if exact_integers:
+        options.add_session_config_entry(_EXACT_INTEGERS, "1")
+        try:
+            return _create(ort, model, options, providers)
+        except Exception:  # it rewrites int8 weights of QLinearConv beside int8 data too, which then has no kernel
+            options.add_session_config_entry(_EXACT_INTEGERS, "0")
     if isinstance(model, Path):
         return ort.InferenceSession(str(model), options, providers=providers)
     if isinstance(model, onnx.ModelProto):
