@@ -6,7 +6,7 @@ import functools
 import io
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -84,8 +84,9 @@ class Session:
         threads: intra-op threads; 0 leaves the choice to onnxruntime.
         optimize: graph optimisations; off for comparing two graphs operator by operator.
         profile: folder for onnxruntime's profile, to be read with `kernels`.
-        exact_integers: Compute products of uint8 and int8 exactly on every CPU (see `saturates_integers`). This covers
-            constant weights, and not QLinearMatMul of opset 21 and later. Needs `optimize`.
+        exact_integers: Compute products of uint8 and int8 exactly on CPUs whose kernels saturate (see
+            `saturates_integers`). This covers constant weights, and not QLinearMatMul of opset 21 and later. Needs
+            `optimize`.
 
     Raises:
         OnnxPruneError: onnxruntime rejects the model, or CUDA was asked for and does not load.
@@ -116,8 +117,12 @@ class Session:
         level = ort.GraphOptimizationLevel
         options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
         providers = _providers(ort, device)
+        self._plain: Callable[[], Any] | None = None
         try:
-            self._session = _create(ort, model, options, providers, exact_integers)
+            if exact_integers and saturates_integers():
+                self._session = self._exact(ort, model, options, providers)
+            else:
+                self._session = _create(ort, model, options, providers)
         except Exception as err:  # onnxruntime raises its own classes, which differ between versions
             text = str(err).split("\n")[0]
             missing = "Could not find an implementation" in text
@@ -138,6 +143,25 @@ class Session:
         self.inputs: list[str] = [i.name for i in self._session.get_inputs()]
         self.outputs: list[str] = [o.name for o in self._session.get_outputs()]
 
+    def _exact(self, ort: Any, model: Model | onnx.ModelProto | Path, options: Any, providers: list[str]) -> Any:
+        """Create a session that rewrites int8 weights as uint8.
+
+        Onnxruntime rewrites some that it has no kernel for afterwards, when loading (QLinearConv of int8 data) or when
+        running (DequantizeLinear per axis without a zero point). Such a model falls back to a plain session.
+        """
+
+        def plain() -> Any:
+            options.add_session_config_entry(_EXACT_INTEGERS, "0")
+            return _create(ort, model, options, providers)
+
+        options.add_session_config_entry(_EXACT_INTEGERS, "1")
+        try:
+            session = _create(ort, model, options, providers)
+        except Exception:  # as in __init__
+            return plain()
+        self._plain = plain
+        return session
+
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> list[Array]:
         """Runs once.
 
@@ -145,8 +169,13 @@ class Session:
             OnnxPruneError: onnxruntime fails, with the node it names.
         """
         try:
-            return list(self._session.run(list(outputs) if outputs else None, dict(feeds)))
+            found = list(self._session.run(list(outputs) if outputs else None, dict(feeds)))
+            self._plain = None
+            return found
         except Exception as err:  # as above
+            if self._plain is not None:
+                self._session, self._plain = self._plain(), None
+                return self.run(feeds, outputs)
             raise OnnxPruneError(f"onnxruntime fails to run the model: {str(err).splitlines()[0]}") from err
 
     def put(self, array: Array) -> Any:
@@ -271,15 +300,7 @@ def _providers(ort: Any, device: str) -> list[str]:
     return ["CPUExecutionProvider"]
 
 
-def _create(
-    ort: Any, model: Model | onnx.ModelProto | Path, options: Any, providers: list[str], exact_integers: bool = False
-) -> Any:
-    if exact_integers:
-        options.add_session_config_entry(_EXACT_INTEGERS, "1")
-        try:
-            return _create(ort, model, options, providers)
-        except Exception:  # it rewrites int8 weights of QLinearConv beside int8 data too, which then has no kernel
-            options.add_session_config_entry(_EXACT_INTEGERS, "0")
+def _create(ort: Any, model: Model | onnx.ModelProto | Path, options: Any, providers: list[str]) -> Any:
     if isinstance(model, Path):
         return ort.InferenceSession(str(model), options, providers=providers)
     if isinstance(model, onnx.ModelProto):
