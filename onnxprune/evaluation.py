@@ -7,12 +7,21 @@ from dataclasses import dataclass
 from math import sqrt
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
 from onnxprune.data import Data, Preprocess, model_batches
 from onnxprune.errors import OnnxPruneError
 from onnxprune.metrics import Samples, cross_entropy, hits, scores_of
 from onnxprune.model import Model
-from onnxprune.runtime import Session
+from onnxprune.runtime import Session, saturates_integers
+
+# Inputs that hold weights, and the one that holds the data's zero point (-1: the data is always uint8).
+_INTEGER_PRODUCTS = {
+    "QLinearConv": ((3,), 2), "QLinearMatMul": ((3,), 2), "QGemm": ((3,), 2), "MatMulInteger": ((1,), 2),
+    "MatMulIntegerToFloat": ((1,), 4), "QAttention": ((1,), 6), "DynamicQuantizeMatMul": ((1,), -1),
+    "DynamicQuantizeLSTM": ((1, 2), -1),
+}  # fmt: skip
+_SAFE = 64  # 2 x 255 x 64 fits into 16 bits; quantizers keep to it with reduce_range
 
 
 @dataclass(frozen=True)
@@ -26,6 +35,7 @@ class Accuracy:
         loss: mean cross-entropy in nats; outputs that are probabilities already are taken as such.
         images: how many samples.
         provider: what onnxruntime ran on.
+        warning: Reason why other CPUs may compute another accuracy; see `saturation_warning`.
     """
 
     top1: float
@@ -34,6 +44,46 @@ class Accuracy:
     loss: float
     images: int
     provider: str
+    warning: str = ""
+
+
+def saturation_warning(model: Model) -> str:
+    """Return one line if the model multiplies uint8 by large int8 weights and this CPU's kernels saturate; else "".
+
+    Results are those of the deployed kernels and are left as they are.
+    """
+    graphs = (model.graph, *model.graph.subgraphs(recursive=True))
+    if not any(_may_saturate(node) for graph in graphs for node in graph.nodes) or not saturates_integers():
+        return ""
+    return (
+        "the model multiplies uint8 by int8, and onnxruntime's kernels saturate on this CPU (it has no VNNI), so "
+        "accuracy may be lower than elsewhere; quantize with reduce_range=True, or use a CPU with VNNI"
+    )
+
+
+def _may_saturate(node: gs.Node) -> bool:
+    """Whether a node multiplies uint8 by int8 weights of which two can exceed 16 bits."""
+    if node.op in ("Conv", "MatMul", "Gemm"):  # between DequantizeLinear nodes it runs in integers
+        sources = [t.inputs[0] if t.inputs and t.inputs[0].op == "DequantizeLinear" else None for t in node.inputs[:2]]
+        data, weight = sources if len(sources) == 2 else (None, None)
+        if data is None or weight is None or isinstance(data.inputs[0], gs.Constant):
+            return False
+        return _is_large(weight.inputs[0]) and not _is_int8(data, 2)
+    if node.op not in _INTEGER_PRODUCTS:
+        return False
+    weights, zero = _INTEGER_PRODUCTS[node.op]
+    return any(i < len(node.inputs) and _is_large(node.inputs[i]) for i in weights) and not _is_int8(node, zero)
+
+
+def _is_large(tensor: gs.Tensor) -> bool:
+    if not isinstance(tensor, gs.Constant) or tensor.dtype != np.int8:
+        return False
+    return bool((np.abs(tensor.values.astype(np.int16)) > _SAFE).any())
+
+
+def _is_int8(node: gs.Node, zero: int) -> bool:
+    """Whether data is int8, by its type or its zero point's; int8 x int8 does not saturate."""
+    return any(0 <= i < len(node.inputs) and node.inputs[i].dtype == np.int8 for i in (0, zero))
 
 
 def evaluate(
@@ -64,4 +114,5 @@ def evaluate(
         if progress is not None:
             progress(done, len(data))
     top1, top5, loss = (float(np.concatenate(column).mean()) for column in zip(*found, strict=True))
-    return Accuracy(top1, sqrt(top1 * (1 - top1) / done), top5, loss, done, session.provider)
+    warning = saturation_warning(model)
+    return Accuracy(top1, sqrt(top1 * (1 - top1) / done), top5, loss, done, session.provider, warning)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune import wire
 from onnxprune.errors import OnnxPruneError
@@ -21,6 +23,8 @@ from onnxprune.model import Array, Model, save, to_skeleton
 _BYTES_LIMIT = 2**30  # larger models go to onnxruntime through a file with external data
 
 DEVICES = ("auto", "cpu", "cuda")
+
+_EXACT_INTEGERS = "session.x64quantprecision"  # makes uint8 of constant int8 weights where kernels saturate
 
 
 def import_onnxruntime() -> Any:
@@ -82,9 +86,13 @@ class Session:
         exact_integers: Use u8 x s8 kernels that do not saturate on CPUs without VNNI; slower there.
         weights: Values of initializers that the ModelProto declares as external data; they are not copied.
         profile: folder for onnxruntime's profile, to be read with `kernels`.
+        exact_integers: Compute products of uint8 and int8 exactly on CPUs whose kernels saturate (see
+            `saturates_integers`). This covers constant weights, and not QLinearMatMul of opset 21 and later. Needs
+            `optimize`.
 
     Raises:
         OnnxPruneError: onnxruntime rejects the model, or CUDA was asked for and does not load.
+        ValueError: `exact_integers` without `optimize`; onnxruntime would ignore it.
     """
 
     def __init__(
@@ -97,7 +105,10 @@ class Session:
         exact_integers: bool = False,
         weights: Mapping[str, Array] | None = None,
         profile: Path | None = None,
+        exact_integers: bool = False,
     ) -> None:
+        if exact_integers and not optimize:
+            raise ValueError("exact_integers needs optimize=True: a graph optimization rewrites the weights")
         ort = import_onnxruntime()
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
@@ -115,8 +126,12 @@ class Session:
         level = ort.GraphOptimizationLevel
         options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
         providers = _providers(ort, device)
+        self._plain: Callable[[], Any] | None = None
         try:
-            self._session = _create(ort, model, options, providers)
+            if exact_integers and saturates_integers():
+                self._session = self._exact(ort, model, options, providers)
+            else:
+                self._session = _create(ort, model, options, providers)
         except Exception as err:  # onnxruntime raises its own classes, which differ between versions
             text = str(err).split("\n")[0]
             missing = "Could not find an implementation" in text
@@ -137,6 +152,25 @@ class Session:
         self.inputs: list[str] = [i.name for i in self._session.get_inputs()]
         self.outputs: list[str] = [o.name for o in self._session.get_outputs()]
 
+    def _exact(self, ort: Any, model: Model | onnx.ModelProto | Path, options: Any, providers: list[str]) -> Any:
+        """Create a session that rewrites int8 weights as uint8.
+
+        Onnxruntime rewrites some that it has no kernel for afterwards, when loading (QLinearConv of int8 data) or when
+        running (DequantizeLinear per axis without a zero point). Such a model falls back to a plain session.
+        """
+
+        def plain() -> Any:
+            options.add_session_config_entry(_EXACT_INTEGERS, "0")
+            return _create(ort, model, options, providers)
+
+        options.add_session_config_entry(_EXACT_INTEGERS, "1")
+        try:
+            session = _create(ort, model, options, providers)
+        except Exception:  # as in __init__
+            return plain()
+        self._plain = plain
+        return session
+
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> list[Array]:
         """Runs once.
 
@@ -144,8 +178,13 @@ class Session:
             OnnxPruneError: onnxruntime fails, with the node it names.
         """
         try:
-            return list(self._session.run(list(outputs) if outputs else None, dict(feeds)))
+            found = list(self._session.run(list(outputs) if outputs else None, dict(feeds)))
+            self._plain = None
+            return found
         except Exception as err:  # as above
+            if self._plain is not None:
+                self._session, self._plain = self._plain(), None
+                return self.run(feeds, outputs)
             raise OnnxPruneError(f"onnxruntime fails to run the model: {str(err).splitlines()[0]}") from err
 
     def put(self, array: Array) -> Any:
@@ -226,6 +265,25 @@ def kernel_block(device: str = "cpu") -> int:
     simd: Mapping[str, Any] = np.show_config(mode="dicts").get("SIMD Extensions", {})
     features = {str(f) for kind in ("baseline", "found") for f in simd.get(kind, [])}
     return 16 if any(f.startswith(("AVX512", "X86_V4")) for f in features) else 8
+
+
+@functools.cache
+def saturates_integers() -> bool:
+    """Return whether onnxruntime's kernels for uint8 x int8 saturate on this CPU.
+
+    Without VNNI they add two products in 16 bits, so large weights lose up to half of a sum. Measured once per process.
+    """
+    terms, a, b = 64, 255, 127
+    graph = helper.make_graph(
+        [helper.make_node("MatMulInteger", ["a", "b"], ["y"])],
+        "probe",
+        [helper.make_tensor_value_info("a", TensorProto.UINT8, [1, terms])],
+        [helper.make_tensor_value_info("y", TensorProto.INT32, [1, 16])],
+        [numpy_helper.from_array(np.full((terms, 16), b, np.int8), "b")],
+    )
+    probe = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    [y] = Session(probe, threads=1).run({"a": np.full((1, terms), a, np.uint8)})
+    return not bool((y == a * b * terms).all())
 
 
 def provider_of(device: str) -> str:

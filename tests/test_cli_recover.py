@@ -27,6 +27,7 @@ QUICK = [*DATA, "--rows", 600, "--threads", 1]
 
 line = CommandLine()
 run, ok, fails = line.run, line.out, line.fails
+TARGET = ("--target", "macs=0.15", "--round-to", 4)
 Cut = tuple[Path, Path, Path]  # original, pruned, plan
 
 
@@ -35,7 +36,7 @@ def cut(tmp_path_factory: pytest.TempPathFactory) -> Cut:
     """The folded network with 15 % of its MACs, which is too few."""
     folder = tmp_path_factory.mktemp("cut")
     small, plan = folder / "small.onnx", folder / "plan.json"
-    ok("prune", FOLDED, "-o", small, "--target", "macs=0.15", "--plan", plan)
+    ok("prune", FOLDED, "-o", small, *TARGET, "--plan", plan)
     return FOLDED, small, plan
 
 
@@ -230,7 +231,7 @@ def test_usage_errors_exit_2(cut: Cut, tmp_path: Path) -> None:
 def pruned(tmp_path: Path, *args: object, model: Path = FOLDED) -> tuple[dict[str, Any], Path, Path]:
     """The document, the model and the plan of `prune --data` to 15 % of the MACs."""
     output, plan = tmp_path / "p.onnx", tmp_path / "p.json"
-    words = ["prune", model, "-o", output, "--plan", plan, "--target", "macs=0.15", *DATA, *args, "--json"]
+    words = ["prune", model, "-o", output, "--plan", plan, *TARGET, *DATA, *args, "--json"]
     return json.loads(ok(*words)), output, plan
 
 
@@ -266,14 +267,14 @@ def test_prune_without_recovery_is_the_cut_alone(cut: Cut, tmp_path: Path) -> No
 
 
 def test_prune_prints_each_step(tmp_path: Path) -> None:
-    text = ok("prune", FOLDED, "-o", tmp_path / "p.onnx", "--target", "macs=0.15", "-c", "l2", *DATA)
+    text = ok("prune", FOLDED, "-o", tmp_path / "p.onnx", *TARGET, "-c", "l2", *DATA)
     assert "without training: 105 samples, 15 held out" in text
     for name in ("original", "as cut", *STAGES):
         assert f" {name}" in text or f"\n{name}" in text
 
 
 def test_prune_with_no_data_at_all(tmp_path: Path) -> None:
-    args = ["--target", "macs=0.15", "--data", "none", "--images", 40]
+    args = [*TARGET, "--data", "none", "--images", 40]
     document = json.loads(ok("prune", FOLDED, "-o", tmp_path / "p.onnx", *args, "--json"))
     assert [s["top1"] for s in document["recovery"]["stages"]] == [None] * 3
     assert document["recovery"]["held_out"] == 5

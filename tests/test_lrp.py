@@ -384,7 +384,7 @@ def test_relevance_is_never_negative_and_never_made(block: str) -> None:
     for values in raw.values():
         assert (values >= 0).all()
         assert values.sum() <= 4 * (1 + 1e-4)
-    assert max(values.sum() for values in raw.values()) > 1  # and it does arrive
+    assert max(values.sum() for values in raw.values()) > 0.99  # and it does arrive
     for scores in score(analysis, "lrp", calibration=calibration).groups.values():
         assert np.isfinite(scores).all()
 

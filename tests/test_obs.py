@@ -357,7 +357,7 @@ def test_criteria_from_data_work_in_steps(criterion: str) -> None:
 def test_command_line_prunes_by_costs_per_saving(tmp_path: Path) -> None:
     line = CommandLine(
         "plan", MODELS / "digits_cnn_folded.onnx", "-c", "obs", "-p", "rows=400", "--data", "digits:train",
-        "--images", 10, "--threads", 1,
+        "--images", 10, "--threads", 1, "--round-to", 4,
     )  # fmt: skip
     line.ok("--target", "macs=0.6", "-o", tmp_path / "a")
     line.ok("--target", "macs=0.6", "--scope", "global", "-o", tmp_path / "b")

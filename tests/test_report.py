@@ -88,7 +88,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(DIGITS, folder / "model.onnx")
     analysis = op.analyze(op.load(folder / "model.onnx"))
     scores = op.score(analysis.source, analysis, "l2")
-    plan = op.plan(scores, op.Target(macs=0.5))
+    plan = op.plan(scores, op.Target(macs=0.5), limits=op.Limits(round_to=16))
     save_plan(plan, folder / "plan.json")
     save_scores(scores, folder / "scores.json")
     op.save(op.apply(analysis.source, plan), folder / "small.onnx")

@@ -1,4 +1,4 @@
-"""Prunes random graphs over all operator records, element types and opsets, and proves every result.
+"""Prune random graphs over all operator records, element types and opsets; prove every result and run it at more sizes.
 
     python tools/fuzz.py -n 10000
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 from fuzzing import Fuzz, NotTaken, build, fuzzes, proved, random_plan, runs  # noqa: E402
-from regression_files import store  # noqa: E402
+from regression_files import FOLDER, store  # noqa: E402
 
 from onnxprune.coupling import Analysis  # noqa: E402
 from onnxprune.plans import Plan  # noqa: E402
@@ -34,8 +34,11 @@ from onnxprune.plans import Plan  # noqa: E402
 @click.option("-n", "--examples", default=1000, show_default=True, help="How many graphs.")
 @click.option("--seed", "number", type=int, help="Draw the same again; default: other graphs every time.")
 @click.option("--parts", default=4, show_default=True, help="Parts of a graph, at most.")
-@click.option("--store/--no-store", "keep", default=True, help="Write failures to tests/regressions/.")
-def main(examples: int, number: int | None, parts: int, keep: bool) -> None:
+@click.option("--store/--no-store", "keep", default=True, help="Write failures to a folder.")
+@click.option(
+    "--folder", default=FOLDER, type=click.Path(path_type=Path), help="Of failures; default: tests/regressions/."
+)
+def main(examples: int, number: int | None, parts: int, keep: bool, folder: Path) -> None:
     """Runs, and says how many graphs of which kind were proved."""
     found: collections.Counter[str] = collections.Counter()
     removed: list[int] = []
@@ -69,7 +72,7 @@ def main(examples: int, number: int | None, parts: int, keep: bool) -> None:
                 place = traceback.extract_tb(err.__traceback__)[-1]
                 name = f"{type(err).__name__}-{Path(place.filename).stem}-{place.name}".lower()
                 notes = {"error": f"{type(err).__name__}: {err}", "fuzz": repr(fuzz)}
-                store(re.sub(r"[^a-z0-9_-]", "", name), proto, plans[0] if plans else None, notes)
+                store(re.sub(r"[^a-z0-9_-]", "", name), proto, plans[0] if plans else None, notes, folder)
             raise
         found[f"{fuzz.dtype}, proved"] += 1
         removed.append(result.plan.removed)

@@ -81,6 +81,7 @@ def sensitivity(**o: Any) -> None:
     from onnxprune import show
     from onnxprune.curves import save_curves
     from onnxprune.data import load_data
+    from onnxprune.evaluation import saturation_warning
     from onnxprune.files import check_output, write_text
     from onnxprune.scoring import load_scores
     from onnxprune.sweep import sensitivity as run
@@ -104,6 +105,8 @@ def sensitivity(**o: Any) -> None:
             backend=o["backend"], address=o["address"], journal=journal, restart=o["restart"],
             partial_classes=o["partial_classes"], tool=__version__, progress=tick, notice=show.note,
         )  # fmt: skip
+    if warning := saturation_warning(analysis.source):
+        show.note(f"Warning: {warning}")
     save_curves(curves, o["output"])
     if o["csv_file"]:
         write_text(o["csv_file"], curves.to_csv())

@@ -32,6 +32,8 @@ def evaluate(**o: Any) -> None:
             model, data, preprocess=preprocess_of(o), batch=o["batch"], threads=o["threads"], device=o["device"],
             progress=tick,
         )  # fmt: skip
+    if result.warning:
+        show.note(f"Warning: {result.warning}")
     if o["as_json"]:
         show.emit_json({"model": str(o["model"]), "data": data.name, **vars(result)})
         return

@@ -51,7 +51,8 @@ class Evaluate(Step):
         )  # fmt: skip
         path = place.folder / "accuracy.json"
         write_text(path, json.dumps(vars(found), indent=1, allow_nan=False) + "\n")
-        return Outcome({"accuracy": path}, f"top-1 {found.top1:.4f}, loss {found.loss:.4f} on {found.images} samples")
+        result = f"top-1 {found.top1:.4f}, loss {found.loss:.4f} on {found.images} samples"
+        return Outcome({"accuracy": path}, f"{result}; {found.warning}" if found.warning else result)
 
 
 @dataclass(frozen=True)
