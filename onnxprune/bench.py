@@ -10,8 +10,8 @@ from onnxprune.cost import Cost, CostModel
 from onnxprune.latency import Latency, measure
 from onnxprune.model import Model
 from onnxprune.pipeline import analyze
-from onnxprune.runtime import Session
 from onnxprune.random_inputs import random_feeds
+from onnxprune.runtime import Session
 
 
 @dataclass(frozen=True)

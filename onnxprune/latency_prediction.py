@@ -34,8 +34,8 @@ from onnxprune.files import write_text
 from onnxprune.model import Array, Model
 from onnxprune.passes import Pipeline, StripChannels
 from onnxprune.plans import Plan, Removal
-from onnxprune.runtime import Kernel, Session, import_onnxruntime, kernel_block, provider_of
 from onnxprune.random_inputs import random_feeds
+from onnxprune.runtime import Kernel, Session, import_onnxruntime, kernel_block, provider_of
 
 SCHEMA = 1
 VARIANTS = 32

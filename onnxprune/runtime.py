@@ -83,7 +83,6 @@ class Session:
         device: "auto" (CUDA if it loads), "cpu" or "cuda".
         threads: intra-op threads; 0 leaves the choice to onnxruntime.
         optimize: graph optimisations; off for comparing two graphs operator by operator.
-        exact_integers: Use u8 x s8 kernels that do not saturate on CPUs without VNNI; slower there.
         weights: Values of initializers that the ModelProto declares as external data; they are not copied.
         profile: folder for onnxruntime's profile, to be read with `kernels`.
         exact_integers: Compute products of uint8 and int8 exactly on CPUs whose kernels saturate (see
@@ -102,7 +101,6 @@ class Session:
         device: str = "cpu",
         threads: int = 0,
         optimize: bool = True,
-        exact_integers: bool = False,
         weights: Mapping[str, Array] | None = None,
         profile: Path | None = None,
         exact_integers: bool = False,
@@ -115,8 +113,6 @@ class Session:
         options.log_severity_level = 4
         # Threads that go on spinning after a run would take the processors from the session timed next.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        if exact_integers:
-            options.add_session_config_entry("session.x64quantprecision", "1")
         self._held = [ort.OrtValue.ortvalue_from_numpy(v) for v in (weights or {}).values()]
         if weights:
             options.add_external_initializers(list(weights), self._held)

@@ -10,9 +10,9 @@ from onnxprune.coupling import Analysis
 from onnxprune.latency import measure
 from onnxprune.model import Model
 from onnxprune.plans import Plan
+from onnxprune.random_inputs import random_feeds
 from onnxprune.runtime import Session
 from onnxprune.targets import LatencyPredictor
-from onnxprune.random_inputs import random_feeds
 
 
 @dataclass(frozen=True)

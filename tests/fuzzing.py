@@ -13,7 +13,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import onnx
@@ -28,14 +27,11 @@ from onnxprune import verification
 from onnxprune.coupling import Analysis
 from onnxprune.errors import OnnxPruneError, VerificationError
 from onnxprune.model import Array, Model, load, to_proto
+from onnxprune.passes.slice_statistics import masked_reference
 from onnxprune.pipeline import Compiled, analyze, compile_plan
 from onnxprune.plans import Plan, Removal
+from onnxprune.random_inputs import random_feeds
 from onnxprune.runtime import Session
-
-try:
-    from onnxprune.random_inputs import random_feeds
-except ImportError:
-    from onnxprune.verification import random_feeds
 
 OPSETS = range(13, onnx.defs.onnx_opset_version() + 1)
 DTYPES = ("float32", "float16", "float64")
@@ -409,7 +405,7 @@ def compared(analysis: Analysis, plan: Plan, pruned: Model, seed: int = 0) -> in
     Raises:
         Difference: they differ, or only one of them runs.
     """
-    masked = verification.reference(analysis, plan)
+    masked = masked_reference(analysis, plan)
     sessions = [Session(m, threads=1, exact_integers=True) for m in (masked, pruned)]
     dynamic = any(not (isinstance(n, int) and n > 0) for t in masked.graph.inputs for n in t.shape or ())
     limit = _limit(analysis)
@@ -518,5 +514,4 @@ def proved(proto: onnx.ModelProto, plan_of: Any) -> Compiled:
 
 def _verified(analysis: Analysis, plan: Plan, pruned: Model, seed: int) -> None:
     """Verify on one thread."""
-    with mock.patch.object(Session, "__init__", functools.partialmethod(Session.__init__, threads=1)):
-        verification.verify(analysis, plan, pruned, seed=seed)
+    verification.verify(analysis, plan, pruned, seed=seed, threads=1)

@@ -19,10 +19,10 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxprune.coupling import Analysis
 from onnxprune.model import Model, load, to_proto
 from onnxprune.passes import Pipeline, StripChannels
+from onnxprune.passes.slice_statistics import masked_reference
 from onnxprune.pipeline import analyze
 from onnxprune.plans import Plan, Removal
 from onnxprune.runtime import Session
-from onnxprune.passes.slice_statistics import masked_reference
 
 Array = np.ndarray[Any, Any]
 Feeds = Mapping[str, Array]

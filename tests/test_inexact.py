@@ -27,12 +27,12 @@ from onnxprune.limits import Limits
 from onnxprune.model import load, save, to_proto
 from onnxprune.ops import find
 from onnxprune.passes import InsertMasks, SliceStatistics, strip_channels
+from onnxprune.passes.slice_statistics import masked_reference
 from onnxprune.pipeline import Compiled, analyze, compile_plan
 from onnxprune.plans import Plan, Removal, load_plan, save_plan
+from onnxprune.random_inputs import random_feeds
 from onnxprune.runtime import Session
 from onnxprune.sweep import sensitivity
-from onnxprune.random_inputs import random_feeds
-from onnxprune.passes.slice_statistics import masked_reference
 from onnxprune.verification import TOLERANCE, relative_difference, verify
 
 Array = npt.NDArray[Any]

@@ -20,8 +20,8 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.latency_prediction import Bench, ChannelAxes, LatencyModel, Sample, design, fit, latency_model, variant
 from onnxprune.model import Model, load
 from onnxprune.pipeline import analyze
-from onnxprune.runtime import Kernel, Session
 from onnxprune.random_inputs import random_feeds
+from onnxprune.runtime import Kernel, Session
 
 DIGITS = Path(__file__).parents[1] / "models" / "digits_cnn.onnx"
 DENSE = ("Conv", "ConvTranspose", "Gemm", "MatMul")

@@ -24,11 +24,11 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.model import load, to_proto
 from onnxprune.ops import all_ops
 from onnxprune.passes import InsertMasks
+from onnxprune.passes.slice_statistics import masked_reference
 from onnxprune.pipeline import analyze, compile_plan
 from onnxprune.plans import Plan, Removal
-from onnxprune.runtime import Session
 from onnxprune.random_inputs import random_feeds
-from onnxprune.passes.slice_statistics import masked_reference
+from onnxprune.runtime import Session
 from onnxprune.verification import relative_difference
 
 U = "u = Sigmoid (h) "  # in (0, 1): every function below is finite there

@@ -19,9 +19,9 @@ from torch.optim.swa_utils import AveragedModel
 import onnxprune as op
 from onnxprune.data import load_data
 from onnxprune.model import load, to_proto
+from onnxprune.random_inputs import random_feeds
 from onnxprune.runtime import Session
 from onnxprune.torch_bridge import Binding, bindings, logits_of, to_torch, write_back
-from onnxprune.random_inputs import random_feeds
 from onnxprune.verification import relative_difference
 
 RNG = np.random.default_rng(0)

@@ -15,9 +15,9 @@ import torch
 from structures import all_structures, filled
 
 import onnxprune as op
+from onnxprune.random_inputs import random_feeds
 from onnxprune.runtime import Session
 from onnxprune.torch_bridge import bindings, logits_of, to_torch, write_back
-from onnxprune.random_inputs import random_feeds
 from onnxprune.verification import relative_difference
 
 # One of each kind, from each exporter, small enough for every run; the others are marked slow.

@@ -24,8 +24,8 @@ from rich.table import Table
 import onnxprune as op
 from onnxprune.latency_prediction import LatencyModel, latency_model, timed_run
 from onnxprune.model import Array
-from onnxprune.runtime import Session
 from onnxprune.random_inputs import random_feeds
+from onnxprune.runtime import Session
 
 MODELS = ("resnet50", "vgg16", "mobilenet_v2")
 REQUIRED = 0.1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,16 +15,16 @@ from onnx import helper
 from onnxprune.errors import OnnxPruneError, VerificationError
 from onnxprune.model import PROVENANCE, Array, Model
 from onnxprune.passes.widen_floats import WidenFloats, narrow
+from onnxprune.proto_graph import Graph, multiplies_integers, quantizes
+from onnxprune.random_values import Values
 from onnxprune.runtime import Session
 from onnxprune.verification import _sizes as sizes
 from onnxprune.verification._certificate import QUANTIZED, TOLERANCE, Verification
 from onnxprune.verification._claims import Claims
 from onnxprune.verification._compare import Comparison
 from onnxprune.verification._constants import compare_attributes, compare_constants
-from onnxprune.verification._graph import Graph, quantizes
-from onnxprune.verification._induction import REPORT, Induction, MakeSession, cut
+from onnxprune.verification._induction import REPORT, Induction, cut
 from onnxprune.verification._reference import Reference
-from onnxprune.verification._values import Values
 
 if TYPE_CHECKING:
     from onnxprune.coupling import Analysis
@@ -67,7 +67,7 @@ def verify(
         OnnxPruneError: onnxruntime rejects the original.
     """
     started = time.perf_counter()
-    session = functools.partial(Session, device=device, threads=threads, exact_integers=True)
+    session = functools.partial(Session, device=device, threads=threads)
     job = _Job(analysis.source, plan, pruned, Claims.of(analysis, plan), tolerance, session, seed)
     return job.prove(feeds or (), started)
 
@@ -107,7 +107,7 @@ class _Finder:
             proto.graph.node.append(helper.make_node("Shape", [name], [f"//shape{i}"]))
             proto.graph.output.add(name=f"//shape{i}")
         self._names = [o.name for o in proto.graph.output]
-        self._session = job.session(proto, weights=external, optimize=not job.quantized)
+        self._session = job.whole(proto, external)
 
     def attempt(self, assigned: dict[str, int]) -> bool:
         """Run at one assignment, on inputs of a style of its own; return whether the original takes it."""
@@ -149,7 +149,13 @@ class _Finder:
             if not moving.intersection(probe.operands):
                 continue
             fixed = [v for n in probe.operands if n not in moving for v in self._seen.get(n, [])[:1]]
-            more = {int(x) for v in fixed if v.dtype.kind in "iu" for x in v.reshape(-1)[:4] if 1 < x <= sizes.LARGEST_NUMBER}
+            more = {
+                int(x)
+                for v in fixed
+                if v.dtype.kind in "iu"
+                for x in v.reshape(-1)[:4]
+                if 1 < x <= sizes.LARGEST_NUMBER
+            }
             numbers |= more | set(probe.numbers)
             found = found or bool(more or probe.numbers) or len(moving.intersection(probe.operands)) > 1
         return numbers if found else None
@@ -158,7 +164,7 @@ class _Finder:
 class _Job:
     def __init__(
         self, original: Model, plan: Plan, pruned: Model, claims: Claims, tolerance: float | None,
-        session: MakeSession, seed: int,
+        session: Callable[..., Session], seed: int,
     ) -> None:  # fmt: skip
         self.plan, self.claims, self.seed = plan, claims, seed
         self.own_tolerance = tolerance
@@ -181,9 +187,10 @@ class _Job:
         self.masked = Reference(one, claims)
         self.reference, self.pruned = one, other
         self.quantized = any(quantizes(n) and not _fixed(n, one) for n in one.nodes)
+        self.integers = any(multiplies_integers(n) for n in one.nodes)
         self.cut = cut(self.reference, self.pruned, claims, self.constants, self.masked.masked)
         self.values = Values(one, other, seed)
-        self.induction = Induction(one, other, claims, self.cut, self.values, self.tolerance, session)
+        self.induction = Induction(one, other, claims, self.cut, self.values, self.tolerance, self.part)
         self.observed = self._observables()
 
     def tolerance(self, dtype: np.dtype) -> float:
@@ -191,6 +198,15 @@ class _Job:
         if self.own_tolerance is not None:
             return self.own_tolerance
         return TOLERANCE.get(dtype.name, TOLERANCE["float32"])
+
+    def part(self, proto: onnx.ModelProto, weights: Mapping[str, Array]) -> Session:
+        """Make a session of some nodes, as they are; kernels for integers are exact only in optimized graphs."""
+        return self.session(proto, weights=weights, optimize=self.integers, exact_integers=self.integers)
+
+    def whole(self, proto: onnx.ModelProto, weights: Mapping[str, Array]) -> Session:
+        """Make a session of a whole model; masks keep onnxruntime from computing Q/DQ pairs in integers, so off there."""
+        optimize = self.integers or not self.quantized
+        return self.session(proto, weights=weights, optimize=optimize, exact_integers=self.integers)
 
     # ------------------------------------------------------------------------------------------------ the proof
 
@@ -271,13 +287,15 @@ class _Job:
 
     def _run_on_derived_values(self, runs: Sequence[_Run]) -> None:
         """Give regions that take no values of the checker's choice those of a run of the reference."""
-        unseen = [t for t in self.cut.targets if not self.induction.results[t].seen and not self.induction.results[t].problem]
+        unseen = [
+            t for t in self.cut.targets if not self.induction.results[t].seen and not self.induction.results[t].problem
+        ]
         if not unseen:
             return
         leaves = sorted(self.induction.leaves(unseen))
         inner = [n for n in leaves if n not in self.reference.inputs]
         proto, external = self.reference.whole(inner)
-        session = self.session(proto, weights=external, optimize=False) if inner else None
+        session = self.part(proto, external) if inner else None
         for run in runs:
             found = dict(zip(inner, session.run(run.feeds, inner), strict=True)) if session else {}
             found |= {n: v for n, v in run.feeds.items() if n in leaves}
@@ -297,7 +315,11 @@ class _Job:
             return
         _, leaves = self.reference.needed(names, self.cut.tensors)
         for run in runs:
-            feeds = {n: np.zeros(run.shapes[n], helper.tensor_dtype_to_np_dtype(self.cut.kinds[n])) for n in leaves if n in run.shapes}
+            feeds = {
+                n: np.zeros(run.shapes[n], helper.tensor_dtype_to_np_dtype(self.cut.kinds[n]))
+                for n in leaves
+                if n in run.shapes
+            }
             if len(feeds) < len(leaves):
                 continue
             indices, _ = self.reference.needed(names, self.cut.tensors)
@@ -306,7 +328,7 @@ class _Job:
                 self.cut.tensors, names,
             )  # fmt: skip
             try:
-                found = self.session(proto, weights=external, optimize=False).run(feeds, names)
+                found = self.part(proto, external).run(feeds, names)
             except OnnxPruneError:
                 continue
             for name, value in zip(names, found, strict=True):
@@ -359,8 +381,10 @@ class _Job:
     def _whole_runs(self, runs: Sequence[_Run], data: Sequence[Feeds]) -> tuple[dict[str, float], float]:
         """Run both models whole on random inputs and on the user's; return differences and the effect of removal."""
         names = list(dict.fromkeys(self.observed))
-        proto, external = self.pruned.whole(list(self.pruned.outputs) + [n for n in names if n not in self.pruned.outputs])
-        session = self.session(proto, weights=external, optimize=not self.quantized)
+        proto, external = self.pruned.whole(
+            list(self.pruned.outputs) + [n for n in names if n not in self.pruned.outputs]
+        )
+        session = self.whole(proto, external)
         found = {n: Comparison() for n in names}
         for run in runs:
             got = self._outputs(session, run.feeds, names)
@@ -399,14 +423,14 @@ class _Job:
 
     def _reference_session(self, names: Sequence[str]) -> Session:
         proto, external = self.reference.whole(list(names))
-        return self.session(proto, weights=external, optimize=not self.quantized)
+        return self.whole(proto, external)
 
     def _noise(self, run: _Run, name: str) -> float:
         """Return what rounding errors in the masks make of an output of the reference."""
         proto, external = self.reference.whole([name])
         noisy = self.masked.noisy(proto, self.seed)
         found = Comparison()
-        found.add(self.session(noisy, weights=external, optimize=not self.quantized).run(run.feeds, [name])[0], run.wanted[name])
+        found.add(self.whole(noisy, external).run(run.feeds, [name])[0], run.wanted[name])
         worst = found.worst()[0]
         return worst if np.isfinite(worst) else 0.0
 
@@ -417,7 +441,7 @@ class _Job:
         run = min(runs, key=lambda r: sum(v.size for v in r.feeds.values()))
         self.plain.index()
         proto, external = self.plain.whole(list(names))
-        got = self.session(proto, weights=external, optimize=not self.quantized).run(run.feeds, names)
+        got = self.whole(proto, external).run(run.feeds, names)
         out = 0.0
         for n, value in zip(names, got, strict=True):
             found = Comparison()
@@ -449,7 +473,9 @@ def _check_belongs(original: Model, plan: Plan, pruned: Model) -> None:
 def _check_interface(one: Graph, other: Graph, claims: Claims) -> None:
     for kind, before, after in (("input", one.inputs, other.inputs), ("output", one.outputs, other.outputs)):
         if list(before) != list(after):
-            raise VerificationError(f"the pruned model's {kind}s are {list(after)} where the original has {list(before)}")
+            raise VerificationError(
+                f"the pruned model's {kind}s are {list(after)} where the original has {list(before)}"
+            )
         for name, info in before.items():
             if claims.removes(name):
                 raise VerificationError(f"the {kind} loses channels", where=f"{kind} {name!r}")

@@ -116,7 +116,9 @@ class Claims:
             gone = np.zeros(group.channels, bool)
             gone[list(removal.removed)] = True
             if bits[group.components].tolist() != (~gone).tolist():
-                raise VerificationError("the channels that are removed are not those of the plan", where=f"group {name!r}")
+                raise VerificationError(
+                    "the channels that are removed are not those of the plan", where=f"group {name!r}"
+                )
             for constant, axis in group.sites if gone.any() else ():
                 labels = table.constants[constant][axis]
                 assert labels is not None
@@ -137,7 +139,9 @@ class Claims:
         """
         axes = self.kept.get(name, ())
         if axes and len(axes) != values.ndim:
-            raise VerificationError(f"it has {values.ndim} axes where {len(axes)} are claimed", where=f"tensor {name!r}")
+            raise VerificationError(
+                f"it has {values.ndim} axes where {len(axes)} are claimed", where=f"tensor {name!r}"
+            )
         for axis, kept in enumerate(axes):
             if kept is not None:
                 values = np.take(values, np.flatnonzero(resized(kept, values.shape[axis], name)), axis)
@@ -164,4 +168,6 @@ def resized(kept: Mask, size: int, name: str) -> Mask:
         return np.repeat(np.tile(part, size // (period * inner)), inner)
     if size % (period * outer) == 0:
         return np.repeat(np.tile(part, outer), size // (period * outer))
-    raise VerificationError(f"{len(kept)} kept and removed indices are claimed for an axis of {size}", where=f"tensor {name!r}")
+    raise VerificationError(
+        f"{len(kept)} kept and removed indices are claimed for an axis of {size}", where=f"tensor {name!r}"
+    )

@@ -72,13 +72,25 @@ class Comparison:
         gap = np.abs(actual.astype(np.float64) - expected.astype(np.float64)) if expected.dtype.kind in "iub" else None
         if gap is None:
             self.problem = "its values are not the original's"
-        elif expected.dtype.itemsize == 1 and expected.dtype.kind in "iu" and gap.max() <= 1 and (gap > 0).mean() <= _ROUNDED:
+        elif (
+            expected.dtype.itemsize == 1
+            and expected.dtype.kind in "iu"
+            and gap.max() <= 1
+            and (gap > 0).mean() <= _ROUNDED
+        ):
             return
         else:
             self.problem = f"{(gap > 0).mean():.2%} of its values are not the original's"
 
     def _note(
-        self, gap: Array | None, low: Array, high: Array, shape: tuple[int, ...], *, exact: bool = False, nan: bool = False
+        self,
+        gap: Array | None,
+        low: Array,
+        high: Array,
+        shape: tuple[int, ...],
+        *,
+        exact: bool = False,
+        nan: bool = False,
     ) -> None:
         if exact:
             self._whole.append(_Axis(np.zeros(1), np.zeros(1), np.ones(1), 1))

@@ -10,11 +10,13 @@ from onnx import NodeProto
 from onnxprune import wire
 from onnxprune.errors import VerificationError
 from onnxprune.model import Array
+from onnxprune.proto_graph import Graph, attributes, bodies
 from onnxprune.verification._claims import Claims
-from onnxprune.verification._graph import Graph, attributes, bodies
 
 _CHUNK = 2**24  # bytes compared at once
-_WEIGHTS = "fc"  # numpy kinds whose values have to agree; integers may state a size, and are compared where they are used
+_WEIGHTS = (
+    "fc"  # numpy kinds whose values have to agree; integers may state a size, and are compared where they are used
+)
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,9 @@ def compare_constants(original: Graph, pruned: Graph, claims: Claims, *, weights
         node = users.get(name)
         where = f"constant {name!r}" + (f" of {pruned.where(node.output[0])}" if node is not None else "")
         if before.dtype != after.dtype:
-            raise VerificationError(f"its element type is {after.dtype} where the original has {before.dtype}", where=where)
+            raise VerificationError(
+                f"its element type is {after.dtype} where the original has {before.dtype}", where=where
+            )
         if before.dtype.kind not in _WEIGHTS and before.dtype.name not in ("bfloat16", "int8", "uint8"):
             found.unknown.append(name)  # a size, perhaps: the node that reads it shows
         elif after.size == 1 and node is not None and any(i in counted for i in node.input):
@@ -92,7 +96,9 @@ def compare_constants(original: Graph, pruned: Graph, claims: Claims, *, weights
         lost = claims.kept.get(name, ())
         mask = lost[axis] if axis < len(lost) else None
         if name in pruned.constants and (mask is None or not np.array_equal(mask, stays)):
-            raise VerificationError("an axis does not lose the channels that the plan names", where=f"constant {name!r}")
+            raise VerificationError(
+                "an axis does not lose the channels that the plan names", where=f"constant {name!r}"
+            )
     _compare_bodies(original, pruned, weights)
     return found
 
@@ -147,7 +153,13 @@ def _same(before: Array, after: Array, kept: tuple[Array | None, ...]) -> bool:
         return True
     if before.dtype == object:
         return bool(np.array_equal(_taken(before, kept), after))
-    rows = np.arange(before.shape[0]) if before.ndim and kept[0] is None else np.flatnonzero(kept[0]) if before.ndim else [0]
+    rows = (
+        np.arange(before.shape[0])
+        if before.ndim and kept[0] is None
+        else np.flatnonzero(kept[0])
+        if before.ndim
+        else [0]
+    )
     step = max(1, _CHUNK * max(1, len(rows)) // max(1, after.nbytes))
     for start in range(0, max(1, len(rows)), step):
         part = before if before.ndim == 0 else before[rows[start : start + step]]

@@ -14,16 +14,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import onnx
 from onnx import helper
 
 from onnxprune.errors import OnnxPruneError, VerificationError
 from onnxprune.model import Array
+from onnxprune.proto_graph import COMPUTED, Graph, attributes, digest, reads
+from onnxprune.random_values import STYLES, Values
 from onnxprune.runtime import Session
 from onnxprune.verification._claims import Claims
 from onnxprune.verification._compare import Comparison
 from onnxprune.verification._constants import Constants
-from onnxprune.verification._graph import COMPUTED, Graph, attributes, digest, reads
-from onnxprune.verification._values import STYLES, Values
 
 SEGMENT_BYTES = 160 * 2**20
 """Bound of the values that one pair of sessions exchanges; a single larger region is a segment of its own."""
@@ -32,7 +33,7 @@ _CUT_KINDS = ("f", "b")
 CHANNEL_COUNTS = frozenset(("group", "hidden_size", "kv_num_heads", "num_groups", "num_heads", "q_num_heads"))
 """Attributes that count channels and have nothing to do with sizes; a node that has one is always run."""
 
-MakeSession = Callable[..., Session]
+MakeSession = Callable[[onnx.ModelProto, Mapping[str, Array]], Session]
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,7 @@ class Cut:
         return [*self.once, *self.always]
 
 
-def cut(
-    reference: Graph, pruned: Graph, claims: Claims, constants: Constants, masked: Mapping[str, str]
-) -> Cut:
+def cut(reference: Graph, pruned: Graph, claims: Claims, constants: Constants, masked: Mapping[str, str]) -> Cut:
     """Decide where to cut, and which regions have to be run.
 
     Args:
@@ -208,7 +207,9 @@ class Induction:
                 out |= graph.needed([t], self.cut.tensors)[1]
         return out
 
-    def run(self, shapes: Mapping[str, tuple[int, ...]], number: int, targets: Sequence[str], style: str = "unit") -> None:
+    def run(
+        self, shapes: Mapping[str, tuple[int, ...]], number: int, targets: Sequence[str], style: str = "unit"
+    ) -> None:
         """Run regions at one assignment of sizes.
 
         Args:
@@ -279,7 +280,7 @@ class Induction:
         kinds = {n: self.cut.kinds[n] for n in sorted(leaves)}
         ranks = {n: feeds[n].ndim for n in kinds}
         proto, external = graph.cut_out(indices, kinds, ranks, self.cut.tensors, targets)
-        session = self.session(proto, weights=external, optimize=False)
+        session = self.session(proto, external)
         results = session.run({n: feeds[n] for n in kinds}, [o.name for o in proto.graph.output])
         return {o.name.removesuffix(COMPUTED): r for o, r in zip(proto.graph.output, results, strict=True)}
 

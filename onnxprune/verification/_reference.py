@@ -14,8 +14,8 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from onnxprune.errors import VerificationError
 from onnxprune.model import Array
+from onnxprune.proto_graph import Graph
 from onnxprune.verification._claims import Claims, MaskSite, StatisticSite
-from onnxprune.verification._graph import Graph
 
 CONTRACTIONS: Mapping[str, frozenset[int]] = {
     "Conv": frozenset((0,)), "ConvTranspose": frozenset((0,)), "FusedConv": frozenset((0,)),
@@ -80,7 +80,9 @@ class Reference:
 
     def _find(self, output: str) -> int:
         if output not in self.graph.writer:
-            raise VerificationError("a channel is removed at a node that the original does not have", where=repr(output))
+            raise VerificationError(
+                "a channel is removed at a node that the original does not have", where=repr(output)
+            )
         return self.graph.writer[output]
 
     def _own(self, i: int) -> NodeProto:
@@ -173,7 +175,9 @@ class Reference:
         for index, axis in site.outputs:
             wide, small = node.output[index], self._name(f"{node.output[index]}//sliced")
             node.output[index] = small
-            after.insert(0, helper.make_node("Gather", [small, self._constant(f"{wide}//back", back)], [wide], axis=axis))
+            after.insert(
+                0, helper.make_node("Gather", [small, self._constant(f"{wide}//back", back)], [wide], axis=axis)
+            )
         if site.counted:
             total, part = node.output[0], self._name(f"{node.output[0]}//part")
             kind = self.claims.dtypes.get(total, np.dtype(np.float32))

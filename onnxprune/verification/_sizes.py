@@ -13,15 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import TensorProto
 
-from onnxprune.verification._graph import Graph
+from onnxprune.proto_graph import Graph
 
 WANTED = 3
 _LARGEST_INPUT = 2**21  # elements of the inputs of the run at large sizes
 LARGEST_NUMBER = 2**20  # a size above it would not fit in memory
 _NEIGHBOURS = 6  # constants of the shape arithmetic whose neighbours are tried
-_COMPARING = frozenset(
-    ("Clip", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Min", "Mod")
-)
+_COMPARING = frozenset(("Clip", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Min", "Mod"))
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,9 @@ def probes(graph: Graph) -> list[Probe]:
     return out
 
 
-def neighbours(dims: list[Dimension], graph: Graph, numbers: set[int], base: dict[str, int]) -> Iterator[dict[str, int]]:
+def neighbours(
+    dims: list[Dimension], graph: Graph, numbers: set[int], base: dict[str, int]
+) -> Iterator[dict[str, int]]:
     """Yield assignments next to numbers that sizes are compared with, and one of large sizes."""
     large = _assigned(dims, LARGE, _by_name)
     sample = sum(math.prod(shape(n, graph, {**large, **dict.fromkeys(_batches(dims), 1)})) for n in graph.inputs)
@@ -181,4 +181,3 @@ def _assigned(dims: list[Dimension], profile: Profile, tie: object) -> dict[str,
 def describe(sizes: dict[str, int], graph: Graph) -> str:
     """Word an assignment: the inputs with their shapes."""
     return ", ".join(f"{n} [{', '.join(map(str, shape(n, graph, sizes)))}]" for n in graph.inputs)
-

@@ -11,7 +11,7 @@ from onnx import NodeProto, helper
 
 from onnxprune.errors import OnnxPruneError
 from onnxprune.model import Array
-from onnxprune.verification._graph import Graph, reads
+from onnxprune.proto_graph import Graph, reads
 
 _POOL = 1_048_583  # a prime: a window that wraps around does not fall on the strides of a tensor
 _THRESHOLDS = {

@@ -239,6 +239,13 @@ def _makes_integers(node: NodeProto) -> bool:
     return node.op_type == "Cast" and any(a.name == "to" and a.i in _INTEGERS for a in node.attribute)
 
 
+def multiplies_integers(node: NodeProto) -> bool:
+    """Return whether a node runs in kernels for 8-bit integers."""
+    return node.op_type.startswith(
+        ("MatMulInteger", "ConvInteger", "DynamicQuantize", "QLinear", "QGemm", "QAttention")
+    )
+
+
 def quantizes(node: NodeProto) -> bool:
     """Return whether a node rounds activations to a few bits."""
     return node.op_type.startswith(("QuantizeLinear", "DynamicQuantize", "QLinear", "QGemm", "QAttention"))
@@ -247,7 +254,7 @@ def quantizes(node: NodeProto) -> bool:
 def fill(tensor: TensorProto, values: Array, external: dict[str, Array]) -> None:
     """Give a header its data: by reference where onnxruntime can take it so, else as a copy."""
     values = np.ascontiguousarray(values)
-    if values.nbytes < _EXTERNAL or values.dtype.kind not in "fiub" or values.dtype.itemsize == 0:
+    if values.nbytes < _EXTERNAL or values.dtype.kind != "f":  # onnxruntime rewrites integer weights, and needs them
         tensor.raw_data = values.tobytes()
         return
     tensor.data_location = TensorProto.EXTERNAL
