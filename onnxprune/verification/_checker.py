@@ -25,6 +25,7 @@ from onnxprune.verification._compare import Comparison
 from onnxprune.verification._constants import compare_attributes, compare_constants
 from onnxprune.verification._induction import REPORT, Induction, cut
 from onnxprune.verification._reference import Reference
+from onnxprune.verification._selections import forced
 
 if TYPE_CHECKING:
     from onnxprune.coupling import Analysis
@@ -286,27 +287,39 @@ class _Job:
         return {k: v.astype(np.float32) if narrow(v.dtype) else v for k, v in feed.items()}
 
     def _run_on_derived_values(self, runs: Sequence[_Run]) -> None:
-        """Give regions that take no values of the checker's choice those of a run of the reference."""
-        unseen = [
-            t for t in self.cut.targets if not self.induction.results[t].seen and not self.induction.results[t].problem
-        ]
+        """Give regions that take no values of the checker's choice those of a run of the reference.
+
+        Where that holds nothing, a selection found nothing: it is made to find something.
+        """
+        unseen = self.induction.unseen()
         if not unseen:
             return
-        leaves = sorted(self.induction.leaves(unseen))
-        inner = [n for n in leaves if n not in self.reference.inputs]
-        proto, external = self.reference.whole(inner)
-        session = self.part(proto, external) if inner else None
-        for run in runs:
-            found = dict(zip(inner, session.run(run.feeds, inner), strict=True)) if session else {}
-            found |= {n: v for n, v in run.feeds.items() if n in leaves}
+        graph = self.reference
+        names = self.induction.leaves(unseen) | self.induction.between_integers(unseen)
+        inner = sorted(n for n in names if n not in graph.inputs)
+        proto, external = graph.whole(inner)
+        for made, run in ((m, r) for m in (proto, forced(proto)) for r in runs):
+            unseen = self.induction.unseen()
+            if not unseen:
+                return
+            try:
+                results = self.part(made, external).run(run.feeds, inner) if inner else []
+            except OnnxPruneError:
+                continue
+            found = dict(zip(inner, results, strict=True)) | {n: v for n, v in run.feeds.items() if n in names}
             for t in unseen:
-                try:
-                    self.induction.compare([t], {n: found[n] for n in self.induction.leaves([t])})
-                except VerificationError:
-                    raise
-                except OnnxPruneError:
-                    continue
-                self.induction.outcome.derived.append(t)
+                self._try(self.induction.compare, [t], {n: found[n] for n in self.induction.leaves([t])})
+            for t in self.induction.unseen():
+                self._try(self.induction.alone, t, found)
+
+    def _try(self, compare: Callable[..., None], *args: object) -> None:
+        """Compare, unless the reference does not run on these values."""
+        try:
+            compare(*args)
+        except VerificationError:
+            raise
+        except OnnxPruneError:
+            return
 
     def _compare_computed(self, runs: Sequence[_Run]) -> None:
         """Compare constants of the pruned model that the original computes, at every size."""

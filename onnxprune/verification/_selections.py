@@ -1,0 +1,47 @@
+"""Selections that find something: a detector finds nothing in noise, and what follows would never be run."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+LEAST = 3
+"""How many a NonZero finds at least, where there are so many."""
+
+
+def forced(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy in which NonZero finds the first elements, and NonMaxSuppression asks for no score.
+
+    It runs for the shapes of its tensors only.
+    """
+    out = onnx.ModelProto()
+    out.CopyFrom(model)
+    nodes = list(out.graph.node)
+    del out.graph.node[:]
+    constants: dict[str, np.ndarray] = {
+        "//zero": np.int64(0), "//one": np.int64(1), "//least": np.int64(LEAST), "//lowest": np.float32([-3e38]),
+    }  # fmt: skip
+    for i, node in enumerate(nodes):
+        if node.op_type == "NonZero":
+            x = node.input[0]
+            size, count, places, first, as_x, truth, more = (
+                f"//{n}{i}" for n in ("size", "count", "places", "first", "as_x", "truth", "more")
+            )
+            out.graph.node.extend(
+                [
+                    helper.make_node("Shape", [x], [size]),
+                    helper.make_node("ReduceProd", [size], [count], keepdims=0),
+                    helper.make_node("Range", ["//zero", count, "//one"], [places]),
+                    helper.make_node("Less", [places, "//least"], [first]),
+                    helper.make_node("Reshape", [first, size], [as_x]),
+                    helper.make_node("Cast", [x], [truth], to=onnx.TensorProto.BOOL),
+                    helper.make_node("Or", [truth, as_x], [more]),
+                ]
+            )
+            node.input[0] = more
+        elif node.op_type == "NonMaxSuppression" and len(node.input) > 4:
+            node.input[4] = "//lowest"
+        out.graph.node.append(node)
+    out.graph.initializer.extend(numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items())
+    return out
