@@ -158,13 +158,16 @@ def _element(subject: Subject, rng: Random, name: str, factor: float, index: Any
     flat = int(rng.integers(values.size)) if index is None else index
     wide = values.astype(np.float64).reshape(-1)
     old = wide[flat]
-    changed = (old * factor if old else factor - 1).astype(values.dtype)
+    changed = np.asarray(old * factor if old else factor - 1).astype(values.dtype)
     if changed == values.reshape(-1)[flat]:
         changed = np.nextafter(values.reshape(-1)[flat], values.dtype.type(np.inf))
     values.reshape(-1)[flat] = changed
     mutant = put(subject.copy(), name, values)
+    text = f"{name}[{flat}] {old:.6g} -> {float(changed):.6g}"
+    if not np.abs(wide).max() < 1e6:  # a mask's "minus infinity": larger would be no number
+        return text, mutant
     values.reshape(-1)[flat] = 3 * np.abs(wide).max() + 1 if old <= 0 else -3 * np.abs(wide).max() - 1
-    return f"{name}[{flat}] {old:.6g} -> {float(changed):.6g}", mutant, put(subject.copy(), name, values)
+    return text, mutant, put(subject.copy(), name, values)
 
 
 def _one_weight(factor: float) -> Mutator:
@@ -818,26 +821,22 @@ def reordered_outputs(subject: Subject, rng: Random) -> Edit | None:
 # ------------------------------------------------------------------------------------------------------- activations
 
 
+# How far an activation's input may be bounded so that the bound still shows: HardSigmoid and Erf are flat farther out.
+REACH = {
+    "LeakyRelu": 6.0, "Sigmoid": 6.0, "Tanh": 5.0, "HardSwish": 6.0, "Softplus": 6.0, "Elu": 6.0, "Erf": 2.5,
+    "Gelu": 6.0, "HardSigmoid": 2.4,
+}  # fmt: skip
+
+
 @kind("activation that agrees on typical inputs")
 def similar_activation(subject: Subject, rng: Random) -> Edit | None:
     """Relu with a bound, a leak or a threshold; bounds and slopes of others moved where N(0, 1) does not reach."""
-    floats = (
-        "Relu",
-        "LeakyRelu",
-        "Sigmoid",
-        "Tanh",
-        "HardSwish",
-        "Softplus",
-        "Elu",
-        "Clip",
-        "Erf",
-        "Gelu",
-        "HardSigmoid",
-    )
-    at = picked(
-        rng,
-        sites(subject, lambda n: n.op_type in floats and subject.known.get(n.input[0], ((), None))[1] == np.float32),
-    )
+
+    def usable(n: NodeProto) -> bool:
+        known = subject.known.get(n.input[0]) if n.op_type in ("Relu", "Clip", *REACH) else None
+        return known is not None and known[1] == np.float32
+
+    at = picked(rng, sites(subject, usable))
     if at is None:
         return None
     proto, probe = subject.copy(), subject.copy()
@@ -871,7 +870,8 @@ def similar_activation(subject: Subject, rng: Random) -> Edit | None:
         value = get(proto, bounds[-1])
         node.input[list(node.input).index(bounds[-1])] = add_constant(proto, value + value.dtype.type(1), "bound")
         return f"{text}: bound {value} + 1", proto
-    for copy, n, bound in ((proto, node, 6.0), (probe, large, 0.1)):
+    reach = REACH[node.op_type]
+    for copy, n, bound in ((proto, node, reach), (probe, large, 0.1)):
         inner = NodeProto()
         inner.CopyFrom(n)
         clip(copy, n, -bound, bound)
@@ -882,7 +882,7 @@ def similar_activation(subject: Subject, rng: Random) -> Edit | None:
         if index is None:  # in a body
             return None
         _insert(copy, index + 1, inner)
-    return f"{text} of an input within -6..6", proto, probe
+    return f"{text} of an input within {reach} of 0", proto, probe
 
 
 @kind("interface")
