@@ -136,6 +136,13 @@ def set_attribute(node: NodeProto, name: str, value: Any) -> None:
     node.attribute.extend([*kept, helper.make_attribute(name, value)])
 
 
+def _insert(proto: ModelProto, at: int, *made: NodeProto) -> None:
+    """Insert nodes at a position of the main graph."""
+    nodes = list(proto.graph.node)
+    del proto.graph.node[:]
+    proto.graph.node.extend([*nodes[:at], *made, *nodes[at:]])
+
+
 def become(node: NodeProto, op: str, inputs: Sequence[str], **attributes: Any) -> None:
     """Turn a node into another one with the same output."""
     made = helper.make_node(op, list(inputs), [node.output[0]], name=node.name, **attributes)
@@ -151,13 +158,16 @@ def _element(subject: Subject, rng: Random, name: str, factor: float, index: Any
     flat = int(rng.integers(values.size)) if index is None else index
     wide = values.astype(np.float64).reshape(-1)
     old = wide[flat]
-    changed = (old * factor if old else factor - 1).astype(values.dtype)
+    changed = np.asarray(old * factor if old else factor - 1).astype(values.dtype)
     if changed == values.reshape(-1)[flat]:
         changed = np.nextafter(values.reshape(-1)[flat], values.dtype.type(np.inf))
     values.reshape(-1)[flat] = changed
     mutant = put(subject.copy(), name, values)
+    text = f"{name}[{flat}] {old:.6g} -> {float(changed):.6g}"
+    if not np.abs(wide).max() < 1e6:  # a mask's "minus infinity": larger would be no number
+        return text, mutant
     values.reshape(-1)[flat] = 3 * np.abs(wide).max() + 1 if old <= 0 else -3 * np.abs(wide).max() - 1
-    return f"{name}[{flat}] {old:.6g} -> {float(changed):.6g}", mutant, put(subject.copy(), name, values)
+    return text, mutant, put(subject.copy(), name, values)
 
 
 def _one_weight(factor: float) -> Mutator:
@@ -560,6 +570,60 @@ def changed_attribute(subject: Subject, rng: Random) -> Edit | None:
     return (text, proto) if values[0] == values[1] else (text, proto, probe)
 
 
+@kind("window moved")
+def moved_window(subject: Subject, rng: Random) -> Edit | None:
+    """A change that keeps all shapes: padding moved from one side to the other, or dilation and padding doubled."""
+
+    def padded(n: NodeProto) -> bool:
+        return n.op_type in ("Conv", "MaxPool", "AveragePool") and any(attribute(n, "pads", ()))
+
+    at = picked(rng, sites(subject, padded))
+    if at is None:
+        return None
+    proto = subject.copy()
+    node = all_nodes(proto)[at]
+    pads, kernel = list(attribute(node, "pads")), attribute(node, "kernel_shape", [])
+    rank = len(pads) // 2
+    wide = node.op_type == "Conv" and list(kernel) == [3] * rank and pads == [1] * (2 * rank)
+    if wide and set(attribute(node, "dilations", [1])) == {1} and rng.random() < 0.5:
+        set_attribute(node, "pads", [2] * (2 * rank))
+        set_attribute(node, "dilations", [2] * rank)
+        return f"{named(node)} dilated by 2", proto
+    axis = picked(rng, [i for i in range(rank) if pads[i] or pads[i + rank]])
+    source, target = (axis, axis + rank) if pads[axis] else (axis + rank, axis)
+    pads[source] -= 1
+    pads[target] += 1
+    set_attribute(node, "pads", pads)
+    return f"pads of {named(node)} are {pads}", proto
+
+
+@kind("slice or split moved")
+def moved_slice(subject: Subject, rng: Random) -> Edit | None:
+    """A change that keeps shapes: Slice one further, padding from begin to end, sizes of a Split exchanged."""
+    there = _constants(subject.proto)
+
+    def movable(n: NodeProto) -> bool:
+        return n.op_type in ("Slice", "Split", "Pad") and len(n.input) > 1 and all(i in there for i in n.input[1:] if i)
+
+    at = picked(rng, sites(subject, movable))
+    if at is None:
+        return None
+    proto = subject.copy()
+    node = all_nodes(proto)[at]
+    values = [numpy_helper.to_array(there[i]).copy() for i in node.input[1:3] if i]
+    if node.op_type == "Slice":
+        step = -1 if values[0][0] > 0 else 1
+        values = [v + step if 0 <= abs(v).max() < 2**30 else v for v in values[:2]]
+    elif node.op_type == "Split":
+        values = [values[0][::-1]]
+    else:
+        half = len(values[0]) // 2
+        values = [np.concatenate([values[0][half:], values[0][:half]])]
+    for i, value in enumerate(values, 1):
+        node.input[i] = add_constant(proto, value, f"{node.input[i]}_moved")
+    return f"{named(node)}: {[v.tolist() for v in values]}", proto
+
+
 # ------------------------------------------------------------------------------------------------------- types
 
 
@@ -587,9 +651,7 @@ def rounded(subject: Subject, rng: Random) -> Edit | None:
             helper.make_node("Cast", [name], [f"{name}_cast"], name="cast_there", to=narrow),
             helper.make_node("Cast", [f"{name}_cast"], [f"{name}_back"], name="cast_back", to=wide),
         ]
-        nodes = list(proto.graph.node)
-        del proto.graph.node[:]
-        proto.graph.node.extend([*nodes[: site[0]], *casts, *nodes[site[0] :]])
+        _insert(proto, site[0], *casts)
         copies.append(proto)
     return f"{name!r} of {named(subject.proto.graph.node[site[0]])}", copies[0], copies[1]
 
@@ -656,9 +718,7 @@ def changed_side(subject: Subject, rng: Random) -> Edit | None:
         return None
     negative = helper.make_node("Neg", [node.input[side]], [f"{node.output[0]}_negative"], name="negative")
     node.input[side] = negative.output[0]
-    nodes = list(proto.graph.node)
-    del proto.graph.node[:]
-    proto.graph.node.extend([*nodes[:index], negative, *nodes[index:]])
+    _insert(proto, index, negative)
     return f"input {side} of {named(node)}", proto
 
 
@@ -692,7 +752,7 @@ def rewired(subject: Subject, rng: Random) -> Edit | None:
 @kind("inputs swapped")
 def swapped_inputs(subject: Subject, rng: Random) -> Edit | None:
     """The operands of Sub, Div, Concat, MatMul, a comparison ... exchanged."""
-    ops = ("Sub", "Div", "Pow", "Concat", "MatMul", "Gemm", "Less", "Greater", "Mod", "PRelu", "Mul", "Add")
+    ops = ("Sub", "Div", "Pow", "Concat", "MatMul", "Gemm", "Less", "Greater", "Mod", "PRelu", "Where")
     at = picked(rng, sites(subject, lambda n: n.op_type in ops and len(n.input) > 1 and n.input[0] != n.input[1]))
     if at is None:
         return None
@@ -761,26 +821,22 @@ def reordered_outputs(subject: Subject, rng: Random) -> Edit | None:
 # ------------------------------------------------------------------------------------------------------- activations
 
 
+# How far an activation's input may be bounded so that the bound still shows: HardSigmoid and Erf are flat farther out.
+REACH = {
+    "LeakyRelu": 6.0, "Sigmoid": 6.0, "Tanh": 5.0, "HardSwish": 6.0, "Softplus": 6.0, "Elu": 6.0, "Erf": 2.5,
+    "Gelu": 6.0, "HardSigmoid": 2.4,
+}  # fmt: skip
+
+
 @kind("activation that agrees on typical inputs")
 def similar_activation(subject: Subject, rng: Random) -> Edit | None:
     """Relu with a bound, a leak or a threshold; bounds and slopes of others moved where N(0, 1) does not reach."""
-    floats = (
-        "Relu",
-        "LeakyRelu",
-        "Sigmoid",
-        "Tanh",
-        "HardSwish",
-        "Softplus",
-        "Elu",
-        "Clip",
-        "Erf",
-        "Gelu",
-        "HardSigmoid",
-    )
-    at = picked(
-        rng,
-        sites(subject, lambda n: n.op_type in floats and subject.known.get(n.input[0], ((), None))[1] == np.float32),
-    )
+
+    def usable(n: NodeProto) -> bool:
+        known = subject.known.get(n.input[0]) if n.op_type in ("Relu", "Clip", *REACH) else None
+        return known is not None and known[1] == np.float32
+
+    at = picked(rng, sites(subject, usable))
     if at is None:
         return None
     proto, probe = subject.copy(), subject.copy()
@@ -814,18 +870,19 @@ def similar_activation(subject: Subject, rng: Random) -> Edit | None:
         value = get(proto, bounds[-1])
         node.input[list(node.input).index(bounds[-1])] = add_constant(proto, value + value.dtype.type(1), "bound")
         return f"{text}: bound {value} + 1", proto
-    clip(proto, node, -20.0, 20.0)
-    node.output[0] += "_inner"
-    inner = NodeProto()
-    inner.CopyFrom(all_nodes(subject.proto)[at])
-    inner.input[0] = node.output[0]
-    index = next((i for i, n in enumerate(proto.graph.node) if n.output[0] == node.output[0]), None)
-    if index is None:
-        return None
-    nodes = list(proto.graph.node)
-    del proto.graph.node[:]
-    proto.graph.node.extend([*nodes[: index + 1], inner, *nodes[index + 1 :]])
-    return f"{text} of an input within -20..20", proto
+    reach = REACH[node.op_type]
+    for copy, n, bound in ((proto, node, reach), (probe, large, 0.1)):
+        inner = NodeProto()
+        inner.CopyFrom(n)
+        clip(copy, n, -bound, bound)
+        n.name += "_bounded"
+        n.output[0] += "_bounded"
+        inner.input[0] = n.output[0]
+        index = next((i for i, other in enumerate(copy.graph.node) if other.output[0] == n.output[0]), None)
+        if index is None:  # in a body
+            return None
+        _insert(copy, index + 1, inner)
+    return f"{text} of an input within {reach} of 0", proto, probe
 
 
 @kind("interface")

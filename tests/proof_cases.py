@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxprune.coupling import Analysis
 from onnxprune.model import Model, load, to_proto
 from onnxprune.passes import Pipeline, StripChannels
-from onnxprune.passes.slice_statistics import masked_reference
+from onnxprune.passes.insert_masks import InsertMasks
 from onnxprune.pipeline import analyze
 from onnxprune.plans import Plan, Removal
 from onnxprune.runtime import Session
@@ -78,7 +78,8 @@ def edited(case: ProofCase, pruned: Model) -> Model:
 
 def agrees(case: ProofCase, analysis: Analysis, plan: Plan, pruned: Model, tolerance: float = 1e-3) -> bool:
     """Whether a model equals the masked original on the case's feeds, shapes and non-finite entries included."""
-    sessions = [Session(m, threads=1, optimize=False) for m in (masked_reference(analysis, plan), pruned)]
+    masked = Pipeline([InsertMasks(plan, analysis)])(analysis.source)
+    sessions = [Session(m, threads=1, optimize=False) for m in (masked, pruned)]
     for feeds in case.feeds:
         wanted, got = (s.run(feeds) for s in sessions)
         for a, b in zip(got, wanted, strict=True):
@@ -292,6 +293,39 @@ def dynamic_batch_reshape() -> Iterator[ProofCase]:
         proto.graph.initializer.append(numpy_helper.from_array(ints(1, -1), "target_folded"))
 
     yield ProofCase("dynamic_reshape_frozen", original, frozen, "reject", feeds)
+
+
+def windows() -> Iterator[ProofCase]:
+    """Pad, Slice, Split, Expand and Resize by constants: each edit keeps all shapes."""
+    original = made(
+        """g (float[N,3,10,10] x) => (float[N,6,18,18] y, float[N,6,9,9] z) {
+        p = Pad (x, pads) a = Conv (p, w0, b0) r = Relu (a) s = Slice (r, start, end, axes)
+        u, v = Split <axis = 1> (s, parts) c = Conv (u, w1) d = Conv (v, w2)
+        y = Resize <mode = "nearest"> (c, , , sizes)
+        m = GlobalAveragePool (d) shape = Shape (c) e = Expand (m, shape) z = Add (c, e) }""",
+        {"w0": (16, 3, 3, 3), "b0": (16,), "w1": (6, 8, 1, 1), "w2": (6, 8, 1, 1), "pads": ints(0, 0, 0, 2, 0, 0, 2, 0),
+         "start": ints(1, 0), "end": ints(10, 9), "axes": ints(2, 3), "parts": ints(8, 8),
+         "sizes": ints(1, 6, 18, 18)},
+    )  # fmt: skip
+    for dim in (original.graph.input[0], *original.graph.output):
+        dim.type.tensor_type.shape.dim[0].dim_value = 1  # Resize has a size for it
+    feeds = images((1, 3, 10, 10))
+    yield ProofCase("windows", original, None, "accept", feeds)
+
+    def edit(name: str, value: Array) -> Edit:
+        def change(proto: onnx.ModelProto) -> None:
+            initializer(proto, name).CopyFrom(numpy_helper.from_array(value, name))
+
+        return change
+
+    yield ProofCase("pad_moved", original, edit("pads", ints(0, 0, 2, 2, 0, 0, 0, 0)), "reject", feeds)
+    yield ProofCase("slice_moved", original, edit("axes", ints(3, 2)), "reject", feeds)
+
+    def linear(proto: onnx.ModelProto) -> None:
+        node = next(n for n in proto.graph.node if n.op_type == "Resize")
+        node.attribute[0].s = b"linear"
+
+    yield ProofCase("resize_mode", original, linear, "reject", feeds)
 
 
 # ------------------------------------------------------------------------------------------------------- values
@@ -592,7 +626,7 @@ def constant_output() -> Iterator[ProofCase]:
 
 
 FAMILIES = (
-    pad_to_seven, parity_of_batch, bounded_side, branch_on_size, quotient_of_lengths, dynamic_batch_reshape,
+    pad_to_seven, parity_of_batch, bounded_side, branch_on_size, quotient_of_lengths, dynamic_batch_reshape, windows,
     bool_inputs, dead_activation, alive_on_images, saturated_activation, integer_inputs, small_columns, not_a_number,
     output_type, near_zero, detector, jumps, quantized, constant_output,
 )  # fmt: skip

@@ -96,8 +96,8 @@ def one(path: Path, macs: float, memory: float) -> Row:
             proof = verify(analysis, plan, result.model)
         finally:
             row["proof_seconds"] = time.perf_counter() - proving
-        row |= {"result": "proved", "largest": proof.max_relative, "tolerance": proof.tolerance}
-        row["effect"] = getattr(proof, "effect", None)
+        row |= {"result": "proved", "largest": proof.max_relative}
+        row |= {key: getattr(proof, key, None) for key in ("tolerance", "effect")}
     except op.OnnxPruneError as err:
         kind = "rejected" if type(err).__name__ == "VerificationError" else "refused"
         where = getattr(err, "where", None)
