@@ -21,6 +21,8 @@ SIZE_OPS = frozenset(("Shape", "Size"))
 """Operators that read a size and no value."""
 _LISTS = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
 _EXTERNAL = 2**16  # bytes above which a constant is handed to onnxruntime without a copy
+INSERTED = "//"
+"""Part of every name that the checker adds."""
 COMPUTED = "//computed"
 """Suffix of what a node computes where its consumers read a tensor of the checker's choice."""
 
@@ -221,6 +223,8 @@ class Graph:
             if node.op_type in SIZE_OPS or not any(r in moved for r in names):
                 continue
             moved.update(o for o in node.output if o)
+            if any(INSERTED in o for o in node.output):  # a mask on integers is no rounding
+                continue
             if any(r in out for r in names) or node.op_type in DISCONTINUOUS or _makes_integers(node):
                 out.update(o for o in node.output if o)
         return out

@@ -63,9 +63,10 @@ def test_the_same_channels_are_free_and_pruning_is_exact(tmp_path: Path, form: Q
     assert {g.name: g.channels for g in analysis.groups} == {g.name: g.channels for g in whole.groups}
     done = pruned(model, analysis, macs=0.5)
     assert done.verification is not None
-    assert done.verification.max_relative == 0
+    assert done.verification.max_relative <= (0 if form is QuantFormat.QOperator else 1e-6)
     assert done.verification.effect > 0.5
-    assert done.verification.tolerance == QUANTIZED
+    assert done.verification.tolerance == TOLERANCE["float32"]
+    assert max(done.verification.outputs.values()) <= QUANTIZED
     kinds = [{t.dtype for t in m.graph.tensors().values() if hasattr(t, "values")} for m in (model, done.model)]
     assert np.dtype(np.int8) in kinds[1]
     assert kinds[1] <= kinds[0] | {np.dtype(np.int64)}

@@ -389,7 +389,8 @@ class _Job:
                 more = [n for n in node.input if n and n not in seen]
                 seen.update(more)
                 front += more
-        return [n for n in dict.fromkeys(out) if n in self.pruned.writer]
+        found = [n for n in dict.fromkeys(out) if n in self.pruned.writer]
+        return found or [n for n in graph.outputs if n in graph.writer and n in self.pruned.writer and n not in decided]
 
     def _whole_runs(self, runs: Sequence[_Run], data: Sequence[Feeds]) -> tuple[dict[str, float], float]:
         """Run both models whole on random inputs and on the user's; return differences and the effect of removal."""

@@ -75,9 +75,10 @@ def cut(reference: Graph, pruned: Graph, claims: Claims, constants: Constants, m
     tensors = {name for name in reference.inputs if name in pruned.inputs}
     kinds = {n: reference.inputs[n].type.tensor_type.elem_type for n in tensors}
     both = [n for n in reference.writer if n in pruned.writer and n not in reference.fixed and n not in pruned.fixed]
+    scaled = {s.node for s in claims.statistics if s.counted}  # sums agree only behind the division by their count
     for name in both:
         dtype = claims.dtypes.get(name)
-        if dtype is None:
+        if dtype is None or name in scaled:
             continue
         if dtype.kind in _CUT_KINDS or dtype.itemsize == 1 or dtype.name == "bfloat16":
             tensors.add(name)
