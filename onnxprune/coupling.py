@@ -26,6 +26,7 @@ from onnxprune.ops.labels import Choices, Contraction, FilterSite, Labels, Label
 from onnxprune.ops.quantize import dequantized
 from onnxprune.plans import Plan
 from onnxprune.shapes import Witness, known_or_witness
+from onnxprune.symbolic import Expr
 
 Kept = npt.NDArray[np.bool_]
 
@@ -267,7 +268,7 @@ def _no_record(node: gs.Node) -> str:
 def walk(model: Model, seen: Witness, choices: Choices | None = None) -> LabelTable:
     """Runs every operator's rule once, in graph order."""
     graph = model.graph
-    table = LabelTable(seen.shapes, seen.values, model.opset, choices)
+    table = LabelTable(seen.shapes, seen.values, model.opset, choices, seen.sizes, seen.formulas)
     table.outputs = frozenset(t.name for t in graph.outputs)
     for node in graph.nodes:
         table.node = node
@@ -277,6 +278,8 @@ def walk(model: Model, seen: Witness, choices: Choices | None = None) -> LabelTa
         known = all(not t.name or isinstance(t, gs.Constant) or t.name in seen.shapes for t in tensors)
         if spec is not None and (known or spec.whole):
             _couple(spec, node, table)
+            if seen.sizes:
+                _lock_dynamic(node, table)
         else:
             if spec is None:
                 _show_weights(node, table)
@@ -296,6 +299,19 @@ def walk(model: Model, seen: Witness, choices: Choices | None = None) -> LabelTa
                 if labels is not None:
                     table.locks.append(Lock(labels, t.name, "output", "is an output of the model"))
     return table
+
+
+def _lock_dynamic(node: gs.Node, table: LabelTable) -> None:
+    """Locks channels on an axis of dynamic size, unless they were there before or a Reshape merged them into it."""
+    for t in node.outputs:
+        axes = table.variables.get(t.name) if t.name in table.sizes else None
+        for labels, size in zip(axes or (), table.sizes.get(t.name, ()), strict=False):
+            if labels is not None and isinstance(size, Expr) and node.op not in ("Reshape", "Flatten"):
+                before = [
+                    (a, n) for x in node.inputs if x.name for a, n in zip(table.get(x), table.size(x), strict=True)
+                ]
+                if not any(a is not None and n == size for a, n in before):
+                    table.lock(labels, "is on an axis whose size is not constant")
 
 
 def _couple(spec: OpSpec, node: gs.Node, table: LabelTable) -> None:

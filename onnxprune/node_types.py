@@ -146,6 +146,21 @@ def with_number(kind: bytes, number: int) -> bytes:
     return out
 
 
+def with_shape(kind: bytes, shape: Sequence[int]) -> bytes:
+    """A tensor's type with another shape."""
+    parsed = onnx.TypeProto.FromString(kind)
+    del parsed.tensor_type.shape.dim[:]
+    for n in shape:
+        parsed.tensor_type.shape.dim.add(dim_value=n)
+    out: bytes = parsed.SerializeToString()
+    return out
+
+
+def known_axes(kind: bytes) -> list[bool]:
+    """Of every axis of a tensor's type whether its dimension is known."""
+    return [dim.HasField("dim_value") for dim in onnx.TypeProto.FromString(kind).tensor_type.shape.dim]
+
+
 def _contents(value: Array) -> object:
     return value.tobytes() if value.dtype != object else tuple(value.flat)  # of strings, bytes would be addresses
 

@@ -17,6 +17,7 @@ import onnx_graphsurgeon as gs
 
 from onnxprune.ops.labels import Array, Axes, Labels, LabelTable
 from onnxprune.ops.record import OpSpec, Patcher, Shape, ints, left, normal_axis, register
+from onnxprune.symbolic import Size, quotient
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,56 @@ def factors(source: Shape, target: Shape) -> tuple[list[Factor], set[int]]:
     return out, opaque
 
 
+class _Cuts:
+    """Whether the factors that were found for some numbers are factors for all sizes.
+
+    A factor begins and ends at a *cut*: as many elements lie before it in both shapes. Shapes of a Reshape have the same
+    volume, so that as many behind it do as well.
+    """
+
+    def __init__(self, source: Sequence[Size | None], target: Sequence[Size | None], found: Sequence[Factor]) -> None:
+        self.found = found
+        self.fixed = all(isinstance(n, int) for n in (*source, *target))
+        if not self.fixed:
+            self.before = [_products(source), _products(target)]
+            self.behind = [_products(source[::-1])[::-1], _products(target[::-1])[::-1]]
+
+    def __call__(self, k: int) -> bool:
+        """Whether a factor is one for all sizes."""
+        return self.fixed or (self._cut(k, k - 1, 0) and self._cut(k, k + 1, 1))
+
+    def _cut(self, k: int, other: int, after: int) -> bool:
+        """Whether factor k begins (or ends: `after` 1), towards another one, at a cut for all sizes."""
+        mine = self.found[k]
+        next_to = self.found[other] if 0 <= other < len(self.found) else None
+        axes = (mine.source, mine.target)
+        # In which of both shapes an axis begins or ends there; in one it may lie inside an axis.
+        at = [next_to is None or axis != (next_to.source, next_to.target)[i] for i, axis in enumerate(axes)]
+        if all(at):
+            return any(_same(a[axes[0] + after], b[axes[1] + after]) for a, b in (self.before, self.behind))
+        here, inside = (0, 1) if at[0] else (1, 0)
+        return _divides(self.before[inside][axes[inside]], self.before[here][axes[here] + after]) or _divides(
+            self.behind[inside][axes[inside] + 1], self.behind[here][axes[here] + after]
+        )
+
+
+def _products(sizes: Sequence[Size | None]) -> list[Size | None]:
+    """Elements before every axis, and of all."""
+    out: list[Size | None] = [1]
+    for n in sizes:
+        last = out[-1]
+        out.append(None if n is None or last is None else last * n)
+    return out
+
+
+def _same(a: Size | None, b: Size | None) -> bool:
+    return a is not None and a == b
+
+
+def _divides(a: Size | None, b: Size | None) -> bool:
+    return a is not None and b is not None and quotient(b, a) is not None
+
+
 def couple_reshape(node: gs.Node, table: LabelTable) -> None:
     """Hands labels through the common factors."""
     x, y = node.inputs[0], node.outputs[0]
@@ -74,6 +125,7 @@ def couple_reshape(node: gs.Node, table: LabelTable) -> None:
         for labels in axes:
             table.lock(labels, "is reshaped by run-time arithmetic")
         return
+    holds = _Cuts(table.size(x), table.size(y), found)
     carried: dict[int, tuple[list[int], Labels]] = {}  # output axis -> factors that vary, labels over them
     for axis, labels in enumerate(axes):
         if labels is None:
@@ -86,6 +138,9 @@ def couple_reshape(node: gs.Node, table: LabelTable) -> None:
         varying = [k for p, k in enumerate(mine) if not (grid == grid.take([0], p)).all()]
         if not varying:
             table.lock(labels, "is one channel by now, through the couplings before it")
+            continue
+        if not all(holds(k) for k in varying):
+            table.lock(labels, "is reshaped to dimensions that nest at some sizes only")
             continue
         grid = grid[tuple(slice(None) if k in varying else 0 for k in mine)]
         target = _choose(node, table, found, varying)
