@@ -26,6 +26,7 @@ from onnx import numpy_helper
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter, update_import_domains
 from onnx_graphsurgeon.ir.tensor import SparseValues
 from onnx_graphsurgeon.logger import G_LOGGER
+from onnx_graphsurgeon.util.misc import SynchronizedList
 
 from onnxprune import wire
 from onnxprune.errors import OnnxPruneError
@@ -141,22 +142,16 @@ def copy_graph(graph: gs.Graph, tensors: dict[int, gs.Tensor]) -> gs.Graph:
     def tensor(old: gs.Tensor) -> gs.Tensor:
         new = tensors.get(id(old))
         if new is None:
-            if isinstance(old, gs.Constant):
-                new = gs.Constant(old.name, old._values)
-            else:
-                new = gs.Variable(old.name, old.dtype, old.shape, type=old.type)
-            tensors[id(old)] = new
+            new = tensors[id(old)] = _copy_tensor(old)
         return new
 
     inputs = [tensor(t) for t in graph.inputs]
     nodes = [
-        gs.Node(
-            node.op,
-            node.name,
+        _new_node(
+            node,
             {k: copy_graph(a, tensors) if isinstance(a, gs.Graph) else a for k, a in node.attrs.items()},
             [tensor(t) for t in node.inputs],
             [tensor(t) for t in node.outputs],
-            node.domain,
         )
         for node in graph.nodes
         if not node.outputs or not isinstance(tensors.get(id(node.outputs[0])), gs.Constant)
@@ -174,6 +169,40 @@ def copy_graph(graph: gs.Graph, tensors: dict[int, gs.Tensor]) -> gs.Graph:
         functions=list(graph.functions),
         ir_version=graph.ir_version,
     )
+
+
+def _copy_tensor(old: gs.Tensor) -> gs.Tensor:
+    """A tensor like another one, of no node. The constructor would do the same in three times the time."""
+    constant = isinstance(old, gs.Constant)
+    new = object.__new__(gs.Constant if constant else gs.Variable)
+    fields = new.__dict__
+    fields["name"], fields["inputs"], fields["outputs"] = old.name, _edges(new, "outputs"), _edges(new, "inputs")
+    if constant:
+        fields["_values"], fields["data_location"], fields["export_dtype"] = old._values, None, None
+    else:
+        fields["dtype"], fields["shape"], fields["type"] = old.dtype, old.shape, old.type
+    return new
+
+
+def _new_node(old: gs.Node, attrs: dict[str, Any], inputs: list[gs.Tensor], outputs: list[gs.Tensor]) -> gs.Node:
+    """A node like another one between other tensors, likewise."""
+    new = object.__new__(gs.Node)
+    fields = new.__dict__
+    fields["op"], fields["name"], fields["attrs"], fields["domain"] = old.op, old.name, attrs, old.domain
+    fields["inputs"], fields["outputs"] = _edges(new, "outputs", inputs), _edges(new, "inputs", outputs)
+    for t in inputs:
+        list.append(t.outputs, new)
+    for t in outputs:
+        list.append(t.inputs, new)
+    return new
+
+
+def _edges(owner: gs.Tensor | gs.Node, field_name: str, items: Iterable[Any] = ()) -> SynchronizedList:
+    out = SynchronizedList.__new__(SynchronizedList)
+    if items:
+        list.extend(out, items)
+    out.parent_obj, out.field_name = owner, field_name
+    return out
 
 
 def _fingerprint(graph: gs.Graph) -> str:

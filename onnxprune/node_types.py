@@ -52,11 +52,11 @@ class NodeTypes:
             known: values by name, for what its bodies read.
         """
         told = [v if v is not None and (v.dtype.kind in "iub" or v.size <= _FEW) else None for v in values]
-        attributes = _hashable(node.attrs)
+        attributes = hashable(node.attrs)
         if attributes is None:
             return self._ask(node, types, told, known)
         reads = [
-            types.get(t.name, t.name != "") if v is None else (types[t.name], _contents(v))
+            types.get(t.name, t.name != "") if v is None else (types[t.name], array_contents(v))
             for t, v in zip(node.inputs, told, strict=True)
         ]
         key = node.op, node.domain, attributes, tuple(t.name != "" for t in node.outputs), *reads
@@ -161,11 +161,12 @@ def known_axes(kind: bytes) -> list[bool]:
     return [dim.HasField("dim_value") for dim in onnx.TypeProto.FromString(kind).tensor_type.shape.dim]
 
 
-def _contents(value: Array) -> object:
+def array_contents(value: Array) -> object:
+    """An array's elements as they can be looked up."""
     return value.tobytes() if value.dtype != object else tuple(value.flat)  # of strings, bytes would be addresses
 
 
-def _hashable(attributes: Mapping[str, Any]) -> tuple[tuple[str, Any], ...] | None:
+def hashable(attributes: Mapping[str, Any]) -> tuple[tuple[str, Any], ...] | None:
     """Attributes as they can be looked up; None where one is more than numbers, strings and a few of them."""
     out = []
     for name, value in attributes.items():
@@ -174,7 +175,7 @@ def _hashable(attributes: Mapping[str, Any]) -> tuple[tuple[str, Any], ...] | No
                 return None
             value = tuple(value)
         elif isinstance(value, gs.Constant) and value.values.size <= _FEW:
-            value = (value.values.dtype, value.values.shape, _contents(value.values))
+            value = (value.values.dtype, value.values.shape, array_contents(value.values))
         elif not isinstance(value, _PLAIN):
             return None
         out.append((name, value))

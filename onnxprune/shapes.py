@@ -23,7 +23,9 @@ from onnxprune.model import Array, Model
 from onnxprune.node_types import (
     SMALL,
     NodeTypes,
+    array_contents,
     captured,
+    hashable,
     known_axes,
     of_array,
     of_input,
@@ -219,6 +221,12 @@ class _Found:
     sizes: dict[str, Dims] = field(default_factory=dict)
     formulas: dict[str, Elements | None] = field(default_factory=dict)
     numbers: dict[Atom, int | None] = field(default_factory=dict)
+    # Nodes are alike that do the same with inputs of which the same is known: of the outputs the same is then known too.
+    states: dict[str, int] = field(default_factory=dict)
+    alike: dict[Any, list[str]] = field(default_factory=dict)
+    _numbered: dict[Any, int] = field(default_factory=dict)
+    _weights: set[int] = field(default_factory=set)  # states of constants whose values nobody has read
+    _unknowns: int = 0  # how many unknowns had to be made up
 
     def settle(self, name: str, kind: bytes) -> None:
         """Writes down a type."""
@@ -240,9 +248,64 @@ class _Found:
 
     def visit(self, node: gs.Node, node_types: NodeTypes, opset: int) -> None:
         """Finds out what a node computes, after those that it reads from."""
-        for t in node.inputs:
-            if isinstance(t, gs.Constant) and t.name not in self.types:
-                self._settle_array(t.name, np.dtype(t.dtype), tuple(int(n) for n in t.shape))
+        read = [self.states.get(t.name) or self._state(t) for t in node.inputs]
+        attributes = hashable(node.attrs)
+        used = len(node.outputs) > 1 and [(t.name != "", bool(t.outputs)) for t in node.outputs]
+        key = (node.op, node.domain, attributes, used and tuple(used), *read)
+        like = self.alike.get(key) if attributes is not None else None
+        if like is not None:
+            for t, name in zip(node.outputs, like, strict=True):
+                self._repeat(t.name, name)
+            return
+        unknowns = self._unknowns
+        value = self._find_out(node, node_types, opset)
+        if unknowns == self._unknowns and (value is None or self._weights.isdisjoint(read)) and attributes is not None:
+            self.alike[key] = [t.name for t in node.outputs]
+
+    def _state(self, t: gs.Tensor) -> int:
+        """The number of what is known of a tensor."""
+        name = t.name
+        contents: object = None
+        weight = False
+        if isinstance(t, gs.Constant):
+            self._settle_array(name, np.dtype(t.dtype), tuple(t.shape))
+            if prod(t.shape) <= _FEW:
+                contents = array_contents(np.asarray(t.values))
+            elif self.dtypes[name].kind in "iub":
+                contents = name
+            else:
+                contents, weight = "weight", True
+        elif name in self.values:
+            value = self.values[name]
+            contents = array_contents(value) if value.size <= _FEW else name
+        formula: object = self.formulas.get(name, 0)
+        if isinstance(formula, np.ndarray):
+            formula = tuple(formula.reshape(-1).tolist())
+        key = (self.types.get(name, name != ""), contents, self.sizes.get(name), formula)
+        number = self.states[name] = self._numbered.setdefault(key, len(self._numbered) + 1)
+        if weight:
+            self._weights.add(number)
+        return number
+
+    def _repeat(self, name: str, like: str) -> None:
+        """Writes down of a tensor what is known of another one."""
+        if like in self.types:
+            self.types[name] = self.types[like]
+            if like in self.states:
+                self.states[name] = self.states[like]
+            if like in self.shapes:
+                self.shapes[name] = self.shapes[like]
+            if like in self.dtypes:
+                self.dtypes[name] = self.dtypes[like]
+            if like in self.sizes:
+                self.sizes[name] = self.sizes[like]
+            if like in self.values:
+                self.values[name] = self.values[like]
+                if like in self.formulas:
+                    self.formulas[name] = self.formulas[like]
+
+    def _find_out(self, node: gs.Node, node_types: NodeTypes, opset: int) -> Array | None:
+        """Settles everything about a node's outputs; returns the value of the first, if it has one."""
         value = None
         computable = self.computable(node)
         if computable and self._makes_few(node):
@@ -256,6 +319,7 @@ class _Found:
         if value is not None:
             self.settle_value(node.outputs[0].name, value)
             self.express_value(node, value)
+        return value
 
     def _infer(self, node: gs.Node, node_types: NodeTypes) -> None:
         """Settles the types of a node's outputs; where a selection finds as many as the data say, that is a number."""
@@ -339,9 +403,11 @@ class _Found:
             number = evaluate(size, self.numbers)
             if number == n:
                 return size
+            self._unknowns += 1
             if number is None and len(size.terms) == 1 and len(next(iter(size.terms))) == 1:
                 self.numbers[atom_of(size)] = int(n)
                 return size
+        self._unknowns += 1
         out = opaque()
         self.numbers[atom_of(out)] = int(n) if n == n and abs(n) < 2**63 else None
         return out
@@ -360,6 +426,7 @@ class _Found:
     def _checked_dim(self, size: Size | None, n: int) -> Expr:
         if isinstance(size, Expr):
             return self._checked(size, n)
+        self._unknowns += 1
         out = opaque(0)
         self.numbers[atom_of(out)] = n
         return out

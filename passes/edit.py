@@ -20,8 +20,10 @@ def drop_dead(graph: gs.Graph) -> None:
     kept: list[gs.Node] = []
     # Backwards, a node is seen after all of its consumers.
     for node in reversed(graph.nodes):
-        if any(id(t) in outputs or len(t.outputs) for t in node.outputs):
-            kept.append(node)
+        for t in node.outputs:
+            if t.outputs or id(t) in outputs:
+                kept.append(node)
+                break
         else:
             _detach(node)
     graph.nodes[:] = reversed(kept)
@@ -57,6 +59,12 @@ def bypass(node: gs.Node, graph: gs.Graph) -> None:
         return
     node.inputs.clear()
     node.outputs.clear()
+
+
+def tensor_names(graph: gs.Graph) -> set[str]:
+    """Names of all tensors that a graph's nodes read or write, and of its inputs and outputs."""
+    names = {t.name for node in graph.nodes for part in (node.inputs, node.outputs) for t in part}
+    return (names | {t.name for t in (*graph.inputs, *graph.outputs)}) - {""}
 
 
 def unique_name(graph_names: set[str], base: str) -> str:

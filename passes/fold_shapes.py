@@ -28,7 +28,7 @@ from onnxprune.model import Array, Model
 from onnxprune.ops import find
 from onnxprune.ops.scatter import as_large_as
 from onnxprune.passes.base import Pass, register
-from onnxprune.passes.edit import drop_dead, int64, to_constant, unique_name
+from onnxprune.passes.edit import drop_dead, int64, tensor_names, to_constant, unique_name
 from onnxprune.shapes import Witness, with_nodes, witness
 from onnxprune.symbolic import Size
 
@@ -46,7 +46,7 @@ class FoldShapes(Pass):
         count = len(graph.nodes)
         seen = witness(model)
         outputs = {id(t) for t in graph.outputs}
-        names = set(graph.tensors())
+        names = tensor_names(graph)
         for node in list(graph.nodes):
             if node.op == "Gather" and not node.domain and len(node.outputs) == 1:
                 _unpick(node, seen, names)

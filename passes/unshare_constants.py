@@ -19,7 +19,7 @@ import onnx_graphsurgeon as gs
 
 from onnxprune.model import Model
 from onnxprune.passes.base import Pass, register
-from onnxprune.passes.edit import unique_name
+from onnxprune.passes.edit import tensor_names, unique_name
 
 
 @register
@@ -33,7 +33,7 @@ class UnshareConstants(Pass):
 
     def rewrite(self, model: Model) -> Model:
         """Copies shared constants, use by use in graph order."""
-        names = set(model.graph.tensors())
+        names = tensor_names(model.graph)
         used: set[str] = set()
         for node in model.graph.nodes:
             for i, t in enumerate(node.inputs):

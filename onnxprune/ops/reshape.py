@@ -8,6 +8,7 @@ same place in every group); labels are tied over the factors that do not.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -18,6 +19,9 @@ import onnx_graphsurgeon as gs
 from onnxprune.ops.labels import Array, Axes, Labels, LabelTable
 from onnxprune.ops.record import OpSpec, Patcher, Shape, ints, left, normal_axis, register
 from onnxprune.symbolic import Size, quotient
+
+
+Sizes = tuple[Size | None, ...]
 
 
 @dataclass(frozen=True)
@@ -64,37 +68,30 @@ def factors(source: Shape, target: Shape) -> tuple[list[Factor], set[int]]:
     return out, opaque
 
 
-class _Cuts:
-    """Whether the factors that were found for some numbers are factors for all sizes.
+@functools.lru_cache(1024)
+def _nested(source: Sizes, target: Sizes, found: tuple[Factor, ...]) -> tuple[bool, ...]:
+    """Of every factor that was found for some numbers whether it is one for all sizes.
 
     A factor begins and ends at a *cut*: as many elements lie before it in both shapes. Shapes of a Reshape have the same
     volume, so that as many behind it do as well.
     """
+    before = (_products(source), _products(target))
+    behind = (_products(source[::-1])[::-1], _products(target[::-1])[::-1])
 
-    def __init__(self, source: Sequence[Size | None], target: Sequence[Size | None], found: Sequence[Factor]) -> None:
-        self.found = found
-        self.fixed = all(isinstance(n, int) for n in (*source, *target))
-        if not self.fixed:
-            self.before = [_products(source), _products(target)]
-            self.behind = [_products(source[::-1])[::-1], _products(target[::-1])[::-1]]
-
-    def __call__(self, k: int) -> bool:
-        """Whether a factor is one for all sizes."""
-        return self.fixed or (self._cut(k, k - 1, 0) and self._cut(k, k + 1, 1))
-
-    def _cut(self, k: int, other: int, after: int) -> bool:
+    def cut(k: int, other: int, after: int) -> bool:
         """Whether factor k begins (or ends: `after` 1), towards another one, at a cut for all sizes."""
-        mine = self.found[k]
-        next_to = self.found[other] if 0 <= other < len(self.found) else None
-        axes = (mine.source, mine.target)
+        axes = (found[k].source, found[k].target)
+        beyond = (found[other].source, found[other].target) if 0 <= other < len(found) else (-1, -1)
         # In which of both shapes an axis begins or ends there; in one it may lie inside an axis.
-        at = [next_to is None or axis != (next_to.source, next_to.target)[i] for i, axis in enumerate(axes)]
+        at = [axis != another for axis, another in zip(axes, beyond, strict=True)]
         if all(at):
-            return any(_same(a[axes[0] + after], b[axes[1] + after]) for a, b in (self.before, self.behind))
+            return any(_same(a[axes[0] + after], b[axes[1] + after]) for a, b in (before, behind))
         here, inside = (0, 1) if at[0] else (1, 0)
-        return _divides(self.before[inside][axes[inside]], self.before[here][axes[here] + after]) or _divides(
-            self.behind[inside][axes[inside] + 1], self.behind[here][axes[here] + after]
+        return _divides(before[inside][axes[inside]], before[here][axes[here] + after]) or _divides(
+            behind[inside][axes[inside] + 1], behind[here][axes[here] + after]
         )
+
+    return tuple(cut(k, k - 1, 0) and cut(k, k + 1, 1) for k in range(len(found)))
 
 
 def _products(sizes: Sequence[Size | None]) -> list[Size | None]:
@@ -125,7 +122,8 @@ def couple_reshape(node: gs.Node, table: LabelTable) -> None:
         for labels in axes:
             table.lock(labels, "is reshaped by run-time arithmetic")
         return
-    holds = _Cuts(table.size(x), table.size(y), found)
+    dynamic = x.name in table.sizes or y.name in table.sizes
+    nested = _nested(tuple(table.size(x)), tuple(table.size(y)), tuple(found)) if dynamic else (True,) * len(found)
     carried: dict[int, tuple[list[int], Labels]] = {}  # output axis -> factors that vary, labels over them
     for axis, labels in enumerate(axes):
         if labels is None:
@@ -139,7 +137,7 @@ def couple_reshape(node: gs.Node, table: LabelTable) -> None:
         if not varying:
             table.lock(labels, "is one channel by now, through the couplings before it")
             continue
-        if not all(holds(k) for k in varying):
+        if not all(nested[k] for k in varying):
             table.lock(labels, "is reshaped to dimensions that nest at some sizes only")
             continue
         grid = grid[tuple(slice(None) if k in varying else 0 for k in mine)]
