@@ -303,13 +303,14 @@ def walk(model: Model, seen: Witness, choices: Choices | None = None) -> LabelTa
 
 def _lock_dynamic(node: gs.Node, table: LabelTable) -> None:
     """Locks channels on an axis of dynamic size, unless they were there before or a Reshape merged them into it."""
+    if node.op in ("Reshape", "Flatten"):
+        return
     for t in node.outputs:
-        axes = table.variables.get(t.name) if t.name in table.sizes else None
-        for labels, size in zip(axes or (), table.sizes.get(t.name, ()), strict=False):
-            if labels is not None and isinstance(size, Expr) and node.op not in ("Reshape", "Flatten"):
-                before = [
-                    (a, n) for x in node.inputs if x.name for a, n in zip(table.get(x), table.size(x), strict=True)
-                ]
+        sizes, axes = table.sizes.get(t.name), table.variables.get(t.name)
+        for labels, size in zip(axes or (), sizes or (), strict=False):
+            if labels is not None and isinstance(size, Expr):
+                read = [x for x in node.inputs if x.name]
+                before = [(a, n) for x in read for a, n in zip(table.get(x), table.size(x), strict=True)]
                 if not any(a is not None and n == size for a, n in before):
                     table.lock(labels, "is on an axis whose size is not constant")
 
@@ -421,7 +422,13 @@ def _grouped(
         return []
     key[present] += (cause[present] + 1).astype(np.uint64) * _scattered(0x10CC)
     key[present] += lifted[present] * _scattered(0x11F7)
-    _, inverse = np.unique(key[present], return_inverse=True)
+    # Neighbours mostly belong together: compare runs of equal keys, not all of them.
+    keys = key[present]
+    starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
+    _, of_run = np.unique(keys[starts], return_inverse=True)
+    inverse = np.repeat(of_run, np.diff(starts, append=len(keys)))
+    if len(starts) < 2**16:
+        inverse = inverse.astype(np.uint16)  # sorted by radix
     group_of = np.full(table.count, -1, np.int64)
     group_of[present] = inverse
     groups_of = {i: set(group_of[here].tolist()) for i, here in roots_of.items()}

@@ -12,7 +12,7 @@ import gc
 import hashlib
 import mmap
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -147,12 +147,7 @@ def copy_graph(graph: gs.Graph, tensors: dict[int, gs.Tensor]) -> gs.Graph:
 
     inputs = [tensor(t) for t in graph.inputs]
     nodes = [
-        _new_node(
-            node,
-            {k: copy_graph(a, tensors) if isinstance(a, gs.Graph) else a for k, a in node.attrs.items()},
-            [tensor(t) for t in node.inputs],
-            [tensor(t) for t in node.outputs],
-        )
+        _copy_node(node, tensors, tensor)
         for node in graph.nodes
         if not node.outputs or not isinstance(tensors.get(id(node.outputs[0])), gs.Constant)
     ]
@@ -171,36 +166,59 @@ def copy_graph(graph: gs.Graph, tensors: dict[int, gs.Tensor]) -> gs.Graph:
     )
 
 
+_set = object.__setattr__  # graphsurgeon's own looks at every name
+
+
+def new_constant(name: str, values: Any) -> gs.Constant:
+    """A constant. The constructor would do the same in three times the time."""
+    new = object.__new__(gs.Constant)
+    _set(new, "name", name)
+    _set(new, "inputs", _edges(new, "outputs"))
+    _set(new, "outputs", _edges(new, "inputs"))
+    _set(new, "_values", values)
+    _set(new, "data_location", None)
+    _set(new, "export_dtype", None)
+    return new
+
+
 def _copy_tensor(old: gs.Tensor) -> gs.Tensor:
-    """A tensor like another one, of no node. The constructor would do the same in three times the time."""
-    constant = isinstance(old, gs.Constant)
-    new = object.__new__(gs.Constant if constant else gs.Variable)
-    fields = new.__dict__
-    fields["name"], fields["inputs"], fields["outputs"] = old.name, _edges(new, "outputs"), _edges(new, "inputs")
-    if constant:
-        fields["_values"], fields["data_location"], fields["export_dtype"] = old._values, None, None
-    else:
-        fields["dtype"], fields["shape"], fields["type"] = old.dtype, old.shape, old.type
+    """A tensor like another one, of no node."""
+    if isinstance(old, gs.Constant):
+        return new_constant(old.name, old._values)
+    new = object.__new__(gs.Variable)
+    _set(new, "name", old.name)
+    _set(new, "inputs", _edges(new, "outputs"))
+    _set(new, "outputs", _edges(new, "inputs"))
+    _set(new, "dtype", old.dtype)
+    _set(new, "shape", old.shape)
+    _set(new, "type", old.type)
     return new
 
 
-def _new_node(old: gs.Node, attrs: dict[str, Any], inputs: list[gs.Tensor], outputs: list[gs.Tensor]) -> gs.Node:
-    """A node like another one between other tensors, likewise."""
+def _copy_node(old: gs.Node, tensors: dict[int, gs.Tensor], tensor: Callable[[gs.Tensor], gs.Tensor]) -> gs.Node:
+    """A node like another one between copies of its tensors, likewise."""
     new = object.__new__(gs.Node)
-    fields = new.__dict__
-    fields["op"], fields["name"], fields["attrs"], fields["domain"] = old.op, old.name, attrs, old.domain
-    fields["inputs"], fields["outputs"] = _edges(new, "outputs", inputs), _edges(new, "inputs", outputs)
-    for t in inputs:
-        list.append(t.outputs, new)
-    for t in outputs:
-        list.append(t.inputs, new)
+    attrs = dict(old.attrs)
+    for name, value in attrs.items():
+        if isinstance(value, gs.Graph):
+            attrs[name] = copy_graph(value, tensors)
+    inputs, outputs = _edges(new, "outputs"), _edges(new, "inputs")
+    for ends, copied, readers in ((old.inputs, inputs, True), (old.outputs, outputs, False)):
+        for end in ends:
+            t = tensors.get(id(end)) or tensor(end)
+            list.append(copied, t)
+            list.append(t.outputs if readers else t.inputs, new)
+    _set(new, "op", old.op)
+    _set(new, "name", old.name)
+    _set(new, "attrs", attrs)
+    _set(new, "inputs", inputs)
+    _set(new, "outputs", outputs)
+    _set(new, "domain", old.domain)
     return new
 
 
-def _edges(owner: gs.Tensor | gs.Node, field_name: str, items: Iterable[Any] = ()) -> SynchronizedList:
+def _edges(owner: gs.Tensor | gs.Node, field_name: str) -> SynchronizedList:
     out = SynchronizedList.__new__(SynchronizedList)
-    if items:
-        list.extend(out, items)
     out.parent_obj, out.field_name = owner, field_name
     return out
 

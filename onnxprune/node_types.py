@@ -22,7 +22,7 @@ SMALL = 4096  # elements of the largest value that inference is told
 
 _LIKE_INPUT = frozenset(("GroupNormalization", "MeanVarianceNormalization"))
 _FEW = 16  # floats: scales and sizes of a Resize; more of them are a weight, whose values say nothing about shapes
-_PLAIN = (int, float, str, bytes)
+_PLAIN = frozenset((int, float, bool, str, bytes))
 
 
 class NodeTypes:
@@ -95,7 +95,10 @@ class NodeTypes:
 
 def captured(node: gs.Node) -> list[gs.Tensor]:
     """Outer tensors that the bodies of an If, a Loop or a Scan use."""
-    if not any(isinstance(a, gs.Graph) for a in node.attrs.values()):
+    for value in node.attrs.values():
+        if isinstance(value, gs.Graph):
+            break
+    else:
         return []
     bodies = list(node.subgraphs(recursive=True))
     used = [t for body in bodies for t in (*(t for n in body.nodes for t in n.inputs), *body.outputs) if t.name]
@@ -168,15 +171,19 @@ def array_contents(value: Array) -> object:
 
 def hashable(attributes: Mapping[str, Any]) -> tuple[tuple[str, Any], ...] | None:
     """Attributes as they can be looked up; None where one is more than numbers, strings and a few of them."""
+    if not attributes:
+        return ()
     out = []
     for name, value in attributes.items():
-        if isinstance(value, list | tuple):
-            if not all(isinstance(v, _PLAIN) for v in value):
+        if type(value) in _PLAIN:
+            pass
+        elif isinstance(value, list | tuple):
+            if not _PLAIN.issuperset(map(type, value)):
                 return None
             value = tuple(value)
         elif isinstance(value, gs.Constant) and value.values.size <= _FEW:
             value = (value.values.dtype, value.values.shape, array_contents(value.values))
-        elif not isinstance(value, _PLAIN):
+        else:
             return None
         out.append((name, value))
     return tuple(out)

@@ -225,6 +225,7 @@ class _Found:
     states: dict[str, int] = field(default_factory=dict)
     alike: dict[Any, list[str]] = field(default_factory=dict)
     _numbered: dict[Any, int] = field(default_factory=dict)
+    _kinds: dict[int, bytes] = field(default_factory=dict)  # types of constants, by state
     _weights: set[int] = field(default_factory=set)  # states of constants whose values nobody has read
     _unknowns: int = 0  # how many unknowns had to be made up
 
@@ -266,26 +267,31 @@ class _Found:
         """The number of what is known of a tensor."""
         name = t.name
         contents: object = None
-        weight = False
         if isinstance(t, gs.Constant):
-            self._settle_array(name, np.dtype(t.dtype), tuple(t.shape))
-            if prod(t.shape) <= _FEW:
+            dtype, shape = np.dtype(t.dtype), tuple(t.shape)
+            if prod(shape) <= _FEW:
                 contents = array_contents(np.asarray(t.values))
-            elif self.dtypes[name].kind in "iub":
+            elif dtype.kind in "iub":
                 contents = name
-            else:
-                contents, weight = "weight", True
-        elif name in self.values:
+            number = self._number((dtype, shape, contents))
+            if contents is None:
+                self._weights.add(number)
+            found = self._kinds.get(number)
+            self.types[name] = self._kinds[number] = of_array(dtype, shape) if found is None else found
+            self.shapes[name], self.dtypes[name], self.states[name] = shape, dtype, number
+            return number
+        if name in self.values:
             value = self.values[name]
             contents = array_contents(value) if value.size <= _FEW else name
         formula: object = self.formulas.get(name, 0)
         if isinstance(formula, np.ndarray):
             formula = tuple(formula.reshape(-1).tolist())
         key = (self.types.get(name, name != ""), contents, self.sizes.get(name), formula)
-        number = self.states[name] = self._numbered.setdefault(key, len(self._numbered) + 1)
-        if weight:
-            self._weights.add(number)
+        number = self.states[name] = self._number(key)
         return number
+
+    def _number(self, key: object) -> int:
+        return self._numbered.setdefault(key, len(self._numbered) + 1)
 
     def _repeat(self, name: str, like: str) -> None:
         """Writes down of a tensor what is known of another one."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import reduce
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt

@@ -63,7 +63,8 @@ class FoldShapes(Pass):
                 _soften(node, index, graph, seen, names)
         seen = with_nodes(seen, graph.nodes[count:], model.opset)
         old, new = graph.nodes[:count], graph.nodes[count:]
-        graph.nodes[:] = _placed(old, new)
+        if new:
+            graph.nodes[:] = _placed(old, new)
         for node in old:  # those that are new follow the data
             if not node.outputs or node.domain:
                 continue

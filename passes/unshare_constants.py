@@ -17,9 +17,9 @@ from typing import ClassVar
 
 import onnx_graphsurgeon as gs
 
-from onnxprune.model import Model
+from onnxprune.model import Model, new_constant
 from onnxprune.passes.base import Pass, register
-from onnxprune.passes.edit import tensor_names, unique_name
+from onnxprune.passes.edit import set_input, tensor_names, unique_name
 
 
 @register
@@ -44,5 +44,5 @@ class UnshareConstants(Pass):
                 elif t.values.ndim <= 1 or t.values.size <= self.largest:  # condition 1
                     name = unique_name(names, t.name)
                     used.add(name)
-                    node.inputs[i] = gs.Constant(name, t._values)
+                    set_input(node, i, new_constant(name, t._values))
         return model

@@ -20,7 +20,6 @@ from onnxprune.ops.labels import Array, Axes, Labels, LabelTable
 from onnxprune.ops.record import OpSpec, Patcher, Shape, ints, left, normal_axis, register
 from onnxprune.symbolic import Size, quotient
 
-
 Sizes = tuple[Size | None, ...]
 
 
@@ -69,7 +68,20 @@ def factors(source: Shape, target: Shape) -> tuple[list[Factor], set[int]]:
 
 
 @functools.lru_cache(1024)
-def _nested(source: Sizes, target: Sizes, found: tuple[Factor, ...]) -> tuple[bool, ...]:
+def _matched(
+    shapes: tuple[Shape, Shape], sizes: tuple[Sizes, Sizes] | None
+) -> tuple[Sequence[Factor], set[int], Sequence[bool]]:
+    """The factors of two shapes, the source axes that have none, and of every factor whether it is one for all sizes.
+
+    Args:
+        shapes: of a Reshape's input and output, in numbers.
+        sizes: in symbols; None if they are constants.
+    """
+    found, opaque = factors(*shapes)
+    return found, opaque, [True] * len(found) if sizes is None else _nested(*sizes, found)
+
+
+def _nested(source: Sizes, target: Sizes, found: Sequence[Factor]) -> list[bool]:
     """Of every factor that was found for some numbers whether it is one for all sizes.
 
     A factor begins and ends at a *cut*: as many elements lie before it in both shapes. Shapes of a Reshape have the same
@@ -91,7 +103,7 @@ def _nested(source: Sizes, target: Sizes, found: tuple[Factor, ...]) -> tuple[bo
             behind[inside][axes[inside] + 1], behind[here][axes[here] + after]
         )
 
-    return tuple(cut(k, k - 1, 0) and cut(k, k + 1, 1) for k in range(len(found)))
+    return [cut(k, k - 1, 0) and cut(k, k + 1, 1) for k in range(len(found))]
 
 
 def _products(sizes: Sequence[Size | None]) -> list[Size | None]:
@@ -117,13 +129,12 @@ def couple_reshape(node: gs.Node, table: LabelTable) -> None:
     axes = table.get(x)
     if all(a is None for a in axes):
         return
-    found, opaque = factors(table.shape(x), table.shape(y))
+    shapes, dynamic = (table.shape(x), table.shape(y)), x.name in table.sizes or y.name in table.sizes
+    found, opaque, nested = _matched(shapes, (tuple(table.size(x)), tuple(table.size(y))) if dynamic else None)
     if len(node.inputs) > 1 and not isinstance(node.inputs[1], gs.Constant):
         for labels in axes:
             table.lock(labels, "is reshaped by run-time arithmetic")
         return
-    dynamic = x.name in table.sizes or y.name in table.sizes
-    nested = _nested(tuple(table.size(x)), tuple(table.size(y)), tuple(found)) if dynamic else (True,) * len(found)
     carried: dict[int, tuple[list[int], Labels]] = {}  # output axis -> factors that vary, labels over them
     for axis, labels in enumerate(axes):
         if labels is None:
