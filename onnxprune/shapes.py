@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import reduce
 from math import prod
 from typing import Any
 
@@ -35,7 +34,7 @@ from onnxprune.node_types import (
 )  # fmt: skip
 from onnxprune.ops import find
 from onnxprune.size_rules import AS_SEEN, PLAIN, Dims, Elements, elements, sizes, values
-from onnxprune.symbolic import Atom, Expr, Size, atom_of, evaluate, opaque, symbol
+from onnxprune.symbolic import Atom, Expr, Size, atom_of, evaluate, opaque, product, symbol
 
 # The batch: a prime that divides no usual channel count, so that no factor of a Reshape is ambiguous.
 _BATCH = (11, 23)
@@ -221,7 +220,7 @@ class _Found:
     sizes: dict[str, Dims] = field(default_factory=dict)
     formulas: dict[str, Elements | None] = field(default_factory=dict)
     numbers: dict[Atom, int | None] = field(default_factory=dict)
-    # Nodes are alike that do the same with inputs of which the same is known: of the outputs the same is then known too.
+    # Nodes that do the same with inputs of which the same is known are alike: the same is known of what they compute.
     states: dict[str, int] = field(default_factory=dict)
     alike: dict[Any, list[str]] = field(default_factory=dict)
     _numbered: dict[Any, int] = field(default_factory=dict)
@@ -370,7 +369,7 @@ class _Found:
                 return
             start, end = node.attrs.get("start", 0), node.attrs.get("end")
             dims = self.sizes[source]
-            parts = dims[start:end] if node.op == "Shape" else [_product(dims)]
+            parts = dims[start:end] if node.op == "Shape" else [product(dims)]
             self._formula(name, np.array(parts, object).reshape(value.shape), value)
         elif self._moves(node):
             read = any(t.name in self.formulas for t in node.inputs)
@@ -421,7 +420,7 @@ class _Found:
     def _express_as(self, name: str, dims: Sequence[Size | None]) -> None:
         """Writes down a shape; what does not agree with the numbers is opaque."""
         out = [
-            n if type(size) is int and (size == n or size == AS_SEEN) else self._checked_dim(size, n)
+            n if type(size) is int and size in (n, AS_SEEN) else self._checked_dim(size, n)
             for size, n in zip(dims, self.shapes[name], strict=True)
         ]
         if any(isinstance(n, Expr) for n in out):
@@ -463,14 +462,10 @@ class _Found:
         settings = []
         for numbers in _TRIED:
             given = {s: numbers[i % 5] + 7 * (i // 5) for i, s in enumerate(unknown)}
-            types = (
-                dict(self.types)
-                if captured(node)
-                else {t.name: self.types[t.name] for t in read if t.name in self.types}
-            )
+            types = {t.name: self.types[t.name] for t in read if t.name in self.types}
             for t in read:
                 if t.name in self.sizes:
-                    shape = tuple(given.get(s, s) for s in self.sizes[t.name])
+                    shape = [given[s] if isinstance(s, Expr) else s or 0 for s in self.sizes[t.name]]
                     types[t.name] = with_shape(self.types[t.name], shape)
             kinds = node_types.outputs(node, types, told, fixed)
             seen.append([None if kind is None else shape_and_dtype(kind)[0] for kind in kinds])
@@ -482,7 +477,7 @@ class _Found:
                 out.append(None)
                 continue
             dims: list[Size | None] = []
-            for tried in zip(*shapes, strict=True):  # type: ignore[arg-type]
+            for tried in zip(*shapes, strict=True):
                 alike = [s for s in unknown if all(g[s] == n for g, n in zip(settings, tried, strict=True))]
                 dims.append(tried[0] if len(set(tried)) == 1 else alike[0] if alike else None)
             out.append(tuple(dims))
@@ -535,10 +530,6 @@ class _Found:
         if not t.name:
             return None
         return np.asarray(t.values) if isinstance(t, gs.Constant) else self.values.get(t.name)
-
-
-def _product(dims: Dims) -> Size | None:
-    return None if None in dims else reduce(lambda a, b: a * b, dims, 1)  # type: ignore[operator]
 
 
 def _compute(node: gs.Node, inputs: list[Array | None], opset: int) -> Array | None:

@@ -32,6 +32,7 @@ from onnxprune.symbolic import (
     maximum,
     minimum,
     modulo,
+    product,
     quotient,
     select,
 )  # fmt: skip
@@ -76,10 +77,6 @@ def _elements(value: Value, i: int) -> list[MaybeSize]:
     if found is None:
         raise _Unknown
     return found.reshape(-1).tolist()
-
-
-def _total(dims: Sequence[MaybeSize]) -> MaybeSize:
-    return None if None in dims else reduce(lambda a, b: a * b, dims, 1)  # type: ignore[operator]
 
 
 def stretched(a: MaybeSize, b: MaybeSize) -> MaybeSize:
@@ -193,7 +190,9 @@ def _concat(node: gs.Node, dims: Sequence[Dims | None], value: Value) -> Sequenc
     shapes = [_dims(dims, i) for i in range(len(node.inputs))]
     axis = normal_axis(int(node.attrs["axis"]), len(shapes[0]))
     parts = [s[axis] for s in shapes]
-    joined = None if None in parts else reduce(lambda a, b: a + b, parts)  # type: ignore[operator]
+    joined: MaybeSize = 0
+    for n in parts:
+        joined = None if n is None or joined is None else joined + n
     out: list[MaybeSize] = []
     for i, n in enumerate(shapes[0]):
         # They must be alike: a constant among them says what all of them are.
@@ -271,7 +270,7 @@ def _reshape(node: gs.Node, dims: Sequence[Dims | None], value: Value) -> Sequen
         else:
             out.append(n if n == -1 or (low is not None and low >= 0) else None)
     if out.count(-1) == 1:
-        rest, total = _total([n for n in out if n != -1]), _total(x)
+        rest, total = product([n for n in out if n != -1]), product(x)
         known = rest is not None and total is not None
         found = quotient(total, rest) if known else None  # type: ignore[arg-type]
         out[out.index(-1)] = floor_divide(total, rest) if found is None and known else found  # type: ignore[arg-type]
@@ -281,7 +280,7 @@ def _reshape(node: gs.Node, dims: Sequence[Dims | None], value: Value) -> Sequen
 def _flatten(node: gs.Node, dims: Sequence[Dims | None], value: Value) -> Sequence[Dims | None]:
     x = _dims(dims)
     axis = normal_axis(int(node.attrs.get("axis", 1)), len(x))
-    return [(_total(x[:axis]), _total(x[axis:]))]
+    return [(product(x[:axis]), product(x[axis:]))]
 
 
 def _transpose(node: gs.Node, dims: Sequence[Dims | None], value: Value) -> Sequence[Dims | None]:
@@ -494,8 +493,8 @@ _WIDE = (np.dtype(np.int64), np.dtype(np.int32), np.dtype(np.float32), np.dtype(
 
 
 def _mod(node: gs.Node, values: Sequence[Elements]) -> Elements | None:
-    known = all(e is not None and bounds(e)[0] is not None for v in values for e in v.reshape(-1))
-    if node.attrs.get("fmod", 0) and not (known and all(bounds(e)[0] >= 0 for v in values for e in v.reshape(-1))):
+    lows = [None if e is None else bounds(e)[0] for v in values for e in v.reshape(-1)]
+    if node.attrs.get("fmod", 0) and any(low is None or low < 0 for low in lows):
         return None  # another sign where one is negative
     return _remainder(node, values)
 
@@ -514,7 +513,8 @@ def _reduce(function: Callable[[Size, Size], Size], start: int | None = None) ->
         axes = ints(values[1]) if len(values) > 1 else ints(node.attrs.get("axes", []))
         if x.ndim != 1 or (axes and axes not in ([0], [-1])) or any(e is None for e in x):
             return None
-        out = reduce(function, x.tolist()) if start is None else reduce(function, x.tolist(), start)
+        flat: list[Size] = x.tolist() if start is None else [start, *x.tolist()]
+        out = reduce(function, flat)
         return np.array([out] if node.attrs.get("keepdims", 1) else out, object)
 
     return run

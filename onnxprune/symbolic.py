@@ -15,9 +15,9 @@ equal to itself and to nothing else.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from math import prod
-from typing import Any, Union
+from typing import Any
 from weakref import WeakValueDictionary
 
 _MOST = 64  # terms of an expression; a larger one is opaque
@@ -97,7 +97,7 @@ class Expr:
         return " + ".join("*".join([str(n), *(_name(a) for a in mono)]) for mono, n in self.terms.items())
 
 
-Size = Union[int, Expr]
+Size = int | Expr
 
 
 def symbol(key: object, low: int = 1) -> Expr:
@@ -211,6 +211,16 @@ def select(condition: Size, a: Size, b: Size) -> Size:
     return apply("select", condition, a, b, low=low, high=None if high is None or most is None else max(high, most))
 
 
+def product(sizes: Iterable[Size | None]) -> Size | None:
+    """The product of sizes; None where one is not known."""
+    out: Size = 1
+    for n in sizes:
+        if n is None:
+            return None
+        out = out * n
+    return out
+
+
 def quotient(a: Size, b: Size) -> Size | None:
     """q with a = q * b for all values of the unknowns, if there is one; by polynomial division."""
     divisor = _terms(b)
@@ -271,7 +281,7 @@ def atom_of(a: Expr) -> Atom:
     return atom
 
 
-_FUNCTIONS: Mapping[str, Callable[..., int]] = {
+_FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "floor": lambda a, b: a // b, "truncate": divide, "modulo": lambda a, b: a % b, "min": min,
     "broadcast": max, "positive": lambda a: int(a > 0), "zero": lambda a: int(a == 0),
     "select": lambda c, a, b: a if c else b,

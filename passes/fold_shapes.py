@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 
 from onnxprune.model import Array, Model
@@ -82,7 +83,7 @@ def _unpick(node: gs.Node, seen: Witness, names: set[str]) -> None:
     data, indices = node.inputs
     output = node.outputs[0].name
     source, picked = seen.symbolic(data.name), seen.symbolic(indices.name)
-    if indices.name not in seen.formulas or source is None or picked is None or len(source) != 1:
+    if isinstance(indices, gs.Constant) or source is None or picked is None or len(source) != 1:
         return
     places = _counted(indices, seen)
     step: Size = 1
@@ -119,19 +120,24 @@ def _counted(t: gs.Tensor, seen: Witness) -> list[Size] | None:
         return None if ends[0] is None or ends[2] is None else [ends[2][0], ends[0][0]]
     if node.op not in ("Add", "Mul", "Unsqueeze", "Identity", "Cast"):
         return None
-    parts = [_counted(operand, seen) for operand in node.inputs[: 2 if node.op in ("Add", "Mul") else 1]]
-    if any(part is None for part in parts):
+    if node.op == "Cast" and node.attrs["to"] not in (onnx.TensorProto.INT32, onnx.TensorProto.INT64):
         return None
-    if node.op == "Unsqueeze":
-        listed = node.attrs.get("axes") if len(node.inputs) < 2 else seen.elements(node.inputs[1].name)
-        if isinstance(node.inputs[-1], gs.Constant) and len(node.inputs) > 1:
-            listed = np.asarray(node.inputs[1].values).reshape(-1).tolist()
-        if listed is None:
+    parts: list[list[Size]] = []
+    for operand in node.inputs[: 2 if node.op in ("Add", "Mul") else 1]:
+        part = _counted(operand, seen)
+        if part is None:
             return None
-        new = {int(a) % len(shape) for a in listed}
-        rest = iter(parts[0] or ())
+        parts.append(part)
+    if node.op == "Unsqueeze":
+        listed = node.attrs.get("axes")
+        if len(node.inputs) > 1:
+            constant = isinstance(node.inputs[1], gs.Constant)
+            listed = node.inputs[1].values.tolist() if constant else seen.elements(node.inputs[1].name)
+        if listed is None or not all(isinstance(a, int) for a in listed):
+            return None
+        new, rest = {a % len(shape) for a in listed}, iter(parts[0])
         return [0 if i in new else next(rest) for i in range(len(shape) + 1)]
-    full: list[list[Size]] = [[0] * (len(shape) + 1 - len(part)) + part for part in parts if part is not None]
+    full = [[*[0] * (len(shape) + 1 - len(part)), *part] for part in parts]
     if node.op == "Add":
         return [a + b for a, b in zip(*full, strict=True)]
     if node.op == "Mul":

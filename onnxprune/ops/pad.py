@@ -12,7 +12,7 @@ from onnxprune.ops.record import OpSpec, Patcher, ints, normal_axis, register
 
 
 def _pads(node: gs.Node, rank: int, value: Callable[[int], Array | None]) -> dict[int, tuple[int, int]] | None:
-    """axis -> (before, after); None if they are computed at run time. An axis padded by what is no constant: (-1, -1)."""
+    """axis -> (before, after), each -1 where it is no constant; None if all are computed at run time."""
     if "pads" in node.attrs:
         pads, axes = ints(node.attrs["pads"]), list(range(rank))
     else:

@@ -84,8 +84,8 @@ def _matched(
 def _nested(source: Sizes, target: Sizes, found: Sequence[Factor]) -> list[bool]:
     """Of every factor that was found for some numbers whether it is one for all sizes.
 
-    A factor begins and ends at a *cut*: as many elements lie before it in both shapes. Shapes of a Reshape have the same
-    volume, so that as many behind it do as well.
+    A factor begins and ends at a *cut*: as many elements lie before it in both shapes, or behind it in both, which is
+    the same because shapes of a Reshape have the same volume.
     """
     before = (_products(source), _products(target))
     behind = (_products(source[::-1])[::-1], _products(target[::-1])[::-1])
