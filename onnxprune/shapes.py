@@ -79,6 +79,7 @@ class Witness:
         names: of all tensors that the graph had.
         sizes: shapes in symbols of the tensors with a dimension that is no constant.
         formulas: elements in symbols of the values that are no constants; None where they are not known.
+        numbers: what the unknowns of both are here.
     """
 
     dims: Mapping[tuple[str, int], int]
@@ -90,6 +91,7 @@ class Witness:
     names: frozenset[str] = frozenset()
     sizes: Mapping[str, Dims] = field(default_factory=dict, repr=False)
     formulas: Mapping[str, Elements | None] = field(default_factory=dict, repr=False)
+    numbers: Mapping[Atom, int | None] = field(default_factory=dict, repr=False)
 
     def symbolic(self, name: str) -> Dims | None:
         """The shape of a tensor in symbols; None where it is not known."""
@@ -159,7 +161,10 @@ def known_or_witness(model: Model) -> Witness:
     dtypes |= {t.name: np.dtype(t.dtype) for t in constants}
     sizes = {name: seen.sizes[name] for name in names & seen.sizes.keys()}
     formulas = {name: seen.formulas[name] for name in names & seen.formulas.keys()}
-    return Witness(seen.dims, shapes, values, dtypes, seen.types, seen.assumed & names, seen.names, sizes, formulas)
+    assumed = seen.assumed & names
+    return replace(
+        seen, shapes=shapes, values=values, dtypes=dtypes, assumed=assumed, sizes=sizes, formulas=formulas
+    )  # fmt: skip
 
 
 def with_nodes(seen: Witness, nodes: Sequence[gs.Node], opset: int) -> Witness:
@@ -171,7 +176,7 @@ def with_nodes(seen: Witness, nodes: Sequence[gs.Node], opset: int) -> Witness:
         opset: of the model.
     """
     found = _Found(dict(seen.shapes), dict(seen.dtypes), dict(seen.values))
-    found.sizes, found.formulas = dict(seen.sizes), dict(seen.formulas)
+    found.sizes, found.formulas, found.numbers = dict(seen.sizes), dict(seen.formulas), dict(seen.numbers)
     for node in nodes:
         value = found.compute(node, opset) if found.computable(node) else None
         if value is not None:
@@ -204,7 +209,7 @@ def witness(model: Model, dims: Mapping[tuple[str, int], int] | None = None) -> 
     names |= {t.name for t in graph.outputs}
     return Witness(
         dims, found.shapes, found.values, found.dtypes, found.types, frozenset(found.assumed), frozenset(names),
-        found.sizes, found.formulas,
+        found.sizes, found.formulas, found.numbers,
     )  # fmt: skip
 
 
