@@ -301,18 +301,32 @@ def walk(model: Model, seen: Witness, choices: Choices | None = None) -> LabelTa
     return table
 
 
+_BY_PLACE = frozenset(("Gather", "GatherElements", "GatherND", "ScatterElements", "ScatterND", "Slice", "Split"))
+
+
 def _lock_dynamic(node: gs.Node, table: LabelTable) -> None:
-    """Locks channels on an axis of dynamic size, unless they were there before or a Reshape merged them into it."""
+    """Locks channels on an axis of dynamic size, unless a Reshape merges them into it or they only pass along.
+
+    There the place of a channel depends on the size: nothing may pick it by number.
+    """
     if node.op in ("Reshape", "Flatten"):
         return
-    for t in node.outputs:
+    read = _on_dynamic(node.inputs, table)
+    made = _on_dynamic(node.outputs, table)
+    for labels, size in [*made, *(read if node.op in _BY_PLACE else ())]:
+        if not any(size == n for _, n in read) or not any(size == n for _, n in made):
+            table.lock(labels, "is on an axis whose size is not constant")
+
+
+def _on_dynamic(tensors: Sequence[gs.Tensor], table: LabelTable) -> list[tuple[Labels, Expr]]:
+    """Labels on axes whose size depends on a dimension, and that size."""
+    out = []
+    for t in tensors:
         sizes, axes = table.sizes.get(t.name), table.variables.get(t.name)
         for labels, size in zip(axes or (), sizes or (), strict=False):
             if labels is not None and isinstance(size, Expr):
-                read = [x for x in node.inputs if x.name]
-                before = [(a, n) for x in read for a, n in zip(table.get(x), table.size(x), strict=True)]
-                if not any(a is not None and n == size for a, n in before):
-                    table.lock(labels, "is on an axis whose size is not constant")
+                out.append((labels, size))
+    return out
 
 
 def _couple(spec: OpSpec, node: gs.Node, table: LabelTable) -> None:

@@ -329,7 +329,7 @@ def _resize(node: gs.Node, dims: Sequence[Dims | None], value: Value) -> Sequenc
         for axis, n in zip(axes, sizes, strict=True):
             out[axis] = n if plain else None
         return [tuple(out)]
-    operand = node.inputs[-1 if node.op == "Upsample" else 2] if len(node.inputs) > 1 else None
+    operand = node.inputs[min(2, len(node.inputs) - 1)] if len(node.inputs) > 1 else None
     scales = (
         node.attrs.get("scales") if operand is None else operand.values if isinstance(operand, gs.Constant) else None
     )

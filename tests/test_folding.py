@@ -349,3 +349,59 @@ def test_large_constants_of_any_size_are_constants(side: int) -> None:
         proto.graph.initializer.append(numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name))
     analysis = op.analyze(load(proto))
     assert {n.op for n in analysis.model.graph.nodes} == {"Conv", "Mul"}
+
+
+@pytest.mark.parametrize("what", ["Gather (b, places)", "Slice (b, v0, v8, v1)"])
+def test_places_on_an_axis_of_dynamic_size_lock(what: str) -> None:
+    # 8 channels of H places each as one axis: places 0 to 7 are those of one channel or of eight.
+    text = f"""g (float[N, 3, H] x) => (float[N, 4] y) {{
+        a = Conv (x, w)
+        b = Flatten (a)
+        c = {what.replace("Gather (", "Gather <axis = 1> (")}
+        y = MatMul (c, v)
+    }}"""
+    proto_places = {"places": (8,)} if "places" in what else {}
+    model = model_of(text, w=(8, 3, 1), v=(8, 4), **proto_places)
+    for t in model.graph.tensors().values():
+        if t.name == "places":
+            t.values = np.arange(8)
+    rng = np.random.default_rng(0)
+    feeds = [{"x": rng.standard_normal((2, 3, h)).astype(np.float32)} for h in (1, 2, 8, 41, 100)]
+    analysis = compare(model, feeds)
+    assert "is on an axis whose size is not constant" in {g.reason for g in analysis.locked}
+
+
+@pytest.mark.parametrize("names", [("N", "M"), ("N", "N")])
+def test_batches_of_two_inputs_that_broadcast(names: tuple[str, str]) -> None:
+    # A mask of another batch, or of one for all; exporters reshape back to the length of one of the inputs.
+    text = """g (float[N, T, 3] x, float[M, 1, T] mask) => (float[N, T, 4] y) {
+        a = MatMul (x, w)
+        s = Shape (x)
+        n = Gather (s, v0)
+        t = Gather (s, v1)
+        apart = Concat <axis = 0> (n, t, v2, v4)
+        b = Reshape (a, apart)
+        c = Transpose <perm = [0, 2, 1, 3]> (b)
+        d = Transpose <perm = [0, 2, 3, 1]> (b)
+        q = MatMul (c, d)
+        wide = Unsqueeze (mask, v1)
+        p = Add (q, wide)
+        r = Softmax <axis = -1> (p)
+        e = MatMul (r, c)
+        f = Transpose <perm = [0, 2, 1, 3]> (e)
+        back = Concat <axis = 0> (n, t, v8)
+        g = Reshape (f, back)
+        y = MatMul (g, v)
+    }"""
+    model = model_of(text, w=(3, 8), v=(8, 4))
+    model.graph.inputs[1].shape = [names[1], 1, "T"]
+    rng = np.random.default_rng(0)
+    feeds = [
+        {
+            "x": rng.standard_normal((n, t, 3)).astype(np.float32),
+            "mask": rng.standard_normal((m, 1, t)).astype(np.float32),
+        }
+        for n, m, t in ((1, 1, 5), (3, 3, 7), *([] if names[1] == "N" else [(4, 1, 2)]))
+    ]
+    analysis = compare(model, feeds)
+    assert [(g.channels, g.kind) for g in analysis] == [(2, "heads")]
