@@ -77,7 +77,8 @@ class Witness:
         types: of every tensor, as far as it is known (see `onnxprune.node_types`).
         assumed: tensors with a dimension that depends on data, and was set to a number.
         names: of all tensors that the graph had.
-        sizes: shapes in symbols of the tensors with a dimension that is no constant.
+        sizes: shapes in symbols of the tensors with a dimension that is no constant; empty where such a shape is not
+            known (a sequence of tensors).
         formulas: elements in symbols of the values that are no constants; None where they are not known.
         numbers: what the unknowns of both are here.
     """
@@ -299,6 +300,8 @@ class _Found:
 
     def _repeat(self, name: str, like: str) -> None:
         """Writes down of a tensor what is known of another one."""
+        if like in self.sizes:
+            self.sizes[name] = self.sizes[like]
         if like in self.types:
             self.types[name] = self.types[like]
             if like in self.states:
@@ -307,8 +310,6 @@ class _Found:
                 self.shapes[name] = self.shapes[like]
             if like in self.dtypes:
                 self.dtypes[name] = self.dtypes[like]
-            if like in self.sizes:
-                self.sizes[name] = self.sizes[like]
             if like in self.values:
                 self.values[name] = self.values[like]
                 if like in self.formulas:
@@ -452,6 +453,8 @@ class _Found:
                 numbers = self.shapes[t.name]
                 known = shape is not None and len(shape) == len(numbers)
                 self._express_as(t.name, shape if known else [None] * len(numbers))  # type: ignore[arg-type]
+            elif t.name:
+                self.sizes[t.name] = ()
 
     def _tried(self, node: gs.Node, node_types: NodeTypes) -> list[Dims | None]:
         """Shapes of the outputs of a node without a rule: what three settings of its inputs' dimensions agree about.
@@ -460,6 +463,8 @@ class _Found:
         chance. Values that depend on sizes it is not told.
         """
         read = [*node.inputs, *captured(node)]
+        if any(self.sizes.get(t.name) == () for t in read):
+            return [None] * len(node.outputs)
         unknown = list({s: 0 for t in read for s in self.sizes.get(t.name, ()) if isinstance(s, Expr)})
         told = [None if t.name in self.formulas else self._small(t) for t in node.inputs]
         fixed = {name: v for name, v in self.values.items() if name not in self.formulas} if captured(node) else {}
