@@ -7,14 +7,19 @@ to give the same number for the two settings of the dynamic dimensions that were
 from __future__ import annotations
 
 import itertools
+import re
 
 import numpy as np
 import onnx
 import pytest
+from graphs import PROPERTY
+from hypothesis import given
+from hypothesis import strategies as st
 from onnx import numpy_helper, parser
 
 import onnxprune as op
 from onnxprune.model import Model, load
+from onnxprune.passes import NORMALIZE, Pipeline
 from onnxprune.runtime import Session
 from onnxprune.verification import reference
 
@@ -24,7 +29,8 @@ SIDES = ((1, 1), (2, 3), (7, 9), (28, 30), (100, 100), (131, 64))
 CONSTANTS: dict[str, object] = {
     "none": 0, "one": 1, "two": 2, "three": 3, "four": 4, "six": 6, "seven": 7, "million": 10**6,
     "half": np.float32(0.5),
-    "v0": [0], "v1": [1], "v2": [2], "v3": [3], "v4": [4], "v8": [8], "minus": [-1],
+    "v0": [0], "v1": [1], "v2": [2], "v3": [3], "v4": [4], "v7": [7], "v8": [8],
+    "minus": [-1], "short": np.float32([1]),
     "zeros6": [0] * 6,
 }  # fmt: skip
 
@@ -36,7 +42,7 @@ def model_of(text: str, **weights: tuple[int, ...]) -> Model:
     read = {name for node in proto.graph.node for name in node.input}
     for name, value in CONSTANTS.items():
         if name in read:
-            array = np.asarray(value, None if isinstance(value, np.generic) else np.int64)
+            array = np.asarray(value, None if isinstance(value, np.generic | np.ndarray) else np.int64)
             proto.graph.initializer.append(numpy_helper.from_array(array, name))
     for name, shape in weights.items():
         proto.graph.initializer.append(numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name))
@@ -405,3 +411,49 @@ def test_batches_of_two_inputs_that_broadcast(names: tuple[str, str]) -> None:
     ]
     analysis = compare(model, feeds)
     assert [(g.channels, g.kind) for g in analysis] == [(2, "heads")]
+
+
+# Lines that compute one length `o` from lengths `a`, `b` and `c`, each a tensor of one number; `p` is at least 1.
+ARITHMETIC = (
+    "o = Add (a, b)", "o = Sub (a, b)", "o = Min (a, b)", "o = Max (a, b)", "o = Div (a, p)", "o = Mod (a, p)",
+    "o = Neg (a)", "o = Abs (a)", "l = Mod (a, v7) o = Mul (l, b)", "d = Equal (a, b) o = Where (d, b, c)",
+    "d = Less (a, b) e = Not (d) o = Where (e, a, c)", "l = Concat <axis = 0> (a, b, c) o = ReduceMax (l)",
+    "l = Concat <axis = 0> (a, b) n = Mod (l, v7) o = ReduceProd (n)",
+    "l = Concat <axis = 0> (a, b, c) o = Slice (l, v1, v2)",
+    "f = Cast <to = 1> (a) g = Mul (f, half) l = Floor (g) o = Cast <to = 7> (l)",
+    "l = Mod (p, v7) n = Squeeze (l) r = Range (none, n, one) o = Shape (r)",
+    "l = Mod (p, v7) n = Add (l, v1) e = Tile (short, n) o = Shape (e)",
+    "l = Mod (p, v7) e = ConstantOfShape (l) n = Shape (e) o = Identity (n)",
+    "l = Concat <axis = 0> (a, b, c, a) n = Mod (p, v3) e = Slice (l, v0, n) o = Shape (e)",
+    "l = Concat <axis = 0> (a, b, c) d = Greater (l, v7) e = NonZero (d) n = Shape (e) o = Gather (n, v1)",
+    "l = MaxPool <kernel_shape = [2, 2], strides = [2, 1], pads = [1, 0, 1, 0]> (x) n = Shape (l) o = Gather (n, v2)",
+    "l = AveragePool <kernel_shape = [2, 2], strides = [2, 2], pads = [1, 1, 1, 1], ceil_mode = 1> (x) n = Shape (l) "
+    "o = Gather (n, v3)",
+    "l = Concat <axis = 0> (minus, p) e = Reshape (short, minus) n = Shape (e) o = Mul (n, b)",
+)  # fmt: skip
+
+
+@PROPERTY(max_examples=60)
+@given(st.lists(st.tuples(st.sampled_from(ARITHMETIC), *[st.integers(0, 99)] * 3), min_size=1, max_size=12))
+def test_folded_arithmetic_is_the_same_for_other_sizes(steps: list[tuple[str, int, int, int]]) -> None:
+    lengths = ["n", "h", "w", "m", "v1", "v2", "v7", "v8", "minus"]
+    lines = ["s = Shape (x) n = Gather (s, v0) h = Gather (s, v2) w = Gather (s, v3) m = Shape (z)"]
+    for i, (line, *picked) in enumerate(steps):
+        a, b, c = (lengths[-1 - k % len(lengths)] for k in picked)  # the last ones more often
+        names = {"a": a, "b": b, "c": c} | {name: f"{name}_{i}" for name in "defglnopr"}
+        words = (names.get(word, word) for word in re.split(r"\b", line))
+        lines.append(f"q_{i} = Abs ({b}) p_{i} = Max (q_{i}, v1) " + "".join(words))
+        lengths.append(f"o_{i}")
+    outputs = [f"y_{i}" for i in range(len(steps))]
+    lines += [f"y_{i} = Identity (o_{i})" for i in range(len(steps))]
+    interface = ", ".join(f"int64[1] {name}" for name in outputs)
+    model = model_of(f"g (float[N, 3, H, W] x, float[M] z) => ({interface}) {{ {' '.join(lines)} }}")
+    whole, folded = Session(model), Session(Pipeline(NORMALIZE)(model))
+    for n, h, w, m in ((1, 2, 3, 4), (2, 7, 9, 1), (3, 100, 31, 2), (5, 1, 1, 5), (11, 224, 448, 11)):
+        feed = {"x": np.zeros((n, 3, h, w), np.float32), "z": np.zeros(m, np.float32)}
+        try:
+            expected = whole.run(feed)
+        except op.OnnxPruneError:
+            continue
+        for one, two in zip(folded.run(feed), expected, strict=True):
+            np.testing.assert_array_equal(one, two)
