@@ -26,6 +26,7 @@ from onnxprune.ops.labels import Choices, Contraction, FilterSite, Labels, Label
 from onnxprune.ops.quantize import dequantized
 from onnxprune.plans import Plan
 from onnxprune.shapes import Witness, known_or_witness
+from onnxprune.symbolic import Expr
 
 Kept = npt.NDArray[np.bool_]
 
@@ -267,7 +268,7 @@ def _no_record(node: gs.Node) -> str:
 def walk(model: Model, seen: Witness, choices: Choices | None = None) -> LabelTable:
     """Runs every operator's rule once, in graph order."""
     graph = model.graph
-    table = LabelTable(seen.shapes, seen.values, model.opset, choices)
+    table = LabelTable(seen.shapes, seen.values, model.opset, choices, seen.sizes, seen.formulas)
     table.outputs = frozenset(t.name for t in graph.outputs)
     for node in graph.nodes:
         table.node = node
@@ -277,6 +278,8 @@ def walk(model: Model, seen: Witness, choices: Choices | None = None) -> LabelTa
         known = all(not t.name or isinstance(t, gs.Constant) or t.name in seen.shapes for t in tensors)
         if spec is not None and (known or spec.whole):
             _couple(spec, node, table)
+            if seen.sizes:
+                _lock_dynamic(node, table)
         else:
             if spec is None:
                 _show_weights(node, table)
@@ -296,6 +299,34 @@ def walk(model: Model, seen: Witness, choices: Choices | None = None) -> LabelTa
                 if labels is not None:
                     table.locks.append(Lock(labels, t.name, "output", "is an output of the model"))
     return table
+
+
+_BY_PLACE = frozenset(("Gather", "GatherElements", "GatherND", "ScatterElements", "ScatterND", "Slice", "Split"))
+
+
+def _lock_dynamic(node: gs.Node, table: LabelTable) -> None:
+    """Locks channels on an axis of dynamic size, unless a Reshape merges them into it or they only pass along.
+
+    There the place of a channel depends on the size: nothing may pick it by number.
+    """
+    if node.op in ("Reshape", "Flatten"):
+        return
+    read = _on_dynamic(node.inputs, table)
+    made = _on_dynamic(node.outputs, table)
+    for labels, size in [*made, *(read if node.op in _BY_PLACE else ())]:
+        if not any(size == n for _, n in read) or not any(size == n for _, n in made):
+            table.lock(labels, "is on an axis whose size is not constant")
+
+
+def _on_dynamic(tensors: Sequence[gs.Tensor], table: LabelTable) -> list[tuple[Labels, Expr]]:
+    """Labels on axes whose size depends on a dimension, and that size."""
+    out = []
+    for t in tensors:
+        sizes, axes = table.sizes.get(t.name), table.variables.get(t.name)
+        for labels, size in zip(axes or (), sizes or (), strict=False):
+            if labels is not None and isinstance(size, Expr):
+                out.append((labels, size))
+    return out
 
 
 def _couple(spec: OpSpec, node: gs.Node, table: LabelTable) -> None:
@@ -405,7 +436,13 @@ def _grouped(
         return []
     key[present] += (cause[present] + 1).astype(np.uint64) * _scattered(0x10CC)
     key[present] += lifted[present] * _scattered(0x11F7)
-    _, inverse = np.unique(key[present], return_inverse=True)
+    # Neighbours mostly belong together: compare runs of equal keys, not all of them.
+    keys = key[present]
+    starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
+    _, of_run = np.unique(keys[starts], return_inverse=True)
+    inverse = np.repeat(of_run, np.diff(starts, append=len(keys)))
+    if len(starts) < 2**16:
+        inverse = inverse.astype(np.uint16)  # sorted by radix
     group_of = np.full(table.count, -1, np.int64)
     group_of[present] = inverse
     groups_of = {i: set(group_of[here].tolist()) for i, here in roots_of.items()}

@@ -149,7 +149,7 @@ def stripped(analysis: Analysis, plan: Plan) -> Analysis:
     seen = witness(model)
     groups = tuple(replace(g, components=g.components[kept[g.components]]) for g in analysis.groups)
     tensors = model.graph.tensors()
-    table = LabelTable(seen.shapes, seen.values, model.opset, analysis.table.choices)
+    table = LabelTable(seen.shapes, seen.values, model.opset, analysis.table.choices, seen.sizes, seen.formulas)
     _compress(analysis, kept, table, tensors)
     for site in analysis.table.filter_sites:
         labels = _left(analysis, kept, site.labels)

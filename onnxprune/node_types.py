@@ -22,7 +22,7 @@ SMALL = 4096  # elements of the largest value that inference is told
 
 _LIKE_INPUT = frozenset(("GroupNormalization", "MeanVarianceNormalization"))
 _FEW = 16  # floats: scales and sizes of a Resize; more of them are a weight, whose values say nothing about shapes
-_PLAIN = (int, float, str, bytes)
+_PLAIN = frozenset((int, float, bool, str, bytes))
 
 
 class NodeTypes:
@@ -52,11 +52,11 @@ class NodeTypes:
             known: values by name, for what its bodies read.
         """
         told = [v if v is not None and (v.dtype.kind in "iub" or v.size <= _FEW) else None for v in values]
-        attributes = _hashable(node.attrs)
+        attributes = hashable(node.attrs)
         if attributes is None:
             return self._ask(node, types, told, known)
         reads = [
-            types.get(t.name, t.name != "") if v is None else (types[t.name], _contents(v))
+            types.get(t.name, t.name != "") if v is None else (types[t.name], array_contents(v))
             for t, v in zip(node.inputs, told, strict=True)
         ]
         key = node.op, node.domain, attributes, tuple(t.name != "" for t in node.outputs), *reads
@@ -95,7 +95,10 @@ class NodeTypes:
 
 def captured(node: gs.Node) -> list[gs.Tensor]:
     """Outer tensors that the bodies of an If, a Loop or a Scan use."""
-    if not any(isinstance(a, gs.Graph) for a in node.attrs.values()):
+    for value in node.attrs.values():
+        if isinstance(value, gs.Graph):
+            break
+    else:
         return []
     bodies = list(node.subgraphs(recursive=True))
     used = [t for body in bodies for t in (*(t for n in body.nodes for t in n.inputs), *body.outputs) if t.name]
@@ -146,21 +149,41 @@ def with_number(kind: bytes, number: int) -> bytes:
     return out
 
 
-def _contents(value: Array) -> object:
+def with_shape(kind: bytes, shape: Sequence[int]) -> bytes:
+    """A tensor's type with another shape."""
+    parsed = onnx.TypeProto.FromString(kind)
+    del parsed.tensor_type.shape.dim[:]
+    for n in shape:
+        parsed.tensor_type.shape.dim.add(dim_value=n)
+    out: bytes = parsed.SerializeToString()
+    return out
+
+
+def known_axes(kind: bytes) -> list[bool]:
+    """Of every axis of a tensor's type whether its dimension is known."""
+    return [dim.HasField("dim_value") for dim in onnx.TypeProto.FromString(kind).tensor_type.shape.dim]
+
+
+def array_contents(value: Array) -> object:
+    """An array's elements as they can be looked up."""
     return value.tobytes() if value.dtype != object else tuple(value.flat)  # of strings, bytes would be addresses
 
 
-def _hashable(attributes: Mapping[str, Any]) -> tuple[tuple[str, Any], ...] | None:
+def hashable(attributes: Mapping[str, Any]) -> tuple[tuple[str, Any], ...] | None:
     """Attributes as they can be looked up; None where one is more than numbers, strings and a few of them."""
+    if not attributes:
+        return ()
     out = []
     for name, value in attributes.items():
-        if isinstance(value, list | tuple):
-            if not all(isinstance(v, _PLAIN) for v in value):
+        if type(value) in _PLAIN:
+            pass
+        elif isinstance(value, list | tuple):
+            if not _PLAIN.issuperset(map(type, value)):
                 return None
             value = tuple(value)
         elif isinstance(value, gs.Constant) and value.values.size <= _FEW:
-            value = (value.values.dtype, value.values.shape, _contents(value.values))
-        elif not isinstance(value, _PLAIN):
+            value = (value.values.dtype, value.values.shape, array_contents(value.values))
+        else:
             return None
         out.append((name, value))
     return tuple(out)

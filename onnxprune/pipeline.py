@@ -115,7 +115,8 @@ def compile_plan(
         OnnxPruneError: the plan does not fit.
         VerificationError: the result is not what the masked original computes.
     """
-    analysis = analysis or analyze_for(model, plan)
+    if analysis is None:
+        analysis = analyze_for(model, plan)
     pruned = Pipeline([StripChannels(plan, analysis)])(analysis.model)
     check_weights(pruned.graph)
     pruned = pruned.with_metadata(

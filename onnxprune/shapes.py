@@ -1,9 +1,10 @@
-"""Witness shapes: every dimension a number, so that reshapes can be reasoned about.
+"""Witness shapes: every dimension a number, and beside it the expression of dynamic dimensions that it stands for.
 
-Dynamic dimensions break the arithmetic of Reshape. A *witness* sets each of them to a distinct number and goes through
-the graph once, in order: of every node it infers the shapes, or computes the shape arithmetic with numpy. Comparing two
-witnesses tells what depends on a dynamic dimension: whatever is equal in both is a constant of the model. How many
-boxes a detector keeps depends on the data itself; such dimensions are set to numbers just so.
+Labels need numbers. A *witness* sets each dynamic dimension to one and goes through the graph once, in order: of every
+node it infers the shapes, or computes the shape arithmetic with numpy. What is a constant of the model a number cannot
+tell: whatever depends on a dynamic dimension has an expression too (`onnxprune.symbolic`), by rules for each operator
+(`onnxprune.size_rules`), and is a constant only if that is one. How many boxes a detector keeps depends on the data
+itself; such dimensions are numbers just so, and unknowns that are equal to nothing else.
 """
 
 from __future__ import annotations
@@ -18,8 +19,22 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnxprune.model import Array, Model
-from onnxprune.node_types import SMALL, NodeTypes, of_array, of_input, shape_and_dtype, with_number
+from onnxprune.node_types import (
+    SMALL,
+    NodeTypes,
+    array_contents,
+    captured,
+    hashable,
+    known_axes,
+    of_array,
+    of_input,
+    shape_and_dtype,
+    with_number,
+    with_shape,
+)  # fmt: skip
 from onnxprune.ops import find
+from onnxprune.size_rules import AS_SEEN, PLAIN, Dims, Elements, elements, sizes, values
+from onnxprune.symbolic import Atom, Expr, Size, atom_of, evaluate, opaque, product, symbol
 
 # The batch: a prime that divides no usual channel count, so that no factor of a Reshape is ambiguous.
 _BATCH = (11, 23)
@@ -28,8 +43,9 @@ _LENGTH = ((41, 43, 47, 53), (59, 61, 67, 71))
 # Image sides: large enough for five strided layers, divisible by what strided networks and windows divide by.
 _SIDE = ((224, 448, 672, 896), (1120, 1344, 1568, 1792))
 
-# How many a selection finds: a prime, and few, so that "at most 100 of them" is not taken for a constant.
-_SELECTED = (101, 2)
+_SELECTED = 101  # how many a selection finds: a prime
+# Three numbers for each dimension of a single node, to see which of them an output's dimension is.
+_TRIED = ((1009, 1013, 1019, 1021, 1031), (36, 60, 84, 132, 156), (6, 10, 14, 22, 26))
 _ASK = frozenset(("Shape", "Size"))
 _SELECTIONS = frozenset(("Compress", "If", "Loop", "NonMaxSuppression", "NonZero", "Unique"))
 
@@ -54,13 +70,17 @@ class Witness:
 
     Attributes:
         dims: the number given to each dynamic dimension, by (input name, axis).
-        shapes: shape of every tensor that has one; where a selection finds as many as the data say, the number is
-            101 (2 in a witness that is `like` another). Other shapes that depend on data are missing.
+        shapes: shape of every tensor that has one; where a selection finds as many as the data say, the number is 101.
+            Other shapes that depend on data are missing.
         values: computed values of shape arithmetic and constant expressions, by tensor name.
         dtypes: element type of every tensor that has one.
         types: of every tensor, as far as it is known (see `onnxprune.node_types`).
         assumed: tensors with a dimension that depends on data, and was set to a number.
         names: of all tensors that the graph had.
+        sizes: shapes in symbols of the tensors with a dimension that is no constant; empty where such a shape is not
+            known (a sequence of tensors).
+        formulas: elements in symbols of the values that are no constants; None where they are not known.
+        numbers: what the unknowns of both are here.
     """
 
     dims: Mapping[tuple[str, int], int]
@@ -70,10 +90,32 @@ class Witness:
     types: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     assumed: frozenset[str] = frozenset()
     names: frozenset[str] = frozenset()
+    sizes: Mapping[str, Dims] = field(default_factory=dict, repr=False)
+    formulas: Mapping[str, Elements | None] = field(default_factory=dict, repr=False)
+    numbers: Mapping[Atom, int | None] = field(default_factory=dict, repr=False)
+
+    def symbolic(self, name: str) -> Dims | None:
+        """The shape of a tensor in symbols; None where it is not known."""
+        return self.sizes.get(name) or self.shapes.get(name)
+
+    def elements(self, name: str) -> list[Size | None] | None:
+        """The elements of a value in symbols; None where they, or how many they are, are not known."""
+        if name in self.formulas:
+            found = self.formulas[name]
+        else:
+            found = elements(self.values[name]) if name in self.values else None
+        return None if found is None else found.reshape(-1).tolist()
+
+    def constant(self, name: str) -> Array | None:
+        """A value that is the same for all sizes; None where it is not."""
+        return None if name in self.formulas else self.values.get(name)
 
 
 def assignments(model: Model, *, single: bool = False) -> list[dict[tuple[str, int], int]]:
-    """Numbers for the dynamic input dimensions: two different sets of them, or one where nothing is dynamic."""
+    """Numbers for the dynamic input dimensions: two different sets of them, or one where nothing is dynamic.
+
+    Witnesses use the first one; the second serves to check that what is said in symbols holds for other numbers.
+    """
     sets: list[dict[tuple[str, int], int]] = []
     for which in range(2):
         numbers: dict[object, int] = {}
@@ -118,7 +160,12 @@ def known_or_witness(model: Model) -> Witness:
     values = {name: seen.values[name] for name in names & seen.values.keys()}
     dtypes = {name: seen.dtypes[name] for name in names & seen.dtypes.keys()}
     dtypes |= {t.name: np.dtype(t.dtype) for t in constants}
-    return Witness(seen.dims, shapes, values, dtypes, seen.types, seen.assumed & names, seen.names)
+    sizes = {name: seen.sizes[name] for name in names & seen.sizes.keys()}
+    formulas = {name: seen.formulas[name] for name in names & seen.formulas.keys()}
+    assumed = seen.assumed & names
+    return replace(
+        seen, shapes=shapes, values=values, dtypes=dtypes, assumed=assumed, sizes=sizes, formulas=formulas
+    )  # fmt: skip
 
 
 def with_nodes(seen: Witness, nodes: Sequence[gs.Node], opset: int) -> Witness:
@@ -130,52 +177,62 @@ def with_nodes(seen: Witness, nodes: Sequence[gs.Node], opset: int) -> Witness:
         opset: of the model.
     """
     found = _Found(dict(seen.shapes), dict(seen.dtypes), dict(seen.values))
+    found.sizes, found.formulas, found.numbers = dict(seen.sizes), dict(seen.formulas), dict(seen.numbers)
     for node in nodes:
         value = found.compute(node, opset) if found.computable(node) else None
         if value is not None:
             found.settle_value(node.outputs[0].name, value)
+            found.express_value(node, value)
     names = seen.names | (found.values.keys() - seen.values.keys())
-    return replace(seen, shapes=found.shapes, dtypes=found.dtypes, values=found.values, names=names)
+    return replace(
+        seen, shapes=found.shapes, dtypes=found.dtypes, values=found.values, names=names, sizes=found.sizes,
+        formulas=found.formulas,
+    )  # fmt: skip
 
 
-def witness(
-    model: Model, dims: Mapping[tuple[str, int], int] | None = None, *, like: Witness | None = None,
-    node_types: NodeTypes | None = None,
-) -> Witness:  # fmt: skip
-    """Infers all shapes and computes all shape arithmetic under one assignment (default: the first).
+def witness(model: Model, dims: Mapping[tuple[str, int], int] | None = None) -> Witness:
+    """Infers all shapes and computes all shape arithmetic, in numbers and in symbols.
 
     Args:
-        dims: numbers of dynamic input dimensions, one of `assignments`.
-        like: the witness of another assignment, for what is the same in both; selections then find another number
-            than in that one, so that what is equal in both does not depend on data (but for "at most two of them").
-        node_types: of the model, if there is more than one assignment to try.
+        model: to go through.
+        dims: numbers of dynamic input dimensions, one of `assignments` (default: the first).
     """
     graph = model.graph
     dims = assignments(model, single=True)[0] if dims is None else dims
-    node_types = node_types or NodeTypes(model)
+    node_types = NodeTypes(model)
     found = _Found()
     for t in graph.inputs:
         found.settle(t.name, of_input(t, dims))
-    found.other = {t.name for t in graph.inputs if like is not None and found.differs(like, t.name)}
+        found.express_input(t, dims)
     for node in graph.nodes:
-        found.visit(node, node_types, model.opset, like)
+        found.visit(node, node_types, model.opset)
     names = found.types.keys() | {t.name for n in graph.nodes for t in n.outputs if t.name}
     names |= {t.name for t in graph.outputs}
     return Witness(
-        dims, found.shapes, found.values, found.dtypes, found.types, frozenset(found.assumed), frozenset(names)
-    )
+        dims, found.shapes, found.values, found.dtypes, found.types, frozenset(found.assumed), frozenset(names),
+        found.sizes, found.formulas, found.numbers,
+    )  # fmt: skip
 
 
 @dataclass
 class _Found:
-    """What a walk through a graph knows so far, as in `Witness`; `other` differs from what the one it is like says."""
+    """What a walk through a graph knows so far, as in `Witness`; `numbers` are those of the unknowns in `sizes`."""
 
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     dtypes: dict[str, np.dtype[Any]] = field(default_factory=dict)
     values: dict[str, Array] = field(default_factory=dict)
     types: dict[str, bytes] = field(default_factory=dict)
     assumed: set[str] = field(default_factory=set)
-    other: set[str] = field(default_factory=set)
+    sizes: dict[str, Dims] = field(default_factory=dict)
+    formulas: dict[str, Elements | None] = field(default_factory=dict)
+    numbers: dict[Atom, int | None] = field(default_factory=dict)
+    # Nodes that do the same with inputs of which the same is known are alike: the same is known of what they compute.
+    states: dict[str, int] = field(default_factory=dict)
+    alike: dict[Any, list[str]] = field(default_factory=dict)
+    _numbered: dict[Any, int] = field(default_factory=dict)
+    _kinds: dict[int, bytes] = field(default_factory=dict)  # types of constants, by state
+    _weights: set[int] = field(default_factory=set)  # states of constants whose values nobody has read
+    _unknowns: int = 0  # how many unknowns had to be made up
 
     def settle(self, name: str, kind: bytes) -> None:
         """Writes down a type."""
@@ -195,68 +252,257 @@ class _Found:
         self.types[name] = of_array(dtype, shape)
         self.shapes[name], self.dtypes[name] = shape, dtype
 
-    def visit(self, node: gs.Node, node_types: NodeTypes, opset: int, like: Witness | None) -> None:
+    def visit(self, node: gs.Node, node_types: NodeTypes, opset: int) -> None:
         """Finds out what a node computes, after those that it reads from."""
-        for t in node.inputs:
-            if isinstance(t, gs.Constant) and t.name not in self.types:
-                self._settle_array(t.name, np.dtype(t.dtype), tuple(int(n) for n in t.shape))
-        if like is None:
-            self._find_out(node, node_types, opset, _SELECTED[0])
-        elif self._reads_the_same(node):
-            for t in node.outputs:
-                self._take(like, t.name)
-        else:
-            self._find_out(node, node_types, opset, _SELECTED[1])
-            self.other.update(t.name for t in node.outputs if self.differs(like, t.name))
+        read = [self.states.get(t.name) or self._state(t) for t in node.inputs]
+        attributes = hashable(node.attrs)
+        used = len(node.outputs) > 1 and [(t.name != "", bool(t.outputs)) for t in node.outputs]
+        key = (node.op, node.domain, attributes, used and tuple(used), *read)
+        like = self.alike.get(key) if attributes is not None else None
+        if like is not None:
+            for t, name in zip(node.outputs, like, strict=True):
+                self._repeat(t.name, name)
+            return
+        unknowns = self._unknowns
+        value = self._find_out(node, node_types, opset)
+        if unknowns == self._unknowns and (value is None or self._weights.isdisjoint(read)) and attributes is not None:
+            self.alike[key] = [t.name for t in node.outputs]
 
-    def _reads_the_same(self, node: gs.Node) -> bool:
-        """Whether a node has to come out as in the witness this one is like."""
-        if node.op in _SELECTIONS or any(t.name in self.other for t in node.inputs):
-            return False
-        return not any(isinstance(a, gs.Graph) for a in node.attrs.values())
+    def _state(self, t: gs.Tensor) -> int:
+        """The number of what is known of a tensor."""
+        name = t.name
+        contents: object = None
+        if isinstance(t, gs.Constant):
+            dtype, shape = np.dtype(t.dtype), tuple(t.shape)
+            if prod(shape) <= _FEW:
+                contents = array_contents(np.asarray(t.values))
+            elif dtype.kind in "iub":
+                contents = name
+            number = self._number((dtype, shape, contents))
+            if contents is None:
+                self._weights.add(number)
+            found = self._kinds.get(number)
+            self.types[name] = self._kinds[number] = of_array(dtype, shape) if found is None else found
+            self.shapes[name], self.dtypes[name], self.states[name] = shape, dtype, number
+            return number
+        if name in self.values:
+            value = self.values[name]
+            contents = array_contents(value) if value.size <= _FEW else name
+        formula: object = self.formulas.get(name, 0)
+        if isinstance(formula, np.ndarray):
+            formula = tuple(formula.reshape(-1).tolist())
+        key = (self.types.get(name, name != ""), contents, self.sizes.get(name), formula)
+        number = self.states[name] = self._number(key)
+        return number
 
-    def differs(self, like: Witness, name: str) -> bool:
-        """Whether a tensor has another type or value than in a witness."""
-        if self.types.get(name) != like.types.get(name):
-            return True
-        one, two = self.values.get(name), like.values.get(name)
-        return one is not two and (one is None or two is None or not np.array_equal(one, two))
+    def _number(self, key: object) -> int:
+        return self._numbered.setdefault(key, len(self._numbered) + 1)
 
-    def _take(self, like: Witness, name: str) -> None:
-        if name in like.types:
-            self.types[name] = like.types[name]
-        if name in like.shapes:
-            self.shapes[name] = like.shapes[name]
-        if name in like.dtypes:
-            self.dtypes[name] = like.dtypes[name]
-        if name in like.values:
-            self.values[name] = like.values[name]
+    def _repeat(self, name: str, like: str) -> None:
+        """Writes down of a tensor what is known of another one."""
+        if like in self.sizes:
+            self.sizes[name] = self.sizes[like]
+        if like in self.types:
+            self.types[name] = self.types[like]
+            if like in self.states:
+                self.states[name] = self.states[like]
+            if like in self.shapes:
+                self.shapes[name] = self.shapes[like]
+            if like in self.dtypes:
+                self.dtypes[name] = self.dtypes[like]
+            if like in self.values:
+                self.values[name] = self.values[like]
+                if like in self.formulas:
+                    self.formulas[name] = self.formulas[like]
 
-    def _find_out(self, node: gs.Node, node_types: NodeTypes, opset: int, number: int) -> None:
-        name = node.outputs[0].name if node.outputs else ""
+    def _find_out(self, node: gs.Node, node_types: NodeTypes, opset: int) -> Array | None:
+        """Settles everything about a node's outputs; returns the value of the first, if it has one."""
         value = None
         computable = self.computable(node)
         if computable and self._makes_few(node):
             value = self.compute(node, opset)
         if value is None or len(node.outputs) > 1:
-            self._infer(node, node_types, number)
-            if value is None and computable and not _too_large(self.shapes.get(name, ())):
-                value = self.compute(node, opset)
+            self._infer(node, node_types)
+            if value is None and computable:
+                most = _LARGEST_OF_BATCH if any(t.name in self.formulas for t in node.inputs) else _LARGEST
+                if prod(self.shapes.get(node.outputs[0].name, ())) <= most:
+                    value = self.compute(node, opset)
         if value is not None:
-            self.settle_value(name, value)
+            self.settle_value(node.outputs[0].name, value)
+            self.express_value(node, value)
+        return value
 
-    def _infer(self, node: gs.Node, node_types: NodeTypes, number: int) -> None:
-        """Settles the types of a node's outputs; where a selection finds as many as the data say, that is `number`."""
+    def _infer(self, node: gs.Node, node_types: NodeTypes) -> None:
+        """Settles the types of a node's outputs; where a selection finds as many as the data say, that is a number."""
         inputs = [self._small(t) for t in node.inputs]
         selects = node.op in _SELECTIONS and not node.domain
         selects = selects and all(t.name in self.shapes for t in node.inputs if t.name)
-        for t, kind in zip(node.outputs, node_types.outputs(node, self.types, inputs, self.values), strict=True):
+        kinds = node_types.outputs(node, self.types, inputs, self.values)
+        for t, kind in zip(node.outputs, kinds, strict=True):
             if kind is None or not t.name:
                 continue
-            numbered = with_number(kind, number) if selects and shape_and_dtype(kind)[0] is None else kind
+            numbered = with_number(kind, _SELECTED) if selects and shape_and_dtype(kind)[0] is None else kind
             if numbered != kind:
                 self.assumed.add(t.name)
             self.settle(t.name, numbered)
+        if self._moves(node):
+            self._express(node, node_types)
+        for t, kind in zip(node.outputs, kinds, strict=True):
+            if kind is not None and t.name in self.assumed:
+                self._express_as(t.name, [n if known else None for n, known in zip(
+                    self.sizes.get(t.name) or self.shapes[t.name], known_axes(kind), strict=True)])  # fmt: skip
+
+    # --------------------------------------------------------------------------------------------------- in symbols
+
+    def express_input(self, t: gs.Tensor, dims: Mapping[tuple[str, int], int]) -> None:
+        """A dynamic dimension is a symbol: its name's, or one of its own if it has no name."""
+        if not any((t.name, axis) in dims for axis in range(len(t.shape or ()))):
+            return
+        out: list[Size | None] = []
+        for axis, dim in enumerate(t.shape):
+            if (t.name, axis) not in dims:
+                out.append(int(dim))
+                continue
+            out.append(size := symbol(dim if isinstance(dim, str) and dim else (t.name, axis)))
+            self.numbers[atom_of(size)] = dims[t.name, axis]
+        self._express_as(t.name, out)
+
+    def express_value(self, node: gs.Node, value: Array) -> None:
+        """Finds out what a value, and its shape, is in symbols."""
+        name, source = node.outputs[0].name, node.inputs[0].name if node.inputs else ""
+        if node.op in _ASK:
+            if source not in self.sizes:
+                return
+            start, end = node.attrs.get("start", 0), node.attrs.get("end")
+            dims = self.sizes[source]
+            parts = dims[start:end] if node.op == "Shape" else [product(dims)]
+            self._formula(name, np.array(parts, object).reshape(value.shape), value)
+        elif self._moves(node):
+            read = any(t.name in self.formulas for t in node.inputs)
+            if node.op not in PLAIN or any(t.name in self.sizes for t in node.inputs):
+                self._express(node, None)
+            inputs = [self._elements(t) for t in node.inputs] if read else []
+            if read and name not in self.sizes:
+                self._formula(name, values(node, inputs, value.dtype.kind == "f"), value)
+            else:
+                self.formulas[name] = None
+
+    def _moves(self, node: gs.Node) -> bool:
+        """Whether a node reads anything that is not the same for all sizes."""
+        if not self.sizes and not self.formulas:
+            return False
+        read = [*node.inputs, *captured(node)]
+        return any(t.name in self.sizes or t.name in self.formulas for t in read)
+
+    def _formula(self, name: str, found: Elements | None, value: Array) -> None:
+        """Writes down elements; what does not agree with the numbers is not known."""
+        if found is not None and found.shape != value.shape:
+            found = None
+        if found is None:
+            self.formulas[name] = None
+            return
+        flat, moves = found.reshape(-1).tolist(), False
+        for i, (size, n) in enumerate(zip(flat, value.reshape(-1).tolist(), strict=True)):
+            if not isinstance(size, int) or size != n:
+                flat[i], moves = self._checked(size, n), True
+        if moves:
+            self.formulas[name] = np.array(flat, object).reshape(value.shape)
+
+    def _checked(self, size: Size | None, n: float) -> Expr:
+        """An expression that is a number here; something opaque where the expression given is another number."""
+        if isinstance(size, Expr):
+            number = evaluate(size, self.numbers)
+            if number == n:
+                return size
+            self._unknowns += 1
+            if number is None and len(size.terms) == 1 and len(next(iter(size.terms))) == 1:
+                self.numbers[atom_of(size)] = int(n)
+                return size
+        self._unknowns += 1
+        out = opaque()
+        self.numbers[atom_of(out)] = int(n) if n == n and abs(n) < 2**63 else None
+        return out
+
+    def _express_as(self, name: str, dims: Sequence[Size | None]) -> None:
+        """Writes down a shape; what does not agree with the numbers is opaque."""
+        out = [
+            n if type(size) is int and size in (n, AS_SEEN) else self._checked_dim(size, n)
+            for size, n in zip(dims, self.shapes[name], strict=True)
+        ]
+        if any(isinstance(n, Expr) for n in out):
+            self.sizes[name] = tuple(out)
+        else:
+            self.sizes.pop(name, None)
+
+    def _checked_dim(self, size: Size | None, n: int) -> Expr:
+        if isinstance(size, Expr):
+            return self._checked(size, n)
+        self._unknowns += 1
+        out = opaque(0)
+        self.numbers[atom_of(out)] = n
+        return out
+
+    def _express(self, node: gs.Node, node_types: NodeTypes | None) -> None:
+        """Finds out the shapes of a node's outputs in symbols."""
+        dims = [self._dims(t) for t in node.inputs]
+        found = sizes(node, dims, lambda i: self._elements(node.inputs[i]))
+        if found is None:
+            found = self._tried(node, node_types) if node_types is not None else [None] * len(node.outputs)
+        for t, shape in zip(node.outputs, found, strict=False):
+            if t.name in self.shapes:
+                numbers = self.shapes[t.name]
+                known = shape is not None and len(shape) == len(numbers)
+                self._express_as(t.name, shape if known else [None] * len(numbers))  # type: ignore[arg-type]
+            elif t.name:
+                self.sizes[t.name] = ()
+
+    def _tried(self, node: gs.Node, node_types: NodeTypes) -> list[Dims | None]:
+        """Shapes of the outputs of a node without a rule: what three settings of its inputs' dimensions agree about.
+
+        A single operator computes a dimension from few others, and with the numbers of `_TRIED` none is another by
+        chance. Values that depend on sizes it is not told.
+        """
+        read = [*node.inputs, *captured(node)]
+        if any(self.sizes.get(t.name) == () for t in read):
+            return [None] * len(node.outputs)
+        unknown = list({s: 0 for t in read for s in self.sizes.get(t.name, ()) if isinstance(s, Expr)})
+        told = [None if t.name in self.formulas else self._small(t) for t in node.inputs]
+        fixed = {name: v for name, v in self.values.items() if name not in self.formulas} if captured(node) else {}
+        seen: list[list[tuple[int, ...] | None]] = []
+        settings = []
+        for numbers in _TRIED:
+            given = {s: numbers[i % 5] + 7 * (i // 5) for i, s in enumerate(unknown)}
+            types = {t.name: self.types[t.name] for t in read if t.name in self.types}
+            for t in read:
+                if t.name in self.sizes:
+                    shape = [given[s] if isinstance(s, Expr) else s or 0 for s in self.sizes[t.name]]
+                    types[t.name] = with_shape(self.types[t.name], shape)
+            kinds = node_types.outputs(node, types, told, fixed)
+            seen.append([None if kind is None else shape_and_dtype(kind)[0] for kind in kinds])
+            settings.append(given)
+        out: list[Dims | None] = []
+        for shapes in zip(*seen, strict=True):
+            ranks = {None if s is None else len(s) for s in shapes}
+            if len(ranks) > 1 or None in ranks:
+                out.append(None)
+                continue
+            dims: list[Size | None] = []
+            for tried in zip(*shapes, strict=True):
+                alike = [s for s in unknown if all(g[s] == n for g, n in zip(settings, tried, strict=True))]
+                dims.append(tried[0] if len(set(tried)) == 1 else alike[0] if alike else None)
+            out.append(tuple(dims))
+        return out
+
+    def _dims(self, t: gs.Tensor) -> Dims | None:
+        return self.sizes.get(t.name) or self.shapes.get(t.name) if t.name else None
+
+    def _elements(self, t: gs.Tensor) -> Elements | None:
+        if t.name in self.formulas:
+            return self.formulas[t.name]
+        value = self._small(t)
+        return None if value is None else elements(value)
+
+    # --------------------------------------------------------------------------------------------------- in numbers
 
     def computable(self, node: gs.Node) -> bool:
         """Whether the first output is all that is used of a node, and follows from what is known."""
@@ -284,7 +530,7 @@ class _Found:
             start, end = node.attrs.get("start", 0), node.attrs.get("end")
             return np.array(shape[start:end] if node.op == "Shape" else prod(shape), np.int64)
         result = _compute(node, [self._value(t) for t in node.inputs], opset)
-        return None if result is None or _too_large(result.shape) else result
+        return None if result is None or result.size > _LARGEST else result
 
     def _small(self, t: gs.Tensor) -> Array | None:
         value = self._value(t) if not isinstance(t, gs.Constant) or prod(t.shape) <= SMALL else None
@@ -294,13 +540,6 @@ class _Found:
         if not t.name:
             return None
         return np.asarray(t.values) if isinstance(t, gs.Constant) else self.values.get(t.name)
-
-
-def _too_large(shape: tuple[int, ...]) -> bool:
-    size = prod(shape)
-    if size <= _LARGEST_OF_BATCH:
-        return False
-    return size > _LARGEST or any(n and n % batch == 0 for n in shape for batch in _BATCH)
 
 
 def _compute(node: gs.Node, inputs: list[Array | None], opset: int) -> Array | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx_graphsurgeon as gs
 
@@ -18,28 +20,42 @@ def drop_dead(graph: gs.Graph) -> None:
     """Removes nodes none of whose outputs is used. Nodes with side effects do not exist in ONNX."""
     outputs = {id(t) for t in graph.outputs}
     kept: list[gs.Node] = []
+    dead: dict[int, gs.Node] = {}
     # Backwards, a node is seen after all of its consumers.
     for node in reversed(graph.nodes):
-        if any(id(t) in outputs or len(t.outputs) for t in node.outputs):
-            kept.append(node)
+        for t in node.outputs:
+            if id(t) in outputs or (t.outputs and _is_read(t, dead)):
+                kept.append(node)
+                break
         else:
-            _detach(node)
+            dead[id(node)] = node
+    if not dead:
+        return
     graph.nodes[:] = reversed(kept)
+    # By identity, tensor by tensor: graphsurgeon compares nodes attribute by attribute, one after the other, and a
+    # constant that thousands read (an index 0) would make the removal of dead shape arithmetic quadratic.
+    for t in {id(t): t for node in dead.values() for t in node.inputs}.values():
+        readers = [n for n in t.outputs if id(n) not in dead]
+        list.clear(t.outputs)
+        list.extend(t.outputs, readers)
+    for node in dead.values():
+        for t in node.outputs:
+            list.clear(t.inputs)
+        list.clear(node.inputs)
+        list.clear(node.outputs)
 
 
-def _detach(node: gs.Node) -> None:
-    """Takes a node from its inputs' readers and its outputs' producers, by identity and from the end.
+def _is_read(t: gs.Tensor, dead: Mapping[int, gs.Node]) -> bool:
+    return not dead or any(id(n) not in dead for n in t.outputs)
 
-    graphsurgeon compares nodes from the front, attribute by attribute; a constant that thousands read (an index 0)
-    would make the removal of dead shape arithmetic quadratic.
-    """
-    for t in node.inputs:
-        readers = t.outputs
-        place = next((i for i in range(len(readers) - 1, -1, -1) if readers[i] is node), None)
-        if place is not None:
-            list.__delitem__(readers, place)
-    list.clear(node.inputs)
-    node.outputs.clear()
+
+def set_input(node: gs.Node, place: int, t: gs.Tensor) -> None:
+    """Gives a node another input, by identity: graphsurgeon compares nodes attribute by attribute."""
+    readers = node.inputs[place].outputs
+    del_at = next(i for i in range(len(readers) - 1, -1, -1) if readers[i] is node)
+    list.__delitem__(readers, del_at)
+    list.__setitem__(node.inputs, place, t)
+    list.append(t.outputs, node)
 
 
 def bypass(node: gs.Node, graph: gs.Graph) -> None:
@@ -57,6 +73,12 @@ def bypass(node: gs.Node, graph: gs.Graph) -> None:
         return
     node.inputs.clear()
     node.outputs.clear()
+
+
+def tensor_names(graph: gs.Graph) -> set[str]:
+    """Names of all tensors that a graph's nodes read or write, and of its inputs and outputs."""
+    names = {t.name for node in graph.nodes for part in (node.inputs, node.outputs) for t in part}
+    return (names | {t.name for t in (*graph.inputs, *graph.outputs)}) - {""}
 
 
 def unique_name(graph_names: set[str], base: str) -> str:

@@ -2,8 +2,8 @@
 
 Before:  Reshape(x, Concat(Gather(Shape(x), 0), [2], Div(Gather(Shape(x), 1), 2), ...))
 After:   Reshape(x, [0, 2, 58, ...])
-Conditions: 1. a value is folded if it is equal under two different assignments of the dynamic dimensions.
-2. a Reshape target with elements that are not: an element equal to the input's dimension at the same place
+Conditions: 1. a value is folded if no dynamic dimension is left in it when it is computed in symbols.
+2. a Reshape target with elements that depend on one: an element that is the input's dimension at the same place
 becomes 0 (copy it); one other may become -1 (infer it); with more of them the Reshape stays as it is.
 3. elements of an Expand target that do not stretch become 1, those of Resize sizes that do not resize are read from
 the data's shape: either way they follow the data when it gets smaller.
@@ -17,19 +17,21 @@ an axis for channels; numbers of places that are stretched to the size of what i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 
 from onnxprune.model import Array, Model
-from onnxprune.node_types import NodeTypes
 from onnxprune.ops import find
 from onnxprune.ops.scatter import as_large_as
 from onnxprune.passes.base import Pass, register
-from onnxprune.passes.edit import drop_dead, int64, to_constant, unique_name
-from onnxprune.shapes import Witness, assignments, with_nodes, witness
+from onnxprune.passes.edit import drop_dead, int64, tensor_names, to_constant, unique_name
+from onnxprune.shapes import Witness, with_nodes, witness
+from onnxprune.symbolic import Size
 
 
 @register
@@ -40,65 +42,108 @@ class FoldShapes(Pass):
     name: ClassVar[str] = "fold_shapes"
 
     def rewrite(self, model: Model) -> Model:
-        """Folds against one witness, or two where dimensions are dynamic and the graph asks for shapes."""
+        """Folds what the witness knows in symbols."""
         graph = model.graph
         count = len(graph.nodes)
-        dims = assignments(model)
-        node_types = NodeTypes(model)
-        first = witness(model, dims[0], node_types=node_types)
-        asks = any(n.op in ("Shape", "Size") for n in graph.nodes)
-        moving = len(dims) > 1 or first.assumed
-        second = witness(model, dims[-1], like=first, node_types=node_types) if moving and asks else first
+        seen = witness(model)
         outputs = {id(t) for t in graph.outputs}
-        names = set(graph.tensors())
+        names = tensor_names(graph)
         for node in list(graph.nodes):
             if node.op == "Gather" and not node.domain and len(node.outputs) == 1:
-                _unpick(node, first, second, names)
+                _unpick(node, seen, names)
             if node.op == "Expand" and not node.domain and id(node.outputs[0]) not in outputs:
-                _unstretch(node, first, second)
+                _unstretch(node, seen)
             if node.op == "ConstantOfShape" and not node.domain:
-                _expand(node, first, second, names)
+                _expand(node, seen, names)
             if node.op == "ScatterElements" and not node.domain:
-                _stretch_alike(node, graph, first, names)
+                _stretch_alike(node, graph, seen, names)
         for node in list(graph.nodes[:count]):
             index = {"Reshape": 1, "Expand": 1, "Resize": 3}.get(node.op, len(node.inputs))
             alike = node.op == "Expand" and any(as_large_as(*n.inputs[1:3]) for n in _scatters(node))
             if not node.domain and index < len(node.inputs) and not alike:
-                _soften(node, index, graph, first, second, names)
-        first = with_nodes(first, graph.nodes[count:], model.opset)
-        graph.nodes[:] = _placed(graph.nodes[:count], graph.nodes[count:])
-        for node in graph.nodes:
+                _soften(node, index, graph, seen, names)
+        seen = with_nodes(seen, graph.nodes[count:], model.opset)
+        old, new = graph.nodes[:count], graph.nodes[count:]
+        if new:
+            graph.nodes[:] = _placed(old, new)
+        for node in old:  # those that are new follow the data
             if not node.outputs or node.domain:
                 continue
             t = node.outputs[0]
-            value = first.values.get(t.name)
-            if value is None or id(t) in outputs:
-                continue
-            if value is second.values.get(t.name) or _same(value, second.values.get(t.name)):  # condition 1
+            value = seen.constant(t.name)  # condition 1
+            if value is not None and id(t) not in outputs:
                 to_constant(t, np.ascontiguousarray(value).reshape(value.shape))
         drop_dead(graph)
-        model._shapes = first
+        model._shapes = seen
         return model
 
 
-def _same(a: Array, b: Array | None) -> bool:
-    return b is not None and a.shape == b.shape and a.dtype == b.dtype and bool(np.array_equal(a, b))
-
-
-def _unpick(node: gs.Node, first: Witness, second: Witness, names: set[str]) -> None:
+def _unpick(node: gs.Node, seen: Witness, names: set[str]) -> None:
     """Condition 4."""
     data, indices = node.inputs
     output = node.outputs[0].name
-    for w in (first, second):
-        source, places = w.shapes.get(data.name), w.values.get(indices.name)
-        if source is None or places is None or len(source) != 1 or w.shapes.get(output) != places.shape:
+    source, picked = seen.symbolic(data.name), seen.symbolic(indices.name)
+    if isinstance(indices, gs.Constant) or source is None or picked is None or len(source) != 1:
+        return
+    places = _counted(indices, seen)
+    step: Size = 1
+    for axis in reversed(range(len(picked))):
+        size = picked[axis]
+        if places is None or size is None or (size != 1 and places[axis] != step):
             return
-        if places.size != source[0] or not np.array_equal(places.reshape(-1), np.arange(places.size)):
-            return
-    target = _reshape_target(list(zip(first.shapes[output], second.shapes[output], strict=True)), [])
+        step = step * size
+    if places is None or places[-1] != 0 or step != source[0]:
+        return
+    target = _reshape_target(picked, [])
     if target is not None:
         node.op, node.attrs = "Reshape", {}
         node.inputs[1] = gs.Constant(unique_name(names, f"{output}_shape"), target)
+
+
+def _counted(t: gs.Tensor, seen: Witness) -> list[Size] | None:
+    """Steps along every axis and the first number of a tensor that counts evenly along each; None if it does not."""
+    shape = seen.symbolic(t.name) if not isinstance(t, gs.Constant) else tuple(int(n) for n in t.shape)
+    value = np.asarray(t.values) if isinstance(t, gs.Constant) else seen.constant(t.name)
+    if value is not None and value.dtype.kind == "i" and value.size:
+        first = int(value.reshape(-1)[0])
+        steps = [int(np.diff(value, axis=i).reshape(-1)[0]) if n > 1 else 0 for i, n in enumerate(value.shape)]
+        even = first + sum(step * i for step, i in zip(steps, np.indices(value.shape), strict=True))
+        return [*steps, first] if np.array_equal(even, value) else None
+    node = t.inputs[0] if t.inputs else None
+    elements = seen.elements(t.name)
+    if shape == () and elements is not None and elements[0] is not None:
+        return [elements[0]]
+    if node is None or node.domain or shape is None:
+        return None
+    if node.op == "Range":
+        ends = [_counted(operand, seen) for operand in node.inputs]
+        return None if ends[0] is None or ends[2] is None else [ends[2][0], ends[0][0]]
+    if node.op not in ("Add", "Mul", "Unsqueeze", "Identity", "Cast"):
+        return None
+    if node.op == "Cast" and node.attrs["to"] not in (onnx.TensorProto.INT32, onnx.TensorProto.INT64):
+        return None
+    parts: list[list[Size]] = []
+    for operand in node.inputs[: 2 if node.op in ("Add", "Mul") else 1]:
+        part = _counted(operand, seen)
+        if part is None:
+            return None
+        parts.append(part)
+    if node.op == "Unsqueeze":
+        listed = node.attrs.get("axes")
+        if len(node.inputs) > 1:
+            constant = isinstance(node.inputs[1], gs.Constant)
+            listed = node.inputs[1].values.tolist() if constant else seen.elements(node.inputs[1].name)
+        if listed is None or not all(isinstance(a, int) for a in listed):
+            return None
+        new, rest = {a % len(shape) for a in listed}, iter(parts[0])
+        return [0 if i in new else next(rest) for i in range(len(shape) + 1)]
+    full = [[*[0] * (len(shape) + 1 - len(part)), *part] for part in parts]
+    if node.op == "Add":
+        return [a + b for a, b in zip(*full, strict=True)]
+    if node.op == "Mul":
+        one, two = full if not any(full[1][:-1]) else full[::-1]
+        return None if any(two[:-1]) else [n * two[-1] for n in one]
+    return full[0]
 
 
 _BROADCASTS = frozenset(
@@ -106,14 +151,13 @@ _BROADCASTS = frozenset(
 )
 
 
-def _unstretch(node: gs.Node, first: Witness, second: Witness) -> None:
+def _unstretch(node: gs.Node, seen: Witness) -> None:
     """Condition 5."""
     source, target = node.inputs[0], node.outputs[0]
 
     def whole(t: gs.Tensor) -> bool:
-        return t is not target and all(
-            target.name in w.shapes and w.shapes.get(t.name) == w.shapes[target.name] for w in (first, second)
-        )
+        shape = seen.symbolic(target.name)
+        return t is not target and shape is not None and seen.symbolic(t.name) == shape
 
     readers = list(target.outputs)
     if all(n.op in _BROADCASTS and not n.domain and any(whole(t) for t in n.inputs) for n in readers):
@@ -126,21 +170,21 @@ def _unstretch(node: gs.Node, first: Witness, second: Witness) -> None:
 _MOST = 2**20  # elements of a constant that takes the place of a ConstantOfShape
 
 
-def _expand(node: gs.Node, first: Witness, second: Witness, names: set[str]) -> None:
+def _expand(node: gs.Node, seen: Witness, names: set[str]) -> None:
     """Condition 6."""
     output, operand = node.outputs[0], node.inputs[0]
-    one, two = first.values.get(operand.name), second.values.get(operand.name)
+    wanted = seen.elements(operand.name)
     scattered = any(n.op == "ScatterElements" and n.inputs[0] is output for n in output.outputs)
-    if not scattered or one is None or two is None or len(one) != len(two) or _same(one, two):
+    if not scattered or wanted is None or operand.name not in seen.formulas:
         return
-    shape = tuple(int(a) if a == b else 1 for a, b in zip(one, two, strict=True))
+    shape = tuple(n if isinstance(n, int) else 1 for n in wanted)
     if int(np.prod(shape)) > _MOST:
         return
     spec = find(node)
     assert spec is not None
     assert spec.evaluate is not None
     constant = gs.Constant(unique_name(names, f"{output.name}_all"), spec.evaluate(node, [int64(*shape)]))
-    first.shapes[constant.name] = second.shapes[constant.name] = shape
+    seen.shapes[constant.name] = shape
     node.op, node.attrs, node.inputs = "Expand", {}, [constant, operand]
 
 
@@ -149,13 +193,13 @@ def _scatters(node: gs.Node) -> list[gs.Node]:
     return [n for n in node.outputs[0].outputs if n.op == "ScatterElements" and n.inputs[1] is node.outputs[0]]
 
 
-def _stretch_alike(node: gs.Node, graph: gs.Graph, first: Witness, names: set[str]) -> None:
+def _stretch_alike(node: gs.Node, graph: gs.Graph, seen: Witness, names: set[str]) -> None:
     """Condition 6: Expand(places, [...]) becomes Expand(places, Shape(updates))."""
     places, updates = node.inputs[1:3]
     made = places.inputs[0] if places.inputs else None
     if made is None or made.op != "Expand" or made.domain or isinstance(updates, gs.Constant):
         return
-    if places.name in first.values or as_large_as(places, updates):
+    if places.name in seen.values or as_large_as(places, updates):
         return
     shape = gs.Variable(unique_name(names, f"{updates.name}_shape"), np.int64)
     alike = gs.Variable(unique_name(names, f"{places.name}_alike"), np.int64)
@@ -164,26 +208,24 @@ def _stretch_alike(node: gs.Node, graph: gs.Graph, first: Witness, names: set[st
     node.inputs[1] = alike
 
 
-def _soften(node: gs.Node, index: int, graph: gs.Graph, first: Witness, second: Witness, names: set[str]) -> None:
+def _soften(node: gs.Node, index: int, graph: gs.Graph, seen: Witness, names: set[str]) -> None:
     """Rewrites a shape operand that is only partly constant, so that it follows the data."""
     operand = node.inputs[index]
-    one, two = first.values.get(operand.name), second.values.get(operand.name)
     x, y = node.inputs[0], node.outputs[0].name
-    if isinstance(operand, gs.Constant) or one is None or two is None or one.shape != two.shape or _same(one, two):
+    before, after = seen.symbolic(x.name), seen.symbolic(y)
+    if isinstance(operand, gs.Constant) or before is None or after is None or operand.name not in seen.formulas:
         return
-    if any(name not in w.shapes for name in (x.name, y) for w in (first, second)):
+    wanted = seen.elements(operand.name)
+    if wanted is None:
         return
-    before = list(zip(first.shapes[x.name], second.shapes[x.name], strict=True))
-    wanted = list(zip(one.tolist(), two.tolist(), strict=True))
     if node.op == "Reshape":
         target = _reshape_target(wanted, before)
         if target is None:  # a stated -1 may be a constant size, and another element have to be inferred
-            target = _reshape_target(list(zip(first.shapes[y], second.shapes[y], strict=True)), before)
+            target = _reshape_target(after, before)
         if target is not None:
             node.attrs.pop("allowzero", None)  # no element was 0; copying an empty dimension is the same
             node.inputs[index] = gs.Constant(unique_name(names, f"{y}_shape"), target)
         return
-    after = list(zip(first.shapes[y], second.shapes[y], strict=True))
     if len(wanted) != len(after):
         return  # Resize with `axes`: the other axes follow by themselves
     new: list[gs.Node] = []
@@ -197,8 +239,8 @@ def _soften(node: gs.Node, index: int, graph: gs.Graph, first: Witness, second: 
 
     parts: list[gs.Tensor] = []
     lead = len(after) - len(before)
-    for i, (a, b) in enumerate(wanted):
-        if i >= lead and after[i] == before[i - lead]:  # condition 3
+    for i, n in enumerate(wanted):
+        if i >= lead and after[i] is not None and after[i] == before[i - lead]:  # condition 3
             if node.op == "Expand":
                 parts.append(gs.Constant(unique_name(names, f"{y}_shape_{i}"), int64(1)))
                 continue
@@ -206,8 +248,8 @@ def _soften(node: gs.Node, index: int, graph: gs.Graph, first: Witness, second: 
                 shape = gs.Variable(unique_name(names, f"{x.name}_shape"), np.int64, [len(before)])
                 new.append(gs.Node("Shape", shape.name, {}, [x], [shape]))
             parts.append(element(shape, i - lead))
-        elif a == b:
-            parts.append(gs.Constant(unique_name(names, f"{y}_shape_{i}"), int64(a)))
+        elif isinstance(n, int):
+            parts.append(gs.Constant(unique_name(names, f"{y}_shape_{i}"), int64(n)))
         else:
             parts.append(element(operand, i))
     joined = gs.Variable(unique_name(names, f"{y}_shape"), np.int64, [len(parts)])
@@ -234,15 +276,16 @@ def _placed(old: list[gs.Node], new: list[gs.Node]) -> list[gs.Node]:
     return out
 
 
-def _reshape_target(wanted: list[tuple[int, int]], before: list[tuple[int, int]]) -> Array | None:
+def _reshape_target(wanted: Sequence[Size | None], before: Sequence[Size | None]) -> Array | None:
+    """Condition 2. An element that may be 0 (copy) or -1 (infer) at some size cannot be inferred."""
     target: list[int] = []
-    if any(0 in pair for pair in wanted):
-        return None
-    for i, pair in enumerate(wanted):
-        if pair[0] == pair[1]:
-            target.append(int(pair[0]))
-        elif i < len(before) and pair == before[i]:
-            target.append(0)  # condition 2: copied
+    for i, n in enumerate(wanted):
+        if n is None or n == 0:
+            return None
+        if isinstance(n, int):
+            target.append(n)
+        elif i < len(before) and n == before[i]:
+            target.append(0)
         else:
-            target.append(-1)  # condition 2: inferred
+            target.append(-1)
     return int64(*target) if target.count(-1) <= 1 else None

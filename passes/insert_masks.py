@@ -55,7 +55,9 @@ class InsertMasks(Pass):
 
     def rewrite(self, model: Model) -> Model:
         """Inserts a Mul at every contraction input that loses channels."""
-        analysis = self.analysis or couple(model, **analysis_options(self.plan))
+        analysis = self.analysis
+        if analysis is None:
+            analysis = couple(model, **analysis_options(self.plan))
         graph = model.graph
         kept = analysis.kept(self.plan)
         masker = _Masker(graph, analysis, self.as_input)

@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.model import Array, Model
+from onnxprune.model import Array, Model, new_constant
 from onnxprune.ops import find
 from onnxprune.passes.base import Pass, register
 from onnxprune.passes.edit import drop_dead, to_constant
@@ -29,7 +29,7 @@ class LiftConstants(Pass):
 
     def copied(self, model: Model) -> Model:
         """A copy without the nodes: of some models they are half of all."""
-        return model.copy({id(t): gs.Constant(t.name, value) for t, value in _liftable(model.graph)})
+        return model.copy({id(t): new_constant(t.name, value) for t, value in _liftable(model.graph)})
 
     def rewrite(self, model: Model) -> Model:
         """Lifts every Constant node."""

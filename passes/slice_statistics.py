@@ -53,7 +53,9 @@ class SliceStatistics(Pass):
         Raises:
             OnnxPruneError: such a node is not in the graph.
         """
-        analysis = self.analysis or couple(model, **analysis_options(self.plan))
+        analysis = self.analysis
+        if analysis is None:
+            analysis = couple(model, **analysis_options(self.plan))
         kept = analysis.kept(self.plan)
         graph = model.graph
         by_output = {o.name: n for n in graph.nodes for o in n.outputs if o.name}

@@ -45,7 +45,9 @@ class StripChannels(Pass):
         Raises:
             OnnxPruneError: the plan names an unknown group, or its sizes do not fit.
         """
-        analysis = self.analysis or couple(model, **analysis_options(self.plan))
+        analysis = self.analysis
+        if analysis is None:
+            analysis = couple(model, **analysis_options(self.plan))
         check_plan(self.plan, analysis)
         kept = analysis.kept(self.plan)
         if kept.all():

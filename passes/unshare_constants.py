@@ -17,9 +17,9 @@ from typing import ClassVar
 
 import onnx_graphsurgeon as gs
 
-from onnxprune.model import Model
+from onnxprune.model import Model, new_constant
 from onnxprune.passes.base import Pass, register
-from onnxprune.passes.edit import unique_name
+from onnxprune.passes.edit import set_input, tensor_names, unique_name
 
 
 @register
@@ -33,7 +33,7 @@ class UnshareConstants(Pass):
 
     def rewrite(self, model: Model) -> Model:
         """Copies shared constants, use by use in graph order."""
-        names = set(model.graph.tensors())
+        names = tensor_names(model.graph)
         used: set[str] = set()
         for node in model.graph.nodes:
             for i, t in enumerate(node.inputs):
@@ -44,5 +44,5 @@ class UnshareConstants(Pass):
                 elif t.values.ndim <= 1 or t.values.size <= self.largest:  # condition 1
                     name = unique_name(names, t.name)
                     used.add(name)
-                    node.inputs[i] = gs.Constant(name, t._values)
+                    set_input(node, i, new_constant(name, t._values))
         return model

@@ -439,7 +439,7 @@ def test_apply_and_verify_read_it_from_the_plan(files: dict[str, Path], tmp_path
     assert proof["reference"] == "original, sliced in statistics and masked elsewhere"
     assert proof["max_relative"] <= 1e-4 < proof["effect"]
     text = line.out("verify", files["m.onnx"], again, files["plan.json"])
-    assert "verified: pruned = original, sliced in statistics and masked elsewhere,\n  within" in text
+    assert text.splitlines()[-2].startswith("proved: ")
     assert "1 group is inexact" in text
 
 

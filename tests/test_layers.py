@@ -17,10 +17,10 @@ ROOT = Path(onnxprune.__file__).parents[1]
 # A module imports strictly lower ranks, or siblings of its own package. A package stands for all of its modules.
 RANKS = {
     0: ("errors",),
-    1: ("files", "functions", "local_functions", "notebooks", "plugins", "wire", "workers"),
+    1: ("files", "functions", "local_functions", "notebooks", "plugins", "symbolic", "wire", "workers"),
     2: ("curves", "journal", "layouts", "model", "plans"),
     3: ("ops", "runtime", "data", "linear_nodes", "metrics", "pictures", "compression"),
-    4: ("node_types",),
+    4: ("node_types", "size_rules"),
     5: ("shapes", "evaluation", "latency", "calibration", "output_distance", "layer_weights", "group_names"),
     6: ("wellformed", "coupling", "channel_statistics", "segments"),
     7: ("features", "gram", "cost", "limits", "synthetic"),

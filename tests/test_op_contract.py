@@ -29,6 +29,8 @@ from onnxprune.pipeline import analyze, compile_plan
 from onnxprune.plans import Plan, Removal
 from onnxprune.random_inputs import random_feeds
 from onnxprune.runtime import Session
+from onnxprune.shapes import witness
+from onnxprune.symbolic import Atom, atom_of, evaluate, symbol
 from onnxprune.verification import relative_difference
 
 U = "u = Sigmoid (h) "  # in (0, 1): every function below is finite there
@@ -358,6 +360,33 @@ def test_rule_takes_axes_without_labels_and_fixed_indices(case: Case, head: str)
     analysis, _ = prune(model_of(case, head), 3, case.runs)
     if head == "unlabelled":
         assert not any(g.name.startswith("w0") for g in analysis.groups)
+
+
+@each
+def test_sizes_in_symbols_are_those_of_other_numbers(case: Case) -> None:
+    proto = model_of(case)
+    for t in (*proto.graph.input, *proto.graph.output):
+        for dim in t.type.tensor_type.shape.dim:
+            if dim.dim_value == 4:
+                dim.dim_param = "S"
+    model = load(proto)
+
+    def numbers(batch: int, side: int) -> dict[tuple[str, int], int]:
+        named = {"N": batch, "S": side}
+        dims = {(t.name, axis): named.get(d) for t in model.graph.inputs for axis, d in enumerate(t.shape or ())}
+        return {place: n for place, n in dims.items() if n is not None}
+
+    seen = witness(model, numbers(11, 4))
+    for batch, side in ((5, 6), (3, 12), (2, 9)):
+        other = witness(model, numbers(batch, side))
+        known: dict[Atom, int | None] = {atom_of(symbol("N")): batch, atom_of(symbol("S")): side}
+        for name in seen.shapes.keys() & other.shapes.keys():
+            for size, n in zip(seen.symbolic(name) or (), other.shapes[name], strict=True):
+                assert size is not None
+                assert evaluate(size, known) in (n, None), name
+        for name in seen.values.keys() & other.values.keys():
+            value = seen.constant(name)
+            assert value is None or np.array_equal(value, other.values[name]), name
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if isinstance(c.expect, int)], ids=lambda c: c.label)

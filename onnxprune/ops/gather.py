@@ -92,18 +92,24 @@ def _operands(node: gs.Node, value: object) -> list[Array | None]:
     return out
 
 
+def _given(node: gs.Node, place: int) -> bool:
+    return place < len(node.inputs) and bool(node.inputs[place].name)
+
+
 def couple_slice(node: gs.Node, table: LabelTable) -> None:
     """Slices of labels where the bounds are constants; with computed bounds an axis must stay whole to pass."""
     axes = list(table.get(node.inputs[0]))
     values = _operands(node, lambda i: table.value(node.inputs[i]))
     fixed = all(isinstance(t, gs.Constant) for t in node.inputs[1:] if t.name)
     spec = _slice_spec(node, len(axes), values)
-    source, target = table.shape(node.inputs[0]), table.shape(node.outputs[0])
+    listed = range(len(axes)) if values[2] is None else [normal_axis(a, len(axes)) for a in ints(values[2])]
+    forward = not _given(node, 4) or (values[3] is not None and set(ints(values[3])) == {1})
+    source, target = table.size(node.inputs[0]), table.size(node.outputs[0])
     for axis, labels in enumerate(axes):
-        if labels is None or (spec is not None and axis not in spec):
+        if labels is None or (axis not in listed and (values[2] is not None or not _given(node, 3))):
             continue
         if spec is None or not fixed:
-            if source[axis] != target[axis] or spec is None:
+            if source[axis] != target[axis] or not forward:
                 table.lock(labels, "is sliced at places computed at run time")
                 axes[axis] = None
         elif len(spec) > 1 and (spec[axis].step or 1) != 1:

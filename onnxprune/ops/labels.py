@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
+
+from onnxprune.symbolic import Size
 
 Labels = npt.NDArray[np.int64]
 Axes = list[Labels | None]
@@ -130,6 +133,8 @@ class LabelTable:
         values: values of constants and of shape arithmetic, where known, by tensor name.
         opset: version of the standard operator set; some rules changed with it.
         choices: how ambiguous splits are resolved.
+        sizes: shapes in symbols of the tensors that have a dynamic dimension.
+        formulas: elements in symbols of the values that depend on one; None where they are not known.
     """
 
     def __init__(
@@ -138,11 +143,15 @@ class LabelTable:
         values: Mapping[str, Array],
         opset: int,
         choices: Choices | None = None,
+        sizes: Mapping[str, Sequence[Size | None]] = MappingProxyType({}),
+        formulas: Mapping[str, Array | None] = MappingProxyType({}),
     ) -> None:
         self.shapes = shapes
         self.values = values
         self.opset = opset
         self.choices = choices or Choices()
+        self.sizes = sizes
+        self.formulas = formulas
         self.count = 1
         self.variables: dict[str, Axes] = {}
         self.constants: dict[str, Axes] = {}
@@ -170,11 +179,19 @@ class LabelTable:
             return tuple(t.shape)
         return self.shapes[t.name]
 
+    def size(self, t: gs.Tensor) -> Sequence[Size | None]:
+        """Shape of a tensor in symbols: integers where a dimension is a constant."""
+        return self.sizes.get(t.name) or self.shape(t)
+
     def value(self, t: gs.Tensor) -> Array | None:
-        """Value of a constant or of folded shape arithmetic; None if it depends on the data."""
+        """Value of a constant or of constant shape arithmetic; None if it depends on the data or on a size."""
         if isinstance(t, gs.Constant):
             return np.asarray(t.values)
-        return self.values.get(t.name)
+        return None if t.name in self.formulas else self.values.get(t.name)
+
+    def elements(self, t: gs.Tensor) -> Array | None:
+        """Like `value`, with integers for the elements that are constants and something else for those that are not."""
+        return self.formulas.get(t.name) if t.name in self.formulas else self.value(t)
 
     def given(self, place: int) -> gs.Tensor | None:
         """An input of the current node, if it is there."""

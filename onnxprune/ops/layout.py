@@ -61,7 +61,7 @@ def couple_unsqueeze(node: gs.Node, table: LabelTable) -> None:
 def couple_expand(node: gs.Node, table: LabelTable) -> None:
     """Axes that keep their size keep their labels; stretched ones are copies of one index. A constant is a weight."""
     source = node.inputs[0]
-    axes, shape, target = table.operand(source), table.shape(source), table.shape(node.outputs[0])
+    axes, shape, target = table.operand(source), table.size(source), table.size(node.outputs[0])
     pad = len(target) - len(shape)
     out: Axes = [None] * pad
     out += [a if n == target[pad + i] else None for i, (a, n) in enumerate(zip(axes, shape, strict=True))]
@@ -87,7 +87,10 @@ def patch_expand(node: gs.Node, patcher: Patcher) -> None:
 
 
 def couple_tile(node: gs.Node, table: LabelTable) -> None:
-    """Labels are repeated with the data."""
+    """Labels are repeated with the data, as often as is a constant."""
+    for labels, size in zip(table.get(node.inputs[0]), table.size(node.outputs[0]), strict=True):
+        if not isinstance(size, int):
+            table.lock(labels, "is repeated as often as is computed at run time")
     axes, shape, target = table.get(node.inputs[0]), table.shape(node.inputs[0]), table.shape(node.outputs[0])
     table.put(
         node.outputs[0],

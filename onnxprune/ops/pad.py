@@ -12,20 +12,21 @@ from onnxprune.ops.record import OpSpec, Patcher, ints, normal_axis, register
 
 
 def _pads(node: gs.Node, rank: int, value: Callable[[int], Array | None]) -> dict[int, tuple[int, int]] | None:
-    """axis -> (before, after); None if they are computed at run time."""
+    """axis -> (before, after), each -1 where it is no constant; None if all are computed at run time."""
     if "pads" in node.attrs:
         pads, axes = ints(node.attrs["pads"]), list(range(rank))
     else:
         found = value(1)
         if found is None:
             return None
-        pads, axes = ints(found), list(range(rank))
+        pads, axes = np.asarray(found).reshape(-1).tolist(), list(range(rank))
         if len(node.inputs) > 3 and node.inputs[3].name:
             listed = value(3)
             if listed is None:
                 return None
             axes = [normal_axis(a, rank) for a in ints(listed)]
     half = len(pads) // 2
+    pads = [n if isinstance(n, int) else -1 for n in pads]
     return {a: (pads[i], pads[half + i]) for i, a in enumerate(axes)}
 
 
@@ -35,7 +36,7 @@ def couple_pad(node: gs.Node, table: LabelTable) -> None:
     axes = list(table.get(source))
     shape = table.shape(source)
     constant = len(node.inputs) < 2 or isinstance(node.inputs[1], gs.Constant)
-    pads = _pads(node, len(axes), lambda i: table.value(node.inputs[i]))
+    pads = _pads(node, len(axes), lambda i: table.elements(node.inputs[i]))
     for axis, labels in enumerate(axes):
         if labels is None:
             continue

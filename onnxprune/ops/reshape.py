@@ -8,6 +8,7 @@ same place in every group); labels are tied over the factors that do not.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -17,6 +18,9 @@ import onnx_graphsurgeon as gs
 
 from onnxprune.ops.labels import Array, Axes, Labels, LabelTable
 from onnxprune.ops.record import OpSpec, Patcher, Shape, ints, left, normal_axis, register
+from onnxprune.symbolic import Size, quotient
+
+Sizes = tuple[Size | None, ...]
 
 
 @dataclass(frozen=True)
@@ -63,13 +67,70 @@ def factors(source: Shape, target: Shape) -> tuple[list[Factor], set[int]]:
     return out, opaque
 
 
+@functools.lru_cache(1024)
+def _matched(
+    shapes: tuple[Shape, Shape], sizes: tuple[Sizes, Sizes] | None
+) -> tuple[Sequence[Factor], set[int], Sequence[bool]]:
+    """The factors of two shapes, the source axes that have none, and of every factor whether it is one for all sizes.
+
+    Args:
+        shapes: of a Reshape's input and output, in numbers.
+        sizes: in symbols; None if they are constants.
+    """
+    found, opaque = factors(*shapes)
+    return found, opaque, [True] * len(found) if sizes is None else _nested(*sizes, found)
+
+
+def _nested(source: Sizes, target: Sizes, found: Sequence[Factor]) -> list[bool]:
+    """Of every factor that was found for some numbers whether it is one for all sizes.
+
+    A factor begins and ends at a *cut*: as many elements lie before it in both shapes, or behind it in both, which is
+    the same because shapes of a Reshape have the same volume.
+    """
+    before = (_products(source), _products(target))
+    behind = (_products(source[::-1])[::-1], _products(target[::-1])[::-1])
+
+    def cut(k: int, other: int, after: int) -> bool:
+        """Whether factor k begins (or ends: `after` 1), towards another one, at a cut for all sizes."""
+        axes = (found[k].source, found[k].target)
+        beyond = (found[other].source, found[other].target) if 0 <= other < len(found) else (-1, -1)
+        # In which of both shapes an axis begins or ends there; in one it may lie inside an axis.
+        at = [axis != another for axis, another in zip(axes, beyond, strict=True)]
+        if all(at):
+            return any(_same(a[axes[0] + after], b[axes[1] + after]) for a, b in (before, behind))
+        here, inside = (0, 1) if at[0] else (1, 0)
+        return _divides(before[inside][axes[inside]], before[here][axes[here] + after]) or _divides(
+            behind[inside][axes[inside] + 1], behind[here][axes[here] + after]
+        )
+
+    return [cut(k, k - 1, 0) and cut(k, k + 1, 1) for k in range(len(found))]
+
+
+def _products(sizes: Sequence[Size | None]) -> list[Size | None]:
+    """Elements before every axis, and of all."""
+    out: list[Size | None] = [1]
+    for n in sizes:
+        last = out[-1]
+        out.append(None if n is None or last is None else last * n)
+    return out
+
+
+def _same(a: Size | None, b: Size | None) -> bool:
+    return a is not None and a == b
+
+
+def _divides(a: Size | None, b: Size | None) -> bool:
+    return a is not None and b is not None and quotient(b, a) is not None
+
+
 def couple_reshape(node: gs.Node, table: LabelTable) -> None:
     """Hands labels through the common factors."""
     x, y = node.inputs[0], node.outputs[0]
     axes = table.get(x)
     if all(a is None for a in axes):
         return
-    found, opaque = factors(table.shape(x), table.shape(y))
+    shapes, dynamic = (table.shape(x), table.shape(y)), x.name in table.sizes or y.name in table.sizes
+    found, opaque, nested = _matched(shapes, (tuple(table.size(x)), tuple(table.size(y))) if dynamic else None)
     if len(node.inputs) > 1 and not isinstance(node.inputs[1], gs.Constant):
         for labels in axes:
             table.lock(labels, "is reshaped by run-time arithmetic")
@@ -86,6 +147,9 @@ def couple_reshape(node: gs.Node, table: LabelTable) -> None:
         varying = [k for p, k in enumerate(mine) if not (grid == grid.take([0], p)).all()]
         if not varying:
             table.lock(labels, "is one channel by now, through the couplings before it")
+            continue
+        if not all(nested[k] for k in varying):
+            table.lock(labels, "is reshaped to dimensions that nest at some sizes only")
             continue
         grid = grid[tuple(slice(None) if k in varying else 0 for k in mine)]
         target = _choose(node, table, found, varying)

@@ -10,7 +10,7 @@ from onnxprune.ops.record import OpSpec, Patcher, follows, ints, normal_axis, re
 
 def couple_resize(node: gs.Node, table: LabelTable) -> None:
     """An axis that keeps its size keeps its labels."""
-    axes, source, target = table.get(node.inputs[0]), table.shape(node.inputs[0]), table.shape(node.outputs[0])
+    axes, source, target = table.get(node.inputs[0]), table.size(node.inputs[0]), table.size(node.outputs[0])
     out: Axes = []
     for labels, n, m in zip(axes, source, target, strict=True):
         if n != m:

@@ -74,12 +74,14 @@ def _range(node: gs.Node, values: Sequence[Array]) -> Array:
 
 
 def _constant(node: gs.Node, values: Sequence[Any]) -> Array | None:
+    value = node.attrs.get("value")
+    if isinstance(value, gs.Constant):
+        return np.asarray(value.values)
     for key, dtype in (("value_int", np.int64), ("value_ints", np.int64), ("value_float", np.float32),
                        ("value_floats", np.float32)):  # fmt: skip
         if key in node.attrs:
             return np.asarray(node.attrs[key], dtype)
-    value = node.attrs.get("value")
-    return np.asarray(value.values) if isinstance(value, gs.Constant) else None
+    return None
 
 
 _EVALUATE: dict[str, Evaluate] = {"ConstantOfShape": _constant_of_shape, "Range": _range, "Constant": _constant}
