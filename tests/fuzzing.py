@@ -39,7 +39,7 @@ except ImportError:
 
 OPSETS = range(13, onnx.defs.onnx_opset_version() + 1)
 DTYPES = ("float32", "float16", "float64")
-DIMS = ("fixed", "batch", "image", "unnamed")
+DIMS = ("batch", "image", "unnamed", "fixed")
 HEADS = ("plain", "tiny", "columns")
 BATCH, SIDE = 2, 6
 
@@ -114,7 +114,7 @@ def fuzzes(max_parts: int = 4) -> st.SearchStrategy[Fuzz]:
         seed=st.integers(0, 2**16),
         opset=st.sampled_from(OPSETS),
         dtype=st.sampled_from(DTYPES),
-        dims=st.sampled_from(("batch", "image", "unnamed", "fixed")),
+        dims=st.sampled_from(DIMS),
         disguise=st.booleans(),
         sized=st.one_of(st.just(()), st.lists(st.sampled_from(tuple(SIZED)), min_size=1, max_size=3).map(tuple)),
         head=st.sampled_from(HEADS),
