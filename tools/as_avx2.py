@@ -1,10 +1,10 @@
 """Run a command as on an x86 CPU with AVX2, but without AVX-512 and VNNI.
 
-    python tools/as_avx2.py python -m pytest -p no:faulthandler tests/test_quantized_models.py
+    python tools/as_avx2.py python -m pytest tests/test_quantized_models.py
 
 numpy, OpenBLAS, PyTorch and oneDNN have environment variables for this; onnxruntime asks the CPU itself. So the command
 gets a copy of it, in .avx2/, whose `cpuid` instructions trap into a handler that hides those features. That needs
-Linux, gcc and objdump. pytest's faulthandler plugin replaces the handler and must be off.
+Linux, gcc and objdump.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ CPUID, TRAP = b"\x0f\xa2", b"\x0f\x0b"  # both of two bytes; UD2 raises SIGILL
 HANDLER = r"""
 #define _GNU_SOURCE
 #include <cpuid.h>
+#include <dlfcn.h>
 #include <signal.h>
 #include <stdint.h>
 #include <string.h>
@@ -47,12 +48,20 @@ static void handle(int number, siginfo_t *info, void *context) {
     r[REG_RIP] += 2;
 }
 
+typedef int (*Sigaction)(int, const struct sigaction *, struct sigaction *);
+
+/* Nobody replaces the handler, as Python's faulthandler would. */
+int sigaction(int number, const struct sigaction *new, struct sigaction *old) {
+    if (number == SIGILL && new) return 0;
+    return ((Sigaction)dlsym(RTLD_NEXT, "sigaction"))(number, new, old);
+}
+
 __attribute__((constructor)) static void install(void) {
     struct sigaction action;
     memset(&action, 0, sizeof action);
     action.sa_sigaction = handle;
     action.sa_flags = SA_SIGINFO | SA_NODEFER;
-    sigaction(SIGILL, &action, 0);
+    ((Sigaction)dlsym(RTLD_NEXT, "sigaction"))(SIGILL, &action, 0);
 }
 """
 
@@ -78,12 +87,14 @@ def build() -> None:
         code[place : place + 2] = TRAP
     library.write_bytes(code)
     (FOLDER / "handler.c").write_text(HANDLER)
-    subprocess.run(["gcc", "-shared", "-fPIC", "-O2", "-o", FOLDER / "handler.so", FOLDER / "handler.c"], check=True)
+    subprocess.run(
+        ["gcc", "-shared", "-fPIC", "-O2", "-o", FOLDER / "handler.so", FOLDER / "handler.c", "-ldl"], check=True
+    )
     (FOLDER / "source").write_text(_version(source))
 
 
 def _version(source: Path) -> str:
-    return f"{source} {next((source / 'capi').glob('onnxruntime_pybind11_state*.so')).stat()}"
+    return f"{HANDLER}{source} {next((source / 'capi').glob('onnxruntime_pybind11_state*.so')).stat()}"
 
 
 def environment() -> dict[str, str]:
