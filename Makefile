@@ -80,4 +80,4 @@ package: wheel
 	rm -rf .wheel-test
 
 clean:
-	rm -rf $(VENV) .browser .stage .wheel-test build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .avx2 .browser .stage .wheel-test build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -35,7 +35,7 @@ from onnxprune.runtime import Session
 
 OPSETS = range(13, onnx.defs.onnx_opset_version() + 1)
 DTYPES = ("float32", "float16", "float64")
-DIMS = ("fixed", "batch", "image", "unnamed")
+DIMS = ("batch", "image", "unnamed", "fixed")
 HEADS = ("plain", "tiny", "columns")
 BATCH, SIDE = 2, 6
 
@@ -110,7 +110,7 @@ def fuzzes(max_parts: int = 4) -> st.SearchStrategy[Fuzz]:
         seed=st.integers(0, 2**16),
         opset=st.sampled_from(OPSETS),
         dtype=st.sampled_from(DTYPES),
-        dims=st.sampled_from(("batch", "image", "unnamed", "fixed")),
+        dims=st.sampled_from(DIMS),
         disguise=st.booleans(),
         sized=st.one_of(st.just(()), st.lists(st.sampled_from(tuple(SIZED)), min_size=1, max_size=3).map(tuple)),
         head=st.sampled_from(HEADS),
@@ -396,8 +396,8 @@ def feeds_at(model: Model, sizes: Sequence[int], scale: float, seed: int) -> dic
 def compared(analysis: Analysis, plan: Plan, pruned: Model, seed: int = 0) -> int:
     """Compare a compiled model with the masked original at all `SIZES` and `SCALES`, channel by channel.
 
-    A difference counts if inputs changed by their last bit do not move the masked original nearly as far. Sizes at
-    which the original itself fails are left out.
+    A difference counts if inputs changed in their last bits do not move the masked original nearly as far. Sizes at
+    which the original itself fails are left out, and outputs that large inputs make infinite.
 
     Returns:
         At how many sizes both ran.
@@ -426,6 +426,8 @@ def compared(analysis: Analysis, plan: Plan, pruned: Model, seed: int = 0) -> in
             ran += 1
             again = None
             for i, t in enumerate(masked.graph.outputs):
+                if scale > 1 and wanted[i].dtype.kind == "f" and not np.isfinite(wanted[i]).all():
+                    continue
                 # Near zero, onnxruntime's vector and scalar kernels for Sigmoid differ by half an epsilon.
                 steps = 1 if t.inputs and t.inputs[0].op == "Sigmoid" else 0
                 worst = _gap(got[i], wanted[i], limit, steps)
@@ -452,8 +454,14 @@ def _results(session: Session, feeds: Mapping[str, Array]) -> list[Array] | None
 
 
 def _nudged(feeds: Mapping[str, Array]) -> dict[str, Array]:
-    """Inputs of which every number is the next one."""
-    return {k: np.nextafter(v, np.array(np.inf, v.dtype)) if v.dtype.kind == "f" else v for k, v in feeds.items()}
+    """Inputs of which every float differs in its last bits."""
+    rng = np.random.default_rng(0)
+    return {
+        k: (v * (1 + 8 * np.finfo(v.dtype).eps * rng.standard_normal(v.shape))).astype(v.dtype)
+        if v.dtype.kind == "f"
+        else v
+        for k, v in feeds.items()
+    }
 
 
 def _gap(actual: Array, expected: Array, limit: Mapping[str, float], steps: int = 0) -> float:

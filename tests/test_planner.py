@@ -160,8 +160,13 @@ def test_kept_counts_are_multiples_of_the_block(wide: Scores, round_to: int | st
         assert n < whole
 
 
-def test_auto_is_a_block_that_kernels_know() -> None:
-    assert kernel_block() in (8, 16)
+@pytest.mark.parametrize(
+    ("found", "block"),
+    [(["SSE42", "AVX2"], 8), (["AVX2", "AVX512F"], 16), (["X86_V3"], 8), (["X86_V3", "X86_V4"], 16), ([], 8)],
+)
+def test_auto_is_a_block_that_kernels_know(found: list[str], block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(np, "show_config", lambda mode: {"SIMD Extensions": {"baseline": ["SSE2"], "found": found}})
+    assert kernel_block() == block
     assert kernel_block("cuda") == 8
 
 
