@@ -223,9 +223,9 @@ class Graph:
             if node.op_type in SIZE_OPS or not any(r in moved for r in names):
                 continue
             moved.update(o for o in node.output if o)
-            if any(INSERTED in o for o in node.output):  # a mask on integers is no rounding
-                continue
-            if any(r in out for r in names) or node.op_type in DISCONTINUOUS or _makes_integers(node):
+            inserted = any(INSERTED in o for o in node.output)  # a mask on integers is no rounding
+            jumps = not inserted and (node.op_type in DISCONTINUOUS or _makes_integers(node))
+            if jumps or any(r in out for r in names):
                 out.update(o for o in node.output if o)
         return out
 
