@@ -22,7 +22,7 @@ from onnxprune.verification import _sizes as sizes
 from onnxprune.verification._certificate import QUANTIZED, TOLERANCE, Verification
 from onnxprune.verification._claims import Claims
 from onnxprune.verification._compare import Comparison
-from onnxprune.verification._constants import compare_attributes, compare_constants
+from onnxprune.verification._constants import compare_nodes, compare_constants
 from onnxprune.verification._induction import REPORT, Induction, cut
 from onnxprune.verification._reference import Reference
 from onnxprune.verification._selections import forced
@@ -175,7 +175,7 @@ class _Job:
         one, other = Graph.of(original), Graph.of(pruned)
         _check_interface(one, other, claims)
         self.constants = compare_constants(one, other, claims, weights=not self.changed)
-        compare_attributes(one, other)
+        compare_nodes(one, other)
         self.widened = holds_bfloat16(original)
         if self.widened:
             one, other = Graph.of(WidenFloats()(original)), Graph.of(WidenFloats()(pruned))
@@ -399,7 +399,7 @@ class _Job:
             list(self.pruned.outputs) + [n for n in names if n not in self.pruned.outputs]
         )
         session = self.whole(proto, external)
-        found = {n: Comparison() for n in names}
+        found = {n: Comparison(bounded=bool(_behind_head(n, self.reference))) for n in names}
         for run in runs:
             got = self._outputs(session, run.feeds, names)
             for n, value in got.items():

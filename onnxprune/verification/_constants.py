@@ -10,7 +10,7 @@ from onnx import NodeProto
 from onnxprune import wire
 from onnxprune.errors import VerificationError
 from onnxprune.model import Array
-from onnxprune.proto_graph import Graph, attributes, bodies
+from onnxprune.proto_graph import SIZE_OPS, Graph, attributes, bodies
 from onnxprune.verification._claims import Claims
 
 _CHUNK = 2**24  # bytes compared at once
@@ -187,20 +187,39 @@ PATCHED_FLOATS = frozenset(("scale",))
 """Float attributes that follow the number of channels where they were implied (attention's 1 / sqrt(size))."""
 
 
-def compare_attributes(original: Graph, pruned: Graph) -> None:
-    """Compare float, string and tensor attributes of nodes that both models have.
+MOVES = frozenset(
+    ("Concat", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Pad", "Reshape", "Slice", "Split",
+     "Squeeze", "Tile", "Transpose", "Unsqueeze")
+)  # fmt: skip
+"""Operators that move values and compute none: what they do wrong shows in full."""
+
+
+def compare_nodes(original: Graph, pruned: Graph) -> None:
+    """Compare operators, and float and string attributes, of nodes that compute.
 
     Integers state sizes, too: nodes that differ in them are compared by what they compute, at every size.
 
     Raises:
-        VerificationError: one differs.
+        VerificationError: a node computes what no node of that output in the original does, bodies included.
     """
+    known = [*original.nodes, *(n for b in bodies(original.nodes) for n in b.node)]
+    writers = {o: n for n in reversed(known) for o in n.output if o}
+    taken = [n for n in known if n.op_type not in MOVES] if any(n.op_type == "If" for n in original.nodes) else []
     for node in pruned.nodes:
         output = next((o for o in node.output if o), "")
-        i = original.writer.get(output)
-        if i is None or original.nodes[i].op_type != node.op_type or attributes(original.nodes[i]) == attributes(node):
+        if output in pruned.fixed or node.op_type in MOVES or node.op_type in SIZE_OPS:
             continue
-        before = {a.name: a for a in original.nodes[i].attribute}
+        source = writers.get(output)
+        if source is None or source.op_type != node.op_type or source.domain != node.domain:
+            # What a branch of an If returns has the If's name now, or one that had to be made unique.
+            like = [n for n in taken if (n.op_type, n.domain, attributes(n)) == (node.op_type, node.domain, attributes(node))]
+            if source is not None and source.op_type != "If" or not like:
+                was = f"where the original has {source.op_type}" if source is not None else "which the original does not have"
+                raise VerificationError(f"the pruned model computes {node.op_type} {was}", where=pruned.where(output))
+            continue
+        if attributes(source) == attributes(node):
+            continue
+        before = {a.name: a for a in source.attribute}
         after = {a.name: a for a in node.attribute}
         for name in before.keys() | after.keys():
             if not _alike(before.get(name), after.get(name)):

@@ -30,6 +30,7 @@ SEGMENT_BYTES = 160 * 2**20
 """Bound of the values that one pair of sessions exchanges; a single larger region is a segment of its own."""
 _SMALL = 2**16  # bytes of a constant that is compared by content
 _CUT_KINDS = ("f", "b")
+BOUNDED = frozenset(("HardSigmoid", "Sigmoid", "Softmax"))
 CHANNEL_COUNTS = frozenset(("group", "hidden_size", "kv_num_heads", "num_groups", "num_heads", "q_num_heads"))
 """Attributes that count channels and have nothing to do with sizes; a node that has one is always run."""
 
@@ -201,7 +202,8 @@ class Induction:
         self.values = values
         self.tolerance = tolerance
         self.session = session
-        self.results: dict[str, Comparison] = {t: Comparison() for t in found.targets}
+        bounded = {t for t in found.targets if reference.nodes[reference.writer[t]].op_type in BOUNDED}
+        self.results: dict[str, Comparison] = {t: Comparison(bounded=t in bounded) for t in found.targets}
         self.dtypes: dict[str, np.dtype] = {}
         self.outcome = Outcome()
         self.used: set[str] = set()
