@@ -21,7 +21,7 @@ from onnxprune.group_names import Namer
 from onnxprune.model import Array, Model
 from onnxprune.node_types import captured
 from onnxprune.notebooks import html_table
-from onnxprune.ops import OpSpec, find, guarded
+from onnxprune.ops import OpSpec, find, guarded, is_foreign
 from onnxprune.ops.labels import Choices, Contraction, FilterSite, Labels, LabelTable, Lock, ScaleSite
 from onnxprune.ops.quantize import dequantized
 from onnxprune.plans import Plan
@@ -331,9 +331,12 @@ def _on_dynamic(tensors: Sequence[gs.Tensor], table: LabelTable) -> list[tuple[L
 
 def _couple(spec: OpSpec, node: gs.Node, table: LabelTable) -> None:
     """Runs a rule; of one of another package it is checked that its labels fit."""
-    with guarded(spec, node) as foreign:
+    if not is_foreign(spec):
         spec.couple(node, table)
-        for t in node.outputs if foreign else ():
+        return
+    with guarded(spec, node):
+        spec.couple(node, table)
+        for t in node.outputs:
             sizes = [None if a is None else len(a) for a in table.get(t)]
             shape = table.shape(t)
             if len(sizes) != len(shape) or any(n not in (None, m) for n, m in zip(sizes, shape, strict=True)):

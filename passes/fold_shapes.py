@@ -66,12 +66,17 @@ class FoldShapes(Pass):
         old, new = graph.nodes[:count], graph.nodes[count:]
         if new:
             graph.nodes[:] = _placed(old, new)
+        folded: dict[int, tuple[gs.Variable, Array]] = {}
         for node in old:  # those that are new follow the data
-            if not node.outputs or node.domain:
-                continue
-            t = node.outputs[0]
-            value = seen.constant(t.name)  # condition 1
-            if value is not None and id(t) not in outputs:
+            if node.outputs and not node.domain:
+                t = node.outputs[0]
+                value = seen.constant(t.name)  # condition 1
+                if value is not None and id(t) not in outputs:
+                    folded[id(node)] = t, value
+        bodies = any(isinstance(a, gs.Graph) for node in old for a in node.attrs.values())  # they return outer tensors
+        for t, value in folded.values():
+            # What only others read that are folded as well is dead without being made a constant.
+            if bodies or not t.outputs or any(id(n) not in folded for n in t.outputs):
                 to_constant(t, np.ascontiguousarray(value).reshape(value.shape))
         drop_dead(graph)
         model._shapes = seen

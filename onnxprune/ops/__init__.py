@@ -25,4 +25,5 @@ from onnxprune.ops.record import OpSpec as OpSpec
 from onnxprune.ops.record import all_ops as all_ops
 from onnxprune.ops.record import find as find
 from onnxprune.ops.record import guarded as guarded
+from onnxprune.ops.record import is_foreign as is_foreign
 from onnxprune.ops.record import register as register

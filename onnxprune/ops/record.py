@@ -137,6 +137,11 @@ def find(node: gs.Node) -> OpSpec | None:
     return spec
 
 
+def is_foreign(spec: OpSpec) -> bool:
+    """Whether a record is another package's."""
+    return (spec.domain, spec.op) in _origins
+
+
 @contextlib.contextmanager
 def guarded(spec: OpSpec, node: gs.Node) -> Iterator[bool]:
     """While a rule runs: what one of another package raises is that package's fault, and said so.
