@@ -122,9 +122,9 @@ class Graph:
         self.writer = {o: i for i, n in enumerate(self.nodes) for o in n.output if o}
         self.fixed = set(self.constants) | {s.values.name for s in self.sparse}
         for node in self.nodes:
-            if node.op_type in SIZE_OPS or all(r in self.fixed for r in reads(node)):
-                if not node.op_type.startswith(("Random", "Multinomial", "Bernoulli")):
-                    self.fixed.update(o for o in node.output if o)
+            known = node.op_type in SIZE_OPS or all(r in self.fixed for r in reads(node))
+            if known and not node.op_type.startswith(("Random", "Multinomial", "Bernoulli")):
+                self.fixed.update(o for o in node.output if o)
 
     def value(self, name: str) -> Array:
         """Return a constant's values."""
@@ -217,7 +217,8 @@ class Graph:
         Args:
             rounded: tensors from which on sums are taken in another order.
         """
-        moved, out = set(rounded), set()
+        moved = set(rounded)
+        out: set[str] = set()
         for node in self.nodes:
             names = reads(node)
             if node.op_type in SIZE_OPS or not any(r in moved for r in names):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import cache
 
 import numpy as np
-from onnx import NodeProto, helper
+from onnx import NodeProto, TensorProto, helper
 
 from onnxprune.errors import OnnxPruneError
 from onnxprune.model import Array
@@ -152,12 +152,12 @@ class Values:
         feeds = {}
         for name, info in self.graph.inputs.items():
             kind = info.type.tensor_type.elem_type
-            dtype = np.dtype(helper.tensor_dtype_to_np_dtype(kind)) if kind else np.dtype(object)
-            if dtype == object:
+            if kind in (TensorProto.UNDEFINED, TensorProto.STRING):
                 raise OnnxPruneError(
                     f"the input {name!r} takes no numbers, so no values can be chosen for it",
                     fix="verify on real inputs with --data, or skip the proof with --no-verify",
                 )
+            dtype = np.dtype(helper.tensor_dtype_to_np_dtype(kind))
             feeds[name] = self.tensor(name, shapes[name], dtype, run, style, largest)
             if dtype.kind == "f" and style == "unit" and name in self.thresholds:
                 feeds[name] = normal(feeds[name].size, run).reshape(shapes[name]).astype(dtype)

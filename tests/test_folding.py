@@ -20,8 +20,8 @@ from onnx import numpy_helper, parser
 import onnxprune as op
 from onnxprune.model import Model, load
 from onnxprune.passes import NORMALIZE, Pipeline
-from onnxprune.runtime import Session
 from onnxprune.passes.slice_statistics import masked_reference
+from onnxprune.runtime import Session
 
 HEAD = '<ir_version: 8, opset_import: ["" : 17]>\n'
 SIDES = ((1, 1), (2, 3), (7, 9), (28, 30), (100, 100), (131, 64))

@@ -180,7 +180,7 @@ def test_inputs_and_outputs_have_to_be_the_originals(rename: bool) -> None:
         proto.graph.output[0].name = "z"
     else:
         proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
-    with pytest.raises(VerificationError, match="output|dynamic in one"):
+    with pytest.raises(VerificationError, match=r"output|dynamic in one"):
         verify(analysis, plan, load(proto))
 
 

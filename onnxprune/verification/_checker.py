@@ -22,7 +22,7 @@ from onnxprune.verification import _sizes as sizes
 from onnxprune.verification._certificate import QUANTIZED, TOLERANCE, Verification
 from onnxprune.verification._claims import Claims
 from onnxprune.verification._compare import Comparison
-from onnxprune.verification._constants import compare_nodes, compare_constants
+from onnxprune.verification._constants import compare_constants, compare_nodes
 from onnxprune.verification._induction import REPORT, Induction, cut
 from onnxprune.verification._reference import Reference
 from onnxprune.verification._selections import forced
@@ -205,7 +205,7 @@ class _Job:
         return self.session(proto, weights=weights, optimize=self.integers, exact_integers=self.integers)
 
     def whole(self, proto: onnx.ModelProto, weights: Mapping[str, Array]) -> Session:
-        """Make a session of a whole model; masks keep onnxruntime from computing Q/DQ pairs in integers, so off there."""
+        """Make a session of a whole model; Q/DQ pairs stay as they are, since masks part them in one model only."""
         optimize = self.integers or not self.quantized
         return self.session(proto, weights=weights, optimize=optimize, exact_integers=self.integers)
 
@@ -419,8 +419,8 @@ class _Job:
                 limit = max(limit, _NOISE * self._noise(runs[0], n))
             if not worst[n] <= limit:
                 raise VerificationError(
-                    f"the pruned model differs from the masked original by {worst[n]:.2g} relative (allowed: {limit:.0e})"
-                    + (f": {found[n].problem}" if found[n].problem else ""),
+                    f"the pruned model differs from the masked original by {worst[n]:.2g} relative"
+                    f" (allowed: {limit:.0e}){': ' * bool(found[n].problem)}{found[n].problem}",
                     where=f"output {n!r}, in a whole run", fix=REPORT,
                 )  # fmt: skip
         return worst, self._effect(runs, names)

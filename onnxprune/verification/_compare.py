@@ -147,10 +147,7 @@ class Comparison:
 
     def quiet(self) -> bool:
         """Return whether some index of some axis held one value only, or nothing finite, where it had several."""
-        for _, a in self.joined():
-            if a.count >= _FEW and bool((~(a.low < a.high)).any()):
-                return True
-        return False
+        return any(a.count >= _FEW and bool((~(a.low < a.high)).any()) for _, a in self.joined())
 
 
 def _least(x: Array) -> Array:
@@ -187,7 +184,7 @@ def _joined(runs: list[_Axis]) -> _Axis:
 
 
 def relative_difference(actual: Array, expected: Array) -> float:
-    """Return max |actual - expected| / max |expected|; infinite for other shapes or other places of NaN and infinity."""
+    """Return max |actual - expected| / max |expected|; infinite if shapes or the places of NaN and infinity differ."""
     if actual.shape != expected.shape:
         return float("inf")
     if actual.dtype.kind not in "fV":

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from onnx import NodeProto
+from onnx import AttributeProto, numpy_helper
 
 from onnxprune import wire
 from onnxprune.errors import VerificationError
@@ -53,7 +54,7 @@ def compare_constants(original: Graph, pruned: Graph, claims: Claims, *, weights
             name not in pruned.constants or not _same(original.value(name), pruned.value(name), ())
         ):
             raise VerificationError("a constant output is not the original's", where=f"output {name!r}")
-    by_use = _uses(original)
+    by_use, places = _uses(original), _places(pruned)
     users = {name: node for node in pruned.nodes for name in node.input if name}
     counted = {s.node for s in claims.statistics if s.counted}
     for name in pruned.constants:
@@ -62,7 +63,7 @@ def compare_constants(original: Graph, pruned: Graph, claims: Claims, *, weights
             continue
         source = name if name in original.constants else None
         if source is None:
-            source = next((by_use[u] for u in _places(pruned, name) if u in by_use), None)
+            source = next((by_use[u] for u in places.get(name, ()) if u in by_use), None)
         if source is None:
             found.unknown.append(name)
             continue
@@ -111,7 +112,8 @@ def _compare_bodies(original: Graph, pruned: Graph, weights: bool) -> None:
             before = inside.get(tensor.name)
             if before is None or not weights or tensor.data_type not in (1, 10, 11, 16):
                 continue
-            if before.data_type != tensor.data_type or before.raw_data != tensor.raw_data:
+            one, other = (numpy_helper.to_array(t) for t in (before, tensor))
+            if not _same(one, other, ()):
                 raise VerificationError("it is not the original's", where=f"constant {tensor.name!r} inside a body")
 
 
@@ -128,18 +130,17 @@ def _uses(graph: Graph) -> dict[tuple[str, int], str]:
     return out
 
 
-def _places(graph: Graph, name: str) -> list[tuple[str, int]]:
-    nodes = getattr(graph, "_readers", None)
-    if nodes is None:
-        nodes = {}
-        for node in graph.nodes:
-            for i, n in enumerate(node.input):
-                nodes.setdefault(n, []).append((node, i))
-        graph._readers = nodes  # type: ignore[attr-defined]
-    return [(o, i) for node, i in nodes.get(name, []) for o in node.output if o]
+def _places(graph: Graph) -> dict[str, list[tuple[str, int]]]:
+    """Return where every constant is read: (output, input index) of the node."""
+    out: dict[str, list[tuple[str, int]]] = {}
+    for node in graph.nodes:
+        for i, name in enumerate(node.input):
+            if name in graph.constants:
+                out.setdefault(name, []).extend((o, i) for o in node.output if o)
+    return out
 
 
-def _same(before: Array, after: Array, kept: tuple[Array | None, ...]) -> bool:
+def _same(before: Array, after: Array, kept: Sequence[Array | None]) -> bool:
     """Compare bit for bit, a few megabytes at a time; memory-mapped pages are released behind the comparison."""
     kept = kept or (None,) * before.ndim
     if before.dtype != after.dtype or len(kept) != before.ndim or after.ndim != before.ndim:
@@ -153,13 +154,8 @@ def _same(before: Array, after: Array, kept: tuple[Array | None, ...]) -> bool:
         return True
     if before.dtype == object:
         return bool(np.array_equal(_taken(before, kept), after))
-    rows = (
-        np.arange(before.shape[0])
-        if before.ndim and kept[0] is None
-        else np.flatnonzero(kept[0])
-        if before.ndim
-        else [0]
-    )
+    first = kept[0] if before.ndim else None
+    rows = np.flatnonzero(first) if first is not None else np.arange(before.shape[0] if before.ndim else 1)
     step = max(1, _CHUNK * max(1, len(rows)) // max(1, after.nbytes))
     for start in range(0, max(1, len(rows)), step):
         part = before if before.ndim == 0 else before[rows[start : start + step]]
@@ -172,7 +168,7 @@ def _same(before: Array, after: Array, kept: tuple[Array | None, ...]) -> bool:
     return True
 
 
-def _taken(values: Array, kept: tuple[Array | None, ...]) -> Array:
+def _taken(values: Array, kept: Sequence[Array | None]) -> Array:
     for axis, k in enumerate(kept):
         if k is not None:
             values = np.take(values, np.flatnonzero(k), axis)
@@ -188,8 +184,8 @@ PATCHED_FLOATS = frozenset(("scale",))
 
 
 MOVES = frozenset(
-    ("Concat", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Pad", "Reshape", "Slice", "Split",
-     "Squeeze", "Tile", "Transpose", "Unsqueeze")
+    ("Concat", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Pad", "Reshape", "Slice",
+     "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze")
 )  # fmt: skip
 """Operators that move values and compute none: what they do wrong shows in full."""
 
@@ -212,9 +208,10 @@ def compare_nodes(original: Graph, pruned: Graph) -> None:
         source = writers.get(output)
         if source is None or source.op_type != node.op_type or source.domain != node.domain:
             # What a branch of an If returns has the If's name now, or one that had to be made unique.
-            like = [n for n in taken if (n.op_type, n.domain, attributes(n)) == (node.op_type, node.domain, attributes(node))]
-            if source is not None and source.op_type != "If" or not like:
-                was = f"where the original has {source.op_type}" if source is not None else "which the original does not have"
+            text = (node.op_type, node.domain, attributes(node))
+            like = any((n.op_type, n.domain, attributes(n)) == text for n in taken)
+            if (source is not None and source.op_type != "If") or not like:
+                was = f"where the original has {source.op_type}" if source is not None else "that the original has not"
                 raise VerificationError(f"the pruned model computes {node.op_type} {was}", where=pruned.where(output))
             continue
         if attributes(source) == attributes(node):
@@ -226,13 +223,11 @@ def compare_nodes(original: Graph, pruned: Graph) -> None:
                 raise VerificationError(f"its attribute {name!r} is not the original's", where=pruned.where(output))
 
 
-def _alike(a: NodeProto | None, b: NodeProto | None) -> bool:
-    one = a if a is not None else b
-    assert one is not None
-    if one.type in (1, 6) and (a is None or b is None):  # type: ignore[attr-defined]
-        return one.name in PATCHED_FLOATS
+def _alike(a: AttributeProto | None, b: AttributeProto | None) -> bool:
     if a is None or b is None:
-        return True
-    if a.type != b.type:  # type: ignore[attr-defined]
+        one = a or b
+        floats = (AttributeProto.FLOAT, AttributeProto.FLOATS)
+        return one is None or one.type not in floats or one.name in PATCHED_FLOATS
+    if a.type != b.type:
         return False
-    return bool(a.f == b.f and list(a.floats) == list(b.floats) and a.s == b.s and list(a.strings) == list(b.strings))  # type: ignore[attr-defined]
+    return bool(a.f == b.f and list(a.floats) == list(b.floats) and a.s == b.s and list(a.strings) == list(b.strings))

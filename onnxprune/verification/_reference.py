@@ -28,9 +28,10 @@ CONTRACTIONS: Mapping[str, frozenset[int]] = {
     "MatMulNBits": frozenset((0,)), "Einsum": frozenset(range(16)), "ReduceSum": frozenset((0,)),
     "ReduceSumSquare": frozenset((0,)), "ReduceL1": frozenset((0,)), "ReduceL2": frozenset((0,)),
     "LpNormalization": frozenset((0,)), "LSTM": frozenset((0, 2)), "GRU": frozenset((0, 2)), "RNN": frozenset((0, 2)),
-    "DynamicQuantizeLSTM": frozenset((0, 2)), "Attention": frozenset((0, 1)), "MultiHeadAttention": frozenset((0, 1, 3)),
-    "GroupQueryAttention": frozenset((0, 1)), "PackedMultiHeadAttention": frozenset((0, 1, 3)),
-    "QAttention": frozenset((0,)), "DecoderMaskedMultiHeadAttention": frozenset((0, 1, 10)),
+    "DynamicQuantizeLSTM": frozenset((0, 2)), "Attention": frozenset((0, 1)),
+    "MultiHeadAttention": frozenset((0, 1, 3)), "GroupQueryAttention": frozenset((0, 1)),
+    "PackedMultiHeadAttention": frozenset((0, 1, 3)), "QAttention": frozenset((0,)),
+    "DecoderMaskedMultiHeadAttention": frozenset((0, 1, 10)),
 }  # fmt: skip
 """Inputs that are summed over, to which a channel of zeros adds nothing; by operator."""
 STATISTICS = frozenset(

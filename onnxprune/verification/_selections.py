@@ -6,6 +6,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from onnxprune.model import Array
+
 LEAST = 3
 """How many a NonZero finds at least, where there are so many."""
 
@@ -19,8 +21,8 @@ def forced(model: onnx.ModelProto) -> onnx.ModelProto:
     out.CopyFrom(model)
     nodes = list(out.graph.node)
     del out.graph.node[:]
-    constants: dict[str, np.ndarray] = {
-        "//zero": np.int64(0), "//one": np.int64(1), "//least": np.int64(LEAST), "//lowest": np.float32([-3e38]),
+    constants: dict[str, Array] = {
+        "//zero": np.array(0), "//one": np.array(1), "//least": np.array(LEAST), "//lowest": np.array([-3e38], "f"),
     }  # fmt: skip
     for i, node in enumerate(nodes):
         if node.op_type == "NonZero":
@@ -43,5 +45,5 @@ def forced(model: onnx.ModelProto) -> onnx.ModelProto:
         elif node.op_type == "NonMaxSuppression" and len(node.input) > 4:
             node.input[4] = "//lowest"
         out.graph.node.append(node)
-    out.graph.initializer.extend(numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items())
+    out.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in constants.items())
     return out

@@ -70,7 +70,7 @@ def dynamic(graph: Graph) -> list[Dimension]:
 
 
 def candidates(dims: list[Dimension], graph: Graph) -> Iterator[dict[str, int]]:
-    """Yield assignments by name: independent ones first, then ones in which dimensions that may belong together agree."""
+    """Yield assignments by name: independent numbers first, then equal ones for dimensions that may belong together."""
     if not dims:
         yield {}
         return
