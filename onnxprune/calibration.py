@@ -62,6 +62,15 @@ class Calibration:
     def __len__(self) -> int:
         return len(self.data)
 
+    def first(self, model: Model, samples: int = 16) -> list[dict[str, Array]]:
+        """Return the first samples as one batch of feeds, for a proof on real inputs.
+
+        Raises:
+            OnnxPruneError: as `feeds`.
+        """
+        feed, _ = Feeds(model, self.data, self.preprocess, min(samples, self.batch))[0]
+        return [feed]
+
     def feeds(self, model: Model) -> Feeds:
         """The data as a model takes it.
 

@@ -359,7 +359,7 @@ def proof_line(proof: Verification | None) -> str:
     """The verification in one line."""
     if proof is None:
         return "not verified (--no-verify)"
-    line = f"proved: {proof.summary}"
+    line = "\n  ".join(textwrap.wrap(f"proved: {proof.summary}", 76, break_long_words=False, break_on_hyphens=False))
     if proof.inputs != "random":
         line += f"\n  whole runs on {proof.inputs.replace('random', 'random inputs')}"
     if proof.inexact:

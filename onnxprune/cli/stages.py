@@ -193,7 +193,10 @@ def compiled(model: Model, plan: Plan, analysis: Analysis | None, o: dict[str, A
     from onnxprune.pipeline import compile_plan
     from onnxprune.show import progress
 
-    options = {"tolerance": o["tolerance"]} if o["check"] else {}
+    options: dict[str, Any] = {"tolerance": o["tolerance"]} if o["check"] else {}
+    samples = calibration_of(o, model)
+    if o["check"] and samples is not None and o["data"] != "none":
+        options["feeds"] = samples.first(model)
     with progress("stripping and verifying", quiet=o["as_json"]):
         return compile_plan(model, plan, analysis=analysis, check=o["check"], **options)
 

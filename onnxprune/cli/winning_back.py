@@ -91,7 +91,8 @@ def recover(**o: Any) -> None:
     check_belongs(analysis, plan, pruned)
     if o["check"]:
         try:
-            prove(analysis, plan, pruned, device=o["device"])
+            feeds = samples.first(original) if o["data"] != "none" else None
+            prove(analysis, plan, pruned, feeds=feeds, device=o["device"])
         except VerificationError as err:
             fix = "give the model that this plan made; one that was trained since: --no-verify"
             raise VerificationError(err.what, where=err.where, fix=fix) from err

@@ -32,10 +32,12 @@ class Comparison:
         problem: what no tolerance can excuse: another shape or element type, NaN or infinity at other places.
         bounded: the values lie in 0..1 and may vanish: differences of a few units in the last place of 1 do not count.
             (onnxruntime's Sigmoid is no finer than that near 0.)
+        nothing_kept: all entries of the tensor are removed, so there is nothing to compare.
     """
 
     problem: str = ""
     bounded: bool = False
+    nothing_kept: bool = False
     axes: list[list[_Axis]] = field(default_factory=list)
     _whole: list[_Axis] = field(default_factory=list)
 
@@ -116,8 +118,8 @@ class Comparison:
 
     @property
     def seen(self) -> bool:
-        """Whether any element was compared."""
-        return bool(self._whole)
+        """Whether any element was compared, or none is kept."""
+        return bool(self._whole) or self.nothing_kept
 
     def joined(self) -> list[tuple[int, _Axis]]:
         """Return (axis, extremes over all runs); -1 is the whole tensor."""

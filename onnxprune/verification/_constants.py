@@ -203,7 +203,7 @@ def compare_nodes(original: Graph, pruned: Graph) -> None:
     taken = [n for n in known if n.op_type not in MOVES] if any(n.op_type == "If" for n in original.nodes) else []
     for node in pruned.nodes:
         output = next((o for o in node.output if o), "")
-        if output in pruned.fixed or node.op_type in MOVES or node.op_type in SIZE_OPS:
+        if node.op_type in MOVES or node.op_type in SIZE_OPS:
             continue
         source = writers.get(output)
         if source is None or source.op_type != node.op_type or source.domain != node.domain:

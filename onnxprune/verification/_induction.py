@@ -276,8 +276,10 @@ class Induction:
         except OnnxPruneError as err:
             self._blame(targets, narrow, err)
         for t in targets:
-            expected = self.claims.compress(t, wanted.pop(t))
+            full = wanted.pop(t)
+            expected = self.claims.compress(t, full)
             self.results[t].add(got.pop(t), expected)
+            self.results[t].nothing_kept |= full.size > 0 == expected.size
             self.dtypes[t] = expected.dtype
             self.outcome.runs += 1
 
