@@ -124,7 +124,10 @@ class Values:
             info = np.iinfo(dtype)
             low, high = (info.min, info.max + 1) if dtype.itemsize == 1 else (0, self.rows.get(name, largest))
             return rng.integers(low, max(high, low + 1), shape, np.int64).astype(dtype)
-        return self._floats(name, count, key, style).reshape(shape).astype(dtype)
+        values = self._floats(name, count, key, style)
+        if dtype.itemsize < 4 and style in ("wide", "huge"):  # sums of large numbers would be infinite
+            values = values * np.float32(0.1 if style == "wide" else 3e-3)
+        return values.reshape(shape).astype(dtype)
 
     def _floats(self, name: str, count: int, key: int, style: str) -> Array:
         x = normal(count, key)

@@ -100,8 +100,13 @@ def test_the_first_broken_node_is_named() -> None:
     node.op_type, node.name = "Abs", "broken"
     with pytest.raises(VerificationError) as caught:
         verify(analysis, plan, load(proto))
-    assert "Relu" in str(caught.value.where)
-    assert "'r'" in str(caught.value.where)
+    assert "Abs 'broken'" in str(caught.value.where)
+    node.op_type = "Relu"
+    proto.graph.node.insert(2, helper.make_node("Transpose", ["r"], ["t"], name="turned", perm=[0, 1, 3, 2]))
+    next(n for n in proto.graph.node if n.output[0] == "c").input[0] = "t"
+    with pytest.raises(VerificationError) as caught:
+        verify(analysis, plan, load(proto))
+    assert "tensor 'c'" in str(caught.value.where)
 
 
 def test_one_weight_in_the_last_bit_is_refused() -> None:

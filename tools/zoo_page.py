@@ -33,9 +33,8 @@ LIBRARIES = {
 HEAD = """# Coverage
 
 Every model below was read as its exporter wrote it, analysed, and pruned twice: a random half of the channels of
-every group (rounded down), and to half of the MACs by `l2` with default limits. The random half was run in onnxruntime
-at batch 1 and 5 (at the model's own batch where that is fixed) against the masked original, the other at batch 1;
-*difference* is the larger of the two, relative to the largest output.
+every group (rounded down), and to half of the MACs by `l2` with default limits. Both were proved (see
+[what is proved](proof.md)); *difference* is the larger of the two largest differences.
 
 `.ts` is PyTorch's TorchScript exporter (opset 17), `.bn` the same with BatchNormalization kept, `.dyn` its dynamo
 exporter (opset 20), `.tf2onnx` and `keras_` tf2onnx, `.keras` Keras 3's own export. Weights are random: as the library

@@ -144,7 +144,7 @@ def _compared(o: dict[str, Any]) -> None:
 @click.argument("pruned", type=click.Path(path_type=Path))
 @click.argument("plan_file", metavar="PLAN", type=click.Path(path_type=Path))
 @click.option("--tolerance", type=float, help="Largest relative difference allowed; default by element type.")
-@click.option("--data", help=f"Compare on real inputs instead of random ones: {DATA_HELP}")
+@click.option("--data", help=f"Whole runs on real inputs, beside random ones: {DATA_HELP}")
 @samples_options
 @device_option
 @json_option

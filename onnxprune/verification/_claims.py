@@ -124,6 +124,11 @@ class Claims:
                 assert labels is not None
                 stays = ~np.isin(analysis.component[labels], group.components[gone])
                 losses[constant, axis] = losses.get((constant, axis), True) & stays
+        planned = np.zeros(analysis.count, bool)
+        for name, removal in plan.groups.items():
+            planned[analysis[name].components[list(removal.removed)]] = True
+        if not bits[~planned].all():
+            raise VerificationError("channels are removed that the plan does not name")
         inexact = tuple(g.name for g in analysis.inexact(plan))
         return cls(kept, tuple(sites), tuple(statistics), dict(analysis.witness.dtypes), losses, inexact)
 

@@ -190,18 +190,19 @@ MOVES = frozenset(
 """Operators that move values and compute none: what they do wrong shows in full."""
 
 
-def compare_nodes(original: Graph, pruned: Graph) -> None:
-    """Compare operators, and float and string attributes, of nodes that compute.
+def compare_nodes(original: Graph, pruned: Graph, constants: Constants) -> None:
+    """Compare operators, and float and string attributes, of nodes that compute, and which constants they read.
 
     Integers state sizes, too: nodes that differ in them are compared by what they compute, at every size.
 
     Raises:
         VerificationError: a node computes what no node of that output in the original does, bodies included.
     """
+    uses = _uses(original)
     known = [*original.nodes, *(n for b in bodies(original.nodes) for n in b.node)]
     writers = {o: n for n in reversed(known) for o in n.output if o}
     taken = [n for n in known if n.op_type not in MOVES] if any(n.op_type == "If" for n in original.nodes) else []
-    for node in pruned.nodes:
+    for node in [*pruned.nodes, *(n for b in bodies(pruned.nodes) for n in b.node)]:
         output = next((o for o in node.output if o), "")
         if node.op_type in MOVES or node.op_type in SIZE_OPS:
             continue
@@ -214,12 +215,19 @@ def compare_nodes(original: Graph, pruned: Graph) -> None:
                 was = f"where the original has {source.op_type}" if source is not None else "that the original has not"
                 raise VerificationError(f"the pruned model computes {node.op_type} {was}", where=pruned.where(output))
             continue
+        for i, name in enumerate(node.input):
+            before, after = uses.get((output, i)), constants.origin.get(name)
+            if before is None or after is None or before == after:
+                continue
+            if not _same(original.value(before), original.value(after), ()):
+                raise VerificationError(
+                    f"it reads {after!r} where the original reads {before!r}", where=pruned.where(output)
+                )
         if attributes(source) == attributes(node):
             continue
-        before = {a.name: a for a in source.attribute}
-        after = {a.name: a for a in node.attribute}
-        for name in before.keys() | after.keys():
-            if not _alike(before.get(name), after.get(name)):
+        own, other = ({a.name: a for a in n.attribute} for n in (source, node))
+        for name in own.keys() | other.keys():
+            if not _alike(own.get(name), other.get(name)):
                 raise VerificationError(f"its attribute {name!r} is not the original's", where=pruned.where(output))
 
 

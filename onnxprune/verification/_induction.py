@@ -204,6 +204,7 @@ class Induction:
         self.session = session
         bounded = {t for t in found.targets if reference.nodes[reference.writer[t]].op_type in BOUNDED}
         self.results: dict[str, Comparison] = {t: Comparison(bounded=t in bounded) for t in found.targets}
+        self.styles: dict[tuple[str, str], Comparison] = {}  # other styles have scales of their own
         self.dtypes: dict[str, np.dtype] = {}
         self.outcome = Outcome()
         self.used: set[str] = set()
@@ -254,14 +255,14 @@ class Induction:
     def _segment(self, shapes: Mapping[str, tuple[int, ...]], number: int, targets: list[str], style: str) -> None:
         feeds = {n: self._value(n, shapes[n], number, style) for n in sorted(self.leaves(targets))}
         try:
-            self.compare(targets, feeds)
+            self.compare(targets, feeds, style)
         except OnnxPruneError as err:
             if isinstance(err, VerificationError):
                 raise
             self._divided(shapes, number, targets, style)
 
-    def compare(self, targets: Sequence[str], feeds: dict[str, Array]) -> None:
-        """Run regions on these values of their leaves, full width.
+    def compare(self, targets: Sequence[str], feeds: dict[str, Array], style: str = "unit") -> None:
+        """Run regions on these values of their leaves, full width, which are of this style.
 
         Raises:
             OnnxPruneError: the reference does not run on them.
@@ -278,8 +279,11 @@ class Induction:
         for t in targets:
             full = wanted.pop(t)
             expected = self.claims.compress(t, full)
-            self.results[t].add(got.pop(t), expected)
-            self.results[t].nothing_kept |= full.size > 0 == expected.size
+            found = self.results[t]
+            if style != "unit":
+                found = self.styles.setdefault((t, style), Comparison(bounded=found.bounded))
+            found.add(got.pop(t), expected)
+            found.nothing_kept |= full.size > 0 == expected.size
             self.dtypes[t] = expected.dtype
             self.outcome.runs += 1
 
@@ -343,7 +347,17 @@ class Induction:
 
     def unseen(self) -> list[str]:
         """Return the targets of which nothing was compared yet."""
-        return [t for t, c in self.results.items() if not c.seen and not c.problem]
+        seen = {t for (t, _), c in self.styles.items() if c.seen or c.problem}
+        return [t for t, c in self.results.items() if not c.seen and not c.problem and t not in seen]
+
+    def with_single_truths(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+        """Return the targets whose regions read one truth value: both have to get their turn."""
+        single = {
+            n
+            for n, k in self.cut.kinds.items()
+            if k == onnx.TensorProto.BOOL and int(np.prod(shapes.get(n, (2,)))) == 1
+        }
+        return [t for t in self.cut.once if single & self.leaves([t])] if single else []
 
     def other_operators(self) -> list[str]:
         """Return the targets that another operator computes than in the original."""
@@ -372,31 +386,35 @@ class Induction:
             VerificationError: the first node, in the order of the original, that breaks the induction, or that could
                 not be checked.
         """
+        unseen = set(self.unseen())
+        styles: dict[str, list[Comparison]] = {t: [c] for t, c in self.results.items()}
+        for (t, _), c in self.styles.items():
+            styles[t].append(c)
         for t in sorted(self.results, key=self._position.__getitem__):
-            c = self.results[t]
             where = f"{self.reference.where(t)}, tensor {t!r}"
-            if c.problem:
-                raise VerificationError(f"the pruned model differs: {c.problem}", where=where, fix=REPORT)
-            if not c.seen and (t not in self.cut.integers or t in self.used):
+            if t in unseen and (t not in self.cut.integers or t in self.used):
                 raise VerificationError(
                     "it could not be checked: the original computes nothing there on values of the checker's choice",
                     where=where,
                     fix="verify on real inputs with --data",
                 )
-            if not c.seen:
-                continue
-            worst, axis, index = c.worst()
-            limit = self.tolerance(self.dtypes[t])
-            if not worst <= limit:
-                place = f" (index {index} of axis {axis})" if axis >= 0 else ""
-                raise VerificationError(
-                    f"the pruned model differs from the masked original by {worst:.2g} relative"
-                    f"{place}; allowed: {limit:.0e}",
-                    where=where,
-                    fix=REPORT,
-                )
-            if worst > self.outcome.worst[0] or not self.outcome.worst[1]:
-                self.outcome.worst = (worst, t, axis, index)
+            for c in styles[t]:
+                if c.problem:
+                    raise VerificationError(f"the pruned model differs: {c.problem}", where=where, fix=REPORT)
+                if not c.seen:
+                    continue
+                worst, axis, index = c.worst()
+                limit = self.tolerance(self.dtypes[t])
+                if not worst <= limit:
+                    place = f" (index {index} of axis {axis})" if axis >= 0 else ""
+                    raise VerificationError(
+                        f"the pruned model differs from the masked original by {worst:.2g} relative"
+                        f"{place}; allowed: {limit:.0e}",
+                        where=where,
+                        fix=REPORT,
+                    )
+                if worst > self.outcome.worst[0] or not self.outcome.worst[1]:
+                    self.outcome.worst = (worst, t, axis, index)
 
 
 def _dtype(kind: int) -> np.dtype:

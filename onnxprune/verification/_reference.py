@@ -19,7 +19,8 @@ from onnxprune.verification._claims import Claims, MaskSite, StatisticSite
 
 CONTRACTIONS: Mapping[str, frozenset[int]] = {
     "Conv": frozenset((0,)), "ConvTranspose": frozenset((0,)), "FusedConv": frozenset((0,)),
-    "ConvInteger": frozenset((0,)), "QLinearConv": frozenset((0,)), "NhwcConv": frozenset((0,)),
+    "ConvInteger": frozenset((0,)), "DeformConv": frozenset((0,)), "QLinearConv": frozenset((0,)),
+    "NhwcConv": frozenset((0,)),
     "Gemm": frozenset((0, 1)), "FusedGemm": frozenset((0, 1)), "QGemm": frozenset((0,)),
     "MatMul": frozenset((0, 1)), "FusedMatMul": frozenset((0, 1)), "TransposeMatMul": frozenset((0, 1)),
     "FusedMatMulActivation": frozenset((0, 1)), "MatMulInteger": frozenset((0, 1)),
@@ -115,6 +116,9 @@ class Reference:
                 where=self.graph.where(site.node),
             )
         x = node.input[site.index]
+        claimed = self.claims.kept.get(x, (None,) * site.rank)[site.axis]
+        if x in self.claims.kept and (claimed is None or not np.array_equal(claimed, site.kept)):
+            raise VerificationError("a mask keeps other channels than are kept", where=self.graph.where(site.node))
         key = (x, site.axis, site.kept.tobytes())
         if key not in self._done:
             shape = [1] * site.rank

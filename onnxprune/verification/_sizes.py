@@ -85,7 +85,7 @@ def candidates(dims: list[Dimension], graph: Graph) -> Iterator[dict[str, int]]:
 
 @dataclass(frozen=True)
 class Probe:
-    """A comparison or division in the shape arithmetic: what it reads that may depend on a size, and its constants."""
+    """A comparison in the shape arithmetic: what it reads that may depend on a size, and its constants."""
 
     operands: tuple[str, ...]
     numbers: tuple[int, ...]
