@@ -84,6 +84,7 @@ class Session:
         threads: intra-op threads; 0 leaves the choice to onnxruntime.
         optimize: graph optimisations; off for comparing two graphs operator by operator.
         weights: Values of initializers that the ModelProto declares as external data; they are not copied.
+        arena: Keep freed memory for later runs; off where the least memory counts.
         profile: folder for onnxruntime's profile, to be read with `kernels`.
         exact_integers: Compute products of uint8 and int8 exactly on CPUs whose kernels saturate (see
             `saturates_integers`). This covers constant weights, and not QLinearMatMul of opset 21 and later. Needs
@@ -102,6 +103,7 @@ class Session:
         threads: int = 0,
         optimize: bool = True,
         weights: Mapping[str, Array] | None = None,
+        arena: bool = True,
         profile: Path | None = None,
         exact_integers: bool = False,
     ) -> None:
@@ -113,6 +115,7 @@ class Session:
         options.log_severity_level = 4
         # Threads that go on spinning after a run would take the processors from the session timed next.
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        options.enable_cpu_mem_arena = arena
         self._held = [ort.OrtValue.ortvalue_from_numpy(v) for v in (weights or {}).values()]
         if weights:
             options.add_external_initializers(list(weights), self._held)

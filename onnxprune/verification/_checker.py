@@ -68,7 +68,7 @@ def verify(
         OnnxPruneError: onnxruntime rejects the original.
     """
     started = time.perf_counter()
-    session = functools.partial(Session, device=device, threads=threads)
+    session = functools.partial(Session, device=device, threads=threads, arena=False)
     job = _Job(analysis.source, plan, pruned, Claims.of(analysis, plan), tolerance, session, seed)
     return job.prove(feeds or (), started)
 
@@ -131,7 +131,9 @@ class _Finder:
     def fed(self, assigned: dict[str, int], feeds: dict[str, Array]) -> bool:
         """Run on these inputs."""
         try:
-            found = dict(zip(self._names, self._session.run(feeds, self._names), strict=True))
+            # Copies, since an output keeps all memory of its session's arena.
+            results = (np.array(v) for v in self._session.run(feeds, self._names))
+            found = dict(zip(self._names, results, strict=True))
         except OnnxPruneError as err:
             self.error = err.what
             return False
