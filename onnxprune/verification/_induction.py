@@ -375,6 +375,15 @@ class Induction:
                 out.append(t)
         return [t for t in out if not self._stated(t)]
 
+    def exceeding(self) -> dict[str, list[str]]:
+        """Return, by style, the targets that differ by more than the tolerance by what is a matter of scale."""
+        out: dict[str, list[str]] = {}
+        found = [(t, "unit", c) for t, c in self.results.items()] + [(t, s, c) for (t, s), c in self.styles.items()]
+        for t, style, c in found:
+            if c.seen and not c.problem and c.worst()[0] > self.tolerance(self.dtypes[t]):
+                out.setdefault(style, []).append(t)
+        return out
+
     def _stated(self, target: str) -> bool:
         """Return whether what is wrong with a target is no matter of values."""
         return self.results[target].problem.startswith(("its shape", "its element type"))
