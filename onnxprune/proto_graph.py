@@ -69,6 +69,7 @@ class Graph:
         outputs: names of the graph outputs, in order.
         sparse: sparse initializers, passed on as they are.
         writer: index of the node that computes a tensor.
+        read: what every node reads, bodies included.
         fixed: tensors that depend on constants and on sizes only.
     """
 
@@ -80,6 +81,7 @@ class Graph:
     outputs: dict[str, onnx.ValueInfoProto]
     sparse: list[onnx.SparseTensorProto] = field(default_factory=list)
     writer: dict[str, int] = field(default_factory=dict)
+    read: list[list[str]] = field(default_factory=list)
     fixed: set[str] = field(default_factory=set)
 
     @classmethod
@@ -104,13 +106,14 @@ class Graph:
     def index(self) -> None:
         """Sort the nodes topologically, then find writers and fixed tensors."""
         made = {o: i for i, n in enumerate(self.nodes) for o in n.output if o}
+        known = [reads(n) for n in self.nodes]
         order: list[int] = []
         state = [0] * len(self.nodes)
         for start in range(len(self.nodes)):
             stack = [start]
             while stack:
                 i = stack[-1]
-                waiting = [made[r] for r in reads(self.nodes[i]) if r in made and not state[made[r]]]
+                waiting = [made[r] for r in known[i] if r in made and not state[made[r]]]
                 if state[i] or not waiting:
                     stack.pop()
                     if not state[i]:
@@ -119,11 +122,12 @@ class Graph:
                 else:
                     stack += waiting
         self.nodes = [self.nodes[i] for i in order]
+        self.read = [known[i] for i in order]
         self.writer = {o: i for i, n in enumerate(self.nodes) for o in n.output if o}
         self.fixed = set(self.constants) | {s.values.name for s in self.sparse}
-        for node in self.nodes:
-            known = node.op_type in SIZE_OPS or all(r in self.fixed for r in reads(node))
-            if known and not node.op_type.startswith(("Random", "Multinomial", "Bernoulli")):
+        for node, names in zip(self.nodes, self.read, strict=True):
+            fixed = node.op_type in SIZE_OPS or all(r in self.fixed for r in names)
+            if fixed and not node.op_type.startswith(("Random", "Multinomial", "Bernoulli")):
                 self.fixed.update(o for o in node.output if o)
 
     def value(self, name: str) -> Array:
@@ -153,7 +157,7 @@ class Graph:
             if i in found:
                 continue
             found.add(i)
-            for name in reads(self.nodes[i]):
+            for name in self.read[i]:
                 if name in cuts or name in self.inputs:
                     leaves.add(name)
                 elif name in self.writer:
@@ -176,7 +180,7 @@ class Graph:
         nodes, used = [], set(outputs)
         for i in indices:
             node = self.nodes[i]
-            used.update(reads(node))
+            used.update(self.read[i])
             if any(o in cuts for o in node.output):
                 copy = NodeProto()
                 copy.CopyFrom(node)
@@ -219,8 +223,7 @@ class Graph:
         """
         moved = set(rounded)
         out: set[str] = set()
-        for node in self.nodes:
-            names = reads(node)
+        for node, names in zip(self.nodes, self.read, strict=True):
             if node.op_type in SIZE_OPS or not any(r in moved for r in names):
                 continue
             moved.update(o for o in node.output if o)

@@ -244,13 +244,18 @@ class _Job:
         for i, run in enumerate(runs):
             self.induction.run(run.shapes, run.number, self.cut.targets if i == 0 else self.cut.always)
         self.induction.run(runs[0].shapes, 1, self.induction.with_single_truths(runs[0].shapes))
-        other_ops = self.induction.other_operators()
+        for number in range(len(runs), sizes.WANTED):  # a model of fixed sizes: other values instead
+            self.induction.run(runs[0].shapes, number, self.cut.always)
+        # A style of values after the other wakes what is quiet, and what another operator computes.
         for i, style in enumerate(("wide", "image", "positive", "huge")):
-            again = list(dict.fromkeys([*self.induction.doubtful(), *other_ops]))
-            for number, chosen in ((100 + i, style), (200 + i, "unit")) if again else ():
-                self.induction.run(runs[0].shapes, number, again, chosen)
-        for number in range(300, 306):  # one value per channel may be near zero by chance; several are not
-            for style, again in self.induction.exceeding().items():
+            quiet = [*self.induction.quiet(), *(self.induction.other_operators())]
+            if quiet:
+                self.induction.run(runs[0].shapes, 100 + i, list(dict.fromkeys(quiet)), style)
+        for number in range(200, 206):  # one value per channel may be near zero by chance; several are not
+            exceeding = self.induction.exceeding()
+            if not exceeding:
+                break
+            for style, again in exceeding.items():
                 self.induction.run(runs[0].shapes, number, again, style)
         self._run_on_derived_values(runs)
         self._compare_computed(runs)
@@ -299,6 +304,8 @@ class _Job:
                 f"onnxruntime does not run the original on random inputs of any size that was tried: {finder.error}",
                 fix="verify on real inputs with --data, or skip the proof with --no-verify",
             )
+        if not dims:
+            return finder.runs
         tested = sorted({n for p in probes for n in p.operands if n in self.reference.fixed})
         more = _Finder(self, self.induction.leaves(self.cut.always) | sized, tested, finder.runs)
         for _, assigned in zip(range(_TRIES), offers, strict=False):
@@ -311,8 +318,6 @@ class _Job:
             if len(more.runs) >= _MOST_SIZES:
                 break
             more.attempt(assigned)
-        while not dims and len(more.runs) < (sizes.WANTED if self.cut.always else 2) and more.attempt({}):
-            pass
         return more.runs
 
     def _fed(self, feed: Feeds) -> dict[str, Array]:

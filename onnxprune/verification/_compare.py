@@ -40,9 +40,11 @@ class Comparison:
     nothing_kept: bool = False
     axes: list[list[_Axis]] = field(default_factory=list)
     _whole: list[_Axis] = field(default_factory=list)
+    _worst: tuple[float, int, int] | None = None
 
     def add(self, actual: Array, expected: Array) -> None:
         """Compare one pair of arrays."""
+        self._worst = None
         if actual.dtype != expected.dtype:
             self.problem = f"its element type is {actual.dtype} where the original's is {expected.dtype}"
             return
@@ -135,7 +137,14 @@ class Comparison:
         """Return the largest difference relative to the scale of its index, with that axis and index."""
         if self.problem:
             return float("inf"), -1, 0
+        if self._worst is None:
+            self._worst = self._largest()
+        return self._worst
+
+    def _largest(self) -> tuple[float, int, int]:
         best = (0.0, -1, 0)
+        if not any(r.gap.any() for r in self._whole):
+            return best
         for axis, a in self.joined():
             if not a.gap.any():
                 continue
@@ -149,6 +158,8 @@ class Comparison:
 
     def quiet(self) -> bool:
         """Return whether some index of some axis held one value only, or nothing finite, where it had several."""
+        if all(any((r.low < r.high).all() for r in runs) for runs in (self._whole, *self.axes)):
+            return False
         return any(a.count >= _FEW and bool((~(a.low < a.high)).any()) for _, a in self.joined())
 
 

@@ -367,13 +367,10 @@ class Induction:
             if nodes[self.reference.writer[t]].op_type != others[self.pruned.writer[t]].op_type
         ]  # fmt: skip
 
-    def doubtful(self) -> list[str]:
-        """Return the targets to run again: different by more than the tolerance, or quiet (one value throughout)."""
-        out = []
-        for t, c in self.results.items():
-            if c.seen and (c.worst()[0] > self.tolerance(self.dtypes[t]) or c.quiet()):
-                out.append(t)
-        return [t for t in out if not self._stated(t)]
+    def quiet(self) -> list[str]:
+        """Return the targets of which some index held one value throughout, whatever the style of its inputs."""
+        woken = {t for (t, _), c in self.styles.items() if not c.quiet()}
+        return [t for t, c in self.results.items() if t not in woken and c.seen and not c.problem and c.quiet()]
 
     def exceeding(self) -> dict[str, list[str]]:
         """Return, by style, the targets that differ by more than the tolerance by what is a matter of scale."""
@@ -383,10 +380,6 @@ class Induction:
             if c.seen and not c.problem and c.worst()[0] > self.tolerance(self.dtypes[t]):
                 out.setdefault(style, []).append(t)
         return out
-
-    def _stated(self, target: str) -> bool:
-        """Return whether what is wrong with a target is no matter of values."""
-        return self.results[target].problem.startswith(("its shape", "its element type"))
 
     def judge(self) -> None:
         """Refuse the first target that differs.
