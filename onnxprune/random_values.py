@@ -13,7 +13,7 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.model import Array
 from onnxprune.proto_graph import Graph, reads
 
-_POOL = 1_048_583  # a prime: a window that wraps around does not fall on the strides of a tensor
+_POOL = 262_147  # a prime: a window that wraps around does not fall on the strides of a tensor
 _THRESHOLDS = {
     "Clip": ("min", "max"), "Elu": (), "HardSigmoid": (), "Shrink": ("lambd",), "ThresholdedRelu": ("alpha",),
     "Greater": (), "GreaterOrEqual": (), "Less": (), "LessOrEqual": (), "Equal": (), "Max": (), "Min": (), "Mod": (),

@@ -48,6 +48,7 @@ def import_onnxruntime() -> Any:
     return onnxruntime
 
 
+@functools.cache
 def _installed(name: str) -> bool:
     try:
         metadata.version(name)
