@@ -244,8 +244,8 @@ class _Job:
         for i, run in enumerate(runs):
             self.induction.run(run.shapes, run.number, self.cut.targets if i == 0 else self.cut.always)
         self.induction.run(runs[0].shapes, 1, self.induction.with_single_truths(runs[0].shapes))
-        for number in range(len(runs), sizes.WANTED):  # a model of fixed sizes: other values instead
-            self.induction.run(runs[0].shapes, number, self.cut.always)
+        if len(runs) == 1:  # a model of fixed sizes: other values instead
+            self.induction.run(runs[0].shapes, 2, self.cut.always)
         # A style of values after the other wakes what is quiet, and what another operator computes.
         for i, style in enumerate(("wide", "image", "positive", "huge")):
             quiet = [*self.induction.quiet(), *(self.induction.other_operators())]

@@ -26,7 +26,7 @@ from onnxprune.verification._claims import Claims
 from onnxprune.verification._compare import Comparison
 from onnxprune.verification._constants import Constants
 
-SEGMENT_BYTES = 160 * 2**20
+SEGMENT_BYTES = 256 * 2**20
 """Bound of the values that one pair of sessions exchanges; a single larger region is a segment of its own."""
 _SMALL = 2**16  # bytes of a constant that is compared by content
 _CUT_KINDS = ("f", "b")
