@@ -220,6 +220,32 @@ def test_the_cut_is_proved_first(cut: Cut, tmp_path: Path) -> None:
     assert top1(tmp_path / "r.onnx") > 0.5
 
 
+def test_a_recovered_model_is_proved_but_for_its_weights(cut: Cut, tmp_path: Path) -> None:
+    original, small, plan = cut
+    better = tmp_path / "r.onnx"
+    ok("recover", original, small, plan, *QUICK, "-o", better)
+    assert json.loads(ok("verify", original, better, plan, "--json"))["weights"] == "not compared"
+    assert "weights were not compared" in ok("verify", original, better, plan)
+    assert json.loads(ok("verify", original, small, plan, "--json"))["weights"] == "identical"
+    assert "made by another plan" in fails("verify", original, better, other_plan(plan, tmp_path), code=3)
+
+
+def other_plan(plan: Path, folder: Path) -> Path:
+    """Return a plan that removes one channel less."""
+    made = json.loads(plan.read_text(encoding="utf-8"))
+    group = next(g for g in made["groups"].values() if len(g["removed"]) > 1)
+    group["removed"] = group["removed"][1:]
+    path = folder / "other.json"
+    path.write_text(json.dumps(made), encoding="utf-8")
+    return path
+
+
+def test_the_proof_runs_on_the_data_as_well(tmp_path: Path) -> None:
+    args = ["--target", "macs=0.6", "--data", "digits", "--images", 64, "--no-recover", "--json"]
+    done = json.loads(ok("prune", DIGITS, "-o", tmp_path / "s.onnx", *args))
+    assert done["verification"]["inputs"] == "random and data"
+
+
 def test_usage_errors_exit_2(cut: Cut, tmp_path: Path) -> None:
     for args in ([*cut, "-o", tmp_path / "x"], [*cut, *DATA], cut[:2], [*cut, *QUICK, "-o", "x", "--rows", 0]):
         fails("recover", *args, code=2)
