@@ -7,7 +7,7 @@ one without a name, has a number of its own. Only the original knows which sizes
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from onnx import TensorProto
 from onnxprune.proto_graph import Graph
 
 WANTED = 3
+_LARGEST_TENSOR = 2**26  # elements
 _LARGEST_INPUT = 2**21  # elements of the inputs of the run at large sizes
 LARGEST_NUMBER = 2**20  # a size above it would not fit in memory
 _NEIGHBOURS = 6  # constants of the shape arithmetic whose neighbours are tried
@@ -53,7 +54,11 @@ PROFILES = (
     Profile((2, 1, 3, 5), (16000, 8000, 12000, 4800), (640, 512, 576, 448)),
 )
 """In order of trial: the first that the original accepts, until there are enough."""
-LARGE = Profile((41, 37, 53, 43), (1021, 1531, 509, 2039), (332, 406, 274, 458))
+LARGE = (
+    Profile((41, 37, 53, 43), (1021, 1531, 509, 2039), (332, 406, 274, 458)),
+    Profile((41, 37, 53, 43), (341, 227, 419, 283), (182, 210, 166, 242)),
+)
+"""For shape arithmetic that compares sizes: tried as well."""
 
 
 def dynamic(graph: Graph) -> list[Dimension]:
@@ -112,15 +117,18 @@ def probes(graph: Graph) -> list[Probe]:
 def neighbours(
     dims: list[Dimension], graph: Graph, numbers: set[int], base: dict[str, int]
 ) -> Iterator[dict[str, int]]:
-    """Yield assignments next to numbers that sizes are compared with, and one of large sizes."""
-    large = _assigned(dims, LARGE, _by_name)
-    sample = sum(math.prod(shape(n, graph, {**large, **dict.fromkeys(_batches(dims), 1)})) for n in graph.inputs)
-    yield large | dict.fromkeys(_batches(dims), max(7, min(LARGE.batch[0], _LARGEST_INPUT // max(sample, 1))))
+    """Yield large assignments, and those next to numbers that sizes are compared with."""
+    large = [_assigned(dims, p, _by_name) for p in LARGE]
+    for found in large:
+        sample = sum(math.prod(shape(n, graph, {**found, **dict.fromkeys(_batches(dims), 1)})) for n in graph.inputs)
+        found |= dict.fromkeys(_batches(dims), max(7, min(LARGE[0].batch[0], _LARGEST_INPUT // max(sample, 1))))
+    yield large[0]
     for n in sorted(numbers)[:_NEIGHBOURS]:
         for value in (n - 1, n, n + 1):
             near = {name: value if kind != "batch" or n < 64 else base[name] for name, kind in _kinds(dims).items()}
             if value > 0 and sum(math.prod(shape(n, graph, near)) for n in graph.inputs) <= _LARGEST_INPUT:
                 yield near
+    yield from large[1:]
 
 
 def shape(info_name: str, graph: Graph, sizes: dict[str, int]) -> tuple[int, ...]:
@@ -130,6 +138,24 @@ def shape(info_name: str, graph: Graph, sizes: dict[str, int]) -> tuple[int, ...
         int(d.dim_value) if d.HasField("dim_value") and d.dim_value > 0 else sizes[d.dim_param or f"{info_name}:{axis}"]
         for axis, d in enumerate(dims)
     )
+
+
+def affordable(shapes: Mapping[str, tuple[int, ...]], first: Mapping[str, tuple[int, ...]], graph: Graph) -> bool:
+    """Return whether no tensor gets too large at these input shapes.
+
+    The largest tensor is taken to grow with the batch and with the square of a sample, as attention over pixels does.
+
+    Args:
+        shapes: of the inputs.
+        first: of the inputs and of other tensors in an earlier run.
+    """
+    largest = max((math.prod(s) for s in first.values()), default=1)
+    growth = 1.0
+    for name in graph.inputs:
+        (batch, *sample), (batch_before, *sample_before) = (s or (1,) for s in (shapes[name], first[name]))
+        ratio = math.prod(sample) / max(math.prod(sample_before), 1)
+        growth = max(growth, batch / max(batch_before, 1) * max(ratio, 1) ** 2)
+    return largest * growth <= max(_LARGEST_TENSOR, 3 * largest)
 
 
 def _batches(dims: list[Dimension]) -> set[str]:
