@@ -293,7 +293,8 @@ class _Job:
         dims = sizes.dynamic(self.reference)
         probes = sizes.probes(self.reference) if dims else []
         sized = self.plain.needed(self.computed, self.cut.tensors)[1]
-        finder = _Finder(self, self.induction.leaves(self.cut.targets) | sized, ())
+        wanted = self.induction.leaves(self.cut.targets) | sized | (self.cut.tensors & set(self.cut.targets))
+        finder = _Finder(self, wanted, ())
         offers = sizes.candidates(dims, self.reference)
         for _, assigned in zip(range(_TRIES), offers, strict=False):
             if finder.attempt(assigned):
@@ -308,6 +309,11 @@ class _Job:
             )
         if not dims:
             return finder.runs
+        # What is empty at the first size (half of a batch of one) is run at the others, too.
+        empty = {n for n, s in finder.runs[0].shapes.items() if 0 in s}
+        for t in [t for t in self.cut.once if empty and (t in empty or empty & self.induction.leaves([t]))]:
+            self.cut.once.remove(t)
+            self.cut.always.append(t)
         tested = sorted({n for p in probes for n in p.operands if n in self.reference.fixed})
         more = _Finder(self, self.induction.leaves(self.cut.always) | sized, tested, finder.runs)
         for _, assigned in zip(range(_TRIES), offers, strict=False):
