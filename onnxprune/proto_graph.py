@@ -215,6 +215,14 @@ class Graph:
         proto.graph.input.extend(self.inputs.values())
         return proto, external
 
+    def selected(self) -> set[str]:
+        """Return the tensors whose sizes may depend on data: selections, and what is computed of them."""
+        out: set[str] = set()
+        for node, names in zip(self.nodes, self.read, strict=True):
+            if node.op_type in SELECTIONS or node.op_type.startswith("Sequence") or any(n in out for n in names):
+                out.update(o for o in node.output if o)
+        return out
+
     def discontinuous(self, rounded: Collection[str]) -> set[str]:
         """Return what is computed behind a discontinuous operator on values that are rounded otherwise.
 
@@ -234,6 +242,8 @@ class Graph:
         return out
 
 
+SELECTIONS = frozenset(("Compress", "If", "Loop", "NonMaxSuppression", "NonZero", "Scan", "TopK", "Unique"))
+"""Operators whose number of results may depend on data."""
 DISCONTINUOUS = frozenset(
     ("ArgMax", "ArgMin", "Ceil", "Compress", "Equal", "Floor", "Greater", "GreaterOrEqual", "Hardmax", "If", "Less",
      "LessOrEqual", "Loop", "Mod", "NonMaxSuppression", "NonZero", "Not", "RoiAlign", "MaxRoiPool", "Round", "Scan",

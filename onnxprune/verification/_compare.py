@@ -32,7 +32,7 @@ class Comparison:
         problem: what no tolerance can excuse: another shape or element type, NaN or infinity at other places.
         bounded: the values lie in 0..1 and may vanish: differences of a few units in the last place of 1 do not count.
             (onnxruntime's Sigmoid is no finer than that near 0.)
-        nothing_kept: all entries of the tensor are removed, so there is nothing to compare.
+        nothing_kept: there is nothing to compare: all entries are removed, or there are none at these sizes.
     """
 
     problem: str = ""
