@@ -13,6 +13,8 @@ import numpy as np
 from onnxprune.model import Array
 
 _FEW = 3  # an index with fewer values over all runs has no scale of its own where sizes differ between the runs
+FLOOR = 2.0**-20  # of the largest value: onnxruntime's activations are no finer near 0
+NOISE_FACTOR = 30.0  # whole runs may differ by this many times what rounding errors in the masks alone make of them
 _ROUNDED = 0.01  # share of quantized integers that may differ by one
 
 
@@ -141,11 +143,20 @@ class Comparison:
             self._worst = self._largest()
         return self._worst
 
-    def _largest(self) -> tuple[float, int, int]:
+    def beyond(self, noise: Comparison) -> float:
+        """Return the largest difference beyond what noise makes of the same index, relative to its scale."""
+        return float("inf") if self.problem else self._largest(noise)[0]
+
+    def _largest(self, noise: Comparison | None = None) -> tuple[float, int, int]:
         best = (0.0, -1, 0)
         if not any(r.gap.any() for r in self._whole):
             return best
-        for axis, a in self.joined():
+        less = noise.joined() if noise is not None else []
+        whole = _joined(self._whole)
+        floor = FLOOR * max(float(np.fmax.reduce(np.abs([whole.low, whole.high]), None)), 0.0) if less else 0.0
+        for i, (axis, a) in enumerate(self.joined()):
+            if i < len(less) and less[i][1].gap.shape == a.gap.shape:
+                a.gap = np.maximum(a.gap - NOISE_FACTOR * less[i][1].gap - floor, 0)
             if not a.gap.any():
                 continue
             with np.errstate(divide="ignore", invalid="ignore"):
