@@ -219,7 +219,9 @@ class Graph:
         """Return the tensors whose sizes may depend on data: selections, and what is computed of them."""
         out: set[str] = set()
         for node, names in zip(self.nodes, self.read, strict=True):
-            if node.op_type in SELECTIONS or node.op_type.startswith("Sequence") or any(n in out for n in names):
+            counted = node.op_type == "TopK" and all(n in self.fixed for n in node.input[1:])
+            selects = node.op_type in SELECTIONS or node.op_type.startswith("Sequence")
+            if (selects and not counted) or any(n in out for n in names):
                 out.update(o for o in node.output if o)
         return out
 
