@@ -375,11 +375,11 @@ class Induction:
         return [t for t, c in self.results.items() if t not in woken and c.seen and not c.problem and c.quiet()]
 
     def exceeding(self) -> dict[str, list[str]]:
-        """Return, by style, the targets that differ by more than the tolerance by what is a matter of scale."""
+        """Return, by style, the targets that differ by a quarter of the tolerance or more, perhaps for want of scale."""
         out: dict[str, list[str]] = {}
         found = [(t, "unit", c) for t, c in self.results.items()] + [(t, s, c) for (t, s), c in self.styles.items()]
         for t, style, c in found:
-            if c.seen and not c.problem and c.worst()[0] > self.tolerance(self.dtypes[t]):
+            if c.seen and not c.problem and c.worst()[0] > self.tolerance(self.dtypes[t]) / 4:
                 out.setdefault(style, []).append(t)
         return out
 
