@@ -375,7 +375,7 @@ class Induction:
         return [t for t, c in self.results.items() if t not in woken and c.seen and not c.problem and c.quiet()]
 
     def exceeding(self) -> dict[str, list[str]]:
-        """Return, by style, the targets that differ by a quarter of the tolerance or more, perhaps for want of scale."""
+        """Return, by style, the targets that differ by a quarter of the tolerance or more."""
         out: dict[str, list[str]] = {}
         found = [(t, "unit", c) for t, c in self.results.items()] + [(t, s, c) for (t, s), c in self.styles.items()]
         for t, style, c in found:
