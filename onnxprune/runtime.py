@@ -119,6 +119,7 @@ class Session:
         options.enable_cpu_mem_arena = arena
         self._held = [ort.OrtValue.ortvalue_from_numpy(v) for v in (weights or {}).values()]
         if weights:
+            options.add_session_config_entry("session.disable_prepacking", "1")  # it would copy them
             options.add_external_initializers(list(weights), self._held)
         if profile is not None:
             options.enable_profiling = True

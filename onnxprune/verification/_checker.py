@@ -318,7 +318,9 @@ class _Job:
             self.cut.once.remove(t)
             self.cut.always.append(t)
         tested = sorted({n for p in probes for n in p.operands if n in self.reference.fixed})
-        more = _Finder(self, self.induction.leaves(self.cut.always) | sized, tested, finder.runs)
+        runs = finder.runs
+        del finder  # its session holds a copy of the weights
+        more = _Finder(self, self.induction.leaves(self.cut.always) | sized, tested, runs)
         for _, assigned in zip(range(_TRIES), offers, strict=False):
             if len(more.runs) >= sizes.WANTED:
                 break
@@ -439,6 +441,7 @@ class _Job:
                 got = self._outputs(session, feeds, names)
                 for n, value in zip(names, wanted, strict=True):
                     found[n].add(got[n], value)
+        del session  # it holds a copy of the weights
         worst = {n: found[n].worst()[0] for n in names}
         for n in names:
             limit = self._limit(runs[0].wanted[n].dtype)
