@@ -62,7 +62,7 @@ def saturation_warning(model: Model) -> str:
 
 
 def _may_saturate(node: gs.Node) -> bool:
-    """Whether a node multiplies uint8 by int8 weights of which two can exceed 16 bits."""
+    """Return whether a node multiplies uint8 by int8 weights of which two can exceed 16 bits."""
     if node.op in ("Conv", "MatMul", "Gemm"):  # between DequantizeLinear nodes it runs in integers
         sources = [t.inputs[0] if t.inputs and t.inputs[0].op == "DequantizeLinear" else None for t in node.inputs[:2]]
         data, weight = sources if len(sources) == 2 else (None, None)
@@ -82,7 +82,7 @@ def _is_large(tensor: gs.Tensor) -> bool:
 
 
 def _is_int8(node: gs.Node, zero: int) -> bool:
-    """Whether data is int8, by its type or its zero point's; int8 x int8 does not saturate."""
+    """Return whether data is int8, by its type or its zero point's; int8 x int8 does not saturate."""
     return any(0 <= i < len(node.inputs) and node.inputs[i].dtype == np.int8 for i in (0, zero))
 
 

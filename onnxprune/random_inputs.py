@@ -35,7 +35,7 @@ def random_feeds(analysis: Analysis, batch: int, seed: int = 0) -> dict[str, Arr
 
 
 def _largest_index(t: gs.Tensor) -> int:
-    """How many rows the smallest table has that an integer input looks up."""
+    """Return the number of rows of the smallest table that an integer input looks up."""
     rows = [2**15]
     front = [t]
     while front:

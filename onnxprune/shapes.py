@@ -216,7 +216,7 @@ def witness(model: Model, dims: Mapping[tuple[str, int], int] | None = None) -> 
 
 @dataclass
 class _Found:
-    """What a walk through a graph knows so far, as in `Witness`; `numbers` are those of the unknowns in `sizes`."""
+    """Findings of a walk through a graph, as in `Witness`; `numbers` are those of the unknowns in `sizes`."""
 
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     dtypes: dict[str, np.dtype[Any]] = field(default_factory=dict)
@@ -388,7 +388,7 @@ class _Found:
                 self.formulas[name] = None
 
     def _moves(self, node: gs.Node) -> bool:
-        """Whether a node reads anything that is not the same for all sizes."""
+        """Return whether a node reads anything that is not the same for all sizes."""
         if not self.sizes and not self.formulas:
             return False
         read = [*node.inputs, *captured(node)]

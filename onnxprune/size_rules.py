@@ -202,7 +202,7 @@ def _concat(node: gs.Node, dims: Sequence[Dims | None], value: Value) -> Sequenc
 
 
 def _bound(place: MaybeSize, size: Size) -> MaybeSize:
-    """Where a slice of positive steps starts or ends."""
+    """Return the start or end of a slice with positive steps."""
     if place is None:
         return None
     low, high = bounds(place)

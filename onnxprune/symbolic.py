@@ -250,7 +250,7 @@ def bounds(a: Size) -> tuple[int | None, int | None]:
 
 
 def never_zero(a: Size) -> bool:
-    """Whether no value of the unknowns makes it zero."""
+    """Return whether it is non-zero for all values of the unknowns."""
     low, high = bounds(a)
     return (low is not None and low > 0) or (high is not None and high < 0)
 

@@ -13,7 +13,8 @@ from mutation import DIGITS, Subject, difference, sources, subject
 from onnxprune.errors import OnnxPruneError
 
 SMALL = ("hf_vit.ts", "hf_bert.ts", "squeezenet1_1.ts", "light_shufflenet", "hf_whisper_encoder.ts")
-FAST = [n for n in sources() if n.startswith("case:") or n.split("+")[0] in DIGITS]
+NO_VARIANT = ("digits_keras+tiny",)  # the model has no output column that could be scaled
+FAST = [n for n in sources() if (n.startswith("case:") or n.split("+")[0] in DIGITS) and n not in NO_VARIANT]
 CHOSEN = {**dict.fromkeys(FAST, 7), **dict.fromkeys(SMALL, 6)}
 
 
@@ -36,8 +37,7 @@ def sample(name: str, item: Subject, count: int) -> list[Mutant]:
 @pytest.mark.parametrize("name", CHOSEN)
 def test_no_mutant_is_accepted(name: str) -> None:
     item = made(name)
-    if item is None:
-        pytest.skip("the model has no such variant")
+    assert item is not None, "the model has no such variant"
     assert item.accepts(item.copy()) == ""
     accepted = []
     for mutant in sample(name, item, CHOSEN[name]):

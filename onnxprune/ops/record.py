@@ -138,7 +138,7 @@ def find(node: gs.Node) -> OpSpec | None:
 
 
 def is_foreign(spec: OpSpec) -> bool:
-    """Whether a record is another package's."""
+    """Return whether a record is another package's."""
     return (spec.domain, spec.op) in _origins
 
 

@@ -91,7 +91,7 @@ def _nested(source: Sizes, target: Sizes, found: Sequence[Factor]) -> list[bool]
     behind = (_products(source[::-1])[::-1], _products(target[::-1])[::-1])
 
     def cut(k: int, other: int, after: int) -> bool:
-        """Whether factor k begins (or ends: `after` 1), towards another one, at a cut for all sizes."""
+        """Return whether factor k begins (or ends: `after` 1), towards another one, at a cut for all sizes."""
         axes = (found[k].source, found[k].target)
         beyond = (found[other].source, found[other].target) if 0 <= other < len(found) else (-1, -1)
         # In which of both shapes an axis begins or ends there; in one it may lie inside an axis.

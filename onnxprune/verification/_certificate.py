@@ -1,4 +1,4 @@
-"""What a proof says of itself."""
+"""Certificate of a proof, and the tolerances by element type."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Verification:
 
     @property
     def reference(self) -> str:
-        """What the pruned model was compared with, in words."""
+        """Description of the reference."""
         return "original, sliced in statistics and masked elsewhere" if self.inexact else "masked original"
 
     @property

@@ -175,7 +175,7 @@ class _Job:
         self, original: Model, plan: Plan, pruned: Model, claims: Claims, tolerance: float | None,
         session: Callable[..., Session], seed: int,
     ) -> None:  # fmt: skip
-        self.plan, self.claims, self.seed = plan, claims, seed
+        self.claims, self.seed = claims, seed
         self.own_tolerance = tolerance
         self.session = session
         self.changed = any(f"{PROVENANCE}.{what}" in pruned.metadata for what in ("recovered", "retrained"))
@@ -271,7 +271,7 @@ class _Job:
             nodes=len(self.pruned.nodes),
             tensors=len(self.cut.targets) + len(self.cut.by_text),
             by_text=len(self.cut.by_text),
-            sizes=list(dict.fromkeys(sizes.describe(r.sizes, self.reference) for r in runs if r.sizes is not None)),
+            sizes=list(dict.fromkeys(sizes.describe(r.sizes, self.reference) for r in runs)),
             max_relative=worst,
             worst=(self.reference.name(tensor) if tensor else "", tensor, axis, index),
             tolerance=self._overall_tolerance(),
@@ -298,7 +298,7 @@ class _Job:
         sized = self.plain.needed(self.computed, self.cut.tensors)[1]
         wanted = self.induction.leaves(self.cut.targets) | sized | (self.cut.tensors & set(self.cut.targets))
         finder = _Finder(self, wanted, ())
-        offers = sizes.candidates(dims, self.reference)
+        offers = sizes.candidates(dims)
         for _, assigned in zip(range(_TRIES), offers, strict=False):
             if finder.attempt(assigned):
                 break
@@ -430,25 +430,23 @@ class _Job:
         )
         session = self.whole(proto, external)
         found = {n: Comparison(bounded=bool(_behind_head(n, self.reference))) for n in names}
-        for run in runs:
-            got = self._outputs(session, run.feeds, names)
-            for n, value in got.items():
-                found[n].add(value, run.wanted[n])
+        pairs: list[tuple[Feeds, Mapping[str, Array]]] = [(r.feeds, r.wanted) for r in runs]
         if data and names:
-            whole = self._reference_session(names)
-            for feed in data:
-                feeds = self._fed(feed)
-                wanted = whole.run(feeds, names)
-                got = self._outputs(session, feeds, names)
-                for n, value in zip(names, wanted, strict=True):
-                    found[n].add(got[n], value)
+            whole = self.whole(*self.reference.whole(names))
+            pairs += [
+                (f, dict(zip(names, map(np.array, whole.run(f, names)), strict=True))) for f in map(self._fed, data)
+            ]
+            del whole
+        for feeds, wanted in pairs:
+            for n, value in self._outputs(session, feeds, names).items():
+                found[n].add(value, wanted[n])
         del session  # it holds a copy of the weights
         worst = {n: found[n].worst()[0] for n in names}
         for n in names:
             limit = self._limit(runs[0].wanted[n].dtype)
             beyond = worst[n]
             if worst[n] > limit and self.own_tolerance is None:
-                beyond = found[n].beyond(self._noise(runs, n))
+                beyond = found[n].beyond(self._noise(pairs, n))
             if not beyond <= limit:
                 raise VerificationError(
                     f"the pruned model differs from the masked original by {worst[n]:.2g} relative"
@@ -467,17 +465,13 @@ class _Job:
         own = self.tolerance(dtype)
         return max(own, QUANTIZED) if self.quantized and self.own_tolerance is None else own
 
-    def _reference_session(self, names: Sequence[str]) -> Session:
-        proto, external = self.reference.whole(list(names))
-        return self.whole(proto, external)
-
-    def _noise(self, runs: Sequence[_Run], name: str) -> Comparison:
+    def _noise(self, pairs: Sequence[tuple[Feeds, Mapping[str, Array]]], name: str) -> Comparison:
         """Return what rounding errors in the masks make of an output of the reference, over all runs."""
         proto, external = self.reference.whole([name])
         session = self.whole(self.masked.noisy(proto, self.seed), external)
         found = Comparison()
-        for run in runs:
-            found.add(session.run(run.feeds, [name])[0], run.wanted[name])
+        for feeds, wanted in pairs:
+            found.add(session.run(feeds, [name])[0], wanted[name])
         return found
 
     def _effect(self, runs: Sequence[_Run], names: Sequence[str]) -> float:

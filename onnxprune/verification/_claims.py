@@ -1,4 +1,4 @@
-"""What the compiler says it removed, as plain data that the checker does not trust."""
+"""Claims of the compiler about kept indices, as plain data that the checker does not trust."""
 
 from __future__ import annotations
 

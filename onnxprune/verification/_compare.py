@@ -6,7 +6,9 @@ happens to be near zero says nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -182,7 +184,7 @@ def _most(x: Array) -> Array:
     return np.atleast_1d(np.fmax.reduce(x))
 
 
-def _per_axis(x: Array, reduce: object) -> list[Array]:
+def _per_axis(x: Array, reduce: Callable[..., Any]) -> list[Array]:
     """Reduce to one vector per axis; leading and trailing axes are first reduced together, for speed."""
     middle = x.ndim // 2
     if x.ndim == 0:
@@ -191,12 +193,12 @@ def _per_axis(x: Array, reduce: object) -> list[Array]:
         return [x]
     rows = int(np.prod(x.shape[:middle]))
     flat = x.reshape(rows, -1)
-    halves = (reduce(flat, axis=1).reshape(x.shape[:middle]), reduce(flat, axis=0).reshape(x.shape[middle:]))  # type: ignore[operator]
+    halves = (reduce(flat, axis=1).reshape(x.shape[:middle]), reduce(flat, axis=0).reshape(x.shape[middle:]))
     out = []
     for half in halves:
         for axis in range(half.ndim):
             others = tuple(i for i in range(half.ndim) if i != axis)
-            out.append(reduce(half, axis=others) if others else half)  # type: ignore[operator]
+            out.append(reduce(half, axis=others) if others else half)
     return out
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import graphlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -169,13 +169,9 @@ class Outcome:
 
     Attributes:
         worst: (difference, tensor, axis, index) of the largest difference.
-        runs: regions that were run, over all sizes.
-        derived: regions whose values were taken from a run of the model.
     """
 
     worst: tuple[float, str, int, int] = (0.0, "", -1, 0)
-    runs: int = 0
-    derived: list[str] = field(default_factory=list)
 
 
 class Induction:
@@ -287,7 +283,6 @@ class Induction:
             # All channels removed, or no element whatever the data are: an empty tensor agrees with another.
             found.nothing_kept |= expected.size == 0 and (full.size > 0 or t not in self._selected)
             self.dtypes[t] = expected.dtype
-            self.outcome.runs += 1
 
     def _value(self, name: str, shape: tuple[int, ...], number: int, style: str) -> Array:
         dtype = _dtype(self.cut.kinds[name])

@@ -7,7 +7,7 @@ one without a name, has a number of its own. Only the original knows which sizes
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,7 +74,7 @@ def dynamic(graph: Graph) -> list[Dimension]:
     return out
 
 
-def candidates(dims: list[Dimension], graph: Graph) -> Iterator[dict[str, int]]:
+def candidates(dims: list[Dimension]) -> Iterator[dict[str, int]]:
     """Yield assignments by name: independent numbers first, then equal ones for dimensions that may belong together."""
     if not dims:
         yield {}
@@ -188,12 +188,12 @@ def _kind_together(d: Dimension) -> object:
 _TIES = (_by_name, _batch_together, _same_axis_together, _kind_together)
 
 
-def _assigned(dims: list[Dimension], profile: Profile, tie: object) -> dict[str, int]:
+def _assigned(dims: list[Dimension], profile: Profile, tie: Callable[[Dimension], object]) -> dict[str, int]:
     numbers: dict[object, int] = {}
     used = dict.fromkeys(("batch", "length", "side"), 0)
     out: dict[str, int] = {}
     for d in dims:
-        key = tie(d)  # type: ignore[operator]
+        key = tie(d)
         if d.name in out:
             continue
         if key not in numbers:
