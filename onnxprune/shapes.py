@@ -529,7 +529,7 @@ class _Found:
             shape = self.shapes[node.inputs[0].name]
             start, end = node.attrs.get("start", 0), node.attrs.get("end")
             return np.array(shape[start:end] if node.op == "Shape" else prod(shape), np.int64)
-        result = _compute(node, [self._value(t) for t in node.inputs], opset)
+        result = compute_node(node, [self._value(t) for t in node.inputs], opset)
         return None if result is None or result.size > _LARGEST else result
 
     def _small(self, t: gs.Tensor) -> Array | None:
@@ -542,7 +542,8 @@ class _Found:
         return np.asarray(t.values) if isinstance(t, gs.Constant) else self.values.get(t.name)
 
 
-def _compute(node: gs.Node, inputs: list[Array | None], opset: int) -> Array | None:
+def compute_node(node: gs.Node, inputs: list[Array | None], opset: int) -> Array | None:
+    """Compute the first output of a node with numpy; None where the operator or these values do not allow it."""
     spec = find(node)
     if spec is not None and spec.evaluate is not None:
         try:

@@ -13,6 +13,8 @@ numbers depend on the batch) is a Reshape.
 divides by a norm that was stretched to the data's shape divides by the norm.
 6. a ConstantOfShape that is scattered into becomes an Expand of a constant that has every size that is constant, and so
 an axis for channels; numbers of places that are stretched to the size of what is scattered take it from there.
+7. float32 weights that are computed with a sum, a root or a power (weight standardization) are computed in float64 and
+rounded once: every runtime rounds such operators in its own way, and the exact value can be checked on any CPU.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from onnxprune.ops import find
 from onnxprune.ops.scatter import as_large_as
 from onnxprune.passes.base import Pass, register
 from onnxprune.passes.edit import drop_dead, int64, tensor_names, to_constant, unique_name
-from onnxprune.shapes import Witness, with_nodes, witness
+from onnxprune.shapes import Witness, compute_node, with_nodes, witness
 from onnxprune.symbolic import Size
 
 
@@ -77,10 +79,61 @@ class FoldShapes(Pass):
         for t, value in folded.values():
             # What only others read that are folded as well is dead without being made a constant.
             if bodies or not t.outputs or any(id(n) not in folded for n in t.outputs):
+                value = _rounded_once(t, value, folded, model.opset)  # condition 7
+                seen.values[t.name] = value
                 to_constant(t, np.ascontiguousarray(value).reshape(value.shape))
         drop_dead(graph)
         model._shapes = seen
         return model
+
+
+# Correctly rounded or exact in every runtime.
+_EXACT = frozenset(
+    ("Abs", "Add", "Concat", "Constant", "ConstantOfShape", "Div", "Expand", "Flatten", "Gather", "Identity", "Max",
+     "Min", "Mul", "Neg", "Reshape", "Slice", "Split", "Sqrt", "Squeeze", "Sub", "Tile", "Transpose", "Unsqueeze")
+)  # fmt: skip
+_SMOOTH = frozenset(
+    ("BatchNormalization", "Exp", "InstanceNormalization", "LayerNormalization", "Log", "MatMul", "Pow", "Reciprocal",
+     "ReduceL1", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare", "Sigmoid", "Softmax", "Softplus", "Sum",
+     "Tanh")
+)  # fmt: skip
+
+
+def _rounded_once(t: gs.Tensor, value: Array, folded: dict[int, tuple[gs.Variable, Array]], opset: int) -> Array:
+    """Return a folded float32 constant computed in float64 where rounding differs between runtimes."""
+    if value.dtype != np.float32 or not value.size:
+        return value
+    chain: list[gs.Node] = []
+    seen: set[int] = set()
+    stack: list[tuple[gs.Node, bool]] = [(t.inputs[0], False)]
+    while stack:
+        node, done = stack.pop()
+        if done:
+            chain.append(node)
+        elif id(node) not in seen and id(node) in folded and folded[id(node)][1].dtype == np.float32:
+            if node.op not in _EXACT and node.op not in _SMOOTH:
+                return value
+            seen.add(id(node))
+            stack.append((node, True))
+            stack += [(p, False) for x in node.inputs for p in x.inputs]
+    if all(node.op in _EXACT for node in chain):
+        return value
+    wide: dict[int, Array] = {}
+
+    def operand(x: gs.Tensor) -> Array | None:
+        if id(x) in wide:
+            return wide[id(x)]
+        known = x.values if isinstance(x, gs.Constant) else folded[id(x.inputs[0])][1] if x.inputs else None
+        narrow = known is not None and known.dtype == np.float32
+        return np.asarray(known, np.float64) if narrow else known
+
+    for node in chain:
+        result = compute_node(node, [operand(x) for x in node.inputs], opset)
+        if result is None:
+            return value
+        wide[id(node.outputs[0])] = np.asarray(result, np.float64)
+    exact = wide[id(t)].astype(np.float32)
+    return exact if exact.shape == value.shape and np.isfinite(exact).all() else value
 
 
 def _unpick(node: gs.Node, seen: Witness, names: set[str]) -> None:

@@ -116,6 +116,35 @@ def test_one_weight_in_the_last_bit_is_refused() -> None:
     assert "w1" in str(caught.value.where)
 
 
+STANDARDIZED = """
+    mean = ReduceMean <axes = [1, 2, 3]> (w0) centred = Sub (w0, mean) squared = Mul (centred, centred)
+    variance = ReduceMean <axes = [1, 2, 3]> (squared) shifted = Add (variance, epsilon) deviation = %s
+    weight = Div (centred, deviation) a = Conv (x, weight) r = Relu (a) y = Conv (r, w1)
+"""
+
+
+@pytest.mark.parametrize("root", ["Sqrt (shifted)", "Pow (shifted, half)"])
+def test_a_weight_that_the_original_computes_is_the_exact_value_rounded(root: str) -> None:
+    weights = {k: v for k, v in CONV.items() if k != "b0"}
+    weights |= {"epsilon": np.float32(1e-5), "half": np.float32(0.5)}
+    proto = made(f"g (float[N,3,H,8] x) => (float[N,6,P,Q] y) {{ {STANDARDIZED % root} }}", weights)
+    analysis, plan, done = cut(proto, 0, 3)
+    w = numpy_helper.to_array(proto.graph.initializer[0]).astype(np.float64)
+    centred = w - w.mean((1, 2, 3), keepdims=True)
+    exact = centred / np.sqrt((centred**2).mean((1, 2, 3), keepdims=True) + np.float64(np.float32(1e-5)))
+    stated = next(numpy_helper.to_array(t) for t in to_proto(done.model).graph.initializer if t.name == "weight")
+    np.testing.assert_array_equal(stated, np.delete(exact.astype(np.float32), (0, 3), 0))
+    verify(analysis, plan, done.model)
+    for place in (0, 100, 377):
+        proto = to_proto(done.model)
+        tensor = next(t for t in proto.graph.initializer if t.name == "weight")
+        value = numpy_helper.to_array(tensor).copy()
+        value.reshape(-1)[place] *= np.float32(1 + 1e-6)
+        tensor.CopyFrom(numpy_helper.from_array(value, "weight"))
+        with pytest.raises(VerificationError, match="another constant than the original computes"):
+            verify(analysis, plan, load(proto))
+
+
 def test_all_weights_of_a_retrained_model_may_differ_but_nothing_else() -> None:
     analysis, plan, done = cut(simple(), 0, 3)
     other = changed(changed(done.model, "w1", 0.5), "w0", 0.3, 7).with_metadata({"onnxprune.retrained": "{}"})
