@@ -276,10 +276,21 @@ def test_masks_stand_at_contractions_only(op: str, index: int, known: bool) -> N
     claims = Claims({}, (site,), (), {}, {}, ())
     if known:
         Reference(graph, claims)
-        assert [n.op_type for n in graph.nodes] == ["Mul", "Conv"]
+        assert [n.op_type for n in graph.nodes] == ["Where", "Conv"]
     else:
         with pytest.raises(VerificationError, match="does not sum over it"):
             Reference(graph, claims)
+
+
+@pytest.mark.parametrize("dtype", ["float", "double", "float16"])
+def test_a_removed_channel_may_be_infinite_or_no_number(dtype: str) -> None:
+    kind = {"float": np.float32, "double": np.float64, "float16": np.float16}[dtype]
+    weights = {k: np.random.default_rng(0).standard_normal(s).astype(kind) for k, s in (("w", (6, 3)), ("v", (4, 6)))}
+    weights["v"] = np.abs(weights["v"])
+    weights["b"] = np.array([-500, 500, 500, 500, 500, -500], kind)
+    text = "a = Gemm <transB = 1> (x, w, b) l = Log (a) y = Gemm <transB = 1> (l, v)"
+    analysis, plan, done = cut(made(f"g ({dtype}[N,3] x) => ({dtype}[N,4] y) {{ {text} }}", weights), 0, 5)
+    assert verify(analysis, plan, done.model).outputs["y"] < 0.1
 
 
 @pytest.mark.parametrize(("op", "inexact", "message"), [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,14 +18,18 @@ from onnxprune.proto_graph import Graph, multiplies_integers, quantizes
 from onnxprune.random_values import Values
 from onnxprune.runtime import Session
 from onnxprune.verification import _sizes as sizes
-from onnxprune.verification._certificate import QUANTIZED, TOLERANCE, Verification
+from onnxprune.verification._certificate import TOLERANCE, Verification
 from onnxprune.verification._claims import Claims
-from onnxprune.verification._compare import Comparison, relative_difference
+from onnxprune.verification._compare import relative_difference
 from onnxprune.verification._computed import in_float64, is_smooth, rounded_from
 from onnxprune.verification._constants import compare_constants, compare_nodes
 from onnxprune.verification._induction import REPORT, Induction, cut
+from onnxprune.verification._interface import check_belongs, check_interface
 from onnxprune.verification._reference import Reference
 from onnxprune.verification._selections import forced
+from onnxprune.verification._sessions import Sessions
+from onnxprune.verification._size_runs import Run, SizeFinder
+from onnxprune.verification._whole_runs import WholeRuns
 
 if TYPE_CHECKING:
     from onnxprune.coupling import Analysis
@@ -35,8 +38,6 @@ if TYPE_CHECKING:
 Feeds = Mapping[str, Array]
 _MOST_SIZES = 10  # assignments, those next to constants of the shape arithmetic included
 _TRIES = 24  # assignments offered to the original
-_HEADS = frozenset(("Sigmoid", "Softmax", "LogSoftmax", "HardSigmoid"))
-_VIEWS = frozenset(("Identity", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Cast", "Concat"))
 
 
 def verify(
@@ -73,104 +74,6 @@ def verify(
     return job.prove(feeds or (), started)
 
 
-@dataclass(frozen=True)
-class _Run:
-    """One admissible assignment: shapes of all leaves, inputs and what the reference computes of them."""
-
-    number: int
-    sizes: dict[str, int]
-    shapes: dict[str, tuple[int, ...]]
-    feeds: dict[str, Array]
-    wanted: dict[str, Array]
-
-
-class _Finder:
-    """Runs the reference under assignments of sizes and notes the shapes of leaves.
-
-    Args:
-        job: the proof.
-        leaves: whose shapes are wanted.
-        tested: small tensors of the shape arithmetic whose values are wanted, too.
-        runs: earlier ones, to be continued.
-    """
-
-    def __init__(self, job: _Job, leaves: Collection[str], tested: Sequence[str], runs: Sequence[_Run] = ()) -> None:
-        self.job = job
-        self.runs = list(runs)
-        self.error = ""
-        graph = job.reference
-        self._inner = sorted(n for n in leaves if n not in graph.inputs)
-        self._tested = [n for n in tested if n in graph.fixed]
-        self._seen: dict[str, list[Array]] = {n: [] for n in self._tested}
-        self._tried: list[dict[str, int]] = [r.sizes for r in runs]
-        proto, external = graph.whole(list(dict.fromkeys([*job.observed, *self._tested])))
-        for i, name in enumerate(self._inner):
-            proto.graph.node.append(helper.make_node("Shape", [name], [f"//shape{i}"]))
-            proto.graph.output.add(name=f"//shape{i}")
-        self._names = [o.name for o in proto.graph.output]
-        self._session = job.whole(proto, external)
-
-    def attempt(self, assigned: dict[str, int]) -> bool:
-        """Run at one assignment, on inputs of a style of its own; return whether the original takes it."""
-        if assigned and assigned in self._tried:
-            return False
-        self._tried.append(assigned)
-        graph, number = self.job.reference, len(self.runs)
-        shapes = {n: sizes.shape(n, graph, assigned) for n in graph.inputs}
-        if self.runs and not sizes.affordable(shapes, self.runs[0].shapes, graph):
-            return False
-        style = ("unit", "positive", "unit", "image")[number % 4]
-        for largest in (2, 1) if number else (2, 10, 1):
-            try:
-                feeds = self.job.values.inputs(shapes, number, style, largest)
-            except OnnxPruneError as err:  # an input that takes no numbers
-                self.error = err.what
-                return False
-            if self.fed(assigned, feeds):
-                return True
-        return False
-
-    def fed(self, assigned: dict[str, int], feeds: dict[str, Array]) -> bool:
-        """Run on these inputs."""
-        try:
-            # Copies, since an output keeps all memory of its session's arena.
-            results = (np.array(v) for v in self._session.run(feeds, self._names))
-            found = dict(zip(self._names, results, strict=True))
-        except OnnxPruneError as err:
-            self.error = err.what
-            return False
-        shapes = {n: tuple(found.pop(f"//shape{i}").tolist()) for i, n in enumerate(self._inner)}
-        for name, values in self._seen.items():
-            values.append(found[name])
-        shapes |= {n: v.shape for n, v in feeds.items()}
-        wanted = {n: found[n] for n in self.job.observed}
-        self.runs.append(_Run(len(self.runs), assigned, shapes, feeds, wanted))
-        return True
-
-    def compared(self, probes: Sequence[sizes.Probe]) -> set[int] | None:
-        """Return the numbers that dynamic sizes are compared with; None where none is compared with anything.
-
-        Comparisons with -1, 0 and 1 ask whether a size was given, or is to be inferred, and do not count.
-        """
-        moving = {n for n, v in self._seen.items() if v and any(not np.array_equal(w, v[0]) for w in v[1:])}
-        numbers: set[int] = set()
-        found = False
-        for probe in probes:
-            if not moving.intersection(probe.operands):
-                continue
-            fixed = [v for n in probe.operands if n not in moving for v in self._seen.get(n, [])[:1]]
-            more = {
-                int(x)
-                for v in fixed
-                if v.dtype.kind in "iu"
-                for x in v.reshape(-1)[:4]
-                if 1 < x <= sizes.LARGEST_NUMBER
-            }
-            numbers |= more | set(probe.numbers)
-            found = found or bool(more or probe.numbers) or len(moving.intersection(probe.operands)) > 1
-        return numbers if found else None
-
-
 class _Job:
     def __init__(
         self, original: Model, plan: Plan, pruned: Model, claims: Claims, tolerance: float | None,
@@ -178,11 +81,10 @@ class _Job:
     ) -> None:  # fmt: skip
         self.claims, self.seed = claims, seed
         self.own_tolerance = tolerance
-        self.session = session
         self.changed = any(f"{PROVENANCE}.{what}" in pruned.metadata for what in ("recovered", "retrained"))
-        _check_belongs(original, plan, pruned)
+        check_belongs(original, plan, pruned)
         one, other = Graph.of(original), Graph.of(pruned)
-        _check_interface(one, other, claims)
+        check_interface(one, other, claims)
         self.constants = compare_constants(one, other, claims, weights=not self.changed)
         compare_nodes(one, other, self.constants)
         self.widened = holds_bfloat16(original)
@@ -197,12 +99,15 @@ class _Job:
         self.computed = self._take_computed(one, other)
         self.masked = Reference(one, claims)
         self.reference, self.pruned = one, other
-        self.quantized = any(quantizes(n) and not _fixed(n, one) for n in one.nodes)
-        self.integers = any(multiplies_integers(n) for n in one.nodes)
+        quantized = any(quantizes(n) and n.input[0] not in one.fixed for n in one.nodes)
+        self.sessions = Sessions(session, any(multiplies_integers(n) for n in one.nodes), quantized)
         self.cut = cut(self.reference, self.pruned, claims, self.constants, self.masked.masked)
         self.values = Values(one, other, seed)
-        self.induction = Induction(one, other, claims, self.cut, self.values, self.tolerance, self.part)
-        self.observed = self._observables()
+        self.induction = Induction(one, other, claims, self.cut, self.values, self.tolerance, self.sessions.part)
+        self.whole_runs = WholeRuns(
+            self.plain, self.masked, other, self.cut.tensors, claims, self.sessions, self.tolerance,
+            exact=tolerance is not None, seed=seed,
+        )  # fmt: skip
 
     def _take_computed(self, one: Graph, other: Graph) -> list[str]:
         """Give the reference the pruned model's values of float constants that the original computes from sizes.
@@ -229,23 +134,9 @@ class _Job:
             return self.own_tolerance
         return TOLERANCE.get(dtype.name, TOLERANCE["float32"])
 
-    def part(self, proto: onnx.ModelProto, weights: Mapping[str, Array]) -> Session:
-        """Make a session of some nodes, as they are; kernels for integers are exact only in optimized graphs."""
-        return self.session(proto, weights=weights, optimize=self.integers, exact_integers=self.integers)
-
-    def whole(self, proto: onnx.ModelProto, weights: Mapping[str, Array]) -> Session:
-        """Make a session of a whole model; Q/DQ pairs stay as they are, since masks part them in one model only."""
-        optimize = self.integers or not self.quantized
-        try:
-            return self.session(proto, weights=weights, optimize=optimize, exact_integers=self.integers)
-        except OnnxPruneError:
-            # onnxruntime's optimizer breaks some graphs, such as an If with a constant condition whose input is shown.
-            return self.session(proto, weights=weights, optimize=False)
-
-    # ------------------------------------------------------------------------------------------------ the proof
-
     def prove(self, data: Sequence[Feeds], started: float) -> Verification:
         """Run the induction at all sizes, then whole runs."""
+        data = [{k: v.astype(np.float32) if narrow(v.dtype) else v for k, v in feeds.items()} for feeds in data]
         runs = self._runs(data)
         for i, run in enumerate(runs):
             self.induction.run(run.shapes, run.number, self.cut.targets if i == 0 else self.cut.always)
@@ -266,7 +157,7 @@ class _Job:
         self._run_on_derived_values(runs)
         self._compare_computed(runs)
         self.induction.judge()
-        outputs, effect = self._whole_runs(runs, data)
+        outputs, effect = self.whole_runs.compare(runs, data)
         worst, tensor, axis, index = self.induction.outcome.worst
         return Verification(
             nodes=len(self.pruned.nodes),
@@ -289,7 +180,7 @@ class _Job:
         kinds = [self.tolerance(d) for d in self.induction.dtypes.values()]
         return max(kinds, default=self.tolerance(np.dtype(np.float32)))
 
-    def _runs(self, data: Sequence[Feeds]) -> list[_Run]:
+    def _runs(self, data: Sequence[Feeds]) -> list[Run]:
         """Find assignments that the original accepts, and the shapes of the leaves under each.
 
         The first run tells the shapes of all leaves, the others those of regions that are run at every size.
@@ -298,14 +189,14 @@ class _Job:
         probes = sizes.probes(self.reference) if dims else []
         sized = self.plain.needed(self.computed, self.cut.tensors)[1]
         wanted = self.induction.leaves(self.cut.targets) | sized | (self.cut.tensors & set(self.cut.targets))
-        finder = _Finder(self, wanted, ())
+        finder = self._finder(wanted)
         offers = sizes.candidates(dims)
         for _, assigned in zip(range(_TRIES), offers, strict=False):
             if finder.attempt(assigned):
                 break
         if not finder.runs:
             for feed in data:
-                finder.fed(_sizes_of(feed, dims), self._fed(feed))
+                finder.fed(_sizes_of(feed, dims), feed)
         if not finder.runs:
             raise OnnxPruneError(
                 f"onnxruntime does not run the original on random inputs of any size that was tried: {finder.error}",
@@ -321,7 +212,7 @@ class _Job:
         tested = sorted({n for p in probes for n in p.operands if n in self.reference.fixed})
         runs = finder.runs
         del finder  # its session holds a copy of the weights
-        more = _Finder(self, self.induction.leaves(self.cut.always) | sized, tested, runs)
+        more = self._finder(self.induction.leaves(self.cut.always) | sized, tested, runs)
         for _, assigned in zip(range(_TRIES), offers, strict=False):
             if len(more.runs) >= sizes.WANTED:
                 break
@@ -334,10 +225,11 @@ class _Job:
             more.attempt(assigned)
         return more.runs
 
-    def _fed(self, feed: Feeds) -> dict[str, Array]:
-        return {k: v.astype(np.float32) if narrow(v.dtype) else v for k, v in feed.items()}
+    def _finder(self, leaves: Collection[str], tested: Sequence[str] = (), runs: Sequence[Run] = ()) -> SizeFinder:
+        observed = self.whole_runs.observed
+        return SizeFinder(self.reference, self.sessions, self.values, observed, leaves, tested, runs)
 
-    def _run_on_derived_values(self, runs: Sequence[_Run]) -> None:
+    def _run_on_derived_values(self, runs: Sequence[Run]) -> None:
         """Give regions that take no values of the checker's choice those of a run of the reference.
 
         Where that holds nothing, a selection found nothing: it is made to find something.
@@ -354,7 +246,7 @@ class _Job:
             if not unseen:
                 return
             try:
-                results = self.part(made, external).run(run.feeds, inner) if inner else []
+                results = self.sessions.part(made, external).run(run.feeds, inner) if inner else []
             except OnnxPruneError:
                 continue
             found = dict(zip(inner, results, strict=True)) | {n: v for n, v in run.feeds.items() if n in names}
@@ -372,7 +264,7 @@ class _Job:
         except OnnxPruneError:
             return
 
-    def _compare_computed(self, runs: Sequence[_Run]) -> None:
+    def _compare_computed(self, runs: Sequence[Run]) -> None:
         """Compare float constants of the pruned model that the original computes from sizes, at every size."""
         for name in self.computed:
             own, cuts = self.pruned.value(name), self.cut.tensors
@@ -381,7 +273,7 @@ class _Job:
             for run in runs if kinds else runs[:1]:
                 feeds = {n: np.zeros(run.shapes[n], helper.tensor_dtype_to_np_dtype(k)) for n, k in kinds.items()}
                 region = self.plain.cut_out(indices, kinds, {n: v.ndim for n, v in feeds.items()}, cuts, [name])
-                value = self.claims.compress(name, self.part(*region).run(feeds, [name])[0])
+                value = self.claims.compress(name, self.sessions.part(*region).run(feeds, [name])[0])
                 limit = min(self.tolerance(own.dtype), 64 * float(np.finfo(own.dtype).eps))
                 agrees = relative_difference(own, value) <= limit
                 if agrees and own.dtype == np.float32 and is_smooth(region[0]):
@@ -393,163 +285,6 @@ class _Job:
                         where=f"constant {name!r}",
                         fix=REPORT,
                     )
-
-    # ------------------------------------------------------------------------------------------------ whole runs
-
-    def _observables(self) -> list[str]:
-        """Return what whole runs compare: outputs, and in place of decided ones the numbers in front of decisions.
-
-        In front of a final Sigmoid or Softmax the numbers are compared as well as behind it.
-        """
-        graph = self.reference
-        decided = graph.discontinuous({*self.masked.masked, *self.masked.sliced})
-        out: list[str] = []
-        for name in graph.outputs:
-            front, seen = [name], {name}
-            while front:
-                t = front.pop()
-                ours = t in self.cut.tensors or t in graph.outputs
-                if t not in graph.writer or t in graph.fixed:
-                    continue
-                node = graph.nodes[graph.writer[t]]
-                quantized = quantizes(node) and t not in graph.outputs
-                if t not in decided and ours and not quantized and not self.claims.removes(t):
-                    out.append(t)
-                    head = _behind_head(t, graph)
-                    if head in self.cut.tensors and not self.claims.removes(head) and head not in decided:
-                        out.append(head)
-                    continue
-                more = [n for n in node.input if n and n not in seen]
-                seen.update(more)
-                front += more
-        found = [n for n in dict.fromkeys(out) if n in self.pruned.writer]
-        return found or [n for n in graph.outputs if n in graph.writer and n in self.pruned.writer and n not in decided]
-
-    def _whole_runs(self, runs: Sequence[_Run], data: Sequence[Feeds]) -> tuple[dict[str, float], float]:
-        """Run both models whole on random inputs and on the user's; return differences and the effect of removal."""
-        names = list(dict.fromkeys(self.observed))
-        proto, external = self.pruned.whole(
-            list(self.pruned.outputs) + [n for n in names if n not in self.pruned.outputs]
-        )
-        session = self.whole(proto, external)
-        found = {n: Comparison(bounded=bool(_behind_head(n, self.reference))) for n in names}
-        pairs: list[tuple[Feeds, Mapping[str, Array]]] = [(r.feeds, r.wanted) for r in runs]
-        if data and names:
-            whole = self.whole(*self.reference.whole(names))
-            pairs += [
-                (f, dict(zip(names, map(np.array, whole.run(f, names)), strict=True))) for f in map(self._fed, data)
-            ]
-            del whole
-        for feeds, wanted in pairs:
-            for n, value in self._outputs(session, feeds, names).items():
-                found[n].add(value, wanted[n])
-        del session  # it holds a copy of the weights
-        worst = {n: found[n].worst()[0] for n in names}
-        for n in names:
-            limit = self._limit(runs[0].wanted[n].dtype)
-            beyond = worst[n]
-            if worst[n] > limit and self.own_tolerance is None:
-                beyond = found[n].beyond(self._noise(pairs, n))
-            if not beyond <= limit:
-                raise VerificationError(
-                    f"the pruned model differs from the masked original by {worst[n]:.2g} relative"
-                    f" (allowed: {limit:.0e}){': ' * bool(found[n].problem)}{found[n].problem}",
-                    where=f"output {n!r}, in a whole run", fix=REPORT,
-                )  # fmt: skip
-        return worst, self._effect(runs, names)
-
-    def _outputs(self, session: Session, feeds: Feeds, names: Sequence[str]) -> dict[str, Array]:
-        try:
-            return dict(zip(names, session.run(feeds, names), strict=True)) if names else {}
-        except OnnxPruneError as err:
-            raise VerificationError(f"the pruned model fails where the original runs: {err.what}") from err
-
-    def _limit(self, dtype: np.dtype) -> float:
-        own = self.tolerance(dtype)
-        return max(own, QUANTIZED) if self.quantized and self.own_tolerance is None else own
-
-    def _noise(self, pairs: Sequence[tuple[Feeds, Mapping[str, Array]]], name: str) -> Comparison:
-        """Return what rounding errors in the masks make of an output of the reference, over all runs."""
-        proto, external = self.reference.whole([name])
-        session = self.whole(self.masked.noisy(proto, self.seed), external)
-        found = Comparison()
-        for feeds, wanted in pairs:
-            found.add(session.run(feeds, [name])[0], wanted[name])
-        return found
-
-    def _effect(self, runs: Sequence[_Run], names: Sequence[str]) -> float:
-        """Return how far the reference is from the original on the smallest inputs; 1 where shapes differ."""
-        if not names:
-            return 0.0
-        run = min(runs, key=lambda r: sum(v.size for v in r.feeds.values()))
-        proto, external = self.plain.whole(list(names))
-        got = self.whole(proto, external).run(run.feeds, names)
-        out = 0.0
-        for n, value in zip(names, got, strict=True):
-            found = Comparison()
-            found.add(value, run.wanted[n])
-            worst = found.worst()[0]
-            out = max(out, min(worst, 1.0) if np.isfinite(worst) else 1.0)
-        return out
-
-
-def _check_belongs(original: Model, plan: Plan, pruned: Model) -> None:
-    """Refuse files that do not belong together.
-
-    Raises:
-        VerificationError: the pruned model's metadata names another plan or another original.
-    """
-    made_by, source = (pruned.metadata.get(f"{PROVENANCE}.{k}") for k in ("plan", "source"))
-    if source and plan.model and source != plan.model:
-        raise VerificationError(
-            "the pruned model was made from another original (its metadata says which)",
-            fix="give the original and the plan that it was made with",
-        )
-    if made_by and made_by != plan.digest:
-        raise VerificationError(
-            "the pruned model was made by another plan (its metadata says which)",
-            fix="give the plan that prune or apply wrote for it",
-        )
-
-
-def _check_interface(one: Graph, other: Graph, claims: Claims) -> None:
-    for kind, before, after in (("input", one.inputs, other.inputs), ("output", one.outputs, other.outputs)):
-        if list(before) != list(after):
-            raise VerificationError(
-                f"the pruned model's {kind}s are {list(after)} where the original has {list(before)}"
-            )
-        for name, info in before.items():
-            if claims.removes(name):
-                raise VerificationError(f"the {kind} loses channels", where=f"{kind} {name!r}")
-            kinds = [v.type.tensor_type.elem_type for v in (info, after[name])]
-            ranks = [v.type.tensor_type.shape.dim for v in (info, after[name])]
-            fixed = [[d.dim_value for d in dims] for dims in ranks]
-            stated = all(v.type.tensor_type.HasField("shape") for v in (info, after[name]))
-            agree = not stated or (
-                len(fixed[0]) == len(fixed[1]) and all(not a or not b or a == b for a, b in zip(*fixed, strict=True))
-            )
-            if (kinds[0] and kinds[1] and kinds[0] != kinds[1]) or not agree:
-                raise VerificationError(f"the {kind} has another element type or shape", where=f"{kind} {name!r}")
-            if kind == "input" and [bool(n) for n in fixed[0]] != [bool(n) for n in fixed[1]]:
-                raise VerificationError(f"the {kind} is dynamic in one of the models only", where=f"{kind} {name!r}")
-
-
-def _behind_head(name: str, graph: Graph) -> str:
-    """Return what a final Sigmoid or Softmax reads; "" where there is none."""
-    for _ in range(4):
-        if name not in graph.writer:
-            return ""
-        node = graph.nodes[graph.writer[name]]
-        if node.op_type in _HEADS:
-            return str(node.input[0])
-        if node.op_type not in _VIEWS:
-            return ""
-        name = node.input[0]
-    return ""
-
-
-def _fixed(node: onnx.NodeProto, graph: Graph) -> bool:
-    return node.input[0] in graph.fixed
 
 
 def _sizes_of(feed: Feeds, dims: list[sizes.Dimension]) -> dict[str, int]:

@@ -1,7 +1,8 @@
 """The masked reference: the original of which no consumer reads a removed channel.
 
-A mask is multiplied in at every contraction input. Where removed channels feed a statistic the node runs on the kept
-channels instead (inexact groups). Which operators may be masked or sliced is decided here, not by the compiler.
+A mask stands at every contraction input. It selects and does not multiply: a removed channel may be infinite or NaN.
+Where removed channels feed a statistic the node runs on the kept channels instead (inexact groups). Which operators may
+be masked or sliced is decided here, not by the compiler.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class Reference:
     def __init__(self, original: Graph, claims: Claims) -> None:
         self.graph = original
         self.claims = claims
-        self.masks: list[str] = []
+        self._selected: dict[str, np.dtype] = {}  # floats behind a mask: name, element type
         self.masked: dict[str, str] = {}
         self.sliced: set[str] = set()
         self._names = set(original.writer) | set(original.constants) | set(original.inputs)
@@ -128,14 +129,28 @@ class Reference:
                 zero = node.input[site.zero] if 0 <= site.zero < len(node.input) else ""
                 self._done[key] = self._integers(x, site.kept.reshape(shape), zero, new)
             else:
-                kind = self._dtype(x, node)
-                mask = self._constant(f"{x}//mask", site.kept.reshape(shape).astype(kind))
-                self.masks.append(mask)
-                self._done[key] = self._name(f"{x}//masked")
-                new.append(helper.make_node("Mul", [x, mask], [self._done[key]]))
+                self._done[key] = self._select(x, site.kept.reshape(shape), self._dtype(x, node), new)
             self.masked[self._done[key]] = x
             self._before.setdefault(i, []).extend(new)
         node.input[site.index] = self._done[key]
+
+    def _select(self, x: str, kept: Array, kind: np.dtype, new: list[NodeProto]) -> str:
+        """Put zeros in the place of removed numbers."""
+        out = self._name(f"{x}//masked")
+        if kind.kind != "f":
+            new.append(helper.make_node("Mul", [x, self._constant(f"{x}//mask", kept.astype(kind))], [out]))
+            return out
+        self._selected[out] = kind
+        mask = self._constant(f"{x}//mask", kept)
+        if kind.itemsize > 2:
+            new.append(helper.make_node("Where", [mask, x, self._constant(f"{x}//zero", np.zeros((), kind))], [out]))
+            return out
+        wide, chosen = self._name(f"{x}//wide"), self._name(f"{x}//chosen")  # onnxruntime has no Where for float16
+        zero = self._constant(f"{x}//zero", np.zeros((), np.float32))
+        new.append(helper.make_node("Cast", [x], [wide], to=TensorProto.FLOAT))
+        new.append(helper.make_node("Where", [mask, wide, zero], [chosen]))
+        new.append(helper.make_node("Cast", [chosen], [out], to=TensorProto.FLOAT16))
+        return out
 
     def _integers(self, x: str, kept: Array, zero: str, new: list[NodeProto]) -> str:
         """Put the zero point in the place of removed integers."""
@@ -196,10 +211,19 @@ class Reference:
         rng = np.random.default_rng(seed)
         out = onnx.ModelProto()
         out.CopyFrom(model)
-        for tensor in out.graph.initializer:
-            if tensor.name in self.masks:
-                values = numpy_helper.to_array(tensor)
-                eps = max(NOISE, 4 * float(np.finfo(values.dtype).eps)) if values.dtype.name != "float64" else 2.0**-48
-                noise = 1 + eps * rng.choice([-1.0, 1.0], values.shape)
-                tensor.CopyFrom(numpy_helper.from_array((values * noise).astype(values.dtype), tensor.name))
+        kept = {t.name: t for t in model.graph.initializer}
+        del out.graph.node[:]
+        mask = None
+        for node in model.graph.node:
+            out.graph.node.append(node)
+            mask = kept.get(node.input[0], mask) if node.op_type == "Where" else mask
+            kind = self._selected.get(node.output[0])
+            if kind is None or mask is None:
+                continue
+            eps = max(NOISE, 4 * float(np.finfo(kind).eps)) if kind.itemsize < 8 else 2.0**-48
+            name = node.output[0]
+            noise = (1 + eps * rng.choice([-1.0, 1.0], tuple(mask.dims))).astype(kind)
+            out.graph.node[-1].output[0] = f"{name}//before noise"
+            out.graph.node.add(op_type="Mul", input=[f"{name}//before noise", f"{name}//noise"], output=[name])
+            out.graph.initializer.append(numpy_helper.from_array(noise, f"{name}//noise"))
         return out

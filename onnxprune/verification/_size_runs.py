@@ -1,0 +1,121 @@
+"""Runs of the masked reference at assignments of sizes: which ones it takes, and the shapes of its tensors there."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import helper
+
+from onnxprune.errors import OnnxPruneError
+from onnxprune.model import Array
+from onnxprune.proto_graph import Graph
+from onnxprune.random_values import Values
+from onnxprune.verification import _sizes as sizes
+from onnxprune.verification._sessions import Sessions
+
+
+@dataclass(frozen=True)
+class Run:
+    """One admissible assignment: shapes of all leaves, inputs and what the reference computes of them."""
+
+    number: int
+    sizes: dict[str, int]
+    shapes: dict[str, tuple[int, ...]]
+    feeds: Mapping[str, Array]
+    wanted: dict[str, Array]
+
+
+class SizeFinder:
+    """Runs the reference under assignments of sizes and notes the shapes of leaves.
+
+    Args:
+        reference: the masked original.
+        sessions: makes its session.
+        values: source of random inputs.
+        observed: tensors whose values are wanted.
+        leaves: tensors whose shapes are wanted.
+        tested: small tensors of the shape arithmetic whose values are wanted, too.
+        runs: earlier ones, to be continued.
+    """
+
+    def __init__(
+        self, reference: Graph, sessions: Sessions, values: Values, observed: Sequence[str], leaves: Collection[str],
+        tested: Sequence[str] = (), runs: Sequence[Run] = (),
+    ) -> None:  # fmt: skip
+        self.runs = list(runs)
+        self.error = ""
+        self._graph = graph = reference
+        self._values = values
+        self._observed = observed
+        self._inner = sorted(n for n in leaves if n not in graph.inputs)
+        self._tested = [n for n in tested if n in graph.fixed]
+        self._seen: dict[str, list[Array]] = {n: [] for n in self._tested}
+        self._tried: list[dict[str, int]] = [r.sizes for r in runs]
+        proto, external = graph.whole(list(dict.fromkeys([*observed, *self._tested])))
+        for i, name in enumerate(self._inner):
+            proto.graph.node.append(helper.make_node("Shape", [name], [f"//shape{i}"]))
+            proto.graph.output.add(name=f"//shape{i}")
+        self._names = [o.name for o in proto.graph.output]
+        self._session = sessions.whole(proto, external)
+
+    def attempt(self, assigned: dict[str, int]) -> bool:
+        """Run at one assignment, on inputs of a style of its own; return whether the original takes it."""
+        if assigned and assigned in self._tried:
+            return False
+        self._tried.append(assigned)
+        graph, number = self._graph, len(self.runs)
+        shapes = {n: sizes.shape(n, graph, assigned) for n in graph.inputs}
+        if self.runs and not sizes.affordable(shapes, self.runs[0].shapes, graph):
+            return False
+        style = ("unit", "positive", "unit", "image")[number % 4]
+        for largest in (2, 1) if number else (2, 10, 1):
+            try:
+                feeds = self._values.inputs(shapes, number, style, largest)
+            except OnnxPruneError as err:  # an input that takes no numbers
+                self.error = err.what
+                return False
+            if self.fed(assigned, feeds):
+                return True
+        return False
+
+    def fed(self, assigned: dict[str, int], feeds: Mapping[str, Array]) -> bool:
+        """Run on these inputs."""
+        try:
+            # Copies, since an output keeps all memory of its session's arena.
+            results = (np.array(v) for v in self._session.run(feeds, self._names))
+            found = dict(zip(self._names, results, strict=True))
+        except OnnxPruneError as err:
+            self.error = err.what
+            return False
+        shapes = {n: tuple(found.pop(f"//shape{i}").tolist()) for i, n in enumerate(self._inner)}
+        for name, values in self._seen.items():
+            values.append(found[name])
+        shapes |= {n: v.shape for n, v in feeds.items()}
+        wanted = {n: found[n] for n in self._observed}
+        self.runs.append(Run(len(self.runs), assigned, shapes, feeds, wanted))
+        return True
+
+    def compared(self, probes: Sequence[sizes.Probe]) -> set[int] | None:
+        """Return the numbers that dynamic sizes are compared with; None where none is compared with anything.
+
+        Comparisons with -1, 0 and 1 ask whether a size was given, or is to be inferred, and do not count.
+        """
+        moving = {n for n, v in self._seen.items() if v and any(not np.array_equal(w, v[0]) for w in v[1:])}
+        numbers: set[int] = set()
+        found = False
+        for probe in probes:
+            if not moving.intersection(probe.operands):
+                continue
+            fixed = [v for n in probe.operands if n not in moving for v in self._seen.get(n, [])[:1]]
+            more = {
+                int(x)
+                for v in fixed
+                if v.dtype.kind in "iu"
+                for x in v.reshape(-1)[:4]
+                if 1 < x <= sizes.LARGEST_NUMBER
+            }
+            numbers |= more | set(probe.numbers)
+            found = found or bool(more or probe.numbers) or len(moving.intersection(probe.operands)) > 1
+        return numbers if found else None
