@@ -219,11 +219,16 @@ class Graph:
         """Return the tensors whose sizes may depend on data: selections, and what is computed of them."""
         out: set[str] = set()
         for node, names in zip(self.nodes, self.read, strict=True):
-            counted = node.op_type == "TopK" and all(n in self.fixed for n in node.input[1:])
-            selects = node.op_type in SELECTIONS or node.op_type.startswith("Sequence")
-            if (selects and not counted) or any(n in out for n in names):
+            if (_selects(node) and not self._decided_by_sizes(node)) or any(n in out for n in names):
                 out.update(o for o in node.output if o)
         return out
+
+    def _decided_by_sizes(self, node: NodeProto) -> bool:
+        """Return whether sizes alone say how many results a selection has."""
+        if node.op_type == "If":
+            inner = (n for body in bodies([node]) for n in body.node)
+            return node.input[0] in self.fixed and not any(_selects(n) for n in inner)
+        return node.op_type == "TopK" and all(n in self.fixed for n in node.input[1:])
 
     def discontinuous(self, rounded: Collection[str]) -> set[str]:
         """Return what is computed behind a discontinuous operator on values that are rounded otherwise.
@@ -246,6 +251,7 @@ class Graph:
 
 SELECTIONS = frozenset(("Compress", "If", "Loop", "NonMaxSuppression", "NonZero", "Scan", "TopK", "Unique"))
 """Operators whose number of results may depend on data."""
+
 DISCONTINUOUS = frozenset(
     ("ArgMax", "ArgMin", "Ceil", "Compress", "Equal", "Floor", "Greater", "GreaterOrEqual", "Hardmax", "If", "Less",
      "LessOrEqual", "Loop", "Mod", "NonMaxSuppression", "NonZero", "Not", "RoiAlign", "MaxRoiPool", "Round", "Scan",
@@ -318,3 +324,7 @@ def _constant(node: NodeProto) -> TensorProto | None:
     if a.name in ("value_string", "value_strings"):
         return numpy_helper.from_array(np.array(value, object), node.output[0])
     return None
+
+
+def _selects(node: NodeProto) -> bool:
+    return node.op_type in SELECTIONS or node.op_type.startswith("Sequence")
