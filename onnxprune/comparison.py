@@ -10,7 +10,7 @@ from onnxprune.allocators import SCOPES
 from onnxprune.cost import MEASURES, CostModel
 from onnxprune.curves import Curves
 from onnxprune.errors import OnnxPruneError
-from onnxprune.limits import Limits
+from onnxprune.limits import Constraints
 from onnxprune.planner import plan as make_plan
 from onnxprune.planner import removed_counts
 from onnxprune.plans import Plan
@@ -20,7 +20,7 @@ from onnxprune.thresholds import predicted
 
 
 @dataclass(frozen=True)
-class Row:
+class AllocatorRow:
     """One allocator's plan.
 
     Attributes:
@@ -54,7 +54,7 @@ def same_target(scores: Scores, target: Target | None, plan: Plan) -> Target:
     if target is not None:
         return target
     cost = CostModel(scores.analysis)
-    return Target(macs=cost.cost(scores.analysis.kept(plan)).ratio(cost.whole, "macs"))
+    return Target(macs=cost.cost(scores.analysis.kept(plan)).ratio(cost.baseline, "macs"))
 
 
 def compare(
@@ -66,8 +66,8 @@ def compare(
     curves: Curves | None = None,
     latency: LatencyPredictor | None = None,
     normalize: str | None = None,
-    limits: Limits | None = None,
-) -> list[Row]:
+    constraints: Constraints | None = None,
+) -> list[AllocatorRow]:
     """Plans for the same target by every allocator that has what it needs.
 
     Args:
@@ -78,7 +78,7 @@ def compare(
         curves: for the allocator "sensitivity", and to say what each plan does to the metric.
         latency: for the allocator "latency", and to say how long each plan takes.
         normalize: as for `plan`.
-        limits: as for `plan`.
+        constraints: as for `plan`.
     """
     analysis = scores.analysis
     cost = CostModel(analysis)
@@ -95,18 +95,18 @@ def compare(
         try:
             made = plan if name == scope else make_plan(
                 scores, target, scope=name, curves=curves if name in ("sensitivity", "latency", "saving") else None,
-                latency=latency, normalize=normalize, limits=limits,
+                latency=latency, normalize=normalize, constraints=constraints,
             )  # fmt: skip
         except OnnxPruneError as err:
-            rows.append(Row(name, False, {}, error=str(err).replace("\n", ";")))
+            rows.append(AllocatorRow(name, False, {}, error=str(err).replace("\n", ";")))
             continue
         kept = analysis.kept(made)
         after = cost.cost(kept)
         rows.append(
-            Row(
+            AllocatorRow(
                 name,
                 name == scope,
-                {m: after.ratio(cost.whole, m) for m in MEASURES},
+                {m: after.ratio(cost.baseline, m) for m in MEASURES},
                 latency.seconds(kept) if latency is not None else None,
                 predicted(curves, removed_counts(made.groups)) if curves is not None else None,
                 made.digest,

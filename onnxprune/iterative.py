@@ -19,10 +19,10 @@ from onnxprune.coupling import Analysis, Kept
 from onnxprune.criteria import AnyCriterion
 from onnxprune.criteria import get as get_criterion
 from onnxprune.errors import OnnxPruneError, unknown
-from onnxprune.limits import Limits
+from onnxprune.limits import Constraints
 from onnxprune.ops.labels import Axes, Labels, LabelTable
 from onnxprune.passes import StripChannels
-from onnxprune.planner import Request, allot, assembled, checked_scope
+from onnxprune.planner import AllocationRequest, allocate, assembled, check_allocator
 from onnxprune.plans import Plan, Removal
 from onnxprune.scoring import Scores, score
 from onnxprune.shapes import witness
@@ -42,7 +42,7 @@ def plan_steps(
     latency: LatencyPredictor | None = None,
     scope: str | None = None,
     normalize: str | None = None,
-    limits: Limits | None = None,
+    constraints: Constraints | None = None,
     reduce: str | None = None,
     calibration: Calibration | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -67,7 +67,7 @@ def plan_steps(
         scope: "global", "uniform", "saving" or "latency"; default: latency for a latency target, else the criterion's
             own.
         normalize: how scores of different groups are made comparable; default: the criterion's own.
-        limits: rounding, protection, overrides.
+        constraints: rounding, protection, overrides.
         reduce: how a group's weights are joined.
         calibration: samples, for criteria that need them.
         progress: called with (done, total) steps.
@@ -84,20 +84,20 @@ def plan_steps(
             "curves hold for the whole model, not between steps", fix="leave out --steps, or choose another scope"
         )
     own = (get_criterion(criterion) if isinstance(criterion, str) else criterion).default_scope
-    scope = checked_scope(scope, target, ratio, latency=latency, own=own)
+    scope = check_allocator(scope, target, ratio, latency=latency, own=own)
     gone: dict[str, npt.NDArray[np.int64]] = {}
     groups: dict[str, Removal] = {}
     scores: Scores | None = None
     for i in range(1, steps + 1):
         scores = _rescored(analysis, scores, gone, criterion, {"reduce": reduce, "calibration": calibration, **params})
-        request = Request(
+        request = AllocationRequest(
             Target(**{target.measure: _share(target.share, i, steps, schedule)}) if target else None,
             1 - _share(1 - ratio, i, steps, schedule) if ratio is not None else None,
             scope,
             normalize or scores.normalize,
-            limits or Limits(),
+            constraints or Constraints(),
         )
-        groups = allot(scores, request, latency=latency, gone=gone, final=i == steps)
+        groups = allocate(scores, request, latency=latency, gone=gone, final=i == steps)
         gone = {name: np.array(r.removed, np.int64) for name, r in groups.items()}
         if progress is not None:
             progress(i, steps)

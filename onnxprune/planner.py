@@ -11,10 +11,10 @@ import numpy.typing as npt
 
 from onnxprune.allocators import (
     SCOPES,
+    GreedyTrace,
     LatencyGreedy,
     SavingGreedy,
     Values,
-    Walk,
     better,
     importance_lost,
     ranked_path,
@@ -24,11 +24,11 @@ from onnxprune.cost import CostModel
 from onnxprune.criteria.normalize import normalize as normalized
 from onnxprune.curves import Curves
 from onnxprune.errors import OnnxPruneError, unknown
-from onnxprune.limits import Counts, Limits, Room, check_ratio
+from onnxprune.limits import Constraints, Counts, FeasibleCounts, check_ratio
 from onnxprune.plans import Plan, Removal
 from onnxprune.scoring import Scores
-from onnxprune.search import Path, Search
-from onnxprune.targets import LatencyPredictor, Meter, Target
+from onnxprune.search import CountPath, TargetSearch
+from onnxprune.targets import LatencyPredictor, MeasureShare, Target
 from onnxprune.thresholds import check_curves, least_counts, losses, predicted, threshold_of, threshold_path
 
 Gone = Mapping[str, npt.NDArray[np.int64]]
@@ -46,7 +46,7 @@ def plan(
     latency: LatencyPredictor | None = None,
     scope: str | None = None,
     normalize: str | None = None,
-    limits: Limits | None = None,
+    constraints: Constraints | None = None,
     tool: str = "",
 ) -> Plan:
     """Decides which channels go: in every group those with the lowest scores, ties to the lower index.
@@ -67,7 +67,7 @@ def plan(
             per unit of the target saved. Default: sensitivity where curves are given, latency for a latency target,
             else what the criterion says: saving for `obs`, global for the others.
         normalize: how scores of different groups are made comparable; default: the criterion's own.
-        limits: rounding, protection, overrides.
+        constraints: rounding, protection, overrides.
         tool: version, for the record.
 
     Raises:
@@ -76,12 +76,12 @@ def plan(
             a threshold that makes no sense.
     """
     given = min_accuracy is not None or max_loss is not None
-    scope = checked_scope(scope, target, ratio, curves=curves, threshold=given, latency=latency, own=scores.scope)
-    request = Request(target, ratio, scope, normalize or scores.normalize, limits or Limits())
+    scope = check_allocator(scope, target, ratio, curves=curves, threshold=given, latency=latency, own=scores.scope)
+    request = AllocationRequest(target, ratio, scope, normalize or scores.normalize, constraints or Constraints())
     if curves is not None:
         check_curves(curves, scores)
     threshold = threshold_of(curves, min_accuracy, max_loss, target=target is not None)
-    groups = allot(scores, request, curves=curves, threshold=threshold, latency=latency)
+    groups = allocate(scores, request, curves=curves, threshold=threshold, latency=latency)
     record: dict[str, Any] = {}
     if scope in ("sensitivity", "latency", "saving"):
         record["scope"] = scope
@@ -92,17 +92,17 @@ def plan(
 
 
 @dataclass(frozen=True)
-class Request:
+class AllocationRequest:
     """What is asked of an allocation: a target or a ratio (or neither: what the curves allow), and how."""
 
     target: Target | None
     ratio: float | None
     scope: str
     normalize: str
-    limits: Limits
+    constraints: Constraints
 
 
-def meant_scope(scope: str | None, target: Target | None, curves: Curves | None, own: str) -> str:
+def resolve_allocator(scope: str | None, target: Target | None, curves: Curves | None, own: str) -> str:
     """The scope that is meant by a name, or where none is given; `own` is the criterion's."""
     latency = target is not None and target.measure == "latency"
     if scope is None and curves is not None:
@@ -114,7 +114,7 @@ def meant_scope(scope: str | None, target: Target | None, curves: Curves | None,
     return scope or own
 
 
-def checked_scope(
+def check_allocator(
     scope: str | None,
     target: Target | None,
     ratio: float | None,
@@ -136,7 +136,7 @@ def checked_scope(
     if (target is None) == (ratio is None) and not (threshold and target is None and ratio is None):
         fix = "--ratio 0.3, or --target macs=0.5" + (", or --min-accuracy 0.9" if curves is not None else "")
         raise OnnxPruneError("give either a ratio or a target", fix=fix)
-    scope = meant_scope(scope, target, curves, own)
+    scope = resolve_allocator(scope, target, curves, own)
     if scope not in SCOPES:
         raise unknown("scope", scope, SCOPES)
     if ratio is not None:
@@ -156,9 +156,9 @@ def checked_scope(
     return scope
 
 
-def allot(
+def allocate(
     scores: Scores,
-    request: Request,
+    request: AllocationRequest,
     *,
     curves: Curves | None = None,
     threshold: float | None = None,
@@ -166,7 +166,7 @@ def allot(
     gone: Gone | None = None,
     final: bool = True,
     cost: CostModel | None = None,
-    walk: Walk | None = None,
+    trace: GreedyTrace | None = None,
 ) -> dict[str, Removal]:
     """Shares a budget among the groups; arguments are taken to be checked.
 
@@ -179,7 +179,7 @@ def allot(
         gone: what was removed before; limits and shares are those of the whole model all the same.
         final: whether the target has to be met; if not, the plan stops short of it by whole blocks.
         cost: of the analysis, if at hand.
-        walk: of the scope "saving", from earlier calls that differed in the target's share alone.
+        trace: of the scope "saving", from earlier calls that differed in the target's share alone.
 
     Raises:
         OnnxPruneError: as `plan`.
@@ -190,25 +190,25 @@ def allot(
     by_curves = curves is not None and (threshold is not None or request.scope in ("sensitivity", "latency", "saving"))
     least = least_counts(curves, scores, threshold) if by_curves and curves is not None else None
     left = {name: analysis[name].channels - len(places) for name, places in before.items()}
-    room = Room(analysis, request.limits, scores.groups, left=left, least=least)
+    feasible = FeasibleCounts(analysis, request.constraints, scores.groups, left=left, least=least)
     order: dict[str, npt.NDArray[np.int64]] = {}
     ranked: dict[str, Values] = {}
-    for g in room.groups:
+    for g in feasible.groups:
         first = before.get(g.name, np.zeros(0, np.int64))
         rest = np.setdiff1d(np.arange(g.channels), first)
         values = scores.groups[g.name][rest]
         ascending = np.argsort(values, kind="stable")
         order[g.name] = np.concatenate([first, rest[ascending]])
         ranked[g.name] = normalized(values, request.normalize)[ascending]
-    counts = _counts(scores, request, room, order, ranked, curves, latency, final, cost, walk)
+    counts = _counts(scores, request, feasible, order, ranked, curves, latency, final, cost, trace)
     return {
         g.name: Removal(g.channels, tuple(sorted(order[g.name][: g.channels - counts[g.name]].tolist())))
-        for g in room.groups
+        for g in feasible.groups
         if counts[g.name] < g.channels
     }
 
 
-def _check_comparable(scores: Scores, request: Request) -> None:
+def _check_comparable(scores: Scores, request: AllocationRequest) -> None:
     """Refuses what the definition of the criterion forbids."""
     forbids = scores.forbids
     name = scores.criterion.get("name")
@@ -222,35 +222,47 @@ def _check_comparable(scores: Scores, request: Request) -> None:
 
 
 def _counts(
-    scores: Scores, request: Request, room: Room, order: Gone, ranked: Mapping[str, Values], curves: Curves | None,
-    latency: LatencyPredictor | None, final: bool, cost: CostModel | None, walk: Walk | None,
-) -> Counts:  # fmt: skip
+    scores: Scores,
+    request: AllocationRequest,
+    feasible: FeasibleCounts,
+    order: Gone,
+    ranked: Mapping[str, Values],
+    curves: Curves | None,
+    latency: LatencyPredictor | None,
+    final: bool,
+    cost: CostModel | None,
+    trace: GreedyTrace | None,
+) -> Counts:
     """How many channels every group keeps."""
     target = request.target
     if request.ratio is not None:
-        return room.uniform(request.ratio)
+        return feasible.uniform(request.ratio)
     if target is None:
-        return room.smallest(room.step)  # of the counts the curves allow, in whole blocks
-    if target.share >= 1 and not room.fixed and not room.ratios:
-        return room.uniform(0.0)
+        return feasible.smallest(feasible.step)  # of the counts the curves allow, in whole blocks
+    if target.share >= 1 and not feasible.fixed and not feasible.ratios:
+        return feasible.uniform(0.0)
     analysis = scores.analysis
-    search = Search(analysis, room, order, Meter(cost or CostModel(analysis), target.measure, latency), target.share)
+    search = TargetSearch(
+        analysis, feasible, order, MeasureShare(cost or CostModel(analysis), target.measure, latency), target.share
+    )
     if request.scope == "latency":
         assert latency is not None
-        lost = _lost(room, ranked, curves)
+        lost = _lost(feasible, ranked, curves)
         greedy = LatencyGreedy(search, latency, lost)
         above, below = greedy.run()
         if not final:
             return above
-        rivals = search.settle(below), search.nearest(ranked_path(room, ranked))
+        rivals = search.settle(below), search.nearest(ranked_path(feasible, ranked))
         counts = better(greedy, *map(greedy.filled, rivals))
     elif request.scope == "saving":
-        saving = SavingGreedy(search, _lost(room, ranked, curves), walk)
+        saving = SavingGreedy(search, _lost(feasible, ranked, curves), trace)
         if not final:
             return saving.first()[0]
-        counts = saving.best(saving.run(), *map(search.nearest, (ranked_path(room, ranked), uniform_path(room))))
+        counts = saving.best(
+            saving.run(), *map(search.nearest, (ranked_path(feasible, ranked), uniform_path(feasible)))
+        )
     else:
-        path = _path(request.scope, room, ranked, curves)
+        path = _path(request.scope, feasible, ranked, curves)
         if not final:
             return search.before(path)
         counts = search.nearest(path)
@@ -258,23 +270,23 @@ def _counts(
     return counts
 
 
-def _path(scope: str, room: Room, ranked: Mapping[str, Values], curves: Curves | None) -> Path:
+def _path(scope: str, feasible: FeasibleCounts, ranked: Mapping[str, Values], curves: Curves | None) -> CountPath:
     if scope == "uniform":
-        return uniform_path(room)
+        return uniform_path(feasible)
     if scope == "sensitivity":
         assert curves is not None
-        return threshold_path(curves, room)
-    return ranked_path(room, ranked)
+        return threshold_path(curves, feasible)
+    return ranked_path(feasible, ranked)
 
 
-def _lost(room: Room, ranked: Mapping[str, Values], curves: Curves | None) -> dict[str, Values]:
+def _lost(feasible: FeasibleCounts, ranked: Mapping[str, Values], curves: Curves | None) -> dict[str, Values]:
     """What is lost with 0, 1, 2 ... channels of each free group gone: metric by the curves, else importance."""
     if curves is None:
-        return importance_lost(room, ranked)
-    return {g.name: losses(curves, g.name) if g.name in curves.groups else np.zeros(1) for g in room.free}
+        return importance_lost(feasible, ranked)
+    return {g.name: losses(curves, g.name) if g.name in curves.groups else np.zeros(1) for g in feasible.free}
 
 
-def _way_out(request: Request, curves: Curves | None) -> str:
+def _way_out(request: AllocationRequest, curves: Curves | None) -> str:
     more = "raise --max-ratio, lower --min-channels, exclude or protect less (see `onnxprune inspect`)"
     if curves is not None and request.scope in ("sensitivity", "latency", "saving"):
         return "sweep to larger ratios with `onnxprune sensitivity`, accept a worse metric, or " + more
@@ -289,7 +301,7 @@ def removed_counts(groups: Mapping[str, Removal]) -> dict[str, int]:
 
 
 def assembled(
-    scores: Scores, request: Request, groups: Mapping[str, Removal], record: Mapping[str, Any], tool: str
+    scores: Scores, request: AllocationRequest, groups: Mapping[str, Removal], record: Mapping[str, Any], tool: str
 ) -> Plan:
     """The plan, with what it was made by."""
     analysis = scores.analysis

@@ -25,9 +25,9 @@ import onnxprune as op
 from onnxprune.cost import CostModel
 from onnxprune.errors import OnnxPruneError
 from onnxprune.recipes import STEPS, changing, load_recipe, run_recipe
-from onnxprune.recipes.base import Step
+from onnxprune.recipes.base import RecipeStep
 from onnxprune.recipes.options import options, read, required
-from onnxprune.recipes.recipe import Bench
+from onnxprune.recipes.recipe import BenchSettings
 
 ROOT = Path(__file__).parent.parent
 DIGITS = ROOT / "models" / "digits_cnn.onnx"
@@ -156,7 +156,7 @@ def test_options_are_typed(table: dict[str, Any], says: str) -> None:
 
 
 @pytest.mark.parametrize("cls", STEPS.values(), ids=list(STEPS))
-def test_no_option_of_a_step_hides_another(cls: type[Step]) -> None:
+def test_no_option_of_a_step_hides_another(cls: type[RecipeStep]) -> None:
     def names(c: Any) -> list[str]:
         from dataclasses import fields, is_dataclass
         from typing import get_type_hints
@@ -247,8 +247,8 @@ def test_changes(tmp_path: Path) -> None:
     ]
     assert steps["01-sensitivity"].ratios == (0.25, 0.5)
     assert steps["05-prune"].planning.target == "macs=0.9"
-    assert (recipe.common.seed, recipe.common.preprocess.mean, recipe.bench, recipe.name) == (
-        3, (0.5,), Bench(runs=4), "other",
+    assert (recipe.defaults.seed, recipe.defaults.preprocess.mean, recipe.bench, recipe.name) == (
+        3, (0.5,), BenchSettings(runs=4), "other",
     )  # fmt: skip
     for change, says in (
         ("retrain.epochs=1", "no step 'retrain' to change"),
@@ -411,7 +411,7 @@ def test_every_step_leaves_its_files_and_a_row(whole: Path) -> None:
         assert (row["model"] is not None) == changed
         if changed:
             model = op.load(row["model"])
-            found, cost = op.evaluate(model, test), CostModel(op.analyze(model)).whole
+            found, cost = op.evaluate(model, test), CostModel(op.analyze(model)).baseline
             assert (row["top1"], row["macs"], row["params"], row["bytes"]) == (
                 found.top1, cost.macs, cost.params, cost.bytes,
             )  # fmt: skip
@@ -640,7 +640,7 @@ def test_a_plan_for_latency_asks_for_a_model_of_it(tmp_path: Path, monkeypatch: 
     assert made.criterion["scope"] == "latency"
     whole = op.analyze(op.load(DIGITS))
     latency = FakeLatency(whole)
-    assert latency.seconds(whole.kept(made)) / latency.whole == pytest.approx(0.7, abs=0.05)
+    assert latency.seconds(whole.kept(made)) / latency.baseline == pytest.approx(0.7, abs=0.05)
 
 
 # -------------------------------------------------------------------------------------------------------- training
@@ -750,8 +750,8 @@ def test_the_page_names_every_step_and_option_and_its_recipe_is_one(tmp_path: Pa
         (section,) = re.findall(rf"^\| `{do}` \|(.*)$", page, re.M)
         missing = [name for name in options(cls) if not re.search(rf"`{name}\b", section)]
         covered = {
-            "retrain": set(options(op.Settings)) | set(options(op.Limits)),
-            "plan": set(options(op.Limits)), "prune": set(options(op.Limits)),
+            "retrain": set(options(op.Settings)) | set(options(op.Constraints)),
+            "plan": set(options(op.Constraints)), "prune": set(options(op.Constraints)),
         }.get(do, set())  # fmt: skip
         assert set(missing) <= covered, do
     (block,) = re.findall(r"^```toml\n(.*?)^```", page, re.M | re.S)

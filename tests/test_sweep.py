@@ -22,7 +22,7 @@ from onnxprune.curves import Curves, load_curves, save_curves
 from onnxprune.data import Data, load_data
 from onnxprune.errors import OnnxPruneError
 from onnxprune.evaluation import evaluate
-from onnxprune.metrics import Measured
+from onnxprune.metrics import MetricValue
 from onnxprune.model import load
 from onnxprune.pipeline import analyze, apply, score
 from onnxprune.plans import Plan, Removal
@@ -178,13 +178,13 @@ class Stop(Exception):
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by one for every trial and baseline that is run."""
     ran: list[int] = []
-    original = trials_module.Trials.joined
+    original = trials_module.MaskedEvaluator.joined
 
-    def joined(self: Any, collected: Any) -> Measured:
+    def joined(self: Any, collected: Any) -> MetricValue:
         ran.append(1)
         return original(self, collected)
 
-    monkeypatch.setattr(trials_module.Trials, "joined", joined)
+    monkeypatch.setattr(trials_module.MaskedEvaluator, "joined", joined)
     return ran
 
 

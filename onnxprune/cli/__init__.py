@@ -29,7 +29,7 @@ from onnxprune.errors import OnnxPruneError
 # Modules that compute are imported inside the commands: `--help` must answer at once.
 
 
-class _Group(click.Group):
+class _CommandGroup(click.Group):
     """Turns known errors into one message and their exit status; nothing else is caught."""
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -46,7 +46,7 @@ class _Group(click.Group):
         return list(self.commands)  # in the order of the work, not of the alphabet
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
+@click.group(cls=_CommandGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
 @click.version_option(__version__, prog_name="onnxprune")
 def main() -> None:
     """Make an ONNX model smaller and faster by removing channels, and prove it.

@@ -25,7 +25,7 @@ from onnxprune.cli.options import (
 )
 from onnxprune.cli.stages import (
     analysis_of,
-    limits_of,
+    constraints_of,
     load_model,
     planned,
     preprocess_of,
@@ -89,9 +89,9 @@ def sensitivity(**o: Any) -> None:
     for path in filter(None, (o["output"], o["plot"], o["csv_file"])):
         check_output(path, o["model"])
     if o["plot"]:
-        from onnxprune.pictures import check_picture
+        from onnxprune.pictures import check_plot
 
-        check_picture(o["plot"])
+        check_plot(o["plot"])
     threshold = _threshold(o)
     data = load_data(o["data"], images=o["images"], size=size_of(o["size"]))
     analysis = analysis_of(load_model(o["model"]), o)
@@ -196,9 +196,9 @@ def plan(**o: Any) -> None:
     for path in filter(None, (o["output"], o["plot"])):
         check_output(path, o["model"])
     if o["plot"]:
-        from onnxprune.pictures import check_picture
+        from onnxprune.pictures import check_plot
 
-        check_picture(o["plot"])
+        check_plot(o["plot"])
     analysis = analysis_of(load_model(o["model"]), o)
     made, scores, curves, latency = planned(analysis, target, o)
     rows = None
@@ -208,7 +208,7 @@ def plan(**o: Any) -> None:
         goal = same_target(scores, target, made)
         rows = compare(
             scores, goal, made, _scope_of(o, target, curves, scores), curves=curves, latency=latency,
-            normalize=o["normalize"], limits=limits_of(o),
+            normalize=o["normalize"], constraints=constraints_of(o),
         )  # fmt: skip
     speedup = speedup_of(analysis, made, None, latency, o)
     if o["output"]:
@@ -233,6 +233,6 @@ def plan(**o: Any) -> None:
 
 def _scope_of(o: dict[str, Any], target: Target | None, curves: Curves | None, scores: Scores) -> str:
     """In which row of a comparison a plan stands."""
-    from onnxprune.planner import meant_scope
+    from onnxprune.planner import resolve_allocator
 
-    return "uniform" if o["ratio"] is not None else meant_scope(o["scope"], target, curves, scores.scope)
+    return "uniform" if o["ratio"] is not None else resolve_allocator(o["scope"], target, curves, scores.scope)

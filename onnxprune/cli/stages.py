@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from onnxprune.calibration import Calibration
     from onnxprune.coupling import Analysis
     from onnxprune.curves import Curves
-    from onnxprune.limits import Limits
+    from onnxprune.limits import Constraints
     from onnxprune.model import Model
     from onnxprune.pipeline import Compiled
     from onnxprune.plans import Plan
@@ -52,8 +52,8 @@ def params_of(pairs: tuple[str, ...]) -> dict[str, Any]:
     return out
 
 
-def limits_of(o: dict[str, Any]) -> Limits:
-    from onnxprune.limits import Limits, load_overrides
+def constraints_of(o: dict[str, Any]) -> Constraints:
+    from onnxprune.limits import Constraints, load_overrides
     from onnxprune.runtime import kernel_block
 
     round_to: int | str = o["round_to"]
@@ -67,7 +67,7 @@ def limits_of(o: dict[str, Any]) -> Limits:
     if not 0 <= o["max_ratio"] < 1:
         raise OnnxPruneError(f"--max-ratio is a share removed, in [0, 1); got {o['max_ratio']:g}")
     overrides = load_overrides(o["overrides"]) if o["overrides"] else {}
-    return Limits(
+    return Constraints(
         round_to, o["min_channels"], o["max_ratio"], o["include"], o["exclude"], o["protect"], overrides, o["only"]
     )
 
@@ -154,10 +154,10 @@ def planned(
     from onnxprune.scoring import load_scores
     from onnxprune.show import progress
 
-    limits = limits_of(o)
+    constraints = constraints_of(o)
     curves = load_curves(o["curves_file"]) if o["curves_file"] else None
     latency = predictor_of(analysis, target, o)
-    common = {"ratio": o["ratio"], "scope": o["scope"], "normalize": o["normalize"], "limits": limits}
+    common = {"ratio": o["ratio"], "scope": o["scope"], "normalize": o["normalize"], "constraints": constraints}
     if o["steps"] is not None:
         with progress(f"scoring with {o['criterion']}", quiet=o["as_json"]) as tick:
             made = plan_steps(

@@ -127,7 +127,7 @@ def _rows(weight: NDArray[Any], tensor: str) -> Array:
 
 
 @dataclass(frozen=True)
-class Case:
+class ScoringContext:
     """What a criterion that needs data scores.
 
     Attributes:
@@ -171,20 +171,20 @@ class DataCriterion(AnyCriterion):
     together. `score_sites` then makes scores of it, or runs the model in ways of its own.
     """
 
-    def least_samples(self, case: Case) -> int:
+    def least_samples(self, context: ScoringContext) -> int:
         """How many samples it cannot do without."""
         return 1
 
-    def probes(self, case: Case) -> Sequence[Probe]:
+    def probes(self, context: ScoringContext) -> Sequence[Probe]:
         """What to collect of the normalized model's tensors."""
         return ()
 
     @abstractmethod
-    def score_sites(self, case: Case, probes: Sequence[Probe]) -> Sequence[SiteScores]:
-        """Scores of every tensor on which the case's groups have channels, or of every group.
+    def score_sites(self, context: ScoringContext, probes: Sequence[Probe]) -> Sequence[SiteScores]:
+        """Scores of every tensor on which the groups of the context have channels, or of every group.
 
         Args:
-            case: what is scored.
+            context: what is scored.
             probes: those from `probes`, filled.
 
         Raises:

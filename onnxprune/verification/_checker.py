@@ -21,11 +21,11 @@ from onnxprune.runtime import Session
 from onnxprune.verification import _sizes as sizes
 from onnxprune.verification._certificate import QUANTIZED, TOLERANCE, Verification
 from onnxprune.verification._claims import Claims
-from onnxprune.verification._compare import Comparison, relative_difference
+from onnxprune.verification._compare import TensorComparison, relative_difference
 from onnxprune.verification._constants import compare_constants, compare_nodes
 from onnxprune.verification._induction import REPORT, Induction, cut
 from onnxprune.verification._reference import Reference
-from onnxprune.verification._selections import forced
+from onnxprune.verification._selections import with_forced_selections
 
 if TYPE_CHECKING:
     from onnxprune.coupling import Analysis
@@ -73,7 +73,7 @@ def verify(
 
 
 @dataclass(frozen=True)
-class _Run:
+class _SizedRun:
     """One admissible assignment: shapes of all leaves, inputs and what the reference computes of them."""
 
     number: int
@@ -93,7 +93,9 @@ class _Finder:
         runs: earlier ones, to be continued.
     """
 
-    def __init__(self, job: _Job, leaves: Collection[str], tested: Sequence[str], runs: Sequence[_Run] = ()) -> None:
+    def __init__(
+        self, job: _Job, leaves: Collection[str], tested: Sequence[str], runs: Sequence[_SizedRun] = ()
+    ) -> None:
         self.job = job
         self.runs = list(runs)
         self.error = ""
@@ -102,12 +104,12 @@ class _Finder:
         self._tested = [n for n in tested if n in graph.fixed]
         self._seen: dict[str, list[Array]] = {n: [] for n in self._tested}
         self._tried: list[dict[str, int]] = [r.sizes for r in runs]
-        proto, external = graph.whole(list(dict.fromkeys([*job.observed, *self._tested])))
+        proto, external = graph.with_outputs(list(dict.fromkeys([*job.observed, *self._tested])))
         for i, name in enumerate(self._inner):
             proto.graph.node.append(helper.make_node("Shape", [name], [f"//shape{i}"]))
             proto.graph.output.add(name=f"//shape{i}")
         self._names = [o.name for o in proto.graph.output]
-        self._session = job.whole(proto, external)
+        self._session = job.model_session(proto, external)
 
     def attempt(self, assigned: dict[str, int]) -> bool:
         """Run at one assignment, on inputs of a style of its own; return whether the original takes it."""
@@ -143,10 +145,10 @@ class _Finder:
             values.append(found[name])
         shapes |= {n: v.shape for n, v in feeds.items()}
         wanted = {n: found[n] for n in self.job.observed}
-        self.runs.append(_Run(len(self.runs), assigned, shapes, feeds, wanted))
+        self.runs.append(_SizedRun(len(self.runs), assigned, shapes, feeds, wanted))
         return True
 
-    def compared(self, probes: Sequence[sizes.Probe]) -> set[int] | None:
+    def compared(self, probes: Sequence[sizes.SizeComparison]) -> set[int] | None:
         """Return the numbers that dynamic sizes are compared with; None where none is compared with anything.
 
         Comparisons with -1, 0 and 1 ask whether a size was given, or is to be inferred, and do not count.
@@ -200,7 +202,7 @@ class _Job:
         self.integers = any(multiplies_integers(n) for n in one.nodes)
         self.cut = cut(self.reference, self.pruned, claims, self.constants, self.masked.masked)
         self.values = Values(one, other, seed)
-        self.induction = Induction(one, other, claims, self.cut, self.values, self.tolerance, self.part)
+        self.induction = Induction(one, other, claims, self.cut, self.values, self.tolerance, self.region_session)
         self.observed = self._observables()
 
     def _take_computed(self, one: Graph, other: Graph) -> list[str]:
@@ -228,11 +230,11 @@ class _Job:
             return self.own_tolerance
         return TOLERANCE.get(dtype.name, TOLERANCE["float32"])
 
-    def part(self, proto: onnx.ModelProto, weights: Mapping[str, Array]) -> Session:
+    def region_session(self, proto: onnx.ModelProto, weights: Mapping[str, Array]) -> Session:
         """Make a session of some nodes, as they are; kernels for integers are exact only in optimized graphs."""
         return self.session(proto, weights=weights, optimize=self.integers, exact_integers=self.integers)
 
-    def whole(self, proto: onnx.ModelProto, weights: Mapping[str, Array]) -> Session:
+    def model_session(self, proto: onnx.ModelProto, weights: Mapping[str, Array]) -> Session:
         """Make a session of a whole model; Q/DQ pairs stay as they are, since masks part them in one model only."""
         optimize = self.integers or not self.quantized
         try:
@@ -288,7 +290,7 @@ class _Job:
         kinds = [self.tolerance(d) for d in self.induction.dtypes.values()]
         return max(kinds, default=self.tolerance(np.dtype(np.float32)))
 
-    def _runs(self, data: Sequence[Feeds]) -> list[_Run]:
+    def _runs(self, data: Sequence[Feeds]) -> list[_SizedRun]:
         """Find assignments that the original accepts, and the shapes of the leaves under each.
 
         The first run tells the shapes of all leaves, the others those of regions that are run at every size.
@@ -336,7 +338,7 @@ class _Job:
     def _fed(self, feed: Feeds) -> dict[str, Array]:
         return {k: v.astype(np.float32) if narrow(v.dtype) else v for k, v in feed.items()}
 
-    def _run_on_derived_values(self, runs: Sequence[_Run]) -> None:
+    def _run_on_derived_values(self, runs: Sequence[_SizedRun]) -> None:
         """Give regions that take no values of the checker's choice those of a run of the reference.
 
         Where that holds nothing, a selection found nothing: it is made to find something.
@@ -347,13 +349,13 @@ class _Job:
         graph = self.reference
         names = self.induction.leaves(unseen) | self.induction.between_integers(unseen)
         inner = sorted(n for n in names if n not in graph.inputs)
-        proto, external = graph.whole(inner)
-        for made, run in ((m, r) for m in (proto, forced(proto)) for r in runs):
+        proto, external = graph.with_outputs(inner)
+        for made, run in ((m, r) for m in (proto, with_forced_selections(proto)) for r in runs):
             unseen = self.induction.unseen()
             if not unseen:
                 return
             try:
-                results = self.part(made, external).run(run.feeds, inner) if inner else []
+                results = self.region_session(made, external).run(run.feeds, inner) if inner else []
             except OnnxPruneError:
                 continue
             found = dict(zip(inner, results, strict=True)) | {n: v for n, v in run.feeds.items() if n in names}
@@ -371,7 +373,7 @@ class _Job:
         except OnnxPruneError:
             return
 
-    def _compare_computed(self, runs: Sequence[_Run]) -> None:
+    def _compare_computed(self, runs: Sequence[_SizedRun]) -> None:
         """Compare float constants of the pruned model that the original computes from sizes, at every size."""
         names, cuts = self.computed, self.cut.tensors
         if not names:
@@ -381,7 +383,7 @@ class _Job:
         for run in runs:
             feeds = {n: np.zeros(run.shapes[n], helper.tensor_dtype_to_np_dtype(k)) for n, k in kinds.items()}
             proto, external = self.plain.cut_out(indices, kinds, {n: v.ndim for n, v in feeds.items()}, cuts, names)
-            for name, value in zip(names, self.part(proto, external).run(feeds, names), strict=True):
+            for name, value in zip(names, self.region_session(proto, external).run(feeds, names), strict=True):
                 own = self.pruned.value(name)
                 limit = min(self.tolerance(own.dtype), 64 * float(np.finfo(own.dtype).eps))
                 if not relative_difference(own, self.claims.compress(name, value)) <= limit:
@@ -422,17 +424,17 @@ class _Job:
         found = [n for n in dict.fromkeys(out) if n in self.pruned.writer]
         return found or [n for n in graph.outputs if n in graph.writer and n in self.pruned.writer and n not in decided]
 
-    def _whole_runs(self, runs: Sequence[_Run], data: Sequence[Feeds]) -> tuple[dict[str, float], float]:
+    def _whole_runs(self, runs: Sequence[_SizedRun], data: Sequence[Feeds]) -> tuple[dict[str, float], float]:
         """Run both models whole on random inputs and on the user's; return differences and the effect of removal."""
         names = list(dict.fromkeys(self.observed))
-        proto, external = self.pruned.whole(
+        proto, external = self.pruned.with_outputs(
             list(self.pruned.outputs) + [n for n in names if n not in self.pruned.outputs]
         )
-        session = self.whole(proto, external)
-        found = {n: Comparison(bounded=bool(_behind_head(n, self.reference))) for n in names}
+        session = self.model_session(proto, external)
+        found = {n: TensorComparison(bounded=bool(_behind_head(n, self.reference))) for n in names}
         pairs: list[tuple[Feeds, Mapping[str, Array]]] = [(r.feeds, r.wanted) for r in runs]
         if data and names:
-            whole = self.whole(*self.reference.whole(names))
+            whole = self.model_session(*self.reference.with_outputs(names))
             pairs += [
                 (f, dict(zip(names, map(np.array, whole.run(f, names)), strict=True))) for f in map(self._fed, data)
             ]
@@ -465,25 +467,25 @@ class _Job:
         own = self.tolerance(dtype)
         return max(own, QUANTIZED) if self.quantized and self.own_tolerance is None else own
 
-    def _noise(self, pairs: Sequence[tuple[Feeds, Mapping[str, Array]]], name: str) -> Comparison:
+    def _noise(self, pairs: Sequence[tuple[Feeds, Mapping[str, Array]]], name: str) -> TensorComparison:
         """Return what rounding errors in the masks make of an output of the reference, over all runs."""
-        proto, external = self.reference.whole([name])
-        session = self.whole(self.masked.noisy(proto, self.seed), external)
-        found = Comparison()
+        proto, external = self.reference.with_outputs([name])
+        session = self.model_session(self.masked.noisy(proto, self.seed), external)
+        found = TensorComparison()
         for feeds, wanted in pairs:
             found.add(session.run(feeds, [name])[0], wanted[name])
         return found
 
-    def _effect(self, runs: Sequence[_Run], names: Sequence[str]) -> float:
+    def _effect(self, runs: Sequence[_SizedRun], names: Sequence[str]) -> float:
         """Return how far the reference is from the original on the smallest inputs; 1 where shapes differ."""
         if not names:
             return 0.0
         run = min(runs, key=lambda r: sum(v.size for v in r.feeds.values()))
-        proto, external = self.plain.whole(list(names))
-        got = self.whole(proto, external).run(run.feeds, names)
+        proto, external = self.plain.with_outputs(list(names))
+        got = self.model_session(proto, external).run(run.feeds, names)
         out = 0.0
         for n, value in zip(names, got, strict=True):
-            found = Comparison()
+            found = TensorComparison()
             found.add(value, run.wanted[n])
             worst = found.worst()[0]
             out = max(out, min(worst, 1.0) if np.isfinite(worst) else 1.0)
