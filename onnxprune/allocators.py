@@ -1,6 +1,6 @@
 """How a budget is shared among groups: five ways to go from nothing removed to everything the limits allow.
 
-| scope       | what goes first                                                                        |
+| allocator   | what goes first                                                                        |
 |-------------|----------------------------------------------------------------------------------------|
 | uniform     | the same share of every group                                                          |
 | global      | the channels with the lowest normalized score, wherever they are                       |
@@ -21,7 +21,7 @@ from onnxprune.limits import Counts, FeasibleCounts
 from onnxprune.search import CountPath, TargetSearch
 from onnxprune.targets import LatencyPredictor
 
-SCOPES = ("global", "uniform", "sensitivity", "latency", "saving")
+ALLOCATORS = ("global", "uniform", "sensitivity", "latency", "saving")
 
 Values = npt.NDArray[np.float64]
 

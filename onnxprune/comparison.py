@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from onnxprune.allocators import SCOPES
+from onnxprune.allocators import ALLOCATORS
 from onnxprune.cost import MEASURES, CostModel
 from onnxprune.curves import Curves
 from onnxprune.errors import OnnxPruneError
@@ -24,7 +24,7 @@ class AllocatorRow:
     """One allocator's plan.
 
     Attributes:
-        scope: the allocator.
+        allocator: the allocator.
         chosen: whether it is the plan that was asked for.
         shares: measure -> share kept; empty if there is no plan.
         seconds: predicted latency, where there is a latency model.
@@ -33,7 +33,7 @@ class AllocatorRow:
         error: why there is no plan.
     """
 
-    scope: str
+    allocator: str
     chosen: bool
     shares: Mapping[str, float]
     seconds: float | None = None
@@ -44,7 +44,7 @@ class AllocatorRow:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
-            "scope": self.scope, "chosen": self.chosen, **{m: self.shares.get(m) for m in MEASURES},
+            "scope": self.allocator, "chosen": self.chosen, **{m: self.shares.get(m) for m in MEASURES},
             "latency": self.seconds, "metric": self.metric, "digest": self.digest, "error": self.error,
         }  # fmt: skip
 
@@ -61,7 +61,7 @@ def compare(
     scores: Scores,
     target: Target,
     plan: Plan,
-    scope: str,
+    allocator: str,
     *,
     curves: Curves | None = None,
     latency: LatencyPredictor | None = None,
@@ -73,8 +73,8 @@ def compare(
     Args:
         scores: of the groups.
         target: for all (see `same_target`).
-        plan: the one that was asked for; it stands in the row of its scope.
-        scope: of that plan.
+        plan: the one that was asked for; it stands in the row of its allocator.
+        allocator: of that plan.
         curves: for the allocator "sensitivity", and to say what each plan does to the metric.
         latency: for the allocator "latency", and to say how long each plan takes.
         normalize: as for `plan`.
@@ -89,12 +89,12 @@ def compare(
         "sensitivity": curves is not None,
         "latency": latency is not None,
     }
-    assert set(possible) == set(SCOPES)
+    assert set(possible) == set(ALLOCATORS)
     rows = []
     for name in (n for n, yes in possible.items() if yes):
         try:
-            made = plan if name == scope else make_plan(
-                scores, target, scope=name, curves=curves if name in ("sensitivity", "latency", "saving") else None,
+            made = plan if name == allocator else make_plan(
+                scores, target, allocator=name, curves=curves if name in ("sensitivity", "latency", "saving") else None,
                 latency=latency, normalize=normalize, constraints=constraints,
             )  # fmt: skip
         except OnnxPruneError as err:
@@ -105,7 +105,7 @@ def compare(
         rows.append(
             AllocatorRow(
                 name,
-                name == scope,
+                name == allocator,
                 {m: after.ratio(cost.baseline, m) for m in MEASURES},
                 latency.seconds(kept) if latency is not None else None,
                 predicted(curves, removed_counts(made.groups)) if curves is not None else None,

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.allocators import (
-    SCOPES,
+    ALLOCATORS,
     GreedyTrace,
     LatencyGreedy,
     SavingGreedy,
@@ -41,10 +41,10 @@ def plan(
     *,
     ratio: float | None = None,
     curves: Curves | None = None,
-    min_accuracy: float | None = None,
+    min_group_accuracy: float | None = None,
     max_loss: float | None = None,
     latency: LatencyPredictor | None = None,
-    scope: str | None = None,
+    allocator: str | None = None,
     normalize: str | None = None,
     constraints: Constraints | None = None,
     tool: str = "",
@@ -57,11 +57,11 @@ def plan(
         ratio: instead, the share removed from every group.
         curves: sensitivity curves made with the same criterion. With a threshold and no target every group loses what
             its own curve allows, all groups at once (the parallel pruning of Park & Kim 2022); groups without a curve
-            stay whole. A threshold bounds plans for a target likewise, whatever the scope.
-        min_accuracy: threshold for metrics where higher is better.
+            stay whole. A threshold bounds plans for a target likewise, whatever the allocator.
+        min_group_accuracy: threshold for metrics where higher is better.
         max_loss: threshold for metrics where lower is better.
-        latency: a latency model, for a latency target or scope.
-        scope: with a target: "global" ranks all channels by their normalized score, "uniform" takes the same share
+        latency: a latency model, for a latency target or allocator.
+        allocator: with a target: "global" ranks all channels by their normalized score, "uniform" takes the same share
             of every group, "sensitivity" goes down to the same threshold on every curve, "latency" takes what loses
             least (importance, or metric where there are curves) per predicted second saved, "saving" what loses least
             per unit of the target saved. Default: sensitivity where curves are given, latency for a latency target,
@@ -75,17 +75,19 @@ def plan(
             nothing; a target that cannot be reached, with how far it goes; curves that do not belong to the scores, or
             a threshold that makes no sense.
     """
-    given = min_accuracy is not None or max_loss is not None
-    scope = check_allocator(scope, target, ratio, curves=curves, threshold=given, latency=latency, own=scores.scope)
-    request = AllocationRequest(target, ratio, scope, normalize or scores.normalize, constraints or Constraints())
+    given = min_group_accuracy is not None or max_loss is not None
+    allocator = check_allocator(
+        allocator, target, ratio, curves=curves, threshold=given, latency=latency, default=scores.default_allocator
+    )
+    request = AllocationRequest(target, ratio, allocator, normalize or scores.normalize, constraints or Constraints())
     if curves is not None:
         check_curves(curves, scores)
-    threshold = threshold_of(curves, min_accuracy, max_loss, target=target is not None)
+    threshold = threshold_of(curves, min_group_accuracy, max_loss, target=target is not None)
     groups = allocate(scores, request, curves=curves, threshold=threshold, latency=latency)
     record: dict[str, Any] = {}
-    if scope in ("sensitivity", "latency", "saving"):
-        record["scope"] = scope
-    if curves is not None and (scope == "sensitivity" or threshold is not None):
+    if allocator in ("sensitivity", "latency", "saving"):
+        record["scope"] = allocator
+    if curves is not None and (allocator == "sensitivity" or threshold is not None):
         worst = threshold if threshold is not None else predicted(curves, removed_counts(groups))
         record |= {"metric": curves.metric, "threshold": worst}
     return assembled(scores, request, groups, record, tool)
@@ -97,34 +99,34 @@ class AllocationRequest:
 
     target: Target | None
     ratio: float | None
-    scope: str
+    allocator: str
     normalize: str
     constraints: Constraints
 
 
-def resolve_allocator(scope: str | None, target: Target | None, curves: Curves | None, own: str) -> str:
-    """The scope that is meant by a name, or where none is given; `own` is the criterion's."""
+def resolve_allocator(allocator: str | None, target: Target | None, curves: Curves | None, default: str) -> str:
+    """The allocator that is meant by a name, or where none is given; `default` is the criterion's."""
     latency = target is not None and target.measure == "latency"
-    if scope is None and curves is not None:
+    if allocator is None and curves is not None:
         return "sensitivity"
-    if scope is None and target is None:
+    if allocator is None and target is None:
         return "global"
-    if latency and scope in (None, "saving"):
+    if latency and allocator in (None, "saving"):
         return "latency"  # what is saved is seconds
-    return scope or own
+    return allocator or default
 
 
 def check_allocator(
-    scope: str | None,
+    allocator: str | None,
     target: Target | None,
     ratio: float | None,
     *,
     curves: Curves | None = None,
     threshold: bool = False,
     latency: LatencyPredictor | None = None,
-    own: str = "global",
+    default: str = "global",
 ) -> str:
-    """The scope, chosen where it is None, and checked against what is given; `own` is the criterion's.
+    """The allocator, chosen where it is None, and checked against what is given; `default` is the criterion's.
 
     Raises:
         OnnxPruneError: what is given does not go together, or is not enough.
@@ -134,26 +136,28 @@ def check_allocator(
             "a ratio takes the same from every group, curves do not", fix="a target or a threshold instead of the ratio"
         )
     if (target is None) == (ratio is None) and not (threshold and target is None and ratio is None):
-        fix = "--ratio 0.3, or --target macs=0.5" + (", or --min-accuracy 0.9" if curves is not None else "")
+        fix = "--ratio 0.3, or --target macs=0.5" + (", or --min-group-accuracy 0.9" if curves is not None else "")
         raise OnnxPruneError("give either a ratio or a target", fix=fix)
-    scope = resolve_allocator(scope, target, curves, own)
-    if scope not in SCOPES:
-        raise unknown("scope", scope, SCOPES)
+    allocator = resolve_allocator(allocator, target, curves, default)
+    if allocator not in ALLOCATORS:
+        raise unknown("allocator", allocator, ALLOCATORS)
     if ratio is not None:
         check_ratio(ratio)
-        if scope not in ("global", "uniform"):
-            raise OnnxPruneError(f"the scope {scope!r} needs a target; a ratio takes the same from every group")
-    if scope == "sensitivity" and curves is None:
-        raise OnnxPruneError("the scope 'sensitivity' needs curves", fix="--curves FILE, from `onnxprune sensitivity`")
-    if scope == "latency" and latency is None:
+        if allocator not in ("global", "uniform"):
+            raise OnnxPruneError(f"the allocator {allocator!r} needs a target; a ratio takes the same from every group")
+    if allocator == "sensitivity" and curves is None:
         raise OnnxPruneError(
-            "the scope 'latency' needs a latency model", fix="plan(..., latency=op.latency_model(groups))"
+            "the allocator 'sensitivity' needs curves", fix="--curves FILE, from `onnxprune sensitivity`"
         )
-    if target is None and ratio is None and curves is not None and scope != "sensitivity":
+    if allocator == "latency" and latency is None:
         raise OnnxPruneError(
-            f"the scope {scope!r} needs a target; without one the curves alone decide", fix="--target macs=0.5"
+            "the allocator 'latency' needs a latency model", fix="plan(..., latency=op.latency_model(groups))"
         )
-    return scope
+    if target is None and ratio is None and curves is not None and allocator != "sensitivity":
+        raise OnnxPruneError(
+            f"the allocator {allocator!r} needs a target; without one the curves alone decide", fix="--target macs=0.5"
+        )
+    return allocator
 
 
 def allocate(
@@ -179,7 +183,7 @@ def allocate(
         gone: what was removed before; limits and shares are those of the whole model all the same.
         final: whether the target has to be met; if not, the plan stops short of it by whole blocks.
         cost: of the analysis, if at hand.
-        trace: of the scope "saving", from earlier calls that differed in the target's share alone.
+        trace: of the allocator "saving", from earlier calls that differed in the target's share alone.
 
     Raises:
         OnnxPruneError: as `plan`.
@@ -187,7 +191,9 @@ def allocate(
     _check_comparable(scores, request)
     analysis = scores.analysis
     before = {name: np.sort(places) for name, places in (gone or {}).items()}
-    by_curves = curves is not None and (threshold is not None or request.scope in ("sensitivity", "latency", "saving"))
+    by_curves = curves is not None and (
+        threshold is not None or request.allocator in ("sensitivity", "latency", "saving")
+    )
     least = least_counts(curves, scores, threshold) if by_curves and curves is not None else None
     left = {name: analysis[name].channels - len(places) for name, places in before.items()}
     feasible = FeasibleCounts(analysis, request.constraints, scores.groups, left=left, least=least)
@@ -214,10 +220,10 @@ def _check_comparable(scores: Scores, request: AllocationRequest) -> None:
     name = scores.criterion.get("name")
     if "normalize" in forbids and request.normalize != scores.normalize:
         raise OnnxPruneError(f"criterion {name!r} is not to be normalized: {forbids['normalize']}")
-    if "global" in forbids and request.target is not None and request.scope in ("global", "latency", "saving"):
+    if "global" in forbids and request.target is not None and request.allocator in ("global", "latency", "saving"):
         raise OnnxPruneError(
             f"scores of {name!r} cannot be ranked across layers: {forbids['global']}",
-            fix="the same share of every group (--ratio, or --scope uniform), or --curves",
+            fix="the same share of every group (--ratio, or --allocator uniform), or --curves",
         )
 
 
@@ -245,7 +251,7 @@ def _counts(
     search = TargetSearch(
         analysis, feasible, order, MeasureShare(cost or CostModel(analysis), target.measure, latency), target.share
     )
-    if request.scope == "latency":
+    if request.allocator == "latency":
         assert latency is not None
         lost = _lost(feasible, ranked, curves)
         greedy = LatencyGreedy(search, latency, lost)
@@ -254,7 +260,7 @@ def _counts(
             return above
         rivals = search.settle(below), search.nearest(ranked_path(feasible, ranked))
         counts = better(greedy, *map(greedy.filled, rivals))
-    elif request.scope == "saving":
+    elif request.allocator == "saving":
         saving = SavingGreedy(search, _lost(feasible, ranked, curves), trace)
         if not final:
             return saving.first()[0]
@@ -262,7 +268,7 @@ def _counts(
             saving.run(), *map(search.nearest, (ranked_path(feasible, ranked), uniform_path(feasible)))
         )
     else:
-        path = _path(request.scope, feasible, ranked, curves)
+        path = _path(request.allocator, feasible, ranked, curves)
         if not final:
             return search.before(path)
         counts = search.nearest(path)
@@ -270,10 +276,10 @@ def _counts(
     return counts
 
 
-def _path(scope: str, feasible: FeasibleCounts, ranked: Mapping[str, Values], curves: Curves | None) -> CountPath:
-    if scope == "uniform":
+def _path(allocator: str, feasible: FeasibleCounts, ranked: Mapping[str, Values], curves: Curves | None) -> CountPath:
+    if allocator == "uniform":
         return uniform_path(feasible)
-    if scope == "sensitivity":
+    if allocator == "sensitivity":
         assert curves is not None
         return threshold_path(curves, feasible)
     return ranked_path(feasible, ranked)
@@ -288,7 +294,7 @@ def _lost(feasible: FeasibleCounts, ranked: Mapping[str, Values], curves: Curves
 
 def _way_out(request: AllocationRequest, curves: Curves | None) -> str:
     more = "raise --max-ratio, lower --min-channels, exclude or protect less (see `onnxprune inspect`)"
-    if curves is not None and request.scope in ("sensitivity", "latency", "saving"):
+    if curves is not None and request.allocator in ("sensitivity", "latency", "saving"):
         return "sweep to larger ratios with `onnxprune sensitivity`, accept a worse metric, or " + more
     if request.target is not None and request.target.measure == "latency":
         return f"aim at less, or {more}; smaller blocks (--round-to) give more to choose from"

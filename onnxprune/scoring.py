@@ -55,9 +55,9 @@ class Scores:
         return rule.forbids if rule is not None else {}
 
     @property
-    def scope(self) -> str:
+    def default_allocator(self) -> str:
         """How a target is shared by default with these scores."""
-        return self._rule.default_scope if self._rule is not None else "global"
+        return self._rule.default_allocator if self._rule is not None else "global"
 
     @property
     def _rule(self) -> type[AnyCriterion] | None:

@@ -275,10 +275,13 @@ def comparison_table(title: str, rows: Sequence[AllocatorRow], metric: str | Non
     from onnxprune.cost import MEASURES
 
     timed = any(r.seconds is not None for r in rows)
-    columns = ["scope", *MEASURES, *(["latency"] if timed else []), *([metric] if metric else [])]
+    columns = ["allocator", *MEASURES, *(["latency"] if timed else []), *([metric] if metric else [])]
     cells = []
     for r in rows:
-        row = [("* " if r.chosen else "  ") + r.scope, *(percent(r.shares[m]) if r.shares else "-" for m in MEASURES)]
+        row = [
+            ("* " if r.chosen else "  ") + r.allocator,
+            *(percent(r.shares[m]) if r.shares else "-" for m in MEASURES),
+        ]
         if timed:
             row.append(seconds(r.seconds) if r.seconds is not None else "-")
         if metric:
@@ -287,7 +290,7 @@ def comparison_table(title: str, rows: Sequence[AllocatorRow], metric: str | Non
     table(title, columns, cells)
     for r in rows:
         if r.error is not None:
-            note(f"{r.scope}: {r.error}")
+            note(f"{r.allocator}: {r.error}")
 
 
 def criteria_table(found: CriteriaComparison, name: str) -> None:

@@ -66,7 +66,7 @@ def _words(criterion: Mapping[str, Any]) -> str:
 
 
 def threshold_of(
-    curves: Curves | None, min_accuracy: float | None, max_loss: float | None, *, target: bool = False
+    curves: Curves | None, min_group_accuracy: float | None, max_loss: float | None, *, target: bool = False
 ) -> float | None:
     """The threshold a user gave, checked; None if there is none.
 
@@ -78,12 +78,14 @@ def threshold_of(
             whole model misses, curves that were searched for another threshold only.
     """
     if curves is None:
-        if min_accuracy is None and max_loss is None:
+        if min_group_accuracy is None and max_loss is None:
             return None
-        option = "--min-accuracy" if max_loss is None else "--max-loss"
+        option = "--min-group-accuracy" if max_loss is None else "--max-loss"
         raise OnnxPruneError(f"{option} needs curves", fix="--curves FILE, from `onnxprune sensitivity`")
-    right, wrong = ("--min-accuracy", "--max-loss") if curves.higher_is_better else ("--max-loss", "--min-accuracy")
-    value, other = (min_accuracy, max_loss) if curves.higher_is_better else (max_loss, min_accuracy)
+    right, wrong = (
+        ("--min-group-accuracy", "--max-loss") if curves.higher_is_better else ("--max-loss", "--min-group-accuracy")
+    )
+    value, other = (min_group_accuracy, max_loss) if curves.higher_is_better else (max_loss, min_group_accuracy)
     if other is not None:
         better = "higher" if curves.higher_is_better else "lower"
         raise OnnxPruneError(

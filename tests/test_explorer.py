@@ -168,10 +168,10 @@ def test_sum_of_losses_for_a_loss_goes_up_and_an_accuracy_never_below_zero() -> 
 # ------------------------------------------------------------------------------------------------------------ aims
 
 
-@pytest.mark.parametrize("scope", [None, "global", "uniform", "saving"])
-def test_aims_meet_their_target_and_leave_what_is_held(scope: str | None) -> None:
+@pytest.mark.parametrize("allocator", [None, "global", "uniform", "saving"])
+def test_aims_meet_their_target_and_leave_what_is_held(allocator: str | None) -> None:
     found = explorer()
-    counts = found.aim("macs", 0.5, scope, {0: 48})
+    counts = found.aim("macs", 0.5, allocator, {0: 48})
     assert counts[0] == 48
     assert share(found.plan(counts), found.analysis, "macs") == pytest.approx(0.5, abs=0.02)
 
@@ -182,7 +182,7 @@ def test_aim_at_a_ratio_and_at_a_metric() -> None:
     assert found.aim("metric", 0.85, None, {}) == [64, 64]  # the curves allow 52 and 58; whole blocks
     assert found.aim("metric", 0.7, None, {1: 96}) == [48, 96]
     assert found.aims[-1] | {"step": 0} == {"what": "metric", "from": 0.9, "to": 0.6, "step": 0}
-    assert found.scopes[0] == "sensitivity"
+    assert found.allocators[0] == "sensitivity"
 
 
 def test_names_with_wildcards_are_held_as_themselves() -> None:

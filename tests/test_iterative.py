@@ -41,8 +41,8 @@ def groups(wide: Model) -> Analysis:
 
 ASKED: list[dict[str, Any]] = [
     {"target": Target(macs=0.5)},
-    {"target": Target(channels=0.6), "scope": "uniform", "normalize": "max"},
-    {"target": Target(params=0.6), "scope": "saving"},
+    {"target": Target(channels=0.6), "allocator": "uniform", "normalize": "max"},
+    {"target": Target(params=0.6), "allocator": "saving"},
     {"target": Target(memory=0.7), "constraints": Constraints(round_to=4, overrides={"w0": 0.25})},
     {"ratio": 0.4},
 ]
@@ -58,8 +58,8 @@ def test_one_step_is_no_steps(wide: Model, groups: Analysis, asked: dict[str, An
 
 def test_one_step_is_no_steps_for_latency(wide: Model, groups: Analysis) -> None:
     fake = FakeLatency(groups)
-    for scope in (None, "global"):
-        options: dict[str, Any] = {"latency": fake, "scope": scope}
+    for allocator in (None, "global"):
+        options: dict[str, Any] = {"latency": fake, "allocator": allocator}
         once = plan(score(wide, groups), Target(latency=0.5), **options)
         assert plan_steps(groups, "l2", Target(latency=0.5), steps=1, **options).to_json() == once.to_json()
 
@@ -165,9 +165,9 @@ def test_between_steps_nothing_is_taken_that_the_share_does_not_ask_for(
 
     monkeypatch.setattr(iterative, "stripped", spy)
     for schedule, wanted in (("linear", (0.85, 0.7, 0.55)), ("geometric", (0.4**0.25, 0.4**0.5, 0.4**0.75))):
-        for scope in ("global", "uniform", "latency", "saving"):
+        for allocator in ("global", "uniform", "latency", "saving"):
             seen.clear()
-            plan_steps(groups, "l2", Target(macs=0.4), steps=4, schedule=schedule, scope=scope,
+            plan_steps(groups, "l2", Target(macs=0.4), steps=4, schedule=schedule, allocator=allocator,
                        latency=FakeLatency(groups, block=8), constraints=Constraints(round_to=8))  # fmt: skip
             shares = [share(made, groups, "macs") for made in seen]
             for got, goal in zip(shares, wanted, strict=True):
@@ -267,7 +267,7 @@ def test_progress_counts_steps(groups: Analysis) -> None:
         ({"steps": True, "ratio": 0.5}, "at least one step"),
         ({"steps": 2, "ratio": 0.5, "schedule": "cubic"}, "unknown schedule 'cubic'"),
         ({"steps": 2, "ratio": 0.5, "schedule": "geometrik"}, "did you mean 'geometric'"),
-        ({"steps": 2, "target": Target(macs=0.5), "scope": "sensitivity"}, "curves hold for the whole model"),
+        ({"steps": 2, "target": Target(macs=0.5), "allocator": "sensitivity"}, "curves hold for the whole model"),
         ({"steps": 2}, "either a ratio or a target"),
         ({"steps": 2, "ratio": 1.0}, "share removed"),
         ({"steps": 2, "ratio": 0.5, "lr": 1}, "no parameter 'lr'"),

@@ -371,7 +371,7 @@ def test_command_line_prunes_by_costs_per_saving(tmp_path: Path) -> None:
         "--images", 10, "--threads", 1, "--round-to", 4,
     )  # fmt: skip
     line.ok("--target", "macs=0.6", "-o", tmp_path / "a")
-    line.ok("--target", "macs=0.6", "--scope", "global", "-o", tmp_path / "b")
+    line.ok("--target", "macs=0.6", "--allocator", "global", "-o", tmp_path / "b")
     line.ok("--target", "macs=0.6", "--steps", 2, "-p", "weigh=layer", "-o", tmp_path / "c")
     a, b, c = (op.load_plan(tmp_path / name) for name in "abc")
     assert [p.criterion.get("scope") for p in (a, b, c)] == ["saving", None, "saving"]

@@ -60,12 +60,12 @@ def one_channel(made: Plan, analysis: Analysis, measure: str) -> float:
     st.sampled_from((0.35, 0.5, 0.7, 0.9)),
     st.sampled_from(("global", "uniform", "saving")),
 )
-def test_target_is_met_within_one_percent_or_one_channel(spec: Spec, measure: str, goal: float, scope: str) -> None:
+def test_target_is_met_within_one_percent_or_one_channel(spec: Spec, measure: str, goal: float, allocator: str) -> None:
     model = load(build(spec))
     analysis = analyze(model)
     scored = score(model, analysis, "random")
     try:
-        made = plan(scored, Target(**{measure: goal}), scope=scope, constraints=FREE)
+        made = plan(scored, Target(**{measure: goal}), allocator=allocator, constraints=FREE)
     except OnnxPruneError as err:
         assert "cannot be reached" in str(err)  # noqa: PT017
         least = {g.name: 1 for g in analysis.groups}
@@ -97,9 +97,9 @@ def test_any_planned_removal_compiles(spec: Spec, ratio: float) -> None:
 # Bytes are left out: the constants of reshapes are too many here for a percent; memory: its peak moves by several.
 @pytest.mark.parametrize("measure", ["macs", "params", "channels"])
 @pytest.mark.parametrize("goal", [0.3, 0.5, 0.8])
-@pytest.mark.parametrize("scope", ["global", "uniform", "saving"])
-def test_wide_network_meets_targets_within_one_percent(wide: Scores, measure: str, goal: float, scope: str) -> None:
-    made = plan(wide, Target(**{measure: goal}), scope=scope, constraints=Constraints(round_to=1))
+@pytest.mark.parametrize("allocator", ["global", "uniform", "saving"])
+def test_wide_network_meets_targets_within_one_percent(wide: Scores, measure: str, goal: float, allocator: str) -> None:
+    made = plan(wide, Target(**{measure: goal}), allocator=allocator, constraints=Constraints(round_to=1))
     assert abs(share(made, wide.analysis, measure) - goal) <= 0.01
 
 
@@ -137,8 +137,8 @@ def test_global_scope_follows_the_scores_uniform_does_not(scores: Scores) -> Non
     dear = max(scores.analysis.groups, key=lambda g: g.channels).name
     raised = {n: s + (1e6 if n == dear else 0) for n, s in scores.groups.items()}
     biased = Scores(scores.analysis, raised, {}, "none")
-    assert dear not in plan(biased, Target(params=0.6), scope="global", constraints=FREE).groups
-    assert dear in plan(biased, Target(params=0.6), scope="uniform", constraints=FREE).groups
+    assert dear not in plan(biased, Target(params=0.6), allocator="global", constraints=FREE).groups
+    assert dear in plan(biased, Target(params=0.6), allocator="uniform", constraints=FREE).groups
 
 
 @pytest.fixture(scope="module")
@@ -299,10 +299,10 @@ def test_ratio_or_target_but_not_both(wide: Scores) -> None:
     for wrong in ({}, {"target": Target(macs=0.5), "ratio": 0.5}):
         with pytest.raises(OnnxPruneError, match="either a ratio or a target"):
             plan(wide, **wrong)
-    with pytest.raises(OnnxPruneError, match="unknown scope"):
-        plan(wide, ratio=0.5, scope="local")
+    with pytest.raises(OnnxPruneError, match="unknown allocator"):
+        plan(wide, ratio=0.5, allocator="local")
     with pytest.raises(OnnxPruneError, match="'sensitivity' needs a target"):
-        plan(wide, ratio=0.5, scope="sensitivity")
+        plan(wide, ratio=0.5, allocator="sensitivity")
     for ratio in (1.0, -0.1, float("nan")):
         with pytest.raises(OnnxPruneError, match="share removed"):
             plan(wide, ratio=ratio)

@@ -83,20 +83,20 @@ cases = st.builds(
 
 
 def test_every_group_loses_what_its_own_curve_allows(wide: Scores, curves: Curves) -> None:
-    made = plan(wide, curves=curves, min_accuracy=0.85, constraints=FINE)
+    made = plan(wide, curves=curves, min_group_accuracy=0.85, constraints=FINE)
     assert kept_counts(made, wide.analysis) == {"w0": 64 - 19, "w1": 96 - 48}
     assert made.criterion | {"scope": "sensitivity", "metric": "top1", "threshold": 0.85} == made.criterion
     # The largest measured ratio, not a crossing between two.
-    made = plan(wide, curves=curves, min_accuracy=0.86, constraints=FINE)
+    made = plan(wide, curves=curves, min_group_accuracy=0.86, constraints=FINE)
     assert kept_counts(made, wide.analysis) == {"w0": 64 - 12, "w1": 96 - 48}
-    made = plan(wide, curves=curves, min_accuracy=0.9, constraints=FINE)
+    made = plan(wide, curves=curves, min_group_accuracy=0.9, constraints=FINE)
     assert kept_counts(made, wide.analysis) == {"w0": 64 - 6, "w1": 96 - 38}
 
 
 def test_kept_counts_are_rounded_up_to_blocks(wide: Scores, curves: Curves) -> None:
-    made = plan(wide, curves=curves, min_accuracy=0.85, constraints=Constraints(round_to=32))
+    made = plan(wide, curves=curves, min_group_accuracy=0.85, constraints=Constraints(round_to=32))
     assert kept_counts(made, wide.analysis) == {"w0": 64, "w1": 64}  # from 45 and 48
-    made = plan(wide, curves=curves, min_accuracy=0.85, constraints=Constraints(round_to=8))
+    made = plan(wide, curves=curves, min_group_accuracy=0.85, constraints=Constraints(round_to=8))
     assert kept_counts(made, wide.analysis) == {"w0": 48, "w1": 48}
 
 
@@ -109,7 +109,7 @@ def test_never_more_than_the_curves_allow_and_no_less_for_a_lower_threshold(
     constraints = Constraints(round_to=block, max_ratio=0.99)
     before = None
     for threshold in sorted((first, second), reverse=True):
-        made = plan(scores, curves=curves, min_accuracy=threshold, constraints=constraints)
+        made = plan(scores, curves=curves, min_group_accuracy=threshold, constraints=constraints)
         counts = kept_counts(made, scores.analysis)
         for g in scores.analysis.groups:
             allowed = curves.largest(g.name, threshold) if g.name in curves.groups else 0
@@ -122,21 +122,21 @@ def test_never_more_than_the_curves_allow_and_no_less_for_a_lower_threshold(
         if before is not None:
             assert all(counts[n] <= before[n] for n in counts)
         before = counts
-    made = plan(scores, curves=curves, min_accuracy=second, constraints=constraints)
+    made = plan(scores, curves=curves, min_group_accuracy=second, constraints=constraints)
     compile_plan(scores.analysis.source, made)
 
 
 def test_groups_without_a_curve_stay_whole(wide: Scores) -> None:
     only = made_curves(wide, {"w1": FALLING["w1"]})
     for target in (None, Target(macs=0.6)):
-        options: dict[str, Any] = {"min_accuracy": 0.5} if target is None else {}
+        options: dict[str, Any] = {"min_group_accuracy": 0.5} if target is None else {}
         assert set(plan(wide, target, curves=only, constraints=FINE, **options).groups) == {"w1"}
 
 
 def test_lower_is_better_is_the_mirror_image(wide: Scores, curves: Curves) -> None:
     turned = mirrored(curves)
     for threshold in (0.9, 0.86, 0.5, 0.05):
-        ours = plan(wide, curves=curves, min_accuracy=threshold, constraints=FINE).groups
+        ours = plan(wide, curves=curves, min_group_accuracy=threshold, constraints=FINE).groups
         assert plan(wide, curves=turned, max_loss=1 - threshold + 1e-12, constraints=FINE).groups == ours
     for target in (Target(macs=0.6), Target(channels=0.8)):
         ours = plan(wide, target, curves=curves, constraints=FINE).groups
@@ -145,7 +145,7 @@ def test_lower_is_better_is_the_mirror_image(wide: Scores, curves: Curves) -> No
 
 def test_limits_hold_as_well(wide: Scores, curves: Curves) -> None:
     def counts(**constraints: Any) -> dict[str, int]:
-        made = plan(wide, curves=curves, min_accuracy=0.85, constraints=Constraints(round_to=1, **constraints))
+        made = plan(wide, curves=curves, min_group_accuracy=0.85, constraints=Constraints(round_to=1, **constraints))
         return kept_counts(made, wide.analysis)
 
     assert counts(max_ratio=0.25) == {"w0": 48, "w1": 72}
@@ -231,8 +231,13 @@ def test_level_curves_are_taken_in_the_same_proportion(wide: Scores) -> None:
 
 def test_a_threshold_bounds_a_target_in_every_scope(wide: Scores, curves: Curves) -> None:
     fake = FakeLatency(wide.analysis)
-    for scope in ("global", "uniform", "sensitivity", "latency"):
-        options: dict[str, Any] = {"curves": curves, "min_accuracy": 0.85, "scope": scope, "latency": fake}
+    for allocator in ("global", "uniform", "sensitivity", "latency"):
+        options: dict[str, Any] = {
+            "curves": curves,
+            "min_group_accuracy": 0.85,
+            "allocator": allocator,
+            "latency": fake,
+        }
         made = plan(wide, Target(channels=0.65), constraints=FINE, **options)
         counts = kept_counts(made, wide.analysis)
         assert counts["w0"] >= 45
@@ -244,7 +249,7 @@ def test_a_threshold_bounds_a_target_in_every_scope(wide: Scores, curves: Curves
 def test_latency_scope_counts_the_metric_where_there_are_curves(wide: Scores, curves: Curves) -> None:
     fake = FakeLatency(wide.analysis)
     made = plan(
-        wide, Target(latency=0.8), curves=curves, latency=fake, scope="latency", constraints=Constraints(round_to=8)
+        wide, Target(latency=0.8), curves=curves, latency=fake, allocator="latency", constraints=Constraints(round_to=8)
     )
     assert kept_counts(made, wide.analysis)["w1"] <= 64
     assert kept_counts(made, wide.analysis)["w0"] == 64
@@ -296,26 +301,26 @@ def test_curves_that_do_not_belong_are_refused(wide: Scores, curves: Curves) -> 
         (replace(curves, groups=other), "counts 65 channels where the model has 64"),
         (replace(curves, groups={**curves.groups, "w9": curves.groups["w0"]}), "unknown group 'w9'"),
     ):
-        for options in ({"min_accuracy": 0.8}, {"target": Target(macs=0.7)}):
+        for options in ({"min_group_accuracy": 0.8}, {"target": Target(macs=0.7)}):
             with pytest.raises(OnnxPruneError, match=message):
                 plan(wide, curves=wrong, **options)
-    plan(wide, curves=replace(curves, criterion={**wide.criterion, "normalize": "max"}), min_accuracy=0.8)
+    plan(wide, curves=replace(curves, criterion={**wide.criterion, "normalize": "max"}), min_group_accuracy=0.8)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_loss": 0.2}, r"--max-loss does not go .* top1, higher is better\s+try: --min-accuracy 0.2"),
-        ({"min_accuracy": 0.8, "max_loss": 0.2}, "--max-loss does not go"),
-        ({"min_accuracy": 1.5}, r"in \[0, 1\] for top1; got 1.5"),
-        ({"min_accuracy": -0.1}, "got -0.1"),
-        ({"min_accuracy": float("nan")}, "got nan"),
-        ({"min_accuracy": 0.95}, "the whole model's top1 is 0.9 already, below --min-accuracy 0.95"),
-        ({"min_accuracy": 0.8, "ratio": 0.3}, "a ratio takes the same from every group, curves do not"),
+        ({"max_loss": 0.2}, r"--max-loss does not go .* top1, higher is better\s+try: --min-group-accuracy 0.2"),
+        ({"min_group_accuracy": 0.8, "max_loss": 0.2}, "--max-loss does not go"),
+        ({"min_group_accuracy": 1.5}, r"in \[0, 1\] for top1; got 1.5"),
+        ({"min_group_accuracy": -0.1}, "got -0.1"),
+        ({"min_group_accuracy": float("nan")}, "got nan"),
+        ({"min_group_accuracy": 0.95}, "the whole model's top1 is 0.9 already, below --min-group-accuracy 0.95"),
+        ({"min_group_accuracy": 0.8, "ratio": 0.3}, "a ratio takes the same from every group, curves do not"),
         ({"ratio": 0.3}, "curves do not"),
-        ({}, "or --min-accuracy 0.9"),
-        ({"min_accuracy": 0.8, "scope": "global"}, "the scope 'global' needs a target"),
-        ({"min_accuracy": 0.8, "scope": "sensitive"}, "did you mean 'sensitivity'"),
+        ({}, "or --min-group-accuracy 0.9"),
+        ({"min_group_accuracy": 0.8, "allocator": "global"}, "the allocator 'global' needs a target"),
+        ({"min_group_accuracy": 0.8, "allocator": "sensitive"}, "did you mean 'sensitivity'"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(
@@ -328,7 +333,7 @@ def test_options_that_make_no_sense_are_refused(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"min_accuracy": 0.8}, "does not go with these curves: their metric is loss, lower is better"),
+        ({"min_group_accuracy": 0.8}, "does not go with these curves: their metric is loss, lower is better"),
         ({"max_loss": float("inf")}, "a finite number for loss"),
         ({"max_loss": 0.05}, "the whole model's loss is 0.1 already, above --max-loss 0.05"),
     ],
@@ -340,7 +345,7 @@ def test_options_of_the_other_kind_of_metric(
         plan(wide, curves=mirrored(curves), **options)
 
 
-@pytest.mark.parametrize("options", [{"min_accuracy": 0.9}, {"max_loss": 0.9}, {"scope": "sensitivity"}])
+@pytest.mark.parametrize("options", [{"min_group_accuracy": 0.9}, {"max_loss": 0.9}, {"allocator": "sensitivity"}])
 def test_without_curves_they_are_refused(wide: Scores, options: dict[str, Any]) -> None:
     with pytest.raises(OnnxPruneError, match="needs curves"):
         plan(wide, Target(macs=0.5), **options)
@@ -348,11 +353,13 @@ def test_without_curves_they_are_refused(wide: Scores, options: dict[str, Any]) 
 
 def test_bisected_curves_hold_for_their_threshold_only(wide: Scores) -> None:
     curves = made_curves(wide, {"w0": (0.9, 0.82), "w1": (0.85, 0.7)}, ratios=(0.25, 0.5), bisected=0.8)
-    made = plan(wide, curves=curves, min_accuracy=0.8, constraints=FINE)
+    made = plan(wide, curves=curves, min_group_accuracy=0.8, constraints=FINE)
     assert kept_counts(made, wide.analysis) == {"w0": 32, "w1": 72}
     wrong: Sequence[dict[str, Any]] = (
-        {"min_accuracy": 0.7}, {"target": Target(macs=0.6)}, {"target": Target(macs=0.6), "min_accuracy": 0.8},
-    )  # fmt: skip
+        {"min_group_accuracy": 0.7},
+        {"target": Target(macs=0.6)},
+        {"target": Target(macs=0.6), "min_group_accuracy": 0.8},
+    )
     for options in wrong:
         with pytest.raises(OnnxPruneError, match=r"searched for top1 = 0.8 and hold for that threshold only"):
             plan(wide, curves=curves, **options)

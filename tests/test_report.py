@@ -55,7 +55,7 @@ on = "test_data"
 
 [[step]]
 do = "plan"
-min_accuracy = 0.5
+min_group_accuracy = 0.5
 target = "channels=0.8"
 
 [[step]]

@@ -944,7 +944,7 @@ def test_scores_go_into_the_planner_with_all_of_its_options() -> None:
     assert isinstance(scores, Scores)
     from onnxprune.planner import plan
 
-    made = plan(scores, Target(params=0.6), scope="uniform", normalize="max", constraints=Constraints(round_to=1))
+    made = plan(scores, Target(params=0.6), allocator="uniform", normalize="max", constraints=Constraints(round_to=1))
     assert isinstance(made, Plan)
     assert made.criterion["normalize"] == "max"
 

@@ -133,11 +133,11 @@ def scored(bench: Bench, analysis: Analysis, rule: AnyCriterion, groups: list[st
 
 def planned(scores: Scores, share: float, setting: str, *, uniform: bool = False) -> Plan:
     """The plan for a share of the MACs; uniform where the criterion forbids a ranking of all layers."""
-    scope, protect = SETTINGS[setting]
+    allocator, protect = SETTINGS[setting]
     if uniform or "global" in scores.forbids:
-        scope = "uniform"
+        allocator = "uniform"
     constraints = op.Constraints(round_to=1, protect=protect)
-    return op.plan(scores, op.Target(macs=share), scope=scope, constraints=constraints)
+    return op.plan(scores, op.Target(macs=share), allocator=allocator, constraints=constraints)
 
 
 def point(bench: Bench, analysis: Analysis, plan: Plan) -> Figures:

@@ -37,7 +37,7 @@ def plans(scores: op.Scores, model: LatencyModel) -> dict[str, op.Plan]:
     """Plans to half of the MACs or of the latency."""
     return {
         "global, macs=0.5": op.plan(scores, op.Target(macs=0.5)),
-        "latency, macs=0.5": op.plan(scores, op.Target(macs=0.5), scope="latency", latency=model),
+        "latency, macs=0.5": op.plan(scores, op.Target(macs=0.5), allocator="latency", latency=model),
         "latency, latency=0.5": op.plan(scores, op.Target(latency=0.5), latency=model),
     }
 

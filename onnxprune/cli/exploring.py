@@ -63,7 +63,7 @@ def explore(**o: Any) -> None:
     curves = load_curves(o["curves_file"]) if o["curves_file"] else None
     scores = load_scores(o["scores_file"], analysis) if o["scores_file"] else scored(analysis, by_curves(o, curves))
     explorer = Explorer(
-        scores, output, name=model.name, curves=curves, latency=predictor_of(analysis, None, {**o, "scope": None}),
+        scores, output, name=model.name, curves=curves, latency=predictor_of(analysis, None, {**o, "allocator": None}),
         constraints=constraints_of(o), normalize=o["normalize"], overwrite=o["output"] is not None,
     )  # fmt: skip
     server = Server(explorer, o["port"])

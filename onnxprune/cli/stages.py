@@ -76,13 +76,13 @@ def target_of(o: dict[str, Any]) -> Target | None:
     from onnxprune.limits import check_ratio
     from onnxprune.targets import Target
 
-    curves, thresholds = o["curves_file"] is not None, [o["min_accuracy"], o["max_loss"]].count(None) < 2
+    curves, thresholds = o["curves_file"] is not None, [o["min_group_accuracy"], o["max_loss"]].count(None) < 2
     if thresholds and not curves:
-        raise click.UsageError("--min-accuracy and --max-loss need --curves")
+        raise click.UsageError("--min-group-accuracy and --max-loss need --curves")
     if curves and o["ratio"] is not None:
         raise click.UsageError("--ratio takes the same from every group, --curves do not: give one of them")
     if curves and not thresholds and o["target"] is None:
-        raise click.UsageError("--curves need --min-accuracy (or --max-loss), or a --target")
+        raise click.UsageError("--curves need --min-group-accuracy (or --max-loss), or a --target")
     if not curves and (o["target"] is None) == (o["ratio"] is None):
         raise click.UsageError("give either --ratio or --target (for example --target macs=0.5)")
     if o["steps"] is not None and (curves or o.get("scores_file")):
@@ -135,7 +135,7 @@ def by_curves(o: dict[str, Any], curves: Curves | None) -> dict[str, Any]:
 
 def predictor_of(analysis: Analysis, target: Target | None, o: dict[str, Any]) -> LatencyPredictor | None:
     """A latency model, measured or found in the cache, where one is asked for."""
-    if not (o["timed"] or o["scope"] == "latency" or (target is not None and target.measure == "latency")):
+    if not (o["timed"] or o["allocator"] == "latency" or (target is not None and target.measure == "latency")):
         return None
     from onnxprune.latency_prediction import latency_model
     from onnxprune.show import progress
@@ -157,7 +157,7 @@ def planned(
     constraints = constraints_of(o)
     curves = load_curves(o["curves_file"]) if o["curves_file"] else None
     latency = predictor_of(analysis, target, o)
-    common = {"ratio": o["ratio"], "scope": o["scope"], "normalize": o["normalize"], "constraints": constraints}
+    common = {"ratio": o["ratio"], "allocator": o["allocator"], "normalize": o["normalize"], "constraints": constraints}
     if o["steps"] is not None:
         with progress(f"scoring with {o['criterion']}", quiet=o["as_json"]) as tick:
             made = plan_steps(
@@ -169,7 +169,13 @@ def planned(
     given = o.get("scores_file")
     scores = load_scores(given, analysis) if given else scored(analysis, by_curves(o, curves))
     made = plan(
-        scores, target, curves=curves, min_accuracy=o["min_accuracy"], max_loss=o["max_loss"], latency=latency, **common
+        scores,
+        target,
+        curves=curves,
+        min_group_accuracy=o["min_group_accuracy"],
+        max_loss=o["max_loss"],
+        latency=latency,
+        **common,
     )
     return made, scores, curves, latency
 

@@ -43,7 +43,7 @@ class AnyCriterion(ABC):
     """The reductions that make sense for this criterion."""
     default_normalize: ClassVar[str]
     """How scores of different layers are made comparable for a global ranking; see `normalize`."""
-    default_scope: ClassVar[str] = "global"
+    default_allocator: ClassVar[str] = "global"
     """How a target is shared where nothing is said: "global", or "saving" for scores that are costs to be summed."""
     forbids: ClassVar[Mapping[str, str]] = MappingProxyType({})
     """What the definition forbids, and why: `normalize` (any but the default) or `global` (one ranking of layers)."""

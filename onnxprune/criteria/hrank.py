@@ -100,7 +100,7 @@ class HRank(DataCriterion):
     source: ClassVar[str] = "Lin et al. 2020, HRank: Filter Pruning using High-Rank Feature Map"
     needs: ClassVar[str] = "data"
     default_normalize: ClassVar[str] = "max"  # ranks end at the map's size; over the largest, layers compare
-    default_scope: ClassVar[str] = "uniform"  # orders a layer well, ranks layers against each other badly
+    default_allocator: ClassVar[str] = "uniform"  # orders a layer well, ranks layers against each other badly
 
     def __post_init__(self) -> None:
         if isinstance(self.images, bool) or not isinstance(self.images, int) or self.images < 1:

@@ -50,7 +50,7 @@ class Lrp(DataCriterion):
     source: ClassVar[str] = "Yeom et al. 2021, Pruning by explaining, arXiv:1912.08881"
     needs: ClassVar[str] = "labels"
     default_normalize: ClassVar[str] = "none"
-    default_scope: ClassVar[str] = "uniform"  # orders a layer well, ranks layers against each other badly
+    default_allocator: ClassVar[str] = "uniform"  # orders a layer well, ranks layers against each other badly
 
     def score_sites(self, context: ScoringContext, probes: Sequence[Probe]) -> Sequence[SiteScores]:
         """Scores of every map before its nonlinearity.

@@ -142,7 +142,7 @@ class Obs(DataCriterion):
     default_reduce: ClassVar[str] = "sum"
     reductions: ClassVar[tuple[str, ...]] = ("sum",)
     default_normalize: ClassVar[str] = "none"
-    default_scope: ClassVar[str] = "saving"
+    default_allocator: ClassVar[str] = "saving"
 
     def __post_init__(self) -> None:
         if self.weigh not in WEIGHINGS:

@@ -312,7 +312,7 @@ class Senpis(DataCriterion):
     forbids: ClassVar[Mapping[str, str]] = MappingProxyType(
         {
             "global": "it takes the same share of every layer, and scores of a layer hold with that share of the "
-            "earlier ones gone; use --ratio (or --scope uniform)"
+            "earlier ones gone; use --ratio (or --allocator uniform)"
         }
     )
 

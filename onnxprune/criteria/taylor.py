@@ -84,7 +84,7 @@ class _FirstOrder(DataCriterion):
 
     needs: ClassVar[str] = "labels"
     default_normalize: ClassVar[str] = "none"  # scores are normalised over the layer already
-    default_scope: ClassVar[str] = "uniform"  # orders a layer well, ranks layers against each other badly
+    default_allocator: ClassVar[str] = "uniform"  # orders a layer well, ranks layers against each other badly
     form: str  # a field of the subclasses
 
     def __post_init__(self) -> None:

@@ -83,7 +83,7 @@ class ThiNet(DataCriterion):
     default_reduce: ClassVar[str] = "sum"
     reductions: ClassVar[tuple[str, ...]] = ("sum",)
     default_normalize: ClassVar[str] = "none"  # shares of output energy already
-    default_scope: ClassVar[str] = "uniform"  # orders a layer well, ranks layers against each other badly
+    default_allocator: ClassVar[str] = "uniform"  # orders a layer well, ranks layers against each other badly
 
     def __post_init__(self) -> None:
         check_rows("thinet", self.rows)

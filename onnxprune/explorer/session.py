@@ -34,7 +34,7 @@ from onnxprune.thresholds import check_curves, predicted, predicted_sum, thresho
 
 Counts = Sequence[int]
 RATIO, METRIC = "ratio", "metric"  # aims besides the measures of a target
-_TRACES = 8  # of the scope "saving", remembered
+_TRACES = 8  # of the allocator "saving", remembered
 
 
 class Explorer:
@@ -85,7 +85,7 @@ class Explorer:
             for g, start in zip(self.analysis.groups, self.start, strict=True)
         ]
         self.aims = self._aims()
-        self.scopes = self._scopes()
+        self.allocators = self._allocators()
 
     # ------------------------------------------------------------------------------------------------- questions
 
@@ -103,7 +103,7 @@ class Explorer:
             "whole": self.figures(whole),
             "start": self.start,
             "aims": self.aims,
-            "scopes": self.scopes,
+            "scopes": self.allocators,
             "metric": self._metric(),
             "latency": self._timing(),
         }
@@ -117,14 +117,14 @@ class Explorer:
         with self._lock:
             return self._figures(self._plan_groups(counts))
 
-    def aim(self, what: str, value: float, scope: str | None, held: Mapping[int, int]) -> list[int]:
+    def aim(self, what: str, value: float, allocator: str | None, held: Mapping[int, int]) -> list[int]:
         """Counts for a goal.
 
         Args:
             what: a measure of `Target` (value: the share kept), "ratio" (the share removed from every group) or
                 "metric" (every group as far as its own curve stays at the value).
             value: of that.
-            scope: how a target is shared; None for what suits it.
+            allocator: how a target is shared; None for what suits it.
             held: place of a group -> the count it keeps whatever the goal.
 
         Raises:
@@ -138,13 +138,17 @@ class Explorer:
         if what == METRIC:
             up = self.curves is None or self.curves.higher_is_better
             threshold = threshold_of(self.curves, value if up else None, None if up else value)
-            scope = "sensitivity"
+            allocator = "sensitivity"
         else:
-            scope = check_allocator(
-                scope if target is not None else "uniform", target, value if what == RATIO else None,
-                curves=self.curves if target is not None else None, latency=self.latency, own=self.scores.scope,
-            )  # fmt: skip
-        request = AllocationRequest(target, value if what == RATIO else None, scope, self._normalize, constraints)
+            allocator = check_allocator(
+                allocator if target is not None else "uniform",
+                target,
+                value if what == RATIO else None,
+                curves=self.curves if target is not None else None,
+                latency=self.latency,
+                default=self.scores.default_allocator,
+            )
+        request = AllocationRequest(target, value if what == RATIO else None, allocator, self._normalize, constraints)
         with self._lock:
             groups = allocate(
                 self.scores, request, curves=None if what == RATIO else self.curves, threshold=threshold,
@@ -270,14 +274,14 @@ class Explorer:
                 aims.append({"what": METRIC, "from": whole, "to": end, "step": abs(whole - end) / 100})
         return aims
 
-    def _scopes(self) -> list[str]:
+    def _allocators(self) -> list[str]:
         """Ways to share a target that are possible here; the first one is the default."""
         extra = [("sensitivity", self.curves is not None), ("latency", self.latency is not None)]
         names = [name for name, there in extra if there]
         names += ["global", "uniform", "saving"]
         if "global" in self.scores.forbids:
             names = [n for n in names if n not in ("global", "latency", "saving")]
-        own = "sensitivity" if self.curves is not None else self.scores.scope
+        own = "sensitivity" if self.curves is not None else self.scores.default_allocator
         return sorted(names, key=lambda n: n != own)
 
     def _metric(self) -> dict[str, Any] | None:

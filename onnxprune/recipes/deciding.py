@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from onnxprune.allocators import SCOPES
+from onnxprune.allocators import ALLOCATORS
 from onnxprune.calibration import Calibration
 from onnxprune.class_tables import save_class_table
 from onnxprune.coupling import Analysis
@@ -135,7 +135,7 @@ class SensitivityStep(RecipeStep):
     ratios: tuple[float, ...] = RATIOS
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    min_accuracy: float | None = None
+    min_group_accuracy: float | None = None
     max_loss: float | None = None
     stop_at_chance: bool = False
     partial_classes: bool = False
@@ -156,9 +156,9 @@ class SensitivityStep(RecipeStep):
         if self.on:
             pick(self.on)
         metric = get_metric(self.metric or "top1")
-        if self.min_accuracy is not None and self.max_loss is not None:
-            raise OnnxPruneError("give either 'min_accuracy' or 'max_loss'")
-        wrong = "max_loss" if metric.higher_is_better else "min_accuracy"
+        if self.min_group_accuracy is not None and self.max_loss is not None:
+            raise OnnxPruneError("give either 'min_group_accuracy' or 'max_loss'")
+        wrong = "max_loss" if metric.higher_is_better else "min_group_accuracy"
         if getattr(self, wrong) is not None:
             more = "more" if metric.higher_is_better else "less"
             raise OnnxPruneError(f"of {metric.name}, {more} is better: {wrong!r} does not go with it")
@@ -177,7 +177,7 @@ class SensitivityStep(RecipeStep):
         scores = self.scoring.scores(context)
         paths = {SCORES: context.folder / "scores.json", CURVES: context.folder / "curves.json"}
         save_scores(scores, paths[SCORES])
-        threshold = self.max_loss if self.min_accuracy is None else self.min_accuracy
+        threshold = self.max_loss if self.min_group_accuracy is None else self.min_group_accuracy
         curves = sensitivity(
             scores, context.samples(on, self.scoring.images), metric=self.metric, ratios=self.ratios,
             include=self.include, exclude=self.exclude, threshold=threshold, stop_at_chance=self.stop_at_chance,
@@ -202,14 +202,14 @@ class PlanningOptions:
     """How much goes, and from which groups.
 
     A plan goes by a criterion of its own, else by the scores made last. Curves are taken into account where there are
-    some of the model as it is, unless there is a `ratio`, a criterion of its own, or a scope they have no part in.
+    some of the model as it is, unless there is a `ratio`, a criterion of its own, or an allocator they have no part in.
 
     Attributes:
         ratio: share removed from every group.
         target: share kept, such as "macs=0.5".
-        min_accuracy: no group's curve falls below this.
+        min_group_accuracy: no group's curve falls below this.
         max_loss: the same for metrics of which less is better.
-        scope: "global", "uniform", "saving", "sensitivity" or "latency".
+        allocator: "global", "uniform", "saving", "sensitivity" or "latency".
         normalize: how groups are compared.
         steps: get there in so many steps with new scores between them, on the weights as they are; `schedule` is
             "linear" or "geometric". Training between them is what `repeat` is for.
@@ -220,19 +220,21 @@ class PlanningOptions:
     constraints: Constraints
     ratio: float | None = None
     target: str | None = None
-    min_accuracy: float | None = None
+    min_group_accuracy: float | None = None
     max_loss: float | None = None
-    scope: str | None = None
+    allocator: str | None = None
     normalize: str | None = None
     steps: int | None = None
     schedule: str = "linear"
 
     def __post_init__(self) -> None:
-        thresholds = self.min_accuracy is not None or self.max_loss is not None
+        thresholds = self.min_group_accuracy is not None or self.max_loss is not None
         if self.ratio is not None and (thresholds or self.target is not None):
             raise OnnxPruneError("a ratio takes the same from every group: it goes with no target and no threshold")
         if self.ratio is None and self.target is None and not thresholds:
-            raise OnnxPruneError("how much goes is missing", fix="ratio, target, or after a sensitivity min_accuracy")
+            raise OnnxPruneError(
+                "how much goes is missing", fix="ratio, target, or after a sensitivity min_group_accuracy"
+            )
         if self.ratio is not None:
             check_ratio(self.ratio)
         if self.steps is not None and (thresholds or not self.scoring.criterion):
@@ -241,7 +243,7 @@ class PlanningOptions:
             raise OnnxPruneError(f"'max_ratio' is a share removed, in [0, 1); got {self.constraints.max_ratio:g}")
         require_positive(steps=self.steps)
         for what, name, known in (
-            ("scope", self.scope, SCOPES), ("normalisation", self.normalize, METHODS),
+            ("allocator", self.allocator, ALLOCATORS), ("normalisation", self.normalize, METHODS),
             ("schedule", self.schedule, SCHEDULES),
         ):  # fmt: skip
             if name is not None and name not in known:
@@ -254,7 +256,9 @@ class PlanningOptions:
     @property
     def needs(self) -> tuple[str, ...]:
         """Of what earlier steps make."""
-        wants_curves = self.min_accuracy is not None or self.max_loss is not None or self.scope == "sensitivity"
+        wants_curves = (
+            self.min_group_accuracy is not None or self.max_loss is not None or self.allocator == "sensitivity"
+        )
         return (*(() if self.scoring.criterion else (SCORES,)), *((CURVES,) if wants_curves else ()))
 
     def check(self, analysis: Analysis) -> None:
@@ -266,9 +270,12 @@ class PlanningOptions:
         aim = self._aim()
         latency = self._latency(context, aim)
         shared: dict[str, Any] = {
-            "ratio": self.ratio, "scope": self.scope, "normalize": self.normalize, "constraints": self.constraints,
+            "ratio": self.ratio,
+            "allocator": self.allocator,
+            "normalize": self.normalize,
+            "constraints": self.constraints,
             "latency": latency,
-        }  # fmt: skip
+        }
         s = self.scoring
         if self.steps is not None:
             return plan_steps(
@@ -278,18 +285,23 @@ class PlanningOptions:
         own = s.scores(context) if s.criterion else None
         scores = own if own is not None else load_scores(context.files[SCORES], context.analysis)
         made = plan(
-            scores, aim, curves=self._curves(context), min_accuracy=self.min_accuracy, max_loss=self.max_loss, **shared
+            scores,
+            aim,
+            curves=self._curves(context),
+            min_group_accuracy=self.min_group_accuracy,
+            max_loss=self.max_loss,
+            **shared,
         )
         return made, own
 
     def _curves(self, context: StepContext) -> Curves | None:
-        idle = self.ratio is not None or self.scope in ("global", "uniform")
-        if self.min_accuracy is None and self.max_loss is None and (idle or self.scoring.criterion):
+        idle = self.ratio is not None or self.allocator in ("global", "uniform")
+        if self.min_group_accuracy is None and self.max_loss is None and (idle or self.scoring.criterion):
             return None
         return load_curves(context.files[CURVES]) if CURVES in context.files else None
 
     def _latency(self, context: StepContext, aim: Target | None) -> LatencyPredictor | None:
-        if self.scope != "latency" and (aim is None or aim.measure != "latency"):
+        if self.allocator != "latency" and (aim is None or aim.measure != "latency"):
             return None
         from onnxprune.latency_prediction import latency_model
 

@@ -4,6 +4,7 @@ ingredients no step before it makes.
 
 from __future__ import annotations
 
+import logging
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,25 +22,20 @@ from onnxprune.recipes.measuring import EvaluateStep, SweepStep
 from onnxprune.recipes.options import options, read
 
 STEPS: dict[str, type[RecipeStep]] = {
-    cls.do: cls
-    for cls in (
-        ScoreStep,
-        SensitivityStep,
-        PlanStep,
-        ApplyStep,
-        PruneStep,
-        RetrainStep,
-        SparsifyStep,
-        EvaluateStep,
-        SweepStep,
+    cls.do: cls for cls in (
+        ScoreStep, SensitivityStep, PlanStep, ApplyStep, PruneStep, RetrainStep, SparsifyStep, EvaluateStep, SweepStep
     )
-}
+}  # fmt: skip
 """Kinds of steps by the name a recipe calls them."""
+
+RENAMED = {"min_accuracy": "min_group_accuracy", "scope": "allocator"}
+"""Old keys of steps, which are still read, and what they are called now."""
 
 REPEAT = "repeat"
 SHIPPED = "onnxprune:"
 """Begins the name of a model that comes with the package."""
 
+_log = logging.getLogger(__name__)
 _MAX_STEPS = 999
 _MAX_BYTES = 2**20
 Table = dict[str, Any]
@@ -193,6 +189,9 @@ def load_recipe(
         raise OnnxPruneError(f"cannot read the recipe {str(path)!r}: {err.strerror or err}") from err
     except (ValueError, RecursionError) as err:  # TOML's own error and that of UTF-8 are ValueErrors
         raise OnnxPruneError(f"{str(path)!r} is not valid TOML: {err}") from err
+    for do, step in _tables(table.get("step")):
+        for key in [k for k in step if k in RENAMED]:
+            _set(step, _current(do, key, path.name), step.pop(key), path.name)
     for change in changes:
         _change(table, change)
     for key, value in {**(sources or {}), **({"model": str(model)} if model else {})}.items():
@@ -324,19 +323,41 @@ def _change(table: Table, change: str) -> None:
         _part(table, path[0], change)
         table[path[0]] = {**table.get(path[0], {}), key: value}
     else:
-        found = list(_tables(table.get("step"), path[0]))
+        found = [step for do, step in _tables(table.get("step")) if do == path[0]]
         if not found:
             raise OnnxPruneError(f"the recipe has no step {path[0]!r} to change", where=change)
+        key = _current(path[0], key, change)
         for step in found:
             step[key] = value
 
 
-def _tables(steps: Any, do: str) -> Iterator[Table]:
+def _tables(steps: Any) -> Iterator[tuple[str, Table]]:
+    """The tables of all steps, those in loops included, with what each does."""
     for table in steps if isinstance(steps, list) else ():
         if isinstance(table, dict):
-            if table.get("do") == do:
-                yield table
-            yield from _tables(table.get("step"), do)
+            if isinstance(table.get("do"), str):
+                yield table["do"], table
+            yield from _tables(table.get("step"))
+
+
+def _current(do: str, key: str, where: str) -> str:
+    """Return the name that an option of a step has now, after a note if `key` is an old one."""
+    known = options(STEPS[do]) if do in STEPS else {}
+    if key in known or RENAMED.get(key) not in known:
+        return key
+    _log.warning("%s: %s is now %s", where, key, RENAMED[key])
+    return RENAMED[key]
+
+
+def _set(step: Table, key: str, value: Any, where: str) -> None:
+    """Sets a key that was spelled otherwise.
+
+    Raises:
+        OnnxPruneError: the step has the key under both names.
+    """
+    if key in step:
+        raise OnnxPruneError(f"a step has {key!r} under its old name as well", where=where, fix="leave out the old one")
+    step[key] = value
 
 
 def _value(text: str) -> Any:

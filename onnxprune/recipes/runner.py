@@ -35,13 +35,14 @@ from onnxprune.files import check_output, write_text
 from onnxprune.journal import Journal
 from onnxprune.model import load
 from onnxprune.recipes.base import MODEL, StepContext, StepResult, after
-from onnxprune.recipes.recipe import Recipe, StepEntry
+from onnxprune.recipes.recipe import RENAMED, Recipe, StepEntry
 from onnxprune.recipes.table import RunTable, StepRow
 from onnxprune.sweep import data_digest
 
 JOURNAL, LOG, COPY, MARK = "run.journal", "log.txt", "recipe.toml", "step.json"
 ORIGINAL, LATENCY = "00-original", "latency"
 _RECORD = {"step", "turn", "files", "digests", "figures", "note", "seconds", "resumed"}
+_RENAMED = {**RENAMED, "limits": "constraints"}  # old names in journals
 _FREE = {"threads", "device", "jobs", "workers"}
 _STEP = re.compile(r"\d{2,3}-[a-z]+")
 
@@ -138,7 +139,7 @@ class _RecipeRun:
                 raise OnnxPruneError("the journal holds something that is no step", where=key, fix=fix)
         for e in self.recipe.entries[: len(finished)]:
             record = self.book.entries[e.key]
-            wrong = _different(record["step"], _options(e))
+            wrong = _different(_renamed(record["step"], _options(e)), _options(e))
             if wrong:
                 raise OnnxPruneError(
                     f"{e.title} is finished, with other options ({', '.join(sorted(wrong))})", where=e.key, fix=fix
@@ -224,7 +225,7 @@ class _RecipeRun:
         }  # fmt: skip
         try:
             there = _json(folder / MARK) if folder.is_dir() else None
-            if isinstance(there, dict) and not _different(there, mark):
+            if isinstance(there, dict) and not _different(_renamed(there, mark), mark):
                 _forget_temporary(folder)
                 return True
             if folder.exists():
@@ -373,6 +374,17 @@ def _json(path: Path) -> Any:
 def _options(e: StepEntry) -> Record:
     """A step's options as JSON gives them back."""
     return json.loads(json.dumps(asdict(e.step)))  # type: ignore[no-any-return, call-overload]  # a dataclass
+
+
+def _renamed(record: Any, like: Record) -> Any:
+    """A record of options under the names of `like`: runs begun by an earlier version have old ones."""
+    if not isinstance(record, dict):
+        return record
+    names = {key: _RENAMED[key] if key not in like and key in _RENAMED else key for key in record}
+    return {
+        name: _renamed(record[key], like[name]) if isinstance(like.get(name), dict) else record[key]
+        for key, name in names.items()
+    }
 
 
 def _different(one: Any, other: Any) -> set[str]:

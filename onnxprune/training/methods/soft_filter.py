@@ -112,4 +112,4 @@ class SoftFilter(Method):
         """
         if target is None and ratio is None:
             ratio = self.ratio
-        return pipeline.plan(self.scores(model), target, ratio=ratio, scope="uniform", constraints=constraints)
+        return pipeline.plan(self.scores(model), target, ratio=ratio, allocator="uniform", constraints=constraints)
