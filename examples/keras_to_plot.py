@@ -44,7 +44,7 @@ groups = op.analyze(model)
 scores = op.score(model, groups, "obs", calibration=calibration)
 cut, recovered = [], []
 for share in (0.75, 0.5, 0.25):
-    plan = op.plan(scores, op.Target(macs=share), limits=op.Limits(round_to=4))
+    plan = op.plan(scores, op.Target(macs=share), constraints=op.Constraints(round_to=4))
     cut.append(op.apply(model, plan))
     recovered.append(recover(model, cut[-1], plan, calibration).model)
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from onnxprune.iterative import plan_steps as plan_steps
     from onnxprune.latency_prediction import LatencyModel as LatencyModel
     from onnxprune.latency_prediction import latency_model as latency_model
-    from onnxprune.limits import Limits as Limits
+    from onnxprune.limits import Constraints as Constraints
     from onnxprune.model import Model as Model
     from onnxprune.model import load as load
     from onnxprune.model import save as save
@@ -63,8 +63,8 @@ if TYPE_CHECKING:
     from onnxprune.verification import verify as verify
 
 _WHERE = {
-    "Analysis": "coupling", "Compiled": "pipeline", "Cost": "cost", "CostModel": "cost", "Curves": "curves",
-    "Data": "data", "Group": "coupling", "LatencyModel": "latency_prediction", "Limits": "limits", "Model": "model",
+    "Analysis": "coupling", "Compiled": "pipeline", "Constraints": "limits", "Cost": "cost", "CostModel": "cost",
+    "Curves": "curves", "Data": "data", "Group": "coupling", "LatencyModel": "latency_prediction", "Model": "model",
     "OnnxPruneError": "errors", "Plan": "plans", "Preprocess": "data", "Removal": "plans", "Scores": "scoring",
     "Settings": "training", "Target": "targets", "Verification": "verification", "VerificationError": "errors",
     "analyze": "pipeline", "apply": "pipeline", "compile_plan": "pipeline", "evaluate": "evaluation",

@@ -1,6 +1,6 @@
 """How a budget is shared among groups: five ways to go from nothing removed to everything the limits allow.
 
-| scope       | what goes first                                                                        |
+| allocator   | what goes first                                                                        |
 |-------------|----------------------------------------------------------------------------------------|
 | uniform     | the same share of every group                                                          |
 | global      | the channels with the lowest normalized score, wherever they are                       |
@@ -17,11 +17,11 @@ from heapq import heappop, heappush
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune.limits import Counts, Room
-from onnxprune.search import Path, Search
+from onnxprune.limits import Counts, FeasibleCounts
+from onnxprune.search import CountPath, TargetSearch
 from onnxprune.targets import LatencyPredictor
 
-SCOPES = ("global", "uniform", "sensitivity", "latency", "saving")
+ALLOCATORS = ("global", "uniform", "sensitivity", "latency", "saving")
 
 Values = npt.NDArray[np.float64]
 
@@ -32,57 +32,57 @@ _RATIOS = 2048  # steps of the uniform path
 _NOTHING = 1e-6  # as a share of the whole model's latency: saving less is saving nothing
 
 
-def uniform_path(room: Room) -> Path:
+def uniform_path(feasible: FeasibleCounts) -> CountPath:
     """The same share of every group, up to the largest ratio."""
-    most = room.limits.max_ratio
-    return Path(lambda i, step: room.uniform(min(i / _RATIOS, most), step), _RATIOS)
+    most = feasible.constraints.max_ratio
+    return CountPath(lambda i, step: feasible.uniform(min(i / _RATIOS, most), step), _RATIOS)
 
 
-def ranked_path(room: Room, ranked: Mapping[str, Values]) -> Path:
+def ranked_path(feasible: FeasibleCounts, ranked: Mapping[str, Values]) -> CountPath:
     """One ranking over all free groups, the lowest channels first.
 
     Args:
-        room: what groups may keep.
+        feasible: what groups may keep.
         ranked: group name -> comparable scores of the channels it has left, ascending.
     """
-    free = room.free
+    free = feasible.free
     values = np.concatenate([ranked[g.name] for g in free] or [np.zeros(0)])
     owner = np.concatenate([np.full(len(ranked[g.name]), i) for i, g in enumerate(free)] or [np.zeros(0, np.int64)])
     ranking = owner[np.argsort(values, kind="stable")]
 
     def counts_at(removed: int, step: int) -> Counts:
         gone = np.bincount(ranking[:removed], minlength=len(free))
-        out = room.uniform(0.0)
+        out = feasible.uniform(0.0)
         for g, n in zip(free, gone.tolist(), strict=True):
-            out[g.name] = room.rounded(g, max(room.left[g.name] - n, room.floor_of(g)), step)
+            out[g.name] = feasible.rounded(g, max(feasible.left[g.name] - n, feasible.floor_of(g)), step)
         return out
 
-    return Path(counts_at, len(ranking))
+    return CountPath(counts_at, len(ranking))
 
 
-def importance_lost(room: Room, ranked: Mapping[str, Values]) -> dict[str, Values]:
+def importance_lost(feasible: FeasibleCounts, ranked: Mapping[str, Values]) -> dict[str, Values]:
     """Summed scores with 0, 1, 2 ... of a group's channels gone, [channels + 1]; channels gone before count nothing.
 
     Some normalisations give negative scores; the least one counts as 0, so that nothing is gained by removal.
     """
-    least = min((float(ranked[g.name].min()) for g in room.free if len(ranked[g.name])), default=0.0)
+    least = min((float(ranked[g.name].min()) for g in feasible.free if len(ranked[g.name])), default=0.0)
     out = {}
-    for g in room.free:
+    for g in feasible.free:
         steps = ranked[g.name] - min(least, 0.0)
         before = np.zeros(g.channels - len(steps) + 1)
         out[g.name] = np.concatenate([before, np.cumsum(steps)])
     return out
 
 
-def total_lost(room: Room, lost: Mapping[str, Values], counts: Counts) -> float:
+def total_lost(feasible: FeasibleCounts, lost: Mapping[str, Values], counts: Counts) -> float:
     """What counts lose in all."""
-    return sum(float(lost[g.name][g.channels - counts[g.name]]) for g in room.free)
+    return sum(float(lost[g.name][g.channels - counts[g.name]]) for g in feasible.free)
 
 
 Steps = Iterator[tuple[Counts, float]]
 
 
-class Walk:
+class GreedyTrace:
     """Steps that a greedy search takes, remembered: the way to one goal is the beginning of the way to a lower one."""
 
     def __init__(self) -> None:
@@ -120,22 +120,22 @@ class SavingGreedy:
     Args:
         search: for the target.
         lost: group name -> what is lost with 0, 1, 2 ... channels gone, as long as the group may lose.
-        walk: what earlier searches with the same scores, limits and measure found on their way; it is gone on with.
+        trace: what earlier searches with the same scores, limits and measure found on their way; it is gone on with.
     """
 
-    def __init__(self, search: Search, lost: Mapping[str, Values], walk: Walk | None = None) -> None:
+    def __init__(self, search: TargetSearch, lost: Mapping[str, Values], trace: GreedyTrace | None = None) -> None:
         self.search = search
         self.lost = lost
-        self.walk = walk or Walk()
+        self.trace = trace or GreedyTrace()
 
     def first(self) -> tuple[Counts, Counts]:
         """In whole blocks from the start: the last counts above the goal, and the first that are not."""
-        room = self.search.room
-        return self.walk.passing(self.search.goal, lambda: self.removals(room.uniform(0.0), room.step))
+        feasible = self.search.feasible
+        return self.trace.passing(self.search.goal, lambda: self.removals(feasible.uniform(0.0), feasible.step))
 
     def run(self) -> Counts:
         """Counts that meet the goal; where whole blocks are too coarse for it the last one is taken in parts."""
-        search, step = self.search, self.search.room.step
+        search, step = self.search, self.search.feasible.step
         above, below = self.first()
         while True:
             counts = min((above, below), key=lambda c: abs(search.share(c) - search.goal))
@@ -151,13 +151,13 @@ class SavingGreedy:
 
         def key(counts: Counts) -> tuple[float, float]:
             gap = 0.0 if self.search.met(counts) else abs(self.search.share(counts) - self.search.goal)
-            return gap, total_lost(self.search.room, self.lost, counts)
+            return gap, total_lost(self.search.feasible, self.lost, counts)
 
         return min(answers, key=key)
 
     def passing(self, counts: Counts, step: int) -> tuple[Counts, Counts]:
         """From some counts on: the last above the goal, and the first that are not; twice the same at the end."""
-        return Walk().passing(self.search.goal, lambda: self.removals(counts, step))
+        return GreedyTrace().passing(self.search.goal, lambda: self.removals(counts, step))
 
     def removals(self, counts: Counts, step: int) -> Steps:
         """Counts and their share, one block after the other, to the end: no goal has a say in the order."""
@@ -166,14 +166,14 @@ class SavingGreedy:
         yield counts, share
         queue: list[_Priced] = []
         stamp = 0
-        for i in range(len(search.room.free)):
+        for i in range(len(search.feasible.free)):
             self._push(queue, i, counts, share, step, stamp)
         while queue:
             _, _, i, count, seen = heappop(queue)
             if seen != stamp:
                 self._push(queue, i, counts, share, step, stamp)
                 continue
-            counts = {**counts, search.room.free[i].name: count}
+            counts = {**counts, search.feasible.free[i].name: count}
             share = search.share(counts)
             yield counts, share
             stamp += 1
@@ -187,9 +187,9 @@ class SavingGreedy:
 
     def _push(self, queue: list[_Priced], i: int, counts: Counts, share: float, step: int, stamp: int) -> None:
         """Adds a group's next block, if it has one."""
-        g = self.search.room.free[i]
+        g = self.search.feasible.free[i]
         have = counts[g.name]
-        options = self.search.room.allowed(g, step)
+        options = self.search.feasible.allowed(g, step)
         options = options[options < have][::-1]
         if not len(options):
             return
@@ -215,7 +215,7 @@ class LatencyGreedy:
         lost: group name -> what is lost with 0, 1, 2 ... channels gone, as long as the group may lose.
     """
 
-    def __init__(self, search: Search, latency: LatencyPredictor, lost: Mapping[str, Values]) -> None:
+    def __init__(self, search: TargetSearch, latency: LatencyPredictor, lost: Mapping[str, Values]) -> None:
         self.search = search
         self.latency = latency
         self.lost = lost
@@ -223,7 +223,7 @@ class LatencyGreedy:
 
     def total(self, counts: Counts) -> float:
         """What these counts lose in all."""
-        return total_lost(self.search.room, self.lost, counts)
+        return total_lost(self.search.feasible, self.lost, counts)
 
     def seconds(self, counts: Counts) -> float:
         """Predicted latency of these counts."""
@@ -231,12 +231,12 @@ class LatencyGreedy:
 
     def filled(self, counts: Counts) -> Counts:
         """With the blocks back whose removal saves no time, where time is the target."""
-        room = self.search.room
+        feasible = self.search.feasible
         if self.search.meter.measure != "latency":
             return counts
         now = self.seconds(counts)
-        for g in room.free:
-            options = room.allowed(g, room.step)
+        for g in feasible.free:
+            options = feasible.allowed(g, feasible.step)
             for count in options[options > counts[g.name]][::-1].tolist():
                 fuller = {**counts, g.name: count}
                 seconds = self.seconds(fuller)
@@ -248,11 +248,11 @@ class LatencyGreedy:
     def run(self) -> tuple[Counts, Counts]:
         """The last counts above the goal, and the first that are not; twice the same where there is only one kind."""
         search = self.search
-        counts = search.room.uniform(0.0)
+        counts = search.feasible.uniform(0.0)
         share = search.share(counts)
         now = self.seconds(counts)
         queue: list[tuple[tuple[int, float, float], int, int, int]] = []  # key, group, its next count, stamp
-        for i in range(len(search.room.free)):
+        for i in range(len(search.feasible.free)):
             self._push(queue, i, counts, now, share, 0)
         stamp = 0
         while share > search.goal and queue:
@@ -261,7 +261,7 @@ class LatencyGreedy:
                 self._push(queue, i, counts, now, share, stamp)
                 continue
             before = counts
-            counts = {**counts, search.room.free[i].name: count}
+            counts = {**counts, search.feasible.free[i].name: count}
             now = self.seconds(counts)
             share = search.share(counts)
             if share <= search.goal:
@@ -270,7 +270,7 @@ class LatencyGreedy:
             if search.meter.measure == "memory":
                 # The peak moves from node to node: what saved none may save some now, so all are asked again.
                 queue.clear()
-                for k in range(len(search.room.free)):
+                for k in range(len(search.feasible.free)):
                     self._push(queue, k, counts, now, share, stamp)
             else:
                 self._push(queue, i, counts, now, share, stamp)
@@ -281,16 +281,16 @@ class LatencyGreedy:
         share: float, stamp: int,
     ) -> None:  # fmt: skip
         """Adds a group's next block, if there is one worth taking."""
-        room = self.search.room
-        g = room.free[i]
+        feasible = self.search.feasible
+        g = feasible.free[i]
         have = counts[g.name]
-        options = room.allowed(g, room.step)
+        options = feasible.allowed(g, feasible.step)
         options = options[options < have][::-1].tolist()
         lost, measure = self.lost[g.name], self.search.meter.measure
         if g.name not in self._spent:
             for count in options:
                 saved = now - self.seconds({**counts, g.name: count})
-                if saved > _NOTHING * self.latency.whole:
+                if saved > _NOTHING * self.latency.baseline:
                     price = float(lost[g.channels - count] - lost[g.channels - have]) / saved
                     idle = measure == "memory" and self.search.share({**counts, g.name: count}) >= share
                     heappush(queue, ((2 if idle else 0, price, -saved), i, count, stamp))

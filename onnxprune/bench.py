@@ -15,7 +15,7 @@ from onnxprune.runtime import Session
 
 
 @dataclass(frozen=True)
-class Measured:
+class BenchResult:
     """One model's figures; speed-up and efficiency over the first one measured with it.
 
     Attributes:
@@ -46,7 +46,7 @@ def bench(
     warmup: int = 5,
     device: str = "cpu",
     progress: Callable[[int, int], None] | None = None,
-) -> list[Measured]:
+) -> list[BenchResult]:
     """Measures models in turn on random inputs.
 
     Args:
@@ -57,11 +57,11 @@ def bench(
     """
     analyses = [analyze(m) for m in models]
     feeds = [random_feeds(a, batch) for a in analyses]
-    costs = [CostModel(a).whole for a in analyses]
+    costs = [CostModel(a).baseline for a in analyses]
     sessions = [Session(m, device=device, threads=threads) for m in models]
     times = measure(sessions, feeds, runs=runs, warmup=warmup, progress=progress)
     out = []
     for latency, cost, session in zip(times, costs, sessions, strict=True):
         speedup = times[0].median / latency.median
-        out.append(Measured(latency, cost, speedup, speedup * cost.ratio(costs[0], "macs"), session.provider))
+        out.append(BenchResult(latency, cost, speedup, speedup * cost.ratio(costs[0], "macs"), session.provider))
     return out

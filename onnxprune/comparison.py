@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from onnxprune.allocators import SCOPES
+from onnxprune.allocators import ALLOCATORS
 from onnxprune.cost import MEASURES, CostModel
 from onnxprune.curves import Curves
 from onnxprune.errors import OnnxPruneError
-from onnxprune.limits import Limits
+from onnxprune.limits import Constraints
 from onnxprune.planner import plan as make_plan
 from onnxprune.planner import removed_counts
 from onnxprune.plans import Plan
@@ -20,11 +20,11 @@ from onnxprune.thresholds import predicted
 
 
 @dataclass(frozen=True)
-class Row:
+class AllocatorRow:
     """One allocator's plan.
 
     Attributes:
-        scope: the allocator.
+        allocator: the allocator.
         chosen: whether it is the plan that was asked for.
         shares: measure -> share kept; empty if there is no plan.
         seconds: predicted latency, where there is a latency model.
@@ -33,7 +33,7 @@ class Row:
         error: why there is no plan.
     """
 
-    scope: str
+    allocator: str
     chosen: bool
     shares: Mapping[str, float]
     seconds: float | None = None
@@ -44,7 +44,7 @@ class Row:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
-            "scope": self.scope, "chosen": self.chosen, **{m: self.shares.get(m) for m in MEASURES},
+            "scope": self.allocator, "chosen": self.chosen, **{m: self.shares.get(m) for m in MEASURES},
             "latency": self.seconds, "metric": self.metric, "digest": self.digest, "error": self.error,
         }  # fmt: skip
 
@@ -54,31 +54,31 @@ def same_target(scores: Scores, target: Target | None, plan: Plan) -> Target:
     if target is not None:
         return target
     cost = CostModel(scores.analysis)
-    return Target(macs=cost.cost(scores.analysis.kept(plan)).ratio(cost.whole, "macs"))
+    return Target(macs=cost.cost(scores.analysis.kept(plan)).ratio(cost.baseline, "macs"))
 
 
 def compare(
     scores: Scores,
     target: Target,
     plan: Plan,
-    scope: str,
+    allocator: str,
     *,
     curves: Curves | None = None,
     latency: LatencyPredictor | None = None,
     normalize: str | None = None,
-    limits: Limits | None = None,
-) -> list[Row]:
+    constraints: Constraints | None = None,
+) -> list[AllocatorRow]:
     """Plans for the same target by every allocator that has what it needs.
 
     Args:
         scores: of the groups.
         target: for all (see `same_target`).
-        plan: the one that was asked for; it stands in the row of its scope.
-        scope: of that plan.
+        plan: the one that was asked for; it stands in the row of its allocator.
+        allocator: of that plan.
         curves: for the allocator "sensitivity", and to say what each plan does to the metric.
         latency: for the allocator "latency", and to say how long each plan takes.
         normalize: as for `plan`.
-        limits: as for `plan`.
+        constraints: as for `plan`.
     """
     analysis = scores.analysis
     cost = CostModel(analysis)
@@ -89,24 +89,24 @@ def compare(
         "sensitivity": curves is not None,
         "latency": latency is not None,
     }
-    assert set(possible) == set(SCOPES)
+    assert set(possible) == set(ALLOCATORS)
     rows = []
     for name in (n for n, yes in possible.items() if yes):
         try:
-            made = plan if name == scope else make_plan(
-                scores, target, scope=name, curves=curves if name in ("sensitivity", "latency", "saving") else None,
-                latency=latency, normalize=normalize, limits=limits,
+            made = plan if name == allocator else make_plan(
+                scores, target, allocator=name, curves=curves if name in ("sensitivity", "latency", "saving") else None,
+                latency=latency, normalize=normalize, constraints=constraints,
             )  # fmt: skip
         except OnnxPruneError as err:
-            rows.append(Row(name, False, {}, error=str(err).replace("\n", ";")))
+            rows.append(AllocatorRow(name, False, {}, error=str(err).replace("\n", ";")))
             continue
         kept = analysis.kept(made)
         after = cost.cost(kept)
         rows.append(
-            Row(
+            AllocatorRow(
                 name,
-                name == scope,
-                {m: after.ratio(cost.whole, m) for m in MEASURES},
+                name == allocator,
+                {m: after.ratio(cost.baseline, m) for m in MEASURES},
                 latency.seconds(kept) if latency is not None else None,
                 predicted(curves, removed_counts(made.groups)) if curves is not None else None,
                 made.digest,

@@ -117,7 +117,7 @@ class CostModel:
         self._born = np.array([b for _, _, b, _ in lives], np.int64)
         self._dead = np.array([d for _, _, _, d in lives], np.int64)
         self._free = np.concatenate([g.components for g in analysis.groups] or [np.zeros(0, np.int64)])
-        self.whole = self.cost(np.ones(analysis.count, bool))
+        self.baseline = self.cost(np.ones(analysis.count, bool))
 
     def _constants(self) -> list[tuple[_Template, int, bool]]:
         """Shape, bytes per element, and whether they are parameters, of every constant once."""
@@ -217,7 +217,7 @@ class CostModel:
 
     def share(self, kept: Kept, measure: str) -> float:
         """The share of one measure that these components keep: `cost(kept).ratio(whole, measure)`, without the rest."""
-        total: int = getattr(self.whole, measure)
+        total: int = getattr(self.baseline, measure)
         return self._of(measure, kept, self._left(kept)) / total if total else 1.0
 
     def _of(self, measure: str, kept: Kept, counts: _Counts) -> int:

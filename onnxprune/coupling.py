@@ -22,7 +22,7 @@ from onnxprune.model import Array, Model
 from onnxprune.node_types import captured
 from onnxprune.notebooks import html_table
 from onnxprune.ops import OpSpec, find, guarded, is_foreign
-from onnxprune.ops.labels import Choices, Contraction, FilterSite, Labels, LabelTable, Lock, ScaleSite
+from onnxprune.ops.labels import Contraction, CouplingOptions, FilterSite, Labels, LabelTable, Lock, ScaleSite
 from onnxprune.ops.quantize import dequantized
 from onnxprune.plans import Plan
 from onnxprune.shapes import Witness, known_or_witness
@@ -176,7 +176,7 @@ class Analysis:
         return None if out.all() else out
 
     @property
-    def choices(self) -> Choices:
+    def choices(self) -> CouplingOptions:
         """What the walk was asked to free."""
         return self.table.choices
 
@@ -265,7 +265,7 @@ def _no_record(node: gs.Node) -> str:
     return f"{name}: add one (CONTRIBUTING, or a package with an entry point in {OPS_GROUP!r})"
 
 
-def walk(model: Model, seen: Witness, choices: Choices | None = None) -> LabelTable:
+def walk(model: Model, seen: Witness, choices: CouplingOptions | None = None) -> LabelTable:
     """Runs every operator's rule once, in graph order."""
     graph = model.graph
     table = LabelTable(seen.shapes, seen.values, model.opset, choices, seen.sizes, seen.formulas)
@@ -276,7 +276,7 @@ def walk(model: Model, seen: Witness, choices: Choices | None = None) -> LabelTa
         spec = find(node)
         tensors = [*node.inputs, *node.outputs]
         known = all(not t.name or isinstance(t, gs.Constant) or t.name in seen.shapes for t in tensors)
-        if spec is not None and (known or spec.whole):
+        if spec is not None and (known or spec.locked_reason):
             _couple(spec, node, table)
             if seen.sizes:
                 _lock_dynamic(node, table)
@@ -343,7 +343,7 @@ def _couple(spec: OpSpec, node: gs.Node, table: LabelTable) -> None:
                 raise ValueError(f"it labels {t.name!r} of shape {shape} with arrays of {sizes}")
 
 
-def couple(model: Model, *, source: Model | None = None, choices: Choices | None = None) -> Analysis:
+def couple(model: Model, *, source: Model | None = None, choices: CouplingOptions | None = None) -> Analysis:
     """Finds channels and groups of a normalized model.
 
     Args:

@@ -50,7 +50,7 @@ class Agreement:
 
 
 @dataclass(frozen=True)
-class Layer:
+class RankedGroup:
     """The channels of a group in the order of every criterion, and their weights by sign.
 
     Attributes:
@@ -74,7 +74,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class CriteriaComparison:
     """Several criteria on the same model.
 
     Attributes:
@@ -112,7 +112,7 @@ class Comparison:
         found = [agreements[pair] for agreements in self.groups.values()]
         return Agreement(*(_mean([getattr(a, what) for a in found]) for what in ("spearman", "kendall", "overlap")))
 
-    def layer(self, pattern: str | None = None) -> Layer:
+    def layer(self, pattern: str | None = None) -> RankedGroup:
         """The widest group whose name matches a glob pattern (default: of all); of equal ones the first.
 
         Raises:
@@ -123,10 +123,10 @@ class Comparison:
             raise unknown("group", pattern or "", self.groups)
         return self._layer(max((self.analysis[n] for n in names), key=lambda g: g.channels))
 
-    def _layer(self, group: Group) -> Layer:
+    def _layer(self, group: Group) -> RankedGroup:
         positive, negative = signs(self.analysis, group)
         orders = {name: order(s.groups[group.name]) for name, s in self.scores.items()}
-        return Layer(group.name, positive, negative, orders, removed_at(group.channels, self.ratio))
+        return RankedGroup(group.name, positive, negative, orders, removed_at(group.channels, self.ratio))
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: the means, and per group the pairs and the weights kept."""
@@ -165,7 +165,7 @@ class Comparison:
 
 def compare_criteria(
     analysis: Analysis, criteria: Sequence[str] | Mapping[str, AnyCriterion], *, ratio: float = 0.5, **options: Any
-) -> Comparison:
+) -> CriteriaComparison:
     """Scores a model by several criteria, in one run over the data, and compares them group by group.
 
     Args:
@@ -192,7 +192,7 @@ def compare_criteria(
         name: {(a, b): agreement(scores[a].groups[name], scores[b].groups[name], ratio) for a, b in pairs}
         for name in names
     }
-    return Comparison(scores, ratio, groups)
+    return CriteriaComparison(scores, ratio, groups)
 
 
 def parsed(text: str) -> AnyCriterion:
@@ -261,7 +261,7 @@ def signs(analysis: Analysis, group: Group) -> tuple[Scored, Scored]:
     return positive[group.components], negative[group.components]
 
 
-def save_comparison(comparison: Comparison, path: Path) -> None:
+def save_comparison(comparison: CriteriaComparison, path: Path) -> None:
     """Writes a comparison as CSV or, by any other suffix, as JSON, whole or not at all.
 
     Raises:

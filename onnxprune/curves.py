@@ -27,7 +27,7 @@ _KEYS = {
 
 
 @dataclass(frozen=True)
-class Point:
+class CurvePoint:
     """One measurement.
 
     Attributes:
@@ -48,7 +48,7 @@ class Curve:
     """Points of one group, by ascending ratio, without ratio 0."""
 
     channels: int
-    points: tuple[Point, ...]
+    points: tuple[CurvePoint, ...]
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Curves:
     criterion: Mapping[str, Any]
     metric: str
     higher_is_better: bool
-    baseline: Point
+    baseline: CurvePoint
     groups: Mapping[str, Curve]
     data: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -141,7 +141,7 @@ class Curves:
         return out.getvalue()
 
 
-def _entry(p: Point) -> dict[str, Any]:
+def _entry(p: CurvePoint) -> dict[str, Any]:
     return {"ratio": p.ratio, "removed": p.removed, "value": p.value, "error": p.error}
 
 
@@ -179,13 +179,13 @@ def load_curves(path: Path) -> Curves:
             raise fail(f"{what} is not a number")
         return float(value)
 
-    def point(entry: Any, where: str) -> Point:
+    def point(entry: Any, where: str) -> CurvePoint:
         if not isinstance(entry, dict) or set(entry) != {"ratio", "removed", "value", "error"}:
             raise fail(f"{where}: unexpected keys")
         if type(entry["removed"]) is not int or entry["removed"] < 0:
             raise fail(f"{where}: 'removed' is not a count")
         error = None if entry["error"] is None else number(entry["error"], f"{where}: 'error'")
-        return Point(
+        return CurvePoint(
             number(entry["ratio"], f"{where}: 'ratio'"),
             entry["removed"],
             number(entry["value"], f"{where}: 'value'"),

@@ -198,7 +198,7 @@ def _checked(x: Any, y: Any, name: str) -> Data:
 
 
 @dataclass(frozen=True)
-class ModelInput:
+class InputSpec:
     """What a model with one input takes.
 
     Attributes:
@@ -220,7 +220,7 @@ class ModelInput:
         return first if isinstance(first, int) and first > 0 else None
 
 
-def input_of(model: Model) -> ModelInput:
+def input_of(model: Model) -> InputSpec:
     """The only input of a model.
 
     Raises:
@@ -229,10 +229,10 @@ def input_of(model: Model) -> ModelInput:
     inputs = model.graph.inputs
     if len(inputs) != 1:
         raise OnnxPruneError(f"the model has {len(inputs)} inputs; data feeds one")
-    return ModelInput(list(inputs[0].shape or []), np.dtype(inputs[0].dtype), layout_of(inputs[0]), inputs[0].name)
+    return InputSpec(list(inputs[0].shape or []), np.dtype(inputs[0].dtype), layout_of(inputs[0]), inputs[0].name)
 
 
-def to_input(x: Array, into: ModelInput, how: Preprocess, name: str) -> Array:
+def to_input(x: Array, into: InputSpec, how: Preprocess, name: str) -> Array:
     """Pixels or features as a model takes them.
 
     Args:
@@ -279,7 +279,7 @@ def to_input(x: Array, into: ModelInput, how: Preprocess, name: str) -> Array:
     return np.ascontiguousarray(values, into.dtype)
 
 
-def arrangement(x: Array, into: ModelInput, how: Preprocess, name: str) -> Arrangement:
+def arrangement(x: Array, into: InputSpec, how: Preprocess, name: str) -> Arrangement:
     """Where the channels of samples are, and whether they are elsewhere in the model's input.
 
     Raises:

@@ -27,7 +27,7 @@ SAMPLES = 400  # for recovery
 
 
 @dataclass(frozen=True)
-class Trained:
+class DemoResult:
     """A cut, what recovery made of it, and then retraining (None without the extra)."""
 
     model: Model
@@ -57,7 +57,7 @@ def run(output: Path, as_json: bool = False) -> None:
         ]
         before = evaluate(model, test)
         missing: str | None = None
-        trained: list[Trained] = []
+        trained: list[DemoResult] = []
         for i, cut in enumerate(cuts):
             with show.progress(f"recovering and retraining {i + 1} of {len(cuts)}", quiet=as_json) as tick:
                 made, missing = _won_back(cut, model, train, test, tick)
@@ -93,13 +93,13 @@ def run(output: Path, as_json: bool = False) -> None:
 
 def _won_back(
     cut: Compiled, original: Model, train: Data, test: Data, tick: show.Progress
-) -> tuple[Trained, str | None]:
+) -> tuple[DemoResult, str | None]:
     """Recovered, then retrained; and what is missing for the latter."""
     start = time.perf_counter()
     samples = Calibration(subset(train, SAMPLES))
     model = recover(original, cut.model, cut.plan, samples, analysis=cut.analysis).model
     took = time.perf_counter() - start
-    made = Trained(model, evaluate(cut.model, test), evaluate(model, test), took, None, 0.0)
+    made = DemoResult(model, evaluate(cut.model, test), evaluate(model, test), took, None, 0.0)
     try:
         from onnxprune.training import Settings, retrain
     except OnnxPruneError as err:
@@ -124,7 +124,7 @@ def _table(done: Compiled, accuracy: list[str], slow: float, fast: float) -> Non
     show.table(title, ["", "before", "after", "kept"], rows)
 
 
-def _story(done: Compiled, hard: Compiled, trained: list[Trained], missing: str | None, name: str) -> None:
+def _story(done: Compiled, hard: Compiled, trained: list[DemoResult], missing: str | None, name: str) -> None:
     print(show.proof_line(done.verification))
     rows = [
         [show.percent(c.after.macs / c.before.macs), show.percent(t.as_cut.top1), show.percent(t.recovered.top1),

@@ -206,7 +206,7 @@ class _Side:
         self.shapes = {name: tuple(symbols.get(n, n) for n in shape) for name, shape in seen.shapes.items()}
         cost: Cost | None
         try:
-            cost = CostModel(analyze(model)).whole
+            cost = CostModel(analyze(model)).baseline
         except OnnxPruneError:  # a model that cannot be analysed can still be compared
             cost = None
         self.sizes = Sizes(

@@ -147,7 +147,7 @@ class Inverse:
         """Of a covariance: what of each variable's variance those before it do not explain, [n]."""
         return np.asarray(np.square(np.diagonal(self._factor[0])))
 
-    def whole(self) -> Matrix:
+    def dense(self) -> Matrix:
         """The inverse itself, by half the work of solving for every column."""
         from scipy.linalg.lapack import dpotri
 
@@ -178,7 +178,7 @@ class _Blocks:
         self.inverse, self.outer = self.inverse[left], self.outer[left]
 
 
-class Surgeon:
+class BlockOBS:
     """Removes blocks of inputs of a linear map one by one, the others re-solved after each.
 
     All that errors depend on is H, the inverse covariance of what is left, and Q = W W' of the re-solved weights.
@@ -196,7 +196,7 @@ class Surgeon:
         own = np.concatenate([*blocks, np.zeros(0, np.int64)])
         stops = np.cumsum([len(b) for b in blocks])
         self._at = [np.arange(stop - len(b), stop) for b, stop in zip(blocks, stops.tolist(), strict=True)]
-        self._inverse = Inverse(damped(covariance, ridge)).whole()[np.ix_(own, own)]
+        self._inverse = Inverse(damped(covariance, ridge)).dense()[np.ix_(own, own)]
         self._outer = weight[own] @ weight[own].T
         self._blocks = [self._of_size(size) for size in sorted({len(b) for b in blocks} - {0})]
         self._left = np.ones(len(own), np.bool_)

@@ -19,10 +19,10 @@ from onnxprune.coupling import Analysis, Kept
 from onnxprune.criteria import AnyCriterion
 from onnxprune.criteria import get as get_criterion
 from onnxprune.errors import OnnxPruneError, unknown
-from onnxprune.limits import Limits
+from onnxprune.limits import Constraints
 from onnxprune.ops.labels import Axes, Labels, LabelTable
 from onnxprune.passes import StripChannels
-from onnxprune.planner import Request, allot, assembled, checked_scope
+from onnxprune.planner import AllocationRequest, allocate, assembled, check_allocator
 from onnxprune.plans import Plan, Removal
 from onnxprune.scoring import Scores, score
 from onnxprune.shapes import witness
@@ -40,9 +40,9 @@ def plan_steps(
     schedule: str = "linear",
     ratio: float | None = None,
     latency: LatencyPredictor | None = None,
-    scope: str | None = None,
+    allocator: str | None = None,
     normalize: str | None = None,
-    limits: Limits | None = None,
+    constraints: Constraints | None = None,
     reduce: str | None = None,
     calibration: Calibration | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -63,46 +63,46 @@ def plan_steps(
         steps: how many; 1 gives what `plan` gives.
         schedule: "linear" or "geometric".
         ratio: instead of a target, the share removed from every group in the end.
-        latency: a latency model of the original, for a latency target or scope.
-        scope: "global", "uniform", "saving" or "latency"; default: latency for a latency target, else the criterion's
-            own.
+        latency: a latency model of the original, for a latency target or allocator.
+        allocator: "global", "uniform", "saving" or "latency"; default: latency for a latency target, else the
+            criterion's own.
         normalize: how scores of different groups are made comparable; default: the criterion's own.
-        limits: rounding, protection, overrides.
+        constraints: rounding, protection, overrides.
         reduce: how a group's weights are joined.
         calibration: samples, for criteria that need them.
         progress: called with (done, total) steps.
 
     Raises:
-        OnnxPruneError: as `plan` and `score`; less than one step, an unknown schedule, a scope that needs curves.
+        OnnxPruneError: as `plan` and `score`; less than one step, an unknown schedule, an allocator that needs curves.
     """
     if type(steps) is not int or steps < 1:
         raise OnnxPruneError(f"pruning takes at least one step; got {steps!r}", fix="--steps 8")
     if schedule not in SCHEDULES:
         raise unknown("schedule", schedule, SCHEDULES)
-    if scope == "sensitivity":
+    if allocator == "sensitivity":
         raise OnnxPruneError(
-            "curves hold for the whole model, not between steps", fix="leave out --steps, or choose another scope"
+            "curves hold for the whole model, not between steps", fix="leave out --steps, or choose another allocator"
         )
-    own = (get_criterion(criterion) if isinstance(criterion, str) else criterion).default_scope
-    scope = checked_scope(scope, target, ratio, latency=latency, own=own)
+    own = (get_criterion(criterion) if isinstance(criterion, str) else criterion).default_allocator
+    allocator = check_allocator(allocator, target, ratio, latency=latency, default=own)
     gone: dict[str, npt.NDArray[np.int64]] = {}
     groups: dict[str, Removal] = {}
     scores: Scores | None = None
     for i in range(1, steps + 1):
         scores = _rescored(analysis, scores, gone, criterion, {"reduce": reduce, "calibration": calibration, **params})
-        request = Request(
+        request = AllocationRequest(
             Target(**{target.measure: _share(target.share, i, steps, schedule)}) if target else None,
             1 - _share(1 - ratio, i, steps, schedule) if ratio is not None else None,
-            scope,
+            allocator,
             normalize or scores.normalize,
-            limits or Limits(),
+            constraints or Constraints(),
         )
-        groups = allot(scores, request, latency=latency, gone=gone, final=i == steps)
+        groups = allocate(scores, request, latency=latency, gone=gone, final=i == steps)
         gone = {name: np.array(r.removed, np.int64) for name, r in groups.items()}
         if progress is not None:
             progress(i, steps)
     assert scores is not None
-    record: dict[str, Any] = {"scope": scope} if scope in ("latency", "saving") else {}
+    record: dict[str, Any] = {"scope": allocator} if allocator in ("latency", "saving") else {}
     if steps > 1:
         record |= {"steps": steps, "schedule": schedule}
     return assembled(scores, request, groups, record, version)

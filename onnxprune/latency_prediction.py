@@ -61,7 +61,7 @@ _Polynomial = dict[_Monomial, float]
 
 
 @dataclass(frozen=True)
-class Sample:
+class VariantMeasurement:
     """One variant of the model, measured.
 
     Attributes:
@@ -78,7 +78,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Fit:
+class LatencyFit:
     """What a measurement leaves.
 
     Attributes:
@@ -105,7 +105,7 @@ class LatencyModel:
         whole: predicted seconds of the unpruned model.
     """
 
-    def __init__(self, axes: ChannelAxes, fitted: Fit, *, batch: int, threads: int, provider: str) -> None:
+    def __init__(self, axes: ChannelAxes, fitted: LatencyFit, *, batch: int, threads: int, provider: str) -> None:
         self.batch = batch
         self.threads = threads
         self.provider = provider
@@ -114,7 +114,7 @@ class LatencyModel:
         self._places = np.array([[*p, *[0] * (width - len(p))] for p in places], np.int64).reshape(len(places), width)
         self._factors = np.array([c for c, _ in fitted.terms], np.float64)
         self._curve = fitted.curve
-        self.whole = self.seconds(np.ones(axes.count, bool))
+        self.baseline = self.seconds(np.ones(axes.count, bool))
 
     def seconds(self, kept: Kept) -> float:
         """Predicted seconds per run if the components in `kept` (bool [count]) stay."""
@@ -161,7 +161,7 @@ def latency_model(
     path = _cache_file(settings)
     fitted = _read(path, settings, axes) if cache and not refresh else None
     if fitted is None:
-        with Bench(analysis, batch=batch, threads=threads, device=device) as bench:
+        with VariantTimer(analysis, batch=batch, threads=threads, device=device) as bench:
             provider = bench.provider
             fitted = fit(analysis, bench.samples(axes.block, progress), axes, clocked=provider.startswith("CPU"))
         if cache and provider == settings["provider"]:  # "auto" may have fallen back
@@ -227,7 +227,7 @@ class ChannelAxes:
 class _Matcher:
     """Finds the axis a dimension belongs to by its values over all variants."""
 
-    def __init__(self, axes: ChannelAxes, samples: Sequence[Sample]) -> None:
+    def __init__(self, axes: ChannelAxes, samples: Sequence[VariantMeasurement]) -> None:
         self.block = axes.block
         self._axes = len(axes.components)
         counts = np.array([axes.counts(s.kept) for s in samples], np.int64).reshape(len(samples), -1).T
@@ -297,7 +297,9 @@ def _reduced(row: Counts) -> tuple[tuple[int, ...], int]:
 # ------------------------------------------------------------------------------------------------------------- fit
 
 
-def fit(analysis: Analysis, samples: Sequence[Sample], axes: ChannelAxes, *, clocked: bool = True) -> Fit:
+def fit(
+    analysis: Analysis, samples: Sequence[VariantMeasurement], axes: ChannelAxes, *, clocked: bool = True
+) -> LatencyFit:
     """Seconds as a polynomial in sizes.
 
     Args:
@@ -311,7 +313,7 @@ def fit(analysis: Analysis, samples: Sequence[Sample], axes: ChannelAxes, *, clo
     if not clocked:
         work = _work(matcher, _aligned(analysis, samples))
         terms = _terms(_fitted(work, sizes, np.array([s.seconds for s in samples])))
-        return Fit(terms, (0.0, 1.0, 0.0))
+        return LatencyFit(terms, (0.0, 1.0, 0.0))
     total: _Polynomial = {(): 0.0}
     rest = np.zeros(len(samples))
     for kernels in _aligned(analysis, samples):
@@ -323,14 +325,14 @@ def fit(analysis: Analysis, samples: Sequence[Sample], axes: ChannelAxes, *, clo
             _add(total, _fitted(features, sizes, times))
     if rest.any():
         _add(total, _fitted(_traffic(analysis, axes), sizes, rest))
-    return Fit(_terms(total), _curve(_values(total, sizes), samples))
+    return LatencyFit(_terms(total), _curve(_values(total, sizes), samples))
 
 
 def _terms(polynomial: _Polynomial) -> list[tuple[float, _Monomial]]:
     return [(c, m) for m, c in sorted(polynomial.items()) if c]
 
 
-def _aligned(analysis: Analysis, samples: Sequence[Sample]) -> Iterator[list[list[Kernel]]]:
+def _aligned(analysis: Analysis, samples: Sequence[VariantMeasurement]) -> Iterator[list[list[Kernel]]]:
     """Kernels that are the same in all variants, per variant; those that are not in every one together by name."""
     known = {n.op for n in analysis.model.graph.nodes}
     runs: list[dict[str, list[Kernel]]] = []
@@ -467,7 +469,7 @@ def _add(total: _Polynomial, more: _Polynomial) -> None:
         total[m] = total.get(m, 0.0) + c
 
 
-def _curve(sums: Floats, samples: Sequence[Sample]) -> tuple[float, float, float]:
+def _curve(sums: Floats, samples: Sequence[VariantMeasurement]) -> tuple[float, float, float]:
     """Constant, linear and square by which sums of fitted kernels [variants] become whole runs."""
     quiet = np.array([s.quiet for s in samples])
     if quiet.sum() < _LEAST_QUIET:
@@ -482,7 +484,7 @@ def _curve(sums: Floats, samples: Sequence[Sample]) -> tuple[float, float, float
 # --------------------------------------------------------------------------------------------------------- measure
 
 
-class Bench:
+class VariantTimer:
     """Runs variants of a model in turn with the unpruned one, so that a drifting machine does not decide."""
 
     def __init__(self, analysis: Analysis, *, batch: int, threads: int, device: str) -> None:
@@ -495,7 +497,7 @@ class Bench:
         self._least: list[float] = []  # seconds of the fastest of those
         self._spread: list[float] = []  # median over least time of a variant's run
 
-    def __enter__(self) -> Bench:
+    def __enter__(self) -> VariantTimer:
         with self._folders as folders:  # left behind by nothing that fails
             self._reference = self._session(self.analysis.model, profiled=True)
             self.provider = self._reference.provider
@@ -505,7 +507,7 @@ class Bench:
     def __exit__(self, *exc: object) -> None:
         self._folders.close()
 
-    def samples(self, block: int, progress: Callable[[int, int], None] | None = None) -> list[Sample]:
+    def samples(self, block: int, progress: Callable[[int, int], None] | None = None) -> list[VariantMeasurement]:
         """Measures a designed set of variants, as many as patience allows."""
         variants = design(self.analysis, block, VARIANTS)
         for _ in range(_WARMUP):
@@ -525,7 +527,7 @@ class Bench:
         folder = self._folders.enter_context(tempfile.TemporaryDirectory(prefix="onnxprune-")) if profiled else None
         return Session(model, device=self.device, threads=self.threads, profile=Path(folder) if folder else None)
 
-    def _sample(self, counts: Mapping[str, int]) -> Sample:
+    def _sample(self, counts: Mapping[str, int]) -> VariantMeasurement:
         plan = variant(self.analysis, counts)
         model = Pipeline([StripChannels(plan, self.analysis)])(self.analysis.model)
         plain, profiled = self._session(model, profiled=False), self._session(model, profiled=True)
@@ -542,9 +544,11 @@ class Bench:
         reference, whole, _ = zip(*(quiet or rounds[_WARMUP:]), strict=True)
         self._least.append(min(reference))
         self._spread.append(float(np.median(whole)) / min(whole))
-        return Sample(self.analysis.kept(plan), _fastest(profiled.kernels()[_WARMUP:]), min(whole), bool(quiet))
+        return VariantMeasurement(
+            self.analysis.kept(plan), _fastest(profiled.kernels()[_WARMUP:]), min(whole), bool(quiet)
+        )
 
-    def _without_drift(self, samples: Sequence[Sample]) -> list[Sample]:
+    def _without_drift(self, samples: Sequence[VariantMeasurement]) -> list[VariantMeasurement]:
         """Times as if the unpruned model had always taken the same, and typical instead of least ones."""
         pace = np.array(self._least)
         if self.provider.startswith("CPU"):  # a kernel finds a quiet moment more easily than a whole run
@@ -693,7 +697,7 @@ def _cache_file(settings: Mapping[str, Any]) -> Path:
     return Path(folder) / f"{key[:32]}.json"
 
 
-def _write(path: Path, settings: Mapping[str, Any], fitted: Fit) -> None:
+def _write(path: Path, settings: Mapping[str, Any], fitted: LatencyFit) -> None:
     """Fills the cache; a folder that cannot be written to is none of the caller's worries."""
     terms = [[c, *m] for c, m in fitted.terms]
     data = {"schema": SCHEMA, "settings": dict(settings), "curve": list(fitted.curve), "terms": terms}
@@ -702,7 +706,7 @@ def _write(path: Path, settings: Mapping[str, Any], fitted: Fit) -> None:
         write_text(path, json.dumps(data) + "\n")
 
 
-def _read(path: Path, settings: Mapping[str, Any], axes: ChannelAxes) -> Fit | None:
+def _read(path: Path, settings: Mapping[str, Any], axes: ChannelAxes) -> LatencyFit | None:
     """What a cache file holds; None where it is missing, damaged or of something else."""
     try:
         if path.stat().st_size > _MAX_BYTES:
@@ -722,7 +726,7 @@ def _read(path: Path, settings: Mapping[str, Any], axes: ChannelAxes) -> Fit | N
             return None
         if any(type(p) is not int or not 0 < p < top for p in term[1:]):
             return None
-    return Fit([(t[0], tuple(t[1:])) for t in terms], (curve[0], curve[1], curve[2]))
+    return LatencyFit([(t[0], tuple(t[1:])) for t in terms], (curve[0], curve[1], curve[2]))
 
 
 def _is_finite(value: object) -> bool:

@@ -25,7 +25,7 @@ Counts = dict[str, int]
 
 
 @dataclass(frozen=True)
-class Limits:
+class Constraints:
     """What a plan may not do.
 
     Attributes:
@@ -102,29 +102,29 @@ def check_ratio(ratio: float, where: str | None = None) -> None:
         raise OnnxPruneError(f"a ratio is the share removed, in [0, 1); got {ratio:g}", where=where)
 
 
-class Room:
+class FeasibleCounts:
     """How many channels each group may keep.
 
     Args:
         analysis: of the model.
-        limits: what may not be done.
+        constraints: what may not be done.
         scored: names of the groups that have scores; others stay whole.
         left: channels that are left of groups that lost some already; a plan only takes more.
         least: further least counts, by group.
     """
 
     def __init__(
-        self, analysis: Analysis, limits: Limits, scored: Container[str], *,
+        self, analysis: Analysis, constraints: Constraints, scored: Container[str], *,
         left: Mapping[str, int] | None = None, least: Mapping[str, int] | None = None,
     ) -> None:  # fmt: skip
-        self.limits = limits
+        self.constraints = constraints
         self.fixed: Counts = {}
         self.ratios: dict[str, float] = {}
         self._least: Counts = {}
         self._floor = dict(least or {})
-        self.groups = [g for g in _chosen(analysis, limits) if g.name in scored]
+        self.groups = [g for g in _chosen(analysis, constraints) if g.name in scored]
         self._overrides(analysis)
-        self.step = limits.round_to if isinstance(limits.round_to, int) else kernel_block()
+        self.step = constraints.round_to if isinstance(constraints.round_to, int) else kernel_block()
         if self.step < 1:
             raise OnnxPruneError("--round-to must be at least 1, or auto")
         self.left = {g.name: (left or {}).get(g.name, g.channels) for g in self.groups}
@@ -132,7 +132,7 @@ class Room:
         self._allowed: dict[tuple[str, int], npt.NDArray[np.int64]] = {}
 
     def _overrides(self, analysis: Analysis) -> None:
-        for pattern, raw in self.limits.overrides.items():
+        for pattern, raw in self.constraints.overrides.items():
             entry = _override(pattern, raw)
             names = _matching(analysis, pattern, "override")
             for g in self.groups:
@@ -147,8 +147,8 @@ class Room:
 
     def floor_of(self, g: Group) -> int:
         """Least channels a group keeps."""
-        least = max(self._least.get(g.name, self.limits.min_channels), self._floor.get(g.name, 1))
-        return min(g.channels, max(1, least, ceil(g.channels * (1 - self.limits.max_ratio) - 1e-9)))
+        least = max(self._least.get(g.name, self.constraints.min_channels), self._floor.get(g.name, 1))
+        return min(g.channels, max(1, least, ceil(g.channels * (1 - self.constraints.max_ratio) - 1e-9)))
 
     def allowed(self, g: Group, step: int) -> npt.NDArray[np.int64]:
         """Counts a group may keep, ascending: multiples of the step on its axis, and all that is left of it."""
@@ -199,22 +199,22 @@ def _matching(analysis: Analysis, pattern: str, what: str) -> set[str]:
     return names
 
 
-def _chosen(analysis: Analysis, limits: Limits) -> list[Group]:
+def _chosen(analysis: Analysis, constraints: Constraints) -> list[Group]:
     """Groups that may be pruned under the patterns and presets."""
     chosen = {g.name for g in analysis.groups}
-    if limits.include:
-        chosen = set().union(*(_matching(analysis, p, "include") for p in limits.include))
-    for pattern in limits.exclude:
+    if constraints.include:
+        chosen = set().union(*(_matching(analysis, p, "include") for p in constraints.include))
+    for pattern in constraints.exclude:
         chosen -= _matching(analysis, pattern, "exclude")
-    for preset in limits.protect:
+    for preset in constraints.protect:
         if preset not in PROTECT:
             raise unknown("preset", preset, PROTECT)
         chosen -= {g.name for i, g in enumerate(analysis.groups) if _protected(preset, i, g)}
-    for kind in limits.only:
+    for kind in constraints.only:
         if kind not in ONLY:
             raise unknown("kind of group", kind, ONLY)
-    if limits.only:
-        chosen &= {g.name for i, g in enumerate(analysis.groups) if any(_protected(k, i, g) for k in limits.only)}
+    if constraints.only:
+        chosen &= {g.name for i, g in enumerate(analysis.groups) if any(_protected(k, i, g) for k in constraints.only)}
     if not chosen:
         raise OnnxPruneError("no group is left to prune", fix="see `onnxprune inspect`, and exclude or protect less")
     return [g for g in analysis.groups if g.name in chosen]

@@ -36,7 +36,7 @@ NEAR = 1e-4
 
 
 @dataclass(frozen=True)
-class Measured:
+class MetricValue:
     """A metric's value, and its standard error (None where it has none)."""
 
     value: float
@@ -55,7 +55,7 @@ class Metric:
         undecided: (scores [n, classes], labels) -> bool [n], whether rounding could change a sample's number; None
             where the numbers are continuous, so that any rounding shows.
         chance: classes -> what guessing gives; None where that means nothing.
-        whole: a user's function, called once with everything.
+        function: a user's function, called once with everything.
     """
 
     name: str
@@ -64,25 +64,25 @@ class Metric:
     samples: Callable[[Outputs, Labels, Outputs], Samples] | None = None
     undecided: Callable[[Array, Labels], npt.NDArray[np.bool_]] | None = None
     chance: Callable[[int], float] | None = None
-    whole: Callable[..., Any] | None = None
+    function: Callable[..., Any] | None = None
 
-    def mean(self, samples: Samples) -> Measured:
+    def mean(self, samples: Samples) -> MetricValue:
         """Value and standard error of per-sample numbers."""
         n = len(samples)
         value = float(samples.mean())
-        return Measured(value, float(np.sqrt(np.mean((samples - value) ** 2) / n)))
+        return MetricValue(value, float(np.sqrt(np.mean((samples - value) ** 2) / n)))
 
-    def of_all(self, outputs: Outputs, labels: Labels, reference: Outputs) -> Measured:
+    def of_all(self, outputs: Outputs, labels: Labels, reference: Outputs) -> MetricValue:
         """Calls a user's function.
 
         Raises:
             OnnxPruneError: it raises, or returns neither a number nor one number per sample.
         """
-        assert self.whole is not None
+        assert self.function is not None
         first = [o[0] if len(o) == 1 else list(o) for o in (outputs, reference)]
-        arguments = [first[0], labels, first[1]][: _positional(self.whole)]
+        arguments = [first[0], labels, first[1]][: _positional(self.function)]
         try:
-            result = np.asarray(self.whole(*arguments), np.float64)
+            result = np.asarray(self.function(*arguments), np.float64)
         except Exception as err:  # a user's function may raise anything
             raise OnnxPruneError(f"the metric {self.name!r} failed: {type(err).__name__}: {err}") from err
         if result.shape == (len(outputs[0]),) and np.isfinite(result).all():
@@ -92,7 +92,7 @@ class Metric:
                 f"the metric {self.name!r} returned {'no finite number' if result.size == 1 else list(result.shape)}",
                 fix="return one finite number, or one per sample",
             )
-        return Measured(float(result.reshape(-1)[0]), None)
+        return MetricValue(float(result.reshape(-1)[0]), None)
 
 
 def _positional(function: Callable[..., Any]) -> int:
@@ -246,4 +246,4 @@ def get_metric(name: str) -> Metric:
     if ":" not in name:
         raise unknown("metric", name, [*METRICS, "package.module:function"])
     function = find_function(name, "metric")
-    return Metric(name, bool(getattr(function, "higher_is_better", True)), "", whole=function)
+    return Metric(name, bool(getattr(function, "higher_is_better", True)), "", function=function)

@@ -249,7 +249,7 @@ def _fingerprint(graph: gs.Graph) -> str:
 
 
 @contextlib.contextmanager
-def uncollected() -> Iterator[None]:
+def gc_paused() -> Iterator[None]:
     """No search for garbage meanwhile: a graph is many small objects, all in use, and searching them takes time."""
     active = gc.isenabled()
     gc.disable()
@@ -269,7 +269,7 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto) -> Model:
         OnnxPruneError: the file is missing, not ONNX, truncated, rejected by the ONNX checker, its opset is older
             than 9, its external data is missing or lies elsewhere, or a convolution's weight has no value.
     """
-    with uncollected():
+    with gc_paused():
         return _from_proto(source, {}, None) if isinstance(source, onnx.ModelProto) else _from_file(Path(source))
 
 

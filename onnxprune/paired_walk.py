@@ -24,7 +24,7 @@ from onnxprune.gram import Places, picked_positions, stretches
 from onnxprune.linear_nodes import LinearNode, Matrix, linear_node
 from onnxprune.model import Array, Model
 from onnxprune.plans import Plan
-from onnxprune.segments import Segments, Walk
+from onnxprune.segments import ActivationCursor, Segments
 from onnxprune.shapes import witness
 
 MEMORY = 2**29  # bytes that held tensors of each model may take; the others wait in files
@@ -34,7 +34,7 @@ Kept = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Step:
+class PairedLayer:
     """A linear node of the pruned model and the stable point it is judged at: `z = scale * y + offset + shortcut`.
 
     Attributes:
@@ -74,7 +74,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Rows:
+class RegressionRows:
     """What a step is solved from, sample by sample.
 
     Attributes:
@@ -90,7 +90,7 @@ class Rows:
     samples: npt.NDArray[np.int64]
 
 
-class PairedWalk:
+class PairedCursor:
     """Both models at the same node. Use it as a context: it may keep files.
 
     Args:
@@ -113,10 +113,10 @@ class PairedWalk:
         run = {"device": calibration.device, "threads": calibration.threads, "memory": memory}
         before = Segments(_in_order_of(pruned, analysis.model), analysis.witness)
         after = Segments(pruned, witness(pruned))
-        self.original = Walk(before, calibration.feeds(analysis.model), **run)  # type: ignore[arg-type]
-        self.left = Walk(after, calibration.feeds(pruned), **run)  # type: ignore[arg-type]
+        self.original = ActivationCursor(before, calibration.feeds(analysis.model), **run)  # type: ignore[arg-type]
+        self.left = ActivationCursor(after, calibration.feeds(pruned), **run)  # type: ignore[arg-type]
 
-    def __enter__(self) -> PairedWalk:
+    def __enter__(self) -> PairedCursor:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -136,7 +136,7 @@ class PairedWalk:
                 changed |= names
         return changed
 
-    def steps(self) -> list[Step]:
+    def steps(self) -> list[PairedLayer]:
         """The linear nodes whose outputs the pruning has changed, in the order of the graph."""
         outputs = frozenset(t.name for t in self.pruned.graph.outputs)
         changed = self.changed()
@@ -162,13 +162,13 @@ class PairedWalk:
             return None
         return self.analysis.keep(name, 1 if spatial else len(labels) - 1, self.kept)
 
-    def advance(self, step: Step) -> None:
+    def advance(self, step: PairedLayer) -> None:
         """Both models go to a step's node."""
         output = step.linear.node.outputs[0].name
         self.original.advance(self.original.segments.made[output])
         self.left.advance(self.left.segments.made[output])
 
-    def rows(self, step: Step, positions: int, *, seed: int = 0) -> Rows:
+    def rows(self, step: PairedLayer, positions: int, *, seed: int = 0) -> RegressionRows:
         """What a step is solved from; both models must be at it.
 
         Args:
@@ -196,12 +196,12 @@ class PairedWalk:
                 if step.shortcut:
                     shortcut.append(linear.picked(own(ours[step.shortcut]), picks))
                 samples.append(np.repeat(np.arange(part.start, part.stop), len(wanted[-1]) // len(part)))
-        return Rows(
+        return RegressionRows(
             np.concatenate(inputs, axis=1), np.concatenate(wanted), np.concatenate(shortcut) if shortcut else None,
             np.concatenate(samples),
         )  # fmt: skip
 
-    def _step(self, linear: LinearNode, outputs: frozenset[str]) -> Step | None:
+    def _step(self, linear: LinearNode, outputs: frozenset[str]) -> PairedLayer | None:
         """Where a node is judged; None where the samples do not come first in its tensors."""
         seen, place = self.left.segments.seen, self.left.segments.made
         if linear.output not in place:  # an Add in the body of an If or a Loop
@@ -233,7 +233,7 @@ class PairedWalk:
                 return None
         low, high = bounds(node)
         kept = self.kept_of(t.name, linear.spatial)
-        return Step(linear, reads, t.name, shortcut, scale, offset, low, high, kept, norm)
+        return PairedLayer(linear, reads, t.name, shortcut, scale, offset, low, high, kept, norm)
 
     def _only_reader(self, t: gs.Tensor, outputs: frozenset[str]) -> gs.Node | None:
         """The node of the graph that alone reads a tensor; one in the body of an If or a Loop does not count."""

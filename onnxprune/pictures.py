@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
-    from onnxprune.criteria_comparison import Layer
+    from onnxprune.criteria_comparison import RankedGroup
     from onnxprune.curves import Curve, Curves
     from onnxprune.plans import Plan
-    from onnxprune.weight_unit import Study
+    from onnxprune.weight_unit import SparsityStudy
 
 KINDS = ("auto", "lines", "heat", "both")
 SUFFIXES = (".png", ".svg")
@@ -65,7 +65,7 @@ STYLE: Any = {  # Any: newer stubs list the keys, older ones take strings
 }
 
 
-def check_picture(path: Path) -> None:
+def check_plot(path: Path) -> None:
     """Whether a picture can be drawn to a file: asked before hours of measuring.
 
     Raises:
@@ -102,7 +102,7 @@ def plot_curves(curves: Curves, path: Path, *, plan: Plan | None = None, kind: s
         OnnxPruneError: another suffix or kind, no groups, a plan for another model, matplotlib missing, a file that
             cannot be written.
     """
-    check_picture(path)
+    check_plot(path)
     if kind not in KINDS:
         raise unknown("kind of picture", kind, KINDS)
     if not curves.groups:
@@ -111,7 +111,7 @@ def plot_curves(curves: Curves, path: Path, *, plan: Plan | None = None, kind: s
     _write(path, _render(curves, chosen, kind, name, path.suffix.lower()[1:]))
 
 
-def plot_criteria(layer: Layer, path: Path, *, name: str = "") -> None:
+def plot_criteria(layer: RankedGroup, path: Path, *, name: str = "") -> None:
     """Draws the filters of a layer in the order of every criterion, and the weights that each would keep.
 
     In the manner of figures 4 and 5 of the D-Score paper (Park & Kim 2022): one panel per criterion, in which the sums
@@ -129,7 +129,7 @@ def plot_criteria(layer: Layer, path: Path, *, name: str = "") -> None:
     Raises:
         OnnxPruneError: another suffix, matplotlib missing, a file that cannot be written; a group without weights.
     """
-    check_picture(path)
+    check_plot(path)
     if not (layer.positive.any() or layer.negative.any()):
         raise OnnxPruneError(
             "there are no weights to draw: the channels of this group are made by none", where=f"group {layer.name!r}"
@@ -152,7 +152,7 @@ def plot_criteria(layer: Layer, path: Path, *, name: str = "") -> None:
     _write(path, _drawn(path.suffix.lower()[1:], (9.6, sum(heights) + 0.9), draw))
 
 
-def plot_study(found: Study, path: Path, *, name: str = "") -> None:
+def plot_study(found: SparsityStudy, path: Path, *, name: str = "") -> None:
     """Draws top-1 accuracy over sparsity, a line with its standard errors for weights and one for units, and below it
     the bytes of the compressed files over the same axis.
 
@@ -165,7 +165,7 @@ def plot_study(found: Study, path: Path, *, name: str = "") -> None:
     Raises:
         OnnxPruneError: another suffix, no points, matplotlib missing, a file that cannot be written.
     """
-    check_picture(path)
+    check_plot(path)
     if not found.points:
         raise OnnxPruneError("there are no points to draw")
 
@@ -503,7 +503,7 @@ def _asked(curve: Curve, removed: int) -> float:
     return float(np.interp(removed, list(counts), list(counts.values())))
 
 
-def _filters(panels: Any, layer: Layer, text: Text) -> None:
+def _filters(panels: Any, layer: RankedGroup, text: Text) -> None:
     """One panel per criterion: what a filter's positive and negative weights sum up to."""
     count, cut = len(layer.positive), layer.removed
     high, low = 1.06 * layer.positive.max(), -1.06 * layer.negative.max()
@@ -526,7 +526,7 @@ def _filters(panels: Any, layer: Layer, text: Text) -> None:
     panels[-1].set_xlabel("filters in the order of the criterion: those at the left go first")
 
 
-def _shares(axes: Axes, layer: Layer, text: Text) -> None:
+def _shares(axes: Axes, layer: RankedGroup, text: Text) -> None:
     """A bar per criterion: how much of the layer's weights stays, by sign."""
     from matplotlib.patches import Patch
 

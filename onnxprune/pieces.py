@@ -18,18 +18,18 @@ from onnxprune.passes.insert_masks import MASK_INPUT
 from onnxprune.plans import NOTHING, Plan
 from onnxprune.segments import Segments
 
-__all__ = ["MASK_INPUT", "Cutter", "Reads"]
+__all__ = ["MASK_INPUT", "GroupConsumers", "MaskedSegmenter"]
 
 
 @dataclass(frozen=True)
-class Reads:
+class GroupConsumers:
     """Where a group is read: the first node that does, and every contraction with the tensor it reads."""
 
-    place: int
+    first: int
     contractions: tuple[tuple[str, Contraction], ...]
 
 
-class Cutter(Segments):
+class MaskedSegmenter(Segments):
     """Cuts an analysed model's normalized graph.
 
     Attributes:
@@ -41,15 +41,15 @@ class Cutter(Segments):
         super().__init__(analysis.model, analysis.witness)
         self.analysis = analysis
         self.removed: Plan = NOTHING
-        self.reads = {g.name: self._reads(g.components) for g in analysis.groups}
+        self.consumers = {g.name: self._reads(g.components) for g in analysis.groups}
 
-    def _reads(self, components: np.ndarray) -> Reads:
+    def _reads(self, components: np.ndarray) -> GroupConsumers:
         mine = np.zeros(self.analysis.count, bool)
         mine[components] = True
         found = [c for c in self.analysis.contractions if mine[self.analysis.component[c.labels]].any()]
         places = [self.made[c.output] for c in found]
         names = [self.nodes[p].inputs[c.input_index].name for p, c in zip(places, found, strict=True)]
-        return Reads(min(places, default=len(self.nodes)), tuple(zip(names, found, strict=True)))
+        return GroupConsumers(min(places, default=len(self.nodes)), tuple(zip(names, found, strict=True)))
 
     def work(self, place: int) -> int:
         """MACs of the nodes from a cut to the end, at the witness's sizes."""
@@ -65,7 +65,7 @@ class Cutter(Segments):
                 total += spec.macs(n, sizes[: len(n.inputs)], sizes[len(n.inputs) :])
         return total
 
-    def piece(self, start: int, stop: int, outputs: Sequence[str]) -> Model:
+    def bare_segment(self, start: int, stop: int, outputs: Sequence[str]) -> Model:
         """Nodes [start, stop) as a model of their own: the live tensors at `start` in, `outputs` out.
 
         The live tensors are whole; what is `removed` is masked where this piece reads it.
@@ -82,13 +82,13 @@ class Cutter(Segments):
 
     def masked(self, group: str, outputs: Sequence[str]) -> Model:
         """From a group's first reader to the end, with an input that masks its channels."""
-        start = self.reads[group].place
-        suffix = self.piece(start, len(self.nodes), outputs)
+        start = self.consumers[group].first
+        suffix = self.bare_segment(start, len(self.nodes), outputs)
         return InsertMasks(analysis=self.analysis, as_input=True, groups=(group,)).rewrite(suffix)
 
     def folded(self, group: str, plan: Plan, outputs: Sequence[str]) -> Model:
         """The same with a plan's masks in the weights: nothing is left to multiply, nor an input for it."""
-        return self._with_masks(self.piece(self.reads[group].place, len(self.nodes), outputs), plan)
+        return self._with_masks(self.bare_segment(self.consumers[group].first, len(self.nodes), outputs), plan)
 
     def stripped(self, group: str, plan: Plan, outputs: Sequence[str]) -> Model:
         """The same without the channels that a plan removes; it takes the same whole tensors as `masked`.
@@ -96,8 +96,8 @@ class Cutter(Segments):
         Not where something is `removed`: folded masks give weights new names, which the analysis does not know.
         """
         assert not self.removed.groups
-        start = self.reads[group].place
-        suffix = self.piece(start, len(self.nodes), outputs)
+        start = self.consumers[group].first
+        suffix = self.bare_segment(start, len(self.nodes), outputs)
         whole = {t.name: list(t.shape) if t.shape is not None else None for t in suffix.graph.inputs}
         model = StripChannels(plan, self.analysis).rewrite(suffix)
         self._take_kept(model.graph, whole, self.analysis.kept(plan))

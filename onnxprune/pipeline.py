@@ -10,9 +10,9 @@ from onnxprune.cost import MEASURES, Cost, CostModel
 from onnxprune.coupling import Analysis, couple
 from onnxprune.criteria import AnyCriterion
 from onnxprune.errors import OnnxPruneError
-from onnxprune.model import PROVENANCE, Model, uncollected
+from onnxprune.model import PROVENANCE, Model, gc_paused
 from onnxprune.notebooks import html_table, share
-from onnxprune.ops import Choices
+from onnxprune.ops import CouplingOptions
 from onnxprune.passes import NORMALIZE, Pipeline, SparsifyWeights, StripChannels
 from onnxprune.passes.strip_channels import analysis_options, check_plan
 from onnxprune.planner import plan as make_plan
@@ -63,9 +63,9 @@ def analyze(model: Model, *, attention: str = "heads", include_inexact: bool = F
         include_inexact: free also channels that statistics (LayerNorm, GroupNorm, a mean, ...) run over. Their removal
             is not masking: it is proved against the original whose statistics run over what is kept.
     """
-    with uncollected():
+    with gc_paused():
         normal = Pipeline(NORMALIZE)(model)
-        return couple(normal, source=model, choices=Choices(attention, include_inexact))
+        return couple(normal, source=model, choices=CouplingOptions(attention, include_inexact))
 
 
 def analyze_for(model: Model, plan: Plan) -> Analysis:
@@ -124,7 +124,7 @@ def compile_plan(
     )
     proof = verify(analysis, plan, pruned, **options) if check else None
     cost = CostModel(analysis)
-    return Compiled(pruned, plan, analysis, cost.whole, cost.cost(analysis.kept(plan)), proof)
+    return Compiled(pruned, plan, analysis, cost.baseline, cost.cost(analysis.kept(plan)), proof)
 
 
 def sparsify(model: Model, rule: SparsifyWeights) -> Model:

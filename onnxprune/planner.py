@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.allocators import (
-    SCOPES,
+    ALLOCATORS,
+    GreedyTrace,
     LatencyGreedy,
     SavingGreedy,
     Values,
-    Walk,
     better,
     importance_lost,
     ranked_path,
@@ -24,11 +24,11 @@ from onnxprune.cost import CostModel
 from onnxprune.criteria.normalize import normalize as normalized
 from onnxprune.curves import Curves
 from onnxprune.errors import OnnxPruneError, unknown
-from onnxprune.limits import Counts, Limits, Room, check_ratio
+from onnxprune.limits import Constraints, Counts, FeasibleCounts, check_ratio
 from onnxprune.plans import Plan, Removal
 from onnxprune.scoring import Scores
-from onnxprune.search import Path, Search
-from onnxprune.targets import LatencyPredictor, Meter, Target
+from onnxprune.search import CountPath, TargetSearch
+from onnxprune.targets import LatencyPredictor, MeasureShare, Target
 from onnxprune.thresholds import check_curves, least_counts, losses, predicted, threshold_of, threshold_path
 
 Gone = Mapping[str, npt.NDArray[np.int64]]
@@ -41,12 +41,12 @@ def plan(
     *,
     ratio: float | None = None,
     curves: Curves | None = None,
-    min_accuracy: float | None = None,
+    min_group_accuracy: float | None = None,
     max_loss: float | None = None,
     latency: LatencyPredictor | None = None,
-    scope: str | None = None,
+    allocator: str | None = None,
     normalize: str | None = None,
-    limits: Limits | None = None,
+    constraints: Constraints | None = None,
     tool: str = "",
 ) -> Plan:
     """Decides which channels go: in every group those with the lowest scores, ties to the lower index.
@@ -57,17 +57,17 @@ def plan(
         ratio: instead, the share removed from every group.
         curves: sensitivity curves made with the same criterion. With a threshold and no target every group loses what
             its own curve allows, all groups at once (the parallel pruning of Park & Kim 2022); groups without a curve
-            stay whole. A threshold bounds plans for a target likewise, whatever the scope.
-        min_accuracy: threshold for metrics where higher is better.
+            stay whole. A threshold bounds plans for a target likewise, whatever the allocator.
+        min_group_accuracy: threshold for metrics where higher is better.
         max_loss: threshold for metrics where lower is better.
-        latency: a latency model, for a latency target or scope.
-        scope: with a target: "global" ranks all channels by their normalized score, "uniform" takes the same share
+        latency: a latency model, for a latency target or allocator.
+        allocator: with a target: "global" ranks all channels by their normalized score, "uniform" takes the same share
             of every group, "sensitivity" goes down to the same threshold on every curve, "latency" takes what loses
             least (importance, or metric where there are curves) per predicted second saved, "saving" what loses least
             per unit of the target saved. Default: sensitivity where curves are given, latency for a latency target,
             else what the criterion says: saving for `obs`, global for the others.
         normalize: how scores of different groups are made comparable; default: the criterion's own.
-        limits: rounding, protection, overrides.
+        constraints: rounding, protection, overrides.
         tool: version, for the record.
 
     Raises:
@@ -75,56 +75,58 @@ def plan(
             nothing; a target that cannot be reached, with how far it goes; curves that do not belong to the scores, or
             a threshold that makes no sense.
     """
-    given = min_accuracy is not None or max_loss is not None
-    scope = checked_scope(scope, target, ratio, curves=curves, threshold=given, latency=latency, own=scores.scope)
-    request = Request(target, ratio, scope, normalize or scores.normalize, limits or Limits())
+    given = min_group_accuracy is not None or max_loss is not None
+    allocator = check_allocator(
+        allocator, target, ratio, curves=curves, threshold=given, latency=latency, default=scores.default_allocator
+    )
+    request = AllocationRequest(target, ratio, allocator, normalize or scores.normalize, constraints or Constraints())
     if curves is not None:
         check_curves(curves, scores)
-    threshold = threshold_of(curves, min_accuracy, max_loss, target=target is not None)
-    groups = allot(scores, request, curves=curves, threshold=threshold, latency=latency)
+    threshold = threshold_of(curves, min_group_accuracy, max_loss, target=target is not None)
+    groups = allocate(scores, request, curves=curves, threshold=threshold, latency=latency)
     record: dict[str, Any] = {}
-    if scope in ("sensitivity", "latency", "saving"):
-        record["scope"] = scope
-    if curves is not None and (scope == "sensitivity" or threshold is not None):
+    if allocator in ("sensitivity", "latency", "saving"):
+        record["scope"] = allocator
+    if curves is not None and (allocator == "sensitivity" or threshold is not None):
         worst = threshold if threshold is not None else predicted(curves, removed_counts(groups))
         record |= {"metric": curves.metric, "threshold": worst}
     return assembled(scores, request, groups, record, tool)
 
 
 @dataclass(frozen=True)
-class Request:
+class AllocationRequest:
     """What is asked of an allocation: a target or a ratio (or neither: what the curves allow), and how."""
 
     target: Target | None
     ratio: float | None
-    scope: str
+    allocator: str
     normalize: str
-    limits: Limits
+    constraints: Constraints
 
 
-def meant_scope(scope: str | None, target: Target | None, curves: Curves | None, own: str) -> str:
-    """The scope that is meant by a name, or where none is given; `own` is the criterion's."""
+def resolve_allocator(allocator: str | None, target: Target | None, curves: Curves | None, default: str) -> str:
+    """The allocator that is meant by a name, or where none is given; `default` is the criterion's."""
     latency = target is not None and target.measure == "latency"
-    if scope is None and curves is not None:
+    if allocator is None and curves is not None:
         return "sensitivity"
-    if scope is None and target is None:
+    if allocator is None and target is None:
         return "global"
-    if latency and scope in (None, "saving"):
+    if latency and allocator in (None, "saving"):
         return "latency"  # what is saved is seconds
-    return scope or own
+    return allocator or default
 
 
-def checked_scope(
-    scope: str | None,
+def check_allocator(
+    allocator: str | None,
     target: Target | None,
     ratio: float | None,
     *,
     curves: Curves | None = None,
     threshold: bool = False,
     latency: LatencyPredictor | None = None,
-    own: str = "global",
+    default: str = "global",
 ) -> str:
-    """The scope, chosen where it is None, and checked against what is given; `own` is the criterion's.
+    """The allocator, chosen where it is None, and checked against what is given; `default` is the criterion's.
 
     Raises:
         OnnxPruneError: what is given does not go together, or is not enough.
@@ -134,31 +136,33 @@ def checked_scope(
             "a ratio takes the same from every group, curves do not", fix="a target or a threshold instead of the ratio"
         )
     if (target is None) == (ratio is None) and not (threshold and target is None and ratio is None):
-        fix = "--ratio 0.3, or --target macs=0.5" + (", or --min-accuracy 0.9" if curves is not None else "")
+        fix = "--ratio 0.3, or --target macs=0.5" + (", or --min-group-accuracy 0.9" if curves is not None else "")
         raise OnnxPruneError("give either a ratio or a target", fix=fix)
-    scope = meant_scope(scope, target, curves, own)
-    if scope not in SCOPES:
-        raise unknown("scope", scope, SCOPES)
+    allocator = resolve_allocator(allocator, target, curves, default)
+    if allocator not in ALLOCATORS:
+        raise unknown("allocator", allocator, ALLOCATORS)
     if ratio is not None:
         check_ratio(ratio)
-        if scope not in ("global", "uniform"):
-            raise OnnxPruneError(f"the scope {scope!r} needs a target; a ratio takes the same from every group")
-    if scope == "sensitivity" and curves is None:
-        raise OnnxPruneError("the scope 'sensitivity' needs curves", fix="--curves FILE, from `onnxprune sensitivity`")
-    if scope == "latency" and latency is None:
+        if allocator not in ("global", "uniform"):
+            raise OnnxPruneError(f"the allocator {allocator!r} needs a target; a ratio takes the same from every group")
+    if allocator == "sensitivity" and curves is None:
         raise OnnxPruneError(
-            "the scope 'latency' needs a latency model", fix="plan(..., latency=op.latency_model(groups))"
+            "the allocator 'sensitivity' needs curves", fix="--curves FILE, from `onnxprune sensitivity`"
         )
-    if target is None and ratio is None and curves is not None and scope != "sensitivity":
+    if allocator == "latency" and latency is None:
         raise OnnxPruneError(
-            f"the scope {scope!r} needs a target; without one the curves alone decide", fix="--target macs=0.5"
+            "the allocator 'latency' needs a latency model", fix="plan(..., latency=op.latency_model(groups))"
         )
-    return scope
+    if target is None and ratio is None and curves is not None and allocator != "sensitivity":
+        raise OnnxPruneError(
+            f"the allocator {allocator!r} needs a target; without one the curves alone decide", fix="--target macs=0.5"
+        )
+    return allocator
 
 
-def allot(
+def allocate(
     scores: Scores,
-    request: Request,
+    request: AllocationRequest,
     *,
     curves: Curves | None = None,
     threshold: float | None = None,
@@ -166,7 +170,7 @@ def allot(
     gone: Gone | None = None,
     final: bool = True,
     cost: CostModel | None = None,
-    walk: Walk | None = None,
+    trace: GreedyTrace | None = None,
 ) -> dict[str, Removal]:
     """Shares a budget among the groups; arguments are taken to be checked.
 
@@ -179,7 +183,7 @@ def allot(
         gone: what was removed before; limits and shares are those of the whole model all the same.
         final: whether the target has to be met; if not, the plan stops short of it by whole blocks.
         cost: of the analysis, if at hand.
-        walk: of the scope "saving", from earlier calls that differed in the target's share alone.
+        trace: of the allocator "saving", from earlier calls that differed in the target's share alone.
 
     Raises:
         OnnxPruneError: as `plan`.
@@ -187,70 +191,84 @@ def allot(
     _check_comparable(scores, request)
     analysis = scores.analysis
     before = {name: np.sort(places) for name, places in (gone or {}).items()}
-    by_curves = curves is not None and (threshold is not None or request.scope in ("sensitivity", "latency", "saving"))
+    by_curves = curves is not None and (
+        threshold is not None or request.allocator in ("sensitivity", "latency", "saving")
+    )
     least = least_counts(curves, scores, threshold) if by_curves and curves is not None else None
     left = {name: analysis[name].channels - len(places) for name, places in before.items()}
-    room = Room(analysis, request.limits, scores.groups, left=left, least=least)
+    feasible = FeasibleCounts(analysis, request.constraints, scores.groups, left=left, least=least)
     order: dict[str, npt.NDArray[np.int64]] = {}
     ranked: dict[str, Values] = {}
-    for g in room.groups:
+    for g in feasible.groups:
         first = before.get(g.name, np.zeros(0, np.int64))
         rest = np.setdiff1d(np.arange(g.channels), first)
         values = scores.groups[g.name][rest]
         ascending = np.argsort(values, kind="stable")
         order[g.name] = np.concatenate([first, rest[ascending]])
         ranked[g.name] = normalized(values, request.normalize)[ascending]
-    counts = _counts(scores, request, room, order, ranked, curves, latency, final, cost, walk)
+    counts = _counts(scores, request, feasible, order, ranked, curves, latency, final, cost, trace)
     return {
         g.name: Removal(g.channels, tuple(sorted(order[g.name][: g.channels - counts[g.name]].tolist())))
-        for g in room.groups
+        for g in feasible.groups
         if counts[g.name] < g.channels
     }
 
 
-def _check_comparable(scores: Scores, request: Request) -> None:
+def _check_comparable(scores: Scores, request: AllocationRequest) -> None:
     """Refuses what the definition of the criterion forbids."""
     forbids = scores.forbids
     name = scores.criterion.get("name")
     if "normalize" in forbids and request.normalize != scores.normalize:
         raise OnnxPruneError(f"criterion {name!r} is not to be normalized: {forbids['normalize']}")
-    if "global" in forbids and request.target is not None and request.scope in ("global", "latency", "saving"):
+    if "global" in forbids and request.target is not None and request.allocator in ("global", "latency", "saving"):
         raise OnnxPruneError(
             f"scores of {name!r} cannot be ranked across layers: {forbids['global']}",
-            fix="the same share of every group (--ratio, or --scope uniform), or --curves",
+            fix="the same share of every group (--ratio, or --allocator uniform), or --curves",
         )
 
 
 def _counts(
-    scores: Scores, request: Request, room: Room, order: Gone, ranked: Mapping[str, Values], curves: Curves | None,
-    latency: LatencyPredictor | None, final: bool, cost: CostModel | None, walk: Walk | None,
-) -> Counts:  # fmt: skip
+    scores: Scores,
+    request: AllocationRequest,
+    feasible: FeasibleCounts,
+    order: Gone,
+    ranked: Mapping[str, Values],
+    curves: Curves | None,
+    latency: LatencyPredictor | None,
+    final: bool,
+    cost: CostModel | None,
+    trace: GreedyTrace | None,
+) -> Counts:
     """How many channels every group keeps."""
     target = request.target
     if request.ratio is not None:
-        return room.uniform(request.ratio)
+        return feasible.uniform(request.ratio)
     if target is None:
-        return room.smallest(room.step)  # of the counts the curves allow, in whole blocks
-    if target.share >= 1 and not room.fixed and not room.ratios:
-        return room.uniform(0.0)
+        return feasible.smallest(feasible.step)  # of the counts the curves allow, in whole blocks
+    if target.share >= 1 and not feasible.fixed and not feasible.ratios:
+        return feasible.uniform(0.0)
     analysis = scores.analysis
-    search = Search(analysis, room, order, Meter(cost or CostModel(analysis), target.measure, latency), target.share)
-    if request.scope == "latency":
+    search = TargetSearch(
+        analysis, feasible, order, MeasureShare(cost or CostModel(analysis), target.measure, latency), target.share
+    )
+    if request.allocator == "latency":
         assert latency is not None
-        lost = _lost(room, ranked, curves)
+        lost = _lost(feasible, ranked, curves)
         greedy = LatencyGreedy(search, latency, lost)
         above, below = greedy.run()
         if not final:
             return above
-        rivals = search.settle(below), search.nearest(ranked_path(room, ranked))
+        rivals = search.settle(below), search.nearest(ranked_path(feasible, ranked))
         counts = better(greedy, *map(greedy.filled, rivals))
-    elif request.scope == "saving":
-        saving = SavingGreedy(search, _lost(room, ranked, curves), walk)
+    elif request.allocator == "saving":
+        saving = SavingGreedy(search, _lost(feasible, ranked, curves), trace)
         if not final:
             return saving.first()[0]
-        counts = saving.best(saving.run(), *map(search.nearest, (ranked_path(room, ranked), uniform_path(room))))
+        counts = saving.best(
+            saving.run(), *map(search.nearest, (ranked_path(feasible, ranked), uniform_path(feasible)))
+        )
     else:
-        path = _path(request.scope, room, ranked, curves)
+        path = _path(request.allocator, feasible, ranked, curves)
         if not final:
             return search.before(path)
         counts = search.nearest(path)
@@ -258,25 +276,25 @@ def _counts(
     return counts
 
 
-def _path(scope: str, room: Room, ranked: Mapping[str, Values], curves: Curves | None) -> Path:
-    if scope == "uniform":
-        return uniform_path(room)
-    if scope == "sensitivity":
+def _path(allocator: str, feasible: FeasibleCounts, ranked: Mapping[str, Values], curves: Curves | None) -> CountPath:
+    if allocator == "uniform":
+        return uniform_path(feasible)
+    if allocator == "sensitivity":
         assert curves is not None
-        return threshold_path(curves, room)
-    return ranked_path(room, ranked)
+        return threshold_path(curves, feasible)
+    return ranked_path(feasible, ranked)
 
 
-def _lost(room: Room, ranked: Mapping[str, Values], curves: Curves | None) -> dict[str, Values]:
+def _lost(feasible: FeasibleCounts, ranked: Mapping[str, Values], curves: Curves | None) -> dict[str, Values]:
     """What is lost with 0, 1, 2 ... channels of each free group gone: metric by the curves, else importance."""
     if curves is None:
-        return importance_lost(room, ranked)
-    return {g.name: losses(curves, g.name) if g.name in curves.groups else np.zeros(1) for g in room.free}
+        return importance_lost(feasible, ranked)
+    return {g.name: losses(curves, g.name) if g.name in curves.groups else np.zeros(1) for g in feasible.free}
 
 
-def _way_out(request: Request, curves: Curves | None) -> str:
+def _way_out(request: AllocationRequest, curves: Curves | None) -> str:
     more = "raise --max-ratio, lower --min-channels, exclude or protect less (see `onnxprune inspect`)"
-    if curves is not None and request.scope in ("sensitivity", "latency", "saving"):
+    if curves is not None and request.allocator in ("sensitivity", "latency", "saving"):
         return "sweep to larger ratios with `onnxprune sensitivity`, accept a worse metric, or " + more
     if request.target is not None and request.target.measure == "latency":
         return f"aim at less, or {more}; smaller blocks (--round-to) give more to choose from"
@@ -289,7 +307,7 @@ def removed_counts(groups: Mapping[str, Removal]) -> dict[str, int]:
 
 
 def assembled(
-    scores: Scores, request: Request, groups: Mapping[str, Removal], record: Mapping[str, Any], tool: str
+    scores: Scores, request: AllocationRequest, groups: Mapping[str, Removal], record: Mapping[str, Any], tool: str
 ) -> Plan:
     """The plan, with what it was made by."""
     analysis = scores.analysis

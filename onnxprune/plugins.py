@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Broken:
+class BrokenPlugin:
     """A plug-in that could not be loaded.
 
     Attributes:
@@ -41,7 +41,7 @@ class Broken:
         return OnnxPruneError(f"{what}: {self}", where=where, fix=f"update or uninstall {self.distribution}")
 
 
-class PlugIns:
+class PluginRegistry:
     """The entry points of one group, loaded once, when first needed.
 
     Args:
@@ -54,7 +54,7 @@ class PlugIns:
         self.group = group
         self.accept = accept
         self.loaded = False
-        self.broken: dict[str, Broken] = {}
+        self.broken: dict[str, BrokenPlugin] = {}
 
     def load(self) -> None:
         """Loads what is installed. Fails never: see `broken`."""
@@ -70,7 +70,7 @@ class PlugIns:
             except Exception as err:  # another package's code may raise anything
                 reason = str(err) if isinstance(err, OnnxPruneError) else f"{type(err).__name__}: {err}"
                 reason = " ".join(reason.split())
-                self.broken[point.name] = Broken(point.name, point.value, distribution, reason)
+                self.broken[point.name] = BrokenPlugin(point.name, point.value, distribution, reason)
                 _log.warning("%s", self.broken[point.name])
 
 

@@ -209,7 +209,7 @@ class Graph:
                 fill(tensor, self.arrays[name], external)
         return proto, external
 
-    def whole(self, outputs: Sequence[str]) -> tuple[onnx.ModelProto, dict[str, Array]]:
+    def with_outputs(self, outputs: Sequence[str]) -> tuple[onnx.ModelProto, dict[str, Array]]:
         """Return the model with these outputs, and the values of its large constants."""
         proto, external = self.cut_out(range(len(self.nodes)), {}, {}, (), outputs)
         proto.graph.input.extend(self.inputs.values())

@@ -45,7 +45,7 @@ _RUN = 2**26  # bytes of the largest activation of one run
 
 
 @dataclass(frozen=True)
-class Stage:
+class RecoveryStage:
     """What became of the model.
 
     Attributes:
@@ -77,7 +77,7 @@ class Recovered:
     """
 
     model: Model = field(repr=False)
-    stages: tuple[Stage, ...]
+    stages: tuple[RecoveryStage, ...]
     original: float | None
     samples: tuple[int, int]
 
@@ -159,11 +159,11 @@ def recover(
     calibration = _bounded(analysis, calibration)
     solving, judging = split(calibration.data)
     inside = replace(calibration, data=solving)
-    judge = _Judge(analysis, replace(calibration, data=judging))
+    judge = _HoldoutEvaluator(analysis, replace(calibration, data=judging))
     model = pruned
     best = judge.distance(pruned)
-    done = [Stage("as cut", best, judge.top1(pruned) if np.isfinite(best) else None, 0.0, True)]
-    store = _Store(folder, _settings(pruned, plan, calibration, stages, rows, rounds), restart)
+    done = [RecoveryStage("as cut", best, judge.top1(pruned) if np.isfinite(best) else None, 0.0, True)]
+    store = _SolutionStore(folder, _settings(pruned, plan, calibration, stages, rows, rounds), restart)
     try:
         for i, name in enumerate(stages):
             start = time.perf_counter()
@@ -171,7 +171,7 @@ def recover(
             if name == "recalibrate_batchnorm":
                 new = RecalibrateBatchnorm(plan, analysis, inside)(model)
             else:
-                counts = _Counts(store, i, progress)
+                counts = _SolutionCounter(store, i, progress)
                 new = ReconstructWeights(
                     plan, analysis, inside, rows=rows, rounds=rounds, known=partial(store.known, i), done=counts
                 )(model)
@@ -180,7 +180,7 @@ def recover(
             distance = judge.distance(new)
             kept = distance < best
             top1 = judge.top1(new) if np.isfinite(distance) else None
-            done.append(Stage(name, distance, top1, seconds, kept, note))
+            done.append(RecoveryStage(name, distance, top1, seconds, kept, note))
             if kept:
                 model, best = new, distance
     finally:
@@ -222,7 +222,7 @@ def check_belongs(analysis: Analysis, plan: Plan, pruned: Model) -> None:
                 )
 
 
-class _Judge:
+class _HoldoutEvaluator:
     """Compares models with the original on held-out samples."""
 
     def __init__(self, analysis: Analysis, calibration: Calibration) -> None:
@@ -273,10 +273,10 @@ class _Judge:
 
 
 @dataclass
-class _Counts:
+class _SolutionCounter:
     """Takes in solutions: to the store and to the progress."""
 
-    store: _Store
+    store: _SolutionStore
     stage: int
     progress: Callable[[int, int], None] | None
     solved: int = 0
@@ -304,7 +304,7 @@ def _settings(
     }
 
 
-class _Store:
+class _SolutionStore:
     """Solved layers in a folder: a journal, and a file of arrays for each layer."""
 
     def __init__(self, folder: Path | None, settings: dict[str, Any], restart: bool) -> None:

@@ -17,7 +17,7 @@ from onnxprune.calibration import Calibration
 from onnxprune.coupling import Analysis, Group
 from onnxprune.criteria import AnyCriterion, Criterion, DataCriterion
 from onnxprune.criteria import get as get_criterion
-from onnxprune.criteria.base import REDUCTIONS, Case
+from onnxprune.criteria.base import REDUCTIONS, ScoringContext
 from onnxprune.criteria.registry import find as find_criterion
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.files import write_text
@@ -55,9 +55,9 @@ class Scores:
         return rule.forbids if rule is not None else {}
 
     @property
-    def scope(self) -> str:
+    def default_allocator(self) -> str:
         """How a target is shared by default with these scores."""
-        return self._rule.default_scope if self._rule is not None else "global"
+        return self._rule.default_allocator if self._rule is not None else "global"
 
     @property
     def _rule(self) -> type[AnyCriterion] | None:
@@ -178,21 +178,21 @@ def score_together(
     by_data = [rule for rule in criteria if isinstance(rule, DataCriterion)]
     if by_data:
         calibration = _checked(calibration, by_data)
-        case = Case(analysis, tuple(wanted), calibration, progress)
+        context = ScoringContext(analysis, tuple(wanted), calibration, progress)
         for looker in by_data:
-            least = looker.least_samples(case)
+            least = looker.least_samples(context)
             if len(calibration) < least:
                 raise OnnxPruneError(
                     f"criterion {looker.name!r} needs at least {least} samples here; there are {len(calibration)}",
                     fix="give more data (--images), or choose another criterion",
                 )
-        probes = {id(rule): list(rule.probes(case)) for rule in by_data}
+        probes = {id(rule): list(rule.probes(context)) for rule in by_data}
         calibration.collect(analysis.model, [p for own in probes.values() for p in own], progress=progress)
     out = []
     for rule, how in zip(criteria, hows, strict=True):
         if isinstance(rule, DataCriterion):
             rows = _Rows(analysis, wanted)
-            for site in rule.score_sites(case, probes.pop(id(rule))):
+            for site in rule.score_sites(context, probes.pop(id(rule))):
                 rows.add(site.components, site.scores)
                 for label, values in site.per_class.items():
                     rows.add(site.components, values, label)

@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from onnxprune.coupling import Analysis, Group, Kept
 from onnxprune.errors import OnnxPruneError
-from onnxprune.limits import Counts, Room
-from onnxprune.targets import Meter
+from onnxprune.limits import Counts, FeasibleCounts
+from onnxprune.targets import MeasureShare
 
 # How close a target has to be met, as a share of the unpruned model.
 CLOSE = 0.01
@@ -22,7 +22,7 @@ LATENCY_CLOSE = 0.02
 
 
 @dataclass(frozen=True)
-class Path:
+class CountPath:
     """Counts from nothing removed (0) to as much as there is (top), never growing on the way.
 
     Attributes:
@@ -34,26 +34,31 @@ class Path:
     top: int
 
 
-class Search:
+class TargetSearch:
     """Looks for counts whose share of a measure is nearest to a goal.
 
     Args:
         analysis: of the model.
-        room: what groups may keep.
+        feasible: what groups may keep.
         order: group name -> its channels in the order in which they go, [channels].
         meter: of the measure.
         goal: share kept.
     """
 
     def __init__(
-        self, analysis: Analysis, room: Room, order: Mapping[str, npt.NDArray[np.int64]], meter: Meter, goal: float
+        self,
+        analysis: Analysis,
+        feasible: FeasibleCounts,
+        order: Mapping[str, npt.NDArray[np.int64]],
+        meter: MeasureShare,
+        goal: float,
     ) -> None:
-        self.room = room
+        self.feasible = feasible
         self.meter = meter
         self.goal = goal
         self.close = LATENCY_CLOSE if meter.measure == "latency" else CLOSE
         self._count = analysis.count
-        self._leaving = {g.name: g.components[order[g.name]] for g in room.groups}
+        self._leaving = {g.name: g.components[order[g.name]] for g in feasible.groups}
 
     def gone(self, g: Group, count: int) -> npt.NDArray[np.int64]:
         """Components that leave a group which keeps `count` channels."""
@@ -62,7 +67,7 @@ class Search:
     def kept(self, counts: Counts) -> Kept:
         """Which components stay: bool [count]."""
         kept: Kept = np.ones(self._count, bool)
-        for g in self.room.groups:
+        for g in self.feasible.groups:
             kept[self.gone(g, counts[g.name])] = False
         return kept
 
@@ -74,17 +79,17 @@ class Search:
         """Whether these counts are close to the goal."""
         return abs(self.share(counts) - self.goal) <= self.close
 
-    def before(self, path: Path) -> Counts:
+    def before(self, path: CountPath) -> Counts:
         """As far along a path as the share stays at or above the goal."""
-        place = self._bisect(path, self.room.step)
-        counts = path.counts_at(place, self.room.step)
+        place = self._bisect(path, self.feasible.step)
+        counts = path.counts_at(place, self.feasible.step)
         if place and self.share(counts) < self.goal:
-            return path.counts_at(place - 1, self.room.step)
+            return path.counts_at(place - 1, self.feasible.step)
         return counts
 
-    def nearest(self, path: Path) -> Counts:
+    def nearest(self, path: CountPath) -> Counts:
         """The counts nearest to the goal: where a path passes it, and single steps from there."""
-        step = self.room.step
+        step = self.feasible.step
         counts = self.settle(path.counts_at(self._bisect(path, step), step))
         if self.meter.measure != "latency" and self.share(counts) - self.goal > CLOSE and step > 1:
             # No single step helps, or the blocks ended the path early: the same way again, channel by channel.
@@ -98,7 +103,7 @@ class Search:
 
         For latency they never are: a part of a block takes as long as a whole one, or longer.
         """
-        step = self.room.step
+        step = self.feasible.step
         while True:
             counts = self._refine(counts, step)
             if step == 1 or self.meter.measure == "latency" or abs(self.share(counts) - self.goal) <= CLOSE:
@@ -115,7 +120,7 @@ class Search:
         if reached - self.goal <= self.close:
             return
         latency = self.meter.measure == "latency"
-        smallest = self.share(self.room.smallest(self.room.step if latency else 1))
+        smallest = self.share(self.feasible.smallest(self.feasible.step if latency else 1))
         if latency or smallest > self.goal:
             least = min(reached, smallest) if latency else smallest
             measure = self.meter.measure
@@ -125,7 +130,7 @@ class Search:
                 fix=fix,
             )
 
-    def _bisect(self, path: Path, step: int) -> int:
+    def _bisect(self, path: CountPath, step: int) -> int:
         """The first place on a path that is not over the goal; the last one if all are."""
         low, high = 0, path.top
         while low < high:
@@ -143,8 +148,8 @@ class Search:
         tried: dict[tuple[str, int], float] = {}
         while abs(best - self.goal) > GOOD:
             found: tuple[float, str, int] | None = None
-            for g in self.room.free:
-                options = self.room.allowed(g, step)
+            for g in self.feasible.free:
+                options = self.feasible.allowed(g, step)
                 now = counts[g.name]
                 ups, downs = options[options > now], options[options < now]
                 move = (ups[:1] if best < self.goal else downs[-1:]).tolist()

@@ -1,8 +1,8 @@
 """A graph cut between two of its nodes, so that what comes before a cut is computed once.
 
 A *cut* is a place in the node order. What crosses it (`live`) are the tensors made before and read after; a segment
-from one cut to the next computes the live tensors of the second from those of the first. A `Walk` holds the live
-tensors of all samples at one cut and goes forward.
+from one cut to the next computes the live tensors of the second from those of the first. An `ActivationCursor` holds
+the live tensors of all samples at one cut and goes forward.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Segments:
         return [f"{name}_{i}" if any(n % d == 0 for d in dynamic) else n for i, n in enumerate(shape)]
 
 
-class Walk:
+class ActivationCursor:
     """All samples at one cut of a model, and the way forward. Use it as a context: it may keep files.
 
     Args:
@@ -110,10 +110,10 @@ class Walk:
         self.segments, self.feeds = segments, feeds
         self.device, self.threads = device, threads
         self.place = 0
-        self._store = _Store(memory)
+        self._store = _ArrayStore(memory)
         self._held: list[dict[str, int]] | None = None  # per batch: tensor -> key in the store; None: the feeds
 
-    def __enter__(self) -> Walk:
+    def __enter__(self) -> ActivationCursor:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -201,7 +201,7 @@ class Walk:
         return self._store.get(self._held[batch][name])
 
 
-class _Store:
+class _ArrayStore:
     """Arrays by number: in memory up to a limit, the others in files of a folder that goes with the store."""
 
     def __init__(self, memory: int) -> None:

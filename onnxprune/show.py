@@ -10,17 +10,17 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from onnxprune.comparison import Row
+    from onnxprune.comparison import AllocatorRow
     from onnxprune.coupling import Analysis, Group
-    from onnxprune.criteria_comparison import Comparison
+    from onnxprune.criteria_comparison import CriteriaComparison
     from onnxprune.curves import Curves
     from onnxprune.differences import Differences
     from onnxprune.pipeline import Compiled
     from onnxprune.plans import Plan
-    from onnxprune.recipes import Table
+    from onnxprune.recipes import RunTable
     from onnxprune.recovery import Recovered
     from onnxprune.speedup import Speedup
-    from onnxprune.training import Figures, Retrained
+    from onnxprune.training import Retrained, ValidationMetrics
     from onnxprune.verification import Verification
 
 WIDTH = 80
@@ -107,7 +107,7 @@ def inspect_document(analysis: Analysis, name: str) -> dict[str, Any]:
     """What `inspect --json` prints."""
     from onnxprune.cost import CostModel
 
-    cost = CostModel(analysis).whole
+    cost = CostModel(analysis).baseline
     graph = analysis.source.graph
     return {
         "model": name,
@@ -220,7 +220,7 @@ def curves_table(curves: Curves, name: str) -> None:
 
 def plan_document(
     analysis: Analysis, plan: Plan, output: str | None, curves: Curves | None, speedup: Speedup | None,
-    rows: Sequence[Row] | None,
+    rows: Sequence[AllocatorRow] | None,
 ) -> dict[str, Any]:  # fmt: skip
     """What `plan --json` prints."""
     from onnxprune.cost import CostModel
@@ -230,7 +230,7 @@ def plan_document(
         "output": output,
         "digest": plan.digest,
         "removed_channels": plan.removed,
-        "before": vars(cost.whole),
+        "before": vars(cost.baseline),
         "after": vars(cost.cost(analysis.kept(plan))),
         "metric": _metric(plan, curves),
         "latency": speedup.as_dict() if speedup else None,
@@ -260,7 +260,7 @@ def plan_table(analysis: Analysis, plan: Plan, title: str, curves: Curves | None
     table(title, ["group", "channels", "kept", ""], rows)
     cost = CostModel(analysis)
     after = cost.cost(analysis.kept(plan))
-    shares = [f"{what} {percent(after.ratio(cost.whole, what))}" for what in MEASURES]
+    shares = [f"{what} {percent(after.ratio(cost.baseline, what))}" for what in MEASURES]
     sys.stdout.write(f"kept: {', '.join(shares[:3])},\n  {', '.join(shares[3:])}\n")
     metric = _metric(plan, curves)
     if metric is not None:
@@ -270,15 +270,18 @@ def plan_table(analysis: Analysis, plan: Plan, title: str, curves: Curves | None
         )
 
 
-def comparison_table(title: str, rows: Sequence[Row], metric: str | None) -> None:
+def comparison_table(title: str, rows: Sequence[AllocatorRow], metric: str | None) -> None:
     """What `plan --compare` prints: one row per allocator."""
     from onnxprune.cost import MEASURES
 
     timed = any(r.seconds is not None for r in rows)
-    columns = ["scope", *MEASURES, *(["latency"] if timed else []), *([metric] if metric else [])]
+    columns = ["allocator", *MEASURES, *(["latency"] if timed else []), *([metric] if metric else [])]
     cells = []
     for r in rows:
-        row = [("* " if r.chosen else "  ") + r.scope, *(percent(r.shares[m]) if r.shares else "-" for m in MEASURES)]
+        row = [
+            ("* " if r.chosen else "  ") + r.allocator,
+            *(percent(r.shares[m]) if r.shares else "-" for m in MEASURES),
+        ]
         if timed:
             row.append(seconds(r.seconds) if r.seconds is not None else "-")
         if metric:
@@ -287,10 +290,10 @@ def comparison_table(title: str, rows: Sequence[Row], metric: str | None) -> Non
     table(title, columns, cells)
     for r in rows:
         if r.error is not None:
-            note(f"{r.scope}: {r.error}")
+            note(f"{r.allocator}: {r.error}")
 
 
-def criteria_table(found: Comparison, name: str) -> None:
+def criteria_table(found: CriteriaComparison, name: str) -> None:
     """What `score --compare` prints: means over the groups."""
 
     def text(value: float | None) -> str:
@@ -397,7 +400,7 @@ def retrained_document(done: Retrained, output: str, plan: str | None) -> dict[s
 def retrained_figures(done: Retrained) -> str:
     """Before and after in a line."""
 
-    def text(f: Figures) -> str:
+    def text(f: ValidationMetrics) -> str:
         return f"{f.loss:.4f}" if f.top1 is None else f"{percent(f.top1)} (loss {f.loss:.4f})"
 
     name = "top-1" if done.metric == "top1" else "distillation loss"
@@ -426,7 +429,7 @@ def retrained_table(done: Retrained, title: str) -> None:
         sys.stdout.write(f"logs: {done.logs}\n")
 
 
-def run_table(done: Table, folder: str) -> None:
+def run_table(done: RunTable, folder: str) -> None:
     """What `run` prints: every step; figures where it made a model."""
 
     def text(value: Any, form: Callable[[Any], str]) -> str:

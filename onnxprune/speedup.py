@@ -16,7 +16,7 @@ from onnxprune.targets import LatencyPredictor
 
 
 @dataclass(frozen=True)
-class Pair:
+class LatencyPair:
     """Seconds of one run before and after."""
 
     before: float
@@ -41,8 +41,8 @@ class Speedup:
         provider: what it was measured on.
     """
 
-    predicted: Pair
-    measured: Pair
+    predicted: LatencyPair
+    measured: LatencyPair
     batch: int
     threads: int
     runs: int
@@ -82,8 +82,8 @@ def measure_speedup(
     sessions = [Session(m, device=device, threads=predictor.threads) for m in (analysis.source, pruned)]
     before, after = measure(sessions, [feeds, feeds], runs=runs, progress=progress)
     return Speedup(
-        Pair(predictor.whole, predictor.seconds(analysis.kept(plan))),
-        Pair(before.median, after.median),
+        LatencyPair(predictor.baseline, predictor.seconds(analysis.kept(plan))),
+        LatencyPair(before.median, after.median),
         predictor.batch,
         predictor.threads,
         runs,

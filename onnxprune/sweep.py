@@ -21,16 +21,16 @@ from typing import Any
 import numpy as np
 
 from onnxprune.coupling import Analysis, Group, couple
-from onnxprune.curves import Curve, Curves, Point
+from onnxprune.curves import Curve, CurvePoint, Curves
 from onnxprune.data import Data, Preprocess
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.journal import Journal
-from onnxprune.metrics import Measured, Metric, get_metric
+from onnxprune.metrics import Metric, MetricValue, get_metric
 from onnxprune.model import load, save
-from onnxprune.ops import Choices
+from onnxprune.ops import CouplingOptions
 from onnxprune.passes import NORMALIZE, Pipeline
 from onnxprune.scoring import Scores
-from onnxprune.trials import CACHE_MEMORY, Trials
+from onnxprune.trials import CACHE_MEMORY, MaskedEvaluator
 from onnxprune.workers import spread
 
 RATIOS = tuple(round(0.05 * i, 2) for i in range(1, 20))
@@ -38,7 +38,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Search:
+class CurveSearch:
     """How much of a curve is measured: all of it, its crossing of a threshold, or down to chance."""
 
     threshold: float | None = None
@@ -51,12 +51,12 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Setting:
+class WorkerSettings:
     """What a worker needs to measure trials by itself; files lie where all workers see them."""
 
     model: Path
     fingerprint: str
-    choices: Choices
+    choices: CouplingOptions
     data: Path
     name: str
     preprocess: Preprocess
@@ -66,8 +66,8 @@ class Setting:
     threads: int
     device: str
     cache_memory: int
-    search: Search
-    baseline: Measured
+    search: CurveSearch
+    baseline: MetricValue
     classes: int
     journal: dict[str, Any]
 
@@ -137,15 +137,15 @@ def sensitivity(
     if threads is None:
         threads = 0 if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs) if backend == "loky" else 1
     how = preprocess or Preprocess()
-    search = Search(threshold, stop_at_chance)
-    trials = Trials(  # with more jobs it measures the baseline only, and has all cores for it
+    search = CurveSearch(threshold, stop_at_chance)
+    evaluator = MaskedEvaluator(  # with more jobs it measures the baseline only, and has all cores for it
         analysis, orders, data, rule, preprocess=how, batch=batch, threads=threads if jobs == 1 else 0, device=device,
         cache_memory=cache_memory,
     )  # fmt: skip
     if rule.needs == "labels" and not partial_classes:
-        _check_classes(data, trials.classes)
+        _check_classes(data, evaluator.classes)
     if notice is not None:
-        notice(_statement(trials, device, jobs, threads, backend))
+        notice(_statement(evaluator, device, jobs, threads, backend))
     settings: dict[str, Any] = {
         "model": analysis.source.fingerprint,
         "criterion": dict(scores.criterion),
@@ -153,8 +153,8 @@ def sensitivity(
         **analysis.choices.options(),
         "metric": rule.name,
         "data": {"images": len(data), "digest": data_digest(data, how)},
-        "batch": trials.feeds.batch,
-        "provider": trials.provider,
+        "batch": evaluator.feeds.batch,
+        "provider": evaluator.provider,
     }
     book = Journal(journal, settings, restart=restart)
     work = None if journal is None else journal.with_name(journal.name + ".work")  # of an earlier run, maybe killed
@@ -163,7 +163,7 @@ def sensitivity(
             if not restart:
                 book.adopt(work)
             shutil.rmtree(work, ignore_errors=True)
-        sweep = _Sweep(trials, counts, search, book, progress)
+        sweep = _Sweep(evaluator, counts, search, book, progress)
         if jobs == 1:
             sweep.serial()
         else:
@@ -175,16 +175,16 @@ def sensitivity(
         groups = {name: sweep.curve(name, ratios) for name in counts}
     finally:
         book.close()
-    base = trials.baseline
+    base = evaluator.baseline
     return Curves(
         analysis.source.fingerprint,
         dict(scores.criterion),
         rule.name,
         rule.higher_is_better,
-        Point(0.0, 0, base.value, base.error),
+        CurvePoint(0.0, 0, base.value, base.error),
         groups,
         {"name": data.name, **settings["data"]},
-        {"batch": trials.feeds.batch, "provider": trials.provider},
+        {"batch": evaluator.feeds.batch, "provider": evaluator.provider},
         analysis.choices.options(),
         threshold,
         tool,
@@ -196,32 +196,34 @@ class _Sweep:
 
     def __init__(
         self,
-        trials: Trials,
+        evaluator: MaskedEvaluator,
         counts: Mapping[str, Sequence[int]],
-        search: Search,
+        search: CurveSearch,
         book: Journal,
         progress: Progress | None,
     ) -> None:
-        self.trials, self.counts, self.search, self.book, self.progress = trials, counts, search, book, progress
-        order = sorted(counts, key=lambda n: trials.cutter.reads[n].place)  # activations are handed on in this order
+        self.evaluator, self.counts, self.search, self.book, self.progress = evaluator, counts, search, book, progress
+        order = sorted(
+            counts, key=lambda n: evaluator.segmenter.consumers[n].first
+        )  # activations are handed on in this order
         self.order = [n for n in order if counts[n]]
         # Progress counts the work of points, not their number: the first layers' take longest.
-        work = {n: max(1, trials.cutter.work(trials.cutter.reads[n].place)) for n in self.order}
+        work = {n: max(1, evaluator.segmenter.work(evaluator.segmenter.consumers[n].first)) for n in self.order}
         self.unit = {n: max(1, round(1000 * w / max(work.values()))) for n, w in work.items()}
         self.done = dict.fromkeys(self.order, 0)
         for name in self.order:
             self._tick(name, len([n for n in counts[name] if self.known(name, n) is not None]))
 
-    def known(self, group: str, removed: int) -> Measured | None:
+    def known(self, group: str, removed: int) -> MetricValue | None:
         """A point that is in the journal."""
         found = self.book.entries.get(f"{removed} {group}")
         if found is None:
             return None
         if not isinstance(found, list) or len(found) != 2 or type(found[0]) not in (int, float):
             raise OnnxPruneError("the journal holds something that is no point", fix="start anew with --restart")
-        return Measured(found[0], found[1])
+        return MetricValue(found[0], found[1])
 
-    def keep(self, group: str, removed: int, value: Measured) -> None:
+    def keep(self, group: str, removed: int, value: MetricValue) -> None:
         """Journals a point."""
         if self.known(group, removed) is None:
             self.book.add(f"{removed} {group}", [value.value, value.error])
@@ -242,11 +244,11 @@ class _Sweep:
         for name in self.order:
             missing = [n for n in self.counts[name] if self.known(name, n) is None]
             if not self.search.in_turn:
-                for n, value in self.trials.measure(name, missing):
+                for n, value in self.evaluator.measure(name, missing):
                     self.keep(name, n, value)
                 continue
             known = {n: v for n in self.counts[name] if (v := self.known(name, n)) is not None}
-            for n, value in searched(self.trials, self.search, name, self.counts[name], known):
+            for n, value in searched(self.evaluator, self.search, name, self.counts[name], known):
                 self.keep(name, n, value)
             self._finished(name)
 
@@ -255,7 +257,7 @@ class _Sweep:
         device: str, cache_memory: int,
     ) -> None:  # fmt: skip
         """Groups on many workers, in parts where they are few; each worker journals its points in the folder."""
-        tasks: list[tuple[str, list[int], dict[int, Measured]]] = []
+        tasks: list[tuple[str, list[int], dict[int, MetricValue]]] = []
         parts = 1 if self.search.in_turn else -(-4 * jobs // max(1, len(self.order)))
         for name in self.order:
             known = {n: v for n in self.counts[name] if (v := self.known(name, n)) is not None}
@@ -273,9 +275,9 @@ class _Sweep:
 
     def _setting(
         self, folder: Path, data: Data, how: Preprocess, threads: int, device: str, cache_memory: int
-    ) -> Setting:
-        trials = self.trials
-        model = trials.analysis.source
+    ) -> WorkerSettings:
+        evaluator = self.evaluator
+        model = evaluator.analysis.source
         path = model.path.resolve() if model.path is not None else folder.resolve() / "model.onnx"
         try:
             if model.path is None:
@@ -285,47 +287,60 @@ class _Sweep:
                 np.save(folder / "y.npy", data.y, allow_pickle=False)
         except OSError as err:
             raise OnnxPruneError(f"cannot hand the data to the workers: {err.strerror or err}") from err
-        return Setting(
-            path, model.fingerprint, trials.analysis.choices, folder.resolve(), data.name, how,
-            trials.metric.name, {n: o.tolist() for n, o in trials.orders.items()}, trials.feeds.batch, threads, device,
-            cache_memory, self.search, trials.baseline, trials.classes, self.book.settings,
-        )  # fmt: skip
+        return WorkerSettings(
+            path,
+            model.fingerprint,
+            evaluator.analysis.choices,
+            folder.resolve(),
+            data.name,
+            how,
+            evaluator.metric.name,
+            {n: o.tolist() for n, o in evaluator.orders.items()},
+            evaluator.feeds.batch,
+            threads,
+            device,
+            cache_memory,
+            self.search,
+            evaluator.baseline,
+            evaluator.classes,
+            self.book.settings,
+        )
 
     def curve(self, group: str, ratios: Sequence[float]) -> Curve:
         """The measured points of a group at the ratios asked for."""
-        channels = self.trials.analysis[group].channels
-        points: list[Point] = []
+        channels = self.evaluator.analysis[group].channels
+        points: list[CurvePoint] = []
         for ratio in sorted(set(ratios)):
             removed = removed_at(channels, ratio)
-            found = self.trials.baseline if removed == 0 else self.known(group, removed)
+            found = self.evaluator.baseline if removed == 0 else self.known(group, removed)
             if found is None:
                 continue
-            points.append(Point(ratio, removed, found.value, found.error))
-            if self.search.stop_at_chance and at_chance(self.trials, found):
+            points.append(CurvePoint(ratio, removed, found.value, found.error))
+            if self.search.stop_at_chance and at_chance(self.evaluator, found):
                 break
         return Curve(channels, tuple(points))
 
 
 def searched(
-    trials: Trials, search: Search, group: str, counts: Sequence[int], known: Mapping[int, Measured]
-) -> Iterator[tuple[int, Measured]]:
+    evaluator: MaskedEvaluator, search: CurveSearch, group: str, counts: Sequence[int], known: Mapping[int, MetricValue]
+) -> Iterator[tuple[int, MetricValue]]:
     """Measures points of one group of which each decides about the next."""
 
-    def at(n: int) -> Iterator[tuple[int, Measured]]:
+    def at(n: int) -> Iterator[tuple[int, MetricValue]]:
         if n in known:
             yield n, known[n]
         else:
-            yield from trials.measure(group, [n])
+            yield from evaluator.measure(group, [n])
 
     if search.threshold is None:
         for n in counts:
             for found in at(n):
                 yield found
-                if at_chance(trials, found[1]):
+                if at_chance(evaluator, found[1]):
                     return
         return
     low, high = -1, len(counts)  # counts[low] reaches the threshold, counts[high] does not
-    better = trials.metric.higher_is_better
+    better = evaluator.metric.higher_is_better
     while high - low > 1:
         middle = (low + high) // 2
         for found in at(counts[middle]):
@@ -337,11 +352,11 @@ def searched(
                 high = middle
 
 
-def at_chance(trials: Trials, found: Measured) -> bool:
+def at_chance(evaluator: MaskedEvaluator, found: MetricValue) -> bool:
     """Whether a value is within a standard error of guessing."""
-    assert trials.metric.chance is not None
-    chance = trials.metric.chance(trials.classes)
-    return found.value <= chance + float(np.sqrt(chance * (1 - chance) / len(trials.feeds.data)))
+    assert evaluator.metric.chance is not None
+    chance = evaluator.metric.chance(evaluator.classes)
+    return found.value <= chance + float(np.sqrt(chance * (1 - chance) / len(evaluator.feeds.data)))
 
 
 @contextlib.contextmanager
@@ -362,10 +377,10 @@ def _folder(path: Path | None) -> Iterator[Path]:
 
 
 # A worker keeps the trials of the last setting: sessions and activations serve the next task.
-_kept: tuple[Setting, Trials, Journal] | None = None
+_kept: tuple[WorkerSettings, MaskedEvaluator, Journal] | None = None
 
 
-def _work(task: tuple[Setting, str, list[int], dict[int, Measured]]) -> list[tuple[int, Measured]]:
+def _work(task: tuple[WorkerSettings, str, list[int], dict[int, MetricValue]]) -> list[tuple[int, MetricValue]]:
     """One task, in a worker."""
     global _kept
     setting, group, counts, known = task
@@ -374,12 +389,12 @@ def _work(task: tuple[Setting, str, list[int], dict[int, Measured]]) -> list[tup
             _kept[2].close()
         _kept = None
         own = setting.data / f"{platform.node()}-{os.getpid()}.journal"
-        _kept = setting, _trials(setting), Journal(own, setting.journal)
-    _, trials, book = _kept
+        _kept = setting, _evaluator(setting), Journal(own, setting.journal)
+    _, evaluator, book = _kept
     points = (
-        searched(trials, setting.search, group, counts, known)
+        searched(evaluator, setting.search, group, counts, known)
         if setting.search.in_turn
-        else trials.measure(group, counts)
+        else evaluator.measure(group, counts)
     )
     found = []
     for n, value in points:
@@ -388,7 +403,7 @@ def _work(task: tuple[Setting, str, list[int], dict[int, Measured]]) -> list[tup
     return found
 
 
-def _trials(setting: Setting) -> Trials:
+def _evaluator(setting: WorkerSettings) -> MaskedEvaluator:
     model = load(setting.model)
     if model.fingerprint != setting.fingerprint:
         raise OnnxPruneError("the model changed while it was being measured", where=str(setting.model))
@@ -396,7 +411,7 @@ def _trials(setting: Setting) -> Trials:
     labels = setting.data / "y.npy"
     x = np.load(setting.data / "x.npy", mmap_mode="r", allow_pickle=False)
     y = np.load(labels, allow_pickle=False) if labels.exists() else None
-    return Trials(
+    return MaskedEvaluator(
         analysis, {n: np.asarray(o, np.int64) for n, o in setting.orders.items()}, Data(x, y, setting.name),
         get_metric(setting.metric), preprocess=setting.preprocess, batch=setting.batch, threads=setting.threads,
         device=setting.device, cache_memory=setting.cache_memory, known=(setting.baseline, setting.classes),
@@ -455,14 +470,14 @@ def _check_classes(data: Data, classes: int) -> None:
         )
 
 
-def _statement(trials: Trials, device: str, jobs: int, threads: int, backend: str) -> str:
+def _statement(evaluator: MaskedEvaluator, device: str, jobs: int, threads: int, backend: str) -> str:
     threads = threads or os.cpu_count() or 1
-    line = f"running on {trials.provider}"
-    if trials.provider == "CPUExecutionProvider":
+    line = f"running on {evaluator.provider}"
+    if evaluator.provider == "CPUExecutionProvider":
         line += f", {jobs} jobs of {threads} thread(s)" if jobs > 1 else f", {threads} thread(s)"
         if device == "auto":
             line += " (auto: onnxruntime has no CUDA here)"
-    line += f", batch {trials.feeds.batch}"
+    line += f", batch {evaluator.feeds.batch}"
     return line + (f", spread by {backend}" if jobs > 1 else "")
 
 

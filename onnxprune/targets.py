@@ -16,7 +16,7 @@ class LatencyPredictor(Protocol):
     """Predicts how long a pruned model takes. What the planner asks of a latency model (`op.latency_model`)."""
 
     @property
-    def whole(self) -> float:
+    def baseline(self) -> float:
         """Seconds of one run of the unpruned model."""
 
     @property
@@ -94,7 +94,7 @@ class Target:
         return cls(**{name.strip(): share})
 
 
-class Meter:
+class MeasureShare:
     """Shares of one measure.
 
     Raises:
@@ -109,11 +109,11 @@ class Meter:
             raise OnnxPruneError(
                 "a latency target needs a latency model", fix="plan(..., latency=op.latency_model(groups))"
             )
-        if self._latency is not None and not self._latency.whole > 0:
-            raise OnnxPruneError(f"the latency model predicts {self._latency.whole:g} s for the whole model")
+        if self._latency is not None and not self._latency.baseline > 0:
+            raise OnnxPruneError(f"the latency model predicts {self._latency.baseline:g} s for the whole model")
 
     def share(self, kept: Kept) -> float:
         """The share that stays with the components in `kept` (bool [count])."""
         if self._latency is not None:
-            return self._latency.seconds(kept) / self._latency.whole
+            return self._latency.seconds(kept) / self._latency.baseline
         return self._cost.share(kept, self.measure)

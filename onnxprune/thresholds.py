@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from onnxprune.curves import Curves
 from onnxprune.errors import OnnxPruneError
-from onnxprune.limits import Counts, Room
+from onnxprune.limits import Counts, FeasibleCounts
 from onnxprune.scoring import Scores
-from onnxprune.search import Path
+from onnxprune.search import CountPath
 
 _SHARES = ("top1", "top5")  # metrics that lie in [0, 1]
 _SUBSTEPS = 64
@@ -66,7 +66,7 @@ def _words(criterion: Mapping[str, Any]) -> str:
 
 
 def threshold_of(
-    curves: Curves | None, min_accuracy: float | None, max_loss: float | None, *, target: bool = False
+    curves: Curves | None, min_group_accuracy: float | None, max_loss: float | None, *, target: bool = False
 ) -> float | None:
     """The threshold a user gave, checked; None if there is none.
 
@@ -78,12 +78,14 @@ def threshold_of(
             whole model misses, curves that were searched for another threshold only.
     """
     if curves is None:
-        if min_accuracy is None and max_loss is None:
+        if min_group_accuracy is None and max_loss is None:
             return None
-        option = "--min-accuracy" if max_loss is None else "--max-loss"
+        option = "--min-group-accuracy" if max_loss is None else "--max-loss"
         raise OnnxPruneError(f"{option} needs curves", fix="--curves FILE, from `onnxprune sensitivity`")
-    right, wrong = ("--min-accuracy", "--max-loss") if curves.higher_is_better else ("--max-loss", "--min-accuracy")
-    value, other = (min_accuracy, max_loss) if curves.higher_is_better else (max_loss, min_accuracy)
+    right, wrong = (
+        ("--min-group-accuracy", "--max-loss") if curves.higher_is_better else ("--max-loss", "--min-group-accuracy")
+    )
+    value, other = (min_group_accuracy, max_loss) if curves.higher_is_better else (max_loss, min_group_accuracy)
     if other is not None:
         better = "higher" if curves.higher_is_better else "lower"
         raise OnnxPruneError(
@@ -173,18 +175,18 @@ def predicted_sum(curves: Curves, removed: Mapping[str, int]) -> float | None:
     return max(value, 0.0) if curves.metric in _SHARES else value
 
 
-def threshold_path(curves: Curves, room: Room) -> Path:
+def threshold_path(curves: Curves, feasible: FeasibleCounts) -> CountPath:
     """From nothing removed to the last measured points, by a threshold that sinks from the baseline.
 
     Between two thresholds at which points lie, every group follows its own straight line. Where curves are level, many
     channels become free at a single threshold; there they go group by group in the same proportion.
     """
     sign = 1.0 if curves.higher_is_better else -1.0
-    groups = [g for g in room.free if g.name in curves.groups]
+    groups = [g for g in feasible.free if g.name in curves.groups]
     top = sign * curves.baseline.value
     found = {sign * p.value for g in groups for p in curves.groups[g.name].points}
     values = [top, *sorted((v for v in found if v < top), reverse=True)]
-    start = room.uniform(0.0)
+    start = feasible.uniform(0.0)
 
     def gone(value: float) -> npt.NDArray[np.float64]:
         return np.array([curves.crossing(g.name, sign * value) for g in groups])
@@ -201,7 +203,7 @@ def threshold_path(curves: Curves, room: Room) -> Path:
             removed = gone(value)
         out = dict(start)
         for g, r in zip(groups, removed.tolist(), strict=True):
-            out[g.name] = room.rounded_up(g, g.channels - r, step)
+            out[g.name] = feasible.rounded_up(g, g.channels - r, step)
         return out
 
-    return Path(counts_at, (2 * len(values) - 1) * _SUBSTEPS)
+    return CountPath(counts_at, (2 * len(values) - 1) * _SUBSTEPS)

@@ -4,8 +4,8 @@
 - **Prefix caching.** A mask changes nothing before the first node that reads the group, so a session starts there, from
   activations that were computed once. They are handed on from group to group through fixed pieces of the graph, always
   the same ones: a trial gives the same number to the last bit whatever was measured before it.
-- **Removal by steps.** What is removed between trials (`Trials.remove`) is masked in every later piece, in the weights
-  where that can be. Groups removed in the order of their first reader leave cached activations valid.
+- **Removal by steps.** What is removed between trials (`MaskedEvaluator.remove`) is masked in every later piece, in the
+  weights where that can be. Groups removed in the order of their first reader leave cached activations valid.
 - **Batches in parallel.** Threads run whole batches beside each other, each on one core: small layers gain more from it
   than from being split among threads.
 - **Exact shortcuts.** Channels that are zero in every sample change nothing when they go: trials that differ only in
@@ -31,9 +31,9 @@ import numpy.typing as npt
 from onnxprune.coupling import Analysis, Group, Kept
 from onnxprune.data import Data, Feeds, Preprocess
 from onnxprune.errors import OnnxPruneError
-from onnxprune.metrics import Measured, Metric, Samples, scores_of
+from onnxprune.metrics import Metric, MetricValue, Samples, scores_of
 from onnxprune.model import Array
-from onnxprune.pieces import MASK_INPUT, Cutter
+from onnxprune.pieces import MASK_INPUT, MaskedSegmenter
 from onnxprune.plans import Plan, Removal
 from onnxprune.runtime import Session, provider_of
 
@@ -53,10 +53,10 @@ _PROBE = 3  # batches that a decision is measured on
 _WORTH = 1.5
 
 
-def default_batch(cutter: Cutter, device: str = "cpu") -> int:
+def default_batch(segmenter: MaskedSegmenter, device: str = "cpu") -> int:
     """Samples per run: on the CPU what keeps the largest activation within 2 MiB, 8 to 64; on CUDA 64 to 512."""
     kind = "cuda" if provider_of(device) == "CUDAExecutionProvider" else "cpu"
-    return int(np.clip(_CACHE[kind] // max(1, cutter.largest()), *_BATCHES[kind]))
+    return int(np.clip(_CACHE[kind] // max(1, segmenter.largest()), *_BATCHES[kind]))
 
 
 def even_batch(samples: int, batch: int, threads: int) -> int:
@@ -65,7 +65,7 @@ def even_batch(samples: int, batch: int, threads: int) -> int:
     return -(-samples // (rounds * threads))
 
 
-class Trials:
+class MaskedEvaluator:
     """Measures trials on one model, one data set, one device.
 
     Args:
@@ -104,57 +104,57 @@ class Trials:
         device: str = "cpu",
         cache_memory: int = CACHE_MEMORY,
         strip: str = "auto",
-        known: tuple[Measured, int] | None = None,
+        known: tuple[MetricValue, int] | None = None,
     ) -> None:
         self.analysis, self.orders, self.metric = analysis, orders, metric
         self.device, self.strip = device, strip
         self.threads = threads or os.cpu_count() or 1
-        self.cutter = Cutter(analysis)
+        self.segmenter = MaskedSegmenter(analysis)
         self.feeds = Feeds(
-            analysis.model, data, preprocess or Preprocess(), batch or default_batch(self.cutter, device)
+            analysis.model, data, preprocess or Preprocess(), batch or default_batch(self.segmenter, device)
         )
         self.cache_memory = cache_memory
         # Labels and scores of classes come from the first output; distances look at all of them.
         count = 1 if metric.needs == "labels" or metric.name == "kl" else None
-        self.outputs = self.cutter.outputs[:count]
-        self.places = sorted({r.place for r in self.cutter.reads.values()} - {len(self.cutter.nodes)})
+        self.outputs = self.segmenter.outputs[:count]
+        self.places = sorted({r.first for r in self.segmenter.consumers.values()} - {len(self.segmenter.nodes)})
         self.segments: dict[int, Session] = {}  # by place they lead to
         self.reference: list[list[Array]] = []
         self.pool: ThreadPoolExecutor | None = None
-        self.held: _Held | None = None
-        self.current: _Suffix | None = None
+        self.held: _CachedActivations | None = None
+        self.current: _SuffixSessions | None = None
         self.provider = ""
         if known is not None and metric.needs == "labels":
             self.baseline, self.classes = known
         else:
             self.classes = 0
-            self.baseline = self.joined(self._whole())
+            self.baseline = self.joined(self._run_baseline())
 
     @property
     def removed(self) -> Plan:
         """Channels that are gone in all trials."""
-        return self.cutter.removed
+        return self.segmenter.removed
 
     def remove(self, group: str, channels: Channels | Sequence[int]) -> None:
         """Takes channels of a group out of all trials from here on, besides those that were taken before.
 
         Cached activations stay where they lie before the group's first reader.
         """
-        place = self.cutter.reads[group].place
+        place = self.segmenter.consumers[group].first
         before = self.removed.groups.get(group)
         gone = sorted({int(c) for c in channels} | set(before.removed if before is not None else ()))
         removal = Removal(self.analysis[group].channels, tuple(gone))
-        self.cutter.removed = Plan("", {**self.removed.groups, group: removal})
+        self.segmenter.removed = Plan("", {**self.removed.groups, group: removal})
         self.current = None
         self.segments = {p: s for p, s in self.segments.items() if p <= place}
         if self.held is not None and self.held.place > place:
             self.held = None
 
-    def _whole(self) -> list[Any]:
+    def _run_baseline(self) -> list[Any]:
         """Runs the model without what is removed; the first time keeps outputs where the metric compares with them."""
         model = self.analysis.model
         if self.removed.groups:
-            model = self.cutter.piece(0, len(self.cutter.nodes), self.outputs)
+            model = self.segmenter.bare_segment(0, len(self.segmenter.nodes), self.outputs)
         session = self._session(model)
         collected = []
         for wave in self._waves(range(len(self.feeds))):
@@ -168,7 +168,7 @@ class Trials:
 
     def _waves(self, batches: range) -> list[range]:
         """Consecutive batches whose outputs are looked at together: few enough for memory, enough for all threads."""
-        size = self.cutter.bytes_of(self.outputs) * self.feeds.batch
+        size = self.segmenter.bytes_of(self.outputs) * self.feeds.batch
         step = max(self.threads, _WAVE // max(1, size))
         return [batches[i : i + step] for i in range(0, len(batches), step)]
 
@@ -204,13 +204,13 @@ class Trials:
         reference = _together([self.reference[i] for i in batches]) if self.reference else ()
         return self.metric.samples(outputs, self.labels(batches), reference)
 
-    def joined(self, collected: Sequence[Any]) -> Measured:
+    def joined(self, collected: Sequence[Any]) -> MetricValue:
         """The metric from what was kept of all batches."""
         if self.metric.samples is not None:
             return self.metric.mean(np.concatenate(collected))
         return self.metric.of_all(_together(collected), self.feeds.data.y, _together(self.reference))
 
-    def measure(self, group: str, removals: Sequence[int]) -> Iterator[tuple[int, Measured]]:
+    def measure(self, group: str, removals: Sequence[int]) -> Iterator[tuple[int, MetricValue]]:
         """Measures trials of one group, each as soon as it is known.
 
         Args:
@@ -226,12 +226,12 @@ class Trials:
         order = self.orders[group]
         yield from zip(removals, self._each(group, [order[:n] for n in removals], self.joined), strict=True)
 
-    def samples(self, group: str, trials: Sequence[Channels | Sequence[int]]) -> Iterator[Samples]:
+    def samples(self, group: str, removals: Sequence[Channels | Sequence[int]]) -> Iterator[Samples]:
         """Measures trials of one group, each as soon as it is known, and gives the numbers of all samples.
 
         Args:
             group: its name.
-            trials: for each the channels that go; none: what the others are to be compared with. Channels that are
+            removals: for each the channels that go; none: what the others are to be compared with. Channels that are
                 zero in all samples give exactly its numbers.
 
         Returns:
@@ -242,23 +242,23 @@ class Trials:
         """
         if self.metric.samples is None:
             raise OnnxPruneError(f"the metric {self.metric.name!r} gives no number per sample")
-        yield from self._each(group, [np.asarray(t, np.int64) for t in trials], np.concatenate)
+        yield from self._each(group, [np.asarray(t, np.int64) for t in removals], np.concatenate)
 
-    def _each(self, group: str, trials: Sequence[Channels], of: Callable[[list[Any]], A]) -> Iterator[A]:
+    def _each(self, group: str, removals: Sequence[Channels], of: Callable[[list[Any]], A]) -> Iterator[A]:
         """What `of` makes of what was kept of all batches, for every trial."""
-        reads = self.cutter.reads[group]
+        reads = self.segmenter.consumers[group]
         if not self._reached(group):
-            same = of(self._whole())
-            yield from (same for _ in trials)
+            same = of(self._run_baseline())
+            yield from (same for _ in removals)
             return
-        chunks = self._chunks(reads.place)
+        chunks = self._chunks(reads.first)
         if self.current is None or self.current.group.name != group:
             self.current = None  # its session goes before the next one comes
-            self.current = _Suffix(self, self.analysis[group])
-        collected: list[list[Any]] = [[] for _ in trials]
+            self.current = _SuffixSessions(self, self.analysis[group])
+        collected: list[list[Any]] = [[] for _ in removals]
         for chunk in chunks:
-            held = self._hold(reads.place, chunk)
-            for i, gone in enumerate(trials):
+            held = self._hold(reads.first, chunk)
+            for i, gone in enumerate(removals):
                 try:
                     collected[i] += self.current.run(gone, held)
                     done = of(collected[i]) if chunk is chunks[-1] else None
@@ -272,7 +272,7 @@ class Trials:
 
     def _reached(self, group: str) -> bool:
         """Whether anything that is measured comes after the group's first reader."""
-        return any(self.cutter.made[n] >= self.cutter.reads[group].place for n in self.outputs)
+        return any(self.segmenter.made[n] >= self.segmenter.consumers[group].first for n in self.outputs)
 
     def tensors(self, names: Sequence[str]) -> Iterator[tuple[range, list[Array]]]:
         """Tensors inside the model, without what is removed: batch by batch its samples and the named tensors.
@@ -282,12 +282,12 @@ class Trials:
         Args:
             names: of tensors that nodes make; each [samples * k, ...].
         """
-        cutter, held = self.cutter, self.held
-        made = [cutter.made[n] for n in names]
+        segmenter, held = self.segmenter, self.held
+        made = [segmenter.made[n] for n in names]
         whole = held is not None and len(held.chunk) == len(self.feeds) and held.place <= min(made)
         at_hand = held if whole else None
         start = 0 if at_hand is None else at_hand.place
-        session = self._session(cutter.piece(start, max(made) + 1, names))
+        session = self._session(segmenter.bare_segment(start, max(made) + 1, names))
 
         def run(i: int) -> tuple[range, list[Array]]:
             values = self._put(session, i) if at_hand is None else at_hand.values[i]
@@ -305,24 +305,24 @@ class Trials:
 
     def _chunks(self, place: int) -> list[range]:
         """Batches in as few shares as the memory for cached activations allows."""
-        size = self.cutter.bytes_of(self.cutter.live(place)) * self.feeds.batch
+        size = self.segmenter.bytes_of(self.segmenter.live(place)) * self.feeds.batch
         step = max(1, min(len(self.feeds), self.cache_memory // max(1, size)))
         return [range(i, min(i + step, len(self.feeds))) for i in range(0, len(self.feeds), step)]
 
-    def _hold(self, place: int, chunk: range) -> _Held:
+    def _hold(self, place: int, chunk: range) -> _CachedActivations:
         """Activations of some batches at a cut: from those at an earlier cut where they are at hand."""
         held = self.held
         if held is None or held.chunk != chunk or held.place > place:
             self.held = None
-            held = _Held(0, chunk, [None] * len(chunk))
+            held = _CachedActivations(0, chunk, [None] * len(chunk))
         if held.place != place or held.values[0] is None:
             route = [p for p in self.places if held.place < p <= place]
             sessions = self._route(held.place, route)
             before = held.values
             held.values = []  # what a batch comes from goes as soon as it is there
-            walked = self.parallel(lambda k: self._walk(before, k, chunk[k], sessions), range(len(chunk)))
-            held.values = walked
-            held = _Held(place, chunk, held.values)
+            advanced = self.parallel(lambda k: self._advance(before, k, chunk[k], sessions), range(len(chunk)))
+            held.values = advanced
+            held = _CachedActivations(place, chunk, held.values)
             if len(chunk) == len(self.feeds):  # nobody comes back to these
                 self.segments = {p: s for p, s in self.segments.items() if p > place}
         self.held = held
@@ -333,13 +333,13 @@ class Trials:
         out = []
         for place in places:
             if place not in self.segments:
-                names = [n for n in self.cutter.live(place) if self.cutter.made[n] >= start]
-                self.segments[place] = self._session(self.cutter.piece(start, place, names))
+                names = [n for n in self.segmenter.live(place) if self.segmenter.made[n] >= start]
+                self.segments[place] = self._session(self.segmenter.bare_segment(start, place, names))
             out.append((start, place, self.segments[place]))
             start = place
         return out
 
-    def _walk(
+    def _advance(
         self, held: list[dict[str, Any] | None], k: int, i: int, route: Sequence[tuple[int, int, Session]]
     ) -> dict[str, Any]:
         """The live tensors of batch i at the end of a route."""
@@ -348,13 +348,13 @@ class Trials:
             session = route[0][2] if route else self._current().session
             values = self._put(session, i)
         for start, place, session in route:
-            live = self.cutter.live(place)
-            names = [n for n in live if self.cutter.made[n] >= start]
+            live = self.segmenter.live(place)
+            names = [n for n in live if self.segmenter.made[n] >= start]
             made = session.run_bound({n: values[n] for n in session.inputs}, names) if names else []
             values = {n: values[n] for n in live if n not in names} | dict(zip(names, made, strict=True))
         return values
 
-    def _current(self) -> _Suffix:
+    def _current(self) -> _SuffixSessions:
         assert self.current is not None
         return self.current
 
@@ -372,7 +372,7 @@ def _together(runs: Sequence[Sequence[Array]]) -> list[Array]:
 
 
 @dataclass
-class _Held:
+class _CachedActivations:
     """Live tensors of some batches at a cut, on the device."""
 
     place: int
@@ -385,7 +385,7 @@ class _Held:
 
 
 @dataclass
-class _Way:
+class _DedicatedSession:
     """A session of a trial's own: what building it costs and what a batch then saves, in seconds.
 
     Stripped, what is saved grows with the channels that go; folded, it is the same for all trials.
@@ -404,22 +404,22 @@ class _Way:
         self.saves = gain / removed if self.kind == "stripped" else gain
 
 
-class _Suffix:
+class _SuffixSessions:
     """The sessions of one group, from its first reader to the end."""
 
-    def __init__(self, trials: Trials, group: Group) -> None:
-        self.trials, self.group = trials, group
-        cutter = trials.cutter
-        place = cutter.reads[group.name].place
-        self.outputs = [n for n in trials.outputs if cutter.made[n] >= place]
-        self.session = trials._session(cutter.masked(group.name, self.outputs))
+    def __init__(self, evaluator: MaskedEvaluator, group: Group) -> None:
+        self.evaluator, self.group = evaluator, group
+        segmenter = evaluator.segmenter
+        place = segmenter.consumers[group.name].first
+        self.outputs = [n for n in evaluator.outputs if segmenter.made[n] >= place]
+        self.session = evaluator._session(segmenter.masked(group.name, self.outputs))
         self.seconds: list[float] = []  # per batch, masked
-        self.ways: list[_Way] | None = None  # sessions of a trial's own; None: not tried yet
+        self.ways: list[_DedicatedSession] | None = None  # sessions of a trial's own; None: not tried yet
         self.memory: dict[bytes, list[Any]] = {}  # what was kept of each batch, by the channels that really go
-        self.of: _Held | None = None
-        self.dead: Kept = np.zeros(trials.analysis.count, bool)
+        self.of: _CachedActivations | None = None
+        self.dead: Kept = np.zeros(evaluator.analysis.count, bool)
 
-    def run(self, gone: Channels, held: _Held) -> list[Any]:
+    def run(self, gone: Channels, held: _CachedActivations) -> list[Any]:
         """What is kept of every held batch when some of the group's channels go."""
         if self.of is not held:
             self.of, self.memory, self.dead = held, {}, self._dead(held)
@@ -430,13 +430,13 @@ class _Suffix:
         return self.memory[key]
 
     def _kept(self, gone: Channels) -> Kept:
-        kept = np.ones(self.trials.analysis.count, bool)
+        kept = np.ones(self.evaluator.analysis.count, bool)
         kept[self.group.components[gone]] = False
         return kept
 
-    def _dead(self, held: _Held) -> Kept:
+    def _dead(self, held: _CachedActivations) -> Kept:
         """Components that are zero in all held samples wherever they are read; none where that cannot be seen."""
-        analysis, reads = self.trials.analysis, self.trials.cutter.reads[self.group.name]
+        analysis, reads = self.evaluator.analysis, self.evaluator.segmenter.consumers[self.group.name]
         none: Kept = np.zeros(analysis.count, bool)
         on_host = self.session.provider == "CPUExecutionProvider"
         if not on_host or any(name not in held.values[0] for name, _ in reads.contractions):
@@ -454,7 +454,7 @@ class _Suffix:
                 dead[components[open_[(x != 0).any(others)]]] = False
         return dead
 
-    def _run(self, gone: Channels, kept: Kept, held: _Held) -> list[Any]:
+    def _run(self, gone: Channels, kept: Kept, held: _CachedActivations) -> list[Any]:
         if self.ways is None:
             self.ways = self._tried(held)
         removed = len(gone)
@@ -462,38 +462,40 @@ class _Suffix:
         if way is None or way.worth(removed, len(held.chunk)) <= 0:
             return self._masked(kept, held, range(len(held.chunk)))
         session = self._built(way, gone)
-        first = min(len(held.chunk), max(_PROBE, self.trials.threads))
+        first = min(len(held.chunk), max(_PROBE, self.evaluator.threads))
         out, seconds = self._own(way, session, kept, held, range(first))
         rest = range(first, len(held.chunk))
-        if self.trials.strip == "auto":
+        if self.evaluator.strip == "auto":
             gain = float(np.median(self.seconds)) - float(np.median(seconds))
             way.learn(gain, removed)
             if gain <= 0:
                 return out + self._masked(kept, held, rest)
         return out + self._own(way, session, kept, held, rest)[0]
 
-    def _own(self, way: _Way, session: Session, kept: Kept, held: _Held, which: range) -> tuple[list[Any], list[float]]:
+    def _own(
+        self, way: _DedicatedSession, session: Session, kept: Kept, held: _CachedActivations, which: range
+    ) -> tuple[list[Any], list[float]]:
         """Batches run in a session of the trial's own, and again masked where rounding could turn a decision."""
-        undecided = self.trials.metric.undecided if way.kind == "stripped" else None
+        undecided = self.evaluator.metric.undecided if way.kind == "stripped" else None
         out, seconds = [], []
-        for wave in self.trials._waves(which):
+        for wave in self.evaluator._waves(which):
             runs, took = self._outputs(session, held, wave)
             seconds += took
             batches = held.batches(wave)
             if undecided is not None:
                 scores = _together(runs)[0]
-                near = np.flatnonzero(undecided(scores_of(scores, len(scores)), self.trials.labels(batches)))
-                for k in np.unique(near // self.trials.feeds.batch).tolist():
+                near = np.flatnonzero(undecided(scores_of(scores, len(scores)), self.evaluator.labels(batches)))
+                for k in np.unique(near // self.evaluator.feeds.batch).tolist():
                     runs[k] = self._outputs(self.session, held, wave[k : k + 1], self._mask(kept))[0][0]
-            out.append(self.trials._numbers(runs, batches))
+            out.append(self.evaluator._numbers(runs, batches))
         return out, seconds
 
-    def _tried(self, held: _Held) -> list[_Way]:
+    def _tried(self, held: _CachedActivations) -> list[_DedicatedSession]:
         """Other ways to run a trial, with what they save: measured with nearly all channels gone."""
-        strip, removed = self.trials.strip, bool(self.trials.removed.groups)
+        strip, removed = self.evaluator.strip, bool(self.evaluator.removed.groups)
         if strip in ("stripped", "folded"):
-            return [_Way("folded" if removed else strip, 0.0, np.inf)]
-        first = max(_PROBE, self.trials.threads)
+            return [_DedicatedSession("folded" if removed else strip, 0.0, np.inf)]
+        first = max(_PROBE, self.evaluator.threads)
         # Too little to run cannot win back what setting up costs; on CUDA kernels are chosen anew for every session.
         if strip == "never" or len(held.chunk) < 4 * first or self.session.provider != "CPUExecutionProvider":
             return []
@@ -502,8 +504,10 @@ class _Suffix:
         self._masked(self._kept(gone), held, range(first))
         slow = min(self.seconds)
         ways = []
-        for kind in ("folded", "stripped") if self.trials.metric.undecided is not None and not removed else ("folded",):
-            way = _Way(kind, 0.0, 0.0)
+        for kind in (
+            ("folded", "stripped") if self.evaluator.metric.undecided is not None and not removed else ("folded",)
+        ):
+            way = _DedicatedSession(kind, 0.0, 0.0)
             start = time.perf_counter()
             session = self._built(way, gone)
             way.setup = time.perf_counter() - start
@@ -511,25 +515,25 @@ class _Suffix:
             ways.append(way)
         return ways
 
-    def _built(self, way: _Way, gone: Channels) -> Session:
-        name, cutter = self.group.name, self.trials.cutter
+    def _built(self, way: _DedicatedSession, gone: Channels) -> Session:
+        name, segmenter = self.group.name, self.evaluator.segmenter
         plan = Plan("", {name: Removal(self.group.channels, tuple(sorted(gone.tolist())))})
-        build = cutter.stripped if way.kind == "stripped" else cutter.folded
-        return self.trials._session(build(name, plan, self.outputs))
+        build = segmenter.stripped if way.kind == "stripped" else segmenter.folded
+        return self.evaluator._session(build(name, plan, self.outputs))
 
-    def _masked(self, kept: Kept, held: _Held, which: range) -> list[Any]:
+    def _masked(self, kept: Kept, held: _CachedActivations, which: range) -> list[Any]:
         out = []
-        for wave in self.trials._waves(which):
+        for wave in self.evaluator._waves(which):
             runs, seconds = self._outputs(self.session, held, wave, self._mask(kept))
             self.seconds += seconds
-            out.append(self.trials._numbers(runs, held.batches(wave)))
+            out.append(self.evaluator._numbers(runs, held.batches(wave)))
         return out
 
     def _mask(self, kept: Kept) -> dict[str, Any]:
         return {MASK_INPUT: self.session.put(kept.astype(np.float32))}
 
     def _outputs(
-        self, session: Session, held: _Held, which: range, more: Mapping[str, Any] = MappingProxyType({})
+        self, session: Session, held: _CachedActivations, which: range, more: Mapping[str, Any] = MappingProxyType({})
     ) -> tuple[list[list[Array]], list[float]]:
         """All outputs of some batches, those that a mask cannot reach included; and the seconds each batch took."""
 
@@ -538,8 +542,8 @@ class _Suffix:
             values = {**held.values[k], **more}
             made = session.run_bound({n: values[n] for n in session.inputs}, self.outputs)
             found = dict(zip(self.outputs, made, strict=True))
-            outputs = [(found[n] if n in found else values[n]).numpy() for n in self.trials.outputs]
-            return self.trials._real(outputs, held.chunk[k]), time.perf_counter() - start
+            outputs = [(found[n] if n in found else values[n]).numpy() for n in self.evaluator.outputs]
+            return self.evaluator._real(outputs, held.chunk[k]), time.perf_counter() - start
 
-        runs = self.trials.parallel(run, which)
+        runs = self.evaluator.parallel(run, which)
         return [outputs for outputs, _ in runs], [seconds for _, seconds in runs]

@@ -23,7 +23,7 @@ from onnxprune.data import Data, Preprocess
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.evaluation import evaluate
 from onnxprune.layer_weights import LayerWeight, layer_weights
-from onnxprune.limits import Limits
+from onnxprune.limits import Constraints
 from onnxprune.model import Model
 from onnxprune.passes.sparsify_weights import METHODS, SparsifyWeights, prunable
 from onnxprune.pipeline import analyze, compile_plan, plan
@@ -35,7 +35,7 @@ ENDS = ("zeros", "strip")
 
 
 @dataclass(frozen=True)
-class Point:
+class SparsityPoint:
     """One pruned model.
 
     Attributes:
@@ -64,7 +64,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Study:
+class SparsityStudy:
     """A sweep over sparsities.
 
     Attributes:
@@ -81,7 +81,7 @@ class Study:
     images: int
     scope: str
     weights: tuple[str, ...]
-    points: tuple[Point, ...] = field(repr=False)
+    points: tuple[SparsityPoint, ...] = field(repr=False)
     tool: str = ""
 
     def as_dict(self) -> dict[str, Any]:
@@ -92,7 +92,7 @@ class Study:
         """A table of the points: a column for each field of `Point`, numbers in full, nothing where there is none."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow([f.name for f in fields(Point)])
+        writer.writerow([f.name for f in fields(SparsityPoint)])
         writer.writerows(["" if v is None else v for v in asdict(p).values()] for p in self.points)
         return out.getvalue()
 
@@ -112,9 +112,9 @@ def study(
     threads: int = 0,
     device: str = "cpu",
     tool: str = "",
-    keep: Callable[[Point, Model], None] | None = None,
+    keep: Callable[[SparsityPoint, Model], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> Study:
+) -> SparsityStudy:
     """Prunes the same model to every sparsity, and measures each result.
 
     Args:
@@ -141,21 +141,21 @@ def study(
     """
     asked = _checked(what, points, end, scope)
     chosen = prunable(model, exclude, include_last)
-    strip = _Stripper(model, chosen) if end == "strip" and "unit" in what else None
+    strip = _UnitStripper(model, chosen) if end == "strip" and "unit" in what else None
     layers = _outputs(chosen)
     whole = _weights_left(model.graph, layers, np.size)
-    found: list[Point] = []
+    found: list[SparsityPoint] = []
     for method, sparsity in asked:
         proof: float | None = None
         if method == "unit" and strip is not None:
             small, proof = strip(sparsity)
-            reached = 1 - _weights_left(small.graph, layers, np.count_nonzero) / strip.whole
+            reached = 1 - _weights_left(small.graph, layers, np.count_nonzero) / strip.total_weights
         else:
             small = SparsifyWeights(sparsity, method, scope, exclude=tuple(exclude), include_last=include_last)(model)
             reached = 1 - _weights_left(small.graph, layers, np.count_nonzero) / whole
         result = evaluate(small, data, preprocess=preprocess, batch=batch, threads=threads, device=device)
         found.append(
-            Point(
+            SparsityPoint(
                 method, end if method == "unit" else "zeros", sparsity, reached, result.top1, result.top1_error,
                 result.loss, nonzero_parameters(small), compressed_size(small), proof,
             )
@@ -164,7 +164,9 @@ def study(
             keep(found[-1], small)
         if progress is not None:
             progress(len(found), len(asked))
-    return Study(model.fingerprint, data.name, len(data), scope, tuple(w.name for w in chosen), tuple(found), tool)
+    return SparsityStudy(
+        model.fingerprint, data.name, len(data), scope, tuple(w.name for w in chosen), tuple(found), tool
+    )
 
 
 def _checked(what: Sequence[str], points: Sequence[float], end: str, scope: str) -> list[tuple[str, float]]:
@@ -185,7 +187,7 @@ def _checked(what: Sequence[str], points: Sequence[float], end: str, scope: str)
     return [(method, sparsity) for method in dict.fromkeys(what) for sparsity in sparsities]
 
 
-class _Stripper:
+class _UnitStripper:
     """Removes the units of smallest norm from the layers that are pruned.
 
     Args:
@@ -204,15 +206,15 @@ class _Stripper:
             )
         self.include = tuple(escape(g.name) for g in groups)
         self.scores = score(self.analysis, "l2", groups=[g.name for g in groups])
-        self.whole = _weights_left(self.analysis.model.graph, layers, np.size)
+        self.total_weights = _weights_left(self.analysis.model.graph, layers, np.size)
 
     def __call__(self, sparsity: float) -> tuple[Model, float | None]:
         """The smaller model, and how far it is from the masked original."""
         if sparsity == 0:
             return self.model, None
-        limits = Limits(round_to=1, max_ratio=sparsity, include=self.include)
+        constraints = Constraints(round_to=1, max_ratio=sparsity, include=self.include)
         done = compile_plan(
-            self.model, plan(self.scores, ratio=sparsity, limits=limits), analysis=self.analysis
+            self.model, plan(self.scores, ratio=sparsity, constraints=constraints), analysis=self.analysis
         )  # fmt: skip
         assert done.verification is not None
         return done.model, done.verification.max_relative

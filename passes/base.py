@@ -15,7 +15,7 @@ import onnx_graphsurgeon as gs
 
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.model import Model
-from onnxprune.plugins import PlugIns
+from onnxprune.plugins import PluginRegistry
 from onnxprune.wellformed import check, violation
 
 
@@ -160,5 +160,5 @@ def make(name: str, **params: object) -> Pass:
     return cls(**params)
 
 
-plugins = PlugIns("onnxprune.passes", lambda cls, distribution: register(cls))
+plugins = PluginRegistry("onnxprune.passes", lambda cls, distribution: register(cls))
 """Passes of other packages: classes, each under an entry point of its name."""

@@ -157,7 +157,7 @@ def folded_convolutions(model: Model) -> list[gs.Node]:
     found = [node for node in model.graph.nodes if _is_folded(node)]
     if not found:
         return []
-    readers = _Readers(model, witness(model).shapes)
+    readers = _ConsumerRules(model, witness(model).shapes)
     return [
         node
         for node in found
@@ -183,7 +183,7 @@ def _behind_layer_norm(t: gs.Tensor) -> bool:
     return bool(node is not None and node.op == "LayerNormalization")
 
 
-class _Readers:
+class _ConsumerRules:
     """Conditions 2 to 5: what a tensor is, what reads it, and what reads that."""
 
     def __init__(self, model: Model, shapes: Mapping[str, tuple[int, ...]]) -> None:

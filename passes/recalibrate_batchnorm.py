@@ -27,7 +27,7 @@ from onnxprune.channel_statistics import Moments
 from onnxprune.coupling import Analysis
 from onnxprune.linear_nodes import LinearNode, linear_node
 from onnxprune.model import Model
-from onnxprune.paired_walk import PairedWalk
+from onnxprune.paired_walk import PairedCursor
 from onnxprune.passes.base import Pass, register
 from onnxprune.plans import NOTHING, Plan
 
@@ -63,23 +63,23 @@ class RecalibrateBatchnorm(Pass):
         """
         if self.analysis is None or self.calibration is None:
             return model
-        with PairedWalk(self.analysis, self.plan, model, self.calibration) as walk:
-            changed = walk.changed()
+        with PairedCursor(self.analysis, self.plan, model, self.calibration) as cursor:
+            changed = cursor.changed()
             outputs = frozenset(t.name for t in model.graph.outputs)
             nodes = [n for n in model.graph.nodes if n.outputs[0].name in changed]
             folded = {n.outputs[0].name: f for n in nodes if (f := _folded(n, outputs)) is not None}
-            folded = {name: f for name, f in folded.items() if f.output in walk.left.segments.made}
+            folded = {name: f for name, f in folded.items() if f.output in cursor.left.segments.made}
             wanted = {f.output: Moments(f.output, 1 if f.spatial else -1) for f in folded.values()}
             self.calibration.collect(self.analysis.model, [Probe(name, m) for name, m in wanted.items()])
             for node in nodes:
                 if node.op == "BatchNormalization" and _kept(node):
-                    found = walk.moments(node.inputs[0].name, node, 1)
+                    found = cursor.moments(node.inputs[0].name, node, 1)
                     for t, values in zip(node.inputs[3:5], (found.mean, found.variance), strict=True):
                         limit = np.finfo(t.dtype).max if t.dtype.kind == "f" else np.inf
                         t.values = np.clip(values, -limit, limit).astype(t.dtype)
                 elif (linear := folded.get(node.outputs[0].name)) is not None:
-                    found = walk.moments(linear.output, node, 1 if linear.spatial else -1)
-                    _match(linear, found, wanted[linear.output], walk.kept_of(linear.output, linear.spatial))
+                    found = cursor.moments(linear.output, node, 1 if linear.spatial else -1)
+                    _match(linear, found, wanted[linear.output], cursor.kept_of(linear.output, linear.spatial))
         return model
 
 

@@ -29,7 +29,7 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.gram import Inverse
 from onnxprune.linear_nodes import LinearNode
 from onnxprune.model import Array, Model
-from onnxprune.paired_walk import PairedWalk, Rows, Step
+from onnxprune.paired_walk import PairedCursor, PairedLayer, RegressionRows
 from onnxprune.passes.base import Pass, register
 from onnxprune.plans import NOTHING, Plan
 
@@ -112,31 +112,31 @@ class ReconstructWeights(Pass):
         """
         if self.analysis is None or self.calibration is None:
             return model
-        with PairedWalk(self.analysis, self.plan, model, self.calibration) as walk:
-            steps = walk.steps()
+        with PairedCursor(self.analysis, self.plan, model, self.calibration) as cursor:
+            steps = cursor.steps()
             names = set(model.graph.tensors())
             for i, step in enumerate(steps):
-                walk.advance(step)
+                cursor.advance(step)
                 output = step.linear.node.outputs[0].name
                 solution = self.known(output) if self.known is not None else None
                 if solution is None:
-                    solution = self._solution(walk, step)
+                    solution = self._solution(cursor, step)
                 if solution.matrix is not None:
                     step.put(solution.matrix, solution.shift, names)
                 if self.done is not None:
                     self.done(solution, i + 1, len(steps))
         return model
 
-    def _solution(self, walk: PairedWalk, step: Step) -> Solution:
+    def _solution(self, cursor: PairedCursor, step: PairedLayer) -> Solution:
         linear = step.linear
         each = 4 * linear.groups * linear.inputs * linear.kernel + 8 * linear.outputs
         enough = max(_FEW, _TIMES * linear.inputs * linear.kernel)
         rows = max(1, min(self.rows, enough, _MEMORY // each))
-        found = walk.rows(step, ceil(rows / len(walk.calibration)), seed=self.seed)
+        found = cursor.rows(step, ceil(rows / len(cursor.calibration)), seed=self.seed)
         return solve(step, found, self.rounds)
 
 
-def solve(step: Step, rows: Rows, rounds: int) -> Solution:
+def solve(step: PairedLayer, rows: RegressionRows, rounds: int) -> Solution:
     """The weights of one node.
 
     Args:
@@ -199,7 +199,7 @@ def _fits(linear: LinearNode, matrix: Matrix, shift: Matrix) -> bool:
         )
 
 
-class _Moments:
+class _InputMoments:
     """Second moments of inputs, central where outputs can be shifted, with their inverses by lambda."""
 
     def __init__(self, rows: int, sums: Matrix, products: Matrix, intercept: bool) -> None:
@@ -270,8 +270,8 @@ class _Problem:
         """(weight, base, held-out errors as it was and as it is, lambda)."""
         out = self.out
         inside, held = self._sums(~out), self._sums(out)
-        moments = _Moments(len(out), inside[0] + held[0], inside[1] + held[1], self.intercept)
-        rest = _Moments(len(out) - int(out.sum()), *inside, self.intercept)
+        moments = _InputMoments(len(out), inside[0] + held[0], inside[1] + held[1], self.intercept)
+        rest = _InputMoments(len(out) - int(out.sum()), *inside, self.intercept)
         x, trials = self.x[out], []
         targets = self._targets(moments, rounds)
         for i, (target, crossed) in enumerate(targets):
@@ -296,7 +296,7 @@ class _Problem:
             products += wide.T @ wide
         return sums, products
 
-    def _targets(self, moments: _Moments, rounds: int) -> list[tuple[Array, tuple[Matrix, Matrix]]]:
+    def _targets(self, moments: _InputMoments, rounds: int) -> list[tuple[Array, tuple[Matrix, Matrix]]]:
         """What the node may be asked for, and its products with the inputs.
 
         First z less the shortcut; then, where z is beyond a bound, there what a fit itself gives beyond it.

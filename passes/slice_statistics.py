@@ -25,7 +25,7 @@ import onnx_graphsurgeon as gs
 from onnxprune.coupling import Analysis, Kept, couple
 from onnxprune.errors import OnnxPruneError
 from onnxprune.model import Array, Model
-from onnxprune.ops.labels import Statistic
+from onnxprune.ops.labels import AxisStatistic
 from onnxprune.passes.base import Pass, Pipeline, register
 from onnxprune.passes.edit import unique_name
 from onnxprune.passes.insert_masks import InsertMasks
@@ -59,7 +59,7 @@ class SliceStatistics(Pass):
         kept = analysis.kept(self.plan)
         graph = model.graph
         by_output = {o.name: n for n in graph.nodes for o in n.outputs if o.name}
-        sliced: dict[str, list[tuple[Statistic, Kept]]] = defaultdict(list)
+        sliced: dict[str, list[tuple[AxisStatistic, Kept]]] = defaultdict(list)
         for s in analysis.table.statistics:
             stays = kept[analysis.component[s.labels]]
             if not stays.all():
@@ -80,7 +80,7 @@ class _Slicer:
         self.before: dict[int, list[gs.Node]] = defaultdict(list)
         self.after: dict[int, list[gs.Node]] = defaultdict(list)
 
-    def slice(self, node: gs.Node, axes: list[tuple[Statistic, Kept]]) -> None:
+    def slice(self, node: gs.Node, axes: list[tuple[AxisStatistic, Kept]]) -> None:
         """Runs a node on the kept indices of its axes."""
         for s, stays in axes:  # condition 1
             kept = np.flatnonzero(stays)

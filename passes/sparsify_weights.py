@@ -132,7 +132,7 @@ class SparsifyWeights(Pass):
 
 
 @dataclass(frozen=True)
-class Zeros:
+class WeightSparsity:
     """How sparse a weight is.
 
     Attributes:
@@ -149,7 +149,7 @@ class Zeros:
     pruned: bool
 
 
-def zeros_table(model: Model, rule: SparsifyWeights) -> list[Zeros]:
+def zeros_table(model: Model, rule: SparsifyWeights) -> list[WeightSparsity]:
     """All layers' weights of a model, and which of them the pass prunes.
 
     Raises:
@@ -157,7 +157,7 @@ def zeros_table(model: Model, rule: SparsifyWeights) -> list[Zeros]:
     """
     chosen = {w.name for w in prunable(model, rule.exclude, rule.include_last)}
     return [
-        Zeros(w.name, tuple(map(int, v.shape)), v.size, v.size - int(np.count_nonzero(v)), w.name in chosen)
+        WeightSparsity(w.name, tuple(map(int, v.shape)), v.size, v.size - int(np.count_nonzero(v)), w.name in chosen)
         for w in layer_weights(model.graph)
         for v in (w.values,)
     ]

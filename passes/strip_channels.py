@@ -19,7 +19,7 @@ from onnxprune import wire
 from onnxprune.coupling import Analysis, Kept, couple
 from onnxprune.errors import OnnxPruneError
 from onnxprune.model import Array, Model
-from onnxprune.ops import Choices, find, guarded
+from onnxprune.ops import CouplingOptions, find, guarded
 from onnxprune.passes.base import Pass, register
 from onnxprune.passes.edit import unique_name
 from onnxprune.plans import NOTHING, Plan
@@ -52,7 +52,7 @@ class StripChannels(Pass):
         kept = analysis.kept(self.plan)
         if kept.all():
             return model
-        stripper = _Stripper(model.graph, analysis, kept)
+        stripper = _StripPatcher(model.graph, analysis, kept)
         # Patches read sizes and constants as they were, so they come first.
         for node in model.graph.nodes:
             spec = find(node)
@@ -66,7 +66,9 @@ class StripChannels(Pass):
 def analysis_options(plan: Plan) -> dict[str, Any]:
     """The arguments of `couple` under which a plan's groups were found."""
     return {
-        "choices": Choices(str(plan.options.get("attention", "heads")), bool(plan.options.get("inexact", False))),
+        "choices": CouplingOptions(
+            str(plan.options.get("attention", "heads")), bool(plan.options.get("inexact", False))
+        ),
     }
 
 
@@ -93,7 +95,7 @@ def check_plan(plan: Plan, analysis: Analysis) -> None:
             raise OnnxPruneError("the plan leaves the group empty", where=f"group {name!r}")
 
 
-class _Stripper:
+class _StripPatcher:
     """The `Patcher` of one strip: sizes before, constants replaced."""
 
     def __init__(self, graph: gs.Graph, analysis: Analysis, kept: Kept) -> None:

@@ -11,7 +11,7 @@ from onnx import numpy_helper
 
 from onnxprune.cost import CostModel
 from onnxprune.coupling import Analysis, Kept
-from onnxprune.curves import Curve, Curves, Point
+from onnxprune.curves import Curve, CurvePoint, Curves
 from onnxprune.model import Model, load
 from onnxprune.plans import Plan
 from onnxprune.scoring import Scores
@@ -39,7 +39,7 @@ def kept_counts(made: Plan, analysis: Analysis) -> dict[str, int]:
 def share(made: Plan, analysis: Analysis, measure: str) -> float:
     """The share of a measure that a plan keeps."""
     cost = CostModel(analysis)
-    return cost.cost(analysis.kept(made)).ratio(cost.whole, measure)
+    return cost.cost(analysis.kept(made)).ratio(cost.baseline, measure)
 
 
 class FakeLatency:
@@ -61,7 +61,7 @@ class FakeLatency:
         self.groups = [(g.components, weights[min(i, len(weights) - 1)]) for i, g in enumerate(analysis.groups)]
         self.block = block
         self.base = base
-        self.whole = self.seconds(np.ones(analysis.count, bool))
+        self.baseline = self.seconds(np.ones(analysis.count, bool))
 
     def seconds(self, kept: Kept) -> float:
         """Seconds of one run."""
@@ -85,18 +85,24 @@ def made_curves(
     for name, column in values.items():
         channels = analysis[name].channels
         at = ratios or [0.1 * (i + 1) for i in range(len(column))]
-        points = tuple(Point(r, int(channels * r + 1e-9), v, None) for r, v in zip(at, column, strict=True))
+        points = tuple(CurvePoint(r, int(channels * r + 1e-9), v, None) for r, v in zip(at, column, strict=True))
         groups[name] = Curve(channels, points)
     return Curves(
-        analysis.source.fingerprint, dict(scores.criterion), metric, higher_is_better, Point(0.0, 0, baseline, None),
-        groups, options=analysis.choices.options(), bisected=bisected,
-    )  # fmt: skip
+        analysis.source.fingerprint,
+        dict(scores.criterion),
+        metric,
+        higher_is_better,
+        CurvePoint(0.0, 0, baseline, None),
+        groups,
+        options=analysis.choices.options(),
+        bisected=bisected,
+    )
 
 
 def mirrored(curves: Curves) -> Curves:
     """The same curves of a metric where lower is better: 1 - value."""
 
-    def turned(p: Point) -> Point:
+    def turned(p: CurvePoint) -> CurvePoint:
         return replace(p, value=1 - p.value)
 
     groups = {n: Curve(c.channels, tuple(turned(p) for p in c.points)) for n, c in curves.groups.items()}

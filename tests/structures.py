@@ -180,7 +180,7 @@ def coverage(analysis: op.Analysis) -> dict[str, object]:
 
 def size(analysis: op.Analysis) -> dict[str, int]:
     """Millions of MACs of one sample, nodes, and elements of all weights in millions."""
-    cost = CostModel(analysis).whole
+    cost = CostModel(analysis).baseline
     return {
         "mmacs": round(cost.macs / 1e6),
         "nodes": len(analysis.source.graph.nodes),

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from onnxprune.calibration import Calibration, exposing
-from onnxprune.criteria.activations import Zeros
+from onnxprune.criteria.activations import ZeroCounts
 from onnxprune.data import Data
 from onnxprune.model import Model, load
 from onnxprune.pipeline import analyze
@@ -99,7 +99,7 @@ def test_zeros_count_alike_however_batches_are_cut(
     maps = np.maximum(np.random.default_rng(seed).integers(-4, 3, (12 * per_sample, *shape)), 0).astype(np.float32)
     expected = np.moveaxis(maps == 0, 1, 0).reshape(5, -1).mean(1)
     for axis in (1, maps.ndim - 1):
-        zeros = Zeros(axis)
+        zeros = ZeroCounts(axis)
         edges = sorted({0, 12, *cuts})
         for start, stop in pairwise(edges):
             batch = maps[start * per_sample : stop * per_sample]
@@ -108,7 +108,7 @@ def test_zeros_count_alike_however_batches_are_cut(
 
 
 def test_negative_zero_is_a_zero_and_the_smallest_number_is_none() -> None:
-    zeros = Zeros()
+    zeros = ZeroCounts()
     zeros.add(np.array([[-0.0, 1e-45, 0.0]], np.float32), range(1))
     assert zeros.share.tolist() == [1, 0, 1]
     assert zeros.share.dtype == np.float64

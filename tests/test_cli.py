@@ -95,7 +95,7 @@ def test_json_is_one_document_on_stdout_for_every_command(pruned: tuple[Path, Pa
         ["evaluate", small, "--data", "digits"],
         ["bench", DIGITS, small, "--runs", 3],
         ["run", RECIPE, "-o", tmp_path / "run", "--set", "sweep.points=[0.5]", "--set", "bench.runs=0"],
-        ["rewrite", DIGITS, "fold_shapes", "-o", tmp_path / "f.onnx"],
+        ["run-passes", DIGITS, "fold_shapes", "-o", tmp_path / "f.onnx"],
         ["ops"],
         ["criteria"],
         ["passes"],
@@ -105,6 +105,41 @@ def test_json_is_one_document_on_stdout_for_every_command(pruned: tuple[Path, Pa
     assert {c[0] for c in commands} == set(main.commands) - pages
     for command in commands:
         json.loads(ok(*command, "--json"))
+
+
+@pytest.mark.parametrize(
+    ("words", "note"),
+    [
+        (["plan", DIGITS, "--target", "macs=0.6", "--scope", "uniform"], "--scope is now --allocator"),
+        (["plan", DIGITS, "--target", "macs=0.6", "--scope=uniform"], "--scope is now --allocator"),
+        (["prune", DIGITS, "--target", "macs=0.6", "--scope", "uniform"], "--scope is now --allocator"),
+        (["rewrite", DIGITS, "fold_shapes"], "rewrite is now run-passes"),
+    ],
+)
+def test_an_old_name_works_as_the_new_one_and_is_noted(words: list[object], note: str, tmp_path: Path) -> None:
+    assert line.ok(*words, "-o", tmp_path / "old").stderr.splitlines().count(note) == 1
+    name, new = note.split(" is now ")
+    result = line.ok(*(str(w).replace(name, new) for w in words), "-o", tmp_path / "new")
+    assert "is now" not in result.stderr
+    assert (tmp_path / "old").read_bytes() == (tmp_path / "new").read_bytes()
+
+
+def test_old_names_of_thresholds_are_noted(tmp_path: Path) -> None:
+    for command in (["plan", DIGITS], ["prune", DIGITS], ["sensitivity", DIGITS, "--data", "digits:test"]):
+        result = run(*command, "--min-accuracy", "2", "-o", tmp_path / "x")
+        assert "--min-accuracy is now --min-group-accuracy" in result.stderr
+        assert result.exit_code != 0
+
+
+def test_options_of_the_old_name_elsewhere_stay(tmp_path: Path) -> None:
+    result = line.ok("sparsify", DIGITS, "--sparsity", 0.5, "--scope", "global", "-o", tmp_path / "z.onnx")
+    assert "is now" not in result.stderr
+
+
+def test_old_names_are_not_in_the_help() -> None:
+    for command in ("plan", "prune", "sensitivity"):
+        assert not {"--scope", "--min-accuracy"} & set(ok(command, "--help").split())
+    assert "rewrite" not in main.commands
 
 
 def test_tables_fit_80_columns(pruned: tuple[Path, Path], tmp_path: Path) -> None:

@@ -72,7 +72,9 @@ def shares(doc: dict[str, Any]) -> dict[str, float]:
 
 
 def test_plan_by_curves_scores_as_they_were_made(curves: Path, tmp_path: Path) -> None:
-    doc = document("plan", DIGITS, "--curves", curves, "--min-accuracy", 0.85, "--round-to", 1, "-o", tmp_path / "p")
+    doc = document(
+        "plan", DIGITS, "--curves", curves, "--min-group-accuracy", 0.85, "--round-to", 1, "-o", tmp_path / "p"
+    )
     made = load_plan(tmp_path / "p")
     assert made.criterion["name"] == "dscore"
     assert (made.criterion["scope"], made.criterion["metric"], made.criterion["threshold"]) == (
@@ -95,7 +97,7 @@ def test_plan_by_curves_scores_as_they_were_made(curves: Path, tmp_path: Path) -
         "dscore",
         "--curves",
         curves,
-        "--min-accuracy",
+        "--min-group-accuracy",
         0.85,
         "--round-to",
         1,
@@ -103,14 +105,26 @@ def test_plan_by_curves_scores_as_they_were_made(curves: Path, tmp_path: Path) -
         tmp_path / "q",
     )
     ok("score", DIGITS, "-c", "dscore", "-o", tmp_path / "s.json")
-    ok("plan", DIGITS, "--scores", tmp_path / "s.json", "--curves", curves, "--min-accuracy", 0.85, "--round-to", 1,
-       "-o", tmp_path / "r")  # fmt: skip
+    ok(
+        "plan",
+        DIGITS,
+        "--scores",
+        tmp_path / "s.json",
+        "--curves",
+        curves,
+        "--min-group-accuracy",
+        0.85,
+        "--round-to",
+        1,
+        "-o",
+        tmp_path / "r",
+    )
     assert (tmp_path / "p").read_bytes() == (tmp_path / "q").read_bytes() == (tmp_path / "r").read_bytes()
 
 
 def test_parameters_of_the_criterion_are_those_of_the_curves(tmp_path: Path) -> None:
     save_curves(swept("fpgm", mix_norm=0.3, reduce="max"), tmp_path / "c.json")
-    common = ["--curves", tmp_path / "c.json", "--min-accuracy", 0.85, "-o", tmp_path / "p"]
+    common = ["--curves", tmp_path / "c.json", "--min-group-accuracy", 0.85, "-o", tmp_path / "p"]
     ok("plan", DIGITS, *common)
     assert load_plan(tmp_path / "p").criterion.items() >= {"name": "fpgm", "mix_norm": 0.3, "reduce": "max"}.items()
     for other in (["-c", "l2"], ["-p", "mix_norm=0.2"], ["--reduce", "mean"], ["-c", "fpgm"]):
@@ -122,7 +136,7 @@ def test_prune_by_curves_and_a_target_verifies(curves: Path, tmp_path: Path) -> 
     assert shares(doc)["macs"] == pytest.approx(0.5, abs=0.01)
     assert doc["verification"]["max_relative"] <= 1e-4
     assert doc["latency"] is None
-    text = ok("prune", DIGITS, "--curves", curves, "--min-accuracy", 0.9, "-o", tmp_path / "t.onnx")
+    text = ok("prune", DIGITS, "--curves", curves, "--min-group-accuracy", 0.9, "-o", tmp_path / "t.onnx")
     assert "proved" in text
     onnx.checker.check_model(str(tmp_path / "t.onnx"), full_check=True)
 
@@ -131,34 +145,45 @@ def test_curves_of_a_loss_take_the_other_option(tmp_path: Path) -> None:
     save_curves(mirrored(swept()), tmp_path / "c.json")
     common = ["plan", DIGITS, "--curves", tmp_path / "c.json", "-o", tmp_path / "p"]
     ok(*common, "--max-loss", 0.15)
-    assert "try: --max-loss" in fails(*common, "--min-accuracy", 0.85)
+    assert "try: --max-loss" in fails(*common, "--min-group-accuracy", 0.85)
 
 
 def test_plot_shows_curves_and_plan(curves: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    ok("plan", DIGITS, "--curves", curves, "--min-accuracy", 0.85, "-o", tmp_path / "p", "--plot", tmp_path / "p.png")
+    ok(
+        "plan",
+        DIGITS,
+        "--curves",
+        curves,
+        "--min-group-accuracy",
+        0.85,
+        "-o",
+        tmp_path / "p",
+        "--plot",
+        tmp_path / "p.png",
+    )
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_curves_that_are_none_or_do_not_fit_are_refused(curves: Path, tmp_path: Path) -> None:
     out = ["-o", tmp_path / "x.onnx"]
-    assert "cannot read" in fails("prune", DIGITS, "--curves", tmp_path / "none", "--min-accuracy", 0.9, *out)
+    assert "cannot read" in fails("prune", DIGITS, "--curves", tmp_path / "none", "--min-group-accuracy", 0.9, *out)
     (tmp_path / "bad").write_text("{}")
-    assert "not valid curves" in fails("prune", DIGITS, "--curves", tmp_path / "bad", "--min-accuracy", 0.9, *out)
+    assert "not valid curves" in fails("prune", DIGITS, "--curves", tmp_path / "bad", "--min-group-accuracy", 0.9, *out)
     save_curves(replace(swept(), model="another"), tmp_path / "other")
-    assert "another model" in fails("prune", DIGITS, "--curves", tmp_path / "other", "--min-accuracy", 0.9, *out)
+    assert "another model" in fails("prune", DIGITS, "--curves", tmp_path / "other", "--min-group-accuracy", 0.9, *out)
     save_curves(replace(swept(), criterion={}), tmp_path / "nameless")
-    assert "do not say" in fails("prune", DIGITS, "--curves", tmp_path / "nameless", "--min-accuracy", 0.9, *out)
+    assert "do not say" in fails("prune", DIGITS, "--curves", tmp_path / "nameless", "--min-group-accuracy", 0.9, *out)
     save_curves(replace(swept(), criterion={"name": "dscor"}), tmp_path / "odd")
-    assert "did you mean" in fails("prune", DIGITS, "--curves", tmp_path / "odd", "--min-accuracy", 0.9, *out)
+    assert "did you mean" in fails("prune", DIGITS, "--curves", tmp_path / "odd", "--min-group-accuracy", 0.9, *out)
     for args, says in (
-        (["--min-accuracy", "1.2"], "in [0, 1]"),
-        (["--min-accuracy", "nan"], "in [0, 1]"),
-        (["--min-accuracy", "0.99"], "already"),
-        (["--min-accuracy", "0.9", "--attention", "head_dim"], "--attention heads"),
+        (["--min-group-accuracy", "1.2"], "in [0, 1]"),
+        (["--min-group-accuracy", "nan"], "in [0, 1]"),
+        (["--min-group-accuracy", "0.99"], "already"),
+        (["--min-group-accuracy", "0.9", "--attention", "head_dim"], "--attention heads"),
         (["--target", "macs=0.01"], "cannot be reached"),
-        (["--target", "macs=0.5", "--scope", "sensitiv"], "did you mean 'sensitivity'"),
-        (["--min-accuracy", "0.9", "--scope", "uniform"], "needs a target"),
+        (["--target", "macs=0.5", "--allocator", "sensitiv"], "did you mean 'sensitivity'"),
+        (["--min-group-accuracy", "0.9", "--allocator", "uniform"], "needs a target"),
     ):
         assert says in fails("prune", DIGITS, "--curves", curves, *args, *out)
     assert not (tmp_path / "x.onnx").exists()
@@ -189,7 +214,7 @@ def test_latency_is_measured_only_where_it_is_asked_for(predicted: list[dict[str
     doc = document("plan", DIGITS, "--ratio", 0.5, "--latency", "--batch", 3, "--threads", 2, "--runs", 1,
                    "-o", tmp_path / "p")  # fmt: skip
     assert (doc["latency"]["batch"], doc["latency"]["threads"]) == (1, 1)  # the fake one's
-    ok("plan", DIGITS, "--target", "macs=0.5", "--scope", "latency", "--runs", 1, "-o", tmp_path / "p")
+    ok("plan", DIGITS, "--target", "macs=0.5", "--allocator", "latency", "--runs", 1, "-o", tmp_path / "p")
     assert predicted == [{"batch": 3, "threads": 2, "device": "cpu"}, {"batch": 1, "threads": 1, "device": "cpu"}]
 
 
@@ -218,13 +243,13 @@ def test_targets_of_other_measures(measure: str, tmp_path: Path) -> None:
 def test_compare_shows_every_allocator_that_has_what_it_needs(
     predicted: list[dict[str, Any]], curves: Path, tmp_path: Path
 ) -> None:
-    def scopes(*args: object) -> dict[str, dict[str, Any]]:
+    def rows_of(*args: object) -> dict[str, dict[str, Any]]:
         return {row["scope"]: row for row in document("plan", DIGITS, "--compare", "--runs", 1, *args)["compare"]}
 
-    rows = scopes("--target", "macs=0.5")
+    rows = rows_of("--target", "macs=0.5")
     assert list(rows) == ["uniform", "global", "saving"]
     assert [r["chosen"] for r in rows.values()] == [False, True, False]
-    rows = scopes("--target", "macs=0.5", "--curves", curves, "--latency", "-o", tmp_path / "p")
+    rows = rows_of("--target", "macs=0.5", "--curves", curves, "--latency", "-o", tmp_path / "p")
     assert list(rows) == ["uniform", "global", "saving", "sensitivity", "latency"]
     assert [n for n, r in rows.items() if r["chosen"]] == ["sensitivity"]
     assert rows["sensitivity"]["digest"] == load_plan(tmp_path / "p").digest
@@ -234,9 +259,9 @@ def test_compare_shows_every_allocator_that_has_what_it_needs(
     assert rows["latency"]["latency"] <= rows["global"]["latency"]
     assert rows["sensitivity"]["metric"] >= (rows["uniform"]["metric"] or 0)
     # Without a target the others aim at the MACs of what the curves, or the ratio, give.
-    rows = scopes("--curves", curves, "--min-accuracy", 0.85)
+    rows = rows_of("--curves", curves, "--min-group-accuracy", 0.85)
     assert rows["uniform"]["macs"] == pytest.approx(rows["sensitivity"]["macs"], abs=0.01)
-    rows = scopes("--ratio", 0.5)
+    rows = rows_of("--ratio", 0.5)
     assert [n for n, r in rows.items() if r["chosen"]] == ["uniform"]
     assert rows["global"]["macs"] == pytest.approx(rows["uniform"]["macs"], abs=0.01)
 
@@ -248,21 +273,21 @@ def test_comparison_is_one_table_of_80_columns(
     for args in (
         ["--compare", "--target", "macs=0.5", "--curves", curves, "--latency", "--runs", 1, "-o", "p.json"],
         ["--compare", "--target", "latency=0.6", "--runs", 1],
-        ["--curves", curves, "--min-accuracy", 0.85, "-o", "p.json"],
+        ["--curves", curves, "--min-group-accuracy", 0.85, "-o", "p.json"],
         ["--ratio", 0, "-o", "p.json"],
         ["--help"],
     ):
         text = ok("plan", DIGITS, *args)
         assert max(map(len, text.splitlines())) <= 80, text
     text = ok("plan", DIGITS, "--compare", "--target", "macs=0.5", "--curves", curves, "--latency", "--runs", 1)
-    head = next(line for line in text.splitlines() if "scope" in line).split()
-    assert head == ["scope", "macs", "params", "bytes", "memory", "channels", "latency", "top1"]
+    head = next(line for line in text.splitlines() if line.split()[:1] == ["allocator"]).split()
+    assert head == ["allocator", "macs", "params", "bytes", "memory", "channels", "latency", "top1"]
     assert next(line for line in text.splitlines() if line.lstrip().startswith("*")).split()[1] == "sensitivity"
 
 
 def test_allocator_that_fails_is_a_row_of_the_comparison(tmp_path: Path) -> None:
     save_curves(replace(swept(), groups=dict(list(swept().groups.items())[:1])), tmp_path / "c.json")
-    args = ["plan", DIGITS, "--compare", "--target", "macs=0.5", "--scope", "global", "-c", "dscore", "--curves",
+    args = ["plan", DIGITS, "--compare", "--target", "macs=0.5", "--allocator", "global", "-c", "dscore", "--curves",
             tmp_path / "c.json"]  # fmt: skip
     [row] = [r for r in document(*args)["compare"] if r["scope"] == "sensitivity"]
     assert "cannot be reached" in row["error"]
@@ -319,11 +344,11 @@ def test_steps_make_one_plan_that_fits_the_original(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (["--min-accuracy", "0.9"], "need --curves"),
+        (["--min-group-accuracy", "0.9"], "need --curves"),
         (["--target", "macs=0.5", "--max-loss", "0.9"], "need --curves"),
-        (["--curves", "CURVES"], "need --min-accuracy"),
+        (["--curves", "CURVES"], "need --min-group-accuracy"),
         (["--curves", "CURVES", "--ratio", "0.5"], "--curves do not"),
-        (["--curves", "CURVES", "--min-accuracy", "0.9", "--steps", "3"], "do not go with them"),
+        (["--curves", "CURVES", "--min-group-accuracy", "0.9", "--steps", "3"], "do not go with them"),
         (["--scores", "s.json", "--target", "macs=0.5", "--steps", "3"], "do not go with them"),
         (["--target", "macs=0.5", "--steps", "0"], "--steps"),
         (["--target", "macs=0.5", "--steps", "3", "--schedule", "cubic"], "--schedule"),
@@ -334,8 +359,8 @@ def test_steps_make_one_plan_that_fits_the_original(tmp_path: Path) -> None:
         (["--target", ""], "cannot read the target"),
         (["--target", "latency"], "cannot read the target"),
         (["--target", "latency=0"], "in (0, 1]"),
-        (["--target", "macs=0.5", "--scope", "sensitivity"], "needs curves"),
-        (["--target", "macs=0.5", "--steps", "2", "--scope", "sensitivity"], "curves hold for the whole model"),
+        (["--target", "macs=0.5", "--allocator", "sensitivity"], "needs curves"),
+        (["--target", "macs=0.5", "--steps", "2", "--allocator", "sensitivity"], "curves hold for the whole model"),
     ],
 )
 def test_what_does_not_go_together_is_one_error(args: list[str], says: str, curves: Path, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_ratios_as_a_range(tmp_path: Path) -> None:
 
 
 def test_bisection_says_what_it_searched_for(tmp_path: Path) -> None:
-    ok("--data", "digits:test", "--images", 100, "--min-accuracy", 0.9, "-o", tmp_path / "c.json")
+    ok("--data", "digits:test", "--images", 100, "--min-group-accuracy", 0.9, "-o", tmp_path / "c.json")
     curves = load_curves(tmp_path / "c.json")
     assert curves.bisected == 0.9
     assert all(len(c.points) <= 5 for c in curves.groups.values())
@@ -88,10 +88,10 @@ def test_images_are_taken_evenly_from_the_classes(tmp_path: Path) -> None:
         (("--ratios", ","), 1, "no ratios"),
         (("--include", "nothing"), 1, "unknown group 'nothing'"),
         (("--cache-memory", "lots"), 2, "--cache-memory takes"),
-        (("--min-accuracy", "90"), 2, "share in [0, 1]"),
-        (("--max-loss", "1"), 2, "--min-accuracy"),
-        (("--metric", "loss", "--min-accuracy", "0.5"), 2, "--max-loss"),
-        (("--min-accuracy", "0.5", "--max-loss", "1"), 2, "either"),
+        (("--min-group-accuracy", "90"), 2, "share in [0, 1]"),
+        (("--max-loss", "1"), 2, "--min-group-accuracy"),
+        (("--metric", "loss", "--min-group-accuracy", "0.5"), 2, "--max-loss"),
+        (("--min-group-accuracy", "0.5", "--max-loss", "1"), 2, "either"),
         (("--device", "cuda"), 1, "CUDA"),
         (("--plot", "c.jpg"), 1, "no picture format"),
         (("--plot", "no/such/folder/c.png"), 1, "does not exist"),

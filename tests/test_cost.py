@@ -13,7 +13,7 @@ from planning import wide_model
 
 from onnxprune.cost import MEASURES, CostModel
 from onnxprune.coupling import Analysis
-from onnxprune.limits import Limits
+from onnxprune.limits import Constraints
 from onnxprune.model import load
 from onnxprune.pipeline import analyze, compile_plan, score
 from onnxprune.planner import plan
@@ -55,11 +55,11 @@ def peak(analysis: Analysis) -> float:
 def test_memory_is_what_running_node_by_node_needs(spec: Spec, ratio: float) -> None:
     model = load(build(spec))
     analysis = analyze(model)
-    made = plan(score(model, analysis, "random"), ratio=ratio, limits=Limits(round_to=1))
+    made = plan(score(model, analysis, "random"), ratio=ratio, constraints=Constraints(round_to=1))
     after = compile_plan(model, made, check=False).after
     small = analyze(compile_plan(model, made, check=False).model)
     batch = next((n for (_, axis), n in small.witness.dims.items() if axis == 0), 1)
-    assert after.memory == CostModel(small).whole.memory == int(peak(small) // batch)
+    assert after.memory == CostModel(small).baseline.memory == int(peak(small) // batch)
 
 
 @PROPERTY(max_examples=40)
@@ -69,7 +69,7 @@ def test_one_share_is_that_of_the_whole_answer(spec: Spec, seed: int) -> None:
     cost = CostModel(analysis)
     kept = np.random.default_rng(seed).random(analysis.count) < 0.6
     found = cost.cost(kept)
-    assert {m: cost.share(kept, m) for m in MEASURES} == {m: found.ratio(cost.whole, m) for m in MEASURES}
+    assert {m: cost.share(kept, m) for m in MEASURES} == {m: found.ratio(cost.baseline, m) for m in MEASURES}
 
 
 def test_memory_by_hand() -> None:
@@ -77,12 +77,12 @@ def test_memory_by_hand() -> None:
     cost = CostModel(analysis)
     pixel = 4 * 36
     # At the second Relu: its input and output, and the residual stream that waits for the addition.
-    assert cost.whole.memory == pixel * (64 + 96 + 96)
+    assert cost.baseline.memory == pixel * (64 + 96 + 96)
     half = np.ones(analysis.count, bool)
     half[analysis["w1"].components[:48]] = False
     # Now the addition needs most: two inputs and an output.
     assert cost.cost(half).memory == pixel * (64 + 64 + 64)
-    assert (cost.whole.channels, cost.cost(half).channels) == (160, 112)
+    assert (cost.baseline.channels, cost.cost(half).channels) == (160, 112)
 
 
 @pytest.mark.parametrize(
@@ -98,11 +98,11 @@ def test_memory_by_hand() -> None:
 )
 def test_views_share_memory_and_outputs_stay(nodes: str, floats: int) -> None:
     text = f'<ir_version: 8, opset_import: ["" : 17]> agraph (float[N,8] x) => (float[N,8] y) {{ {nodes} }}'
-    assert CostModel(analyze(load(parser.parse_model(text)))).whole.memory == 4 * floats
+    assert CostModel(analyze(load(parser.parse_model(text)))).baseline.memory == 4 * floats
 
 
 def test_memory_of_a_graph_without_groups_is_kept_whole() -> None:
     text = '<ir_version: 8, opset_import: ["" : 17]> agraph (float[2,8] x) => (float[2,8] y) { y = Relu (x) }'
-    cost = CostModel(analyze(load(parser.parse_model(text)))).whole
+    cost = CostModel(analyze(load(parser.parse_model(text)))).baseline
     assert (cost.memory, cost.channels) == (4 * 2 * 16, 0)
     assert cost.ratio(cost, "channels") == 1.0

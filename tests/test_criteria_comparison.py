@@ -21,7 +21,7 @@ from onnx import numpy_helper
 from onnxprune.calibration import Calibration, Probe, Statistic
 from onnxprune.coupling import Analysis
 from onnxprune.criteria import DataCriterion, get
-from onnxprune.criteria.base import Case, SiteScores
+from onnxprune.criteria.base import ScoringContext, SiteScores
 from onnxprune.criteria_comparison import agreement, compare_criteria, parsed, signs
 from onnxprune.data import load_data
 from onnxprune.errors import OnnxPruneError
@@ -151,10 +151,10 @@ class Counting(DataCriterion):
     needs: ClassVar[str] = "data"
     default_normalize: ClassVar[str] = "none"
 
-    def probes(self, case: Case) -> list[Probe]:
+    def probes(self, case: ScoringContext) -> list[Probe]:
         return [Probe(case.analysis.model.graph.outputs[0].name, Count())]
 
-    def score_sites(self, case: Case, probes: Any) -> list[SiteScores]:
+    def score_sites(self, case: ScoringContext, probes: Any) -> list[SiteScores]:
         seen = probes[0].statistic.seen
         return [SiteScores(g.components, seen + np.arange(g.channels, dtype=float)) for g in case.groups]
 

@@ -20,7 +20,7 @@ import onnxprune as op
 from onnxprune.calibration import Calibration
 from onnxprune.coupling import Analysis
 from onnxprune.criteria import DataCriterion, all_criteria, get
-from onnxprune.criteria.base import Case
+from onnxprune.criteria.base import ScoringContext
 from onnxprune.criteria.normalize import METHODS
 from onnxprune.errors import OnnxPruneError
 from onnxprune.model import to_proto
@@ -217,7 +217,7 @@ def test_groups_alone(name: str) -> None:
 
 def test_criteria_that_share_a_run_score_as_alone() -> None:
     analysis, calibration = analysis_of("digits_cnn_folded"), Calibration(digits(), threads=1)
-    case = Case(analysis, tuple(analysis[name] for name in SOME), calibration)
+    case = ScoringContext(analysis, tuple(analysis[name] for name in SOME), calibration)
     together = {name: rule for name, rule in RULES.items() if rule.probes(case)}
     assert {"apoz", "act_mean", "act_var", "hrank", "pls_vip"} <= set(together)
     for name, scores in zip(
@@ -245,7 +245,7 @@ def test_a_channel_that_computes_nothing_goes_first(name: str) -> None:
 def test_plans_from_the_scores_compile(name: str) -> None:
     scores = scored(name, "digits_cnn_folded")
     how: dict[str, Any] = {"ratio": 0.4} if "global" in RULES[name].forbids else {"target": op.Target(macs=0.8)}
-    plan = op.plan(scores, **how, limits=op.Limits(round_to=4))
+    plan = op.plan(scores, **how, constraints=op.Constraints(round_to=4))
     assert plan.groups
     for group, removal in plan.groups.items():
         gone = np.isin(np.arange(removal.channels), removal.removed)
@@ -287,7 +287,7 @@ def test_no_labels(name: str) -> None:
 @every
 def test_too_few_samples(name: str) -> None:
     analysis, data = analysis_of("digits_cnn_folded"), digits()
-    case = Case(analysis, analysis.groups, Calibration(data))
+    case = ScoringContext(analysis, analysis.groups, Calibration(data))
     least = RULES[name].least_samples(case)
     assert 1 <= least <= SAMPLES
     assert data.y is not None

@@ -36,8 +36,8 @@ def test_everything_but_the_output_is_free(file: str) -> None:
 @pytest.mark.parametrize("file", FILES)
 def test_half_the_macs_by_dscore(file: str, step: int) -> None:
     analysis = _analysis(file)
-    limits = op.Limits(round_to=step)
-    plan = op.plan(op.score(analysis.source, analysis, "dscore"), op.Target(macs=0.5), limits=limits)
+    constraints = op.Constraints(round_to=step)
+    plan = op.plan(op.score(analysis.source, analysis, "dscore"), op.Target(macs=0.5), constraints=constraints)
     compiled = op.compile_plan(analysis.source, plan, analysis=analysis)
     assert compiled.after.ratio(compiled.before, "macs") == pytest.approx(0.5, abs=0.01)
     assert compiled.verification is not None

@@ -16,7 +16,7 @@ from scipy.special import log_softmax, rel_entr, softmax
 
 from onnxprune.data import load_data
 from onnxprune.errors import OnnxPruneError
-from onnxprune.limits import Limits
+from onnxprune.limits import Constraints
 from onnxprune.model import Model, load
 from onnxprune.pipeline import analyze, apply, plan, score
 from onnxprune.plans import Plan
@@ -342,7 +342,7 @@ def test_pruned_streams_do_not_match_and_protected_ones_do() -> None:
     whole = matching_features(model, model)
     # Of the four sums of the network: two residual blocks, one separable block with a shortcut.
     assert len(whole) == 3
-    kept = apply(model, plan(scores, ratio=0.5, limits=Limits(protect=["residual"])))
+    kept = apply(model, plan(scores, ratio=0.5, constraints=Constraints(protect=["residual"])))
     assert matching_features(kept, model) == whole
     pruned = apply(model, plan(scores, ratio=0.5))
     assert matching_features(pruned, model) == ()
@@ -353,7 +353,7 @@ def test_teacher_and_pruned_student_give_the_matched_features(blocks: tuple[str,
     model = load(build(Spec(blocks, seed=3)))
     scores = score(model, analyze(model), "l1")
     try:
-        student = apply(model, plan(scores, ratio=0.5, limits=Limits(round_to=1, protect=["residual"])))
+        student = apply(model, plan(scores, ratio=0.5, constraints=Constraints(round_to=1, protect=["residual"])))
     except OnnxPruneError as err:  # nothing else to prune would leave nothing to test
         pytest.fail(str(err))
     names = matching_features(student, model)

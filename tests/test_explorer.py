@@ -18,7 +18,7 @@ import onnxprune as op
 from onnxprune.errors import OnnxPruneError
 from onnxprune.explorer import Explorer, flow
 from onnxprune.explorer.requests import BadRequest, answer
-from onnxprune.limits import Limits
+from onnxprune.limits import Constraints
 from onnxprune.pipeline import compile_plan
 
 CURVES = {"w0": [0.88, 0.85, 0.8, 0.7, 0.6], "w1": [0.9, 0.89, 0.88, 0.86, 0.8]}  # at 10 to 50 %
@@ -29,13 +29,13 @@ def scores_of(model: op.Model) -> op.Scores:
 
 
 def explorer(output: Path = Path("unused.json"), **options: Any) -> Explorer:
-    return Explorer(scores_of(wide_model()), output, limits=Limits(round_to=16), **options)
+    return Explorer(scores_of(wide_model()), output, constraints=Constraints(round_to=16), **options)
 
 
 def with_curves(**options: Any) -> Explorer:
     scores = scores_of(wide_model())
     return Explorer(
-        scores, Path("unused.json"), curves=made_curves(scores, CURVES), limits=Limits(round_to=16), **options
+        scores, Path("unused.json"), curves=made_curves(scores, CURVES), constraints=Constraints(round_to=16), **options
     )  # fmt: skip
 
 
@@ -120,11 +120,11 @@ def test_greedy_answers_do_not_depend_on_what_was_asked_before(
     spec: Spec, measure: str, goals: list[float], hold: bool
 ) -> None:
     scores = scores_of(op.load(build(spec)))
-    used = Explorer(scores, Path("unused"), limits=Limits(round_to=1))
+    used = Explorer(scores, Path("unused"), constraints=Constraints(round_to=1))
     for place, goal in enumerate(goals):
         held = {0: used.start[0]} if hold and place % 2 else {}
         asked = []
-        for fresh in (used, Explorer(scores, Path("unused"), limits=Limits(round_to=1))):
+        for fresh in (used, Explorer(scores, Path("unused"), constraints=Constraints(round_to=1))):
             try:
                 asked.append(fresh.aim(measure, goal, "saving", held))
             except OnnxPruneError as err:
@@ -135,7 +135,7 @@ def test_greedy_answers_do_not_depend_on_what_was_asked_before(
 
 def test_latency_follows() -> None:
     scores = scores_of(wide_model())
-    found = Explorer(scores, Path("unused"), latency=FakeLatency(scores.analysis), limits=Limits(round_to=16))
+    found = Explorer(scores, Path("unused"), latency=FakeLatency(scores.analysis), constraints=Constraints(round_to=16))
     assert found.figures([64, 96])["latency"] == pytest.approx(160e-6)
     assert found.figures([48, 96])["latency"] == pytest.approx(144e-6)
     counts = found.aim("latency", 0.5, None, {})
@@ -168,10 +168,10 @@ def test_sum_of_losses_for_a_loss_goes_up_and_an_accuracy_never_below_zero() -> 
 # ------------------------------------------------------------------------------------------------------------ aims
 
 
-@pytest.mark.parametrize("scope", [None, "global", "uniform", "saving"])
-def test_aims_meet_their_target_and_leave_what_is_held(scope: str | None) -> None:
+@pytest.mark.parametrize("allocator", [None, "global", "uniform", "saving"])
+def test_aims_meet_their_target_and_leave_what_is_held(allocator: str | None) -> None:
     found = explorer()
-    counts = found.aim("macs", 0.5, scope, {0: 48})
+    counts = found.aim("macs", 0.5, allocator, {0: 48})
     assert counts[0] == 48
     assert share(found.plan(counts), found.analysis, "macs") == pytest.approx(0.5, abs=0.02)
 
@@ -182,7 +182,7 @@ def test_aim_at_a_ratio_and_at_a_metric() -> None:
     assert found.aim("metric", 0.85, None, {}) == [64, 64]  # the curves allow 52 and 58; whole blocks
     assert found.aim("metric", 0.7, None, {1: 96}) == [48, 96]
     assert found.aims[-1] | {"step": 0} == {"what": "metric", "from": 0.9, "to": 0.6, "step": 0}
-    assert found.scopes[0] == "sensitivity"
+    assert found.allocators[0] == "sensitivity"
 
 
 def test_names_with_wildcards_are_held_as_themselves() -> None:
@@ -192,7 +192,7 @@ def test_names_with_wildcards_are_held_as_themselves() -> None:
         initializer.name = {"w0": "w[01]*", "w1": "w?"}.get(initializer.name, initializer.name)
     for node in proto.graph.node:
         node.input[:] = [{"w0": "w[01]*", "w1": "w?"}.get(name, name) for name in node.input]
-    found = Explorer(scores_of(op.load(proto)), Path("unused"), limits=Limits(round_to=16))
+    found = Explorer(scores_of(op.load(proto)), Path("unused"), constraints=Constraints(round_to=16))
     assert [g.name for g in found.analysis.groups] == ["w[01]*", "w?"]
     counts = found.aim("ratio", 0.5, None, {0: 64})
     assert counts == [64, 48]
@@ -210,7 +210,7 @@ def test_whole_range_of_every_aim_can_be_had(make: Callable[[], Explorer]) -> No
 
 
 def test_groups_left_whole_by_the_limits_cannot_be_cut() -> None:
-    found = Explorer(scores_of(wide_model()), Path("unused"), limits=Limits(round_to=16, exclude=("w0",)))
+    found = Explorer(scores_of(wide_model()), Path("unused"), constraints=Constraints(round_to=16, exclude=("w0",)))
     assert found.least == [64, 10]
     assert found.describe()["groups"][0]["stops"] == [64]
     with pytest.raises(BadRequest, match="group 0 keeps 64 to 64 channels"):
@@ -218,8 +218,8 @@ def test_groups_left_whole_by_the_limits_cannot_be_cut() -> None:
 
 
 def test_overrides_are_where_it_starts() -> None:
-    limits = Limits(round_to=16, overrides={"w0": {"channels": 30}, "w1": 0.5})
-    found = Explorer(scores_of(wide_model()), Path("unused"), limits=limits)
+    constraints = Constraints(round_to=16, overrides={"w0": {"channels": 30}, "w1": 0.5})
+    found = Explorer(scores_of(wide_model()), Path("unused"), constraints=constraints)
     assert found.start == [30, 48]
     assert found.describe()["groups"][0]["stops"] == [64, 48, 32, 30, 16]
 
@@ -243,7 +243,7 @@ def test_every_state_of_the_sliders_is_a_plan_that_compiles(spec: Spec, data: st
     analysis = op.analyze(model)
     if not len(analysis):
         return
-    found = Explorer(op.score(model, analysis, "l2"), Path("unused"), limits=Limits(round_to=1))
+    found = Explorer(op.score(model, analysis, "l2"), Path("unused"), constraints=Constraints(round_to=1))
     counts = [
         data.draw(st.integers(least, g.channels)) for g, least in zip(analysis.groups, found.least, strict=True)
     ]  # fmt: skip

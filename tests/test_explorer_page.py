@@ -16,7 +16,7 @@ from planning import FakeLatency, kept_counts, made_curves, wide_model
 
 import onnxprune as op
 from onnxprune.explorer import Explorer, Server
-from onnxprune.limits import Limits
+from onnxprune.limits import Constraints
 
 pytestmark = pytest.mark.browser
 
@@ -74,7 +74,7 @@ def opened(request: pytest.FixtureRequest, browser: Browser, tmp_path: Path) -> 
     scores = op.score(model, analysis, "l2")
     values = {"w0": [0.88, 0.85, 0.8, 0.7, 0.6], "w1": [0.9, 0.89, 0.88, 0.86, 0.8]}
     more = {} if bare else {"curves": made_curves(scores, values), "latency": FakeLatency(analysis)}
-    explorer = Explorer(scores, tmp_path / "plan.json", name=NAME, limits=Limits(round_to=16), **more)
+    explorer = Explorer(scores, tmp_path / "plan.json", name=NAME, constraints=Constraints(round_to=16), **more)
     server = Server(explorer)
     thread = threading.Thread(target=server.serve, daemon=True)
     thread.start()

@@ -19,7 +19,7 @@ from planning import kept_counts, wide_model
 import onnxprune as op
 from onnxprune.errors import OnnxPruneError
 from onnxprune.explorer import Explorer, Server, server
-from onnxprune.limits import Limits
+from onnxprune.limits import Constraints
 
 JSON = {"Content-Type": "application/json"}
 
@@ -63,7 +63,9 @@ class Site:
 
 def explorer(output: Path) -> Explorer:
     model = wide_model()
-    return Explorer(op.score(model, op.analyze(model), "l2"), output, name="<i>wide</i>", limits=Limits(round_to=16))
+    return Explorer(
+        op.score(model, op.analyze(model), "l2"), output, name="<i>wide</i>", constraints=Constraints(round_to=16)
+    )
 
 
 @pytest.fixture

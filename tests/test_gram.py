@@ -19,9 +19,9 @@ from onnx import numpy_helper
 from onnxprune import gram
 from onnxprune.coupling import Analysis
 from onnxprune.gram import (
+    BlockOBS,
     Gram,
     Inverse,
-    Surgeon,
     consumers,
     damped,
     picked_positions,
@@ -69,7 +69,7 @@ def test_rises_are_those_of_least_squares_after_any_removals(
     case = layer(seed, sizes, spare=spare)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gram, "_PENDING", pending)  # columns that wait before they are applied
-        surgeon = Surgeon(case.covariance, case.weight, case.blocks, ridge)
+        solver = BlockOBS(case.covariance, case.weight, case.blocks, ridge)
         gone = np.zeros(0, np.int64)
         order = np.random.default_rng(seed).permutation(len(sizes)).tolist()
         largest = case.fitted(np.arange(len(case.weight)), ridge)[1]
@@ -78,19 +78,19 @@ def test_rises_are_those_of_least_squares_after_any_removals(
             wanted = np.zeros(len(sizes))
             for other in order[i:]:
                 wanted[other] = case.fitted(np.concatenate([gone, case.blocks[other]]), ridge)[1] - before
-            np.testing.assert_allclose(surgeon.rises(), wanted, rtol=1e-6, atol=1e-9 * largest)
-            surgeon.remove(block)
+            np.testing.assert_allclose(solver.rises(), wanted, rtol=1e-6, atol=1e-9 * largest)
+            solver.remove(block)
             gone = np.concatenate([gone, case.blocks[block]])
-        assert not surgeon.rises().any()
+        assert not solver.rises().any()
 
 
 def test_a_block_that_is_gone_is_not_removed_again() -> None:
     case = layer(0, [2, 3, 1])
-    surgeon = Surgeon(case.covariance, case.weight, case.blocks, RIDGE)
-    surgeon.remove(1)
-    once = surgeon.rises()
-    surgeon.remove(1)
-    np.testing.assert_array_equal(surgeon.rises(), once)
+    solver = BlockOBS(case.covariance, case.weight, case.blocks, RIDGE)
+    solver.remove(1)
+    once = solver.rises()
+    solver.remove(1)
+    np.testing.assert_array_equal(solver.rises(), once)
     assert once[1] == 0 < once[0]
 
 
@@ -127,31 +127,31 @@ def degenerate(kind: str) -> Layer:
 @pytest.mark.parametrize("ridge", [1e-8, RIDGE])
 def test_degenerate_moments_stay_finite(kind: str, ridge: float) -> None:
     case = degenerate(kind)
-    surgeon = Surgeon(case.covariance, case.weight, case.blocks, ridge)
+    solver = BlockOBS(case.covariance, case.weight, case.blocks, ridge)
     for block in range(len(case.blocks)):
-        rises = surgeon.rises()
+        rises = solver.rises()
         assert np.isfinite(rises).all()
         assert (rises >= 0).all()
-        surgeon.remove(block)
+        solver.remove(block)
         gone = np.concatenate(case.blocks[: block + 1])
         assert np.isfinite(resolved(case.covariance, case.weight, gone, ridge)).all()
 
 
 def test_what_others_can_stand_in_for_costs_nothing() -> None:
     copies, constant = degenerate("copies"), degenerate("constant")
-    rises = Surgeon(copies.covariance, copies.weight, copies.blocks, 1e-8).rises()
+    rises = BlockOBS(copies.covariance, copies.weight, copies.blocks, 1e-8).rises()
     assert rises[:2].max() < 1e-5 * rises[2:].min()
     weight = resolved(copies.covariance, copies.weight, copies.blocks[1], 1e-8)
     np.testing.assert_allclose(
         weight[copies.blocks[0]], (copies.weight[copies.blocks[0]] + copies.weight[copies.blocks[1]]), rtol=1e-4
     )
-    rises = Surgeon(constant.covariance, constant.weight, constant.blocks, 1e-8).rises()
+    rises = BlockOBS(constant.covariance, constant.weight, constant.blocks, 1e-8).rises()
     assert rises[2:4].max() < 1e-5 * np.delete(rises, [2, 3]).min()
 
 
 def test_without_any_input_the_weights_alone_decide() -> None:
     case = degenerate("zero")
-    rises = Surgeon(case.covariance, case.weight, case.blocks, RIDGE).rises()
+    rises = BlockOBS(case.covariance, case.weight, case.blocks, RIDGE).rises()
     np.testing.assert_allclose(rises, [np.square(case.weight[b]).sum() for b in case.blocks])
 
 
@@ -160,8 +160,8 @@ def test_inverse_solves_and_is_whole() -> None:
     right = np.random.default_rng(0).standard_normal((12, 3))
     wanted = np.linalg.inv(matrix)
     inverse = Inverse(matrix)
-    np.testing.assert_allclose(inverse.whole(), wanted, rtol=1e-8, atol=1e-9 * np.abs(wanted).max())
-    np.testing.assert_array_equal(inverse.whole(), inverse.whole().T)
+    np.testing.assert_allclose(inverse.dense(), wanted, rtol=1e-8, atol=1e-9 * np.abs(wanted).max())
+    np.testing.assert_array_equal(inverse.dense(), inverse.dense().T)
     np.testing.assert_allclose(inverse(right), wanted @ right, rtol=1e-7)
     np.testing.assert_allclose(solved(matrix, right), wanted @ right, rtol=1e-7)
 

@@ -23,7 +23,7 @@ from onnxprune import pipeline
 from onnxprune.coupling import Analysis
 from onnxprune.data import Data
 from onnxprune.errors import OnnxPruneError, VerificationError
-from onnxprune.limits import Limits
+from onnxprune.limits import Constraints
 from onnxprune.model import load, save, to_proto
 from onnxprune.ops import find
 from onnxprune.passes import InsertMasks, SliceStatistics, strip_channels
@@ -246,14 +246,14 @@ def test_pruned_transformer_block_is_the_formula_on_sliced_weights(spelling: str
 
 def _broken(monkeypatch: pytest.MonkeyPatch, wrong: Any) -> None:
     """Makes strip_channels change every constant by `wrong(name, whole values, right values)`."""
-    right = strip_channels._Stripper._compress
+    right = strip_channels._StripPatcher._compress
 
     def compress(self: Any, t: Any) -> None:
         whole = np.array(t.values)
         right(self, t)
         t.values = wrong(t.name, whole, np.asarray(t.values))
 
-    monkeypatch.setattr(strip_channels._Stripper, "_compress", compress)
+    monkeypatch.setattr(strip_channels._StripPatcher, "_compress", compress)
 
 
 def _of(names: set[str]) -> Any:
@@ -391,9 +391,9 @@ def test_only_says_which_kinds_go(attention: str, only: list[str], kinds: set[st
     model = load(build_stream(Stream(("attention", "grouped_query", "mlp", "gated"), seed=7)))
     analysis = analyze(model, attention=attention, include_inexact=True)
     scores = pipeline.score(model, analysis)
-    plan = pipeline.plan(scores, ratio=0.5, limits=Limits(round_to=1, only=only))
+    plan = pipeline.plan(scores, ratio=0.5, constraints=Constraints(round_to=1, only=only))
     assert {analysis[name].kind for name, r in plan.groups.items() if r.removed} == kinds
-    left = pipeline.plan(scores, ratio=0.5, limits=Limits(round_to=1, protect=only))
+    left = pipeline.plan(scores, ratio=0.5, constraints=Constraints(round_to=1, protect=only))
     assert not {analysis[name].kind for name, r in left.groups.items() if r.removed} & kinds
     compile_plan(model, plan, analysis=analysis)
 
@@ -402,7 +402,7 @@ def test_unknown_kind_is_refused_with_those_there_are() -> None:
     model = load(build_stream(Stream(("mlp",))))
     scores = pipeline.score(model, analyze(model))
     with pytest.raises(OnnxPruneError, match="unknown kind of group 'neurons'"):
-        pipeline.plan(scores, ratio=0.5, limits=Limits(only=["neurons"]))
+        pipeline.plan(scores, ratio=0.5, constraints=Constraints(only=["neurons"]))
 
 
 # ------------------------------------------------------------------------------------------------- command line

@@ -17,14 +17,14 @@ from onnxprune.coupling import Analysis
 from onnxprune.criteria import all_criteria
 from onnxprune.errors import OnnxPruneError
 from onnxprune.iterative import plan_steps, stripped
-from onnxprune.limits import Limits
+from onnxprune.limits import Constraints
 from onnxprune.model import Model, load
 from onnxprune.pipeline import analyze, apply, compile_plan, plan, score
 from onnxprune.plans import Plan, Removal
 from onnxprune.scoring import Scores
 from onnxprune.targets import Target
 
-FINE = Limits(round_to=1, max_ratio=0.99)
+FINE = Constraints(round_to=1, max_ratio=0.99)
 DIGITS = Path(__file__).parent.parent / "models" / "digits_cnn.onnx"
 SPEC = Spec(("projection", "residual", "attention", "dense", "conv", "conv"), seed=4)
 
@@ -41,9 +41,9 @@ def groups(wide: Model) -> Analysis:
 
 ASKED: list[dict[str, Any]] = [
     {"target": Target(macs=0.5)},
-    {"target": Target(channels=0.6), "scope": "uniform", "normalize": "max"},
-    {"target": Target(params=0.6), "scope": "saving"},
-    {"target": Target(memory=0.7), "limits": Limits(round_to=4, overrides={"w0": 0.25})},
+    {"target": Target(channels=0.6), "allocator": "uniform", "normalize": "max"},
+    {"target": Target(params=0.6), "allocator": "saving"},
+    {"target": Target(memory=0.7), "constraints": Constraints(round_to=4, overrides={"w0": 0.25})},
     {"ratio": 0.4},
 ]
 
@@ -58,8 +58,8 @@ def test_one_step_is_no_steps(wide: Model, groups: Analysis, asked: dict[str, An
 
 def test_one_step_is_no_steps_for_latency(wide: Model, groups: Analysis) -> None:
     fake = FakeLatency(groups)
-    for scope in (None, "global"):
-        options: dict[str, Any] = {"latency": fake, "scope": scope}
+    for allocator in (None, "global"):
+        options: dict[str, Any] = {"latency": fake, "allocator": allocator}
         once = plan(score(wide, groups), Target(latency=0.5), **options)
         assert plan_steps(groups, "l2", Target(latency=0.5), steps=1, **options).to_json() == once.to_json()
 
@@ -67,7 +67,7 @@ def test_one_step_is_no_steps_for_latency(wide: Model, groups: Analysis) -> None
 @pytest.mark.parametrize("asked", [{"target": Target(macs=0.4)}, {"target": Target(channels=0.43)}, {"ratio": 0.5}])
 @pytest.mark.parametrize(("steps", "schedule"), [(2, "linear"), (8, "geometric")])
 def test_steps_meet_what_one_step_meets(groups: Analysis, asked: dict[str, Any], steps: int, schedule: str) -> None:
-    made = plan_steps(groups, "l1", steps=steps, schedule=schedule, limits=FINE, **asked)
+    made = plan_steps(groups, "l1", steps=steps, schedule=schedule, constraints=FINE, **asked)
     if "target" in asked:
         target = asked["target"]
         assert abs(share(made, groups, target.measure) - target.share) <= 0.01
@@ -93,17 +93,19 @@ def test_composed_plans_are_exact_and_keep_the_limits(
     model = load(build(spec))
     analysis = analyze(model)
     first = analysis.groups[0].name
-    limits = Limits(round_to=block, max_ratio=0.6, overrides={first: {"min_channels": 3}})
+    constraints = Constraints(round_to=block, max_ratio=0.6, overrides={first: {"min_channels": 3}})
     target, ratio = (asked, None) if isinstance(asked, Target) else (None, asked)
     try:
-        once = plan(score(model, analysis, criterion), target, ratio=ratio, limits=limits)
+        once = plan(score(model, analysis, criterion), target, ratio=ratio, constraints=constraints)
     except OnnxPruneError as err:
         assert "cannot be reached" in str(err)  # noqa: PT017
         with pytest.raises(OnnxPruneError, match="cannot be reached") as caught:
-            plan_steps(analysis, criterion, target, ratio=ratio, steps=steps, schedule=schedule, limits=limits)
+            plan_steps(
+                analysis, criterion, target, ratio=ratio, steps=steps, schedule=schedule, constraints=constraints
+            )
         assert f"={target.share if target else ratio:g} cannot" in str(caught.value)  # the goal, not a step's share
         return
-    made = plan_steps(analysis, criterion, target, ratio=ratio, steps=steps, schedule=schedule, limits=limits)
+    made = plan_steps(analysis, criterion, target, ratio=ratio, steps=steps, schedule=schedule, constraints=constraints)
     counts = kept_counts(made, analysis)
     for g in analysis.groups:
         assert counts[g.name] >= min(g.channels, max(1, int(np.ceil(g.channels * 0.4 - 1e-9))))
@@ -143,11 +145,11 @@ def by_hand(model: Model, criterion: str, ratios: list[float]) -> dict[str, list
 
 @pytest.mark.parametrize("criterion", ["fpgm", "dscore", "l2"])
 def test_steps_are_what_pruning_again_and_again_is(wide: Model, groups: Analysis, criterion: str) -> None:
-    made = plan_steps(groups, criterion, ratio=0.6, steps=3, limits=FINE)
+    made = plan_steps(groups, criterion, ratio=0.6, steps=3, constraints=FINE)
     left = by_hand(wide, criterion, [0.2, 0.4, 0.6])
     for g in groups:
         assert sorted(set(range(g.channels)) - set(made.groups[g.name].removed)) == left[g.name]
-    once = plan(score(wide, groups, criterion), ratio=0.6, limits=FINE)
+    once = plan(score(wide, groups, criterion), ratio=0.6, constraints=FINE)
     assert made.groups != once.groups  # new scores make a difference
 
 
@@ -163,10 +165,10 @@ def test_between_steps_nothing_is_taken_that_the_share_does_not_ask_for(
 
     monkeypatch.setattr(iterative, "stripped", spy)
     for schedule, wanted in (("linear", (0.85, 0.7, 0.55)), ("geometric", (0.4**0.25, 0.4**0.5, 0.4**0.75))):
-        for scope in ("global", "uniform", "latency", "saving"):
+        for allocator in ("global", "uniform", "latency", "saving"):
             seen.clear()
-            plan_steps(groups, "l2", Target(macs=0.4), steps=4, schedule=schedule, scope=scope,
-                       latency=FakeLatency(groups, block=8), limits=Limits(round_to=8))  # fmt: skip
+            plan_steps(groups, "l2", Target(macs=0.4), steps=4, schedule=schedule, allocator=allocator,
+                       latency=FakeLatency(groups, block=8), constraints=Constraints(round_to=8))  # fmt: skip
             shares = [share(made, groups, "macs") for made in seen]
             for got, goal in zip(shares, wanted, strict=True):
                 assert goal - 1e-9 <= got <= goal + 0.13  # a block of 8 of w0 is at most an eighth
@@ -182,7 +184,7 @@ def test_steps_only_ever_take_more(groups: Analysis, monkeypatch: pytest.MonkeyP
         return inner(analysis, made)
 
     monkeypatch.setattr(iterative, "stripped", spy)
-    made = plan_steps(groups, "random", Target(params=0.3), steps=6, limits=FINE)
+    made = plan_steps(groups, "random", Target(params=0.3), steps=6, constraints=FINE)
     for before, after in zip(seen, [*seen[1:], made], strict=True):
         for name, removal in before.groups.items():
             assert set(removal.removed) <= set(after.groups[name].removed)
@@ -193,7 +195,7 @@ def test_steps_only_ever_take_more(groups: Analysis, monkeypatch: pytest.MonkeyP
 def test_stripped_analysis_is_that_of_the_small_model(spec: Spec, criterion: str, ratio: float) -> None:
     model = load(build(spec))
     analysis = analyze(model)
-    made = plan(score(model, analysis, "random"), ratio=ratio, limits=FINE)
+    made = plan(score(model, analysis, "random"), ratio=ratio, constraints=FINE)
     small = stripped(analysis, made)
     ours = score_of(small, criterion)
     assert {n: len(s) for n, s in ours.items()} == kept_counts(made, analysis)
@@ -208,7 +210,7 @@ def test_stripped_analysis_is_that_of_the_small_model(spec: Spec, criterion: str
 @pytest.mark.parametrize("criterion", ["l2", "fpgm", "dscore", "bn_scale"])
 def test_stripped_analysis_of_the_digits_network_is_the_fresh_one(criterion: str) -> None:
     analysis = analyze(load(DIGITS))
-    made = plan(score_all(analysis, "random"), ratio=0.4, limits=FINE)
+    made = plan(score_all(analysis, "random"), ratio=0.4, constraints=FINE)
     small, fresh = stripped(analysis, made), analyze(apply(analysis.source, made))
     assert [g.name for g in fresh] == [g.name for g in small]
     ours, theirs = score_of(small, criterion), score_of(fresh, criterion)
@@ -240,14 +242,14 @@ def test_every_criterion_from_weights_works_in_steps() -> None:
     analysis = analyze(model)
     names = [n for n, rule in all_criteria().items() if rule.needs == "weights" and n != "bn_scale"]
     for name in names:
-        made = plan_steps(analysis, name, Target(macs=0.5), steps=3, limits=FINE)
+        made = plan_steps(analysis, name, Target(macs=0.5), steps=3, constraints=FINE)
         assert abs(share(made, analysis, "macs") - 0.5) <= 0.05
         compile_plan(model, made, analysis=analysis)
 
 
 def test_ten_percent_of_the_remaining_channels_eight_times(groups: Analysis) -> None:
     """The unit of partial-least-squares pruning."""
-    made = plan_steps(groups, "l2", Target(channels=0.43), steps=8, schedule="geometric", limits=FINE)
+    made = plan_steps(groups, "l2", Target(channels=0.43), steps=8, schedule="geometric", constraints=FINE)
     assert made.removed == pytest.approx(160 * (1 - 0.9**8), abs=2)
 
 
@@ -265,7 +267,7 @@ def test_progress_counts_steps(groups: Analysis) -> None:
         ({"steps": True, "ratio": 0.5}, "at least one step"),
         ({"steps": 2, "ratio": 0.5, "schedule": "cubic"}, "unknown schedule 'cubic'"),
         ({"steps": 2, "ratio": 0.5, "schedule": "geometrik"}, "did you mean 'geometric'"),
-        ({"steps": 2, "target": Target(macs=0.5), "scope": "sensitivity"}, "curves hold for the whole model"),
+        ({"steps": 2, "target": Target(macs=0.5), "allocator": "sensitivity"}, "curves hold for the whole model"),
         ({"steps": 2}, "either a ratio or a target"),
         ({"steps": 2, "ratio": 1.0}, "share removed"),
         ({"steps": 2, "ratio": 0.5, "lr": 1}, "no parameter 'lr'"),

@@ -29,7 +29,9 @@ def ends(model: op.Model) -> list[str]:
 @pytest.fixture(scope="module")
 def pruned() -> op.Model:
     model = op.load(KERAS)
-    plan = op.plan(op.score(model, op.analyze(model), "l2"), op.Target(macs=0.4), limits=op.Limits(round_to=4))
+    plan = op.plan(
+        op.score(model, op.analyze(model), "l2"), op.Target(macs=0.4), constraints=op.Constraints(round_to=4)
+    )
     return op.apply(model, plan)
 
 

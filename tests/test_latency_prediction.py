@@ -17,7 +17,16 @@ from onnx import parser
 from onnxprune import latency_prediction as module
 from onnxprune.coupling import Analysis, Kept
 from onnxprune.errors import OnnxPruneError
-from onnxprune.latency_prediction import Bench, ChannelAxes, LatencyModel, Sample, design, fit, latency_model, variant
+from onnxprune.latency_prediction import (
+    ChannelAxes,
+    LatencyModel,
+    VariantMeasurement,
+    VariantTimer,
+    design,
+    fit,
+    latency_model,
+    variant,
+)
 from onnxprune.model import Model, load
 from onnxprune.pipeline import analyze
 from onnxprune.random_inputs import random_feeds
@@ -63,17 +72,17 @@ def kernels_of(analysis: Analysis, kept: Kept, formula: Formula = seconds_of, bl
     return out
 
 
-def sample(analysis: Analysis, kept: Kept, block: int = 1) -> Sample:
+def sample(analysis: Analysis, kept: Kept, block: int = 1) -> VariantMeasurement:
     """A variant whose whole run takes 10 % and 50 us more than its kernels."""
     kernels = kernels_of(analysis, kept, block=block)
-    return Sample(kept, kernels, 1.1 * sum(k.seconds for k in kernels) + 5e-5)
+    return VariantMeasurement(kept, kernels, 1.1 * sum(k.seconds for k in kernels) + 5e-5)
 
 
 def variants(analysis: Analysis, block: int, count: int, seed: int) -> list[Kept]:
     return [analysis.kept(variant(analysis, c)) for c in design(analysis, block, count, seed)]
 
 
-def fitted(analysis: Analysis, samples: list[Sample], block: int = 1) -> LatencyModel:
+def fitted(analysis: Analysis, samples: list[VariantMeasurement], block: int = 1) -> LatencyModel:
     axes = ChannelAxes.of(analysis, block)
     return LatencyModel(axes, fit(analysis, samples, axes), batch=1, threads=1, provider="none")
 
@@ -128,7 +137,7 @@ def test_prediction_is_positive_and_falls_with_every_channel() -> None:
     analysis = analyzed("residual", "depthwise", "squeeze_excite")
     model = fitted(analysis, [sample(analysis, k) for k in variants(analysis, 1, 24, seed=0)])
     kept = np.ones(analysis.count, bool)
-    last = model.whole
+    last = model.baseline
     assert last == model.seconds(kept) == pytest.approx(sample(analysis, kept).seconds, rel=0.01)
     for g in analysis.groups:
         for c in g.components[1:]:
@@ -142,7 +151,7 @@ def test_one_disturbed_variant_does_not_decide() -> None:
     analysis = chain(24, 32)
     samples = [sample(analysis, k) for k in variants(analysis, 1, 24, seed=0)]
     slow = [replace(k, seconds=5 * k.seconds) for k in samples[7].kernels]
-    samples[7] = Sample(samples[7].kept, slow, 5 * samples[7].seconds)
+    samples[7] = VariantMeasurement(samples[7].kept, slow, 5 * samples[7].seconds)
     model = fitted(analysis, samples)
     for kept in variants(analysis, 1, 8, seed=1):
         assert model.seconds(kept) == pytest.approx(sample(analysis, kept).seconds, rel=0.05)
@@ -152,8 +161,8 @@ def test_whole_runs_count_where_the_machine_was_quiet() -> None:
     analysis = chain(24, 32)
     samples = [sample(analysis, k) for k in variants(analysis, 1, 24, seed=0)]
     noisy = [s if i % 3 == 0 else replace(s, seconds=4 * s.seconds, quiet=False) for i, s in enumerate(samples)]
-    assert fitted(analysis, noisy).whole == pytest.approx(samples[0].seconds, rel=0.01)
-    assert fitted(analysis, [replace(s, quiet=False) for s in samples]).whole == pytest.approx(
+    assert fitted(analysis, noisy).baseline == pytest.approx(samples[0].seconds, rel=0.01)
+    assert fitted(analysis, [replace(s, quiet=False) for s in samples]).baseline == pytest.approx(
         samples[0].seconds, rel=0.01
     )
 
@@ -163,7 +172,7 @@ def test_kernels_are_told_by_their_shapes_not_by_their_names() -> None:
     # kernels that some variants have and others have not.
     analysis = chain(24, 32)
 
-    def mangled(kept: Kept, serial: int) -> Sample:
+    def mangled(kept: Kept, serial: int) -> VariantMeasurement:
         kernels = []
         for i, k in enumerate(kernels_of(analysis, kept)):
             packed = k.inputs[:1] if k.op == "Conv" else k.inputs
@@ -171,7 +180,7 @@ def test_kernels_are_told_by_their_shapes_not_by_their_names() -> None:
         kernels.append(Kernel(f"Reorder_token_{serial}", "Reorder", ((1, 8),), ((1, 8),), 4e-6))
         if serial % 2:
             kernels.append(Kernel(f"Transpose_token_{serial}", "Other", ((1, 8),), ((1, 8),), 2e-6))
-        return Sample(kept, kernels, sum(k.seconds for k in kernels))
+        return VariantMeasurement(kept, kernels, sum(k.seconds for k in kernels))
 
     model = fitted(analysis, [mangled(k, 100 + i) for i, k in enumerate(variants(analysis, 1, 24, seed=0))])
     for kept in variants(analysis, 1, 8, seed=1):
@@ -181,11 +190,11 @@ def test_kernels_are_told_by_their_shapes_not_by_their_names() -> None:
 def test_where_kernels_are_only_started_whole_runs_count() -> None:
     analysis = chain(24, 32)
 
-    def started(kept: Kept) -> Sample:
+    def started(kept: Kept) -> VariantMeasurement:
         kernels = [replace(k, seconds=1e-6) for k in kernels_of(analysis, kept)]
         read = sum(np.prod(s) for k in kernels for s in (*k.inputs, *k.outputs))
         products = sum(np.prod(k.inputs[1]) * 16 for k in kernels if k.op == "Conv")  # at each of 4 x 4 places
-        return Sample(kept, kernels, float(1e-4 + 2e-9 * read + 3e-9 * products))
+        return VariantMeasurement(kept, kernels, float(1e-4 + 2e-9 * read + 3e-9 * products))
 
     axes = ChannelAxes.of(analysis, 1)
     found = fit(analysis, [started(k) for k in variants(analysis, 1, 24, seed=0)], axes, clocked=False)
@@ -197,12 +206,12 @@ def test_where_kernels_are_only_started_whole_runs_count() -> None:
 def test_padded_shapes_are_recognised() -> None:
     analysis = chain(24, 32)
 
-    def padded(kept: Kept) -> Sample:
+    def padded(kept: Kept) -> VariantMeasurement:
         kernels = kernels_of(analysis, kept, block=4)
         shapes = [[tuple((s[0], -(-s[1] // 4) * 4, *s[2:]) for s in side) for side in (k.inputs, k.outputs)]
                   for k in kernels]  # fmt: skip
         kernels = [replace(k, inputs=i, outputs=o) for k, (i, o) in zip(kernels, shapes, strict=True)]
-        return Sample(kept, kernels, sum(k.seconds for k in kernels))
+        return VariantMeasurement(kept, kernels, sum(k.seconds for k in kernels))
 
     model = fitted(analysis, [padded(k) for k in variants(analysis, 2, 24, seed=0)], block=4)
     for kept in variants(analysis, 4, 8, seed=1):
@@ -213,7 +222,7 @@ def test_a_model_without_groups_has_one_latency() -> None:
     text = '<ir_version: 8, opset_import: ["" : 17]> g (float[1,3] x) => (float[1,3] y) { y = Relu(x) }'
     analysis = analyze(load(parser.parse_model(text)))
     assert not analysis.groups
-    assert fitted(analysis, [sample(analysis, np.ones(1, bool))]).whole == pytest.approx(5.11e-5, rel=0.05)
+    assert fitted(analysis, [sample(analysis, np.ones(1, bool))]).baseline == pytest.approx(5.11e-5, rel=0.05)
 
 
 def test_variants_are_whole_blocks_and_cover_small_and_large() -> None:
@@ -244,7 +253,7 @@ class FakeBench:
     def __exit__(self, *exc: object) -> None:
         pass
 
-    def samples(self, block: int, progress: object) -> list[Sample]:
+    def samples(self, block: int, progress: object) -> list[VariantMeasurement]:
         type(self).asked += 1
         return [sample(self.analysis, k) for k in variants(self.analysis, block, 24, seed=0)]
 
@@ -292,7 +301,7 @@ def test_retrained_weights_find_it_and_nothing_else_does(
     bench: type[FakeBench], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     latency_model(digits())
-    assert latency_model(digits(seed=3)).whole > 0
+    assert latency_model(digits(seed=3)).baseline > 0
     assert bench.asked == 1
     latency_model(analyzed("conv"))
     latency_model(digits(), threads=2)
@@ -339,7 +348,7 @@ def test_a_damaged_cache_is_measured_anew(bench: type[FakeBench], tmp_path: Path
     (path,) = files(tmp_path)
     bad = DAMAGED[damage](json.loads(path.read_text()))
     path.write_bytes(bad if isinstance(bad, bytes) else bad.encode())
-    assert latency_model(digits()).whole == first.whole
+    assert latency_model(digits()).baseline == first.baseline
     assert bench.asked == 2
     latency_model(digits())
     assert bench.asked == 2  # it was written over
@@ -357,7 +366,7 @@ def test_a_cache_folder_that_cannot_be_made_is_no_error(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ONNXPRUNE_CACHE", str(tmp_path / "file" / "cache"))
-    assert latency_model(digits()).whole > 0
+    assert latency_model(digits()).baseline > 0
 
 
 def test_the_users_cache_folder_is_the_default(
@@ -439,8 +448,8 @@ def test_measures_a_real_model(tmp_path: Path, batch: int) -> None:
     model = latency_model(analysis, batch=batch, progress=lambda done, total: ticks.append((done, total)))
     assert ticks == [(i, 6) for i in range(1, 7)]
     assert (model.batch, model.threads, model.provider) == (batch, 1, "CPUExecutionProvider")
-    assert np.isfinite(model.whole)
-    assert model.whole > 0
+    assert np.isfinite(model.baseline)
+    assert model.baseline > 0
     for kept in variants(analysis, 8, 6, seed=1):
         assert 0 < model.seconds(kept) < np.inf
     assert len(files(tmp_path)) == 1
@@ -452,7 +461,7 @@ def test_a_large_model_makes_do_with_fewer_variants(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(module, "_PATIENCE", -1.0)
     monkeypatch.setattr(module, "_LEAST_VARIANTS", 3)
     ticks = []
-    with Bench(digits(), batch=1, threads=1, device="cpu") as real:
+    with VariantTimer(digits(), batch=1, threads=1, device="cpu") as real:
         samples = real.samples(8, lambda done, total: ticks.append((done, total)))
     assert len(samples) == 3
     assert ticks == [(1, 6), (2, 6), (6, 6)]

@@ -14,7 +14,7 @@ from command_line import CommandLine
 from onnx import numpy_helper
 
 import onnxprune as op
-from onnxprune.data import Feeds, ModelInput, Preprocess, input_of, to_input
+from onnxprune.data import Feeds, InputSpec, Preprocess, input_of, to_input
 from onnxprune.errors import OnnxPruneError
 from onnxprune.layouts import layout_of
 from onnxprune.model import Model, load
@@ -89,14 +89,14 @@ def test_layout_of_the_models_that_ship(path: Path, wanted: str) -> None:
 FIRST = np.arange(2 * 3 * 4 * 5, dtype=np.float32).reshape(2, 3, 4, 5)  # [n, C, H, W]
 LAST = FIRST.transpose(0, 2, 3, 1)
 SIZES = "check --layout and the size of the images (--size)"
-NCHW, NHWC = ModelInput(["N", 3, 4, 5], FLOAT, "nchw"), ModelInput(["N", 4, 5, 3], FLOAT, "nhwc")
+NCHW, NHWC = InputSpec(["N", 3, 4, 5], FLOAT, "nchw"), InputSpec(["N", 4, 5, 3], FLOAT, "nhwc")
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.uint8, np.int64])
 @pytest.mark.parametrize(("into", "wanted"), [(NCHW, FIRST), (NHWC, LAST)])
 @pytest.mark.parametrize(("stated", "x"), [("nchw", FIRST), ("nhwc", LAST)])
 def test_what_is_said_to_lie_in_one_way_gets_into_the_other(
-    stated: str, x: Array, into: ModelInput, wanted: Array, kind: Any
+    stated: str, x: Array, into: InputSpec, wanted: Array, kind: Any
 ) -> None:
     # Every channel has a mean and a scale of its own, so that a wrong axis shows.
     mean, std = [0.1, 0.2, 0.3], [1.0, 2.0, 4.0]
@@ -106,7 +106,7 @@ def test_what_is_said_to_lie_in_one_way_gets_into_the_other(
     pixels = wanted / 255 if kind is np.uint8 else wanted
     np.testing.assert_allclose(got, (pixels - np.reshape(mean, axis)) / np.reshape(std, axis), rtol=1e-5)
     assert got.dtype == FLOAT
-    open_sizes = ModelInput(["N", None, "b", "c"], FLOAT, into.layout)
+    open_sizes = InputSpec(["N", None, "b", "c"], FLOAT, into.layout)
     assert np.array_equal(to_input(x.astype(kind), open_sizes, how, "d"), got)
 
 
@@ -122,12 +122,12 @@ def test_auto_moves_pictures_and_leaves_floats_as_they_are() -> None:
 
 def test_bytes_whose_width_is_a_number_of_colours() -> None:
     x = np.arange(2 * 1 * 6 * 4, dtype=np.uint8).reshape(2, 1, 6, 4)
-    got = to_input(x, ModelInput(["N", 1, 6, 4], FLOAT, "nchw"), Preprocess([0.5]), "d")
+    got = to_input(x, InputSpec(["N", 1, 6, 4], FLOAT, "nchw"), Preprocess([0.5]), "d")
     np.testing.assert_allclose(got, x / np.float32(255) - 0.5, rtol=1e-5)
 
 
 def test_sizes_decide_where_the_model_says_nothing() -> None:
-    into = ModelInput(["N", 16, "b", "c"], FLOAT)
+    into = InputSpec(["N", 16, "b", "c"], FLOAT)
     x = np.random.default_rng(0).standard_normal((2, 16, 7, 7)).astype(np.float32)
     assert np.array_equal(to_input(x, into, Preprocess(layout="nchw"), "d"), x)
     assert np.array_equal(to_input(x.transpose(0, 2, 3, 1), into, Preprocess(layout="nhwc"), "d"), x)
@@ -135,7 +135,7 @@ def test_sizes_decide_where_the_model_says_nothing() -> None:
 
 @pytest.mark.parametrize(("stated", "kind"), [("nchw", np.float32), ("nhwc", np.float32), ("auto", np.uint8)])
 def test_a_model_that_takes_either_way_and_says_nothing(stated: str, kind: Any) -> None:
-    into = ModelInput(["N", "a", "b", "c"], FLOAT)
+    into = InputSpec(["N", "a", "b", "c"], FLOAT)
     with pytest.raises(OnnxPruneError, match=r"cannot tell whether samples \[4, 5, 3\] of 'd'") as caught:
         to_input(LAST.astype(kind), into, Preprocess(layout=stated), "d")
     assert "without --layout" in str(caught.value)
@@ -149,17 +149,17 @@ def test_a_model_that_takes_either_way_and_says_nothing(stated: str, kind: Any) 
         (LAST, NCHW, "auto", "they fit with --layout nhwc"),
         (FIRST, NHWC, "nhwc", "they fit with --layout nchw"),
         (FIRST, NCHW, "nhwc", "they fit with --layout nchw"),
-        (FIRST, ModelInput(["N", 4, 5, 3], FLOAT), "auto", "they fit with --layout nchw"),
+        (FIRST, InputSpec(["N", 4, 5, 3], FLOAT), "auto", "they fit with --layout nchw"),
         (
             FIRST,
-            ModelInput(["N", 3, 9, 9], FLOAT, "nchw"),
+            InputSpec(["N", 3, 9, 9], FLOAT, "nchw"),
             "nchw",
             SIZES,
         ),
         (FIRST[:, 0], NCHW, "nchw", SIZES),
     ],
 )
-def test_what_does_not_fit_is_told_what_would(x: Array, into: ModelInput, stated: str, fix: str) -> None:
+def test_what_does_not_fit_is_told_what_would(x: Array, into: InputSpec, stated: str, fix: str) -> None:
     with pytest.raises(OnnxPruneError, match="do not fit the model's input") as caught:
         to_input(x, into, Preprocess([0.1] * 7, layout=stated), "d")
     assert caught.value.fix == fix

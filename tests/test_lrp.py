@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 import onnxprune as op
 from onnxprune.calibration import Calibration
 from onnxprune.criteria import get, torch_runs
-from onnxprune.criteria.base import Case
+from onnxprune.criteria.base import ScoringContext
 from onnxprune.criteria.lrp import raw_scores, share_of_relevance
 from onnxprune.criteria.relevance import Relevance
 from onnxprune.data import Data, load_data
@@ -75,7 +75,7 @@ def calibration_of(case: str, run: str) -> Calibration:
 def raw_of(analysis: op.Analysis, calibration: Calibration) -> dict[str, Array]:
     """Raw relevance by the name of the tensor."""
     sites = feature_sites(analysis, analysis.groups, "linear")
-    raw = raw_scores(Case(analysis, analysis.groups, calibration), sites)
+    raw = raw_scores(ScoringContext(analysis, analysis.groups, calibration), sites)
     return {site.tensor: values for site, values in zip(sites, raw, strict=True)}
 
 

@@ -187,5 +187,5 @@ def test_modules_of_the_current_folder_are_found(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
     metric: Metric = get_metric("folder_metric:f")
-    assert metric.whole is not None
-    assert metric.whole(None, None) == 0.5
+    assert metric.function is not None
+    assert metric.function(None, None) == 0.5

@@ -23,10 +23,16 @@ from onnxprune.coupling import Analysis, Group
 from onnxprune.criteria import obs as module
 from onnxprune.criteria import output_effects as effects_module
 from onnxprune.criteria import readers as readers_module
-from onnxprune.criteria.base import Case
-from onnxprune.criteria.obs import Obs, levels, removal_order, scaled, trials
+from onnxprune.criteria.base import ScoringContext
+from onnxprune.criteria.obs import Obs, ablations, levels, removal_order, scaled
 from onnxprune.criteria.output_effects import output_effects
-from onnxprune.criteria.readers import Contributions, Order, Reader, ordered_scores, readers
+from onnxprune.criteria.readers import (
+    ConsumerStatistics,
+    Contributions,
+    RemovalOrder,
+    consumer_statistics,
+    ordered_scores,
+)
 from onnxprune.data import Data
 from onnxprune.errors import OnnxPruneError
 from onnxprune.gram import consumers
@@ -74,7 +80,7 @@ def test_scores_are_those_of_trying_every_channel(name: str) -> None:
         order, rises = greedy(layers_of(analysis, group, noise()), group.channels, RIDGE)
         found = scores.groups[group.name]
         assert np.argsort(found, kind="stable").tolist() == order
-        wanted = ordered_scores(Order(np.array(order), np.array(rises)))
+        wanted = ordered_scores(RemovalOrder(np.array(order), np.array(rises)))
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6 * wanted.max())
         assert sum(rises) > 0.1
 
@@ -137,7 +143,7 @@ def test_scores_keep_the_order_and_are_the_nearest_that_grow(rises: list[float],
     from scipy.optimize import isotonic_regression
 
     channels = np.random.default_rng(seed).permutation(len(rises))
-    found = ordered_scores(Order(channels, np.array(rises)))
+    found = ordered_scores(RemovalOrder(channels, np.array(rises)))
     assert np.argsort(found, kind="stable").tolist() == channels.tolist()
     assert (np.diff(found[channels]) > 0).all()
     np.testing.assert_allclose(found[channels], isotonic_regression(rises).x, rtol=1e-9, atol=1e-12)
@@ -154,7 +160,7 @@ def test_scores_keep_the_order_and_are_the_nearest_that_grow(rises: list[float],
 @example([0.0] * 13 + [6.0, 10.0, 0.0, 1e-10, 0.0], {17: 1.0, 15: 0.0})  # running sums cancelled
 def test_scaled_rises_sum_to_the_losses_that_were_measured(rises: list[float], effects: dict[int, float]) -> None:
     effects = {n: v for n, v in effects.items() if n < len(rises)}
-    order = Order(np.arange(len(rises)), np.array(rises))
+    order = RemovalOrder(np.arange(len(rises)), np.array(rises))
     found = scaled(order, effects)
     np.testing.assert_array_equal(found.channels, order.channels)
     assert (found.rises >= 0).all()
@@ -195,11 +201,11 @@ def squares(found: Sequence[Array], wanted: Sequence[Array]) -> float:
 @pytest.mark.parametrize("name", [n for n in BODIES if n != "concat"])
 def test_effects_are_those_of_a_whole_run_with_weights_by_numpy(name: str) -> None:
     analysis, data = analysis_of(name), noise()
-    case = Case(analysis, analysis.groups, calibration())
+    case = ScoringContext(analysis, analysis.groups, calibration())
     [group] = analysis.groups
-    [[(_, known)]] = list(readers(case, [], ALL, 0))
+    [[(_, known)]] = list(consumer_statistics(case, [], ALL, 0))
     order = removal_order(group, known, RIDGE)
-    found = output_effects(case, [(group, trials(group, known, order, RIDGE))], 1)[group.name]
+    found = output_effects(case, [(group, ablations(group, known, order, RIDGE))], 1)[group.name]
     assert list(found) == levels(group.channels)
     wanted = Session(analysis.model, threads=1).run({"x": data.x})
     layers = {c.node.node.outputs[0].name: c for c in consumers(analysis, [group])}
@@ -232,14 +238,14 @@ def test_effects_are_those_of_a_whole_run_with_weights_by_numpy(name: str) -> No
 
 def test_scores_sum_to_what_the_outputs_lose() -> None:
     analysis = network()
-    case = Case(analysis, analysis.groups, calibration())
+    case = ScoringContext(analysis, analysis.groups, calibration())
     scores = score(analysis, "obs", calibration=calibration()).groups
-    [portion] = list(readers(case, [], Obs().rows, 0))
+    [portion] = list(consumer_statistics(case, [], Obs().rows, 0))
     touched = 0
     for group, known in portion:
         order = removal_order(group, known, RIDGE)
         assert np.argsort(scores[group.name], kind="stable").tolist() == order.channels.tolist()
-        losses = output_effects(case, [(group, trials(group, known, order, RIDGE))], 8)[group.name]
+        losses = output_effects(case, [(group, ablations(group, known, order, RIDGE))], 8)[group.name]
         sums = np.cumsum(np.sort(scores[group.name]))
         worst = 0.0
         for removed, loss in losses.items():
@@ -272,7 +278,7 @@ def test_large_models_are_tried_on_fewer_samples(monkeypatch: pytest.MonkeyPatch
     seen = []
     subset = effects_module.subset
     monkeypatch.setattr(effects_module, "subset", lambda data, n: (seen.append(n), subset(data, n))[1])
-    case = Case(analysis, analysis.groups, calibration())
+    case = ScoringContext(analysis, analysis.groups, calibration())
     macs = 16 * 27 * 6 + 4 * 54 * 4
     for count in (1, 10**9, round(4e12 / macs / 100)):
         output_effects(case, [], count)
@@ -283,11 +289,11 @@ def test_large_models_are_tried_on_fewer_samples(monkeypatch: pytest.MonkeyPatch
 # -------------------------------------------------------------------------------------------------------- wide layers
 
 
-def wide_case(name: str) -> tuple[Analysis, Group, Reader]:
+def wide_case(name: str) -> tuple[Analysis, Group, ConsumerStatistics]:
     analysis = analysis_of(name)
     [group] = analysis.groups
-    case = Case(analysis, analysis.groups, calibration())
-    [[(_, [known])]] = list(readers(case, [], ALL, 0))
+    case = ScoringContext(analysis, analysis.groups, calibration())
+    [[(_, [known])]] = list(consumer_statistics(case, [], ALL, 0))
     assert isinstance(known.statistic, Contributions)
     return analysis, group, known
 
@@ -320,7 +326,7 @@ def test_wide_layers_give_a_factor_to_each_channel(name: str, block: int, monkey
     energy = float(np.square(z.sum(2)).sum()) / z.shape[0] / z.shape[1]
     order, rises = greedy([(layer, energy)], group.channels, RIDGE)
     found = score(analysis, "obs", weigh="layer", rows=ALL, calibration=calibration()).groups["w"]
-    wanted = ordered_scores(Order(np.array(order), np.array(rises)))
+    wanted = ordered_scores(RemovalOrder(np.array(order), np.array(rises)))
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-9)
 
 
@@ -346,7 +352,12 @@ def test_wide_layers_keep_the_order_of_clear_cases(monkeypatch: pytest.MonkeyPat
 def test_criteria_from_data_work_in_steps(criterion: str) -> None:
     analysis = network()
     made = plan_steps(
-        analysis, criterion, op.Target(macs=0.5), steps=3, limits=op.Limits(round_to=1), calibration=calibration()
+        analysis,
+        criterion,
+        op.Target(macs=0.5),
+        steps=3,
+        constraints=op.Constraints(round_to=1),
+        calibration=calibration(),
     )
     done = op.compile_plan(analysis.source, made, analysis=analysis)
     assert abs(done.after.macs / done.before.macs - 0.5) <= 0.04  # a channel is as much
@@ -360,7 +371,7 @@ def test_command_line_prunes_by_costs_per_saving(tmp_path: Path) -> None:
         "--images", 10, "--threads", 1, "--round-to", 4,
     )  # fmt: skip
     line.ok("--target", "macs=0.6", "-o", tmp_path / "a")
-    line.ok("--target", "macs=0.6", "--scope", "global", "-o", tmp_path / "b")
+    line.ok("--target", "macs=0.6", "--allocator", "global", "-o", tmp_path / "b")
     line.ok("--target", "macs=0.6", "--steps", 2, "-p", "weigh=layer", "-o", tmp_path / "c")
     a, b, c = (op.load_plan(tmp_path / name) for name in "abc")
     assert [p.criterion.get("scope") for p in (a, b, c)] == ["saving", None, "saving"]

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from onnxprune import pictures
-from onnxprune.curves import Curve, Curves, Point
+from onnxprune.curves import Curve, CurvePoint, Curves
 from onnxprune.errors import OnnxPruneError
 from onnxprune.pictures import plot_curves
 from onnxprune.plans import Plan, Removal
@@ -34,7 +34,7 @@ def curve(channels: int, ratios: tuple[float, ...], middle: float, baseline: flo
     for ratio in ratios:
         removed = floor(channels * ratio + 1e-9)
         value = least + (baseline - least) / (1 + (removed / channels / middle) ** 4)
-        points.append(Point(ratio, removed, value, sqrt(abs(value * (1 - value)) / 1000)))
+        points.append(CurvePoint(ratio, removed, value, sqrt(abs(value * (1 - value)) / 1000)))
     return Curve(channels, tuple(points))
 
 
@@ -42,7 +42,7 @@ def sweep(count: int, ratios: tuple[float, ...] = GRID, **changes: Any) -> Curve
     """Curves of `count` groups."""
     groups = {f"layer{i}.conv1": curve(16 * (1 + i % 3), ratios, 0.3 + 0.5 * i / count) for i in range(count)}
     data = {"name": "digits", "images": 1000, "digest": "x"}
-    made = Curves(MODEL, {"name": "l1", "reduce": "mean"}, "top1", True, Point(0, 0, 0.9, 0.01), groups, data)
+    made = Curves(MODEL, {"name": "l1", "reduce": "mean"}, "top1", True, CurvePoint(0, 0, 0.9, 0.01), groups, data)
     return dataclasses.replace(made, **changes)
 
 
@@ -126,7 +126,7 @@ def test_every_group_has_a_line_and_every_line_its_chosen_point(tmp_path: Path) 
 
 def test_a_chosen_point_lies_on_its_line_between_measured_points(tmp_path: Path) -> None:
     # 8 channels, measured at 2 and 6 removed: 4 removed is halfway between, whatever the axes are.
-    points = (Point(0.25, 2, 0.8, None), Point(0.75, 6, 0.2, None))
+    points = (CurvePoint(0.25, 2, 0.8, None), CurvePoint(0.75, 6, 0.2, None))
     curves = sweep(1, groups={"a": Curve(8, points)})
     path = tmp_path / "lines.svg"
     plot_curves(curves, path, plan=Plan(MODEL, {"a": Removal(8, (0, 3, 4, 5))}))
@@ -145,7 +145,7 @@ def test_a_chosen_point_lies_on_its_line_between_measured_points(tmp_path: Path)
 
 def test_shares_are_those_really_removed(tmp_path: Path) -> None:
     # 20 % of 4 channels is none: the line has no second point there, and 30 % stands at 25 %.
-    points = (Point(0.2, 0, 0.9, None), Point(0.3, 1, 0.5, None), Point(0.5, 2, 0.4, None))
+    points = (CurvePoint(0.2, 0, 0.9, None), CurvePoint(0.3, 1, 0.5, None), CurvePoint(0.5, 2, 0.4, None))
     path = tmp_path / "lines.svg"
     plot_curves(sweep(1, groups={"a": Curve(4, points)}), path, kind="lines")
     xs = [x for x, _ in vertices(path, "curve:a")]
@@ -219,7 +219,7 @@ def test_curves_of_one_point_and_of_none(tmp_path: Path, kind: str, points: tupl
 def test_of_a_loss_less_is_brighter(tmp_path: Path) -> None:
     accuracy = sweep(1, groups={"a": curve(10, (0.1, 0.2), 0.15)})
     groups = {"a": curve(10, (0.1, 0.2), 0.15, baseline=0.5, least=4.0)}
-    loss = sweep(1, groups=groups, metric="loss", higher_is_better=False, baseline=Point(0, 0, 0.5, None))
+    loss = sweep(1, groups=groups, metric="loss", higher_is_better=False, baseline=CurvePoint(0, 0, 0.5, None))
     colours = []
     for curves in (accuracy, loss):
         plot_curves(curves, tmp_path / "a.svg", plan=plan_for(curves, 0.7), kind="both")

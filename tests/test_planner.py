@@ -18,7 +18,7 @@ from planning import share, wide_model
 from onnxprune.cost import CostModel
 from onnxprune.coupling import Analysis
 from onnxprune.errors import OnnxPruneError
-from onnxprune.limits import Limits, load_overrides
+from onnxprune.limits import Constraints, load_overrides
 from onnxprune.model import load
 from onnxprune.pipeline import analyze, compile_plan, score
 from onnxprune.planner import plan
@@ -28,7 +28,7 @@ from onnxprune.scoring import Scores
 from onnxprune.targets import Target
 
 SPEC = Spec(("projection", "residual", "attention", "dense", "conv", "conv"), seed=4)
-FREE = Limits(round_to=1, max_ratio=0.99)
+FREE = Constraints(round_to=1, max_ratio=0.99)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def one_channel(made: Plan, analysis: Analysis, measure: str) -> float:
     """The most that a single channel more or less changes, as a share of the whole."""
     cost = CostModel(analysis)
     now = analysis.kept(made)
-    here = cost.cost(now).ratio(cost.whole, measure)
+    here = cost.cost(now).ratio(cost.baseline, measure)
     steps = [0.0]
     for group in analysis.groups:
         for flag in (True, False):
@@ -49,7 +49,7 @@ def one_channel(made: Plan, analysis: Analysis, measure: str) -> float:
             if len(places):
                 other = now.copy()
                 other[places[0]] = flag
-                steps.append(abs(cost.cost(other).ratio(cost.whole, measure) - here))
+                steps.append(abs(cost.cost(other).ratio(cost.baseline, measure) - here))
     return max(steps)
 
 
@@ -60,12 +60,12 @@ def one_channel(made: Plan, analysis: Analysis, measure: str) -> float:
     st.sampled_from((0.35, 0.5, 0.7, 0.9)),
     st.sampled_from(("global", "uniform", "saving")),
 )
-def test_target_is_met_within_one_percent_or_one_channel(spec: Spec, measure: str, goal: float, scope: str) -> None:
+def test_target_is_met_within_one_percent_or_one_channel(spec: Spec, measure: str, goal: float, allocator: str) -> None:
     model = load(build(spec))
     analysis = analyze(model)
     scored = score(model, analysis, "random")
     try:
-        made = plan(scored, Target(**{measure: goal}), scope=scope, limits=FREE)
+        made = plan(scored, Target(**{measure: goal}), allocator=allocator, constraints=FREE)
     except OnnxPruneError as err:
         assert "cannot be reached" in str(err)  # noqa: PT017
         least = {g.name: 1 for g in analysis.groups}
@@ -73,7 +73,7 @@ def test_target_is_met_within_one_percent_or_one_channel(spec: Spec, measure: st
         for g in analysis.groups:
             smallest[g.components[least[g.name] :]] = False
         cost = CostModel(analysis)
-        assert cost.cost(smallest).ratio(cost.whole, measure) > goal
+        assert cost.cost(smallest).ratio(cost.baseline, measure) > goal
         return
     assert min(kept(made, analysis).values()) >= 1
     # These networks are tiny: where one channel is more than a percent, the nearest channel is what can be asked for.
@@ -89,7 +89,7 @@ def test_target_is_met_within_one_percent_or_one_channel(spec: Spec, measure: st
 def test_any_planned_removal_compiles(spec: Spec, ratio: float) -> None:
     model = load(build(spec))
     analysis = analyze(model)
-    made = plan(score(model, analysis, "l1"), ratio=ratio, limits=FREE)
+    made = plan(score(model, analysis, "l1"), ratio=ratio, constraints=FREE)
     assert made.model == model.fingerprint
     compile_plan(model, made)
 
@@ -97,14 +97,14 @@ def test_any_planned_removal_compiles(spec: Spec, ratio: float) -> None:
 # Bytes are left out: the constants of reshapes are too many here for a percent; memory: its peak moves by several.
 @pytest.mark.parametrize("measure", ["macs", "params", "channels"])
 @pytest.mark.parametrize("goal", [0.3, 0.5, 0.8])
-@pytest.mark.parametrize("scope", ["global", "uniform", "saving"])
-def test_wide_network_meets_targets_within_one_percent(wide: Scores, measure: str, goal: float, scope: str) -> None:
-    made = plan(wide, Target(**{measure: goal}), scope=scope, limits=Limits(round_to=1))
+@pytest.mark.parametrize("allocator", ["global", "uniform", "saving"])
+def test_wide_network_meets_targets_within_one_percent(wide: Scores, measure: str, goal: float, allocator: str) -> None:
+    made = plan(wide, Target(**{measure: goal}), allocator=allocator, constraints=Constraints(round_to=1))
     assert abs(share(made, wide.analysis, measure) - goal) <= 0.01
 
 
 def test_removed_channels_are_those_with_the_lowest_scores(scores: Scores) -> None:
-    made = plan(scores, Target(macs=0.5), limits=FREE)
+    made = plan(scores, Target(macs=0.5), constraints=FREE)
     assert made.groups
     for name, removal in made.groups.items():
         values = scores.groups[name]
@@ -115,14 +115,14 @@ def test_removed_channels_are_those_with_the_lowest_scores(scores: Scores) -> No
 
 def test_ties_go_to_the_lower_index(scores: Scores) -> None:
     same = Scores(scores.analysis, {n: np.ones_like(s) for n, s in scores.groups.items()}, {}, "none")
-    for made in (plan(same, ratio=0.5, limits=FREE), plan(same, Target(params=0.6), limits=FREE)):
+    for made in (plan(same, ratio=0.5, constraints=FREE), plan(same, Target(params=0.6), constraints=FREE)):
         assert made.groups
         for removal in made.groups.values():
             assert removal.removed == tuple(range(len(removal.removed)))
 
 
 def test_ratio_takes_the_same_share_of_every_group(scores: Scores) -> None:
-    made = plan(scores, ratio=0.3, limits=FREE)
+    made = plan(scores, ratio=0.3, constraints=FREE)
     for g in scores.analysis.groups:
         assert g.channels - kept(made, scores.analysis)[g.name] == int(g.channels * 0.3 + 1e-9)
 
@@ -137,8 +137,8 @@ def test_global_scope_follows_the_scores_uniform_does_not(scores: Scores) -> Non
     dear = max(scores.analysis.groups, key=lambda g: g.channels).name
     raised = {n: s + (1e6 if n == dear else 0) for n, s in scores.groups.items()}
     biased = Scores(scores.analysis, raised, {}, "none")
-    assert dear not in plan(biased, Target(params=0.6), scope="global", limits=FREE).groups
-    assert dear in plan(biased, Target(params=0.6), scope="uniform", limits=FREE).groups
+    assert dear not in plan(biased, Target(params=0.6), allocator="global", constraints=FREE).groups
+    assert dear in plan(biased, Target(params=0.6), allocator="uniform", constraints=FREE).groups
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,7 @@ def wide() -> Scores:
 
 @pytest.mark.parametrize(("round_to", "step"), [(1, 1), (8, 8), (32, 32), ("auto", kernel_block())])
 def test_kept_counts_are_multiples_of_the_block(wide: Scores, round_to: int | str, step: int) -> None:
-    made = plan(wide, ratio=0.45, limits=Limits(round_to=round_to))
+    made = plan(wide, ratio=0.45, constraints=Constraints(round_to=round_to))
     counts = kept(made, wide.analysis)
     assert counts.keys() == {"w0", "w1"}
     for name, n in counts.items():
@@ -172,37 +172,37 @@ def test_auto_is_a_block_that_kernels_know(found: list[str], block: int, monkeyp
 
 def test_block_below_one_is_refused(wide: Scores) -> None:
     with pytest.raises(OnnxPruneError, match="at least 1"):
-        plan(wide, ratio=0.5, limits=Limits(round_to=0))
+        plan(wide, ratio=0.5, constraints=Constraints(round_to=0))
 
 
 def test_target_with_blocks_is_still_met(wide: Scores) -> None:
-    made = plan(wide, Target(macs=0.5), limits=Limits(round_to=8))
+    made = plan(wide, Target(macs=0.5), constraints=Constraints(round_to=8))
     assert abs(share(made, wide.analysis, "macs") - 0.5) <= 0.01
 
 
 def test_min_channels_and_max_ratio_are_kept(wide: Scores) -> None:
-    made = plan(wide, ratio=0.9, limits=Limits(round_to=1, min_channels=40))
+    made = plan(wide, ratio=0.9, constraints=Constraints(round_to=1, min_channels=40))
     assert kept(made, wide.analysis) == {"w0": 40, "w1": 40}
-    made = plan(wide, ratio=0.9, limits=Limits(round_to=1, max_ratio=0.25))
+    made = plan(wide, ratio=0.9, constraints=Constraints(round_to=1, max_ratio=0.25))
     assert kept(made, wide.analysis) == {"w0": 48, "w1": 72}
 
 
 def test_unreachable_target_says_how_far_it_goes(wide: Scores) -> None:
     with pytest.raises(OnnxPruneError) as caught:
-        plan(wide, Target(macs=0.05), limits=Limits(round_to=1, max_ratio=0.5))
+        plan(wide, Target(macs=0.05), constraints=Constraints(round_to=1, max_ratio=0.5))
     text = str(caught.value)
     assert "macs=0.05 cannot be reached" in text
     cost = CostModel(wide.analysis)
     half = np.ones(wide.analysis.count, bool)
     for g in wide.analysis.groups:
         half[g.components[: g.channels // 2]] = False
-    assert f"at least macs={cost.cost(half).ratio(cost.whole, 'macs'):.3f} stays" in text
+    assert f"at least macs={cost.cost(half).ratio(cost.baseline, 'macs'):.3f} stays" in text
     assert "--max-ratio" in text
 
 
 def test_include_exclude_and_protect_leave_groups_whole(wide: Scores) -> None:
-    def pruned(**limits: Any) -> set[str]:
-        return set(plan(wide, ratio=0.5, limits=Limits(**limits)).groups)
+    def pruned(**constraints: Any) -> set[str]:
+        return set(plan(wide, ratio=0.5, constraints=Constraints(**constraints)).groups)
 
     assert pruned() == {"w0", "w1"}
     assert pruned(include=["w1"]) == {"w1"}
@@ -215,28 +215,28 @@ def test_include_exclude_and_protect_leave_groups_whole(wide: Scores) -> None:
 def test_protect_attention_leaves_heads_whole(scores: Scores) -> None:
     heads = {g.name for g in scores.analysis.groups if g.op == "MatMul" and g.width > 1}
     assert heads
-    assert heads <= set(plan(scores, ratio=0.5, limits=FREE).groups)
-    assert not heads & set(plan(scores, ratio=0.5, limits=Limits(round_to=1, protect=["attention"])).groups)
+    assert heads <= set(plan(scores, ratio=0.5, constraints=FREE).groups)
+    assert not heads & set(plan(scores, ratio=0.5, constraints=Constraints(round_to=1, protect=["attention"])).groups)
 
 
 @pytest.mark.parametrize(
-    ("limits", "message"),
+    ("constraints", "message"),
     [
-        (Limits(include=["nothing"]), "unknown group .in include. 'nothing'"),
-        (Limits(exclude=["w9"]), "known: w0, w1"),
-        (Limits(protect=["frist"]), "did you mean 'first'"),
-        (Limits(exclude=["*"]), "no group is left"),
-        (Limits(overrides={"zz": 0.5}), "unknown group .in override."),
-        (Limits(overrides={"w0": 1.0}), "share removed"),
-        (Limits(overrides={"w0": "half"}), "a ratio or a table"),
-        (Limits(overrides={"w0": {"ration": 0.5}}), "unknown key 'ration'"),
-        (Limits(overrides={"w0": {"channels": 0}}), "at least 1"),
-        (Limits(overrides={"w0": {"channels": True}}), "not a number"),
+        (Constraints(include=["nothing"]), "unknown group .in include. 'nothing'"),
+        (Constraints(exclude=["w9"]), "known: w0, w1"),
+        (Constraints(protect=["frist"]), "did you mean 'first'"),
+        (Constraints(exclude=["*"]), "no group is left"),
+        (Constraints(overrides={"zz": 0.5}), "unknown group .in override."),
+        (Constraints(overrides={"w0": 1.0}), "share removed"),
+        (Constraints(overrides={"w0": "half"}), "a ratio or a table"),
+        (Constraints(overrides={"w0": {"ration": 0.5}}), "unknown key 'ration'"),
+        (Constraints(overrides={"w0": {"channels": 0}}), "at least 1"),
+        (Constraints(overrides={"w0": {"channels": True}}), "not a number"),
     ],
 )
-def test_limit_that_means_nothing_is_refused(wide: Scores, limits: Limits, message: str) -> None:
+def test_limit_that_means_nothing_is_refused(wide: Scores, constraints: Constraints, message: str) -> None:
     with pytest.raises(OnnxPruneError, match=message):
-        plan(wide, ratio=0.5, limits=limits)
+        plan(wide, ratio=0.5, constraints=constraints)
 
 
 OVERRIDES = {"w0": {"channels": 20}, "w1": 0.75}
@@ -256,12 +256,12 @@ def test_overrides_from_files_rule_single_groups(wide: Scores, name: str, text: 
     path.write_text(text)
     overrides: Mapping[str, Any] = load_overrides(path)
     assert overrides == OVERRIDES
-    made = plan(wide, ratio=0.1, limits=Limits(round_to=1, overrides=overrides))
+    made = plan(wide, ratio=0.1, constraints=Constraints(round_to=1, overrides=overrides))
     assert kept(made, wide.analysis) == {"w0": 20, "w1": 24}
 
 
 def test_override_min_channels_holds_for_its_groups_only(wide: Scores) -> None:
-    made = plan(wide, ratio=0.8, limits=Limits(round_to=1, overrides={"w0": {"min_channels": 60}}))
+    made = plan(wide, ratio=0.8, constraints=Constraints(round_to=1, overrides={"w0": {"min_channels": 60}}))
     assert kept(made, wide.analysis) == {"w0": 60, "w1": 20}
 
 
@@ -299,16 +299,16 @@ def test_ratio_or_target_but_not_both(wide: Scores) -> None:
     for wrong in ({}, {"target": Target(macs=0.5), "ratio": 0.5}):
         with pytest.raises(OnnxPruneError, match="either a ratio or a target"):
             plan(wide, **wrong)
-    with pytest.raises(OnnxPruneError, match="unknown scope"):
-        plan(wide, ratio=0.5, scope="local")
+    with pytest.raises(OnnxPruneError, match="unknown allocator"):
+        plan(wide, ratio=0.5, allocator="local")
     with pytest.raises(OnnxPruneError, match="'sensitivity' needs a target"):
-        plan(wide, ratio=0.5, scope="sensitivity")
+        plan(wide, ratio=0.5, allocator="sensitivity")
     for ratio in (1.0, -0.1, float("nan")):
         with pytest.raises(OnnxPruneError, match="share removed"):
             plan(wide, ratio=ratio)
 
 
 def test_macs_are_counted_by_hand_for_one_sample(wide: Scores) -> None:
-    whole = CostModel(wide.analysis).whole
+    whole = CostModel(wide.analysis).baseline
     weights = 3 * 64 + 64 * 96 + 96 * 64 + 64 * 5
     assert (whole.macs, whole.params, whole.bytes) == (36 * weights, weights, 4 * weights)

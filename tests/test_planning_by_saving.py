@@ -1,4 +1,4 @@
-"""The scope `saving`: what loses least for what it saves goes first; no other scope loses less for the same target."""
+"""The allocator `saving`: what loses least for what it saves goes first; no other one loses less for its target."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from onnxprune.coupling import Analysis
 from onnxprune.criteria import all_criteria
 from onnxprune.errors import OnnxPruneError
 from onnxprune.iterative import plan_steps
-from onnxprune.limits import Limits
+from onnxprune.limits import Constraints
 from onnxprune.model import load
 from onnxprune.pipeline import analyze, compile_plan, score
 from onnxprune.planner import plan
@@ -25,7 +25,7 @@ from onnxprune.scoring import Scores
 from onnxprune.targets import Target
 from onnxprune.thresholds import losses
 
-FINE = Limits(round_to=1, max_ratio=0.99)
+FINE = Constraints(round_to=1, max_ratio=0.99)
 MEASURES = ("macs", "params", "bytes", "memory", "channels")
 
 
@@ -57,21 +57,21 @@ def lost(scores: Scores, made: Plan) -> float:
 def test_no_other_ranking_loses_less(spec: Spec, measure: str, goal: float, round_to: int | str, seed: int) -> None:
     analysis = analyze(load(build(spec)))
     scores, target = drawn(analysis, seed), Target(**{measure: goal})
-    limits = Limits(round_to=round_to, max_ratio=0.99)
+    constraints = Constraints(round_to=round_to, max_ratio=0.99)
     plans = {}
-    for scope in ("saving", "global", "uniform"):
+    for allocator in ("saving", "global", "uniform"):
         try:
-            plans[scope] = plan(scores, target, scope=scope, limits=limits)
+            plans[allocator] = plan(scores, target, allocator=allocator, constraints=constraints)
         except OnnxPruneError as err:
             assert "cannot be reached" in str(err)  # noqa: PT017
     assert len(plans) in (0, 3)
     if not plans:
         return
-    gaps = {scope: abs(share(made, analysis, measure) - goal) for scope, made in plans.items()}
+    gaps = {allocator: abs(share(made, analysis, measure) - goal) for allocator, made in plans.items()}
     assert gaps["saving"] <= max(0.01, min(gaps.values())) + 1e-9
-    for scope in ("global", "uniform"):
-        if gaps[scope] <= 0.01:
-            assert lost(scores, plans["saving"]) <= lost(scores, plans[scope]) * (1 + 1e-9)
+    for allocator in ("global", "uniform"):
+        if gaps[allocator] <= 0.01:
+            assert lost(scores, plans["saving"]) <= lost(scores, plans[allocator]) * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("measure", ["macs", "params"])
@@ -85,11 +85,11 @@ def test_it_is_nearly_the_best_there_is(wide: Analysis, measure: str, goal: floa
         for j in range(1, 97):
             kept = np.ones(wide.count, bool)
             kept[first.components[i:]] = kept[second.components[j:]] = False
-            shares[i, j] = cost.cost(kept).ratio(cost.whole, measure)
+            shares[i, j] = cost.cost(kept).ratio(cost.baseline, measure)
     ratios = []
     for seed in range(12):
         scores = drawn(wide, seed)
-        made = plan(scores, Target(**{measure: goal}), scope="saving", limits=FINE)
+        made = plan(scores, Target(**{measure: goal}), allocator="saving", constraints=FINE)
         assert abs(share(made, wide, measure) - goal) <= 0.01
         loss = [np.cumsum([0, *np.sort(scores.groups[g.name])])[::-1] for g in wide.groups]  # by channels kept
         total = loss[0][:, None] + loss[1][None]
@@ -102,16 +102,16 @@ def test_it_is_nearly_the_best_there_is(wide: Analysis, measure: str, goal: floa
 
 def test_of_equal_channels_those_go_that_save_more(wide: Analysis) -> None:
     same = Scores(wide, {g.name: np.ones(g.channels) for g in wide.groups}, {}, "none")
-    made = plan(same, Target(macs=0.9), scope="saving", limits=FINE)
+    made = plan(same, Target(macs=0.9), allocator="saving", constraints=FINE)
     assert set(made.groups) == {"w0"}  # 3 + 96 + 96 + 5 weights a channel; w1: 64 + 64
     # A third more to lose outweighs the saving (200 to 128).
     dear = Scores(wide, {"w0": np.full(64, 1.7), "w1": np.ones(96)}, {}, "none")
-    assert set(plan(dear, Target(macs=0.9), scope="saving", limits=FINE).groups) == {"w1"}
+    assert set(plan(dear, Target(macs=0.9), allocator="saving", constraints=FINE).groups) == {"w1"}
 
 
 def test_where_every_channel_saves_the_same_it_is_the_global_ranking(wide: Analysis) -> None:
     scores = drawn(wide, 3)
-    made, ranked = (plan(scores, Target(channels=0.55), scope=s, limits=FINE) for s in ("saving", "global"))
+    made, ranked = (plan(scores, Target(channels=0.55), allocator=s, constraints=FINE) for s in ("saving", "global"))
     assert made.groups == ranked.groups
 
 
@@ -120,8 +120,8 @@ def test_channels_that_save_nothing_go_last() -> None:
     analysis = analyze(load(build(Spec(("conv", "strided", "conv", "strided", "conv"), seed=2))))
     groups = {g.name: np.full(g.channels, 1e-6 if i > 1 else 1.0) for i, g in enumerate(analysis.groups)}
     scores = Scores(analysis, groups, {}, "none")
-    made = plan(scores, Target(memory=0.75), scope="saving", limits=FINE)
-    ranked = plan(scores, Target(memory=0.75), scope="global", limits=FINE)
+    made = plan(scores, Target(memory=0.75), allocator="saving", constraints=FINE)
+    ranked = plan(scores, Target(memory=0.75), allocator="global", constraints=FINE)
     assert share(made, analysis, "memory") <= 0.76
     assert lost(scores, made) <= lost(scores, ranked)
     gone = {g.name: g.channels - n for g, n in zip(analysis.groups, kept_counts(made, analysis).values(), strict=True)}
@@ -135,7 +135,9 @@ def test_channels_that_save_nothing_go_last() -> None:
 @pytest.mark.parametrize("goal", [0.3, 0.5, 0.8])
 def test_blocks_are_kept_where_they_can_meet_the_target(wide: Analysis, round_to: int, goal: float) -> None:
     for seed in range(3):
-        made = plan(drawn(wide, seed), Target(macs=goal), scope="saving", limits=Limits(round_to=round_to))
+        made = plan(
+            drawn(wide, seed), Target(macs=goal), allocator="saving", constraints=Constraints(round_to=round_to)
+        )
         counts = kept_counts(made, wide)
         assert abs(share(made, wide, "macs") - goal) <= 0.01
         # Of the last block a part may go: a half, a quarter ... Blocks of 16 are too coarse for these groups.
@@ -143,7 +145,7 @@ def test_blocks_are_kept_where_they_can_meet_the_target(wide: Analysis, round_to
 
 
 @pytest.mark.parametrize(
-    ("limits", "wanted"),
+    ("constraints", "wanted"),
     [
         ({"protect": ["first"]}, {"w0": 64}),
         ({"exclude": ["w1"]}, {"w1": 96}),
@@ -152,20 +154,22 @@ def test_blocks_are_kept_where_they_can_meet_the_target(wide: Analysis, round_to
         ({"overrides": {"w1": {"min_channels": 96}}}, {"w1": 96}),
     ],
 )
-def test_limits_hold(wide: Analysis, limits: dict[str, Any], wanted: dict[str, int]) -> None:
-    made = plan(drawn(wide, 1), Target(macs=0.4), scope="saving", limits=Limits(round_to=1, **limits))
+def test_limits_hold(wide: Analysis, constraints: dict[str, Any], wanted: dict[str, int]) -> None:
+    made = plan(
+        drawn(wide, 1), Target(macs=0.4), allocator="saving", constraints=Constraints(round_to=1, **constraints)
+    )
     assert abs(share(made, wide, "macs") - 0.4) <= 0.01
     assert kept_counts(made, wide).items() >= wanted.items()
 
 
 def test_what_cannot_be_reached_says_how_far_it_goes(wide: Analysis) -> None:
     with pytest.raises(OnnxPruneError, match=r"macs=0.05 cannot be reached: with these limits at least macs=0.260"):
-        plan(drawn(wide, 0), Target(macs=0.05), scope="saving", limits=Limits(round_to=1, max_ratio=0.5))
+        plan(drawn(wide, 0), Target(macs=0.05), allocator="saving", constraints=Constraints(round_to=1, max_ratio=0.5))
 
 
 @pytest.mark.parametrize("steps", [2, 5])
 def test_in_steps_the_target_is_met(wide: Analysis, steps: int) -> None:
-    made = plan_steps(wide, "l2", Target(macs=0.4), steps=steps, scope="saving", limits=FINE)
+    made = plan_steps(wide, "l2", Target(macs=0.4), steps=steps, allocator="saving", constraints=FINE)
     assert abs(share(made, wide, "macs") - 0.4) <= 0.01
     assert (made.criterion["scope"], made.criterion["steps"]) == ("saving", steps)
     compile_plan(wide.source, made, analysis=wide)
@@ -178,18 +182,18 @@ def test_with_curves_the_metric_is_what_is_lost(wide: Analysis) -> None:
     scores = score(wide.source, wide, "l2")
     values = {"w0": (0.9, 0.9, 0.89, 0.88, 0.87), "w1": (0.7, 0.6, 0.5, 0.4, 0.3)}
     for curves in (made_curves(scores, values), mirrored(made_curves(scores, values))):
-        made = plan(scores, Target(macs=0.7), scope="saving", curves=curves, limits=FINE)
+        made = plan(scores, Target(macs=0.7), allocator="saving", curves=curves, constraints=FINE)
         assert set(made.groups) == {"w0"}
         assert made.criterion["scope"] == "saving"
     turned = made_curves(scores, {"w0": values["w1"], "w1": values["w0"]})
-    assert set(plan(scores, Target(macs=0.8), scope="saving", curves=turned, limits=FINE).groups) == {"w1"}
+    assert set(plan(scores, Target(macs=0.8), allocator="saving", curves=turned, constraints=FINE).groups) == {"w1"}
 
 
 def test_a_curve_that_falls_at_first_is_taken_as_a_whole(wide: Analysis) -> None:
     """Per channel the first ones of w0 cost more than any of w1, but all of them together less."""
     scores = score(wide.source, wide, "l2")
     curves = made_curves(scores, {"w0": (0.8, 0.8, 0.8, 0.8, 0.8, 0.8), "w1": (0.85, 0.8, 0.75, 0.7, 0.65, 0.6)})
-    made = plan(scores, Target(macs=0.55), scope="saving", curves=curves, limits=FINE)
+    made = plan(scores, Target(macs=0.55), allocator="saving", curves=curves, constraints=FINE)
     assert abs(share(made, wide, "macs") - 0.55) <= 0.01
     counts = kept_counts(made, wide)
     assert counts["w1"] == 96
@@ -207,13 +211,13 @@ def _macs(analysis: Analysis, first: int, second: int) -> float:
     cost = CostModel(analysis)
     kept = np.ones(analysis.count, bool)
     kept[analysis["w0"].components[first:]] = kept[analysis["w1"].components[second:]] = False
-    return cost.cost(kept).ratio(cost.whole, "macs")
+    return cost.cost(kept).ratio(cost.baseline, "macs")
 
 
 def test_a_threshold_bounds_every_group(wide: Analysis) -> None:
     scores = score(wide.source, wide, "l2")
     curves = made_curves(scores, {"w0": (0.9, 0.9, 0.7, 0.5), "w1": (0.9, 0.9, 0.9, 0.9)})
-    made = plan(scores, Target(macs=0.55), scope="saving", curves=curves, min_accuracy=0.85, limits=FINE)
+    made = plan(scores, Target(macs=0.55), allocator="saving", curves=curves, min_group_accuracy=0.85, constraints=FINE)
     assert kept_counts(made, wide)["w0"] >= 64 - 12 - 2
     assert abs(share(made, wide, "macs") - 0.55) <= 0.01
 
@@ -222,15 +226,19 @@ def test_a_threshold_bounds_every_group(wide: Analysis) -> None:
 
 
 def test_it_is_the_default_of_criteria_whose_scores_are_costs(wide: Analysis) -> None:
-    own = {n: rule.default_scope for n, rule in all_criteria().items() if rule.default_scope != "global"}
+    own = {n: rule.default_allocator for n, rule in all_criteria().items() if rule.default_allocator != "global"}
     uniform = dict.fromkeys(("gradient", "hrank", "lrp", "taylor", "thinet"), "uniform")
     assert own == {"obs": "saving", **uniform}
     costs = Scores(wide, drawn(wide, 0).groups, {"name": "obs"}, "none")
     others = Scores(wide, drawn(wide, 0).groups, {"name": "l2"}, "none")
     unknown = Scores(wide, drawn(wide, 0).groups, {"name": "somebody's own"}, "none")
-    assert (costs.scope, others.scope, unknown.scope) == ("saving", "global", "global")
+    assert (costs.default_allocator, others.default_allocator, unknown.default_allocator) == (
+        "saving",
+        "global",
+        "global",
+    )
     target = Target(macs=0.5)
-    made, saving, ranked = (plan(costs, target, scope=s, limits=FINE) for s in (None, "saving", "global"))
+    made, saving, ranked = (plan(costs, target, allocator=s, constraints=FINE) for s in (None, "saving", "global"))
     assert made == saving
     assert made.groups != ranked.groups
     assert "scope" not in plan(others, target).criterion
@@ -244,16 +252,16 @@ def test_seconds_are_saved_by_the_scope_latency(wide: Analysis) -> None:
     fake = FakeLatency(wide)
     made = plan(costs, Target(latency=0.6), latency=fake)
     assert made.criterion["scope"] == "latency"
-    assert plan(costs, Target(latency=0.6), latency=fake, scope="saving") == made
+    assert plan(costs, Target(latency=0.6), latency=fake, allocator="saving") == made
 
 
 def test_a_ratio_leaves_nothing_to_save(wide: Analysis) -> None:
     with pytest.raises(OnnxPruneError, match="'saving' needs a target"):
-        plan(drawn(wide, 0), ratio=0.5, scope="saving")
+        plan(drawn(wide, 0), ratio=0.5, allocator="saving")
 
 
 def test_what_may_not_be_ranked_across_layers_is_refused(wide: Analysis) -> None:
     forbidden = next(n for n, rule in all_criteria().items() if "global" in rule.forbids)
     scores = Scores(wide, drawn(wide, 0).groups, {"name": forbidden}, "none")
     with pytest.raises(OnnxPruneError, match="cannot be ranked across layers"):
-        plan(scores, Target(macs=0.5), scope="saving")
+        plan(scores, Target(macs=0.5), allocator="saving")

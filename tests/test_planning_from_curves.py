@@ -16,7 +16,7 @@ from planning import FakeLatency, kept_counts, made_curves, mirrored, share, wid
 from onnxprune.cost import CostModel
 from onnxprune.curves import Curves
 from onnxprune.errors import OnnxPruneError
-from onnxprune.limits import Limits, Room
+from onnxprune.limits import Constraints, FeasibleCounts
 from onnxprune.model import load
 from onnxprune.pipeline import analyze, compile_plan, score
 from onnxprune.planner import plan
@@ -25,7 +25,7 @@ from onnxprune.scoring import Scores
 from onnxprune.targets import Target
 from onnxprune.thresholds import losses, predicted, threshold_path
 
-FINE = Limits(round_to=1, max_ratio=0.99)
+FINE = Constraints(round_to=1, max_ratio=0.99)
 # Of 64 and 96 channels: 6, 12, 19, 25, 32, 38 and 9, 19, 28, 38, 48, 57 gone.
 FALLING = {"w0": (0.9, 0.88, 0.85, 0.7, 0.5, 0.1), "w1": (0.91, 0.9, 0.9, 0.9, 0.89, 0.6)}
 
@@ -83,20 +83,20 @@ cases = st.builds(
 
 
 def test_every_group_loses_what_its_own_curve_allows(wide: Scores, curves: Curves) -> None:
-    made = plan(wide, curves=curves, min_accuracy=0.85, limits=FINE)
+    made = plan(wide, curves=curves, min_group_accuracy=0.85, constraints=FINE)
     assert kept_counts(made, wide.analysis) == {"w0": 64 - 19, "w1": 96 - 48}
     assert made.criterion | {"scope": "sensitivity", "metric": "top1", "threshold": 0.85} == made.criterion
     # The largest measured ratio, not a crossing between two.
-    made = plan(wide, curves=curves, min_accuracy=0.86, limits=FINE)
+    made = plan(wide, curves=curves, min_group_accuracy=0.86, constraints=FINE)
     assert kept_counts(made, wide.analysis) == {"w0": 64 - 12, "w1": 96 - 48}
-    made = plan(wide, curves=curves, min_accuracy=0.9, limits=FINE)
+    made = plan(wide, curves=curves, min_group_accuracy=0.9, constraints=FINE)
     assert kept_counts(made, wide.analysis) == {"w0": 64 - 6, "w1": 96 - 38}
 
 
 def test_kept_counts_are_rounded_up_to_blocks(wide: Scores, curves: Curves) -> None:
-    made = plan(wide, curves=curves, min_accuracy=0.85, limits=Limits(round_to=32))
+    made = plan(wide, curves=curves, min_group_accuracy=0.85, constraints=Constraints(round_to=32))
     assert kept_counts(made, wide.analysis) == {"w0": 64, "w1": 64}  # from 45 and 48
-    made = plan(wide, curves=curves, min_accuracy=0.85, limits=Limits(round_to=8))
+    made = plan(wide, curves=curves, min_group_accuracy=0.85, constraints=Constraints(round_to=8))
     assert kept_counts(made, wide.analysis) == {"w0": 48, "w1": 48}
 
 
@@ -106,10 +106,10 @@ def test_never_more_than_the_curves_allow_and_no_less_for_a_lower_threshold(
     case: Case, first: float, second: float, block: int
 ) -> None:
     scores, curves = case.build()
-    limits = Limits(round_to=block, max_ratio=0.99)
+    constraints = Constraints(round_to=block, max_ratio=0.99)
     before = None
     for threshold in sorted((first, second), reverse=True):
-        made = plan(scores, curves=curves, min_accuracy=threshold, limits=limits)
+        made = plan(scores, curves=curves, min_group_accuracy=threshold, constraints=constraints)
         counts = kept_counts(made, scores.analysis)
         for g in scores.analysis.groups:
             allowed = curves.largest(g.name, threshold) if g.name in curves.groups else 0
@@ -122,30 +122,30 @@ def test_never_more_than_the_curves_allow_and_no_less_for_a_lower_threshold(
         if before is not None:
             assert all(counts[n] <= before[n] for n in counts)
         before = counts
-    made = plan(scores, curves=curves, min_accuracy=second, limits=limits)
+    made = plan(scores, curves=curves, min_group_accuracy=second, constraints=constraints)
     compile_plan(scores.analysis.source, made)
 
 
 def test_groups_without_a_curve_stay_whole(wide: Scores) -> None:
     only = made_curves(wide, {"w1": FALLING["w1"]})
     for target in (None, Target(macs=0.6)):
-        options: dict[str, Any] = {"min_accuracy": 0.5} if target is None else {}
-        assert set(plan(wide, target, curves=only, limits=FINE, **options).groups) == {"w1"}
+        options: dict[str, Any] = {"min_group_accuracy": 0.5} if target is None else {}
+        assert set(plan(wide, target, curves=only, constraints=FINE, **options).groups) == {"w1"}
 
 
 def test_lower_is_better_is_the_mirror_image(wide: Scores, curves: Curves) -> None:
     turned = mirrored(curves)
     for threshold in (0.9, 0.86, 0.5, 0.05):
-        ours = plan(wide, curves=curves, min_accuracy=threshold, limits=FINE).groups
-        assert plan(wide, curves=turned, max_loss=1 - threshold + 1e-12, limits=FINE).groups == ours
+        ours = plan(wide, curves=curves, min_group_accuracy=threshold, constraints=FINE).groups
+        assert plan(wide, curves=turned, max_loss=1 - threshold + 1e-12, constraints=FINE).groups == ours
     for target in (Target(macs=0.6), Target(channels=0.8)):
-        ours = plan(wide, target, curves=curves, limits=FINE).groups
-        assert plan(wide, target, curves=turned, limits=FINE).groups == ours
+        ours = plan(wide, target, curves=curves, constraints=FINE).groups
+        assert plan(wide, target, curves=turned, constraints=FINE).groups == ours
 
 
 def test_limits_hold_as_well(wide: Scores, curves: Curves) -> None:
-    def counts(**limits: Any) -> dict[str, int]:
-        made = plan(wide, curves=curves, min_accuracy=0.85, limits=Limits(round_to=1, **limits))
+    def counts(**constraints: Any) -> dict[str, int]:
+        made = plan(wide, curves=curves, min_group_accuracy=0.85, constraints=Constraints(round_to=1, **constraints))
         return kept_counts(made, wide.analysis)
 
     assert counts(max_ratio=0.25) == {"w0": 48, "w1": 72}
@@ -159,7 +159,7 @@ def test_limits_hold_as_well(wide: Scores, curves: Curves) -> None:
 
 
 def test_target_takes_from_the_groups_that_bear_it(wide: Scores, curves: Curves) -> None:
-    made = plan(wide, Target(macs=0.55), curves=curves, limits=FINE)
+    made = plan(wide, Target(macs=0.55), curves=curves, constraints=FINE)
     assert abs(share(made, wide.analysis, "macs") - 0.55) <= 0.01
     counts = kept_counts(made, wide.analysis)
     assert counts["w0"] >= 52  # from 20 % on it falls fast
@@ -175,23 +175,25 @@ def test_targets_are_met_within_the_measured_points(case: Case, measure: str, go
     analysis = scores.analysis
     last = {n: max(p.removed for p in c.points) for n, c in curves.groups.items()}
     try:
-        made = plan(scores, Target(**{measure: goal}), curves=curves, limits=FINE)
+        made = plan(scores, Target(**{measure: goal}), curves=curves, constraints=FINE)
     except OnnxPruneError as err:
         assert "cannot be reached" in str(err)  # noqa: PT017
         assert "sweep to larger ratios" in str(err)  # noqa: PT017
-        room = Room(analysis, FINE, scores.groups, least={g.name: g.channels - last.get(g.name, 0) for g in analysis})
-        counts = room.smallest(1)
+        feasible = FeasibleCounts(
+            analysis, FINE, scores.groups, least={g.name: g.channels - last.get(g.name, 0) for g in analysis}
+        )
+        counts = feasible.smallest(1)
         kept = np.ones(analysis.count, bool)
         for g in analysis.groups:
             kept[g.components[counts[g.name] :]] = False
         cost = CostModel(analysis)
-        assert cost.cost(kept).ratio(cost.whole, measure) > goal
+        assert cost.cost(kept).ratio(cost.baseline, measure) > goal
         return
     gone = {n: len(r.removed) for n, r in made.groups.items()}
     assert all(count <= last[n] for n, count in gone.items())
     over = share(made, analysis, measure) - goal
     # One channel more in any group, where there is one: that is as near as it gets.
-    slack = max((abs(share(plan(scores, ratio=0, limits=FINE), analysis, measure) - one(scores, n, measure))
+    slack = max((abs(share(plan(scores, ratio=0, constraints=FINE), analysis, measure) - one(scores, n, measure))
                  for n in last), default=0.0)  # fmt: skip
     assert over <= max(0.01, slack) + 1e-9
 
@@ -206,9 +208,9 @@ def one(scores: Scores, name: str, measure: str) -> float:
 @given(cases, st.sampled_from((1, 8)))
 def test_the_path_of_thresholds_only_ever_removes_more_and_ends_at_the_last_points(case: Case, block: int) -> None:
     scores, curves = case.build()
-    room = Room(scores.analysis, FINE, scores.groups)
-    path = threshold_path(curves, room)
-    assert path.counts_at(0, block) == room.uniform(0.0)
+    feasible = FeasibleCounts(scores.analysis, FINE, scores.groups)
+    path = threshold_path(curves, feasible)
+    assert path.counts_at(0, block) == feasible.uniform(0.0)
     before = path.counts_at(0, block)
     for place in range(0, path.top + 1, max(1, path.top // 150)):
         here = path.counts_at(place, block)
@@ -216,12 +218,12 @@ def test_the_path_of_thresholds_only_ever_removes_more_and_ends_at_the_last_poin
         before = here
     for g in scores.analysis.groups:
         last = max((p.removed for p in curves.groups[g.name].points), default=0) if g.name in curves.groups else 0
-        assert path.counts_at(path.top, 1)[g.name] == max(g.channels - last, room.floor_of(g))
+        assert path.counts_at(path.top, 1)[g.name] == max(g.channels - last, feasible.floor_of(g))
 
 
 def test_level_curves_are_taken_in_the_same_proportion(wide: Scores) -> None:
     level = made_curves(wide, {"w0": (0.9,) * 6, "w1": (0.9,) * 6})
-    made = plan(wide, Target(channels=0.7), curves=level, limits=FINE)
+    made = plan(wide, Target(channels=0.7), curves=level, constraints=FINE)
     counts = kept_counts(made, wide.analysis)
     assert counts["w0"] / 64 == pytest.approx(0.7, abs=0.03)
     assert counts["w1"] / 96 == pytest.approx(0.7, abs=0.03)
@@ -229,29 +231,36 @@ def test_level_curves_are_taken_in_the_same_proportion(wide: Scores) -> None:
 
 def test_a_threshold_bounds_a_target_in_every_scope(wide: Scores, curves: Curves) -> None:
     fake = FakeLatency(wide.analysis)
-    for scope in ("global", "uniform", "sensitivity", "latency"):
-        options: dict[str, Any] = {"curves": curves, "min_accuracy": 0.85, "scope": scope, "latency": fake}
-        made = plan(wide, Target(channels=0.65), limits=FINE, **options)
+    for allocator in ("global", "uniform", "sensitivity", "latency"):
+        options: dict[str, Any] = {
+            "curves": curves,
+            "min_group_accuracy": 0.85,
+            "allocator": allocator,
+            "latency": fake,
+        }
+        made = plan(wide, Target(channels=0.65), constraints=FINE, **options)
         counts = kept_counts(made, wide.analysis)
         assert counts["w0"] >= 45
         assert counts["w1"] >= 48
         with pytest.raises(OnnxPruneError, match=r"channels=0.5 cannot be reached.*at least channels=0.581"):
-            plan(wide, Target(channels=0.5), limits=FINE, **options)
+            plan(wide, Target(channels=0.5), constraints=FINE, **options)
 
 
 def test_latency_scope_counts_the_metric_where_there_are_curves(wide: Scores, curves: Curves) -> None:
     fake = FakeLatency(wide.analysis)
-    made = plan(wide, Target(latency=0.8), curves=curves, latency=fake, scope="latency", limits=Limits(round_to=8))
+    made = plan(
+        wide, Target(latency=0.8), curves=curves, latency=fake, allocator="latency", constraints=Constraints(round_to=8)
+    )
     assert kept_counts(made, wide.analysis)["w1"] <= 64
     assert kept_counts(made, wide.analysis)["w0"] == 64
-    assert fake.seconds(wide.analysis.kept(made)) / fake.whole == pytest.approx(0.8, abs=0.02)
+    assert fake.seconds(wide.analysis.kept(made)) / fake.baseline == pytest.approx(0.8, abs=0.02)
 
 
 def test_latency_target_by_curves(wide: Scores, curves: Curves) -> None:
     fake = FakeLatency(wide.analysis)
-    made = plan(wide, Target(latency=0.7), curves=curves, latency=fake, limits=Limits(round_to=16))
+    made = plan(wide, Target(latency=0.7), curves=curves, latency=fake, constraints=Constraints(round_to=16))
     assert made.criterion["scope"] == "sensitivity"
-    assert fake.seconds(wide.analysis.kept(made)) / fake.whole == pytest.approx(0.7, abs=0.02)
+    assert fake.seconds(wide.analysis.kept(made)) / fake.baseline == pytest.approx(0.7, abs=0.02)
 
 
 # ----------------------------------------------------------------------------------------------- reading the curves
@@ -292,26 +301,26 @@ def test_curves_that_do_not_belong_are_refused(wide: Scores, curves: Curves) -> 
         (replace(curves, groups=other), "counts 65 channels where the model has 64"),
         (replace(curves, groups={**curves.groups, "w9": curves.groups["w0"]}), "unknown group 'w9'"),
     ):
-        for options in ({"min_accuracy": 0.8}, {"target": Target(macs=0.7)}):
+        for options in ({"min_group_accuracy": 0.8}, {"target": Target(macs=0.7)}):
             with pytest.raises(OnnxPruneError, match=message):
                 plan(wide, curves=wrong, **options)
-    plan(wide, curves=replace(curves, criterion={**wide.criterion, "normalize": "max"}), min_accuracy=0.8)
+    plan(wide, curves=replace(curves, criterion={**wide.criterion, "normalize": "max"}), min_group_accuracy=0.8)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_loss": 0.2}, r"--max-loss does not go .* top1, higher is better\s+try: --min-accuracy 0.2"),
-        ({"min_accuracy": 0.8, "max_loss": 0.2}, "--max-loss does not go"),
-        ({"min_accuracy": 1.5}, r"in \[0, 1\] for top1; got 1.5"),
-        ({"min_accuracy": -0.1}, "got -0.1"),
-        ({"min_accuracy": float("nan")}, "got nan"),
-        ({"min_accuracy": 0.95}, "the whole model's top1 is 0.9 already, below --min-accuracy 0.95"),
-        ({"min_accuracy": 0.8, "ratio": 0.3}, "a ratio takes the same from every group, curves do not"),
+        ({"max_loss": 0.2}, r"--max-loss does not go .* top1, higher is better\s+try: --min-group-accuracy 0.2"),
+        ({"min_group_accuracy": 0.8, "max_loss": 0.2}, "--max-loss does not go"),
+        ({"min_group_accuracy": 1.5}, r"in \[0, 1\] for top1; got 1.5"),
+        ({"min_group_accuracy": -0.1}, "got -0.1"),
+        ({"min_group_accuracy": float("nan")}, "got nan"),
+        ({"min_group_accuracy": 0.95}, "the whole model's top1 is 0.9 already, below --min-group-accuracy 0.95"),
+        ({"min_group_accuracy": 0.8, "ratio": 0.3}, "a ratio takes the same from every group, curves do not"),
         ({"ratio": 0.3}, "curves do not"),
-        ({}, "or --min-accuracy 0.9"),
-        ({"min_accuracy": 0.8, "scope": "global"}, "the scope 'global' needs a target"),
-        ({"min_accuracy": 0.8, "scope": "sensitive"}, "did you mean 'sensitivity'"),
+        ({}, "or --min-group-accuracy 0.9"),
+        ({"min_group_accuracy": 0.8, "allocator": "global"}, "the allocator 'global' needs a target"),
+        ({"min_group_accuracy": 0.8, "allocator": "sensitive"}, "did you mean 'sensitivity'"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(
@@ -324,7 +333,7 @@ def test_options_that_make_no_sense_are_refused(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"min_accuracy": 0.8}, "does not go with these curves: their metric is loss, lower is better"),
+        ({"min_group_accuracy": 0.8}, "does not go with these curves: their metric is loss, lower is better"),
         ({"max_loss": float("inf")}, "a finite number for loss"),
         ({"max_loss": 0.05}, "the whole model's loss is 0.1 already, above --max-loss 0.05"),
     ],
@@ -336,7 +345,7 @@ def test_options_of_the_other_kind_of_metric(
         plan(wide, curves=mirrored(curves), **options)
 
 
-@pytest.mark.parametrize("options", [{"min_accuracy": 0.9}, {"max_loss": 0.9}, {"scope": "sensitivity"}])
+@pytest.mark.parametrize("options", [{"min_group_accuracy": 0.9}, {"max_loss": 0.9}, {"allocator": "sensitivity"}])
 def test_without_curves_they_are_refused(wide: Scores, options: dict[str, Any]) -> None:
     with pytest.raises(OnnxPruneError, match="needs curves"):
         plan(wide, Target(macs=0.5), **options)
@@ -344,11 +353,13 @@ def test_without_curves_they_are_refused(wide: Scores, options: dict[str, Any]) 
 
 def test_bisected_curves_hold_for_their_threshold_only(wide: Scores) -> None:
     curves = made_curves(wide, {"w0": (0.9, 0.82), "w1": (0.85, 0.7)}, ratios=(0.25, 0.5), bisected=0.8)
-    made = plan(wide, curves=curves, min_accuracy=0.8, limits=FINE)
+    made = plan(wide, curves=curves, min_group_accuracy=0.8, constraints=FINE)
     assert kept_counts(made, wide.analysis) == {"w0": 32, "w1": 72}
     wrong: Sequence[dict[str, Any]] = (
-        {"min_accuracy": 0.7}, {"target": Target(macs=0.6)}, {"target": Target(macs=0.6), "min_accuracy": 0.8},
-    )  # fmt: skip
+        {"min_group_accuracy": 0.7},
+        {"target": Target(macs=0.6)},
+        {"target": Target(macs=0.6), "min_group_accuracy": 0.8},
+    )
     for options in wrong:
         with pytest.raises(OnnxPruneError, match=r"searched for top1 = 0.8 and hold for that threshold only"):
             plan(wide, curves=curves, **options)
@@ -357,5 +368,5 @@ def test_bisected_curves_hold_for_their_threshold_only(wide: Scores) -> None:
 def test_target_beyond_the_last_points_says_how_far_it_goes(wide: Scores, curves: Curves) -> None:
     # 38 of 64 and 57 of 96 can go: 26 and 39 stay.
     with pytest.raises(OnnxPruneError, match=r"channels=0.3 cannot be reached: .* at least channels=0.406 stays"):
-        plan(wide, Target(channels=0.3), curves=curves, limits=FINE)
-    assert plan(wide, Target(channels=0.41), curves=curves, limits=FINE).removed >= 93
+        plan(wide, Target(channels=0.3), curves=curves, constraints=FINE)
+    assert plan(wide, Target(channels=0.41), curves=curves, constraints=FINE).removed >= 93

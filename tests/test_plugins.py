@@ -75,7 +75,7 @@ def test_operator_of_another_distribution_is_pruned_and_verified(installed: Simp
 
 def test_pass_of_another_distribution_is_applied_by_name(installed: SimpleNamespace, tmp_path: Path) -> None:
     out = tmp_path / "rewritten.onnx"
-    done = installed.run("rewrite", installed.model, "remove_dropout", "fold_shapes", "-o", out, "--json")
+    done = installed.run("run-passes", installed.model, "remove_dropout", "fold_shapes", "-o", out, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["nodes"] == [8, 7]
     assert "Dropout" not in [n.op_type for n in onnx.load(out).graph.node]
@@ -172,7 +172,7 @@ def test_broken_plugin_is_named_by_commands_that_need_it(
     run = distribution(tmp_path / "site", group, name, module)
     needs: dict[str, list[object]] = {
         "ops": ["inspect", installed.model],
-        "passes": ["rewrite", DIGITS, "mine", "-o", tmp_path / "out.onnx"],
+        "passes": ["run-passes", DIGITS, "mine", "-o", tmp_path / "out.onnx"],
         "criteria": ["score", DIGITS, "-c", "mine"],
     }
     failed = run(*needs[group])

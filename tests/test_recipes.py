@@ -25,9 +25,9 @@ import onnxprune as op
 from onnxprune.cost import CostModel
 from onnxprune.errors import OnnxPruneError
 from onnxprune.recipes import STEPS, changing, load_recipe, run_recipe
-from onnxprune.recipes.base import Step
+from onnxprune.recipes.base import RecipeStep
 from onnxprune.recipes.options import options, read, required
-from onnxprune.recipes.recipe import Bench
+from onnxprune.recipes.recipe import BenchSettings
 
 ROOT = Path(__file__).parent.parent
 DIGITS = ROOT / "models" / "digits_cnn.onnx"
@@ -59,7 +59,7 @@ include = ["stem.conv", "transition.conv"]
 
 [[step]]
 do = "plan"
-min_accuracy = 0.8
+min_group_accuracy = 0.8
 
 [[step]]
 do = "apply"
@@ -156,7 +156,7 @@ def test_options_are_typed(table: dict[str, Any], says: str) -> None:
 
 
 @pytest.mark.parametrize("cls", STEPS.values(), ids=list(STEPS))
-def test_no_option_of_a_step_hides_another(cls: type[Step]) -> None:
+def test_no_option_of_a_step_hides_another(cls: type[RecipeStep]) -> None:
     def names(c: Any) -> list[str]:
         from dataclasses import fields, is_dataclass
         from typing import get_type_hints
@@ -247,8 +247,8 @@ def test_changes(tmp_path: Path) -> None:
     ]
     assert steps["01-sensitivity"].ratios == (0.25, 0.5)
     assert steps["05-prune"].planning.target == "macs=0.9"
-    assert (recipe.common.seed, recipe.common.preprocess.mean, recipe.bench, recipe.name) == (
-        3, (0.5,), Bench(runs=4), "other",
+    assert (recipe.defaults.seed, recipe.defaults.preprocess.mean, recipe.bench, recipe.name) == (
+        3, (0.5,), BenchSettings(runs=4), "other",
     )  # fmt: skip
     for change, says in (
         ("retrain.epochs=1", "no step 'retrain' to change"),
@@ -304,10 +304,10 @@ BAD = [
     (HEAD + step("plan", 'criterion = "l1"'), "how much goes is missing"),
     (HEAD + step("plan", 'criterion = "l1"\nratio = 0.5\ntarget = "macs=0.5"'), "goes with no target"),
     (HEAD + step("plan", 'criterion = "l1"\ntarget = "flops=0.5"'), "cannot read the target"),
-    (HEAD + step("plan", 'criterion = "l1"\nmin_accuracy = 0.5'), "needs curves"),
+    (HEAD + step("plan", 'criterion = "l1"\nmin_group_accuracy = 0.5'), "needs curves"),
     (HEAD + step("plan", 'steps = 2\ntarget = "macs=0.5"'), "name a criterion"),
     (HEAD + step("plan", 'criterion = "l1"\nratio = 0.5\nmax_ratio = 1.0'), "'max_ratio' is a share"),
-    (HEAD + step("plan", 'criterion = "l1"\nratio = 0.5\nscope = "local"'), "unknown scope 'local'"),
+    (HEAD + step("plan", 'criterion = "l1"\nratio = 0.5\nallocator = "local"'), "unknown allocator 'local'"),
     (HEAD + step("plan", 'criterion = "l1"\nratio = 0.5\nnormalize = "median"'), "unknown normalisation 'median'"),
     (HEAD + step("plan", 'criterion = "l1"\nratio = 0.5\nreduce = "median"'), "unknown reduction 'median'"),
     (HEAD + step("plan", 'criterion = "l1"\nratio = 0.5\nschedule = "cubic"'), "unknown schedule 'cubic'"),
@@ -380,6 +380,31 @@ def test_what_training_needs_is_known_before_the_first_step(tmp_path: Path, monk
     assert [p.name for p in tmp_path.iterdir()] == ["recipe.toml"]
 
 
+def test_old_keys_of_steps_are_read_and_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    inner = step("prune", 'target = "macs=0.8"\nscope = "global"').replace("[[step]]", "[[step.step]]")
+    text = HEAD + step("sensitivity", 'criterion = "l1"\non = "test_data"\nmin_accuracy = 0.7')
+    text += step("sparsify", 'sparsity = 0.5\nscope = "global"') + step("score", 'criterion = "l1"')
+    text += step("repeat", "times = 1") + inner
+    new = text.replace("min_accuracy", "min_group_accuracy").replace('macs=0.8"\nscope', 'macs=0.8"\nallocator')
+    assert load_recipe(written(tmp_path, new)).entries == load_recipe(written(tmp_path, text)).entries
+    assert caplog.messages == [
+        "recipe.toml: min_accuracy is now min_group_accuracy", "recipe.toml: scope is now allocator"
+    ]  # fmt: skip
+
+
+def test_an_old_key_in_a_change_is_the_new_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = written(tmp_path, HEAD + step("plan", 'criterion = "l1"\ntarget = "macs=0.5"\nallocator = "global"'))
+    [entry] = load_recipe(path, changes=["plan.scope=uniform"]).entries
+    assert entry.step == load_recipe(path, changes=["plan.allocator=uniform"]).entries[0].step
+    assert caplog.messages == ["plan.scope=uniform: scope is now allocator"]
+
+
+def test_a_key_under_both_names_is_refused(tmp_path: Path) -> None:
+    text = HEAD + step("plan", 'criterion = "l1"\ntarget = "macs=0.5"\nallocator = "global"\nscope = "global"')
+    with pytest.raises(OnnxPruneError, match="under its old name as well"):
+        load_recipe(written(tmp_path, text))
+
+
 # --------------------------------------------------------------------------------------------------------- running
 
 
@@ -411,7 +436,7 @@ def test_every_step_leaves_its_files_and_a_row(whole: Path) -> None:
         assert (row["model"] is not None) == changed
         if changed:
             model = op.load(row["model"])
-            found, cost = op.evaluate(model, test), CostModel(op.analyze(model)).whole
+            found, cost = op.evaluate(model, test), CostModel(op.analyze(model)).baseline
             assert (row["top1"], row["macs"], row["params"], row["bytes"]) == (
                 found.top1, cost.macs, cost.params, cost.bytes,
             )  # fmt: skip
@@ -444,7 +469,7 @@ def test_steps_do_what_the_commands_of_the_same_name_do(whole: Path, tmp_path: P
     groups = ["--include", "stem.conv", "--include", "transition.conv"]
     curves, plan, small = tmp_path / "c.json", tmp_path / "p.json", tmp_path / "s.onnx"
     line.ok("sensitivity", DIGITS, *digits, "-c", "dscore", "--ratios", 0.5, *groups, "-o", curves)
-    line.ok("plan", DIGITS, "--curves", curves, "--min-accuracy", 0.8, "-o", plan)
+    line.ok("plan", DIGITS, "--curves", curves, "--min-group-accuracy", 0.8, "-o", plan)
     line.ok("apply", DIGITS, plan, "-o", small)
     assert plan.read_bytes() == (whole / "02-plan" / "plan.json").read_bytes()
     assert small.read_bytes() == (whole / "03-apply" / "model.onnx").read_bytes()
@@ -526,7 +551,10 @@ def test_steps_that_are_not_begun_may_change_and_finished_ones_may_not(whole: Pa
     recipe, run = written(tmp_path, DECIDE_AND_CUT), tmp_path / "run"
     shutil.copytree(whole, run)
     for args, says in (
-        (["--set", "plan.min_accuracy=0.9"], "step 2 (plan) is finished, with other options (min_accuracy)"),
+        (
+            ["--set", "plan.min_group_accuracy=0.9"],
+            "step 2 (plan) is finished, with other options (min_group_accuracy)",
+        ),
         (["--set", "prune.round_to=2"], "step 5 (prune, turn 1/2) is finished, with other options (round_to)"),
         (["--set", "repeat.times=1"], "of a run with other steps"),
         (["--model", ROOT / "models" / "digits_cnn_folded.onnx"], "written with other settings (model)"),
@@ -542,6 +570,17 @@ def test_steps_that_are_not_begun_may_change_and_finished_ones_may_not(whole: Pa
     result = line.ok("run", more, "-o", run, "--set", "threads=2")
     assert "going on after step 9 of 10" in result.stderr
     assert (run / "10-sparsify" / "model.onnx").is_file()
+
+
+def test_a_run_of_an_earlier_version_goes_on(whole: Path, tmp_path: Path) -> None:
+    recipe, run = written(tmp_path, DECIDE_AND_CUT), tmp_path / "run"
+    shutil.copytree(whole, run)
+    journal = (run / "run.journal").read_text()
+    old = journal.replace('"allocator"', '"scope"').replace('"min_group_accuracy"', '"min_accuracy"')
+    old = old.replace('"constraints"', '"limits"')
+    assert old != journal
+    (run / "run.journal").write_text(old)
+    assert "all 9 steps are finished" in line.ok("run", recipe, "-o", run).stderr
 
 
 def test_a_changed_file_is_noticed(whole: Path, tmp_path: Path) -> None:
@@ -610,7 +649,7 @@ target = "macs=0.7"
 [[step]]
 do = "plan"
 target = "macs=0.7"
-scope = "global"
+allocator = "global"
 [[step]]
 do = "plan"
 criterion = "l1"
@@ -640,7 +679,7 @@ def test_a_plan_for_latency_asks_for_a_model_of_it(tmp_path: Path, monkeypatch: 
     assert made.criterion["scope"] == "latency"
     whole = op.analyze(op.load(DIGITS))
     latency = FakeLatency(whole)
-    assert latency.seconds(whole.kept(made)) / latency.whole == pytest.approx(0.7, abs=0.05)
+    assert latency.seconds(whole.kept(made)) / latency.baseline == pytest.approx(0.7, abs=0.05)
 
 
 # -------------------------------------------------------------------------------------------------------- training
@@ -750,8 +789,8 @@ def test_the_page_names_every_step_and_option_and_its_recipe_is_one(tmp_path: Pa
         (section,) = re.findall(rf"^\| `{do}` \|(.*)$", page, re.M)
         missing = [name for name in options(cls) if not re.search(rf"`{name}\b", section)]
         covered = {
-            "retrain": set(options(op.Settings)) | set(options(op.Limits)),
-            "plan": set(options(op.Limits)), "prune": set(options(op.Limits)),
+            "retrain": set(options(op.Settings)) | set(options(op.Constraints)),
+            "plan": set(options(op.Constraints)), "prune": set(options(op.Constraints)),
         }.get(do, set())  # fmt: skip
         assert set(missing) <= covered, do
     (block,) = re.findall(r"^```toml\n(.*?)^```", page, re.M | re.S)

@@ -34,7 +34,7 @@ from onnxprune.coupling import Analysis
 from onnxprune.data import Data
 from onnxprune.errors import OnnxPruneError
 from onnxprune.model import Model, load, to_proto
-from onnxprune.paired_walk import PairedWalk
+from onnxprune.paired_walk import PairedCursor
 from onnxprune.passes import ReconstructWeights
 from onnxprune.passes import reconstruct_weights as module
 from onnxprune.passes.reconstruct_weights import Solution
@@ -514,8 +514,8 @@ def test_any_graph_keeps_everything_but_the_weights_that_read_what_changed(spec:
     own = {p for node, s in found.items() if s.matrix is not None for p in parameters(result, node)}
     assert changed_constants(pruned, result) <= own
     assert np.isfinite(outputs(result, data.x[:BATCH])).all()
-    with PairedWalk(analysis, plan, pruned, samples(data)) as walk:
-        assert list(found) == [s.linear.node.outputs[0].name for s in walk.steps()]
+    with PairedCursor(analysis, plan, pruned, samples(data)) as cursor:
+        assert list(found) == [s.linear.node.outputs[0].name for s in cursor.steps()]
 
 
 def test_the_argument_is_not_changed_and_layers_before_the_cut_stay() -> None:
@@ -653,10 +653,10 @@ def test_tokens_folded_into_the_first_axis() -> None:
     data = noise(30)
     whole, _ = solved(analysis, plan, pruned, data)
     some, found = solved(analysis, plan, pruned, data, rows=300)  # 10 of 36 tokens of every sample
-    with PairedWalk(analysis, plan, pruned, samples(data)) as walk:
-        [step] = walk.steps()
-        walk.advance(step)
-        rows = walk.rows(step, 10)
+    with PairedCursor(analysis, plan, pruned, samples(data)) as cursor:
+        [step] = cursor.steps()
+        cursor.advance(step)
+        rows = cursor.rows(step, 10)
         assert rows.inputs.shape == (1, 300, 4)
         assert np.bincount(rows.samples).tolist() == [10] * 30
     wanted = outputs(analysis.model, data.x)
@@ -733,14 +733,14 @@ def test_parameters_that_make_no_sense(bad: dict[str, Any]) -> None:
 def test_rows_bound_what_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     analysis, plan, pruned = wide()
     seen = []
-    plain = PairedWalk.rows
+    plain = PairedCursor.rows
 
-    def rows(self: PairedWalk, *args: Any, **options: Any) -> Any:
+    def rows(self: PairedCursor, *args: Any, **options: Any) -> Any:
         found = plain(self, *args, **options)
         seen.append(found.inputs.shape[1])
         return found
 
-    monkeypatch.setattr(PairedWalk, "rows", rows)
+    monkeypatch.setattr(PairedCursor, "rows", rows)
     solved(analysis, plan, pruned, noise(30), rows=60)
     monkeypatch.setattr(module, "_MEMORY", 90 * (4 * 16 + 8 * 4))
     solved(analysis, plan, pruned, noise(30))

@@ -332,7 +332,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
     solved = []
     plain = ReconstructWeights._solution
     monkeypatch.setattr(
-        ReconstructWeights, "_solution", lambda self, walk, step: solved.append(step) or plain(self, walk, step)
+        ReconstructWeights, "_solution", lambda self, cursor, step: solved.append(step) or plain(self, cursor, step)
     )
     counts: list[tuple[int, int]] = []
     found = run(case, folder=folder, progress=lambda *c: counts.append(c))

@@ -24,16 +24,16 @@ from onnxprune.curves import save_curves
 from onnxprune.errors import OnnxPruneError
 from onnxprune.plans import Plan, Removal, save_plan
 from onnxprune.recipes import load_recipe, run_recipe
-from onnxprune.reports import Measuring, figures, tell, write_report
+from onnxprune.reports import MeasurementSettings, collect, figures, write_report
 from onnxprune.reports.documents import recognise
 from onnxprune.reports.page import render
-from onnxprune.reports.story import Story
+from onnxprune.reports.story import ReportData
 from onnxprune.scoring import save_scores
 
 ROOT = Path(__file__).parent.parent
 DIGITS = ROOT / "models" / "digits_cnn.onnx"
 HOSTILE = "<script>alert(1)</script>\"'&{{7*7}}"
-QUICK = Measuring(latency=False)
+QUICK = MeasurementSettings(latency=False)
 line = CommandLine("report")
 
 RECIPE = """
@@ -55,7 +55,7 @@ on = "test_data"
 
 [[step]]
 do = "plan"
-min_accuracy = 0.5
+min_group_accuracy = 0.5
 target = "channels=0.8"
 
 [[step]]
@@ -88,7 +88,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(DIGITS, folder / "model.onnx")
     analysis = op.analyze(op.load(folder / "model.onnx"))
     scores = op.score(analysis.source, analysis, "l2")
-    plan = op.plan(scores, op.Target(macs=0.5), limits=op.Limits(round_to=16))
+    plan = op.plan(scores, op.Target(macs=0.5), constraints=op.Constraints(round_to=16))
     save_plan(plan, folder / "plan.json")
     save_scores(scores, folder / "scores.json")
     op.save(op.apply(analysis.source, plan), folder / "small.onnx")
@@ -106,20 +106,20 @@ def text_of(page: str) -> str:
 
 
 def test_a_run_is_told_whole(run: Path, tmp_path: Path) -> None:
-    story = write_report([run], tmp_path / "r.html")
-    assert story.problems == []
+    report = write_report([run], tmp_path / "r.html")
+    assert report.problems == []
     table = json.loads((run / "table.json").read_text())
-    assert [s.name for s in story.stages] == [r["step"] for r in table["steps"]]
-    assert [s.top1 for s in story.stages] == [r["top1"] for r in table["steps"]]
-    assert [s.macs for s in story.stages] == [r["macs"] for r in table["steps"]]
-    assert [p.title for p in story.proofs] == ["03-apply", "04-prune"]
-    assert all(p.passed for p in story.proofs)
-    assert {k.name for k in story.locked} == {"fc"}
+    assert [s.name for s in report.stages] == [r["step"] for r in table["steps"]]
+    assert [s.top1 for s in report.stages] == [r["top1"] for r in table["steps"]]
+    assert [s.macs for s in report.stages] == [r["macs"] for r in table["steps"]]
+    assert [p.title for p in report.proofs] == ["03-apply", "04-prune"]
+    assert all(p.passed for p in report.proofs)
+    assert {k.name for k in report.locked} == {"fc"}
     groups = {g.name: g.channels for g in op.analyze(op.load(DIGITS)).groups}
     last = {g.name: g.channels for g in op.analyze(op.load(run / "04-prune" / "model.onnx")).groups}
-    assert {b.name: b.channels for b in story.bars} == groups
-    assert {b.name: b.kept[-1] for b in story.bars} == last
-    (curves,) = story.curves
+    assert {b.name: b.channels for b in report.groups} == groups
+    assert {b.name: b.kept[-1] for b in report.groups} == last
+    (curves,) = report.curves
     plan = op.load_plan(run / "02-plan" / "plan.json")
     assert curves.chosen == {n: len(plan.groups[n].removed) if n in plan.groups else 0 for n in groups}
     text = text_of((tmp_path / "r.html").read_text())
@@ -128,7 +128,7 @@ def test_a_run_is_told_whole(run: Path, tmp_path: Path) -> None:
 
 
 def test_the_command_of_a_run_repeats_it(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    command = tell([run]).commands[0].split()
+    command = collect([run]).commands[0].split()
     monkeypatch.chdir(run.parent)
     shutil.copy(run / "recipe.toml", "recipe.toml")
     again = CommandLine().ok(*command[1:-1], tmp_path / "again")
@@ -138,7 +138,7 @@ def test_the_command_of_a_run_repeats_it(run: Path, tmp_path: Path, monkeypatch:
 
 
 def test_the_same_run_gives_the_same_page(run: Path) -> None:
-    assert render(tell([run])) == render(tell([run]))
+    assert render(collect([run])) == render(collect([run]))
 
 
 # ---------------------------------------------------------------------------------------------- missing and damaged
@@ -155,10 +155,10 @@ def test_the_same_run_gives_the_same_page(run: Path) -> None:
 )  # fmt: skip
 def test_what_is_missing_is_said(run: Path, name: str, said: str) -> None:
     (run / name).unlink()
-    story = tell([run])
-    assert any(said in p for p in story.problems)
-    assert len(story.stages) == 5
-    assert said in text_of(render(story))
+    report = collect([run])
+    assert any(said in p for p in report.problems)
+    assert len(report.stages) == 5
+    assert said in text_of(render(report))
 
 
 @pytest.mark.parametrize("damage", ["half", "nothing", "list", "nan", "binary", "deep"])
@@ -173,15 +173,15 @@ def test_what_is_damaged_is_said(run: Path, name: str, damage: str) -> None:
         "half": whole[: len(whole) // 2], "nothing": b"", "list": b"[1, 2]", "nan": b'{"schema": NaN}',
         "binary": b"\xff\xfe\x00", "deep": b"[" * 100_000,
     }[damage])  # fmt: skip
-    story = tell([run])
-    assert any(name in p for p in story.problems)
-    assert "Missing or damaged" in text_of(render(story))
+    report = collect([run])
+    assert any(name in p for p in report.problems)
+    assert "Missing or damaged" in text_of(render(report))
 
 
 def test_without_table_the_journal_tells(run: Path, whole: Path) -> None:
-    expected = tell([whole]).stages
+    expected = collect([whole]).stages
     (run / "table.json").unlink()
-    found = tell([run]).stages
+    found = collect([run]).stages
     assert [(s.name, s.top1, s.macs) for s in found] == [(s.name, s.top1, s.macs) for s in expected]
 
 
@@ -189,8 +189,8 @@ def test_numbers_of_another_type_are_said(run: Path) -> None:
     table = json.loads((run / "table.json").read_text())
     table["steps"][0]["macs"] = "many"
     (run / "table.json").write_text(json.dumps(table))
-    story = tell([run])
-    assert any("'macs' is not a number" in p for p in story.problems)
+    report = collect([run])
+    assert any("'macs' is not a number" in p for p in report.problems)
 
 
 def test_another_original_is_not_taken_for_it(run: Path, tmp_path: Path) -> None:
@@ -198,18 +198,18 @@ def test_another_original_is_not_taken_for_it(run: Path, tmp_path: Path) -> None
     table["steps"][0]["model"] = str(ROOT / "models" / "digits_keras.onnx")
     (run / "table.json").write_text(json.dumps(table))
     (run / "recipe.toml").write_text(RECIPE.replace("onnxprune:digits_cnn.onnx", "gone.onnx"))
-    story = tell([run])
-    assert any("the original model has changed" in p for p in story.problems)
-    assert not story.locked_known
-    assert story.bars
-    assert tell([run, DIGITS]).locked_known
+    report = collect([run])
+    assert any("the original model has changed" in p for p in report.problems)
+    assert not report.locked_known
+    assert report.groups
+    assert collect([run, DIGITS]).locked_known
 
 
 def test_a_journal_cannot_point_outside(run: Path) -> None:
     lines = (run / "run.journal").read_text().splitlines()
     lines = [line.replace("02-plan/plan.json", "../../../etc/passwd") for line in lines]
     (run / "run.journal").write_text("\n".join(lines) + "\n")
-    assert any("outside of the run's folder" in p for p in tell([run]).problems)
+    assert any("outside of the run's folder" in p for p in collect([run]).problems)
 
 
 # ------------------------------------------------------------------------------------------------------------ files
@@ -217,29 +217,29 @@ def test_a_journal_cannot_point_outside(run: Path) -> None:
 
 def test_two_models_and_a_plan(files: Path, tmp_path: Path) -> None:
     sources = [files / n for n in ("model.onnx", "small.onnx", "plan.json")]
-    story = write_report(sources, tmp_path / "r.html", measuring=Measuring(runs=2))
-    assert story.problems == []
-    before, after = story.stages
+    report = write_report(sources, tmp_path / "r.html", measuring=MeasurementSettings(runs=2))
+    assert report.problems == []
+    before, after = report.stages
     assert before.latency is not None
     assert after.latency is not None
     assert after.macs is not None
     assert after.macs <= 0.5 * (before.macs or 0)
-    (proof,) = story.proofs
+    (proof,) = report.proofs
     assert proof.passed
     assert "is this cut, to the last bit" in proof.note
-    assert [b.kept[0] for b in story.bars] == [g.channels for g in op.analyze(op.load(files / "small.onnx")).groups]
-    assert sum(b.lost is not None for b in story.bars) == len(op.load_plan(files / "plan.json").groups)
+    assert [b.kept[0] for b in report.groups] == [g.channels for g in op.analyze(op.load(files / "small.onnx")).groups]
+    assert sum(b.lost is not None for b in report.groups) == len(op.load_plan(files / "plan.json").groups)
 
 
 def test_scores_say_what_went(files: Path) -> None:
-    story = tell([files / "model.onnx", files / "plan.json", files / "scores.json"], measuring=QUICK)
+    report = collect([files / "model.onnx", files / "plan.json", files / "scores.json"], measuring=QUICK)
     values = json.loads((files / "scores.json").read_text())["groups"]
     plan = op.load_plan(files / "plan.json")
-    for bar in story.bars:
+    for bar in report.groups:
         if bar.name in plan.groups:
             v = np.array(values[bar.name])
             assert bar.lost == pytest.approx(v[list(plan.groups[bar.name].removed)].sum() / v.sum())
-    assert "plans it" in story.stages[-1].name
+    assert "plans it" in report.stages[-1].name
 
 
 def test_a_model_trained_since_is_told_from_its_cut(files: Path, tmp_path: Path) -> None:
@@ -248,11 +248,11 @@ def test_a_model_trained_since_is_told_from_its_cut(files: Path, tmp_path: Path)
     weight.values = np.asarray(weight.values) + np.float32(0.25)
     op.save(model, tmp_path / "trained.onnx")
     sources = [files / "model.onnx", tmp_path / "trained.onnx", files / "plan.json"]
-    (proof,) = tell(sources, measuring=QUICK).proofs
+    (proof,) = collect(sources, measuring=QUICK).proofs
     assert proof.passed
     assert "other values in 1 of" in proof.note
-    story = tell([files / "model.onnx", files / "model.onnx", files / "plan.json"], measuring=QUICK)
-    assert any("is not what this plan leaves" in p for p in story.problems)
+    report = collect([files / "model.onnx", files / "model.onnx", files / "plan.json"], measuring=QUICK)
+    assert any("is not what this plan leaves" in p for p in report.problems)
 
 
 def test_what_commands_wrote_is_recognised(files: Path, tmp_path: Path) -> None:
@@ -267,31 +267,31 @@ def test_what_commands_wrote_is_recognised(files: Path, tmp_path: Path) -> None:
         path = tmp_path / f"{kind}.data"  # content tells, not the name
         path.write_text(CommandLine().out(*words, "--json"))
         assert recognise(path).kind == kind
-    story = tell([model, small, *(tmp_path / f"{k}.data" for k in commands)], measuring=QUICK)
-    assert story.problems == []
-    assert story.stages[1].top1 is not None
-    assert story.stages[0].top1 is None
-    assert all(s.latency is not None for s in story.stages)
-    assert len(story.proofs) == 2
-    assert [x.title for x in story.extras] == ["Recovery: recovery.data"]
-    alone = tell([tmp_path / "compiled.data"])
-    assert alone.stages[0].macs == story.stages[0].macs
-    assert [k.name for k in tell([tmp_path / "inspection.data"]).locked] == ["fc"]
+    report = collect([model, small, *(tmp_path / f"{k}.data" for k in commands)], measuring=QUICK)
+    assert report.problems == []
+    assert report.stages[1].top1 is not None
+    assert report.stages[0].top1 is None
+    assert all(s.latency is not None for s in report.stages)
+    assert len(report.proofs) == 2
+    assert [x.title for x in report.tables] == ["Recovery: recovery.data"]
+    alone = collect([tmp_path / "compiled.data"])
+    assert alone.stages[0].macs == report.stages[0].macs
+    assert [k.name for k in collect([tmp_path / "inspection.data"]).locked] == ["fc"]
 
 
 def test_plan_of_another_model(files: Path, tmp_path: Path) -> None:
     save_plan(replace(op.load_plan(files / "plan.json"), model="0" * 64), tmp_path / "foreign.json")
-    story = tell([files / "model.onnx", tmp_path / "foreign.json"], measuring=QUICK)
-    assert any("made for another model" in p for p in story.problems)
-    assert not story.cuts
+    report = collect([files / "model.onnx", tmp_path / "foreign.json"], measuring=QUICK)
+    assert any("made for another model" in p for p in report.problems)
+    assert not report.cuts
 
 
 def test_a_plan_alone_shows_its_groups(files: Path) -> None:
-    story = tell([files / "plan.json"])
-    assert [b.name for b in story.bars] == list(op.load_plan(files / "plan.json").groups)
-    assert any("the model is not given" in p for p in story.problems)
-    assert not story.locked_known
-    assert "Locked" not in text_of(render(story))
+    report = collect([files / "plan.json"])
+    assert [b.name for b in report.groups] == list(op.load_plan(files / "plan.json").groups)
+    assert any("the model is not given" in p for p in report.problems)
+    assert not report.locked_known
+    assert "Locked" not in text_of(render(report))
 
 
 def test_truncated_json_beside_a_model(files: Path, tmp_path: Path) -> None:
@@ -371,7 +371,7 @@ def hostile(tmp_path: Path) -> list[Path]:
     op.save(model, path)
     analysis = op.analyze(op.load(path))
     scores = op.score(analysis.source, analysis, "l2")
-    plan = op.plan(scores, ratio=0.5, limits=op.Limits(round_to=1))
+    plan = op.plan(scores, ratio=0.5, constraints=op.Constraints(round_to=1))
     save_plan(replace(plan, criterion={"name": HOSTILE, HOSTILE: HOSTILE}, tool=HOSTILE), tmp_path / "plan.json")
     (group,) = analysis.groups
     curves = made_curves(scores, {group.name: [0.9, 0.5]})
@@ -382,8 +382,8 @@ def hostile(tmp_path: Path) -> list[Path]:
 
 
 def test_names_that_are_markup_stay_text(hostile: list[Path], tmp_path: Path) -> None:
-    story = write_report(hostile, tmp_path / "r.html", measuring=QUICK)
-    assert story.problems == []
+    report = write_report(hostile, tmp_path / "r.html", measuring=QUICK)
+    assert report.problems == []
     page = (tmp_path / "r.html").read_text()
     # All scripts of the page are its own three.
     assert re.findall(r"<script[^>]*>", page).count("<script>") == 2 + page.count("<script>alert") == 2
@@ -395,7 +395,7 @@ def test_names_that_are_markup_stay_text(hostile: list[Path], tmp_path: Path) ->
 
 
 def test_plotly_takes_the_figures(files: Path) -> None:
-    (found,) = tell([files / "curves.json", files / "plan.json"]).curves
+    (found,) = collect([files / "curves.json", files / "plan.json"]).curves
     figure = figures.sensitivity_figure(found)
     plotly.graph_objects.Figure(figure)  # refuses what it does not know
     groups = len(found.curves.groups)
@@ -405,7 +405,7 @@ def test_plotly_takes_the_figures(files: Path) -> None:
         assert len(trace["x"]) == 1 + len(curve.points)
         assert trace["y"][1:] == [pytest.approx(100 * p.value) for p in curve.points]
     assert "chosen" in figure["data"][-1]["meta"]
-    steps = figures.steps_figure(tell([files / "model.onnx"] * 1, measuring=QUICK).stages * 3)
+    steps = figures.steps_figure(collect([files / "model.onnx"] * 1, measuring=QUICK).stages * 3)
     plotly.graph_objects.Figure(steps)
 
 
@@ -424,23 +424,23 @@ def test_summaries_name_the_extremes(metric: str, files: Path) -> None:
 
 
 def test_a_story_of_nothing_is_a_page() -> None:
-    assert "Provenance" in text_of(render(Story("empty")))
+    assert "Provenance" in text_of(render(ReportData("empty")))
 
 
 def test_chained_plans_that_do_not_fit_are_said(files: Path, tmp_path: Path) -> None:
     fingerprint = op.load(files / "model.onnx").fingerprint
     save_plan(Plan(fingerprint, {"no.such": Removal(8, (1,))}), tmp_path / "p.json")
-    story = tell([files / "model.onnx", tmp_path / "p.json"], measuring=QUICK)
-    assert any("no.such" in p for p in story.problems)
+    report = collect([files / "model.onnx", tmp_path / "p.json"], measuring=QUICK)
+    assert any("no.such" in p for p in report.problems)
 
 
 def test_a_failed_proof_does_not_pass(files: Path) -> None:
     document = {"max_relative": 0.5, "tolerance": 1e-4, "outputs": {}, "batches": [1], "inputs": "random", "effect": 1}
     path = files / "failed.json"
     path.write_text(json.dumps(document))
-    story = tell([path])
-    assert not story.proofs[0].passed
-    assert "Not passed." in text_of(render(story))
+    report = collect([path])
+    assert not report.proofs[0].passed
+    assert "Not passed." in text_of(render(report))
     path.write_text('{"a": 1}')
     with pytest.raises(OnnxPruneError, match="not a document"):
         recognise(path)

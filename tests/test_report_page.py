@@ -11,7 +11,7 @@ from browser import Browser, Page
 from test_report import DIGITS, RECIPE, hostile  # noqa: F401  (a fixture)
 
 from onnxprune.recipes import load_recipe, run_recipe
-from onnxprune.reports import Measuring, write_report
+from onnxprune.reports import MeasurementSettings, write_report
 
 pytestmark = pytest.mark.browser
 DATA = "document.querySelector('[data-figure=curves-0]').data"
@@ -108,7 +108,7 @@ def test_without_scripts_the_tables_tell(browser: Browser, report: Path) -> None
 
 
 def test_markup_in_names_does_nothing(browser: Browser, hostile: list[Path], tmp_path: Path) -> None:  # noqa: F811
-    write_report(hostile, tmp_path / "r.html", measuring=Measuring(latency=False))
+    write_report(hostile, tmp_path / "r.html", measuring=MeasurementSettings(latency=False))
     page = browser.open(tmp_path / "r.html", offline=True)
     dialogs: list[str] = []
     page.tab.on("dialog", lambda d: (dialogs.append(d.message), d.dismiss()))
@@ -131,7 +131,7 @@ def test_a_script_that_got_in_would_not_run(browser: Browser, report: Path, tmp_
 
 def test_files_make_a_page(browser: Browser, tmp_path: Path) -> None:
     shutil.copy(DIGITS, tmp_path / "model.onnx")
-    write_report([tmp_path / "model.onnx"], tmp_path / "r.html", measuring=Measuring(latency=False))
+    write_report([tmp_path / "model.onnx"], tmp_path / "r.html", measuring=MeasurementSettings(latency=False))
     page = browser.open(tmp_path / "r.html", offline=True)
     assert page.errors == [] == page.findings()
     assert page.tab.locator("h1").text_content() == "model.onnx"

@@ -23,15 +23,15 @@ from onnx import helper, numpy_helper
 from torch import nn
 
 import onnxprune as op
-from onnxprune.data import Data, ModelInput, Preprocess, to_input
+from onnxprune.data import Data, InputSpec, Preprocess, to_input
 from onnxprune.errors import OnnxPruneError
 from onnxprune.model import Array, Model, to_proto
-from onnxprune.training import Figures, Settings, get_method, retrain
+from onnxprune.training import Settings, ValidationMetrics, get_method, retrain
 from onnxprune.training.callbacks import MovingAverage
 from onnxprune.training.checkpoints import LAST, load_state, remove_checkpoints, save_state
 from onnxprune.training.datasets import (
     Batches,
-    Pick,
+    SampleIndices,
     Samples,
     find_transforms,
     seeded,
@@ -65,7 +65,7 @@ def pruned(file: str = "digits_cnn_folded.onnx") -> Model:
     """So many channels gone, and the wrong ones, that most of the accuracy is gone with them."""
     model = original(file)
     analysis = op.analyze(model)
-    plan = op.plan(op.score(model, analysis, "random"), op.Target(macs=0.3), limits=op.Limits(round_to=4))
+    plan = op.plan(op.score(model, analysis, "random"), op.Target(macs=0.3), constraints=op.Constraints(round_to=4))
     return op.apply(model, plan, analysis=analysis)
 
 
@@ -392,7 +392,7 @@ def test_features_of_the_teacher_are_matched() -> None:
     analysis = op.analyze(original())
     plan = op.plan(
         op.score(original(), analysis, "random"), op.Target(macs=0.6),
-        limits=op.Limits(round_to=4, protect=["residual"]),
+        constraints=op.Constraints(round_to=4, protect=["residual"]),
     )  # fmt: skip
     small = op.apply(original(), plan, analysis=analysis)
     settings = replace(ONE, features=1.0)
@@ -456,13 +456,13 @@ def test_patience_ends_a_training_that_gets_nowhere() -> None:
 @pytest.mark.parametrize(
     ("better", "worse"),
     [
-        (Figures(0.9, 1.0), Figures(0.8, 0.5)),
-        (Figures(0.9, 0.4), Figures(0.9, 0.5)),
-        (Figures(None, 0.4), Figures(None, 0.5)),
-        (Figures(0.1, 9.0), Figures(0.9, math.nan)),
+        (ValidationMetrics(0.9, 1.0), ValidationMetrics(0.8, 0.5)),
+        (ValidationMetrics(0.9, 0.4), ValidationMetrics(0.9, 0.5)),
+        (ValidationMetrics(None, 0.4), ValidationMetrics(None, 0.5)),
+        (ValidationMetrics(0.1, 9.0), ValidationMetrics(0.9, math.nan)),
     ],
 )
-def test_which_figures_are_better(better: Figures, worse: Figures) -> None:
+def test_which_figures_are_better(better: ValidationMetrics, worse: ValidationMetrics) -> None:
     assert better.better_than(worse)
     assert not worse.better_than(better)
     assert not better.better_than(better)
@@ -480,7 +480,7 @@ def test_a_pruning_method_ends_in_a_plan() -> None:
     assert sum(np.abs(weights(done.model)[n]).sum() for n in scales) < sum(
         np.abs(weights(plain.model)[n]).sum() for n in scales
     )
-    plan = method.plan(done.model, op.Target(macs=0.5), limits=op.Limits(round_to=4))
+    plan = method.plan(done.model, op.Target(macs=0.5), constraints=op.Constraints(round_to=4))
     small = op.apply(done.model, plan)
     assert op.evaluate(small, test_digits()).top1 > 0.3
 
@@ -930,20 +930,20 @@ def test_the_split_takes_the_same_share_of_every_class() -> None:
 def test_augmentation_keeps_layout_and_depends_on_the_seed_alone() -> None:
     rng = np.random.default_rng(0)
     pixels = Data(rng.integers(1, 255, (6, 8, 10, 3), np.uint8), None, "pixels")
-    into = ModelInput(["N", 3, 8, 10], np.dtype(np.float32), "nchw")
+    into = InputSpec(["N", 3, 8, 10], np.dtype(np.float32), "nchw")
     how = Preprocess(mean=[0.4, 0.5, 0.6], std=[0.2, 0.2, 0.2])
     plain = Samples(pixels, into, how)
     assert plain.last
-    whole = Pick(np.arange(6), 6, 0)
+    whole = SampleIndices(np.arange(6), 6, 0)
     assert np.array_equal(plain[whole].x.numpy(), to_input(pixels.x, into, how, "pixels"))
     moved = Samples(pixels, into, how, find_transforms(("crop=2", "flip"), pixels, True))
-    a, b, c = (moved[Pick(np.arange(6), 6, seed)].x for seed in (1, 1, 2))
+    a, b, c = (moved[SampleIndices(np.arange(6), 6, seed)].x for seed in (1, 1, 2))
     assert a.shape == (6, 3, 8, 10)
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
     # A crop moves the picture by at most its padding, which is black before normalisation.
     only = Samples(pixels, into, Preprocess(), find_transforms(("crop=2",), pixels, True))
-    cropped = only[Pick(np.arange(1), 1, 3)].x[0].numpy()
+    cropped = only[SampleIndices(np.arange(1), 1, 3)].x[0].numpy()
     padded = np.pad(pixels.x[0].transpose(2, 0, 1).astype(np.float32) / 255, ((0, 0), (2, 2), (2, 2)))
     places = [(i, j) for i in range(5) for j in range(5) if np.array_equal(padded[:, i : i + 8, j : j + 10], cropped)]
     assert len(places) == 1
@@ -951,7 +951,7 @@ def test_augmentation_keeps_layout_and_depends_on_the_seed_alone() -> None:
 
 def test_where_the_channels_are() -> None:
     def last(x: Array, shape: Sequence[int | str | None], own: str | None, layout: str = "auto") -> bool:
-        into = ModelInput(shape, np.dtype(np.float32), own)
+        into = InputSpec(shape, np.dtype(np.float32), own)
         return Samples(Data(x, None, "d"), into, Preprocess(layout=layout)).last
 
     floats = np.zeros((2, 8, 8, 3), np.float32)

@@ -21,7 +21,7 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.model import Array, Model, load
 from onnxprune.pipeline import analyze
 from onnxprune.runtime import Session
-from onnxprune.segments import MEMORY, Segments, Walk
+from onnxprune.segments import MEMORY, ActivationCursor, Segments
 
 DIGITS = Path(__file__).parent.parent / "models" / "digits_cnn.onnx"
 
@@ -76,19 +76,19 @@ def test_a_walk_gives_the_tensors_of_one_run(spec: Spec, shares: list[float], me
     names = by_sample(analysis)
     wanted = whole_run(analysis.model, feeds, names)
     rng = np.random.default_rng(spec.seed)
-    with Walk(segments, feeds, threads=1, memory=memory) as walk:
-        assert len(walk) == len(feeds)
-        assert [i for b in range(len(walk)) for i in walk.samples(b)] == list(range(2 * BATCH - 1))
+    with ActivationCursor(segments, feeds, threads=1, memory=memory) as cursor:
+        assert len(cursor) == len(feeds)
+        assert [i for b in range(len(cursor)) for i in cursor.samples(b)] == list(range(2 * BATCH - 1))
         for place in sorted(round(share * len(segments.nodes)) for share in shares):
-            walk.advance(place)
-            assert walk._store._used <= memory
+            cursor.advance(place)
+            assert cursor._store._used <= memory
             live = set(segments.live(place))
             ahead = [n for n in names if segments.made[n] >= place or n in live]
             asked = [n for n in ahead if rng.random() < 0.5] or ahead
             if asked:
-                assert_same(joined(list(walk.values(asked))), wanted)
+                assert_same(joined(list(cursor.values(asked))), wanted)
         outputs = segments.outputs
-        assert_same(joined(list(walk.values(outputs))), wanted)
+        assert_same(joined(list(cursor.values(outputs))), wanted)
 
 
 def digits(count: int = 20) -> tuple[Analysis, Feeds]:
@@ -106,12 +106,12 @@ def test_what_does_not_fit_into_memory_waits_in_a_folder_that_goes(
     each = segments.bytes_of(segments.live(middle))
     counts = {}
     for memory in (0, 12 * each, MEMORY):
-        with Walk(segments, feeds, threads=1, memory=memory) as walk:
-            walk.advance(middle)
+        with ActivationCursor(segments, feeds, threads=1, memory=memory) as cursor:
+            cursor.advance(middle)
             counts[memory] = len(list(tmp_path.rglob("*.npy")))
-            walk.advance(len(segments.nodes) - 1)
+            cursor.advance(len(segments.nodes) - 1)
             if memory == 0:  # what lies behind is deleted on the way
-                assert len(list(tmp_path.rglob("*.npy"))) == len(walk) * len(segments.live(walk.place))
+                assert len(list(tmp_path.rglob("*.npy"))) == len(cursor) * len(segments.live(cursor.place))
         assert not list(tmp_path.iterdir())
     live = len(segments.live(middle))
     assert counts[0] == 3 * live
@@ -124,8 +124,8 @@ def test_the_folder_goes_after_an_error_too(tmp_path: Path, monkeypatch: pytest.
     segments = Segments(analysis.model, analysis.witness)
 
     def fails() -> None:
-        with Walk(segments, feeds, threads=1, memory=0) as walk:
-            walk.advance(5)
+        with ActivationCursor(segments, feeds, threads=1, memory=0) as cursor:
+            cursor.advance(5)
             assert list(tmp_path.iterdir())
             raise ZeroDivisionError
 
@@ -137,12 +137,12 @@ def test_the_folder_goes_after_an_error_too(tmp_path: Path, monkeypatch: pytest.
 def test_a_walk_does_not_go_back() -> None:
     analysis, feeds = digits()
     segments = Segments(analysis.model, analysis.witness)
-    with Walk(segments, feeds, threads=1) as walk:
-        walk.advance(6)
-        held = walk._held
+    with ActivationCursor(segments, feeds, threads=1) as cursor:
+        cursor.advance(6)
+        held = cursor._held
         for place in (6, 3, 0):
-            walk.advance(place)
-            assert (walk.place, walk._held) == (6, held)
+            cursor.advance(place)
+            assert (cursor.place, cursor._held) == (6, held)
 
 
 def test_a_changed_segment_takes_the_place_of_the_model_s_own() -> None:
@@ -150,27 +150,27 @@ def test_a_changed_segment_takes_the_place_of_the_model_s_own() -> None:
     segments = Segments(analysis.model, analysis.witness)
     place = len(segments.nodes) - 1
     output = segments.outputs[0]
-    with Walk(segments, feeds, threads=1) as walk:
-        walk.advance(place)
-        before = joined(list(walk.values([output])))[output]
+    with ActivationCursor(segments, feeds, threads=1) as cursor:
+        cursor.advance(place)
+        before = joined(list(cursor.values([output])))[output]
         model = segments.segment(place, place + 1, [output])
         [last] = model.graph.nodes
         assert last.op == "Gemm"
         last.inputs[2].values = last.inputs[2].values + np.arange(10, dtype=np.float32)
-        after = joined(list(walk.values([output], model=model)))[output]
+        after = joined(list(cursor.values([output], model=model)))[output]
         np.testing.assert_allclose(after - before, np.broadcast_to(np.arange(10), before.shape), atol=1e-4)
-        np.testing.assert_array_equal(joined(list(walk.values([output])))[output], before)  # the model is as it was
+        np.testing.assert_array_equal(joined(list(cursor.values([output])))[output], before)  # the model is as it was
 
 
 def test_weights_may_change_between_segments() -> None:
     analysis, feeds = digits()
     segments = Segments(analysis.model, analysis.witness)
     output = segments.outputs[0]
-    with Walk(segments, feeds, threads=1) as walk:
-        walk.advance(3)
+    with ActivationCursor(segments, feeds, threads=1) as cursor:
+        cursor.advance(3)
         gemm = segments.nodes[-1]
         gemm.inputs[1].values = gemm.inputs[1].values * 0
-        values = joined(list(walk.values([output])))[output]
+        values = joined(list(cursor.values([output])))[output]
         np.testing.assert_array_equal(values, np.broadcast_to(gemm.inputs[2].values, values.shape))
 
 
@@ -181,15 +181,15 @@ def test_an_activation_that_is_not_finite_is_named() -> None:
     conv = segments.nodes[place]
     conv.inputs[1].values = np.full_like(conv.inputs[1].values, np.inf)
     name = conv.outputs[0].name
-    with Walk(segments, feeds, threads=1) as walk:
-        walk.advance(place)
+    with ActivationCursor(segments, feeds, threads=1) as cursor:
+        cursor.advance(place)
         with pytest.raises(OnnxPruneError, match="not finite") as err:
-            walk.advance(place + 1)
+            cursor.advance(place + 1)
         assert repr(name) in str(err.value)
         assert "batch 0" in str(err.value)
         assert f"at: Conv {conv.name!r}" in str(err.value)
         with pytest.raises(OnnxPruneError, match="not finite"):
-            list(walk.values([name]))
+            list(cursor.values([name]))
 
 
 def test_a_segment_computes_the_next_cut_from_this_one() -> None:

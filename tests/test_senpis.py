@@ -28,11 +28,11 @@ from onnxprune.class_tables import class_table
 from onnxprune.coupling import Analysis
 from onnxprune.criteria import all_criteria
 from onnxprune.criteria import senpis as module
-from onnxprune.criteria.base import Case
+from onnxprune.criteria.base import ScoringContext
 from onnxprune.criteria.loss_change import class_means
 from onnxprune.criteria.senpis import (
-    Layer,
     Senpis,
+    SenpisResult,
     class_samples,
     exponents,
     lowest,
@@ -53,7 +53,7 @@ from onnxprune.plans import Plan, Removal
 from onnxprune.runtime import Session
 from onnxprune.scoring import score
 from onnxprune.targets import Target
-from onnxprune.trials import Trials
+from onnxprune.trials import MaskedEvaluator
 
 Array = NDArray[Any]
 GOLDENS = Path(__file__).parent / "goldens"
@@ -82,11 +82,11 @@ def tiny(case: str) -> tuple[Analysis, Data]:
 
 
 @cache
-def found(case: str, mode: str) -> dict[str, Layer]:
+def found(case: str, mode: str) -> dict[str, SenpisResult]:
     """Layers by the goldens' names."""
     analysis, data = tiny(case)
     rule = Senpis(mode=mode, samples=5)
-    layers = rule.layers(Case(analysis, analysis.groups, Calibration(data, threads=1)), similarity=True)
+    layers = rule.layers(ScoringContext(analysis, analysis.groups, Calibration(data, threads=1)), similarity=True)
     return {layer.group.removesuffix("_weight"): layer for layer in layers}
 
 
@@ -144,13 +144,13 @@ def test_scores_and_the_table_by_class(case: str, mode: str) -> None:
 def test_feature_maps_without_what_was_removed_before(case: str) -> None:
     """Zeroing a filter and its bias, as the original does, leaves later layers what masking leaves them."""
     analysis, data = tiny(case)
-    trials = Trials(analysis, {}, data, METRICS["loss"], batch=5, threads=1)
+    evaluator = MaskedEvaluator(analysis, {}, data, METRICS["loss"], batch=5, threads=1)
     for layer in LAYERS:
         [site] = feature_sites(analysis, [analysis[f"{layer}_weight"]], "active")
-        maps = np.concatenate([tensor for _, [tensor] in trials.tensors([site.tensor])])
+        maps = np.concatenate([tensor for _, [tensor] in evaluator.tensors([site.tensor])])
         wanted = golden()[f"{case}/sequential/{layer}/feature_map"]
         np.testing.assert_allclose(maps[:, : wanted.shape[1]], wanted, rtol=0, atol=ATOL)
-        trials.remove(f"{layer}_weight", golden()[f"{case}/sequential/{layer}/removed_30"])
+        evaluator.remove(f"{layer}_weight", golden()[f"{case}/sequential/{layer}/removed_30"])
 
 
 @each_layer
@@ -403,7 +403,7 @@ def test_a_residual_network_step_by_step(digits: Analysis) -> None:
     data = load_data("digits:train", images=20)
     rule = Senpis(samples=2, amount=0.4)
     order = [digits.groups[i].name for i in (0, 2, 6)]
-    case = Case(digits, tuple(digits[n] for n in reversed(order)), Calibration(data, threads=1))
+    case = ScoringContext(digits, tuple(digits[n] for n in reversed(order)), Calibration(data, threads=1))
     layers = {layer.group: layer for layer in rule.layers(case, similarity=True)}
     assert list(layers) == order
     wanted = naive_layers(digits, data, order, rule)
@@ -425,7 +425,7 @@ def test_random_graphs_step_by_step(spec: Spec) -> None:
     x = rng.standard_normal((2 * CLASSES, 3, SIDE, SIDE)).astype(np.float32)
     data = Data(x, np.arange(len(x)) % CLASSES, "random")
     rule = Senpis(samples=2)
-    case = Case(analysis, analysis.groups, Calibration(data, threads=1, batch=3))
+    case = ScoringContext(analysis, analysis.groups, Calibration(data, threads=1, batch=3))
     layers = {layer.group: layer for layer in rule.layers(case, similarity=True)}
     assert set(layers) == {g.name for g in analysis.groups}
     if not spec.dynamic:
@@ -475,20 +475,20 @@ def test_similarities_of_a_stream_are_the_mean_of_its_tensors(digits: Analysis, 
     order = np.argsort(data.y, kind="stable")
     classes = Data(data.x[order], data.y[order], "d")
     labels = data.y[order]
-    trials = Trials(digits, {}, classes, METRICS["loss"], batch=7, threads=1)
+    evaluator = MaskedEvaluator(digits, {}, classes, METRICS["loss"], batch=7, threads=1)
     each = []
     for site in sites:
-        maps = np.concatenate([t for _, [t] in trials.tensors([site.tensor])]).astype(np.float64)
+        maps = np.concatenate([t for _, [t] in evaluator.tensors([site.tensor])]).astype(np.float64)
         index = [int(np.flatnonzero(site.components == c)[0]) for c in group.components]
         each.append(map_similarity(maps[labels == 3].mean(0)[index]))
-    found = list(similarities(trials, group, labels))
+    found = list(similarities(evaluator, group, labels))
     assert len(found) == 10
     np.testing.assert_allclose(found[3], np.mean(each, axis=0), rtol=1e-9, atol=1e-12)
     assert np.abs(each[0] - each[1]).max() > 1e-3
 
 
 def test_attenuation_and_sigma_say_how_much_similar_channels_lose(digits: Analysis, data: Data) -> None:
-    case = Case(digits, digits.groups[1:2], Calibration(data, threads=1))
+    case = ScoringContext(digits, digits.groups[1:2], Calibration(data, threads=1))
     plain, strong, wide = (
         next(rule.layers(case))
         for rule in (

@@ -25,7 +25,7 @@ from onnxprune.compression import compressed_size, nonzero_parameters
 from onnxprune.cost import CostModel
 from onnxprune.errors import OnnxPruneError
 from onnxprune.layer_weights import LayerWeight, constant_value, layer_weights
-from onnxprune.limits import Limits
+from onnxprune.limits import Constraints
 from onnxprune.model import Model, load, save
 from onnxprune.passes.sparsify_weights import SparsifyWeights, exact, prunable, smallest, unit_norms
 from onnxprune.pipeline import analyze, apply, plan
@@ -382,8 +382,8 @@ def test_pattern_counts_along_the_inputs_in_memory_order_too() -> None:
 def stripped(model: Model, share: float) -> Model:
     """The same share of every group, by l2, really removed."""
     analysis = analyze(model)
-    limits = Limits(round_to=1, max_ratio=share)
-    return apply(model, plan(score(analysis, "l2"), ratio=share, limits=limits), analysis=analysis)
+    constraints = Constraints(round_to=1, max_ratio=share)
+    return apply(model, plan(score(analysis, "l2"), ratio=share, constraints=constraints), analysis=analysis)
 
 
 def effect(model: Model, share: float, x: Array) -> float:
@@ -610,7 +610,7 @@ def test_compressed_size_is_that_of_the_file(tmp_path: Path) -> None:
 def test_parameters_are_counted_as_cost_counts_them_less_the_zeros() -> None:
     model = load(DIGITS)
     zeros = sum(int((v == 0).sum()) for n, v in constants(model).items() if v.dtype.kind == "f" and "running" not in n)
-    assert nonzero_parameters(model) == CostModel(analyze(model)).whole.params - zeros
+    assert nonzero_parameters(model) == CostModel(analyze(model)).baseline.params - zeros
     w = sum(w.values.size for w in prunable(model))
     before = sum(int(np.count_nonzero(w.values)) for w in prunable(model))
     left = sum(int(np.count_nonzero(w.values)) for w in prunable(SparsifyWeights(0.75)(model)))

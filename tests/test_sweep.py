@@ -22,7 +22,7 @@ from onnxprune.curves import Curves, load_curves, save_curves
 from onnxprune.data import Data, load_data
 from onnxprune.errors import OnnxPruneError
 from onnxprune.evaluation import evaluate
-from onnxprune.metrics import Measured
+from onnxprune.metrics import MetricValue
 from onnxprune.model import load
 from onnxprune.pipeline import analyze, apply, score
 from onnxprune.plans import Plan, Removal
@@ -178,13 +178,13 @@ class Stop(Exception):
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by one for every trial and baseline that is run."""
     ran: list[int] = []
-    original = trials_module.Trials.joined
+    original = trials_module.MaskedEvaluator.joined
 
-    def joined(self: Any, collected: Any) -> Measured:
+    def joined(self: Any, collected: Any) -> MetricValue:
         ran.append(1)
         return original(self, collected)
 
-    monkeypatch.setattr(trials_module.Trials, "joined", joined)
+    monkeypatch.setattr(trials_module.MaskedEvaluator, "joined", joined)
     return ran
 
 
@@ -220,7 +220,9 @@ def points_in(journal: Path) -> int:
     return journal.read_bytes().count(b"\n") - 1 if journal.exists() else 0
 
 
-@pytest.mark.parametrize("more", [(), ("--jobs", "2"), ("--min-accuracy", "0.9"), ("--jobs", "2", "--stop-at-chance")])
+@pytest.mark.parametrize(
+    "more", [(), ("--jobs", "2"), ("--min-group-accuracy", "0.9"), ("--jobs", "2", "--stop-at-chance")]
+)
 def test_kill_nine_and_the_same_command_ends_with_the_same_bytes(tmp_path: Path, more: tuple[str, ...]) -> None:
     subprocess.run(command(tmp_path / "whole.json", *more), check=True, capture_output=True)
     output, journal = tmp_path / "cut.json", tmp_path / "cut.json.journal"

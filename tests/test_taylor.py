@@ -24,7 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 import onnxprune as op
 from onnxprune.calibration import Calibration
 from onnxprune.criteria import get, torch_runs
-from onnxprune.criteria.base import Case
+from onnxprune.criteria.base import ScoringContext
 from onnxprune.criteria.taylor import Gradient, Taylor, layer_normalized, raw_scores, sample_means, share_of
 from onnxprune.data import Data, load_data
 from onnxprune.errors import OnnxPruneError
@@ -112,7 +112,7 @@ def test_golden_raw_scores(name: str, case: str, run: str) -> None:
     data, (rule, calibration) = golden(name, case), settings(name, case, run)
     analysis = tiny(case)
     sites = feature_sites(analysis, analysis.groups, "linear")
-    raw = raw_scores(Case(analysis, analysis.groups, calibration), sites, rule)
+    raw = raw_scores(ScoringContext(analysis, analysis.groups, calibration), sites, rule)
     for site, mine in zip(sites, raw, strict=True):
         if site.filters is not None and site.filters.node in LAYERS:
             expected = data[f"{run}/raw_{site.filters.node}"]

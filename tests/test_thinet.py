@@ -15,7 +15,7 @@ from reading_layers import ALL, BODIES, analysis_of, calibration, noise
 from onnxprune.calibration import exposing
 from onnxprune.coupling import Analysis, Group
 from onnxprune.criteria import readers as readers_module
-from onnxprune.criteria.readers import Order, ordered_scores
+from onnxprune.criteria.readers import RemovalOrder, ordered_scores
 from onnxprune.criteria.thinet import ThiNet, contribution_moments, greedy_order
 from onnxprune.errors import OnnxPruneError
 from onnxprune.gram import consumers
@@ -111,7 +111,7 @@ def test_scores_are_those_of_the_paper_s_loop(name: str) -> None:
         order, rises = paper(added_of(analysis, group))
         found = scores.groups[group.name]
         assert np.argsort(found, kind="stable").tolist() == order
-        wanted = ordered_scores(Order(np.array(order), np.array(rises)))
+        wanted = ordered_scores(RemovalOrder(np.array(order), np.array(rises)))
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6 * np.abs(wanted).max())
 
 

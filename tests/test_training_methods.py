@@ -25,7 +25,7 @@ from onnxprune.coupling import Analysis
 from onnxprune.data import load_data
 from onnxprune.errors import OnnxPruneError
 from onnxprune.evaluation import evaluate
-from onnxprune.limits import Limits
+from onnxprune.limits import Constraints
 from onnxprune.model import Model, load, save
 from onnxprune.passes import FuseBatchnorm, InsertBatchnorm
 from onnxprune.pipeline import analyze, apply, compile_plan, score
@@ -387,7 +387,7 @@ def test_a_zeroed_channel_is_zero_behind_its_normalization_so_its_removal_change
     method, module, _ = attached("soft_filter", model, ratio=0.5)
     method.after_epoch(0, 1)
     trained = write_back(module, model)
-    made = method.plan(trained, limits=Limits(round_to=1))
+    made = method.plan(trained, constraints=Constraints(round_to=1))
     assert {GROUPS[k]: tuple(v) for k, v in weakest(model, 0.5).items()} == {
         name: r.removed for name, r in made.groups.items()
     }
@@ -408,7 +408,7 @@ def test_removing_what_was_zeroed_changes_nothing_in_every_kind_of_coupling(
         method, module, analysis = attached("soft_filter", model, ratio=0.4)
         method.after_epoch(0, 1)
         trained = write_back(module, model)
-        made = method.plan(trained, limits=Limits(round_to=1))
+        made = method.plan(trained, constraints=Constraints(round_to=1))
         assert made.removed == sum(int(0.4 * g.channels) for g in analysis) > 0
         x = {"x": np.random.default_rng(0).standard_normal((2, 3, 6, 6)).astype(np.float32)}
         whole, small = (Session(m, threads=1).run(x)[0] for m in (trained, apply(trained, made)))
@@ -575,13 +575,13 @@ def test_plans_by_scale_are_those_of_the_criterion_bn_scale(name: str) -> None:
     for group, values in theirs.groups.items():
         np.testing.assert_allclose(ours.groups[group], values, rtol=1e-12)
     assert ours.analysis.source is trained
-    limits = Limits(round_to=1)
-    made = method.plan(trained, Target(channels=9 / 14), limits=limits)
+    constraints = Constraints(round_to=1)
+    made = method.plan(trained, Target(channels=9 / 14), constraints=constraints)
     assert made.model == trained.fingerprint != model.fingerprint
     assert {n: r.removed for n, r in made.groups.items()} == {GROUPS[k]: v for k, v in GONE.items()}
     assert made.criterion["name"] == name
     # A ratio is the paper's: of all channels together, by one threshold.
-    assert method.plan(trained, ratio=5 / 14, limits=limits).groups == made.groups
+    assert method.plan(trained, ratio=5 / 14, constraints=constraints).groups == made.groups
     compile_plan(trained, made)
 
 
@@ -591,17 +591,17 @@ def test_polarization_without_a_target_cuts_in_the_valley() -> None:
     small_scales(model, module, GONE)
     method.after_epoch(0, 1)
     trained = write_back(module, model)
-    made = method.plan(trained, limits=Limits(round_to=1))
+    made = method.plan(trained, constraints=Constraints(round_to=1))
     assert {n: r.removed for n, r in made.groups.items()} == {GROUPS[k]: v for k, v in GONE.items()}
     compile_plan(trained, made)
     # Whole blocks are rounded up: of A 5 stay, in blocks of four all 8; of B 4.
-    blocks = method.plan(trained, limits=Limits(round_to=4))
+    blocks = method.plan(trained, constraints=Constraints(round_to=4))
     assert kept_counts(blocks, analyze(trained)) == {GROUPS["A"]: 8, GROUPS["B"]: 4}
-    only = method.plan(trained, limits=Limits(round_to=1, exclude=[GROUPS["B"]]))
+    only = method.plan(trained, constraints=Constraints(round_to=1, exclude=[GROUPS["B"]]))
     assert set(only.groups) == {GROUPS["A"]}
-    own = method.plan(trained, limits=Limits(round_to=1, overrides={GROUPS["B"]: {"channels": 3}}))
+    own = method.plan(trained, constraints=Constraints(round_to=1, overrides={GROUPS["B"]: {"channels": 3}}))
     assert kept_counts(own, analyze(trained)) == {GROUPS["A"]: 5, GROUPS["B"]: 3}
-    least = method.plan(trained, limits=Limits(round_to=1, min_channels=6))
+    least = method.plan(trained, constraints=Constraints(round_to=1, min_channels=6))
     assert kept_counts(least, analyze(trained)) == {GROUPS["A"]: 6, GROUPS["B"]: 6}
 
 
@@ -612,7 +612,7 @@ def test_polarization_without_a_valley_asks_for_a_target() -> None:
     with pytest.raises(OnnxPruneError, match="no valley") as caught:
         method.plan(model)
     assert "--target" in str(caught.value.fix)
-    assert method.plan(model, Target(macs=0.6), limits=Limits(round_to=1)).groups
+    assert method.plan(model, Target(macs=0.6), constraints=Constraints(round_to=1)).groups
 
 
 def test_polarization_keeps_scales_within_their_bound() -> None:
@@ -643,7 +643,7 @@ def test_group_lasso_ranks_by_the_coupled_norm() -> None:
             parts = [w[n][c] for n in (*FILTERS[key], *OWN[key])] + READERS[key](w, c)
             values.append(math.sqrt(sum(float((p**2).sum()) for p in parts) / sum(np.size(p) for p in parts)))
         np.testing.assert_allclose(method.scores(model).groups[GROUPS[key]], values, rtol=1e-5)
-    made = method.plan(model, ratio=0.5, limits=Limits(round_to=1))
+    made = method.plan(model, ratio=0.5, constraints=Constraints(round_to=1))
     assert kept_counts(made, analyze(model)) == {GROUPS["A"]: 4, GROUPS["B"]: 3}
     with pytest.raises(OnnxPruneError, match="either a ratio or a target"):
         method.plan(model)
@@ -653,7 +653,7 @@ def test_soft_filter_takes_the_same_share_of_every_group_for_a_target() -> None:
     model = load(MODELS / "digits_cnn.onnx")
     method, _, analysis = attached("soft_filter", model, ratio=0.5)
     method.after_epoch(0, 1)
-    made = method.plan(model, Target(channels=0.5), limits=Limits(round_to=1))
+    made = method.plan(model, Target(channels=0.5), constraints=Constraints(round_to=1))
     assert all(
         abs(n / g.channels - 0.5) < 0.05 for g, n in zip(analysis, kept_counts(made, analysis).values(), strict=True)
     )
@@ -795,7 +795,7 @@ def test_groups_without_batchnorm_stay_whole_and_are_named(caplog: pytest.LogCap
         method, _, analysis = attached("slimming", model)
     assert "1 of 2 groups have no BatchNormalization and stay whole: w3" in caplog.text
     method.after_epoch(0, 1)
-    made = method.plan(model, ratio=0.5, limits=Limits(round_to=1))
+    made = method.plan(model, ratio=0.5, constraints=Constraints(round_to=1))
     assert kept_counts(made, analysis) == {"w0": 4, "w3": 6}
 
 
@@ -928,7 +928,7 @@ def test_natural_valley_of_a_network_that_was_trained_sparse() -> None:
     model = load(MODELS / "digits_cnn.onnx")
     method, _, analysis = attached("polarization", model)
     method.after_epoch(0, 1)
-    made = method.plan(model, limits=Limits(round_to=1))
+    made = method.plan(model, constraints=Constraints(round_to=1))
     for g in analysis:
         assert len(made.groups[g.name].removed) == g.channels // 2
     test = load_data("digits:test")
@@ -944,7 +944,7 @@ def test_scores_go_into_the_planner_with_all_of_its_options() -> None:
     assert isinstance(scores, Scores)
     from onnxprune.planner import plan
 
-    made = plan(scores, Target(params=0.6), scope="uniform", normalize="max", limits=Limits(round_to=1))
+    made = plan(scores, Target(params=0.6), allocator="uniform", normalize="max", constraints=Constraints(round_to=1))
     assert isinstance(made, Plan)
     assert made.criterion["normalize"] == "max"
 

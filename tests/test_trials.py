@@ -19,14 +19,14 @@ from onnxprune.coupling import Analysis
 from onnxprune.data import Data, load_data
 from onnxprune.errors import OnnxPruneError
 from onnxprune.features import feature_sites
-from onnxprune.metrics import METRICS, Measured, Metric, get_metric
+from onnxprune.metrics import METRICS, Metric, MetricValue, get_metric
 from onnxprune.model import load
 from onnxprune.passes import InsertMasks
-from onnxprune.pieces import Cutter
+from onnxprune.pieces import MaskedSegmenter
 from onnxprune.pipeline import analyze, compile_plan, score
 from onnxprune.plans import Plan, Removal
 from onnxprune.runtime import Session
-from onnxprune.trials import Order, Trials, default_batch, even_batch
+from onnxprune.trials import MaskedEvaluator, Order, default_batch, even_batch
 
 DIGITS = Path(__file__).parent.parent / "models" / "digits_cnn.onnx"
 SAMPLES = 6  # three batches of two
@@ -44,10 +44,10 @@ def samples(spec: Spec) -> Data:
     return Data(x, None, "random")
 
 
-def outputs_of(analysis: Analysis, data: Data, trials: Trials, plan: Plan) -> list[Any]:
+def outputs_of(analysis: Analysis, data: Data, evaluator: MaskedEvaluator, plan: Plan) -> list[Any]:
     """The stripped model's outputs, batch by batch as the trials are run."""
     session = Session(compile_plan(analysis.source, plan, analysis=analysis, check=False).model, threads=1)
-    runs = [trials._real(session.run(trials.feeds[i][0]), i) for i in range(len(trials.feeds))]
+    runs = [evaluator._real(session.run(evaluator.feeds[i][0]), i) for i in range(len(evaluator.feeds))]
     return [np.concatenate(column) for column in zip(*runs, strict=True)]
 
 
@@ -62,18 +62,18 @@ def test_trials_agree_with_the_stripped_model(spec: Spec) -> None:
     data, orders = samples(spec), orders_of(analysis)
     found: dict[str, dict[str, list[Any]]] = {}
     for way in ("never", "folded", "stripped"):
-        trials = Trials(analysis, orders, data, capture(METRICS["mse"]), batch=2, threads=1, strip=way)
+        evaluator = MaskedEvaluator(analysis, orders, data, capture(METRICS["mse"]), batch=2, threads=1, strip=way)
         found[way] = {}
-        for g in sorted(analysis.groups, key=lambda g: trials.cutter.reads[g.name].place):
-            trials.feeds.data = data
+        for g in sorted(analysis.groups, key=lambda g: evaluator.segmenter.consumers[g.name].first):
+            evaluator.feeds.data = data
             CAPTURED.clear()
-            list(trials.measure(g.name, [g.channels // 2] if g.channels > 1 else []))
+            list(evaluator.measure(g.name, [g.channels // 2] if g.channels > 1 else []))
             found[way][g.name] = [np.concatenate(c) for c in zip(*CAPTURED, strict=True)]
     for g in analysis.groups:
         if g.channels < 2 or not found["never"][g.name]:
             continue
         gone = tuple(sorted(orders[g.name][: g.channels // 2].tolist()))
-        wanted = outputs_of(analysis, data, trials, Plan("", {g.name: Removal(g.channels, gone)}))
+        wanted = outputs_of(analysis, data, evaluator, Plan("", {g.name: Removal(g.channels, gone)}))
         for way in found:
             for a, b in zip(found[way][g.name], wanted, strict=True):
                 assert np.abs(a - b).max() <= 1e-4 * max(np.abs(b).max(), 1e-30), (way, g.name)
@@ -100,10 +100,10 @@ def digits() -> tuple[Analysis, dict[str, Order], Data]:
     return analysis, orders_of(analysis), load_data("digits:test", images=100)
 
 
-def sweep(digits: tuple[Analysis, dict[str, Order], Data], metric: str, **options: Any) -> dict[str, list[Measured]]:
+def sweep(digits: tuple[Analysis, dict[str, Order], Data], metric: str, **options: Any) -> dict[str, list[MetricValue]]:
     analysis, orders, data = digits
-    trials = Trials(analysis, orders, data, get_metric(metric), **{"batch": 10, "threads": 1, **options})
-    return {g.name: [v for _, v in trials.measure(g.name, [1, 9, 17, 25, 30])] for g in analysis.groups}
+    evaluator = MaskedEvaluator(analysis, orders, data, get_metric(metric), **{"batch": 10, "threads": 1, **options})
+    return {g.name: [v for _, v in evaluator.measure(g.name, [1, 9, 17, 25, 30])] for g in analysis.groups}
 
 
 @pytest.mark.parametrize("metric", ["top1", "top5"])
@@ -132,45 +132,45 @@ def test_continuous_metrics_are_identical_to_the_last_bit(
 def test_the_order_of_trials_does_not_matter(digits: tuple[Analysis, dict[str, Order], Data]) -> None:
     analysis, orders, data = digits
     wanted = sweep(digits, "loss")
-    trials = Trials(analysis, orders, data, get_metric("loss"), batch=10, threads=1)
+    evaluator = MaskedEvaluator(analysis, orders, data, get_metric("loss"), batch=10, threads=1)
     for g in reversed(analysis.groups):
         for n in (30, 1):
-            [(_, value)] = trials.measure(g.name, [n])
+            [(_, value)] = evaluator.measure(g.name, [n])
             assert value == wanted[g.name][[1, 9, 17, 25, 30].index(n)]
 
 
 def test_dead_channels_cost_nothing(digits: tuple[Analysis, dict[str, Order], Data]) -> None:
     analysis, orders, data = digits
-    trials = Trials(analysis, orders, data, get_metric("loss"), batch=10, threads=1, strip="never")
+    evaluator = MaskedEvaluator(analysis, orders, data, get_metric("loss"), batch=10, threads=1, strip="never")
     group = analysis.groups[1].name
-    [name] = {n for n, _ in trials.cutter.reads[group].contractions}
-    list(trials.measure(group, [2]))
-    assert trials.held is not None
-    for values in trials.held.values:  # the first channels of the order go to zero in every sample
+    [name] = {n for n, _ in evaluator.segmenter.consumers[group].contractions}
+    list(evaluator.measure(group, [2]))
+    assert evaluator.held is not None
+    for values in evaluator.held.values:  # the first channels of the order go to zero in every sample
         dead = values[name].numpy().copy()
         dead[:, orders[group][:8]] = 0
         values[name] = Session(analysis.model).put(dead)
-    assert trials.current is not None
-    trials.current.of = None
-    some = dict(trials.measure(group, [2, 5, 8, 30]))
+    assert evaluator.current is not None
+    evaluator.current.of = None
+    some = dict(evaluator.measure(group, [2, 5, 8, 30]))
     assert some[2] == some[5] == some[8] != some[30]
-    assert len(trials.current.memory) == 2
+    assert len(evaluator.current.memory) == 2
 
 
 def test_cuts_carry_what_is_read_later() -> None:
     analysis = analyze(load(DIGITS))
-    cutter = Cutter(analysis)
-    for place in range(len(cutter.nodes) + 1):
-        live = cutter.live(place)
+    segmenter = MaskedSegmenter(analysis)
+    for place in range(len(segmenter.nodes) + 1):
+        live = segmenter.live(place)
         made = {t.name for t in analysis.model.graph.inputs}
-        made |= {o.name for n in cutter.nodes[:place] for o in n.outputs}
-        wanted = {t.name for n in cutter.nodes[place:] for t in n.inputs} | set(cutter.outputs)
+        made |= {o.name for n in segmenter.nodes[:place] for o in n.outputs}
+        wanted = {t.name for n in segmenter.nodes[place:] for t in n.inputs} | set(segmenter.outputs)
         assert set(live) == made & wanted
 
 
 def test_work_falls_from_cut_to_cut() -> None:
-    cutter = Cutter(analyze(load(DIGITS)))
-    work = [cutter.work(p) for p in range(len(cutter.nodes) + 1)]
+    segmenter = MaskedSegmenter(analyze(load(DIGITS)))
+    work = [segmenter.work(p) for p in range(len(segmenter.nodes) + 1)]
     assert work == sorted(work, reverse=True)
     assert work[0] > 0 == work[-1]
 
@@ -185,15 +185,15 @@ def test_default_batch_keeps_activations_small() -> None:
 
 def test_outputs_that_are_not_finite_name_the_trial(digits: tuple[Analysis, dict[str, Order], Data]) -> None:
     analysis, orders, data = digits
-    trials = Trials(analysis, orders, data, get_metric("top1"), batch=10, threads=1, strip="never")
+    evaluator = MaskedEvaluator(analysis, orders, data, get_metric("top1"), batch=10, threads=1, strip="never")
     group = analysis.groups[0].name
-    list(trials.measure(group, [1]))
-    assert trials.held is not None
-    for values in trials.held.values:
+    list(evaluator.measure(group, [1]))
+    assert evaluator.held is not None
+    for values in evaluator.held.values:
         for name in values:
             values[name] = Session(analysis.model).put(np.full_like(values[name].numpy(), np.nan))
     with pytest.raises(OnnxPruneError, match="not finite") as err:
-        list(trials.measure(group, [3]))
+        list(evaluator.measure(group, [3]))
     assert f"group '{group}' with 3 channels removed" in str(err.value)
 
 
@@ -217,10 +217,10 @@ def test_a_group_behind_the_measured_output_changes_nothing() -> None:
     data = Data(rng.standard_normal((30, 4)).astype(np.float32), rng.integers(0, 3, 30), "random")
     found = {}
     for metric in ("top1", "mse"):
-        trials = Trials(analysis, orders_of(analysis), data, get_metric(metric), batch=10, threads=1)
-        found[metric] = {g.name: dict(trials.measure(g.name, [2]))[2] for g in analysis.groups}
+        evaluator = MaskedEvaluator(analysis, orders_of(analysis), data, get_metric(metric), batch=10, threads=1)
+        found[metric] = {g.name: dict(evaluator.measure(g.name, [2]))[2] for g in analysis.groups}
         if metric == "top1":
-            assert found[metric]["b"] == trials.baseline
+            assert found[metric]["b"] == evaluator.baseline
     assert set(found["mse"]) == {"a", "b"}
     assert found["mse"]["b"].value > 0  # the second head does change
     assert found["mse"]["a"].value > 0
@@ -235,11 +235,11 @@ def projected(outputs: Any, labels: Any = None, reference: Any = None) -> Any:
     return flat @ np.random.default_rng(0).standard_normal(flat.shape[1]) / np.sqrt(flat.shape[1])
 
 
-def masked_outputs(analysis: Analysis, data: Data, trials: Trials, gone: dict[str, list[int]]) -> list[Any]:
+def masked_outputs(analysis: Analysis, data: Data, evaluator: MaskedEvaluator, gone: dict[str, list[int]]) -> list[Any]:
     """Outputs of one full run of a copy in which nothing reads some channels: no pieces, no cached activations."""
     plan = Plan("", {n: Removal(analysis[n].channels, tuple(sorted(c))) for n, c in gone.items() if c})
     session = Session(InsertMasks(plan, analysis)(analysis.model), threads=1)
-    runs = [trials._real(session.run(trials.feeds[i][0]), i) for i in range(len(trials.feeds))]
+    runs = [evaluator._real(session.run(evaluator.feeds[i][0]), i) for i in range(len(evaluator.feeds))]
     return [np.concatenate(column) for column in zip(*runs, strict=True)]
 
 
@@ -252,19 +252,19 @@ def test_single_channels_with_others_removed_before_agree_with_the_masked_model(
     data, rng = samples(spec), np.random.default_rng(spec.seed)
     for options in ({"strip": "never"}, {"strip": "folded", "cache_memory": 0}, {"strip": "stripped", "threads": 2}):
         metric = replace(METRICS["mse"], samples=projected)
-        trials = Trials(analysis, {}, data, metric, **{"batch": 2, "threads": 1, **options})  # type: ignore[arg-type]
-        order = sorted(analysis.groups, key=lambda g: trials.cutter.reads[g.name].place)
+        evaluator = MaskedEvaluator(analysis, {}, data, metric, **{"batch": 2, "threads": 1, **options})  # type: ignore[arg-type]
+        order = sorted(analysis.groups, key=lambda g: evaluator.segmenter.consumers[g.name].first)
         if options["strip"] != "never":
             order = [order[i] for i in rng.permutation(len(order))]
         gone: dict[str, list[int]] = {}
         for g in order:
             channel = int(rng.integers(g.channels))
-            for which, found in zip(([], [channel]), trials.samples(g.name, [[], [channel]]), strict=True):
-                outputs = masked_outputs(analysis, data, trials, {**gone, g.name: which})
+            for which, found in zip(([], [channel]), evaluator.samples(g.name, [[], [channel]]), strict=True):
+                outputs = masked_outputs(analysis, data, evaluator, {**gone, g.name: which})
                 room = 1e-4 * max(1e-30, *(np.abs(o).max() for o in outputs))
                 np.testing.assert_allclose(found, projected(outputs), atol=room, err_msg=str((options, g.name, which)))
             gone[g.name] = sorted(rng.choice(g.channels, g.channels // 2, replace=False).tolist())
-            trials.remove(g.name, gone[g.name])
+            evaluator.remove(g.name, gone[g.name])
 
 
 def test_removal_gives_the_same_bits_whatever_was_measured_before(
@@ -274,13 +274,13 @@ def test_removal_gives_the_same_bits_whatever_was_measured_before(
     analysis, _, data = digits
     gone = np.arange(10)
     options: dict[str, Any] = {"batch": 10, "threads": 1, "strip": "never"}
-    stepping = Trials(analysis, {}, data, get_metric("loss"), **options)
+    stepping = MaskedEvaluator(analysis, {}, data, get_metric("loss"), **options)
     fresh = {}
-    order = sorted(analysis.groups, key=lambda g: stepping.cutter.reads[g.name].place)
+    order = sorted(analysis.groups, key=lambda g: stepping.segmenter.consumers[g.name].first)
     for i, g in enumerate(order):
         found = list(stepping.samples(g.name, [[], [0], [5]]))
         assert stepping.held is not None  # what was cached before is a start
-        anew = Trials(analysis, {}, data, get_metric("loss"), **options)
+        anew = MaskedEvaluator(analysis, {}, data, get_metric("loss"), **options)
         for before in order[:i]:
             anew.remove(before.name, gone)
         fresh[g.name] = list(anew.samples(g.name, [[], [0], [5]]))
@@ -289,7 +289,11 @@ def test_removal_gives_the_same_bits_whatever_was_measured_before(
         kept = stepping.held
         stepping.remove(g.name, gone)
         assert stepping.held is kept  # its first reader comes after them
-    whole = [s for g in order for s in Trials(analysis, {}, data, get_metric("loss"), **options).samples(g.name, [[]])]
+    whole = [
+        s
+        for g in order
+        for s in MaskedEvaluator(analysis, {}, data, get_metric("loss"), **options).samples(g.name, [[]])
+    ]
     for losses in whole:  # the same network, cut at another place: other sums
         np.testing.assert_allclose(losses, whole[0], atol=1e-5)
     assert not np.allclose(fresh[order[-1].name][0], whole[0], atol=1e-3)
@@ -303,13 +307,13 @@ def test_what_was_cached_before_a_removal_is_not_used_after_it(
     """Channels of an early group go after a later one was measured: pieces and activations there are out of date."""
     analysis, orders, data = digits
     options: dict[str, Any] = {"batch": 10, "threads": 1, "strip": "never", "cache_memory": memory}
-    trials, fresh = (Trials(analysis, {}, data, get_metric("loss"), **options) for _ in range(2))
-    names = [g.name for g in sorted(analysis.groups, key=lambda g: trials.cutter.reads[g.name].place)]
+    evaluator, fresh = (MaskedEvaluator(analysis, {}, data, get_metric("loss"), **options) for _ in range(2))
+    names = [g.name for g in sorted(analysis.groups, key=lambda g: evaluator.segmenter.consumers[g.name].first)]
     gone = orders[names[0]][-10:]
-    [before] = trials.samples(names[first], [[]])
-    trials.remove(names[0], gone)
+    [before] = evaluator.samples(names[first], [[]])
+    evaluator.remove(names[0], gone)
     fresh.remove(names[0], gone)
-    [after] = trials.samples(names[then], [[]])
+    [after] = evaluator.samples(names[then], [[]])
     [wanted] = fresh.samples(names[then], [[]])
     np.testing.assert_array_equal(after, wanted)
     assert not np.allclose(before, after, atol=1e-3)
@@ -317,13 +321,13 @@ def test_what_was_cached_before_a_removal_is_not_used_after_it(
 
 def test_channels_removed_twice_are_removed_once(digits: tuple[Analysis, dict[str, Order], Data]) -> None:
     analysis, orders, data = digits
-    trials = Trials(analysis, {}, data, get_metric("loss"), batch=10, threads=1)
+    evaluator = MaskedEvaluator(analysis, {}, data, get_metric("loss"), batch=10, threads=1)
     name = analysis.groups[0].name
     last = orders[name][-4:].tolist()  # some that matter
-    trials.remove(name, [last[2], last[0]])
-    trials.remove(name, [last[0], last[1]])
-    assert trials.removed.groups == {name: Removal(32, tuple(sorted(last[:3])))}
-    before, again, more = trials.samples(name, [[], [last[1]], [last[3]]])
+    evaluator.remove(name, [last[2], last[0]])
+    evaluator.remove(name, [last[0], last[1]])
+    assert evaluator.removed.groups == {name: Removal(32, tuple(sorted(last[:3])))}
+    before, again, more = evaluator.samples(name, [[], [last[1]], [last[3]]])
     np.testing.assert_array_equal(before, again)
     assert (before != more).any()
 
@@ -332,11 +336,11 @@ def test_means_after_a_removal_are_of_what_is_left(digits: tuple[Analysis, dict[
     analysis, orders, data = digits
     first, second = analysis.groups[0].name, analysis.groups[3].name
     for way in ("never", "folded", "stripped"):
-        trials = Trials(analysis, orders, data, get_metric("top1"), batch=10, threads=1, strip=way)
-        trials.remove(first, orders[first][:12])
-        [(_, found)] = trials.measure(second, [20])
+        evaluator = MaskedEvaluator(analysis, orders, data, get_metric("top1"), batch=10, threads=1, strip=way)
+        evaluator.remove(first, orders[first][:12])
+        [(_, found)] = evaluator.measure(second, [20])
         gone = {first: orders[first][:12].tolist(), second: orders[second][:20].tolist()}
-        scores = masked_outputs(analysis, data, trials, gone)[0]
+        scores = masked_outputs(analysis, data, evaluator, gone)[0]
         assert found.value == np.mean(scores.argmax(1) == data.y)
 
 
@@ -346,29 +350,31 @@ def test_tensors_are_those_of_the_masked_model(spec: Spec) -> None:
     spec = replace(spec, half=False)
     analysis = analyze(load(build(spec)))
     data = samples(spec)
-    trials = Trials(analysis, {}, data, METRICS["mse"], batch=2, threads=2)
+    evaluator = MaskedEvaluator(analysis, {}, data, METRICS["mse"], batch=2, threads=2)
     gone: dict[str, list[int]] = {}
-    for g in sorted(analysis.groups, key=lambda g: trials.cutter.reads[g.name].place):
+    for g in sorted(analysis.groups, key=lambda g: evaluator.segmenter.consumers[g.name].first):
         names = list(dict.fromkeys(s.tensor for s in feature_sites(analysis, [g], "active")))
         plan = Plan("", {n: Removal(analysis[n].channels, tuple(c)) for n, c in gone.items()})
         whole = Session(exposing(InsertMasks(plan, analysis)(analysis.model), names), threads=1)
-        wanted = [trials._real(whole.run(trials.feeds[i][0]), i) for i in range(len(trials.feeds))]
-        found = list(trials.tensors(names))
+        wanted = [evaluator._real(whole.run(evaluator.feeds[i][0]), i) for i in range(len(evaluator.feeds))]
+        found = list(evaluator.tensors(names))
         assert [i for r, _ in found for i in r] == list(range(len(data)))
         for (_, mine), theirs in zip(found, wanted, strict=True):
             for a, b in zip(mine, theirs, strict=True):
                 assert a.shape == b.shape or len(a) % len(b) == 0
                 np.testing.assert_allclose(a, b[: len(a)], atol=1e-4 * max(1e-30, np.abs(b).max()))
-        list(trials.samples(g.name, [[]]))
+        list(evaluator.samples(g.name, [[]]))
         gone[g.name] = [0] if g.channels > 1 else []
-        trials.remove(g.name, gone[g.name])
+        evaluator.remove(g.name, gone[g.name])
 
 
 def test_a_metric_over_everything_has_no_numbers_per_sample(digits: tuple[Analysis, dict[str, Order], Data]) -> None:
     analysis, _, data = digits
-    trials = Trials(analysis, {}, data, Metric("mine", True, "", whole=lambda o, y: 1.0), batch=50, threads=1)
+    evaluator = MaskedEvaluator(
+        analysis, {}, data, Metric("mine", True, "", function=lambda o, y: 1.0), batch=50, threads=1
+    )
     with pytest.raises(OnnxPruneError, match="no number per sample"):
-        list(trials.samples(analysis.groups[0].name, [[]]))
+        list(evaluator.samples(analysis.groups[0].name, [[]]))
 
 
 def test_even_batches_keep_all_threads_busy() -> None:

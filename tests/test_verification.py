@@ -25,7 +25,7 @@ from onnxprune.proto_graph import Graph
 from onnxprune.verification import _sizes as sizes
 from onnxprune.verification import verify
 from onnxprune.verification._claims import Claims, MaskSite, StatisticSite, resized
-from onnxprune.verification._compare import Comparison
+from onnxprune.verification._compare import TensorComparison
 from onnxprune.verification._reference import Reference
 
 
@@ -364,8 +364,8 @@ def test_no_dynamic_dimension_gives_one_assignment() -> None:
 # ------------------------------------------------------------------------------------------------------- differences
 
 
-def compare(*pairs: tuple[object, object]) -> Comparison:
-    found = Comparison()
+def compare(*pairs: tuple[object, object]) -> TensorComparison:
+    found = TensorComparison()
     for actual, expected in pairs:
         found.add(np.asarray(actual), np.asarray(expected))
     return found

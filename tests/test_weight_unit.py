@@ -27,7 +27,7 @@ from onnxprune.cli import main
 from onnxprune.errors import OnnxPruneError
 from onnxprune.layer_weights import layer_weights
 from onnxprune.passes.sparsify_weights import exact
-from onnxprune.weight_unit import POINTS, Point, Study, study
+from onnxprune.weight_unit import POINTS, SparsityPoint, SparsityStudy, study
 
 ROOT = Path(__file__).parent.parent
 WIDTHS = (64, 100, 50, 10)
@@ -52,7 +52,7 @@ def digits() -> op.Data:
 
 
 @cache
-def measured(end: str) -> Study:
+def measured(end: str) -> SparsityStudy:
     return study(op.load(proto()), digits(), end=end, threads=1)
 
 
@@ -178,7 +178,7 @@ def test_removed_units_compute_what_zeros_do_in_smaller_files() -> None:
         assert q.top1 == pytest.approx(p.top1, abs=ONE)
         assert q.loss == pytest.approx(p.loss, rel=1e-5)
         if q.what == "weight" or q.sparsity == 0:
-            assert q == (p if q.what == "weight" else Point(**{**vars(p), "end": "strip"}))
+            assert q == (p if q.what == "weight" else SparsityPoint(**{**vars(p), "end": "strip"}))
         else:
             assert q.verified is not None
             assert q.verified <= 1e-5
@@ -217,7 +217,7 @@ def test_convolutions_and_residual_streams_are_stripped_too() -> None:
 
 
 def test_models_are_handed_over_with_their_points() -> None:
-    seen: list[tuple[Point, float]] = []
+    seen: list[tuple[SparsityPoint, float]] = []
     ticks: list[tuple[int, int]] = []
     found = study(
         op.load(proto()), digits(), what=["unit"], points=[0.25, 0.9], end="strip", threads=1,
@@ -292,7 +292,7 @@ def test_picture_has_every_point_where_it_belongs(tmp_path: Path) -> None:
 
 
 def test_picture_refuses(tmp_path: Path) -> None:
-    empty = Study("", "digits", 1, "layer", (), ())
+    empty = SparsityStudy("", "digits", 1, "layer", (), ())
     with pytest.raises(OnnxPruneError, match="no points"):
         pictures.plot_study(empty, tmp_path / "a.png")
     with pytest.raises(OnnxPruneError, match="no picture format"):

@@ -61,7 +61,7 @@ def ours_coupling(path: Path, times: Times) -> int:
     """Analyses once; returns how many channels can go."""
     import onnxprune as op
     from onnxprune.coupling import assemble, walk
-    from onnxprune.model import uncollected
+    from onnxprune.model import gc_paused
     from onnxprune.passes import NORMALIZE, Pipeline
     from onnxprune.shapes import known_or_witness
 
@@ -69,7 +69,7 @@ def ours_coupling(path: Path, times: Times) -> int:
     analysis = timed(lambda: op.analyze(model), times, "analyze")
     normal = Pipeline(NORMALIZE)(model)
     seen = known_or_witness(normal)
-    with uncollected():  # as in analyze
+    with gc_paused():  # as in analyze
         timed(lambda: assemble(normal, seen, walk(normal, seen), source=model), times, "coupling")
     return int(analysis.count - 1)
 

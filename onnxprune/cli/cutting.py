@@ -74,7 +74,7 @@ def prune(**o: Any) -> None:
     \b
     onnxprune prune m.onnx -o s.onnx --target macs=0.5 --data images/
     onnxprune prune m.onnx -o s.onnx --target latency=0.6
-    onnxprune prune m.onnx -o s.onnx --curves c.json --min-accuracy 0.9
+    onnxprune prune m.onnx -o s.onnx --curves c.json --min-group-accuracy 0.9
     onnxprune prune m.onnx -o s.onnx --target macs=0.4 --steps 5
     """
     from onnxprune.files import check_output

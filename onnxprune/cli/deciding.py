@@ -25,7 +25,7 @@ from onnxprune.cli.options import (
 )
 from onnxprune.cli.stages import (
     analysis_of,
-    limits_of,
+    constraints_of,
     load_model,
     planned,
     preprocess_of,
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 @click.option("--ratios", default="0.05:0.95:0.05", show_default=True, help="FROM:TO:STEP, or a list 0.1,0.3,0.5.")
 @click.option("--include", multiple=True, metavar="GLOB", help="Sweep only these groups (repeatable).")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Leave these groups out (repeatable).")
-@click.option("--min-accuracy", type=float, help="Only search where each curve falls below this (bisection).")
+@click.option("--min-group-accuracy", type=float, help="Only search where each curve falls below this (bisection).")
 @click.option("--max-loss", type=float, help="The same for metrics of which less is better.")
 @click.option("--stop-at-chance", is_flag=True, help="End a curve once it is no better than guessing.")
 @samples_options
@@ -89,9 +89,9 @@ def sensitivity(**o: Any) -> None:
     for path in filter(None, (o["output"], o["plot"], o["csv_file"])):
         check_output(path, o["model"])
     if o["plot"]:
-        from onnxprune.pictures import check_picture
+        from onnxprune.pictures import check_plot
 
-        check_picture(o["plot"])
+        check_plot(o["plot"])
     threshold = _threshold(o)
     data = load_data(o["data"], images=o["images"], size=size_of(o["size"]))
     analysis = analysis_of(load_model(o["model"]), o)
@@ -125,18 +125,18 @@ def _threshold(o: dict[str, Any]) -> float | None:
     """The value that curves may not fall below (or, for losses, rise above)."""
     from onnxprune.metrics import get_metric
 
-    given = [n for n in ("min_accuracy", "max_loss") if o[n] is not None]
+    given = [n for n in ("min_group_accuracy", "max_loss") if o[n] is not None]
     if not given:
         return None
     if len(given) == 2:
-        raise click.UsageError("give either --min-accuracy or --max-loss")
+        raise click.UsageError("give either --min-group-accuracy or --max-loss")
     metric = get_metric(o["metric"] or "top1")
-    if metric.higher_is_better != (given[0] == "min_accuracy"):
-        right = "--min-accuracy" if metric.higher_is_better else "--max-loss"
+    if metric.higher_is_better != (given[0] == "min_group_accuracy"):
+        right = "--min-group-accuracy" if metric.higher_is_better else "--max-loss"
         raise click.UsageError(f"of {metric.name}, {'more' if metric.higher_is_better else 'less'} is better: {right}")
     value = float(o[given[0]])
     if metric.name in ("top1", "top5") and not 0 <= value <= 1:
-        raise click.UsageError(f"--min-accuracy is a share in [0, 1], not {value:g}")
+        raise click.UsageError(f"--min-group-accuracy is a share in [0, 1], not {value:g}")
     return value
 
 
@@ -196,9 +196,9 @@ def plan(**o: Any) -> None:
     for path in filter(None, (o["output"], o["plot"])):
         check_output(path, o["model"])
     if o["plot"]:
-        from onnxprune.pictures import check_picture
+        from onnxprune.pictures import check_plot
 
-        check_picture(o["plot"])
+        check_plot(o["plot"])
     analysis = analysis_of(load_model(o["model"]), o)
     made, scores, curves, latency = planned(analysis, target, o)
     rows = None
@@ -207,8 +207,8 @@ def plan(**o: Any) -> None:
 
         goal = same_target(scores, target, made)
         rows = compare(
-            scores, goal, made, _scope_of(o, target, curves, scores), curves=curves, latency=latency,
-            normalize=o["normalize"], limits=limits_of(o),
+            scores, goal, made, _allocator_of(o, target, curves, scores), curves=curves, latency=latency,
+            normalize=o["normalize"], constraints=constraints_of(o),
         )  # fmt: skip
     speedup = speedup_of(analysis, made, None, latency, o)
     if o["output"]:
@@ -231,8 +231,12 @@ def plan(**o: Any) -> None:
         click.echo(show.speedup_line(speedup))
 
 
-def _scope_of(o: dict[str, Any], target: Target | None, curves: Curves | None, scores: Scores) -> str:
+def _allocator_of(o: dict[str, Any], target: Target | None, curves: Curves | None, scores: Scores) -> str:
     """In which row of a comparison a plan stands."""
-    from onnxprune.planner import meant_scope
+    from onnxprune.planner import resolve_allocator
 
-    return "uniform" if o["ratio"] is not None else meant_scope(o["scope"], target, curves, scores.scope)
+    return (
+        "uniform"
+        if o["ratio"] is not None
+        else resolve_allocator(o["allocator"], target, curves, scores.default_allocator)
+    )

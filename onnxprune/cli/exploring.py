@@ -17,7 +17,7 @@ from onnxprune.cli.options import (
     model_argument,
     scoring_options,
 )
-from onnxprune.cli.stages import analysis_of, by_curves, limits_of, load_model, predictor_of, scored
+from onnxprune.cli.stages import analysis_of, by_curves, constraints_of, load_model, predictor_of, scored
 
 
 @click.command()
@@ -63,8 +63,8 @@ def explore(**o: Any) -> None:
     curves = load_curves(o["curves_file"]) if o["curves_file"] else None
     scores = load_scores(o["scores_file"], analysis) if o["scores_file"] else scored(analysis, by_curves(o, curves))
     explorer = Explorer(
-        scores, output, name=model.name, curves=curves, latency=predictor_of(analysis, None, {**o, "scope": None}),
-        limits=limits_of(o), normalize=o["normalize"], overwrite=o["output"] is not None,
+        scores, output, name=model.name, curves=curves, latency=predictor_of(analysis, None, {**o, "allocator": None}),
+        constraints=constraints_of(o), normalize=o["normalize"], overwrite=o["output"] is not None,
     )  # fmt: skip
     server = Server(explorer, o["port"])
     show.note(f"exploring {model.name} at {server.url}\nend with Done on the page, or with Ctrl-C")

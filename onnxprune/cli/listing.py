@@ -51,7 +51,7 @@ def criteria(as_json: bool) -> None:
             "source": c.source,
             "reduce": c.default_reduce,
             "normalize": c.default_normalize,
-            "scope": "uniform" if "global" in c.forbids else c.default_scope,
+            "scope": "uniform" if "global" in c.forbids else c.default_allocator,
         }
         for n, c in all_criteria().items()
     ]
@@ -59,7 +59,7 @@ def criteria(as_json: bool) -> None:
         show.emit_json(found)
     else:
         rows = [[c["name"], c["scope"], f"{c['title']} ({c['source']})"] for c in found]
-        show.table(f"{len(found)} criteria", ["name", "scope", "what it is"], rows, prose=True)
+        show.table(f"{len(found)} criteria", ["name", "allocator", "what it is"], rows, prose=True)
 
 
 @click.command()

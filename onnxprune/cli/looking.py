@@ -111,9 +111,9 @@ def _compared(o: dict[str, Any]) -> None:
     if o["layer"] and not o["plot"]:
         raise click.UsageError("--layer says what to draw: give --plot")
     if o["plot"]:
-        from onnxprune.pictures import check_picture
+        from onnxprune.pictures import check_plot
 
-        check_picture(o["plot"])
+        check_plot(o["plot"])
     analysis = analysis_of(load_model(o["model"]), o)
     names = [name.strip() for name in o["compare"].split(",") if name.strip()]
     ratio = 0.5 if o["ratio"] is None else o["ratio"]

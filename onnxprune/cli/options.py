@@ -76,10 +76,10 @@ planning_options = together(
         "can go) or latency (predicted), e.g. macs=0.5.",
     ),
     click.option("--curves", "curves_file", type=click.Path(path_type=Path), help="Decide by these (`sensitivity`)."),
-    click.option("--min-accuracy", type=float, help="With --curves: no group's curve falls below this."),
+    click.option("--min-group-accuracy", type=float, help="With --curves: no group's curve falls below this."),
     click.option("--max-loss", type=float, help="The same for metrics of which less is better."),
     click.option(
-        "--scope",
+        "--allocator",
         show_default="sensitivity with --curves, latency for a latency target, else the criterion's own (`criteria`)",
         help="How --target is shared: rank all channels together (global), the same share everywhere (uniform), all "
         "curves down to the same value (sensitivity), least importance per unit of the target saved (saving) or per "

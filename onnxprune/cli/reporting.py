@@ -39,21 +39,21 @@ def report(**o: Any) -> None:
     """
     from onnxprune import show
     from onnxprune.data import load_data
-    from onnxprune.reports import Measuring, write_report
+    from onnxprune.reports import MeasurementSettings, write_report
     from onnxprune.reports.page import check_extra
 
     check_extra()
     data = load_data(o["data"], images=o["images"], size=size_of(o["size"])) if o["data"] else None
-    measuring = Measuring(
+    measuring = MeasurementSettings(
         latency=o["latency"], batch=o["batch"], threads=o["threads"], runs=o["runs"], device=o["device"],
         verify=o["verify"], data=data, preprocess=preprocess_of(o),
     )  # fmt: skip
     with show.progress("measuring", quiet=o["as_json"]) as tick:
-        story = write_report(o["sources"], o["output"], measuring=measuring, title=o["title"], progress=tick)
+        written = write_report(o["sources"], o["output"], measuring=measuring, title=o["title"], progress=tick)
     if o["as_json"]:
         size = o["output"].stat().st_size
-        show.emit_json({"output": str(o["output"]), "bytes": size, "problems": story.problems})
+        show.emit_json({"output": str(o["output"]), "bytes": size, "problems": written.problems})
         return
-    for problem in story.problems:
+    for problem in written.problems:
         show.note(f"note: {problem}")
     click.echo(f"written: {o['output']} ({show.size(o['output'].stat().st_size)})")

@@ -1,4 +1,4 @@
-"""The command that applies passes by name: rewrite."""
+"""The command that applies passes by name: run-passes."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
     from onnxprune.passes import Pass
 
 
-@click.command()
+@click.command("run-passes")
 @model_argument
 @click.argument("passes", nargs=-1, required=True, metavar="PASS...")
 @output_option
 @click.option("--external-data/--single-file", "external", default=None, help="Weights beside the model, or inside it.")
 @json_option
-def rewrite(**o: Any) -> None:
+def run_passes(**o: Any) -> None:
     """Apply passes by name, in order (`passes` lists them).
 
     Parameters stand behind colons. The rewritten graph is checked, what it computes is not compared.
 
     \b
-    onnxprune rewrite m.onnx fold_shapes fuse_batchnorm -o folded.onnx
-    onnxprune rewrite m.onnx unshare_constants:largest=64 -o u.onnx
+    onnxprune run-passes m.onnx fold_shapes fuse_batchnorm -o folded.onnx
+    onnxprune run-passes m.onnx unshare_constants:largest=64 -o u.onnx
     """
     from onnxprune import show
     from onnxprune.files import check_output

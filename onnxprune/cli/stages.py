@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from onnxprune.calibration import Calibration
     from onnxprune.coupling import Analysis
     from onnxprune.curves import Curves
-    from onnxprune.limits import Limits
+    from onnxprune.limits import Constraints
     from onnxprune.model import Model
     from onnxprune.pipeline import Compiled
     from onnxprune.plans import Plan
@@ -52,8 +52,8 @@ def params_of(pairs: tuple[str, ...]) -> dict[str, Any]:
     return out
 
 
-def limits_of(o: dict[str, Any]) -> Limits:
-    from onnxprune.limits import Limits, load_overrides
+def constraints_of(o: dict[str, Any]) -> Constraints:
+    from onnxprune.limits import Constraints, load_overrides
     from onnxprune.runtime import kernel_block
 
     round_to: int | str = o["round_to"]
@@ -67,7 +67,7 @@ def limits_of(o: dict[str, Any]) -> Limits:
     if not 0 <= o["max_ratio"] < 1:
         raise OnnxPruneError(f"--max-ratio is a share removed, in [0, 1); got {o['max_ratio']:g}")
     overrides = load_overrides(o["overrides"]) if o["overrides"] else {}
-    return Limits(
+    return Constraints(
         round_to, o["min_channels"], o["max_ratio"], o["include"], o["exclude"], o["protect"], overrides, o["only"]
     )
 
@@ -76,13 +76,13 @@ def target_of(o: dict[str, Any]) -> Target | None:
     from onnxprune.limits import check_ratio
     from onnxprune.targets import Target
 
-    curves, thresholds = o["curves_file"] is not None, [o["min_accuracy"], o["max_loss"]].count(None) < 2
+    curves, thresholds = o["curves_file"] is not None, [o["min_group_accuracy"], o["max_loss"]].count(None) < 2
     if thresholds and not curves:
-        raise click.UsageError("--min-accuracy and --max-loss need --curves")
+        raise click.UsageError("--min-group-accuracy and --max-loss need --curves")
     if curves and o["ratio"] is not None:
         raise click.UsageError("--ratio takes the same from every group, --curves do not: give one of them")
     if curves and not thresholds and o["target"] is None:
-        raise click.UsageError("--curves need --min-accuracy (or --max-loss), or a --target")
+        raise click.UsageError("--curves need --min-group-accuracy (or --max-loss), or a --target")
     if not curves and (o["target"] is None) == (o["ratio"] is None):
         raise click.UsageError("give either --ratio or --target (for example --target macs=0.5)")
     if o["steps"] is not None and (curves or o.get("scores_file")):
@@ -135,7 +135,7 @@ def by_curves(o: dict[str, Any], curves: Curves | None) -> dict[str, Any]:
 
 def predictor_of(analysis: Analysis, target: Target | None, o: dict[str, Any]) -> LatencyPredictor | None:
     """A latency model, measured or found in the cache, where one is asked for."""
-    if not (o["timed"] or o["scope"] == "latency" or (target is not None and target.measure == "latency")):
+    if not (o["timed"] or o["allocator"] == "latency" or (target is not None and target.measure == "latency")):
         return None
     from onnxprune.latency_prediction import latency_model
     from onnxprune.show import progress
@@ -154,10 +154,10 @@ def planned(
     from onnxprune.scoring import load_scores
     from onnxprune.show import progress
 
-    limits = limits_of(o)
+    constraints = constraints_of(o)
     curves = load_curves(o["curves_file"]) if o["curves_file"] else None
     latency = predictor_of(analysis, target, o)
-    common = {"ratio": o["ratio"], "scope": o["scope"], "normalize": o["normalize"], "limits": limits}
+    common = {"ratio": o["ratio"], "allocator": o["allocator"], "normalize": o["normalize"], "constraints": constraints}
     if o["steps"] is not None:
         with progress(f"scoring with {o['criterion']}", quiet=o["as_json"]) as tick:
             made = plan_steps(
@@ -169,7 +169,13 @@ def planned(
     given = o.get("scores_file")
     scores = load_scores(given, analysis) if given else scored(analysis, by_curves(o, curves))
     made = plan(
-        scores, target, curves=curves, min_accuracy=o["min_accuracy"], max_loss=o["max_loss"], latency=latency, **common
+        scores,
+        target,
+        curves=curves,
+        min_group_accuracy=o["min_group_accuracy"],
+        max_loss=o["max_loss"],
+        latency=latency,
+        **common,
     )
     return made, scores, curves, latency
 

@@ -20,7 +20,7 @@ from onnxprune.cli.options import (
     threads_option,
     training_options,
 )
-from onnxprune.cli.stages import calibration_of, limits_of, load_model, params_of, preprocess_of, size_of
+from onnxprune.cli.stages import calibration_of, constraints_of, load_model, params_of, preprocess_of, size_of
 from onnxprune.errors import OnnxPruneError, VerificationError
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def retrain(**o: Any) -> None:
             where=str(o["output"]),
             fix="other settings (--lr, --epochs) with --restart, or write the last epoch anyway: --keep last --resume",
         )
-    made = method.plan(done.model, aim, o["ratio"], limits_of(o)) if method is not None else None
+    made = method.plan(done.model, aim, o["ratio"], constraints_of(o)) if method is not None else None
     save(done.model, o["output"], external=o["external"])
     if made is not None:
         save_plan(made, o["plan_file"])

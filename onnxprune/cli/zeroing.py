@@ -126,7 +126,7 @@ def sweep(**o: Any) -> None:
     from onnxprune.data import load_data
     from onnxprune.files import check_output, write_text
     from onnxprune.model import save
-    from onnxprune.weight_unit import Point, study
+    from onnxprune.weight_unit import SparsityPoint, study
 
     folder: Path | None = None if o["output"].suffix == ".csv" else o["output"]
     table = o["output"] if folder is None else folder / "sweep.csv"
@@ -137,15 +137,15 @@ def sweep(**o: Any) -> None:
     else:
         check_output(table, o["model"])
     if o["plot"]:
-        from onnxprune.pictures import check_picture
+        from onnxprune.pictures import check_plot
 
-        check_picture(o["plot"])
+        check_plot(o["plot"])
         check_output(o["plot"], o["model"])
     points = numbers_of(o["points"], "--points")
     data = load_data(o["data"], images=o["images"], size=size_of(o["size"]))
     model = load_model(o["model"])
 
-    def keep(point: Point, pruned: Model) -> None:
+    def keep(point: SparsityPoint, pruned: Model) -> None:
         if folder is not None:
             folder.mkdir(exist_ok=True)
             save(pruned, folder / f"{point.what}-{point.sparsity!r}.onnx")

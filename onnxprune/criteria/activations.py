@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from onnxprune.calibration import Probe, Statistic
 from onnxprune.channel_statistics import Moments
-from onnxprune.criteria.base import Array, Case, DataCriterion, SiteScores
+from onnxprune.criteria.base import Array, DataCriterion, ScoringContext, SiteScores
 from onnxprune.criteria.registry import register
 from onnxprune.features import FeatureSite, feature_sites
 
 
-class Zeros(Statistic):
+class ZeroCounts(Statistic):
     """How many values of each channel are exactly zero, over samples and positions.
 
     Args:
@@ -59,13 +59,13 @@ class Apoz(DataCriterion):
     needs: ClassVar[str] = "data"
     default_normalize: ClassVar[str] = "none"  # a share is on the same scale in every layer
 
-    def probes(self, case: Case) -> Sequence[Probe]:
-        return [Probe(s.tensor, Zeros(s.axis)) for s in _sites(case)]
+    def probes(self, context: ScoringContext) -> Sequence[Probe]:
+        return [Probe(s.tensor, ZeroCounts(s.axis)) for s in _sites(context)]
 
-    def score_sites(self, case: Case, probes: Sequence[Probe]) -> Sequence[SiteScores]:
+    def score_sites(self, context: ScoringContext, probes: Sequence[Probe]) -> Sequence[SiteScores]:
         found = []
-        for site, probe in zip(_sites(case), probes, strict=True):
-            assert isinstance(probe.statistic, Zeros)
+        for site, probe in zip(_sites(context), probes, strict=True):
+            assert isinstance(probe.statistic, ZeroCounts)
             found.append(SiteScores(site.components, 1 - probe.statistic.share))
         return found
 
@@ -76,12 +76,12 @@ class _FromMoments(DataCriterion):
     needs: ClassVar[str] = "data"
     default_normalize: ClassVar[str] = "mean"  # activations of different layers have different scales
 
-    def probes(self, case: Case) -> Sequence[Probe]:
-        return [Probe(s.tensor, Moments(s.tensor, s.axis)) for s in _sites(case)]
+    def probes(self, context: ScoringContext) -> Sequence[Probe]:
+        return [Probe(s.tensor, Moments(s.tensor, s.axis)) for s in _sites(context)]
 
-    def score_sites(self, case: Case, probes: Sequence[Probe]) -> Sequence[SiteScores]:
+    def score_sites(self, context: ScoringContext, probes: Sequence[Probe]) -> Sequence[SiteScores]:
         found = []
-        for site, probe in zip(_sites(case), probes, strict=True):
+        for site, probe in zip(_sites(context), probes, strict=True):
             assert isinstance(probe.statistic, Moments)
             found.append(SiteScores(site.components, self.of(probe.statistic)))
         return found
@@ -127,5 +127,5 @@ class ActivationVariance(_FromMoments):
         return moments.variance
 
 
-def _sites(case: Case) -> list[FeatureSite]:
-    return feature_sites(case.analysis, case.groups, "active")
+def _sites(context: ScoringContext) -> list[FeatureSite]:
+    return feature_sites(context.analysis, context.groups, "active")

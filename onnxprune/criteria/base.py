@@ -43,7 +43,7 @@ class AnyCriterion(ABC):
     """The reductions that make sense for this criterion."""
     default_normalize: ClassVar[str]
     """How scores of different layers are made comparable for a global ranking; see `normalize`."""
-    default_scope: ClassVar[str] = "global"
+    default_allocator: ClassVar[str] = "global"
     """How a target is shared where nothing is said: "global", or "saving" for scores that are costs to be summed."""
     forbids: ClassVar[Mapping[str, str]] = MappingProxyType({})
     """What the definition forbids, and why: `normalize` (any but the default) or `global` (one ranking of layers)."""
@@ -127,7 +127,7 @@ def _rows(weight: NDArray[Any], tensor: str) -> Array:
 
 
 @dataclass(frozen=True)
-class Case:
+class ScoringContext:
     """What a criterion that needs data scores.
 
     Attributes:
@@ -171,20 +171,20 @@ class DataCriterion(AnyCriterion):
     together. `score_sites` then makes scores of it, or runs the model in ways of its own.
     """
 
-    def least_samples(self, case: Case) -> int:
+    def least_samples(self, context: ScoringContext) -> int:
         """How many samples it cannot do without."""
         return 1
 
-    def probes(self, case: Case) -> Sequence[Probe]:
+    def probes(self, context: ScoringContext) -> Sequence[Probe]:
         """What to collect of the normalized model's tensors."""
         return ()
 
     @abstractmethod
-    def score_sites(self, case: Case, probes: Sequence[Probe]) -> Sequence[SiteScores]:
-        """Scores of every tensor on which the case's groups have channels, or of every group.
+    def score_sites(self, context: ScoringContext, probes: Sequence[Probe]) -> Sequence[SiteScores]:
+        """Scores of every tensor on which the groups of the context have channels, or of every group.
 
         Args:
-            case: what is scored.
+            context: what is scored.
             probes: those from `probes`, filled.
 
         Raises:

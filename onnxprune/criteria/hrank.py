@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.calibration import Probe, Statistic
-from onnxprune.criteria.base import Array, Case, DataCriterion, SiteScores
+from onnxprune.criteria.base import Array, DataCriterion, ScoringContext, SiteScores
 from onnxprune.criteria.registry import register
 from onnxprune.errors import OnnxPruneError
 from onnxprune.features import feature_sites
@@ -100,19 +100,19 @@ class HRank(DataCriterion):
     source: ClassVar[str] = "Lin et al. 2020, HRank: Filter Pruning using High-Rank Feature Map"
     needs: ClassVar[str] = "data"
     default_normalize: ClassVar[str] = "max"  # ranks end at the map's size; over the largest, layers compare
-    default_scope: ClassVar[str] = "uniform"  # orders a layer well, ranks layers against each other badly
+    default_allocator: ClassVar[str] = "uniform"  # orders a layer well, ranks layers against each other badly
 
     def __post_init__(self) -> None:
         if isinstance(self.images, bool) or not isinstance(self.images, int) or self.images < 1:
             raise OnnxPruneError(f"hrank: images must be a number from 1 up, not {self.images!r}", fix="images=500")
 
-    def probes(self, case: Case) -> Sequence[Probe]:
-        sites = feature_sites(case.analysis, case.groups, "active")
-        return [Probe(s.tensor, Ranks(s.axis, samples=len(case.calibration), images=self.images)) for s in sites]
+    def probes(self, context: ScoringContext) -> Sequence[Probe]:
+        sites = feature_sites(context.analysis, context.groups, "active")
+        return [Probe(s.tensor, Ranks(s.axis, samples=len(context.calibration), images=self.images)) for s in sites]
 
-    def score_sites(self, case: Case, probes: Sequence[Probe]) -> Sequence[SiteScores]:
+    def score_sites(self, context: ScoringContext, probes: Sequence[Probe]) -> Sequence[SiteScores]:
         found = []
-        for site, probe in zip(feature_sites(case.analysis, case.groups, "active"), probes, strict=True):
+        for site, probe in zip(feature_sites(context.analysis, context.groups, "active"), probes, strict=True):
             assert isinstance(probe.statistic, Ranks)
             found.append(SiteScores(site.components, probe.statistic.mean))
         return found

@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 
 from onnxprune.calibration import Probe
 from onnxprune.coupling import Group
-from onnxprune.criteria.base import Array, Case, DataCriterion, SiteScores
+from onnxprune.criteria.base import Array, DataCriterion, ScoringContext, SiteScores
 from onnxprune.criteria.registry import register
 from onnxprune.data import Data
 from onnxprune.errors import OnnxPruneError
 from onnxprune.metrics import METRICS
-from onnxprune.pieces import Cutter
+from onnxprune.pieces import MaskedSegmenter
 from onnxprune.runtime import provider_of
-from onnxprune.trials import Trials, default_batch, even_batch
+from onnxprune.trials import MaskedEvaluator, default_batch, even_batch
 
 Labels = NDArray[np.int64]
 
@@ -44,18 +44,18 @@ def overall(by_class: Array, labels: Labels) -> Array:
     return np.asarray(np.tensordot(counts[present] / counts.sum(), by_class[present], 1))
 
 
-def loss_trials(case: Case, data: Data) -> Trials:
-    """Trials on samples of a case that give cross-entropies.
+def loss_evaluator(context: ScoringContext, data: Data) -> MaskedEvaluator:
+    """Trials on samples of a scoring context that give cross-entropies.
 
     Raises:
         OnnxPruneError: the samples do not fit the model, a label is not among its classes, outputs are not finite.
     """
-    calibration = case.calibration
+    calibration = context.calibration
     cuda = provider_of(calibration.device) == "CUDAExecutionProvider"
     threads = calibration.threads or os.cpu_count() or 1
-    most = min(calibration.batch, default_batch(Cutter(case.analysis), calibration.device))
-    return Trials(
-        case.analysis,
+    most = min(calibration.batch, default_batch(MaskedSegmenter(context.analysis), calibration.device))
+    return MaskedEvaluator(
+        context.analysis,
         {},
         data,
         METRICS["loss"],
@@ -66,35 +66,38 @@ def loss_trials(case: Case, data: Data) -> Trials:
     )
 
 
-def class_losses(trials: Trials, group: Group, tick: Tick | None = None) -> tuple[Array, Array]:
+def class_losses(evaluator: MaskedEvaluator, group: Group, tick: WorkProgress | None = None) -> tuple[Array, Array]:
     """Mean cross-entropies by class: of all that is there `[classes]`, and without each channel `[classes, channels]`.
 
     NaN for a class without samples. A channel that is zero in all samples changes nothing, to the last bit.
     """
-    labels = trials.feeds.data.y
+    labels = evaluator.feeds.data.y
     assert labels is not None
     rows = []
-    for losses in trials.samples(group.name, [[], *([c] for c in range(group.channels))]):
-        rows.append(class_means(losses, labels, trials.classes))
+    for losses in evaluator.samples(group.name, [[], *([c] for c in range(group.channels))]):
+        rows.append(class_means(losses, labels, evaluator.classes))
         if tick is not None:
             tick.step(group)
     return rows[0], np.stack(rows[1:], axis=1)
 
 
-def in_reading_order(trials: Trials, groups: Sequence[Group]) -> list[Group]:
+def in_reading_order(evaluator: MaskedEvaluator, groups: Sequence[Group]) -> list[Group]:
     """Groups in the order of their first reader, in which cached activations are handed on."""
-    return sorted(groups, key=lambda g: trials.cutter.reads[g.name].place)
+    return sorted(groups, key=lambda g: evaluator.segmenter.consumers[g.name].first)
 
 
-class Tick:
+class WorkProgress:
     """Reports progress in work, not in trials: those of the first layers take longest."""
 
-    def __init__(self, case: Case, trials: Trials) -> None:
-        self.report = case.progress
-        work = {g.name: max(1, trials.cutter.work(trials.cutter.reads[g.name].place)) for g in case.groups}
+    def __init__(self, context: ScoringContext, evaluator: MaskedEvaluator) -> None:
+        self.report = context.progress
+        work = {
+            g.name: max(1, evaluator.segmenter.work(evaluator.segmenter.consumers[g.name].first))
+            for g in context.groups
+        }
         most = max(work.values(), default=1)
         self.unit = {name: max(1, round(1000 * w / most)) for name, w in work.items()}
-        self.total = sum(self.unit[g.name] * (g.channels + 1) for g in case.groups)
+        self.total = sum(self.unit[g.name] * (g.channels + 1) for g in context.groups)
         self.done = 0
 
     def step(self, group: Group) -> None:
@@ -130,17 +133,17 @@ class LossChange(DataCriterion):
         if self.absolute not in (True, False):  # 0 and 1 come from the command line
             raise OnnxPruneError(f"loss_change: absolute is 0 or 1, not {self.absolute!r}")
 
-    def score_sites(self, case: Case, probes: Sequence[Probe]) -> list[SiteScores]:
-        trials = loss_trials(case, case.calibration.data)
-        return list(self._scored(case, trials))
+    def score_sites(self, context: ScoringContext, probes: Sequence[Probe]) -> list[SiteScores]:
+        evaluator = loss_evaluator(context, context.calibration.data)
+        return list(self._scored(context, evaluator))
 
-    def _scored(self, case: Case, trials: Trials) -> Iterator[SiteScores]:
-        tick = Tick(case, trials)
+    def _scored(self, context: ScoringContext, evaluator: MaskedEvaluator) -> Iterator[SiteScores]:
+        tick = WorkProgress(context, evaluator)
         size: Any = np.abs if self.absolute else np.asarray
-        for group in in_reading_order(trials, case.groups):
-            before, after = class_losses(trials, group, tick)
+        for group in in_reading_order(evaluator, context.groups):
+            before, after = class_losses(evaluator, group, tick)
             change = after - before[:, None]
             present = np.flatnonzero(~np.isnan(before)).tolist()
             yield SiteScores(
-                group.components, size(overall(change, case.labels)), {k: size(change[k]) for k in present}
+                group.components, size(overall(change, context.labels)), {k: size(change[k]) for k in present}
             )

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxprune.calibration import Probe
-from onnxprune.criteria.base import Array, Case, DataCriterion, SiteScores
+from onnxprune.criteria.base import Array, DataCriterion, ScoringContext, SiteScores
 from onnxprune.criteria.registry import register
 from onnxprune.errors import OnnxPruneError
 from onnxprune.features import FeatureSite, feature_sites
@@ -50,22 +50,22 @@ class Lrp(DataCriterion):
     source: ClassVar[str] = "Yeom et al. 2021, Pruning by explaining, arXiv:1912.08881"
     needs: ClassVar[str] = "labels"
     default_normalize: ClassVar[str] = "none"
-    default_scope: ClassVar[str] = "uniform"  # orders a layer well, ranks layers against each other badly
+    default_allocator: ClassVar[str] = "uniform"  # orders a layer well, ranks layers against each other badly
 
-    def score_sites(self, case: Case, probes: Sequence[Probe]) -> Sequence[SiteScores]:
+    def score_sites(self, context: ScoringContext, probes: Sequence[Probe]) -> Sequence[SiteScores]:
         """Scores of every map before its nonlinearity.
 
         Raises:
             OnnxPruneError: see `raw_scores`.
         """
-        sites = feature_sites(case.analysis, case.groups, "linear")
-        raw = raw_scores(case, sites)
+        sites = feature_sites(context.analysis, context.groups, "linear")
+        raw = raw_scores(context, sites)
         return [
             SiteScores(site.components, share_of_relevance(values)) for site, values in zip(sites, raw, strict=True)
         ]
 
 
-def raw_scores(case: Case, sites: Sequence[FeatureSite]) -> list[Array]:
+def raw_scores(context: ScoringContext, sites: Sequence[FeatureSite]) -> list[Array]:
     """Relevance of every index of every site's axis, [channels] float64, summed over positions and samples.
 
     A map that the first output does not depend on has none.
@@ -81,8 +81,8 @@ def raw_scores(case: Case, sites: Sequence[FeatureSite]) -> list[Array]:
     raw = [np.zeros(len(site.components)) for site in sites]
     if not sites:
         return raw
-    model = FuseBatchnorm()(case.analysis.model)
-    relevance = Relevance(classifier(case, model, _names_in(model, case.analysis.model, sites)))
+    model = FuseBatchnorm()(context.analysis.model)
+    relevance = Relevance(classifier(context, model, _names_in(model, context.analysis.model, sites)))
 
     def visit(x: torch.Tensor, y: torch.Tensor, batch: int) -> None:
         def start(output: torch.Tensor) -> torch.Tensor:
@@ -101,7 +101,7 @@ def raw_scores(case: Case, sites: Sequence[FeatureSite]) -> list[Array]:
                 )
             raw[place] += total
 
-    each_part(case, relevance.module, visit)
+    each_part(context, relevance.module, visit)
     return raw
 
 

@@ -10,18 +10,27 @@ import numpy as np
 
 from onnxprune.calibration import Probe
 from onnxprune.coupling import Group
-from onnxprune.criteria.base import Array, Case, DataCriterion, SiteScores
-from onnxprune.criteria.output_effects import Trial, output_effects
-from onnxprune.criteria.readers import ROWS, Order, Reader, check_rows, energy, ordered_scores, reader_probes, readers
+from onnxprune.criteria.base import Array, DataCriterion, ScoringContext, SiteScores
+from onnxprune.criteria.output_effects import Ablation, output_effects
+from onnxprune.criteria.readers import (
+    ROWS,
+    ConsumerStatistics,
+    RemovalOrder,
+    check_rows,
+    consumer_probes,
+    consumer_statistics,
+    energy,
+    ordered_scores,
+)
 from onnxprune.criteria.registry import register
 from onnxprune.errors import OnnxPruneError
-from onnxprune.gram import Gram, Surgeon, resolved
+from onnxprune.gram import BlockOBS, Gram, resolved
 
 WEIGHINGS = ("outputs", "layer")
 LEVELS = (0.125, 0.25, 0.5, 0.75)  # shares of a group at which its effect on the outputs is measured
 
 
-def removal_order(group: Group, known: Sequence[Reader], ridge: float) -> Order:
+def removal_order(group: Group, known: Sequence[ConsumerStatistics], ridge: float) -> RemovalOrder:
     """Greedy removal with all that is left re-solved after each.
 
     Args:
@@ -29,25 +38,25 @@ def removal_order(group: Group, known: Sequence[Reader], ridge: float) -> Order:
         known: the layers that read it. Those whose outputs are constant on the samples do not count.
         ridge: see `onnxprune.gram.damped`.
     """
-    surgeons: list[tuple[Surgeon, float]] = []
+    solvers: list[tuple[BlockOBS, float]] = []
     for reader in known:
         problems = list(reader.problems(group, centred=reader.centred))
         total = sum(energy(moments, weight) for moments, weight, _ in problems)
         if total > 0:
-            surgeons += [(Surgeon(*problem, ridge), total) for problem in problems]
+            solvers += [(BlockOBS(*problem, ridge), total) for problem in problems]
     left = np.arange(group.channels)
     order, rises = [], []
     while len(left):
         losses = np.zeros(group.channels)
-        for surgeon, total in surgeons:
-            losses += surgeon.rises() / total
+        for solver, total in solvers:
+            losses += solver.rises() / total
         best = int(np.argmin(losses[left]))
         order.append(int(left[best]))
         rises.append(float(losses[order[-1]]))
         left = np.delete(left, best)
-        for surgeon, _ in surgeons:
-            surgeon.remove(order[-1])
-    return Order(np.array(order, np.int64), np.array(rises))
+        for solver, _ in solvers:
+            solver.remove(order[-1])
+    return RemovalOrder(np.array(order, np.int64), np.array(rises))
 
 
 def levels(channels: int) -> list[int]:
@@ -55,7 +64,9 @@ def levels(channels: int) -> list[int]:
     return sorted({round(level * channels) for level in LEVELS} - {0, channels})
 
 
-def trials(group: Group, known: Sequence[Reader], order: Order, ridge: float) -> Iterator[Trial]:
+def ablations(
+    group: Group, known: Sequence[ConsumerStatistics], order: RemovalOrder, ridge: float
+) -> Iterator[Ablation]:
     """A group without its first channels, the weights of its readers solved anew; wide readers are only masked."""
     for removed in levels(group.channels):
         gone = order.channels[:removed].tolist()
@@ -71,10 +82,10 @@ def trials(group: Group, known: Sequence[Reader], order: Order, ridge: float) ->
             if node.intercept:
                 shift = node.shift() + np.einsum("gk,gko->go", statistic.mean, old - new).ravel()
             weights[node.node.outputs[0].name] = np.stack(new), shift
-        yield Trial(tuple(sorted(gone)), weights)
+        yield Ablation(tuple(sorted(gone)), weights)
 
 
-def scaled(order: Order, effects: Mapping[int, float]) -> Order:
+def scaled(order: RemovalOrder, effects: Mapping[int, float]) -> RemovalOrder:
     """Rises in units of what the outputs lose: between two trials they are shared in proportion to the errors.
 
     Args:
@@ -94,7 +105,7 @@ def scaled(order: Order, effects: Mapping[int, float]) -> Order:
             before = float(order.rises[:a].sum())
             loss = float(losses[i] * gap / before) if before > 0 else 0.0
         rises[a:b] = rises[a:b] * (loss / gap) if gap > 0 else loss / max(1, b - a)
-    return Order(order.channels, rises)
+    return RemovalOrder(order.channels, rises)
 
 
 @register
@@ -103,7 +114,7 @@ class Obs(DataCriterion):
     """`s_c`: rise of the readers' squared error when channel c goes, after those before it, and the rest is re-solved.
 
     Channels of a group go one by one, each time the one whose loss is least; the weights of what is left follow by
-    least squares on the samples (`onnxprune.gram.Surgeon`). An error is a share of the layer's output energy, summed
+    least squares on the samples (`onnxprune.gram.BlockOBS`). An error is a share of the layer's output energy, summed
     over the layers that read the group.
 
     With `weigh="outputs"` some numbers of channels of each group are tried, and the errors are scaled to what the
@@ -131,7 +142,7 @@ class Obs(DataCriterion):
     default_reduce: ClassVar[str] = "sum"
     reductions: ClassVar[tuple[str, ...]] = ("sum",)
     default_normalize: ClassVar[str] = "none"
-    default_scope: ClassVar[str] = "saving"
+    default_allocator: ClassVar[str] = "saving"
 
     def __post_init__(self) -> None:
         if self.weigh not in WEIGHINGS:
@@ -142,25 +153,25 @@ class Obs(DataCriterion):
             raise OnnxPruneError(f"obs: ridge must be a share from 1e-8 to 1, not {self.ridge!r}", fix="ridge=0.001")
         check_rows("obs", self.rows)
 
-    def least_samples(self, case: Case) -> int:
+    def least_samples(self, context: ScoringContext) -> int:
         """Variances need some."""
         return 8
 
-    def probes(self, case: Case) -> Sequence[Probe]:
+    def probes(self, context: ScoringContext) -> Sequence[Probe]:
         """Gram matrices of all readers, if memory holds them together."""
-        return reader_probes(case, self.rows, self.seed)
+        return consumer_probes(context, self.rows, self.seed)
 
-    def score_sites(self, case: Case, probes: Sequence[Probe]) -> Sequence[SiteScores]:
+    def score_sites(self, context: ScoringContext, probes: Sequence[Probe]) -> Sequence[SiteScores]:
         """One set of scores for each group."""
         scores = []
-        for portion in readers(case, probes, self.rows, self.seed):
+        for portion in consumer_statistics(context, probes, self.rows, self.seed):
             orders = [(group, removal_order(group, known, self.ridge)) for group, known in portion]
             effects: Mapping[str, Mapping[int, float]] = {}
             if self.weigh == "outputs":
                 tried = [
-                    (g, trials(g, known, o, self.ridge)) for (g, known), (_, o) in zip(portion, orders, strict=True)
+                    (g, ablations(g, known, o, self.ridge)) for (g, known), (_, o) in zip(portion, orders, strict=True)
                 ]
-                effects = output_effects(case, tried, sum(len(levels(g.channels)) for g in case.analysis.groups))
+                effects = output_effects(context, tried, sum(len(levels(g.channels)) for g in context.analysis.groups))
             for group, order in orders:
                 scores.append(SiteScores(group.components, ordered_scores(scaled(order, effects.get(group.name, {})))))
         return scores

@@ -9,16 +9,16 @@ import numpy as np
 
 from onnxprune.cost import CostModel
 from onnxprune.coupling import Analysis, Group
-from onnxprune.criteria.base import Array, Case
+from onnxprune.criteria.base import Array, ScoringContext
 from onnxprune.data import Feeds, subset
 from onnxprune.errors import OnnxPruneError
 from onnxprune.linear_nodes import linear_node
 from onnxprune.model import Model
 from onnxprune.output_distance import OutputDistance
 from onnxprune.passes import InsertMasks
-from onnxprune.pieces import Cutter
+from onnxprune.pieces import MaskedSegmenter
 from onnxprune.plans import Plan, Removal
-from onnxprune.segments import Segments, Walk
+from onnxprune.segments import ActivationCursor, Segments
 
 _IMAGES = (32, 256)  # samples, few for large models
 _WORK = 4e12  # MACs that all trials may take
@@ -26,7 +26,7 @@ _BATCH = 32
 
 
 @dataclass(frozen=True)
-class Trial:
+class Ablation:
     """A group without some channels, and new weights for nodes that read it.
 
     Attributes:
@@ -35,47 +35,47 @@ class Trial:
             `LinearNode.put`.
     """
 
-    gone: tuple[int, ...]
+    removed: tuple[int, ...]
     weights: Mapping[str, tuple[Array, Array | None]]
 
 
 def output_effects(
-    case: Case, tried: Sequence[tuple[Group, Iterable[Trial]]], count: int
+    context: ScoringContext, ablations: Sequence[tuple[Group, Iterable[Ablation]]], count: int
 ) -> dict[str, dict[int, float]]:
-    """How far the outputs are from those of the whole model in each trial: group -> channels gone -> distance.
+    """How far the outputs are from those of the whole model in each ablation: group -> channels gone -> distance.
 
     The distance is that of `OutputDistance`, the mean over some samples: a divergence for classifiers, else a squared
     error.
 
     Args:
-        case: whose model and samples.
-        tried: groups and their trials, which are asked for one at a time in the order of the graph.
-        count: of trials for which the work is meant: the more, the fewer samples.
+        context: whose model and samples.
+        ablations: groups and their ablations, which are asked for one at a time in the order of the graph.
+        count: of ablations for which the work is meant: the more, the fewer samples.
 
     Raises:
         OnnxPruneError: onnxruntime fails; outputs that are not finite, or of a size that depends on the data.
     """
-    analysis, calibration = case.analysis, case.calibration
-    images = int(np.clip(_WORK / max(1, CostModel(analysis).whole.macs * count), *_IMAGES))
+    analysis, calibration = context.analysis, context.calibration
+    images = int(np.clip(_WORK / max(1, CostModel(analysis).baseline.macs * count), *_IMAGES))
     feeds = Feeds(
         analysis.model, subset(calibration.data, images), calibration.preprocess, min(calibration.batch, _BATCH)
     )
-    cutter = Cutter(analysis)
-    effects: dict[str, dict[int, float]] = {g.name: {} for g, _ in tried}
-    with Walk(cutter, feeds, device=calibration.device, threads=calibration.threads) as walk:
-        names = _measured(cutter)
-        distance = OutputDistance(names, list(walk.values(names)))
-        for group, trials in sorted(tried, key=lambda item: cutter.reads[item[0].name].place):
-            place = cutter.reads[group.name].place
-            late = [n for n in names if cutter.made[n] >= place]
+    segmenter = MaskedSegmenter(analysis)
+    effects: dict[str, dict[int, float]] = {g.name: {} for g, _ in ablations}
+    with ActivationCursor(segmenter, feeds, device=calibration.device, threads=calibration.threads) as cursor:
+        names = _measured(segmenter)
+        distance = OutputDistance(names, list(cursor.values(names)))
+        for group, of_group in sorted(ablations, key=lambda item: segmenter.consumers[item[0].name].first):
+            place = segmenter.consumers[group.name].first
+            late = [n for n in names if segmenter.made[n] >= place]
             if not late:
                 continue
-            walk.advance(place)
-            for trial in trials:
-                model = _changed(analysis, cutter.segment(place, len(cutter.nodes), late), group, trial)
-                effects[group.name][len(trial.gone)] = distance(walk.values(late, model=model))
-                if case.progress is not None:
-                    case.progress(sum(map(len, effects.values())), count)
+            cursor.advance(place)
+            for ablation in of_group:
+                model = _changed(analysis, segmenter.segment(place, len(segmenter.nodes), late), group, ablation)
+                effects[group.name][len(ablation.removed)] = distance(cursor.values(late, model=model))
+                if context.progress is not None:
+                    context.progress(sum(map(len, effects.values())), count)
     return effects
 
 
@@ -91,13 +91,13 @@ def _measured(segments: Segments) -> list[str]:
     return names
 
 
-def _changed(analysis: Analysis, model: Model, group: Group, trial: Trial) -> Model:
+def _changed(analysis: Analysis, model: Model, group: Group, ablation: Ablation) -> Model:
     """A segment as a trial has it."""
-    plan = Plan("", {group.name: Removal(group.channels, trial.gone)})
+    plan = Plan("", {group.name: Removal(group.channels, ablation.removed)})
     model = InsertMasks(plan, analysis, partial=True).rewrite(model)
     outputs = frozenset(t.name for t in model.graph.outputs)
     for node in model.graph.nodes:
-        if (weights := trial.weights.get(node.outputs[0].name)) is not None:
+        if (weights := ablation.weights.get(node.outputs[0].name)) is not None:
             linear = linear_node(node, outputs)
             assert linear is not None
             linear.put(*weights, set(model.graph.tensors()))

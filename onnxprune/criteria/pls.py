@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.calibration import Probe, Statistic
-from onnxprune.criteria.base import Array, Case, DataCriterion, SiteScores
+from onnxprune.criteria.base import Array, DataCriterion, ScoringContext, SiteScores
 from onnxprune.criteria.registry import register
 from onnxprune.errors import OnnxPruneError
 from onnxprune.features import FeatureSite, feature_sites
@@ -313,25 +313,26 @@ class PlsVip(DataCriterion):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise OnnxPruneError(f"pls_vip: {name} must be a number from 1 up, not {value!r}", fix=f"{name}=2")
 
-    def least_samples(self, case: Case) -> int:
+    def least_samples(self, context: ScoringContext) -> int:
         return 2  # a spread needs two
 
-    def probes(self, case: Case) -> Sequence[Probe]:
-        labels = case.labels
+    def probes(self, context: ScoringContext) -> Sequence[Probe]:
+        labels = context.labels
         if len(np.unique(labels)) < 2:
             raise OnnxPruneError(
                 f"criterion 'pls_vip' tells classes apart; all samples are of class {labels[0]}",
                 fix="give samples of at least two classes",
             )
-        components = np.concatenate([np.zeros(0, np.int64), *(g.components for g in case.groups)])
+        components = np.concatenate([np.zeros(0, np.int64), *(g.components for g in context.groups)])
         sites = [
-            (site, np.isin(site.components, components)) for site in feature_sites(case.analysis, case.groups, "linear")
+            (site, np.isin(site.components, components))
+            for site in feature_sites(context.analysis, context.groups, "linear")
         ]
         sites = [(site, wanted) for site, wanted in sites if wanted.any()]
         columns = _Columns(labels, len(sites))
         return [Probe(s.tensor, _Pooled(columns, i, s, wanted, self)) for i, (s, wanted) in enumerate(sites)]
 
-    def score_sites(self, case: Case, probes: Sequence[Probe]) -> Sequence[SiteScores]:
+    def score_sites(self, context: ScoringContext, probes: Sequence[Probe]) -> Sequence[SiteScores]:
         statistics = [probe.statistic for probe in probes if isinstance(probe.statistic, _Pooled)]
         if not statistics:
             return []

@@ -15,7 +15,7 @@ from onnxprune.errors import OnnxPruneError
 
 @register
 @dataclass(frozen=True)
-class Random(Criterion):
+class RandomScores(Criterion):
     """`s_f` uniform in [0, 1), from the seed and the tensor's name alone: the weights are not looked at.
 
     Args:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from onnxprune.calibration import Probe, Statistic
 from onnxprune.coupling import Group
-from onnxprune.criteria.base import Array, Case
+from onnxprune.criteria.base import Array, ScoringContext
 from onnxprune.errors import OnnxPruneError
 from onnxprune.gram import Consumer, Gram, consumers, picked_positions, row_blocks
 from onnxprune.model import Array as Values
@@ -69,7 +69,7 @@ class Contributions(Statistic):
 
 
 @dataclass(frozen=True)
-class ReaderProbe(Probe):
+class ConsumerProbe(Probe):
     """A probe of what a layer reads; for a wide layer, of one group's channels in it."""
 
     statistic: Gram | Contributions
@@ -78,7 +78,7 @@ class ReaderProbe(Probe):
 
 
 @dataclass(frozen=True)
-class Reader:
+class ConsumerStatistics:
     """A layer that reads a group, and what is known of what it reads."""
 
     consumer: Consumer
@@ -111,44 +111,53 @@ def energy(moments: Array, weight: Array) -> float:
     return float(np.sum(weight * (moments @ weight)))
 
 
-def reader_probes(case: Case, rows: int, seed: int) -> list[ReaderProbe]:
+def consumer_probes(context: ScoringContext, rows: int, seed: int) -> list[ConsumerProbe]:
     """Probes for all groups, if what they collect fits into memory together; else none.
 
     Raises:
         OnnxPruneError: the layers that read the groups have weights of integers, which nothing is solved for.
     """
-    table = case.analysis.table
+    table = context.analysis.table
     integers = table.quantized or any(root.dtype.kind in "iu" for root, _ in table.views.values())
-    if case.groups and integers and not consumers(case.analysis, case.groups):
+    if context.groups and integers and not consumers(context.analysis, context.groups):
         raise OnnxPruneError(
             "this criterion solves for weights, and this model's are quantized",
             fix="score and prune the model before it is quantized, or choose another criterion",
         )
-    return _probes(case, case.groups, rows, seed) if len(_portions(case)) == 1 else []
+    return _probes(context, context.groups, rows, seed) if len(_portions(context)) == 1 else []
 
 
-def readers(case: Case, probes: Sequence[Probe], rows: int, seed: int) -> Iterator[list[tuple[Group, list[Reader]]]]:
+def consumer_statistics(
+    context: ScoringContext, probes: Sequence[Probe], rows: int, seed: int
+) -> Iterator[list[tuple[Group, list[ConsumerStatistics]]]]:
     """Groups with the layers that read them, as many at a time as fit into memory.
 
     Args:
-        case: whose groups.
+        context: whose groups.
         probes: those from `reader_probes`, filled. Where they are none, the samples are run for each portion.
         rows: output positions of each layer, in all samples together.
         seed: of their choice.
     """
-    filled = [p for p in probes if isinstance(p, ReaderProbe)]
+    filled = [p for p in probes if isinstance(p, ConsumerProbe)]
     if filled:
-        yield _known(case.groups, filled)
+        yield _known(context.groups, filled)
         return
-    for groups in _portions(case):
-        own = _probes(case, groups, rows, seed)
-        case.calibration.collect(case.analysis.model, own, progress=case.progress)
+    for groups in _portions(context):
+        own = _probes(context, groups, rows, seed)
+        context.calibration.collect(context.analysis.model, own, progress=context.progress)
         yield _known(groups, own)
 
 
-def _known(groups: Sequence[Group], probes: Sequence[ReaderProbe]) -> list[tuple[Group, list[Reader]]]:
+def _known(groups: Sequence[Group], probes: Sequence[ConsumerProbe]) -> list[tuple[Group, list[ConsumerStatistics]]]:
     return [
-        (g, [Reader(p.consumer, p.statistic) for p in probes if p.group in (None, g.name) and p.consumer.reads(g)])
+        (
+            g,
+            [
+                ConsumerStatistics(p.consumer, p.statistic)
+                for p in probes
+                if p.group in (None, g.name) and p.consumer.reads(g)
+            ],
+        )
         for g in groups
     ]
 
@@ -157,13 +166,13 @@ def _wide(consumer: Consumer) -> bool:
     return consumer.node.inputs * consumer.node.kernel > WIDE
 
 
-def _portions(case: Case) -> list[list[Group]]:
+def _portions(context: ScoringContext) -> list[list[Group]]:
     """Groups whose statistics fit into memory together, in order."""
-    found = consumers(case.analysis, case.groups)
+    found = consumers(context.analysis, context.groups)
     portions: list[list[Group]] = [[]]
     used = 0
     counted: set[str] = set()  # layers that an earlier group of the portion has read as well
-    for group in case.groups:
+    for group in context.groups:
         own = [c for c in found if c.reads(group)]
         need = sum(_bytes(c, group) for c in own if c.node.output not in counted)
         if portions[-1] and used + need > _MEMORY:
@@ -182,15 +191,15 @@ def _bytes(consumer: Consumer, group: Group) -> int:
     return 8 * group.channels**2 if _wide(consumer) else 8 * node.groups * (node.inputs * node.kernel) ** 2
 
 
-def _probes(case: Case, groups: Sequence[Group], rows: int, seed: int) -> list[ReaderProbe]:
-    positions = ceil(rows / len(case.calibration))
+def _probes(context: ScoringContext, groups: Sequence[Group], rows: int, seed: int) -> list[ConsumerProbe]:
+    positions = ceil(rows / len(context.calibration))
     out = []
-    for c in consumers(case.analysis, groups):
+    for c in consumers(context.analysis, groups):
         if not _wide(c):
-            out.append(ReaderProbe(c.tensor, Gram(c.node, positions, seed), c, None))
+            out.append(ConsumerProbe(c.tensor, Gram(c.node, positions, seed), c, None))
             continue
         out += [
-            ReaderProbe(c.tensor, Contributions(c, g.components, positions, seed), c, g.name)
+            ConsumerProbe(c.tensor, Contributions(c, g.components, positions, seed), c, g.name)
             for g in groups
             if c.reads(g)
         ]
@@ -198,7 +207,7 @@ def _probes(case: Case, groups: Sequence[Group], rows: int, seed: int) -> list[R
 
 
 @dataclass(frozen=True)
-class Order:
+class RemovalOrder:
     """In which order channels of a group go, and what each adds to the readers' squared error.
 
     Attributes:
@@ -210,7 +219,7 @@ class Order:
     rises: Array
 
 
-def ordered_scores(order: Order) -> Array:
+def ordered_scores(order: RemovalOrder) -> Array:
     """Scores by channel whose order is the order of removal and whose sums are those of the rises, [channels].
 
     Rises need not grow; the nearest non-decreasing sequence (least squares, by pooling adjacent violators; Ayer et

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from onnxprune.criteria.base import AnyCriterion, Criterion, DataCriterion
 from onnxprune.criteria.normalize import METHODS
 from onnxprune.errors import OnnxPruneError, unknown
-from onnxprune.plugins import PlugIns
+from onnxprune.plugins import PluginRegistry
 
 _criteria: dict[str, type[AnyCriterion]] = {}
 
@@ -68,7 +68,7 @@ def all_criteria() -> dict[str, type[AnyCriterion]]:
     return dict(sorted(_criteria.items()))
 
 
-plugins = PlugIns("onnxprune.criteria", lambda cls, distribution: register(cls))
+plugins = PluginRegistry("onnxprune.criteria", lambda cls, distribution: register(cls))
 """Criteria of other packages: classes, each under an entry point of its name."""
 
 

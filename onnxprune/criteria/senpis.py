@@ -26,13 +26,13 @@ from numpy.typing import NDArray
 
 from onnxprune.calibration import Probe
 from onnxprune.coupling import Group
-from onnxprune.criteria.base import Array, Case, DataCriterion, SiteScores
-from onnxprune.criteria.loss_change import Labels, Tick, class_losses, in_reading_order, loss_trials
+from onnxprune.criteria.base import Array, DataCriterion, ScoringContext, SiteScores
+from onnxprune.criteria.loss_change import Labels, WorkProgress, class_losses, in_reading_order, loss_evaluator
 from onnxprune.criteria.registry import register
 from onnxprune.data import Data
 from onnxprune.errors import OnnxPruneError
 from onnxprune.features import FeatureSite, feature_sites
-from onnxprune.trials import Trials
+from onnxprune.trials import MaskedEvaluator
 
 _C1, _C2 = 1e-4, 9e-4  # (0.01 L)^2 and (0.03 L)^2 of SSIM, for values of range L = 1
 _SIDE = float(np.exp(-1 / (2 * 1.5**2)))  # weight of a neighbour in a Gaussian of standard deviation 1.5
@@ -169,7 +169,7 @@ def class_samples(labels: Labels, classes: int, each: int, seed: int, *, name: s
 
 
 @dataclass
-class _Seen:
+class _ClassActivations:
     """What one tensor showed of one class: the sum of its maps, or scalar products of its activations.
 
     Attributes:
@@ -210,25 +210,25 @@ class _Seen:
         return found
 
 
-def similarities(trials: Trials, group: Group, labels: Labels) -> Iterator[Array]:
+def similarities(evaluator: MaskedEvaluator, group: Group, labels: Labels) -> Iterator[Array]:
     """Similarities of a group's pairs of channels, class after class in the order of the samples: [pairs] each.
 
     A group whose channels are on several tensors (a residual stream) gets the mean of theirs. Tensors `[n, c, h, w]`
     hold maps; all others hold activations of neurons, and so do maps of one pixel.
 
     Args:
-        trials: without the channels that are gone already; their samples lie class after class.
+        evaluator: without the channels that are gone already; their samples lie class after class.
         group: whose channels.
         labels: of the samples.
     """
-    sites = [s for s in feature_sites(trials.analysis, [group], "active") if _places(s, group) is not None]
+    sites = [s for s in feature_sites(evaluator.analysis, [group], "active") if _places(s, group) is not None]
     names = list(dict.fromkeys(s.tensor for s in sites))
-    seen = [_Seen(s, index) for s in sites if (index := _places(s, group)) is not None]
+    seen = [_ClassActivations(s, index) for s in sites if (index := _places(s, group)) is not None]
     left = dict(zip(*np.unique(labels, return_counts=True), strict=True))
     if not seen:
         yield from (np.zeros(group.channels * (group.channels - 1) // 2) for _ in left)
         return
-    for samples, tensors in trials.tensors(names):
+    for samples, tensors in evaluator.tensors(names):
         values = dict(zip(names, tensors, strict=True))
         here = labels[samples.start : samples.stop]
         for k in np.unique(here):
@@ -253,7 +253,7 @@ def _places(site: FeatureSite, group: Group) -> NDArray[np.int64] | None:
 
 
 @dataclass(frozen=True)
-class Layer:
+class SenpisResult:
     """What SeNPIS found in one group; K classes, C channels.
 
     Attributes:
@@ -312,7 +312,7 @@ class Senpis(DataCriterion):
     forbids: ClassVar[Mapping[str, str]] = MappingProxyType(
         {
             "global": "it takes the same share of every layer, and scores of a layer hold with that share of the "
-            "earlier ones gone; use --ratio (or --scope uniform)"
+            "earlier ones gone; use --ratio (or --allocator uniform)"
         }
     )
 
@@ -334,46 +334,46 @@ class Senpis(DataCriterion):
         check("samples", whole(self.samples) and self.samples >= 0, "a whole number, 0 for all")
         check("seed", whole(self.seed) and self.seed >= 0, "a whole number, not negative")
 
-    def least_samples(self, case: Case) -> int:
-        return max(1, self.samples) * _classes(case)
+    def least_samples(self, context: ScoringContext) -> int:
+        return max(1, self.samples) * _classes(context)
 
-    def score_sites(self, case: Case, probes: Sequence[Probe]) -> list[SiteScores]:
-        groups = case.analysis.by_name
+    def score_sites(self, context: ScoringContext, probes: Sequence[Probe]) -> list[SiteScores]:
+        groups = context.analysis.by_name
         return [
             SiteScores(groups[layer.group].components, layer.im_global, dict(enumerate(layer.im_attenuated)))
-            for layer in self.layers(case)
+            for layer in self.layers(context)
         ]
 
-    def layers(self, case: Case, *, similarity: bool = False) -> Iterator[Layer]:
-        """Scores the case's groups one after the other, in the order in which the network first reads them.
+    def layers(self, context: ScoringContext, *, similarity: bool = False) -> Iterator[SenpisResult]:
+        """Scores the groups of the context one after the other, in the order in which the network first reads them.
 
         Args:
-            case: what is scored.
+            context: what is scored.
             similarity: keep the similarities of all pairs: classes * channels^2 / 2 numbers.
 
         Raises:
             OnnxPruneError: as `class_samples`; data that does not fit the model, outputs or maps that are not finite.
         """
-        data = case.calibration.data
-        chosen = class_samples(case.labels, _classes(case), self.samples, self.seed, name=data.name)
-        data = Data(data.x[chosen], case.labels[chosen], data.name)
-        trials = loss_trials(case, data)
-        tick = Tick(case, trials)
-        for group in in_reading_order(trials, case.groups):
-            layer = self._layer(trials, group, tick, similarity)
+        data = context.calibration.data
+        chosen = class_samples(context.labels, _classes(context), self.samples, self.seed, name=data.name)
+        data = Data(data.x[chosen], context.labels[chosen], data.name)
+        evaluator = loss_evaluator(context, data)
+        tick = WorkProgress(context, evaluator)
+        for group in in_reading_order(evaluator, context.groups):
+            layer = self._layer(evaluator, group, tick, similarity)
             yield layer
             if self.mode == "sequential":
-                trials.remove(group.name, layer.removed)
+                evaluator.remove(group.name, layer.removed)
 
-    def _layer(self, trials: Trials, group: Group, tick: Tick, keep: bool) -> Layer:
-        labels = trials.feeds.data.y
+    def _layer(self, evaluator: MaskedEvaluator, group: Group, tick: WorkProgress, keep: bool) -> SenpisResult:
+        labels = evaluator.feeds.data.y
         assert labels is not None
         similar, kept = [], []
         # First the maps, which come before the group's first reader: the trials' activations are at hand for them.
-        for values in similarities(trials, group, labels):
+        for values in similarities(evaluator, group, labels):
             similar.append(np.packbits(similar_pairs(values, self.sigma)))
             kept += [values] if keep else []
-        class_loss, without = class_losses(trials, group, tick)
+        class_loss, without = class_losses(evaluator, group, tick)
         im_local = np.abs(without - class_loss[:, None])
         pairs = group.channels * (group.channels - 1) // 2
         exponent = np.stack(
@@ -385,14 +385,14 @@ class Senpis(DataCriterion):
         attenuated = im_local * np.power(float(self.attenuation), exponent)
         score = attenuated.mean(axis=0)
         removed = lowest(score, self.amount)
-        return Layer(
+        return SenpisResult(
             group.name, class_loss, im_local, exponent, attenuated, score, removed, np.stack(kept) if keep else None
         )
 
 
-def _classes(case: Case) -> int:
+def _classes(context: ScoringContext) -> int:
     """How many classes the model has; by the labels, if its output's shape is not known."""
-    shape = case.analysis.witness.shapes.get(case.analysis.model.graph.outputs[0].name)
+    shape = context.analysis.witness.shapes.get(context.analysis.model.graph.outputs[0].name)
     if shape is None or len(shape) < 2:
-        return int(case.labels.max()) + 1
+        return int(context.labels.max()) + 1
     return prod(shape[1:])

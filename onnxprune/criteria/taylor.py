@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.calibration import Probe
-from onnxprune.criteria.base import Array, Case, DataCriterion, SiteScores
+from onnxprune.criteria.base import Array, DataCriterion, ScoringContext, SiteScores
 from onnxprune.criteria.registry import register
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.features import FeatureSite, feature_sites
@@ -84,7 +84,7 @@ class _FirstOrder(DataCriterion):
 
     needs: ClassVar[str] = "labels"
     default_normalize: ClassVar[str] = "none"  # scores are normalised over the layer already
-    default_scope: ClassVar[str] = "uniform"  # orders a layer well, ranks layers against each other badly
+    default_allocator: ClassVar[str] = "uniform"  # orders a layer well, ranks layers against each other badly
     form: str  # a field of the subclasses
 
     def __post_init__(self) -> None:
@@ -95,14 +95,14 @@ class _FirstOrder(DataCriterion):
     def means(self, maps: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
         """`c_i` of maps and gradients [samples, channels, positions]: [samples, channels] float64."""
 
-    def score_sites(self, case: Case, probes: Sequence[Probe]) -> Sequence[SiteScores]:
+    def score_sites(self, context: ScoringContext, probes: Sequence[Probe]) -> Sequence[SiteScores]:
         """Scores of every map before its nonlinearity.
 
         Raises:
             OnnxPruneError: see `raw_scores`.
         """
-        sites = feature_sites(case.analysis, case.groups, "linear")
-        raw = raw_scores(case, sites, self)
+        sites = feature_sites(context.analysis, context.groups, "linear")
+        raw = raw_scores(context, sites, self)
         return [SiteScores(site.components, layer_normalized(values)) for site, values in zip(sites, raw, strict=True)]
 
 
@@ -149,7 +149,7 @@ class Gradient(_FirstOrder):
         return gradients.double().mean(2)
 
 
-def raw_scores(case: Case, sites: Sequence[FeatureSite], rule: _FirstOrder) -> list[Array]:
+def raw_scores(context: ScoringContext, sites: Sequence[FeatureSite], rule: _FirstOrder) -> list[Array]:
     """The raw score of every index of every site's axis, [channels] float64; signed in the code form.
 
     A map that the first output does not depend on scores 0.
@@ -173,8 +173,8 @@ def raw_scores(case: Case, sites: Sequence[FeatureSite], rule: _FirstOrder) -> l
                 where=f"tensor {site.tensor!r}",
                 fix="check the data and how it is scaled (--mean, --std)",
             )
-        raw[place] += share_of(means, rule.form, samples=len(case.calibration), batch=batch)
+        raw[place] += share_of(means, rule.form, samples=len(context.calibration), batch=batch)
 
     if sites:
-        loss_gradients(case, [site.tensor for site in sites], take)
+        loss_gradients(context, [site.tensor for site in sites], take)
     return raw

@@ -11,8 +11,17 @@ from numpy.typing import NDArray
 
 from onnxprune.calibration import Probe
 from onnxprune.coupling import Group
-from onnxprune.criteria.base import Array, Case, DataCriterion, SiteScores
-from onnxprune.criteria.readers import ROWS, Order, Reader, check_rows, energy, ordered_scores, reader_probes, readers
+from onnxprune.criteria.base import Array, DataCriterion, ScoringContext, SiteScores
+from onnxprune.criteria.readers import (
+    ROWS,
+    ConsumerStatistics,
+    RemovalOrder,
+    check_rows,
+    consumer_probes,
+    consumer_statistics,
+    energy,
+    ordered_scores,
+)
 from onnxprune.criteria.registry import register
 
 
@@ -31,7 +40,7 @@ def contribution_moments(moments: Array, weight: Array, blocks: Sequence[NDArray
     return np.asarray(owner.T @ product @ owner)
 
 
-def greedy_order(contributions: Array) -> Order:
+def greedy_order(contributions: Array) -> RemovalOrder:
     """Channels in the order in which their sum is missed least: each next one minimises `sum_{c,d in T} M_cd`.
 
     Args:
@@ -46,7 +55,7 @@ def greedy_order(contributions: Array) -> Order:
         rises.append(float(rise[best]))
         order.append(left.pop(best))
         crossed += 2 * contributions[order[-1]]
-    return Order(np.array(order, np.int64), np.array(rises))
+    return RemovalOrder(np.array(order, np.int64), np.array(rises))
 
 
 @register
@@ -74,25 +83,25 @@ class ThiNet(DataCriterion):
     default_reduce: ClassVar[str] = "sum"
     reductions: ClassVar[tuple[str, ...]] = ("sum",)
     default_normalize: ClassVar[str] = "none"  # shares of output energy already
-    default_scope: ClassVar[str] = "uniform"  # orders a layer well, ranks layers against each other badly
+    default_allocator: ClassVar[str] = "uniform"  # orders a layer well, ranks layers against each other badly
 
     def __post_init__(self) -> None:
         check_rows("thinet", self.rows)
 
-    def probes(self, case: Case) -> Sequence[Probe]:
+    def probes(self, context: ScoringContext) -> Sequence[Probe]:
         """Gram matrices of all readers, if memory holds them together."""
-        return reader_probes(case, self.rows, self.seed)
+        return consumer_probes(context, self.rows, self.seed)
 
-    def score_sites(self, case: Case, probes: Sequence[Probe]) -> Sequence[SiteScores]:
+    def score_sites(self, context: ScoringContext, probes: Sequence[Probe]) -> Sequence[SiteScores]:
         """One set of scores for each group."""
         return [
             SiteScores(group.components, ordered_scores(greedy_order(_contributions(group, known))))
-            for portion in readers(case, probes, self.rows, self.seed)
+            for portion in consumer_statistics(context, probes, self.rows, self.seed)
             for group, known in portion
         ]
 
 
-def _contributions(group: Group, known: Sequence[Reader]) -> Array:
+def _contributions(group: Group, known: Sequence[ConsumerStatistics]) -> Array:
     total = np.zeros((group.channels, group.channels))
     for reader in known:
         spread = sum(energy(moments, weight) for moments, weight, _ in reader.problems(group, centred=True))

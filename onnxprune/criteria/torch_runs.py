@@ -13,7 +13,7 @@ import torch
 from torch import fx
 from torch.nn import functional
 
-from onnxprune.criteria.base import Case
+from onnxprune.criteria.base import ScoringContext
 from onnxprune.errors import OnnxPruneError
 from onnxprune.metrics import check_labels, scores_of
 from onnxprune.model import Array, Model
@@ -27,40 +27,40 @@ Visit = Callable[[torch.Tensor, torch.Tensor, int], None]
 Take = Callable[[int, torch.Tensor, torch.Tensor, int, int, int], None]
 
 
-def classifier(case: Case, model: Model, tensors: Sequence[str]) -> fx.GraphModule:
+def classifier(context: ScoringContext, model: Model, tensors: Sequence[str]) -> fx.GraphModule:
     """A module that returns the logits and then tensors inside the model, as a tuple.
 
     It computes as in inference, in float32 (float64 where the model's input is), on the calibration's device.
 
     Args:
-        case: what is scored.
+        context: what is scored.
         model: normalized. A Softmax at its end is cut off; its first output counts.
         tensors: names.
 
     Raises:
         OnnxPruneError: an operator without a converter, or CUDA was asked for and is not there.
     """
-    device = _device(case.calibration.device)
+    device = _device(context.calibration.device)
     cut = logits_of(model)
     module = to_torch(cut, outputs=[cut.graph.outputs[0].name, *tensors]).eval()
-    dtype = torch.float64 if case.analysis.model.graph.inputs[0].dtype == np.float64 else torch.float32
+    dtype = torch.float64 if context.analysis.model.graph.inputs[0].dtype == np.float64 else torch.float32
     for inner in module.modules():
         settings: dict[str, Any] = getattr(inner, "settings", {})
         if settings.get("dtype") in (torch.float16, torch.bfloat16):  # a cast: small gradients would vanish in it
             settings["dtype"] = dtype
     # Gradients are taken of tensors inside. Where the input is integers, they come from the weights on.
-    module.requires_grad_(np.dtype(case.analysis.model.graph.inputs[0].dtype).kind in "iub")
+    module.requires_grad_(np.dtype(context.analysis.model.graph.inputs[0].dtype).kind in "iub")
     return module.to(device=device, dtype=dtype)
 
 
-def loss_gradients(case: Case, tensors: Sequence[str], take: Take) -> None:
+def loss_gradients(context: ScoringContext, tensors: Sequence[str], take: Take) -> None:
     """Calls a function with tensors of the normalized model and the gradients of each sample's own cross-entropy.
 
     One forward and one backward run do: of the sum of the samples' losses, the gradient is each sample's own, as long
     as no sample has a part in another's output (only BatchNormalization in training mode would).
 
     Args:
-        case: what is scored.
+        context: what is scored.
         tensors: names.
         take: called for a part of the samples with (place of the tensor in `tensors`, its values `[samples * k, ...]`,
             gradients alike, samples, how many of the first ones are no copies, size of the batch they belong to).
@@ -68,7 +68,7 @@ def loss_gradients(case: Case, tensors: Sequence[str], take: Take) -> None:
     Raises:
         OnnxPruneError: see `classifier`, `each_part`; or the loss is not finite.
     """
-    module = classifier(case, case.analysis.model, tensors)
+    module = classifier(context, context.analysis.model, tensors)
 
     def visit(x: torch.Tensor, y: torch.Tensor, batch: int) -> None:
         if x.is_floating_point():
@@ -83,17 +83,17 @@ def loss_gradients(case: Case, tensors: Sequence[str], take: Take) -> None:
         for place, (a, g) in enumerate(zip(maps, gradients, strict=True)):
             take(place, a.detach(), g, len(x), len(y), batch)
 
-    each_part(case, module, visit)
+    each_part(context, module, visit)
 
 
-def each_part(case: Case, module: fx.GraphModule, visit: Visit) -> None:
+def each_part(context: ScoringContext, module: fx.GraphModule, visit: Visit) -> None:
     """Calls a function with all samples, a part of a batch at a time.
 
     What is computed of single samples does not depend on the parts. They keep the tensors of a forward run within
     256 MiB (4 GiB on CUDA), but hold a sample at least, and a batch where the model's is fixed.
 
     Args:
-        case: what is scored.
+        context: what is scored.
         module: from `classifier`.
         visit: called with (inputs of the module [n, ...], labels [m], size of the calibration's batch that the part
             belongs to). Of the inputs, the first m are samples and the others copies that fill up a fixed batch.
@@ -101,23 +101,23 @@ def each_part(case: Case, module: fx.GraphModule, visit: Visit) -> None:
     Raises:
         OnnxPruneError: labels outside the model's classes, outputs that are not one score per class.
     """
-    feeds = case.calibration.feeds(case.analysis.model)
-    device = _device(case.calibration.device)
+    feeds = context.calibration.feeds(context.analysis.model)
+    device = _device(context.calibration.device)
     step = done = 0
-    with cpu_threads(case.calibration.threads):
+    with cpu_threads(context.calibration.threads):
         for i in range(len(feeds)):
             feed, y = feeds[i]
             assert y is not None
             x = _tensor(feed[feeds.name])
             if not step:
-                step = _step(module, x.to(device) if feeds.fixed else x[:1].to(device), case)
+                step = _step(module, x.to(device) if feeds.fixed else x[:1].to(device), context)
                 step = feeds.fixed or step
             for start in range(0, len(y), step):
                 labels = _tensor(y[start : start + step]).to(device)
                 visit(x[start : start + step].to(device), labels, len(y))
                 done += len(labels)
-                if case.progress is not None:
-                    case.progress(done, len(case.calibration))
+                if context.progress is not None:
+                    context.progress(done, len(context.calibration))
 
 
 def logits_in(output: torch.Tensor, samples: int) -> torch.Tensor:
@@ -137,7 +137,7 @@ def channels_first(values: torch.Tensor, axis: int, samples: int) -> torch.Tenso
     return split.movedim(2, 1).reshape(samples, moved.shape[1], -1)
 
 
-def _step(module: fx.GraphModule, x: torch.Tensor, case: Case) -> int:
+def _step(module: fx.GraphModule, x: torch.Tensor, context: ScoringContext) -> int:
     """How many samples a part has, from a run of some. Also checks that outputs and labels go together."""
     run = fx.Interpreter(module, garbage_collect_values=False)
     with torch.no_grad():
@@ -145,7 +145,7 @@ def _step(module: fx.GraphModule, x: torch.Tensor, case: Case) -> int:
     computed = [v for node, v in run.env.items() if node.op == "call_module" and isinstance(v, torch.Tensor)]
     size = sum(int(v.nbytes) for v in computed)
     classes = logits_in(output, len(x)).shape[1]
-    check_labels(np.empty((0, classes)), case.labels)
+    check_labels(np.empty((0, classes)), context.labels)
     return max(1, _MEMORY[x.device.type] * len(x) // max(1, size))
 
 

@@ -19,7 +19,7 @@ from onnxprune.ops.labels import Contraction, FilterSite, Labels
 
 
 @dataclass(frozen=True)
-class Row:
+class FlowRow:
     """A group, or channels that stay whole.
 
     Attributes:
@@ -48,7 +48,7 @@ class Flow:
     An edge to a row above is an addition into a stream that began there.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[FlowRow, ...]
     edges: tuple[tuple[int, int], ...]
 
 
@@ -69,7 +69,7 @@ def flow(analysis: Analysis) -> Flow:
         ends[source] = max(ends[source], target)
         ends[target] = max(ends[target], source)
     lanes = _lanes(ends, set(edges))
-    rows = [Row(*what, lane, end) for what, lane, end in zip(owners.found, lanes, ends, strict=True)]
+    rows = [FlowRow(*what, lane, end) for what, lane, end in zip(owners.found, lanes, ends, strict=True)]
     return Flow(tuple(rows), tuple(edges))
 
 

@@ -83,14 +83,14 @@ def _figures(explorer: Explorer, document: Document) -> Document:
 
 
 def _aim(explorer: Explorer, document: Document) -> Document:
-    what, value, scope, held = _keys(document, "what", "value", "scope", "held")
+    what, value, allocator, held = _keys(document, "what", "value", "scope", "held")
     known = {aim["what"] for aim in explorer.aims}
     if not isinstance(what, str) or what not in known:
         raise BadRequest(f"'what' is one of {', '.join(sorted(known))}")
     if type(value) not in (int, float) or not -_LARGEST < value < _LARGEST:  # which NaN is not, either
         raise BadRequest("'value' is not a number")
-    if scope is not None and (not isinstance(scope, str) or scope not in explorer.scopes):
-        raise BadRequest(f"'scope' is null or one of {', '.join(explorer.scopes)}")
+    if allocator is not None and (not isinstance(allocator, str) or allocator not in explorer.allocators):
+        raise BadRequest(f"'scope' is null or one of {', '.join(explorer.allocators)}")
     if not isinstance(held, dict):
         raise BadRequest("'held' is not an object")
     pinned = {}
@@ -98,7 +98,7 @@ def _aim(explorer: Explorer, document: Document) -> Document:
         if not (key.isascii() and key.isdigit() and len(key) < 8 and int(key) < len(explorer.least)):
             raise BadRequest("'held' maps places of groups to counts")
         pinned[int(key)] = _count(explorer, int(key), count)
-    counts = explorer.aim(what, float(value), scope, pinned)
+    counts = explorer.aim(what, float(value), allocator, pinned)
     return {"kept": counts, "figures": explorer.figures(counts), "aimed": True}
 
 

@@ -18,15 +18,15 @@ from typing import Any
 import numpy as np
 
 from onnxprune import __version__ as version
-from onnxprune.allocators import Walk
+from onnxprune.allocators import GreedyTrace
 from onnxprune.cost import MEASURES, CostModel
 from onnxprune.coupling import Kept
 from onnxprune.criteria.normalize import normalize as normalized
 from onnxprune.curves import Curves
 from onnxprune.errors import OnnxPruneError
 from onnxprune.explorer.flow import flow
-from onnxprune.limits import Limits, Room
-from onnxprune.planner import Request, allot, assembled, checked_scope, removed_counts
+from onnxprune.limits import Constraints, FeasibleCounts
+from onnxprune.planner import AllocationRequest, allocate, assembled, check_allocator, removed_counts
 from onnxprune.plans import Plan, Removal, save_plan
 from onnxprune.scoring import Scores
 from onnxprune.targets import LatencyPredictor, Target
@@ -34,7 +34,7 @@ from onnxprune.thresholds import check_curves, predicted, predicted_sum, thresho
 
 Counts = Sequence[int]
 RATIO, METRIC = "ratio", "metric"  # aims besides the measures of a target
-_WALKS = 8  # of the scope "saving", remembered
+_TRACES = 8  # of the allocator "saving", remembered
 
 
 class Explorer:
@@ -46,7 +46,7 @@ class Explorer:
         name: of the model, for the title.
         curves: made with the same criterion.
         latency: a latency model.
-        limits: rounding, protection, overrides.
+        constraints: rounding, protection, overrides.
         normalize: how groups are compared; default: the criterion's own.
         overwrite: whether a file that lies at `output` already may be replaced.
 
@@ -57,7 +57,7 @@ class Explorer:
 
     def __init__(
         self, scores: Scores, output: Path, *, name: str = "model", curves: Curves | None = None,
-        latency: LatencyPredictor | None = None, limits: Limits | None = None, normalize: str | None = None,
+        latency: LatencyPredictor | None = None, constraints: Constraints | None = None, normalize: str | None = None,
         overwrite: bool = True,
     ) -> None:  # fmt: skip
         self.scores, self.curves, self.latency = scores, curves, latency
@@ -65,27 +65,27 @@ class Explorer:
         self.output = output
         self.name = name
         self.saved: Plan | None = None
-        self._limits = limits or Limits()
+        self._constraints = constraints or Constraints()
         self._normalize = normalize or scores.normalize
         self._overwrite = overwrite
         self._lock = threading.Lock()
-        self._walks: dict[tuple[object, ...], Walk] = {}
+        self._traces: dict[tuple[object, ...], GreedyTrace] = {}
         if curves is not None:
             check_curves(curves, scores)
             threshold_of(curves, None, None, target=True)  # refuses curves that were searched for one threshold
         self._check_output()
         self._cost = CostModel(self.analysis)
-        self._room = Room(self.analysis, self._limits, scores.groups)
-        self._open = {g.name for g in self._room.groups}
-        self._order = {g.name: np.argsort(scores.groups[g.name], kind="stable") for g in self._room.groups}
+        self._feasible = FeasibleCounts(self.analysis, self._constraints, scores.groups)
+        self._open = {g.name for g in self._feasible.groups}
+        self._order = {g.name: np.argsort(scores.groups[g.name], kind="stable") for g in self._feasible.groups}
         self._worth = self._worths()
-        self.start = self._counts(self._room.uniform(0.0))
+        self.start = self._counts(self._feasible.uniform(0.0))
         self.least = [
-            min(self._room.floor_of(g), start) if g.name in self._open else g.channels
+            min(self._feasible.floor_of(g), start) if g.name in self._open else g.channels
             for g, start in zip(self.analysis.groups, self.start, strict=True)
         ]
         self.aims = self._aims()
-        self.scopes = self._scopes()
+        self.allocators = self._allocators()
 
     # ------------------------------------------------------------------------------------------------- questions
 
@@ -103,7 +103,7 @@ class Explorer:
             "whole": self.figures(whole),
             "start": self.start,
             "aims": self.aims,
-            "scopes": self.scopes,
+            "scopes": self.allocators,
             "metric": self._metric(),
             "latency": self._timing(),
         }
@@ -117,14 +117,14 @@ class Explorer:
         with self._lock:
             return self._figures(self._plan_groups(counts))
 
-    def aim(self, what: str, value: float, scope: str | None, held: Mapping[int, int]) -> list[int]:
+    def aim(self, what: str, value: float, allocator: str | None, held: Mapping[int, int]) -> list[int]:
         """Counts for a goal.
 
         Args:
             what: a measure of `Target` (value: the share kept), "ratio" (the share removed from every group) or
                 "metric" (every group as far as its own curve stays at the value).
             value: of that.
-            scope: how a target is shared; None for what suits it.
+            allocator: how a target is shared; None for what suits it.
             held: place of a group -> the count it keeps whatever the goal.
 
         Raises:
@@ -132,23 +132,27 @@ class Explorer:
         """
         names = [g.name for g in self.analysis.groups]
         pinned = {escape(names[i]): {"channels": count} for i, count in held.items()}
-        limits = replace(self._limits, overrides={**self._limits.overrides, **pinned})
+        constraints = replace(self._constraints, overrides={**self._constraints.overrides, **pinned})
         target = Target(**{what: value}) if what not in (RATIO, METRIC) else None
         threshold = None
         if what == METRIC:
             up = self.curves is None or self.curves.higher_is_better
             threshold = threshold_of(self.curves, value if up else None, None if up else value)
-            scope = "sensitivity"
+            allocator = "sensitivity"
         else:
-            scope = checked_scope(
-                scope if target is not None else "uniform", target, value if what == RATIO else None,
-                curves=self.curves if target is not None else None, latency=self.latency, own=self.scores.scope,
-            )  # fmt: skip
-        request = Request(target, value if what == RATIO else None, scope, self._normalize, limits)
+            allocator = check_allocator(
+                allocator if target is not None else "uniform",
+                target,
+                value if what == RATIO else None,
+                curves=self.curves if target is not None else None,
+                latency=self.latency,
+                default=self.scores.default_allocator,
+            )
+        request = AllocationRequest(target, value if what == RATIO else None, allocator, self._normalize, constraints)
         with self._lock:
-            groups = allot(
+            groups = allocate(
                 self.scores, request, curves=None if what == RATIO else self.curves, threshold=threshold,
-                latency=self.latency, cost=self._cost, walk=self._walk(what, held),
+                latency=self.latency, cost=self._cost, trace=self._trace(what, held),
             )  # fmt: skip
         gone = removed_counts(groups)
         return [g.channels - gone.get(g.name, 0) for g in self.analysis.groups]
@@ -159,7 +163,7 @@ class Explorer:
         record: dict[str, Any] = {"scope": "explore"}
         if self.curves is not None:
             record |= {"metric": self.curves.metric, "threshold": predicted(self.curves, removed_counts(groups))}
-        request = Request(None, None, "explore", self._normalize, self._limits)
+        request = AllocationRequest(None, None, "explore", self._normalize, self._constraints)
         return assembled(self.scores, request, groups, record, version)
 
     def save(self, counts: Counts) -> Plan:
@@ -181,14 +185,14 @@ class Explorer:
         if not self._overwrite and self.saved is None and self.output.exists():
             raise OnnxPruneError(f"{str(self.output)!r} exists already", fix="name the plan with -o, or move the file")
 
-    def _walk(self, what: str, held: Mapping[int, int]) -> Walk:
+    def _trace(self, what: str, held: Mapping[int, int]) -> GreedyTrace:
         """What was found on the way to other values of this aim, with the same groups held; of the last few aims."""
         key = (what, *sorted(held.items()))
-        walk = self._walks.pop(key, None) or Walk()
-        self._walks[key] = walk
-        if len(self._walks) > _WALKS:
-            del self._walks[next(iter(self._walks))]
-        return walk
+        trace = self._traces.pop(key, None) or GreedyTrace()
+        self._traces[key] = trace
+        if len(self._traces) > _TRACES:
+            del self._traces[next(iter(self._traces))]
+        return trace
 
     def _counts(self, by_name: Mapping[str, int]) -> list[int]:
         return [by_name.get(g.name, g.channels) for g in self.analysis.groups]
@@ -229,7 +233,9 @@ class Explorer:
         """A group for the page: what it is, which counts its slider stops at, what its curve says."""
         g = self.analysis.groups[i]
         is_open = g.name in self._open
-        stops = {self.start[i]} | ({int(n) for n in self._room.allowed(g, self._room.step)} if is_open else set())
+        stops = {self.start[i]} | (
+            {int(n) for n in self._feasible.allowed(g, self._feasible.step)} if is_open else set()
+        )
         found: dict[str, Any] = {
             "name": g.name,
             "channels": g.channels,
@@ -253,12 +259,12 @@ class Explorer:
 
     def _aims(self) -> list[dict[str, Any]]:
         """What can be aimed at, and from where to where: whole first."""
-        smallest = self._kept(self._plan_groups(self._counts(self._room.smallest(1))))
+        smallest = self._kept(self._plan_groups(self._counts(self._feasible.smallest(1))))
         cost = self._cost.cost(smallest)
-        aims = [{"what": RATIO, "from": 0.0, "to": self._limits.max_ratio, "step": 0.01}]
-        shares = {m: cost.ratio(self._cost.whole, m) for m in MEASURES}
+        aims = [{"what": RATIO, "from": 0.0, "to": self._constraints.max_ratio, "step": 0.01}]
+        shares = {m: cost.ratio(self._cost.baseline, m) for m in MEASURES}
         if self.latency is not None:
-            shares["latency"] = min(self.latency.seconds(smallest) / self.latency.whole, 1.0)
+            shares["latency"] = min(self.latency.seconds(smallest) / self.latency.baseline, 1.0)
         aims += [{"what": m, "from": 1.0, "to": ceil(100 * s) / 100, "step": 0.01} for m, s in shares.items()]
         if self.curves is not None:
             values = [p.value for c in self.curves.groups.values() for p in c.points]
@@ -268,14 +274,14 @@ class Explorer:
                 aims.append({"what": METRIC, "from": whole, "to": end, "step": abs(whole - end) / 100})
         return aims
 
-    def _scopes(self) -> list[str]:
+    def _allocators(self) -> list[str]:
         """Ways to share a target that are possible here; the first one is the default."""
         extra = [("sensitivity", self.curves is not None), ("latency", self.latency is not None)]
         names = [name for name, there in extra if there]
         names += ["global", "uniform", "saving"]
         if "global" in self.scores.forbids:
             names = [n for n in names if n not in ("global", "latency", "saving")]
-        own = "sensitivity" if self.curves is not None else self.scores.scope
+        own = "sensitivity" if self.curves is not None else self.scores.default_allocator
         return sorted(names, key=lambda n: n != own)
 
     def _metric(self) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ from onnxprune.ops import reshape as reshape
 from onnxprune.ops import resize as resize
 from onnxprune.ops import scatter as scatter
 from onnxprune.ops import shape_arithmetic as shape_arithmetic
-from onnxprune.ops.labels import Choices as Choices
+from onnxprune.ops.labels import CouplingOptions as CouplingOptions
 from onnxprune.ops.labels import LabelTable as LabelTable
 from onnxprune.ops.record import OpSpec as OpSpec
 from onnxprune.ops.record import all_ops as all_ops

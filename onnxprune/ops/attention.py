@@ -68,7 +68,7 @@ def _packed(
 
 def _bind_heads(table: LabelTable, place: int, axis: int, heads: Labels | None, count: int) -> None:
     """An input with an axis of heads (a mask, a cache): they go along."""
-    t = table.given(place)
+    t = table.optional_input(place)
     if t is None:
         return
     rank = len(table.shape(t))
@@ -99,7 +99,7 @@ def couple_attention(node: gs.Node, table: LabelTable) -> None:
     _bind_heads(table, 3, -3, whole, heads)
     for place in (4, 5):  # caches of keys and values; their places are those of the data
         _bind_heads(table, place, 1, part, kv_heads)
-        cache = table.given(place)
+        cache = table.optional_input(place)
         if cache is not None:
             _same_places(table, cache, axes[place - 3], kv_heads)
     for place, t in enumerate(node.outputs[1:], 1):
@@ -167,7 +167,7 @@ def macs_attention(node: gs.Node, ins: Sequence[Shape], outs: Sequence[Shape]) -
 
 def couple_multihead(node: gs.Node, table: LabelTable) -> None:
     """Heads of queries, keys and values are tied; packed ones stay whole."""
-    k, v = table.given(1), table.given(2)
+    k, v = table.optional_input(1), table.optional_input(2)
     if k is None or v is None or any(len(table.shape(t)) != 3 for t in (node.inputs[0], k, v)):
         table.lock_inputs("packs queries, keys or values")
         return
@@ -175,12 +175,12 @@ def couple_multihead(node: gs.Node, table: LabelTable) -> None:
     heads = int(node.attrs["num_heads"])
     for a in axes:
         table.lock(a[1], "attends over it")
-    if table.given(6) is not None and not _by_head(table, heads):
+    if table.optional_input(6) is not None and not _by_head(table, heads):
         table.lock_inputs("is joined to a cache")
         return
     sizes = [table.shape(t)[2] for t in node.inputs[:3]]
     out, part = _packed(table, axes[0][2], axes[1][2], axes[2][2], heads, heads, sizes[2] // heads)
-    bias = table.given(3)
+    bias = table.optional_input(3)
     if bias is not None:
         table.bind(bias, 0, table.concat([a[2] for a in axes], sizes))
         if not _by_head(table, heads):
@@ -255,7 +255,7 @@ def couple_self_attention(node: gs.Node, table: LabelTable) -> None:
     joined = None if part is None else np.concatenate([np.repeat(part, n // heads) for n in sizes])
     table.bind(w, 1, joined)
     table.filters(w, 1, joined)
-    bias = table.given(2)
+    bias = table.optional_input(2)
     if bias is not None:
         table.bind(bias, 0, joined)
     _bind_heads(table, 4, 2, part, heads)
@@ -304,13 +304,13 @@ def _like_self_attention(node: gs.Node) -> list[onnx.NodeProto]:
 def couple_grouped(node: gs.Node, table: LabelTable) -> None:
     """Heads of keys and values go with the queries that read them (com.microsoft)."""
     heads, kv_heads = int(node.attrs["num_heads"]), int(node.attrs["kv_num_heads"])
-    if any(table.given(p) is not None for p in range(11, len(node.inputs))):
+    if any(table.optional_input(p) is not None for p in range(11, len(node.inputs))):
         table.lock_inputs("quantizes its caches, or normalizes heads")
         return
     if kv_heads < 2:
         table.lock_inputs("has one head of keys, which cannot go")
         return
-    k, v = table.given(1), table.given(2)
+    k, v = table.optional_input(1), table.optional_input(2)
     labels = table.get(node.inputs[0])[2]
     width = table.shape(node.inputs[0])[2]
     ratio = heads // kv_heads

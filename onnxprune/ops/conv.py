@@ -9,7 +9,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxprune.ops.labels import Axes, Labels, LabelTable
-from onnxprune.ops.record import OpSpec, Patcher, Shape, left, register
+from onnxprune.ops.record import OpSpec, Patcher, Shape, register, remaining
 
 
 def _start(
@@ -145,13 +145,13 @@ def patch_conv_group(node: gs.Node, patcher: Patcher) -> None:
 def patch_group(node: gs.Node, patcher: Patcher, weight: int, channels: int = 1) -> None:
     """The same for a weight and channels at other places."""
     if int(node.attrs.get("group", 1)) > 1:
-        node.attrs["group"] = left(patcher, node.inputs[0], channels) // left(patcher, node.inputs[weight], 1)
+        node.attrs["group"] = remaining(patcher, node.inputs[0], channels) // remaining(patcher, node.inputs[weight], 1)
 
 
 def patch_conv_transpose_group(node: gs.Node, patcher: Patcher) -> None:
     """As for Conv, from the output side: its weight states the outputs per group."""
     if int(node.attrs.get("group", 1)) > 1:
-        node.attrs["group"] = left(patcher, node.outputs[0], 1) // left(patcher, node.inputs[1], 1)
+        node.attrs["group"] = remaining(patcher, node.outputs[0], 1) // remaining(patcher, node.inputs[1], 1)
 
 
 def macs_conv(node: gs.Node, ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
@@ -167,7 +167,7 @@ def macs_conv_transpose(node: gs.Node, ins: Sequence[Shape], outs: Sequence[Shap
 def couple_deform_conv(node: gs.Node, table: LabelTable) -> None:
     """As Conv, where all channels are read at the same shifted places; what says where stays whole."""
     for place in (2, 4):
-        t = table.given(place)
+        t = table.optional_input(place)
         if t is not None:
             table.lock_tensor(t, "says where to look")
     if int(node.attrs.get("offset_group", 1)) > 1:
@@ -181,7 +181,7 @@ def couple_causal_conv(node: gs.Node, table: LabelTable) -> None:
     table.lock(axes[2], "convolves over it")
     for t in node.inputs[1:]:
         if t.name:
-            table.bind(t, 1 if t is table.given(3) else 0, axes[1])
+            table.bind(t, 1 if t is table.optional_input(3) else 0, axes[1])
     for t in node.outputs:
         if t.name:
             table.put(t, [None, axes[1], None])

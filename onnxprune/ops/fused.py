@@ -37,7 +37,7 @@ def like(op: str, inputs: int | None = None) -> StandIn:
 def couple_fused_conv(node: gs.Node, table: LabelTable) -> None:
     """As Conv; a fourth input is added before the activation."""
     out = convolve(node, table)
-    z = table.given(3)
+    z = table.optional_input(3)
     if z is None:
         return
     if out is not None:

@@ -64,7 +64,7 @@ class Quantization:
 
 
 @dataclass(frozen=True)
-class Statistic:
+class AxisStatistic:
     """A node that computes a statistic over a labelled axis: without a channel it runs on those that are left.
 
     Attributes:
@@ -109,7 +109,7 @@ class ScaleSite:
 
 
 @dataclass(frozen=True)
-class Choices:
+class CouplingOptions:
     """Which of several possible channels a rule frees.
 
     Attributes:
@@ -142,14 +142,14 @@ class LabelTable:
         shapes: Mapping[str, tuple[int, ...]],
         values: Mapping[str, Array],
         opset: int,
-        choices: Choices | None = None,
+        choices: CouplingOptions | None = None,
         sizes: Mapping[str, Sequence[Size | None]] = MappingProxyType({}),
         formulas: Mapping[str, Array | None] = MappingProxyType({}),
     ) -> None:
         self.shapes = shapes
         self.values = values
         self.opset = opset
-        self.choices = choices or Choices()
+        self.choices = choices or CouplingOptions()
         self.sizes = sizes
         self.formulas = formulas
         self.count = 1
@@ -159,7 +159,7 @@ class LabelTable:
         self.ties: list[tuple[Labels, Labels]] = []
         self.locks: list[Lock] = []
         self.contractions: list[Contraction] = []
-        self.statistics: list[Statistic] = []
+        self.statistics: list[AxisStatistic] = []
         self.filter_sites: list[FilterSite] = []
         self.scale_sites: list[ScaleSite] = []
         self.sums: list[Labels] = []  # channels that an addition of two activations joins: residual streams
@@ -193,7 +193,7 @@ class LabelTable:
         """Like `value`, with integers for the elements that are constants and something else for those that are not."""
         return self.formulas.get(t.name) if t.name in self.formulas else self.value(t)
 
-    def given(self, place: int) -> gs.Tensor | None:
+    def optional_input(self, place: int) -> gs.Tensor | None:
         """An input of the current node, if it is there."""
         assert self.node is not None
         inputs = self.node.inputs
@@ -353,7 +353,7 @@ class LabelTable:
         self.lock(labels, STATISTIC, inexact=True)
         output = next(o.name for o in self.node.outputs if o.name)
         places = tuple((i, axis) for i in outputs)
-        self.statistics.append(Statistic(output, axis, labels, tuple(params), places, counted))
+        self.statistics.append(AxisStatistic(output, axis, labels, tuple(params), places, counted))
 
     def mark(self, labels: Labels | None, kind: str) -> None:
         """Notes what channels are ("heads", "head_dim"); the first word on each counts."""

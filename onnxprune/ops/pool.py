@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_graphsurgeon as gs
 
 from onnxprune.ops.labels import LabelTable
-from onnxprune.ops.record import OpSpec, register, whole
+from onnxprune.ops.record import OpSpec, register, register_locked
 
 
 def couple_pool(node: gs.Node, table: LabelTable) -> None:
@@ -47,4 +47,4 @@ for _op in (
 register(OpSpec("GridSample", couple_grid_sample))
 register(OpSpec("RoiAlign", couple_roi))
 register(OpSpec("MaxRoiPool", couple_roi))
-whole("counts places through all channels", "MaxUnpool")
+register_locked("counts places through all channels", "MaxUnpool")

@@ -18,8 +18,8 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from onnxprune.errors import OnnxPruneError
-from onnxprune.ops.labels import Array, Choices, LabelTable
-from onnxprune.plugins import PlugIns
+from onnxprune.ops.labels import Array, CouplingOptions, LabelTable
+from onnxprune.plugins import PluginRegistry
 
 if TYPE_CHECKING:
     import onnx
@@ -32,7 +32,7 @@ class Patcher(Protocol):
     """What a `patch` may ask and do while a node is being stripped. Labels and shapes are those before stripping."""
 
     opset: int
-    choices: Choices
+    choices: CouplingOptions
 
     def keep(self, t: gs.Tensor, axis: int) -> Mask | None:
         """Which indices stay; None when all do."""
@@ -67,7 +67,7 @@ class OpSpec:
         domain: operator domain, "" for the standard one.
         stand_in: standard nodes that compute tensors of the same names, shapes and types, for operators that ONNX's
             own shape inference does not know; their values do not matter. None where it knows.
-        whole: the reason for which everything the operator reads stays whole; it then needs no shapes.
+        locked_reason: the reason for which everything the operator reads stays whole; it then needs no shapes.
     """
 
     op: str
@@ -77,7 +77,7 @@ class OpSpec:
     evaluate: Evaluate | None = None
     domain: str = ""
     stand_in: StandIn | None = None
-    whole: str = ""
+    locked_reason: str = ""
 
 
 _registry: dict[tuple[str, str], OpSpec] = {}
@@ -103,7 +103,7 @@ def register(spec: OpSpec) -> OpSpec:
     return spec
 
 
-def whole(reason: str, *ops: str, domain: str = "", why: str = "") -> None:
+def register_locked(reason: str, *ops: str, domain: str = "", why: str = "") -> None:
     """Registers operators whose operands all stay whole.
 
     Args:
@@ -116,7 +116,7 @@ def whole(reason: str, *ops: str, domain: str = "", why: str = "") -> None:
 
     couple.__doc__ = why or f"Everything it reads stays whole: it {reason}."
     for op in ops:
-        register(OpSpec(op, couple, domain=domain, whole=reason))
+        register(OpSpec(op, couple, domain=domain, locked_reason=reason))
 
 
 def find(node: gs.Node) -> OpSpec | None:
@@ -185,7 +185,7 @@ def _accept(function: Any, distribution: str) -> None:
     _origins.update(dict.fromkeys(_registry.keys() - before.keys(), distribution))
 
 
-plugins = PlugIns("onnxprune.ops", _accept)
+plugins = PluginRegistry("onnxprune.ops", _accept)
 """Records of other packages: functions that register them, each under an entry point named like its domain."""
 
 
@@ -199,7 +199,7 @@ def ints(value: Any) -> list[int]:
     return [int(v) for v in np.asarray(value).reshape(-1)]
 
 
-def left(patcher: Patcher, t: gs.Tensor, axis: int) -> int:
+def remaining(patcher: Patcher, t: gs.Tensor, axis: int) -> int:
     """How many indices of an axis stay."""
     keep = patcher.keep(t, axis)
     return patcher.shape(t)[axis] if keep is None else int(keep.sum())

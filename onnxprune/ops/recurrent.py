@@ -14,7 +14,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxprune.ops.labels import LabelTable
-from onnxprune.ops.record import OpSpec, Patcher, Shape, left, register
+from onnxprune.ops.record import OpSpec, Patcher, Shape, register, remaining
 
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 # Inputs: data, W, R, bias, lengths, hidden state, cell state, peepholes.
@@ -46,11 +46,11 @@ def couple_recurrent(node: gs.Node, table: LabelTable) -> None:
     table.contract(_R, 2)
     table.filters(w, 1, gate(gates))
     for place, copies in ((_B, 2 * gates), (_P, 3)):
-        t = table.given(place)
+        t = table.optional_input(place)
         if t is not None:
             table.bind(t, 1, gate(copies))
     for place in (_H, _C):
-        t = table.given(place)
+        t = table.optional_input(place)
         if t is not None:
             table.bind(t, 2, hidden)
     for (
@@ -61,7 +61,7 @@ def couple_recurrent(node: gs.Node, table: LabelTable) -> None:
 
 def patch_recurrent(node: gs.Node, patcher: Patcher) -> None:
     """`hidden_size` counts the units that stay."""
-    node.attrs["hidden_size"] = left(patcher, node.inputs[_R], 2)
+    node.attrs["hidden_size"] = remaining(patcher, node.inputs[_R], 2)
 
 
 def macs_recurrent(node: gs.Node, ins: Sequence[Shape], outs: Sequence[Shape]) -> int:

@@ -122,7 +122,7 @@ def couple_dft(node: gs.Node, table: LabelTable) -> None:
     axes = list(table.get(node.inputs[0]))
     places = [normal_axis(int(node.attrs.get("axis", 1)), len(axes))]
     if table.opset >= 20:
-        value = np.array(-2) if table.given(2) is None else table.value(node.inputs[2])
+        value = np.array(-2) if table.optional_input(2) is None else table.value(node.inputs[2])
         places = list(range(len(axes))) if value is None else [normal_axis(ints(value)[0], len(axes))]
     for place in (*places, len(axes) - 1):
         table.lock(axes[place], "is transformed as a signal")

@@ -17,7 +17,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxprune.ops.labels import Array, Axes, Labels, LabelTable
-from onnxprune.ops.record import OpSpec, Patcher, Shape, ints, left, normal_axis, register
+from onnxprune.ops.record import OpSpec, Patcher, Shape, ints, normal_axis, register, remaining
 from onnxprune.symbolic import Size, quotient
 
 Sizes = tuple[Size | None, ...]
@@ -278,9 +278,9 @@ def patch_reshape(node: gs.Node, patcher: Patcher) -> None:
         keep = patcher.keep(node.outputs[0], axis)
         if value[axis] == 0 and not node.attrs.get("allowzero", 0):
             # It copies the input's dimension at the same place, which need not be where this axis comes from.
-            if left(patcher, node.inputs[0], axis) == left(patcher, node.outputs[0], axis):
+            if remaining(patcher, node.inputs[0], axis) == remaining(patcher, node.outputs[0], axis):
                 continue
-            value[axis] = left(patcher, node.outputs[0], axis)
+            value[axis] = remaining(patcher, node.outputs[0], axis)
             changed = True
         elif keep is not None and value[axis] > 0:
             value[axis] = keep.sum()

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxprune.ops.labels import Array, LabelTable
-from onnxprune.ops.record import Evaluate, OpSpec, ints, register, whole
+from onnxprune.ops.record import Evaluate, OpSpec, ints, register, register_locked
 from onnxprune.ops.scatter import as_large_as
 
 
@@ -91,17 +91,34 @@ for _op in ("ConstantOfShape", "Range", "Constant", "RandomNormal", "RandomUnifo
     register(OpSpec(_op, couple_none, evaluate=_EVALUATE.get(_op)))
 for _op in ("BlackmanWindow", "HammingWindow", "HannWindow", "MelWeightMatrix"):
     register(OpSpec(_op, couple_none))
-whole(
+register_locked(
     "needs it whole",
     "Size", "EyeLike", "NonZero", "OneHot", "Unique", "NonMaxSuppression", "Compress", "ReverseSequence", "Det",
     "AffineGrid", "STFT", "NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss",
 )  # fmt: skip
-whole("draws random numbers for each of its elements", "RandomNormalLike", "RandomUniformLike", "Bernoulli",
+register_locked("draws random numbers for each of its elements", "RandomNormalLike", "RandomUniformLike", "Bernoulli",
       "Multinomial")  # fmt: skip
-whole("is part of a sequence", "SequenceConstruct", "SequenceInsert", "SequenceErase", "SequenceAt", "SequenceLength",
-      "SequenceEmpty", "SplitToSequence", "ConcatFromSequence", "SequenceMap")  # fmt: skip
-whole("may be there or not", "Optional", "OptionalGetElement", "OptionalHasElement")
-whole("is read or made inside a subgraph", "If", "Loop", "Scan")
-whole("takes text or files", "StringNormalizer", "StringConcat", "StringSplit", "RegexFullMatch", "TfIdfVectorizer",
-      "ImageDecoder")  # fmt: skip
-whole("keeps a state that is a matrix of all its channels", "LinearAttention")
+register_locked(
+    "is part of a sequence",
+    "SequenceConstruct",
+    "SequenceInsert",
+    "SequenceErase",
+    "SequenceAt",
+    "SequenceLength",
+    "SequenceEmpty",
+    "SplitToSequence",
+    "ConcatFromSequence",
+    "SequenceMap",
+)
+register_locked("may be there or not", "Optional", "OptionalGetElement", "OptionalHasElement")
+register_locked("is read or made inside a subgraph", "If", "Loop", "Scan")
+register_locked(
+    "takes text or files",
+    "StringNormalizer",
+    "StringConcat",
+    "StringSplit",
+    "RegexFullMatch",
+    "TfIdfVectorizer",
+    "ImageDecoder",
+)
+register_locked("keeps a state that is a matrix of all its channels", "LinearAttention")

@@ -23,7 +23,7 @@ DATA = ("data", "val_data", "test_data")
 
 
 @dataclass(frozen=True)
-class Common:
+class RecipeDefaults:
     """What all steps of a recipe share.
 
     Attributes:
@@ -46,7 +46,7 @@ class Common:
 
 
 @dataclass(frozen=True)
-class Place:
+class StepContext:
     """Where a step works.
 
     Attributes:
@@ -55,7 +55,7 @@ class Place:
         original: the recipe's model.
         base: folder of the recipe, that paths in it are relative to.
         data: the recipe's, by the names of `DATA`.
-        common: what all steps share.
+        defaults: what all steps share.
         tick: called with (done, total).
         say: called with lines for people.
     """
@@ -65,7 +65,7 @@ class Place:
     original: Path
     base: Path
     data: Mapping[str, Data]
-    common: Common
+    defaults: RecipeDefaults
     tick: Callable[[int, int], None]
     say: Callable[[str], None]
 
@@ -77,7 +77,7 @@ class Place:
     @cached_property
     def analysis(self) -> Analysis:
         """Of the model as it is now."""
-        return self.common.analyze(self.model)
+        return self.defaults.analyze(self.model)
 
     def samples(self, name: str, images: int | None = None) -> Data:
         """Data by its name in the recipe, or the first so many samples of it, evenly from the classes."""
@@ -85,7 +85,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StepResult:
     """What a step leaves.
 
     Attributes:
@@ -97,7 +97,7 @@ class Outcome:
     note: str = ""
 
 
-class Step(ABC):
+class RecipeStep(ABC):
     """A step. Subclasses are frozen dataclasses: their fields, and those of the dataclasses in them, are its options.
 
     A step that was killed is run again in the same folder, so what it does is either done from the start or resumed
@@ -135,7 +135,7 @@ class Step(ABC):
         return
 
     @abstractmethod
-    def run(self, place: Place) -> Outcome:
+    def run(self, context: StepContext) -> StepResult:
         """Does the work.
 
         Raises:
@@ -164,7 +164,7 @@ def pick(name: str) -> str:
     return name
 
 
-def whole(**counts: Any) -> None:
+def require_positive(**counts: Any) -> None:
     """Refuses counts below 1; None is none.
 
     Raises:

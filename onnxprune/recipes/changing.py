@@ -14,13 +14,13 @@ from onnxprune.compression import compressed_size, nonzero_parameters
 from onnxprune.coupling import Analysis
 from onnxprune.errors import OnnxPruneError
 from onnxprune.files import write_text
-from onnxprune.limits import Limits, Room, check_ratio
+from onnxprune.limits import Constraints, FeasibleCounts, check_ratio
 from onnxprune.model import Model, load, save
 from onnxprune.passes import SparsifyWeights
 from onnxprune.pipeline import analyze_for, compile_plan, sparsify
 from onnxprune.plans import Plan, load_plan, save_plan
-from onnxprune.recipes.base import MODEL, PLAN, Outcome, Place, Step, whole
-from onnxprune.recipes.deciding import Planning, removal_note
+from onnxprune.recipes.base import MODEL, PLAN, RecipeStep, StepContext, StepResult, require_positive
+from onnxprune.recipes.deciding import PlanningOptions, removal_note
 from onnxprune.recovery import recover
 from onnxprune.targets import Target
 from onnxprune.training import Settings
@@ -28,13 +28,13 @@ from onnxprune.training import Settings
 ORIGINAL = "original"
 
 
-def keep(model: Model, place: Place) -> Path:
+def keep(model: Model, context: StepContext) -> Path:
     """Writes a step's model."""
-    return save(model, place.folder / "model.onnx")
+    return save(model, context.folder / "model.onnx")
 
 
 @dataclass(frozen=True)
-class Proving:
+class ProofOptions:
     """How a pruned model is proved, and whether it is recovered then.
 
     Attributes:
@@ -50,7 +50,7 @@ class Proving:
     recover_images: int | None = None
 
     def __post_init__(self) -> None:
-        whole(recover_images=self.recover_images)
+        require_positive(recover_images=self.recover_images)
         if self.recover_images is not None and not self.recover:
             raise OnnxPruneError("'recover_images' goes with recover = true")
 
@@ -59,14 +59,14 @@ class Proving:
         """The data it needs."""
         return ("data",) if self.recover else ()
 
-    def compiled(self, place: Place, made: Plan, analysis: Analysis) -> tuple[dict[str, Path], str]:
+    def compiled(self, context: StepContext, made: Plan, analysis: Analysis) -> tuple[dict[str, Path], str]:
         """The files of the model that a plan leaves and of its verification, and a line about it."""
         options = {"tolerance": self.tolerance} if self.verify else {}
-        done = compile_plan(place.model, made, analysis=analysis, check=self.verify, **options)
+        done = compile_plan(context.model, made, analysis=analysis, check=self.verify, **options)
         note = removal_note(made, analysis)
         files = {}
         if done.verification is not None:
-            files["verification"] = place.folder / "verification.json"
+            files["verification"] = context.folder / "verification.json"
             certificate = done.verification.as_dict()
             del certificate["seconds"]  # the same run writes the same bytes
             text = json.dumps(certificate, indent=1, allow_nan=False)
@@ -74,23 +74,23 @@ class Proving:
             note += f", equal to the masked model within {done.verification.max_relative:.1e}"
         model = done.model
         if self.recover:
-            common = place.common
+            defaults = context.defaults
             samples = Calibration(
-                place.samples("data", self.recover_images), common.preprocess, device=common.device,
-                threads=common.threads,
+                context.samples("data", self.recover_images), defaults.preprocess, device=defaults.device,
+                threads=defaults.threads,
             )  # fmt: skip
-            recovered = recover(place.model, model, made, samples, analysis=analysis, progress=place.tick)
+            recovered = recover(context.model, model, made, samples, analysis=analysis, progress=context.tick)
             model = recovered.model
             best = [s for s in recovered.stages if s.kept][-1]
             note += f", distance from the outputs {recovered.stages[0].distance:.3g} -> {best.distance:.3g}"
-        return {**files, MODEL: keep(model, place)}, note
+        return {**files, MODEL: keep(model, context)}, note
 
 
 @dataclass(frozen=True)
-class Apply(Step):
+class ApplyStep(RecipeStep):
     """Removes what the plan names, and proves the result."""
 
-    proving: Proving
+    proving: ProofOptions
 
     do: ClassVar[str] = "apply"
 
@@ -106,17 +106,17 @@ class Apply(Step):
     def looks_at(self) -> tuple[str, ...]:
         return self.proving.looks_at
 
-    def run(self, place: Place) -> Outcome:
-        made = load_plan(place.files[PLAN])
-        return Outcome(*self.proving.compiled(place, made, analyze_for(place.model, made)))
+    def run(self, context: StepContext) -> StepResult:
+        made = load_plan(context.files[PLAN])
+        return StepResult(*self.proving.compiled(context, made, analyze_for(context.model, made)))
 
 
 @dataclass(frozen=True)
-class Prune(Step):
+class PruneStep(RecipeStep):
     """Plans and applies in one go."""
 
-    planning: Planning
-    proving: Proving
+    planning: PlanningOptions
+    proving: ProofOptions
 
     do: ClassVar[str] = "prune"
 
@@ -135,14 +135,14 @@ class Prune(Step):
     def check(self, analysis: Analysis, base: Path) -> None:
         self.planning.check(analysis)
 
-    def run(self, place: Place) -> Outcome:
-        made, files = self.planning.save(place)
-        left, note = self.proving.compiled(place, made, place.analysis)
-        return Outcome({**files, **left}, note)
+    def run(self, context: StepContext) -> StepResult:
+        made, files = self.planning.save(context)
+        left, note = self.proving.compiled(context, made, context.analysis)
+        return StepResult({**files, **left}, note)
 
 
 @dataclass(frozen=True)
-class Retrain(Step):
+class RetrainStep(RecipeStep):
     """Trains the weights; with a method, until channels can go, which ends in a plan.
 
     Where `keep = "best"` and no epoch is better on the validation data, the model stays as it was.
@@ -154,7 +154,7 @@ class Retrain(Step):
     """
 
     settings: Settings
-    limits: Limits
+    constraints: Constraints
     teacher: str = ""
     method: str = ""
     params: Mapping[str, Any] = field(default_factory=dict)
@@ -169,7 +169,7 @@ class Retrain(Step):
                 "a recipe trains in one process", fix="`onnxprune retrain --devices` by hand, between two recipes"
             )
         if not self.method:
-            if self.params or self.ratio is not None or self.target or self.limits != Limits():
+            if self.params or self.ratio is not None or self.target or self.constraints != Constraints():
                 raise OnnxPruneError("'params', 'ratio', 'target' and limits go with a method")
             return
         from onnxprune.training import get_method
@@ -193,32 +193,40 @@ class Retrain(Step):
         return ("data",)
 
     def check(self, analysis: Analysis, base: Path) -> None:
-        Room(analysis, self.limits, analysis.by_name)
+        FeasibleCounts(analysis, self.constraints, analysis.by_name)
         missing = [name for name in ("torch", "lightning", "onnx2torch") if find_spec(name) is None]
         if missing:
             raise OnnxPruneError(f"retraining needs {', '.join(missing)}", fix="pip install 'onnxprune[train]'")
         if self.teacher not in ("", ORIGINAL) and not (base / self.teacher).is_file():
             raise OnnxPruneError(f"no such file: {str(base / self.teacher)!r}", fix="name a teacher that is there")
 
-    def run(self, place: Place) -> Outcome:
+    def run(self, context: StepContext) -> StepResult:
         from onnxprune.training import get_method, retrain
         from onnxprune.training.checkpoints import LAST
 
-        folder = self._checkpoints(place.folder)
+        folder = self._checkpoints(context.folder)
         method = get_method(self.method, **self.params) if self.method else None
-        teacher = place.original if self.teacher == ORIGINAL else place.base / self.teacher
+        teacher = context.original if self.teacher == ORIGINAL else context.base / self.teacher
         done = retrain(
-            place.model, place.data["data"], val=place.data.get("val_data"), preprocess=place.common.preprocess,
-            settings=self.settings, teacher=load(teacher) if self.teacher else None, method=method, folder=folder,
-            resume=(folder / LAST).exists(), progress=place.tick, notice=place.say,
-        )  # fmt: skip
-        files = {MODEL: keep(done.model, place), "training": place.folder / "training.json"}
+            context.model,
+            context.data["data"],
+            val=context.data.get("val_data"),
+            preprocess=context.defaults.preprocess,
+            settings=self.settings,
+            teacher=load(teacher) if self.teacher else None,
+            method=method,
+            folder=folder,
+            resume=(folder / LAST).exists(),
+            progress=context.tick,
+            notice=context.say,
+        )
+        files = {MODEL: keep(done.model, context), "training": context.folder / "training.json"}
         write_text(files["training"], json.dumps(done.as_dict(), indent=1, allow_nan=False) + "\n")
         if method is not None:
-            files[PLAN] = place.folder / "plan.json"
-            save_plan(method.plan(done.model, self._aim(), self.ratio, self.limits), files[PLAN])
+            files[PLAN] = context.folder / "plan.json"
+            save_plan(method.plan(done.model, self._aim(), self.ratio, self.constraints), files[PLAN])
         note = f"epoch {done.epoch} of {len(done.history) - 1} kept" if done.epoch else "no epoch was better"
-        return Outcome(files, note + (f", stopped early: {done.stopped}" if done.stopped else ""))
+        return StepResult(files, note + (f", stopped early: {done.stopped}" if done.stopped else ""))
 
     def _checkpoints(self, folder: Path) -> Path:
         return folder / "training"
@@ -231,7 +239,7 @@ class Retrain(Step):
 
 
 @dataclass(frozen=True)
-class Sparsify(Step):
+class SparsifyStep(RecipeStep):
     """Sets the smallest weights, or the units of smallest norm, to zero; see the pass sparsify_weights.
 
     Attributes:
@@ -265,9 +273,9 @@ class Sparsify(Step):
     def makes(self) -> tuple[str, ...]:
         return (MODEL,)
 
-    def run(self, place: Place) -> Outcome:
-        sparse = sparsify(place.model, self._rule())
-        counts = [nonzero_parameters(m) for m in (place.model, sparse)]
-        sizes = [compressed_size(m) for m in (place.model, sparse)]
+    def run(self, context: StepContext) -> StepResult:
+        sparse = sparsify(context.model, self._rule())
+        counts = [nonzero_parameters(m) for m in (context.model, sparse)]
+        sizes = [compressed_size(m) for m in (context.model, sparse)]
         note = "parameters that are not zero {} -> {}, compressed bytes {} -> {}".format(*counts, *sizes)
-        return Outcome({MODEL: keep(sparse, place)}, note)
+        return StepResult({MODEL: keep(sparse, context)}, note)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from onnxprune.allocators import SCOPES
+from onnxprune.allocators import ALLOCATORS
 from onnxprune.calibration import Calibration
 from onnxprune.class_tables import save_class_table
 from onnxprune.coupling import Analysis
@@ -18,19 +18,29 @@ from onnxprune.curves import Curves, load_curves, save_curves
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.files import write_text
 from onnxprune.iterative import SCHEDULES, plan_steps
-from onnxprune.limits import Limits, Room, check_ratio
+from onnxprune.limits import Constraints, FeasibleCounts, check_ratio
 from onnxprune.metrics import get_metric
-from onnxprune.pictures import check_picture, plot_curves
+from onnxprune.pictures import check_plot, plot_curves
 from onnxprune.pipeline import plan
 from onnxprune.plans import Plan, save_plan
-from onnxprune.recipes.base import CURVES, MODEL, PLAN, SCORES, Outcome, Place, Step, pick, whole
+from onnxprune.recipes.base import (
+    CURVES,
+    MODEL,
+    PLAN,
+    SCORES,
+    RecipeStep,
+    StepContext,
+    StepResult,
+    pick,
+    require_positive,
+)
 from onnxprune.scoring import Scores, load_scores, save_scores, score
 from onnxprune.sweep import RATIOS, sensitivity
 from onnxprune.targets import LatencyPredictor, Target
 
 
 @dataclass(frozen=True)
-class Scoring:
+class ScoringOptions:
     """How channels are scored.
 
     Attributes:
@@ -46,7 +56,7 @@ class Scoring:
     images: int | None = None
 
     def __post_init__(self) -> None:
-        whole(images=self.images)
+        require_positive(images=self.images)
         if self.reduce is not None and self.reduce not in REDUCTIONS:
             raise unknown("reduction", self.reduce, REDUCTIONS)
         if self.criterion:
@@ -64,27 +74,27 @@ class Scoring:
         """The data that the criterion needs."""
         return ("data",) if self.criterion and get_criterion(self.criterion, **self.params).needs != "weights" else ()
 
-    def calibration(self, place: Place) -> Calibration | None:
+    def calibration(self, context: StepContext) -> Calibration | None:
         """The samples, for criteria that need them."""
         if not self.looks_at:
             return None
-        c = place.common
-        data = place.samples("data", self.images)
+        c = context.defaults
+        data = context.samples("data", self.images)
         return Calibration(data, c.preprocess, device=c.device, threads=c.threads)
 
-    def scores(self, place: Place) -> Scores:
+    def scores(self, context: StepContext) -> Scores:
         """Of the model as it is."""
         return score(
-            place.analysis, self.criterion, reduce=self.reduce, calibration=self.calibration(place),
-            progress=place.tick, **self.params,
+            context.analysis, self.criterion, reduce=self.reduce, calibration=self.calibration(context),
+            progress=context.tick, **self.params,
         )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Score(Step):
+class ScoreStep(RecipeStep):
     """Scores every channel, also by class where the criterion knows that."""
 
-    scoring: Scoring
+    scoring: ScoringOptions
 
     do: ClassVar[str] = "score"
 
@@ -99,18 +109,18 @@ class Score(Step):
     def looks_at(self) -> tuple[str, ...]:
         return self.scoring.looks_at
 
-    def run(self, place: Place) -> Outcome:
-        scores = self.scoring.scores(place)
-        files = {SCORES: place.folder / "scores.json"}
+    def run(self, context: StepContext) -> StepResult:
+        scores = self.scoring.scores(context)
+        files = {SCORES: context.folder / "scores.json"}
         save_scores(scores, files[SCORES])
         if scores.per_class:
-            files["classes"] = place.folder / "classes.csv"
+            files["classes"] = context.folder / "classes.csv"
             save_class_table(scores, files["classes"])
-        return Outcome(files, f"{len(scores.groups)} groups by {self.scoring.criterion}")
+        return StepResult(files, f"{len(scores.groups)} groups by {self.scoring.criterion}")
 
 
 @dataclass(frozen=True)
-class Sensitivity(Step):
+class SensitivityStep(RecipeStep):
     """Measures what a metric becomes as channels leave, group by group; the scores it goes by are kept, too.
 
     Attributes:
@@ -119,13 +129,13 @@ class Sensitivity(Step):
         (the others are those of the command)
     """
 
-    scoring: Scoring
+    scoring: ScoringOptions
     on: str = ""
     metric: str | None = None
     ratios: tuple[float, ...] = RATIOS
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    min_accuracy: float | None = None
+    min_group_accuracy: float | None = None
     max_loss: float | None = None
     stop_at_chance: bool = False
     partial_classes: bool = False
@@ -146,9 +156,9 @@ class Sensitivity(Step):
         if self.on:
             pick(self.on)
         metric = get_metric(self.metric or "top1")
-        if self.min_accuracy is not None and self.max_loss is not None:
-            raise OnnxPruneError("give either 'min_accuracy' or 'max_loss'")
-        wrong = "max_loss" if metric.higher_is_better else "min_accuracy"
+        if self.min_group_accuracy is not None and self.max_loss is not None:
+            raise OnnxPruneError("give either 'min_group_accuracy' or 'max_loss'")
+        wrong = "max_loss" if metric.higher_is_better else "min_group_accuracy"
         if getattr(self, wrong) is not None:
             more = "more" if metric.higher_is_better else "less"
             raise OnnxPruneError(f"of {metric.name}, {more} is better: {wrong!r} does not go with it")
@@ -160,78 +170,80 @@ class Sensitivity(Step):
     def _journal(self, folder: Path) -> Path:
         return folder / "curves.json.journal"
 
-    def run(self, place: Place) -> Outcome:
+    def run(self, context: StepContext) -> StepResult:
         if self.plot:
-            check_picture(place.folder / "curves.svg")
-        on = self.on or ("val_data" if "val_data" in place.data else "data")
-        scores = self.scoring.scores(place)
-        paths = {SCORES: place.folder / "scores.json", CURVES: place.folder / "curves.json"}
+            check_plot(context.folder / "curves.svg")
+        on = self.on or ("val_data" if "val_data" in context.data else "data")
+        scores = self.scoring.scores(context)
+        paths = {SCORES: context.folder / "scores.json", CURVES: context.folder / "curves.json"}
         save_scores(scores, paths[SCORES])
-        threshold = self.max_loss if self.min_accuracy is None else self.min_accuracy
+        threshold = self.max_loss if self.min_group_accuracy is None else self.min_group_accuracy
         curves = sensitivity(
-            scores, place.samples(on, self.scoring.images), metric=self.metric, ratios=self.ratios,
+            scores, context.samples(on, self.scoring.images), metric=self.metric, ratios=self.ratios,
             include=self.include, exclude=self.exclude, threshold=threshold, stop_at_chance=self.stop_at_chance,
-            preprocess=place.common.preprocess, batch=self.batch, threads=self.threads or None, device=self.device,
-            jobs=self.jobs, journal=self._journal(place.folder), partial_classes=self.partial_classes,
-            progress=place.tick, notice=place.say,
+            preprocess=context.defaults.preprocess, batch=self.batch, threads=self.threads or None, device=self.device,
+            jobs=self.jobs, journal=self._journal(context.folder), partial_classes=self.partial_classes,
+            progress=context.tick, notice=context.say,
         )  # fmt: skip
         save_curves(curves, paths[CURVES])
-        files = {**paths, "table": place.folder / "curves.csv"}
+        files = {**paths, "table": context.folder / "curves.csv"}
         write_text(files["table"], curves.to_csv())
         if self.plot:
-            files["picture"] = place.folder / "curves.svg"
-            plot_curves(curves, files["picture"], name=place.files[MODEL].name)
-        return Outcome(files, f"{curves.metric} of {len(curves.groups)} groups by {self.scoring.criterion}")
+            files["picture"] = context.folder / "curves.svg"
+            plot_curves(curves, files["picture"], name=context.files[MODEL].name)
+        return StepResult(files, f"{curves.metric} of {len(curves.groups)} groups by {self.scoring.criterion}")
 
     def tidy(self, folder: Path) -> None:
         self._journal(folder).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
-class Planning:
+class PlanningOptions:
     """How much goes, and from which groups.
 
     A plan goes by a criterion of its own, else by the scores made last. Curves are taken into account where there are
-    some of the model as it is, unless there is a `ratio`, a criterion of its own, or a scope they have no part in.
+    some of the model as it is, unless there is a `ratio`, a criterion of its own, or an allocator they have no part in.
 
     Attributes:
         ratio: share removed from every group.
         target: share kept, such as "macs=0.5".
-        min_accuracy: no group's curve falls below this.
+        min_group_accuracy: no group's curve falls below this.
         max_loss: the same for metrics of which less is better.
-        scope: "global", "uniform", "saving", "sensitivity" or "latency".
+        allocator: "global", "uniform", "saving", "sensitivity" or "latency".
         normalize: how groups are compared.
         steps: get there in so many steps with new scores between them, on the weights as they are; `schedule` is
             "linear" or "geometric". Training between them is what `repeat` is for.
-        limits: what may not be done.
+        constraints: what may not be done.
     """
 
-    scoring: Scoring
-    limits: Limits
+    scoring: ScoringOptions
+    constraints: Constraints
     ratio: float | None = None
     target: str | None = None
-    min_accuracy: float | None = None
+    min_group_accuracy: float | None = None
     max_loss: float | None = None
-    scope: str | None = None
+    allocator: str | None = None
     normalize: str | None = None
     steps: int | None = None
     schedule: str = "linear"
 
     def __post_init__(self) -> None:
-        thresholds = self.min_accuracy is not None or self.max_loss is not None
+        thresholds = self.min_group_accuracy is not None or self.max_loss is not None
         if self.ratio is not None and (thresholds or self.target is not None):
             raise OnnxPruneError("a ratio takes the same from every group: it goes with no target and no threshold")
         if self.ratio is None and self.target is None and not thresholds:
-            raise OnnxPruneError("how much goes is missing", fix="ratio, target, or after a sensitivity min_accuracy")
+            raise OnnxPruneError(
+                "how much goes is missing", fix="ratio, target, or after a sensitivity min_group_accuracy"
+            )
         if self.ratio is not None:
             check_ratio(self.ratio)
         if self.steps is not None and (thresholds or not self.scoring.criterion):
             raise OnnxPruneError("'steps' score anew between them: name a criterion, and no threshold")
-        if not 0 <= self.limits.max_ratio < 1:
-            raise OnnxPruneError(f"'max_ratio' is a share removed, in [0, 1); got {self.limits.max_ratio:g}")
-        whole(steps=self.steps)
+        if not 0 <= self.constraints.max_ratio < 1:
+            raise OnnxPruneError(f"'max_ratio' is a share removed, in [0, 1); got {self.constraints.max_ratio:g}")
+        require_positive(steps=self.steps)
         for what, name, known in (
-            ("scope", self.scope, SCOPES), ("normalisation", self.normalize, METHODS),
+            ("allocator", self.allocator, ALLOCATORS), ("normalisation", self.normalize, METHODS),
             ("schedule", self.schedule, SCHEDULES),
         ):  # fmt: skip
             if name is not None and name not in known:
@@ -244,63 +256,73 @@ class Planning:
     @property
     def needs(self) -> tuple[str, ...]:
         """Of what earlier steps make."""
-        wants_curves = self.min_accuracy is not None or self.max_loss is not None or self.scope == "sensitivity"
+        wants_curves = (
+            self.min_group_accuracy is not None or self.max_loss is not None or self.allocator == "sensitivity"
+        )
         return (*(() if self.scoring.criterion else (SCORES,)), *((CURVES,) if wants_curves else ()))
 
     def check(self, analysis: Analysis) -> None:
         """Whether the limits fit the groups."""
-        Room(analysis, self.limits, analysis.by_name)
+        FeasibleCounts(analysis, self.constraints, analysis.by_name)
 
-    def plan(self, place: Place) -> tuple[Plan, Scores | None]:
+    def plan(self, context: StepContext) -> tuple[Plan, Scores | None]:
         """The plan; and the scores, where they were made for it."""
         aim = self._aim()
-        latency = self._latency(place, aim)
-        common: dict[str, Any] = {
-            "ratio": self.ratio, "scope": self.scope, "normalize": self.normalize, "limits": self.limits,
+        latency = self._latency(context, aim)
+        shared: dict[str, Any] = {
+            "ratio": self.ratio,
+            "allocator": self.allocator,
+            "normalize": self.normalize,
+            "constraints": self.constraints,
             "latency": latency,
-        }  # fmt: skip
+        }
         s = self.scoring
         if self.steps is not None:
             return plan_steps(
-                place.analysis, s.criterion, aim, steps=self.steps, schedule=self.schedule, reduce=s.reduce,
-                calibration=s.calibration(place), progress=place.tick, **common, **s.params,
+                context.analysis, s.criterion, aim, steps=self.steps, schedule=self.schedule, reduce=s.reduce,
+                calibration=s.calibration(context), progress=context.tick, **shared, **s.params,
             ), None  # fmt: skip
-        own = s.scores(place) if s.criterion else None
-        scores = own if own is not None else load_scores(place.files[SCORES], place.analysis)
+        own = s.scores(context) if s.criterion else None
+        scores = own if own is not None else load_scores(context.files[SCORES], context.analysis)
         made = plan(
-            scores, aim, curves=self._curves(place), min_accuracy=self.min_accuracy, max_loss=self.max_loss, **common
+            scores,
+            aim,
+            curves=self._curves(context),
+            min_group_accuracy=self.min_group_accuracy,
+            max_loss=self.max_loss,
+            **shared,
         )
         return made, own
 
-    def _curves(self, place: Place) -> Curves | None:
-        idle = self.ratio is not None or self.scope in ("global", "uniform")
-        if self.min_accuracy is None and self.max_loss is None and (idle or self.scoring.criterion):
+    def _curves(self, context: StepContext) -> Curves | None:
+        idle = self.ratio is not None or self.allocator in ("global", "uniform")
+        if self.min_group_accuracy is None and self.max_loss is None and (idle or self.scoring.criterion):
             return None
-        return load_curves(place.files[CURVES]) if CURVES in place.files else None
+        return load_curves(context.files[CURVES]) if CURVES in context.files else None
 
-    def _latency(self, place: Place, aim: Target | None) -> LatencyPredictor | None:
-        if self.scope != "latency" and (aim is None or aim.measure != "latency"):
+    def _latency(self, context: StepContext, aim: Target | None) -> LatencyPredictor | None:
+        if self.allocator != "latency" and (aim is None or aim.measure != "latency"):
             return None
         from onnxprune.latency_prediction import latency_model
 
-        return latency_model(place.analysis, device=place.common.device, progress=place.tick)
+        return latency_model(context.analysis, device=context.defaults.device, progress=context.tick)
 
-    def save(self, place: Place) -> tuple[Plan, dict[str, Path]]:
+    def save(self, context: StepContext) -> tuple[Plan, dict[str, Path]]:
         """Makes the plan and writes it, with the scores that were made for it."""
-        made, scores = self.plan(place)
-        files = {PLAN: place.folder / "plan.json"}
+        made, scores = self.plan(context)
+        files = {PLAN: context.folder / "plan.json"}
         if scores is not None:
-            files[SCORES] = place.folder / "scores.json"
+            files[SCORES] = context.folder / "scores.json"
             save_scores(scores, files[SCORES])
         save_plan(made, files[PLAN])
         return made, files
 
 
 @dataclass(frozen=True)
-class MakePlan(Step):
+class PlanStep(RecipeStep):
     """Decides which channels go."""
 
-    planning: Planning
+    planning: PlanningOptions
 
     do: ClassVar[str] = "plan"
 
@@ -319,9 +341,9 @@ class MakePlan(Step):
     def check(self, analysis: Analysis, base: Path) -> None:
         self.planning.check(analysis)
 
-    def run(self, place: Place) -> Outcome:
-        made, files = self.planning.save(place)
-        return Outcome(files, removal_note(made, place.analysis))
+    def run(self, context: StepContext) -> StepResult:
+        made, files = self.planning.save(context)
+        return StepResult(files, removal_note(made, context.analysis))
 
 
 def removal_note(made: Plan, analysis: Analysis) -> str:

@@ -13,13 +13,13 @@ from onnxprune.evaluation import evaluate
 from onnxprune.files import write_text
 from onnxprune.model import Model, save
 from onnxprune.passes.sparsify_weights import METHODS, SparsifyWeights
-from onnxprune.pictures import check_picture, plot_study
-from onnxprune.recipes.base import MODEL, Outcome, Place, Step, pick, whole
-from onnxprune.weight_unit import ENDS, POINTS, Point, study
+from onnxprune.pictures import check_plot, plot_study
+from onnxprune.recipes.base import MODEL, RecipeStep, StepContext, StepResult, pick, require_positive
+from onnxprune.weight_unit import ENDS, POINTS, SparsityPoint, study
 
 
 @dataclass(frozen=True)
-class Evaluate(Step):
+class EvaluateStep(RecipeStep):
     """Accuracy on other data than that of the table, or on less of it.
 
     Attributes:
@@ -38,25 +38,30 @@ class Evaluate(Step):
 
     def __post_init__(self) -> None:
         pick(self.on)
-        whole(images=self.images, batch=self.batch)
+        require_positive(images=self.images, batch=self.batch)
 
     @property
     def looks_at(self) -> tuple[str, ...]:
         return (self.on,)
 
-    def run(self, place: Place) -> Outcome:
+    def run(self, context: StepContext) -> StepResult:
         found = evaluate(
-            place.model, place.samples(self.on, self.images), preprocess=place.common.preprocess, batch=self.batch,
-            threads=self.threads, device=self.device, progress=place.tick,
-        )  # fmt: skip
-        path = place.folder / "accuracy.json"
+            context.model,
+            context.samples(self.on, self.images),
+            preprocess=context.defaults.preprocess,
+            batch=self.batch,
+            threads=self.threads,
+            device=self.device,
+            progress=context.tick,
+        )
+        path = context.folder / "accuracy.json"
         write_text(path, json.dumps(vars(found), indent=1, allow_nan=False) + "\n")
         result = f"top-1 {found.top1:.4f}, loss {found.loss:.4f} on {found.images} samples"
-        return Outcome({"accuracy": path}, f"{result}; {found.warning}" if found.warning else result)
+        return StepResult({"accuracy": path}, f"{result}; {found.warning}" if found.warning else result)
 
 
 @dataclass(frozen=True)
-class Sweep(Step):
+class SweepStep(RecipeStep):
     """Accuracy and compressed size against sparsity, weights beside units; see `onnxprune.weight_unit`.
 
     Attributes:
@@ -88,7 +93,7 @@ class Sweep(Step):
 
     def __post_init__(self) -> None:
         pick(self.on)
-        whole(images=self.images, batch=self.batch)
+        require_positive(images=self.images, batch=self.batch)
         if self.end not in ENDS:
             raise unknown("end", self.end, ENDS)
         for what, sparsity in product(self.what, self.points):
@@ -98,24 +103,24 @@ class Sweep(Step):
     def looks_at(self) -> tuple[str, ...]:
         return (self.on,)
 
-    def run(self, place: Place) -> Outcome:
-        files = {"table": place.folder / "sweep.csv"}
+    def run(self, context: StepContext) -> StepResult:
+        files = {"table": context.folder / "sweep.csv"}
         if self.plot:
-            files["picture"] = place.folder / "sweep.svg"
-            check_picture(files["picture"])
+            files["picture"] = context.folder / "sweep.svg"
+            check_plot(files["picture"])
 
-        def kept(point: Point, pruned: Model) -> None:
+        def kept(point: SparsityPoint, pruned: Model) -> None:
             if self.models:
                 name = f"{point.what}-{point.sparsity!r}"
-                files[name] = save(pruned, place.folder / f"{name}.onnx")
+                files[name] = save(pruned, context.folder / f"{name}.onnx")
 
         found = study(
-            place.model, place.samples(self.on, self.images), what=self.what, points=self.points, end=self.end,
+            context.model, context.samples(self.on, self.images), what=self.what, points=self.points, end=self.end,
             scope=self.scope, exclude=self.exclude, include_last=self.include_last,
-            preprocess=place.common.preprocess, batch=self.batch, threads=self.threads, device=self.device,
-            tool=version, keep=kept, progress=place.tick,
+            preprocess=context.defaults.preprocess, batch=self.batch, threads=self.threads, device=self.device,
+            tool=version, keep=kept, progress=context.tick,
         )  # fmt: skip
         write_text(files["table"], found.to_csv())
         if self.plot:
-            plot_study(found, files["picture"], name=place.files[MODEL].name)
-        return Outcome(files, f"{len(found.points)} points of {', '.join(self.what)} on {found.images} samples")
+            plot_study(found, files["picture"], name=context.files[MODEL].name)
+        return StepResult(files, f"{len(found.points)} points of {', '.join(self.what)} on {found.images} samples")

@@ -1,7 +1,7 @@
 """Tables of TOML read into dataclasses, strictly: every key is a field, every value has the field's type.
 
 A field whose type is a dataclass takes its own fields from the same table, so that a step can say which groups of
-options it has (`Settings` of a training, `Limits` of a plan) and a recipe stays flat.
+options it has (`Settings` of a training, `Constraints` of a plan) and a recipe stays flat.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Row:
+class StepRow:
     """A step. Figures are those of the model it made; None where it made none.
 
     Attributes:
@@ -39,7 +39,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Table:
+class RunTable:
     """A run of a recipe.
 
     Attributes:
@@ -50,7 +50,7 @@ class Table:
     """
 
     name: str
-    rows: Sequence[Row] = field(repr=False)
+    rows: Sequence[StepRow] = field(repr=False)
     sources: Mapping[str, str] = field(default_factory=dict, repr=False)
     changes: Sequence[str] = ()
 
@@ -70,6 +70,6 @@ class Table:
         """One line per step."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow([f.name for f in fields(Row)])
+        writer.writerow([f.name for f in fields(StepRow)])
         writer.writerows(["" if v is None else v for v in asdict(r).values()] for r in self.rows)
         return out.getvalue()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune.curves import Curve, Curves
-from onnxprune.reports.story import Sensitivity, Stage
+from onnxprune.reports.story import ModelSnapshot, SensitivitySection
 
 RATES = {"top1": "top-1 accuracy", "top5": "top-5 accuracy"}
 _DASHES = ("solid", "dash", "dot", "dashdot")
@@ -45,7 +45,7 @@ def value_at(curves: Curves, curve: Curve, removed: int) -> tuple[float, bool]:
     return float(np.interp(removed, x, y)), removed <= x[-1]
 
 
-def sensitivity_figure(found: Sensitivity) -> Figure:
+def sensitivity_figure(found: SensitivitySection) -> Figure:
     """One line per group over the share of its channels removed; the plan's choice as a point on each."""
     curves, by = found.curves, scale(found.curves)
     traces: list[Figure] = []
@@ -103,7 +103,7 @@ def sensitivity_figure(found: Sensitivity) -> Figure:
     return {"data": traces, "layout": layout}
 
 
-def sensitivity_summary(found: Sensitivity) -> str:
+def sensitivity_summary(found: SensitivitySection) -> str:
     """The figure in a sentence or two, for who cannot see it."""
     curves = found.curves
     by, unit = scale(curves), " %" if curves.metric in RATES else ""
@@ -127,7 +127,7 @@ def sensitivity_summary(found: Sensitivity) -> str:
     return text
 
 
-def steps_figure(stages: list[Stage]) -> Figure | None:
+def steps_figure(stages: list[ModelSnapshot]) -> Figure | None:
     """Every measure of every model as a share of the first one's; accuracy as it is. Nothing for fewer than three."""
     models = [s for s in stages if s.model]
     if len(models) < 3:

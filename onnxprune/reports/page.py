@@ -15,7 +15,7 @@ from typing import Any
 from onnxprune import __version__
 from onnxprune.errors import OnnxPruneError
 from onnxprune.reports import figures
-from onnxprune.reports.story import Sensitivity, Stage, Story
+from onnxprune.reports.story import ModelSnapshot, ReportData, SensitivitySection
 from onnxprune.show import count, percent, seconds, size
 
 _COLUMNS = 20  # of a table of curves; beyond that each row lists its own points
@@ -36,7 +36,7 @@ def check_extra() -> None:
         ) from err
 
 
-def render(story: Story) -> str:
+def render(report: ReportData) -> str:
     """The page.
 
     Raises:
@@ -53,23 +53,33 @@ def render(story: Story) -> str:
         "count": partial(_or_dash, count), "size": partial(_or_dash, size), "seconds": partial(_or_dash, seconds),
         "percent": partial(_or_dash, percent), "relative": partial(_or_dash, "{:.1e}".format),
     }  # fmt: skip
-    found = {f"curves-{i}": figures.sensitivity_figure(s) for i, s in enumerate(story.curves)}
-    steps = figures.steps_figure(story.stages)
+    found = {f"curves-{i}": figures.sensitivity_figure(s) for i, s in enumerate(report.curves)}
+    steps = figures.steps_figure(report.stages)
     if steps is not None:
         found["steps"] = steps
     scripts = [_plotly(), _file("report.js")] if found else []
     html = env.get_template("report.html.jinja").render(
-        story=story, version=__version__, css=_file("report.css"), scripts=scripts,
-        digests=[_digest(s) for s in scripts], figures=found, has_steps=steps is not None,
-        cards=cards(story.stages), stages=story.stages, columns=_stage_columns(story.stages),
-        curves=[_curves_part(i, s) for i, s in enumerate(story.curves)],
-        total=(sum(b.channels for b in story.bars), sum(b.kept[-1] if b.kept else b.channels for b in story.bars)),
-    )  # fmt: skip
+        report=report,
+        version=__version__,
+        css=_file("report.css"),
+        scripts=scripts,
+        digests=[_digest(s) for s in scripts],
+        figures=found,
+        has_steps=steps is not None,
+        cards=cards(report.stages),
+        stages=report.stages,
+        columns=_stage_columns(report.stages),
+        curves=[_curves_part(i, s) for i, s in enumerate(report.curves)],
+        total=(
+            sum(b.channels for b in report.groups),
+            sum(b.kept[-1] if b.kept else b.channels for b in report.groups),
+        ),
+    )
     # A lone surrogate in a name cannot be written as UTF-8.
     return html.encode("utf-8", "replace").decode()
 
 
-def cards(stages: list[Stage]) -> list[dict[str, Any]]:
+def cards(stages: list[ModelSnapshot]) -> list[dict[str, Any]]:
     """The headline: each measure of the first and the last model, and what is left of it."""
     models = [s for s in stages if s.model]
     if not models:
@@ -99,13 +109,13 @@ def cards(stages: list[Stage]) -> list[dict[str, Any]]:
     return out
 
 
-def _stage_columns(stages: list[Stage]) -> dict[str, bool]:
+def _stage_columns(stages: list[ModelSnapshot]) -> dict[str, bool]:
     """Which columns of the table of steps have anything in them."""
     names = ("top1", "loss", "macs", "params", "bytes", "latency", "seconds", "note")
     return {n: any(getattr(s, n) not in (None, "") for s in stages) for n in names}
 
 
-def _curves_part(i: int, found: Sensitivity) -> dict[str, Any]:
+def _curves_part(i: int, found: SensitivitySection) -> dict[str, Any]:
     """What the template needs for a figure of curves and its table."""
     curves, by = found.curves, figures.scale(found.curves)
     ratios = sorted({round(p.ratio, 9) for c in curves.groups.values() for p in c.points})

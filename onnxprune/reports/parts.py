@@ -16,13 +16,21 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.model import PROVENANCE, Model
 from onnxprune.plans import Plan
 from onnxprune.reports.documents import Fields
-from onnxprune.reports.story import Bar, Extra, Locked, Proof, Sensitivity, Stage, Story
+from onnxprune.reports.story import (
+    GroupChannels,
+    LockedChannels,
+    ModelSnapshot,
+    Proof,
+    ReportData,
+    ReportTable,
+    SensitivitySection,
+)
 from onnxprune.scoring import Scores, score
 from onnxprune.show import percent, seconds
 
 
 @dataclass(frozen=True)
-class Cut:
+class AppliedPlan:
     """A plan, the name of what it made, and scores of the model it was made for, where there are some."""
 
     name: str
@@ -31,22 +39,22 @@ class Cut:
 
 
 @contextmanager
-def noting(story: Story, what: str) -> Iterator[None]:
+def noting(report: ReportData, what: str) -> Iterator[None]:
     """A known error in the block is a problem of the story, not its end."""
     try:
         yield
     except OnnxPruneError as err:
         where = f" ({err.where})" if err.where and err.where != what else ""
-        story.problems.append(f"{what}: {err.what}{where}")
+        report.problems.append(f"{what}: {err.what}{where}")
 
 
-def add_groups(story: Story, analysis: Analysis | None, cuts: Sequence[Cut]) -> None:
+def add_groups(report: ReportData, analysis: Analysis | None, cuts: Sequence[AppliedPlan]) -> None:
     """Bars of every group through all cuts; groups of the plans alone where the model is not there."""
     whole: dict[str, int] = {}
     about: dict[str, str] = {}
     if analysis is not None:
-        story.locked_known = True
-        story.locked = [Locked(k.name, k.channels, k.node, k.op, k.reason, k.inexact) for k in analysis.locked]
+        report.locked_known = True
+        report.locked = [LockedChannels(k.name, k.channels, k.node, k.op, k.reason, k.inexact) for k in analysis.locked]
         for g in analysis.groups:
             whole[g.name] = g.channels
             width = f", {g.width} indices per channel" if g.width > 1 else ""
@@ -57,20 +65,20 @@ def add_groups(story: Story, analysis: Analysis | None, cuts: Sequence[Cut]) -> 
                 whole.setdefault(name, r.channels)
     kept = {name: [n] for name, n in whole.items()}
     for cut in cuts:
-        story.cuts.append(cut.name)
+        report.cuts.append(cut.name)
         for name, r in cut.plan.groups.items():
             if name not in kept or kept[name][-1] != r.channels:
                 known = "is not known" if name not in kept else f"has {kept[name][-1]} channels there, not {r.channels}"
-                story.problems.append(f"{cut.name}: the plan's group {name!r} {known}; it is left out")
+                report.problems.append(f"{cut.name}: the plan's group {name!r} {known}; it is left out")
         for name, counts in kept.items():
             mine = cut.plan.groups.get(name)
             gone = len(mine.removed) if mine is not None and mine.channels == counts[-1] else 0
             counts.append(counts[-1] - gone)
     lost = _lost(cuts[0]) if len(cuts) == 1 else {}
-    story.bars = [Bar(n, c, tuple(kept[n][1:]), about.get(n, ""), lost.get(n)) for n, c in whole.items()]
+    report.groups = [GroupChannels(n, c, tuple(kept[n][1:]), about.get(n, ""), lost.get(n)) for n, c in whole.items()]
 
 
-def _lost(cut: Cut) -> dict[str, float]:
+def _lost(cut: AppliedPlan) -> dict[str, float]:
     """Share of each group's score that goes with the channels: 0 where the plan takes none."""
     out = {}
     for name, values in (cut.scores or {}).items():
@@ -102,7 +110,7 @@ def criterion_text(criterion: Mapping[str, Any]) -> str:
     return f"{_plain(criterion.get('name', 'not recorded'))}{f' ({rest})' if rest else ''}"
 
 
-def why(cut: Cut) -> list[str]:
+def why(cut: AppliedPlan) -> list[str]:
     """How the channels were chosen, in sentences."""
     c = cut.plan.criterion
     name = c.get("name")
@@ -117,15 +125,15 @@ def why(cut: Cut) -> list[str]:
     return out
 
 
-def sensitivity(title: str, curves: Curves, plans: Sequence[Plan]) -> Sensitivity:
+def sensitivity(title: str, curves: Curves, plans: Sequence[Plan]) -> SensitivitySection:
     """Curves with the choice of the plan made for the same model, the first one of those given."""
     for plan in plans:
         fits = all(n not in plan.groups or plan.groups[n].channels == c.channels for n, c in curves.groups.items())
         if plan.model == curves.model and fits:
-            return Sensitivity(
+            return SensitivitySection(
                 title, curves, {n: len(plan.groups[n].removed) if n in plan.groups else 0 for n in curves.groups}
             )
-    return Sensitivity(title, curves, None)
+    return SensitivitySection(title, curves, None)
 
 
 def curves_facts(curves: Curves) -> list[tuple[str, str]]:
@@ -161,7 +169,7 @@ def proof_of(title: str, d: Fields, note: str = "") -> Proof:
     return Proof(title, d.number("max_relative"), d.number("tolerance"), d.number("effect"), how, note)
 
 
-def recovery_extra(title: str, d: Fields) -> Extra:
+def recovery_table(title: str, d: Fields) -> ReportTable:
     """What a recovery did, stage by stage."""
     rows = []
     original = d.number("original_top1")
@@ -173,10 +181,10 @@ def recovery_extra(title: str, d: Fields) -> Extra:
         rows.append((name, _text(top1, percent), _text(distance, "{:.4f}".format), _text(took or None, seconds),
                      s.text("note")))  # fmt: skip
     note = f"{d.count('samples')} samples, {d.count('held_out')} held out to judge by"
-    return Extra(title, ("stage", "top-1", "distance from the original", "took", "note"), tuple(rows), note)
+    return ReportTable(title, ("stage", "top-1", "distance from the original", "took", "note"), tuple(rows), note)
 
 
-def training_extra(title: str, d: Fields) -> Extra:
+def training_table(title: str, d: Fields) -> ReportTable:
     """A training, epoch by epoch."""
     best = d.count("epoch")
     rows = []
@@ -189,15 +197,15 @@ def training_extra(title: str, d: Fields) -> Extra:
     samples = d.count("validation_samples")
     note = f"validated on {samples} samples" if samples is not None else ""
     columns = ("epoch", "training loss", "top-1", "loss", "learning rate", "took")
-    return Extra(title, columns, tuple(rows), note)
+    return ReportTable(title, columns, tuple(rows), note)
 
 
-def take_accuracy(stage: Stage, d: Fields) -> None:
+def take_accuracy(stage: ModelSnapshot, d: Fields) -> None:
     """Accuracy that `evaluate` wrote."""
     stage.top1, stage.top1_error, stage.loss = d.number("top1"), d.number("top1_error"), d.number("loss")
 
 
-def take_cost(stage: Stage, d: Fields) -> None:
+def take_cost(stage: ModelSnapshot, d: Fields) -> None:
     """A cost that a command wrote."""
     stage.macs, stage.params, stage.bytes = d.count("macs"), d.count("params"), d.count("bytes")
 

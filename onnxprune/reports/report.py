@@ -10,18 +10,18 @@ from onnxprune.files import check_output, write_text
 from onnxprune.model import load
 from onnxprune.reports import parts
 from onnxprune.reports.documents import Document, recognise
-from onnxprune.reports.files import Measuring, Named, tell_files
+from onnxprune.reports.files import MeasurementSettings, NamedModel, collect_files
 from onnxprune.reports.page import check_extra, render
-from onnxprune.reports.run_folder import is_run, tell_run
-from onnxprune.reports.story import Story
+from onnxprune.reports.run_folder import collect_run, is_run
+from onnxprune.reports.story import ReportData
 
 Tick = Callable[[int, int], None]
 
 
 def write_report(
-    sources: Sequence[Path], output: Path, *, measuring: Measuring | None = None, title: str = "",
+    sources: Sequence[Path], output: Path, *, measuring: MeasurementSettings | None = None, title: str = "",
     progress: Tick | None = None,
-) -> Story:  # fmt: skip
+) -> ReportData:  # fmt: skip
     """Writes the page, whole or not at all, and gives what it tells.
 
     Args:
@@ -38,13 +38,15 @@ def write_report(
     check_extra()
     for source in sources:
         check_output(output, source)
-    story = tell(sources, measuring=measuring, progress=progress)
-    story.title = title or story.title
-    write_text(output, render(story))
-    return story
+    report = collect(sources, measuring=measuring, progress=progress)
+    report.title = title or report.title
+    write_text(output, render(report))
+    return report
 
 
-def tell(sources: Sequence[Path], *, measuring: Measuring | None = None, progress: Tick | None = None) -> Story:
+def collect(
+    sources: Sequence[Path], *, measuring: MeasurementSettings | None = None, progress: Tick | None = None
+) -> ReportData:
     """The story of sources; see `write_report`."""
     for path in sources:
         if not path.exists():
@@ -58,8 +60,8 @@ def tell(sources: Sequence[Path], *, measuring: Measuring | None = None, progres
             "the folder holds no run of a recipe", where=str(folders[0]),
             fix="give a folder that `onnxprune run` wrote, or the files themselves",
         )  # fmt: skip
-    problems = Story("")
-    models: list[Named] = []
+    problems = ReportData("")
+    models: list[NamedModel] = []
     documents: list[Document] = []
     stems = [p.name for p in files]
     for path in files:
@@ -68,16 +70,18 @@ def tell(sources: Sequence[Path], *, measuring: Measuring | None = None, progres
             if path.suffix.lower() == ".json" or _begins_like_json(path):
                 documents.append(recognise(path))
             else:
-                models.append(Named(name, path, load(path)))
+                models.append(NamedModel(name, path, load(path)))
     if folders:
-        story = tell_run(folders[0], [m.model for m in models])
-        story.problems += [f"{d.path.name}: not shown beside the folder of a run" for d in documents]
+        report = collect_run(folders[0], [m.model for m in models])
+        report.problems += [f"{d.path.name}: not shown beside the folder of a run" for d in documents]
     else:
-        story = tell_files(models, documents, measuring or Measuring(), progress)
-    story.problems = problems.problems + story.problems
-    if not any((story.stages, story.bars, story.curves, story.proofs, story.extras, story.locked, story.recipe)):
-        raise OnnxPruneError("nothing to report:\n  " + "\n  ".join(story.problems or ["no sources"]))
-    return story
+        report = collect_files(models, documents, measuring or MeasurementSettings(), progress)
+    report.problems = problems.problems + report.problems
+    if not any(
+        (report.stages, report.groups, report.curves, report.proofs, report.tables, report.locked, report.recipe)
+    ):
+        raise OnnxPruneError("nothing to report:\n  " + "\n  ".join(report.problems or ["no sources"]))
+    return report
 
 
 def _begins_like_json(path: Path) -> bool:

@@ -21,7 +21,7 @@ from onnxprune.recipes import load_recipe
 from onnxprune.recipes.runner import COPY, JOURNAL, LATENCY, LOG, ORIGINAL
 from onnxprune.reports import parts
 from onnxprune.reports.documents import MAX_BYTES, Fields, parse_json, read_json
-from onnxprune.reports.story import Stage, Story
+from onnxprune.reports.story import ModelSnapshot, ReportData
 from onnxprune.scoring import load_scores
 
 TABLE = "table.json"
@@ -34,27 +34,27 @@ def is_run(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (JOURNAL, TABLE, COPY))
 
 
-def tell_run(folder: Path, given: list[Model]) -> Story:
+def collect_run(folder: Path, given: list[Model]) -> ReportData:
     """Tells a run.
 
     Args:
         folder: of the run.
         given: models that the user named as well: one of them may be the original that the run no longer finds.
     """
-    return _Run(folder, given).story
+    return _RunCollector(folder, given).report
 
 
-class _Run:
+class _RunCollector:
     def __init__(self, folder: Path, given: list[Model]) -> None:
         self.folder = folder
-        self.story = Story(folder.resolve().name)
+        self.report = ReportData(folder.resolve().name)
         self.head: dict[str, Any] = {}
         self.records: dict[str, Fields] = {}
         self.table: Fields | None = None
         self._read_journal()
-        with parts.noting(self.story, TABLE):
+        with parts.noting(self.report, TABLE):
             self.table = Fields(read_json(folder / TABLE), TABLE)
-            self.story.title = self.table.text("recipe") or self.story.title
+            self.report.title = self.table.text("recipe") or self.report.title
         self._read_recipe()
         self.keys = sorted(
             {p.name for p in folder.iterdir() if p.is_dir() and _STEP.fullmatch(p.name)}
@@ -66,7 +66,7 @@ class _Run:
         self.analysis: Analysis | None = None
         if original is not None:
             attention = self.head.get("attention")
-            with parts.noting(self.story, "the original model"):
+            with parts.noting(self.report, "the original model"):
                 self.analysis = analyze(
                     original,
                     attention=attention if attention == "head_dim" else "heads",
@@ -88,7 +88,7 @@ class _Run:
             lines = path.read_bytes().split(b"\n")
         except (OSError, OnnxPruneError) as err:
             text = err.what if isinstance(err, OnnxPruneError) else err.strerror or str(err)
-            self.story.problems.append(f"{JOURNAL}: {text}; which files the steps made cannot be checked")
+            self.report.problems.append(f"{JOURNAL}: {text}; which files the steps made cannot be checked")
             return
         for i, line in enumerate(lines):
             if i and not line.strip():
@@ -101,29 +101,29 @@ class _Run:
                 else:
                     self.records[entry["key"]] = Fields(entry["value"], f"{JOURNAL}, {entry['key']}")
             except (ValueError, KeyError, TypeError, RecursionError, OnnxPruneError):
-                self.story.problems.append(f"{JOURNAL}: line {i + 1} is damaged; what it recorded is left out")
+                self.report.problems.append(f"{JOURNAL}: line {i + 1} is damaged; what it recorded is left out")
 
     def _read_recipe(self) -> None:
         path = self.folder / COPY
         try:
             if path.stat().st_size > 2**20:
                 raise OnnxPruneError("the file is too large")
-            self.story.recipe = path.read_text(encoding="utf-8")
-            table = tomllib.loads(self.story.recipe)
+            self.report.recipe = path.read_text(encoding="utf-8")
+            table = tomllib.loads(self.report.recipe)
             if not table.get("step"):
                 raise OnnxPruneError("it has no steps")
             about = table.get("about")
-            self.story.subtitle = about if isinstance(about, str) else ""
+            self.report.subtitle = about if isinstance(about, str) else ""
         except OSError as err:
-            self.story.problems.append(f"{COPY}: {err.strerror or err}; the recipe cannot be shown")
+            self.report.problems.append(f"{COPY}: {err.strerror or err}; the recipe cannot be shown")
         except (ValueError, RecursionError, OnnxPruneError) as err:
-            self.story.problems.append(f"{COPY}: not a recipe ({err})")
+            self.report.problems.append(f"{COPY}: not a recipe ({err})")
 
     def _stages(self) -> None:
         """From the table; where that is lost, from the journal."""
         if self.table is not None:
-            with parts.noting(self.story, TABLE):
-                self.story.stages = [self._row(r) for r in self.table.tables("steps")]
+            with parts.noting(self.report, TABLE):
+                self.report.stages = [self._row(r) for r in self.table.tables("steps")]
                 return
         known = self.records.get(LATENCY)
         latency: dict[str, Any] = dict(known.value.get("median") or {}) if known is not None else {}
@@ -131,21 +131,23 @@ class _Run:
             record = self.records.get(key)
             if record is None:
                 if key != ORIGINAL:
-                    self.story.stages.append(Stage(key, "not finished, or not on record", model=False))
+                    self.report.stages.append(ModelSnapshot(key, "not finished, or not on record", model=False))
                 continue
-            with parts.noting(self.story, key):
-                stage = Stage(key, record.text("note"), seconds=record.number("seconds"), model=False)
+            with parts.noting(self.report, key):
+                stage = ModelSnapshot(key, record.text("note"), seconds=record.number("seconds"), model=False)
                 if isinstance(record.value.get("figures"), dict):
                     figures = record.table("figures")
                     stage.model = True
                     parts.take_cost(stage, figures)
                     parts.take_accuracy(stage, figures)
                     stage.latency = Fields(latency, JOURNAL).number(key)
-                self.story.stages.append(stage)
+                self.report.stages.append(stage)
 
-    def _row(self, r: Fields) -> Stage:
+    def _row(self, r: Fields) -> ModelSnapshot:
         turn = r.text("turn")
-        stage = Stage(r.text("step") + (f" ({turn})" if turn else ""), r.text("note"), model=bool(r.text("model")))
+        stage = ModelSnapshot(
+            r.text("step") + (f" ({turn})" if turn else ""), r.text("note"), model=bool(r.text("model"))
+        )
         for name in _FIGURES:
             setattr(stage, name, r.number(name))
         parts.take_cost(stage, r)
@@ -156,15 +158,15 @@ class _Run:
         for key, record in self.records.items():
             if "digests" not in record.value:
                 continue
-            with parts.noting(self.story, key):
+            with parts.noting(self.report, key):
                 for name, digest in record.table("digests").value.items():
                     path = self.folder / name
                     if not path.resolve().is_relative_to(self.folder.resolve()):
-                        self.story.problems.append(f"{name}: is outside of the run's folder; not looked at")
+                        self.report.problems.append(f"{name}: is outside of the run's folder; not looked at")
                     elif not path.is_file():
-                        self.story.problems.append(f"{name}: the file is missing")
+                        self.report.problems.append(f"{name}: the file is missing")
                     elif _digest(path) != digest:
-                        self.story.problems.append(f"{name}: the file has changed since the run wrote it")
+                        self.report.problems.append(f"{name}: the file has changed since the run wrote it")
 
     # --------------------------------------------------------------------------------------------------- the models
 
@@ -189,43 +191,43 @@ class _Run:
                         return model
                     changed = True
         what = "has changed" if changed else "is not where it was"
-        self.story.problems.append(
+        self.report.problems.append(
             f"the original model {what}: groups that stay whole and what is locked cannot be shown; name it beside the "
             f"run's folder, `onnxprune report {self.folder.name} MODEL`"
         )
         return None
 
     def _plans_and_curves(self) -> None:
-        cuts: list[parts.Cut] = []
+        cuts: list[parts.AppliedPlan] = []
         found: dict[str, Plan] = {}
         for key in self.keys:
             path = self.folder / key / "plan.json"
             if path.is_file():
-                with parts.noting(self.story, f"{key}/plan.json"):
+                with parts.noting(self.report, f"{key}/plan.json"):
                     found[key] = load_plan(path)
         for key, plan in found.items():
-            cuts.append(parts.Cut(key, plan))
-            self.story.facts.append((f"Plan of {key}", parts.plan_facts(plan)))
+            cuts.append(parts.AppliedPlan(key, plan))
+            self.report.facts.append((f"Plan of {key}", parts.plan_facts(plan)))
         if len(cuts) == 1 and self.analysis is not None:
             cuts[0] = replace(cuts[0], scores=self._scores(cuts[0].plan))
-        parts.add_groups(self.story, self.analysis, cuts)
+        parts.add_groups(self.report, self.analysis, cuts)
         if cuts:
-            self.story.why = parts.why(cuts[0])
+            self.report.why = parts.why(cuts[0])
         for key in self.keys:
             path = self.folder / key / "curves.json"
             if path.is_file():
-                with parts.noting(self.story, f"{key}/curves.json"):
+                with parts.noting(self.report, f"{key}/curves.json"):
                     curves = load_curves(path)
                     later = [plan for k, plan in found.items() if k >= key]
-                    self.story.curves.append(parts.sensitivity(key, curves, later))
-                    self.story.facts.append((f"Curves of {key}", parts.curves_facts(curves)))
+                    self.report.curves.append(parts.sensitivity(key, curves, later))
+                    self.report.facts.append((f"Curves of {key}", parts.curves_facts(curves)))
 
     def _scores(self, plan: Plan) -> Any:
         assert self.analysis is not None
         for key in reversed(self.keys):
             path = self.folder / key / "scores.json"
             if path.is_file():
-                with parts.noting(self.story, f"{key}/scores.json"):
+                with parts.noting(self.report, f"{key}/scores.json"):
                     return load_scores(path, self.analysis).groups
         again = parts.scores_again(self.analysis, plan)
         return again.groups if again is not None else None
@@ -237,12 +239,12 @@ class _Run:
             for name in ("verification.json", "training.json", "accuracy.json"):
                 if not (folder / name).is_file():
                     continue
-                with parts.noting(self.story, f"{key}/{name}"):
+                with parts.noting(self.report, f"{key}/{name}"):
                     d = Fields(read_json(folder / name), f"{key}/{name}")
                     if name == "verification.json":
-                        self.story.proofs.append(parts.proof_of(key, d))
+                        self.report.proofs.append(parts.proof_of(key, d))
                     elif name == "training.json":
-                        self.story.extras.append(parts.training_extra(f"Training of {key}", d))
+                        self.report.tables.append(parts.training_table(f"Training of {key}", d))
 
     # ------------------------------------------------------------------------------------------ where it comes from
 
@@ -254,10 +256,10 @@ class _Run:
             how = {k: v for k, v in latency.value["how"].items() if k != "models"}
             rows.append(("latency measured with", ", ".join(f"{k} {v}" for k, v in how.items())))
         rows += self._times()
-        self.story.facts.insert(0, ("The run", rows))
+        self.report.facts.insert(0, ("The run", rows))
         if original is not None:
             name = str(original.path) if original.path else "the original"
-            self.story.facts.insert(1, ("The original model", [("file", name), *parts.model_facts(original)]))
+            self.report.facts.insert(1, ("The original model", [("file", name), *parts.model_facts(original)]))
 
     def _times(self) -> list[tuple[str, str]]:
         """First and last line of the log begin with when."""
@@ -265,7 +267,7 @@ class _Run:
             with open(self.folder / LOG, encoding="utf-8", errors="replace") as file:
                 times = re.findall(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", file.read(2**24), re.M)
         except OSError as err:
-            self.story.problems.append(f"{LOG}: {err.strerror or err}; when it ran is not known")
+            self.report.problems.append(f"{LOG}: {err.strerror or err}; when it ran is not known")
             return []
         return [("begun", times[0]), ("last entry", times[-1])] if times else []
 
@@ -273,10 +275,10 @@ class _Run:
         """The run again, and this report."""
         words = ["onnxprune", "run", COPY]
         if self.table is not None:
-            with parts.noting(self.story, TABLE):
+            with parts.noting(self.report, TABLE):
                 words += self._changes(self.table)
         words += ["-o", self.folder.name]
-        self.story.commands += [
+        self.report.commands += [
             shlex.join(words), shlex.join(["onnxprune", "report", self.folder.name, "-o", "report.html"])
         ]  # fmt: skip
 

@@ -9,7 +9,7 @@ from onnxprune.curves import Curves
 
 
 @dataclass
-class Stage:
+class ModelSnapshot:
     """The model at one point: as it was given, after a step, at the end. What is not known is None.
 
     Attributes:
@@ -38,7 +38,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Bar:
+class GroupChannels:
     """Channels of a group.
 
     Attributes:
@@ -56,7 +56,7 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Locked:
+class LockedChannels:
     """Channels that cannot go, and why."""
 
     name: str
@@ -68,7 +68,7 @@ class Locked:
 
 
 @dataclass(frozen=True)
-class Sensitivity:
+class SensitivitySection:
     """Curves, and how many channels of each group the plan took; None where no plan belongs to them."""
 
     title: str
@@ -94,7 +94,7 @@ class Proof:
 
 
 @dataclass(frozen=True)
-class Extra:
+class ReportTable:
     """A table of its own: a training's epochs, a recovery's stages."""
 
     title: str
@@ -104,12 +104,12 @@ class Extra:
 
 
 @dataclass
-class Story:
+class ReportData:
     """All of it.
 
     Attributes:
         why: sentences: how the channels were chosen.
-        cuts: names of the cuts that `Bar.kept` counts.
+        cuts: names of the cuts that `GroupChannels.kept` counts.
         facts: headings with their (name, value) lines: where everything comes from.
         commands: to repeat it.
         recipe: text of the recipe.
@@ -118,15 +118,15 @@ class Story:
 
     title: str
     subtitle: str = ""
-    stages: list[Stage] = field(default_factory=list)
+    stages: list[ModelSnapshot] = field(default_factory=list)
     why: list[str] = field(default_factory=list)
-    bars: list[Bar] = field(default_factory=list)
+    groups: list[GroupChannels] = field(default_factory=list)
     cuts: list[str] = field(default_factory=list)
-    curves: list[Sensitivity] = field(default_factory=list)
-    locked: list[Locked] = field(default_factory=list)
+    curves: list[SensitivitySection] = field(default_factory=list)
+    locked: list[LockedChannels] = field(default_factory=list)
     locked_known: bool = False
     proofs: list[Proof] = field(default_factory=list)
-    extras: list[Extra] = field(default_factory=list)
+    tables: list[ReportTable] = field(default_factory=list)
     facts: list[tuple[str, list[tuple[str, str]]]] = field(default_factory=list)
     commands: list[str] = field(default_factory=list)
     recipe: str = ""

@@ -69,7 +69,7 @@ class _Tensor:
         return _tensor(self.values)
 
 
-class _Graph(OnnxGraph):
+class _BridgeGraph(OnnxGraph):
     """onnx2torch's view of the graph; `shared` are initializers that several nodes read."""
 
     def __init__(self, proto: onnx.GraphProto, constants: dict[str, Array], shared: set[str]) -> None:
@@ -243,7 +243,7 @@ class _Assembly:
         proto = to_skeleton(prepared)[0]
         _describe(proto, witness(prepared))
         shared = {name for name, n in uses.items() if n > 1}
-        self.onnx = _Graph(proto.graph, self.constants, shared)
+        self.onnx = _BridgeGraph(proto.graph, self.constants, shared)
         self.domains = {o.domain if o.domain != "ai.onnx" else "": o.version for o in proto.opset_import}
         self.root: dict[str, Any] = {}
         self.paths = _Paths()

@@ -18,7 +18,7 @@ from onnx2torch.onnx_node import OnnxNode
 from onnx2torch.utils.common import OperationConverterResult
 from torch import nn
 
-from onnxprune.torch_bridge.operands import Apply, attribute, has_input, is_constant, known, rank, unsupported
+from onnxprune.torch_bridge.operands import FunctionModule, attribute, has_input, is_constant, known, rank, unsupported
 from onnxprune.torch_bridge.registry import converted, converts
 from onnxprune.torch_bridge.windows import Window, pad
 
@@ -134,7 +134,9 @@ def _conv(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResult:
     if not _weights_known(node, graph):
         window = Window.of(node, attribute(node, "kernel_shape") or [1] * spatial)
         function = _FUNCTIONS["Conv"][spatial - 1]
-        return converted(Apply(computed_conv, function=function, window=window, groups=groups), node.input_values, node)
+        return converted(
+            FunctionModule(computed_conv, function=function, window=window, groups=groups), node.input_values, node
+        )
     shape = known(graph, node.input_values[1]).shape
     kernel = shape[2:]
     window = Window.of(node, kernel)
@@ -153,7 +155,11 @@ def _conv(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResult:
     )
     if symmetric:
         return _holding(conv, conv, "", node, graph)
-    before = Apply(same_pad, window=window) if pads is None else Apply(fixed_pad, begin=pads[0], end=pads[1])
+    before = (
+        FunctionModule(same_pad, window=window)
+        if pads is None
+        else FunctionModule(fixed_pad, begin=pads[0], end=pads[1])
+    )
     return _holding(nn.Sequential(OrderedDict(pad=before, conv=conv)), conv, "conv.", node, graph)
 
 
@@ -174,7 +180,7 @@ def _conv_transpose(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResul
         if size:
             raise unsupported("a computed weight and an output size of its own")
         settings = {"stride": window.stride, "dilation": window.dilation, "groups": groups}
-        made = Apply(
+        made = FunctionModule(
             computed_conv_transpose,
             function=_FUNCTIONS["ConvTranspose"][spatial - 1],
             output_padding=output_padding,

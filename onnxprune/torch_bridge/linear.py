@@ -8,7 +8,7 @@ from onnx2torch.onnx_node import OnnxNode
 from onnx2torch.utils.common import OperationConverterResult
 from torch import nn
 
-from onnxprune.torch_bridge.operands import Apply, apply, attribute, has_input, is_constant, known
+from onnxprune.torch_bridge.operands import FunctionModule, apply, attribute, has_input, is_constant, known
 from onnxprune.torch_bridge.registry import converted, converts, same_as_before
 
 same_as_before(12, "Einsum")
@@ -48,7 +48,7 @@ def _gemm(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResult:
     alpha, beta = attribute(node, "alpha", 1.0), attribute(node, "beta", 1.0)
     transpose_a, transpose_b = bool(attribute(node, "transA", 0)), bool(attribute(node, "transB", 0))
     if transpose_a or not _is_linear(node, graph, alpha, beta, transpose_b):
-        module = Apply(gemm, alpha=alpha, beta=beta, transpose_a=transpose_a, transpose_b=transpose_b)
+        module = FunctionModule(gemm, alpha=alpha, beta=beta, transpose_a=transpose_a, transpose_b=transpose_b)
         return converted(module, node.input_values, node)
     weight = graph.initializers[node.input_values[1]].to_torch()
     weight = weight if transpose_b else weight.T.contiguous()

@@ -30,7 +30,7 @@ _TORCH_DTYPES: dict[int, torch.dtype] = {
 }  # fmt: skip
 
 
-class Apply(nn.Module):
+class FunctionModule(nn.Module):
     """Calls a function with a node's tensors and the settings fixed at conversion.
 
     Args:
@@ -76,7 +76,7 @@ class Apply(nn.Module):
         return ", ".join([name, *(f"{k}={v}" for k, v in self.settings.items())])
 
 
-class ApplyNumbers(Apply):
+class NumericArgumentModule(FunctionModule):
     """`Apply` to data and to numbers that say what to do with it, such as a shape: those stay on the CPU."""
 
     def forward(self, *tensors: Any) -> Any:
@@ -102,18 +102,18 @@ def apply_to(
     node: OnnxNode, graph: OnnxGraph, inputs: Sequence[str], function: Callable[..., Any], /, **settings: Any
 ) -> OperationConverterResult:
     """`apply` to some of the inputs: those that are no settings."""
-    return _applied(Apply, node, graph, inputs, function, settings)
+    return _applied(FunctionModule, node, graph, inputs, function, settings)
 
 
 def apply_numbers(
     node: OnnxNode, graph: OnnxGraph, inputs: Sequence[str], function: Callable[..., Any], /, **settings: Any
 ) -> OperationConverterResult:
     """`apply_to` with inputs that the function reads as numbers."""
-    return _applied(ApplyNumbers, node, graph, inputs, function, settings)
+    return _applied(NumericArgumentModule, node, graph, inputs, function, settings)
 
 
 def _applied(
-    kind: type[Apply],
+    kind: type[FunctionModule],
     node: OnnxNode,
     graph: OnnxGraph,
     inputs: Sequence[str],

@@ -15,7 +15,7 @@ from onnx2torch.onnx_graph import OnnxGraph
 from onnx2torch.onnx_node import OnnxNode
 from onnx2torch.utils.common import OperationConverterResult
 
-from onnxprune.torch_bridge.operands import Apply, attribute, has_input, is_constant, torch_dtype, unsupported
+from onnxprune.torch_bridge.operands import FunctionModule, attribute, has_input, is_constant, torch_dtype, unsupported
 from onnxprune.torch_bridge.registry import constant, converted, converts
 
 
@@ -92,7 +92,7 @@ def _with_integers(node: OnnxNode, graph: OnnxGraph, made: Any, **settings: Any)
         else:
             _range(value.dtype)
             constants[place] = torch.from_numpy(value.astype(np.float32))
-    return converted(Apply(made, constants, **settings), live, node)
+    return converted(FunctionModule(made, constants, **settings), live, node)
 
 
 @converts("QuantizeLinear")

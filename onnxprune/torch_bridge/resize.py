@@ -60,7 +60,7 @@ class Resampling:
 
 
 @dataclass(frozen=True)
-class _Axis:
+class _ResampledAxis:
     """One axis that changes: its number, size before and after, and what the coordinates are scaled by."""
 
     axis: int
@@ -114,7 +114,7 @@ def resize(
 
 def _changes(
     x: torch.Tensor, how: Resampling, scales: Sequence[float] | None, sizes: Sequence[int] | None
-) -> list[_Axis]:
+) -> list[_ResampledAxis]:
     axes = list(range(x.dim())) if how.axes is None else [a % x.dim() for a in how.axes]
     before = [x.shape[a] for a in axes]
     if scales is not None:
@@ -127,11 +127,11 @@ def _changes(
             common = (min if how.policy == "not_larger" else max)(scales)
             scales = [common] * len(scales)
             targets = [int(np.floor(common * n + 0.5)) for n in before]
-    found = [_Axis(*change) for change in zip(axes, before, targets, scales, strict=True)]
+    found = [_ResampledAxis(*change) for change in zip(axes, before, targets, scales, strict=True)]
     return [c for c in found if c.target != c.size or abs(c.scale - 1) > 1e-6]
 
 
-def _interpolate(x: torch.Tensor, how: Resampling, changes: Sequence[_Axis]) -> torch.Tensor | None:
+def _interpolate(x: torch.Tensor, how: Resampling, changes: Sequence[_ResampledAxis]) -> torch.Tensor | None:
     """The result of F.interpolate, if it computes the same."""
     spatial = x.dim() - 2
     if spatial not in (1, 2, 3) or min(c.axis for c in changes) < 2 or not x.is_floating_point():
@@ -163,7 +163,7 @@ def _interpolate(x: torch.Tensor, how: Resampling, changes: Sequence[_Axis]) -> 
     return F.interpolate(x, size, mode=mode, align_corners=corners)
 
 
-def _coordinates(how: Resampling, change: _Axis, device: torch.device) -> torch.Tensor:
+def _coordinates(how: Resampling, change: _ResampledAxis, device: torch.device) -> torch.Tensor:
     """The input coordinate of every output element, in float32 as onnxruntime has it."""
     place = torch.arange(change.target, device=device, dtype=torch.float32)
     size, target, scale = change.size, change.target, change.scale
@@ -181,7 +181,7 @@ def _coordinates(how: Resampling, change: _Axis, device: torch.device) -> torch.
     return shift + (place + 0.5) / scale - 0.5
 
 
-def _resample(x: torch.Tensor, how: Resampling, change: _Axis) -> torch.Tensor:
+def _resample(x: torch.Tensor, how: Resampling, change: _ResampledAxis) -> torch.Tensor:
     """One axis, by taps: weights and places of the elements that each output element is made of."""
     at = _coordinates(how, change, x.device)
     shape = [-1 if a == change.axis else 1 for a in range(x.dim())]

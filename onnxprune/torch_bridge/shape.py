@@ -14,7 +14,7 @@ from onnx2torch.onnx_node import OnnxNode
 from onnx2torch.utils.common import OperationConverterResult
 
 from onnxprune.torch_bridge.operands import (
-    Apply,
+    FunctionModule,
     apply,
     apply_numbers,
     apply_to,
@@ -236,7 +236,7 @@ def _constant_of_shape(node: OnnxNode, graph: OnnxGraph) -> OperationConverterRe
     tensor = torch.zeros(1) if value is None else value.to_torch().reshape(-1)
     if is_constant(node, graph, 0):
         full = tensor.expand(tuple(numbers(node, graph, 0) or ())).clone()
-        return converted(Apply(constant_tensor, {0: full}), (), node)
+        return converted(FunctionModule(constant_tensor, {0: full}), (), node)
     return apply_numbers(node, graph, node.input_values, filled, value=tensor.item(), dtype=tensor.dtype)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from onnxprune.training.checkpoints import remove_checkpoints as remove_checkpoints
     from onnxprune.training.distillation import Teacher as Teacher
     from onnxprune.training.guards import process_rank as process_rank
-    from onnxprune.training.learner import Figures as Figures
+    from onnxprune.training.learner import ValidationMetrics as ValidationMetrics
     from onnxprune.training.loop import Retrained as Retrained
     from onnxprune.training.loop import measure as measure
     from onnxprune.training.loop import retrain as retrain

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 
-from onnxprune.training.learner import Figures, Learner
+from onnxprune.training.learner import Learner, ValidationMetrics
 
 State = dict[str, torch.Tensor]
 
@@ -37,9 +37,9 @@ class Epoch:
     seconds: float
 
     @property
-    def figures(self) -> Figures:
+    def figures(self) -> ValidationMetrics:
         """What the weights were worth after it."""
-        return Figures(self.top1, self.loss)
+        return ValidationMetrics(self.top1, self.loss)
 
 
 class Recorder(Callback):
@@ -60,7 +60,7 @@ class Recorder(Callback):
         self.best_weights: State | None = None
         self.last_weights: State | None = None
         self._progress = progress
-        self._found: Figures | None = None
+        self._found: ValidationMetrics | None = None
         self._start, self._lr = 0.0, 0.0
 
     def on_validation_start(self, trainer: Any, learner: Learner) -> None:

@@ -64,7 +64,7 @@ class Checkpoints(Checkpoint):
                     path.unlink(missing_ok=True)
 
 
-class WholeFiles(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Checkpoints that appear whole or not at all, and are read without unpickling objects."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from onnxprune.data import Data, ModelInput, Preprocess, arrangement, to_input
+from onnxprune.data import Data, InputSpec, Preprocess, arrangement, to_input
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.functions import find_function
 from onnxprune.model import Array
@@ -27,7 +27,7 @@ from onnxprune.training.settings import Settings, augment_name
 Transform = Callable[[torch.Tensor], torch.Tensor]
 
 
-class Pick(NamedTuple):
+class SampleIndices(NamedTuple):
     """Which samples make a batch.
 
     Attributes:
@@ -49,7 +49,7 @@ class Batch(NamedTuple):
     real: int
 
 
-class Batches(Sampler[Pick]):
+class Batches(Sampler[SampleIndices]):
     """Which samples each process sees at each step: whole batches, the last one filled up from the first.
 
     Args:
@@ -73,7 +73,7 @@ class Batches(Sampler[Pick]):
     def __len__(self) -> int:
         return -(-self.count // (self.batch * self.world))
 
-    def __iter__(self) -> Iterator[Pick]:
+    def __iter__(self) -> Iterator[SampleIndices]:
         epoch, steps = self.epoch, len(self)
         order = np.arange(self.count)
         if self.seed is not None:
@@ -83,7 +83,7 @@ class Batches(Sampler[Pick]):
             place = step * self.world + self.rank
             start = place * self.batch
             real = max(0, min(self.batch, self.count - start))
-            yield Pick(order[start : start + self.batch], real, seed_of(self.seed or 0, epoch, place))
+            yield SampleIndices(order[start : start + self.batch], real, seed_of(self.seed or 0, epoch, place))
 
 
 def seed_of(*numbers: int) -> int:
@@ -118,7 +118,7 @@ class Samples(Dataset[Batch]):
     """
 
     def __init__(
-        self, data: Data, into: ModelInput, how: Preprocess, transforms: Sequence[tuple[str, Transform]] = (),
+        self, data: Data, into: InputSpec, how: Preprocess, transforms: Sequence[tuple[str, Transform]] = (),
         labelled: bool = True,
     ) -> None:  # fmt: skip
         self.data, self.into, self.how = data, into, how
@@ -129,7 +129,7 @@ class Samples(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, pick: Pick) -> Batch:
+    def __getitem__(self, pick: SampleIndices) -> Batch:
         x = self.data.x[pick.indices]
         if self.transforms:
             with seeded(pick.seed):

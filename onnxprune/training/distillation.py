@@ -237,7 +237,7 @@ def matching_features(student: Model, teacher: Model) -> tuple[str, ...]:
 
     A residual output is the sum of two activations, or what the activation function behind it makes of it where that
     is all that reads the sum: what the next block sees. Where the channels of a residual stream were pruned the
-    shapes differ; `Limits(protect=["residual"])` keeps them.
+    shapes differ; `Constraints(protect=["residual"])` keeps them.
 
     Args:
         student: the pruned model.

@@ -88,7 +88,7 @@ def process_rank() -> int:
     return int(getattr(rank_zero_only, "rank", 0) or 0) or (int(machine) if machine.isdecimal() else 0)
 
 
-class Nowhere:
+class NullStream:
     """A stream that forgets."""
 
     def write(self, text: str) -> int:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Figures:
+class ValidationMetrics:
     """What a model is worth on validation data.
 
     Attributes:
@@ -32,7 +32,7 @@ class Figures:
     top1: float | None
     loss: float
 
-    def better_than(self, other: Figures) -> bool:
+    def better_than(self, other: ValidationMetrics) -> bool:
         """Higher top-1 accuracy, or the same and a lower loss. What is not finite is never better."""
         if not math.isfinite(self.loss):
             return False
@@ -51,13 +51,13 @@ class Diverged(Exception):
         self.epoch, self.step, self.loss = epoch, step, loss
 
 
-class _Aside:
+class _Unowned:
     """What a module uses without owning it: not copied with it, not moved, not saved."""
 
     def __init__(self, teacher: Teacher | None, method: Method | None) -> None:
         self.teacher, self.method = teacher, method
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Aside:
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Unowned:
         return self
 
 
@@ -85,7 +85,7 @@ class Learner(pl.LightningModule):
         self.settings, self.steps, self.labelled = settings, steps, labelled
         self.lr = settings.base_lr
         self.searching = False  # for a learning rate: the loss may then do what it likes
-        self.aside = _Aside(teacher, method)
+        self.aside = _Unowned(teacher, method)
         self._hits, self._loss, self._count = 0.0, 0.0, 0
 
     def configure_optimizers(self) -> Any:
@@ -192,11 +192,11 @@ class Learner(pl.LightningModule):
             self._loss += float(distillation_loss(logits, wanted, self.settings.temperature)) * batch.real
         self._count += batch.real
 
-    def figures(self) -> Figures:
+    def figures(self) -> ValidationMetrics:
         """What the validation epoch that has just ended came to, over all processes."""
         sums = torch.tensor([self._hits, self._loss, self._count], dtype=torch.float64, device=self.device)
         hits, loss, count = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
-        return Figures(hits / count if self.labelled else None, loss / count)
+        return ValidationMetrics(hits / count if self.labelled else None, loss / count)
 
 
 def _pairs(count: int, alpha: float) -> tuple[float, torch.Tensor]:

@@ -42,8 +42,8 @@ from onnxprune.training.datasets import (
 )
 from onnxprune.training.distillation import KeptIndices, Teacher, distillation_loss, features_under, matching_features
 from onnxprune.training.guards import known_errors, process_rank, quiet
-from onnxprune.training.learner import Figures, Learner
-from onnxprune.training.session import Progress, Session
+from onnxprune.training.learner import Learner, ValidationMetrics
+from onnxprune.training.session import Progress, TrainingSession
 from onnxprune.training.settings import Settings
 
 if TYPE_CHECKING:
@@ -74,13 +74,13 @@ class Retrained:
     """
 
     model: Model = field(repr=False)
-    before: Figures
-    after: Figures
+    before: ValidationMetrics
+    after: ValidationMetrics
     epoch: int
     history: tuple[Epoch, ...]
     stopped: str | None
     improved: bool
-    replaced: Figures | None
+    replaced: ValidationMetrics | None
     lr: float
     trained: tuple[str, ...] = field(repr=False)
     frozen: tuple[str, ...] = field(repr=False)
@@ -210,7 +210,7 @@ def retrain(
         )
         steps = settings.epochs * loaders.steps
         learner = Learner(net, settings, steps, labelled=labelled, teacher=guide, method=method)
-        session = Session(learner, loaders, accelerator, folder, run, progress)
+        session = TrainingSession(learner, loaders, accelerator, folder, run, progress)
         say(_statement(settings, accelerator, train, held, batch, trained, frozen))
         session.go(saved, say)
 
@@ -247,7 +247,7 @@ def retrain(
 
 def measure(
     model: Model, data: Data, how: Preprocess, *, settings: Settings, teacher: Teacher | None = None
-) -> Figures:
+) -> ValidationMetrics:
     """What a model is worth as it is, in onnxruntime: on labels, or by its distance from a teacher.
 
     Raises:
@@ -255,7 +255,7 @@ def measure(
     """
     if teacher is None:
         found = evaluate(model, data, preprocess=how, batch=settings.batch)
-        return Figures(found.top1, found.loss)
+        return ValidationMetrics(found.top1, found.loss)
     student = Teacher(model, runtime="onnxruntime")
     into = input_of(model)
     samples = Samples(data, into, how, labelled=False)
@@ -264,7 +264,7 @@ def measure(
         x = samples[pick].x
         ours, theirs = (side(x)[0].float().cpu()[: pick.real] for side in (student, teacher))
         total += float(distillation_loss(ours, theirs, settings.temperature)) * pick.real
-    return Figures(None, total / len(data))
+    return ValidationMetrics(None, total / len(data))
 
 
 def _unsaid(text: str) -> None:
@@ -410,7 +410,9 @@ def _probe(net: nn.Module, train: Samples, val: Samples, batch: int, teacher: Te
     return int(logits[0].numel())
 
 
-def _signed(model: Model, epoch: int, history: Sequence[Epoch], before: Figures, after: Figures) -> Model:
+def _signed(
+    model: Model, epoch: int, history: Sequence[Epoch], before: ValidationMetrics, after: ValidationMetrics
+) -> Model:
     note = {
         "epoch": epoch, "epochs": len(history) - 1, "before": _plain(asdict(before)), "after": _plain(asdict(after)),
     }  # fmt: skip

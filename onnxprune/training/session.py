@@ -17,9 +17,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from onnxprune.errors import OnnxPruneError
 from onnxprune.training.callbacks import MovingAverage, Recorder
-from onnxprune.training.checkpoints import LAST, Checkpoints, WholeFiles, best_name, load_state, make_folder
+from onnxprune.training.checkpoints import LAST, AtomicCheckpointIO, Checkpoints, best_name, load_state, make_folder
 from onnxprune.training.datasets import Loaders
-from onnxprune.training.guards import Nowhere
+from onnxprune.training.guards import NullStream
 from onnxprune.training.learner import Diverged, Learner
 
 Progress = Callable[[int, int], None]
@@ -27,7 +27,7 @@ _PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 _SEARCH = 100  # steps of the learning-rate range test
 
 
-class Session:
+class TrainingSession:
     """One training: a Trainer with its callbacks, from the model as given or from a checkpoint."""
 
     def __init__(
@@ -117,7 +117,7 @@ class Session:
 
     def _trainer(self, **options: Any) -> Any:
         try:
-            return pl.Trainer(**self.common, **options, plugins=[WholeFiles()])
+            return pl.Trainer(**self.common, **options, plugins=[AtomicCheckpointIO()])
         except MisconfigurationException as err:
             raise OnnxPruneError(
                 f"Lightning cannot train like this: {str(err).splitlines()[0]}", fix="check --device and --devices"
@@ -146,7 +146,7 @@ class Session:
             learner.net.train()
             try:
                 # Lightning draws a bar of its own while it searches.
-                with contextlib.redirect_stderr(Nowhere()):
+                with contextlib.redirect_stderr(NullStream()):
                     found = Tuner(trainer).lr_find(
                         learner, datamodule=self.loaders, min_lr=1e-6, max_lr=1.0, num_training=_SEARCH,
                         update_attr=False,

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from onnxprune import pipeline
 from onnxprune.coupling import Analysis
 from onnxprune.errors import OnnxPruneError
-from onnxprune.limits import Limits
+from onnxprune.limits import Constraints
 from onnxprune.model import Model
 from onnxprune.plans import Plan
 from onnxprune.scoring import Scores
 from onnxprune.targets import Target
-from onnxprune.training.methods.members import Member, members
+from onnxprune.training.methods.members import ChannelAxis, members
 
 Scored = npt.NDArray[np.float64]
 
@@ -91,7 +91,7 @@ class Method(ABC):
         self._resolve(members(module, analysis))
 
     @abstractmethod
-    def _resolve(self, found: tuple[Member, ...]) -> None:
+    def _resolve(self, found: tuple[ChannelAxis, ...]) -> None:
         """Picks what the method acts on."""
 
     def penalty(self) -> Tensor | None:
@@ -172,7 +172,11 @@ class Method(ABC):
         return Scores(analysis, groups, {"name": self.name, **self.params}, self.default_normalize)
 
     def plan(
-        self, model: Model, target: Target | None = None, ratio: float | None = None, limits: Limits | None = None
+        self,
+        model: Model,
+        target: Target | None = None,
+        ratio: float | None = None,
+        constraints: Constraints | None = None,
     ) -> Plan:
         """Which channels of the trained model go.
 
@@ -180,12 +184,12 @@ class Method(ABC):
             model: the trained one.
             target: the share of a measure that is kept.
             ratio: instead, the share removed.
-            limits: rounding, protection, overrides.
+            constraints: rounding, protection, overrides.
 
         Raises:
             OnnxPruneError: as `scores` and `onnxprune.plan`.
         """
-        return pipeline.plan(self.scores(model), target, ratio=ratio, limits=limits)
+        return pipeline.plan(self.scores(model), target, ratio=ratio, constraints=constraints)
 
 
 def check_number(method: str, name: str, value: object, low: float, high: float) -> None:

@@ -25,7 +25,7 @@ _PRODUCTS: Mapping[str, tuple[int, ...]] = {"Conv": (1,), "ConvTranspose": (1,),
 
 
 @dataclass(frozen=True)
-class Member:
+class ChannelAxis:
     """An axis of a trained parameter whose indices are channels.
 
     Attributes:
@@ -44,7 +44,7 @@ class Member:
     initializer: str
 
 
-def members(module: nn.Module, analysis: Analysis) -> tuple[Member, ...]:
+def members(module: nn.Module, analysis: Analysis) -> tuple[ChannelAxis, ...]:
     """Every axis of every trained parameter that channels of prunable groups sit on, in the order of the bindings.
 
     Args:
@@ -57,7 +57,7 @@ def members(module: nn.Module, analysis: Analysis) -> tuple[Member, ...]:
     parameters = dict(module.named_parameters(remove_duplicate=False))
     roles = _Roles(analysis)
     seen: set[tuple[int, int]] = set()  # two nodes that share a weight share its parameter
-    out: list[Member] = []
+    out: list[ChannelAxis] = []
     for b in bindings(module):
         parameter = parameters.get(b.path)
         axes = analysis.table.constants.get(b.initializer)
@@ -74,7 +74,7 @@ def members(module: nn.Module, analysis: Analysis) -> tuple[Member, ...]:
             components = analysis.component[labels]
             if components.any() and (id(parameter), place) not in seen:
                 seen.add((id(parameter), place))
-                out.append(Member(parameter, place, components, roles.of(b.initializer, axis), b.initializer))
+                out.append(ChannelAxis(parameter, place, components, roles.of(b.initializer, axis), b.initializer))
     return tuple(out)
 
 
@@ -133,9 +133,9 @@ class SquaredNorms:
         sizes: entries of each component, float32 [count].
     """
 
-    def __init__(self, chosen: Sequence[Member], count: int) -> None:
+    def __init__(self, chosen: Sequence[ChannelAxis], count: int) -> None:
         self.count = count
-        by_parameter: dict[int, list[Member]] = {}
+        by_parameter: dict[int, list[ChannelAxis]] = {}
         for m in chosen:
             by_parameter.setdefault(id(m.parameter), []).append(m)
         self._parameters = [part[0].parameter for part in by_parameter.values()]

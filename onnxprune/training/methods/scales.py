@@ -15,13 +15,13 @@ from torch import Tensor
 from onnxprune import pipeline
 from onnxprune.criteria.bn_scale import BnScale
 from onnxprune.errors import OnnxPruneError
-from onnxprune.limits import Limits, check_ratio
+from onnxprune.limits import Constraints, check_ratio
 from onnxprune.model import Model
 from onnxprune.plans import Plan
 from onnxprune.scoring import score
 from onnxprune.targets import Target
 from onnxprune.training.methods.base import Method, Scored
-from onnxprune.training.methods.members import Member, root
+from onnxprune.training.methods.members import ChannelAxis, root
 
 _log = logging.getLogger(__name__)
 
@@ -43,11 +43,11 @@ class ScaleMethod(Method):
     Groups without BatchNorm stay whole. Of several scales in one group (a residual stream) the mean counts.
     """
 
-    _scales: list[Member] = field(init=False, repr=False, compare=False, default_factory=list)
+    _scales: list[ChannelAxis] = field(init=False, repr=False, compare=False, default_factory=list)
     _groups: list[str] = field(init=False, repr=False, compare=False, default_factory=list)
     _free: Tensor | None = field(init=False, repr=False, compare=False, default=None)
 
-    def _resolve(self, found: tuple[Member, ...]) -> None:
+    def _resolve(self, found: tuple[ChannelAxis, ...]) -> None:
         self._scales = [m for m in found if m.role == "scale"]
         scaled = np.zeros(self.analysis.count, bool)
         for m in self._scales:
@@ -94,7 +94,11 @@ class ScaleMethod(Method):
         return score(self.analysis, _TrainedScale(values), groups=self._groups).groups
 
     def plan(
-        self, model: Model, target: Target | None = None, ratio: float | None = None, limits: Limits | None = None
+        self,
+        model: Model,
+        target: Target | None = None,
+        ratio: float | None = None,
+        constraints: Constraints | None = None,
     ) -> Plan:
         """One threshold on |gamma| over all groups.
 
@@ -103,7 +107,7 @@ class ScaleMethod(Method):
             target: the share of a measure that is kept.
             ratio: instead, the share of all channels with a scale that goes, wherever they are (the paper's
                 percentile); other methods take a ratio from every group alike.
-            limits: rounding, protection, overrides.
+            constraints: rounding, protection, overrides.
 
         Raises:
             OnnxPruneError: as `scores` and `onnxprune.plan`.
@@ -113,4 +117,4 @@ class ScaleMethod(Method):
             check_ratio(ratio)
             scaled = sum(len(values) for values in scores.groups.values())
             target, ratio = Target(channels=1 - ratio * scaled / sum(g.channels for g in scores.analysis)), None
-        return pipeline.plan(scores, target, ratio=ratio, limits=limits)
+        return pipeline.plan(scores, target, ratio=ratio, constraints=constraints)
