@@ -75,7 +75,7 @@ class FoldShapes(Pass):
                 value = seen.constant(t.name)  # condition 1
                 if value is not None and id(t) not in outputs:
                     folded[id(node)] = t, value
-        bodies = any(isinstance(a, gs.Graph) for node in old for a in node.attrs.values())  # subgraphs may return outer tensors
+        bodies = any(isinstance(a, gs.Graph) for node in old for a in node.attrs.values())  # may return outer tensors
         for t, value in folded.values():
             # A value read only by folded nodes is dead, so it needs no constant.
             if bodies or not t.outputs or any(id(n) not in folded for n in t.outputs):

@@ -35,7 +35,7 @@ Vector = npt.NDArray[np.float64]
 
 _LEAST = 1e-3  # below this share of the original deviation a channel is not rescaled
 _MOST = 10.0  # largest scale factor
-_LAST = ("Identity", "Flatten", "Reshape", "Squeeze", "Softmax", "LogSoftmax", "Sigmoid")  # operators that may follow a last layer
+_LAST = ("Identity", "Flatten", "Reshape", "Squeeze", "Softmax", "LogSoftmax", "Sigmoid")  # after a last layer
 
 
 @register

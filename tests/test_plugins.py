@@ -150,7 +150,7 @@ BROKEN = {
     "bad pass": ("passes", "mine", "class add: name = 'mine'", "it does not derive from onnxprune.passes.Pass"),
     "duplicate pass": ("passes", "mine", "from onnxprune.passes import FoldShapes as add", "'fold_shapes' is"),
     "bad criterion": ("criteria", "mine", "add = int", "it derives neither from"),
-    "duplicate criterion": ("criteria", "mine", GOOD_CRITERION + "add = C", "'l1' exists already"),
+    "duplicate criterion": ("criteria", "mine", GOOD_CRITERION + "add = C", "'l1' is already registered"),
 }  # fmt: skip
 
 
