@@ -1,4 +1,4 @@
-"""Graph-to-graph rewrites, one file each: file name = pass name = what the CLI calls it."""
+"""Graph-to-graph rewrites, one file each; the file name is the pass name on the command line."""
 
 from onnxprune.passes.base import Pass as Pass
 from onnxprune.passes.base import Pipeline as Pipeline
@@ -26,4 +26,4 @@ from onnxprune.passes.widen_floats import WidenFloats as WidenFloats
 NORMALIZE = (
     LiftConstants(), RemoveIdentity(), DropZeroStates(), FoldShapes(), TakeBranches(), UnshareConstants(),
 )  # fmt: skip
-"""What every analysis starts with: weights in one place, shapes computed, no accidental sharing."""
+"""Passes that run before every analysis: weights lifted to initializers, shapes folded, small constants unshared."""

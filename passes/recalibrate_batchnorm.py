@@ -1,16 +1,16 @@
-"""Gives activations the mean and variance again that they had before channels were removed.
+"""Restoration of the mean and variance that activations had before channels were removed.
 
-Before:  y = Conv(x, W, b) ; Relu(y)                                 x has lost channels
+Before:  y = Conv(x, W, b) ; Relu(y)                                 channels of x were removed
          y = Conv(x, W, b) ; BatchNormalization(y, gamma, beta, mean, var)
 After:   y = Conv(x, W * s, (b - m) * s + m*) ; Relu(y)              s = sqrt(v* / v)
          y = Conv(x, W, b) ; BatchNormalization(y, gamma, beta, m, v)
-Formula: m, v are mean and variance of y per channel over samples and positions in the pruned model, as the nodes before
-leave it; m*, v* those of the original. Where BatchNormalization was kept its running statistics become m and v (what
-"adaptive" or "precise" BatchNorm does, Li et al. 2020, EagleEye); on exports that folded it the scale and shift of the
-convolution do the same.
-Conditions: 1. only nodes that the pruning has changed, in the order of the graph. 2. without BatchNormalization: Conv,
-ConvTranspose, Gemm, MatMul with weight and bias of their own; the last layer stays as it is, with or without a Softmax
-after it. 3. a channel whose variance has vanished in either model is only shifted.
+Formula: m, v are mean and variance of y per channel over samples and positions in the pruned model, with the nodes
+before it already corrected; m*, v* those of the original. If BatchNormalization was kept, its running statistics become
+m and v ("adaptive" or "precise" BatchNorm, Li et al. 2020, EagleEye); in exports that folded it, the scale and shift of
+the convolution are corrected instead.
+Conditions: 1. only nodes that the pruning has changed, in graph order. 2. without BatchNormalization: Conv,
+ConvTranspose, Gemm, MatMul with weight and bias of their own; the last layer, with or without a Softmax after it, is
+unchanged. 3. a channel whose variance is zero in either model is only shifted.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from onnxprune.plans import NOTHING, Plan
 
 Vector = npt.NDArray[np.float64]
 
-_LEAST = 1e-3  # a deviation that shrank to less of what it was has nothing left to be blown up
-_MOST = 10.0  # nor is any blown up by more
-_LAST = ("Identity", "Flatten", "Reshape", "Squeeze", "Softmax", "LogSoftmax", "Sigmoid")  # what follows a last layer
+_LEAST = 1e-3  # below this share of the original deviation a channel is not rescaled
+_MOST = 10.0  # largest scale factor
+_LAST = ("Identity", "Flatten", "Reshape", "Squeeze", "Softmax", "LogSoftmax", "Sigmoid")  # after a last layer
 
 
 @register
 @dataclass(frozen=True)
 class RecalibrateBatchnorm(Pass):
-    """Matches mean and variance of what the pruning has changed: BatchNorm statistics, or scales and shifts.
+    """Match mean and variance of changed activations: BatchNorm statistics, or scales and shifts.
 
     Args:
-        plan: what was removed.
-        analysis: of the original.
-        calibration: samples; labels are not needed.
+        plan: Channels that were removed.
+        analysis: Coupling analysis of the original.
+        calibration: Calibration data; labels are not needed.
     """
 
     name: ClassVar[str] = "recalibrate_batchnorm"
@@ -55,11 +55,11 @@ class RecalibrateBatchnorm(Pass):
     calibration: Calibration | None = field(default=None, repr=False)
 
     def rewrite(self, model: Model) -> Model:
-        """Goes through the graph once; without samples the model stays as it is.
+        """Correct all nodes in one traversal; without calibration data the model is unchanged.
 
         Raises:
-            OnnxPruneError: a model that the plan does not make of the original; samples that do not fit, activations
-                that are not finite.
+            OnnxPruneError: The model is not the original pruned by the plan, samples do not fit, or activations are
+                not finite.
         """
         if self.analysis is None or self.calibration is None:
             return model
@@ -88,7 +88,7 @@ def _kept(node: gs.Node) -> bool:
 
 
 def _folded(node: gs.Node, outputs: frozenset[str]) -> LinearNode | None:
-    """A linear node that can be scaled and shifted, and whose outputs go on (condition 2)."""
+    """Return the linear node if it can be scaled and shifted and is not the last layer (condition 2), else None."""
     linear = linear_node(node, outputs)
     if linear is None or linear.bias is None:
         return None

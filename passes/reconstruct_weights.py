@@ -1,15 +1,15 @@
-"""Solves for the weights that are left, so that the pruned model says what the original said.
+"""Least-squares solution of the remaining weights, so that the pruned model reproduces the original's outputs.
 
-Before:  y = Conv(x, W, b) ; z = Add(y, s) ; Relu(z)      x has lost channels, x and s are what the pruned model makes
+Before:  y = Conv(x, W, b) ; z = Add(y, s) ; Relu(z)      channels of x were removed; x and s of the pruned model
 After:   y = Conv(x, W', b') ; z = Add(y, s) ; Relu(z)
 Formula: W', b' = argmin sum (z* - s - W x - b)^2 + lambda |W - W_before|^2 over samples and positions, z* the
-original's z: ridge regression with central moments in float64 (Hoerl & Kennard 1970), node by node in the order of the
-graph, each on what the nodes before it now give. Where Relu or Clip follows, z* is asked for only as far as it is
-handed on: beyond a bound every value beyond it will do (alternating with the fit; as Zhang et al. 2015, Accelerating
-Very Deep Convolutional Networks, treat the rectifier).
+original's z: ridge regression with central moments in float64 (Hoerl & Kennard 1970), node by node in graph order, each
+on the outputs of the nodes already solved. If Relu or Clip follows, z* counts only within the bounds: beyond a bound
+every value is equally good (alternating with the fit; as Zhang et al. 2015, Accelerating Very Deep Convolutional
+Networks, treat the rectifier).
 Conditions: 1. Conv, ConvTranspose, Gemm, MatMul with a constant weight of their own. 2. only nodes whose inputs the
-pruning has changed. 3. lambda is the one with the least error on samples left out of the fit; where no fit beats
-the weights as they are on these, the weights stay.
+pruning has changed. 3. lambda has the least error on held-out samples; if no fit improves on the present weights there,
+the weights are kept.
 """
 
 from __future__ import annotations
@@ -37,27 +37,27 @@ Matrix = npt.NDArray[np.float64]
 
 _log = logging.getLogger(__name__)
 
-RIDGES = (1e-7, 1e-4, 1e-2, 1e-1, 1.0, 10.0)  # as shares of the mean variance of the inputs
-_MEMORY = 2**29  # bytes of the rows of one node
-_FEW, _TIMES = 10_000, 60  # rows that are enough: so many, and so many for each unknown of an output
-_BLOCK = 4096  # rows made float64 at a time
-_ROUNDS_AT = 1e-2  # lambda while alternating
-_ROUNDING = 1e-11  # of a mean square: more than sums of so many in float64 leave of a constant's variance
-_HELD_OUT = 5  # each so-many-th sample chooses lambda
+RIDGES = (1e-7, 1e-4, 1e-2, 1e-1, 1.0, 10.0)  # values of lambda, as shares of the mean variance of the inputs
+_MEMORY = 2**29  # most bytes of the rows of one node
+_FEW, _TIMES = 10_000, 60  # sufficient rows: the larger of a constant and a number per unknown
+_BLOCK = 4096  # rows converted to float64 at a time
+_ROUNDS_AT = 1e-2  # lambda during the alternation
+_ROUNDING = 1e-11  # share of a mean square above float64's rounding of a constant's variance
+_HELD_OUT = 5  # hold out every 5th sample to choose lambda
 
 
 @dataclass(frozen=True)
 class Solution:
-    """What became of one node.
+    """Result for one node.
 
     Attributes:
-        node: first output of the node.
-        matrix: its weight as `LinearNode.matrix` gives it; None: it stays.
-        shift: what is added to its outputs.
-        before: squared error at the stable point on held-out samples, weights as they were; as a share of the variance
-            of what is handed on, if that varies.
-        after: likewise, solved.
-        ridge: lambda that was chosen.
+        node: First output of the node.
+        matrix: New weight, shaped as `LinearNode.matrix`; None keeps the weight.
+        shift: Shift added to its outputs.
+        before: Squared error at the stable point on held-out samples with the old weights; as a share of the variance
+            of the values passed on, if they vary.
+        after: The same error with the solved weights.
+        ridge: Chosen lambda.
     """
 
     node: str
@@ -71,20 +71,20 @@ class Solution:
 @register
 @dataclass(frozen=True)
 class ReconstructWeights(Pass):
-    """Re-solves the weights that read pruned or changed channels by least squares against the original.
+    """Re-solve the weights that read pruned or changed channels by least squares against the original.
 
     Args:
-        plan: what was removed.
-        analysis: of the original.
-        calibration: samples; labels are not needed.
-        rows: output positions looked at for each node, in all samples together; small nodes take fewer.
-        rounds: of the alternation where Relu or Clip follows.
-        seed: of the choice of positions.
-        known: asked for each node before it is solved; gives a solution from an earlier run, or None.
-        done: called with each solution and (nodes done, nodes in all).
+        plan: Channels that were removed.
+        analysis: Coupling analysis of the original.
+        calibration: Calibration data; labels are not needed.
+        rows: Output positions used for each node, over all samples; small nodes use fewer.
+        rounds: Rounds of the alternation if Relu or Clip follows.
+        seed: Seed of the choice of positions.
+        known: Called with each node before it is solved; returns a solution from an earlier run, or None.
+        done: Called with each solution and (nodes done, nodes in all).
 
     Raises:
-        OnnxPruneError: parameters that make no sense.
+        OnnxPruneError: Parameters out of range.
     """
 
     name: ClassVar[str] = "reconstruct_weights"
@@ -104,11 +104,11 @@ class ReconstructWeights(Pass):
             )
 
     def rewrite(self, model: Model) -> Model:
-        """Solves node after node; without samples the model stays as it is.
+        """Solve node after node; without calibration data the model is unchanged.
 
         Raises:
-            OnnxPruneError: a model that the plan does not make of the original; samples that do not fit, activations
-                that are not finite.
+            OnnxPruneError: The model is not the original pruned by the plan, samples do not fit, or activations are
+                not finite.
         """
         if self.analysis is None or self.calibration is None:
             return model
@@ -137,12 +137,12 @@ class ReconstructWeights(Pass):
 
 
 def solve(step: PairedLayer, rows: RegressionRows, rounds: int) -> Solution:
-    """The weights of one node.
+    """Return the solved weights of one node.
 
     Args:
-        step: the node and where it is judged.
-        rows: what reaches it, and what is wanted.
-        rounds: of the alternation with the bounds.
+        step: Node and the stable point where its error is measured.
+        rows: Inputs of the node and target outputs.
+        rounds: Rounds of the alternation with the bounds.
     """
     linear = step.linear
     out = rows.samples % _HELD_OUT == _HELD_OUT - 1
@@ -181,7 +181,7 @@ def solve(step: PairedLayer, rows: RegressionRows, rounds: int) -> Solution:
     for fact, holds in (
         (f"{len(out)} rows for {inputs} unknowns of each output", len(out) <= inputs),
         (f"{constant} of {linear.groups * inputs} inputs are constant", constant),
-        (f"{dependent} of {linear.groups * inputs} inputs can be told from the others", dependent),
+        (f"{dependent} of {linear.groups * inputs} inputs are combinations of the others", dependent),
         (f"the weights are {linear.weight.dtype}", linear.weight.dtype.itemsize < 4),
     ):
         if holds:
@@ -192,7 +192,7 @@ def solve(step: PairedLayer, rows: RegressionRows, rounds: int) -> Solution:
 
 
 def _fits(linear: LinearNode, matrix: Matrix, shift: Matrix) -> bool:
-    """Whether a solution is within the range of the weight's type."""
+    """Return whether a solution is within the range of the weight's type."""
     with np.errstate(over="ignore"):
         return all(
             np.isfinite(v.astype(linear.weight.dtype)).all() for v in (matrix / linear.alpha, shift / linear.beta)
@@ -200,7 +200,7 @@ def _fits(linear: LinearNode, matrix: Matrix, shift: Matrix) -> bool:
 
 
 class _InputMoments:
-    """Second moments of inputs, central where outputs can be shifted, with their inverses by lambda."""
+    """Second moments of inputs, central if outputs can be shifted, with their inverses by lambda."""
 
     def __init__(self, rows: int, sums: Matrix, products: Matrix, intercept: bool) -> None:
         self.rows, self.intercept = rows, intercept
@@ -211,11 +211,11 @@ class _InputMoments:
         self._inverses: dict[float, tuple[float, Inverse]] = {}
 
     def crossed(self, x: Array, target: Array) -> tuple[Matrix, Matrix]:
-        """Sums of the target, and products of inputs and target."""
+        """Return the sums of the target, and the products of inputs and target."""
         return target.sum(0, dtype=np.float64), _product(x, target)
 
     def inverse(self, ridge: float) -> tuple[float, Inverse]:
-        """What is added to the diagonal, and the inverse then; those asked for more than once are kept."""
+        """Return the value added to the diagonal, and the inverse; inverses that are used repeatedly are cached."""
         if ridge in self._inverses:
             return self._inverses[ridge]
         level = ridge * self.variance + self.least or 1.0
@@ -227,7 +227,7 @@ class _InputMoments:
         return found
 
     def fit(self, crossed: tuple[Matrix, Matrix], ridge: float, weight: Matrix, base: Matrix) -> tuple[Matrix, Matrix]:
-        """Weight and base nearest to the target; ridge regression towards the weight that is there."""
+        """Return weight and base nearest to the target: ridge regression towards the present weight."""
         level, inverse = self.inverse(ridge)
         middle = crossed[0] / self.rows if self.intercept else np.zeros(len(crossed[0]))
         found = inverse(crossed[1] / self.rows - np.outer(self.mean, middle) + level * weight)
@@ -235,7 +235,7 @@ class _InputMoments:
 
 
 def _product(x: Array, target: Array) -> Matrix:
-    """`x' target` in blocks: products of float32 lose less in one than samples differ."""
+    """Return `x' target`, in blocks so that float32 rounding is below the differences between samples."""
     out = np.zeros((x.shape[1], target.shape[1]))
     for i in range(0, len(x), _BLOCK):
         out += x[i : i + _BLOCK].T @ target[i : i + _BLOCK]
@@ -246,16 +246,16 @@ class _Problem:
     """Least squares for the outputs of one convolution group, in units of the stable point.
 
     Attributes:
-        spread: variance of what is handed on, summed over the outputs.
-        constant: how many inputs do not vary.
-        dependent: how many others are combinations of the rest, as far as the least lambda lets one tell.
+        spread: Variance of the values passed on, summed over the outputs.
+        constant: Number of inputs that do not vary.
+        dependent: Number of other inputs that are combinations of the rest, at the resolution of the least lambda.
     """
 
     def __init__(
         self, x: Array, wanted: Array, shortcut: Array | None, weight: Matrix, base: Matrix,
         bounds: tuple[float, float], intercept: bool, out: npt.NDArray[np.bool_],
     ) -> None:  # fmt: skip
-        # Inputs may vary by much less than they are: all is done with their differences from the mean.
+        # Inputs may vary by much less than their mean: all computations use differences from the mean.
         self.origin = x.mean(0, dtype=np.float64).astype(x.dtype) if intercept else np.zeros(x.shape[1], x.dtype)
         self.x, self.wanted, self.shortcut = x - self.origin, wanted, shortcut
         self.weight, self.base = weight, base + self.origin @ weight
@@ -267,7 +267,7 @@ class _Problem:
         self.dependent = 0
 
     def best(self, rounds: int) -> tuple[Matrix, Matrix, tuple[float, float], float]:
-        """(weight, base, held-out errors as it was and as it is, lambda)."""
+        """Return (weight, base, held-out errors before and after, lambda)."""
         out = self.out
         inside, held = self._sums(~out), self._sums(out)
         moments = _InputMoments(len(out), inside[0] + held[0], inside[1] + held[1], self.intercept)
@@ -277,7 +277,7 @@ class _Problem:
         for i, (target, crossed) in enumerate(targets):
             held_target = target[out]
             outside = crossed[0] - held_target.sum(0, dtype=np.float64), crossed[1] - _product(x, held_target)
-            # What can be had exactly is had without alternating, and needs no more than the least lambda.
+            # An exact solution needs no alternation, and only the least lambda.
             tried = RIDGES if i == len(targets) - 1 else RIDGES[:1]
             trials += [(self._error(*rest.fit(outside, r, self.weight, self.base)), r, i) for r in tried]
         level, inverse = rest.inverse(RIDGES[0])
@@ -287,7 +287,7 @@ class _Problem:
         return weight, base - self.origin @ weight, (self._error(self.weight, self.base), error), ridge
 
     def _sums(self, which: npt.NDArray[np.bool_]) -> tuple[Matrix, Matrix]:
-        """Sums and products of the inputs, in float64."""
+        """Return sums and products of the inputs, in float64."""
         index, size = np.flatnonzero(which), self.x.shape[1]
         sums, products = np.zeros(size), np.zeros((size, size))
         for i in range(0, len(index), _BLOCK):
@@ -297,9 +297,9 @@ class _Problem:
         return sums, products
 
     def _targets(self, moments: _InputMoments, rounds: int) -> list[tuple[Array, tuple[Matrix, Matrix]]]:
-        """What the node may be asked for, and its products with the inputs.
+        """Return the possible targets of the node, and their products with the inputs.
 
-        First z less the shortcut; then, where z is beyond a bound, there what a fit itself gives beyond it.
+        First z minus the shortcut; then, where z is beyond a bound, the fit's own values beyond that bound.
         """
         x, wanted = self.x, self.wanted
         shortcut = self.shortcut if self.shortcut is not None else np.zeros((1, wanted.shape[1]), wanted.dtype)
@@ -315,7 +315,7 @@ class _Problem:
         return found
 
     def _error(self, weight: Matrix, base: Matrix) -> float:
-        """Mean squared error of what is handed on, held-out rows, summed over the outputs."""
+        """Return the mean squared error of the values passed on, on held-out rows, summed over the outputs."""
         x = self.x[self.out]
         given = x @ weight.astype(x.dtype) + base.astype(x.dtype)
         if self.shortcut is not None:

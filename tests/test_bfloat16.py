@@ -103,5 +103,5 @@ def test_widening_reaches_bodies_attributes_and_the_interface() -> None:
 
 
 def test_widening_knows_two_types() -> None:
-    with pytest.raises(OnnxPruneError, match="no type 'float64'"):
+    with pytest.raises(OnnxPruneError, match="does not support the type 'float64'"):
         WidenFloats("float64")(model_of("float16", F16))

@@ -197,7 +197,7 @@ def test_images_subset_is_even_over_classes() -> None:
         (["--ratio", "0.3", "--protect", "frist"], "did you mean 'first'"),
         (["--ratio", "0.3", "-p", "x=1"], "no parameter 'x'"),
         (["--ratio", "0.3", "--reduce", "median"], "unknown reduction"),
-        (["--ratio", "0.3", "--normalize", "median"], "unknown normalisation"),
+        (["--ratio", "0.3", "--normalize", "median"], "unknown normalization"),
         (["--ratio", "0.3", "--max-ratio", "1"], "--max-ratio"),
         (["--ratio", "0.3", "--round-to", "0"], "--round-to"),
         (["--ratio", "0.3", "--overrides", "missing.toml"], "cannot read"),

@@ -519,7 +519,7 @@ def test_constant_groups(how: str, value: float) -> None:
 
 
 def test_normalisation_errors() -> None:
-    with pytest.raises(OnnxPruneError, match="normalisation 'means'") as caught:
+    with pytest.raises(OnnxPruneError, match="normalization 'means'") as caught:
         normalize(np.ones(2), "means")
     assert caught.value.fix is not None
     assert "'mean'" in caught.value.fix
@@ -547,7 +547,7 @@ def test_unknown_parameter_names_the_valid_ones() -> None:
     assert "mix_norm" in caught.value.fix
     with pytest.raises(OnnxPruneError) as caught:
         get("l1", norm=1)
-    assert caught.value.fix == "it takes none"
+    assert caught.value.fix == "it has none"
     with pytest.raises(OnnxPruneError, match="no parameter 'title'"):
         get("l1", title="x")  # a class variable, not a parameter
 
@@ -654,7 +654,7 @@ def make(name: str = "mine", frozen: bool = True, **attributes: Any) -> type:
         (make(default_reduce="median"), "`default_reduce`"),
         (make(reductions=("max",)), "`default_reduce`"),
         (make(default_normalize="median"), "`default_normalize`"),
-        (make(name="l1"), "exists already"),
+        (make(name="l1"), "is already registered"),
     ],
 )
 def test_malformed_criteria_are_not_registered(cls: Any, reason: str) -> None:

@@ -462,5 +462,5 @@ def test_bad_labels_and_outputs() -> None:
         score(analysis, "lrp", calibration=Calibration(Data(data.x, data.y + (data.y == 9) * 3, "digits")))
     with pytest.raises(OnnxPruneError, match="outputs are not finite"):
         score(analysis, "lrp", calibration=Calibration(Data(np.full_like(data.x, np.nan), data.y, "nan")))
-    with pytest.raises(OnnxPruneError, match="takes none"):
+    with pytest.raises(OnnxPruneError, match="has none"):
         get("lrp", form="paper")

@@ -138,9 +138,9 @@ BROKEN = {
     "raises": ("ops", "com.example", "def add():\n    raise RuntimeError('out of luck')", "RuntimeError: out of luck"),
     "bad record": (
         "ops", "com.example", OPS.format(rule="pass", add="register(OpSpec('Snake', None, domain='com.example'))"),
-        "has None for couple, which is no function",
+        "has None for couple, which is not a function",
     ),
-    "no record": ("ops", "com.example", OPS.format(rule="pass", add="register('Snake')"), "'Snake' is no record"),
+    "no record": ("ops", "com.example", OPS.format(rule="pass", add="register('Snake')"), "'Snake' is not a record"),
     "duplicate operator": (
         "ops", "com.example",
         OPS.format(rule="pass", add="[register(OpSpec(n, rule, domain=d)) for n, d in (SNAKE, ('Relu', ''))]")
@@ -150,7 +150,7 @@ BROKEN = {
     "bad pass": ("passes", "mine", "class add: name = 'mine'", "it does not derive from onnxprune.passes.Pass"),
     "duplicate pass": ("passes", "mine", "from onnxprune.passes import FoldShapes as add", "'fold_shapes' is"),
     "bad criterion": ("criteria", "mine", "add = int", "it derives neither from"),
-    "duplicate criterion": ("criteria", "mine", GOOD_CRITERION + "add = C", "'l1' exists already"),
+    "duplicate criterion": ("criteria", "mine", GOOD_CRITERION + "add = C", "'l1' is already registered"),
 }  # fmt: skip
 
 

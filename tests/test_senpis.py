@@ -510,7 +510,7 @@ def test_attenuation_and_sigma_say_how_much_similar_channels_lose(digits: Analys
 def test_a_global_ranking_is_refused_with_its_reason(digits: Analysis, data: Data) -> None:
     scores = score(digits, "senpis", samples=2, groups=[g.name for g in digits.groups[-2:]],
                    calibration=Calibration(data, threads=1))  # fmt: skip
-    with pytest.raises(OnnxPruneError, match="cannot be ranked across layers: it takes the same share"):
+    with pytest.raises(OnnxPruneError, match="cannot be ranked across layers: it removes the same share"):
         plan(scores, Target.parse("macs=0.9"))
     assert plan(scores, ratio=0.3).removed > 0
 
@@ -544,7 +544,7 @@ def test_data_that_does_not_do_is_one_error(
 
 
 def test_a_class_with_too_few_samples_is_named() -> None:
-    with pytest.raises(OnnxPruneError, match="the class 1 has 2 samples, and 3 of each") as err:
+    with pytest.raises(OnnxPruneError, match="the class 1 has 2 samples, but 3 of each") as err:
         class_samples(np.array([0, 0, 0, 0, 1, 1]), 2, 3, 0, name="mine")
     assert "mine" in str(err.value)
     assert "samples=2" in str(err.value)

@@ -1,4 +1,4 @@
-"""Importance scores for filters: which to remove first.
+"""Criteria: importance scores of filters and channels, which order their removal.
 
 Importing this package registers the built-in criteria. `get("l1")` makes one, `all_criteria()` lists them.
 """
@@ -27,7 +27,7 @@ from onnxprune.criteria.registry import all_criteria as all_criteria
 from onnxprune.criteria.registry import get as get
 from onnxprune.criteria.registry import register as register
 
-# Imported to register themselves.
+# Imported for registration.
 _BUILT_IN = (
     activations,
     bn_scale,

@@ -1,7 +1,7 @@
-"""Criteria from what a channel's activation is on data: share of zeros, mean, variance.
+"""Criteria from statistics of a channel's activation on data: share of zeros, mean, variance.
 
-All measure the feature map that the next layer is given: after the nonlinearity and after residual additions (see
-`onnxprune.features`, "active"). So an export with BatchNorm and one with it folded score alike, up to rounding.
+All measure the feature map that the next layer reads: after the nonlinearity and after residual additions (see
+`onnxprune.features`, "active"). An export with BatchNorm and one with it folded therefore score alike, up to rounding.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from onnxprune.features import FeatureSite, feature_sites
 
 
 class ZeroCounts(Statistic):
-    """How many values of each channel are exactly zero, over samples and positions.
+    """Number of values of each channel that are exactly zero, over samples and positions.
 
     Args:
-        axis: of the channels.
+        axis: Axis of the channels.
     """
 
     def __init__(self, axis: int = 1) -> None:
@@ -34,13 +34,13 @@ class ZeroCounts(Statistic):
         self.count = 0
 
     def add(self, values: NDArray[np.floating], samples: range) -> None:
-        """Counts in the tensor `[samples * k, ...]`."""
+        """Count the zeros of the tensor `[samples * k, ...]`."""
         self.zeros = self.zeros + (values == 0).sum(tuple(i for i in range(values.ndim) if i != self.axis))
         self.count += values.size // max(1, values.shape[self.axis])
 
     @property
     def share(self) -> Array:
-        """APoZ, the share of zeros: [channels] float64, from 0 to 1."""
+        """Return APoZ, the share of zeros: [channels] float64, from 0 to 1."""
         return np.asarray(self.zeros / self.count, np.float64)
 
 
@@ -49,8 +49,8 @@ class ZeroCounts(Statistic):
 class Apoz(DataCriterion):
     """`s_c = 1 - APoZ_c`, with `APoZ_c` the share of zeros among all samples and positions of channel c's activation.
 
-    For what Relu and its like compute. Activations that are never exactly zero (SiLU, GELU, LeakyRelu) make every
-    score 1 or nearly so: the lowest indices go first, and another criterion should be chosen.
+    For Relu and similar functions. Activations that are never exactly zero (SiLU, GELU, LeakyRelu) make every score 1
+    or nearly 1: channels are then removed by index, and another criterion is needed.
     """
 
     name: ClassVar[str] = "apoz"
@@ -71,7 +71,7 @@ class Apoz(DataCriterion):
 
 
 class _FromMoments(DataCriterion):
-    """A score that is one of a channel's moments."""
+    """Criterion whose score is one of a channel's moments."""
 
     needs: ClassVar[str] = "data"
     default_normalize: ClassVar[str] = "mean"  # activations of different layers have different scales
@@ -88,7 +88,7 @@ class _FromMoments(DataCriterion):
 
     @abstractmethod
     def of(self, moments: Moments) -> Array:
-        """The moment, [channels]."""
+        """Return the moment, [channels]."""
 
 
 @register
@@ -96,8 +96,8 @@ class _FromMoments(DataCriterion):
 class ActivationMean(_FromMoments):
     """`s_c = mean of a_c` over samples and positions, a_c the activation of channel c.
 
-    The mean itself, as in the paper, not that of absolute values: both are the same after Relu. Where activations can
-    be negative (LeakyRelu, SiLU, no nonlinearity) values of both signs cancel, and scores below 0 are possible.
+    The mean itself, as in the paper, not that of absolute values: both are the same after Relu. If activations can be
+    negative (LeakyRelu, SiLU, no nonlinearity) values of both signs cancel, and scores below 0 are possible.
     """
 
     name: ClassVar[str] = "act_mean"
@@ -115,7 +115,7 @@ class ActivationMean(_FromMoments):
 class ActivationVariance(_FromMoments):
     """`s_c = mean of (a_c - mean a_c)^2` over samples and positions, a_c the activation of channel c.
 
-    A channel that hardly varies can be replaced by a constant. (The paper takes the standard deviation: the same order
+    A channel that hardly varies can be replaced by a constant. (The paper uses the standard deviation: the same order
     within a tensor.)
     """
 

@@ -1,6 +1,6 @@
-"""Loss change: what the loss becomes when nothing reads a channel, measured without a gradient.
+"""Loss change: increase of the loss when no consumer reads a channel, measured without a gradient.
 
-Every channel is masked in turn where the network reads it; activations before the first reader are computed once (see
+Every channel is masked in turn at its consumers; activations before the first consumer are computed once (see
 `onnxprune.trials`). With `l_i` the cross-entropy of sample i and `l_i^-c` that without channel c:
 
     s_c = mean over i of (l_i^-c - l_i)
@@ -31,24 +31,24 @@ Labels = NDArray[np.int64]
 
 
 def class_means(values: Array, labels: Labels, classes: int) -> Array:
-    """Mean over the samples of each class, `[n], [n] -> [classes]`; NaN for a class that has none."""
+    """Return the mean over the samples of each class, `[n], [n] -> [classes]`; NaN for a class without samples."""
     counts = np.bincount(labels, minlength=classes)
     sums = np.bincount(labels, values, minlength=classes)
     return np.asarray(np.divide(sums, counts, out=np.full(classes, np.nan), where=counts > 0))
 
 
 def overall(by_class: Array, labels: Labels) -> Array:
-    """Mean over all samples from the means of classes, `[classes, ...] -> [...]`; classes without samples are NaN."""
+    """Return the mean over all samples from class means, `[classes, ...] -> [...]`; classes without samples are NaN."""
     counts = np.bincount(labels, minlength=len(by_class))
     present = counts > 0
     return np.asarray(np.tensordot(counts[present] / counts.sum(), by_class[present], 1))
 
 
 def loss_evaluator(context: ScoringContext, data: Data) -> MaskedEvaluator:
-    """Trials on samples of a scoring context that give cross-entropies.
+    """Return masked evaluations of cross-entropies on samples of a case.
 
     Raises:
-        OnnxPruneError: the samples do not fit the model, a label is not among its classes, outputs are not finite.
+        OnnxPruneError: The samples do not fit the model, a label is not among its classes, outputs are not finite.
     """
     calibration = context.calibration
     cuda = provider_of(calibration.device) == "CUDAExecutionProvider"
@@ -67,9 +67,9 @@ def loss_evaluator(context: ScoringContext, data: Data) -> MaskedEvaluator:
 
 
 def class_losses(evaluator: MaskedEvaluator, group: Group, tick: WorkProgress | None = None) -> tuple[Array, Array]:
-    """Mean cross-entropies by class: of all that is there `[classes]`, and without each channel `[classes, channels]`.
+    """Return mean cross-entropies by class: unmasked `[classes]`, and without each channel `[classes, channels]`.
 
-    NaN for a class without samples. A channel that is zero in all samples changes nothing, to the last bit.
+    NaN for a class without samples. A channel that is zero in all samples changes no bit of the result.
     """
     labels = evaluator.feeds.data.y
     assert labels is not None
@@ -82,12 +82,12 @@ def class_losses(evaluator: MaskedEvaluator, group: Group, tick: WorkProgress | 
 
 
 def in_reading_order(evaluator: MaskedEvaluator, groups: Sequence[Group]) -> list[Group]:
-    """Groups in the order of their first reader, in which cached activations are handed on."""
+    """Return groups in the order of their first consumer, in which cached activations are advanced."""
     return sorted(groups, key=lambda g: evaluator.segmenter.consumers[g.name].first)
 
 
 class WorkProgress:
-    """Reports progress in work, not in trials: those of the first layers take longest."""
+    """Progress in units of work, not of evaluations: those of the first layers take longest."""
 
     def __init__(self, context: ScoringContext, evaluator: MaskedEvaluator) -> None:
         self.report = context.progress
@@ -101,7 +101,7 @@ class WorkProgress:
         self.done = 0
 
     def step(self, group: Group) -> None:
-        """One trial more of a group is done."""
+        """Count one more evaluation of a group."""
         self.done += self.unit[group.name]
         if self.report is not None:
             self.report(self.done, self.total)
@@ -110,20 +110,20 @@ class WorkProgress:
 @register
 @dataclass(frozen=True)
 class LossChange(DataCriterion):
-    """`s_c = mean(l^-c - l)`: the rise of the mean cross-entropy when channel c is masked wherever it is read.
+    """`s_c = mean(l^-c - l)`: the increase of the mean cross-entropy when channel c is masked at all consumers.
 
-    Signed: a channel without which the loss falls goes first. The unit is nats in every layer, so layers compare as
-    they are. One score per channel of a group, so there is nothing to reduce. Importance by class is the rise of that
-    class's mean cross-entropy. A model that ends in Softmax is taken as such.
+    Signed: a channel without which the loss falls is removed first. The unit is nats in every layer, so layers are
+    directly comparable. One score per channel of a group, so there is nothing to reduce. Importance by class is the
+    increase of that class's mean cross-entropy. A final Softmax is recognized, and its outputs read as probabilities.
 
     Args:
-        absolute: score `|s_c|` instead, the size of the change whatever its sign (by class, too).
+        absolute: Score `|s_c|` instead, the size of the change of either sign (by class, too).
     """
 
     absolute: bool = False
 
     name: ClassVar[str] = "loss_change"
-    title: ClassVar[str] = "rise of the loss when the channel is masked"
+    title: ClassVar[str] = "increase of the loss when the channel is masked"
     source: ClassVar[str] = "Molchanov et al. 2017, Pruning CNNs for Resource Efficient Inference (the oracle)"
     needs: ClassVar[str] = "labels"
     classwise: ClassVar[bool] = True
@@ -131,7 +131,7 @@ class LossChange(DataCriterion):
 
     def __post_init__(self) -> None:
         if self.absolute not in (True, False):  # 0 and 1 come from the command line
-            raise OnnxPruneError(f"loss_change: absolute is 0 or 1, not {self.absolute!r}")
+            raise OnnxPruneError(f"loss_change: absolute must be 0 or 1, not {self.absolute!r}")
 
     def score_sites(self, context: ScoringContext, probes: Sequence[Probe]) -> list[SiteScores]:
         evaluator = loss_evaluator(context, context.calibration.data)

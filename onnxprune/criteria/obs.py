@@ -1,4 +1,4 @@
-"""The surgeon on whole channels: what the next layers lose when a channel goes and the rest is solved for anew."""
+"""Optimal Brain Surgeon on channels: error of the next layers when a channel is removed and the rest re-solved."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.gram import BlockOBS, Gram, resolved
 
 WEIGHINGS = ("outputs", "layer")
-LEVELS = (0.125, 0.25, 0.5, 0.75)  # shares of a group at which its effect on the outputs is measured
+LEVELS = (0.125, 0.25, 0.5, 0.75)  # removed shares of a group for which the effect on the outputs is measured
 
 
 def removal_order(group: Group, known: Sequence[ConsumerStatistics], ridge: float) -> RemovalOrder:
-    """Greedy removal with all that is left re-solved after each.
+    """Return the greedy removal order, with the remaining weights re-solved after each removal.
 
     Args:
-        group: whose channels.
-        known: the layers that read it. Those whose outputs are constant on the samples do not count.
-        ridge: see `onnxprune.gram.damped`.
+        group: Group whose channels are ordered.
+        known: Consumers of the group. Those with constant outputs on the samples are ignored.
+        ridge: Regularization, see `onnxprune.gram.damped`.
     """
     solvers: list[tuple[BlockOBS, float]] = []
     for reader in known:
@@ -60,14 +60,14 @@ def removal_order(group: Group, known: Sequence[ConsumerStatistics], ridge: floa
 
 
 def levels(channels: int) -> list[int]:
-    """Numbers of channels that are tried, ascending; none for a group of one."""
+    """Return the numbers of removed channels that are evaluated, ascending; none for a group of one."""
     return sorted({round(level * channels) for level in LEVELS} - {0, channels})
 
 
 def ablations(
     group: Group, known: Sequence[ConsumerStatistics], order: RemovalOrder, ridge: float
 ) -> Iterator[Ablation]:
-    """A group without its first channels, the weights of its readers solved anew; wide readers are only masked."""
+    """Yield the group without its first channels, its consumers re-solved; wide consumers are only masked."""
     for removed in levels(group.channels):
         gone = order.channels[:removed].tolist()
         weights: dict[str, tuple[Array, Array | None]] = {}
@@ -86,11 +86,11 @@ def ablations(
 
 
 def scaled(order: RemovalOrder, effects: Mapping[int, float]) -> RemovalOrder:
-    """Rises in units of what the outputs lose: between two trials they are shared in proportion to the errors.
+    """Return an order with its error increases in units of output error, shared between evaluations in proportion.
 
     Args:
-        order: with rises in units of its own.
-        effects: channels gone -> what the outputs lose; a loss below that of fewer channels is taken as equal to it.
+        order: Removal order with error increases in its own units.
+        effects: Number of removed channels -> output error; an error below that of fewer channels is raised to it.
     """
     if not effects:
         return order
@@ -98,10 +98,10 @@ def scaled(order: RemovalOrder, effects: Mapping[int, float]) -> RemovalOrder:
     losses = np.maximum.accumulate([0.0, *(effects[n] for n in removed[1:])])
     rises = order.rises.copy()
     for i, (a, b) in enumerate(zip(removed, [*removed[1:], len(rises)], strict=True)):
-        gap = float(order.rises[a:b].sum())  # not a difference of running sums, which cancels
+        gap = float(order.rises[a:b].sum())  # a difference of running sums would cancel
         if i + 1 < len(removed):
             loss = float(losses[i + 1] - losses[i])
-        else:  # beyond the last trial the losses go on as they did so far
+        else:  # extrapolate beyond the last evaluation at the average rate
             before = float(order.rises[:a].sum())
             loss = float(losses[i] * gap / before) if before > 0 else 0.0
         rises[a:b] = rises[a:b] * (loss / gap) if gap > 0 else loss / max(1, b - a)
@@ -111,23 +111,23 @@ def scaled(order: RemovalOrder, effects: Mapping[int, float]) -> RemovalOrder:
 @register
 @dataclass(frozen=True)
 class Obs(DataCriterion):
-    """`s_c`: rise of the readers' squared error when channel c goes, after those before it, and the rest is re-solved.
+    """`s_c`: increase of the consumers' squared error when channel c is removed in order and the rest is re-solved.
 
-    Channels of a group go one by one, each time the one whose loss is least; the weights of what is left follow by
-    least squares on the samples (`onnxprune.gram.BlockOBS`). An error is a share of the layer's output energy, summed
-    over the layers that read the group.
+    Channels of a group are removed one by one, each time the one with the least error; the remaining weights are
+    re-solved by least squares on the samples (`onnxprune.gram.Surgeon`). An error is a share of the layer's output
+    energy, summed over the consumers of the group.
 
-    With `weigh="outputs"` some numbers of channels of each group are tried, and the errors are scaled to what the
-    model's outputs lose in these trials: scores of all groups then share one unit. With `weigh="layer"` they do not.
+    With `weigh="outputs"` a few numbers of removed channels per group are evaluated, and the errors are scaled to the
+    output errors of these evaluations: scores of all groups then share one unit. With `weigh="layer"` they do not.
 
     Within a group the order is that of the removal; scores are made non-decreasing along it, so that the sum of the
-    lowest ones is what that many channels cost.
+    lowest n is the error of removing n channels.
 
     Args:
         weigh: "outputs" or "layer".
-        ridge: added to the diagonal of the Gram matrices, as a share of its mean.
-        rows: output positions of each reading layer looked at, in all samples together.
-        seed: of their choice.
+        ridge: Value added to the diagonal of the Gram matrices, as a share of its mean.
+        rows: Output positions used of each consumer, over all samples.
+        seed: Seed of the choice of positions.
     """
 
     weigh: str = "outputs"
@@ -136,7 +136,7 @@ class Obs(DataCriterion):
     seed: int = 0
 
     name: ClassVar[str] = "obs"
-    title: ClassVar[str] = "what the next layers lose when the channel goes and the rest is re-solved"
+    title: ClassVar[str] = "error of the next layers when the channel is removed and the rest re-solved"
     source: ClassVar[str] = "Hassibi & Stork 1993, Second Order Derivatives for Network Pruning: Optimal Brain Surgeon"
     needs: ClassVar[str] = "data"
     default_reduce: ClassVar[str] = "sum"
@@ -154,15 +154,15 @@ class Obs(DataCriterion):
         check_rows("obs", self.rows)
 
     def least_samples(self, context: ScoringContext) -> int:
-        """Variances need some."""
+        """Return the least number of samples: variances need several."""
         return 8
 
     def probes(self, context: ScoringContext) -> Sequence[Probe]:
-        """Gram matrices of all readers, if memory holds them together."""
+        """Return Gram matrix probes of all consumers, if they fit into memory together."""
         return consumer_probes(context, self.rows, self.seed)
 
     def score_sites(self, context: ScoringContext, probes: Sequence[Probe]) -> Sequence[SiteScores]:
-        """One set of scores for each group."""
+        """Return one set of scores for each group."""
         scores = []
         for portion in consumer_statistics(context, probes, self.rows, self.seed):
             orders = [(group, removal_order(group, known, self.ridge)) for group, known in portion]

@@ -1,4 +1,4 @@
-"""What a model's outputs lose when channels of one group go: the unit that errors of different layers share."""
+"""Output error of removing channels of one group: the unit that errors of different layers share."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from onnxprune.pieces import MaskedSegmenter
 from onnxprune.plans import Plan, Removal
 from onnxprune.segments import ActivationCursor, Segments
 
-_IMAGES = (32, 256)  # samples, few for large models
-_WORK = 4e12  # MACs that all trials may take
+_IMAGES = (32, 256)  # least and most samples, few for large models
+_WORK = 4e12  # MAC budget of all evaluations
 _BATCH = 32
 
 
 @dataclass(frozen=True)
 class Ablation:
-    """A group without some channels, and new weights for nodes that read it.
+    """A group without some channels, and new weights for its consumers.
 
     Attributes:
-        gone: places in the group, ascending.
-        weights: first output of a linear node -> its matrix and what to add to its outputs (None: as it was); see
+        gone: Indices of the removed channels in the group, ascending.
+        weights: First output of a linear node -> its matrix and the shift of its outputs (None: unchanged); see
             `LinearNode.put`.
     """
 
@@ -42,18 +42,17 @@ class Ablation:
 def output_effects(
     context: ScoringContext, ablations: Sequence[tuple[Group, Iterable[Ablation]]], count: int
 ) -> dict[str, dict[int, float]]:
-    """How far the outputs are from those of the whole model in each ablation: group -> channels gone -> distance.
+    """Return the distance of the outputs from the unpruned model's: group -> number of removed channels -> distance.
 
-    The distance is that of `OutputDistance`, the mean over some samples: a divergence for classifiers, else a squared
-    error.
+    The distance is `OutputDistance`, the mean over some samples: a divergence for classifiers, else a squared error.
 
     Args:
-        context: whose model and samples.
-        ablations: groups and their ablations, which are asked for one at a time in the order of the graph.
-        count: of ablations for which the work is meant: the more, the fewer samples.
+        case: Model and samples.
+        tried: Groups and their evaluations, which are drawn one at a time in graph order.
+        count: Number of evaluations for which the work is budgeted: the more, the fewer samples.
 
     Raises:
-        OnnxPruneError: onnxruntime fails; outputs that are not finite, or of a size that depends on the data.
+        OnnxPruneError: onnxruntime fails; outputs that are not finite, or whose size depends on the data.
     """
     analysis, calibration = context.analysis, context.calibration
     images = int(np.clip(_WORK / max(1, CostModel(analysis).baseline.macs * count), *_IMAGES))
@@ -80,19 +79,19 @@ def output_effects(
 
 
 def _measured(segments: Segments) -> list[str]:
-    """The outputs that can be compared."""
+    """Return the names of the outputs that can be compared."""
     seen = segments.seen
     names = [n for n in segments.outputs if n in seen.shapes and seen.dtypes.get(n, np.dtype(np.float32)).kind == "f"]
     if not names:
         raise OnnxPruneError(
-            "the model has no output of floats whose size is known, so what it loses cannot be measured",
-            fix="score without: weigh=layer",
+            "the model has no float output of known size, so its output error cannot be measured",
+            fix="score by layer: weigh=layer",
         )
     return names
 
 
 def _changed(analysis: Analysis, model: Model, group: Group, ablation: Ablation) -> Model:
-    """A segment as a trial has it."""
+    """Return a segment with the masks and weights of an evaluation."""
     plan = Plan("", {group.name: Removal(group.channels, ablation.removed)})
     model = InsertMasks(plan, analysis, partial=True).rewrite(model)
     outputs = frozenset(t.name for t in model.graph.outputs)

@@ -1,4 +1,4 @@
-"""What the layers that read a group's channels lose when some of them go: the common part of `obs` and `thinet`."""
+"""Error of the consumers of a group's channels when some are removed: the common part of `obs` and `thinet`."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from onnxprune.model import Array as Values
 
 Places = npt.NDArray[np.int64]
 
-ROWS = 30_000  # per reading layer; more change the choice little
-WIDE = 5_000  # inputs x kernel: beyond, a Gram matrix takes 200 MB and its inverse minutes
-_MEMORY = 2**30  # bytes of Gram matrices at a time
-_OUTPUTS = 64  # of a wide layer, looked at
+ROWS = 30_000  # per consumer; more change the choice little
+WIDE = 5_000  # inputs x kernel; above, a Gram matrix needs 200 MB and its inverse minutes
+_MEMORY = 2**30  # most bytes of Gram matrices at a time
+_OUTPUTS = 64  # sampled outputs of a wide layer
 
 
 class Contributions(Statistic):
-    """For layers of too many inputs for a Gram matrix: second moments of what each channel adds to sampled outputs.
+    """Second moments of each channel's contribution to sampled outputs, for layers too wide for a Gram matrix.
 
-    Solving anew then means one factor for each channel.
+    Re-solving is then one factor for each channel.
 
     Args:
-        consumer: the layer.
-        wanted: components of the channels.
-        positions: output positions looked at in every sample, at most.
-        seed: of the choice of outputs and positions.
+        consumer: Layer that reads the channels.
+        wanted: Components of the channels.
+        positions: Most output positions used in every sample.
+        seed: Seed of the choice of outputs and positions.
     """
 
     def __init__(self, consumer: Consumer, wanted: Places, positions: int, seed: int) -> None:
@@ -42,12 +42,12 @@ class Contributions(Statistic):
         each, groups = self.node.outputs // self.node.groups, self.node.groups
         self.weights = self.node.matrix(picked_positions(each, max(1, _OUTPUTS // groups), 0, seed))
         self._products = np.zeros((len(wanted), len(wanted)))
-        # Sums are of differences from the first mean, as in `Gram`.
+        # Sums use differences from the first mean, as in `Gram`.
         self._sums, self._origin = np.zeros((2, len(wanted), groups * self.weights.shape[2]))
         self.rows = 0
 
     def add(self, values: Values, samples: range) -> None:
-        """Takes in the layer's input `[samples * k, ...]`."""
+        """Add the layer's input `[samples * k, ...]`."""
         width = max(self._sums.size, self.node.groups * self.node.inputs * self.node.kernel)
         for rows in row_blocks(self.node, values, samples, self.wanted, self.seed, width):
             parts = zip(rows.astype(np.float64), self.blocks, self.weights, strict=True)
@@ -61,7 +61,7 @@ class Contributions(Statistic):
             self.rows += added.shape[1]
 
     def moments(self, centred: bool) -> Array:
-        """[channels, channels], summed over the sampled outputs."""
+        """Return the moments [channels, channels], summed over the sampled outputs."""
         shift = self._sums / self.rows
         mean = self._origin + shift
         found = self._products / self.rows - shift @ shift.T
@@ -70,7 +70,7 @@ class Contributions(Statistic):
 
 @dataclass(frozen=True)
 class ConsumerProbe(Probe):
-    """A probe of what a layer reads; for a wide layer, of one group's channels in it."""
+    """Probe of a layer's input; for a wide layer, of one group's channels in it."""
 
     statistic: Gram | Contributions
     consumer: Consumer
@@ -79,22 +79,22 @@ class ConsumerProbe(Probe):
 
 @dataclass(frozen=True)
 class ConsumerStatistics:
-    """A layer that reads a group, and what is known of what it reads."""
+    """Consumer of a group, with the statistic of its input."""
 
     consumer: Consumer
     statistic: Gram | Contributions
 
     @property
     def centred(self) -> bool:
-        """Whether a shift of its outputs costs nothing: it has a bias, or takes one."""
+        """Return whether a shift of its outputs is free: the layer has a bias, or can get one."""
         return self.consumer.node.intercept
 
     def problems(self, group: Group, *, centred: bool) -> Iterator[tuple[Array, Array, list[Places]]]:
-        """(moments [n, n], weight [n, outputs], indices of every channel) of independent linear maps.
+        """Yield (moments [n, n], weight [n, outputs], indices of every channel) of independent linear maps.
 
         Args:
-            group: whose channels.
-            centred: central second moments, or those about zero.
+            group: Group whose channels are indexed.
+            centred: Central second moments, else those about zero.
         """
         statistic = self.statistic
         if isinstance(statistic, Contributions):
@@ -107,21 +107,21 @@ class ConsumerStatistics:
 
 
 def energy(moments: Array, weight: Array) -> float:
-    """Mean square of a linear map's outputs (their variance, if the moments are central), summed over the outputs."""
+    """Return the mean square of a linear map's outputs (the variance for central moments), summed over outputs."""
     return float(np.sum(weight * (moments @ weight)))
 
 
 def consumer_probes(context: ScoringContext, rows: int, seed: int) -> list[ConsumerProbe]:
-    """Probes for all groups, if what they collect fits into memory together; else none.
+    """Return probes for all groups, if their statistics fit into memory together; else none.
 
     Raises:
-        OnnxPruneError: the layers that read the groups have weights of integers, which nothing is solved for.
+        OnnxPruneError: The consumers of the groups have integer weights, which cannot be re-solved.
     """
     table = context.analysis.table
     integers = table.quantized or any(root.dtype.kind in "iu" for root, _ in table.views.values())
     if context.groups and integers and not consumers(context.analysis, context.groups):
         raise OnnxPruneError(
-            "this criterion solves for weights, and this model's are quantized",
+            "this criterion re-solves weights, and this model's are quantized",
             fix="score and prune the model before it is quantized, or choose another criterion",
         )
     return _probes(context, context.groups, rows, seed) if len(_portions(context)) == 1 else []
@@ -130,13 +130,13 @@ def consumer_probes(context: ScoringContext, rows: int, seed: int) -> list[Consu
 def consumer_statistics(
     context: ScoringContext, probes: Sequence[Probe], rows: int, seed: int
 ) -> Iterator[list[tuple[Group, list[ConsumerStatistics]]]]:
-    """Groups with the layers that read them, as many at a time as fit into memory.
+    """Yield groups with their consumers, as many at a time as fit into memory.
 
     Args:
-        context: whose groups.
-        probes: those from `reader_probes`, filled. Where they are none, the samples are run for each portion.
-        rows: output positions of each layer, in all samples together.
-        seed: of their choice.
+        case: Model, groups and samples.
+        probes: Filled probes from `reader_probes`. If empty, the samples are run for each portion.
+        rows: Output positions of each layer, over all samples.
+        seed: Seed of the choice of positions.
     """
     filled = [p for p in probes if isinstance(p, ConsumerProbe)]
     if filled:
@@ -167,11 +167,11 @@ def _wide(consumer: Consumer) -> bool:
 
 
 def _portions(context: ScoringContext) -> list[list[Group]]:
-    """Groups whose statistics fit into memory together, in order."""
+    """Return groups, in order, in portions whose statistics fit into memory together."""
     found = consumers(context.analysis, context.groups)
     portions: list[list[Group]] = [[]]
     used = 0
-    counted: set[str] = set()  # layers that an earlier group of the portion has read as well
+    counted: set[str] = set()  # layers that also read an earlier group of the portion
     for group in context.groups:
         own = [c for c in found if c.reads(group)]
         need = sum(_bytes(c, group) for c in own if c.node.output not in counted)
@@ -186,7 +186,7 @@ def _portions(context: ScoringContext) -> list[list[Group]]:
 
 
 def _bytes(consumer: Consumer, group: Group) -> int:
-    """Of a layer's statistic."""
+    """Return the bytes of a layer's statistic."""
     node = consumer.node
     return 8 * group.channels**2 if _wide(consumer) else 8 * node.groups * (node.inputs * node.kernel) ** 2
 
@@ -208,11 +208,11 @@ def _probes(context: ScoringContext, groups: Sequence[Group], rows: int, seed: i
 
 @dataclass(frozen=True)
 class RemovalOrder:
-    """In which order channels of a group go, and what each adds to the readers' squared error.
+    """Removal order of a group's channels, and the increase of the consumers' squared error at each step.
 
     Attributes:
-        channels: places in the group, [channels].
-        rises: [channels], as shares of the readers' output energies, summed over the readers.
+        channels: Indices in the group, [channels].
+        rises: [channels], as shares of the consumers' output energies, summed over the consumers.
     """
 
     channels: Places
@@ -220,11 +220,11 @@ class RemovalOrder:
 
 
 def ordered_scores(order: RemovalOrder) -> Array:
-    """Scores by channel whose order is the order of removal and whose sums are those of the rises, [channels].
+    """Return scores by channel, [channels], whose order is the removal order and whose sums are those of the rises.
 
-    Rises need not grow; the nearest non-decreasing sequence (least squares, by pooling adjacent violators; Ayer et
-    al. 1955) takes their place, which is the lower convex hull of their running sums. Ties are broken in the order of
-    removal by the smallest steps that float64 knows.
+    Rises may decrease; they are replaced by the nearest non-decreasing sequence (least squares, by pooling adjacent
+    violators; Ayer et al. 1955), which is the lower convex hull of their running sums. Ties are broken in removal
+    order by the smallest float64 steps.
     """
     sums: list[float] = []
     counts: list[int] = []
@@ -244,10 +244,10 @@ def ordered_scores(order: RemovalOrder) -> Array:
 
 
 def check_rows(name: str, rows: object) -> None:
-    """Refuses a number of positions that makes no sense.
+    """Raise if a number of positions is not a positive integer.
 
     Raises:
-        OnnxPruneError: with what it must be.
+        OnnxPruneError: `rows` is not a positive integer.
     """
     if type(rows) is not int or rows < 1:
         raise OnnxPruneError(f"{name}: rows must be a number of positions, not {rows!r}", fix=f"rows={ROWS}")

@@ -1,4 +1,4 @@
-"""The criteria by name: the built-in ones and those of other packages."""
+"""Registry of criteria: the built-in ones and those of other packages."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ C = TypeVar("C", bound=type[AnyCriterion])
 
 
 def register(cls: C) -> C:
-    """Class decorator: make a criterion known under `cls.name`.
+    """Register a criterion under `cls.name`; a class decorator.
 
     Raises:
-        OnnxPruneError: the class is not a well-formed criterion, or its name is taken.
+        OnnxPruneError: The class is not a well-formed criterion, or its name is taken.
     """
     problem = _problem(cls)
     if problem:
@@ -27,18 +27,18 @@ def register(cls: C) -> C:
     taken = _criteria.setdefault(cls.name, cls)
     if taken is not cls:
         raise OnnxPruneError(
-            f"the criterion {cls.name!r} exists already, in {taken.__module__}",
+            f"the criterion {cls.name!r} is already registered by {taken.__module__}",
             where=cls.__module__,
-            fix="give it another name",
+            fix="choose another name",
         )
     return cls
 
 
 def get(name: str, **params: Any) -> AnyCriterion:
-    """Make the criterion `name` with the user's parameters: `get("fpgm", mix_norm=0.1)`.
+    """Return the criterion `name` with the user's parameters: `get("fpgm", mix_norm=0.1)`.
 
     Raises:
-        OnnxPruneError: no such criterion (the nearest names are offered), or no such parameter (the valid ones are).
+        OnnxPruneError: Unknown criterion (with the nearest names), or unknown parameter (with the valid ones).
     """
     cls = find(name)
     if cls is None and name in plugins.broken:
@@ -50,33 +50,33 @@ def get(name: str, **params: Any) -> AnyCriterion:
     if wrong:
         raise OnnxPruneError(
             f"criterion {name!r} has no parameter {', '.join(map(repr, wrong))}",
-            fix=f"its parameters are: {', '.join(valid)}" if valid else "it takes none",
+            fix=f"its parameters are: {', '.join(valid)}" if valid else "it has none",
         )
     return cls(**params)
 
 
 def find(name: str) -> type[AnyCriterion] | None:
-    """The criterion of that name, or None; other packages are looked at only for names that are not built in."""
+    """Return the criterion of that name, or None; third-party criteria are loaded for unknown names only."""
     if name not in _criteria:
         plugins.load()
     return _criteria.get(name)
 
 
 def all_criteria() -> dict[str, type[AnyCriterion]]:
-    """Every criterion, sorted by name; a copy."""
+    """Return every criterion, sorted by name; a copy."""
     plugins.load()
     return dict(sorted(_criteria.items()))
 
 
 plugins = PluginRegistry("onnxprune.criteria", lambda cls, distribution: register(cls))
-"""Criteria of other packages: classes, each under an entry point of its name."""
+"""Third-party criteria: classes, each under an entry point of its name."""
 
 
 def _problem(cls: Any) -> str | None:
-    """Why `cls` breaks the interface of `Criterion`, or None."""
+    """Return the reason why `cls` breaks the interface of `Criterion`, or None."""
     if not (isinstance(cls, type) and issubclass(cls, Criterion | DataCriterion)):
         return "it derives neither from onnxprune.criteria.Criterion nor from DataCriterion"
-    # Looked up in the class itself: a plain subclass of a dataclass would inherit the mark but not the fields.
+    # Read from the class itself: a plain subclass of a dataclass would inherit the mark but not the fields.
     params = cls.__dict__.get("__dataclass_params__")
     if params is None or not params.frozen:
         return "it is not a frozen dataclass"

@@ -1,26 +1,26 @@
 """Layer-wise relevance propagation through a module of the bridge: from the logits back to any tensor inside.
 
-Every operator hands the relevance R of its output y to its inputs:
+Every operator passes the relevance R of its output y to its inputs:
 
 - Conv, ConvTranspose, Gemm, MatMul, Einsum with weights: the z+ rule, in proportion to the positive contributions
-  `x_i w_ij`, bias ignored. Where no input is negative, as behind a ReLU, that is `x * V^T(R / (V x + 1e-9))` with
-  V = max(w, 0). Negative inputs contribute through negative weights: without that, `V x` comes near zero and relevance
-  has no bound (EfficientNet-B0 overflows). What no input contributes to is lost.
-- Element-wise functions, normalisations, softmax, + - * / with constants: unchanged.
-- What moves or selects elements (Reshape, Concat, Split, MaxPool by arg-max ...): moves back with them; padding's share
-  is lost.
+  `x_i w_ij`, bias ignored. If no input is negative, as after a ReLU, that is `x * V^T(R / (V x + 1e-9))` with
+  V = max(w, 0). Negative inputs contribute through negative weights: otherwise `V x` approaches zero and relevance is
+  unbounded (EfficientNet-B0 overflows). Relevance to which no input contributes is lost.
+- Elementwise functions, normalizations, softmax, + - * / with constants: unchanged.
+- Operators that move or select elements (Reshape, Concat, Split, MaxPool by arg-max ...): moved back to the elements'
+  origin; padding's share is lost.
 - Add, Sub, Sum, Mean of activations; averages and sums over axes, Resize: in proportion to the contributions that have
-  the sign of y; these are the positive ones where y is positive.
-- Mul of activations: all to the signal and none to its gate, or half each where neither is one (`Relevance._signal`
-  says which is which). Division: all to the dividend. Power: all to the base.
+  the sign of y, that is the positive ones if y is positive.
+- Mul of activations: all to the signal and none to its gate, or half each if neither is a gate (`Relevance._signal`
+  selects the signal). Division: all to the dividend. Power: all to the base.
 - MatMul, Einsum of activations (attention): in proportion to the products that have the sign of y, half of each to
   either factor.
 - Any other: `x * J^T(R / (y + 1e-9 sign(y)))`, with J the Jacobian.
 
-But for what is called lost and for the last rule, relevance is conserved, and never negative where R is not.
+Except for losses named above and the last rule, relevance is conserved, and not negative if R is not.
 
 Sources: Bach et al. 2015, PLoS ONE 10(7) (the z+ rule is their alpha 1, beta 0); Montavon et al. 2017,
-arXiv:1512.02479; for gates Arras et al. 2017, arXiv:1706.07206; for normalisations, products and softmax, simplified,
+arXiv:1512.02479; for gates Arras et al. 2017, arXiv:1706.07206; for normalizations, products and softmax, simplified,
 Achtibat et al. 2024, arXiv:2402.05602.
 """
 
@@ -37,7 +37,7 @@ from torch.func import functional_call
 EPSILON = 1e-9
 
 _WEIGHTED = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum"))
-_BIAS = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2}  # place of the bias, where it is an input of the module
+_BIAS = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2}  # input index of the bias, if it is an input of the module
 _UNCHANGED = frozenset((
     "Relu", "LeakyRelu", "PRelu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "Elu", "Selu", "Celu", "Softplus",
     "Softsign", "Tanh", "Gelu", "Mish", "Swish", "ThresholdedRelu", "Shrink", "Erf", "Abs", "Neg", "Exp", "Log", "Sqrt",
@@ -57,7 +57,7 @@ _AVERAGED = frozenset((
     "RoiAlign",
 ))  # fmt: skip
 _EXTREMES = frozenset(("Max", "Min"))
-# They squash: of two factors of one shape, what comes out of these is the gate.
+# Squashing functions: of two factors of one shape, the output of one of these is the gate.
 _GATES = frozenset(("Sigmoid", "HardSigmoid", "Tanh", "Softmax", "Clip", "Erf"))
 
 
@@ -65,8 +65,8 @@ class Relevance:
     """Relevance of tensors of a module.
 
     Args:
-        module: of `to_torch`, in inference mode; it returns a tuple that begins with the logits. Its other outputs are
-            the tensors whose relevance is wanted.
+        module: Module of `to_torch`, in inference mode; it returns a tuple that begins with the logits. Its other
+            outputs are the tensors whose relevance is computed.
     """
 
     def __init__(self, module: fx.GraphModule) -> None:
@@ -76,14 +76,14 @@ class Relevance:
         self.ancestry = _Ancestry(self.nodes)
 
     def __call__(self, x: Tensor, start: Callable[[Tensor], Tensor]) -> list[Tensor]:
-        """Relevance of the wanted tensors.
+        """Return the relevance of the requested tensors.
 
         Args:
-            x: input of the module.
-            start: makes the relevance of the logits out of the logits, alike in shape.
+            x: Input of the module.
+            start: Function from the logits to their relevance, of equal shape.
 
         Returns:
-            For every output after the logits a tensor alike in shape; zeros where the logits do not depend on it.
+            For every output after the logits a tensor of equal shape; zeros if the logits do not depend on it.
         """
         with torch.no_grad():
             run = fx.Interpreter(self.module, garbage_collect_values=False)
@@ -92,7 +92,7 @@ class Relevance:
             depends = _dependent(self.nodes)
             carries = {n for n in depends if isinstance(values[n], Tensor) and values[n].is_floating_point()}
             found: dict[fx.Node, Tensor] = {}
-            # Of nodes with several outputs, by output.
+            # For nodes with several outputs, by output.
             parts: dict[fx.Node, dict[int, Tensor]] = {}
             _add(found, self.outputs[0], start(values[self.outputs[0]]))
             wanted: dict[fx.Node, Tensor] = {}
@@ -107,13 +107,13 @@ class Relevance:
                     given = parts.pop(node, {}) if r is None else {0: r}
                     for source, share in self._handed_on(node, given, values, carries):
                         _add(found, source, share)
-                del values[node]  # its readers are done
+                del values[node]  # its consumers are processed
         return [wanted[node] for node in self.outputs[1:]]
 
     def _handed_on(
         self, node: fx.Node, given: Mapping[int, Tensor], values: Mapping[fx.Node, Any], carries: set[fx.Node]
     ) -> list[tuple[fx.Node, Tensor]]:
-        """What the inputs of a node get of the relevance of its outputs."""
+        """Return the share of each input of a node in the relevance of the node's outputs."""
         places = [i for i, a in enumerate(node.args) if isinstance(a, fx.Node) and a in carries]
         if not places:
             return []
@@ -153,11 +153,11 @@ class Relevance:
         return [(r * w).sum_to_size(x.shape) for w, x in zip(weights, xs, strict=True)]
 
     def _signal(self, sources: Sequence[fx.Node], xs: Sequence[Tensor]) -> int | None:
-        """Which of two factors is the signal, the other being its gate; None if neither is.
+        """Return the index of the signal of two factors, the other being its gate; None if neither is a gate.
 
-        1. What the other one is computed from: x in x * sigmoid(x), and in squeeze-and-excitation.
+        1. The factor from which the other is computed: x in x * sigmoid(x), and in squeeze-and-excitation.
         2. The larger one: the other broadcasts to it.
-        3. The one that does not come out of a squashing function: a in a * sigmoid(b).
+        3. The one that is not the output of a squashing function: a in a * sigmoid(b).
         """
         a, b = sources
         if self.ancestry.leads(a, b) or self.ancestry.leads(b, a):
@@ -169,13 +169,13 @@ class Relevance:
 
 
 class _Call:
-    """A node's module with its arguments, as a function of those among them that carry relevance.
+    """A node's module with its arguments, as a function of the arguments that carry relevance.
 
     Args:
-        op: the ONNX operator.
-        module: what computes it.
-        arguments: values of all inputs.
-        places: which of them carry relevance.
+        op: ONNX operator.
+        module: Module that computes it.
+        arguments: Values of all inputs.
+        places: Indices of the inputs that carry relevance.
     """
 
     def __init__(self, op: str, module: nn.Module, arguments: Sequence[Any], places: Sequence[int]) -> None:
@@ -183,11 +183,11 @@ class _Call:
         self.xs: list[Tensor] = [self.arguments[i].detach() for i in self.places]
 
     def only_first(self) -> _Call:
-        """The same, as a function of the first of the inputs that carry relevance."""
+        """Return the call as a function of the first input that carries relevance."""
         return _Call(self.op, self.module, self.arguments, self.places[:1])
 
     def homogeneous(self, places: Sequence[int]) -> _Call:
-        """The same with zeros for the constants at some places."""
+        """Return the call with zeros for the constants at some inputs."""
         arguments = [
             torch.zeros_like(a) if i in places and i not in self.places and isinstance(a, Tensor) else a
             for i, a in enumerate(self.arguments)
@@ -195,18 +195,18 @@ class _Call:
         return _Call(self.op, self.module, arguments, self.places)
 
     def __call__(self, *xs: Tensor) -> Any:
-        """The module's outputs."""
+        """Return the module's outputs."""
         arguments = list(self.arguments)
         for place, x in zip(self.places, xs, strict=True):
             arguments[place] = x
         return self.module(*arguments)
 
     def moved(self, given: Mapping[int, Tensor]) -> list[Tensor]:
-        """To where each element came from."""
+        """Move relevance back to the origin of each element."""
         return self._credited(lambda *xs: [(_output(y, self(*xs)) * r).sum() for y, r in given.items()], times=False)
 
     def weighted(self, r: Tensor) -> Tensor:
-        """In proportion to the positive products of input and weight."""
+        """Share relevance in proportion to the positive products of input and weight."""
         (x,) = self.xs
         signed = bool((x < 0).any())
 
@@ -219,7 +219,7 @@ class _Call:
         return self._credited(terms)[0]
 
     def _by_weights(self, x: Tensor, sign: int) -> Tensor:
-        """The node with its positive or its negative weights alone, and without bias."""
+        """Compute the node with its positive or its negative weights alone, and without bias."""
 
         def part(w: Tensor) -> Tensor:
             return w.clamp(min=0) if sign > 0 else w.clamp(max=0)
@@ -238,7 +238,7 @@ class _Call:
         return made
 
     def added(self, r: Tensor) -> list[Tensor]:
-        """In proportion to the contributions that have the sign of the sum."""
+        """Share relevance in proportion to the contributions that have the sign of the sum."""
         signs = (1, -1) if self.op == "Sub" else (1,) * len(self.xs)
         call = self.homogeneous(range(len(self.arguments))) if self.op in _ADDED else self
 
@@ -250,7 +250,7 @@ class _Call:
         return self._credited(terms)
 
     def bilinear(self, r: Tensor) -> list[Tensor]:
-        """In proportion to the products that have the sign of their sum; half of each to either factor."""
+        """Share relevance in proportion to the products that have their sum's sign; half of each to either factor."""
 
         call = self.homogeneous([_BIAS[self.op]] if self.op in _BIAS else [])
 
@@ -263,7 +263,7 @@ class _Call:
         return self._credited(terms)
 
     def generic(self, given: Mapping[int, Tensor]) -> list[Tensor]:
-        """Input times the gradient of the outputs, each weighted by its relevance over its value."""
+        """Return input times the gradient of the outputs, each weighted by its relevance over its value."""
 
         def terms(*xs: Tensor) -> list[Tensor]:
             made = self(*xs)
@@ -277,7 +277,7 @@ class _Call:
         return self._credited(terms)
 
     def _credited(self, terms: Callable[..., list[Tensor]], *, times: bool = True) -> list[Tensor]:
-        """The inputs times the gradient of a sum of terms; the gradient alone if not `times`."""
+        """Return the inputs times the gradient of a sum of terms; the gradient alone if not `times`."""
         with torch.enable_grad():
             xs = [x.detach().requires_grad_() for x in self.xs]
             total = torch.stack(terms(*xs)).sum()
@@ -286,7 +286,7 @@ class _Call:
 
 
 def _by_sign(r: Tensor, up: Tensor, down: Tensor) -> list[Tensor]:
-    """Terms whose gradient shares relevance among the positive or the negative parts of a sum, by the sum's sign."""
+    """Return terms whose gradient shares relevance among the parts of a sum that have the sum's sign."""
     positive = (up + down).detach() >= 0
     zero = torch.zeros_like(r)
     return [
@@ -305,7 +305,7 @@ def _add(found: dict[fx.Node, Tensor], node: fx.Node, r: Tensor) -> None:
 
 
 def _dependent(nodes: Sequence[fx.Node]) -> set[fx.Node]:
-    """Nodes that are computed from the input's values, not from its shape alone."""
+    """Return the nodes computed from the input's values, not from its shape alone."""
     out: set[fx.Node] = set()
     for node in nodes:
         if node.op == "placeholder" or (
@@ -316,7 +316,7 @@ def _dependent(nodes: Sequence[fx.Node]) -> set[fx.Node]:
 
 
 class _Ancestry:
-    """Which nodes others are computed from: a bit per node."""
+    """Ancestors of every node, one bit per node."""
 
     def __init__(self, nodes: Sequence[fx.Node]) -> None:
         self.bit = {node: 1 << i for i, node in enumerate(nodes)}
@@ -328,5 +328,5 @@ class _Ancestry:
             self.above[node] = mask
 
     def leads(self, a: fx.Node, b: fx.Node) -> bool:
-        """Whether b is computed from a."""
+        """Return whether b is computed from a."""
         return bool(self.above[b] & self.bit[a])

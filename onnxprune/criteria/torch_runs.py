@@ -1,6 +1,6 @@
-"""A classifier as a PyTorch module, and labelled samples in parts that fit into memory: for criteria that go backwards.
+"""Classifier as a PyTorch module, and labelled samples in parts that fit into memory, for gradient-based criteria.
 
-Imported where a criterion runs, never with the criteria: it loads torch.
+Imported when such a criterion runs, not with the criteria: it loads torch.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ Take = Callable[[int, torch.Tensor, torch.Tensor, int, int, int], None]
 
 
 def classifier(context: ScoringContext, model: Model, tensors: Sequence[str]) -> fx.GraphModule:
-    """A module that returns the logits and then tensors inside the model, as a tuple.
+    """Return a module that returns the logits and then tensors inside the model, as a tuple.
 
-    It computes as in inference, in float32 (float64 where the model's input is), on the calibration's device.
+    It runs in inference mode, in float32 (float64 if the model's input is), on the calibration's device.
 
     Args:
-        context: what is scored.
-        model: normalized. A Softmax at its end is cut off; its first output counts.
-        tensors: names.
+        case: Model, groups and samples.
+        model: Normalized model. A final Softmax is removed; the first output holds the logits.
+        tensors: Names of the tensors.
 
     Raises:
-        OnnxPruneError: an operator without a converter, or CUDA was asked for and is not there.
+        OnnxPruneError: An operator has no converter, or CUDA was requested and is not available.
     """
     device = _device(context.calibration.device)
     cut = logits_of(model)
@@ -46,27 +46,27 @@ def classifier(context: ScoringContext, model: Model, tensors: Sequence[str]) ->
     dtype = torch.float64 if context.analysis.model.graph.inputs[0].dtype == np.float64 else torch.float32
     for inner in module.modules():
         settings: dict[str, Any] = getattr(inner, "settings", {})
-        if settings.get("dtype") in (torch.float16, torch.bfloat16):  # a cast: small gradients would vanish in it
+        if settings.get("dtype") in (torch.float16, torch.bfloat16):  # a cast, in which small gradients would vanish
             settings["dtype"] = dtype
-    # Gradients are taken of tensors inside. Where the input is integers, they come from the weights on.
+    # Gradients are computed for tensors inside. With an integer input they start from the weights.
     module.requires_grad_(np.dtype(context.analysis.model.graph.inputs[0].dtype).kind in "iub")
     return module.to(device=device, dtype=dtype)
 
 
 def loss_gradients(context: ScoringContext, tensors: Sequence[str], take: Take) -> None:
-    """Calls a function with tensors of the normalized model and the gradients of each sample's own cross-entropy.
+    """Call a function with tensors of the normalized model and the gradients of each sample's own cross-entropy.
 
-    One forward and one backward run do: of the sum of the samples' losses, the gradient is each sample's own, as long
-    as no sample has a part in another's output (only BatchNormalization in training mode would).
+    One forward and one backward run suffice: the gradient of the sum of the samples' losses is each sample's own, as
+    long as no sample affects another's output (only BatchNormalization in training mode would).
 
     Args:
-        context: what is scored.
-        tensors: names.
-        take: called for a part of the samples with (place of the tensor in `tensors`, its values `[samples * k, ...]`,
-            gradients alike, samples, how many of the first ones are no copies, size of the batch they belong to).
+        case: Model, groups and samples.
+        tensors: Names of the tensors.
+        take: Called for a part of the samples with (index of the tensor in `tensors`, its values `[samples * k, ...]`,
+            gradients of the same shape, samples, number of leading samples that are not copies, batch size).
 
     Raises:
-        OnnxPruneError: see `classifier`, `each_part`; or the loss is not finite.
+        OnnxPruneError: As `classifier` and `each_part`; or the loss is not finite.
     """
     module = classifier(context, context.analysis.model, tensors)
 
@@ -77,7 +77,7 @@ def loss_gradients(context: ScoringContext, tensors: Sequence[str], take: Take) 
         loss = functional.cross_entropy(logits_in(output, len(x))[: len(y)], y, reduction="sum")
         if not torch.isfinite(loss):
             raise OnnxPruneError(
-                "the loss is not finite on this data", fix="check the data and how it is scaled (--mean, --std)"
+                "the loss is not finite on this data", fix="check the data and its scaling (--mean, --std)"
             )
         gradients = torch.autograd.grad(loss, maps, allow_unused=True, materialize_grads=True)
         for place, (a, g) in enumerate(zip(maps, gradients, strict=True)):
@@ -87,19 +87,19 @@ def loss_gradients(context: ScoringContext, tensors: Sequence[str], take: Take) 
 
 
 def each_part(context: ScoringContext, module: fx.GraphModule, visit: Visit) -> None:
-    """Calls a function with all samples, a part of a batch at a time.
+    """Call a function with all samples, a part of a batch at a time.
 
-    What is computed of single samples does not depend on the parts. They keep the tensors of a forward run within
-    256 MiB (4 GiB on CUDA), but hold a sample at least, and a batch where the model's is fixed.
+    Results for single samples do not depend on the parts. A part keeps the tensors of a forward run within 256 MiB
+    (4 GiB on CUDA), but holds at least one sample, and a whole batch if the model's is fixed.
 
     Args:
-        context: what is scored.
-        module: from `classifier`.
-        visit: called with (inputs of the module [n, ...], labels [m], size of the calibration's batch that the part
-            belongs to). Of the inputs, the first m are samples and the others copies that fill up a fixed batch.
+        case: Model, groups and samples.
+        module: Module from `classifier`.
+        visit: Called with (inputs of the module [n, ...], labels [m], size of the calibration's batch that contains
+            the part). The first m inputs are samples, the others copies that fill a fixed batch.
 
     Raises:
-        OnnxPruneError: labels outside the model's classes, outputs that are not one score per class.
+        OnnxPruneError: Labels outside the model's classes, outputs that are not one score per class.
     """
     feeds = context.calibration.feeds(context.analysis.model)
     device = _device(context.calibration.device)
@@ -121,24 +121,24 @@ def each_part(context: ScoringContext, module: fx.GraphModule, visit: Visit) -> 
 
 
 def logits_in(output: torch.Tensor, samples: int) -> torch.Tensor:
-    """A classifier's output as [samples, classes].
+    """Return a classifier's output as [samples, classes].
 
     Raises:
-        OnnxPruneError: it is not that, or not finite.
+        OnnxPruneError: The output is not of that form, or not finite.
     """
     scores_of(output.detach().cpu().numpy(), samples)
     return output.flatten(1)
 
 
 def channels_first(values: torch.Tensor, axis: int, samples: int) -> torch.Tensor:
-    """A tensor `[samples * k, ...]` with its channels on an axis as `[samples, channels, positions]`."""
+    """Return a tensor `[samples * k, ...]` with channels on an axis as `[samples, channels, positions]`."""
     moved = values.movedim(axis, 1)
     split = moved.reshape(samples, len(moved) // samples, moved.shape[1], -1)
     return split.movedim(2, 1).reshape(samples, moved.shape[1], -1)
 
 
 def _step(module: fx.GraphModule, x: torch.Tensor, context: ScoringContext) -> int:
-    """How many samples a part has, from a run of some. Also checks that outputs and labels go together."""
+    """Return the number of samples of a part, measured in a run; check that outputs and labels fit."""
     run = fx.Interpreter(module, garbage_collect_values=False)
     with torch.no_grad():
         output = run.run(x)[0]
@@ -150,7 +150,7 @@ def _step(module: fx.GraphModule, x: torch.Tensor, context: ScoringContext) -> i
 
 
 def _tensor(values: Array) -> torch.Tensor:
-    """An array as a tensor: no 16-bit floats, nothing read-only (which PyTorch warns of)."""
+    """Return an array as a tensor: no 16-bit floats, nothing read-only (PyTorch warns about it)."""
     if values.dtype.kind in "fV" and values.dtype != np.float64:
         values = values.astype(np.float32, copy=False)
     return torch.from_numpy(np.require(values, requirements=("C", "W")))
@@ -161,5 +161,5 @@ def _device(name: str) -> torch.device:
         raise OnnxPruneError(f"unknown device {name!r}", fix=f"choose from: {', '.join(DEVICES)}")
     cuda = torch.cuda.is_available()
     if name == "cuda" and not cuda:
-        raise OnnxPruneError("CUDA was asked for, but this PyTorch has none", fix="--device cpu")
+        raise OnnxPruneError("CUDA was requested, but this PyTorch has none", fix="--device cpu")
     return torch.device("cuda" if cuda and name != "cpu" else "cpu")

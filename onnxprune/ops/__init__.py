@@ -1,4 +1,4 @@
-"""Operator records. Importing the package registers all that ship; each family lives in a file of its own."""
+"""Operator records. Importing the package registers every built-in record; each operator family has its own file."""
 
 from onnxprune.ops import attention as attention
 from onnxprune.ops import concat as concat

@@ -1,9 +1,9 @@
-"""Channels as labels: the table that operator rules read and write while the graph is walked once.
+"""Label table: the channels of every tensor as integer labels, read and written by operator rules.
 
-Every axis of every tensor is an array of integer labels, one per index, or None where nothing can be removed (batch,
-space, a graph input's channels). Label 0 inside an array marks single fixed indices. Rules hand labels on, make fresh
-ones, tie arrays element by element, or lock them with a reason. Connected components of the ties are the channels
-that live or die together (see `onnxprune.coupling`).
+Every axis of every tensor is an array of labels, one per index, or None where nothing can be removed (batch, space, a
+graph input's channels). Label 0 inside an array marks a single fixed index. The graph is traversed once; rules pass
+labels on, create fresh ones, tie arrays element by element, or lock them with a reason. The connected components of
+the ties are the channels that are removed together (see `onnxprune.coupling`).
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ STATISTIC = "takes a statistic over these channels: removing one is not masking 
 
 @dataclass(frozen=True)
 class Lock:
-    """Labels that may not be removed, and the node that says so.
+    """Labels that cannot be removed, and the node that locks them.
 
-    `inexact` locks can be lifted on request: the removal is possible but is not what masking would compute.
+    `inexact` locks can be lifted on request: the removal is possible but differs from masking.
     """
 
     labels: Labels
@@ -44,36 +44,36 @@ class Lock:
 
 @dataclass(frozen=True)
 class Contraction:
-    """A node input that is summed over a labelled axis: where a mask stands for a removed channel."""
+    """Node input that is summed over a labelled axis: masking it there is equivalent to removal."""
 
     output: str  # first output of the node: its identity in the caller's graph as well
     input_index: int
     axis: int
     rank: int
     labels: Labels
-    steps: tuple[int, int] | None = None  # of integers: the node's inputs that hold scale and zero point; -1: none
+    steps: tuple[int, int] | None = None  # integers: input indices of scale and zero point; -1: none
 
 
 @dataclass(frozen=True)
 class Quantization:
-    """How integers stand for numbers: `(values - zero) * scale`, along an axis if there are several scales."""
+    """Quantization parameters: integers stand for `(values - zero) * scale`; several scales vary along an axis."""
 
-    scale: gs.Tensor | None  # None: nobody says, 1
+    scale: gs.Tensor | None  # None: unknown, read as 1
     zero: gs.Tensor | None
     axis: int
 
 
 @dataclass(frozen=True)
 class AxisStatistic:
-    """A node that computes a statistic over a labelled axis: without a channel it runs on those that are left.
+    """Node that computes a statistic over a labelled axis; after a removal it covers the remaining channels.
 
     Attributes:
-        output: first output of the node: its identity in the caller's graph as well.
-        axis: of the node's first input, the data.
-        labels: of that axis.
-        params: (input index, axis) pairs that go along with the data's axis (scale and shift).
-        outputs: (output index, axis) pairs that still have it; empty after a reduction.
-        counted: the node sums, and a constant behind it divides by how many there were.
+        output: First output of the node: its identity in the caller's graph as well.
+        axis: Axis of the node's first input, the data.
+        labels: Labels of that axis.
+        params: (input index, axis) pairs that share the data's axis (scale and shift).
+        outputs: (output index, axis) pairs that keep the axis; empty after a reduction.
+        counted: The node sums, and a consumer divides by a constant that is the count.
     """
 
     output: str
@@ -86,7 +86,7 @@ class AxisStatistic:
 
 @dataclass(frozen=True)
 class FilterSite:
-    """A weight whose filters produce channels.
+    """Weight whose filters produce channels.
 
     `tensor[..., axis, ...]` are the filters, `labels` their channels. With `groups` > 1 (grouped ConvTranspose,
     whose weight is [in, out/groups, ...]) the filters are numbered group by group.
@@ -102,7 +102,7 @@ class FilterSite:
 
 @dataclass(frozen=True)
 class ScaleSite:
-    """A BatchNormalization scale vector and the channels it multiplies."""
+    """BatchNormalization scale vector and the channels it multiplies."""
 
     tensor: gs.Tensor
     labels: Labels
@@ -110,31 +110,31 @@ class ScaleSite:
 
 @dataclass(frozen=True)
 class CouplingOptions:
-    """Which of several possible channels a rule frees.
+    """Options that select the channels a rule frees.
 
     Attributes:
-        attention: what is removed from multi-head attention, "heads" or "head_dim".
-        inexact: channels that only statistics (LayerNorm, ...) forbid are free as well.
+        attention: Channels removed from multi-head attention, "heads" or "head_dim".
+        inexact: Also free channels that are locked only by statistics (LayerNorm, ...).
     """
 
     attention: str = "heads"
     inexact: bool = False
 
     def options(self) -> dict[str, Any]:
-        """For plans and curves: what has to be known to find the same groups again."""
+        """Return the options that plans and curves store to find the same groups again."""
         return {"attention": self.attention, **({"inexact": True} if self.inexact else {})}
 
 
 class LabelTable:
-    """Labels of all tensors, and the ties and locks found so far.
+    """Labels of all tensors, with the ties and locks found so far.
 
     Args:
-        shapes: witness shape of every tensor.
-        values: values of constants and of shape arithmetic, where known, by tensor name.
-        opset: version of the standard operator set; some rules changed with it.
-        choices: how ambiguous splits are resolved.
-        sizes: shapes in symbols of the tensors that have a dynamic dimension.
-        formulas: elements in symbols of the values that depend on one; None where they are not known.
+        shapes: Witness shape of every tensor.
+        values: Known values of constants and of shape arithmetic, by tensor name.
+        opset: Version of the standard operator set; some rules depend on it.
+        choices: Options that resolve ambiguous splits.
+        sizes: Symbolic shapes of the tensors that have a dynamic dimension.
+        formulas: Symbolic elements of the values that depend on one; None if unknown.
     """
 
     def __init__(
@@ -163,44 +163,44 @@ class LabelTable:
         self.filter_sites: list[FilterSite] = []
         self.scale_sites: list[ScaleSite] = []
         self.sums: list[Labels] = []  # channels that an addition of two activations joins: residual streams
-        self.kinds: list[tuple[Labels, str]] = []  # what channels are, where the operator that reads them knows
-        self.quantized: dict[str, Quantization] = {}  # integer weights that no DequantizeLinear stands behind
+        self.kinds: list[tuple[Labels, str]] = []  # "heads" or "head_dim", where the consumer determines it
+        self.quantized: dict[str, Quantization] = {}  # integer weights without a DequantizeLinear consumer
         self.node: gs.Node | None = None
         self.outputs: frozenset[str] = frozenset()  # names of the graph's outputs
         self._sealed: set[str] = set()
         self._following: list[tuple[gs.Node | None, gs.Tensor, int, gs.Tensor, int, int]] = []
         self._partial = False  # whether any array holds a 0
 
-    # ------------------------------------------------------------------------------------------- what is known
+    # ------------------------------------------------------------------------------------------- known values
 
     def shape(self, t: gs.Tensor) -> tuple[int, ...]:
-        """Witness shape of a tensor."""
+        """Return the witness shape of a tensor."""
         if isinstance(t, gs.Constant):
             return tuple(t.shape)
         return self.shapes[t.name]
 
     def size(self, t: gs.Tensor) -> Sequence[Size | None]:
-        """Shape of a tensor in symbols: integers where a dimension is a constant."""
+        """Return the symbolic shape of a tensor: integers where a dimension is constant."""
         return self.sizes.get(t.name) or self.shape(t)
 
     def value(self, t: gs.Tensor) -> Array | None:
-        """Value of a constant or of constant shape arithmetic; None if it depends on the data or on a size."""
+        """Return the value of a constant or of constant shape arithmetic; None if it depends on data or on a size."""
         if isinstance(t, gs.Constant):
             return np.asarray(t.values)
         return None if t.name in self.formulas else self.values.get(t.name)
 
     def elements(self, t: gs.Tensor) -> Array | None:
-        """Like `value`, with integers for the elements that are constants and something else for those that are not."""
+        """Return the value as `value` does, with symbols for the elements that are not constant integers."""
         return self.formulas.get(t.name) if t.name in self.formulas else self.value(t)
 
     def optional_input(self, place: int) -> gs.Tensor | None:
-        """An input of the current node, if it is there."""
+        """Return an input of the current node, or None if it is absent."""
         assert self.node is not None
         inputs = self.node.inputs
         return inputs[place] if 0 <= place < len(inputs) and inputs[place].name else None
 
     def lock_inputs(self, reason: str) -> None:
-        """Forbids removal along every axis of everything the current node reads, and gives its outputs no labels."""
+        """Lock every axis of every input of the current node, and set outputs without labels."""
         assert self.node is not None
         for t in self.node.inputs:
             if t.name and (isinstance(t, gs.Constant) or t.name in self.shapes):
@@ -210,11 +210,11 @@ class LabelTable:
                 self.put(t, [None] * len(self.shapes[t.name]))
 
     def is_const(self, t: gs.Tensor) -> bool:
-        """Whether the tensor is a weight: a constant, or one seen through Transpose, Cast or Identity."""
+        """Return whether the tensor is a weight: a constant, or a view of one through Transpose, Cast or Identity."""
         return isinstance(t, gs.Constant) or t.name in self.views
 
     def get(self, t: gs.Tensor) -> Axes:
-        """Labels per axis as they stand; unset axes of constants are None."""
+        """Return the current labels per axis; unset axes of constants are None."""
         if self.is_const(t):
             root, perm = self._root(t)
             axes = self.constants.get(root.name)
@@ -223,15 +223,15 @@ class LabelTable:
         return [None] * len(self.shape(t)) if axes is None else axes
 
     def operand(self, t: gs.Tensor) -> Axes:
-        """Like `get`, but a constant offers its untouched axes as fresh channels (a weight used as data)."""
+        """Return labels as `get` does; unset axes of a constant (a weight used as data) become fresh channels."""
         if not self.is_const(t):
             return self.get(t)
         return [self.produce(t, i) for i in range(len(self.shape(t)))]
 
-    # ------------------------------------------------------------------------------------------ what rules write
+    # ------------------------------------------------------------------------------------------ written by rules
 
     def fresh(self, n: int) -> Labels | None:
-        """n new labels; None for a single index, which can never be removed."""
+        """Return n new labels; None for a single index, which can never be removed."""
         if n < 2:
             return None
         out = np.arange(self.count, self.count + n, dtype=np.int64)
@@ -239,16 +239,16 @@ class LabelTable:
         return out
 
     def put(self, t: gs.Tensor, axes: Sequence[Labels | None]) -> None:
-        """Sets the labels of a node's output."""
+        """Set the labels of a node's output."""
         for labels in axes:
             if labels is not None and len(labels) == 1 and labels[0]:
-                # Picked out of its group, it could go while the others stay, and leave an axis of nothing.
+                # A single index selected from its group could be removed alone, and leave an empty axis.
                 self.lock(labels, "leaves it alone on an axis")
         if t.name:
             self.variables[t.name] = [None if a is None or len(a) < 2 else a for a in axes]
 
     def produce(self, t: gs.Tensor, axis: int) -> Labels | None:
-        """The labels of a weight's output axis: fresh on first use, those it has on later ones."""
+        """Return the labels of a weight's output axis: fresh on first use, the existing ones later."""
         root, perm = self._root(t)
         axes = self.constants.setdefault(root.name, [None] * len(perm))
         place = perm[axis]
@@ -258,7 +258,7 @@ class LabelTable:
         return axes[place]
 
     def bind(self, t: gs.Tensor, axis: int, labels: Labels | None) -> None:
-        """Says that an axis carries these labels: sets it on a fresh constant, ties it otherwise."""
+        """Bind an axis to labels: set them on a fresh constant, tie them otherwise."""
         if not self.is_const(t):
             self.tie(self.get(t)[axis], labels)
             return
@@ -273,14 +273,14 @@ class LabelTable:
             axes[place] = labels
 
     def bind_broadcast(self, t: gs.Tensor, axes: Sequence[Labels | None]) -> None:
-        """Binds a tensor that broadcasts against `axes`, aligned at the last one; its axes of size 1 stay free."""
+        """Bind a tensor that broadcasts against `axes`, aligned at the last one; axes of size 1 stay free."""
         shape = self.shape(t)
         for i, n in enumerate(shape):
             if n > 1:
                 self.bind(t, i, axes[len(axes) - len(shape) + i])
 
     def tie(self, a: Labels | None, b: Labels | None) -> None:
-        """Equates two arrays index by index; against None the other one is locked."""
+        """Tie two arrays index by index; a tie with None locks the other array."""
         if a is b:
             return
         if a is None or b is None:
@@ -294,7 +294,7 @@ class LabelTable:
         self.ties.append((a, b))
 
     def tie_within(self, labels: Labels, axis: int) -> Labels:
-        """Ties an array along one axis and returns the first entry along it."""
+        """Tie an array along one axis and return the first entry along it."""
         first: Labels = np.take(labels, 0, axis)
         rest = np.moveaxis(labels, axis, 0)[1:]
         if rest.size and not (rest == first).all():
@@ -302,7 +302,7 @@ class LabelTable:
         return first
 
     def concat(self, parts: Sequence[Labels | None], sizes: Sequence[int]) -> Labels | None:
-        """Joins arrays along one axis; parts without labels become fixed indices."""
+        """Join arrays along one axis; parts without labels become fixed indices."""
         if all(p is None for p in parts):
             return None
         if any(p is None for p in parts):
@@ -310,23 +310,23 @@ class LabelTable:
         return np.concatenate([np.zeros(n, np.int64) if p is None else p for p, n in zip(parts, sizes, strict=True)])
 
     def lock(self, labels: Labels | None, reason: str, *, inexact: bool = False) -> None:
-        """Forbids removal, in the name of the current node."""
+        """Lock labels in the name of the current node."""
         if labels is not None and labels.size:
             name, op = (self.node.name or self.node.outputs[0].name, self.node.op) if self.node else ("", "")
             self.locks.append(Lock(labels, name, op, reason, inexact))
 
     def lock_tensor(self, t: gs.Tensor, reason: str) -> None:
-        """Forbids removal along every axis of a tensor."""
+        """Lock every axis of a tensor."""
         for labels in self.get(t):
             self.lock(labels, reason)
 
     def contract(self, index: int, axis: int, steps: tuple[int, int] | None = None) -> None:
-        """Notes that the current node sums over an axis of one of its inputs.
+        """Record that the current node sums over an axis of one of its inputs.
 
         Args:
-            index: of the input; a weight the node contracts with its own state may be one as well.
-            axis: of that input.
-            steps: for integers, the inputs that hold their scale and zero point; -1 where there is none.
+            index: Input index; a weight that the node contracts with its own state counts as well.
+            axis: Axis of that input.
+            steps: Integers: input indices of their scale and zero point; -1 for none.
         """
         assert self.node is not None
         axes = self.get(self.node.inputs[index])
@@ -338,13 +338,13 @@ class LabelTable:
     def statistic(
         self, axis: int, *, params: Sequence[tuple[int, int]] = (), outputs: Sequence[int] = (0,), counted: bool = False
     ) -> None:
-        """Notes that the current node computes a statistic over an axis of its first input, an inexact lock.
+        """Record that the current node computes a statistic over an axis of its first input, and lock it as inexact.
 
         Args:
-            axis: of the data.
-            params: (input index, axis) pairs of scale and shift that lie along it.
-            outputs: those that have the same axis.
-            counted: the node sums, and a constant behind it divides by the count.
+            axis: Axis of the data.
+            params: (input index, axis) pairs of scale and shift along it.
+            outputs: Indices of the outputs that keep the axis.
+            counted: The node sums, and a consumer divides by a constant that is the count.
         """
         assert self.node is not None
         labels = self.get(self.node.inputs[0])[axis]
@@ -356,36 +356,36 @@ class LabelTable:
         self.statistics.append(AxisStatistic(output, axis, labels, tuple(params), places, counted))
 
     def mark(self, labels: Labels | None, kind: str) -> None:
-        """Notes what channels are ("heads", "head_dim"); the first word on each counts."""
+        """Record the kind of channels ("heads", "head_dim"); the first record of each channel counts."""
         if labels is not None:
             self.kinds.append((labels, kind))
 
     def filters(self, t: gs.Tensor, axis: int, labels: Labels | None, groups: int = 1) -> None:
-        """Notes that a weight's indices along an axis are filters producing these channels."""
+        """Record that a weight's indices along an axis are the filters that produce these channels."""
         if labels is not None:
             assert self.node is not None
             self.filter_sites.append(FilterSite(t, axis, labels, groups, self.node.name, self.node.op))
 
     def scale(self, t: gs.Tensor, labels: Labels | None) -> None:
-        """Notes a BatchNormalization scale."""
+        """Record a BatchNormalization scale."""
         if labels is not None:
             self.scale_sites.append(ScaleSite(t, labels))
 
     def view(self, out: gs.Tensor, source: gs.Tensor, perm: Sequence[int] | None = None) -> None:
-        """Notes that an output is a constant seen through a transposition or a cast."""
+        """Record that an output is a view of a constant through a transposition or a cast."""
         root, inner = self._root(source)
         self.views[out.name] = (root, tuple(inner[p] for p in perm) if perm is not None else inner)
 
     def follow(self, t: gs.Tensor, axis: int, weight: gs.Tensor, weight_axis: int, block: int = 1) -> None:
-        """Says that an axis of a constant has the labels that an axis of a weight will have in the end.
+        """Bind an axis of a constant to the final labels of a weight's axis, when the traversal ends.
 
         Args:
-            block: how many neighbours on the weight's axis share one index; they then stay or go together.
+            block: Number of neighbours on the weight's axis that share one index; they are removed together.
         """
         self._following.append((self.node, t, axis, weight, weight_axis, block))
 
     def finish(self) -> None:
-        """After the walk: what follows a weight gets its labels."""
+        """Bind the axes recorded by `follow`; call after the traversal."""
         for node, t, axis, weight, weight_axis, block in self._following:
             self.node = node
             labels = self.get(weight)[weight_axis]
@@ -399,7 +399,7 @@ class LabelTable:
         self.node = None
 
     def seal(self, t: gs.Tensor) -> None:
-        """After a node has used a constant: what its rule did not free stays fixed for good."""
+        """Fix the axes of a constant that the rule of the current node did not bind; call after each rule."""
         if self.is_const(t):
             root, perm = self._root(t)
             self.constants.setdefault(root.name, [None] * len(perm))

@@ -1,9 +1,9 @@
-"""The record of an operator: one entry, several interpretations side by side.
+"""Operator record: one entry per operator with several interpretations.
 
-A record says how labels pass through an operator (`couple`), which attributes and constants state a size that has to
-follow when channels go (`patch`), what it costs (`macs`), and how shape arithmetic is computed (`evaluate`).
-Adding an operator is one `register(OpSpec(...))` in one file; third parties add theirs through the entry-point group
-`onnxprune.ops`, whose objects are called once without arguments and are named like the domain of the operators.
+A record defines how labels pass through an operator (`couple`), how the attributes and constants that state a size are
+updated when channels are removed (`patch`), its cost (`macs`), and its value in shape arithmetic (`evaluate`).
+`register(OpSpec(...))` in one file adds an operator. Third parties use the entry-point group `onnxprune.ops`: each
+object is called once without arguments, and its name is the domain of the operators.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ Mask = npt.NDArray[np.bool_]
 
 
 class Patcher(Protocol):
-    """What a `patch` may ask and do while a node is being stripped. Labels and shapes are those before stripping."""
+    """Interface of the stripping pass for a `patch`. Labels and shapes are those before stripping."""
 
     opset: int
     choices: CouplingOptions
 
     def keep(self, t: gs.Tensor, axis: int) -> Mask | None:
-        """Which indices stay; None when all do."""
+        """Return the mask of kept indices, [size of the axis]; None when all are kept."""
 
     def shape(self, t: gs.Tensor) -> Shape:
-        """Witness shape before stripping."""
+        """Return the witness shape before stripping."""
 
     def constant(self, node: gs.Node, index: int) -> Array | None:
-        """Value of an input if it is a constant of the graph, else None."""
+        """Return the value of an input that is a constant of the graph, else None."""
 
     def replace(self, node: gs.Node, index: int, value: Array) -> None:
-        """Gives one node a new constant at an input."""
+        """Replace an input of one node by a new constant."""
 
 
 Couple = Callable[[gs.Node, LabelTable], None]
@@ -56,18 +56,18 @@ StandIn = Callable[[gs.Node], "list[onnx.NodeProto]"]
 
 @dataclass(frozen=True)
 class OpSpec:
-    """What onnxprune knows about one operator.
+    """Record of one operator.
 
     Attributes:
-        op: operator type.
-        couple: passes labels from inputs to outputs; ties, frees and locks them.
-        patch: adjusts attributes and constants that state a size; None if there are none.
-        macs: multiply-accumulate operations from the shapes of inputs and outputs (absent inputs: ()); None counts 0.
-        evaluate: computes the (first) output from input values with numpy; None leaves it to onnx.reference.
-        domain: operator domain, "" for the standard one.
-        stand_in: standard nodes that compute tensors of the same names, shapes and types, for operators that ONNX's
-            own shape inference does not know; their values do not matter. None where it knows.
-        locked_reason: the reason for which everything the operator reads stays whole; it then needs no shapes.
+        op: Operator type.
+        couple: Pass labels from inputs to outputs; tie, free and lock them.
+        patch: Update attributes and constants that state a size; None if there are none.
+        macs: Multiply-accumulate operations from input and output shapes (absent inputs: ()); None counts 0.
+        evaluate: Compute the (first) output from input values with numpy; None uses onnx.reference.
+        domain: Operator domain, "" for the standard one.
+        stand_in: Standard nodes that compute tensors of the same names, shapes and types, for operators unknown to
+            ONNX shape inference; the values may differ. None for known operators.
+        whole: Reason why every operand is locked; the rule then needs no shapes.
     """
 
     op: str
@@ -81,21 +81,21 @@ class OpSpec:
 
 
 _registry: dict[tuple[str, str], OpSpec] = {}
-_origins: dict[tuple[str, str], str] = {}  # of records of other packages: whose they are
+_origins: dict[tuple[str, str], str] = {}  # distribution of every third-party record
 
 
 def register(spec: OpSpec) -> OpSpec:
-    """Adds a record. A second one for the same operator is an error: two rules would hide each other.
+    """Add a record.
 
     Raises:
-        OnnxPruneError: it is no record, or the operator has one.
+        OnnxPruneError: `spec` is not a valid record, or the operator has one already.
     """
     if not isinstance(spec, OpSpec) or not isinstance(spec.op, str) or not spec.op or not isinstance(spec.domain, str):
-        raise OnnxPruneError(f"{spec!r} is no record: it must be an OpSpec with an operator's name")
+        raise OnnxPruneError(f"{spec!r} is not a record: pass an OpSpec with an operator name")
     for rule in ("couple", "patch", "macs", "evaluate"):
         value = getattr(spec, rule)
         if not callable(value) and (value is not None or rule == "couple"):
-            raise OnnxPruneError(f"the record of {spec.op!r} has {value!r} for {rule}, which is no function")
+            raise OnnxPruneError(f"the record of {spec.op!r} has {value!r} for {rule}, which is not a function")
     key = (spec.domain, spec.op)
     if key in _registry:
         raise OnnxPruneError(f"operator {spec.op!r} (domain {spec.domain!r}) is registered twice")
@@ -104,26 +104,26 @@ def register(spec: OpSpec) -> OpSpec:
 
 
 def register_locked(reason: str, *ops: str, domain: str = "", why: str = "") -> None:
-    """Registers operators whose operands all stay whole.
+    """Register operators that lock all their operands.
 
     Args:
-        reason: as `inspect` words it after "it": "draws random numbers".
-        why: one sentence for `onnxprune ops`; default: from the reason.
+        reason: Reason as `inspect` prints it after "it": "draws random numbers".
+        why: Sentence for `onnxprune ops`; derived from `reason` by default.
     """
 
     def couple(node: gs.Node, table: LabelTable) -> None:
         table.lock_inputs(reason)
 
-    couple.__doc__ = why or f"Everything it reads stays whole: it {reason}."
+    couple.__doc__ = why or f"Lock every input: the operator {reason}."
     for op in ops:
         register(OpSpec(op, couple, domain=domain, locked_reason=reason))
 
 
 def find(node: gs.Node) -> OpSpec | None:
-    """The record of a node's operator, or None; other packages are looked at only for operators not built in.
+    """Return the record of a node's operator, or None; third-party records are loaded for unknown operators only.
 
     Raises:
-        OnnxPruneError: there is none, and the plug-in that is named like the operator's domain could not be loaded.
+        OnnxPruneError: There is no record, and the plug-in named after the operator's domain failed to load.
     """
     domain = "" if node.domain in (None, "ai.onnx") else node.domain
     spec = _registry.get((domain, node.op))
@@ -138,19 +138,19 @@ def find(node: gs.Node) -> OpSpec | None:
 
 
 def is_foreign(spec: OpSpec) -> bool:
-    """Return whether a record is another package's."""
+    """Return whether a record belongs to another package."""
     return (spec.domain, spec.op) in _origins
 
 
 @contextlib.contextmanager
 def guarded(spec: OpSpec, node: gs.Node) -> Iterator[bool]:
-    """While a rule runs: what one of another package raises is that package's fault, and said so.
+    """Name the package at fault when a third-party rule raises inside the context.
 
     Yields:
-        whether the record is another package's.
+        True for a third-party record.
 
     Raises:
-        OnnxPruneError: the rule failed, with the package's name.
+        OnnxPruneError: The rule failed; the fix names its package.
     """
     whose = _origins.get((spec.domain, spec.op))
     try:
@@ -168,13 +168,13 @@ def guarded(spec: OpSpec, node: gs.Node) -> Iterator[bool]:
 
 
 def all_ops() -> dict[tuple[str, str], OpSpec]:
-    """Every record by (domain, operator), third-party ones included."""
+    """Return every record by (domain, operator), third-party ones included."""
     plugins.load()
     return dict(sorted(_registry.items()))
 
 
 def _accept(function: Any, distribution: str) -> None:
-    """Calls what a plug-in offers; it registers all of its records, or none."""
+    """Call a plug-in's function; if it raises, none of its records is registered."""
     before = dict(_registry)
     try:
         function()
@@ -186,30 +186,30 @@ def _accept(function: Any, distribution: str) -> None:
 
 
 plugins = PluginRegistry("onnxprune.ops", _accept)
-"""Records of other packages: functions that register them, each under an entry point named like its domain."""
+"""Third-party records: functions that register them, each under an entry point named after its domain."""
 
 
 def normal_axis(axis: int, rank: int) -> int:
-    """A possibly negative axis as a non-negative one."""
+    """Return a possibly negative axis as a non-negative one."""
     return axis + rank if axis < 0 else axis
 
 
 def ints(value: Any) -> list[int]:
-    """An attribute or an array of integers as a list."""
+    """Return an attribute or an array of integers as a list."""
     return [int(v) for v in np.asarray(value).reshape(-1)]
 
 
 def remaining(patcher: Patcher, t: gs.Tensor, axis: int) -> int:
-    """How many indices of an axis stay."""
+    """Return the number of remaining indices of an axis."""
     keep = patcher.keep(t, axis)
     return patcher.shape(t)[axis] if keep is None else int(keep.sum())
 
 
 def follows(operand: gs.Tensor, place: int, rank: int) -> bool:
-    """Whether one element of a shape operand can follow its axis when channels go.
+    """Return whether one element of a shape operand can follow its axis when channels are removed.
 
-    It can if the operand is a constant (to be patched), or joined from one input per element (as the pass fold_shapes
-    writes it) of which this one is 1 ("as the data") or read from the data's own shape at run time.
+    It can if the operand is a constant (to be patched), or a Concat of one input per element (as written by the pass
+    fold_shapes) whose element is 1 ("as the data") or read from the data's own shape at run time.
     """
     if isinstance(operand, gs.Constant):
         return True

@@ -1,4 +1,4 @@
-"""Operators that make shapes and constants: no channels pass through them, but their values can be computed."""
+"""Records of operators that compute shapes and constants: no channels pass, but their values are evaluated."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from onnxprune.ops.scatter import as_large_as
 
 
 def couple_none(node: gs.Node, table: LabelTable) -> None:
-    """The output says nothing about channels (a shape, a count, a range)."""
+    """Set no labels: the output has no channels (a shape, a count, a range)."""
 
 
 def couple_shape(node: gs.Node, table: LabelTable) -> None:
-    """Locks an axis whose size is read at run time, unless it only goes on to size a Resize of the same data."""
+    """Lock an axis whose size is read at run time, unless it only sizes a Resize of the same data."""
     x = node.inputs[0]
     axes = table.get(x)
     start, stop, _ = slice(node.attrs.get("start", 0), node.attrs.get("end")).indices(len(axes))
@@ -28,7 +28,7 @@ def couple_shape(node: gs.Node, table: LabelTable) -> None:
 
 
 def _is_used(shape: gs.Tensor, place: int, x: gs.Tensor, table: LabelTable) -> bool:
-    """Whether an element of a shape is read by more than Resize sizes and places to scatter to (fold_shapes)."""
+    """Return whether a shape element is used other than to size a Resize or to expand scatter indices (fold_shapes)."""
     if shape.name in table.outputs:
         return True
     for node in shape.outputs:
@@ -48,7 +48,7 @@ def _is_used(shape: gs.Tensor, place: int, x: gs.Tensor, table: LabelTable) -> b
 
 
 def _scatters(node: gs.Node, places: gs.Tensor, x: gs.Tensor) -> bool:
-    """Whether a node does nothing with places that were stretched to the size of x but scatter x there."""
+    """Return whether a node only scatters x at positions expanded to the size of x."""
     return node.op == "ScatterElements" and node.inputs[1] is places and node.inputs[2] is x and as_large_as(places, x)
 
 
@@ -85,7 +85,7 @@ def _constant(node: gs.Node, values: Sequence[Any]) -> Array | None:
 
 
 _EVALUATE: dict[str, Evaluate] = {"ConstantOfShape": _constant_of_shape, "Range": _range, "Constant": _constant}
-# Shape is evaluated by onnxprune.shapes, which knows the shapes.
+# onnxprune.shapes evaluates Shape: it has the shapes.
 register(OpSpec("Shape", couple_shape))
 for _op in ("ConstantOfShape", "Range", "Constant", "RandomNormal", "RandomUniform"):
     register(OpSpec(_op, couple_none, evaluate=_EVALUATE.get(_op)))
@@ -96,29 +96,17 @@ register_locked(
     "Size", "EyeLike", "NonZero", "OneHot", "Unique", "NonMaxSuppression", "Compress", "ReverseSequence", "Det",
     "AffineGrid", "STFT", "NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss",
 )  # fmt: skip
-register_locked("draws random numbers for each of its elements", "RandomNormalLike", "RandomUniformLike", "Bernoulli",
-      "Multinomial")  # fmt: skip
+register_locked("draws random numbers for each element", "RandomNormalLike", "RandomUniformLike", "Bernoulli",
+                "Multinomial")  # fmt: skip
 register_locked(
     "is part of a sequence",
-    "SequenceConstruct",
-    "SequenceInsert",
-    "SequenceErase",
-    "SequenceAt",
-    "SequenceLength",
-    "SequenceEmpty",
-    "SplitToSequence",
-    "ConcatFromSequence",
-    "SequenceMap",
-)
-register_locked("may be there or not", "Optional", "OptionalGetElement", "OptionalHasElement")
-register_locked("is read or made inside a subgraph", "If", "Loop", "Scan")
+    "SequenceConstruct", "SequenceInsert", "SequenceErase", "SequenceAt", "SequenceLength", "SequenceEmpty",
+    "SplitToSequence", "ConcatFromSequence", "SequenceMap",
+)  # fmt: skip
+register_locked("is optional", "Optional", "OptionalGetElement", "OptionalHasElement")
+register_locked("is read or written inside a subgraph", "If", "Loop", "Scan")
 register_locked(
-    "takes text or files",
-    "StringNormalizer",
-    "StringConcat",
-    "StringSplit",
-    "RegexFullMatch",
-    "TfIdfVectorizer",
-    "ImageDecoder",
-)
-register_locked("keeps a state that is a matrix of all its channels", "LinearAttention")
+    "reads text or files",
+    "StringNormalizer", "StringConcat", "StringSplit", "RegexFullMatch", "TfIdfVectorizer", "ImageDecoder",
+)  # fmt: skip
+register_locked("has a state matrix over all its channels", "LinearAttention")

@@ -1,11 +1,11 @@
-"""ONNX to PyTorch and back: the module trains, and the trained tensors return into the same graph.
+"""Conversion from ONNX to PyTorch and back: the module trains, its tensors are written into the same graph.
 
     module = op.to_torch(model)          # a torch.fx.GraphModule with the weights as parameters
     ...                                  # your own training loop
     trained = op.write_back(module, model)
 
-The only package that uses onnx2torch. Its converters are used where they serve; ours, a file per operator family, add
-what it lacks (see `registry`).
+The only package that imports onnx2torch. It uses onnx2torch's converters where they suffice; its own converters, one
+file per operator family, add the missing operators (see `registry`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The way there, `to_torch`, and the way back, `write_back`, joined by a list of bindings.
+"""`to_torch` and `write_back`, the two directions of the conversion, and the bindings that join them.
 
-onnx2torch's own `convert` is not used, only its converters: it keeps weights of MatMul, Add and Mul in buffers that no
-optimizer sees, unties shared weights, and returns whole tuples for nodes with several outputs. Here every initializer
+Only onnx2torch's converters are used, not its `convert`: that stores weights of MatMul, Add and Mul in buffers, which
+optimizers skip, unties shared weights, and returns whole tuples for nodes with several outputs. Here every initializer
 becomes one tensor of the module, bound to its name, and the graph itself never changes.
 """
 
@@ -37,15 +37,15 @@ _KEY = "onnxprune.bindings"
 
 @dataclass(frozen=True)
 class Binding:
-    """Where a constant of the graph lives in the module.
+    """Location of a graph constant in the module.
 
     Attributes:
-        initializer: its name in the normalized graph.
-        path: key in the module's `state_dict()`.
-        kind: "trained" (a parameter), "statistic" (BatchNorm's, written back) or "frozen" (a buffer, left as it is).
-        op: the operator that reads it.
-        transposed: whether the module holds its transpose.
-        scale: what the module's tensor is multiplied by (Gemm's alpha or beta).
+        initializer: Name of the constant in the normalized graph.
+        path: Key in the module's `state_dict()`.
+        kind: "trained" (a parameter), "statistic" (of BatchNorm, written back) or "frozen" (a buffer, not written).
+        op: Operator that reads the constant.
+        transposed: The module holds the transpose.
+        scale: Factor of the module's tensor relative to the constant (Gemm's alpha or beta).
     """
 
     initializer: str
@@ -57,7 +57,7 @@ class Binding:
 
 
 class _Tensor:
-    """What converters ask of an initializer, over an array that is not copied into a message first."""
+    """Initializer as converters expect it, over an array that is not copied into a message first."""
 
     def __init__(self, name: str, values: Array) -> None:
         self.name, self.values = name, values
@@ -70,7 +70,7 @@ class _Tensor:
 
 
 class _BridgeGraph(OnnxGraph):
-    """onnx2torch's view of the graph; `shared` are initializers that several nodes read."""
+    """Graph as onnx2torch expects it; `shared` are the initializers that several nodes read."""
 
     def __init__(self, proto: onnx.GraphProto, constants: dict[str, Array], shared: set[str]) -> None:
         super().__init__(proto)
@@ -79,20 +79,20 @@ class _BridgeGraph(OnnxGraph):
 
 
 def to_torch(model: Model, *, outputs: Sequence[str] | None = None, freeze: Sequence[str] = ()) -> fx.GraphModule:
-    """Makes a PyTorch module that computes what the model computes, with its weights as parameters.
+    """Return a PyTorch module that computes the model, with the model's weights as parameters.
 
     The module takes the model's inputs in order and in the model's own layout (Keras models stay NHWC), and returns
-    its output, or a tuple where there are several. BatchNorm, convolutions and Gemm are the modules of `torch.nn`;
-    parameters bear the names of the weights they came from. It starts in training mode, as every `nn.Module` does.
+    its output, or a tuple of several outputs. BatchNorm, convolutions and Gemm become modules of `torch.nn`;
+    parameters have the names of their weights. The module is in training mode, as every new `nn.Module`.
 
     Args:
-        model: any model that `load` reads.
-        outputs: names of tensors of the normalized graph to return instead of the graph's outputs.
-        freeze: patterns of initializer names that become buffers instead of parameters, such as "features.0.*".
+        model: Any model that `load` reads.
+        outputs: Names of tensors of the normalized graph to return instead of the graph's outputs.
+        freeze: Patterns of initializer names that become buffers instead of parameters, such as "features.0.*".
 
     Raises:
-        OnnxPruneError: an operator without a converter (operator, version and node are named), an unknown output, a
-            pattern that no weight matches.
+        OnnxPruneError: An operator without a converter (with operator, version and node), an unknown output, a
+            pattern that matches no weight.
     """
     prepared = Pipeline(NORMALIZE)(model)
     graph = prepared.graph
@@ -110,33 +110,33 @@ def to_torch(model: Model, *, outputs: Sequence[str] | None = None, freeze: Sequ
 
 
 def bindings(module: nn.Module) -> tuple[Binding, ...]:
-    """What of the graph is where in the module: what trains, what is measured, what is frozen.
+    """Return the binding of every constant of the graph that the module holds: trained, statistic or frozen.
 
     Raises:
-        OnnxPruneError: the module was not made by `to_torch`.
+        OnnxPruneError: The module was not made by `to_torch`.
     """
     inner = _unwrapped(module)
     found = getattr(inner, "meta", {}).get(_KEY) or getattr(inner, "onnx_bindings", None)
     if found is None:
         raise OnnxPruneError(
-            "this module was not made by to_torch, so its tensors have no place in the graph",
-            fix="pass the module that to_torch returned (a copy or a wrapped one will do)",
+            "this module was not made by to_torch, so its tensors are not bound to a graph",
+            fix="pass the module that to_torch returned, a copy or a wrapper of it",
         )
     return tuple(found)
 
 
 def write_back(module: nn.Module, model: Model) -> Model:
-    """The model with the module's trained tensors and BatchNorm statistics in place of its own.
+    """Return the model with the module's trained tensors and BatchNorm statistics.
 
     Graph, names, metadata and interface are the model's. Copies of the module (`deepcopy`, averaged weights, DDP,
-    `torch.compile`) write back like the module itself.
+    `torch.compile`) are written back like the module itself.
 
     Args:
-        module: from `to_torch`, trained.
-        model: the model it was made of, or one of the same structure.
+        module: Module from `to_torch`, trained.
+        model: Model that `to_torch` converted, or one of the same structure.
 
     Raises:
-        OnnxPruneError: the module belongs to another graph, or a tensor is not finite.
+        OnnxPruneError: The module was made from another graph, or a tensor is not finite.
     """
     bound = [b for b in bindings(module) if b.kind != "frozen"]
     state = _unwrapped(module).state_dict()
@@ -167,10 +167,10 @@ def write_back(module: nn.Module, model: Model) -> Model:
 
 
 def logits_of(model: Model) -> Model:
-    """The model with the Softmax (or LogSoftmax) at its end cut off; itself where there is none.
+    """Return the model without its final Softmax (or LogSoftmax); the model itself if it has none.
 
-    Keras models end in probabilities; training wants what comes before. Initializers keep their names, so a module of
-    the cut model writes back into the whole one.
+    Keras models return probabilities; training needs the logits. Initializers keep their names, so a module of the
+    returned model can be written back into the complete one.
     """
     for index, t in enumerate(model.graph.outputs):
         producer = t.inputs[0] if t.inputs else None
@@ -191,16 +191,16 @@ def logits_of(model: Model) -> Model:
 
 
 class _Paths:
-    """Unique attribute paths for modules and tensors: none is another's prefix, none hides a method."""
+    """Unique attribute paths for modules and tensors: no path is a prefix of another or hides a method."""
 
     def __init__(self) -> None:
         self.taken: set[str] = set()
         self.inner: set[str] = set()
 
     def new(self, name: str) -> str:
-        """A free path for a name; dots stay, other characters that Python dislikes become `_`."""
+        """Return an unused path for a name; dots are kept, other characters invalid in identifiers become `_`."""
         parts = [_identifier(p) for p in name.split(".") if p] or ["tensor"]
-        # Under a tensor's path there is no room for others: then the name goes flat.
+        # The path of a tensor cannot be a prefix of others: such a name is joined with `_` instead of dots.
         base, n = ("_" if any(p in self.taken for p in _prefixes(".".join(parts))) else ".").join(parts), 1
         while not self._free(path := base if n == 1 else f"{base}_{n}"):
             n += 1
@@ -224,7 +224,7 @@ def _prefixes(path: str) -> Iterator[str]:
 
 
 class _Assembly:
-    """Builds the fx graph node by node."""
+    """Builder of the fx graph, node by node."""
 
     def __init__(self, prepared: Model, freeze: Sequence[str]) -> None:
         self.graph: gs.Graph = prepared.graph
@@ -250,7 +250,7 @@ class _Assembly:
         self.fx = fx.Graph()
         self.values: dict[str, fx.Node] = {}
         self.bound: list[Binding] = []
-        # One parameter per initializer and form: two nodes that share a weight go on sharing it.
+        # One parameter per initializer and form, so that nodes that share a weight still share it.
         self.tied: dict[tuple[str, bool, float], nn.Parameter] = {}
         self.learned: set[str] = {
             t.name
@@ -302,7 +302,7 @@ class _Assembly:
         while args and args[-1] is None:
             args.pop()
         call = self.fx.call_module(path, tuple(args))
-        call.meta["op"] = f"{domain}::{node.op}" if domain else node.op  # for who walks the graph
+        call.meta["op"] = f"{domain}::{node.op}" if domain else node.op  # for callers that traverse the graph
         if len(node.outputs) == 1:
             self.values[node.outputs[0].name] = call
         else:
@@ -311,7 +311,7 @@ class _Assembly:
                     self.values[t.name] = self.fx.call_function(getitem, (call, i))
 
     def _bind(self, made: nn.Module, path: str, inner: str, name: str, op: str, transposed: bool, scale: float) -> None:
-        """Records where a tensor that a module holds comes from; ties it to others of the same initializer."""
+        """Record the binding of a tensor in a module; tie it to other uses of the same initializer."""
         owner_path, _, leaf = inner.rpartition(".")
         owner = made.get_submodule(owner_path)
         tensor = getattr(owner, leaf)
@@ -327,7 +327,7 @@ class _Assembly:
         self.bound.append(Binding(name, f"{path}.{inner}", kind, op, transposed, scale))
 
     def _value(self, name: str, node: gs.Node | None) -> fx.Node:
-        """The fx node of a tensor; initializers become parameters or buffers on first use."""
+        """Return the fx node of a tensor; initializers become parameters or buffers on first use."""
         if name in self.values:
             return self.values[name]
         if name not in self.constants:
@@ -350,7 +350,7 @@ class _Assembly:
         return any(fnmatchcase(name, pattern) for pattern in self.freeze)
 
     def _frozen_buffers(self, module: fx.GraphModule) -> None:
-        """Constants stay out of the state dict: checkpoints and averages hold what training changes."""
+        """Exclude constants from the state dict: checkpoints and averages hold only what training changes."""
         for b in self.bound:
             if b.kind == "frozen":
                 owner, _, leaf = b.path.rpartition(".")
@@ -358,7 +358,7 @@ class _Assembly:
 
 
 def _at(err: OnnxPruneError, node: gs.Node, version: int) -> OnnxPruneError:
-    """The error with operator, version and node, if it does not say them."""
+    """Return the error with operator, version and node, unless it has a location."""
     if err.where:
         return err
     return OnnxPruneError(f"cannot convert {node.op} version {version}: {err.what}", where=f"node {node.name!r}",
@@ -366,7 +366,7 @@ def _at(err: OnnxPruneError, node: gs.Node, version: int) -> OnnxPruneError:
 
 
 def _tensor_path(name: str, node: gs.Node | None) -> str:
-    """Where a constant that a node reads goes: by its own name, or by its node's where an exporter made one up."""
+    """Return the path of a constant: its own name, or its node's if the exporter generated the name."""
     if node is None or not re.search(r"::|^_v_\d|^\d+$|/", name):
         return name
     what = {"MatMul": "weight", "Add": "bias", "Sub": "bias", "Mul": "scale", "Div": "scale", "PRelu": "slope"}
@@ -374,7 +374,7 @@ def _tensor_path(name: str, node: gs.Node | None) -> str:
 
 
 def _tensor(values: Array) -> torch.Tensor:
-    """A tensor of its own (the array may be a read-only view of a file)."""
+    """Return a tensor with its own memory (the array may be a read-only view of a file)."""
     array = np.array(values)
     if array.dtype.name == "bfloat16":
         return torch.from_numpy(array.astype(np.float32)).to(torch.bfloat16)
@@ -382,7 +382,7 @@ def _tensor(values: Array) -> torch.Tensor:
 
 
 def _describe(proto: onnx.ModelProto, shapes: Witness) -> None:
-    """Gives the converters the rank and element type of every tensor whose shape is known."""
+    """Write the rank and element type of every tensor of known shape into `value_info`, for the converters."""
     del proto.graph.value_info[:]
     inputs, outputs = {v.name for v in proto.graph.input}, {v.name: v for v in proto.graph.output}
     for name, shape in shapes.shapes.items():
@@ -397,7 +397,7 @@ def _describe(proto: onnx.ModelProto, shapes: Witness) -> None:
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:
-    """The module inside torch.compile, DDP and averaged-model wrappers."""
+    """Return the module inside torch.compile, DDP and averaged-model wrappers."""
     while not isinstance(module, fx.GraphModule):
         inner = module._modules.get("_orig_mod") or module._modules.get("module")
         if inner is None:

@@ -1,4 +1,4 @@
-"""Every family of converters; importing this registers them."""
+"""Import of every converter family, which registers the converters."""
 
 from onnxprune.torch_bridge import activation as activation
 from onnxprune.torch_bridge import conv as conv

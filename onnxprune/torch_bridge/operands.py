@@ -1,8 +1,8 @@
-"""What converters share: attributes, ranks, element types, and the module that applies a function.
+"""Functions that converters share: attributes, ranks, element types, and the module that applies a function.
 
-Sizes and settings are baked in as Python numbers when a model is converted. Numbers that only a run knows (a Shape and
-the arithmetic on it) stay on the CPU: a tensor of an accelerator read as numbers makes the host wait for the device.
-Errors leave operator, version and node to the bridge, which knows them.
+Sizes and settings become Python numbers at conversion. Numbers computed at run time (a Shape and the arithmetic on it)
+stay on the CPU: reading a number from an accelerator's tensor makes the host wait for the device. Errors omit operator,
+version and node; the bridge adds them.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _TORCH_DTYPES: dict[int, torch.dtype] = {
 
 
 class FunctionModule(nn.Module):
-    """Calls a function with a node's tensors and the settings fixed at conversion.
+    """Module that calls a function with a node's tensors and the settings fixed at conversion.
 
     Args:
-        function: takes the node's inputs in order (None for an absent one) and the settings. It must be a module-level
-            function, so that the module can be copied and pickled.
-        constants: inputs known at conversion, by place; the module is called with the others. They follow the module
-            to its device, stay on the CPU as well, and are not in the state dict.
-        settings: keyword arguments.
+        function: Function of the node's inputs in order (None for an absent one) and the settings. It must be a
+            module-level function, so that the module can be copied and pickled.
+        constants: Inputs known at conversion, by index; the module is called with the others. They follow the module
+            to its device, keep a copy on the CPU, and are not in the state dict.
+        settings: Keyword arguments.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class FunctionModule(nn.Module):
             self.register_buffer(f"input_{place}", value, persistent=False)
 
     def forward(self, *tensors: Any) -> Any:
-        """The function's result; tensors of the CPU move to the accelerator of the others, if there is one."""
+        """Return the function's result; CPU tensors move to the accelerator of the others, if any."""
         if self.on_cpu:
             stay = bool(tensors) and all(t is None or t.device.type == "cpu" for t in tensors)
             tensors = self._with_constants(tensors, stay)
@@ -61,7 +61,7 @@ class FunctionModule(nn.Module):
         return self.function(*tensors, **self.settings)
 
     def _with_constants(self, tensors: Sequence[Any], stay: bool) -> tuple[Any, ...]:
-        """All inputs in order; constants are those of the CPU if they `stay` there."""
+        """Return all inputs in order; constants are the CPU copies if `stay`."""
         live, operands = iter(tensors), []
         for place in range(max(len(tensors) + len(self.on_cpu), max(self.on_cpu, default=-1) + 1)):
             if place in self.on_cpu:
@@ -71,29 +71,29 @@ class FunctionModule(nn.Module):
         return tuple(operands)
 
     def extra_repr(self) -> str:
-        """The function and its settings, for `print(module)`."""
+        """Return the function and its settings, for `print(module)`."""
         name = getattr(self.function, "__name__", repr(self.function)).strip("_")
         return ", ".join([name, *(f"{k}={v}" for k, v in self.settings.items())])
 
 
 class NumericArgumentModule(FunctionModule):
-    """`Apply` to data and to numbers that say what to do with it, such as a shape: those stay on the CPU."""
+    """`Apply` for data and operands that are read as numbers, such as a shape: those stay on the CPU."""
 
     def forward(self, *tensors: Any) -> Any:
-        """The function's result."""
+        """Return the function's result."""
         return self.function(*self._with_constants(tensors, stay=True), **self.settings)
 
 
 def apply(
     node: OnnxNode, graph: OnnxGraph, function: Callable[..., Any], /, **settings: Any
 ) -> OperationConverterResult:
-    """A module that calls a function with the node's inputs; integer and boolean constants are baked in.
+    """Return a module that calls a function with the node's inputs; integer and boolean constants are fixed.
 
     Args:
-        node: the node.
-        graph: its graph.
-        function: see `Apply`.
-        settings: keyword arguments of the function.
+        node: Node to convert.
+        graph: Graph of the node.
+        function: Function as in `Apply`.
+        settings: Keyword arguments of the function.
     """
     return apply_to(node, graph, node.input_values, function, **settings)
 
@@ -101,14 +101,14 @@ def apply(
 def apply_to(
     node: OnnxNode, graph: OnnxGraph, inputs: Sequence[str], function: Callable[..., Any], /, **settings: Any
 ) -> OperationConverterResult:
-    """`apply` to some of the inputs: those that are no settings."""
+    """Return `apply` on some of the inputs, without those that are settings."""
     return _applied(FunctionModule, node, graph, inputs, function, settings)
 
 
 def apply_numbers(
     node: OnnxNode, graph: OnnxGraph, inputs: Sequence[str], function: Callable[..., Any], /, **settings: Any
 ) -> OperationConverterResult:
-    """`apply_to` with inputs that the function reads as numbers."""
+    """Return `apply_to` with inputs that the function reads as numbers."""
     return _applied(NumericArgumentModule, node, graph, inputs, function, settings)
 
 
@@ -138,38 +138,38 @@ def _on_one_device(tensors: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def attribute(node: OnnxNode, name: str, default: Any = None) -> Any:
-    """The value of an attribute; onnx2torch hands out the message itself for an empty list."""
+    """Return the value of an attribute; onnx2torch returns the message itself for an empty list."""
     value = node.attributes.get(name, default)
     return [] if isinstance(value, onnx.AttributeProto) else value
 
 
 def has_input(node: OnnxNode, index: int) -> bool:
-    """Whether an optional input is there."""
+    """Return whether an optional input is present."""
     return index < len(node.input_values) and bool(node.input_values[index])
 
 
 def is_constant(node: OnnxNode, graph: OnnxGraph, index: int) -> bool:
-    """Whether an input is there and known at conversion."""
+    """Return whether an input is present and known at conversion."""
     return has_input(node, index) and node.input_values[index] in graph.initializers
 
 
 def known(graph: OnnxGraph, name: str) -> Any:
-    """The numpy value of a constant, only to be looked at: the bridge's own view of the graph hands it out uncopied."""
+    """Return the numpy value of a constant, read-only: the bridge's `_Graph` returns it without a copy."""
     tensor = graph.initializers[name]
     values = getattr(tensor, "values", None)
     return tensor.to_numpy() if values is None else values
 
 
 def is_integer_constant(graph: OnnxGraph, name: str) -> bool:
-    """Whether a tensor is a constant of integers or booleans."""
+    """Return whether a tensor is a constant of integers or booleans."""
     return name in graph.initializers and known(graph, name).dtype.kind in "iub"
 
 
 def numbers(node: OnnxNode, graph: OnnxGraph, index: int, name: str | None = None) -> list[Any] | None:
-    """Numbers a node takes as an attribute (old versions) or an input (new ones).
+    """Return the numbers that a node has as an attribute (old versions) or an input (new versions).
 
     Returns:
-        Python ints or floats; None if there are none, or if they are computed at run time (see `is_constant`).
+        Python ints or floats; None if they are absent or computed at run time (see `is_constant`).
     """
     if name is not None and name in node.attributes:
         value = attribute(node, name)
@@ -180,10 +180,10 @@ def numbers(node: OnnxNode, graph: OnnxGraph, index: int, name: str | None = Non
 
 
 def axes_of(node: OnnxNode, graph: OnnxGraph, index: int = 1) -> tuple[int, ...] | None:
-    """Axes given as the attribute `axes` or as an input; None if they are absent.
+    """Return the axes in the attribute `axes` or in an input; None if they are absent.
 
     Raises:
-        OnnxPruneError: they are computed at run time.
+        OnnxPruneError: The axes are computed at run time.
     """
     axes = numbers(node, graph, index, "axes")
     if axes is None and has_input(node, index):
@@ -192,10 +192,10 @@ def axes_of(node: OnnxNode, graph: OnnxGraph, index: int = 1) -> tuple[int, ...]
 
 
 def rank(node: OnnxNode, graph: OnnxGraph, index: int = 0) -> int:
-    """How many axes an input has.
+    """Return the number of axes of an input.
 
     Raises:
-        OnnxPruneError: nothing is known about its shape.
+        OnnxPruneError: Its rank is unknown.
     """
     name = node.input_values[index]
     if name in graph.initializers:
@@ -207,7 +207,7 @@ def rank(node: OnnxNode, graph: OnnxGraph, index: int = 0) -> int:
 
 
 def torch_dtype(kind: int) -> torch.dtype:
-    """PyTorch's element type for ONNX's.
+    """Return PyTorch's element type for ONNX's.
 
     Raises:
         OnnxPruneError: PyTorch has none (strings, 4-bit numbers).
@@ -219,15 +219,15 @@ def torch_dtype(kind: int) -> torch.dtype:
 
 
 def unsupported(what: str) -> OnnxPruneError:
-    """The error for what has no counterpart in PyTorch."""
+    """Return the error for an operator or setting without a counterpart in PyTorch."""
     return OnnxPruneError(f"{what} has no counterpart in PyTorch")
 
 
 def as_ints(values: torch.Tensor) -> list[int]:
-    """Numbers that a run computes, such as a target shape. They come from the CPU unless the data itself made them."""
+    """Return numbers computed at run time, such as a target shape; they are on the CPU unless computed from data."""
     return [int(v) for v in values.reshape(-1).tolist()]
 
 
 def product(values: Sequence[int]) -> int:
-    """Product of sizes; 1 of none."""
+    """Return the product of sizes; 1 for none."""
     return math.prod(values)

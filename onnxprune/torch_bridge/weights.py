@@ -1,7 +1,8 @@
-"""Which constants of a graph are weights that train, and which are numbers that a formula needs.
+"""Rules that separate trainable weights from constants of a formula.
 
-Convolutions, Gemm and normalisations say it by their operator. Elsewhere ONNX does not tell a learned scale from a
-written one, so this module decides by use, value and place; `bindings` lists the outcome, and `freeze` overrules it.
+Convolutions, Gemm and normalizations determine it by their operator. Elsewhere ONNX does not distinguish a learned
+scale from a written one, so this module decides by use, value and input index; `bindings` lists the outcome, and
+`freeze` overrides it.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ _LEARNED: Mapping[str, tuple[int, ...]] = {
     "GroupNormalization": (1, 2), "RMSNormalization": (1,), "Gather": (0,), "Expand": (0,), "Tile": (0,),
     "Concat": tuple(range(64)),
 }  # fmt: skip
-# A constant these combine with data that no weight has touched yet is preprocessing (mean and standard deviation).
+# A constant combined by these with data not yet processed by a weight is preprocessing (mean, standard deviation).
 _ARITHMETIC = frozenset(("Add", "Sub", "Mul", "Div"))
-# Operators without weights: what they make of the raw input is still raw input.
+# Operators without weights: their output for raw input is still raw input.
 _PLAIN = _ARITHMETIC | {
     "Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Slice", "Concat", "Pad", "Resize", "Identity", "Clip",
     "Flatten", "Split", "Gather", "Neg", "Sqrt", "Pow",
@@ -31,7 +32,7 @@ _PLAIN = _ARITHMETIC | {
 
 
 def raw_tensors(graph: gs.Graph) -> set[str]:
-    """Tensors computed from the graph's inputs without any weight."""
+    """Return the tensors computed from the graph's inputs without any weight."""
     raw = {t.name for t in graph.inputs}
     for node in graph.nodes:
         data = [t for t in node.inputs if t.name and not isinstance(t, gs.Constant)]
@@ -41,10 +42,10 @@ def raw_tensors(graph: gs.Graph) -> set[str]:
 
 
 def trains(node: gs.Node, index: int, value: Array, raw: set[str]) -> bool:
-    """Whether a constant that a node reads is a weight.
+    """Return whether a constant that a node reads is a weight.
 
-    Not if it is no float, a single number (of a formula such as GELU's; a PRelu slope is one all the same), a mask
-    (zeros with ones, or with numbers so negative that a softmax forgets them), or preprocessing of the raw input.
+    False for non-floats, scalars (of a formula such as GELU's; a scalar PRelu slope is a weight), masks (zeros with
+    ones, or with numbers negative enough for a softmax to ignore), and preprocessing of the raw input.
     """
     if node.domain or index not in _LEARNED.get(node.op, ()) or value.dtype.kind not in "fV":
         return False

@@ -1,4 +1,4 @@
-"""Sliding windows over the spatial axes: where they start, how many there are, and the padding that makes it so."""
+"""Sliding windows over the spatial axes: their positions, their number, and the padding they need."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from onnxprune.torch_bridge.operands import attribute
 
 @dataclass(frozen=True)
 class Window:
-    """The window attributes of convolutions and poolings, one number per spatial axis.
+    """Window attributes of convolutions and poolings, one number per spatial axis.
 
     Attributes:
-        kernel: its size in elements.
-        stride: distance between windows.
-        dilation: distance between the elements of a window.
-        begin: padding before the data; not used with `same`.
-        end: padding after the data; likewise.
+        kernel: Size of the window in elements.
+        stride: Distance between windows.
+        dilation: Distance between the elements of a window.
+        begin: Padding before the data; unused with `same`.
+        end: Padding after the data; unused with `same`.
         same: "SAME_UPPER" or "SAME_LOWER" if the padding follows from the size of the data, else "".
-        ceil: whether a window that reaches beyond the padding counts.
-        crops: whether `same` drops data at the ends that windows smaller than their stride leave over (pooling does).
+        ceil: Count a window that reaches beyond the padding.
+        crops: `same` drops data at the ends that windows smaller than their stride do not cover (as in pooling).
     """
 
     kernel: tuple[int, ...]
@@ -38,7 +38,7 @@ class Window:
 
     @classmethod
     def of(cls, node: OnnxNode, kernel: Sequence[int], *, crops: bool = False) -> Window:
-        """Reads a node's attributes."""
+        """Read a node's attributes."""
         n = len(kernel)
         auto = attribute(node, "auto_pad", "NOTSET") or "NOTSET"
         pads = list(attribute(node, "pads") or [0] * 2 * n) if auto == "NOTSET" else [0] * 2 * n
@@ -55,12 +55,12 @@ class Window:
 
     @property
     def reach(self) -> tuple[int, ...]:
-        """Elements from a window's first to its last, both included."""
+        """Return the number of elements from a window's first to its last, both included."""
         return tuple((k - 1) * d + 1 for k, d in zip(self.kernel, self.dilation, strict=True))
 
     @property
     def fixed_pads(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-        """Padding (before, after) where it does not depend on the size of the data."""
+        """Return the padding (before, after) if it does not depend on the size of the data, else None."""
         if not self.same:
             return self.begin, self.end
         if set(self.stride) == {1}:
@@ -69,7 +69,7 @@ class Window:
         return None
 
     def places(self, sizes: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-        """Padding before, padding after, and number of windows for data of a size.
+        """Return padding before, padding after, and number of windows for data of a size.
 
         As in the ONNX standard, no window starts in the padding after the data.
         """
@@ -79,7 +79,7 @@ class Window:
                 count = -(-size // stride)
                 total = (count - 1) * stride + reach - size
                 total = total if self.crops else max(total, 0)
-                # Truncated, not floored, where it is negative.
+                # Truncated, not floored, if negative.
                 begin = int((total if self.same == "SAME_UPPER" else total + 1) / 2)
                 end = total - begin
             else:
@@ -94,7 +94,7 @@ class Window:
         return tuple(begins), tuple(ends), tuple(counts)
 
     def tail(self, sizes: Sequence[int]) -> tuple[int, ...]:
-        """Padding after the data with which exactly the windows of `places` fit; negative where data is left over."""
+        """Return the padding after the data that exactly fits the windows of `places`; negative to drop data."""
         begins, _, counts = self.places(sizes)
         return tuple(
             (count - 1) * stride + reach - size - begin
@@ -103,13 +103,13 @@ class Window:
 
 
 def pad(x: torch.Tensor, begin: Sequence[int], end: Sequence[int], value: float = 0.0) -> torch.Tensor:
-    """Pads the last axes with a number; negative padding crops.
+    """Pad the last axes with a number; negative padding crops.
 
     Args:
-        x: data [..., *spatial].
-        begin: elements before the data, one per spatial axis.
-        end: elements after it.
-        value: what they are.
+        x: Data [..., *spatial].
+        begin: Elements before the data, one number per spatial axis.
+        end: Elements after the data, one number per spatial axis.
+        value: Value of the padding.
     """
     if not any(begin) and not any(end):
         return x
@@ -117,5 +117,5 @@ def pad(x: torch.Tensor, begin: Sequence[int], end: Sequence[int], value: float 
 
 
 def flat(begin: Sequence[int], end: Sequence[int]) -> list[int]:
-    """Padding in PyTorch's order: last axis first, before and after in turn."""
+    """Return padding in PyTorch's order: last axis first, before and after in turn."""
     return [n for pair in zip(reversed(begin), reversed(end), strict=True) for n in pair]
