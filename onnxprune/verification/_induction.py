@@ -203,6 +203,7 @@ class Induction:
         self.styles: dict[tuple[str, str], TensorComparison] = {}  # other styles have scales of their own
         self.dtypes: dict[str, np.dtype] = {}
         self.outcome = InductionResult()
+        self.refusals: dict[str, str] = {}  # target -> why the reference did not run on values of the checker's choice
         self.used: set[str] = set()
         self._position = {t: i for i, t in enumerate(reference.writer)}
         self._selected = reference.selected()
