@@ -56,7 +56,7 @@ class StripChannels(Pass):
         # Patches read sizes and constants as they were, so they come first.
         for node in model.graph.nodes:
             spec = find(node)
-            if spec is not None and spec.patch is not None and stripper.knows(node):
+            if spec is not None and spec.patch is not None and stripper.has_known_shapes(node):
                 with guarded(spec, node):
                     spec.patch(node, stripper)
         stripper.compress()
@@ -115,7 +115,7 @@ class _StripPatcher:
             self._keep[key] = self.analysis.keep(t.name, axis, self.kept)
         return self._keep[key]
 
-    def knows(self, node: gs.Node) -> bool:
+    def has_known_shapes(self, node: gs.Node) -> bool:
         """Whether the shapes around a node are known; where they are not, everything it reads is locked."""
         shapes = self.analysis.table.shapes
         return all(not t.name or isinstance(t, gs.Constant) or t.name in shapes for t in (*node.inputs, *node.outputs))

@@ -38,13 +38,13 @@ class TakeBranches(Pass):
 
     def rewrite(self, model: Model) -> Model:
         """Takes branches and folds what they make known, until nothing is decided any more."""
-        while any(n.op == "If" for n in model.graph.nodes) and _take(model.graph):
+        while any(n.op == "If" for n in model.graph.nodes) and _inline_branches(model.graph):
             for step in (LiftConstants(), RemoveIdentity(), FoldShapes()):
                 model = step.rewrite(model)
         return model
 
 
-def _take(graph: gs.Graph) -> bool:
+def _inline_branches(graph: gs.Graph) -> bool:
     """One sweep; whether there was anything to take."""
     names = set(graph.tensors())
     taken = False

@@ -245,7 +245,7 @@ class _Columns:
         self.widths: list[int] = []
         self.sums = Products(len(labels))
 
-    def put(self, place: int, columns: Array, samples: range) -> None:
+    def add(self, place: int, columns: Array, samples: range) -> None:
         """Takes the columns `[samples, p]` of one tensor; each comes once before the next samples do."""
         self.parts[place] = columns
         parts = [part for part in self.parts if part is not None]
@@ -275,7 +275,7 @@ class _Pooled(Statistic):
     def add(self, values: NDArray[np.floating], samples: range) -> None:
         """Pools the tensor `[samples * k, ...]`."""
         cells = pooled(values, self.site.axis, len(samples), pool=self.rule.pool, grid=self.rule.grid)
-        self.columns.put(self.place, cells[:, self.wanted].reshape(len(samples), -1), samples)
+        self.columns.add(self.place, cells[:, self.wanted].reshape(len(samples), -1), samples)
 
 
 @register

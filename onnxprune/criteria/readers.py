@@ -16,7 +16,7 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.gram import Consumer, Gram, consumers, picked_positions, row_blocks
 from onnxprune.model import Array as Values
 
-Places = npt.NDArray[np.int64]
+Indices = npt.NDArray[np.int64]
 
 ROWS = 30_000  # per reading layer; more change the choice little
 WIDE = 5_000  # inputs x kernel: beyond, a Gram matrix takes 200 MB and its inverse minutes
@@ -36,7 +36,7 @@ class Contributions(Statistic):
         seed: of the choice of outputs and positions.
     """
 
-    def __init__(self, consumer: Consumer, wanted: Places, positions: int, seed: int) -> None:
+    def __init__(self, consumer: Consumer, wanted: Indices, positions: int, seed: int) -> None:
         self.node, self.wanted, self.seed = consumer.node, positions, seed
         self.blocks = [consumer.blocks(q, wanted) for q in range(self.node.groups)]
         each, groups = self.node.outputs // self.node.groups, self.node.groups
@@ -89,7 +89,7 @@ class ConsumerStatistics:
         """Whether a shift of its outputs costs nothing: it has a bias, or takes one."""
         return self.consumer.node.intercept
 
-    def problems(self, group: Group, *, centred: bool) -> Iterator[tuple[Array, Array, list[Places]]]:
+    def problems(self, group: Group, *, centred: bool) -> Iterator[tuple[Array, Array, list[Indices]]]:
         """(moments [n, n], weight [n, outputs], indices of every channel) of independent linear maps.
 
         Args:
@@ -212,11 +212,11 @@ class RemovalOrder:
 
     Attributes:
         channels: places in the group, [channels].
-        rises: [channels], as shares of the readers' output energies, summed over the readers.
+        error_increases: [channels], as shares of the readers' output energies, summed over the readers.
     """
 
-    channels: Places
-    rises: Array
+    channels: Indices
+    error_increases: Array
 
 
 def ordered_scores(order: RemovalOrder) -> Array:
@@ -228,7 +228,7 @@ def ordered_scores(order: RemovalOrder) -> Array:
     """
     sums: list[float] = []
     counts: list[int] = []
-    for rise in order.rises.tolist():
+    for rise in order.error_increases.tolist():
         sums.append(rise)
         counts.append(1)
         while len(sums) > 1 and sums[-2] * counts[-1] >= sums[-1] * counts[-2]:

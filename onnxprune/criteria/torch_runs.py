@@ -24,7 +24,7 @@ from onnxprune.torch_bridge.running import cpu_threads
 _MEMORY = {"cpu": 2**28, "cuda": 2**32}  # bytes of all tensors of one forward run
 
 Visit = Callable[[torch.Tensor, torch.Tensor, int], None]
-Take = Callable[[int, torch.Tensor, torch.Tensor, int, int, int], None]
+Visitor = Callable[[int, torch.Tensor, torch.Tensor, int, int, int], None]
 
 
 def classifier(context: ScoringContext, model: Model, tensors: Sequence[str]) -> fx.GraphModule:
@@ -53,7 +53,7 @@ def classifier(context: ScoringContext, model: Model, tensors: Sequence[str]) ->
     return module.to(device=device, dtype=dtype)
 
 
-def loss_gradients(context: ScoringContext, tensors: Sequence[str], take: Take) -> None:
+def loss_gradients(context: ScoringContext, tensors: Sequence[str], visit: Visitor) -> None:
     """Calls a function with tensors of the normalized model and the gradients of each sample's own cross-entropy.
 
     One forward and one backward run do: of the sum of the samples' losses, the gradient is each sample's own, as long
@@ -62,7 +62,7 @@ def loss_gradients(context: ScoringContext, tensors: Sequence[str], take: Take) 
     Args:
         context: what is scored.
         tensors: names.
-        take: called for a part of the samples with (place of the tensor in `tensors`, its values `[samples * k, ...]`,
+        visit: called for a part of the samples with (index of the tensor in `tensors`, its values `[samples * k, ...]`,
             gradients alike, samples, how many of the first ones are no copies, size of the batch they belong to).
 
     Raises:
@@ -70,7 +70,7 @@ def loss_gradients(context: ScoringContext, tensors: Sequence[str], take: Take) 
     """
     module = classifier(context, context.analysis.model, tensors)
 
-    def visit(x: torch.Tensor, y: torch.Tensor, batch: int) -> None:
+    def differentiate(x: torch.Tensor, y: torch.Tensor, batch: int) -> None:
         if x.is_floating_point():
             x.requires_grad_()
         output, *maps = module(x)
@@ -80,10 +80,10 @@ def loss_gradients(context: ScoringContext, tensors: Sequence[str], take: Take) 
                 "the loss is not finite on this data", fix="check the data and how it is scaled (--mean, --std)"
             )
         gradients = torch.autograd.grad(loss, maps, allow_unused=True, materialize_grads=True)
-        for place, (a, g) in enumerate(zip(maps, gradients, strict=True)):
-            take(place, a.detach(), g, len(x), len(y), batch)
+        for index, (a, g) in enumerate(zip(maps, gradients, strict=True)):
+            visit(index, a.detach(), g, len(x), len(y), batch)
 
-    each_part(context, module, visit)
+    each_part(context, module, differentiate)
 
 
 def each_part(context: ScoringContext, module: fx.GraphModule, visit: Visit) -> None:

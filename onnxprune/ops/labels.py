@@ -193,11 +193,11 @@ class LabelTable:
         """Like `value`, with integers for the elements that are constants and something else for those that are not."""
         return self.formulas.get(t.name) if t.name in self.formulas else self.value(t)
 
-    def optional_input(self, place: int) -> gs.Tensor | None:
+    def optional_input(self, index: int) -> gs.Tensor | None:
         """An input of the current node, if it is there."""
         assert self.node is not None
         inputs = self.node.inputs
-        return inputs[place] if 0 <= place < len(inputs) and inputs[place].name else None
+        return inputs[index] if 0 <= index < len(inputs) and inputs[index].name else None
 
     def lock_inputs(self, reason: str) -> None:
         """Forbids removal along every axis of everything the current node reads, and gives its outputs no labels."""

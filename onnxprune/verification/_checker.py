@@ -80,7 +80,7 @@ class _SizedRun:
     sizes: dict[str, int]
     shapes: dict[str, tuple[int, ...]]
     feeds: dict[str, Array]
-    wanted: dict[str, Array]
+    expected: dict[str, Array]
 
 
 class _Finder:
@@ -195,7 +195,7 @@ class _Job:
             )
             other.arrays[name] = values.astype(np.float32) if values.dtype.name == "bfloat16" else values
         self.plain = Graph(**{**one.__dict__, "nodes": list(one.nodes), "constants": dict(one.constants)})
-        self.computed = self._take_computed(one, other)
+        self.computed = self._copy_computed(one, other)
         self.masked = Reference(one, claims)
         self.reference, self.pruned = one, other
         self.quantized = any(quantizes(n) and not _fixed(n, one) for n in one.nodes)
@@ -205,7 +205,7 @@ class _Job:
         self.induction = Induction(one, other, claims, self.cut, self.values, self.tolerance, self.region_session)
         self.observed = self._observables()
 
-    def _take_computed(self, one: Graph, other: Graph) -> list[str]:
+    def _copy_computed(self, one: Graph, other: Graph) -> list[str]:
         """Give the reference the pruned model's values of float constants that the original computes from sizes.
 
         They agree up to rounding only, which `_compare_computed` checks apart: near zero that may be a large share.
@@ -266,7 +266,7 @@ class _Job:
                 self.induction.run(runs[0].shapes, number, again, style)
         self._run_on_derived_values(runs)
         self._compare_computed(runs)
-        self.induction.judge()
+        self.induction.raise_on_difference()
         outputs, effect = self._whole_runs(runs, data)
         worst, tensor, axis, index = self.induction.outcome.worst
         return Verification(
@@ -432,7 +432,7 @@ class _Job:
         )
         session = self.model_session(proto, external)
         found = {n: TensorComparison(bounded=bool(_behind_head(n, self.reference))) for n in names}
-        pairs: list[tuple[Feeds, Mapping[str, Array]]] = [(r.feeds, r.wanted) for r in runs]
+        pairs: list[tuple[Feeds, Mapping[str, Array]]] = [(r.feeds, r.expected) for r in runs]
         if data and names:
             whole = self.model_session(*self.reference.with_outputs(names))
             pairs += [
@@ -445,7 +445,7 @@ class _Job:
         del session  # it holds a copy of the weights
         worst = {n: found[n].worst()[0] for n in names}
         for n in names:
-            limit = self._limit(runs[0].wanted[n].dtype)
+            limit = self._limit(runs[0].expected[n].dtype)
             beyond = worst[n]
             if worst[n] > limit and self.own_tolerance is None:
                 beyond = found[n].beyond(self._noise(pairs, n))
@@ -486,7 +486,7 @@ class _Job:
         out = 0.0
         for n, value in zip(names, got, strict=True):
             found = TensorComparison()
-            found.add(value, run.wanted[n])
+            found.add(value, run.expected[n])
             worst = found.worst()[0]
             out = max(out, min(worst, 1.0) if np.isfinite(worst) else 1.0)
         return out
