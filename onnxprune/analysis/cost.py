@@ -7,7 +7,7 @@ integer weights of quantized models, without their scales and zero points; bytes
 those of all constants, the file without its graph. Memory is the most bytes of activations alive at once, for one
 sample, when the nodes run one by one in the order of the graph: a runtime that fuses or works in place needs less.
 Channels are those that can be removed, over all groups. What a selection finds (boxes of a detector), of which only the
-data knows how many there are, counts as 101 of them, see `shapes`.
+data knows how many there are, counts as 101 of them, see `shape_inference`.
 """
 
 from __future__ import annotations
