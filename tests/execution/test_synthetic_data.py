@@ -148,6 +148,6 @@ def test_half_precision_and_fixed_batches() -> None:
 def test_other_inputs_are_refused() -> None:
     with pytest.raises(OnnxPruneError, match="one floating input") as err:
         synthetic_data(taking("N", 3, 8, 8, inputs=2), 4)
-    assert err.value.fix == "give data: --data"
+    assert err.value.fix == "use --data"
     with pytest.raises(OnnxPruneError, match="one floating input"):
         synthetic_data(taking("N", 16, kind=TensorProto.INT64), 4)
