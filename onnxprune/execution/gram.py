@@ -182,7 +182,7 @@ class BlockOBS:
     """Removal of input blocks of a linear map one by one, with the others re-solved after each.
 
     Errors depend only on H, the inverse covariance of the remaining inputs, and Q = W W' of the re-solved weights.
-    Removing c subtracts `S H_c.` from H and `S O' + O S'` from Q, with `S = H_.c (H_cc)^-1` and `O = Q_.c - S Q_cc / 2`.
+    Removing c subtracts `S H_c.` from H and `S O' + O S'` from Q, where `S = H_.c (H_cc)^-1`, `O = Q_.c - S Q_cc / 2`.
     Updates are delayed and applied many columns at a time, which is faster; the diagonal blocks, which determine the
     errors, are always current.
 

@@ -156,8 +156,8 @@ class Session:
     def _exact(self, ort: Any, model: Model | onnx.ModelProto | Path, options: Any, providers: list[str]) -> Any:
         """Create a session that rewrites int8 weights as uint8.
 
-        Some rewritten operators have no kernel: onnxruntime then fails at load time (QLinearConv of int8 data) or in a run
-        (DequantizeLinear per axis without a zero point), and the session falls back to the original weights.
+        Some rewritten operators have no kernel: onnxruntime fails when loading (QLinearConv of int8 data) or running
+        (DequantizeLinear per axis without a zero point). The session then falls back to the original weights.
         """
 
         def plain() -> Any:
@@ -196,7 +196,7 @@ class Session:
     def run_bound(self, feeds: Mapping[str, Any], outputs: Sequence[str]) -> list[Any]:
         """Return the outputs of one run through IO binding, as values on the device.
 
-        Feeds are results of `put` or of this method, so that sessions on one device exchange values without host copies.
+        Feeds are results of `put` or of this method: sessions on one device exchange values without host copies.
 
         Raises:
             OnnxPruneError: onnxruntime fails; the message names the node.
