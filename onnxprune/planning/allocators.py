@@ -156,7 +156,7 @@ class SavingGreedy:
         return min(answers, key=key)
 
     def passing(self, counts: Counts, step: int) -> tuple[Counts, Counts]:
-        """Return the last counts above the goal, from `counts` on, and the first that are not; at the end both are equal."""
+        """Return the last counts above the goal from `counts` on, and the first that are not; equal at the end."""
         return GreedyTrace().passing(self.search.goal, lambda: self.removals(counts, step))
 
     def removals(self, counts: Counts, step: int) -> Steps:
