@@ -183,7 +183,7 @@ class PairedCursor:
             span = self.left.samples(batch)
             count, each = linear.count(ours[step.reads]), len(ours[step.reads]) // len(span)
             for part in stretches(span):
-                # Windows or tokens folded into the first axis are positions as well: pick some, and some positions in each.
+                # Windows or tokens folded into the first axis are positions as well: pick some, and positions in each.
                 few = max(ceil(positions / count), ceil(sqrt(positions)))
                 folds = picked_positions(each, few, part.start, seed)
                 picks = picked_positions(count, ceil(positions / min(few, each)), part.start, seed)
@@ -303,7 +303,7 @@ def _in_order_of(first: Model, other: Model) -> Model:
 
 
 def affine(node: gs.Node, t: gs.Tensor, linear: LinearNode) -> tuple[Vector, Vector] | None:
-    """Return (factor, offset) per channel if a node only scales and shifts the outputs t of a linear node, else None."""
+    """Return (factor, offset) per channel if a node only scales and shifts the outputs t of a linear node, or None."""
     if node.op == "BatchNormalization" and node.inputs[0] is t and linear.spatial:
         if node.attrs.get("training_mode") or not all(isinstance(x, gs.Constant) for x in node.inputs[1:]):
             return None

@@ -92,7 +92,7 @@ def compare_constants(original: Graph, pruned: Graph, claims: Claims, *, weights
         else:
             wanted = claims.compress(name, before) if kept else before
             if wanted.shape != after.shape:
-                raise VerificationError(f"its shape is {after.shape} where the plan leaves {wanted.shape}", where=where)
+                raise VerificationError(f"its shape is {after.shape} where the plan keeps {wanted.shape}", where=where)
             found.origin[name] = source
             found.compressed.add(name)
             found.replaced[name] = np.ascontiguousarray(wanted)

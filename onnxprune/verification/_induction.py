@@ -392,7 +392,7 @@ class Induction:
         """Raise for the first target that differs.
 
         Raises:
-            VerificationError: Names the first node, in the order of the original, that breaks the induction or could not
+            VerificationError: Names the first node, in the original's order, that breaks the induction or could not
                 be checked.
         """
         unseen = set(self.unseen())
@@ -403,7 +403,7 @@ class Induction:
             where = f"{self.reference.where(t)}, tensor {t!r}"
             if t in unseen and (t not in self.cut.integers or t in self.used):
                 raise VerificationError(
-                    "it could not be checked: the original computes nothing there on values chosen by the checker",
+                    "it could not be checked: the original computes nothing there on values of the checker's choice",
                     where=where,
                     fix="verify on real inputs with --data",
                 )
