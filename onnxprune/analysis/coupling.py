@@ -73,7 +73,7 @@ class Group:
 
     @property
     def exact(self) -> bool:
-        """Whether removing its channels equals masking them."""
+        """True if removing the channels equals masking them."""
         return not self.statistics
 
 

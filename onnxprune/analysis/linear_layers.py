@@ -42,12 +42,12 @@ class LinearNode:
 
     @property
     def intercept(self) -> bool:
-        """Whether the outputs can be shifted: the node has or accepts a bias."""
+        """True if the outputs can be shifted: the node has or accepts a bias."""
         return self.bias is not None or self.node.op != "MatMul"
 
     @property
     def spatial(self) -> bool:
-        """Whether the node is a convolution."""
+        """True for a convolution."""
         return self.node.op in ("Conv", "ConvTranspose")
 
     @property

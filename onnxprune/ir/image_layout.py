@@ -76,7 +76,7 @@ class Arrangement:
 
 
 def arrange(sizes: Sequence[int], pixels: bool, stated: str, shape: Shape, own: str | None, name: str) -> Arrangement:
-    """Return the layout of data and whether it is transposed for the model.
+    """Return the layout of data and its transposition for the model.
 
     Args:
         sizes: Shape of the data, samples first.

@@ -125,7 +125,7 @@ class Differences:
 
     @property
     def identical(self) -> bool:
-        """Whether nodes, shapes, weights and interface are all equal."""
+        """True if nodes, shapes, weights and interface are all equal."""
         return not any(
             (self.added, self.removed, self.changed, self.shapes, self.weights, self.added_weights,
              self.removed_weights, self.interface)
@@ -133,7 +133,7 @@ class Differences:
 
     @property
     def retrained(self) -> bool:
-        """Whether only values of weights differ: the same graph with the same shapes."""
+        """True if only values of weights differ: the same graph with the same shapes."""
         structure = (self.added, self.removed, self.changed, self.shapes, self.added_weights, self.removed_weights)
         return not any(structure) and bool(self.weights) and all(w.before == w.after for w in self.weights)
 

@@ -51,14 +51,14 @@ def verify(
     threads: int = 0,
     seed: int = 0,
 ) -> Verification:
-    """Prove a pruned model against the original that an analysis was made of.
+    """Prove that a pruned model equals the masked original of an analysis.
 
     Args:
         analysis: Analysis of the original; only its claims of what is kept are read.
         plan: Channels to remove.
-        pruned: The pruned model. One that says in its metadata that it was recovered or retrained is checked in
+        pruned: The pruned model. If its metadata records that it was recovered or retrained, it is checked in
             everything but the values of its weights.
-        feeds: The user's inputs, for whole runs beside random ones.
+        feeds: The user's inputs, for whole runs in addition to random ones.
         tolerance: Largest relative difference; default: by element type.
         device: "cpu", "cuda" or "auto".
         threads: Threads of onnxruntime; 0: its default.

@@ -67,7 +67,7 @@ class TensorComparison:
         if not np.isfinite(low) or not np.isfinite(high):
             finite = np.isfinite(b)
             if not np.array_equal(np.isfinite(a), finite) or not np.array_equal(a[~finite], b[~finite], equal_nan=True):
-                self.problem = "it is infinite or no number at other places than the original's"
+                self.problem = "it is NaN or infinite at other positions than the original's"
                 return
             a, b = np.where(finite, a, 0), np.where(finite, b, np.nan)
             with np.errstate(invalid="ignore"):
@@ -77,7 +77,7 @@ class TensorComparison:
         if gap is not None and self.bounded:
             gap[gap <= 4 * np.finfo(expected.dtype).eps] = 0
         if gap is not None and not np.isfinite(gap.max()):
-            self.problem = "it is infinite or no number at other places than the original's"
+            self.problem = "it is NaN or infinite at other positions than the original's"
             return
         self._note(gap, b, b, b.shape)
 
@@ -124,7 +124,7 @@ class TensorComparison:
 
     @property
     def seen(self) -> bool:
-        """Whether any element was compared, or none is kept."""
+        """True if any element was compared, or none is kept."""
         return bool(self._whole) or self.nothing_kept
 
     def joined(self) -> list[tuple[int, _AxisExtremes]]:
