@@ -37,9 +37,9 @@ class Cost:
     memory: int
     channels: int
 
-    def ratio(self, whole: Cost, what: str) -> float:
+    def ratio(self, baseline: Cost, what: str) -> float:
         """Return this cost divided by another, by the name of the measure."""
-        total = getattr(whole, what)
+        total = getattr(baseline, what)
         return float(getattr(self, what) / total) if total else 1.0
 
 
@@ -213,13 +213,13 @@ class CostModel:
 
     def cost(self, kept: Kept) -> Cost:
         """Return the cost with the components in `kept` (bool [count])."""
-        counts = self._left(kept)
+        counts = self._remaining(kept)
         return Cost(**{measure: self._of(measure, kept, counts) for measure in MEASURES})
 
     def share(self, kept: Kept, measure: str) -> float:
         """Return `cost(kept).ratio(baseline, measure)` without computing the other measures."""
         total: int = getattr(self.baseline, measure)
-        return self._of(measure, kept, self._left(kept)) / total if total else 1.0
+        return self._of(measure, kept, self._remaining(kept)) / total if total else 1.0
 
     def _of(self, measure: str, kept: Kept, counts: _Counts) -> int:
         if measure == "channels":
@@ -230,7 +230,7 @@ class CostModel:
             return self._memory(counts)
         return int(self._weights(counts) @ (self._counted if measure == "params" else self._itemsize))
 
-    def _left(self, kept: Kept) -> _Counts:
+    def _remaining(self, kept: Kept) -> _Counts:
         """Return the number of kept labels of every row, followed by a 1."""
         counts = np.ones(len(self._labels) + 1, np.int64)
         if len(self._flat):

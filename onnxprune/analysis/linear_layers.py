@@ -116,7 +116,7 @@ class LinearNode:
             return np.zeros(self.outputs)
         return self.beta * np.asarray(self.bias.values).astype(np.float64).ravel()
 
-    def put(self, matrix: Matrix, shift: Matrix | None = None, names: set[str] | None = None) -> None:
+    def set_weights(self, matrix: Matrix, shift: Matrix | None = None, names: set[str] | None = None) -> None:
         """Set the weight (in the form of `matrix`) and optionally the bias (in the form of `shift`) of the node.
 
         A convolution or Gemm without a bias gets one. Its name avoids those in `names` and is added to them.

@@ -188,7 +188,7 @@ class Session:
                 return self.run(feeds, outputs)
             raise OnnxPruneError(f"onnxruntime fails to run the model: {str(err).splitlines()[0]}") from err
 
-    def put(self, array: Array) -> Any:
+    def to_device(self, array: Array) -> Any:
         """Return an array on the session's device as an OrtValue; on the CPU it shares the array's memory."""
         ort = import_onnxruntime()
         return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._device, 0)
@@ -196,7 +196,7 @@ class Session:
     def run_bound(self, feeds: Mapping[str, Any], outputs: Sequence[str]) -> list[Any]:
         """Return the outputs of one run through IO binding, as values on the device.
 
-        Feeds are results of `put` or of this method: sessions on one device exchange values without host copies.
+        Feeds are results of `to_device` or of this method: sessions on one device exchange values without host copies.
 
         Raises:
             OnnxPruneError: onnxruntime fails; the message names the node.

@@ -54,13 +54,13 @@ def ranked_path(feasible: FeasibleCounts, ranked: Mapping[str, Values]) -> Count
         gone = np.bincount(ranking[:removed], minlength=len(free))
         out = feasible.uniform(0.0)
         for g, n in zip(free, gone.tolist(), strict=True):
-            out[g.name] = feasible.rounded(g, max(feasible.left[g.name] - n, feasible.floor_of(g)), step)
+            out[g.name] = feasible.rounded(g, max(feasible.remaining[g.name] - n, feasible.minimum_of(g)), step)
         return out
 
     return CountPath(counts_at, len(ranking))
 
 
-def importance_lost(feasible: FeasibleCounts, ranked: Mapping[str, Values]) -> dict[str, Values]:
+def importance_loss(feasible: FeasibleCounts, ranked: Mapping[str, Values]) -> dict[str, Values]:
     """Return summed scores of 0, 1, 2 ... removed channels per group, [channels + 1]; earlier removals count 0.
 
     Some normalizations give negative scores; the lowest score then counts as 0, so that removal never gains importance.
@@ -74,9 +74,9 @@ def importance_lost(feasible: FeasibleCounts, ranked: Mapping[str, Values]) -> d
     return out
 
 
-def total_lost(feasible: FeasibleCounts, lost: Mapping[str, Values], counts: Counts) -> float:
+def total_loss(feasible: FeasibleCounts, losses: Mapping[str, Values], counts: Counts) -> float:
     """Return the total loss at these counts."""
-    return sum(float(lost[g.name][g.channels - counts[g.name]]) for g in feasible.free)
+    return sum(float(losses[g.name][g.channels - counts[g.name]]) for g in feasible.free)
 
 
 Steps = Iterator[tuple[Counts, float]]
@@ -119,13 +119,13 @@ class SavingGreedy:
 
     Args:
         search: Search for the target.
-        lost: Group name -> loss with 0, 1, 2 ... channels removed, up to the maximum of the group.
+        losses: Group name -> loss with 0, 1, 2 ... channels removed, up to the maximum of the group.
         trace: Steps of earlier searches with the same scores, constraints and measure; it is extended.
     """
 
-    def __init__(self, search: TargetSearch, lost: Mapping[str, Values], trace: GreedyTrace | None = None) -> None:
+    def __init__(self, search: TargetSearch, losses: Mapping[str, Values], trace: GreedyTrace | None = None) -> None:
         self.search = search
-        self.lost = lost
+        self.losses = losses
         self.trace = trace or GreedyTrace()
 
     def first(self) -> tuple[Counts, Counts]:
@@ -151,7 +151,7 @@ class SavingGreedy:
 
         def key(counts: Counts) -> tuple[float, float]:
             gap = 0.0 if self.search.met(counts) else abs(self.search.share(counts) - self.search.goal)
-            return gap, total_lost(self.search.feasible, self.lost, counts)
+            return gap, total_loss(self.search.feasible, self.losses, counts)
 
         return min(answers, key=key)
 
@@ -193,7 +193,7 @@ class SavingGreedy:
         options = options[options < have][::-1]
         if not len(options):
             return
-        lost = self.lost[g.name]
+        lost = self.losses[g.name]
         losses = lost[g.channels - options] - lost[g.channels - have]
         best = int(np.argmin(losses / (have - options)))  # the smallest of equal ones
         saved = share - self.search.share({**counts, g.name: int(options[best])})
@@ -212,18 +212,18 @@ class LatencyGreedy:
     Args:
         search: Search for the target.
         latency: Latency model.
-        lost: Group name -> loss with 0, 1, 2 ... channels removed, up to the maximum of the group.
+        losses: Group name -> loss with 0, 1, 2 ... channels removed, up to the maximum of the group.
     """
 
-    def __init__(self, search: TargetSearch, latency: LatencyPredictor, lost: Mapping[str, Values]) -> None:
+    def __init__(self, search: TargetSearch, latency: LatencyPredictor, losses: Mapping[str, Values]) -> None:
         self.search = search
         self.latency = latency
-        self.lost = lost
+        self.losses = losses
         self._spent: set[str] = set()  # groups whose remaining blocks save no time
 
     def total(self, counts: Counts) -> float:
         """Return the total loss at these counts."""
-        return total_lost(self.search.feasible, self.lost, counts)
+        return total_loss(self.search.feasible, self.losses, counts)
 
     def seconds(self, counts: Counts) -> float:
         """Return the predicted latency at these counts, in seconds."""
@@ -286,7 +286,7 @@ class LatencyGreedy:
         have = counts[g.name]
         options = feasible.allowed(g, feasible.step)
         options = options[options < have][::-1].tolist()
-        lost, measure = self.lost[g.name], self.search.meter.measure
+        lost, measure = self.losses[g.name], self.search.meter.measure
         if g.name not in self._spent:
             for count in options:
                 saved = now - self.seconds({**counts, g.name: count})
