@@ -409,9 +409,9 @@ def test_scales_are_taken_over_all_runs() -> None:
 @pytest.mark.parametrize(
     ("actual", "expected", "problem"),
     [
-        (np.float32([1, np.nan]), np.float32([1, 2]), "infinite or no number"),
-        (np.float32([1, 2]), np.float32([1, np.nan]), "infinite or no number"),
-        (np.float32([1, -np.inf]), np.float32([1, np.inf]), "infinite or no number"),
+        (np.float32([1, np.nan]), np.float32([1, 2]), "NaN or infinite"),
+        (np.float32([1, 2]), np.float32([1, np.nan]), "NaN or infinite"),
+        (np.float32([1, -np.inf]), np.float32([1, np.inf]), "NaN or infinite"),
         (np.float64([1, 2]), np.float32([1, 2]), "element type"),
         (np.float32([[1, 2]]), np.float32([1, 2]), "shape"),
         (np.int64([1, 2]), np.int64([1, 3]), "of its values"),
