@@ -41,7 +41,7 @@ def nhwc(part: str, images: int | None = None) -> op.Data:
 # %%
 calibration, test = Calibration(nhwc("train", images=300), threads=1), nhwc("test")
 groups = op.analyze(model)
-scores = op.score(model, groups, "obs", calibration=calibration)
+scores = op.score(groups, "obs", calibration=calibration)
 cut, recovered = [], []
 for share in (0.75, 0.5, 0.25):
     plan = op.plan(scores, op.Target(macs=share), constraints=op.Constraints(round_to=4))

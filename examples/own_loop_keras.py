@@ -38,7 +38,7 @@ train, test = nhwc("train"), nhwc("test")
 # Prune to 40 % of the MACs. The proof is part of `op.apply`.
 
 # %%
-pruned = op.apply(model, op.plan(op.score(model, op.analyze(model), "l2"), op.Target(macs=0.4)))
+pruned = op.apply(model, op.plan(op.score(op.analyze(model), "l2"), op.Target(macs=0.4)))
 print(f"original {op.evaluate(model, test).top1:.3f}, as cut {op.evaluate(pruned, test).top1:.3f}")
 
 # %% [markdown]

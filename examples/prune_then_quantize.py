@@ -59,7 +59,7 @@ def show(label: str, name: str) -> None:
 with resources.as_file(resources.files("onnxprune.models") / "digits_cnn.onnx") as path:
     model = op.load(path)
 calibration = Calibration(images, threads=1)
-scores = op.score(model, op.analyze(model), "obs", calibration=calibration)
+scores = op.score(op.analyze(model), "obs", calibration=calibration)
 plan = op.plan(scores, op.Target(macs=0.2))
 small = recover(model, op.apply(model, plan), plan, calibration).model
 op.save(model, folder / "digits.onnx")
@@ -75,6 +75,6 @@ show("pruned, then quantized", quantize("small"))
 
 # %%
 quantized = op.load(folder / "digits-int8.onnx")
-plan = op.plan(op.score(quantized, op.analyze(quantized), "l2"), op.Target(macs=0.5))
+plan = op.plan(op.score(op.analyze(quantized), "l2"), op.Target(macs=0.5))
 op.save(op.apply(quantized, plan), folder / "int8-small.onnx")
 show("quantized, then pruned", "int8-small")

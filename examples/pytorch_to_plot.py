@@ -55,7 +55,7 @@ with tempfile.TemporaryDirectory() as folder:
     # Three plans from the same scores. Each is proved when it is applied.
 
     # %%
-    scores = op.score(model, op.analyze(model), "l2")
+    scores = op.score(op.analyze(model), "l2")
     shares = [0.75, 0.5, 0.25]
     models = [model, *(op.apply(model, op.plan(scores, op.Target(macs=share))) for share in shares)]
     measured = bench(models, runs=50)

@@ -61,8 +61,7 @@ class ProofOptions:
 
     def compiled(self, context: StepContext, made: Plan, analysis: Analysis) -> tuple[dict[str, Path], str]:
         """The files of the model that a plan leaves and of its verification, and a line about it."""
-        options = {"tolerance": self.tolerance} if self.verify else {}
-        done = compile_plan(context.model, made, analysis=analysis, check=self.verify, **options)
+        done = compile_plan(context.model, made, analysis=analysis, check=self.verify, tolerance=self.tolerance)
         note = removal_note(made, analysis)
         files = {}
         if done.verification is not None:
