@@ -1,4 +1,4 @@
-"""The public functions: one call for each job, results that print in a few lines, signatures that say what they take."""
+"""Public functions: one call for each job, results that print in a few lines, typed signatures."""
 
 from __future__ import annotations
 
@@ -335,8 +335,8 @@ def test_values_of_any_size_print_in_a_few_lines() -> None:
 
 
 def hostile() -> op.Model:
-    text = '<ir_version: 8, opset_import: ["" : 17]> g (float[N,3] x) => (float[N,2] y) { h = Gemm (x, w) y = Gemm (h, v) }'
-    proto = onnx.parser.parse_model(text)
+    text = "g (float[N,3] x) => (float[N,2] y) { h = Gemm (x, w) y = Gemm (h, v) }"
+    proto = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {text}')
     rng = np.random.default_rng(0)
     for name, new, shape in (("w", HOSTILE + "w" * 500, (3, 16)), ("v", "v", (16, 2))):
         proto.graph.initializer.append(onnx.numpy_helper.from_array(rng.random(shape, np.float32), new))
