@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune._utils.atomic_files import write_text
+from onnxprune._utils.formatting import counted
 from onnxprune._utils.html import html_table, share
 from onnxprune.errors import OnnxPruneError
 
@@ -24,15 +25,19 @@ _KEYS = {"schema", "tool", "model", "criterion", "options", "groups"}
 _OPTIONS = {"attention", "inexact"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Removal:
     """Channels removed from one group: indices `removed`, ascending, of `channels`."""
 
     channels: int
     removed: tuple[int, ...]
 
+    def __repr__(self) -> str:
+        indices = ", ".join(map(str, self.removed[:6])) + (", ..." if len(self.removed) > 6 else "")
+        return f"<Removal: {len(self.removed)} of {counted(self.channels, 'channel')}: {indices}>"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Plan:
     """Removed channels of a model, independent of the criterion and allocator.
 
@@ -49,6 +54,12 @@ class Plan:
     criterion: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     tool: str = ""
+
+    def __repr__(self) -> str:
+        pruned = [r for r in self.groups.values() if r.removed]
+        total = counted(sum(r.channels for r in pruned), "channel")
+        name = self.criterion.get("name", "no criterion")
+        return f"<Plan by {name}: removes {self.removed} of {total} in {counted(len(pruned), 'group')}>"
 
     def to_json(self) -> str:
         """Return the file's text: sorted, one line per group, byte-stable."""

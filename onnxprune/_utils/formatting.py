@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 
 def count(value: float) -> str:
     """Return a number as text: 1.81 G, 25.6 M, 64."""
@@ -26,3 +33,31 @@ def seconds(value: float) -> str:
 def percent(value: float) -> str:
     """Return a share as text: 50.0 %."""
     return f"{100 * value:.1f} %"
+
+
+def short_repr(value: DataclassInstance) -> str:
+    """A dataclass by the fields that differ from their defaults: `Target(macs=0.5)`."""
+    shown = []
+    for f in dataclasses.fields(value):
+        now = getattr(value, f.name)
+        default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+        if f.repr and (default is dataclasses.MISSING or now != default):
+            shown.append(f"{f.name}={shortened(repr(now), 200)}")
+    return f"{type(value).__name__}({', '.join(shown)})"
+
+
+def shortened(text: str, most: int) -> str:
+    """Text of at most so many characters; what is left out is marked."""
+    return text if len(text) <= most else f"{text[: most - 4]} ..."
+
+
+def listed(names: Iterable[str], most: int = 3) -> str:
+    """The first names, separated by commas, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(shortened(n, 60) for n in names[:most]) + more
+
+
+def counted(number: int, what: str) -> str:
+    """A count with its noun: 1 group, 2 groups."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

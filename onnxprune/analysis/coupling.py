@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
+from onnxprune._utils.formatting import counted, shortened
 from onnxprune._utils.html import html_table
 from onnxprune.analysis._type_inference import captured
 from onnxprune.analysis.group_naming import Namer
@@ -42,7 +43,7 @@ RUNTIME_ONLY = ("com.microsoft.nchwc",)
 OPS_GROUP = "onnxprune.ops"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Group:
     """Channels on the same axes.
 
@@ -65,6 +66,18 @@ class Group:
     residual: bool = False
     kind: str = "other"
     statistics: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        facts = [counted(self.channels, "channel"), f"kind {self.kind}", f"produced by {self.op}"]
+        facts += [f"{self.width} indices per channel"] if self.width > 1 else []
+        facts += ["residual"] if self.residual else []
+        facts += [f"inexact: {', '.join(self.statistics)}"] if self.statistics else []
+        return f"<Group {shortened(self.name, 80)}: {', '.join(facts)}>"
+
+    def _repr_html_(self) -> str:
+        """Table for notebooks: the weights and axes that the channels are on."""
+        rows = [[tensor, str(axis)] for tensor, axis in self.sites]
+        return html_table(f"group {self.name}", ["weight", "axis"], rows, note=repr(self))
 
     @property
     def channels(self) -> int:

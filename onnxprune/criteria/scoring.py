@@ -13,6 +13,7 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from onnxprune._utils.atomic_files import write_text
+from onnxprune._utils.formatting import counted
 from onnxprune._utils.html import html_table
 from onnxprune.analysis.coupling import Analysis, Group
 from onnxprune.criteria import AnyCriterion, Criterion, DataCriterion
@@ -29,7 +30,7 @@ Scored = npt.NDArray[np.float64]
 Progress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Scores:
     """Scores of channels, one number each; higher is kept.
 
@@ -62,6 +63,12 @@ class Scores:
     @property
     def _rule(self) -> type[AnyCriterion] | None:
         return find_criterion(str(self.criterion.get("name")))
+
+    def __repr__(self) -> str:
+        channels = sum(map(len, self.groups.values()))
+        name = self.criterion.get("name")
+        classes = ", for each class as well" if self.per_class else ""
+        return f"<Scores by {name}: {counted(len(self.groups), 'group')}, {counted(channels, 'channel')}{classes}>"
 
     def _repr_html_(self) -> str:
         """Return the spread of each group's scores as an HTML table."""

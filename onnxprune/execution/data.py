@@ -7,6 +7,7 @@ model's input, whose layout is read from the model.
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ import numpy as np
 import numpy.lib.format as npy
 import numpy.typing as npt
 
+from onnxprune._utils.formatting import short_repr, shortened
+from onnxprune._utils.html import html_table
 from onnxprune._utils.import_strings import find_function
 from onnxprune.errors import OnnxPruneError
 from onnxprune.ir.image_layout import (
@@ -35,7 +38,7 @@ MAX_ARRAY_BYTES = 64 * 2**30
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".webp")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Preprocess:
     """Conversion of pixels to the model's input: x' = (x / scale - mean) / std, in the model's layout.
 
@@ -50,14 +53,29 @@ class Preprocess:
     std: Sequence[float] = ()
     layout: str = "auto"
 
+    def __repr__(self) -> str:
+        return short_repr(self)
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Data:
     """Inputs [n, ...] and optional integer labels [n]."""
 
     x: Array
     y: npt.NDArray[np.int64] | None
     name: str
+
+    def __repr__(self) -> str:
+        shape = ", ".join(map(str, self.x.shape[1:]))
+        labels = f"{len(np.unique(self.y))} classes" if self.y is not None else "no labels"
+        return f"<Data {shortened(self.name, 80)}: {len(self)} samples [{shape}] {self.x.dtype}, {labels}>"
+
+    def _repr_html_(self) -> str:
+        """Table for notebooks: inputs, and the samples of each class."""
+        rows = []
+        if self.y is not None:
+            rows = [[str(k), str(n)] for k, n in zip(*np.unique(self.y, return_counts=True), strict=True)]
+        return html_table(f"data {self.name}", ["class", "samples"], rows, note=repr(self))
 
     def __len__(self) -> int:
         return len(self.x)
@@ -88,6 +106,15 @@ def load_data(source: str, *, images: int | None = None, size: tuple[int, int] |
             fix="use an .npz with x and y, a folder of class folders, digits, or package.module:function",
         )
     return subset(data, images) if images else data
+
+
+def as_data(
+    given: Data | str | os.PathLike[str], *, images: int | None = None, size: Sequence[int] | None = None
+) -> Data:
+    """Return the data that is given, read if it is the name of a source; see `load_data`."""
+    if isinstance(given, Data):
+        return given
+    return load_data(os.fspath(given), images=images, size=(size[0], size[1]) if size else None)
 
 
 def subset(data: Data, images: int) -> Data:

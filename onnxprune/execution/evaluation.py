@@ -9,6 +9,8 @@ from math import sqrt
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxprune._utils.formatting import counted, percent
+from onnxprune._utils.html import html_table
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import Data, Preprocess, model_batches
 from onnxprune.execution.metrics import Samples, cross_entropy, hits, scores_of
@@ -24,7 +26,7 @@ _INTEGER_PRODUCTS = {
 _SAFE = 64  # 2 x 255 x 64 fits into 16 bits; quantizers with reduce_range stay within it
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Accuracy:
     """Top-1 and top-5 accuracy and mean cross-entropy.
 
@@ -45,6 +47,16 @@ class Accuracy:
     images: int
     provider: str
     warning: str = ""
+
+    def __repr__(self) -> str:
+        figures = f"top-1 {percent(self.top1)} +- {percent(self.top1_error)}, top-5 {percent(self.top5)}"
+        return f"<Accuracy: {figures}, loss {self.loss:.4f}, {counted(self.images, 'sample')}, {self.provider}>"
+
+    def _repr_html_(self) -> str:
+        """Table for notebooks."""
+        row = [percent(self.top1), percent(self.top1_error), percent(self.top5), f"{self.loss:.4f}"]
+        note = f"{counted(self.images, 'sample')}, {self.provider}. {self.warning}".strip(". ")
+        return html_table("accuracy", ["top-1", "+-", "top-5", "loss"], [row], text=(), note=note)
 
 
 def saturation_warning(model: Model) -> str:

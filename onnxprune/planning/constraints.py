@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from onnxprune._utils.formatting import short_repr
 from onnxprune.analysis.coupling import KINDS, Analysis, Group
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.execution.sessions import kernel_block
@@ -24,7 +25,7 @@ Counts = dict[str, int]
 """Group name -> channels kept."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Constraints:
     """Constraints of a plan.
 
@@ -49,6 +50,9 @@ class Constraints:
     protect: Sequence[str] = ()
     overrides: Mapping[str, Any] = field(default_factory=dict)
     only: Sequence[str] = ()
+
+    def __repr__(self) -> str:
+        return short_repr(self)
 
 
 def load_overrides(path: Path) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune._utils.atomic_files import write_text
+from onnxprune._utils.formatting import counted
+from onnxprune._utils.html import html_table
 from onnxprune.errors import OnnxPruneError
 
 SCHEMA = 1
@@ -42,15 +44,18 @@ class CurvePoint:
     error: float | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Curve:
     """Points of one group by ascending ratio, without ratio 0."""
 
     channels: int
     points: tuple[CurvePoint, ...]
 
+    def __repr__(self) -> str:
+        return f"<Curve: {counted(len(self.points), 'point')}, {counted(self.channels, 'channel')}>"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Curves:
     """Result of a sensitivity sweep.
 
@@ -79,6 +84,22 @@ class Curves:
     options: Mapping[str, Any] = field(default_factory=dict)
     bisected: float | None = None
     tool: str = ""
+
+    def __repr__(self) -> str:
+        points = sum(len(c.points) for c in self.groups.values())
+        size = f"{counted(len(self.groups), 'group')}, {counted(points, 'point')}"
+        return f"<Curves of {self.metric} by {self.criterion.get('name')}: {size}, baseline {self.baseline.value:.4g}>"
+
+    def _repr_html_(self) -> str:
+        """Table for notebooks: the metric of every group at half of its channels, and the worst measured."""
+        worst = min if self.higher_is_better else max
+        rows = []
+        for name, curve in self.groups.items():
+            middle = [p.value for p in curve.points if p.ratio <= 0.5]
+            last = worst((p.value for p in curve.points), default=self.baseline.value)
+            rows.append([name, str(curve.channels), f"{middle[-1]:.4g}" if middle else "-", f"{last:.4g}"])
+        title = f"curves of {self.metric}, baseline {self.baseline.value:.4g}"
+        return html_table(title, ["group", "channels", "at 50 %", "worst"], rows)
 
     def reaches(self, value: float, threshold: float) -> bool:
         """Return whether a value is at least as good as a threshold."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from onnxprune._utils.formatting import short_repr
 from onnxprune.analysis.cost import MEASURES, CostModel
 from onnxprune.analysis.coupling import Kept
 from onnxprune.errors import OnnxPruneError
@@ -35,7 +36,7 @@ class LatencyPredictor(Protocol):
         """Return the seconds per run with the components in `kept` (bool [count])."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Target:
     """Share of one measure that is **kept**: `Target(macs=0.5)` keeps half.
 
@@ -66,6 +67,9 @@ class Target:
             raise OnnxPruneError(
                 f"a target is the share kept, in (0, 1]; got {self.measure}={self.share:g}", fix="for example macs=0.5"
             )
+
+    def __repr__(self) -> str:
+        return short_repr(self)
 
     @property
     def measure(self) -> str:

@@ -7,6 +7,7 @@ original's on held-out samples; a stage that does not reduce the distance is und
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -19,6 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune._utils.atomic_files import atomic
+from onnxprune._utils.formatting import counted, percent, seconds
+from onnxprune._utils.html import html_table
 from onnxprune._utils.journal import Journal
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.errors import OnnxPruneError, unknown
@@ -28,8 +31,8 @@ from onnxprune.execution.evaluation import evaluate
 from onnxprune.execution.graph_segments import Segments
 from onnxprune.execution.output_distance import OutputDistance
 from onnxprune.execution.sessions import Session
-from onnxprune.ir.model import PROVENANCE, Model
-from onnxprune.pipeline import analyze_for
+from onnxprune.ir.model import PROVENANCE, Model, save
+from onnxprune.planning.analyze import analyze_for
 from onnxprune.planning.sensitivity_sweep import data_digest
 from onnxprune.plans import Plan
 from onnxprune.recovery._lockstep import check_wiring
@@ -66,7 +69,7 @@ class RecoveryStage:
     note: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Recovered:
     """Recovered model and the stages that led to it.
 
@@ -81,6 +84,44 @@ class Recovered:
     stages: tuple[RecoveryStage, ...]
     original: float | None
     samples: tuple[int, int]
+
+    def __repr__(self) -> str:
+        return f"<Recovered: {self.summary}>"
+
+    def _repr_html_(self) -> str:
+        """Table for notebooks: every stage, on held-out samples."""
+        rows = [["original", percent(self.original), "0", ""]] if self.original is not None else []
+        for s in self.stages:
+            top1 = "-" if s.top1 is None else percent(s.top1)
+            rows.append([s.name + ("" if s.kept else " (undone)"), top1, f"{s.distance:.4f}", seconds(s.seconds)])
+        note = f"{self.samples[0]} samples, {self.samples[1]} held out"
+        return html_table("recovered", ["stage", "top-1", "distance", "time"], rows, note=note)
+
+    def save(self, path: str | os.PathLike[str], *, external: bool | None = None) -> Path:
+        """Write the model; see `onnxprune.save`."""
+        return save(self.model, path, external=external)
+
+    @property
+    def metrics(self) -> dict[str, tuple[float, float]]:
+        """Figures on held-out samples, name -> (original, result): "top1" with labels, "distance" of the outputs."""
+        best = self.best
+        top1 = {} if self.original is None or best.top1 is None else {"top1": (self.original, best.top1)}
+        return {**top1, "distance": (0.0, best.distance)}
+
+    @property
+    def best(self) -> RecoveryStage:
+        """The stage that the model is of: the last that was kept."""
+        return [s for s in self.stages if s.kept][-1]
+
+    @property
+    def summary(self) -> str:
+        """The result in one line."""
+        cut, best = self.stages[0], self.best
+        line = f"output distance {cut.distance:.3g} -> {best.distance:.3g}"
+        if cut.top1 is not None and best.top1 is not None:
+            line += f", top-1 {percent(cut.top1)} -> {percent(best.top1)}"
+            line += f" (original {percent(self.original)})" if self.original is not None else ""
+        return f"{line} on {counted(self.samples[1], 'held-out sample')}"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the result as a JSON object; infinite distances become None."""

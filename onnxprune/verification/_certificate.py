@@ -6,13 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from onnxprune._utils.formatting import shortened
+from onnxprune._utils.html import html_table
+
 TOLERANCE = {"float64": 1e-10, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 """Largest relative difference by element type: about 1,000 units in the last place, for sums in another order."""
 QUANTIZED = 5e-2
 """The same at the outputs of models that round activations to integers: one step of 255, times a weight."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Verification:
     """Certificate: what was checked, and the differences found.
 
@@ -49,6 +52,27 @@ class Verification:
     computed_in: str = ""
     seconds: float = 0.0
 
+    def __repr__(self) -> str:
+        return f"<Verification: {'; '.join(self._facts)}>"
+
+    def _repr_html_(self) -> str:
+        """Table for notebooks: what was checked, and the differences of whole runs."""
+        rows = [["nodes", f"{self.nodes:,}"], ["tensors", f"{self.tensors:,}"], ["largest difference", self._worst],
+                ["weights", self.weights], ["whole runs on", f"{self.inputs} inputs"]]  # fmt: skip
+        rows += [["sizes", size] for size in self.sizes]
+        rows += [[f"output {name}", f"{value:.1e}"] for name, value in self.outputs.items()]
+        return html_table("proved", ["", ""], rows, text=(0, 1), note=f"reference: {self.reference}")
+
+    @property
+    def _worst(self) -> str:
+        where = f" at {self.worst[0]}" if self.worst[0] and self.max_relative else ""
+        return f"{self.max_relative:.0e}{where} (allowed {self.tolerance:.0e})"
+
+    @property
+    def _facts(self) -> list[str]:
+        facts = [f"proved equal to the {self.reference}", shortened(self.summary, 200), f"weights {self.weights}"]
+        return [*facts, f"whole runs on {self.inputs} inputs"]
+
     @property
     def reference(self) -> str:
         """Description of the reference."""
@@ -58,9 +82,7 @@ class Verification:
     def summary(self) -> str:
         """Certificate in one line."""
         sizes = f"{len(self.sizes)} size assignment{'s' if len(self.sizes) != 1 else ''}"
-        where = f" at {self.worst[0]}" if self.worst[0] and self.max_relative else ""
-        worst = f"worst {self.max_relative:.0e}{where} (allowed {self.tolerance:.0e})"
-        return f"{self.nodes} of {self.nodes} nodes, {sizes}, {worst}"
+        return f"{self.nodes} of {self.nodes} nodes, {sizes}, worst {self._worst}"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the certificate for JSON."""

@@ -33,7 +33,7 @@ FALLING = {"w0": (0.9, 0.88, 0.85, 0.7, 0.5, 0.1), "w1": (0.91, 0.9, 0.9, 0.9, 0
 @pytest.fixture(scope="module")
 def wide() -> Scores:
     model = wide_model()
-    return score(model, analyze(model), "l2")
+    return score(analyze(model), "l2")
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ class Case:
     def build(self) -> tuple[Scores, Curves]:
         """Scores and curves."""
         model = load(build(self.spec))
-        scores = score(model, analyze(model), "random")
+        scores = score(analyze(model), "random")
         rng = np.random.default_rng(self.seed)
         values = {}
         for g in scores.analysis.groups:

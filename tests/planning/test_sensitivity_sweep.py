@@ -36,7 +36,7 @@ COARSE = (0.3, 0.6, 0.9)
 @pytest.fixture(scope="module")
 def scores() -> Scores:
     model = load(DIGITS)
-    return score(model, analyze(model), "dscore")
+    return score(analyze(model), "dscore")
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_points_are_what_the_plain_loop_measures(whole: Curves, scores: Scores, 
         order = np.argsort(scores.groups[g.name], kind="stable")
         for p in whole.groups[g.name].points[4::7]:
             plan = Plan("", {g.name: Removal(g.channels, tuple(sorted(order[: p.removed].tolist())))})
-            accuracy = evaluate(apply(analysis.source, plan, analysis=analysis, check=False), data)
+            accuracy = evaluate(apply(analysis.source, plan, analysis=analysis, verify=False), data)
             assert p.value == accuracy.top1, (g.name, p)
             assert p.error == pytest.approx(accuracy.top1_error)
 
@@ -340,8 +340,8 @@ def test_journal_of_another_model_or_other_settings_is_refused(scores: Scores, d
     other = load(DIGITS.with_name("digits_cnn_folded.onnx"))
     groups = analyze(other)
     for what, call in {
-        "model": lambda: run(score(other, groups, "dscore")),
-        "criterion": lambda: run(score(scores.analysis.source, scores.analysis, "l1")),
+        "model": lambda: run(score(groups, "dscore")),
+        "criterion": lambda: run(score(scores.analysis, "l1")),
         "metric": lambda: run(metric="loss"),
         "batch": lambda: run(batch=7),
         "data": lambda: run(d=load_data("digits:test", images=100)),
