@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from typing import Any, TypeVar, cast
 
+from onnxprune._utils.entry_points import PluginRegistry
 from onnxprune.errors import OnnxPruneError, unknown
-from onnxprune.plugins import PlugIns
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -50,7 +50,7 @@ class Registry(Mapping[K, T]):
         self._items: dict[K, T] = {}
         self._aliases: dict[K, K] = {}
         self._origins: dict[K, str] = {}
-        self.plugins = PlugIns(plugins, self._add_plugin) if plugins is not None else None
+        self.plugins = PluginRegistry(plugins, self._add_plugin) if plugins is not None else None
 
     # ----------------------------------------------------------------------------------------------- registration
 
@@ -160,7 +160,7 @@ class Registry(Mapping[K, T]):
         items, aliases, origins, plugins = self._items, self._aliases, self._origins, self.plugins
         self._items, self._aliases, self._origins = dict(items), dict(aliases), dict(origins)
         if reload and plugins is not None:
-            self.plugins = PlugIns(plugins.group, self._add_plugin)
+            self.plugins = PluginRegistry(plugins.group, self._add_plugin)
         try:
             yield
         finally:

@@ -9,7 +9,7 @@ from graphs import PROPERTY
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxprune.planning.lazy_greedy import Price, lazy_greedy
+from onnxprune.planning._lazy_greedy import Price, lazy_greedy
 
 Counts = tuple[int, ...]
 
