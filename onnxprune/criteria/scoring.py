@@ -14,6 +14,7 @@ import onnx_graphsurgeon as gs
 
 from onnxprune._utils.atomic_files import write_text
 from onnxprune._utils.html import html_table
+from onnxprune._utils.strict import Format
 from onnxprune.analysis.coupling import Analysis, Group
 from onnxprune.criteria import AnyCriterion, Criterion, DataCriterion
 from onnxprune.criteria import get as get_criterion
@@ -26,6 +27,7 @@ from onnxprune.ir.model import Array
 from onnxprune.ops.label_table import FilterSite, ScaleSite
 
 Scored = npt.NDArray[np.float64]
+FORMAT = Format("scores", 2**30, 1, fix="make them again with `onnxprune score`")
 Progress = Callable[[int, int], None]
 
 
@@ -91,41 +93,31 @@ def save_scores(scores: Scores, path: Path) -> None:
     write_text(path, scores.to_json() + "\n")
 
 
+@dataclass(frozen=True)
+class _ScoresFile:
+    """Contents of a file of scores."""
+
+    model: str
+    criterion: Mapping[str, Any]
+    normalize: str
+    groups: Mapping[str, tuple[float, ...]]
+
+
 def load_scores(path: Path, analysis: Analysis) -> Scores:
-    """Reads scores written by `save_scores` for the same model.
+    """Read scores that `save_scores` wrote for the same model.
 
     Raises:
-        OnnxPruneError: not such a file, for another model, or with other groups.
+        OnnxPruneError: Not such a file, for another model, or with other groups.
     """
-
-    def fail(what: str) -> OnnxPruneError:
-        return OnnxPruneError(
-            f"not valid scores: {what}", where=str(path), fix="make them again with `onnxprune score`"
-        )
-
-    def no_constant(name: str) -> Any:
-        raise fail(f"{name} is not JSON")
-
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"), parse_constant=no_constant)
-    except OSError as err:
-        raise OnnxPruneError(f"cannot read {str(path)!r}: {err.strerror}") from err
-    except (ValueError, RecursionError) as err:
-        raise fail(f"not JSON ({err})") from err
-    if not isinstance(data, dict) or set(data) != {"schema", "model", "criterion", "normalize", "groups"}:
-        raise fail("unexpected keys")
-    if data["schema"] != 1:
-        raise fail(f"schema {data['schema']!r}; this version reads 1")
-    if data["model"] != analysis.source.fingerprint:
-        raise fail("they belong to another model")
-    groups: dict[str, Scored] = {}
-    for name, values in data["groups"].items():
-        group = analysis[name]
-        numbers = isinstance(values, list) and all(type(v) in (int, float) for v in values)
-        if not numbers or len(values) != group.channels:
-            raise fail(f"group {name!r} needs {group.channels} numbers")
-        groups[name] = np.asarray(values, np.float64)
-    return Scores(analysis, groups, dict(data["criterion"]), str(data["normalize"]))
+    found = FORMAT.read(_ScoresFile, path)
+    if found.model != analysis.source.fingerprint:
+        raise FORMAT.error("they belong to another model", str(path))
+    for name, values in found.groups.items():
+        channels = analysis[name].channels
+        if len(values) != channels:
+            raise FORMAT.error(f"{channels} numbers are due, not {len(values)}", str(path), ("groups", name))
+    groups = {name: np.asarray(values, np.float64) for name, values in found.groups.items()}
+    return Scores(analysis, groups, found.criterion, found.normalize)
 
 
 def score(
