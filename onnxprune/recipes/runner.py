@@ -27,6 +27,7 @@ import numpy as np
 
 from onnxprune._utils.atomic_files import check_output, write_text
 from onnxprune._utils.journal import Journal
+from onnxprune._utils.strict import Format
 from onnxprune.analysis.cost import CostModel
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.errors import OnnxPruneError
@@ -40,6 +41,7 @@ from onnxprune.recipes._table import RunTable, StepRow
 from onnxprune.recipes.recipe import RENAMED, Recipe, StepEntry
 
 JOURNAL, LOG, COPY, MARK = "run.journal", "log.txt", "recipe.toml", "step.json"
+_MARK = Format("step file", 2**24)
 ORIGINAL, LATENCY = "00-original", "latency"
 _RECORD = {"step", "turn", "files", "digests", "figures", "note", "seconds", "resumed"}
 _RENAMED = {**RENAMED, "limits": "constraints"}  # old names in journals
@@ -224,7 +226,7 @@ class _RecipeRun:
             "from": {what: _digest(path) for what, path in self.files.items()},
         }  # fmt: skip
         try:
-            there = _json(folder / MARK) if folder.is_dir() else None
+            there = _read_mark(folder / MARK) if folder.is_dir() else None
             if isinstance(there, dict) and not _different(_renamed(there, mark), mark):
                 _forget_temporary(folder)
                 return True
@@ -364,10 +366,11 @@ def _digest(path: Path) -> str:
         return ""
 
 
-def _json(path: Path) -> Any:
+def _read_mark(path: Path) -> Any:
+    """Return what `step.json` holds; None if it is missing or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return _MARK.load(path)
+    except OnnxPruneError:
         return None
 
 
