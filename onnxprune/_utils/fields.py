@@ -63,7 +63,7 @@ Index = Annotated[int, Bounds(at_least=0)]
 
 def shown(value: Any) -> str:
     """Return a foreign value as a message shows it: short, whatever it is."""
-    if isinstance(value, dict | list):
+    if isinstance(value, dict | list) and (len(value) > 4 or len(repr(value)) > _SHOWN):
         return f"{'a list' if isinstance(value, list) else 'a table'} of {len(value)}"
     text = repr(shortened(value) if isinstance(value, str) else value)
     return text if len(text) <= 2 * _SHOWN else f"{text[:_SHOWN]}..."

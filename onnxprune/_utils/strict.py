@@ -92,6 +92,18 @@ class Format:
             raise OnnxPruneError(f"cannot read the {self.kind} {str(path)!r}: {err.strerror or err}") from err
         raise self.error(f"too large (more than {self.max_bytes} bytes)", str(path))
 
+    def load_text(self, path: Path) -> str:
+        """Read a file as text with newlines of one character.
+
+        Raises:
+            OnnxPruneError: It cannot be read, is too large, or is not UTF-8.
+        """
+        try:
+            text = _decoded(self.load_bytes(path))
+        except Refused as err:
+            raise self.error(err.what, str(path)) from err.__cause__
+        return text.replace("\r\n", "\n").replace("\r", "\n")
+
     def parse(self, text: str | bytes, where: str) -> Any:
         """Return a text as plain data: dict, list, str, int, float, bool and None (TOML: dates and times as well).
 
@@ -153,12 +165,16 @@ class _Marker:
         self.what = what
 
 
+def _decoded(data: bytes) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as err:
+        raise Refused(f"not UTF-8 text (byte {err.start})") from err
+
+
 def _parsed(text: str | bytes, syntax: str) -> Any:
     if isinstance(text, bytes):
-        try:
-            text = text.decode("utf-8")
-        except UnicodeDecodeError as err:
-            raise Refused(f"not UTF-8 text (byte {err.start})") from err
+        text = _decoded(text)
     name = "not JSON" if syntax == "json" else "not valid TOML"
     try:
         if syntax == "json":
