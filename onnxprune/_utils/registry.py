@@ -8,8 +8,9 @@ that suggests the nearest known ones; a second item under a key is refused.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
+from importlib import import_module
 from typing import Any, TypeVar, cast
 
 from onnxprune._utils.entry_points import PluginRegistry
@@ -28,6 +29,7 @@ class Registry(Mapping[K, T]):
         key: Returns the key of an item that is registered without one; default: its attribute `name`.
         problem: Returns the reason for which an object is no such item, or None.
         label: Returns a key as messages show it.
+        modules: Modules that register built-in items when they are imported, and are imported when they are needed.
         plugins: Group of the entry points through which other distributions add items; None: there are no plug-ins.
         accept: Registers what an entry point names; default: `register`. If it raises, what it registered is removed.
         plugin: Returns the name of the entry point that would add a key, for keys that are not plain names.
@@ -37,19 +39,28 @@ class Registry(Mapping[K, T]):
     """
 
     def __init__(
-        self, kind: str, *, key: Callable[[Any], K] | None = None, problem: Callable[[Any], str | None] | None = None,
-        label: Callable[[K], str] = str, plugins: str | None = None, accept: Callable[[Any], object] | None = None,
+        self,
+        kind: str,
+        *,
+        key: Callable[[Any], K] | None = None,
+        problem: Callable[[Any], str | None] | None = None,
+        label: Callable[[K], str] = str,
+        modules: Sequence[str] = (),
+        plugins: str | None = None,
+        accept: Callable[[Any], object] | None = None,
         plugin: Callable[[K], str] = str,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.kind = kind
         self._key: Callable[[Any], K] = key or (lambda item: item.name)
         self._problem = problem
         self._label = label
         self._accept = accept or self.register
         self._plugin = plugin
+        self._modules = modules
         self._items: dict[K, T] = {}
         self._aliases: dict[K, K] = {}
         self._origins: dict[K, str] = {}
+        self._built_in: dict[K, T] = {}
         self.plugins = PluginRegistry(plugins, self._add_plugin) if plugins is not None else None
 
     # ----------------------------------------------------------------------------------------------- registration
@@ -76,11 +87,7 @@ class Registry(Mapping[K, T]):
         for name in (key, *aliases):
             taken = self._items.get(self._aliases.get(name, name))
             if taken is not None and taken is not item:
-                raise OnnxPruneError(
-                    f"the {self.kind} {self._label(name)!r} exists already{_module_of(taken)}",
-                    where=getattr(item, "__module__", None),
-                    fix="give it another name",
-                )
+                raise self._taken(name, taken, item)
         self._items.setdefault(key, item)
         self._aliases.update(dict.fromkeys(aliases, key))
 
@@ -93,8 +100,31 @@ class Registry(Mapping[K, T]):
 
         return decorator
 
+    def _taken(self, key: K, taken: T, item: Any) -> OnnxPruneError:
+        module = getattr(taken, "__module__", None)
+        return OnnxPruneError(
+            f"the {self.kind} {self._label(key)!r} is already registered{f' by {module}' if module else ''}",
+            where=getattr(item, "__module__", None),
+            fix="choose another name",
+        )
+
+    def _load(self) -> None:
+        """Register what is imported on demand, and the plug-ins."""
+        self._load_modules()
+        if self.plugins is not None and not self.plugins.loaded:
+            self._built_in = dict(self._items)
+            self.plugins.load()
+
+    def _load_modules(self) -> None:
+        for module in self._modules:
+            import_module(module)
+        self._modules = ()
+
     def _add_plugin(self, loaded: Any, distribution: str) -> None:
         before = dict(self._items)
+        for key, item in self._built_in.items():
+            if item is loaded:  # such a plug-in would add nothing
+                raise self._taken(key, item, None)
         try:
             self._accept(loaded)
         except BaseException:
@@ -107,8 +137,8 @@ class Registry(Mapping[K, T]):
     def find(self, key: K) -> T | None:
         """Return the item of a key, or None. Plug-ins are loaded only for keys that are not built in."""
         key = self._aliases.get(key, key)
-        if key not in self._items and self.plugins is not None:
-            self.plugins.load()
+        if key not in self._items:
+            self._load()
         return self._items.get(key)
 
     def __getitem__(self, key: K) -> T:
@@ -140,8 +170,7 @@ class Registry(Mapping[K, T]):
         return self.find(cast(K, key)) is not None
 
     def __iter__(self) -> Iterator[K]:
-        if self.plugins is not None:
-            self.plugins.load()
+        self._load()
         return iter(list(self._items))
 
     def __len__(self) -> int:
@@ -157,6 +186,7 @@ class Registry(Mapping[K, T]):
         Args:
             reload: Load the plug-ins again inside the block, if they are needed there.
         """
+        self._load_modules()  # what they register is to stay
         items, aliases, origins, plugins = self._items, self._aliases, self._origins, self.plugins
         self._items, self._aliases, self._origins = dict(items), dict(aliases), dict(origins)
         if reload and plugins is not None:
@@ -178,11 +208,6 @@ def make(kind: str, name: str, cls: type[T], params: Mapping[str, Any]) -> T:
     if wrong:
         raise OnnxPruneError(
             f"the {kind} {name!r} has no parameter {', '.join(map(repr, wrong))}",
-            fix=f"its parameters are: {', '.join(valid)}" if valid else "it takes none",
+            fix=f"its parameters are: {', '.join(valid)}" if valid else "it has none",
         )
     return cls(**params)
-
-
-def _module_of(item: Any) -> str:
-    module = getattr(item, "__module__", None)
-    return f", in {module}" if isinstance(module, str) else ""

@@ -18,7 +18,7 @@ from onnxprune._utils.strict import Format
 from onnxprune.analysis.coupling import Analysis, Group
 from onnxprune.criteria import AnyCriterion, Criterion, DataCriterion
 from onnxprune.criteria import get as get_criterion
-from onnxprune.criteria._registry import find as find_criterion
+from onnxprune.criteria._registry import CRITERIA
 from onnxprune.criteria.base import REDUCTIONS, ScoringContext
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.execution.calibration import Calibration
@@ -63,7 +63,7 @@ class Scores:
 
     @property
     def _rule(self) -> type[AnyCriterion] | None:
-        return find_criterion(str(self.criterion.get("name")))
+        return CRITERIA.find(str(self.criterion.get("name")))
 
     def _repr_html_(self) -> str:
         """For notebooks: the spread of each group's scores."""

@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from onnxprune._utils.registry import Registry
 from onnxprune._utils.strict import Format
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.execution.data import Preprocess
@@ -21,12 +22,12 @@ from onnxprune.recipes._options import options, read
 from onnxprune.recipes._planning_steps import PlanStep, ScoreStep, SensitivityStep
 from onnxprune.recipes._steps import DATA, MODEL, RecipeDefaults, RecipeStep, after, require_positive
 
-STEPS: dict[str, type[RecipeStep]] = {
-    cls.do: cls for cls in (
-        ScoreStep, SensitivityStep, PlanStep, ApplyStep, PruneStep, RetrainStep, SparsifyStep, EvaluateStep, SweepStep
-    )
-}  # fmt: skip
+STEPS: Registry[str, type[RecipeStep]] = Registry("step", key=lambda cls: cls.do)
 """Kinds of steps by the name a recipe calls them."""
+for _step in (
+    ScoreStep, SensitivityStep, PlanStep, ApplyStep, PruneStep, RetrainStep, SparsifyStep, EvaluateStep, SweepStep,
+):  # fmt: skip
+    STEPS.register(_step)
 
 RENAMED = {"min_accuracy": "min_group_accuracy", "scope": "allocator"}
 """Old keys of steps, which are still read, and what they are called now."""

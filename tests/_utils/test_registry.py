@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,9 +48,9 @@ def test_unknown_names_come_with_suggestions() -> None:
 
 def test_a_second_item_of_a_name_is_refused_and_the_same_one_is_not() -> None:
     registry = filled()
-    with pytest.raises(OnnxPruneError, match="the thing 'first' exists already, in") as caught:
+    with pytest.raises(OnnxPruneError, match="the thing 'first' is already registered by") as caught:
         registry.register(Item("first", 2))
-    assert caught.value.fix == "give it another name"
+    assert caught.value.fix == "choose another name"
     registry.register(registry["first"])
     assert registry["first"] == Item("first")
 
@@ -60,7 +62,7 @@ def test_aliases_are_found_and_not_listed() -> None:
     assert "3rd" in registry
     assert list(registry) == ["second", "first", "third"]
     for names in (("3rd",), ("fourth", "first"), ("fourth", "3rd")):
-        with pytest.raises(OnnxPruneError, match="exists already"):
+        with pytest.raises(OnnxPruneError, match="already registered"):
             registry.add(names[0], Item("x"), *names[1:])
     assert "fourth" not in registry
 
@@ -116,6 +118,20 @@ def test_what_is_registered_in_isolation_is_forgotten() -> None:
     assert "3rd" not in registry
     assert list(registry) == ["second", "first"]
 
+
+def test_modules_are_imported_when_they_are_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "onnxprune_test_registered"
+    (tmp_path / f"{name}.py").write_text(f"from {__name__} import LATE, Item\nLATE.register(Item('late'))\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    LATE.register(Item("early"))
+    assert LATE["early"] == Item("early")
+    assert name not in sys.modules
+    with LATE.isolated():
+        pass
+    assert list(LATE) == ["early", "late"]
+
+
+LATE: Registry[str, Item] = Registry("thing", modules=("onnxprune_test_registered",))
 
 # ----------------------------------------------------------------------------------------------------------- plug-ins
 
@@ -186,6 +202,14 @@ def test_a_plugin_that_fails_leaves_nothing(asked: list[str]) -> None:
     assert list(registry) == ["own"]
     assert registry.plugins is not None
     assert set(registry.plugins.broken) == {"missing", "good"}
+
+
+def test_a_plugin_that_names_a_built_in_item_is_refused(asked: list[str]) -> None:
+    registry = with_plugins()
+    registry.register(GOOD)
+    assert list(registry) == ["own", "good"]
+    assert registry.plugins is not None
+    assert "'good' is already registered" in registry.plugins.broken["good"].reason
 
 
 def test_plugins_are_loaded_again_in_isolation(asked: list[str]) -> None:
