@@ -1,7 +1,8 @@
-"""Progress of long work. The functions that do the work report counts; whoever calls them decides how they are shown.
+"""Progress of long work: functions report counts, and their callers decide how these are shown.
 
-A function that takes long has a parameter `progress: Progress = no_progress` and calls it with (done, total), where
-`done` never falls and ends at `total`. The unit is the function's own: nodes, samples, runs, steps.
+A function that takes long has a parameter `progress: Progress | None = None` and calls it with (done, total), where
+`done` never falls. The unit is the function's own: nodes, samples, runs, steps. The command line shows a bar on stderr,
+see `onnxprune.cli._display.progress`.
 """
 
 from __future__ import annotations
@@ -13,14 +14,10 @@ Progress = Callable[[int, int], None]
 """Called with (done, total)."""
 
 StartProgress = Callable[[str], AbstractContextManager[Progress]]
-"""Starts the display of one task by its title; it ends with the context."""
-
-
-def no_progress(done: int, total: int) -> None:
-    """Show nothing."""
+"""Starts the display of a task by its title; the display ends with the context."""
 
 
 @contextmanager
-def silent(title: str) -> Iterator[Progress]:
+def no_progress(title: str) -> Iterator[Progress]:
     """Show nothing for a task."""
-    yield no_progress
+    yield lambda done, total: None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import onnx_graphsurgeon as gs
 
 from onnxprune._utils.atomic_files import write_text
 from onnxprune._utils.html import html_table
+from onnxprune._utils.progress import Progress
 from onnxprune._utils.strict import Format
 from onnxprune.analysis.coupling import Analysis, Group
 from onnxprune.criteria import AnyCriterion, Criterion, DataCriterion
@@ -28,7 +29,6 @@ from onnxprune.ops.label_table import FilterSite, ScaleSite
 
 Scored = npt.NDArray[np.float64]
 FORMAT = Format("scores", 2**30, 1, fix="make them again with `onnxprune score`")
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import sqrt
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxprune._utils.progress import Progress
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import Data, Preprocess, model_batches
 from onnxprune.execution.metrics import Samples, cross_entropy, hits, scores_of
@@ -94,7 +94,7 @@ def evaluate(
     batch: int = 64,
     threads: int = 0,
     device: str = "cpu",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Accuracy:
     """Runs a classifier over labelled data.
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from onnxprune._utils.progress import Progress
 from onnxprune.analysis.cost import Cost, CostModel
 from onnxprune.execution.sessions import Session
 from onnxprune.execution.timing import Latency, measure
@@ -45,7 +46,7 @@ def bench(
     runs: int = 30,
     warmup: int = 5,
     device: str = "cpu",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[BenchResult]:
     """Measures models in turn on random inputs.
 

@@ -18,7 +18,7 @@ import re
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import gcd, prod
 from pathlib import Path
@@ -29,6 +29,7 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from onnxprune._utils.atomic_files import write_text
+from onnxprune._utils.progress import Progress
 from onnxprune._utils.strict import Format
 from onnxprune.analysis.coupling import Analysis, Group, Kept
 from onnxprune.errors import OnnxPruneError
@@ -132,7 +133,7 @@ def latency_model(
     device: str = "cpu",
     cache: bool = True,
     refresh: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> LatencyModel:
     """Measures a model in onnxruntime on this machine, or finds what an earlier measurement left in the cache.
 
@@ -508,7 +509,7 @@ class VariantTimer:
     def __exit__(self, *exc: object) -> None:
         self._folders.close()
 
-    def samples(self, block: int, progress: Callable[[int, int], None] | None = None) -> list[VariantMeasurement]:
+    def samples(self, block: int, progress: Progress | None = None) -> list[VariantMeasurement]:
         """Measures a designed set of variants, as many as patience allows."""
         variants = design(self.analysis, block, VARIANTS)
         for _ in range(_WARMUP):

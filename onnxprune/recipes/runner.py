@@ -17,8 +17,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ import numpy as np
 
 from onnxprune._utils.atomic_files import check_output, write_text
 from onnxprune._utils.journal import Journal
+from onnxprune._utils.progress import StartProgress, no_progress
 from onnxprune._utils.strict import Format
 from onnxprune.analysis.cost import CostModel
 from onnxprune.analysis.coupling import Analysis
@@ -48,14 +48,7 @@ _RENAMED = {**RENAMED, "limits": "constraints"}  # old names in journals
 _FREE = {"threads", "device", "jobs", "workers"}
 _STEP = re.compile(r"\d{2,3}-[a-z]+")
 
-Tick = Callable[[int, int], None]
-Progress = Callable[[str], AbstractContextManager[Tick]]
 Record = dict[str, Any]
-
-
-@contextmanager
-def _no_progress(title: str) -> Iterator[Tick]:
-    yield lambda done, total: None
 
 
 def run_recipe(
@@ -63,7 +56,7 @@ def run_recipe(
     folder: Path,
     *,
     restart: bool = False,
-    progress: Progress = _no_progress,
+    progress: StartProgress = no_progress,
     notice: Callable[[str], None] | None = None,
 ) -> RunTable:
     """Runs a recipe, or what is left of it.
@@ -116,7 +109,7 @@ class _RecipeRun:
 
     def __init__(
         self, recipe: Recipe, folder: Path, analysis: Analysis, data: Mapping[str, Data], journal: Journal,
-        progress: Progress, notice: Callable[[str], None] | None,
+        progress: StartProgress, notice: Callable[[str], None] | None,
     ) -> None:  # fmt: skip
         self.recipe, self.folder, self.data, self.journal = recipe, folder, data, journal
         self.analysis, self.progress, self.notice = analysis, progress, notice

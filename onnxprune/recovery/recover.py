@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from math import prod
@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from onnxprune._utils.atomic_files import atomic
 from onnxprune._utils.journal import Journal
+from onnxprune._utils.progress import Progress
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.execution.calibration import Calibration
@@ -130,7 +131,7 @@ def recover(
     rounds: int = 3,
     folder: Path | None = None,
     restart: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Recovered:
     """Solves for the weights of a pruned model so that its outputs come back to the original's.
 
@@ -278,7 +279,7 @@ class _SolutionCounter:
 
     store: _SolutionStore
     stage: int
-    progress: Callable[[int, int], None] | None
+    progress: Progress | None
     solved: int = 0
     total: int = 0
 
