@@ -1,4 +1,4 @@
-"""The plan: which channels of which group are removed. The narrow waist between deciding and rewriting.
+"""Plan: the removed channels of each group; the interface between deciding and rewriting.
 
 `plan.json` is read strictly: see docs/plan-format.md.
 """
@@ -33,7 +33,7 @@ class _Options:
 
 @dataclass(frozen=True)
 class Removal:
-    """What goes from one group: `removed` channel indices, ascending, of `channels`."""
+    """Channels removed from one group: indices `removed`, ascending, of `channels`."""
 
     channels: Count
     removed: tuple[int, ...]
@@ -41,14 +41,14 @@ class Removal:
 
 @dataclass(frozen=True)
 class Plan:
-    """A decision, independent of how it was reached.
+    """Removed channels of a model, independent of the criterion and allocator.
 
     Attributes:
-        model: fingerprint of the model it was made for; "" fits any.
-        groups: group name -> removal; groups not named stay whole.
-        criterion: name and parameters of the score behind it, for the record.
-        options: how the model was analysed (attention, inexact), so that the groups are found again.
-        tool: version that wrote it.
+        model: Fingerprint of the model; "" matches any model.
+        groups: Group name -> removal; other groups keep all channels.
+        criterion: Name and parameters of the criterion, for the record.
+        options: Options of the analysis (attention, inexact), needed to find the same groups again.
+        tool: Version that wrote the plan.
     """
 
     model: str
@@ -58,7 +58,7 @@ class Plan:
     tool: str = ""
 
     def to_json(self) -> str:
-        """The file's text: sorted, one group a line, stable to the byte."""
+        """Return the file's text: sorted, one line per group, byte-stable."""
         head = {
             "schema": SCHEMA,
             "tool": self.tool,
@@ -76,40 +76,40 @@ class Plan:
         return "{\n" + "\n".join(lines) + '\n  "groups": {' + (f"\n{body}\n  " if groups else "") + "}\n}\n"
 
     def _repr_html_(self) -> str:
-        """For notebooks: what goes from each group."""
+        """Return the removed channels of each group as an HTML table."""
         rows = [
             [name, str(r.channels), str(r.channels - len(r.removed)), share(r.channels - len(r.removed), r.channels)]
             for name, r in self.groups.items()
             if r.removed
         ]
         title = (
-            f"plan: {self.removed} channels of {len(rows)} groups go, by {self.criterion.get('name', 'no criterion')}"
+            f"removed: {self.removed} channels of {len(rows)} groups, by {self.criterion.get('name', 'no criterion')}"
         )
         return html_table(
-            title, ["group", "channels", "kept", ""], rows, note=f"other groups stay whole; digest {self.digest[:12]}"
+            title, ["group", "channels", "kept", ""], rows, note=f"other groups unchanged; digest {self.digest[:12]}"
         )
 
     @property
     def digest(self) -> str:
-        """SHA-256 of what is removed (not of who decided it)."""
+        """SHA-256 of the removed channels, independent of criterion and tool."""
         text = json.dumps({n: [r.channels, list(r.removed)] for n, r in sorted(self.groups.items()) if r.removed})
         return hashlib.sha256((self.model + text).encode()).hexdigest()
 
     @property
     def removed(self) -> int:
-        """Channels removed in all."""
+        """Total number of removed channels."""
         return sum(len(r.removed) for r in self.groups.values())
 
 
 NOTHING = Plan("", {})
-"""The plan that removes nothing and fits every model."""
+"""Plan that removes nothing and matches every model."""
 
 
 def save_plan(plan: Plan, path: str | os.PathLike[str]) -> None:
-    """Writes `plan.json`, whole or not at all.
+    """Write `plan.json` atomically.
 
     Raises:
-        OnnxPruneError: it cannot be written.
+        OnnxPruneError: The file cannot be written.
     """
     write_text(Path(path), plan.to_json())
 
@@ -119,14 +119,14 @@ def load_plan(path: str | os.PathLike[str]) -> Plan:
 
     Raises:
         OnnxPruneError: Not JSON, a duplicate or unknown key, a wrong type, indices that are not sorted, distinct and
-            inside the group, or a group without a kept channel.
+            inside the group, or a group without remaining channels.
     """
     path = Path(path)
     return _checked(FORMAT.load(path), str(path))
 
 
 def parse_plan(text: str, where: str = "plan") -> Plan:
-    """Read a plan from its text; see `load_plan`."""
+    """Parse the text of a plan; see `load_plan`."""
     return _checked(FORMAT.parse(text, where), where)
 
 
@@ -145,4 +145,4 @@ def _check_indices(removal: Removal, name: str, where: str) -> None:
     if any(a >= b for a, b in pairwise(removed)):
         raise FORMAT.error("indices are not sorted and distinct", where, ("groups", name))
     if len(removed) >= channels:
-        raise FORMAT.error("the group is left empty", where, ("groups", name))
+        raise FORMAT.error("no channel of the group remains", where, ("groups", name))

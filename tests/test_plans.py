@@ -40,7 +40,7 @@ REASONS = {
     "duplicate_index": "not sorted and distinct",
     "duplicate_key": "'tool' is given twice",
     "empty_file": "not JSON",
-    "emptied_group": "left empty",
+    "emptied_group": "no channel of the group remains",
     "float_as_index": "takes a whole number",
     "group_is_a_list": "not an object",
     "groups_is_a_list": "'groups' takes an object",

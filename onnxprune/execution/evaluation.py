@@ -1,4 +1,4 @@
-"""Accuracy of a model on data, in onnxruntime."""
+"""Accuracy of a classifier on labelled data, in onnxruntime."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from onnxprune.execution.metrics import Samples, cross_entropy, hits, scores_of
 from onnxprune.execution.sessions import Session, saturates_integers
 from onnxprune.ir.model import Model
 
-# Inputs that hold weights, and the one that holds the data's zero point (-1: the data is always uint8).
+# Indices of the weight inputs, and of the input with the data's zero point (-1: the data is always uint8).
 _INTEGER_PRODUCTS = {
     "QLinearConv": ((3,), 2), "QLinearMatMul": ((3,), 2), "QGemm": ((3,), 2), "MatMulInteger": ((1,), 2),
     "MatMulIntegerToFloat": ((1,), 4), "QAttention": ((1,), 6), "DynamicQuantizeMatMul": ((1,), -1),
     "DynamicQuantizeLSTM": ((1, 2), -1),
 }  # fmt: skip
-_SAFE = 64  # 2 x 255 x 64 fits into 16 bits; quantizers keep to it with reduce_range
+_SAFE = 64  # 2 x 255 x 64 fits into 16 bits; quantizers with reduce_range stay within it
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ class Accuracy:
     """Top-1 and top-5 accuracy and mean cross-entropy.
 
     Attributes:
-        top1: share of samples whose largest output is their label.
-        top1_error: its standard error, sqrt(p (1 - p) / n).
-        top5: share whose label is among the five largest.
-        loss: mean cross-entropy in nats; outputs that are probabilities already are taken as such.
-        images: how many samples.
-        provider: what onnxruntime ran on.
+        top1: Share of samples whose largest output is their label.
+        top1_error: Its standard error, sqrt(p (1 - p) / n).
+        top5: Share of samples whose label is among the five largest outputs.
+        loss: Mean cross-entropy in nats; outputs that are probabilities are used as such.
+        images: Number of samples.
+        provider: Execution provider of onnxruntime.
         warning: Reason why other CPUs may compute another accuracy; see `saturation_warning`.
     """
 
@@ -50,7 +50,7 @@ class Accuracy:
 def saturation_warning(model: Model) -> str:
     """Return one line if the model multiplies uint8 by large int8 weights and this CPU's kernels saturate; else "".
 
-    Results are those of the deployed kernels and are left as they are.
+    The accuracy is that of the deployed kernels and is not corrected.
     """
     graphs = (model.graph, *model.graph.subgraphs(recursive=True))
     if not any(_may_saturate(node) for graph in graphs for node in graph.nodes) or not saturates_integers():
@@ -96,10 +96,10 @@ def evaluate(
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> Accuracy:
-    """Runs a classifier over labelled data.
+    """Return the accuracy of a classifier on labelled data.
 
     Raises:
-        OnnxPruneError: no labels, samples or labels that do not fit the model, outputs that are not finite.
+        OnnxPruneError: The data has no labels, samples or labels do not fit the model, or outputs are not finite.
     """
     if data.y is None:
         raise OnnxPruneError(f"the data {data.name!r} has no labels", fix="add an array y")

@@ -81,7 +81,7 @@ class Model:
     path: Path | None = None
     data_files: frozenset[Path] = frozenset()
     _fingerprint: str | None = field(default=None, repr=False)
-    # What a pass knows of all shapes (a `shapes.Witness`), until another one may have changed them.
+    # What a pass knows of all shapes (a `shape_inference.Witness`), until another one may have changed them.
     _shapes: Any = field(default=None, repr=False, compare=False)
 
     @property

@@ -1,4 +1,4 @@
-"""Cost and measured latency of models side by side."""
+"""Benchmark of models: cost and measured latency side by side."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from onnxprune.pipeline import analyze
 
 @dataclass(frozen=True)
 class BenchResult:
-    """One model's figures; speed-up and efficiency over the first one measured with it.
+    """Figures of one model; speedup and efficiency relative to the first model of the benchmark.
 
     Attributes:
-        latency: of one batch.
+        latency: Latency of one batch.
         cost: MACs per sample, parameters, bytes.
-        speedup: latency of the first model over this one's.
-        efficiency: speed-up times the share of the first model's MACs; 1 when fewer MACs are fully fewer milliseconds.
-        provider: what onnxruntime ran on.
+        speedup: Latency of the first model divided by this one's.
+        efficiency: Speedup times the share of the first model's MACs; 1 if latency shrinks like MACs.
+        provider: Execution provider of onnxruntime.
     """
 
     latency: Latency
@@ -34,7 +34,7 @@ class BenchResult:
     provider: str
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the figures as a JSON object."""
         return asdict(self)
 
 
@@ -48,13 +48,16 @@ def bench(
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> list[BenchResult]:
-    """Measures models in turn on random inputs.
+    """Measure models in turns on random inputs.
 
     Args:
-        batch: samples per run where a model's batch is dynamic.
-        threads: of onnxruntime; 0 for all cores.
-        runs: timed runs of each; the median counts.
-        warmup: runs of each before that are not counted.
+        models: Models to measure; the first is the baseline.
+        batch: Samples per run, for models with a dynamic batch.
+        threads: Threads of onnxruntime; 0 for all cores.
+        runs: Timed runs of each model; the median counts.
+        warmup: Untimed runs of each model before.
+        device: "auto", "cpu" or "cuda".
+        progress: Called with (done, total) rounds.
     """
     analyses = [analyze(m) for m in models]
     feeds = [random_feeds(a, batch) for a in analyses]

@@ -1,7 +1,6 @@
-"""Sensitivity curves: what a metric becomes as channels leave one group at a time. What `sensitivity` writes.
+"""Sensitivity curves: metric as a function of the removed channels of one group; file format of `sensitivity`.
 
-A curve belongs to a group. Its points are measured; between two of them it is taken as a straight line, and at ratio 0
-it starts at the baseline, which all curves share.
+Points are measured and interpolated linearly. At ratio 0 all curves start at the common baseline.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from onnxprune._utils.fields import Count, Index
 from onnxprune._utils.strict import Format
 
 SCHEMA = 1
-FORMAT = Format("curves", 256 * 2**20, SCHEMA, fix="make them again with `onnxprune sensitivity`")
+FORMAT = Format("curves", 256 * 2**20, SCHEMA, fix="create them again with `onnxprune sensitivity`")
 
 
 @dataclass(frozen=True)
@@ -28,10 +27,10 @@ class CurvePoint:
     """One measurement.
 
     Attributes:
-        ratio: share of the group's channels that was asked to go; 0 for the baseline.
-        removed: how many that are: floor(channels x ratio).
-        value: the metric.
-        error: its standard error; None where the metric gives none.
+        ratio: Requested share of the group's channels; 0 for the baseline.
+        removed: Number of removed channels: floor(channels x ratio).
+        value: Value of the metric.
+        error: Standard error of the metric; None if it has none.
     """
 
     ratio: float
@@ -42,7 +41,7 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class Curve:
-    """Points of one group, by ascending ratio, without ratio 0."""
+    """Points of one group by ascending ratio, without ratio 0."""
 
     channels: Count
     points: tuple[CurvePoint, ...]
@@ -50,20 +49,20 @@ class Curve:
 
 @dataclass(frozen=True)
 class Curves:
-    """A sweep.
+    """Result of a sensitivity sweep.
 
     Attributes:
-        model: fingerprint of the model.
-        criterion: name and parameters of the score that chose the channels.
-        metric: its name.
-        higher_is_better: whether accuracy-like (top1) or loss-like.
-        baseline: the metric of the whole model.
-        groups: group name -> curve, in the order of the graph.
-        data: name, images and digest of the data.
-        settings: batch size and provider: what the last digits of a value may depend on.
-        options: how the model was analysed (attention, inexact).
-        bisected: the threshold whose crossings alone were searched for; None for whole curves.
-        tool: version that wrote it.
+        model: Fingerprint of the model.
+        criterion: Name and parameters of the criterion that ordered the channels.
+        metric: Name of the metric.
+        higher_is_better: Whether larger values of the metric are better.
+        baseline: Metric of the original.
+        groups: Group name -> curve, in graph order.
+        data: Name, number of images and digest of the data.
+        settings: Batch size and provider, which may affect the last digits of a value.
+        options: Options of the analysis (attention, inexact).
+        bisected: Threshold whose crossings were searched for; None for complete curves.
+        tool: Version that wrote the file.
     """
 
     model: str
@@ -79,11 +78,11 @@ class Curves:
     tool: str = ""
 
     def reaches(self, value: float, threshold: float) -> bool:
-        """Whether a value is at least as good as a threshold."""
+        """Return whether a value is at least as good as a threshold."""
         return value >= threshold if self.higher_is_better else value <= threshold
 
     def largest(self, group: str, threshold: float) -> int:
-        """Most channels that can go so that this and every smaller measured point reach the threshold."""
+        """Return the largest number of removed channels up to which all measured points reach the threshold."""
         removed = 0
         for p in self.groups[group].points:
             if not self.reaches(p.value, threshold):
@@ -92,7 +91,7 @@ class Curves:
         return removed
 
     def crossing(self, group: str, threshold: float) -> float:
-        """Where the curve first falls below a threshold, in channels removed, on straight lines between points."""
+        """Return the number of removed channels (interpolated) at which the curve first falls below a threshold."""
         if not self.reaches(self.baseline.value, threshold):
             return 0.0
         before = self.baseline
@@ -104,7 +103,7 @@ class Curves:
         return float(before.removed)
 
     def to_json(self) -> str:
-        """The file's text: one point a line, stable to the byte."""
+        """Return the file's text: one point per line, byte-stable."""
         head: dict[str, Any] = {
             "schema": SCHEMA,
             "tool": self.tool,
@@ -127,7 +126,7 @@ class Curves:
         return "{\n" + "\n".join(lines) + '\n  "groups": {\n' + ",\n".join(groups) + "\n  }\n}\n"
 
     def to_csv(self) -> str:
-        """A table: group, channels, ratio, removed, metric, standard error; ratio 0 is the baseline."""
+        """Return a CSV table: group, channels, ratio, removed, metric, standard error; ratio 0 is the baseline."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(["group", "channels", "ratio", "removed", self.metric, "standard_error"])
@@ -143,10 +142,10 @@ def _entry(p: CurvePoint) -> dict[str, Any]:
 
 
 def save_curves(curves: Curves, path: Path) -> None:
-    """Writes curves as JSON, whole or not at all.
+    """Write curves as JSON, atomically.
 
     Raises:
-        OnnxPruneError: it cannot be written.
+        OnnxPruneError: The file cannot be written.
     """
     write_text(path, curves.to_json())
 
@@ -155,7 +154,7 @@ def load_curves(path: Path) -> Curves:
     """Read curves strictly.
 
     Raises:
-        OnnxPruneError: Not JSON, a duplicate, missing or unknown key, a wrong type, points that do not ascend.
+        OnnxPruneError: Not JSON, a duplicate, missing or unknown key, a wrong type, or points that are not ascending.
     """
     curves = FORMAT.read(Curves, path)
     for name, curve in curves.groups.items():

@@ -1,7 +1,7 @@
 """The sensitivity sweep: every group at every ratio, one group at a time, as the D-Score paper chooses its thresholds.
 
-Points are measured by `trials`, spread by `workers`, and journaled one by one, by the workers themselves where there
-are any: a killed run goes on where it stopped and ends with the same file.
+Points are measured by `criteria.masked_evaluation`, spread by `_utils.parallel`, and journaled one by one, by the
+workers themselves if there are any: a killed run continues where it stopped and ends with the same file.
 """
 
 from __future__ import annotations

@@ -267,7 +267,7 @@ def test_progress_counts_steps(groups: Analysis) -> None:
         ({"steps": True, "ratio": 0.5}, "at least one step"),
         ({"steps": 2, "ratio": 0.5, "schedule": "cubic"}, "unknown schedule 'cubic'"),
         ({"steps": 2, "ratio": 0.5, "schedule": "geometrik"}, "did you mean 'geometric'"),
-        ({"steps": 2, "target": Target(macs=0.5), "allocator": "sensitivity"}, "curves hold for the whole model"),
+        ({"steps": 2, "target": Target(macs=0.5), "allocator": "sensitivity"}, "curves hold for the original"),
         ({"steps": 2}, "either a ratio or a target"),
         ({"steps": 2, "ratio": 1.0}, "share removed"),
         ({"steps": 2, "ratio": 0.5, "lr": 1}, "no parameter 'lr'"),

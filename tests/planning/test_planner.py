@@ -225,7 +225,7 @@ def test_protect_attention_leaves_heads_whole(scores: Scores) -> None:
         (Constraints(include=["nothing"]), "unknown group .in include. 'nothing'"),
         (Constraints(exclude=["w9"]), "known: w0, w1"),
         (Constraints(protect=["frist"]), "did you mean 'first'"),
-        (Constraints(exclude=["*"]), "no group is left"),
+        (Constraints(exclude=["*"]), "no group remains"),
         (Constraints(overrides={"zz": 0.5}), "unknown group .in override."),
         (Constraints(overrides={"w0": 1.0}), "share removed"),
         (Constraints(overrides={"w0": "half"}), "a ratio or a table"),

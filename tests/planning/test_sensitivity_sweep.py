@@ -315,7 +315,7 @@ def _dies(task: Any) -> Any:
 
 
 def test_workers_that_always_fail_are_one_error() -> None:
-    with pytest.raises(OnnxPruneError, match=r"again and again \(RuntimeError: out of luck"):
+    with pytest.raises(OnnxPruneError, match=r"failed repeatedly \(RuntimeError: out of luck"):
         list(parallel.spread(_dies, [1, 2, 3], jobs=2))
 
 
@@ -392,7 +392,7 @@ def test_partial_classes_are_accepted_on_request(scores: Scores, data: Data) -> 
         ({"ratios": (0.5, 1.0)}, r"in \(0, 1\); got 1"),
         ({"ratios": ()}, "no ratios"),
         ({"include": ["nothing*"]}, "unknown group 'nothing"),
-        ({"exclude": ["*"]}, "no group is left"),
+        ({"exclude": ["*"]}, "no group remains"),
         ({"metric": "loss", "stop_at_chance": True}, "no chance level"),
         ({"device": "tpu"}, "unknown device"),
         ({"jobs": 2, "backend": "threads"}, "unknown backend"),
