@@ -22,6 +22,7 @@ import numpy as np
 
 from onnxprune._utils.journal import Journal
 from onnxprune._utils.parallel import spread
+from onnxprune._utils.progress import Progress
 from onnxprune.analysis.coupling import Analysis, Group, couple
 from onnxprune.criteria.masked_evaluation import CACHE_MEMORY, MaskedEvaluator
 from onnxprune.criteria.scoring import Scores
@@ -34,7 +35,6 @@ from onnxprune.passes import NORMALIZE, Pipeline
 from onnxprune.planning.curves import Curve, CurvePoint, Curves
 
 RATIOS = tuple(round(0.05 * i, 2) for i in range(1, 20))
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
