@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from onnxprune.execution.data import load_data as load_data
     from onnxprune.execution.evaluation import evaluate as evaluate
     from onnxprune.ir.model import Model as Model
-    from onnxprune.ir.model import load as load
-    from onnxprune.ir.model import save as save
-    from onnxprune.ir.model import to_proto as to_proto
+    from onnxprune.ir.reader import load as load
+    from onnxprune.ir.writer import save as save
+    from onnxprune.ir.writer import to_proto as to_proto
     from onnxprune.latency.prediction import LatencyModel as LatencyModel
     from onnxprune.latency.prediction import latency_model as latency_model
     from onnxprune.pipeline import Compiled as Compiled
@@ -70,10 +70,10 @@ _WHERE = {
     "Scores": "criteria.scoring", "Settings": "training", "Target": "planning.targets",
     "Verification": "verification", "VerificationError": "errors", "analyze": "pipeline", "apply": "pipeline",
     "compile_plan": "pipeline", "evaluate": "execution.evaluation", "latency_model": "latency.prediction",
-    "load": "ir.model", "load_curves": "planning.curves", "load_data": "execution.data", "load_plan": "plans",
-    "plan": "pipeline", "plan_steps": "planning.iterative", "retrain": "training", "save": "ir.model",
+    "load": "ir.reader", "load_curves": "planning.curves", "load_data": "execution.data", "load_plan": "plans",
+    "plan": "pipeline", "plan_steps": "planning.iterative", "retrain": "training", "save": "ir.writer",
     "save_curves": "planning.curves", "save_plan": "plans", "score": "pipeline",
-    "sensitivity": "planning.sensitivity_sweep", "to_proto": "ir.model", "to_torch": "torch_bridge",
+    "sensitivity": "planning.sensitivity_sweep", "to_proto": "ir.writer", "to_torch": "torch_bridge",
     "verify": "verification", "write_back": "torch_bridge",
 }  # fmt: skip
 

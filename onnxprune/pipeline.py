@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from onnxprune import __version__ as version
+from onnxprune._utils.gc_pause import gc_paused
 from onnxprune._utils.html import html_table, share
 from onnxprune.analysis.cost import MEASURES, Cost, CostModel
 from onnxprune.analysis.coupling import Analysis, couple
@@ -14,7 +15,7 @@ from onnxprune.criteria.scoring import Scores
 from onnxprune.criteria.scoring import score as score_groups
 from onnxprune.errors import OnnxPruneError
 from onnxprune.ir.checker import check_weights
-from onnxprune.ir.model import PROVENANCE, Model, gc_paused
+from onnxprune.ir.model import PROVENANCE, Model
 from onnxprune.ops import CouplingOptions
 from onnxprune.passes import NORMALIZE, Pipeline, SparsifyWeights, StripChannels
 from onnxprune.passes.strip_channels import analysis_options, check_plan

@@ -60,9 +60,9 @@ def timed(call: Callable[[], Any], times: Times, name: str) -> Any:
 def ours_coupling(path: Path, times: Times) -> int:
     """Analyses once; returns how many channels can go."""
     import onnxprune as op
+    from onnxprune._utils.gc_pause import gc_paused
     from onnxprune.analysis.coupling import assemble, walk
     from onnxprune.analysis.shape_inference import known_or_witness
-    from onnxprune.ir.model import gc_paused
     from onnxprune.passes import NORMALIZE, Pipeline
 
     model = op.load(path)

@@ -28,7 +28,8 @@ from onnxprune.criteria.scoring import Scores
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.execution.data import Data, Preprocess
 from onnxprune.execution.metrics import Metric, MetricValue, get_metric
-from onnxprune.ir.model import load, save
+from onnxprune.ir.reader import load
+from onnxprune.ir.writer import save
 from onnxprune.ops import CouplingOptions
 from onnxprune.passes import NORMALIZE, Pipeline
 from onnxprune.planning.curves import Curve, CurvePoint, Curves

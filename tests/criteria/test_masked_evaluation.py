@@ -23,7 +23,7 @@ from onnxprune.execution.calibration import exposing
 from onnxprune.execution.data import Data, load_data
 from onnxprune.execution.metrics import METRICS, Metric, MetricValue, get_metric
 from onnxprune.execution.sessions import Session
-from onnxprune.ir.model import load
+from onnxprune.ir.reader import load
 from onnxprune.passes import InsertMasks
 from onnxprune.pipeline import analyze, compile_plan, score
 from onnxprune.plans import Plan, Removal

@@ -17,7 +17,8 @@ from onnx import parser
 from onnxprune.analysis.coupling import Analysis, Kept
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.sessions import Kernel, Session
-from onnxprune.ir.model import Model, load
+from onnxprune.ir.model import Model
+from onnxprune.ir.reader import load
 from onnxprune.latency import prediction as module
 from onnxprune.latency.prediction import (
     ChannelAxes,

@@ -16,7 +16,9 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Calibration
 from onnxprune.execution.data import Data
 from onnxprune.execution.sessions import Session
-from onnxprune.ir.model import Model, load, to_proto
+from onnxprune.ir.model import Model
+from onnxprune.ir.reader import load
+from onnxprune.ir.writer import to_proto
 from onnxprune.passes import NORMALIZE, InsertMasks, Pass, Pipeline, StripChannels, all_passes, get
 from onnxprune.passes.base import register
 from onnxprune.pipeline import analyze

@@ -22,7 +22,7 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import Data, load_data
 from onnxprune.execution.evaluation import evaluate
 from onnxprune.execution.metrics import MetricValue
-from onnxprune.ir.model import load
+from onnxprune.ir.reader import load
 from onnxprune.pipeline import analyze, apply, score
 from onnxprune.planning import sensitivity_sweep as module
 from onnxprune.planning.curves import Curves, load_curves, save_curves
