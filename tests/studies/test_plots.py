@@ -326,7 +326,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("onnxprune._utils.atomic_files.os.access", lambda *args: False)  # root may write everywhere
-    monkeypatch.setattr(plots, "_render", lambda *args: pytest.fail("drawn for nothing"))
+    monkeypatch.setattr(plots, "render_curves", lambda *args: pytest.fail("drawn for nothing"))
     with pytest.raises(OnnxPruneError, match="not writable"):
         plot_curves(sweep(2), tmp_path / "a.png")
     assert not list(tmp_path.iterdir())
