@@ -65,8 +65,9 @@ def analyze(model: Model, *, attention: str = "heads", include_inexact: bool = F
             is not masking: it is proved against the original whose statistics run over what is kept.
     """
     with gc_paused():
-        normal = Pipeline(NORMALIZE)(model)
-        return couple(normal, source=model, choices=CouplingOptions(attention, include_inexact))
+        normal = Pipeline(NORMALIZE).run(model)
+        choices = CouplingOptions(attention, include_inexact)
+        return couple(normal.model, shapes=normal.shapes, source=model, choices=choices)
 
 
 def analyze_for(model: Model, plan: Plan) -> Analysis:
@@ -75,8 +76,8 @@ def analyze_for(model: Model, plan: Plan) -> Analysis:
     Raises:
         OnnxPruneError: the plan does not fit the model.
     """
-    normal = Pipeline(NORMALIZE)(model)
-    analysis = couple(normal, source=model, **analysis_options(plan))
+    normal = Pipeline(NORMALIZE).run(model)
+    analysis = couple(normal.model, shapes=normal.shapes, source=model, **analysis_options(plan))
     check_plan(plan, analysis)
     return analysis
 

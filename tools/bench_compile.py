@@ -67,10 +67,10 @@ def ours_coupling(path: Path, times: Times) -> int:
 
     model = op.load(path)
     analysis = timed(lambda: op.analyze(model), times, "analyze")
-    normal = Pipeline(NORMALIZE)(model)
-    seen = known_or_witness(normal)
+    normal = Pipeline(NORMALIZE).run(model)
+    seen = known_or_witness(normal.model, normal.shapes)
     with gc_paused():  # as in analyze
-        timed(lambda: assemble(normal, seen, walk(normal, seen), source=model), times, "coupling")
+        timed(lambda: assemble(normal.model, seen, walk(normal.model, seen), source=model), times, "coupling")
     return int(analysis.count - 1)
 
 

@@ -343,15 +343,22 @@ def _couple(spec: OpSpec, node: gs.Node, table: LabelTable) -> None:
                 raise ValueError(f"it labels {t.name!r} of shape {shape} with arrays of {sizes}")
 
 
-def couple(model: Model, *, source: Model | None = None, choices: CouplingOptions | None = None) -> Analysis:
+def couple(
+    model: Model,
+    *,
+    shapes: Witness | None = None,
+    source: Model | None = None,
+    choices: CouplingOptions | None = None,
+) -> Analysis:
     """Finds channels and groups of a normalized model.
 
     Args:
         model: normalized (see `onnxprune.passes.NORMALIZE`).
+        shapes: of its tensors, as far as the passes inferred them; default: they are inferred.
         source: the model it was normalized from; default: itself.
         choices: what ambiguous splits free, and whether inexact channels are free.
     """
-    seen = known_or_witness(model)
+    seen = known_or_witness(model, shapes)
     return assemble(model, seen, walk(model, seen, choices), source=source)
 
 

@@ -112,12 +112,15 @@ def assignments(model: Model, *, single: bool = False) -> list[dict[tuple[str, i
     return sets[:1] if single or not sets[0] else sets
 
 
-def known_or_witness(model: Model) -> Witness:
-    """What the pass fold_shapes has found out, of what the graph still has; a new witness where it has not seen all.
+def known_or_witness(model: Model, seen: Witness | None = None) -> Witness:
+    """Return a witness restricted to the tensors that a graph still has, or a new one if it has not seen all of them.
 
-    What it has seen and found no shape for, it would find none for again: folding only writes down what it knew.
+    Tensors for which it found no shape would get none from a new inference either.
+
+    Args:
+        model: Model after passes that keep the shapes of its tensors.
+        seen: Witness of the model before those passes; None: infer a new one.
     """
-    seen: Witness | None = model._shapes
     if seen is None:
         return witness(model)
     tensors = [*model.graph.tensors().values(), *model.graph.inputs, *model.graph.outputs]

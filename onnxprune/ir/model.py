@@ -63,8 +63,6 @@ class Model:
     path: Path | None = None
     data_files: frozenset[Path] = frozenset()
     _fingerprint: str | None = field(default=None, repr=False)
-    # What a pass knows of all shapes (a `shapes.Witness`), until another one may have changed them.
-    _shapes: Any = field(default=None, repr=False, compare=False)
 
     @property
     def opset(self) -> int:
@@ -82,7 +80,7 @@ class Model:
         Args:
             constants: what stands for outputs of nodes, by the identity of these; the nodes are left out.
         """
-        return replace(self, graph=copy_graph(self.graph, dict(constants)), _fingerprint=None, _shapes=None)
+        return replace(self, graph=copy_graph(self.graph, dict(constants)), _fingerprint=None)
 
     @property
     def metadata(self) -> dict[str, str]:

@@ -408,7 +408,8 @@ def _evaluator(setting: WorkerSettings) -> MaskedEvaluator:
     model = load(setting.model)
     if model.fingerprint != setting.fingerprint:
         raise OnnxPruneError("the model changed while it was being measured", where=str(setting.model))
-    analysis = couple(Pipeline(NORMALIZE)(model), source=model, choices=setting.choices)
+    normal = Pipeline(NORMALIZE).run(model)
+    analysis = couple(normal.model, shapes=normal.shapes, source=model, choices=setting.choices)
     labels = setting.data / "y.npy"
     x = np.load(setting.data / "x.npy", mmap_mode="r", allow_pickle=False)
     y = np.load(labels, allow_pickle=False) if labels.exists() else None
