@@ -16,7 +16,7 @@ import onnx_graphsurgeon as gs
 
 from onnxprune._utils.entry_points import PluginRegistry
 from onnxprune.errors import OnnxPruneError, unknown
-from onnxprune.ir.checker import check, violation
+from onnxprune.ir.checker import check
 from onnxprune.ir.model import Model
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Pass(ABC):
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Passes in sequence; the model is copied once, and checked after the last pass."""
+    """Passes in sequence; the model is copied once, and checked after every pass."""
 
     passes: Sequence[Pass]
 
@@ -84,20 +84,6 @@ class Pipeline:
         Raises:
             OnnxPruneError: A graph is not well-formed after a pass, which is named, or its interface changed.
         """
-        try:
-            out = self._applied(model)
-        except OnnxPruneError:
-            raise
-        except Exception:
-            self._applied(model, careful=True)  # an earlier pass may have broken the graph
-            raise
-        if violation(out.model.graph) is not None:
-            self._applied(model, careful=True)
-            check(out.model.graph, "all passes")  # raise even if a pass is not deterministic
-        return out
-
-    def _applied(self, model: Model, careful: bool = False) -> Rewritten:
-        """Return the passes' result; a `careful` run checks after every pass, which costs as much as some of them."""
         out = Rewritten(self.passes[0].copied(model) if self.passes else model.copy(), None)
         for step in self.passes:
             interface = _interface(out.model.graph)
@@ -107,8 +93,7 @@ class Pipeline:
                 raise OnnxPruneError(
                     f"the pass {step.name!r} changed the model's inputs or outputs (a bug in the pass)"
                 )
-            if careful:
-                check(out.model.graph, step.name)
+            check(out.model.graph, step.name)
         return out
 
 
