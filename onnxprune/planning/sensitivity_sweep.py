@@ -1,19 +1,16 @@
 """The sensitivity sweep: every group at every ratio, one group at a time, as the D-Score paper chooses its thresholds.
 
-Points are measured by `trials`, spread by `workers`, and journaled one by one, by the workers themselves where there
-are any: a killed run goes on where it stopped and ends with the same file.
+Points are measured by `criteria.masked_evaluation`, spread by `_utils.parallel`, and journaled one by one, by the
+workers themselves where there are any: a killed run resumes where it stopped and ends with the same file.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-import platform
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -22,55 +19,25 @@ import numpy as np
 
 from onnxprune._utils.journal import Journal
 from onnxprune._utils.parallel import spread
-from onnxprune.analysis.coupling import Analysis, Group, couple
+from onnxprune.analysis.coupling import Analysis, Group
 from onnxprune.criteria.masked_evaluation import CACHE_MEMORY, MaskedEvaluator
 from onnxprune.criteria.scoring import Scores
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.execution.data import Data, Preprocess
 from onnxprune.execution.metrics import Metric, MetricValue, get_metric
-from onnxprune.ir.reader import load
 from onnxprune.ir.writer import save
-from onnxprune.ops import CouplingOptions
-from onnxprune.passes import NORMALIZE, Pipeline
+from onnxprune.planning._sweep_workers import (
+    CurveSearch,
+    WorkerSettings,
+    at_chance,
+    measure_task,
+    searched,
+    work_folder,
+)
 from onnxprune.planning.curves import Curve, CurvePoint, Curves
 
 RATIOS = tuple(round(0.05 * i, 2) for i in range(1, 20))
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class CurveSearch:
-    """How much of a curve is measured: all of it, its crossing of a threshold, or down to chance."""
-
-    threshold: float | None = None
-    stop_at_chance: bool = False
-
-    @property
-    def in_turn(self) -> bool:
-        """Whether one point decides about the next."""
-        return self.threshold is not None or self.stop_at_chance
-
-
-@dataclass(frozen=True)
-class WorkerSettings:
-    """What a worker needs to measure trials by itself; files lie where all workers see them."""
-
-    model: Path
-    fingerprint: str
-    choices: CouplingOptions
-    data: Path
-    name: str
-    preprocess: Preprocess
-    metric: str
-    orders: dict[str, list[int]] = field(repr=False)
-    batch: int
-    threads: int
-    device: str
-    cache_memory: int
-    search: CurveSearch
-    baseline: MetricValue
-    classes: int
-    journal: dict[str, Any]
 
 
 def sensitivity(
@@ -168,7 +135,7 @@ def sensitivity(
         if jobs == 1:
             sweep.serial()
         else:
-            with _folder(work) as folder:
+            with work_folder(work) as folder:
                 try:
                     sweep.parallel(folder, data, how, jobs, backend, address, threads, device, cache_memory)
                 finally:
@@ -268,7 +235,9 @@ class _Sweep:
             missing = [n for n in self.counts[name] if n not in known]
             tasks += [(name, missing[i::parts], {}) for i in range(parts) if missing[i::parts]]
         setting = self._setting(folder, data, how, threads, device, cache_memory)
-        for i, found in spread(_work, [(setting, *t) for t in tasks], jobs=jobs, backend=backend, address=address):
+        for i, found in spread(
+            measure_task, [(setting, *t) for t in tasks], jobs=jobs, backend=backend, address=address
+        ):
             for n, value in found:
                 self.keep(tasks[i][0], n, value)
             if self.search.in_turn:
@@ -320,104 +289,6 @@ class _Sweep:
             if self.search.stop_at_chance and at_chance(self.evaluator, found):
                 break
         return Curve(channels, tuple(points))
-
-
-def searched(
-    evaluator: MaskedEvaluator, search: CurveSearch, group: str, counts: Sequence[int], known: Mapping[int, MetricValue]
-) -> Iterator[tuple[int, MetricValue]]:
-    """Measures points of one group of which each decides about the next."""
-
-    def at(n: int) -> Iterator[tuple[int, MetricValue]]:
-        if n in known:
-            yield n, known[n]
-        else:
-            yield from evaluator.measure(group, [n])
-
-    if search.threshold is None:
-        for n in counts:
-            for found in at(n):
-                yield found
-                if at_chance(evaluator, found[1]):
-                    return
-        return
-    low, high = -1, len(counts)  # counts[low] reaches the threshold, counts[high] does not
-    better = evaluator.metric.higher_is_better
-    while high - low > 1:
-        middle = (low + high) // 2
-        for found in at(counts[middle]):
-            yield found
-            value = found[1].value
-            if value >= search.threshold if better else value <= search.threshold:
-                low = middle
-            else:
-                high = middle
-
-
-def at_chance(evaluator: MaskedEvaluator, found: MetricValue) -> bool:
-    """Whether a value is within a standard error of guessing."""
-    assert evaluator.metric.chance is not None
-    chance = evaluator.metric.chance(evaluator.classes)
-    return found.value <= chance + float(np.sqrt(chance * (1 - chance) / len(evaluator.feeds.data)))
-
-
-@contextlib.contextmanager
-def _folder(path: Path | None) -> Iterator[Path]:
-    """Where workers find the data and leave their journals: beside the journal, where a cluster's machines see it."""
-    if path is None:
-        with tempfile.TemporaryDirectory(prefix="onnxprune-") as name:
-            yield Path(name)
-        return
-    try:
-        path.mkdir(exist_ok=True)
-    except OSError as err:
-        raise OnnxPruneError(f"cannot make the folder {str(path)!r}: {err.strerror or err}") from err
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-
-
-# A worker keeps the trials of the last setting: sessions and activations serve the next task.
-_kept: tuple[WorkerSettings, MaskedEvaluator, Journal] | None = None
-
-
-def _work(task: tuple[WorkerSettings, str, list[int], dict[int, MetricValue]]) -> list[tuple[int, MetricValue]]:
-    """One task, in a worker."""
-    global _kept
-    setting, group, counts, known = task
-    if _kept is None or _kept[0] != setting:
-        if _kept is not None:
-            _kept[2].close()
-        _kept = None
-        own = setting.data / f"{platform.node()}-{os.getpid()}.journal"
-        _kept = setting, _evaluator(setting), Journal(own, setting.journal)
-    _, evaluator, book = _kept
-    points = (
-        searched(evaluator, setting.search, group, counts, known)
-        if setting.search.in_turn
-        else evaluator.measure(group, counts)
-    )
-    found = []
-    for n, value in points:
-        book.add(f"{n} {group}", [value.value, value.error])
-        found.append((n, value))
-    return found
-
-
-def _evaluator(setting: WorkerSettings) -> MaskedEvaluator:
-    model = load(setting.model)
-    if model.fingerprint != setting.fingerprint:
-        raise OnnxPruneError("the model changed while it was being measured", where=str(setting.model))
-    normal = Pipeline(NORMALIZE).run(model)
-    analysis = couple(normal.model, shapes=normal.shapes, source=model, choices=setting.choices)
-    labels = setting.data / "y.npy"
-    x = np.load(setting.data / "x.npy", mmap_mode="r", allow_pickle=False)
-    y = np.load(labels, allow_pickle=False) if labels.exists() else None
-    return MaskedEvaluator(
-        analysis, {n: np.asarray(o, np.int64) for n, o in setting.orders.items()}, Data(x, y, setting.name),
-        get_metric(setting.metric), preprocess=setting.preprocess, batch=setting.batch, threads=setting.threads,
-        device=setting.device, cache_memory=setting.cache_memory, known=(setting.baseline, setting.classes),
-    )  # fmt: skip
 
 
 def removed_at(channels: int, ratio: float) -> int:
