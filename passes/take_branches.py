@@ -43,13 +43,13 @@ class TakeBranches(Pass):
     def rewrite_with_shapes(self, model: Model, known: Witness | None) -> Rewritten:
         """Rewrite; shapes remain known if there is nothing to inline, else they are those of the last folding."""
         out = Rewritten(model, known)
-        while any(n.op == "If" for n in out.model.graph.nodes) and _take(out.model.graph):
+        while any(n.op == "If" for n in out.model.graph.nodes) and _inline_branches(out.model.graph):
             for step in (LiftConstants(), RemoveIdentity(), FoldShapes()):
                 out = step.rewrite_with_shapes(out.model, out.shapes)
         return out
 
 
-def _take(graph: gs.Graph) -> bool:
+def _inline_branches(graph: gs.Graph) -> bool:
     """Inline every decided branch once; return whether there was one."""
     names = set(graph.tensors())
     taken = False

@@ -1,7 +1,7 @@
 """Witness shapes: every dimension a number, and beside it the expression of dynamic dimensions that it stands for.
 
 Labels need numbers. A *witness* assigns one to each dynamic dimension and visits the graph once, in order
-(`_inference_state`). A number does not show whether a value is a constant of the model: a value that depends on a
+(`_witness_builder`). A number does not show whether a value is a constant of the model: a value that depends on a
 dynamic dimension also has an expression (`onnxprune.ir.symbolic`), by rules for each operator
 (`_symbolic_shape_rules`, `_symbolic_value_rules`), and is a constant only if the expression is one. The number of boxes
 that a detector keeps depends on the data; such dimensions are numbers, and unknowns equal to nothing else.
@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.analysis._inference_state import InferenceState
 from onnxprune.analysis._symbolic_shape_rules import Dims
 from onnxprune.analysis._symbolic_value_rules import Elements, elements
 from onnxprune.analysis._type_inference import (
     NodeTypes,
     of_input,
 )  # fmt: skip
+from onnxprune.analysis._witness_builder import WitnessBuilder
 from onnxprune.ir.model import Array, Model
 from onnxprune.ir.symbolic import Atom, Size
 
@@ -141,24 +141,24 @@ def known_or_witness(model: Model, seen: Witness | None = None) -> Witness:
     )  # fmt: skip
 
 
-def with_nodes(seen: Witness, nodes: Sequence[gs.Node], opset: int) -> Witness:
+def with_nodes(witness: Witness, nodes: Sequence[gs.Node], opset: int) -> Witness:
     """A witness that knows shape arithmetic that was added to the graph; other nodes are left out.
 
     Args:
-        seen: of the graph without them.
+        witness: of the graph without them.
         nodes: new ones, in graph order.
         opset: of the model.
     """
-    found = InferenceState(dict(seen.shapes), dict(seen.dtypes), dict(seen.values))
-    found.sizes, found.formulas, found.numbers = dict(seen.sizes), dict(seen.formulas), dict(seen.numbers)
+    found = WitnessBuilder(dict(witness.shapes), dict(witness.dtypes), dict(witness.values))
+    found.sizes, found.formulas, found.numbers = dict(witness.sizes), dict(witness.formulas), dict(witness.numbers)
     for node in nodes:
         value = found.compute(node, opset) if found.computable(node) else None
         if value is not None:
             found.settle_value(node.outputs[0].name, value)
             found.express_value(node, value)
-    names = seen.names | (found.values.keys() - seen.values.keys())
+    names = witness.names | (found.values.keys() - witness.values.keys())
     return replace(
-        seen, shapes=found.shapes, dtypes=found.dtypes, values=found.values, names=names, sizes=found.sizes,
+        witness, shapes=found.shapes, dtypes=found.dtypes, values=found.values, names=names, sizes=found.sizes,
         formulas=found.formulas,
     )  # fmt: skip
 
@@ -173,7 +173,7 @@ def witness(model: Model, dims: Mapping[tuple[str, int], int] | None = None) -> 
     graph = model.graph
     dims = assignments(model, single=True)[0] if dims is None else dims
     node_types = NodeTypes(model)
-    found = InferenceState()
+    found = WitnessBuilder()
     for t in graph.inputs:
         found.settle(t.name, of_input(t, dims))
         found.express_input(t, dims)

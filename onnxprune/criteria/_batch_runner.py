@@ -63,9 +63,9 @@ class BatchRunner:
         step = max(self.threads, _WAVE // max(1, size))
         return [batches[i : i + step] for i in range(0, len(batches), step)]
 
-    def put(self, session: Session, batch: int) -> dict[str, Any]:
+    def to_device(self, session: Session, batch: int) -> dict[str, Any]:
         """Return the inputs of a batch on a session's device."""
-        return {n: session.put(v) for n, v in self.feeds[batch][0].items()}
+        return {n: session.to_device(v) for n, v in self.feeds[batch][0].items()}
 
     def real(self, outputs: Sequence[Array], batch: int) -> list[Array]:
         """Return outputs without those of the copies that fill up the last batch."""

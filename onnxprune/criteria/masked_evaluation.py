@@ -63,7 +63,7 @@ class MaskedEvaluator:
         metric: Metric to measure.
         batch: Samples per run; 0: `default_batch`.
         threads: Batches at a time, each on one core; 0: as many as there are cores. On CUDA one after the other.
-        cache_memory: Bytes that cached activations may take. If they do not fit, a share of the samples is held at a
+        cache_memory: Bytes that cached activations may take. If they do not fit, a share of the samples is cached at a
             time.
         strip: "auto" uses dedicated sessions where they are measured to be faster; "never", and for tests "folded" and
             "stripped", say which to use.
@@ -164,7 +164,7 @@ class MaskedEvaluator:
                 samples give exactly its numbers.
 
         Returns:
-            float64 [samples] for each trial. The numbers of all of a group's trials are held until the next group.
+            float64 [samples] for each trial. The numbers of all of a group's trials are cached until the next group.
 
         Raises:
             OnnxPruneError: As `measure`; or the metric gives no number per sample.
@@ -182,13 +182,13 @@ class MaskedEvaluator:
             names: Tensors that nodes compute; each [samples * k, ...].
         """
         segmenter, runner = self.segmenter, self.runner
-        made = [segmenter.made[n] for n in names]
-        held = self.cache.complete_before(min(made))
-        start = 0 if held is None else held.cut
+        made = [segmenter.producer_index[n] for n in names]
+        cached = self.cache.complete_before(min(made))
+        start = 0 if cached is None else cached.node_index
         session = runner.session(segmenter.bare_segment(start, max(made) + 1, names))
 
         def run(i: int) -> tuple[range, list[Array]]:
-            values = runner.put(session, i) if held is None else held.values[i]
+            values = runner.to_device(session, i) if cached is None else cached.values[i]
             found = [o.numpy() for o in session.run_bound({n: values[n] for n in session.inputs}, names)]
             real, first = self.feeds.real(i), i * self.feeds.batch
             size = self.feeds.fixed or real
@@ -228,10 +228,10 @@ class MaskedEvaluator:
             )
         collected: list[list[Any]] = [[] for _ in removals]
         for chunk in chunks:
-            held = self.cache.hold(first, chunk, self.current.session)
+            cached = self.cache.hold(first, chunk, self.current.session)
             for i, removed in enumerate(removals):
                 try:
-                    collected[i] += self.current.run(removed, held)
+                    collected[i] += self.current.run(removed, cached)
                     done = of(collected[i]) if chunk is chunks[-1] else None
                 except OnnxPruneError as err:
                     single = len(removed) == 1
@@ -244,4 +244,4 @@ class MaskedEvaluator:
 
     def _reached(self, group: str) -> bool:
         """Return whether a measured output is computed behind the group's first consumer."""
-        return any(self.segmenter.made[n] >= self.segmenter.consumers[group].first for n in self.outputs)
+        return any(self.segmenter.producer_index[n] >= self.segmenter.consumers[group].first for n in self.outputs)

@@ -91,11 +91,11 @@ def searched(
                 high = middle
 
 
-def at_chance(evaluator: MaskedEvaluator, found: MetricValue) -> bool:
+def at_chance(evaluator: MaskedEvaluator, measured: MetricValue) -> bool:
     """Whether a value is within a standard error of guessing."""
     assert evaluator.metric.chance is not None
     chance = evaluator.metric.chance(evaluator.classes)
-    return found.value <= chance + float(np.sqrt(chance * (1 - chance) / len(evaluator.feeds.data)))
+    return measured.value <= chance + float(np.sqrt(chance * (1 - chance) / len(evaluator.feeds.data)))
 
 
 @contextlib.contextmanager

@@ -167,13 +167,13 @@ class _Sweep:
         evaluator: MaskedEvaluator,
         counts: Mapping[str, Sequence[int]],
         search: CurveSearch,
-        book: Journal,
+        journal: Journal,
         progress: Progress | None,
     ) -> None:
-        self.evaluator, self.counts, self.search, self.book, self.progress = evaluator, counts, search, book, progress
-        order = sorted(
-            counts, key=lambda n: evaluator.segmenter.consumers[n].first
-        )  # activations are handed on in this order
+        self.evaluator, self.counts, self.search = evaluator, counts, search
+        self.journal, self.progress = journal, progress
+        # Activations are advanced in this order.
+        order = sorted(counts, key=lambda n: evaluator.segmenter.consumers[n].first)
         self.order = [n for n in order if counts[n]]
         # Progress counts the work of points, not their number: the first layers' take longest.
         work = {n: max(1, evaluator.segmenter.work(evaluator.segmenter.consumers[n].first)) for n in self.order}
@@ -184,7 +184,7 @@ class _Sweep:
 
     def known(self, group: str, removed: int) -> MetricValue | None:
         """A point that is in the journal."""
-        found = self.book.entries.get(f"{removed} {group}")
+        found = self.journal.entries.get(f"{removed} {group}")
         if found is None:
             return None
         if not isinstance(found, list) or len(found) != 2 or type(found[0]) not in (int, float):
@@ -194,7 +194,7 @@ class _Sweep:
     def keep(self, group: str, removed: int, value: MetricValue) -> None:
         """Journals a point."""
         if self.known(group, removed) is None:
-            self.book.add(f"{removed} {group}", [value.value, value.error])
+            self.journal.add(f"{removed} {group}", [value.value, value.error])
             self._tick(group, 1)
 
     def _tick(self, group: str, points: int) -> None:
@@ -273,7 +273,7 @@ class _Sweep:
             self.search,
             evaluator.baseline,
             evaluator.classes,
-            self.book.settings,
+            self.journal.settings,
         )
 
     def curve(self, group: str, ratios: Sequence[float]) -> Curve:

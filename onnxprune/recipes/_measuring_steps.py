@@ -42,7 +42,7 @@ class EvaluateStep(RecipeStep):
         require_positive(images=self.images, batch=self.batch)
 
     @property
-    def looks_at(self) -> tuple[str, ...]:
+    def needs_data(self) -> tuple[str, ...]:
         return (self.on,)
 
     def run(self, context: StepContext) -> StepResult:
@@ -101,7 +101,7 @@ class SweepStep(RecipeStep):
             SparsifyWeights(sparsity, what, self.scope)  # refuses what makes no sense
 
     @property
-    def looks_at(self) -> tuple[str, ...]:
+    def needs_data(self) -> tuple[str, ...]:
         return (self.on,)
 
     def run(self, context: StepContext) -> StepResult:

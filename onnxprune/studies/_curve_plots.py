@@ -197,7 +197,7 @@ def _heat(figure: Figure, axes: Axes, curves: Curves, chosen: dict[str, int] | N
     entries: list[tuple[Artist, str]] = []
     if chosen is not None:
         # Columns are ratios that were asked for, so the step goes where that many channels were asked for.
-        steps = np.array([_asked(curve, chosen[group]) for group, curve in curves.groups.items()])
+        steps = np.array([_requested_ratio(curve, chosen[group]) for group, curve in curves.groups.items()])
         x, y = 100 * np.repeat(steps, 2), np.repeat(np.arange(count + 1) - 0.5, 2)[1:-1]
         look: Any = {"solid_joinstyle": "miter", "solid_capstyle": "butt", "zorder": 4}
         axes.plot(x, y, color="white", linewidth=3.4, **look)
@@ -235,7 +235,7 @@ def _heat(figure: Figure, axes: Axes, curves: Curves, chosen: dict[str, int] | N
     bar.set_label(_metric(curves, text))
 
 
-def _asked(curve: Curve, removed: int) -> float:
+def _requested_ratio(curve: Curve, removed: int) -> float:
     """The ratio at which that many channels go, on straight lines between measured points."""
     counts = {0: 0.0}
     for p in curve.points:

@@ -42,10 +42,10 @@ STYLE: Any = {  # Any: newer stubs list the keys, older ones take strings
 }
 
 
-def write(path: Path, picture: bytes) -> None:
+def write(path: Path, image: bytes) -> None:
     try:
         with atomic(path) as file:
-            file.write(picture)
+            file.write(image)
     except OSError as err:
         raise OnnxPruneError(f"cannot write {str(path)!r}: {err.strerror or err}") from err
 

@@ -207,7 +207,7 @@ def retrain(
         learner = Learner(net, settings, steps, labelled=labelled, teacher=guide, method=method)
         session = TrainingSession(learner, loaders, accelerator, folder, run, progress)
         say(_statement(settings, accelerator, train, held, batch, trained, frozen))
-        session.go(saved, say)
+        session.run(saved, say)
 
     weights, epoch = _kept_weights(session, last=settings.keep == "last" or method is not None)
     history = tuple(session.recorder.history)

@@ -121,9 +121,9 @@ class Settings:
             ("workers", 0),
             ("seed", 0),
         ):
-            _whole(name, getattr(self, name), least)
+            _check_count(name, getattr(self, name), least)
         if self.patience is not None:
-            _whole("patience", self.patience, 1)
+            _check_count("patience", self.patience, 1)
         if isinstance(self.lr, str) and self.lr != "auto":
             raise OnnxPruneError(f"the learning rate is a number or 'auto', not {self.lr!r}")
         rules: tuple[tuple[str, float | None, str, Callable[[float], bool]], ...] = (
@@ -192,7 +192,7 @@ def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _whole(name: str, value: Any, least: int) -> None:
+def _check_count(name: str, value: Any, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise OnnxPruneError(f"{_title(name)} must be a whole number, at least {least}; got {value!r}")
 

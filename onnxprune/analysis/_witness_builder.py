@@ -53,7 +53,7 @@ _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 
 
 @dataclass
-class InferenceState:
+class WitnessBuilder:
     """Findings of a walk through a graph, as in `Witness`; `numbers` are those of the unknowns in `sizes`."""
 
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -157,7 +157,7 @@ class InferenceState:
         """Settles everything about a node's outputs; returns the value of the first, if it has one."""
         value = None
         computable = self.computable(node)
-        if computable and self._makes_few(node):
+        if computable and self._has_few_elements(node):
             value = self.compute(node, opset)
         if value is None or len(node.outputs) > 1:
             self._infer(node, node_types)
@@ -285,7 +285,7 @@ class InferenceState:
         dims = [self._dims(t) for t in node.inputs]
         found = sizes(node, dims, lambda i: self._elements(node.inputs[i]))
         if found is None:
-            found = self._tried(node, node_types) if node_types is not None else [None] * len(node.outputs)
+            found = self._sampled_dims(node, node_types) if node_types is not None else [None] * len(node.outputs)
         for t, shape in zip(node.outputs, found, strict=False):
             if t.name in self.shapes:
                 numbers = self.shapes[t.name]
@@ -294,7 +294,7 @@ class InferenceState:
             elif t.name:
                 self.sizes[t.name] = ()
 
-    def _tried(self, node: gs.Node, node_types: NodeTypes) -> list[Dims | None]:
+    def _sampled_dims(self, node: gs.Node, node_types: NodeTypes) -> list[Dims | None]:
         """Shapes of the outputs of a node without a rule: what three settings of its inputs' dimensions agree about.
 
         A single operator computes a dimension from few others, and with the numbers of `_TRIED` none is another by
@@ -356,7 +356,7 @@ class InferenceState:
             return False  # a weight, transposed or cast: the labels look through it, the file keeps it as it is
         return not any(isinstance(a, gs.Graph) for a in node.attrs.values())
 
-    def _makes_few(self, node: gs.Node) -> bool:
+    def _has_few_elements(self, node: gs.Node) -> bool:
         if node.op in _ASK:
             return True
         return node.op in _MAKE_FEW and all(prod(self.shapes.get(t.name, ())) <= _FEW for t in node.inputs)
