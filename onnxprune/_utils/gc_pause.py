@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def gc_paused() -> Iterator[None]:
-    """No search for garbage meanwhile: a graph is many small objects, all in use, and searching them takes time."""
+    """Pause the cyclic garbage collector: scanning many live graph objects is wasted work."""
     active = gc.isenabled()
     gc.disable()
     try:

@@ -30,14 +30,14 @@ PROVENANCE = "onnxprune"
 
 @dataclass(frozen=True)
 class Sidecar:
-    """What onnx-graphsurgeon drops: protobuf messages without their bulk, to be merged back on export.
+    """Parts that onnx-graphsurgeon drops: protobuf messages without their bulk, merged back on export.
 
     Attributes:
-        shell: the ModelProto without graph and functions (metadata, doc string, domain, versions, opsets).
-        graph: the GraphProto without nodes, tensors and interface (doc string, metadata, quantization annotations).
-        nodes: first output name -> NodeProto with only doc string and metadata, for nodes that have any.
-        values: name -> ValueInfoProto of graph inputs and outputs, whole.
-        tensors: name -> TensorProto with only doc string and metadata, for initializers that have any.
+        shell: ModelProto without graph and functions (metadata, doc string, domain, versions, opsets).
+        graph: GraphProto without nodes, tensors and interface (doc string, metadata, quantization annotations).
+        nodes: NodeProto with only doc string and metadata, by the name of the first output, for nodes that have any.
+        values: Complete ValueInfoProto of graph inputs and outputs, by name.
+        tensors: TensorProto with only doc string and metadata, by name, for initializers that have any.
     """
 
     shell: onnx.ModelProto
@@ -49,13 +49,13 @@ class Sidecar:
 
 @dataclass
 class Model:
-    """A graph with what belongs to it. Treat it as a value: passes return new ones.
+    """Graph with the parts of its file that the graph cannot hold. Treat it as a value: passes return new ones.
 
     Attributes:
-        graph: the onnx-graphsurgeon graph; constants hold numpy arrays.
-        sidecar: what the graph cannot hold.
-        path: the file it came from, if any.
-        data_files: the external data files its weights lie in; empty if they came in the model file itself.
+        graph: onnx-graphsurgeon graph; constants hold numpy arrays.
+        sidecar: Parts of the file that the graph cannot hold.
+        path: File it was read from, if any.
+        data_files: External data files of its weights; empty if the model file itself holds them.
     """
 
     graph: gs.Graph
@@ -71,24 +71,24 @@ class Model:
 
     @property
     def external(self) -> bool:
-        """Whether its weights came in files of their own."""
+        """True if the weights were read from external data files."""
         return bool(self.data_files)
 
     def copy(self, constants: Mapping[int, gs.Constant] = MappingProxyType({})) -> Model:
-        """A copy whose graph can be rewritten; weights are shared, never written in place.
+        """Return a copy whose graph can be rewritten; weights are shared, never written in place.
 
         Args:
-            constants: what stands for outputs of nodes, by the identity of these; the nodes are left out.
+            constants: Replacements of node outputs, by the identity of the output; the nodes are not copied.
         """
         return replace(self, graph=copy_graph(self.graph, dict(constants)), _fingerprint=None)
 
     @property
     def metadata(self) -> dict[str, str]:
-        """The `metadata_props` entries."""
+        """Entries of `metadata_props`."""
         return {p.key: p.value for p in self.sidecar.shell.metadata_props}
 
     def with_metadata(self, entries: dict[str, str]) -> Model:
-        """The same model with `metadata_props` entries set."""
+        """Return the same model with `metadata_props` entries set."""
         shell = onnx.ModelProto()
         shell.CopyFrom(self.sidecar.shell)
         kept = [p for p in shell.metadata_props if p.key not in entries]
@@ -100,7 +100,7 @@ class Model:
 
     @property
     def fingerprint(self) -> str:
-        """Identifies the model a plan was made for: structure, names, shapes and a sample of every weight.
+        """Identifier of the model a plan was made for: structure, names, shapes and a sample of every weight.
 
         Up to 256 evenly spaced elements of each constant enter the SHA-256 digest, so it costs milliseconds for
         models of any size and still tells a retrained model from the one before.
@@ -111,12 +111,12 @@ class Model:
 
 
 def copy_graph(graph: gs.Graph, tensors: dict[int, gs.Tensor]) -> gs.Graph:
-    """Copies nodes and edges, bodies included; constants share their values.
+    """Copy nodes and edges, with the bodies of control flow; constants share their values.
 
     Args:
-        graph: to copy. graphsurgeon's own copy takes sequences in bodies for tensors.
-        tensors: copies that exist, by the identity of what they stand for: of a body, what it uses from around it. A
-            node whose output became a constant is left out.
+        graph: Graph to copy. graphsurgeon's own copy turns sequences in bodies into tensors.
+        tensors: Existing copies, by the identity of the original; for a body, the outer tensors it reads. A node whose
+            output became a constant is not copied.
     """
 
     def tensor(old: gs.Tensor) -> gs.Tensor:
@@ -146,11 +146,11 @@ def copy_graph(graph: gs.Graph, tensors: dict[int, gs.Tensor]) -> gs.Graph:
     )
 
 
-_set = object.__setattr__  # graphsurgeon's own looks at every name
+_set = object.__setattr__  # graphsurgeon's __setattr__ compares every name
 
 
 def new_constant(name: str, values: Any) -> gs.Constant:
-    """A constant. The constructor would do the same in three times the time."""
+    """Return a constant. The constructor does the same in three times the time."""
     new = object.__new__(gs.Constant)
     _set(new, "name", name)
     _set(new, "inputs", _edges(new, "outputs"))
@@ -162,7 +162,7 @@ def new_constant(name: str, values: Any) -> gs.Constant:
 
 
 def _copy_tensor(old: gs.Tensor) -> gs.Tensor:
-    """A tensor like another one, of no node."""
+    """Return a copy of a tensor that no node reads or writes."""
     if isinstance(old, gs.Constant):
         return new_constant(old.name, old._values)
     new = object.__new__(gs.Variable)
@@ -176,7 +176,7 @@ def _copy_tensor(old: gs.Tensor) -> gs.Tensor:
 
 
 def _copy_node(old: gs.Node, tensors: dict[int, gs.Tensor], tensor: Callable[[gs.Tensor], gs.Tensor]) -> gs.Node:
-    """A node like another one between copies of its tensors, likewise."""
+    """Return a copy of a node between copies of its tensors."""
     new = object.__new__(gs.Node)
     attrs = dict(old.attrs)
     for name, value in attrs.items():

@@ -22,19 +22,19 @@ from onnxprune.ir import protobuf_wire
 from onnxprune.ir._function_inlining import without_functions
 from onnxprune.ir.model import Array, Model, Sidecar, node_key
 
-# onnxruntime runs opset 7 on; below 9 exporters wrote graphs (BatchNormalization's `spatial`, say) nobody makes today.
+# onnxruntime supports opset 7 and later; graphs below 9 use forms that no current exporter writes.
 OLDEST_OPSET = 9
-# Initializers may be left out of the graph's inputs since IR 4; 8 is what current tools write for these opsets.
+# Since IR 4 initializers need not be graph inputs; current tools write 8 for these opsets.
 IR_WITHOUT_INPUTS = 8
 
 
 def load(source: str | os.PathLike[str] | onnx.ModelProto) -> Model:
-    """Reads a model from a file or takes a ModelProto.
+    """Read a model from a file or a ModelProto.
 
-    Large weights stay in the file, memory-mapped. External data is read only from files inside the model's folder.
+    Large weights are memory-mapped, not copied. External data is read only from files inside the model's folder.
 
     Raises:
-        OnnxPruneError: the file is missing, not ONNX, truncated, rejected by the ONNX checker, its opset is older
+        OnnxPruneError: The file is missing, not ONNX, truncated, rejected by the ONNX checker, its opset is older
             than 9, its external data is missing or lies elsewhere, or a convolution's weight has no value.
     """
     with gc_paused():
@@ -79,7 +79,7 @@ def _from_proto(proto: onnx.ModelProto, arrays: dict[str, Array], path: Path | N
             fix="export the model with its parameters (torch: export_params=True)",
         )
     graph = _import(proto)
-    # A weight that only the bodies of an If or a Loop use is no tensor of the graph itself.
+    # A weight that only bodies of If or Loop read is not a tensor of the graph itself.
     for t in (t for g in (graph, *graph.subgraphs(recursive=True)) for t in g.tensors().values()):
         if isinstance(t, gs.Constant) and t.name in arrays:
             t._values = arrays[t.name]
@@ -92,9 +92,9 @@ def _from_proto(proto: onnx.ModelProto, arrays: dict[str, Array], path: Path | N
 
 
 def _import(proto: onnx.ModelProto) -> gs.Graph:
-    # The domain of standard operators may be spelled out; graphsurgeon and onnxruntime know it as "".
+    # The domain of standard operators may be written out; graphsurgeon and onnxruntime expect "".
     if any(opset.domain == "ai.onnx" for opset in proto.opset_import):
-        proto = onnx.ModelProto.FromString(proto.SerializeToString())  # the caller's own stays as it is
+        proto = onnx.ModelProto.FromString(proto.SerializeToString())  # do not change the caller's
         for opset in proto.opset_import:
             opset.domain = "" if opset.domain == "ai.onnx" else opset.domain
     try:
@@ -111,7 +111,7 @@ def _dtype(tensor: onnx.TensorProto) -> np.dtype[Any]:
 
 
 def _view(buf: mmap.mmap, tensor: onnx.TensorProto, offset: int, length: int) -> Array:
-    """A tensor's values over a mapped file; 4-bit types are unpacked, the rest stays where it is."""
+    """Return a tensor's values as a view of a mapped file; types below 8 bits are unpacked."""
     dims = tuple(tensor.dims)
     if any(d < 0 for d in dims):
         raise OnnxPruneError(f"negative dimension in shape {dims}", where=f"initializer {tensor.name!r}")
@@ -150,7 +150,7 @@ def _inline(tensor: onnx.TensorProto) -> Array:
     count = 1
     for d in tensor.dims:
         count *= max(d, 0)
-    # A hostile header could ask for terabytes: compare with what the message holds before anything is allocated.
+    # A malicious header could state terabytes: compare with the size of the message before allocating.
     if count > 8 * max(1, tensor.ByteSize()):
         raise OnnxPruneError(
             f"its shape {tuple(tensor.dims)} does not fit its data", where=f"initializer {tensor.name!r}"
@@ -162,7 +162,7 @@ def _inline(tensor: onnx.TensorProto) -> Array:
 
 
 def _external(tensor: onnx.TensorProto, path: Path | None, files: dict[Path, mmap.mmap | None]) -> Array:
-    """A tensor's values in a data file; every file is mapped once, and noted in `files`."""
+    """Return a tensor's values in a data file; every file is mapped once, and added to `files`."""
     where = f"initializer {tensor.name!r}"
     if path is None:
         raise OnnxPruneError(
@@ -195,10 +195,10 @@ def _external(tensor: onnx.TensorProto, path: Path | None, files: dict[Path, mma
 
 
 def inside(folder: Path, location: str, where: str) -> Path:
-    """The file `location` names, if it is a plain file inside `folder`.
+    """Return the file named by `location` if it is a plain file inside `folder`.
 
     Raises:
-        OnnxPruneError: it is empty, absolute, leaves the folder, passes through a symbolic link, or is missing.
+        OnnxPruneError: The location is empty, absolute, outside the folder, behind a symbolic link, or missing.
     """
     parts = location.replace("\\", "/").split("/")
     if not location or "\0" in location or os.path.isabs(location) or ".." in parts or ":" in parts[0]:
@@ -223,10 +223,10 @@ def inside(folder: Path, location: str, where: str) -> Path:
 
 
 def weightless(proto: onnx.ModelProto, largest: int = 64) -> onnx.ModelProto:
-    """A copy in which float initializers (and any above `largest` elements) are graph inputs with their type.
+    """Return a copy in which initializers above `largest` elements are graph inputs with their type.
 
-    The ONNX checker and shape inference need types and shape operands, not weights; carrying half a gigabyte
-    through them costs seconds.
+    The ONNX checker and shape inference need types and shape operands, not weights; copying half a gigabyte takes
+    seconds.
     """
     out = onnx.ModelProto()
     out.CopyFrom(proto)

@@ -24,9 +24,9 @@ LARGEST_SINGLE_FILE = protobuf_wire.TWO_GIB - 64 * 2**20
 
 
 def to_skeleton(model: Model, graph: gs.Graph | None = None) -> tuple[onnx.ModelProto, dict[str, Array]]:
-    """The ModelProto without large weights, and those by name.
+    """Return the ModelProto without large weights, and those weights by name.
 
-    The proto's initializers are complete in order, type and shape; the data of the large ones is in the dict.
+    All initializers are listed with type and shape; the data of the large ones is in the dict.
     """
     graph = model.graph if graph is None else graph
     side = model.sidecar
@@ -71,7 +71,7 @@ def _tensors(graph: gs.Graph) -> Iterator[gs.Tensor]:
         if t.name not in seen:
             seen.add(t.name)
             yield t
-    # A body may use an outer weight that no node of this graph touches.
+    # A body may read an outer weight that no node of this graph reads.
     bodies = list(graph.subgraphs(recursive=True))
     ours = {id(t) for t in graph.tensors().values()} if bodies else set()
     for body in bodies:
@@ -103,10 +103,10 @@ def _initializer(t: gs.Constant, arrays: dict[str, Array], side: Sidecar) -> onn
 
 
 def to_proto(model: Model) -> onnx.ModelProto:
-    """The whole model as one ModelProto (weights copied into it).
+    """Return the model as one ModelProto, with copies of the weights.
 
     Raises:
-        OnnxPruneError: it is larger than protobuf's 2 GiB; use `save`.
+        OnnxPruneError: The model is larger than protobuf's 2 GiB; use `save`.
     """
     proto, arrays = to_skeleton(model)
     if protobuf_wire.size(proto, arrays) > LARGEST_SINGLE_FILE:
@@ -118,14 +118,14 @@ def to_proto(model: Model) -> onnx.ModelProto:
 
 
 def save(model: Model, path: str | os.PathLike[str], *, external: bool | None = None) -> Path:
-    """Writes a model, whole or not at all.
+    """Write a model atomically.
 
     Args:
-        path: the `.onnx` file. Neither it nor its data file may be one the model was read from.
-        external: weights in `NAME.data` beside it; default: as the model came, or when it is above 2 GiB.
+        path: The `.onnx` file. Neither it nor its data file may be one that the model was read from.
+        external: Write the weights to `NAME.data` beside it; default: if they were read so, or exceed 2 GiB.
 
     Raises:
-        OnnxPruneError: the path cannot be written, or is the model's own source.
+        OnnxPruneError: The path cannot be written, or is the model's own source.
     """
     path = Path(path)
     check_output(path, model.path)
@@ -143,7 +143,7 @@ def save(model: Model, path: str | os.PathLike[str], *, external: bool | None = 
                 with atomic(data_path) as data:
                     _write_external(data, proto, arrays, data_path.name)
                     arrays = {}
-                    # Killed between the two renames, an old model must not be left over new data.
+                    # If killed between the two renames, no old model may remain beside new data.
                     path.unlink(missing_ok=True)
             protobuf_wire.write(out, proto, arrays)
     except OSError as err:
