@@ -11,14 +11,14 @@ from onnxprune.analysis.coupling import Analysis, Kept
 
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
-# A product of sizes: their places in ascending order; () is 1.
+# A product of sizes: their indices in ascending order; () is 1.
 Monomial = tuple[int, ...]
 
 
 class ChannelAxes:
-    """Axes of tensors that change when channels go: those with the same components count as one.
+    """Axes of tensors that shrink when channels are removed; axes with the same components are one.
 
-    `sizes` is [1, counts rounded up to the block ..., the same where they are not whole blocks, else 0 ...].
+    `sizes` is [1, counts rounded up to the block ..., the rounded counts that are not whole blocks, else 0 ...].
     """
 
     def __init__(self, components: Sequence[Counts], count: int, block: int) -> None:
@@ -30,7 +30,7 @@ class ChannelAxes:
 
     @classmethod
     def of(cls, analysis: Analysis, block: int) -> ChannelAxes:
-        """All axes of an analysed model, in the order of its graph."""
+        """Return the axes of an analysed model, in graph order."""
         found: dict[bytes, Counts] = {}
         seen: set[int] = set()
         for axes in (*analysis.table.variables.values(), *analysis.table.constants.values()):
@@ -44,7 +44,7 @@ class ChannelAxes:
         return cls(list(found.values()), analysis.count, block)
 
     def only(self, monomials: Sequence[Monomial]) -> tuple[ChannelAxes, list[Monomial]]:
-        """Just the axes that some products need, and the products in their places."""
+        """Return the axes that some products need, and the products as indices into these."""
         n = len(self.components)
         rows = sorted({(p - 1) % n for m in monomials for p in m if p})
         new = {0: 0}
@@ -55,13 +55,13 @@ class ChannelAxes:
         return small, [tuple(new[p] for p in m) for m in monomials]
 
     def counts(self, kept: Kept) -> Counts:
-        """How many indices of each axis stay."""
+        """Return the number of kept indices of each axis."""
         if not len(self._flat):
             return np.zeros(0, np.int64)
         return np.asarray(np.add.reduceat(kept[self._flat].astype(np.int64), self._starts), np.int64)
 
     def sizes(self, kept: Kept) -> Floats:
-        """What products are made of."""
+        """Return the factors of products."""
         counts = self.counts(kept)
         whole = -(-counts // self.block) * self.block
         return np.concatenate([[1.0], whole, np.where(whole == counts, 0, whole)])

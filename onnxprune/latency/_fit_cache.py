@@ -23,11 +23,11 @@ from onnxprune.latency._fitting import LatencyFit
 
 SCHEMA = 1
 _MAX_BYTES = 64 * 2**20
-_SAMPLED = 4096  # elements: larger integer constants are tables, not sizes
+_SAMPLED = 4096  # elements; larger integer constants are tables, not sizes
 
 
 def machine() -> str:
-    """What a time depends on besides the model: processor and cores, and the GPU if there is one."""
+    """Return the processor, its cores and the GPU if there is one: times depend on them besides the model."""
     found = []
     with contextlib.suppress(OSError):
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
@@ -40,9 +40,9 @@ def machine() -> str:
 
 
 def structure(analysis: Analysis) -> str:
-    """A digest of what decides over time: operators, attributes, shapes, sizes and which axes can shrink.
+    """Return a digest of what determines the time: operators, attributes, shapes, sizes and axes that can shrink.
 
-    Weights and names do not enter.
+    Weights and names are not part of it.
     """
     digest = hashlib.sha256()
 
@@ -86,7 +86,7 @@ def cache_file(settings: Mapping[str, Any]) -> Path:
 
 
 def write_fit(path: Path, settings: Mapping[str, Any], fitted: LatencyFit) -> None:
-    """Fills the cache; a folder that cannot be written to is none of the caller's worries."""
+    """Write the cache; I/O errors are ignored (best effort)."""
     terms = [[c, *m] for c, m in fitted.terms]
     data = {"schema": SCHEMA, "settings": dict(settings), "curve": list(fitted.curve), "terms": terms}
     with contextlib.suppress(OSError, OnnxPruneError):
@@ -95,7 +95,7 @@ def write_fit(path: Path, settings: Mapping[str, Any], fitted: LatencyFit) -> No
 
 
 def read_fit(path: Path, settings: Mapping[str, Any], axes: ChannelAxes) -> LatencyFit | None:
-    """What a cache file holds; None where it is missing, damaged or of something else."""
+    """Return the fit of a cache file; None if it is missing, damaged or of other settings."""
     try:
         if path.stat().st_size > _MAX_BYTES:
             return None

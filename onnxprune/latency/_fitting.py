@@ -28,12 +28,13 @@ _Polynomial = dict[Monomial, float]
 
 @dataclass(frozen=True)
 class LatencyFit:
-    """What a measurement leaves.
+    """Result of a fit.
 
     Attributes:
-        terms: seconds per product of sizes, and the places of those in `ChannelAxes.sizes`; in all the kernels' time.
-        curve: a whole run over that sum: constant, linear and square. The profiler adds to every kernel, the session
-            to every run, and a larger model leaves colder caches to each kernel.
+        terms: Seconds per product of sizes, with the indices of these in `ChannelAxes.sizes`; their sum is the time of
+            all kernels.
+        curve: Constant, linear and square coefficients of a run's time over that sum. The profiler adds time to every
+            kernel, the session to every run, and a larger model means colder caches for each kernel.
     """
 
     terms: Sequence[tuple[float, Monomial]]
@@ -41,7 +42,7 @@ class LatencyFit:
 
 
 class _Matcher:
-    """Finds the axis a dimension belongs to by its values over all variants."""
+    """Match dimensions to axes by their values over all variants."""
 
     def __init__(self, axes: ChannelAxes, samples: Sequence[VariantMeasurement]) -> None:
         self.block = axes.block
@@ -60,7 +61,7 @@ class _Matcher:
         return np.asarray(-(-row // self.block) * self.block)
 
     def dimension(self, values: Sequence[int]) -> tuple[float, Monomial] | None:
-        """Factor and axis whose product a dimension is in every variant; None if there is none."""
+        """Return the factor and axis whose product a dimension is in every variant; None if there is none."""
         row = np.asarray(values, np.int64)
         if (row == row[0]).all():
             return float(row[0]), ()
@@ -68,14 +69,14 @@ class _Matcher:
         if least in self._exact:
             place, unit = self._exact[least]
             return scale / unit, (1 + place,)
-        rounded = self._round(row)  # kernels may state sizes with their padding
+        rounded = self._round(row)  # kernels may report sizes with padding
         if (rounded == rounded[0]).all():
             return float(rounded[0]), ()
         found = self._rounded.get(tuple(rounded.tolist()))
         return None if found is None else (1.0, (1 + found,))
 
     def broken(self, sizes: Monomial, which: Monomial) -> Monomial:
-        """A product in which some sizes count only where they are not whole blocks: there another kernel may run."""
+        """Return a product in which some sizes count only if they are not whole blocks: another kernel may run then."""
         out = list(sizes)
         for place in which:
             if place in out:
@@ -83,7 +84,7 @@ class _Matcher:
         return tuple(sorted(out))
 
     def tensor(self, shapes: Sequence[tuple[int, ...]]) -> tuple[float, Monomial] | None:
-        """Elements of a tensor, from its shape in every variant."""
+        """Return the elements of a tensor as a factor and a product of sizes, from its shape in every variant."""
         if len({len(s) for s in shapes}) != 1:
             return None
         factor = 1.0
@@ -97,7 +98,7 @@ class _Matcher:
         return factor, tuple(sorted(places))
 
     def tensors(self, shapes: Sequence[Sequence[tuple[int, ...]]]) -> list[tuple[float, Monomial]] | None:
-        """Elements of every input or output of a kernel."""
+        """Return the elements of every input or output of a kernel."""
         if len({len(s) for s in shapes}) != 1:
             return None
         found = [self.tensor(same) for same in zip(*shapes, strict=True)]
@@ -105,7 +106,7 @@ class _Matcher:
 
 
 def _reduced(row: Counts) -> tuple[tuple[int, ...], int]:
-    """Values over their greatest common divisor, and that."""
+    """Return values divided by their greatest common divisor, and the divisor."""
     divisor = int(np.gcd.reduce(row)) or 1
     return tuple((row // divisor).tolist()), divisor
 
@@ -113,13 +114,13 @@ def _reduced(row: Counts) -> tuple[tuple[int, ...], int]:
 def fit(
     analysis: Analysis, samples: Sequence[VariantMeasurement], axes: ChannelAxes, *, clocked: bool = True
 ) -> LatencyFit:
-    """Seconds as a polynomial in sizes.
+    """Fit seconds by a polynomial in sizes.
 
     Args:
-        analysis: of the model.
-        samples: variants, the unpruned model among them.
-        axes: of the analysis.
-        clocked: whether the kernels' own times count; a GPU only starts its kernels within them.
+        analysis: Coupling analysis of the model.
+        samples: Measured variants, the unpruned model among them.
+        axes: Channel axes of the analysis.
+        clocked: Use the times of kernels; those of a GPU only cover the launch.
     """
     sizes = np.array([axes.sizes(s.kept) for s in samples])
     matcher = _Matcher(axes, samples)
@@ -146,7 +147,7 @@ def _terms(polynomial: _Polynomial) -> list[tuple[float, Monomial]]:
 
 
 def _aligned(analysis: Analysis, samples: Sequence[VariantMeasurement]) -> Iterator[list[list[Kernel]]]:
-    """Kernels that are the same in all variants, per variant; those that are not in every one together by name."""
+    """Yield kernels that occur in all variants one by one, and those that do not together by name; per variant."""
     known = {n.op for n in analysis.model.graph.nodes}
     runs: list[dict[str, list[Kernel]]] = []
     for sample in samples:
@@ -162,11 +163,11 @@ def _aligned(analysis: Analysis, samples: Sequence[VariantMeasurement]) -> Itera
             yield same
 
 
-_GENERATED = re.compile(r"(_token)?_?\d+$")  # a number that onnxruntime counts up, different in every variant
+_GENERATED = re.compile(r"(_token)?_?\d+$")  # a running number of onnxruntime, different in every variant
 
 
 def _features(matcher: _Matcher, kernels: Sequence[Kernel]) -> list[_Polynomial] | None:
-    """What a kernel's time is made of; None where its shapes cannot be told from channels."""
+    """Return the features of a kernel's time; None if its shapes cannot be matched to channels."""
     ins, outs = matcher.tensors([k.inputs for k in kernels]), matcher.tensors([k.outputs for k in kernels])
     if ins is None or outs is None:
         return None
@@ -177,7 +178,7 @@ def _features(matcher: _Matcher, kernels: Sequence[Kernel]) -> list[_Polynomial]
         features += [{matcher.broken(m, first): 1.0} for m in (first, product)]
     else:
         features += [_sum(ins), _sum(outs)]
-    if len(outs) == 1:  # what no longer fits into a cache takes longer to write
+    if len(outs) == 1:  # outputs that exceed a cache take longer to write
         features.append({tuple(sorted(2 * outs[0][1])): 1.0})
     return features
 
@@ -189,21 +190,21 @@ def _is_dense(kernel: Kernel) -> bool:
 def _weight(
     kernel: Kernel, ins: Sequence[tuple[float, Monomial]], outs: Sequence[tuple[float, Monomial]]
 ) -> tuple[float, Monomial]:
-    """Elements of a product's weight: as many as there are multiplications for every place of the output."""
+    """Return the elements of a product's weight: the multiplications per position of the output."""
     if len(kernel.inputs) > 1 and len(kernel.inputs[1]) > 1:
         return ins[1]
-    # It was packed, and is not stated.
+    # A packed weight is not reported.
     return ins[0][0] * outs[0][0] / _positions(kernel) ** 2, tuple(sorted(ins[0][1] + outs[0][1]))
 
 
 def _positions(kernel: Kernel) -> int:
-    """How many places of the output the weight is used at: samples times pixels or tokens."""
+    """Return the positions of the output at which the weight is used: samples times pixels or tokens."""
     shape = kernel.outputs[0]
     return prod(shape) // max(shape[1 if "Conv" in kernel.op else -1], 1) if len(shape) > 1 else 1
 
 
 def _work(matcher: _Matcher, aligned: Iterable[list[list[Kernel]]]) -> list[_Polynomial]:
-    """What all kernels together do: elements read and written, and multiplications."""
+    """Return the work of all kernels together: elements read and written, and multiplications."""
     traffic: _Polynomial = {}
     products: _Polynomial = {}
     for same in aligned:
@@ -226,7 +227,7 @@ def _sum(parts: Iterable[tuple[float, Monomial]]) -> _Polynomial:
 
 
 def _traffic(analysis: Analysis, axes: ChannelAxes) -> list[_Polynomial]:
-    """For kernels that come and go with the counts: elements of all activations, and of those in broken blocks."""
+    """Return features for kernels not present in every variant: elements of activations, in all and in broken blocks."""
     place = {np.sort(c).tobytes(): 1 + i for i, c in enumerate(axes.components)}
     elements: _Polynomial = {}
     for name, labels in analysis.table.variables.items():
@@ -241,8 +242,10 @@ def _traffic(analysis: Analysis, axes: ChannelAxes) -> list[_Polynomial]:
 
 
 def _fitted(features: Sequence[_Polynomial], sizes: Floats, times: Floats) -> _Polynomial:
-    """Non-negative least squares of the times [variants] over features of the sizes [variants, places]."""
-    distinct = {tuple(sorted(f.items())): f for f in features if f}  # more of one and the same would be arbitrary
+    """Fit times [variants] by features of the sizes [variants, sizes] with non-negative least squares."""
+    distinct = {
+        tuple(sorted(f.items())): f for f in features if f
+    }  # the split between equal features would be arbitrary
     columns = np.array([_values(f, sizes) for f in distinct.values()]).T
     factors = _solve(columns, times, _RESOLUTION + 0.02 * times.max())
     out: _Polynomial = {}
@@ -253,7 +256,7 @@ def _fitted(features: Sequence[_Polynomial], sizes: Floats, times: Floats) -> _P
 
 
 def _solve(columns: Floats, times: Floats, floor: float) -> Floats:
-    """Non-negative factors of columns, by relative error; a variant that was disturbed counts less, round by round.
+    """Return non-negative factors of columns for the least relative error; outliers count less in each round.
 
     Iteratively reweighted with Huber's weights.
     """
@@ -283,7 +286,7 @@ def _add(total: _Polynomial, more: _Polynomial) -> None:
 
 
 def _curve(sums: Floats, samples: Sequence[VariantMeasurement]) -> tuple[float, float, float]:
-    """Constant, linear and square by which sums of fitted kernels [variants] become whole runs."""
+    """Return the constant, linear and square coefficients that map sums of fitted kernels [variants] to runs."""
     quiet = np.array([s.quiet for s in samples])
     if quiet.sum() < _LEAST_QUIET:
         quiet[:] = True

@@ -22,23 +22,23 @@ from onnxprune.plans import Plan, Removal
 
 VARIANTS = 32
 _LEAST_VARIANTS = 14
-_PATIENCE = 100.0  # seconds: then a large model makes do with fewer variants
-_SMALLEST = 0.2  # share of channels left in the smallest variants
+_PATIENCE = 100.0  # seconds; after that a large model is measured with fewer variants
+_SMALLEST = 0.2  # share of channels kept in the smallest variants
 _WARMUP = 2
-_ROUNDS = (6, 24)  # undisturbed ones: at least, and at most if they are short
-_ROUNDS_SECONDS = (0.25, 1.5)  # short ones, and how long to wait for undisturbed ones
-_DISTURBED = 0.01  # share of a run that its threads waited for a processor
+_ROUNDS = (6, 24)  # undisturbed rounds: minimum, and maximum if they are short
+_ROUNDS_SECONDS = (0.25, 1.5)  # seconds of short rounds, and of waiting for undisturbed ones
+_DISTURBED = 0.01  # share of a run in which its threads waited for a processor
 
 
 @dataclass(frozen=True)
 class VariantMeasurement:
-    """One variant of the model, measured.
+    """Measurement of one variant of the model.
 
     Attributes:
-        kept: which components it has.
-        kernels: what ran, each with its least time of several runs.
-        seconds: of a whole run without the profiler.
-        quiet: whether nobody else used the machine meanwhile.
+        kept: Components of the variant.
+        kernels: Kernels with the least time of several runs.
+        seconds: Time of a run without the profiler.
+        quiet: True if no other process used the processor.
     """
 
     kept: Kept
@@ -48,7 +48,7 @@ class VariantMeasurement:
 
 
 class VariantTimer:
-    """Runs variants of a model in turn with the unpruned one, so that a drifting machine does not decide."""
+    """Run variants of a model in turn with the unpruned one, which cancels drift of the machine."""
 
     def __init__(self, analysis: Analysis, *, batch: int, threads: int, device: str) -> None:
         self.analysis = analysis
@@ -61,7 +61,7 @@ class VariantTimer:
         self._spread: list[float] = []  # median over least time of a variant's run
 
     def __enter__(self) -> VariantTimer:
-        with self._folders as folders:  # left behind by nothing that fails
+        with self._folders as folders:  # removed if the session fails
             self._reference = self._session(self.analysis.model, profiled=True)
             self.provider = self._reference.provider
             self._folders = folders.pop_all()
@@ -71,7 +71,7 @@ class VariantTimer:
         self._folders.close()
 
     def samples(self, block: int, progress: Callable[[int, int], None] | None = None) -> list[VariantMeasurement]:
-        """Measures a designed set of variants, as many as patience allows."""
+        """Measure a designed set of variants, as many as the time limit allows."""
         variants = design(self.analysis, block, VARIANTS)
         for _ in range(_WARMUP):
             self._reference.run(self.feeds)
@@ -95,9 +95,9 @@ class VariantTimer:
         model = Pipeline([StripChannels(plan, self.analysis)])(self.analysis.model)
         plain, profiled = self._session(model, profiled=False), self._session(model, profiled=True)
         rounds: list[list[float]] = []  # seconds of each session
-        quiet: list[list[float]] = []  # those while nobody else used the machine
+        quiet: list[list[float]] = []  # rounds in which no other process used the processor
         start = time.monotonic()
-        # In turn, as everything is measured here: what ran just before decides over how warm the caches are.
+        # In turn, because caches are as warm as the previous run left them.
         while not _enough(len(rounds), len(quiet), time.monotonic() - start):
             runs = [timed_run(s, self.feeds) for s in (self._reference, plain, profiled)]
             rounds.append([seconds for seconds, _ in runs])
@@ -112,15 +112,15 @@ class VariantTimer:
         )
 
     def _without_drift(self, samples: Sequence[VariantMeasurement]) -> list[VariantMeasurement]:
-        """Times as if the unpruned model had always taken the same, and typical instead of least ones."""
+        """Return times scaled by the drift of the unpruned model, and from least to typical ones."""
         pace = np.array(self._least)
-        if self.provider.startswith("CPU"):  # a kernel finds a quiet moment more easily than a whole run
+        if self.provider.startswith("CPU"):  # a kernel is less often disturbed than a run
             runs = iter(self._reference.kernels()[_WARMUP:])
             windows = [[run for _, run in zip(range(n), runs, strict=False)] for n in self._windows]
             sums = np.array([sum(k.seconds for k in _fastest(w)) for w in windows])
             pace = sums if (sums > 0).all() else pace
         pace = pace / np.median(pace)
-        typical = float(np.percentile(self._spread, 25))  # where nobody else used the machine
+        typical = float(np.percentile(self._spread, 25))  # if no other process uses the processor
         out = []
         for s, p in zip(samples, (typical / pace).tolist(), strict=True):
             kernels = [replace(k, seconds=k.seconds * p) for k in s.kernels]
@@ -129,7 +129,7 @@ class VariantTimer:
 
 
 def timed_run(session: Session, feeds: Mapping[str, Array]) -> tuple[float, float]:
-    """Seconds of a run, and seconds that this process's threads waited meanwhile because others ran."""
+    """Return the seconds of a run, and the seconds in which this process's threads waited for a processor."""
     before = _waited()
     start = time.perf_counter()
     session.run(feeds)
@@ -137,16 +137,16 @@ def timed_run(session: Session, feeds: Mapping[str, Array]) -> tuple[float, floa
 
 
 def _waited() -> float:
-    """Seconds that all threads of this process have waited for a processor; 0 where the system does not say."""
+    """Return the seconds that all threads of this process have waited for a processor; 0 where this is unknown."""
     total = 0
     for path in Path("/proc/self/task").glob("*/schedstat"):
-        with contextlib.suppress(OSError, ValueError, IndexError):  # a thread may end meanwhile
+        with contextlib.suppress(OSError, ValueError, IndexError):  # a thread may have ended
             total += int(path.read_bytes().split()[1])
     return total * 1e-9
 
 
 def _enough(rounds: int, quiet: int, seconds: float) -> bool:
-    """Whether a variant was measured often enough."""
+    """Return True if a variant was measured often enough."""
     short, long = _ROUNDS_SECONDS
     if rounds < _WARMUP + _ROUNDS[0]:
         return False
@@ -154,7 +154,7 @@ def _enough(rounds: int, quiet: int, seconds: float) -> bool:
 
 
 def _fastest(runs: Sequence[Sequence[Kernel]]) -> list[Kernel]:
-    """The kernels of the last run, each with the least time it took in any: what others use the machine for only adds.
+    """Return the kernels of the last run, each with its least time of all runs: disturbances only add time.
 
     Runs of one session have the same kernels; one that has not (an If that went the other way) is left out.
     """
@@ -166,9 +166,9 @@ def _fastest(runs: Sequence[Sequence[Kernel]]) -> list[Kernel]:
 
 
 def design(analysis: Analysis, block: int, variants: int = VARIANTS, seed: int = 0) -> list[dict[str, int]]:
-    """Channel counts per group: the unpruned model first, then sizes from whole to small, every group around them.
+    """Return channel counts per group: the unpruned model first, then sizes from full to small, groups around these.
 
-    Counts are whole blocks on the producing axis, as plans have them.
+    Counts are whole blocks on the producing axis, as in plans.
     """
     rng = np.random.default_rng(seed)
     out = [{g.name: g.channels for g in analysis.groups}]
@@ -192,7 +192,7 @@ def _options(group: Group, block: int) -> Counts:
 
 
 def variant(analysis: Analysis, counts: Mapping[str, int]) -> Plan:
-    """A plan that leaves so many channels in each group; which ones makes no difference to time."""
+    """Return a plan that keeps so many channels of each group; the time does not depend on which."""
     sizes = {g.name: g.channels for g in analysis.groups}
     removed = {n: Removal(sizes[n], tuple(range(k, sizes[n]))) for n, k in counts.items() if k < sizes[n]}
     return Plan("", removed, options=analysis.choices.options())

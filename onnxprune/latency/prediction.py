@@ -22,17 +22,17 @@ _FASTEST = 1e-6
 
 
 class LatencyModel:
-    """Answers "how long would it take if these channels stayed?".
+    """Predicted time of a run for any set of kept channels.
 
     Args:
-        axes: the axes whose counts the terms multiply.
-        fitted: the polynomial in them.
+        axes: Axes whose counts the terms multiply.
+        fitted: Polynomial in these counts.
 
     Attributes:
-        batch: samples per run.
-        threads: intra-op threads of onnxruntime.
-        provider: what it was measured on.
-        whole: predicted seconds of the unpruned model.
+        batch: Samples per run.
+        threads: Intra-op threads of onnxruntime.
+        provider: Execution provider of the measurement.
+        baseline: Predicted seconds of the unpruned model.
     """
 
     def __init__(self, axes: ChannelAxes, fitted: LatencyFit, *, batch: int, threads: int, provider: str) -> None:
@@ -47,7 +47,7 @@ class LatencyModel:
         self.baseline = self.seconds(np.ones(axes.count, bool))
 
     def seconds(self, kept: Kept) -> float:
-        """Predicted seconds per run if the components in `kept` (bool [count]) stay."""
+        """Return the predicted seconds per run with the components in `kept` (bool [count])."""
         kernels = float(self._axes.sizes(kept)[self._places].prod(axis=1) @ self._factors)
         constant, linear, square = self._curve
         return max(constant + (linear + square * kernels) * kernels, _FASTEST)
@@ -63,19 +63,19 @@ def latency_model(
     refresh: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> LatencyModel:
-    """Measures a model in onnxruntime on this machine, or finds what an earlier measurement left in the cache.
+    """Measure a model in onnxruntime on this machine, or read an earlier measurement from the cache.
 
-    The cache is `$ONNXPRUNE_CACHE`, else `onnxprune/latency` in the user's cache folder. It is keyed by machine,
-    onnxruntime, provider, threads, batch and the model's structure: retrained weights find it again.
+    The cache is `$ONNXPRUNE_CACHE`, else `onnxprune/latency` in the user's cache folder. The key is
+    machine, onnxruntime, provider, threads, batch and the model's structure, so retrained weights share an entry.
 
     Args:
-        analysis: of the model.
-        batch: samples per run where the model's batch is dynamic.
-        threads: intra-op threads; 0 for all cores.
+        analysis: Coupling analysis of the model.
+        batch: Samples per run if the model's batch is dynamic.
+        threads: Intra-op threads; 0 for all cores.
         device: "auto" (CUDA if it loads), "cpu" or "cuda".
-        cache: read and write the cache.
-        refresh: measure even if the cache has it.
-        progress: called with (done, total) variants.
+        cache: Read and write the cache.
+        refresh: Measure even if the cache has an entry.
+        progress: Called with (done, total) variants.
 
     Raises:
         OnnxPruneError: onnxruntime is missing, rejects the model or has no such device.
