@@ -33,12 +33,12 @@ Dims = tuple[MaybeSize, ...]
 Value = Callable[[int], Elements | None]
 SizeRule = Callable[[gs.Node, Sequence[Dims | None], Value], Sequence[Dims | None] | None]
 AS_SEEN = -1
-"""In the dimensions that a rule returns: a constant, of which the number is known anyhow."""
-_NO_END = 2**31 - 1  # what exporters write for "to the end" is at least this
+"""In the dimensions that a rule returns: a constant whose number is known from the witness."""
+_NO_END = 2**31 - 1  # exporters write at least this for "to the end"
 
 
 class _Unknown(Exception):
-    """A rule needs what is not known."""
+    """A rule needs a value or shape that is not known."""
 
 
 def _dims(dims: Sequence[Dims | None], i: int = 0) -> Dims:
@@ -49,7 +49,7 @@ def _dims(dims: Sequence[Dims | None], i: int = 0) -> Dims:
 
 
 def _numbers(node: gs.Node, value: Value, i: int, attribute: str = "") -> list[int] | None:
-    """Constant integers of an input or attribute; None where neither is given."""
+    """Return the constant integers of an input or attribute; None if neither is given."""
     if attribute in node.attrs:
         return ints(node.attrs[attribute])
     if i >= len(node.inputs) or not node.inputs[i].name:
@@ -68,7 +68,7 @@ def _elements(value: Value, i: int) -> list[MaybeSize]:
 
 
 def stretched(a: MaybeSize, b: MaybeSize) -> MaybeSize:
-    """The size of two axes that broadcast: both are the same, or one of them is 1."""
+    """Return the size of two axes that broadcast: both are equal, or one of them is 1."""
     if a == b or b == 1:
         return a
     if a == 1:
@@ -90,7 +90,7 @@ def stretched(a: MaybeSize, b: MaybeSize) -> MaybeSize:
 
 
 def broadcast(*shapes: Dims) -> Dims:
-    """The shape of operands that broadcast against each other."""
+    """Return the shape of operands that broadcast against each other."""
     first, *others = shapes
     if all(s == first for s in others):
         return first
@@ -112,7 +112,7 @@ def _broadcast(node: gs.Node, dims: Sequence[Dims | None], value: Value) -> Sequ
 
 
 def _window(node: gs.Node, axis: int, size: MaybeSize, kernel: int, rank: int) -> MaybeSize:
-    """The size of a spatial axis behind a convolution or a pool."""
+    """Return the size of a spatial axis of the output of a convolution or a pool."""
     if size is None or isinstance(size, int):
         return None if size is None else AS_SEEN
     attrs = node.attrs
@@ -183,7 +183,7 @@ def _concat(node: gs.Node, dims: Sequence[Dims | None], value: Value) -> Sequenc
         joined = None if n is None or joined is None else joined + n
     out: list[MaybeSize] = []
     for i, n in enumerate(shapes[0]):
-        # They must be alike: a constant among them says what all of them are.
+        # The sizes must be equal, so a constant among them is the size of all.
         known = [s[i] for s in shapes if isinstance(s[i], int)]
         out.append(joined if i == axis else known[0] if known else n if all(s[i] == n for s in shapes) else None)
     return [tuple(out)]
@@ -429,12 +429,12 @@ SIZES |= dict.fromkeys(
 
 
 def sizes(node: gs.Node, dims: Sequence[Dims | None], value: Value) -> Sequence[Dims | None] | None:
-    """Dimensions of a node's outputs; None where no rule tells them.
+    """Return the dimensions of a node's outputs; None if there is no rule.
 
     Args:
-        node: of the graph.
-        dims: of its inputs, None where they are not known or there is no such input.
-        value: returns the elements of an input, None where they are not known.
+        node: Node of the graph.
+        dims: Dimensions of its inputs; None if they are not known or there is no such input.
+        value: Function that returns the elements of an input, None if they are not known.
     """
     spec = find(node)
     if spec is not None and spec.couple is couple_broadcast:
@@ -447,5 +447,5 @@ def sizes(node: gs.Node, dims: Sequence[Dims | None], value: Value) -> Sequence[
         return None
     try:
         return rule(node, dims, value)
-    except (_Unknown, ValueError, IndexError, TypeError, KeyError):  # an invalid node is not known either
+    except (_Unknown, ValueError, IndexError, TypeError, KeyError):  # an invalid node is unknown, too
         return None

@@ -37,7 +37,7 @@ ValueRule = Callable[[gs.Node, Sequence[Elements]], Elements | None]
 
 
 def _each(function: Callable[..., MaybeSize]) -> ValueRule:
-    """A function of elements, which broadcast; of what is not known nothing is known."""
+    """Return the rule of an elementwise function; unknown elements give unknown elements."""
 
     def known(*elements: MaybeSize) -> MaybeSize:
         return None if any(e is None for e in elements) else function(*elements)
@@ -58,14 +58,14 @@ def _negated(a: Size) -> Size:
 
 
 _remainder = _each(modulo)
-_DIVIDE_FLOATS = _each(quotient)  # where it is an integer for every size
+_DIVIDE_FLOATS = _each(quotient)  # exact if it is an integer for every size
 _WIDE = (np.dtype(np.int64), np.dtype(np.int32), np.dtype(np.float32), np.dtype(np.float64))
 
 
 def _mod(node: gs.Node, values: Sequence[Elements]) -> Elements | None:
     lows = [None if e is None else bounds(e)[0] for v in values for e in v.reshape(-1)]
     if node.attrs.get("fmod", 0) and any(low is None or low < 0 for low in lows):
-        return None  # another sign where one is negative
+        return None  # the sign differs if an operand is negative
     return _remainder(node, values)
 
 
@@ -100,22 +100,22 @@ VALUES: dict[str, ValueRule] = {
     "Relu": _each(lambda a: maximum(a, 0)), "ReduceSum": _reduce(lambda a, b: a + b, 0),
     "ReduceProd": _reduce(lambda a, b: a * b, 1), "ReduceMax": _reduce(maximum), "ReduceMin": _reduce(minimum),
 }  # fmt: skip
-VALUES |= {op: _each(lambda a: a) for op in ("Identity", "Floor", "Ceil", "Round")}  # of integers, as floats or not
-# Elements move; what says where to must be constants.
+VALUES |= {op: _each(lambda a: a) for op in ("Identity", "Floor", "Ceil", "Round")}  # of integers, also as floats
+# Operators that move elements; indices, axes and shapes must be constant.
 _MOVES = frozenset(("Gather", "Slice", "Squeeze", "Unsqueeze", "Reshape", "Transpose", "Expand", "Flatten"))
 PLAIN = frozenset((*VALUES, "Concat", "Gather", "Squeeze", "Unsqueeze", "Transpose")) - frozenset(
     ("ReduceSum", "ReduceProd", "ReduceMax", "ReduceMin")
 )
-"""Shape arithmetic whose outputs have constant shapes if the inputs have, whatever their elements are."""
+"""Shape arithmetic whose outputs have constant shapes if the inputs have, independent of their elements."""
 
 
 def values(node: gs.Node, inputs: Sequence[Elements | None], floats: bool) -> Elements | None:
-    """Elements of a node's first output; None where no rule tells them, or an element where it is not known.
+    """Return the elements of a node's first output; None if there is no rule, and for elements that are not known.
 
     Args:
-        node: of the graph.
-        inputs: elements of its inputs.
-        floats: whether the output is of floats.
+        node: Node of the graph.
+        inputs: Elements of its inputs.
+        floats: True if the output holds floats.
     """
     if node.domain or any(v is None for t, v in zip(node.inputs, inputs, strict=True) if t.name):
         return None
@@ -133,11 +133,11 @@ def values(node: gs.Node, inputs: Sequence[Elements | None], floats: bool) -> El
                     operands[i] = np.array([int(n) for n in v.reshape(-1)], np.int64).reshape(v.shape)
         return np.asarray(spec.evaluate(node, operands), object)
     except (ValueError, IndexError, TypeError, AssertionError, ZeroDivisionError):
-        return None  # what says where to is no constant, or the node is invalid
+        return None  # an index, axis or shape is not constant, or the node is invalid
 
 
 def elements(value: npt.NDArray[Any]) -> Elements | None:
-    """Numbers as elements: integers, and floats that are some; None for other things."""
+    """Return numbers as elements: integers, and floats with integer values; None for other types."""
     if value.dtype.kind in "iu":
         return value.astype(object)
     if value.dtype.kind == "b":

@@ -32,13 +32,13 @@ from onnxprune.analysis.node_evaluation import compute_node
 from onnxprune.ir.model import Array
 from onnxprune.ir.symbolic import Atom, Expr, Size, atom_of, evaluate, opaque, product, symbol
 
-_SELECTED = 101  # how many a selection finds: a prime
-# Three numbers for each dimension of a single node, to see which of them an output's dimension is.
+_SELECTED = 101  # elements assumed to be found by a selection: a prime
+# Three numbers for each dimension of a single node, which show the dimension that an output's is equal to.
 _TRIED = ((1009, 1013, 1019, 1021, 1031), (36, 60, 84, 132, 156), (6, 10, 14, 22, 26))
 _ASK = frozenset(("Shape", "Size"))
 _SELECTIONS = frozenset(("Compress", "If", "Loop", "NonMaxSuppression", "NonZero", "Unique"))
-_VIEWS = frozenset(("Transpose", "Cast", "Identity"))  # large constants seen through these stay weights behind a view
-# What shape arithmetic consists of. Of a few numbers they make no more than a few, so nobody has to ask how many first.
+_VIEWS = frozenset(("Transpose", "Cast", "Identity"))  # large constants behind these remain weights
+# Operators of shape arithmetic. Few inputs give few outputs, so sizes need not be inferred first.
 _FEW = 64
 _MAKE_FEW = frozenset(
     ("Add", "And", "Cast", "Ceil", "Concat", "Constant", "Div", "Equal", "Floor", "Gather", "Greater", "Identity",
@@ -46,15 +46,15 @@ _MAKE_FEW = frozenset(
      "Unsqueeze", "Where")
 )  # fmt: skip
 _LARGEST = 2**24  # elements of a folded constant expression
-_LARGEST_OF_BATCH = 2**16  # of one that grows with the batch: no constant, at best a shape may come of it
+_LARGEST_OF_BATCH = 2**16  # elements of one that grows with the batch: only a shape can depend on it
 _NOT_A_FUNCTION = ("Random", "Multinomial", "Bernoulli", "Dropout")
-# What they say is how the runtime should compute: a weight of integers stays one.
+# They state how the runtime computes: an integer weight must remain one.
 _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 
 
 @dataclass
 class WitnessBuilder:
-    """Findings of a walk through a graph, as in `Witness`; `numbers` are those of the unknowns in `sizes`."""
+    """Fields of a `Witness` while the nodes of a graph are visited in order."""
 
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     dtypes: dict[str, np.dtype[Any]] = field(default_factory=dict)
@@ -64,16 +64,16 @@ class WitnessBuilder:
     sizes: dict[str, Dims] = field(default_factory=dict)
     formulas: dict[str, Elements | None] = field(default_factory=dict)
     numbers: dict[Atom, int | None] = field(default_factory=dict)
-    # Nodes that do the same with inputs of which the same is known are alike: the same is known of what they compute.
+    # Nodes with equal operators and attributes, and inputs in equal states, have outputs in equal states.
     states: dict[str, int] = field(default_factory=dict)
     alike: dict[Any, list[str]] = field(default_factory=dict)
     _numbered: dict[Any, int] = field(default_factory=dict)
     _kinds: dict[int, bytes] = field(default_factory=dict)  # types of constants, by state
-    _weights: set[int] = field(default_factory=set)  # states of constants whose values nobody has read
-    _unknowns: int = 0  # how many unknowns had to be made up
+    _weights: set[int] = field(default_factory=set)  # states of constants whose values were not read
+    _unknowns: int = 0  # opaque unknowns created so far
 
     def settle(self, name: str, kind: bytes) -> None:
-        """Writes down a type."""
+        """Record a type."""
         self.types[name] = kind
         shape, dtype = shape_and_dtype(kind)
         if shape is not None:
@@ -82,7 +82,7 @@ class WitnessBuilder:
             self.dtypes[name] = dtype
 
     def settle_value(self, name: str, value: Array) -> None:
-        """Writes down a value, and the type that follows from it."""
+        """Record a value and its type."""
         self.values[name] = value
         self._settle_array(name, value.dtype, value.shape)
 
@@ -91,7 +91,7 @@ class WitnessBuilder:
         self.shapes[name], self.dtypes[name] = shape, dtype
 
     def visit(self, node: gs.Node, node_types: NodeTypes, opset: int) -> None:
-        """Finds out what a node computes, after those that it reads from."""
+        """Infer the outputs of a node whose inputs were visited."""
         read = [self.states.get(t.name) or self._state(t) for t in node.inputs]
         attributes = hashable(node.attrs)
         used = len(node.outputs) > 1 and [(t.name != "", bool(t.outputs)) for t in node.outputs]
@@ -107,7 +107,7 @@ class WitnessBuilder:
             self.alike[key] = [t.name for t in node.outputs]
 
     def _state(self, t: gs.Tensor) -> int:
-        """The number of what is known of a tensor."""
+        """Return the number of a tensor's state: all that is known of it."""
         name = t.name
         contents: object = None
         if isinstance(t, gs.Constant):
@@ -137,7 +137,7 @@ class WitnessBuilder:
         return self._numbered.setdefault(key, len(self._numbered) + 1)
 
     def _repeat(self, name: str, like: str) -> None:
-        """Writes down of a tensor what is known of another one."""
+        """Record for a tensor all that is known of another one."""
         if like in self.sizes:
             self.sizes[name] = self.sizes[like]
         if like in self.types:
@@ -154,7 +154,7 @@ class WitnessBuilder:
                     self.formulas[name] = self.formulas[like]
 
     def _find_out(self, node: gs.Node, node_types: NodeTypes, opset: int) -> Array | None:
-        """Settles everything about a node's outputs; returns the value of the first, if it has one."""
+        """Record everything about a node's outputs; return the value of the first, if it is known."""
         value = None
         computable = self.computable(node)
         if computable and self._has_few_elements(node):
@@ -171,7 +171,7 @@ class WitnessBuilder:
         return value
 
     def _infer(self, node: gs.Node, node_types: NodeTypes) -> None:
-        """Settles the types of a node's outputs; where a selection finds as many as the data say, that is a number."""
+        """Record the types of a node's outputs; the size of a selection, which depends on data, becomes a number."""
         inputs = [self._small(t) for t in node.inputs]
         selects = node.op in _SELECTIONS and not node.domain
         selects = selects and all(t.name in self.shapes for t in node.inputs if t.name)
@@ -193,7 +193,7 @@ class WitnessBuilder:
     # --------------------------------------------------------------------------------------------------- in symbols
 
     def express_input(self, t: gs.Tensor, dims: Mapping[tuple[str, int], int]) -> None:
-        """A dynamic dimension is a symbol: its name's, or one of its own if it has no name."""
+        """Record the symbols of an input: one for each name of a dynamic dimension, and one for each without a name."""
         if not any((t.name, axis) in dims for axis in range(len(t.shape or ()))):
             return
         out: list[Size | None] = []
@@ -206,7 +206,7 @@ class WitnessBuilder:
         self._express_as(t.name, out)
 
     def express_value(self, node: gs.Node, value: Array) -> None:
-        """Finds out what a value, and its shape, is in symbols."""
+        """Infer the symbolic form of a value and of its shape."""
         name, source = node.outputs[0].name, node.inputs[0].name if node.inputs else ""
         if node.op in _ASK:
             if source not in self.sizes:
@@ -226,14 +226,14 @@ class WitnessBuilder:
                 self.formulas[name] = None
 
     def _moves(self, node: gs.Node) -> bool:
-        """Return whether a node reads anything that is not the same for all sizes."""
+        """Return True if a node reads a value or shape that depends on a dynamic dimension."""
         if not self.sizes and not self.formulas:
             return False
         read = [*node.inputs, *captured(node)]
         return any(t.name in self.sizes or t.name in self.formulas for t in read)
 
     def _formula(self, name: str, found: Elements | None, value: Array) -> None:
-        """Writes down elements; what does not agree with the numbers is not known."""
+        """Record elements in symbols; those that contradict the numbers are unknown."""
         if found is not None and found.shape != value.shape:
             found = None
         if found is None:
@@ -247,7 +247,7 @@ class WitnessBuilder:
             self.formulas[name] = np.array(flat, object).reshape(value.shape)
 
     def _checked(self, size: Size | None, n: float) -> Expr:
-        """An expression that is a number here; something opaque where the expression given is another number."""
+        """Return an expression that evaluates to a number; an opaque one if the given expression does not."""
         if isinstance(size, Expr):
             number = evaluate(size, self.numbers)
             if number == n:
@@ -262,7 +262,7 @@ class WitnessBuilder:
         return out
 
     def _express_as(self, name: str, dims: Sequence[Size | None]) -> None:
-        """Writes down a shape; what does not agree with the numbers is opaque."""
+        """Record a shape in symbols; dimensions that contradict the numbers are opaque."""
         out = [
             n if type(size) is int and size in (n, AS_SEEN) else self._checked_dim(size, n)
             for size, n in zip(dims, self.shapes[name], strict=True)
@@ -281,7 +281,7 @@ class WitnessBuilder:
         return out
 
     def _express(self, node: gs.Node, node_types: NodeTypes | None) -> None:
-        """Finds out the shapes of a node's outputs in symbols."""
+        """Infer the shapes of a node's outputs in symbols."""
         dims = [self._dims(t) for t in node.inputs]
         found = sizes(node, dims, lambda i: self._elements(node.inputs[i]))
         if found is None:
@@ -295,7 +295,7 @@ class WitnessBuilder:
                 self.sizes[t.name] = ()
 
     def _sampled_dims(self, node: gs.Node, node_types: NodeTypes) -> list[Dims | None]:
-        """Shapes of the outputs of a node without a rule: what three settings of its inputs' dimensions agree about.
+        """Return shapes of a node without a rule, as far as three settings of its inputs' dimensions agree.
 
         A single operator computes a dimension from few others, and with the numbers of `_TRIED` none is another by
         chance. Values that depend on sizes it is not told.
@@ -343,7 +343,7 @@ class WitnessBuilder:
     # --------------------------------------------------------------------------------------------------- in numbers
 
     def computable(self, node: gs.Node) -> bool:
-        """Whether the first output is all that is used of a node, and follows from what is known."""
+        """Return True if only the first output of a node is used, and its value follows from known values."""
         if node.domain or not node.outputs or any(t.outputs for t in node.outputs[1:]):
             return False
         if node.op in _ASK:
@@ -353,7 +353,7 @@ class WitnessBuilder:
         if node.op.startswith(_NOT_A_FUNCTION) or node.op in _QUANTIZERS:
             return False
         if node.op in _VIEWS and isinstance(node.inputs[0], gs.Constant) and prod(node.inputs[0].shape) > SMALL:
-            return False  # a weight, transposed or cast: the labels look through it, the file keeps it as it is
+            return False  # a transposed or cast weight: labels pass through it, and the file keeps it unchanged
         return not any(isinstance(a, gs.Graph) for a in node.attrs.values())
 
     def _has_few_elements(self, node: gs.Node) -> bool:
@@ -362,7 +362,7 @@ class WitnessBuilder:
         return node.op in _MAKE_FEW and all(prod(self.shapes.get(t.name, ())) <= _FEW for t in node.inputs)
 
     def compute(self, node: gs.Node, opset: int) -> Array | None:
-        """The value of a computable node's first output; None where there is no way to compute it, or it is large."""
+        """Return the value of a computable node's first output; None if it cannot be computed or is too large."""
         if node.op in _ASK:
             shape = self.shapes[node.inputs[0].name]
             start, end = node.attrs.get("start", 0), node.attrs.get("end")

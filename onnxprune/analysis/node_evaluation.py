@@ -13,14 +13,14 @@ from onnxprune.ops import find
 
 
 def compute_node(node: gs.Node, inputs: list[Array | None], opset: int) -> Array | None:
-    """Compute the first output of a node with numpy; None where the operator or these values do not allow it."""
+    """Compute the first output of a node with numpy; None if the operator or these values do not allow it."""
     spec = find(node)
     if spec is not None and spec.evaluate is not None:
         try:
             with np.errstate(all="ignore"):
                 result = spec.evaluate(node, inputs)
         except (ValueError, IndexError, TypeError, AssertionError, ZeroDivisionError):
-            return None  # a shape that this assignment makes impossible: leave it unknown
+            return None  # impossible under this assignment: the value is unknown
         return None if result is None else np.asarray(result)
     if spec is None or not inputs:
         return None
@@ -42,9 +42,9 @@ def _reference(node: gs.Node, inputs: list[Array | None], opset: int) -> Array |
     )  # fmt: skip
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
     try:
-        with np.errstate(all="ignore"):  # a constant may well be log(0), of which a Where takes nothing
+        with np.errstate(all="ignore"):  # a constant may be log(0) that a Where does not select
             results: Any = ReferenceEvaluator(model).run(None, feeds)
         result = results[0]
-    except Exception:  # the reference raises whatever numpy raises; unknown is always a safe answer
+    except Exception:  # the reference raises any of numpy's exceptions; an unknown value is always correct
         return None
     return np.asarray(result)

@@ -26,11 +26,11 @@ from onnxprune.analysis._witness_builder import WitnessBuilder
 from onnxprune.ir.model import Array, Model
 from onnxprune.ir.symbolic import Atom, Size
 
-# The batch: a prime that divides no usual channel count, so that no factor of a Reshape is ambiguous.
+# Batch sizes: primes that divide no usual channel count, so that no factor of a Reshape is ambiguous.
 _BATCH = (11, 23)
-# Sequence-like ones (of token inputs).
+# Lengths of sequences (token inputs).
 _LENGTH = ((41, 43, 47, 53), (59, 61, 67, 71))
-# Image sides: large enough for five strided layers, divisible by what strided networks and windows divide by.
+# Image sides: large enough for five strided layers, and divisible by usual strides and windows.
 _SIDE = ((224, 448, 672, 896), (1120, 1344, 1568, 1792))
 
 
@@ -39,18 +39,18 @@ class Witness:
     """Shapes and known values of a graph under one assignment of its dynamic dimensions.
 
     Attributes:
-        dims: the number given to each dynamic dimension, by (input name, axis).
-        shapes: shape of every tensor that has one; where a selection finds as many as the data say, the number is 101.
-            Other shapes that depend on data are missing.
-        values: computed values of shape arithmetic and constant expressions, by tensor name.
-        dtypes: element type of every tensor that has one.
-        types: of every tensor, as far as it is known (see `onnxprune.analysis._type_inference`).
-        assumed: tensors with a dimension that depends on data, and was set to a number.
-        names: of all tensors that the graph had.
-        sizes: shapes in symbols of the tensors with a dimension that is no constant; empty where such a shape is not
-            known (a sequence of tensors).
-        formulas: elements in symbols of the values that are no constants; None where they are not known.
-        numbers: what the unknowns of both are here.
+        dims: Number assigned to each dynamic dimension, by (input name, axis).
+        shapes: Shape of every tensor that has one. The size of a selection, which depends on data, is 101; other shapes
+            that depend on data are missing.
+        values: Computed values of shape arithmetic and constant expressions, by tensor name.
+        dtypes: Element type of every tensor that has one.
+        types: Type of every tensor, as far as it is known (see `onnxprune.analysis._type_inference`).
+        assumed: Tensors with a dimension that depends on data and was set to a number.
+        names: Names of all tensors of the graph.
+        sizes: Symbolic shapes of the tensors with a dimension that is not constant; empty if such a shape is not known
+            (a sequence of tensors).
+        formulas: Symbolic elements of the values that are not constant; None if they are not known.
+        numbers: Numbers assigned to the unknowns of both.
     """
 
     dims: Mapping[tuple[str, int], int]
@@ -65,11 +65,11 @@ class Witness:
     numbers: Mapping[Atom, int | None] = field(default_factory=dict, repr=False)
 
     def symbolic(self, name: str) -> Dims | None:
-        """The shape of a tensor in symbols; None where it is not known."""
+        """Return the symbolic shape of a tensor; None if it is not known."""
         return self.sizes.get(name) or self.shapes.get(name)
 
     def elements(self, name: str) -> list[Size | None] | None:
-        """The elements of a value in symbols; None where they, or how many they are, are not known."""
+        """Return the symbolic elements of a value; None if they or their number are not known."""
         if name in self.formulas:
             found = self.formulas[name]
         else:
@@ -77,14 +77,14 @@ class Witness:
         return None if found is None else found.reshape(-1).tolist()
 
     def constant(self, name: str) -> Array | None:
-        """A value that is the same for all sizes; None where it is not."""
+        """Return a value that is the same for all sizes; None for any other."""
         return None if name in self.formulas else self.values.get(name)
 
 
 def assignments(model: Model, *, single: bool = False) -> list[dict[tuple[str, int], int]]:
-    """Numbers for the dynamic input dimensions: two different sets of them, or one where nothing is dynamic.
+    """Return numbers for the dynamic input dimensions: two different sets, or one if nothing is dynamic.
 
-    Witnesses use the first one; the second serves to check that what is said in symbols holds for other numbers.
+    Witnesses use the first set; the second serves to check that symbolic forms hold for other numbers.
     """
     sets: list[dict[tuple[str, int], int]] = []
     for which in range(2):
@@ -100,7 +100,7 @@ def assignments(model: Model, *, single: bool = False) -> list[dict[tuple[str, i
         for t, axis, dim in sorted(dynamic, key=lambda item: item[1]):
             key: object = dim if isinstance(dim, str) and dim else (t.name, axis)
             if axis == 0:
-                # Exporters name the batch of every input differently, or not at all; it is one batch all the same.
+                # Exporters name the batch of every input differently or not at all, but it is one batch.
                 numbers[key] = _BATCH[which]
             elif key not in numbers:
                 kind = "side" if len(t.shape) > 3 else "length"
@@ -142,12 +142,12 @@ def known_or_witness(model: Model, seen: Witness | None = None) -> Witness:
 
 
 def with_nodes(witness: Witness, nodes: Sequence[gs.Node], opset: int) -> Witness:
-    """A witness that knows shape arithmetic that was added to the graph; other nodes are left out.
+    """Return a witness extended by shape arithmetic that was added to the graph; other nodes are ignored.
 
     Args:
-        witness: of the graph without them.
-        nodes: new ones, in graph order.
-        opset: of the model.
+        witness: Witness of the graph without the new nodes.
+        nodes: New nodes, in graph order.
+        opset: Opset of the model.
     """
     found = WitnessBuilder(dict(witness.shapes), dict(witness.dtypes), dict(witness.values))
     found.sizes, found.formulas, found.numbers = dict(witness.sizes), dict(witness.formulas), dict(witness.numbers)
@@ -164,11 +164,11 @@ def with_nodes(witness: Witness, nodes: Sequence[gs.Node], opset: int) -> Witnes
 
 
 def witness(model: Model, dims: Mapping[tuple[str, int], int] | None = None) -> Witness:
-    """Infers all shapes and computes all shape arithmetic, in numbers and in symbols.
+    """Infer all shapes and compute all shape arithmetic, in numbers and in symbols.
 
     Args:
-        model: to go through.
-        dims: numbers of dynamic input dimensions, one of `assignments` (default: the first).
+        model: Model to visit.
+        dims: Numbers of dynamic input dimensions, one of `assignments` (default: the first).
     """
     graph = model.graph
     dims = assignments(model, single=True)[0] if dims is None else dims

@@ -227,7 +227,7 @@ def _sum(parts: Iterable[tuple[float, Monomial]]) -> _Polynomial:
 
 
 def _traffic(analysis: Analysis, axes: ChannelAxes) -> list[_Polynomial]:
-    """Return features for kernels not present in every variant: elements of activations, in all and in broken blocks."""
+    """Return features for kernels not in every variant: elements of activations, in all and in broken blocks."""
     place = {np.sort(c).tobytes(): 1 + i for i, c in enumerate(axes.components)}
     elements: _Polynomial = {}
     for name, labels in analysis.table.variables.items():
