@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 LINES = 20  # more groups than this: `auto` draws a heat map
 BANDS = 12  # more groups than this: bands of standard errors would cover each other
 LEGEND = 24  # more groups than this: a colour bar of depth instead of a legend
-COLUMN = 0.025  # width of a heat map's column where the ratios of the groups make no even columns
-WIDTHS = (0.01, 0.125)  # narrower ones cannot be seen, wider ones would say more than was measured
-MARKERS = "os^Dv"  # neighbours in depth have colours that are hard to tell apart
+COLUMN = 0.025  # width of a heat map's columns if the ratios of the groups are not evenly spaced
+WIDTHS = (0.01, 0.125)  # narrower columns are invisible, wider ones suggest more than was measured
+MARKERS = "os^Dv"  # neighbours in depth have similar colours
 SHARE = "channels removed from one group alone (%)"
 UNMEASURED = "0.88"
 
 
 def render_curves(curves: Curves, chosen: dict[str, int] | None, kind: str, name: str, form: str) -> bytes:
-    """The file's bytes."""
+    """Return the bytes of the plot file."""
     count = len(curves.groups)
     if kind == "auto":
         kind = "lines" if count <= LINES else "heat"
@@ -58,7 +58,7 @@ def _metric(curves: Curves, text: Text) -> str:
 
 
 def _titles(axes: Axes, curves: Curves, name: str, text: Text) -> None:
-    """Which model; then metric, criterion and images, smaller."""
+    """Draw the title: the model; below it metric, criterion and images."""
     parameters = ", ".join(f"{k}={v}" for k, v in curves.criterion.items() if k != "name" and v is not None)
     criterion = str(curves.criterion.get("name", "criterion unknown")) + (f" ({parameters})" if parameters else "")
     parts = [RATES.get(curves.metric, curves.metric), f"channels chosen by {criterion}"]
@@ -74,7 +74,7 @@ def _titles(axes: Axes, curves: Curves, name: str, text: Text) -> None:
 
 
 def _depth() -> Colormap:
-    """Colours of lines: plasma without its yellow, which white paper swallows."""
+    """Return the colours of lines: plasma without its yellow, which is invisible on white."""
     from matplotlib import colormaps
     from matplotlib.colors import ListedColormap
 
@@ -82,7 +82,7 @@ def _depth() -> Colormap:
 
 
 def _series(curves: Curves, curve: Curve) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Channels removed and values from the baseline on; counts that were measured twice once."""
+    """Return removed channels and values from the baseline on, each count once."""
     points = {0: curves.baseline.value}
     for p in curve.points:
         points.setdefault(p.removed, p.value)
@@ -90,7 +90,7 @@ def _series(curves: Curves, curve: Curve) -> tuple[NDArray[Any], NDArray[Any]]:
 
 
 def _lines(figure: Figure, axes: Axes, curves: Curves, chosen: dict[str, int] | None, text: Text) -> None:
-    """One line per group over the share of channels that is really gone."""
+    """Draw one line per group over the share of channels that is removed."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
@@ -144,11 +144,11 @@ def _lines(figure: Figure, axes: Axes, curves: Curves, chosen: dict[str, int] | 
         ticks = np.unique(np.linspace(0, count - 1, 8).round().astype(int))
         bar.set_ticks(list(ticks), labels=[names[i] for i in ticks], fontsize=8)
         bar.outline.set_visible(False)
-        bar.ax.invert_yaxis()  # from the input down, like the rows of the heat map
+        bar.ax.invert_yaxis()  # input on top, like the rows of the heat map
         handles, names = handles[count:], names[count:]
         axes.legend(handles, names, frameon=False, fontsize=8, loc="best")
         return
-    # Names go in afterwards: matplotlib drops entries whose label starts with an underscore.
+    # Set names afterwards: matplotlib drops entries whose label starts with an underscore.
     legend = axes.legend(
         handles, ["x"] * len(handles), frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.02),
         borderaxespad=0, ncols=ceil(len(handles) / 20), labelspacing=0.35,
@@ -158,8 +158,10 @@ def _lines(figure: Figure, axes: Axes, curves: Curves, chosen: dict[str, int] | 
 
 
 def _grid(curves: Curves) -> tuple[NDArray[Any], NDArray[Any], bool]:
-    """Edges of the columns, the values [group, column] with NaN where nothing was measured, and whether they are the
-    measured ones (not on straight lines between)."""
+    """Return the edges of the columns, the values [group, column], and True if no value is interpolated.
+
+    Values are NaN where nothing was measured.
+    """
     all_ratios = {tuple(round(p.ratio, 9) for p in c.points) for c in curves.groups.values()}
     ratios = np.array(sorted({0.0}.union(*all_ratios)))
     gaps, near = np.diff(ratios), 1e-6
@@ -182,7 +184,7 @@ def _grid(curves: Curves) -> tuple[NDArray[Any], NDArray[Any], bool]:
 
 
 def _heat(figure: Figure, axes: Axes, curves: Curves, chosen: dict[str, int] | None, text: Text) -> None:
-    """One row per group, one column per ratio."""
+    """Draw one row per group, one column per ratio."""
     from matplotlib import colormaps
     from matplotlib.patches import Patch
     from matplotlib.transforms import ScaledTranslation
@@ -196,7 +198,7 @@ def _heat(figure: Figure, axes: Axes, curves: Curves, chosen: dict[str, int] | N
     )  # fmt: skip
     entries: list[tuple[Artist, str]] = []
     if chosen is not None:
-        # Columns are ratios that were asked for, so the step goes where that many channels were asked for.
+        # Columns are requested ratios, so the step is at the ratio that requested as many channels.
         steps = np.array([_requested_ratio(curve, chosen[group]) for group, curve in curves.groups.items()])
         x, y = 100 * np.repeat(steps, 2), np.repeat(np.arange(count + 1) - 0.5, 2)[1:-1]
         look: Any = {"solid_joinstyle": "miter", "solid_capstyle": "butt", "zorder": 4}
@@ -220,7 +222,7 @@ def _heat(figure: Figure, axes: Axes, curves: Curves, chosen: dict[str, int] | N
             loc="upper right", bbox_to_anchor=(1, 0), bbox_transform=below, borderaxespad=0, handlelength=1.6,
         )  # fmt: skip
     axes.set_xlim(0, 100)
-    axes.set_ylim(count - 0.5, -0.5)  # the input on top
+    axes.set_ylim(count - 0.5, -0.5)  # input on top
     axes.set_xticks(range(0, 101, 10))
     every = ceil(count / 180)
     names = [short(text(g)) for g in curves.groups]
@@ -229,14 +231,14 @@ def _heat(figure: Figure, axes: Axes, curves: Curves, chosen: dict[str, int] | N
     for side in ("left", "bottom"):
         axes.spines[side].set_visible(False)
     axes.set_xlabel(SHARE)
-    tall = min(1.0, 20 / count)  # a bar as long as 60 rows is far to look along
+    tall = min(1.0, 20 / count)  # keep the bar short beside many rows
     bar = figure.colorbar(mesh, cax=axes.inset_axes((1.015, 1 - tall, 0.016, tall)))
     bar.outline.set_visible(False)
     bar.set_label(_metric(curves, text))
 
 
 def _requested_ratio(curve: Curve, removed: int) -> float:
-    """The ratio at which that many channels go, on straight lines between measured points."""
+    """Return the ratio at which that many channels are removed, interpolated between measured points."""
     counts = {0: 0.0}
     for p in curve.points:
         counts.setdefault(p.removed, p.ratio)

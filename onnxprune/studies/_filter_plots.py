@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from onnxprune.studies.criteria_comparison import RankedGroup
 
 SIGNS = {"positive": "#c2512f", "negative": "#2f6690"}
-FADED = 0.28  # opacity of what is removed
+FADED = 0.28  # opacity of removed filters
 
 
 def draw_filters(panels: Any, layer: RankedGroup, text: Text) -> None:
-    """One panel per criterion: what a filter's positive and negative weights sum up to."""
+    """Draw one panel per criterion: the sums of each filter's positive and negative weights."""
     count, cut = len(layer.positive), layer.removed
     high, low = 1.06 * layer.positive.max(), -1.06 * layer.negative.max()
     for axes, (criterion, order) in zip(panels, layer.orders.items(), strict=True):
@@ -41,7 +41,7 @@ def draw_filters(panels: Any, layer: RankedGroup, text: Text) -> None:
 
 
 def draw_shares(axes: Axes, layer: RankedGroup, text: Text) -> None:
-    """A bar per criterion: how much of the layer's weights stays, by sign."""
+    """Draw one bar per criterion: the kept share of the layer's weights, by sign."""
     from matplotlib.patches import Patch
 
     whole = float(layer.positive.sum()), float(layer.negative.sum())

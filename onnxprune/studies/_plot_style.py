@@ -29,12 +29,12 @@ STYLE: Any = {  # Any: newer stubs list the keys, older ones take strings
     "axes.linewidth": 0.8,
     "axes.spines.right": False,
     "axes.spines.top": False,
-    "font.family": "DejaVu Sans",  # comes with matplotlib, so a picture does not depend on the machine's fonts
+    "font.family": "DejaVu Sans",  # part of matplotlib: plots do not depend on the machine's fonts
     "font.size": 9,
     "grid.color": "0.9",
     "grid.linewidth": 0.7,
     "svg.hashsalt": "onnxprune",
-    "text.parse_math": False,  # a name may hold dollars
+    "text.parse_math": False,  # a name may contain dollar signs
     "xtick.color": "0.45",
     "xtick.labelcolor": "0.15",
     "ytick.color": "0.45",
@@ -51,19 +51,19 @@ def write(path: Path, image: bytes) -> None:
 
 
 def drawn(form: str, size: tuple[float, float], draw: Callable[[Figure], None]) -> bytes:
-    """A file's bytes: a figure of a size in inches, drawn in our own style."""
+    """Return the bytes of a file: a figure of a size in inches, drawn in the common style."""
     matplotlib = import_matplotlib()
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     out = io.BytesIO()
     with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # whatever a matplotlibrc says
+        matplotlib.rcdefaults()  # ignore any matplotlibrc
         matplotlib.rcParams.update(STYLE)
         figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.08, hspace=0.03))
         draw(figure)
         metadata = {"Software": None} if form == "png" else {"Date": None, "Creator": None}
-        # A Figure without a canvas of its own takes Agg for PNG and the SVG writer for SVG.
+        # A Figure without a canvas uses Agg for PNG and the SVG writer for SVG.
         figure.savefig(out, format=form, dpi=150, metadata=metadata)
     return out.getvalue()
 
@@ -80,7 +80,7 @@ Text = Callable[[str], str]
 
 
 def writable() -> Text:
-    """A function that leaves out what the font cannot show: matplotlib would warn of it and draw boxes."""
+    """Return a function that replaces characters missing in the font, for which matplotlib warns and draws boxes."""
     from matplotlib.font_manager import findfont, get_font
 
     font = get_font(findfont("DejaVu Sans"))
@@ -92,7 +92,7 @@ def writable() -> Text:
 
 
 def _printable(char: str) -> bool:
-    # Neither control characters nor lone surrogates can stand in XML.
+    # XML allows neither control characters nor lone surrogates.
     return unicodedata.category(char) not in ("Cc", "Cs", "Cn")
 
 
@@ -101,7 +101,7 @@ def gid(kind: str, group: str) -> str:
 
 
 def short(name: str, limit: int = NAME) -> str:
-    """A name with its middle left out: the end says which layer it is, the start in which part."""
+    """Return a name without its middle: the start names the part of the model, the end the layer."""
     if len(name) <= limit:
         return name
     head = limit // 3

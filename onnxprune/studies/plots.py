@@ -26,10 +26,10 @@ PRUNED = {"weight": "#2f6690", "unit": "#c2512f"}
 
 
 def check_plot(path: Path) -> None:
-    """Whether a picture can be drawn to a file: asked before hours of measuring.
+    """Check that a plot can be written to a file, before hours of measuring.
 
     Raises:
-        OnnxPruneError: another suffix, matplotlib missing, a folder that cannot take it.
+        OnnxPruneError: Another suffix, matplotlib is missing, or the folder is not writable.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise OnnxPruneError(f"no picture format has the suffix {path.suffix!r}", where=str(path), fix=".png or .svg")
@@ -38,28 +38,28 @@ def check_plot(path: Path) -> None:
 
 
 def plot_curves(curves: Curves, path: Path, *, plan: Plan | None = None, kind: str = "auto", name: str = "") -> None:
-    """Draws sensitivity curves.
+    """Draw sensitivity curves.
 
     `lines` has one line per group, coloured by depth in the network, from the baseline at 0 % through the measured
     points; standard errors are bands where there are at most 12 groups. `heat` has one row per group, brighter is
-    better, and one column per ratio; what was not measured is grey. Where groups were measured at ratios of their own
-    (bisected curves) or far between, columns are 2.5 % wide, measured points are dots, values between them lie on the
-    straight line, and what is beyond the last one is grey. `both` has the lines above the heat map. `auto` is `lines`
-    for up to 20 groups and `heat` for more: that many lines hide each other.
+    better, and one column per ratio; unmeasured cells are grey. If groups were measured at different
+    ratios (bisected curves) or at few, columns are 2.5 % wide, measured points are dots, values between them are
+    interpolated, and cells beyond the last one are grey. `both` has the lines above the heat map. `auto` is `lines`
+    for up to 20 groups and `heat` for more, because many lines hide each other.
 
-    A plan's choice is a point on each line, between measured points on the straight line, and a step line over the heat
-    map; where the plan goes further than the curve was measured the point is hollow, at the last value.
+    A plan's choice is a point on each line, interpolated between measured points, and a step line over the heat map. If
+    the plan removes more than was measured, the point is hollow, at the last value.
 
     In SVG, lines have the ids `curve:GROUP`, points `chosen:GROUP`, the heat map `heat` and its step line `plan`.
 
     Args:
-        path: ends in .png or .svg.
-        plan: whose choice is marked.
+        path: Path that ends in .png or .svg.
+        plan: Plan whose choice is marked.
         kind: auto, lines, heat or both.
-        name: the model's name for the title; its fingerprint otherwise.
+        name: Name of the model for the title; default: its fingerprint.
 
     Raises:
-        OnnxPruneError: another suffix or kind, no groups, a plan for another model, matplotlib missing, a file that
+        OnnxPruneError: Another suffix or kind, no groups, a plan for another model, matplotlib is missing, or the file
             cannot be written.
     """
     check_plot(path)
@@ -72,22 +72,22 @@ def plot_curves(curves: Curves, path: Path, *, plan: Plan | None = None, kind: s
 
 
 def plot_criteria(layer: RankedGroup, path: Path, *, name: str = "") -> None:
-    """Draws the filters of a layer in the order of every criterion, and the weights that each would keep.
+    """Draw the filters of a layer in the order of every criterion, and the weights that each would keep.
 
-    In the manner of figures 4 and 5 of the D-Score paper (Park & Kim 2022): one panel per criterion, in which the sums
-    of a filter's positive and negative weights stand above and below the axis, what goes first at the left, what is
-    removed pale; below them a bar per criterion, as long as the share of all weights (by magnitude) that is kept,
-    divided by sign.
+    As figures 4 and 5 of the D-Score paper (Park & Kim 2022): one panel per criterion, with the sums of
+    a filter's positive and negative weights above and below the axis, the first to be removed at the left, removed
+    filters pale; below them a bar per criterion, as long as the kept share of all weights (by magnitude), divided by
+    sign.
 
     In SVG, areas have the ids `removed:positive:CRITERION`, `kept:negative:CRITERION` and so on, bars
     `share:positive:CRITERION`; the bar of the whole layer is that of the criterion ``.
 
     Args:
-        path: ends in .png or .svg.
-        name: the model's name for the title.
+        path: Path that ends in .png or .svg.
+        name: Name of the model for the title.
 
     Raises:
-        OnnxPruneError: another suffix, matplotlib missing, a file that cannot be written; a group without weights.
+        OnnxPruneError: Another suffix, matplotlib is missing, the file cannot be written, or the group has no weights.
     """
     check_plot(path)
     if not (layer.positive.any() or layer.negative.any()):
@@ -113,17 +113,18 @@ def plot_criteria(layer: RankedGroup, path: Path, *, name: str = "") -> None:
 
 
 def plot_study(study: SparsityStudy, path: Path, *, name: str = "") -> None:
-    """Draws top-1 accuracy over sparsity, a line with its standard errors for weights and one for units, and below it
-    the bytes of the compressed files over the same axis.
+    """Draw top-1 accuracy over sparsity with standard errors, and below it the bytes of the compressed files.
+
+    Weights and units have a line each.
 
     In SVG, lines have the ids `top1:weight`, `top1:unit`, `bytes:weight`, `bytes:unit`.
 
     Args:
-        path: ends in .png or .svg.
-        name: the model's name for the title; its fingerprint otherwise.
+        path: Path that ends in .png or .svg.
+        name: Name of the model for the title; default: its fingerprint.
 
     Raises:
-        OnnxPruneError: another suffix, no points, matplotlib missing, a file that cannot be written.
+        OnnxPruneError: Another suffix, no points, matplotlib is missing, or the file cannot be written.
     """
     check_plot(path)
     if not study.points:
@@ -163,7 +164,7 @@ def plot_study(study: SparsityStudy, path: Path, *, name: str = "") -> None:
 
 
 def _chosen(curves: Curves, plan: Plan) -> dict[str, int]:
-    """Channels a plan removes from every group that has a curve."""
+    """Return the number of channels that a plan removes from every group with a curve."""
     if plan.model and plan.model != curves.model:
         raise OnnxPruneError(
             "the plan was made for another model than the curves",
