@@ -27,20 +27,20 @@ from onnxprune.passes import NORMALIZE, Pipeline
 
 @dataclass(frozen=True)
 class CurveSearch:
-    """How much of a curve is measured: all of it, its crossing of a threshold, or down to chance."""
+    """Part of a curve to measure: all of it, its crossing of a threshold, or down to chance."""
 
     threshold: float | None = None
     stop_at_chance: bool = False
 
     @property
     def in_turn(self) -> bool:
-        """Whether one point decides about the next."""
+        """True if the value of a point determines the next one."""
         return self.threshold is not None or self.stop_at_chance
 
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """What a worker needs to measure trials by itself; files lie where all workers see them."""
+    """Inputs of a worker; its files are where all workers can read them."""
 
     model: Path
     fingerprint: str
@@ -63,7 +63,7 @@ class WorkerSettings:
 def searched(
     evaluator: MaskedEvaluator, search: CurveSearch, group: str, counts: Sequence[int], known: Mapping[int, MetricValue]
 ) -> Iterator[tuple[int, MetricValue]]:
-    """Measures points of one group of which each decides about the next."""
+    """Measure points of one group, each chosen by the values before it."""
 
     def at(n: int) -> Iterator[tuple[int, MetricValue]]:
         if n in known:
@@ -92,7 +92,7 @@ def searched(
 
 
 def at_chance(evaluator: MaskedEvaluator, measured: MetricValue) -> bool:
-    """Whether a value is within a standard error of guessing."""
+    """Return True if a value is within a standard error of guessing."""
     assert evaluator.metric.chance is not None
     chance = evaluator.metric.chance(evaluator.classes)
     return measured.value <= chance + float(np.sqrt(chance * (1 - chance) / len(evaluator.feeds.data)))
@@ -100,7 +100,7 @@ def at_chance(evaluator: MaskedEvaluator, measured: MetricValue) -> bool:
 
 @contextlib.contextmanager
 def work_folder(path: Path | None) -> Iterator[Path]:
-    """Where workers find the data and leave their journals: beside the journal, where a cluster's machines see it."""
+    """Folder of the workers' data and journals: beside the journal, where all machines of a cluster can read it."""
     if path is None:
         with tempfile.TemporaryDirectory(prefix="onnxprune-") as name:
             yield Path(name)
@@ -115,12 +115,12 @@ def work_folder(path: Path | None) -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-# A worker keeps the trials of the last setting: sessions and activations serve the next task.
+# A worker keeps the evaluator of the last setting: the next task reuses its sessions and activations.
 _kept: tuple[WorkerSettings, MaskedEvaluator, Journal] | None = None
 
 
 def measure_task(task: tuple[WorkerSettings, str, list[int], dict[int, MetricValue]]) -> list[tuple[int, MetricValue]]:
-    """One task, in a worker."""
+    """Measure the points of one task, in a worker."""
     global _kept
     setting, group, counts, known = task
     if _kept is None or _kept[0] != setting:

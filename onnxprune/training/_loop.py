@@ -60,23 +60,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Retrained:
-    """A retrained model and how it came about.
+    """Retrained model with the history of its training.
 
     Attributes:
-        model: with the weights that were kept; the model as it was given where no epoch was better.
-        before: the model as it was given, on the validation data.
-        after: the weights that were kept.
-        epoch: which epoch they are from; 0 is the model as it was given.
-        history: one line per epoch, from 0 on.
-        stopped: why the training ended before its time; None if it did not.
-        improved: whether `after` is better than `before`, and than `replaced`.
-        replaced: what the model that is to be replaced is worth on the same data.
-        lr: the learning rate.
-        trained: names of the weights that trained.
-        frozen: names of float constants of several numbers that did not.
-        val: the validation data.
-        logs: folder of the logs.
-        rank: which process this is, of several.
+        model: Model with the kept weights; the given model if no epoch was better.
+        before: Metrics of the given model on the validation data.
+        after: Metrics of the kept weights.
+        epoch: Epoch of the kept weights; 0 is the given model.
+        history: Record of each epoch, from 0 on.
+        stopped: Reason why the training ended early; None if it did not.
+        improved: True if `after` is better than `before`, and than `replaced`.
+        replaced: Metrics of the model to be replaced on the same data.
+        lr: Learning rate.
+        trained: Names of the trained weights.
+        frozen: Names of float constants of several numbers that were not trained.
+        val: Validation data.
+        logs: Folder of the logs.
+        rank: Number of this process.
     """
 
     model: Model = field(repr=False)
@@ -96,11 +96,11 @@ class Retrained:
 
     @property
     def metric(self) -> str:
-        """What decides: "top1", or without labels the "distillation" loss."""
+        """Metric that chooses the epoch: "top1", or without labels the "distillation" loss."""
         return "distillation" if self.before.top1 is None else "top1"
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything but model and data, as JSON; numbers that are not finite become None."""
+        """Return everything but model and data, for JSON; numbers that are not finite become None."""
         return {
             "metric": self.metric,
             "before": _plain(asdict(self.before)),
@@ -135,30 +135,30 @@ def retrain(
     progress: Progress | None = None,
     notice: Callable[[str], None] | None = None,
 ) -> Retrained:
-    """Trains a model's weights in PyTorch and writes them back into its graph.
+    """Train a model's weights in PyTorch and write them back into its graph.
 
     Args:
-        model: with one input; its first output is taken as logits, or as their Softmax, which stays in the graph.
-        data: samples and, unless a teacher is learnt from alone, labels.
-        val: validation data; default: a share of the data, the same of every class.
-        preprocess: how pixels become the model's input.
-        settings: of the training.
-        teacher: the original, for distillation; it takes the same input.
-        plan: by which the model was cut from the teacher: features are then matched in pruned channels, too, and behind
+        model: Model with one input; its first output is logits, or their Softmax, which remains in the graph.
+        data: Samples and, unless only a teacher is learnt from, labels.
+        val: Validation data; default: a share of the data, the same of every class.
+        preprocess: Conversion of pixels to the model's input.
+        settings: Settings of the training.
+        teacher: The original, for distillation; it has the same input.
+        plan: Plan that pruned the teacher to the model: features are then matched in pruned channels, too, and after
             every activation function.
-        method: of training-time pruning, attached here; the weights of the last epoch are then kept, and
-            `method.plan(result.model, ...)` says what to remove from them.
-        replaces: a model that the result must be better than, too, to count as improved.
-        folder: for checkpoints and logs; None: none are written.
-        resume: go on from the folder's checkpoint. On the CPU the result is that of a run that was never interrupted.
-        restart: throw that checkpoint away.
-        progress: called with (done, total) steps, in the first process.
-        notice: called with lines for people, in the first process.
+        method: Method of training-time pruning, attached here; the weights of the last epoch are then kept, and
+            `method.plan(result.model, ...)` returns the plan for them.
+        replaces: Model that the result must also exceed to count as improved.
+        folder: Folder of checkpoints and logs; None: none are written.
+        resume: Continue from the folder's checkpoint. On the CPU the result equals that of an uninterrupted run.
+        restart: Discard that checkpoint.
+        progress: Called with (done, total) steps, in the first process.
+        notice: Called with lines for users, in the first process.
 
     Raises:
-        OnnxPruneError: data, teacher or settings that do not fit the model; a checkpoint of another run, or one that
-            neither `resume` nor `restart` was said about; a loss that is not finite before any epoch was better; no
-            memory; an operator that cannot be converted.
+        OnnxPruneError: Data, teacher or settings do not fit the model; the checkpoint is of another run, or neither
+            `resume` nor `restart` is given for it; the loss is not finite before any epoch was better; memory is
+            exhausted; an operator cannot be converted.
     """
     settings, how = settings or Settings(), preprocess or Preprocess()
     labelled = data.y is not None and not settings.unlabelled
@@ -221,7 +221,7 @@ def retrain(
         result = _signed(result, epoch, history, before, after)
     improved = after.better_than(before)
     if replaced is not None and improved:
-        # By the same program as what it replaces: equal models then come out equal.
+        # Evaluate by the same runtime as `replaced`, so that equal models give equal metrics.
         improved = measure(result, held, how, settings=settings, teacher=judge).better_than(replaced)
     return Retrained(
         result, before, after, epoch, history, session.recorder.stopped, improved, replaced, learner.lr, trained,
@@ -254,10 +254,10 @@ def _kept_weights(session: TrainingSession, *, last: bool) -> tuple[Mapping[str,
 def measure(
     model: Model, data: Data, how: Preprocess, *, settings: Settings, teacher: Teacher | None = None
 ) -> ValidationMetrics:
-    """What a model is worth as it is, in onnxruntime: on labels, or by its distance from a teacher.
+    """Evaluate a model in onnxruntime: on labels, or by its distance from a teacher.
 
     Raises:
-        OnnxPruneError: the data does not fit the model.
+        OnnxPruneError: The data does not fit the model.
     """
     if teacher is None:
         found = evaluate(model, data, preprocess=how, batch=settings.batch)

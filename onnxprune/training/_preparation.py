@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from onnxprune.training.methods import Method
 
 
-STATISTICS = 1000  # samples that inserted BatchNorm is measured on
+STATISTICS = 1000  # samples for the statistics of inserted BatchNorm
 
 
 def check_call(
@@ -72,10 +72,10 @@ def check_data(model: Model, train: Data, held: Data, labelled: bool, settings: 
 
 
 def find_accelerator(settings: Settings) -> str:
-    """Lightning's name of the device.
+    """Return Lightning's name of the device.
 
     Raises:
-        OnnxPruneError: there is no such device here, or not so many.
+        OnnxPruneError: There is no such device, or too few of them.
     """
     cuda = torch.cuda.is_available()
     if settings.device == "cuda" and not cuda:
@@ -89,7 +89,7 @@ def find_accelerator(settings: Settings) -> str:
 
 
 class StatisticsFeeds(Sequence[Mapping[str, Array]]):
-    """Feeds that the statistics of inserted BatchNorm are measured on, prepared when asked for."""
+    """Feeds for the statistics of inserted BatchNorm, prepared on access."""
 
     def __init__(self, model: Model, data: Data, how: Preprocess, batch: int) -> None:
         self.feeds = Feeds(model, subset(data, min(STATISTICS, len(data))), how, batch)
@@ -102,7 +102,7 @@ class StatisticsFeeds(Sequence[Mapping[str, Array]]):
 
 
 def features_to_match(model: Model, teacher: Model, plan: Plan | None) -> KeptIndices:
-    """What is matched, with the channels that are left of it."""
+    """Return the names of the features to match, with their remaining channels."""
     if plan is not None:
         found = features_under(plan, model, teacher)
         if not found:
@@ -122,7 +122,7 @@ def features_to_match(model: Model, teacher: Model, plan: Plan | None) -> KeptIn
 
 
 def load_teacher(model: Model, kept: KeptIndices, settings: Settings, accelerator: str) -> Teacher:
-    # Lightning gives the processes of a machine one device each, in this order.
+    # Lightning assigns one device to each process of a machine, in this order.
     place = int(os.environ.get("LOCAL_RANK", 0))
     device = (
         f"cuda:{place}" if accelerator == "gpu" and settings.devices > 1 else "cuda" if accelerator == "gpu" else "cpu"
@@ -135,10 +135,10 @@ def load_teacher(model: Model, kept: KeptIndices, settings: Settings, accelerato
 
 
 def listed_weights(net: nn.Module, base: Model, model: Model) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of the model's own constants that train, and of float constants of several numbers that do not.
+    """Return names of the model's own constants that train, and of float constants of several numbers that do not.
 
     Raises:
-        OnnxPruneError: weights in half precision.
+        OnnxPruneError: Weights are in half precision.
     """
     bound, state = bindings(net), net.state_dict()
     for b in bound:
@@ -159,7 +159,7 @@ def listed_weights(net: nn.Module, base: Model, model: Model) -> tuple[tuple[str
 
 
 def probe(net: nn.Module, train: Samples, val: Samples, batch: int, teacher: Teacher | None) -> int:
-    """Runs a batch through model and teacher; returns the number of classes.
+    """Run a batch through model and teacher, and return the number of classes.
 
     Raises:
         OnnxPruneError: PyTorch cannot run the model on these samples, or the teacher has other outputs.
@@ -170,7 +170,7 @@ def probe(net: nn.Module, train: Samples, val: Samples, batch: int, teacher: Tea
         try:
             with torch.no_grad():
                 found = net(x)
-        except Exception as err:  # converted operators raise many kinds
+        except Exception as err:  # converted operators raise many types
             raise OnnxPruneError(
                 f"PyTorch cannot run the model on samples {list(x.shape[1:])}: {str(err).splitlines()[0]}",
                 where=samples.data.name,
