@@ -154,7 +154,7 @@ def save_curves(curves: Curves, path: Path) -> None:
     write_text(path, curves.to_json())
 
 
-def load_curves(path: Path) -> Curves:
+def load_curves(path: Path) -> Curves:  # noqa: C901  (a flat list of checks)
     """Reads curves strictly.
 
     Raises:
