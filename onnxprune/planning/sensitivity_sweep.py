@@ -1,7 +1,7 @@
 """Sensitivity sweep: every group at every ratio, one group at a time, as the D-Score paper chooses its thresholds.
 
 Points are measured by `criteria.masked_evaluation`, spread by `_utils.parallel`, and journaled one by one, by the
-workers themselves where there are any: a killed run resumes where it stopped and ends with the same file.
+workers themselves if there are any: a killed run continues where it stopped and ends with the same file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from onnxprune.analysis.coupling import Analysis, Group
 from onnxprune.criteria.masked_evaluation import CACHE_MEMORY, MaskedEvaluator
 from onnxprune.criteria.scoring import Scores
 from onnxprune.errors import OnnxPruneError, unknown
-from onnxprune.execution.data import Data, Preprocess
+from onnxprune.execution.data import Data, Preprocess, as_data
 from onnxprune.execution.metrics import Metric, MetricValue, get_metric
 from onnxprune.ir.writer import save
 from onnxprune.planning._sweep_workers import (
@@ -42,7 +42,7 @@ Progress = Callable[[int, int], None]
 
 def sensitivity(
     scores: Scores,
-    data: Data,
+    data: Data | str | os.PathLike[str],
     *,
     metric: str | None = None,
     ratios: Sequence[float] = RATIOS,
@@ -69,7 +69,7 @@ def sensitivity(
 
     Args:
         scores: Scores of the groups; the lowest are removed first.
-        data: Samples, and labels if the metric needs them.
+        data: Samples, and labels if the metric needs them; a source is read by `load_data`.
         metric: See `onnxprune.execution.metrics`; default top1, without labels kl.
         ratios: Shares to remove, in (0, 1); floor(channels x ratio) channels are removed.
         include: Glob patterns of the groups to sweep (default: all exact ones); `exclude`: of those to skip.
@@ -93,7 +93,7 @@ def sensitivity(
         OnnxPruneError: Data, metric, patterns or ratios do not fit, outputs are not finite, the journal is of other
             settings, or workers fail repeatedly. Finished points are in the journal.
     """
-    analysis = scores.analysis
+    analysis, data = scores.analysis, as_data(data)
     rule = get_metric(metric or ("top1" if data.y is not None else "kl"))
     # Masking an inexact group is not its removal, so it has no curve.
     counts = {g.name: _counts(g, ratios) for g in _chosen(analysis, include, exclude) if g.exact}

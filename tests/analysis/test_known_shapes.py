@@ -51,7 +51,7 @@ def test_they_are_those_of_a_new_inference_in_any_graph(spec: Spec) -> None:
 def test_a_pass_that_may_change_shapes_returns_none() -> None:
     model = op.load(build(Spec(("residual", "conv"))))
     analysis = op.analyze(model)
-    plan = op.plan(op.score(model, analysis, "l2"), ratio=0.5, constraints=op.Constraints(round_to=1))
+    plan = op.plan(op.score(analysis, "l2"), ratio=0.5, constraints=op.Constraints(round_to=1))
     strip = StripChannels(plan, analysis)
     pruned = Pipeline([FoldShapes(), strip]).run(analysis.model)
     assert pruned.shapes is None
