@@ -9,15 +9,31 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import onnx_graphsurgeon as gs
 
 from onnxprune._utils.registry import Registry
 from onnxprune._utils.registry import make as make_with_parameters
 from onnxprune.errors import OnnxPruneError
-from onnxprune.ir.checker import check, violation
+from onnxprune.ir.checker import check
 from onnxprune.ir.model import Model
+
+if TYPE_CHECKING:
+    from onnxprune.analysis.shape_inference import Witness
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """Result of passes.
+
+    Attributes:
+        model: Rewritten model.
+        shapes: Shapes and values of its tensors, if the last pass that may have changed them inferred them.
+    """
+
+    model: Model
+    shapes: Witness | None
 
 
 class Pass(ABC):
@@ -39,6 +55,10 @@ class Pass(ABC):
     def rewrite(self, model: Model) -> Model:
         """Rewrite `model.graph` in place (a private copy) or return another model."""
 
+    def rewrite_with_shapes(self, model: Model, known: Witness | None) -> Rewritten:
+        """Rewrite, given the shapes that are known before; return the model and the shapes that are known after."""
+        return Rewritten(self.rewrite(model), known if self.keeps_shapes else None)
+
     def __call__(self, model: Model) -> Model:
         """Apply the pass to a copy and check the result.
 
@@ -50,43 +70,30 @@ class Pass(ABC):
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Passes in sequence; the model is copied once, and checked after the last pass."""
+    """Passes in sequence; the model is copied once, and checked after every pass."""
 
     passes: Sequence[Pass]
 
     def __call__(self, model: Model) -> Model:
-        """Apply every pass in order to a copy of the model.
+        """Apply every pass in order to a copy of the model; see `run`."""
+        return self.run(model).model
+
+    def run(self, model: Model) -> Rewritten:
+        """Apply every pass in order to a copy of the model, and return the shapes that are known of the result, too.
 
         Raises:
             OnnxPruneError: A graph is not well-formed after a pass, which is named, or its interface changed.
         """
-        try:
-            out = self._applied(model)
-        except OnnxPruneError:
-            raise
-        except Exception:
-            self._applied(model, careful=True)  # an earlier pass may have broken the graph
-            raise
-        if violation(out.graph) is not None:
-            self._applied(model, careful=True)
-            check(out.graph, "all passes")  # raise even if a pass is not deterministic
-        return out
-
-    def _applied(self, model: Model, careful: bool = False) -> Model:
-        """Return the passes' result; a `careful` run checks after every pass, which costs as much as some of them."""
-        out = self.passes[0].copied(model) if self.passes else model.copy()
+        out = Rewritten(self.passes[0].copied(model) if self.passes else model.copy(), None)
         for step in self.passes:
-            interface = _interface(out.graph)
-            if not step.keeps_shapes:
-                out._shapes = None
-            out = step.rewrite(out)
-            out._fingerprint = None
-            if not set(interface) <= set(_interface(out.graph)):
+            interface = _interface(out.model.graph)
+            out = step.rewrite_with_shapes(out.model, out.shapes)
+            out.model._fingerprint = None
+            if not set(interface) <= set(_interface(out.model.graph)):
                 raise OnnxPruneError(
                     f"the pass {step.name!r} changed the model's inputs or outputs (a bug in the pass)"
                 )
-            if careful:
-                check(out.graph, step.name)
+            check(out.model.graph, step.name)
         return out
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from onnxprune import plans
 from onnxprune.errors import OnnxPruneError
-from onnxprune.ir.model import load
+from onnxprune.ir.reader import load
 from onnxprune.pipeline import analyze, compile_plan
 from onnxprune.plans import Plan, Removal, load_plan, parse_plan, save_plan
 

@@ -356,15 +356,22 @@ def _couple(spec: OpSpec, node: gs.Node, table: LabelTable) -> None:
                 raise ValueError(f"it labels {t.name!r} of shape {shape} with arrays of {sizes}")
 
 
-def couple(model: Model, *, source: Model | None = None, choices: CouplingOptions | None = None) -> Analysis:
+def couple(
+    model: Model,
+    *,
+    shapes: Witness | None = None,
+    source: Model | None = None,
+    choices: CouplingOptions | None = None,
+) -> Analysis:
     """Return the channels and groups of a normalized model.
 
     Args:
         model: Normalized model (see `onnxprune.passes.NORMALIZE`).
+        shapes: Shapes that the passes inferred; default: they are inferred here.
         source: Model before normalization; default: `model`.
         choices: Axis freed by ambiguous splits, and whether inexact channels are free.
     """
-    seen = known_or_witness(model)
+    seen = known_or_witness(model, shapes)
     return assemble(model, seen, walk(model, seen, choices), source=source)
 
 

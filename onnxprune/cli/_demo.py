@@ -16,7 +16,9 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Calibration
 from onnxprune.execution.data import Data, load_data, subset
 from onnxprune.execution.evaluation import Accuracy, evaluate
-from onnxprune.ir.model import Model, load, save
+from onnxprune.ir.model import Model
+from onnxprune.ir.reader import load
+from onnxprune.ir.writer import save
 from onnxprune.latency.bench import bench
 from onnxprune.pipeline import Compiled, analyze, compile_plan, plan, score
 from onnxprune.planning.targets import Target

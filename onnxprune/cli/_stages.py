@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def load_model(path: Path) -> Model:
-    from onnxprune.ir.model import load
+    from onnxprune.ir.reader import load
 
     return load(path)
 
@@ -211,7 +211,7 @@ def finish(
     done: Compiled, o: dict[str, Any], speedup: Speedup | None = None, recovered: Recovered | None = None
 ) -> None:
     from onnxprune.cli import _display
-    from onnxprune.ir.model import save
+    from onnxprune.ir.writer import save
 
     save(done.model, o["output"], external=o["external"])
     if o["as_json"]:

@@ -51,7 +51,7 @@ def recover(**o: Any) -> None:
 
     from onnxprune._utils.atomic_files import check_output
     from onnxprune.cli import _display
-    from onnxprune.ir.model import save
+    from onnxprune.ir.writer import save
     from onnxprune.pipeline import analyze_for
     from onnxprune.plans import load_plan
     from onnxprune.recovery.recover import check_belongs

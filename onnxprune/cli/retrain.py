@@ -69,7 +69,7 @@ def retrain(**o: Any) -> None:
     from onnxprune._utils.atomic_files import check_output
     from onnxprune.cli import _display
     from onnxprune.execution.data import load_data
-    from onnxprune.ir.model import save
+    from onnxprune.ir.writer import save
     from onnxprune.plans import load_plan, save_plan
 
     settings = _training_settings(o)

@@ -31,7 +31,7 @@ def run_passes(**o: Any) -> None:
     """
     from onnxprune._utils.atomic_files import check_output
     from onnxprune.cli import _display
-    from onnxprune.ir.model import save
+    from onnxprune.ir.writer import save
     from onnxprune.passes import Pipeline
 
     check_output(o["output"], o["model"])

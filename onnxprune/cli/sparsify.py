@@ -35,7 +35,7 @@ def sparsify(**o: Any) -> None:
     from onnxprune._utils.atomic_files import check_output
     from onnxprune.cli import _display
     from onnxprune.ir.compressed_size import compressed_size, nonzero_parameters
-    from onnxprune.ir.model import save
+    from onnxprune.ir.writer import save
     from onnxprune.passes import SparsifyWeights
     from onnxprune.passes.sparsify_weights import zeros_table
     from onnxprune.pipeline import sparsify as run

@@ -57,7 +57,7 @@ def sweep(**o: Any) -> None:
     from onnxprune._utils.atomic_files import check_output, write_text
     from onnxprune.cli import _display
     from onnxprune.execution.data import load_data
-    from onnxprune.ir.model import save
+    from onnxprune.ir.writer import save
     from onnxprune.studies.sparsity_study import SparsityPoint, study
 
     folder: Path | None = None if o["output"].suffix == ".csv" else o["output"]

@@ -18,7 +18,7 @@ from onnxprune.criteria.scoring import score as score_groups
 from onnxprune.execution.data import Preprocess, model_batches
 from onnxprune.ir.checker import check_weights
 from onnxprune.ir.model import PROVENANCE, Array, Model
-from onnxprune.ir.model import save as save_model
+from onnxprune.ir.writer import save as save_model
 from onnxprune.passes import Pipeline, SparsifyWeights, StripChannels
 from onnxprune.pipeline._inputs import (
     CurvesSource,

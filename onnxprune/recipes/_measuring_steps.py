@@ -11,7 +11,8 @@ from onnxprune import __version__ as version
 from onnxprune._utils.atomic_files import write_text
 from onnxprune.errors import unknown
 from onnxprune.execution.evaluation import evaluate
-from onnxprune.ir.model import Model, save
+from onnxprune.ir.model import Model
+from onnxprune.ir.writer import save
 from onnxprune.passes.sparsify_weights import METHODS, SparsifyWeights
 from onnxprune.recipes._steps import MODEL, RecipeStep, StepContext, StepResult, pick, require_positive
 from onnxprune.studies.plots import check_plot, plot_study

@@ -14,7 +14,9 @@ from onnxprune.analysis.coupling import Analysis
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Calibration
 from onnxprune.ir.compressed_size import compressed_size, nonzero_parameters
-from onnxprune.ir.model import Model, load, save
+from onnxprune.ir.model import Model
+from onnxprune.ir.reader import load
+from onnxprune.ir.writer import save
 from onnxprune.passes import SparsifyWeights
 from onnxprune.pipeline import analyze_for, compile_plan, sparsify
 from onnxprune.planning.constraints import Constraints, FeasibleCounts, check_ratio

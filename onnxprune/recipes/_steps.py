@@ -13,7 +13,8 @@ from onnxprune._utils.progress import Progress
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import Data, Preprocess, subset
-from onnxprune.ir.model import Model, load
+from onnxprune.ir.model import Model
+from onnxprune.ir.reader import load
 from onnxprune.pipeline import analyze
 
 MODEL, SCORES, CURVES, PLAN = "model", "scores", "curves", "plan"

@@ -32,7 +32,8 @@ from onnxprune.execution.evaluation import evaluate
 from onnxprune.execution.graph_segments import Segments
 from onnxprune.execution.output_distance import OutputDistance
 from onnxprune.execution.sessions import Session
-from onnxprune.ir.model import PROVENANCE, Model, save
+from onnxprune.ir.model import PROVENANCE, Model
+from onnxprune.ir.writer import save
 from onnxprune.planning.analyze import analyze_for
 from onnxprune.planning.sensitivity_sweep import data_digest
 from onnxprune.plans import Plan

@@ -13,7 +13,8 @@ from typing import Any
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.criteria.scoring import load_scores
 from onnxprune.errors import OnnxPruneError
-from onnxprune.ir.model import Model, load
+from onnxprune.ir.model import Model
+from onnxprune.ir.reader import load
 from onnxprune.pipeline import analyze
 from onnxprune.planning.curves import load_curves
 from onnxprune.plans import Plan, load_plan

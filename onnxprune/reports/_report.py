@@ -8,7 +8,7 @@ from pathlib import Path
 from onnxprune._utils.atomic_files import check_output, write_text
 from onnxprune._utils.progress import Progress
 from onnxprune.errors import OnnxPruneError
-from onnxprune.ir.model import load
+from onnxprune.ir.reader import load
 from onnxprune.reports import _sections
 from onnxprune.reports._documents import Document, recognise
 from onnxprune.reports._from_files import MeasurementSettings, NamedModel, collect_files

@@ -17,7 +17,7 @@ from planning import FakeLatency, made_curves, mirrored
 
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.criteria.scoring import score
-from onnxprune.ir.model import load
+from onnxprune.ir.reader import load
 from onnxprune.latency import prediction as latency_model
 from onnxprune.pipeline import analyze
 from onnxprune.planning.curves import Curves, save_curves

@@ -20,7 +20,7 @@ from onnxprune.analysis.coupling import Analysis
 from onnxprune.criteria.scoring import Scores
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.sessions import kernel_block
-from onnxprune.ir.model import load
+from onnxprune.ir.reader import load
 from onnxprune.pipeline import analyze, compile_plan, score
 from onnxprune.planning.constraints import Constraints, load_overrides
 from onnxprune.planning.planner import plan

@@ -22,8 +22,9 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import Data, load_data
 from onnxprune.execution.evaluation import evaluate
 from onnxprune.execution.metrics import MetricValue
-from onnxprune.ir.model import load
+from onnxprune.ir.reader import load
 from onnxprune.pipeline import analyze, apply, score
+from onnxprune.planning import _sweep_workers
 from onnxprune.planning import sensitivity_sweep as module
 from onnxprune.planning.curves import Curves, load_curves, save_curves
 from onnxprune.planning.sensitivity_sweep import RATIOS, removed_at, sensitivity
@@ -267,7 +268,7 @@ def _dies_once(task: Any) -> Any:
     if not flag.exists():
         flag.touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    return module._work(task)
+    return _sweep_workers.measure_task(task)
 
 
 def test_points_of_a_lost_worker_are_done_again(

@@ -25,7 +25,8 @@ from torch import nn
 import onnxprune as op
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import Data, InputSpec, Preprocess, to_input
-from onnxprune.ir.model import Array, Model, to_proto
+from onnxprune.ir.model import Array, Model
+from onnxprune.ir.writer import to_proto
 from onnxprune.training import Settings, ValidationMetrics, get_method, retrain
 from onnxprune.training._callbacks import MovingAverage
 from onnxprune.training._datasets import (
