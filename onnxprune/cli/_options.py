@@ -1,0 +1,260 @@
+"""Click options and grouped help, generated from the option dataclasses of `onnxprune.options`.
+
+    @click.command(cls=Command)
+    @click.argument("model", type=click.Path(path_type=Path))
+    @takes_options
+    def inspect(model: Path, analysis: AnalysisOptions) -> None: ...
+
+Every parameter whose annotation is an option dataclass becomes the options of that dataclass; the function gets one
+checked instance of each.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import click
+from click.shell_completion import CompletionItem
+
+from onnxprune.options import HEADINGS, Declared, OptionError, Options, declared
+
+ADVANCED = "Advanced"
+_LAST = 10**6
+# Options that hold the content of a file: the module and function that read it.
+_FILES = {"overrides": ("onnxprune.limits", "load_overrides")}
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """An option of a command.
+
+    Attributes:
+        parameter: of the function, that gets the option's dataclass.
+        declared: the option.
+        order: position under its heading: options of the more specific class first.
+    """
+
+    parameter: str
+    declared: Declared
+    order: int
+
+    @property
+    def name(self) -> str:
+        """Name of the value among click's parameters."""
+        return f"{self.parameter}__{self.declared.name}"
+
+    @property
+    def label(self) -> str:
+        """The spelling for messages: the long one."""
+        return self.declared.flags[-1].split("/")[0]
+
+
+class Option(click.Option):
+    """A click option that knows its heading."""
+
+    heading: str = ""
+    order: int = 0
+
+
+class Command(click.Command):
+    """A command whose help lists options under headings, advanced ones last."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write one section of options for each heading."""
+        sections: dict[str, list[tuple[int, tuple[str, str]]]] = {h: [] for h in (*HEADINGS, ADVANCED)}
+        last = []
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None and isinstance(param, Option):
+                sections[param.heading].append((param.order, record))
+            elif record is not None and isinstance(param, click.Option):
+                last.append((_LAST, record))
+        sections[ADVANCED if sections[ADVANCED] else HEADINGS[-1]] += last
+        for heading, records in sections.items():
+            if records:
+                with formatter.section(heading):
+                    formatter.write_dl([r for _, r in sorted(records, key=lambda pair: pair[0])])
+
+
+class _Name(click.types.StringParamType):
+    """A name out of a few; which ones are allowed is checked with the other options."""
+
+    name = "name"
+
+    def __init__(self, choices: Sequence[str]) -> None:
+        self.choices = choices
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Return the choices that begin as typed."""
+        return [CompletionItem(c) for c in self.choices if c.startswith(incomplete)]
+
+
+def json_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--json`, passed as `as_json`."""
+    decorate = click.option(
+        "--json", "as_json", is_flag=True, cls=Option, help="One JSON document on stdout instead of tables."
+    )
+    function = decorate(function)
+    made = function.__click_params__[-1]  # type: ignore[attr-defined]
+    made.heading, made.order = HEADINGS[-1], _LAST - 1
+    return function
+
+
+def takes_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of all parameters whose annotation is an option dataclass, and pass instances of these."""
+    classes = option_classes(function)
+    entries = list(_entries(classes))
+    _refuse_duplicates(function, entries)
+
+    @wraps(function)
+    def wrapped(**values: Any) -> None:
+        made = {parameter: _made(cls, parameter, entries, values) for parameter, cls in classes.items()}
+        function(**made, **values)
+
+    params = [option for entry in entries for option in _click_options(entry)]
+    wrapped.__click_params__ = [*getattr(function, "__click_params__", []), *reversed(params)]  # type: ignore[attr-defined]
+    return wrapped
+
+
+def option_classes(function: Callable[..., Any]) -> dict[str, type[Options]]:
+    """Parameters of a function that are annotated with an option dataclass."""
+    hints = get_type_hints(function)
+    return {n: h for n, h in hints.items() if n != "return" and isinstance(h, type) and issubclass(h, Options)}
+
+
+def _entries(classes: Mapping[str, type[Options]]) -> Iterator[_Entry]:
+    count = 0
+    for parameter, cls in classes.items():
+        own = list(declared(cls))
+        depth = {d.name: next(i for i, c in enumerate(cls.__mro__) if d.name in vars(c).get("__annotations__", {}))
+                 for d in own}  # fmt: skip
+        for d in sorted(own, key=lambda d: depth[d.name]):
+            yield _Entry(parameter, d, count)
+            count += 1
+
+
+def _refuse_duplicates(function: Callable[..., Any], entries: Sequence[_Entry]) -> None:
+    seen: set[str] = set()
+    for entry in entries:
+        flags = {part for flag in (*entry.declared.flags, *entry.declared.spec.old) for part in flag.split("/")}
+        if flags & seen:
+            raise TypeError(f"{function.__name__} declares {', '.join(sorted(flags & seen))} twice")
+        seen |= flags
+
+
+# ------------------------------------------------------------------------------------------------------ click's side
+
+
+def _click_options(entry: _Entry) -> Iterator[click.Option]:
+    d, spec = entry.declared, entry.declared.spec
+    kwargs: dict[str, Any] = {"show_default": False}
+    if not d.required:
+        kwargs["default"] = None  # not given: the dataclass has the default
+    kind = _single(d.hint)
+    if kind is bool:
+        kwargs["is_flag"] = True
+    else:
+        kwargs["type"], kwargs["metavar"] = _click_type(d, kind), _metavar(d, kind)
+        kwargs["multiple"] = _repeatable(d)
+    made = Option([entry.name, *d.flags], help=_help(d), required=d.required, **kwargs)
+    made.heading = ADVANCED if spec.advanced else spec.heading
+    made.order = entry.order + (1000 * HEADINGS.index(spec.heading) if spec.advanced else 0)
+    yield made
+    for i, flag in enumerate(spec.old):
+        yield Option([f"{entry.name}__old{i}", flag], hidden=True, **kwargs)
+
+
+def _single(hint: Any) -> Any:
+    """The type of a value that is given: `int` of `int | None`; of several types the union itself."""
+    if get_origin(hint) in (Union, types.UnionType):
+        inner = [h for h in get_args(hint) if h is not type(None)]
+        return inner[0] if len(inner) == 1 else hint
+    return hint
+
+
+def _repeatable(d: Declared) -> bool:
+    if d.spec.text is not None:
+        return d.spec.text.multiple
+    return get_origin(_single(d.hint)) in (tuple, Sequence)
+
+
+def _click_type(d: Declared, kind: Any) -> Any:
+    if d.spec.choices:
+        return _Name(d.spec.choices)
+    if kind is Path or d.name in _FILES:
+        return click.Path(path_type=Path)
+    return {int: click.INT, float: click.FLOAT}.get(kind, click.STRING) if d.spec.text is None else click.STRING
+
+
+def _metavar(d: Declared, kind: Any) -> str | None:
+    if d.spec.metavar is not None:
+        return d.spec.metavar
+    if d.spec.choices:
+        return "|".join(d.spec.choices) if len(d.spec.choices) < 4 else "NAME"
+    return {int: "N", float: "NUMBER", Path: "FILE"}.get(kind)
+
+
+def _help(d: Declared) -> str:
+    """The help text, with default and bounds."""
+    notes = [f"default: {d.shown}" if d.shown else "", d.spec.bounds]
+    notes = [note for note in notes if note]
+    return f"{d.spec.help}  [{'; '.join(notes)}]" if notes else d.spec.help
+
+
+# ------------------------------------------------------------------------------------------------ values and errors
+
+
+def _made(cls: type[Options], parameter: str, entries: Sequence[_Entry], values: dict[str, Any]) -> Options:
+    """An instance from the values that were given; these are removed from click's."""
+    own = {entry.declared.name: entry for entry in entries if entry.parameter == parameter}
+    given = {}
+    for name, entry in own.items():
+        value = _given(entry, values)
+        if value is not None and value != ():
+            given[name] = _read(entry, value)
+    try:
+        return cls(**given)
+    except OptionError as err:
+        entry = own[err.option]
+        shown = err.labelled(entry.label)
+        if entry.declared.spec.usage:
+            raise click.UsageError(str(shown)) from err
+        raise shown from err
+
+
+def _given(entry: _Entry, values: dict[str, Any]) -> Any:
+    value = values.pop(entry.name)
+    for i, flag in enumerate(entry.declared.spec.old):
+        old = values.pop(f"{entry.name}__old{i}")
+        if old is None or old == ():
+            continue
+        if value is not None and value != ():
+            raise click.UsageError(f"{flag} is the old name of {entry.label}: give one of them")
+        click.echo(f"note: {flag} is now {entry.label}", err=True)
+        value = old
+    return value
+
+
+def _read(entry: _Entry, value: Any) -> Any:
+    """The value of a text or a file.
+
+    Raises:
+        click.UsageError: the text is not what the option takes.
+    """
+    d = entry.declared
+    if d.name in _FILES:
+        module, function = _FILES[d.name]
+        return getattr(import_module(module), function)(value)
+    if d.spec.text is None:
+        return value
+    try:
+        return d.spec.text.read(value)
+    except ValueError as err:
+        bad = err.args[0] if d.spec.text.multiple else value
+        raise click.UsageError(f"{entry.label} takes {d.spec.text.takes}, not {bad!r}") from err
