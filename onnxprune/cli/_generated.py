@@ -30,6 +30,9 @@ _LAST = 10**6
 _FILES = {"overrides": ("onnxprune.limits", "load_overrides")}
 
 
+model_argument = click.argument("model", type=click.Path(path_type=Path))
+
+
 @dataclass(frozen=True)
 class _Entry:
     """An option of a command.

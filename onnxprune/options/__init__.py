@@ -32,10 +32,14 @@ from onnxprune.options.output import ModelOutput as ModelOutput
 from onnxprune.options.output import Output as Output
 from onnxprune.options.output import Restarting as Restarting
 from onnxprune.options.output import Resuming as Resuming
+from onnxprune.options.output import Tolerance as Tolerance
 from onnxprune.options.output import Verifying as Verifying
 from onnxprune.options.planning import Constraints as Constraints
+from onnxprune.options.planning import CurvesInput as CurvesInput
 from onnxprune.options.planning import Distribution as Distribution
+from onnxprune.options.planning import Normalizing as Normalizing
 from onnxprune.options.planning import Planning as Planning
+from onnxprune.options.planning import ScoresInput as ScoresInput
 from onnxprune.options.planning import SensitivitySweep as SensitivitySweep
 from onnxprune.options.recovery import AfterPruning as AfterPruning
 from onnxprune.options.recovery import Recovery as Recovery

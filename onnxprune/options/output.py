@@ -26,14 +26,20 @@ class ModelOutput(Output):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verifying(Options):
+class Tolerance(Options):
+    """How close a pruned model must be to its masked original."""
+
+    tolerance: float | None = option(
+        None, help="Largest relative difference allowed.", heading=OUTPUT, advanced=True, shown="by element type"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verifying(Tolerance):
     """Whether and how a pruned model is proved."""
 
     verify: bool = option(
         True, help="Prove the result (default) or not.", heading=OUTPUT, advanced=True, flag="--verify/--no-verify"
-    )
-    tolerance: float | None = option(
-        None, help="Largest relative difference allowed.", heading=OUTPUT, advanced=True, shown="by element type"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from onnxprune.options._declare import BUDGET, DATA, RUNTIME, SELECTION, Options, option
@@ -18,7 +19,17 @@ PROTECT = ("first", "residual", *ONLY)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Planning(Options):
+class Normalizing(Options):
+    """How scores of different groups are made comparable."""
+
+    normalize: str | None = option(
+        None, help="How groups are compared: none, mean, max, sum, gaussian, lamp.", heading=SELECTION, advanced=True,
+        choices=NORMALIZATIONS, shown="the criterion's own", title="normalisation",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planning(Normalizing):
     """How much is removed, and how the budget is shared among the groups.
 
     Attributes:
@@ -61,10 +72,6 @@ class Planning(Options):
     schedule: str = option(
         "linear", heading=BUDGET, advanced=True, choices=SCHEDULES, usage=True,
         help="With --steps: every step removes the same share of the original, or of the remaining channels.",
-    )  # fmt: skip
-    normalize: str | None = option(
-        None, help="How groups are compared: none, mean, max, sum, gaussian, lamp.", heading=SELECTION, advanced=True,
-        choices=NORMALIZATIONS, shown="the criterion's own", title="normalisation",
     )  # fmt: skip
 
 
@@ -110,6 +117,24 @@ class Constraints(Options):
         (), heading=SELECTION, advanced=True, metavar="KIND", choices=ONLY, title="kind of group",
         help="Prune only this kind: heads, head_dim, attention (both), mlp, stream, conv, embedding (repeatable).",
     )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoresInput(Options):
+    """Scores that were written before."""
+
+    scores_file: Path | None = option(
+        None, help="Use these scores instead (`score -o`).", heading=SELECTION, flag="--scores"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvesInput(Options):
+    """Sensitivity curves that were measured before."""
+
+    curves_file: Path | None = option(
+        None, help="Plan by these curves (`sensitivity`).", heading=BUDGET, flag="--curves"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,8 @@ from onnxprune.options._text import PAIRS
 
 ATTENTION = ("heads", "head_dim")
 REDUCTIONS = ("mean", "sum", "max", "first")
+CRITERION = "l2"
+"""Criterion where none is named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,3 +52,8 @@ class Scoring(Options):
         None, help="How the scores of a group's weights are joined: mean, sum, max, first.", heading=SELECTION,
         advanced=True, choices=REDUCTIONS, shown="the criterion's own", title="reduction",
     )  # fmt: skip
+
+    @property
+    def name(self) -> str:
+        """The criterion, or the default one."""
+        return self.criterion or CRITERION
