@@ -20,9 +20,9 @@ from importlib import resources
 import matplotlib.pyplot as plt
 
 import onnxprune as op
-from onnxprune.bench import bench
-from onnxprune.calibration import Calibration
-from onnxprune.recovery import recover
+from onnxprune.execution.calibration import Calibration
+from onnxprune.latency.bench import bench
+from onnxprune.recovery.recover import recover
 
 with resources.as_file(resources.files("onnxprune.models") / "digits_keras.onnx") as path:
     model = op.load(path)

@@ -9,14 +9,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from importlib import import_module
 from typing import Any, ClassVar
 
 import onnx_graphsurgeon as gs
 
+from onnxprune._utils.entry_points import PluginRegistry
 from onnxprune.errors import OnnxPruneError, unknown
-from onnxprune.model import Model
-from onnxprune.plugins import PluginRegistry
-from onnxprune.wellformed import check, violation
+from onnxprune.ir.checker import check, violation
+from onnxprune.ir.model import Model
 
 
 class Pass(ABC):
@@ -122,9 +123,20 @@ def _problem(cls: Any) -> str | None:
     return None if isinstance(getattr(cls, "name", None), str) and cls.name else "`name` is missing"
 
 
+# Passes that need data lie above this package, in `recovery`; like plug-ins, they are loaded by name.
+_PROCEDURES = ("onnxprune.recovery.recalibrate_batchnorm", "onnxprune.recovery.reconstruct_weights")
+
+
+def _load() -> None:
+    """Register the procedures of `recovery` and the passes of other packages."""
+    for module in _PROCEDURES:
+        import_module(module)
+    plugins.load()
+
+
 def all_passes() -> dict[str, type[Pass]]:
     """Return every pass by name, third-party ones included."""
-    plugins.load()
+    _load()
     return dict(sorted(_registry.items()))
 
 
@@ -135,7 +147,7 @@ def get(name: str) -> type[Pass]:
         OnnxPruneError: There is none (with the nearest names), or its plug-in failed to load.
     """
     if name not in _registry:
-        plugins.load()
+        _load()
     if name in _registry:
         return _registry[name]
     if name in plugins.broken:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.model import Array
+from onnxprune.ir.model import Array
 
 
 def to_constant(t: gs.Variable, value: Array) -> None:

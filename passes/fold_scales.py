@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.model import Array, Model
+from onnxprune.ir.model import Array, Model
 from onnxprune.passes.base import Pass, register
 from onnxprune.passes.edit import drop_dead, unique_name
 

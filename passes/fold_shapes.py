@@ -27,13 +27,13 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnxprune.model import Array, Model
+from onnxprune.analysis.shape_inference import Witness, compute_node, with_nodes, witness
+from onnxprune.ir.model import Array, Model
+from onnxprune.ir.symbolic import Size
 from onnxprune.ops import find
 from onnxprune.ops.scatter import as_large_as
 from onnxprune.passes.base import Pass, register
 from onnxprune.passes.edit import drop_dead, int64, tensor_names, to_constant, unique_name
-from onnxprune.shapes import Witness, compute_node, with_nodes, witness
-from onnxprune.symbolic import Size
 
 
 @register

@@ -22,7 +22,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxprune.errors import OnnxPruneError
-from onnxprune.model import Array, Model
+from onnxprune.ir.model import Array, Model
 from onnxprune.passes.base import Pass, register
 from onnxprune.passes.edit import bypass, unique_name
 from onnxprune.passes.insert_batchnorm import inserted

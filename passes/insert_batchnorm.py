@@ -37,13 +37,13 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.channel_statistics import measure_statistics
+from onnxprune.analysis.shape_inference import witness
 from onnxprune.errors import OnnxPruneError
-from onnxprune.model import Array, Model
-from onnxprune.ops.record import normal_axis
+from onnxprune.execution.channel_moments import measure_statistics
+from onnxprune.ir.model import Array, Model
+from onnxprune.ops.op_spec import normal_axis
 from onnxprune.passes.base import Pass, register
 from onnxprune.passes.edit import unique_name
-from onnxprune.shapes import witness
 
 _SUFFIX = "/inserted_batchnorm"
 _INSERTED = re.compile(re.escape(_SUFFIX) + r"(__\d+)?$")

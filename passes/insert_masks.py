@@ -19,10 +19,10 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.coupling import Analysis, Kept, couple
+from onnxprune.analysis.coupling import Analysis, Kept, couple
 from onnxprune.errors import OnnxPruneError
-from onnxprune.model import Model
-from onnxprune.ops.labels import Contraction
+from onnxprune.ir.model import Model
+from onnxprune.ops.label_table import Contraction
 from onnxprune.passes.base import Pass, register
 from onnxprune.passes.edit import unique_name
 from onnxprune.passes.strip_channels import analysis_options

@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.model import Array, Model, new_constant
+from onnxprune.ir.model import Array, Model, new_constant
 from onnxprune.ops import find
 from onnxprune.passes.base import Pass, register
 from onnxprune.passes.edit import drop_dead, to_constant

@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.model import Model
+from onnxprune.ir.model import Model
 from onnxprune.passes.base import Pass, register
 from onnxprune.passes.edit import bypass, drop_dead
 

@@ -22,10 +22,10 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.coupling import Analysis, Kept, couple
+from onnxprune.analysis.coupling import Analysis, Kept, couple
 from onnxprune.errors import OnnxPruneError
-from onnxprune.model import Array, Model
-from onnxprune.ops.labels import AxisStatistic
+from onnxprune.ir.model import Array, Model
+from onnxprune.ops.label_table import AxisStatistic
 from onnxprune.passes.base import Pass, Pipeline, register
 from onnxprune.passes.edit import unique_name
 from onnxprune.passes.insert_masks import InsertMasks

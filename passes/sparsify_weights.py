@@ -34,10 +34,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
+from onnxprune.analysis.group_naming import human_name
+from onnxprune.analysis.layer_weights import LayerUse, LayerWeight, constant_value, layer_weights
 from onnxprune.errors import OnnxPruneError, unknown
-from onnxprune.group_names import human_name
-from onnxprune.layer_weights import LayerUse, LayerWeight, constant_value, layer_weights
-from onnxprune.model import Array, Model
+from onnxprune.ir.model import Array, Model
 from onnxprune.passes.base import Pass, register
 from onnxprune.passes.edit import unique_name
 

@@ -15,10 +15,10 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune import wire
-from onnxprune.coupling import Analysis, Kept, couple
+from onnxprune.analysis.coupling import Analysis, Kept, couple
 from onnxprune.errors import OnnxPruneError
-from onnxprune.model import Array, Model
+from onnxprune.ir import protobuf_wire
+from onnxprune.ir.model import Array, Model
 from onnxprune.ops import CouplingOptions, find, guarded
 from onnxprune.passes.base import Pass, register
 from onnxprune.passes.edit import unique_name
@@ -169,7 +169,7 @@ class _StripPatcher:
             if keep is not None:
                 values = np.take(values, np.flatnonzero(keep), axis)
         if values is not t.values:
-            wire.release(t.values)
+            protobuf_wire.release(t.values)
         t.values = values
 
     def _new_shape(self, t: gs.Variable) -> list[int | str | None]:

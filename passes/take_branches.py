@@ -18,7 +18,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.model import Model
+from onnxprune.ir.model import Model
 from onnxprune.ops import find
 from onnxprune.ops.reduce import NEUTRAL_ZERO
 from onnxprune.passes.base import Pass, register

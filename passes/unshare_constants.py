@@ -16,7 +16,7 @@ from typing import ClassVar
 
 import onnx_graphsurgeon as gs
 
-from onnxprune.model import Model, new_constant
+from onnxprune.ir.model import Model, new_constant
 from onnxprune.passes.base import Pass, register
 from onnxprune.passes.edit import set_input, tensor_names, unique_name
 

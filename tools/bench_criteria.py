@@ -37,16 +37,16 @@ import click
 import numpy as np
 
 import onnxprune as op
-from onnxprune.calibration import Calibration
-from onnxprune.coupling import Analysis
+from onnxprune.analysis.coupling import Analysis
 from onnxprune.criteria import AnyCriterion, all_criteria
-from onnxprune.criteria_comparison import parsed
-from onnxprune.data import Data, Feeds, Preprocess, subset
+from onnxprune.criteria.scoring import Scores, score
 from onnxprune.errors import OnnxPruneError
-from onnxprune.model import Model
-from onnxprune.passes import RecalibrateBatchnorm
+from onnxprune.execution.calibration import Calibration
+from onnxprune.execution.data import Data, Feeds, Preprocess, subset
+from onnxprune.ir.model import Model
 from onnxprune.plans import Plan
-from onnxprune.scoring import Scores, score
+from onnxprune.recovery.recalibrate_batchnorm import RecalibrateBatchnorm
+from onnxprune.studies.criteria_comparison import parsed
 
 SETTINGS: dict[str, tuple[str | None, tuple[str, ...]]] = {
     "all": (None, ()),

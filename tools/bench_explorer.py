@@ -19,7 +19,7 @@ import numpy as np
 import onnxprune as op
 from onnxprune.explorer import Explorer, Server
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "helpers"))
 from browser import Browser, Page
 from planning import made_curves
 

@@ -20,11 +20,11 @@ import rich
 from rich.table import Table
 
 import onnxprune as op
-from onnxprune.latency import measure
-from onnxprune.limits import Constraints
-from onnxprune.random_inputs import random_feeds
-from onnxprune.runtime import Session
-from onnxprune.targets import Target
+from onnxprune.execution.sessions import Session
+from onnxprune.execution.timing import measure
+from onnxprune.latency.random_inputs import random_feeds
+from onnxprune.planning.constraints import Constraints
+from onnxprune.planning.targets import Target
 
 REQUIRED = {"resnet50": 0.9, "vgg16_bn": 0.9, "mobilenet_v2": 0.8, "efficientnet_b0": 0.0}
 VARIANTS: Mapping[str, Mapping[str, Any]] = {

@@ -22,10 +22,10 @@ import rich
 from rich.table import Table
 
 import onnxprune as op
-from onnxprune.latency_prediction import LatencyModel, latency_model, timed_run
-from onnxprune.model import Array
-from onnxprune.random_inputs import random_feeds
-from onnxprune.runtime import Session
+from onnxprune.execution.sessions import Session
+from onnxprune.ir.model import Array
+from onnxprune.latency.prediction import LatencyModel, latency_model, timed_run
+from onnxprune.latency.random_inputs import random_feeds
 
 MODELS = ("resnet50", "vgg16", "mobilenet_v2")
 REQUIRED = 0.1

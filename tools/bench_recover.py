@@ -19,11 +19,11 @@ import click
 import numpy as np
 
 import onnxprune as op
-from onnxprune.calibration import Calibration
-from onnxprune.data import Preprocess, subset
-from onnxprune.passes import RecalibrateBatchnorm
-from onnxprune.recovery import STAGES, recover
-from onnxprune.synthetic import synthetic_data
+from onnxprune.execution.calibration import Calibration
+from onnxprune.execution.data import Preprocess, subset
+from onnxprune.execution.synthetic_data import synthetic_data
+from onnxprune.recovery.recalibrate_batchnorm import RecalibrateBatchnorm
+from onnxprune.recovery.recover import STAGES, recover
 
 
 def numbers(text: str) -> list[float]:

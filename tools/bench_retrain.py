@@ -28,11 +28,11 @@ from torch import nn
 from torch_pruning_sweep import from_onnx
 
 import onnxprune as op
-from onnxprune.calibration import Calibration
-from onnxprune.data import Data, Preprocess, subset
-from onnxprune.recovery import recover
+from onnxprune.execution.calibration import Calibration
+from onnxprune.execution.data import Data, Preprocess, subset
+from onnxprune.recovery.recover import recover
 from onnxprune.training import Settings, retrain
-from onnxprune.training.distillation import matching_features
+from onnxprune.training._distillation import matching_features
 
 PACKAGES = ("torch", "lightning", "onnx2torch", "torch-pruning")
 

@@ -31,17 +31,17 @@ import rich
 from rich.table import Table
 
 import onnxprune as op
-from onnxprune.calibration import Calibration
-from onnxprune.coupling import Analysis
+from onnxprune.analysis.coupling import Analysis
 from onnxprune.criteria.base import ScoringContext
 from onnxprune.criteria.loss_change import class_means
 from onnxprune.criteria.senpis import Senpis, SenpisResult, class_samples
-from onnxprune.data import Data, Feeds, Preprocess
-from onnxprune.metrics import cross_entropy
-from onnxprune.model import Array
+from onnxprune.execution.calibration import Calibration
+from onnxprune.execution.data import Data, Feeds, Preprocess
+from onnxprune.execution.metrics import cross_entropy
+from onnxprune.execution.sessions import Session
+from onnxprune.ir.model import Array
 from onnxprune.passes import InsertMasks
 from onnxprune.passes.insert_masks import MASK_INPUT
-from onnxprune.runtime import Session
 
 
 def class_loss(session: Session, feeds: Feeds, mask: Array | None, classes: int) -> Array:

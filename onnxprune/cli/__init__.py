@@ -13,17 +13,26 @@ import click
 
 from onnxprune import __version__
 from onnxprune.cli import (
-    cutting,
-    deciding,
-    exploring,
-    listing,
-    looking,
-    measuring,
-    reporting,
-    rewriting,
-    running,
-    winning_back,
-    zeroing,
+    apply,
+    bench,
+    demo,
+    diff,
+    evaluate,
+    explore,
+    inspect,
+    list_registries,
+    plan,
+    prune,
+    recover,
+    report,
+    retrain,
+    run,
+    run_passes,
+    score,
+    sensitivity,
+    sparsify,
+    sweep,
+    verify,
 )
 from onnxprune.errors import OnnxPruneError
 
@@ -88,9 +97,9 @@ def main() -> None:
 
 # In the order of the work, which is the order of the help.
 for command in (
-    looking.inspect, looking.score, deciding.sensitivity, deciding.plan, exploring.explore, cutting.apply,
-    cutting.prune, zeroing.sparsify, zeroing.sweep, looking.verify, looking.diff, winning_back.recover,
-    winning_back.retrain, measuring.evaluate, measuring.bench, reporting.report, running.run_recipe,
-    rewriting.run_passes, listing.ops, listing.criteria, listing.passes, running.demo,
+    inspect.inspect, score.score, sensitivity.sensitivity, plan.plan, explore.explore, apply.apply,
+    prune.prune, sparsify.sparsify, sweep.sweep, verify.verify, diff.diff, recover.recover,
+    retrain.retrain, evaluate.evaluate, bench.bench, report.report, run.run_recipe,
+    run_passes.run_passes, list_registries.ops, list_registries.criteria, list_registries.passes, demo.demo,
 ):  # fmt: skip
     main.add_command(command)

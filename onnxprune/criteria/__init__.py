@@ -20,12 +20,12 @@ from onnxprune.criteria import (
     taylor,
     thinet,
 )
+from onnxprune.criteria._registry import all_criteria as all_criteria
+from onnxprune.criteria._registry import get as get
+from onnxprune.criteria._registry import register as register
 from onnxprune.criteria.base import AnyCriterion as AnyCriterion
 from onnxprune.criteria.base import Criterion as Criterion
 from onnxprune.criteria.base import DataCriterion as DataCriterion
-from onnxprune.criteria.registry import all_criteria as all_criteria
-from onnxprune.criteria.registry import get as get
-from onnxprune.criteria.registry import register as register
 
 # Imported for registration.
 _BUILT_IN = (

@@ -1,7 +1,8 @@
 """Criteria from statistics of a channel's activation on data: share of zeros, mean, variance.
 
 All measure the feature map that the next layer reads: after the nonlinearity and after residual additions (see
-`onnxprune.features`, "active"). An export with BatchNorm and one with it folded therefore score alike, up to rounding.
+`onnxprune.analysis.feature_maps`, "active"). An export with BatchNorm and one with it folded therefore score alike, up
+to rounding.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.calibration import Probe, Statistic
-from onnxprune.channel_statistics import Moments
+from onnxprune.analysis.feature_maps import FeatureSite, feature_sites
+from onnxprune.criteria._registry import register
 from onnxprune.criteria.base import Array, DataCriterion, ScoringContext, SiteScores
-from onnxprune.criteria.registry import register
-from onnxprune.features import FeatureSite, feature_sites
+from onnxprune.execution.calibration import Probe, Statistic
+from onnxprune.execution.channel_moments import Moments
 
 
 class ZeroCounts(Statistic):

@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.calibration import Calibration, Probe
-from onnxprune.coupling import Analysis, Group
+from onnxprune.analysis.coupling import Analysis, Group
 from onnxprune.errors import OnnxPruneError
+from onnxprune.execution.calibration import Calibration, Probe
 
 REDUCTIONS = ("mean", "sum", "max", "first")
 

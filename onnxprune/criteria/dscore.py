@@ -12,9 +12,9 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxprune.criteria._registry import register
 from onnxprune.criteria.base import Array, Criterion
 from onnxprune.criteria.geometric_median import distance_sums
-from onnxprune.criteria.registry import register
 
 Ranks = NDArray[np.int64]
 

@@ -9,9 +9,9 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxprune.criteria._registry import register
 from onnxprune.criteria.base import Array, Criterion
 from onnxprune.criteria.norms import l2_norms
-from onnxprune.criteria.registry import register
 from onnxprune.errors import OnnxPruneError
 
 # Rows per step: a [128, N] block of distances fits in the cache, and only about half of the N x N pairs are computed.

@@ -1,7 +1,7 @@
 """Loss change: increase of the loss when no consumer reads a channel, measured without a gradient.
 
 Every channel is masked in turn at its consumers; activations before the first consumer are computed once (see
-`onnxprune.trials`). With `l_i` the cross-entropy of sample i and `l_i^-c` that without channel c:
+`onnxprune.criteria.masked_evaluation`). With `l_i` the cross-entropy of sample i and `l_i^-c` that without channel c:
 
     s_c = mean over i of (l_i^-c - l_i)
 """
@@ -16,16 +16,16 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.calibration import Probe
-from onnxprune.coupling import Group
+from onnxprune.analysis.coupling import Group
+from onnxprune.criteria._registry import register
 from onnxprune.criteria.base import Array, DataCriterion, ScoringContext, SiteScores
-from onnxprune.criteria.registry import register
-from onnxprune.data import Data
+from onnxprune.criteria.masked_evaluation import MaskedEvaluator, default_batch, even_batch
+from onnxprune.criteria.masked_segments import MaskedSegmenter
 from onnxprune.errors import OnnxPruneError
-from onnxprune.metrics import METRICS
-from onnxprune.pieces import MaskedSegmenter
-from onnxprune.runtime import provider_of
-from onnxprune.trials import MaskedEvaluator, default_batch, even_batch
+from onnxprune.execution.calibration import Probe
+from onnxprune.execution.data import Data
+from onnxprune.execution.metrics import METRICS
+from onnxprune.execution.sessions import provider_of
 
 Labels = NDArray[np.int64]
 

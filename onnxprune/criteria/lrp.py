@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.calibration import Probe
+from onnxprune.analysis.feature_maps import FeatureSite, feature_sites
+from onnxprune.criteria._registry import register
 from onnxprune.criteria.base import Array, DataCriterion, ScoringContext, SiteScores
-from onnxprune.criteria.registry import register
 from onnxprune.errors import OnnxPruneError
-from onnxprune.features import FeatureSite, feature_sites
-from onnxprune.model import Model
+from onnxprune.execution.calibration import Probe
+from onnxprune.ir.model import Model
 from onnxprune.passes import FuseBatchnorm
 
 if TYPE_CHECKING:
@@ -75,8 +75,8 @@ def raw_scores(context: ScoringContext, sites: Sequence[FeatureSite]) -> list[Ar
             relevance that are not finite.
     """
     from onnxprune import torch_bridge  # noqa: F401  (first: it names the extra if torch is missing)
-    from onnxprune.criteria.relevance import Relevance
-    from onnxprune.criteria.torch_runs import classifier, each_part, logits_in
+    from onnxprune.criteria._relevance import Relevance
+    from onnxprune.criteria._torch_runs import classifier, each_part, logits_in
 
     raw = [np.zeros(len(site.components)) for site in sites]
     if not sites:

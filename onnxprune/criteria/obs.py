@@ -8,11 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxprune.calibration import Probe
-from onnxprune.coupling import Group
-from onnxprune.criteria.base import Array, DataCriterion, ScoringContext, SiteScores
-from onnxprune.criteria.output_effects import Ablation, output_effects
-from onnxprune.criteria.readers import (
+from onnxprune.analysis.coupling import Group
+from onnxprune.criteria._consumer_errors import (
     ROWS,
     ConsumerStatistics,
     RemovalOrder,
@@ -22,9 +19,12 @@ from onnxprune.criteria.readers import (
     energy,
     ordered_scores,
 )
-from onnxprune.criteria.registry import register
+from onnxprune.criteria._output_effects import Ablation, output_effects
+from onnxprune.criteria._registry import register
+from onnxprune.criteria.base import Array, DataCriterion, ScoringContext, SiteScores
 from onnxprune.errors import OnnxPruneError
-from onnxprune.gram import BlockOBS, Gram, resolved
+from onnxprune.execution.calibration import Probe
+from onnxprune.execution.gram import BlockOBS, Gram, resolved
 
 WEIGHINGS = ("outputs", "layer")
 LEVELS = (0.125, 0.25, 0.5, 0.75)  # removed shares of a group for which the effect on the outputs is measured
@@ -36,7 +36,7 @@ def removal_order(group: Group, known: Sequence[ConsumerStatistics], ridge: floa
     Args:
         group: Group whose channels are ordered.
         known: Consumers of the group. Those with constant outputs on the samples are ignored.
-        ridge: Regularization, see `onnxprune.gram.damped`.
+        ridge: Regularization, see `onnxprune.execution.gram.damped`.
     """
     solvers: list[tuple[BlockOBS, float]] = []
     for reader in known:
@@ -114,8 +114,8 @@ class Obs(DataCriterion):
     """`s_c`: increase of the consumers' squared error when channel c is removed in order and the rest is re-solved.
 
     Channels of a group are removed one by one, each time the one with the least error; the remaining weights are
-    re-solved by least squares on the samples (`onnxprune.gram.Surgeon`). An error is a share of the layer's output
-    energy, summed over the consumers of the group.
+    re-solved by least squares on the samples (`onnxprune.execution.gram.Surgeon`). An error is a share of the layer's
+    output energy, summed over the consumers of the group.
 
     With `weigh="outputs"` a few numbers of removed channels per group are evaluated, and the errors are scaled to the
     output errors of these evaluations: scores of all groups then share one unit. With `weigh="layer"` they do not.

@@ -27,11 +27,11 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.calibration import Probe, Statistic
+from onnxprune.analysis.feature_maps import FeatureSite, feature_sites
+from onnxprune.criteria._registry import register
 from onnxprune.criteria.base import Array, DataCriterion, ScoringContext, SiteScores
-from onnxprune.criteria.registry import register
 from onnxprune.errors import OnnxPruneError
-from onnxprune.features import FeatureSite, feature_sites
+from onnxprune.execution.calibration import Probe, Statistic
 
 POOLS = ("max", "mean")
 

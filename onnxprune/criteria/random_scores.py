@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
+from onnxprune.criteria._registry import register
 from onnxprune.criteria.base import Array, Criterion
-from onnxprune.criteria.registry import register
 from onnxprune.errors import OnnxPruneError
 
 

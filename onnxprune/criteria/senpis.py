@@ -24,15 +24,15 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.calibration import Probe
-from onnxprune.coupling import Group
+from onnxprune.analysis.coupling import Group
+from onnxprune.analysis.feature_maps import FeatureSite, feature_sites
+from onnxprune.criteria._registry import register
 from onnxprune.criteria.base import Array, DataCriterion, ScoringContext, SiteScores
 from onnxprune.criteria.loss_change import Labels, WorkProgress, class_losses, in_reading_order, loss_evaluator
-from onnxprune.criteria.registry import register
-from onnxprune.data import Data
+from onnxprune.criteria.masked_evaluation import MaskedEvaluator
 from onnxprune.errors import OnnxPruneError
-from onnxprune.features import FeatureSite, feature_sites
-from onnxprune.trials import MaskedEvaluator
+from onnxprune.execution.calibration import Probe
+from onnxprune.execution.data import Data
 
 _C1, _C2 = 1e-4, 9e-4  # (0.01 L)^2 and (0.03 L)^2 of SSIM, for values of range L = 1
 _SIDE = float(np.exp(-1 / (2 * 1.5**2)))  # weight of a neighbour in a Gaussian of standard deviation 1.5

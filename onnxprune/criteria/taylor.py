@@ -26,11 +26,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.calibration import Probe
+from onnxprune.analysis.feature_maps import FeatureSite, feature_sites
+from onnxprune.criteria._registry import register
 from onnxprune.criteria.base import Array, DataCriterion, ScoringContext, SiteScores
-from onnxprune.criteria.registry import register
 from onnxprune.errors import OnnxPruneError, unknown
-from onnxprune.features import FeatureSite, feature_sites
+from onnxprune.execution.calibration import Probe
 
 if TYPE_CHECKING:
     import torch
@@ -159,7 +159,7 @@ def raw_scores(context: ScoringContext, sites: Sequence[FeatureSite], rule: _Fir
             that is not finite.
     """
     from onnxprune import torch_bridge  # noqa: F401  (first: it names the extra if torch is missing)
-    from onnxprune.criteria.torch_runs import channels_first, loss_gradients
+    from onnxprune.criteria._torch_runs import channels_first, loss_gradients
 
     raw = [np.zeros(len(site.components)) for site in sites]
 

@@ -9,10 +9,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.calibration import Probe
-from onnxprune.coupling import Group
-from onnxprune.criteria.base import Array, DataCriterion, ScoringContext, SiteScores
-from onnxprune.criteria.readers import (
+from onnxprune.analysis.coupling import Group
+from onnxprune.criteria._consumer_errors import (
     ROWS,
     ConsumerStatistics,
     RemovalOrder,
@@ -22,7 +20,9 @@ from onnxprune.criteria.readers import (
     energy,
     ordered_scores,
 )
-from onnxprune.criteria.registry import register
+from onnxprune.criteria._registry import register
+from onnxprune.criteria.base import Array, DataCriterion, ScoringContext, SiteScores
+from onnxprune.execution.calibration import Probe
 
 
 def contribution_moments(moments: Array, weight: Array, blocks: Sequence[NDArray[np.int64]]) -> Array:

@@ -6,7 +6,7 @@ what a browser sends; `server` is HTTP and nothing else. `page/` holds the three
 
 from __future__ import annotations
 
-from onnxprune.explorer.flow import Flow as Flow
-from onnxprune.explorer.flow import flow as flow
-from onnxprune.explorer.server import Server as Server
-from onnxprune.explorer.session import Explorer as Explorer
+from onnxprune.explorer._flow import Flow as Flow
+from onnxprune.explorer._flow import flow as flow
+from onnxprune.explorer._server import Server as Server
+from onnxprune.explorer._session import Explorer as Explorer

@@ -16,9 +16,9 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnxprune.ops.labels import Labels, LabelTable
+from onnxprune.ops.label_table import Labels, LabelTable
+from onnxprune.ops.op_spec import OpSpec, Patcher, Shape, register
 from onnxprune.ops.quantize import MICROSOFT
-from onnxprune.ops.record import OpSpec, Patcher, Shape, register
 
 
 def _heads(labels: Labels | None, heads: int, table: LabelTable, ratio: int = 1) -> Labels | None:

@@ -8,8 +8,8 @@ from itertools import pairwise
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.ops.labels import Array, Axes, LabelTable
-from onnxprune.ops.record import OpSpec, Patcher, normal_axis, register
+from onnxprune.ops.label_table import Array, Axes, LabelTable
+from onnxprune.ops.op_spec import OpSpec, Patcher, normal_axis, register
 
 
 def couple_concat(node: gs.Node, table: LabelTable) -> None:

@@ -8,8 +8,8 @@ from math import prod
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.ops.labels import Axes, Labels, LabelTable
-from onnxprune.ops.record import OpSpec, Patcher, Shape, register, remaining
+from onnxprune.ops.label_table import Axes, Labels, LabelTable
+from onnxprune.ops.op_spec import OpSpec, Patcher, Shape, register, remaining
 
 
 def _start(

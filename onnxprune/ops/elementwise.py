@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.ops.labels import Array, Axes, LabelTable
-from onnxprune.ops.record import Evaluate, OpSpec, register
+from onnxprune.ops.label_table import Array, Axes, LabelTable
+from onnxprune.ops.op_spec import Evaluate, OpSpec, register
 
 # Operators that add two activations (residual streams).
 ADDS = frozenset(("Add", "Sum", "QLinearAdd", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization"))

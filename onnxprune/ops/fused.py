@@ -14,10 +14,10 @@ import onnx_graphsurgeon as gs
 
 from onnxprune.ops.conv import convolve, macs_conv, patch_conv_group
 from onnxprune.ops.elementwise import broadcast, couple_broadcast, couple_unary
-from onnxprune.ops.labels import STATISTIC, Axes, LabelTable
+from onnxprune.ops.label_table import STATISTIC, Axes, LabelTable
 from onnxprune.ops.matmul import couple_gemm, macs_gemm, multiply_terms
+from onnxprune.ops.op_spec import OpSpec, Shape, StandIn, register
 from onnxprune.ops.quantize import MICROSOFT
-from onnxprune.ops.record import OpSpec, Shape, StandIn, register
 
 
 def like(op: str, inputs: int | None = None) -> StandIn:

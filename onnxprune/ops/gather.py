@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.ops.labels import Array, Axes, LabelTable
-from onnxprune.ops.record import Mask, OpSpec, Patcher, ints, normal_axis, register
+from onnxprune.ops.label_table import Array, Axes, LabelTable
+from onnxprune.ops.op_spec import Mask, OpSpec, Patcher, ints, normal_axis, register
 
 
 def couple_gather(node: gs.Node, table: LabelTable) -> None:

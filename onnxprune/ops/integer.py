@@ -15,9 +15,9 @@ import onnx_graphsurgeon as gs
 from onnxprune.ops.concat import join
 from onnxprune.ops.conv import convolve, patch_conv_group, patch_group
 from onnxprune.ops.elementwise import broadcast
-from onnxprune.ops.labels import Axes, Labels, LabelTable, Quantization
+from onnxprune.ops.label_table import Axes, Labels, LabelTable, Quantization
+from onnxprune.ops.op_spec import Macs, OpSpec, Patcher, Shape, StandIn, normal_axis, register
 from onnxprune.ops.quantize import MICROSOFT
-from onnxprune.ops.record import Macs, OpSpec, Patcher, Shape, StandIn, normal_axis, register
 
 
 def _input(node: gs.Node, place: int) -> gs.Tensor | None:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.ops.labels import Array, Axes, LabelTable
-from onnxprune.ops.record import OpSpec, Patcher, follows, ints, normal_axis, register
+from onnxprune.ops.label_table import Array, Axes, LabelTable
+from onnxprune.ops.op_spec import OpSpec, Patcher, follows, ints, normal_axis, register
 
 
 def _perm(node: gs.Node, rank: int) -> list[int]:

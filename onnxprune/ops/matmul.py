@@ -9,8 +9,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxprune.ops.elementwise import broadcast, numpy_op
-from onnxprune.ops.labels import Labels, LabelTable
-from onnxprune.ops.record import OpSpec, Shape, register
+from onnxprune.ops.label_table import Labels, LabelTable
+from onnxprune.ops.op_spec import OpSpec, Shape, register
 
 
 def _tie_contracted(table: LabelTable, left: tuple[int, int], right: tuple[int, int]) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.ops.labels import Array, LabelTable
-from onnxprune.ops.record import OpSpec, Patcher, normal_axis, register
+from onnxprune.ops.label_table import Array, LabelTable
+from onnxprune.ops.op_spec import OpSpec, Patcher, normal_axis, register
 
 
 def couple_batchnorm(node: gs.Node, table: LabelTable) -> None:

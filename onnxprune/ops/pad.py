@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.ops.labels import Array, LabelTable
-from onnxprune.ops.record import OpSpec, Patcher, ints, normal_axis, register
+from onnxprune.ops.label_table import Array, LabelTable
+from onnxprune.ops.op_spec import OpSpec, Patcher, ints, normal_axis, register
 
 
 def _pads(node: gs.Node, rank: int, value: Callable[[int], Array | None]) -> dict[int, tuple[int, int]] | None:

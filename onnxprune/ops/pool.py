@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx_graphsurgeon as gs
 
-from onnxprune.ops.labels import LabelTable
-from onnxprune.ops.record import OpSpec, register, register_locked
+from onnxprune.ops.label_table import LabelTable
+from onnxprune.ops.op_spec import OpSpec, register, register_locked
 
 
 def couple_pool(node: gs.Node, table: LabelTable) -> None:

@@ -14,8 +14,8 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnxprune.ops.labels import Array, LabelTable, Quantization
-from onnxprune.ops.record import OpSpec, normal_axis, register
+from onnxprune.ops.label_table import Array, LabelTable, Quantization
+from onnxprune.ops.op_spec import OpSpec, normal_axis, register
 
 MICROSOFT = "com.microsoft"
 

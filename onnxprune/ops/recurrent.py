@@ -12,8 +12,8 @@ from math import prod
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.ops.labels import LabelTable
-from onnxprune.ops.record import OpSpec, Patcher, Shape, register, remaining
+from onnxprune.ops.label_table import LabelTable
+from onnxprune.ops.op_spec import OpSpec, Patcher, Shape, register, remaining
 
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 # Inputs: data, W, R, bias, lengths, hidden state, cell state, peepholes.

@@ -8,8 +8,8 @@ from math import prod
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.ops.labels import Array, Axes, LabelTable
-from onnxprune.ops.record import OpSpec, Patcher, Shape, ints, normal_axis, register
+from onnxprune.ops.label_table import Array, Axes, LabelTable
+from onnxprune.ops.op_spec import OpSpec, Patcher, Shape, ints, normal_axis, register
 
 # A masked (zero) channel adds nothing to these sums: its removal is exact.
 NEUTRAL_ZERO = ("ReduceSum", "ReduceSumSquare", "ReduceL1", "ReduceL2")

@@ -16,9 +16,9 @@ from math import prod
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.ops.labels import Array, Axes, Labels, LabelTable
-from onnxprune.ops.record import OpSpec, Patcher, Shape, ints, normal_axis, register, remaining
-from onnxprune.symbolic import Size, quotient
+from onnxprune.ir.symbolic import Size, quotient
+from onnxprune.ops.label_table import Array, Axes, Labels, LabelTable
+from onnxprune.ops.op_spec import OpSpec, Patcher, Shape, ints, normal_axis, register, remaining
 
 Sizes = tuple[Size | None, ...]
 

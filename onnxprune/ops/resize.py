@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx_graphsurgeon as gs
 
-from onnxprune.ops.labels import Axes, LabelTable
-from onnxprune.ops.record import OpSpec, Patcher, follows, ints, normal_axis, register
+from onnxprune.ops.label_table import Axes, LabelTable
+from onnxprune.ops.op_spec import OpSpec, Patcher, follows, ints, normal_axis, register
 
 
 def couple_resize(node: gs.Node, table: LabelTable) -> None:

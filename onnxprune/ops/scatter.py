@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.ops.labels import Array, Axes, Labels, LabelTable
-from onnxprune.ops.record import OpSpec, Patcher, normal_axis, register
+from onnxprune.ops.label_table import Array, Axes, Labels, LabelTable
+from onnxprune.ops.op_spec import OpSpec, Patcher, normal_axis, register
 
 NUMBERED = "addresses its indices by number"
 

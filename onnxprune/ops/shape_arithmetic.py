@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.ops.labels import Array, LabelTable
-from onnxprune.ops.record import Evaluate, OpSpec, ints, register, register_locked
+from onnxprune.ops.label_table import Array, LabelTable
+from onnxprune.ops.op_spec import Evaluate, OpSpec, ints, register, register_locked
 from onnxprune.ops.scatter import as_large_as
 
 
@@ -85,7 +85,7 @@ def _constant(node: gs.Node, values: Sequence[Any]) -> Array | None:
 
 
 _EVALUATE: dict[str, Evaluate] = {"ConstantOfShape": _constant_of_shape, "Range": _range, "Constant": _constant}
-# onnxprune.shapes evaluates Shape: it has the shapes.
+# onnxprune.analysis.shape_inference evaluates Shape: it has the shapes.
 register(OpSpec("Shape", couple_shape))
 for _op in ("ConstantOfShape", "Range", "Constant", "RandomNormal", "RandomUniform"):
     register(OpSpec(_op, couple_none, evaluate=_EVALUATE.get(_op)))

@@ -12,14 +12,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from onnxprune.data import Preprocess
 from onnxprune.errors import OnnxPruneError, unknown
-from onnxprune.layouts import LAYOUTS
-from onnxprune.recipes.base import DATA, MODEL, RecipeDefaults, RecipeStep, after, require_positive
-from onnxprune.recipes.changing import ApplyStep, PruneStep, RetrainStep, SparsifyStep
-from onnxprune.recipes.deciding import PlanStep, ScoreStep, SensitivityStep
-from onnxprune.recipes.measuring import EvaluateStep, SweepStep
-from onnxprune.recipes.options import options, read
+from onnxprune.execution.data import Preprocess
+from onnxprune.ir.image_layout import LAYOUTS
+from onnxprune.recipes._measuring_steps import EvaluateStep, SweepStep
+from onnxprune.recipes._model_steps import ApplyStep, PruneStep, RetrainStep, SparsifyStep
+from onnxprune.recipes._options import options, read
+from onnxprune.recipes._planning_steps import PlanStep, ScoreStep, SensitivityStep
+from onnxprune.recipes._steps import DATA, MODEL, RecipeDefaults, RecipeStep, after, require_positive
 
 STEPS: dict[str, type[RecipeStep]] = {
     cls.do: cls for cls in (

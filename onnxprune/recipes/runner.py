@@ -1,7 +1,7 @@
 """A run of a recipe in a folder of its own: step by step, each on record before the next one begins.
 
     FOLDER/recipe.toml        the recipe as it was
-    FOLDER/run.journal        what is finished, with digests of the files (see `onnxprune.journal`)
+    FOLDER/run.journal        what is finished, with digests of the files (see `onnxprune._utils.journal`)
     FOLDER/log.txt            what happened when
     FOLDER/01-sensitivity/    what the first step made, and so on
     FOLDER/table.csv, .json   every step with accuracy, cost and time
@@ -25,19 +25,19 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.bench import bench
-from onnxprune.cost import CostModel
-from onnxprune.coupling import Analysis
-from onnxprune.data import Data, load_data
+from onnxprune._utils.atomic_files import check_output, write_text
+from onnxprune._utils.journal import Journal
+from onnxprune.analysis.cost import CostModel
+from onnxprune.analysis.coupling import Analysis
 from onnxprune.errors import OnnxPruneError
-from onnxprune.evaluation import evaluate
-from onnxprune.files import check_output, write_text
-from onnxprune.journal import Journal
-from onnxprune.model import load
-from onnxprune.recipes.base import MODEL, StepContext, StepResult, after
+from onnxprune.execution.data import Data, load_data
+from onnxprune.execution.evaluation import evaluate
+from onnxprune.ir.model import load
+from onnxprune.latency.bench import bench
+from onnxprune.planning.sensitivity_sweep import data_digest
+from onnxprune.recipes._steps import MODEL, StepContext, StepResult, after
+from onnxprune.recipes._table import RunTable, StepRow
 from onnxprune.recipes.recipe import RENAMED, Recipe, StepEntry
-from onnxprune.recipes.table import RunTable, StepRow
-from onnxprune.sweep import data_digest
 
 JOURNAL, LOG, COPY, MARK = "run.journal", "log.txt", "recipe.toml", "step.json"
 ORIGINAL, LATENCY = "00-original", "latency"

@@ -4,9 +4,9 @@ write_report([Path("run")], Path("report.html"))
 write_report([Path("model.onnx"), Path("small.onnx"), Path("plan.json")], Path("report.html"))
 """
 
-from onnxprune.reports.files import MeasurementSettings as MeasurementSettings
-from onnxprune.reports.report import collect as collect
-from onnxprune.reports.report import write_report as write_report
-from onnxprune.reports.story import ReportData as ReportData
+from onnxprune.reports._from_files import MeasurementSettings as MeasurementSettings
+from onnxprune.reports._report import collect as collect
+from onnxprune.reports._report import write_report as write_report
+from onnxprune.reports._report_data import ReportData as ReportData
 
 __all__ = ["MeasurementSettings", "ReportData", "collect", "write_report"]

@@ -20,8 +20,8 @@ except (ImportError, RuntimeError) as err:  # torchvision built for another torc
         f"training needs torch, torchvision and onnx2torch ({err})", fix="pip install 'onnxprune[train]'"
     ) from err
 
-from onnxprune.torch_bridge.bridge import Binding as Binding
-from onnxprune.torch_bridge.bridge import bindings as bindings
-from onnxprune.torch_bridge.bridge import logits_of as logits_of
-from onnxprune.torch_bridge.bridge import to_torch as to_torch
-from onnxprune.torch_bridge.bridge import write_back as write_back
+from onnxprune.torch_bridge._bridge import Binding as Binding
+from onnxprune.torch_bridge._bridge import bindings as bindings
+from onnxprune.torch_bridge._bridge import logits_of as logits_of
+from onnxprune.torch_bridge._bridge import to_torch as to_torch
+from onnxprune.torch_bridge._bridge import write_back as write_back

@@ -18,9 +18,9 @@ from onnx2torch.onnx_node import OnnxNode
 from onnx2torch.utils.common import OperationConverterResult
 from torch import nn
 
-from onnxprune.torch_bridge.operands import FunctionModule, attribute, has_input, is_constant, known, rank, unsupported
+from onnxprune.torch_bridge._operands import FunctionModule, attribute, has_input, is_constant, known, rank, unsupported
+from onnxprune.torch_bridge._windows import Window, pad
 from onnxprune.torch_bridge.registry import converted, converts
-from onnxprune.torch_bridge.windows import Window, pad
 
 _MODULES = {
     "Conv": (nn.Conv1d, nn.Conv2d, nn.Conv3d),

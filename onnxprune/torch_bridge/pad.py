@@ -10,8 +10,8 @@ from onnx2torch.onnx_graph import OnnxGraph
 from onnx2torch.onnx_node import OnnxNode
 from onnx2torch.utils.common import OperationConverterResult
 
-from onnxprune.torch_bridge import windows
-from onnxprune.torch_bridge.operands import (
+from onnxprune.torch_bridge import _windows
+from onnxprune.torch_bridge._operands import (
     apply_numbers,
     apply_to,
     as_ints,
@@ -40,8 +40,8 @@ def fixed_pad(
         value: Value of constant padding.
     """
     if mode == "constant":
-        return windows.pad(x, begin, end, value)
-    x = windows.pad(x, [min(n, 0) for n in begin], [min(n, 0) for n in end])
+        return _windows.pad(x, begin, end, value)
+    x = _windows.pad(x, [min(n, 0) for n in begin], [min(n, 0) for n in end])
     begin, end = [max(n, 0) for n in begin], [max(n, 0) for n in end]
     axes = [i for i, pair in enumerate(zip(begin, end, strict=True)) if any(pair)]
     if not axes:
@@ -51,7 +51,7 @@ def fixed_pad(
     limit = 1 if mode == "reflect" else 0
     once = mode == "edge" or all(max(begin[i], end[i]) <= x.shape[i] - limit for i in axes)
     if first is not None and once and x.is_floating_point():
-        return F.pad(x, windows.flat(begin[first:], end[first:]), _MODES[mode])
+        return F.pad(x, _windows.flat(begin[first:], end[first:]), _MODES[mode])
     for axis in axes:
         x = x.index_select(axis, _places(x.shape[axis], begin[axis], end[axis], mode, x.device))
     return x

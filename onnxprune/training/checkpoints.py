@@ -11,11 +11,11 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from onnxprune._utils.atomic_files import atomic
 from onnxprune.errors import OnnxPruneError
-from onnxprune.files import atomic
-from onnxprune.training.callbacks import Recorder
-from onnxprune.training.learner import Learner
-from onnxprune.training.settings import different
+from onnxprune.training._callbacks import Recorder
+from onnxprune.training._learner import Learner
+from onnxprune.training._settings import different
 
 LAST = "last.ckpt"
 _HEADER = "onnxprune"

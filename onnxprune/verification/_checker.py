@@ -12,11 +12,11 @@ import onnx
 from onnx import helper
 
 from onnxprune.errors import OnnxPruneError, VerificationError
-from onnxprune.model import PROVENANCE, Array, Model
+from onnxprune.execution.random_values import Values
+from onnxprune.execution.sessions import Session
+from onnxprune.ir.model import PROVENANCE, Array, Model
+from onnxprune.ir.proto_graph import Graph, multiplies_integers, quantizes
 from onnxprune.passes.widen_floats import WidenFloats, narrow
-from onnxprune.proto_graph import Graph, multiplies_integers, quantizes
-from onnxprune.random_values import Values
-from onnxprune.runtime import Session
 from onnxprune.verification import _sizes as sizes
 from onnxprune.verification._certificate import TOLERANCE, Verification
 from onnxprune.verification._claims import Claims
@@ -32,7 +32,7 @@ from onnxprune.verification._size_runs import SizedRun, SizeFinder
 from onnxprune.verification._whole_runs import WholeRuns
 
 if TYPE_CHECKING:
-    from onnxprune.coupling import Analysis
+    from onnxprune.analysis.coupling import Analysis
     from onnxprune.plans import Plan
 
 Feeds = Mapping[str, Array]

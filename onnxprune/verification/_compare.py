@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.model import Array
+from onnxprune.ir.model import Array
 
 _FEW = 3  # an index with fewer values over all runs has no scale of its own where sizes differ between the runs
 FLOOR = 2.0**-20  # of the largest value: onnxruntime's activations are no finer near 0

@@ -18,10 +18,10 @@ import onnx
 from onnx import helper
 
 from onnxprune.errors import OnnxPruneError, VerificationError
-from onnxprune.model import Array
-from onnxprune.proto_graph import COMPUTED, Graph, attributes, digest, reads
-from onnxprune.random_values import STYLES, Values
-from onnxprune.runtime import Session
+from onnxprune.execution.random_values import STYLES, Values
+from onnxprune.execution.sessions import Session
+from onnxprune.ir.model import Array
+from onnxprune.ir.proto_graph import COMPUTED, Graph, attributes, digest, reads
 from onnxprune.verification._claims import Claims
 from onnxprune.verification._compare import TensorComparison
 from onnxprune.verification._constants import Constants

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from onnxprune.model import Array
+from onnxprune.ir.model import Array
 
 LEAST = 3
 """How many a NonZero finds at least, where there are so many."""

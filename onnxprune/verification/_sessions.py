@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import onnx
 
 from onnxprune.errors import OnnxPruneError
-from onnxprune.model import Array
-from onnxprune.runtime import Session
+from onnxprune.execution.sessions import Session
+from onnxprune.ir.model import Array
 
 
 @dataclass(frozen=True)

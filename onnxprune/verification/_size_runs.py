@@ -9,9 +9,9 @@ import numpy as np
 from onnx import helper
 
 from onnxprune.errors import OnnxPruneError
-from onnxprune.model import Array
-from onnxprune.proto_graph import Graph
-from onnxprune.random_values import Values
+from onnxprune.execution.random_values import Values
+from onnxprune.ir.model import Array
+from onnxprune.ir.proto_graph import Graph
 from onnxprune.verification import _sizes as sizes
 from onnxprune.verification._sessions import Sessions
 

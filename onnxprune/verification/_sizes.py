@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import TensorProto
 
-from onnxprune.proto_graph import Graph
+from onnxprune.ir.proto_graph import Graph
 
 WANTED = 3
 _LARGEST_TENSOR = 2**26  # elements

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from onnxprune.errors import OnnxPruneError, VerificationError
-from onnxprune.model import Array
-from onnxprune.proto_graph import Graph, quantizes
-from onnxprune.runtime import Session
+from onnxprune.execution.sessions import Session
+from onnxprune.ir.model import Array
+from onnxprune.ir.proto_graph import Graph, quantizes
 from onnxprune.verification._certificate import QUANTIZED
 from onnxprune.verification._claims import Claims
 from onnxprune.verification._compare import TensorComparison

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from onnxprune.errors import OnnxPruneError
-from onnxprune.training.methods.base import Method, Scored, check_number
-from onnxprune.training.methods.members import ChannelAxis, SquaredNorms
+from onnxprune.training.methods._base import Method, Scored, check_number
+from onnxprune.training.methods._channel_parameters import ChannelAxis, SquaredNorms
 
 
 @dataclass

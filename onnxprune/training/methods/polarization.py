@@ -14,14 +14,14 @@ from torch import Tensor
 
 from onnxprune import pipeline
 from onnxprune.errors import OnnxPruneError
-from onnxprune.limits import Constraints, FeasibleCounts
-from onnxprune.model import Model
+from onnxprune.ir.model import Model
+from onnxprune.planning.constraints import Constraints, FeasibleCounts
+from onnxprune.planning.targets import Target
 from onnxprune.plans import Plan
-from onnxprune.targets import Target
-from onnxprune.training.methods.base import check_number
-from onnxprune.training.methods.members import ChannelAxis
-from onnxprune.training.methods.scales import ScaleMethod
-from onnxprune.training.methods.valley import valley
+from onnxprune.training.methods._base import check_number
+from onnxprune.training.methods._batchnorm_scales import ScaleMethod
+from onnxprune.training.methods._channel_parameters import ChannelAxis
+from onnxprune.training.methods._valley import valley
 
 
 @dataclass

@@ -13,12 +13,12 @@ import torch
 
 from onnxprune import pipeline
 from onnxprune.errors import OnnxPruneError
-from onnxprune.limits import Constraints
-from onnxprune.model import Model
+from onnxprune.ir.model import Model
+from onnxprune.planning.constraints import Constraints
+from onnxprune.planning.targets import Target
 from onnxprune.plans import Plan
-from onnxprune.targets import Target
-from onnxprune.training.methods.base import Method, Scored, check_number
-from onnxprune.training.methods.members import ChannelAxis, SquaredNorms
+from onnxprune.training.methods._base import Method, Scored, check_number
+from onnxprune.training.methods._channel_parameters import ChannelAxis, SquaredNorms
 
 
 @dataclass
