@@ -1,7 +1,7 @@
 """A page on this machine on which ratios are dragged and costs follow: `onnxprune explore`.
 
-`flow` draws how data runs between groups, `session` is all that the page can ask for, without HTTP; `requests` checks
-what a browser sends; `server` is HTTP and nothing else. `page/` holds the three files the browser gets.
+`_flow` draws how data runs between groups, `_session` is all that the page can ask for, without HTTP; `_requests`
+checks what a browser sends; `_server` is HTTP and nothing else. `page/` holds the three files the browser gets.
 """
 
 from __future__ import annotations
