@@ -21,7 +21,7 @@ test: lint types wheel $(STAMP)
 
 # The property-based tests with examples of their own; a failure prints what it takes to see it again.
 test-random: $(STAMP)
-	ONNXPRUNE_RANDOM=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $$(grep -l '@PROPERTY' tests/test_*.py)
+	ONNXPRUNE_RANDOM=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $$(grep -rl '@PROPERTY' tests --include='test_*.py')
 
 test-slow: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow

@@ -20,9 +20,9 @@ from importlib import resources
 import matplotlib.pyplot as plt
 
 import onnxprune as op
-from onnxprune.bench import bench
-from onnxprune.calibration import Calibration
-from onnxprune.recovery import recover
+from onnxprune.execution.calibration import Calibration
+from onnxprune.latency.bench import bench
+from onnxprune.recovery.recover import recover
 
 with resources.as_file(resources.files("onnxprune.models") / "digits_keras.onnx") as path:
     model = op.load(path)
@@ -44,7 +44,7 @@ groups = op.analyze(model)
 scores = op.score(model, groups, "obs", calibration=calibration)
 cut, recovered = [], []
 for share in (0.75, 0.5, 0.25):
-    plan = op.plan(scores, op.Target(macs=share), limits=op.Limits(round_to=4))
+    plan = op.plan(scores, op.Target(macs=share), constraints=op.Constraints(round_to=4))
     cut.append(op.apply(model, plan))
     recovered.append(recover(model, cut[-1], plan, calibration).model)
 

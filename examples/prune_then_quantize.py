@@ -18,8 +18,8 @@ from pathlib import Path
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 import onnxprune as op
-from onnxprune.calibration import Calibration
-from onnxprune.recovery import recover
+from onnxprune.execution.calibration import Calibration
+from onnxprune.recovery.recover import recover
 
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
 images, test = op.load_data("digits:train", images=200), op.load_data("digits:test")

@@ -19,7 +19,9 @@ def main(source: str, target: str) -> None:
         print(f"{group.name}: {group.channels} channels on {len(group.sites)} weight axes")
     for locked in groups.locked:
         print(f"{locked.name}: locked, it {locked.reason}")
-    plan = op.plan(op.score(model, groups, "dscore"), op.Target(macs=0.5), limits=op.Limits(protect=["first"]))
+    plan = op.plan(
+        op.score(model, groups, "dscore"), op.Target(macs=0.5), constraints=op.Constraints(protect=["first"])
+    )
     done = op.compile_plan(model, plan, analysis=groups)
     assert done.verification is not None
     print(f"MACs {done.before.macs:,} -> {done.after.macs:,}, difference {done.verification.max_relative:.1e}")

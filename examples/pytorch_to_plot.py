@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import onnxprune as op
-from onnxprune.bench import bench
+from onnxprune.latency.bench import bench
 
 # %% [markdown]
 # A small residual network. Its weights are random, which latency does not mind; accuracy would.

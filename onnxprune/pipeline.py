@@ -6,22 +6,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from onnxprune import __version__ as version
-from onnxprune.cost import MEASURES, Cost, CostModel
-from onnxprune.coupling import Analysis, couple
+from onnxprune._utils.html import html_table, share
+from onnxprune.analysis.cost import MEASURES, Cost, CostModel
+from onnxprune.analysis.coupling import Analysis, couple
 from onnxprune.criteria import AnyCriterion
+from onnxprune.criteria.scoring import Scores
+from onnxprune.criteria.scoring import score as score_groups
 from onnxprune.errors import OnnxPruneError
-from onnxprune.model import PROVENANCE, Model, uncollected
-from onnxprune.notebooks import html_table, share
-from onnxprune.ops import Choices
+from onnxprune.ir.checker import check_weights
+from onnxprune.ir.model import PROVENANCE, Model, gc_paused
+from onnxprune.ops import CouplingOptions
 from onnxprune.passes import NORMALIZE, Pipeline, SparsifyWeights, StripChannels
 from onnxprune.passes.strip_channels import analysis_options, check_plan
-from onnxprune.planner import plan as make_plan
+from onnxprune.planning.planner import plan as make_plan
+from onnxprune.planning.targets import Target
 from onnxprune.plans import Plan
-from onnxprune.scoring import Scores
-from onnxprune.scoring import score as score_groups
-from onnxprune.targets import Target
 from onnxprune.verification import Verification, verify
-from onnxprune.wellformed import check_weights
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,9 @@ def analyze(model: Model, *, attention: str = "heads", include_inexact: bool = F
         include_inexact: free also channels that statistics (LayerNorm, GroupNorm, a mean, ...) run over. Their removal
             is not masking: it is proved against the original whose statistics run over what is kept.
     """
-    with uncollected():
+    with gc_paused():
         normal = Pipeline(NORMALIZE)(model)
-        return couple(normal, source=model, choices=Choices(attention, include_inexact))
+        return couple(normal, source=model, choices=CouplingOptions(attention, include_inexact))
 
 
 def analyze_for(model: Model, plan: Plan) -> Analysis:
@@ -81,7 +81,7 @@ def analyze_for(model: Model, plan: Plan) -> Analysis:
 
 
 def score(model: Model, groups: Analysis, criterion: str | AnyCriterion = "l2", **options: Any) -> Scores:
-    """Scores every channel of an analysed model; see `onnxprune.scoring.score` for the options.
+    """Scores every channel of an analysed model; see `onnxprune.criteria.scoring.score` for the options.
 
     Raises:
         OnnxPruneError: the groups are another model's; unknown criterion or parameter; weights that are not finite.
@@ -92,7 +92,7 @@ def score(model: Model, groups: Analysis, criterion: str | AnyCriterion = "l2", 
 
 
 def plan(scores: Scores, target: Target | None = None, **options: Any) -> Plan:
-    """Decides which channels go; see `onnxprune.planner.plan` for the options.
+    """Decides which channels go; see `onnxprune.planning.planner.plan` for the options.
 
     Raises:
         OnnxPruneError: a share out of range, a pattern that matches nothing, a target that cannot be reached.
@@ -124,7 +124,7 @@ def compile_plan(
     )
     proof = verify(analysis, plan, pruned, **options) if check else None
     cost = CostModel(analysis)
-    return Compiled(pruned, plan, analysis, cost.whole, cost.cost(analysis.kept(plan)), proof)
+    return Compiled(pruned, plan, analysis, cost.baseline, cost.cost(analysis.kept(plan)), proof)
 
 
 def sparsify(model: Model, rule: SparsifyWeights) -> Model:

@@ -14,9 +14,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from onnxprune._utils.atomic_files import write_text
+from onnxprune._utils.html import html_table, share
 from onnxprune.errors import OnnxPruneError
-from onnxprune.files import write_text
-from onnxprune.notebooks import html_table, share
 
 SCHEMA = 1
 MAX_PLAN_BYTES = 64 * 2**20

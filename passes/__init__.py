@@ -1,4 +1,4 @@
-"""Graph-to-graph rewrites, one file each: file name = pass name = what the CLI calls it."""
+"""Graph-to-graph rewrites, one file each; the file name is the pass name on the command line."""
 
 from onnxprune.passes.base import Pass as Pass
 from onnxprune.passes.base import Pipeline as Pipeline
@@ -13,8 +13,6 @@ from onnxprune.passes.fuse_batchnorm import FuseBatchnorm as FuseBatchnorm
 from onnxprune.passes.insert_batchnorm import InsertBatchnorm as InsertBatchnorm
 from onnxprune.passes.insert_masks import InsertMasks as InsertMasks
 from onnxprune.passes.lift_constants import LiftConstants as LiftConstants
-from onnxprune.passes.recalibrate_batchnorm import RecalibrateBatchnorm as RecalibrateBatchnorm
-from onnxprune.passes.reconstruct_weights import ReconstructWeights as ReconstructWeights
 from onnxprune.passes.remove_identity import RemoveIdentity as RemoveIdentity
 from onnxprune.passes.slice_statistics import SliceStatistics as SliceStatistics
 from onnxprune.passes.sparsify_weights import SparsifyWeights as SparsifyWeights
@@ -26,4 +24,4 @@ from onnxprune.passes.widen_floats import WidenFloats as WidenFloats
 NORMALIZE = (
     LiftConstants(), RemoveIdentity(), DropZeroStates(), FoldShapes(), TakeBranches(), UnshareConstants(),
 )  # fmt: skip
-"""What every analysis starts with: weights in one place, shapes computed, no accidental sharing."""
+"""Passes that run before every analysis: weights lifted to initializers, shapes folded, small constants unshared."""

@@ -1,7 +1,7 @@
-"""What a pass is, and what the framework checks of every one.
+"""Base class of passes, pipelines with their checks, and the registry of passes.
 
-A pass takes a model and returns a new one. Its graph's inputs and outputs keep their names, and the graph is
-well-formed before and after: checked here, so that no pass has to remember.
+A pass maps a model to a new one. The framework checks that the graph's inputs and outputs keep their names and that
+the graph is well-formed before and after.
 """
 
 from __future__ import annotations
@@ -9,70 +9,71 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from importlib import import_module
 from typing import Any, ClassVar
 
 import onnx_graphsurgeon as gs
 
+from onnxprune._utils.entry_points import PluginRegistry
 from onnxprune.errors import OnnxPruneError, unknown
-from onnxprune.model import Model
-from onnxprune.plugins import PlugIns
-from onnxprune.wellformed import check, violation
+from onnxprune.ir.checker import check, violation
+from onnxprune.ir.model import Model
 
 
 class Pass(ABC):
-    """A graph-to-graph rewrite. Subclasses are frozen dataclasses whose fields are the parameters.
+    """Graph-to-graph rewrite. Subclasses are frozen dataclasses whose fields are the parameters.
 
     Attributes:
-        name: the file's name, and what the CLI calls it; a verb first.
-        keeps_shapes: whether every tensor that it leaves has the shape it had before.
+        name: Name of the file and on the command line; a verb first.
+        keeps_shapes: Every tensor that remains has the same shape as before.
     """
 
     name: ClassVar[str]
     keeps_shapes: ClassVar[bool] = False
 
     def copied(self, model: Model) -> Model:
-        """What it is given to rewrite if it is the first; a pass that takes much away need not copy that."""
+        """Return the copy to rewrite, if the pass is the first; a pass that removes much can copy less."""
         return model.copy()
 
     @abstractmethod
     def rewrite(self, model: Model) -> Model:
-        """Rewrites `model.graph` in place (it is this pass's own copy) or returns another model."""
+        """Rewrite `model.graph` in place (a private copy) or return another model."""
 
     def __call__(self, model: Model) -> Model:
-        """Applies the pass to a copy and checks the promises.
+        """Apply the pass to a copy and check the result.
 
         Raises:
-            OnnxPruneError: the rewritten graph is not well-formed, or its interface changed.
+            OnnxPruneError: The rewritten graph is not well-formed, or its interface changed.
         """
         return Pipeline([self])(model)
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Passes in sequence; the model is copied once, and checked when all are through."""
+    """Passes in sequence; the model is copied once, and checked after the last pass."""
 
     passes: Sequence[Pass]
 
     def __call__(self, model: Model) -> Model:
-        """Applies every pass in order to a copy of the model.
+        """Apply every pass in order to a copy of the model.
 
         Raises:
-            OnnxPruneError: a graph is not well-formed after a pass, which is named, or its interface changed.
+            OnnxPruneError: A graph is not well-formed after a pass, which is named, or its interface changed.
         """
         try:
             out = self._applied(model)
         except OnnxPruneError:
             raise
         except Exception:
-            self._applied(model, careful=True)  # a pass may have stumbled over what one before it broke
+            self._applied(model, careful=True)  # an earlier pass may have broken the graph
             raise
         if violation(out.graph) is not None:
             self._applied(model, careful=True)
-            check(out.graph, "all passes")  # one that does not do the same twice
+            check(out.graph, "all passes")  # raise even if a pass is not deterministic
         return out
 
     def _applied(self, model: Model, careful: bool = False) -> Model:
-        """The passes' result; a `careful` run looks after every pass, which takes as long as some of them."""
+        """Return the passes' result; a `careful` run checks after every pass, which costs as much as some of them."""
         out = self.passes[0].copied(model) if self.passes else model.copy()
         for step in self.passes:
             interface = _interface(out.graph)
@@ -97,10 +98,10 @@ _registry: dict[str, type[Pass]] = {}
 
 
 def register(cls: type[Pass]) -> type[Pass]:
-    """Class decorator: makes a pass known by its name.
+    """Register a pass by its name; a class decorator.
 
     Raises:
-        OnnxPruneError: it is no frozen dataclass derived from Pass, has no name, or its name is taken.
+        OnnxPruneError: `cls` is not a frozen dataclass derived from Pass, has no name, or its name is taken.
     """
     problem = _problem(cls)
     if problem:
@@ -122,20 +123,31 @@ def _problem(cls: Any) -> str | None:
     return None if isinstance(getattr(cls, "name", None), str) and cls.name else "`name` is missing"
 
 
-def all_passes() -> dict[str, type[Pass]]:
-    """Every pass by name, third-party ones included."""
+# Passes that need data lie above this package, in `recovery`; like plug-ins, they are loaded by name.
+_PROCEDURES = ("onnxprune.recovery.recalibrate_batchnorm", "onnxprune.recovery.reconstruct_weights")
+
+
+def _load() -> None:
+    """Register the procedures of `recovery` and the passes of other packages."""
+    for module in _PROCEDURES:
+        import_module(module)
     plugins.load()
+
+
+def all_passes() -> dict[str, type[Pass]]:
+    """Return every pass by name, third-party ones included."""
+    _load()
     return dict(sorted(_registry.items()))
 
 
 def get(name: str) -> type[Pass]:
-    """A pass class by name; other packages are looked at only for names that are not built in.
+    """Return a pass class by name; third-party passes are loaded for unknown names only.
 
     Raises:
-        OnnxPruneError: there is none (with the nearest names), or its plug-in could not be loaded.
+        OnnxPruneError: There is none (with the nearest names), or its plug-in failed to load.
     """
     if name not in _registry:
-        plugins.load()
+        _load()
     if name in _registry:
         return _registry[name]
     if name in plugins.broken:
@@ -144,10 +156,10 @@ def get(name: str) -> type[Pass]:
 
 
 def make(name: str, **params: object) -> Pass:
-    """A pass by name with the user's parameters: `make("unshare_constants", largest=64)`.
+    """Return a pass by name with the user's parameters: `make("unshare_constants", largest=64)`.
 
     Raises:
-        OnnxPruneError: as `get`; it has no such parameter, or refuses a value.
+        OnnxPruneError: As `get`; or the pass has no such parameter, or rejects a value.
     """
     cls = get(name)
     known = [f.name for f in fields(cls)]  # type: ignore[arg-type]  # register checked that it is a dataclass
@@ -155,10 +167,10 @@ def make(name: str, **params: object) -> Pass:
     if wrong:
         raise OnnxPruneError(
             f"the pass {name!r} has no parameter {', '.join(map(repr, wrong))}",
-            fix=f"its parameters are: {', '.join(known)}" if known else "it takes none",
+            fix=f"its parameters are: {', '.join(known)}" if known else "it has none",
         )
     return cls(**params)
 
 
-plugins = PlugIns("onnxprune.passes", lambda cls, distribution: register(cls))
-"""Passes of other packages: classes, each under an entry point of its name."""
+plugins = PluginRegistry("onnxprune.passes", lambda cls, distribution: register(cls))
+"""Third-party passes: classes, each under an entry point of its name."""

@@ -1,12 +1,12 @@
-"""Drops initial states of zeros, which are what a recurrent layer starts with anyway.
+"""Removal of initial states of zeros, the default of a recurrent layer.
 
-Exporters write them in the batch's size: `Expand(0, [directions, batch, hidden])`. Such a state has no channels that
-could go with the layer's hidden units; without it there is nothing to keep in step.
+Exporters write them in the batch's size: `Expand(0, [directions, batch, hidden])`. The channels of such a state cannot
+be removed together with the layer's hidden units; without the state there is nothing to update.
 
 Before:  LSTM(x, W, R, B, , Expand(zeros, shape), Expand(zeros, shape))
 After:   LSTM(x, W, R, B)
-Conditions: 1. the state is a constant of zeros, or made by ConstantOfShape, Expand, Tile, Slice, Unsqueeze, Concat or
-the like from nothing but zeros.
+Conditions: 1. the state is a constant of zeros, or computed by ConstantOfShape, Expand, Tile, Slice, Unsqueeze, Concat
+or similar operators from zeros only.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.model import Model
+from onnxprune.ir.model import Model
 from onnxprune.passes.base import Pass, register
 from onnxprune.passes.edit import drop_dead
 
@@ -31,12 +31,12 @@ _COPIES = frozenset(
 @register
 @dataclass(frozen=True)
 class DropZeroStates(Pass):
-    """Initial states of zeros of RNN, GRU and LSTM go."""
+    """Remove initial states of zeros from RNN, GRU and LSTM."""
 
     name: ClassVar[str] = "drop_zero_states"
 
     def rewrite(self, model: Model) -> Model:
-        """Drops every state that meets condition 1."""
+        """Drop every state that meets condition 1."""
         changed = False
         for node in model.graph.nodes:
             if node.domain:
@@ -51,7 +51,7 @@ class DropZeroStates(Pass):
 
 
 def is_zero(t: gs.Tensor) -> bool:
-    """Whether a tensor is all zeros, whatever its shape (condition 1)."""
+    """Return whether a tensor is all zeros, of any shape (condition 1)."""
     if isinstance(t, gs.Constant):
         return t.dtype.kind in "fV" and not np.asarray(t.values).any()
     node = t.inputs[0] if t.inputs else None

@@ -1,4 +1,4 @@
-"""Small edits that passes share."""
+"""Graph edits that passes share."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.model import Array
+from onnxprune.ir.model import Array
 
 
 def to_constant(t: gs.Variable, value: Array) -> None:
-    """Makes a node's output a constant in place: all consumers see it, its producer lets go of it."""
+    """Make a node's output a constant in place: its consumers read it, its producer no longer writes it."""
     t.inputs.clear()
     t.to_constant(value)
 
 
 def drop_dead(graph: gs.Graph) -> None:
-    """Removes nodes none of whose outputs is used. Nodes with side effects do not exist in ONNX."""
+    """Remove nodes none of whose outputs is used. ONNX nodes have no side effects."""
     outputs = {id(t) for t in graph.outputs}
     kept: list[gs.Node] = []
     dead: dict[int, gs.Node] = {}
-    # Backwards, a node is seen after all of its consumers.
+    # In reverse order a node is visited after all of its consumers.
     for node in reversed(graph.nodes):
         for t in node.outputs:
             if id(t) in outputs or (t.outputs and _is_read(t, dead)):
@@ -32,8 +32,8 @@ def drop_dead(graph: gs.Graph) -> None:
     if not dead:
         return
     graph.nodes[:] = reversed(kept)
-    # By identity, tensor by tensor: graphsurgeon compares nodes attribute by attribute, one after the other, and a
-    # constant that thousands read (an index 0) would make the removal of dead shape arithmetic quadratic.
+    # Compare by identity, tensor by tensor: graphsurgeon compares nodes attribute by attribute, which is quadratic for
+    # dead shape arithmetic that reads one constant (an index 0) thousands of times.
     for t in {id(t): t for node in dead.values() for t in node.inputs}.values():
         readers = [n for n in t.outputs if id(n) not in dead]
         list.clear(t.outputs)
@@ -50,7 +50,7 @@ def _is_read(t: gs.Tensor, dead: Mapping[int, gs.Node]) -> bool:
 
 
 def set_input(node: gs.Node, place: int, t: gs.Tensor) -> None:
-    """Gives a node another input, by identity: graphsurgeon compares nodes attribute by attribute."""
+    """Replace an input of a node, by identity: graphsurgeon compares nodes attribute by attribute."""
     readers = node.inputs[place].outputs
     del_at = next(i for i in range(len(readers) - 1, -1, -1) if readers[i] is node)
     list.__delitem__(readers, del_at)
@@ -59,9 +59,9 @@ def set_input(node: gs.Node, place: int, t: gs.Tensor) -> None:
 
 
 def bypass(node: gs.Node, graph: gs.Graph) -> None:
-    """Takes a node out of the graph: consumers of its first output read its first input.
+    """Disconnect a node: consumers of its first output read its first input.
 
-    A graph output keeps its name: the input takes it over where possible, else the node stays.
+    The producer of a graph output cannot be disconnected, because the output keeps its name; the node then remains.
     """
     source, target = node.inputs[0], node.outputs[0]
     consumers = list(target.outputs)
@@ -76,13 +76,13 @@ def bypass(node: gs.Node, graph: gs.Graph) -> None:
 
 
 def tensor_names(graph: gs.Graph) -> set[str]:
-    """Names of all tensors that a graph's nodes read or write, and of its inputs and outputs."""
+    """Return the names of all tensors that a graph's nodes read or write, and of its inputs and outputs."""
     names = {t.name for node in graph.nodes for part in (node.inputs, node.outputs) for t in part}
     return (names | {t.name for t in (*graph.inputs, *graph.outputs)}) - {""}
 
 
 def unique_name(graph_names: set[str], base: str) -> str:
-    """A name not yet in the set; it is added."""
+    """Return a name that is not in the set, and add it."""
     name, n = base, 1
     while name in graph_names:
         name, n = f"{base}__{n}", n + 1
@@ -91,5 +91,5 @@ def unique_name(graph_names: set[str], base: str) -> str:
 
 
 def int64(*values: int) -> Array:
-    """A shape vector."""
+    """Return a shape vector."""
     return np.array(values, np.int64)

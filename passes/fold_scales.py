@@ -1,10 +1,10 @@
-"""Folds a per-channel factor into the weight that reads it.
+"""Folding of a per-channel factor into the weight of its consumer.
 
 Before:  Conv(Mul(x, s [1, C, 1, 1]), W [F, C, 3, 3]) ; MatMul(Mul(x, s [C]), W [C, N])
 After:   Conv(x, W * s) ; MatMul(x, W * s[:, None])
 Formula: the weight is multiplied along its input axis. With factors 0 and 1 (masks) nothing is rounded.
 Conditions: 1. the factor is a constant that varies along the contracted axis only. 2. the weight is a constant of the
-same element type; Conv has one group. 3. the factor stands before the data input, not the weight.
+same element type; Conv has one group. 3. the factor multiplies the data input, not the weight.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.model import Array, Model
+from onnxprune.ir.model import Array, Model
 from onnxprune.passes.base import Pass, register
 from onnxprune.passes.edit import drop_dead, unique_name
 
@@ -23,12 +23,12 @@ from onnxprune.passes.edit import drop_dead, unique_name
 @register
 @dataclass(frozen=True)
 class FoldScales(Pass):
-    """Folds Mul by a constant per channel into the Conv, Gemm or MatMul that reads it."""
+    """Fold a Mul by a constant per channel into the Conv, Gemm or MatMul that reads it."""
 
     name: ClassVar[str] = "fold_scales"
 
     def rewrite(self, model: Model) -> Model:
-        """Rewrites every reader that meets the conditions; a Mul that others read stays for them."""
+        """Rewrite every consumer that meets the conditions; a Mul with other consumers remains for them."""
         graph = model.graph
         names: set[str] | None = None
         for node in graph.nodes:
@@ -55,7 +55,7 @@ class FoldScales(Pass):
 
 
 def _producer(node: gs.Node) -> gs.Node | None:
-    """The Mul before the data input (condition 3)."""
+    """Return the Mul that produces the data input (condition 3)."""
     if node.op not in ("Conv", "Gemm", "MatMul") or node.domain not in (None, "", "ai.onnx"):
         return None
     source = node.inputs[0].inputs[0] if node.inputs[0].inputs else None
@@ -63,7 +63,7 @@ def _producer(node: gs.Node) -> gs.Node | None:
 
 
 def _weight_axis(node: gs.Node) -> int | None:
-    """The weight's input axis (condition 2)."""
+    """Return the weight's input axis (condition 2)."""
     if len(node.inputs) < 2 or not isinstance(node.inputs[1], gs.Constant):
         return None
     if node.op == "Conv":
@@ -76,8 +76,8 @@ def _weight_axis(node: gs.Node) -> int | None:
 
 
 def _factor(mul: gs.Node, reader: gs.Node, channels: int, dtype: np.dtype[Any]) -> tuple[gs.Tensor, Array] | None:
-    """The Mul's other input and its constant, one number per channel (condition 1)."""
-    # How many axes of the data follow the contracted one: Conv's data has its weight's rank, the others end with it.
+    """Return the Mul's other input and its constant, one number per channel (condition 1)."""
+    # Number of data axes after the contracted one: Conv data has the rank of its weight; other data ends with it.
     after = reader.inputs[1].values.ndim - 2 if reader.op == "Conv" else 0
     for x, s in (mul.inputs, mul.inputs[::-1]):
         if not isinstance(s, gs.Constant) or isinstance(x, gs.Constant) or s.values.dtype != dtype:

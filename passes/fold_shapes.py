@@ -1,20 +1,20 @@
-"""Computes shape arithmetic and constant expressions ahead, without freezing what is dynamic.
+"""Folding of shape arithmetic and constant expressions; dynamic dimensions stay dynamic.
 
 Before:  Reshape(x, Concat(Gather(Shape(x), 0), [2], Div(Gather(Shape(x), 1), 2), ...))
 After:   Reshape(x, [0, 2, 58, ...])
-Conditions: 1. a value is folded if no dynamic dimension is left in it when it is computed in symbols.
-2. a Reshape target with elements that depend on one: an element that is the input's dimension at the same place
-becomes 0 (copy it); one other may become -1 (infer it); with more of them the Reshape stays as it is.
+Conditions: 1. a value is folded if its symbolic value contains no dynamic dimension.
+2. a Reshape target with elements that depend on one: an element equal to the input's dimension of the same index
+becomes 0 (copy it); one other may become -1 (infer it); with more of them the Reshape is unchanged.
 3. elements of an Expand target that do not stretch become 1, those of Resize sizes that do not resize are read from
-the data's shape: either way they follow the data when it gets smaller.
-4. a Gather that picks every element of a flattened tensor once and in order (`as_strided` of dynamo exports, whose
-numbers depend on the batch) is a Reshape.
-5. an Expand whose readers broadcast by themselves, against another operand of the whole shape, is not needed: what
-divides by a norm that was stretched to the data's shape divides by the norm.
-6. a ConstantOfShape that is scattered into becomes an Expand of a constant that has every size that is constant, and so
-an axis for channels; numbers of places that are stretched to the size of what is scattered take it from there.
-7. float32 weights that are computed with a sum, a root or a power (weight standardization) are computed in float64 and
-rounded once: every runtime rounds such operators in its own way, and the exact value can be checked on any CPU.
+the data's shape: both then follow the data when channels are removed.
+4. a Gather that selects every element of a flattened tensor once and in order (`as_strided` of dynamo exports, whose
+indices depend on the batch) becomes a Reshape.
+5. an Expand is removed if all consumers broadcast against another operand of the full shape: the division by a norm
+that was expanded to the data's shape becomes a division by the norm.
+6. a ConstantOfShape that is the data of a ScatterElements becomes an Expand of a constant with the known sizes, and so
+has an axis for channels; indices expanded to the size of the updates read that size from the updates.
+7. float32 weights computed with a sum, a root or a power (weight standardization) are computed in float64 and rounded
+once: runtimes round such operators differently, and the exact value can be checked on any CPU.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnxprune.model import Array, Model
+from onnxprune.analysis.shape_inference import Witness, compute_node, with_nodes, witness
+from onnxprune.ir.model import Array, Model
+from onnxprune.ir.symbolic import Size
 from onnxprune.ops import find
 from onnxprune.ops.scatter import as_large_as
 from onnxprune.passes.base import Pass, register
 from onnxprune.passes.edit import drop_dead, int64, tensor_names, to_constant, unique_name
-from onnxprune.shapes import Witness, compute_node, with_nodes, witness
-from onnxprune.symbolic import Size
 
 
 @register
 @dataclass(frozen=True)
 class FoldShapes(Pass):
-    """Shape arithmetic becomes constants wherever it is constant."""
+    """Fold shape arithmetic into constants where it is constant."""
 
     name: ClassVar[str] = "fold_shapes"
 
     def rewrite(self, model: Model) -> Model:
-        """Folds what the witness knows in symbols."""
+        """Fold every value whose symbolic form is constant."""
         graph = model.graph
         count = len(graph.nodes)
         seen = witness(model)
@@ -69,15 +69,15 @@ class FoldShapes(Pass):
         if new:
             graph.nodes[:] = _placed(old, new)
         folded: dict[int, tuple[gs.Variable, Array]] = {}
-        for node in old:  # those that are new follow the data
+        for node in old:  # new nodes depend on the data
             if node.outputs and not node.domain:
                 t = node.outputs[0]
                 value = seen.constant(t.name)  # condition 1
                 if value is not None and id(t) not in outputs:
                     folded[id(node)] = t, value
-        bodies = any(isinstance(a, gs.Graph) for node in old for a in node.attrs.values())  # they return outer tensors
+        bodies = any(isinstance(a, gs.Graph) for node in old for a in node.attrs.values())  # may return outer tensors
         for t, value in folded.values():
-            # What only others read that are folded as well is dead without being made a constant.
+            # A value read only by folded nodes is dead, so it needs no constant.
             if bodies or not t.outputs or any(id(n) not in folded for n in t.outputs):
                 value = _rounded_once(t, value, folded, model.opset)  # condition 7
                 seen.values[t.name] = value
@@ -87,7 +87,7 @@ class FoldShapes(Pass):
         return model
 
 
-# Correctly rounded or exact in every runtime.
+# Operators that every runtime rounds correctly or computes exactly.
 _EXACT = frozenset(
     ("Abs", "Add", "Concat", "Constant", "ConstantOfShape", "Div", "Expand", "Flatten", "Gather", "Identity", "Max",
      "Min", "Mul", "Neg", "Reshape", "Slice", "Split", "Sqrt", "Squeeze", "Sub", "Tile", "Transpose", "Unsqueeze")
@@ -137,7 +137,7 @@ def _rounded_once(t: gs.Tensor, value: Array, folded: dict[int, tuple[gs.Variabl
 
 
 def _unpick(node: gs.Node, seen: Witness, names: set[str]) -> None:
-    """Condition 4."""
+    """Rewrite a Gather that selects all elements in order (condition 4)."""
     data, indices = node.inputs
     output = node.outputs[0].name
     source, picked = seen.symbolic(data.name), seen.symbolic(indices.name)
@@ -159,7 +159,7 @@ def _unpick(node: gs.Node, seen: Witness, names: set[str]) -> None:
 
 
 def _counted(t: gs.Tensor, seen: Witness) -> list[Size] | None:
-    """Steps along every axis and the first number of a tensor that counts evenly along each; None if it does not."""
+    """Return the step along every axis and the first element of an evenly spaced integer tensor, else None."""
     shape = seen.symbolic(t.name) if not isinstance(t, gs.Constant) else tuple(int(n) for n in t.shape)
     value = np.asarray(t.values) if isinstance(t, gs.Constant) else seen.constant(t.name)
     if value is not None and value.dtype.kind == "i" and value.size:
@@ -210,7 +210,7 @@ _BROADCASTS = frozenset(
 
 
 def _unstretch(node: gs.Node, seen: Witness) -> None:
-    """Condition 5."""
+    """Remove an Expand whose consumers broadcast by themselves (condition 5)."""
     source, target = node.inputs[0], node.outputs[0]
 
     def whole(t: gs.Tensor) -> bool:
@@ -225,11 +225,11 @@ def _unstretch(node: gs.Node, seen: Witness) -> None:
                     reader.inputs[i] = source
 
 
-_MOST = 2**20  # elements of a constant that takes the place of a ConstantOfShape
+_MOST = 2**20  # most elements of a constant that replaces a ConstantOfShape
 
 
 def _expand(node: gs.Node, seen: Witness, names: set[str]) -> None:
-    """Condition 6."""
+    """Replace a ConstantOfShape that is scattered into by an Expand (condition 6)."""
     output, operand = node.outputs[0], node.inputs[0]
     wanted = seen.elements(operand.name)
     scattered = any(n.op == "ScatterElements" and n.inputs[0] is output for n in output.outputs)
@@ -247,12 +247,12 @@ def _expand(node: gs.Node, seen: Witness, names: set[str]) -> None:
 
 
 def _scatters(node: gs.Node) -> list[gs.Node]:
-    """Those ScatterElements that take their places from a node."""
+    """Return the ScatterElements that read their indices from a node."""
     return [n for n in node.outputs[0].outputs if n.op == "ScatterElements" and n.inputs[1] is node.outputs[0]]
 
 
 def _stretch_alike(node: gs.Node, graph: gs.Graph, seen: Witness, names: set[str]) -> None:
-    """Condition 6: Expand(places, [...]) becomes Expand(places, Shape(updates))."""
+    """Rewrite Expand(indices, [...]) to Expand(indices, Shape(updates)) (condition 6)."""
     places, updates = node.inputs[1:3]
     made = places.inputs[0] if places.inputs else None
     if made is None or made.op != "Expand" or made.domain or isinstance(updates, gs.Constant):
@@ -267,7 +267,7 @@ def _stretch_alike(node: gs.Node, graph: gs.Graph, seen: Witness, names: set[str
 
 
 def _soften(node: gs.Node, index: int, graph: gs.Graph, seen: Witness, names: set[str]) -> None:
-    """Rewrites a shape operand that is only partly constant, so that it follows the data."""
+    """Rewrite a partly constant shape operand so that it follows the data (conditions 2 and 3)."""
     operand = node.inputs[index]
     x, y = node.inputs[0], node.outputs[0].name
     before, after = seen.symbolic(x.name), seen.symbolic(y)
@@ -278,14 +278,14 @@ def _soften(node: gs.Node, index: int, graph: gs.Graph, seen: Witness, names: se
         return
     if node.op == "Reshape":
         target = _reshape_target(wanted, before)
-        if target is None:  # a stated -1 may be a constant size, and another element have to be inferred
+        if target is None:  # a stated -1 may be a constant size while another element must be inferred
             target = _reshape_target(after, before)
         if target is not None:
-            node.attrs.pop("allowzero", None)  # no element was 0; copying an empty dimension is the same
+            node.attrs.pop("allowzero", None)  # no element was 0; copying an empty dimension is equivalent
             node.inputs[index] = gs.Constant(unique_name(names, f"{y}_shape"), target)
         return
     if len(wanted) != len(after):
-        return  # Resize with `axes`: the other axes follow by themselves
+        return  # Resize with `axes`: the other axes follow the data
     new: list[gs.Node] = []
     shape: gs.Variable | None = None
 
@@ -317,7 +317,7 @@ def _soften(node: gs.Node, index: int, graph: gs.Graph, seen: Witness, names: se
 
 
 def _placed(old: list[gs.Node], new: list[gs.Node]) -> list[gs.Node]:
-    """Both, every new node right before what reads it first."""
+    """Return all nodes, every new one right before its first consumer."""
     waiting = {id(n) for n in new}
     out: list[gs.Node] = []
 
@@ -335,7 +335,7 @@ def _placed(old: list[gs.Node], new: list[gs.Node]) -> list[gs.Node]:
 
 
 def _reshape_target(wanted: Sequence[Size | None], before: Sequence[Size | None]) -> Array | None:
-    """Condition 2. An element that may be 0 (copy) or -1 (infer) at some size cannot be inferred."""
+    """Return a Reshape target (condition 2), or None. An element that may be 0 or -1 at some size is not inferred."""
     target: list[int] = []
     for i, n in enumerate(wanted):
         if n is None or n == 0:

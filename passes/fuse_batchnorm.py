@@ -1,15 +1,15 @@
-"""Folds BatchNormalization into the convolution or product before it.
+"""Folding of BatchNormalization into the convolution or product before it.
 
 Before:  y = Conv(x, W, b) ; n = BatchNormalization(y, gamma, beta, mean, var) ; z = Relu(n)
 After:   y = Conv(x, W', b') ; z = Relu(y)
 Formula: s = gamma / sqrt(var + epsilon) per channel (Ioffe & Szegedy 2015); W' = W * s along the weight's output axis,
 b' = (b - mean) * s + beta (Jacob et al. 2018, section 3.2), in float64, rounded once to the weight's type. The bias of
-a Gemm takes its factor `beta` in; a missing bias is 0.
-Conditions: 1. BatchNormalization in its inference form (one output) with constant parameters. 2. its input is made by
+a Gemm absorbs its factor `beta`; a missing bias is 0.
+Conditions: 1. BatchNormalization in its inference form (one output) with constant parameters. 2. its producer is a
 Conv, ConvTranspose (with groups or without) or Gemm with a floating constant weight, and a bias that is a constant per
-channel or missing. 3. nothing else reads that input, and it is no output of the graph.
-Names stay: of the node, of its weight, bias and output (where the normalization's output is the graph's, that name
-stays instead). A weight or bias that others read as well is copied first, under a new name.
+channel or missing. 3. that input has no other consumer and is not a graph output.
+Names are kept: of the node, of its weight, bias and output (if the normalization's output is a graph output, that name
+is kept instead). A weight or bias with other consumers is first copied under a new name.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxprune.errors import OnnxPruneError
-from onnxprune.model import Array, Model
+from onnxprune.ir.model import Array, Model
 from onnxprune.passes.base import Pass, register
 from onnxprune.passes.edit import bypass, unique_name
 from onnxprune.passes.insert_batchnorm import inserted
@@ -33,20 +33,20 @@ _STANDARD = (None, "", "ai.onnx")
 @register
 @dataclass(frozen=True)
 class FuseBatchnorm(Pass):
-    """Folds BatchNormalization into the Conv, ConvTranspose or Gemm before it.
+    """Fold BatchNormalization into the Conv, ConvTranspose or Gemm before it.
 
     Args:
-        only_inserted: leave alone what `insert_batchnorm` did not put in.
+        only_inserted: Fold only nodes that `insert_batchnorm` inserted.
     """
 
     name: ClassVar[str] = "fuse_batchnorm"
     only_inserted: bool = False
 
     def rewrite(self, model: Model) -> Model:
-        """Folds every normalization that meets the conditions, in graph order, so chains of them go as well.
+        """Fold every normalization that meets the conditions, in graph order, so chains are folded as well.
 
         Raises:
-            OnnxPruneError: a folded weight is not finite, or the weight's type cannot hold it; with the node.
+            OnnxPruneError: A folded weight is not finite in the weight's type; the error names the node.
         """
         graph = model.graph
         outputs = {id(t) for t in graph.outputs}
@@ -69,7 +69,7 @@ class FuseBatchnorm(Pass):
 
 
 def _producer(node: gs.Node, outputs: set[int]) -> gs.Node | None:
-    """The node to fold into, if all conditions hold."""
+    """Return the node to fold into, if all conditions hold."""
     if node.op != "BatchNormalization" or node.domain not in _STANDARD or node.attrs.get("training_mode", 0):
         return None
     if any(t.name for t in node.outputs[1:]) or any(not isinstance(t, gs.Constant) for t in node.inputs[1:5]):
@@ -95,20 +95,20 @@ def _bias(node: gs.Node) -> gs.Tensor | None:
 
 
 def _per_channel(bias: gs.Constant, channels: int) -> bool:
-    """Whether a bias is one number, or one per column: Gemm may add a whole matrix."""
+    """Return whether a bias is a scalar, or one number per column: Gemm may add a whole matrix."""
     shape: tuple[int, ...] = tuple(bias.shape)
     return prod(shape) == 1 or (prod(shape) == channels and shape[-1] == channels)
 
 
 def _fold(node: gs.Node, producer: gs.Node, names: set[str]) -> None:
-    """Writes the folded weight and bias into the producer."""
+    """Write the folded weight and bias into the producer."""
     gamma, beta, mean, var = (np.asarray(t.values, np.float64) for t in node.inputs[1:5])
     weight, bias = producer.inputs[1], _bias(producer)
     old = np.zeros(1) if bias is None else np.asarray(bias.values, np.float64)
     if producer.op == "Gemm" and "beta" in producer.attrs:
         old = old * float(producer.attrs["beta"])
         producer.attrs["beta"] = 1.0
-    with np.errstate(all="ignore"):  # what goes wrong is seen in the result
+    with np.errstate(all="ignore"):  # the result is checked for finite values below
         s = gamma / np.sqrt(var + float(node.attrs.get("epsilon", 1e-5)))
         new_weight = _scaled(producer, np.asarray(weight.values, np.float64), s).astype(weight.dtype)
         new_bias = ((old - mean) * s + beta).astype(weight.dtype)
@@ -130,19 +130,19 @@ def _fold(node: gs.Node, producer: gs.Node, names: set[str]) -> None:
 
 
 def _scaled(node: gs.Node, weight: Array, s: Array) -> Array:
-    """A weight times one factor per output channel."""
+    """Return a weight times one factor per output channel."""
     if node.op == "Gemm":
         return weight * (s[:, None] if node.attrs.get("transB", 0) else s)
     if node.op == "Conv":
         return weight * s.reshape(-1, *[1] * (weight.ndim - 1))
-    # ConvTranspose: [in, out / groups, ...]; each group's rows make its own share of the output channels.
+    # ConvTranspose [in, out / groups, ...]: the rows of each group produce its own share of the output channels.
     groups = int(node.attrs.get("group", 1))
     split = weight.reshape(groups, -1, *weight.shape[1:])
     return (split * s.reshape(groups, 1, -1, *[1] * (weight.ndim - 2))).reshape(weight.shape)
 
 
 def _put(node: gs.Node, index: int, values: Array, names: set[str], name: str) -> None:
-    """Gives a node a new constant at an input: under its old name, unless others read the old one."""
+    """Replace an input of a node by a constant: under the old name, unless the old one has other consumers."""
     old = node.inputs[index]
     if len(old.outputs) == 1:
         old.values = values
@@ -151,7 +151,7 @@ def _put(node: gs.Node, index: int, values: Array, names: set[str], name: str) -
 
 
 def _take_out(node: gs.Node, producer: gs.Node, graph: gs.Graph, outputs: set[int]) -> None:
-    """The readers of the normalization read its producer."""
+    """Connect the normalization's consumers to its producer."""
     out = node.outputs[0]
     if id(out) not in outputs:
         bypass(node, graph)

@@ -1,29 +1,29 @@
-"""Puts a BatchNormalization that changes nothing behind every convolution whose own was folded into it.
+"""Insertion of an identity BatchNormalization after every convolution into which one was folded.
 
-Both torch exporters and Keras fold BatchNormalization into the convolution before it. Inference gains by that, training
-loses: this pass makes room for it again, and `fuse_batchnorm(only_inserted=True)` folds what it put in.
+Both torch exporters and Keras fold BatchNormalization into the convolution before it, which helps inference but not
+training: this pass inserts it again, and `fuse_batchnorm(only_inserted=True)` folds the inserted nodes.
 
 Before:  y = Conv(x, W, b) ; z = Relu(y)
 After:   y = Conv(x, W, b) ; n = BatchNormalization(y, gamma, beta, mean, var) ; z = Relu(n)
 Formula: mean and var are those of y per channel, measured on data, over samples and positions (Ioffe & Szegedy 2015);
 gamma = sqrt(var + epsilon), beta = mean, so n = y in inference, and nearly so with the statistics of a batch.
 Conditions: 1. Conv or ConvTranspose, with groups or without, whose floating weight and bias are constants: folding
-always leaves a bias. Nobody else reads the weight: one weight cannot take the scales of two normalizations. (Constants
-behind other nodes are found once the model is normalized: passes.NORMALIZE.)
-2. its output is no output of the graph and has more than one position in the witness shapes: the convolutions of
-squeeze-excite and of heads behind a global pool never had a normalization.
-3. every reader of the output is an activation; Conv or ConvTranspose (linear bottlenecks); Add, Sub, Mul, Div, Sum,
-Max, Min or Pow (shortcuts, gates, and activations in their parts); or Concat, Pad, Resize or a pool whose own readers
-are such. So no normalization follows (InstanceNormalization, LayerNormalization behind a Transpose, ...), and no
-Reshape of a detector's or an attention's output. A global pool (a mean over positions) may go on to Gemm, MatMul, Conv
-or an activation through Reshape, Squeeze or Flatten: squeeze-excite, or a classifier. Nor is the input a
-LayerNormalization's (ConvNeXt between its stages): such networks normalize before they convolve.
-4. where a reader computes with a constant, that is one number: a part of an activation. A constant per channel is a
-scale or shift that still stands. (Keras writes the BatchNormalization behind a depthwise convolution as Mul and Add
-with [1, C, 1, 1]: it is left alone and trains as scale and shift.)
-5. what such a reader writes is no output of the graph, unless the reader is Relu or one of its kin: a last Sigmoid,
-Tanh or Add makes predictions.
-A plain convolution with a bias looks just like a folded one (VGG, SqueezeNet): it gets a BatchNormalization as well.
+always produces a bias. The weight has no other consumer: it cannot absorb the scales of two normalizations. (Constants
+computed by other nodes are found once the model is normalized: passes.NORMALIZE.)
+2. its output is not a graph output and has more than one position in the witness shapes: the convolutions of
+squeeze-excite and of heads after a global pool never had a normalization.
+3. every consumer of the output is an activation; Conv or ConvTranspose (linear bottlenecks); Add, Sub, Mul, Div, Sum,
+Max, Min or Pow (shortcuts, gates, and decomposed activations); or Concat, Pad, Resize or a pool whose own consumers
+are such. So no normalization follows (InstanceNormalization, LayerNormalization after a Transpose, ...), and no
+Reshape of a detector's or an attention's output. A global pool (a mean over positions) may lead to Gemm, MatMul, Conv
+or an activation through Reshape, Squeeze or Flatten: squeeze-excite, or a classifier. The input is not a
+LayerNormalization's output (ConvNeXt between its stages): such networks normalize before they convolve.
+4. a constant operand of a consumer is a scalar: part of an activation. A constant per channel is an unfolded scale or
+shift. (Keras writes the BatchNormalization after a depthwise convolution as Mul and Add with [1, C, 1, 1]: it is not
+changed and trains as scale and shift.)
+5. the output of such a consumer is not a graph output, unless the consumer is Relu or a similar rectifier: a last
+Sigmoid, Tanh or Add computes predictions.
+A plain convolution with a bias cannot be told from a folded one (VGG, SqueezeNet): it also gets a BatchNormalization.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.channel_statistics import measure_statistics
+from onnxprune.analysis.shape_inference import witness
 from onnxprune.errors import OnnxPruneError
-from onnxprune.model import Array, Model
-from onnxprune.ops.record import normal_axis
+from onnxprune.execution.channel_moments import measure_statistics
+from onnxprune.ir.model import Array, Model
+from onnxprune.ops.op_spec import normal_axis
 from onnxprune.passes.base import Pass, register
 from onnxprune.passes.edit import unique_name
-from onnxprune.shapes import witness
 
 _SUFFIX = "/inserted_batchnorm"
 _INSERTED = re.compile(re.escape(_SUFFIX) + r"(__\d+)?$")
@@ -61,33 +61,33 @@ _ONWARDS = frozenset(("Concat", "Pad", "Resize", "Upsample", "MaxPool", "Average
 _GLOBAL_POOLS = frozenset(("GlobalAveragePool", "GlobalMaxPool"))
 _REDUCTIONS = frozenset(("ReduceMean", "ReduceMax"))
 _RESHAPES = frozenset(("Reshape", "Flatten", "Squeeze", "Unsqueeze"))
-_SIZES = frozenset(("Shape", "Size"))  # read no values: any tensor of that shape serves them
+_SIZES = frozenset(("Shape", "Size"))  # these read the shape only
 
 
 def inserted(node: gs.Node) -> bool:
-    """Whether a node is a BatchNormalization that `insert_batchnorm` put in; told by its name, which files keep."""
+    """Return whether `insert_batchnorm` inserted a node; the node name, which files keep, marks it."""
     return node.op == "BatchNormalization" and bool(_INSERTED.search(node.name or ""))
 
 
 @register
 @dataclass(frozen=True)
 class InsertBatchnorm(Pass):
-    """Puts an identity BatchNormalization behind convolutions that lost theirs in the export.
+    """Insert an identity BatchNormalization after convolutions into which one was folded.
 
-    With `feeds` the statistics are the data's, so a step of training starts from activations as they are. Without, they
-    are mean 0 and variance 1 (gamma = sqrt(1 + epsilon), beta = 0): inference is unchanged all the same, but training
-    normalizes by the batch, so its first step sees every channel at mean 0 and variance 1 instead of its own. What the
-    network has learnt is lost on the way; then train with the statistics frozen, or give data.
+    With `feeds` the statistics are the data's, so training starts from unchanged activations. Without, they are mean 0
+    and variance 1 (gamma = sqrt(1 + epsilon), beta = 0): inference is unchanged, but training normalizes by the batch,
+    so its first step replaces every channel's mean and variance by 0 and 1, which destroys what was learned; then
+    train with frozen statistics, or pass data.
 
     Args:
-        feeds: inputs of the model, a batch each; a few hundred samples do.
-        epsilon: added to the variance.
-        momentum: of the running statistics as ONNX has it: new = momentum * old + (1 - momentum) * batch. PyTorch's is
-            one minus this.
-        device: that the statistics are measured on: "auto", "cpu" or "cuda".
+        feeds: Inputs of the model, one batch each; a few hundred samples suffice.
+        epsilon: Constant added to the variance.
+        momentum: Momentum of the running statistics as in ONNX: new = momentum * old + (1 - momentum) * batch.
+            PyTorch's is one minus this.
+        device: Device on which the statistics are measured: "auto", "cpu" or "cuda".
 
     Raises:
-        OnnxPruneError: an epsilon or momentum out of range.
+        OnnxPruneError: An epsilon or momentum out of range.
     """
 
     name: ClassVar[str] = "insert_batchnorm"
@@ -98,15 +98,15 @@ class InsertBatchnorm(Pass):
 
     def __post_init__(self) -> None:
         if not 0 < self.epsilon < np.inf:
-            raise OnnxPruneError(f"epsilon is {self.epsilon}", fix="give a small number above 0, such as 1e-5")
+            raise OnnxPruneError(f"epsilon is {self.epsilon}", fix="use a small number above 0, such as 1e-5")
         if not 0 <= self.momentum < 1:
-            raise OnnxPruneError(f"momentum is {self.momentum}", fix="give a number from 0 on and below 1")
+            raise OnnxPruneError(f"momentum is {self.momentum}", fix="use a number in [0, 1)")
 
     def rewrite(self, model: Model) -> Model:
-        """Inserts after every convolution that meets the conditions; where none does the model stays as it is.
+        """Insert after every convolution that meets the conditions.
 
         Raises:
-            OnnxPruneError: feeds that do not fit the model, or activations that are not finite, with the node.
+            OnnxPruneError: Feeds that do not fit the model, or activations that are not finite, with the node.
         """
         graph = model.graph
         chosen = folded_convolutions(model)
@@ -126,8 +126,8 @@ class InsertBatchnorm(Pass):
     def _normalization(
         self, conv: gs.Node, mean: Array, var: Array, dtype: np.dtype[Any], names: set[str], taken: set[str]
     ) -> gs.Node:
-        """The node for one convolution, between it and all its readers."""
-        # Statistics as the type holds them; gamma and beta follow from these, so the identity does not suffer.
+        """Return the normalization of one convolution, inserted between it and all its consumers."""
+        # gamma and beta are computed from the statistics as rounded to the type, so the identity is not affected.
         limit = np.finfo(dtype).max
         mean, var = mean.astype(dtype), np.minimum(var, limit).astype(dtype)
         gamma = np.sqrt(var.astype(np.float64) + self.epsilon).astype(dtype)
@@ -153,11 +153,11 @@ class InsertBatchnorm(Pass):
 
 
 def folded_convolutions(model: Model) -> list[gs.Node]:
-    """The nodes that meet the conditions, in graph order."""
+    """Return the nodes that meet the conditions, in graph order."""
     found = [node for node in model.graph.nodes if _is_folded(node)]
     if not found:
         return []
-    readers = _Readers(model, witness(model).shapes)
+    readers = _ConsumerRules(model, witness(model).shapes)
     return [
         node
         for node in found
@@ -166,7 +166,7 @@ def folded_convolutions(model: Model) -> list[gs.Node]:
 
 
 def _is_folded(node: gs.Node) -> bool:
-    """Condition 1."""
+    """Return whether a node meets condition 1."""
     if node.op not in _CONVOLUTIONS or node.domain not in _STANDARD or len(node.inputs) < 3:
         return False
     weight, bias = node.inputs[1:3]
@@ -176,15 +176,15 @@ def _is_folded(node: gs.Node) -> bool:
 
 
 def _behind_layer_norm(t: gs.Tensor) -> bool:
-    """Condition 3, its last sentence."""
+    """Return whether a LayerNormalization computes the input (condition 3)."""
     node = t.inputs[0] if t.inputs else None
     if node is not None and node.op == "Transpose":
         return _behind_layer_norm(node.inputs[0])
     return bool(node is not None and node.op == "LayerNormalization")
 
 
-class _Readers:
-    """Conditions 2 to 5: what a tensor is, what reads it, and what reads that."""
+class _ConsumerRules:
+    """Checks of conditions 2 to 5 on a tensor, its consumers, and their consumers."""
 
     def __init__(self, model: Model, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self.outputs = {id(t) for t in model.graph.outputs}
@@ -192,15 +192,15 @@ class _Readers:
         self.known: dict[tuple[int, bool], bool] = {}
 
     def spread(self, t: gs.Tensor) -> bool:
-        """Whether a tensor has more than one position (condition 2); where its shape is unknown it has none."""
+        """Return whether a tensor has more than one position (condition 2); False if its shape is unknown."""
         return prod(self.shapes.get(t.name, (0, 0, 0))[2:]) > 1
 
     def fit(self, t: gs.Tensor, pooled: bool = False) -> bool:
-        """Whether a normalization may have stood before all readers of a tensor.
+        """Return whether a normalization may have preceded all consumers of a tensor.
 
         Args:
-            t: the tensor.
-            pooled: it is a mean over positions, or made of one.
+            t: Tensor to check.
+            pooled: The tensor is a mean over positions, or computed from one.
         """
         key = id(t), pooled
         if key not in self.known:
@@ -210,7 +210,7 @@ class _Readers:
         return self.known[key]
 
     def _fits(self, node: gs.Node, t: gs.Tensor, pooled: bool) -> bool:
-        if node.op in _RECTIFIERS:  # of any domain: Gelu and QuickGelu are com.microsoft's as well
+        if node.op in _RECTIFIERS:  # of any domain: com.microsoft also has Gelu and QuickGelu
             return True
         if node.domain not in _STANDARD:
             return False
@@ -220,7 +220,7 @@ class _Readers:
         if node.op in _CONVOLUTIONS:
             return node.inputs[0] is t
         if node.op in _ARITHMETIC:
-            # After a mean over positions a difference is a normalization in its parts: x - mean.
+            # After a mean over positions a difference is part of a decomposed normalization: x - mean.
             return not pooled and not last and all(map(_is_number_or_data, node.inputs))
         if node.op in _ONWARDS:
             return self.fit(node.outputs[0], pooled)
@@ -231,7 +231,7 @@ class _Readers:
         return pooled and node.op in _PRODUCTS
 
     def _over_positions(self, node: gs.Node) -> bool:
-        """Whether a reduction leaves batch and channels."""
+        """Return whether a reduction keeps batch and channels."""
         axes = node.attrs.get("axes")
         if axes is None and len(node.inputs) > 1 and isinstance(node.inputs[1], gs.Constant):
             axes = node.inputs[1].values.tolist()
@@ -240,7 +240,7 @@ class _Readers:
 
 
 def _is_number_or_data(t: gs.Tensor) -> bool:
-    """Condition 4. A constant behind another node may be anything."""
+    """Return whether an operand is a scalar or data (condition 4). A constant computed by a node may be anything."""
     if isinstance(t, gs.Constant):
         return prod(map(int, t.shape)) == 1
     return not t.inputs or any(not isinstance(i, gs.Constant) for i in t.inputs[0].inputs)

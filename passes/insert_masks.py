@@ -1,12 +1,12 @@
-"""The oracle: the original model in which consumers stop reading removed channels.
+"""Masked reference: the original model in which consumers read zeros for removed channels.
 
 Before:  Conv(x, W)
 After:   Conv(Mul(x, mask), W), mask [1, C, 1, 1] of zeros and ones
-Conditions: 1. a mask stands at every contraction input over removed channels: the data input of Conv, ConvTranspose,
-Gemm, MatMul, Einsum, a sum. Masking producers instead would be wrong, the shift of a BatchNormalization leaks.
-2. numbers that are quantized before they are read are masked as numbers and quantized again with the same scale and
-zero point: DequantizeLinear(q) -> Mul -> QuantizeLinear -> DequantizeLinear. Nothing is rounded by that, zero is its
-zero point, and a runtime still finds the patterns that it computes in integers.
+Conditions: 1. a mask is inserted at every contraction input over removed channels: the data input of Conv,
+ConvTranspose, Gemm, MatMul, Einsum, a sum. Masking producers would be wrong: the shift of a BatchNormalization leaks.
+2. data that is quantized before it is read is masked as numbers and quantized again with the same scale and zero
+point: DequantizeLinear(q) -> Mul -> QuantizeLinear -> DequantizeLinear. This rounds nothing, zero is the zero point,
+and a runtime still matches the patterns that it computes in integers.
 3. nodes are found by the name of their first output, so the caller's own graph can be masked with the labels of its
 normalized copy.
 """
@@ -19,10 +19,10 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.coupling import Analysis, Kept, couple
+from onnxprune.analysis.coupling import Analysis, Kept, couple
 from onnxprune.errors import OnnxPruneError
-from onnxprune.model import Model
-from onnxprune.ops.labels import Contraction
+from onnxprune.ir.model import Model
+from onnxprune.ops.label_table import Contraction
 from onnxprune.passes.base import Pass, register
 from onnxprune.passes.edit import unique_name
 from onnxprune.passes.strip_channels import analysis_options
@@ -34,16 +34,16 @@ MASK_INPUT = "onnxprune_mask"
 @register
 @dataclass(frozen=True)
 class InsertMasks(Pass):
-    """Masks what a plan removes, as constants or through one graph input.
+    """Mask the channels that a plan removes, by constants or through one graph input.
 
     Args:
-        plan: what to mask; with `as_input` it is not used.
-        analysis: of the model, if at hand.
-        as_input: the masks are gathered from a graph input `onnxprune_mask`, float [channels + 1]: 1 keeps, 0
-            removes, index = component number (0 is everything that stays, always 1). One session then serves every
-            trial of a sensitivity sweep.
-        groups: with `as_input`, mask only where channels of these groups are read (default: everywhere).
-        partial: the model is a piece of the analysed one; readers that are not in it are passed over.
+        plan: Channels to mask; unused with `as_input`.
+        analysis: Coupling analysis of the model, if available.
+        as_input: Gather the masks from a graph input `onnxprune_mask`, float [channels + 1]: 1 keeps, 0 removes,
+            index = component number (0 is everything that is not removable, always 1). One session then evaluates
+            every mask of a sensitivity sweep.
+        groups: With `as_input`, mask only inputs that read channels of these groups (default: all).
+        partial: The model is a segment of the analysed one; consumers outside it are skipped.
     """
 
     name: ClassVar[str] = "insert_masks"
@@ -54,7 +54,7 @@ class InsertMasks(Pass):
     partial: bool = False
 
     def rewrite(self, model: Model) -> Model:
-        """Inserts a Mul at every contraction input that loses channels."""
+        """Insert a Mul at every contraction input that reads removed channels."""
         analysis = self.analysis
         if analysis is None:
             analysis = couple(model, **analysis_options(self.plan))
@@ -109,7 +109,7 @@ class _Masker:
                 mask = self._gathered(base, components, shape, dtype, new)
             masked = gs.Variable(unique_name(self.names, f"{x.name}_masked"), dtype)
             steps = self._steps(node, c, x)
-            if c.steps is not None:  # integers: as numbers, masked, as integers again
+            if c.steps is not None:  # integers are dequantized, masked and quantized again
                 x = self._step("DequantizeLinear", x, steps, dtype, new)
             new.append(gs.Node("Mul", masked.name, {}, [x, mask], [masked]))
             if steps is not None:  # condition 2
@@ -122,7 +122,7 @@ class _Masker:
         node.inputs[c.input_index] = self.done[key]
 
     def _steps(self, node: gs.Node, c: Contraction, x: gs.Tensor) -> list[gs.Tensor] | None:
-        """Scale and zero point of quantized data; None of other data."""
+        """Return scale and zero point of quantized data; None for other data."""
         if c.steps is None:
             source = x.inputs[0] if x.inputs else None
             if source is None or source.op != "DequantizeLinear" or isinstance(source.inputs[0], gs.Constant):
@@ -139,11 +139,11 @@ class _Masker:
         return out
 
     def _integer(self, x: gs.Tensor) -> np.dtype:
-        """Which integers: in the caller's graph a name that normalization removed says nothing."""
+        """Return the integer type; a tensor of the caller's graph that normalization removed may have none."""
         return np.dtype(x.dtype or self.analysis.witness.dtypes.get(x.name) or np.uint8)
 
     def _kind(self, node: gs.Node, c: Contraction) -> tuple[dict[str, object], str]:
-        """Attributes and domain of the DequantizeLinear that is repeated."""
+        """Return attributes and domain of the DequantizeLinear that is repeated."""
         if c.steps is not None:
             return {}, ""
         source = node.inputs[c.input_index].inputs[0]
@@ -159,9 +159,9 @@ class _Masker:
         return out
 
     def _dtype(self, node: gs.Node, x: gs.Tensor, c: Contraction) -> np.dtype:
-        """Of the data to be masked, which in the caller's graph may bear a name that normalization removed."""
+        """Return the type of the data to mask; its name in the caller's graph may be one that normalization removed."""
         dtypes = self.analysis.witness.dtypes
-        if c.steps is not None:  # integers become numbers of their scale's type
+        if c.steps is not None:  # dequantized data has the type of its scale
             scale = node.inputs[c.steps[0]] if 0 <= c.steps[0] < len(node.inputs) else None
             return np.dtype((scale.dtype or dtypes.get(scale.name) if scale is not None else None) or np.float32)
         found = dtypes.get(x.name) or x.dtype
@@ -183,7 +183,7 @@ class _Masker:
         return cast
 
     def nodes(self, old: list[gs.Node]) -> list[gs.Node]:
-        """All nodes with the new ones before their first reader."""
+        """Return all nodes, the new ones before their first consumer."""
         out: list[gs.Node] = []
         for node in old:
             out.extend(self.before.get(id(node), ()))

@@ -1,8 +1,8 @@
-"""Turns Constant nodes into initializers, so that a weight is found in one place only.
+"""Conversion of Constant nodes into initializers, so that every weight is an initializer.
 
 Before:  Constant(value=W) -> w ; Conv(x, w)
 After:   Conv(x, w) with initializer w
-Conditions: 1. the node has one output that is no graph output. 2. its value is a dense tensor, number or list.
+Conditions: 1. the node has one output that is not a graph output. 2. its value is a dense tensor, number or list.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.model import Array, Model, new_constant
+from onnxprune.ir.model import Array, Model, new_constant
 from onnxprune.ops import find
 from onnxprune.passes.base import Pass, register
 from onnxprune.passes.edit import drop_dead, to_constant
@@ -23,16 +23,16 @@ from onnxprune.passes.edit import drop_dead, to_constant
 @register
 @dataclass(frozen=True)
 class LiftConstants(Pass):
-    """Constant nodes become initializers."""
+    """Convert Constant nodes into initializers."""
 
     name: ClassVar[str] = "lift_constants"
 
     def copied(self, model: Model) -> Model:
-        """A copy without the nodes: of some models they are half of all."""
+        """Return a copy without Constant nodes, which are half of all nodes in some models."""
         return model.copy({id(t): new_constant(t.name, value) for t, value in _liftable(model.graph)})
 
     def rewrite(self, model: Model) -> Model:
-        """Lifts every Constant node."""
+        """Convert every Constant node that meets the conditions."""
         for t, value in _liftable(model.graph):
             to_constant(t, value)
         drop_dead(model.graph)
@@ -40,7 +40,7 @@ class LiftConstants(Pass):
 
 
 def _liftable(graph: gs.Graph) -> Iterator[tuple[gs.Variable, Array]]:
-    """Outputs of Constant nodes, with their values."""
+    """Yield the outputs of Constant nodes that meet the conditions, with their values."""
     outputs = {id(t) for t in graph.outputs}
     for node in graph.nodes:
         if node.op != "Constant" or node.domain or id(node.outputs[0]) in outputs:  # condition 1

@@ -1,9 +1,9 @@
-"""Removes what does nothing at inference: Identity, and Dropout outside training.
+"""Removal of nodes that copy their input at inference: Identity, and Dropout outside training.
 
 Before:  y = Identity(x) ; z = Relu(y)
 After:   z = Relu(x)
-Conditions: 1. Dropout: its mask is not used and training_mode is absent or false. 2. the output is no graph output
-(its name belongs to the model's interface; the node then stays for it alone).
+Conditions: 1. Dropout: its mask is not used and training_mode is absent or false. 2. the output is not a graph output
+(its name belongs to the model's interface; the node then remains for it alone).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.model import Model
+from onnxprune.ir.model import Model
 from onnxprune.passes.base import Pass, register
 from onnxprune.passes.edit import bypass, drop_dead
 
@@ -22,12 +22,12 @@ from onnxprune.passes.edit import bypass, drop_dead
 @register
 @dataclass(frozen=True)
 class RemoveIdentity(Pass):
-    """Identity and inference Dropout go."""
+    """Remove Identity and inference Dropout."""
 
     name: ClassVar[str] = "remove_identity"
 
     def rewrite(self, model: Model) -> Model:
-        """Bypasses every node that copies its input."""
+        """Bypass every node that copies its input."""
         outputs = {id(t) for t in model.graph.outputs}
         for node in model.graph.nodes:
             if _copies(node, outputs):

@@ -1,15 +1,15 @@
-"""The oracle of inexact groups: statistics of the original run over the channels that stay, everything else is whole.
+"""Sliced reference of inexact groups: the original's statistics computed over the kept channels, all else unchanged.
 
 Before:  y = LayerNormalization(x, g, b)
 After:   y = Gather(LayerNormalization(Gather(x, kept), Gather(g, kept), Gather(b, kept)), back)
-Formula: kept lists the indices that stay, in order; back[c] is the place of c among them, and 0 where c went.
-Conditions: 1. every node that takes a statistic over removed channels is sliced: its data and the parameters that lie
-along the same axis before it, its outputs behind it. 2. what comes out is as wide as in the original, so that nothing
-else changes; a removed channel holds the values of the first one that stays, not zeros: a reader that no mask keeps
-from it would show. 3. nodes are found by the name of their first output, as in insert_masks, which goes first.
-4. a sum that a constant divides by its count is scaled up to as many terms as there were.
+Formula: kept lists the kept indices, in order; back[c] is the position of c among them, and 0 for a removed c.
+Conditions: 1. every node that computes a statistic over removed channels is sliced: its data and the parameters along
+the same axis before it, its outputs after it. 2. the result has the original's width, so that nothing else changes; a
+removed channel holds the values of the first kept one, not zeros, so that a consumer without a mask changes the result.
+3. nodes are found by the name of their first output, as in insert_masks, which runs first.
+4. a sum that a constant divides by its count is scaled up to the original number of terms.
 
-No constant is cut and no stated size is touched here, so a mistake of strip_channels cannot repeat itself.
+No constant is sliced and no stated size is changed here, so an error of strip_channels cannot be repeated.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.coupling import Analysis, Kept, couple
+from onnxprune.analysis.coupling import Analysis, Kept, couple
 from onnxprune.errors import OnnxPruneError
-from onnxprune.model import Array, Model
-from onnxprune.ops.labels import Statistic
+from onnxprune.ir.model import Array, Model
+from onnxprune.ops.label_table import AxisStatistic
 from onnxprune.passes.base import Pass, Pipeline, register
 from onnxprune.passes.edit import unique_name
 from onnxprune.passes.insert_masks import InsertMasks
@@ -36,11 +36,11 @@ from onnxprune.plans import NOTHING, Plan
 @register
 @dataclass(frozen=True)
 class SliceStatistics(Pass):
-    """Statistics over the channels that a plan keeps.
+    """Compute statistics over the channels that a plan keeps.
 
     Args:
-        plan: what is removed.
-        analysis: of the model, if at hand.
+        plan: Channels to remove.
+        analysis: Coupling analysis of the model, if available.
     """
 
     name: ClassVar[str] = "slice_statistics"
@@ -48,10 +48,10 @@ class SliceStatistics(Pass):
     analysis: Analysis | None = None
 
     def rewrite(self, model: Model) -> Model:
-        """Puts a Gather before and after every node that takes a statistic over removed channels.
+        """Insert a Gather before and after every node that computes a statistic over removed channels.
 
         Raises:
-            OnnxPruneError: such a node is not in the graph.
+            OnnxPruneError: Such a node is not in the graph.
         """
         analysis = self.analysis
         if analysis is None:
@@ -59,7 +59,7 @@ class SliceStatistics(Pass):
         kept = analysis.kept(self.plan)
         graph = model.graph
         by_output = {o.name: n for n in graph.nodes for o in n.outputs if o.name}
-        sliced: dict[str, list[tuple[Statistic, Kept]]] = defaultdict(list)
+        sliced: dict[str, list[tuple[AxisStatistic, Kept]]] = defaultdict(list)
         for s in analysis.table.statistics:
             stays = kept[analysis.component[s.labels]]
             if not stays.all():
@@ -80,8 +80,8 @@ class _Slicer:
         self.before: dict[int, list[gs.Node]] = defaultdict(list)
         self.after: dict[int, list[gs.Node]] = defaultdict(list)
 
-    def slice(self, node: gs.Node, axes: list[tuple[Statistic, Kept]]) -> None:
-        """Runs a node on the kept indices of its axes."""
+    def slice(self, node: gs.Node, axes: list[tuple[AxisStatistic, Kept]]) -> None:
+        """Compute a node on the kept indices of its axes."""
         for s, stays in axes:  # condition 1
             kept = np.flatnonzero(stays)
             back = np.where(stays, np.cumsum(stays) - 1, 0)  # condition 2
@@ -91,7 +91,7 @@ class _Slicer:
             for index, axis in s.outputs:
                 whole = node.outputs[index]
                 small = gs.Variable(unique_name(self.names, f"{whole.name}_sliced"), whole.dtype)
-                node.outputs[index] = small  # the name stays with what the rest of the graph reads
+                node.outputs[index] = small  # the rest of the graph reads the old name
                 new, _ = self._gather(small, back, axis, whole)
                 self.after[id(node)].insert(0, new)
             if s.counted:  # condition 4
@@ -115,9 +115,9 @@ class _Slicer:
 
 
 def masked_reference(analysis: Analysis, plan: Plan) -> Model:
-    """Return the original of which every consumer stops reading what a plan removes.
+    """Return the original in which no consumer reads the channels that a plan removes.
 
-    Masks stand at contractions; nodes that take a statistic over removed channels run on the kept ones.
+    Masks are inserted at contractions; nodes that compute a statistic over removed channels use the kept ones.
     """
     passes: list[Pass] = [InsertMasks(plan, analysis)]
     if analysis.inexact(plan):

@@ -1,23 +1,23 @@
-"""Sets the smallest weights to zero: unstructured pruning. Shapes stay, so it makes smaller files, not faster ones.
+"""Unstructured pruning: the smallest weights become zero. Shapes do not change: files shrink, models run no faster.
 
 Before:  Conv(x, W) with W [64, 32, 3, 3]
 After:   Conv(x, W * keep) with keep [64, 32, 3, 3] of zeros and ones, as a constant of the same shape and type
 Formula: magnitude pruning (Han et al. 2015). Of a weight with n elements the floor(n * sparsity) of smallest |w| become
-0; with scope "global" the floor(sum n * sparsity) smallest of all weights together. Among equal ones the earlier weight
-and the lower index goes first. Elements that are 0 already count.
-Pattern N:M (Mishra et al. 2021: 2:4): of every M consecutive inputs of a unit, at the same place of its kernel, the N
-of largest |w| stay. Inputs left over where their number is no multiple of M stay whole (a depthwise layer, say: one
-input per unit).
+0; with scope "global" the floor(sum n * sparsity) smallest of all weights together. Of equal values the earlier weight
+and the lower index become 0 first. Elements that are 0 already count.
+Pattern N:M (Mishra et al. 2021: 2:4): of every M consecutive inputs of a unit, at the same kernel position, the N of
+largest |w| are kept. Inputs beyond the last multiple of M are all kept (a depthwise layer, for example: one input per
+unit).
 Method "unit": whole units (filters; columns of a matrix [in, out]) of smallest Euclidean norm, floor(units * sparsity)
 of each layer. With scope "global" it is floor(all units * sparsity), by norm / sqrt(weights of the unit), since norms
-grow with the number of inputs; a layer may then lose all of its units. A unit's bias goes with it, and the scale and
-shift of a BatchNormalization or an Add after the layer, so that it emits 0.
+grow with the number of inputs; all units of a layer may then become 0. With a unit its bias becomes 0, and the scale
+and shift of a BatchNormalization or an Add after the layer, so that its output is 0.
 Conditions: 1. the weights are constants of a floating type, of Conv, ConvTranspose, Gemm and MatMul: initializers,
-Constant nodes, or behind Identity, Cast and Transpose. One that several layers share is pruned once, for all of them;
-where they read it in different directions units and inputs are those of the first. 2. weights that match `exclude` stay
-whole; so do those of last layers (from which an output is reached through no other layer), as classifiers in the study
-of weight and unit pruning, unless `include_last`. 3. a zero unit computes what a removed one does where the activation
-maps 0 to 0 and nothing else is added to it (a residual stream is).
+Constant nodes, or read through Identity, Cast and Transpose. A weight shared by several layers is pruned once; if they
+read it in different directions, units and inputs are those of the first. 2. weights that match `exclude` are kept; so
+are those of last layers (with no other layer between them and an output), such as classifiers in the study of weight
+and unit pruning, unless `include_last`. 3. a zero unit is equivalent to a removed one if the activation maps 0 to 0 and
+nothing else is added to it (a residual stream is).
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
+from onnxprune.analysis.group_naming import human_name
+from onnxprune.analysis.layer_weights import LayerUse, LayerWeight, constant_value, layer_weights
 from onnxprune.errors import OnnxPruneError, unknown
-from onnxprune.group_names import human_name
-from onnxprune.layer_weights import LayerUse, LayerWeight, constant_value, layer_weights
-from onnxprune.model import Array, Model
+from onnxprune.ir.model import Array, Model
 from onnxprune.passes.base import Pass, register
 from onnxprune.passes.edit import unique_name
 
@@ -49,18 +49,18 @@ Mask = npt.NDArray[np.bool_]
 @register
 @dataclass(frozen=True)
 class SparsifyWeights(Pass):
-    """Sets the smallest weights, or the units of smallest norm, to zero.
+    """Set the smallest weights, or the units of smallest norm, to zero.
 
     Args:
-        sparsity: share that becomes zero, in [0, 1); its decimal digits are taken at their word: 0.29 of 100 is 29.
+        sparsity: Share that becomes zero, in [0, 1), read as its decimal digits: 0.29 of 100 is 29.
         method: "weight" or "unit".
         scope: "layer", the same share of every weight, or "global", one threshold for all.
-        pattern: "N:M", how many of M stay; it says by itself how much goes, so sparsity and scope do not count.
-        exclude: glob patterns of weights left whole, by the initializer's name or the layer's (as in `inspect`).
-        include_last: prune last layers, too.
+        pattern: "N:M", N of every M inputs are kept; it determines the sparsity, so sparsity and scope are ignored.
+        exclude: Glob patterns of weights to keep, by the initializer's name or the layer's (as in `inspect`).
+        include_last: Prune last layers, too.
 
     Raises:
-        OnnxPruneError: one of these makes no sense.
+        OnnxPruneError: A parameter is out of range.
     """
 
     name: ClassVar[str] = "sparsify_weights"
@@ -73,7 +73,7 @@ class SparsifyWeights(Pass):
 
     def __post_init__(self) -> None:
         if not 0 <= self.sparsity < 1:
-            raise OnnxPruneError(f"a sparsity is the share that becomes zero, in [0, 1); got {self.sparsity:g}")
+            raise OnnxPruneError(f"sparsity must be the share that becomes zero, in [0, 1), not {self.sparsity:g}")
         if self.method not in METHODS:
             raise unknown("method", self.method, METHODS)
         if self.scope not in SCOPES:
@@ -85,15 +85,15 @@ class SparsifyWeights(Pass):
 
     @property
     def summary(self) -> str:
-        """The settings in a line, for the model's metadata."""
+        """Return the settings in one line, for the model's metadata."""
         how = f"pattern={self.pattern}" if self.pattern else f"sparsity={self.sparsity!r} scope={self.scope}"
         return f"method={self.method} {how}"
 
     def rewrite(self, model: Model) -> Model:
-        """Prunes every chosen weight; values that stay, and all other arrays, stay as they are to the last bit.
+        """Prune every chosen weight; remaining values and all other arrays are bit-identical.
 
         Raises:
-            OnnxPruneError: no weight is left to prune, a pattern matches none, a weight holds NaN, or a unit's bias is
+            OnnxPruneError: No weight can be pruned, a pattern matches none, a weight holds NaN, or a unit's bias is
                 computed at run time.
         """
         chosen = prunable(model, self.exclude, self.include_last)
@@ -110,7 +110,7 @@ class SparsifyWeights(Pass):
         return model
 
     def _smallest(self, keys: Sequence[Array]) -> list[Mask]:
-        """What goes, of arrays of non-negative numbers."""
+        """Return the masks of elements to zero, for arrays of non-negative numbers."""
         share = exact(self.sparsity)
         if self.scope == "layer":
             return [smallest([k], floor(k.size * share))[0] for k in keys]
@@ -132,14 +132,15 @@ class SparsifyWeights(Pass):
 
 
 @dataclass(frozen=True)
-class Zeros:
-    """How sparse a weight is.
+class WeightSparsity:
+    """Sparsity of a weight.
 
     Attributes:
-        name: of the weight, and its `shape`.
-        elements: in all.
-        zeros: how many are zero.
-        pruned: whether the pass may prune it.
+        name: Name of the weight.
+        shape: Shape of the weight.
+        elements: Number of elements.
+        zeros: Number of elements that are zero.
+        pruned: The pass may prune the weight.
     """
 
     name: str
@@ -149,42 +150,42 @@ class Zeros:
     pruned: bool
 
 
-def zeros_table(model: Model, rule: SparsifyWeights) -> list[Zeros]:
-    """All layers' weights of a model, and which of them the pass prunes.
+def zeros_table(model: Model, rule: SparsifyWeights) -> list[WeightSparsity]:
+    """Return the sparsity of all layers' weights of a model, and whether the pass prunes them.
 
     Raises:
-        OnnxPruneError: as `prunable`.
+        OnnxPruneError: As `prunable`.
     """
     chosen = {w.name for w in prunable(model, rule.exclude, rule.include_last)}
     return [
-        Zeros(w.name, tuple(map(int, v.shape)), v.size, v.size - int(np.count_nonzero(v)), w.name in chosen)
+        WeightSparsity(w.name, tuple(map(int, v.shape)), v.size, v.size - int(np.count_nonzero(v)), w.name in chosen)
         for w in layer_weights(model.graph)
         for v in (w.values,)
     ]
 
 
 def parse_pattern(text: str) -> tuple[int, int]:
-    """(kept, of how many) of "2:4".
+    """Return (kept, block size) of a pattern such as "2:4".
 
     Raises:
-        OnnxPruneError: it is no such pattern.
+        OnnxPruneError: `text` is not such a pattern.
     """
     found = re.fullmatch(r"(\d{1,6}):(\d{1,6})", text)
     if found is None or not 1 <= int(found[1]) <= int(found[2]):
-        raise OnnxPruneError(f"a pattern says how many of how many weights stay, not {text!r}", fix="for example 2:4")
+        raise OnnxPruneError(f"a pattern is N:M, N of every M weights kept, not {text!r}", fix="for example 2:4")
     return int(found[1]), int(found[2])
 
 
 def exact(share: float) -> Fraction:
-    """A share as the decimal number that was meant: 0.29, not 0.28999999999999998."""
+    """Return a share as the decimal number that was written: 0.29, not 0.28999999999999998."""
     return Fraction(str(float(share)))
 
 
 def prunable(model: Model, exclude: Sequence[str] = (), include_last: bool = False) -> list[LayerWeight]:
-    """The weights that conditions 1 and 2 leave to prune.
+    """Return the weights that may be pruned under conditions 1 and 2.
 
     Raises:
-        OnnxPruneError: there are none, or a pattern matches no weight.
+        OnnxPruneError: There are none, or a pattern matches no weight.
     """
     weights = layer_weights(model.graph)
     named = [(w, (w.name, human_name(w.name, w.uses[0].node.name))) for w in weights]
@@ -207,24 +208,24 @@ def prunable(model: Model, exclude: Sequence[str] = (), include_last: bool = Fal
 
 
 def unit_norms(weight: LayerWeight) -> npt.NDArray[np.float64]:
-    """Euclidean norm of every unit, [units] float64.
+    """Return the Euclidean norm of every unit, [units] float64.
 
     Raises:
-        OnnxPruneError: the weight holds NaN.
+        OnnxPruneError: The weight holds NaN.
     """
     rows = weight.rows(_magnitude(weight).reshape(weight.values.shape)).astype(np.float64)
     return np.asarray(np.sqrt(np.square(rows, out=rows).sum((1, 2))))
 
 
 def smallest(keys: Sequence[Array], count: int) -> list[Mask]:
-    """Which `count` elements of all arrays together are smallest; of equal ones those that come first.
+    """Return masks of the `count` smallest elements of all arrays together; of equal ones the first.
 
     Args:
-        keys: arrays of any shape, without NaN.
-        count: at most their size in all.
+        keys: Arrays of any shape, without NaN.
+        count: Number of elements, at most the total size.
 
     Returns:
-        a flat mask for each, [size].
+        A flat mask for each array, [size].
     """
     if count == 0:
         return [np.zeros(k.size, np.bool_) for k in keys]
@@ -240,7 +241,7 @@ def smallest(keys: Sequence[Array], count: int) -> list[Mask]:
 
 
 def _magnitude(weight: LayerWeight) -> Array:
-    """|w| in a type that numpy computes with, exactly; flat."""
+    """Return |w| exactly, flat, in a type that numpy computes with."""
     values = weight.values.reshape(-1)
     wide = values if values.dtype in (np.float32, np.float64) else values.astype(np.float32)
     out = np.abs(wide)
@@ -252,7 +253,7 @@ def _magnitude(weight: LayerWeight) -> Array:
 
 
 def _pattern(weight: LayerWeight, kept: int, of: int) -> Mask:
-    """What goes so that `kept` of every `of` inputs stay, flat in the stored order."""
+    """Return the mask of elements to zero so that `kept` of every `of` inputs remain, flat in the stored order."""
     rows = weight.rows(_magnitude(weight).reshape(weight.values.shape))  # [units, inputs, positions]
     whole = rows.shape[1] // of * of
     mask = np.zeros(rows.shape, np.bool_)
@@ -265,7 +266,7 @@ def _pattern(weight: LayerWeight, kept: int, of: int) -> Mask:
 
 
 def _zero(weight: LayerWeight, mask: Mask) -> None:
-    """Sets elements to zero in a copy, in the stored order."""
+    """Set elements to zero in a copy, in the stored order."""
     if not mask.any():
         return
     values = np.array(weight.values, order="C")
@@ -274,18 +275,18 @@ def _zero(weight: LayerWeight, mask: Mask) -> None:
 
 
 class _Silencer:
-    """Sets what a layer and the per-channel constants after it add to some units to zero."""
+    """Writer that zeroes what a layer and the per-channel constants after it add to some units."""
 
     def __init__(self, graph: gs.Graph) -> None:
         self.names = set(graph.tensors())
         self.outputs = {id(t) for t in graph.outputs}
 
     def silence(self, use: LayerUse, gone: Mask) -> None:
-        """Follows the layer's output as long as only per-channel constants come.
+        """Zero the constants after a layer, up to the first node that is not a per-channel constant operation.
 
         Args:
-            use: the layer.
-            gone: its units that are zero, [units].
+            use: Use of the weight by a layer.
+            gone: Mask of its zeroed units, [units].
         """
         node, place = use.node, use.from_end
         if node.op in ("Conv", "ConvTranspose") and len(node.inputs) > 2 and node.inputs[2].name:
@@ -302,7 +303,7 @@ class _Silencer:
                 return
 
     def _normalization(self, node: gs.Node, out: gs.Tensor, place: int, gone: Mask) -> bool:
-        """scale * (0 - mean) / deviation + shift."""
+        """Zero scale and shift: scale * (0 - mean) / deviation + shift."""
         if node.inputs[0] is not out:
             return False
         self._clear(node, 1, -1, gone)
@@ -310,7 +311,7 @@ class _Silencer:
         return True
 
     def _shift(self, node: gs.Node, out: gs.Tensor, place: int, gone: Mask) -> bool:
-        """0 + c."""
+        """Zero the constant of 0 + c."""
         index = 1 if node.inputs[0] is out else 0
         values = constant_value(node.inputs[index])
         if values is None or (values.ndim >= -place and values.shape[place] not in (1, len(gone))):
@@ -319,11 +320,11 @@ class _Silencer:
         return True
 
     def _scale(self, node: gs.Node, out: gs.Tensor, place: int, gone: Mask) -> bool:
-        """0 * c and 0 / c are 0. (c / 0 is infinite, whatever is added to it.)"""
+        """Continue after 0 * c and 0 / c, which are 0. (c / 0 is infinite, independent of later additions.)"""
         return constant_value(node.inputs[1 if node.inputs[0] is out else 0]) is not None
 
     def _clear(self, node: gs.Node, index: int, place: int, gone: Mask) -> None:
-        """Sets a constant to zero at some units, for this node alone."""
+        """Set a constant to zero at some units, for this node alone."""
         t = node.inputs[index]
         values = constant_value(t)
         if values is None:
@@ -334,7 +335,7 @@ class _Silencer:
             )
         shape = [1] * max(0, -place - values.ndim) + list(values.shape)
         new = values.reshape(shape)
-        if shape[place] != len(gone):  # one number for all units
+        if shape[place] != len(gone):  # a scalar for all units
             shape[place] = len(gone)
             new = np.broadcast_to(new, shape)
         new = np.array(new)

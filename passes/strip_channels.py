@@ -1,10 +1,10 @@
-"""Removes channels: the smaller dense model.
+"""Removal of channels, which yields the smaller dense model.
 
 Before:  Conv(x, W [64, 32, 3, 3]) ; BatchNormalization(y, s [64], ...) ; Conv(z, V [128, 64, 3, 3])
 After:   Conv(x, W [48, 32, 3, 3]) ; BatchNormalization(y, s [48], ...) ; Conv(z, V [128, 48, 3, 3])
 Formula: every constant is compressed along every axis with keep(tensor, axis) = kept[component[labels]].
 Conditions: 1. attributes and constants that state a size (Conv group, Reshape, Split, Slice, Pad, Expand, Resize)
-are patched by the operator's record. 2. no group loses all of its channels.
+are patched by the operator's record. 2. every group keeps at least one channel.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune import wire
-from onnxprune.coupling import Analysis, Kept, couple
+from onnxprune.analysis.coupling import Analysis, Kept, couple
 from onnxprune.errors import OnnxPruneError
-from onnxprune.model import Array, Model
-from onnxprune.ops import Choices, find, guarded
+from onnxprune.ir import protobuf_wire
+from onnxprune.ir.model import Array, Model
+from onnxprune.ops import CouplingOptions, find, guarded
 from onnxprune.passes.base import Pass, register
 from onnxprune.passes.edit import unique_name
 from onnxprune.plans import NOTHING, Plan
@@ -28,11 +28,11 @@ from onnxprune.plans import NOTHING, Plan
 @register
 @dataclass(frozen=True)
 class StripChannels(Pass):
-    """Removes what a plan names.
+    """Remove the channels that a plan names.
 
     Args:
-        plan: what to remove.
-        analysis: of the model (normalized), if at hand; else it is made.
+        plan: Channels to remove.
+        analysis: Coupling analysis of the (normalized) model; computed if None.
     """
 
     name: ClassVar[str] = "strip_channels"
@@ -40,10 +40,10 @@ class StripChannels(Pass):
     analysis: Analysis | None = None
 
     def rewrite(self, model: Model) -> Model:
-        """Compresses all constants, then patches stated sizes.
+        """Compress all constants, then patch stated sizes.
 
         Raises:
-            OnnxPruneError: the plan names an unknown group, or its sizes do not fit.
+            OnnxPruneError: The plan names an unknown group, or its sizes do not fit.
         """
         analysis = self.analysis
         if analysis is None:
@@ -52,8 +52,8 @@ class StripChannels(Pass):
         kept = analysis.kept(self.plan)
         if kept.all():
             return model
-        stripper = _Stripper(model.graph, analysis, kept)
-        # Patches read sizes and constants as they were, so they come first.
+        stripper = _StripPatcher(model.graph, analysis, kept)
+        # Patches read the old sizes and constants, so they run first.
         for node in model.graph.nodes:
             spec = find(node)
             if spec is not None and spec.patch is not None and stripper.knows(node):
@@ -64,17 +64,20 @@ class StripChannels(Pass):
 
 
 def analysis_options(plan: Plan) -> dict[str, Any]:
-    """The arguments of `couple` under which a plan's groups were found."""
+    """Return the arguments of `couple` with which a plan's groups were found."""
     return {
-        "choices": Choices(str(plan.options.get("attention", "heads")), bool(plan.options.get("inexact", False))),
+        "choices": CouplingOptions(
+            str(plan.options.get("attention", "heads")), bool(plan.options.get("inexact", False))
+        ),
     }
 
 
 def check_plan(plan: Plan, analysis: Analysis) -> None:
-    """Whether a plan fits an analysed model.
+    """Raise if a plan does not fit an analysed model.
 
     Raises:
-        OnnxPruneError: made for another model, an unknown group, another number of channels, or an emptied group.
+        OnnxPruneError: The plan was made for another model, names an unknown group or another number of channels, or
+            removes a whole group.
     """
     if plan.model and plan.model != analysis.source.fingerprint:
         raise OnnxPruneError(
@@ -90,11 +93,11 @@ def check_plan(plan: Plan, analysis: Analysis) -> None:
                 fix="make the plan again from this model",
             )
         if len(removal.removed) >= group.channels:
-            raise OnnxPruneError("the plan leaves the group empty", where=f"group {name!r}")
+            raise OnnxPruneError("the plan removes every channel of the group", where=f"group {name!r}")
 
 
-class _Stripper:
-    """The `Patcher` of one strip: sizes before, constants replaced."""
+class _StripPatcher:
+    """`Patcher` of one run: sizes before, constants replaced."""
 
     def __init__(self, graph: gs.Graph, analysis: Analysis, kept: Kept) -> None:
         self.graph = graph
@@ -107,29 +110,29 @@ class _Stripper:
         self._keep: dict[tuple[str, int], Kept | None] = {}
 
     def keep(self, t: gs.Tensor, axis: int) -> Kept | None:
-        """Which indices stay; None when all do."""
+        """Return the mask of kept indices; None when all are kept."""
         key = (t.name, axis)
         if key not in self._keep:
             self._keep[key] = self.analysis.keep(t.name, axis, self.kept)
         return self._keep[key]
 
     def knows(self, node: gs.Node) -> bool:
-        """Whether the shapes around a node are known; where they are not, everything it reads is locked."""
+        """Return whether the shapes around a node are known; all inputs of other nodes are locked."""
         shapes = self.analysis.table.shapes
         return all(not t.name or isinstance(t, gs.Constant) or t.name in shapes for t in (*node.inputs, *node.outputs))
 
     def shape(self, t: gs.Tensor) -> tuple[int, ...]:
-        """Witness shape before stripping."""
+        """Return the witness shape before stripping."""
         return self.analysis.table.shape(t) if t.name not in self.replaced else tuple(t.shape)
 
     def constant(self, node: gs.Node, index: int) -> Array | None:
-        """Value of an input if it is a constant."""
+        """Return the value of an input that is a constant, else None."""
         if index >= len(node.inputs) or not isinstance(node.inputs[index], gs.Constant):
             return None
         return np.asarray(node.inputs[index].values)
 
     def replace(self, node: gs.Node, index: int, value: Array) -> None:
-        """Gives one node a new constant at an input; under the old name where nobody else reads it."""
+        """Replace an input of one node by a constant; under the old name if the old one has no other consumer."""
         old = node.inputs[index] if index < len(node.inputs) else None
         if isinstance(old, gs.Constant) and len(old.outputs) == 1:
             old.values = value
@@ -146,7 +149,7 @@ class _Stripper:
             node.inputs.append(new)
 
     def compress(self) -> None:
-        """Compresses every constant along every labelled axis; sizes in value_info follow."""
+        """Compress every constant along every labelled axis, and update the sizes in value_info."""
         seen: set[int] = set()
         for node in self.graph.nodes:
             for t in (*node.inputs, *node.outputs):
@@ -166,13 +169,13 @@ class _Stripper:
             if keep is not None:
                 values = np.take(values, np.flatnonzero(keep), axis)
         if values is not t.values:
-            wire.release(t.values)
+            protobuf_wire.release(t.values)
         t.values = values
 
     def _new_shape(self, t: gs.Variable) -> list[int | str | None]:
         out = list(t.shape)
         for axis, n in enumerate(out):
             keep = self.keep(t, axis)
-            if keep is not None:  # a named dimension such as "12*batch" no longer is what its name says
+            if keep is not None:  # a named dimension such as "12*batch" is no longer valid
                 out[axis] = int(keep.sum()) if n == len(keep) else None
         return out

@@ -1,13 +1,13 @@
-"""Puts the branch that is taken in the place of an If whose condition is a constant.
+"""Replacement of an If with a constant condition by the branch that is executed.
 
-Exporters write an If where the original asked for a size: whether an axis is 1 and may be squeezed, whether an image
-must be padded. Once shapes are computed the answer is known.
+Exporters write an If for a size test in the original: whether an axis is 1 and may be squeezed, whether an image must
+be padded. Once shapes are folded the result is known.
 
 Before:  y = If(true, then_branch: {s = Squeeze(x)}, else_branch: {i = Identity(x)})
 After:   y = Squeeze(x)
-Conditions: 1. the condition is a constant (the pass fold_shapes makes it one where it can). 2. nothing in the branch
-multiplies or sums over channels: masks for the proof are put into the caller's own file, where such a node would be
-inside the branch. 3. names inside a branch may occur in other branches as well: they are made unique.
+Conditions: 1. the condition is a constant (the pass fold_shapes makes it one if possible). 2. no node in the branch
+multiplies or sums over channels: masks of the proof are inserted into the caller's own file, in which such a node would
+be inside the branch. 3. names inside a branch may occur in other branches: they are made unique.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.model import Model
+from onnxprune.ir.model import Model
 from onnxprune.ops import find
 from onnxprune.ops.reduce import NEUTRAL_ZERO
 from onnxprune.passes.base import Pass, register
@@ -31,13 +31,13 @@ from onnxprune.passes.remove_identity import RemoveIdentity
 @register
 @dataclass(frozen=True)
 class TakeBranches(Pass):
-    """An If that is always decided the same way becomes that branch."""
+    """Replace an If with a constant condition by its branch."""
 
     name: ClassVar[str] = "take_branches"
     keeps_shapes: ClassVar[bool] = True
 
     def rewrite(self, model: Model) -> Model:
-        """Takes branches and folds what they make known, until nothing is decided any more."""
+        """Inline branches and fold what becomes constant, until no condition is constant."""
         while any(n.op == "If" for n in model.graph.nodes) and _take(model.graph):
             for step in (LiftConstants(), RemoveIdentity(), FoldShapes()):
                 model = step.rewrite(model)
@@ -45,7 +45,7 @@ class TakeBranches(Pass):
 
 
 def _take(graph: gs.Graph) -> bool:
-    """One sweep; whether there was anything to take."""
+    """Inline every decided branch once; return whether there was one."""
     names = set(graph.tensors())
     taken = False
     for node in [n for n in graph.nodes if n.op == "If" and not n.domain]:

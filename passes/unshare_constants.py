@@ -1,8 +1,7 @@
-"""Gives every node its own copy of small constants.
+"""Separate copies of small constants for every node.
 
 Exporters store equal values once: one vector may be the mean of a BatchNormalization and the bias of an unrelated
-Conv. Shared, it would couple channels that have nothing to do with each other, and a size patched for one node would
-break another.
+Conv. A shared constant would couple unrelated channels, and a size patched for one node would break another.
 
 Before:  BatchNormalization(x, s, b, v, ...) ; Conv(y, w, v)
 After:   BatchNormalization(x, s, b, v, ...) ; Conv(y, w, v__1)
@@ -17,7 +16,7 @@ from typing import ClassVar
 
 import onnx_graphsurgeon as gs
 
-from onnxprune.model import Model, new_constant
+from onnxprune.ir.model import Model, new_constant
 from onnxprune.passes.base import Pass, register
 from onnxprune.passes.edit import set_input, tensor_names, unique_name
 
@@ -25,14 +24,14 @@ from onnxprune.passes.edit import set_input, tensor_names, unique_name
 @register
 @dataclass(frozen=True)
 class UnshareConstants(Pass):
-    """One copy of each small constant per use."""
+    """Copy each small constant for every use."""
 
     name: ClassVar[str] = "unshare_constants"
     keeps_shapes: ClassVar[bool] = True
     largest: int = 4096
 
     def rewrite(self, model: Model) -> Model:
-        """Copies shared constants, use by use in graph order."""
+        """Copy shared constants, use by use in graph order."""
         names = tensor_names(model.graph)
         used: set[str] = set()
         for node in model.graph.nodes:

@@ -1,12 +1,12 @@
-"""Computes in float32 what a model computes in bfloat16 (or float16): a copy for runtimes that lack the kernels.
+"""Conversion of bfloat16 (or float16) computations to float32, for runtimes that lack the kernels.
 
-onnxruntime's CPU has no bfloat16 Conv, MatMul or Add. Every bfloat16 number is a float32 number, so the weights stay
-what they are, and two models that are equal stay equal.
+onnxruntime's CPU has no bfloat16 Conv, MatMul or Add. Every bfloat16 number is a float32 number, so the weights keep
+their values, and two equal models remain equal.
 
 Before:  x: bfloat16 ; Conv(x, W: bfloat16) ; Cast(to=bfloat16)
 After:   x: float32 ; Conv(x, W: float32) ; Cast(to=float32)
 Conditions: 1. types are stated in: graph inputs and outputs, constants, the attributes `to`, `dtype`, `output_dtype`,
-`stash_type`, `softmax_precision` and `value` of any node, and the same inside bodies.
+`stash_type`, `softmax_precision` and `value` of any node, and the same inside subgraphs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnxprune.errors import OnnxPruneError
-from onnxprune.model import Model
+from onnxprune.ir.model import Model
 from onnxprune.passes.base import Pass, register
 
 _TYPES = {"bfloat16": onnx.TensorProto.BFLOAT16, "float16": onnx.TensorProto.FLOAT16}
@@ -27,7 +27,7 @@ _ATTRIBUTES = ("to", "dtype", "output_dtype", "stash_type", "softmax_precision")
 
 
 def narrow(dtype: Any, name: str = "bfloat16") -> bool:
-    """Whether a type, as numpy or as onnx numbers it, is this one."""
+    """Return whether a numpy dtype or ONNX type number is the narrow type `name`."""
     if dtype is None:
         return False
     return bool(dtype == _TYPES[name]) if isinstance(dtype, int) else np.dtype(dtype).name == name
@@ -36,7 +36,7 @@ def narrow(dtype: Any, name: str = "bfloat16") -> bool:
 @register
 @dataclass(frozen=True)
 class WidenFloats(Pass):
-    """Narrow floats become float32, throughout.
+    """Convert narrow floats to float32 throughout the model.
 
     Args:
         dtype: "bfloat16" or "float16".
@@ -46,13 +46,13 @@ class WidenFloats(Pass):
     dtype: str = "bfloat16"
 
     def rewrite(self, model: Model) -> Model:
-        """Changes every stated type.
+        """Change every stated type.
 
         Raises:
-            OnnxPruneError: `dtype` is not one of the two.
+            OnnxPruneError: `dtype` is neither of the two.
         """
         if self.dtype not in _TYPES:
-            raise OnnxPruneError(f"widen_floats knows no type {self.dtype!r}", fix="bfloat16 or float16")
+            raise OnnxPruneError(f"widen_floats does not support the type {self.dtype!r}", fix="bfloat16 or float16")
         self._graph(model.graph)
         values = {k: self._value_info(v) for k, v in model.sidecar.values.items()}
         return replace(model, sidecar=replace(model.sidecar, values=values))

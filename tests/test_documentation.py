@@ -13,10 +13,10 @@ import pytest
 from documented import ROOT, blocks_of
 
 import onnxprune as op
-from onnxprune.calibration import Calibration
-from onnxprune.criteria import registry
+from onnxprune.criteria import _registry
+from onnxprune.criteria.scoring import score
+from onnxprune.execution.calibration import Calibration
 from onnxprune.plans import parse_plan
-from onnxprune.scoring import score
 
 DIGITS = ROOT / "models" / "digits_cnn.onnx"
 
@@ -27,7 +27,7 @@ def test_plan_of_the_format_page_is_a_plan() -> None:
 
 
 def test_criterion_of_the_criteria_page_scores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_criteria", dict(registry._criteria))
+    monkeypatch.setattr(_registry, "_criteria", dict(_registry._criteria))
     (block,) = (b.text for b in blocks_of("docs/criteria.md") if b.language == "python")
     exec(block, {"__name__": "my_package.criteria"})
     analysis = op.analyze(op.load(DIGITS))

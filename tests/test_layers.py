@@ -1,66 +1,52 @@
-"""Who may import whom, read from the source; and what `import onnxprune` costs."""
+"""Dependencies between packages, read from the source and compared with the table in docs/design.md."""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 import onnxprune
 
-ROOT = Path(onnxprune.__file__).parents[1]
-
-# A module imports strictly lower ranks, or siblings of its own package. A package stands for all of its modules.
-RANKS = {
-    0: ("errors",),
-    1: ("files", "functions", "local_functions", "notebooks", "plugins", "symbolic", "wire", "workers"),
-    2: ("curves", "journal", "layouts", "model", "plans"),
-    3: ("ops", "proto_graph", "runtime", "data", "linear_nodes", "metrics", "pictures", "compression"),
-    4: ("node_types", "size_rules"),
-    5: (
-        "shapes",
-        "evaluation",
-        "latency",
-        "calibration",
-        "output_distance",
-        "layer_weights",
-        "group_names",
-        "random_values",
-    ),
-    6: ("wellformed", "coupling", "channel_statistics", "segments"),
-    7: ("features", "gram", "cost", "limits", "synthetic"),
-    8: ("paired_walk",),
-    9: ("passes",),
-    10: ("pieces", "random_inputs", "targets", "torch_bridge"),
-    11: ("search", "trials", "verification"),
-    12: ("criteria", "latency_prediction", "speedup"),
-    13: ("scoring",),
-    14: ("allocators", "class_tables", "sweep", "thresholds"),
-    15: ("planner",),
-    16: ("comparison", "criteria_comparison", "explorer", "iterative", "pipeline"),
-    17: ("bench", "differences", "recovery", "show", "training", "weight_unit"),
-    18: ("demo", "recipes"),
-    19: ("reports",),
-    20: ("cli",),
-    21: ("__main__",),
-}
-RANK = {name: rank for rank, names in RANKS.items() for name in names}
-# `onnxprune/__init__.py` has no rank: it holds the version, and loads the public names on first use.
-PATHS = [*(ROOT / "onnxprune").rglob("*.py"), *(ROOT / "passes").glob("*.py")]
-FILES = {
-    ".".join(path.relative_to(ROOT).with_suffix("").parts).removeprefix("onnxprune.").removesuffix(".__init__"): path
-    for path in PATHS
-    if path != ROOT / "onnxprune" / "__init__.py"
-}
+ROOT = Path(__file__).resolve().parents[1]
+TOP = ROOT / "onnxprune"
+DESIGN = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+MOST_ENTRIES = 24  # files and folders directly in onnxprune/
 
 
-def imports(path: Path) -> Iterator[str]:
-    """Modules a file imports, wherever in it; not those under `if TYPE_CHECKING`."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+def rows(heading: str, columns: int) -> list[list[str]]:
+    """Cells of the table under a heading of docs/design.md, without its header."""
+    section = DESIGN.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    cells = [[c.strip() for c in line.strip("|").split("|")] for line in section.splitlines() if line.startswith("|")]
+    assert all(len(row) == columns for row in cells)
+    return cells[2:]
+
+
+# Package or module at the top -> those that its row names.
+NEEDS = {name.strip("`"): set(re.findall(r"`(\w+)`", needs)) for name, _, needs in rows("Code map", 3)}
+ORDER = tuple(TopologicalSorter(NEEDS).static_order())  # raises CycleError
+ALLOWED: dict[str, set[str]] = {}
+for _name in ORDER:
+    ALLOWED[_name] = NEEDS[_name].union(*(ALLOWED[n] for n in NEEDS[_name]))
+
+SOURCES = [*((p, p.relative_to(ROOT)) for p in TOP.rglob("*.py")),
+           *((p, "onnxprune" / p.relative_to(ROOT)) for p in (ROOT / "passes").rglob("*.py"))]  # fmt: skip
+MODULES = {".".join(rel.with_suffix("").parts).removesuffix(".__init__"): path for path, rel in SOURCES}
+
+
+def package_of(module: str) -> str:
+    return module.split(".")[1]
+
+
+def imports(module: str) -> Iterator[str]:
+    """Modules that a file imports, anywhere in it; not those under `if TYPE_CHECKING`."""
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
     ignored = {
         id(inner)
         for node in ast.walk(tree)
@@ -73,45 +59,73 @@ def imports(path: Path) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative imports hide who imports whom"
-            module = node.module or ""
-            yield module
-            if module == "onnxprune":
-                yield from (f"onnxprune.{a.name}" for a in node.names if a.name in RANK)
+            assert node.level == 0, f"{module}: relative imports hide dependencies"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner in MODULES else node.module or ""
 
 
-each_file = pytest.mark.parametrize("name", sorted(FILES))
+# `onnxprune/__init__.py` is not in it: it holds the version, and loads the public names on first use.
+IMPORTS = {module: set(imports(module)) for module in MODULES if module != "onnxprune"}
 
 
-def test_every_module_has_a_rank_and_every_rank_a_module() -> None:
-    assert {name.split(".")[0] for name in FILES} == set(RANK)
+@pytest.mark.parametrize("package", ORDER)
+def test_a_package_imports_what_its_row_of_the_table_allows(package: str) -> None:
+    for module, targets in IMPORTS.items():
+        if package_of(module) == package:
+            used = {package_of(t) for t in targets if t in MODULES and t != "onnxprune"} - {package}
+            assert used <= ALLOWED[package], f"{module} imports {sorted(used - ALLOWED[package])}"
 
 
-@each_file
-def test_imports_go_down(name: str) -> None:
-    package = name.split(".")[0]
-    for target in imports(FILES[name]):
-        if target.startswith("onnxprune."):
-            other = target.split(".")[1]
-            if other != package:
-                assert RANK[other] < RANK[package], f"{name} (rank {RANK[package]}) imports {target} ({RANK[other]})"
+def test_the_table_has_a_row_for_everything_at_the_top() -> None:
+    entries = {p.name for p in TOP.iterdir() if p.name not in ("__pycache__", "__init__.py", "py.typed")}
+    assert {name.removesuffix(".py") for name in entries} | {"passes"} == set(NEEDS)
+    assert len(entries) + 2 <= MOST_ENTRIES
 
 
-@each_file
-def test_only_runtime_imports_onnxruntime(name: str) -> None:
-    assert name == "runtime" or "onnxruntime" not in {t.split(".")[0] for t in imports(FILES[name])}
+def test_the_readme_has_the_same_map() -> None:
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("\n## Code map\n")[1].split("\n## ")[0]
+    assert set(re.findall(r"^\| `(\w+)`", section, re.M)) == set(NEEDS) - {"__main__"}
 
 
-@each_file
-def test_only_the_bridge_imports_onnx2torch(name: str) -> None:
-    assert name.startswith("torch_bridge") or "onnx2torch" not in {t.split(".")[0] for t in imports(FILES[name])}
+def test_modules_do_not_import_in_circles() -> None:
+    # A package's `__init__` that re-exports its modules is no part of a circle: it is loaded before them anyway.
+    graph = {
+        module: {t for t in targets if t in MODULES and MODULES[t].name != "__init__.py"}
+        for module, targets in IMPORTS.items()
+        if MODULES[module].name != "__init__.py"
+    }
+    TopologicalSorter(graph).prepare()
 
 
-@each_file
-def test_print_is_the_terminals_owner_only(name: str) -> None:
-    calls = [n for n in ast.walk(ast.parse(FILES[name].read_text(encoding="utf-8"))) if isinstance(n, ast.Call)]
-    printed = any(isinstance(c.func, ast.Name) and c.func.id == "print" for c in calls)
-    assert not printed or name.split(".")[0] in ("cli", "demo", "show")
+def test_private_modules_are_imported_in_their_package_only() -> None:
+    for module, targets in IMPORTS.items():
+        for target in targets & set(MODULES):
+            parts = target.split(".")
+            for i in range(2, len(parts)):
+                if parts[i].startswith("_") and parts[i] != "__main__":
+                    owner = ".".join(parts[:i])
+                    assert f"{module}.".startswith(f"{owner}."), f"{module} imports {target}"
+
+
+def test_every_package_says_what_is_in_it() -> None:
+    for module, path in MODULES.items():
+        if path.name == "__init__.py":
+            assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), module
+
+
+def test_only_sessions_import_onnxruntime_and_only_the_bridge_onnx2torch() -> None:
+    users = {
+        library: {m for m, targets in IMPORTS.items() if library in {t.split(".")[0] for t in targets}}
+        for library in ("onnxruntime", "onnx2torch")
+    }
+    assert users["onnxruntime"] == {"onnxprune.execution.sessions"}
+    assert {package_of(m) for m in users["onnx2torch"]} == {"torch_bridge"}
+
+
+@pytest.mark.parametrize(("task", "path"), rows("Where to look", 2))
+def test_a_path_that_a_task_leads_to_exists(task: str, path: str) -> None:
+    assert (ROOT / path.strip("`")).exists()
 
 
 def loaded_by(code: str) -> set[str]:
@@ -142,4 +156,4 @@ def test_public_names_exist_and_are_where_they_say() -> None:
 
 def test_no_submodule_bears_the_name_of_a_public_function() -> None:
     # Importing it would hide the function.
-    assert not {name.split(".")[0] for name in FILES} & set(onnxprune.__all__)
+    assert not set(NEEDS) & set(onnxprune.__all__)

@@ -15,7 +15,7 @@ from command_line import CommandLine
 from packaging.requirements import Requirement
 
 import onnxprune
-from onnxprune.journal import Journal
+from onnxprune._utils.journal import Journal
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted([*(ROOT / "onnxprune").rglob("*.py"), *(ROOT / "passes").glob("*.py")])
@@ -75,7 +75,7 @@ def encoded(call: ast.Call) -> bool:
     if name not in TEXT or owner in ("Image", "archive", "webbrowser"):
         return True
     if name == "write_text" and not owner:
-        return True  # onnxprune.files.write_text, which writes UTF-8
+        return True  # onnxprune._utils.atomic_files.write_text, which writes UTF-8
     words = [a.value for a in call.args if isinstance(a, ast.Constant)]
     words += [k.value.value for k in call.keywords if k.arg == "mode" and isinstance(k.value, ast.Constant)]
     binary = any(isinstance(w, str) and "b" in w and len(w) <= 3 for w in words)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from onnxprune import plans
 from onnxprune.errors import OnnxPruneError
-from onnxprune.model import load
+from onnxprune.ir.model import load
 from onnxprune.pipeline import analyze, compile_plan
 from onnxprune.plans import Plan, Removal, load_plan, parse_plan, save_plan
 
@@ -68,18 +68,18 @@ REASONS = {
 
 
 def test_golden_bytes() -> None:
-    assert SMALL.to_json().encode() == (HERE / "golden" / "plan.json").read_bytes()
+    assert SMALL.to_json().encode() == (HERE / "goldens" / "plan.json").read_bytes()
 
 
 def test_golden_file_reads_as_the_plan_it_was() -> None:
     # A group that loses nothing is not written.
     groups = {n: r for n, r in SMALL.groups.items() if r.removed}
-    assert load_plan(HERE / "golden" / "plan.json") == dataclasses.replace(SMALL, groups=groups)
+    assert load_plan(HERE / "goldens" / "plan.json") == dataclasses.replace(SMALL, groups=groups)
 
 
 def test_golden_bytes_of_a_plan_for_inexact_groups() -> None:
     plan = dataclasses.replace(SMALL, options={"attention": "heads", "inexact": True})
-    path = HERE / "golden" / "plan_inexact.json"
+    path = HERE / "goldens" / "plan_inexact.json"
     assert plan.to_json().encode() == path.read_bytes()
     assert load_plan(path).options == plan.options
 
@@ -194,5 +194,5 @@ def test_group_of_another_size_is_refused() -> None:
 def test_plan_made_in_memory_may_not_empty_a_group_either() -> None:
     model = load(build(SPEC))
     group = analyze(model).groups[0]
-    with pytest.raises(OnnxPruneError, match="leaves the group empty"):
+    with pytest.raises(OnnxPruneError, match="removes every channel of the group"):
         compile_plan(model, Plan("", {group.name: Removal(group.channels, tuple(range(group.channels)))}))

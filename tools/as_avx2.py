@@ -1,6 +1,6 @@
 """Run a command as on an x86 CPU with AVX2, but without AVX-512 and VNNI.
 
-    python tools/as_avx2.py python -m pytest tests/test_quantized_models.py
+    python tools/as_avx2.py python -m pytest tests/pipeline/test_quantized_models.py
 
 numpy, OpenBLAS, PyTorch and oneDNN have environment variables for this; onnxruntime asks the CPU itself. So the command
 gets a copy of it, in .avx2/, whose `cpuid` instructions trap into a handler that hides those features. That needs

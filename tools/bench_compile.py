@@ -60,16 +60,16 @@ def timed(call: Callable[[], Any], times: Times, name: str) -> Any:
 def ours_coupling(path: Path, times: Times) -> int:
     """Analyses once; returns how many channels can go."""
     import onnxprune as op
-    from onnxprune.coupling import assemble, walk
-    from onnxprune.model import uncollected
+    from onnxprune.analysis.coupling import assemble, walk
+    from onnxprune.analysis.shape_inference import known_or_witness
+    from onnxprune.ir.model import gc_paused
     from onnxprune.passes import NORMALIZE, Pipeline
-    from onnxprune.shapes import known_or_witness
 
     model = op.load(path)
     analysis = timed(lambda: op.analyze(model), times, "analyze")
     normal = Pipeline(NORMALIZE)(model)
     seen = known_or_witness(normal)
-    with uncollected():  # as in analyze
+    with gc_paused():  # as in analyze
         timed(lambda: assemble(normal, seen, walk(normal, seen), source=model), times, "coupling")
     return int(analysis.count - 1)
 

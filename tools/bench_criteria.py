@@ -37,16 +37,16 @@ import click
 import numpy as np
 
 import onnxprune as op
-from onnxprune.calibration import Calibration
-from onnxprune.coupling import Analysis
+from onnxprune.analysis.coupling import Analysis
 from onnxprune.criteria import AnyCriterion, all_criteria
-from onnxprune.criteria_comparison import parsed
-from onnxprune.data import Data, Feeds, Preprocess, subset
+from onnxprune.criteria.scoring import Scores, score
 from onnxprune.errors import OnnxPruneError
-from onnxprune.model import Model
-from onnxprune.passes import RecalibrateBatchnorm
+from onnxprune.execution.calibration import Calibration
+from onnxprune.execution.data import Data, Feeds, Preprocess, subset
+from onnxprune.ir.model import Model
 from onnxprune.plans import Plan
-from onnxprune.scoring import Scores, score
+from onnxprune.recovery.recalibrate_batchnorm import RecalibrateBatchnorm
+from onnxprune.studies.criteria_comparison import parsed
 
 SETTINGS: dict[str, tuple[str | None, tuple[str, ...]]] = {
     "all": (None, ()),
@@ -110,7 +110,7 @@ class Log:
 
 def macs(model: Model) -> int:
     """Multiply-accumulates of one image."""
-    return int(op.CostModel(op.analyze(model)).whole.macs)
+    return int(op.CostModel(op.analyze(model)).baseline.macs)
 
 
 # ------------------------------------------------------------------------------------------------------------- ours
@@ -133,11 +133,11 @@ def scored(bench: Bench, analysis: Analysis, rule: AnyCriterion, groups: list[st
 
 def planned(scores: Scores, share: float, setting: str, *, uniform: bool = False) -> Plan:
     """The plan for a share of the MACs; uniform where the criterion forbids a ranking of all layers."""
-    scope, protect = SETTINGS[setting]
+    allocator, protect = SETTINGS[setting]
     if uniform or "global" in scores.forbids:
-        scope = "uniform"
-    limits = op.Limits(round_to=1, protect=protect)
-    return op.plan(scores, op.Target(macs=share), scope=scope, limits=limits)
+        allocator = "uniform"
+    constraints = op.Constraints(round_to=1, protect=protect)
+    return op.plan(scores, op.Target(macs=share), allocator=allocator, constraints=constraints)
 
 
 def point(bench: Bench, analysis: Analysis, plan: Plan) -> Figures:
@@ -257,7 +257,7 @@ class Peer:
         ignored = [m for m in module.modules() if isinstance(m, nn.Conv2d | nn.Linear) and m not in inner]
         tp.pruner.BasePruner(
             module, torch.zeros(1, 3, 32, 32), importance, global_pruning=ranked, pruning_ratio=ratio,
-            max_pruning_ratio=op.Limits().max_ratio if ranked else 1.0, ignored_layers=ignored,
+            max_pruning_ratio=op.Constraints().max_ratio if ranked else 1.0, ignored_layers=ignored,
         ).step()  # fmt: skip
         return module
 

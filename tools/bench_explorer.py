@@ -19,7 +19,7 @@ import numpy as np
 import onnxprune as op
 from onnxprune.explorer import Explorer, Server
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "helpers"))
 from browser import Browser, Page
 from planning import made_curves
 
@@ -63,10 +63,10 @@ def main() -> None:
             page.tab.wait_for_function(READY)
             place = [i for i, row in enumerate(explorer.describe()["rows"]) if row["group"] is not None][3]
             print(f"{name}, load {os.getloadavg()[0]:.1f}: a group: {drag(page, f'#slider-{place}')}", flush=True)
-            for scope in explorer.scopes:
+            for allocator in explorer.allocators:
                 page.tab.click("#reset")
-                page.tab.select_option("#scope", scope)
-                print(f"{name}: an aim at MACs, {scope}: {drag(page, '#goal')}", flush=True)
+                page.tab.select_option("#scope", allocator)
+                print(f"{name}: an aim at MACs, {allocator}: {drag(page, '#goal')}", flush=True)
             server.stop()
 
 

@@ -20,26 +20,26 @@ import rich
 from rich.table import Table
 
 import onnxprune as op
-from onnxprune.latency import measure
-from onnxprune.limits import Limits
-from onnxprune.random_inputs import random_feeds
-from onnxprune.runtime import Session
-from onnxprune.targets import Target
+from onnxprune.execution.sessions import Session
+from onnxprune.execution.timing import measure
+from onnxprune.latency.random_inputs import random_feeds
+from onnxprune.planning.constraints import Constraints
+from onnxprune.planning.targets import Target
 
 REQUIRED = {"resnet50": 0.9, "vgg16_bn": 0.9, "mobilenet_v2": 0.8, "efficientnet_b0": 0.0}
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "default": {},
-    "round_to=1": {"limits": Limits(round_to=1)},
+    "round_to=1": {"constraints": Constraints(round_to=1)},
 }
 ALTERNATIVES: Mapping[str, Mapping[str, Any]] = {
-    "uniform": {"scope": "uniform"},
+    "uniform": {"allocator": "uniform"},
     "normalize=max": {"normalize": "max"},
-    "max_ratio=0.5": {"limits": Limits(max_ratio=0.5)},
-    "max_ratio=0.7": {"limits": Limits(max_ratio=0.7)},
-    "round_to=8": {"limits": Limits(round_to=8)},
-    "round_to=32": {"limits": Limits(round_to=32)},
-    "uniform, round_to=1": {"scope": "uniform", "limits": Limits(round_to=1)},
-    "protect=residual": {"limits": Limits(protect=("residual",))},
+    "max_ratio=0.5": {"constraints": Constraints(max_ratio=0.5)},
+    "max_ratio=0.7": {"constraints": Constraints(max_ratio=0.7)},
+    "round_to=8": {"constraints": Constraints(round_to=8)},
+    "round_to=32": {"constraints": Constraints(round_to=32)},
+    "uniform, round_to=1": {"allocator": "uniform", "constraints": Constraints(round_to=1)},
+    "protect=residual": {"constraints": Constraints(protect=("residual",))},
 }
 
 
@@ -72,7 +72,7 @@ def bench(path: Path, variants: Mapping[str, Mapping[str, Any]], keep: float, ru
 )
 @click.option("--keep", default=0.5, show_default=True, help="Share of MACs kept.")
 @click.option("--runs", default=30, show_default=True, help="Timed runs of every model.")
-@click.option("--all", "alternatives", is_flag=True, help="Other scopes, normalisations and limits as well.")
+@click.option("--all", "alternatives", is_flag=True, help="Other allocators, normalisations and constraints as well.")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Figures as JSON.")
 def main(
     folder: Path, models: tuple[str, ...], keep: float, runs: int, alternatives: bool, output: Path | None

@@ -22,10 +22,10 @@ import rich
 from rich.table import Table
 
 import onnxprune as op
-from onnxprune.latency_prediction import LatencyModel, latency_model, timed_run
-from onnxprune.model import Array
-from onnxprune.random_inputs import random_feeds
-from onnxprune.runtime import Session
+from onnxprune.execution.sessions import Session
+from onnxprune.ir.model import Array
+from onnxprune.latency.prediction import LatencyModel, latency_model, timed_run
+from onnxprune.latency.random_inputs import random_feeds
 
 MODELS = ("resnet50", "vgg16", "mobilenet_v2")
 REQUIRED = 0.1
@@ -37,7 +37,7 @@ def plans(scores: op.Scores, model: LatencyModel) -> dict[str, op.Plan]:
     """Plans to half of the MACs or of the latency."""
     return {
         "global, macs=0.5": op.plan(scores, op.Target(macs=0.5)),
-        "latency, macs=0.5": op.plan(scores, op.Target(macs=0.5), scope="latency", latency=model),
+        "latency, macs=0.5": op.plan(scores, op.Target(macs=0.5), allocator="latency", latency=model),
         "latency, latency=0.5": op.plan(scores, op.Target(latency=0.5), latency=model),
     }
 
@@ -71,12 +71,20 @@ def bench(path: Path, threads: int, runs: int, patience: float, refresh: bool) -
         pruned = Session(done.model, threads=threads)
         (before, after), quiet = interleaved([original, pruned], feeds, runs, patience)
         predicted = predictor.seconds(analysis.kept(plan))
-        share = {"measured": after / before, "predicted": predicted / predictor.whole}
-        rows.append({
-            "plan": name, "macs": done.after.ratio(done.before, "macs"), "quiet_rounds": quiet,
-            "original": before, "pruned": after, "predicted_original": predictor.whole, "predicted_pruned": predicted,
-            "share": share, "error": share["predicted"] / share["measured"] - 1,
-        })  # fmt: skip
+        share = {"measured": after / before, "predicted": predicted / predictor.baseline}
+        rows.append(
+            {
+                "plan": name,
+                "macs": done.after.ratio(done.before, "macs"),
+                "quiet_rounds": quiet,
+                "original": before,
+                "pruned": after,
+                "predicted_original": predictor.baseline,
+                "predicted_pruned": predicted,
+                "share": share,
+                "error": share["predicted"] / share["measured"] - 1,
+            }
+        )
     return {"measuring_seconds": spent, "plans": rows}
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import click
 
 import onnxprune as op
-from onnxprune.data import Preprocess
+from onnxprune.execution.data import Preprocess
 from onnxprune.recipes import load_recipe, run_recipe
 from onnxprune.training import Settings, retrain
 

@@ -109,7 +109,7 @@ def _filled(path: Path, folder: Path) -> Path:
     """A structure with random weights as a file; other models as they are."""
     if path.suffix != ".xz":
         return path.resolve()
-    sys.path.insert(0, str(ROOT / "tests"))
+    sys.path.insert(0, str(ROOT / "tests" / "helpers"))
     from structures import fill, unpack
 
     target = folder / f"{_name(path)}.onnx"

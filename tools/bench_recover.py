@@ -19,11 +19,11 @@ import click
 import numpy as np
 
 import onnxprune as op
-from onnxprune.calibration import Calibration
-from onnxprune.data import Preprocess, subset
-from onnxprune.passes import RecalibrateBatchnorm
-from onnxprune.recovery import STAGES, recover
-from onnxprune.synthetic import synthetic_data
+from onnxprune.execution.calibration import Calibration
+from onnxprune.execution.data import Preprocess, subset
+from onnxprune.execution.synthetic_data import synthetic_data
+from onnxprune.recovery.recalibrate_batchnorm import RecalibrateBatchnorm
+from onnxprune.recovery.recover import STAGES, recover
 
 
 def numbers(text: str) -> list[float]:
@@ -67,7 +67,7 @@ def main(
     baseline = top1(original)
     click.echo(f"{model.name}: baseline {100 * baseline:.2f} %, {criterion} in {scoring:.0f} s")
     for share in numbers(shares):
-        plan = op.plan(scores, op.Target(macs=share), limits=op.Limits(round_to=round_to, protect=protect))
+        plan = op.plan(scores, op.Target(macs=share), constraints=op.Constraints(round_to=round_to, protect=protect))
         cut = op.compile_plan(original, plan, analysis=analysis, check=False)
         start = time.perf_counter()
         calibrated = RecalibrateBatchnorm(plan, analysis, samples)(cut.model)

@@ -28,18 +28,18 @@ from torch import nn
 from torch_pruning_sweep import from_onnx
 
 import onnxprune as op
-from onnxprune.calibration import Calibration
-from onnxprune.data import Data, Preprocess, subset
-from onnxprune.recovery import recover
+from onnxprune.execution.calibration import Calibration
+from onnxprune.execution.data import Data, Preprocess, subset
+from onnxprune.recovery.recover import recover
 from onnxprune.training import Settings, retrain
-from onnxprune.training.distillation import matching_features
+from onnxprune.training._distillation import matching_features
 
 PACKAGES = ("torch", "lightning", "onnx2torch", "torch-pruning")
 
 
 def macs(model: op.Model) -> float:
     """Multiply-accumulates of one image."""
-    return float(op.CostModel(op.analyze(model)).whole.macs)
+    return float(op.CostModel(op.analyze(model)).baseline.macs)
 
 
 def peer_cut(network: ResNet, share: float) -> op.Model:
@@ -133,9 +133,11 @@ def main(
     analysis = op.analyze(original)
     samples = Calibration(subset(data, calibrate), how) if calibrate else None
     plan = op.plan(
-        op.score(original, analysis, criterion, calibration=samples), op.Target(macs=share),
-        curves=op.load_curves(curves) if curves else None, limits=op.Limits(round_to=round_to, protect=protect),
-    )  # fmt: skip
+        op.score(original, analysis, criterion, calibration=samples),
+        op.Target(macs=share),
+        curves=op.load_curves(curves) if curves else None,
+        constraints=op.Constraints(round_to=round_to, protect=protect),
+    )
     whole, start = macs(original), op.apply(original, plan)
     if samples is not None:
         start = recover(original, start, plan, samples, analysis=analysis).model

@@ -146,12 +146,12 @@ KINDS: dict[str, Callable[[Net, int, int], tuple[list[Any], str]]] = {
 
 def measure(path: Path, runs: int) -> dict[str, float]:
     """Least CPU milliseconds of every stage."""
-    from onnxprune.cost import CostModel
-    from onnxprune.coupling import assemble, walk
-    from onnxprune.model import load
+    from onnxprune.analysis.cost import CostModel
+    from onnxprune.analysis.coupling import assemble, walk
+    from onnxprune.analysis.shape_inference import known_or_witness
+    from onnxprune.ir.model import load
     from onnxprune.passes import NORMALIZE, Pipeline
     from onnxprune.pipeline import analyze
-    from onnxprune.shapes import known_or_witness
 
     best: dict[str, float] = {}
 

@@ -31,17 +31,17 @@ import rich
 from rich.table import Table
 
 import onnxprune as op
-from onnxprune.calibration import Calibration
-from onnxprune.coupling import Analysis
-from onnxprune.criteria.base import Case
+from onnxprune.analysis.coupling import Analysis
+from onnxprune.criteria.base import ScoringContext
 from onnxprune.criteria.loss_change import class_means
-from onnxprune.criteria.senpis import Layer, Senpis, class_samples
-from onnxprune.data import Data, Feeds, Preprocess
-from onnxprune.metrics import cross_entropy
-from onnxprune.model import Array
+from onnxprune.criteria.senpis import Senpis, SenpisResult, class_samples
+from onnxprune.execution.calibration import Calibration
+from onnxprune.execution.data import Data, Feeds, Preprocess
+from onnxprune.execution.metrics import cross_entropy
+from onnxprune.execution.sessions import Session
+from onnxprune.ir.model import Array
 from onnxprune.passes import InsertMasks
 from onnxprune.passes.insert_masks import MASK_INPUT
-from onnxprune.runtime import Session
 
 
 def class_loss(session: Session, feeds: Feeds, mask: Array | None, classes: int) -> Array:
@@ -53,7 +53,7 @@ def class_loss(session: Session, feeds: Feeds, mask: Array | None, classes: int)
     return class_means(np.concatenate([cross_entropy(out, labels) for out, labels in runs]), y, classes)
 
 
-def spread(layers: Sequence[Layer], count: int) -> list[tuple[int, int]]:
+def spread(layers: Sequence[SenpisResult], count: int) -> list[tuple[int, int]]:
     """(layer, channel) of some channels, evenly over all."""
     every = [(i, c) for i, layer in enumerate(layers) for c in range(len(layer.im_global))]
     return [every[i] for i in np.linspace(0, len(every) - 1, count).round().astype(int)]
@@ -61,7 +61,7 @@ def spread(layers: Sequence[Layer], count: int) -> list[tuple[int, int]]:
 
 def naive(
     analysis: Analysis,
-    layers: Sequence[Layer],
+    layers: Sequence[SenpisResult],
     chosen: Sequence[tuple[int, int]],
     feeds: Feeds,
     *,
@@ -115,7 +115,7 @@ def main(
     analysis = op.analyze(op.load(model))
     source, how, rule = op.load_data(str(data)), Preprocess(floats(mean), floats(std)), Senpis(samples=samples)
     assert source.y is not None
-    case = Case(analysis, analysis.groups, Calibration(source, how, threads=threads))
+    case = ScoringContext(analysis, analysis.groups, Calibration(source, how, threads=threads))
     start = time.perf_counter(), time.process_time()
     layers = list(rule.layers(case))
     wall, cpu = time.perf_counter() - start[0], time.process_time() - start[1]

@@ -32,10 +32,10 @@ import rich
 from rich.table import Table
 
 import onnxprune as op
-from onnxprune.curves import Curves
-from onnxprune.data import Data, Feeds, Preprocess
-from onnxprune.scoring import Scores
-from onnxprune.sweep import RATIOS, removed_at, sensitivity
+from onnxprune.criteria.scoring import Scores
+from onnxprune.execution.data import Data, Feeds, Preprocess
+from onnxprune.planning.curves import Curves
+from onnxprune.planning.sensitivity_sweep import RATIOS, removed_at, sensitivity
 
 PEER = Path(__file__).with_name("torch_pruning_sweep.py")
 

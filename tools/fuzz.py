@@ -21,12 +21,12 @@ from hypothesis import HealthCheck, Phase, given, reject, seed, settings
 from hypothesis.database import DirectoryBasedExampleDatabase
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests" / "helpers"))
 
 from fuzzing import Fuzz, NotTaken, build, fuzzes, proved, random_plan, runs  # noqa: E402
 from regression_files import FOLDER, store  # noqa: E402
 
-from onnxprune.coupling import Analysis  # noqa: E402
+from onnxprune.analysis.coupling import Analysis  # noqa: E402
 from onnxprune.plans import Plan  # noqa: E402
 
 

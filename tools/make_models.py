@@ -283,7 +283,7 @@ def report(path: Path) -> None:
         scores = op.score(model, groups, criterion)
         row = []
         for step in (16, 8, 1):  # what `auto` means depends on the machine
-            plan = op.plan(scores, op.Target(macs=0.5), limits=op.Limits(round_to=step))
+            plan = op.plan(scores, op.Target(macs=0.5), constraints=op.Constraints(round_to=step))
             row.append(op.evaluate(op.apply(model, plan, analysis=groups), data).top1)
         print(f"  {criterion:9s} macs=0.5, rounded to 16, 8, 1: " + ", ".join(f"{a:.4f}" for a in row))
 

@@ -134,7 +134,7 @@ def passes_page() -> str:
     ]
     for name, cls in all_passes().items():
         head = inspect.getdoc(inspect.getmodule(cls)) or ""
-        parts += [f"## `{name}`\n\n`onnxprune.passes.{cls.__name__}`: {summary(cls)}\n\n```text\n{head}\n```\n"]
+        parts += [f"## `{name}`\n\n`{cls.__module__}.{cls.__name__}`: {summary(cls)}\n\n```text\n{head}\n```\n"]
     return "\n".join(parts)
 
 

@@ -2,11 +2,11 @@
 
     python tools/structures.py pack FILE.onnx OUT.onnx.xz
     python tools/structures.py pack-zoo FOLDER          # every NAME.onnx and NAME/model.onnx of a folder
-    python tools/structures.py golden                   # writes tests/golden/structures.json anew
+    python tools/structures.py golden                   # writes tests/goldens/structures.json anew
 
 A structure is the ONNX file without the data of its large float tensors; names, shapes and types stay, and so do
 integers, tensors of at most 64 elements, and large constants that are no weights and compress to next to nothing
-(attention masks, coordinate grids). `tests/structures.py` reads it back and fills it with random weights.
+(attention masks, coordinate grids). `tests/helpers/structures.py` reads it back and fills it with random weights.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from onnx import TensorProto, numpy_helper
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "models" / "structures"
-GOLDEN = ROOT / "tests" / "golden" / "structures.json"
+GOLDEN = ROOT / "tests" / "goldens" / "structures.json"
 SMALL = 64  # elements: kept as they are
 TINY = 1024  # compressed bytes: a constant that says so little is an array of a few values, not weights
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
@@ -100,8 +100,8 @@ def golden() -> dict[str, object]:
 
 
 def tests_module() -> ModuleType:
-    """tests/structures.py, whose filler knows what weights a tensor's use asks for."""
-    spec = importlib.util.spec_from_file_location("tests_structures", ROOT / "tests" / "structures.py")
+    """tests/helpers/structures.py, whose filler knows what weights a tensor's use asks for."""
+    spec = importlib.util.spec_from_file_location("tests_structures", ROOT / "tests" / "helpers" / "structures.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -120,7 +120,7 @@ def main() -> None:
     many = commands.add_parser("pack-zoo", help="pack the models of a folder")
     many.add_argument("folder", type=Path)
     many.add_argument("--out", type=Path, default=OUT)
-    commands.add_parser("golden", help="write tests/golden/structures.json")
+    commands.add_parser("golden", help="write tests/goldens/structures.json")
     args = parser.parse_args()
     if args.command == "pack":
         print(f"{args.out}: {pack(args.file, args.out)} bytes")

@@ -20,7 +20,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 import onnxprune as op
-from onnxprune.coupling import components
+from onnxprune.analysis.coupling import components
 
 Row = dict[str, Any]
 WARM_UP = Path(__file__).resolve().parent.parent / "models" / "digits_cnn.onnx"

@@ -39,7 +39,8 @@ every group (rounded down), and to half of the MACs by `l2` with default limits.
 `.ts` is PyTorch's TorchScript exporter (opset 17), `.bn` the same with BatchNormalization kept, `.dyn` its dynamo
 exporter (opset 20), `.tf2onnx` and `keras_` tf2onnx, `.keras` Keras 3's own export. Weights are random: as the library
 makes them, with BatchNorm statistics of a random batch and nothing left at zero or one (`tools/zoo_build.py`), or,
-marked °, put into the weight-less structure by `tests/structures.py`. Images are 96 pixels wide where an architecture
+marked °, put into the weight-less structure by `tests/helpers/structures.py`.
+Images are 96 pixels wide where an architecture
 takes that (the sizes are in [coverage.json](coverage.json)), and what hangs on the size with them: MACs, seconds,
 memory, not which channels are free.
 

@@ -6,31 +6,66 @@ stdout holds the result (a table, or one JSON document with --json), stderr ever
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import click
 
 from onnxprune import __version__
 from onnxprune.cli import (
-    cutting,
-    deciding,
-    exploring,
-    listing,
-    looking,
-    measuring,
-    reporting,
-    rewriting,
-    running,
-    winning_back,
-    zeroing,
+    apply,
+    bench,
+    demo,
+    diff,
+    evaluate,
+    explore,
+    inspect,
+    list_registries,
+    plan,
+    prune,
+    recover,
+    report,
+    retrain,
+    run,
+    run_passes,
+    score,
+    sensitivity,
+    sparsify,
+    sweep,
+    verify,
 )
 from onnxprune.errors import OnnxPruneError
 
 # Modules that compute are imported inside the commands: `--help` must answer at once.
 
+# Old spelling -> name. They keep working, with a note on stderr, and are not in the help.
+RENAMED_COMMANDS = {"rewrite": "run-passes"}
+RENAMED_OPTIONS = {
+    "sensitivity": {"--min-accuracy": "--min-group-accuracy"},
+    "plan": {"--min-accuracy": "--min-group-accuracy", "--scope": "--allocator"},
+    "prune": {"--min-accuracy": "--min-group-accuracy", "--scope": "--allocator"},
+}
 
-class _Group(click.Group):
-    """Turns known errors into one message and their exit status; nothing else is caught."""
+
+def _current(word: str, renamed: Mapping[str, str]) -> str:
+    """Return a word of the command line with the name that is used now, after a note if it was an old one."""
+    name, equals, value = word.partition("=")
+    if name not in renamed:
+        return word
+    click.echo(f"{name} is now {renamed[name]}", err=True)
+    return f"{renamed[name]}{equals}{value}"
+
+
+class _CommandGroup(click.Group):
+    """Accepts old names, and turns known errors into one message and their exit status; nothing else is caught."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, command, rest = super().resolve_command(ctx, [_current(args[0], RENAMED_COMMANDS), *args[1:]])
+        options = RENAMED_OPTIONS.get(name or "", {})
+        end = rest.index("--") if "--" in rest else len(rest)
+        return name, command, [*(_current(word, options) for word in rest[:end]), *rest[end:]]
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -46,7 +81,7 @@ class _Group(click.Group):
         return list(self.commands)  # in the order of the work, not of the alphabet
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
+@click.group(cls=_CommandGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
 @click.version_option(__version__, prog_name="onnxprune")
 def main() -> None:
     """Make an ONNX model smaller and faster by removing channels, and prove it.
@@ -62,9 +97,9 @@ def main() -> None:
 
 # In the order of the work, which is the order of the help.
 for command in (
-    looking.inspect, looking.score, deciding.sensitivity, deciding.plan, exploring.explore, cutting.apply,
-    cutting.prune, zeroing.sparsify, zeroing.sweep, looking.verify, looking.diff, winning_back.recover,
-    winning_back.retrain, measuring.evaluate, measuring.bench, reporting.report, running.run_recipe,
-    rewriting.rewrite, listing.ops, listing.criteria, listing.passes, running.demo,
+    inspect.inspect, score.score, sensitivity.sensitivity, plan.plan, explore.explore, apply.apply,
+    prune.prune, sparsify.sparsify, sweep.sweep, verify.verify, diff.diff, recover.recover,
+    retrain.retrain, evaluate.evaluate, bench.bench, report.report, run.run_recipe,
+    run_passes.run_passes, list_registries.ops, list_registries.criteria, list_registries.passes, demo.demo,
 ):  # fmt: skip
     main.add_command(command)

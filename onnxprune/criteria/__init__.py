@@ -1,4 +1,4 @@
-"""Importance scores for filters: which to remove first.
+"""Criteria: importance scores of filters and channels, which order their removal.
 
 Importing this package registers the built-in criteria. `get("l1")` makes one, `all_criteria()` lists them.
 """
@@ -20,14 +20,14 @@ from onnxprune.criteria import (
     taylor,
     thinet,
 )
+from onnxprune.criteria._registry import all_criteria as all_criteria
+from onnxprune.criteria._registry import get as get
+from onnxprune.criteria._registry import register as register
 from onnxprune.criteria.base import AnyCriterion as AnyCriterion
 from onnxprune.criteria.base import Criterion as Criterion
 from onnxprune.criteria.base import DataCriterion as DataCriterion
-from onnxprune.criteria.registry import all_criteria as all_criteria
-from onnxprune.criteria.registry import get as get
-from onnxprune.criteria.registry import register as register
 
-# Imported to register themselves.
+# Imported for registration.
 _BUILT_IN = (
     activations,
     bn_scale,

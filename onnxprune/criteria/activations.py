@@ -1,7 +1,8 @@
-"""Criteria from what a channel's activation is on data: share of zeros, mean, variance.
+"""Criteria from statistics of a channel's activation on data: share of zeros, mean, variance.
 
-All measure the feature map that the next layer is given: after the nonlinearity and after residual additions (see
-`onnxprune.features`, "active"). So an export with BatchNorm and one with it folded score alike, up to rounding.
+All measure the feature map that the next layer reads: after the nonlinearity and after residual additions (see
+`onnxprune.analysis.feature_maps`, "active"). An export with BatchNorm and one with it folded therefore score alike, up
+to rounding.
 """
 
 from __future__ import annotations
@@ -14,18 +15,18 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.calibration import Probe, Statistic
-from onnxprune.channel_statistics import Moments
-from onnxprune.criteria.base import Array, Case, DataCriterion, SiteScores
-from onnxprune.criteria.registry import register
-from onnxprune.features import FeatureSite, feature_sites
+from onnxprune.analysis.feature_maps import FeatureSite, feature_sites
+from onnxprune.criteria._registry import register
+from onnxprune.criteria.base import Array, DataCriterion, ScoringContext, SiteScores
+from onnxprune.execution.calibration import Probe, Statistic
+from onnxprune.execution.channel_moments import Moments
 
 
-class Zeros(Statistic):
-    """How many values of each channel are exactly zero, over samples and positions.
+class ZeroCounts(Statistic):
+    """Number of values of each channel that are exactly zero, over samples and positions.
 
     Args:
-        axis: of the channels.
+        axis: Axis of the channels.
     """
 
     def __init__(self, axis: int = 1) -> None:
@@ -34,13 +35,13 @@ class Zeros(Statistic):
         self.count = 0
 
     def add(self, values: NDArray[np.floating], samples: range) -> None:
-        """Counts in the tensor `[samples * k, ...]`."""
+        """Count the zeros of the tensor `[samples * k, ...]`."""
         self.zeros = self.zeros + (values == 0).sum(tuple(i for i in range(values.ndim) if i != self.axis))
         self.count += values.size // max(1, values.shape[self.axis])
 
     @property
     def share(self) -> Array:
-        """APoZ, the share of zeros: [channels] float64, from 0 to 1."""
+        """Return APoZ, the share of zeros: [channels] float64, from 0 to 1."""
         return np.asarray(self.zeros / self.count, np.float64)
 
 
@@ -49,8 +50,8 @@ class Zeros(Statistic):
 class Apoz(DataCriterion):
     """`s_c = 1 - APoZ_c`, with `APoZ_c` the share of zeros among all samples and positions of channel c's activation.
 
-    For what Relu and its like compute. Activations that are never exactly zero (SiLU, GELU, LeakyRelu) make every
-    score 1 or nearly so: the lowest indices go first, and another criterion should be chosen.
+    For Relu and similar functions. Activations that are never exactly zero (SiLU, GELU, LeakyRelu) make every score 1
+    or nearly 1: channels are then removed by index, and another criterion is needed.
     """
 
     name: ClassVar[str] = "apoz"
@@ -59,36 +60,36 @@ class Apoz(DataCriterion):
     needs: ClassVar[str] = "data"
     default_normalize: ClassVar[str] = "none"  # a share is on the same scale in every layer
 
-    def probes(self, case: Case) -> Sequence[Probe]:
-        return [Probe(s.tensor, Zeros(s.axis)) for s in _sites(case)]
+    def probes(self, context: ScoringContext) -> Sequence[Probe]:
+        return [Probe(s.tensor, ZeroCounts(s.axis)) for s in _sites(context)]
 
-    def score_sites(self, case: Case, probes: Sequence[Probe]) -> Sequence[SiteScores]:
+    def score_sites(self, context: ScoringContext, probes: Sequence[Probe]) -> Sequence[SiteScores]:
         found = []
-        for site, probe in zip(_sites(case), probes, strict=True):
-            assert isinstance(probe.statistic, Zeros)
+        for site, probe in zip(_sites(context), probes, strict=True):
+            assert isinstance(probe.statistic, ZeroCounts)
             found.append(SiteScores(site.components, 1 - probe.statistic.share))
         return found
 
 
 class _FromMoments(DataCriterion):
-    """A score that is one of a channel's moments."""
+    """Criterion whose score is one of a channel's moments."""
 
     needs: ClassVar[str] = "data"
     default_normalize: ClassVar[str] = "mean"  # activations of different layers have different scales
 
-    def probes(self, case: Case) -> Sequence[Probe]:
-        return [Probe(s.tensor, Moments(s.tensor, s.axis)) for s in _sites(case)]
+    def probes(self, context: ScoringContext) -> Sequence[Probe]:
+        return [Probe(s.tensor, Moments(s.tensor, s.axis)) for s in _sites(context)]
 
-    def score_sites(self, case: Case, probes: Sequence[Probe]) -> Sequence[SiteScores]:
+    def score_sites(self, context: ScoringContext, probes: Sequence[Probe]) -> Sequence[SiteScores]:
         found = []
-        for site, probe in zip(_sites(case), probes, strict=True):
+        for site, probe in zip(_sites(context), probes, strict=True):
             assert isinstance(probe.statistic, Moments)
             found.append(SiteScores(site.components, self.of(probe.statistic)))
         return found
 
     @abstractmethod
     def of(self, moments: Moments) -> Array:
-        """The moment, [channels]."""
+        """Return the moment, [channels]."""
 
 
 @register
@@ -96,8 +97,8 @@ class _FromMoments(DataCriterion):
 class ActivationMean(_FromMoments):
     """`s_c = mean of a_c` over samples and positions, a_c the activation of channel c.
 
-    The mean itself, as in the paper, not that of absolute values: both are the same after Relu. Where activations can
-    be negative (LeakyRelu, SiLU, no nonlinearity) values of both signs cancel, and scores below 0 are possible.
+    The mean itself, as in the paper, not that of absolute values: both are the same after Relu. If activations can be
+    negative (LeakyRelu, SiLU, no nonlinearity) values of both signs cancel, and scores below 0 are possible.
     """
 
     name: ClassVar[str] = "act_mean"
@@ -115,7 +116,7 @@ class ActivationMean(_FromMoments):
 class ActivationVariance(_FromMoments):
     """`s_c = mean of (a_c - mean a_c)^2` over samples and positions, a_c the activation of channel c.
 
-    A channel that hardly varies can be replaced by a constant. (The paper takes the standard deviation: the same order
+    A channel that hardly varies can be replaced by a constant. (The paper uses the standard deviation: the same order
     within a tensor.)
     """
 
@@ -127,5 +128,5 @@ class ActivationVariance(_FromMoments):
         return moments.variance
 
 
-def _sites(case: Case) -> list[FeatureSite]:
-    return feature_sites(case.analysis, case.groups, "active")
+def _sites(context: ScoringContext) -> list[FeatureSite]:
+    return feature_sites(context.analysis, context.groups, "active")

@@ -1,4 +1,4 @@
-"""What a criterion is: one number per channel, higher means keep. From weights (`Criterion`) or from data."""
+"""Base classes of criteria: one number per channel, higher means keep. From weights (`Criterion`) or from data."""
 
 from __future__ import annotations
 
@@ -11,76 +11,76 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.calibration import Calibration, Probe
-from onnxprune.coupling import Analysis, Group
+from onnxprune.analysis.coupling import Analysis, Group
 from onnxprune.errors import OnnxPruneError
+from onnxprune.execution.calibration import Calibration, Probe
 
 REDUCTIONS = ("mean", "sum", "max", "first")
 
 Array = NDArray[np.float64]
 
-_BLOCK = 1 << 16  # weights per block of rows: 0.5 MB as float64, so its memory is used again, not asked for anew
+_BLOCK = 1 << 16  # weights per block of rows: 0.5 MB as float64, small enough that the allocator reuses its memory
 
 
 class AnyCriterion(ABC):
-    """What all criteria say of themselves. Subclasses are frozen dataclasses; their fields are the user's parameters.
+    """Attributes of all criteria. Subclasses are frozen dataclasses; their fields are the user's parameters.
 
     Direction: a **higher score means keep**. Filters are removed in ascending order of the score, equal scores
     by the lower index first (`np.argsort(scores, kind="stable")`).
     """
 
     name: ClassVar[str]
-    """What the user types, `l1`."""
+    """Name on the command line, `l1`."""
     title: ClassVar[str]
     """One line for `--help`."""
     source: ClassVar[str]
-    """The paper the definition is from."""
+    """Paper that defines the criterion."""
     needs: ClassVar[str]
-    """What it looks at: `weights`, `data` or `labels` (data with labels)."""
+    """Required input: `weights`, `data` or `labels` (data with labels)."""
     default_reduce: ClassVar[str] = "mean"
-    """How the scores of a group's tensors become one."""
+    """Reduction of the scores of a group's tensors to one."""
     reductions: ClassVar[tuple[str, ...]] = REDUCTIONS
-    """The reductions that make sense for this criterion."""
+    """Reductions that are valid for this criterion."""
     default_normalize: ClassVar[str]
-    """How scores of different layers are made comparable for a global ranking; see `normalize`."""
-    default_scope: ClassVar[str] = "global"
-    """How a target is shared where nothing is said: "global", or "saving" for scores that are costs to be summed."""
+    """Normalization that makes scores of different layers comparable for a global ranking; see `normalize`."""
+    default_allocator: ClassVar[str] = "global"
+    """Default allocator of a target: "global", or "saving" for scores that are costs to be summed."""
     forbids: ClassVar[Mapping[str, str]] = MappingProxyType({})
-    """What the definition forbids, and why: `normalize` (any but the default) or `global` (one ranking of layers)."""
+    """Options that the definition forbids, with the reason: `normalize` (any but the default) or `global`."""
     classwise: ClassVar[bool] = False
-    """Whether it also knows the importance for single classes (`SiteScores.per_class`)."""
+    """The criterion also computes the importance for single classes (`SiteScores.per_class`)."""
 
 
 class Criterion(AnyCriterion):
-    """Scores the filters of one tensor. A subclass sets the class variables and writes `score_rows`.
+    """Criterion that scores the filters of one tensor.
 
-    Callers use `filter_scores`.
+    Subclasses set the class variables and implement `score_rows`; callers use `filter_scores`.
     """
 
     needs: ClassVar[str] = "weights"
     rowwise: ClassVar[bool] = False
-    """Whether a filter's score depends on that filter alone: large weights are then scored in blocks of rows."""
+    """A filter's score depends on that filter alone: large weights are then scored in blocks of rows."""
     reads: ClassVar[str] = "filters"
-    """Which tensors of a group are scored: `filters` (weights `[filters, ...]`) or `bn_scale` (gammas `[C]`)."""
+    """Tensors of a group that are scored: `filters` (weights `[filters, ...]`) or `bn_scale` (gammas `[C]`)."""
 
     def filter_scores(self, weight: NDArray[Any], *, tensor: str = "") -> Array:
-        """Score every filter.
+        """Return the score of every filter.
 
         Args:
             weight: `[filters, ...]` in any floating type, bfloat16 included; for `reads = "bn_scale"` the gammas `[C]`.
-            tensor: the tensor's name, for messages (and the seed of `random`).
+            tensor: Name of the tensor, for messages (and the seed of `random`).
 
         Returns:
-            `[filters]` float64, higher = keep. The input is left as it is.
+            `[filters]` float64, higher = keep. The input is not changed.
 
         Raises:
-            OnnxPruneError: the tensor has no filters, or its values are not finite floats.
+            OnnxPruneError: The tensor has no filters, or its values are not finite floats.
         """
         weight = np.asarray(weight)
         self._check(weight, tensor)
         filters = len(weight)
         step = max(1, _BLOCK * filters // weight.size) if self.rowwise else filters
-        with np.errstate(over="ignore", invalid="ignore"):  # reported just below, as one error with a name
+        with np.errstate(over="ignore", invalid="ignore"):  # reported below as one error that names the tensor
             blocks = [self.score_rows(_rows(weight[i : i + step], tensor), tensor) for i in range(0, filters, step)]
         scores = np.concatenate(blocks, dtype=np.float64)
         if not np.isfinite(scores).all():
@@ -91,12 +91,12 @@ class Criterion(AnyCriterion):
 
     @abstractmethod
     def score_rows(self, rows: Array, tensor: str) -> Array:
-        """Score the rows `[filters, n]`: a private, C-ordered float64 copy, so it may be overwritten."""
+        """Return the scores of rows `[filters, n]`: a private, C-ordered float64 copy, which may be overwritten."""
 
     def _check(self, weight: NDArray[Any], tensor: str) -> None:
-        """Refuses what holds no filters of floats."""
+        """Raise if the tensor does not hold filters of floats."""
         where = tensor or None
-        # The extra types of ml_dtypes (bfloat16, float8_*) have kind "V", so their names have to do.
+        # The types of ml_dtypes (bfloat16, float8_*) have kind "V", so they are recognized by name.
         if weight.dtype.kind != "f" and not weight.dtype.name.startswith(("bfloat", "float")):
             raise OnnxPruneError(
                 f"criterion {self.name!r} scores floating-point weights, not {weight.dtype}",
@@ -114,8 +114,8 @@ class Criterion(AnyCriterion):
 
 
 def _rows(weight: NDArray[Any], tensor: str) -> Array:
-    """`[filters, ...]` as finite rows `[filters, n]`, always a copy."""
-    # A transposed weight is cast in its own order first: numpy does both in one step three times as slowly.
+    """Return `[filters, ...]` as finite rows `[filters, n]`, always a copy."""
+    # Cast a transposed weight in its own order first: numpy does both in one step three times as slowly.
     rows = np.ascontiguousarray(weight.astype(np.float64, order="K")).reshape(len(weight), -1)
     if not np.isfinite(rows).all():
         raise OnnxPruneError(
@@ -127,14 +127,14 @@ def _rows(weight: NDArray[Any], tensor: str) -> Array:
 
 
 @dataclass(frozen=True)
-class Case:
-    """What a criterion that needs data scores.
+class ScoringContext:
+    """Input of a data criterion.
 
     Attributes:
-        analysis: of the model.
-        groups: whose channels.
-        calibration: samples, and how they are run.
-        progress: called with (done, total); the total may be in any unit, and change.
+        analysis: Coupling analysis of the model.
+        groups: Groups whose channels are scored.
+        calibration: Samples and their runner.
+        progress: Called with (done, total); the total may be in any unit, and change.
     """
 
     analysis: Analysis
@@ -144,19 +144,19 @@ class Case:
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """Classes of the samples, [n]; there are some where a criterion needs labels."""
+        """Return the classes of the samples, [n]; present if a criterion needs labels."""
         assert self.calibration.data.y is not None
         return self.calibration.data.y
 
 
 @dataclass(frozen=True)
 class SiteScores:
-    """Scores of the indices of one axis of one tensor, as a criterion sees them.
+    """Scores of the indices of one axis of one tensor.
 
     Attributes:
-        components: of every index, [n]; 0 for what stays.
-        scores: [n] float64. A channel that sits on several indices gets their mean.
-        per_class: importance for one class alone, by its label: [n] float64; empty where the criterion knows none.
+        components: Component of every index, [n]; 0 for indices that cannot be removed.
+        scores: [n] float64. A channel with several indices gets their mean.
+        per_class: Importance for one class alone, by its label: [n] float64; empty if the criterion has none.
     """
 
     components: NDArray[np.int64]
@@ -165,28 +165,28 @@ class SiteScores:
 
 
 class DataCriterion(AnyCriterion):
-    """Scores channels by what the model does with samples.
+    """Criterion that scores channels from runs of the model on samples.
 
-    `probes` says what one run of the model should collect; the run is shared by all criteria that are asked for
-    together. `score_sites` then makes scores of it, or runs the model in ways of its own.
+    `probes` declares the statistics of one run of the model, which all requested criteria share. `score_sites` then
+    computes the scores, or runs the model itself.
     """
 
-    def least_samples(self, case: Case) -> int:
-        """How many samples it cannot do without."""
+    def least_samples(self, context: ScoringContext) -> int:
+        """Return the least number of samples that the criterion needs."""
         return 1
 
-    def probes(self, case: Case) -> Sequence[Probe]:
-        """What to collect of the normalized model's tensors."""
+    def probes(self, context: ScoringContext) -> Sequence[Probe]:
+        """Return the probes to collect on the normalized model's tensors."""
         return ()
 
     @abstractmethod
-    def score_sites(self, case: Case, probes: Sequence[Probe]) -> Sequence[SiteScores]:
-        """Scores of every tensor on which the case's groups have channels, or of every group.
+    def score_sites(self, context: ScoringContext, probes: Sequence[Probe]) -> Sequence[SiteScores]:
+        """Return scores of every tensor on which the case's groups have channels, or of every group.
 
         Args:
-            case: what is scored.
-            probes: those from `probes`, filled.
+            case: Model, groups and samples.
+            probes: Filled probes from `probes`.
 
         Raises:
-            OnnxPruneError: the samples are not enough, or the model cannot be scored this way.
+            OnnxPruneError: There are too few samples, or the model cannot be scored by this criterion.
         """

@@ -1,4 +1,4 @@
-"""Network slimming: the scale of a BatchNorm channel is its importance."""
+"""Network slimming: the scale of a BatchNorm channel as its importance."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
+from onnxprune.criteria._registry import register
 from onnxprune.criteria.base import Array, Criterion
-from onnxprune.criteria.registry import register
 
 
 @register
@@ -16,7 +16,7 @@ from onnxprune.criteria.registry import register
 class BnScale(Criterion):
     """`s_c = |gamma_c|`, `[C] -> [C]`. Needs BatchNormalization nodes that are not folded into their convolutions.
 
-    Exporters fold them by default; `insert_batchnorm` puts fresh ones in.
+    Exporters fold them by default; `insert_batchnorm` inserts new ones.
     """
 
     name: ClassVar[str] = "bn_scale"

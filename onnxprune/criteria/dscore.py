@@ -1,4 +1,4 @@
-"""D-Score, D-Step and D-Step GM: the positive and the negative weights of a filter are ranked apart.
+"""D-Score, D-Step and D-Step GM: separate ranks of the positive and the negative weights of a filter.
 
 For filter f with positive part `w+ = max(w, 0)` and negative part `w- = max(-w, 0)` there are two quantities P_f and
 Q_f. `rank` is the position in the ascending stable order (0-based; of equal values the lower index comes first).
@@ -12,15 +12,15 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxprune.criteria._registry import register
 from onnxprune.criteria.base import Array, Criterion
 from onnxprune.criteria.geometric_median import distance_sums
-from onnxprune.criteria.registry import register
 
 Ranks = NDArray[np.int64]
 
 
 def ranks(values: Array) -> Ranks:
-    """Position of every value in the ascending stable order, `[n] -> [n]`."""
+    """Return the position of every value in the ascending stable order, `[n] -> [n]`."""
     order = np.argsort(values, kind="stable")
     positions = np.empty(len(values), dtype=np.int64)
     positions[order] = np.arange(len(values))
@@ -28,21 +28,21 @@ def ranks(values: Array) -> Ranks:
 
 
 def sign_sums(rows: Array) -> tuple[Array, Array]:
-    """`P_f = sum w_f+` and `Q_f = sum w_f-`, `[filters, n] -> [filters]` each."""
+    """Return `P_f = sum w_f+` and `Q_f = sum w_f-`, `[filters, n] -> [filters]` each."""
     return np.maximum(rows, 0.0).sum(axis=1), np.maximum(-rows, 0.0).sum(axis=1)
 
 
 def sign_distance_sums(rows: Array) -> tuple[Array, Array]:
-    """`P_f = sum_g ||w_f+ - w_g+||_2` and `Q_f = sum_g ||w_f- - w_g-||_2`, `[filters, n] -> [filters]` each."""
+    """Return `P_f = sum_g ||w_f+ - w_g+||_2` and `Q_f = sum_g ||w_f- - w_g-||_2`, `[filters, n] -> [filters]` each."""
     return distance_sums(np.maximum(rows, 0.0)), distance_sums(np.maximum(-rows, 0.0))
 
 
 def step_keys(rank_pos: Ranks, rank_neg: Ranks) -> Array:
-    """One number whose order is: larger rank first, then rank sum. `[n], [n] -> [n]`.
+    """Return one number per filter, ordered by the larger rank, then by the rank sum. `[n], [n] -> [n]`.
 
-    D-Step takes the filters that stand in the first j of *both* orders, for growing j. Filter f enters at
+    D-Step selects the filters among the first j of *both* orders, for growing j. Filter f is selected at
     `j = max(rank P, rank Q) + 1`, hence the first key. The rank sum is below `2 n`, so
-    `max * 2n + sum` keeps both keys apart, as whole numbers that float64 holds exactly (n < 6e7).
+    `max * 2n + sum` separates both keys, in whole numbers that float64 represents exactly (n < 6e7).
     """
     base = 2 * len(rank_pos)
     return (np.maximum(rank_pos, rank_neg) * base + rank_pos + rank_neg).astype(np.float64)
@@ -56,7 +56,7 @@ class DScore(Criterion):
     name: ClassVar[str] = "dscore"
     title: ClassVar[str] = "sum of the filter's ranks by positive and by negative weights"
     source: ClassVar[str] = "Park & Kim 2022; Park et al. 2023, D-Score: A Synapse-Inspired Approach for Filter Pruning"
-    default_normalize: ClassVar[str] = "max"  # ranks only know the width; over the largest, layers lose equal shares
+    default_normalize: ClassVar[str] = "max"  # ranks depend on the width alone; over the largest, shares are equal
 
     def score_rows(self, rows: Array, tensor: str) -> Array:
         positive, negative = sign_sums(rows)
@@ -69,9 +69,9 @@ class DStep(Criterion):
     """Order by `max(rank P, rank Q)`, then by `rank P + rank Q`, with `P = sum w+`, `Q = sum w-` (see `step_keys`)."""
 
     name: ClassVar[str] = "dstep"
-    title: ClassVar[str] = "filters low in both the positive and the negative order go first, step by step"
+    title: ClassVar[str] = "larger of the filter's ranks by positive and by negative weights, then their sum"
     source: ClassVar[str] = DScore.source
-    default_normalize: ClassVar[str] = "max"  # as dscore
+    default_normalize: ClassVar[str] = "max"  # as for dscore
 
     def score_rows(self, rows: Array, tensor: str) -> Array:
         positive, negative = sign_sums(rows)
@@ -81,12 +81,12 @@ class DStep(Criterion):
 @register
 @dataclass(frozen=True)
 class DStepGm(Criterion):
-    """D-Step on distances: `P_f = sum_g ||w_f+ - w_g+||`, `Q_f = sum_g ||w_f- - w_g-||`; the most central go first."""
+    """D-Step on distances: `P_f = sum_g ||w_f+ - w_g+||`, `Q_f = sum_g ||w_f- - w_g-||`; central filters first."""
 
     name: ClassVar[str] = "dstep_gm"
     title: ClassVar[str] = "D-Step on the summed distances of the positive and the negative parts"
     source: ClassVar[str] = DScore.source
-    default_normalize: ClassVar[str] = "max"  # as dscore
+    default_normalize: ClassVar[str] = "max"  # as for dscore
 
     def score_rows(self, rows: Array, tensor: str) -> Array:
         positive, negative = sign_distance_sums(rows)

@@ -1,4 +1,4 @@
-"""LAMP: magnitude as the share of what would be left of the layer."""
+"""LAMP: magnitude of a filter as a share of the filters at least as strong."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from onnxprune.criteria._registry import register
 from onnxprune.criteria.base import Array, Criterion
 from onnxprune.criteria.normalize import lamp_ratio
-from onnxprune.criteria.registry import register
 
 
 @register
@@ -17,8 +17,8 @@ from onnxprune.criteria.registry import register
 class Lamp(Criterion):
     """`s_f = ||w_f||^2 / sum ||w_g||^2` over f and all filters g that rank above f by norm.
 
-    The paper's score for single weights, with filters in their place. Within a layer the order is that of `l2`; the
-    strongest filter of each layer scores 1, so a global ranking empties no layer before all others are down to one.
+    The paper's score for single weights, applied to filters. Within a layer the order is that of `l2`; the strongest
+    filter of each layer scores 1, so a global ranking empties no layer before all others have one filter left.
     """
 
     name: ClassVar[str] = "lamp"

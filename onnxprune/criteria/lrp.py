@@ -1,4 +1,4 @@
-"""How much of the decision for the true class a channel's map carries: layer-wise relevance propagation."""
+"""Layer-wise relevance propagation: share of a channel's map in the decision for the true class."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.calibration import Probe
-from onnxprune.criteria.base import Array, Case, DataCriterion, SiteScores
-from onnxprune.criteria.registry import register
+from onnxprune.analysis.feature_maps import FeatureSite, feature_sites
+from onnxprune.criteria._registry import register
+from onnxprune.criteria.base import Array, DataCriterion, ScoringContext, SiteScores
 from onnxprune.errors import OnnxPruneError
-from onnxprune.features import FeatureSite, feature_sites
-from onnxprune.model import Model
+from onnxprune.execution.calibration import Probe
+from onnxprune.ir.model import Model
 from onnxprune.passes import FuseBatchnorm
 
 if TYPE_CHECKING:
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 
 def share_of_relevance(raw: Array) -> Array:
-    """`raw / sum(|raw|)` over the filters of a layer, [filters].
+    """Return `raw / sum(|raw|)` over the filters of a layer, [filters].
 
-    Relevance is not negative where all operators have a rule of their own, so this is `raw / sum(raw)`; where they have
-    not (see `relevance`), a negative sum does not turn the order round. A layer that no relevance reaches, such as the
-    gate of a squeeze-and-excitation, is one about which nothing is known: all filters get the same share. Zeros would
-    let a global ranking remove the whole of it first.
+    Relevance is not negative if every operator has its own rule, so this is `raw / sum(raw)`; otherwise (see
+    `relevance`) a negative sum does not reverse the order. Nothing is known about a layer that no relevance reaches,
+    such as the gate of a squeeze-and-excitation: all its filters get the same share. With zeros a global ranking would
+    remove that layer first.
     """
     total = float(np.abs(raw).sum())
     return np.asarray(raw / total) if total else np.full(len(raw), 1 / len(raw))
@@ -38,11 +38,11 @@ def share_of_relevance(raw: Array) -> Array:
 class Lrp(DataCriterion):
     """`s_f = raw_f / sum of raw over the layer`, raw_f the relevance of the filter's map, summed over all samples.
 
-    Relevance is 1 at the logit of the true class and 0 at the others, and is handed back from layer to layer by the z+
-    rule; the module `relevance` lists the rules of all operators. The map is taken before its nonlinearity, which hands
-    on its relevance unchanged. BatchNormalization is folded into the convolution before, so that both exports of one
-    network score alike. Scores of a layer sum up to 1: they can be compared across layers as they are, and wide
-    layers lose more.
+    Relevance is 1 at the logit of the true class and 0 at the others, and is propagated back from layer to layer by the
+    z+ rule; the module `relevance` lists the rules of all operators. The map is read before its nonlinearity, which
+    passes its relevance unchanged. BatchNormalization is folded into the convolution before it, so that both exports of
+    a network score alike. Scores of a layer sum to 1: they are comparable across layers without normalization, and
+    wide layers lose more.
     """
 
     name: ClassVar[str] = "lrp"
@@ -50,44 +50,44 @@ class Lrp(DataCriterion):
     source: ClassVar[str] = "Yeom et al. 2021, Pruning by explaining, arXiv:1912.08881"
     needs: ClassVar[str] = "labels"
     default_normalize: ClassVar[str] = "none"
-    default_scope: ClassVar[str] = "uniform"  # orders a layer well, ranks layers against each other badly
+    default_allocator: ClassVar[str] = "uniform"  # good order within a layer, poor ranking across layers
 
-    def score_sites(self, case: Case, probes: Sequence[Probe]) -> Sequence[SiteScores]:
-        """Scores of every map before its nonlinearity.
+    def score_sites(self, context: ScoringContext, probes: Sequence[Probe]) -> Sequence[SiteScores]:
+        """Return scores of every map before its nonlinearity.
 
         Raises:
-            OnnxPruneError: see `raw_scores`.
+            OnnxPruneError: As `raw_scores`.
         """
-        sites = feature_sites(case.analysis, case.groups, "linear")
-        raw = raw_scores(case, sites)
+        sites = feature_sites(context.analysis, context.groups, "linear")
+        raw = raw_scores(context, sites)
         return [
             SiteScores(site.components, share_of_relevance(values)) for site, values in zip(sites, raw, strict=True)
         ]
 
 
-def raw_scores(case: Case, sites: Sequence[FeatureSite]) -> list[Array]:
-    """Relevance of every index of every site's axis, [channels] float64, summed over positions and samples.
+def raw_scores(context: ScoringContext, sites: Sequence[FeatureSite]) -> list[Array]:
+    """Return the relevance of every index of every site's axis, [channels] float64, summed over positions and samples.
 
-    A map that the first output does not depend on has none.
+    A map that the first output does not depend on has relevance 0.
 
     Raises:
         OnnxPruneError: torch is missing, an operator has no converter, labels outside the classes, outputs or a
             relevance that are not finite.
     """
     from onnxprune import torch_bridge  # noqa: F401  (first: it names the extra if torch is missing)
-    from onnxprune.criteria.relevance import Relevance
-    from onnxprune.criteria.torch_runs import classifier, each_part, logits_in
+    from onnxprune.criteria._relevance import Relevance
+    from onnxprune.criteria._torch_runs import classifier, each_part, logits_in
 
     raw = [np.zeros(len(site.components)) for site in sites]
     if not sites:
         return raw
-    model = FuseBatchnorm()(case.analysis.model)
-    relevance = Relevance(classifier(case, model, _names_in(model, case.analysis.model, sites)))
+    model = FuseBatchnorm()(context.analysis.model)
+    relevance = Relevance(classifier(context, model, _names_in(model, context.analysis.model, sites)))
 
     def visit(x: torch.Tensor, y: torch.Tensor, batch: int) -> None:
         def start(output: torch.Tensor) -> torch.Tensor:
             flat = logits_in(output, len(x)).new_zeros(len(x), output[0].numel())
-            flat[: len(y)].scatter_(1, y[:, None], 1.0)  # copies that fill up a batch get none
+            flat[: len(y)].scatter_(1, y[:, None], 1.0)  # copies that fill a batch get no relevance
             return flat.reshape(output.shape)
 
         for place, (site, found) in enumerate(zip(sites, relevance(x, start), strict=True)):
@@ -97,21 +97,21 @@ def raw_scores(case: Case, sites: Sequence[FeatureSite]) -> list[Array]:
                 raise OnnxPruneError(
                     "the relevance is not finite on this data",
                     where=f"tensor {site.tensor!r}",
-                    fix="check the data and how it is scaled (--mean, --std)",
+                    fix="check the data and its scaling (--mean, --std)",
                 )
             raw[place] += total
 
-    each_part(case, relevance.module, visit)
+    each_part(context, relevance.module, visit)
     return raw
 
 
 def _names_in(folded: Model, model: Model, sites: Sequence[FeatureSite]) -> list[str]:
-    """What the sites' tensors are called in the model with BatchNormalization folded."""
+    """Return the names of the sites' tensors in the model with BatchNormalization folded."""
     here, there = folded.graph.tensors(), model.graph.tensors()
     names = []
     for site in sites:
         tensor: gs.Tensor = there[site.tensor]
-        while tensor.name not in here:  # a folded normalization's readers read its input
+        while tensor.name not in here:  # consumers of a folded normalization read its input
             tensor = tensor.inputs[0].inputs[0]
         names.append(tensor.name)
     return names

@@ -1,16 +1,16 @@
-"""Scores of different layers made comparable, so that one global ranking may mix them.
+"""Normalization of scores, which makes layers comparable in one global ranking.
 
 With `s` the scores of one group and `|s|` their absolute values (scores are seldom negative; dividing by a negative
-mean would turn the order round):
+mean would reverse the order):
 
-| name     | normalised score of filter f                  | what it evens out                              |
+| name     | normalized score of filter f                  | effect                                         |
 |----------|-----------------------------------------------|------------------------------------------------|
-| none     | `s_f`                                         | nothing: the scores share a scale already      |
-| mean     | `s_f / mean(|s|)`                             | the scale of the layer                         |
-| max      | `s_f / max(|s|)`                              | the scale, by the strongest filter             |
-| sum      | `s_f / sum(|s|)`                              | scale and width: wide layers lose more         |
-| gaussian | `(s_f - mean(s)) / std(s)`, population std    | scale and spread                               |
-| lamp     | `s_f / (sum of s over f and all ranked above)` | a share of what is left; the best is always 1 |
+| none     | `s_f`                                         | none: the scores already share a scale         |
+| mean     | `s_f / mean(|s|)`                             | removes the scale of the layer                 |
+| max      | `s_f / max(|s|)`                              | removes the scale, by the strongest filter     |
+| sum      | `s_f / sum(|s|)`                              | removes scale and width: wide layers lose more |
+| gaussian | `(s_f - mean(s)) / std(s)`, population std    | removes scale and spread                       |
+| lamp     | `s_f / (sum of s over f and all ranked above)` | share of the remaining; the best is always 1  |
 
 The order within the group never changes. A group of zeros stays zero; a constant group is 0 under `gaussian`.
 """
@@ -29,29 +29,29 @@ Array = NDArray[np.float64]
 
 
 def normalize(scores: NDArray[Any], how: str) -> Array:
-    """Normalise the scores `[filters]` of one group by a method of the table above. Returns a new float64 array.
+    """Normalize the scores `[filters]` of one group by a method of the table above; return a new float64 array.
 
     Raises:
-        OnnxPruneError: unknown method, empty or non-finite scores, or negative ones under `lamp`.
+        OnnxPruneError: Unknown method, empty or non-finite scores, or negative ones under `lamp`.
     """
     if how not in METHODS:
-        raise unknown("normalisation", how, METHODS)
+        raise unknown("normalization", how, METHODS)
     s = np.array(scores, dtype=np.float64)
     if s.ndim != 1 or s.size == 0:
-        raise OnnxPruneError(f"scores to normalise must be a non-empty vector, not {list(s.shape)}")
+        raise OnnxPruneError(f"scores to normalize must be a non-empty vector, not {list(s.shape)}")
     if not np.isfinite(s).all():
-        raise OnnxPruneError("scores to normalise contain NaN or infinity")
+        raise OnnxPruneError("scores to normalize contain NaN or infinity")
     return METHODS[how](s)
 
 
 def lamp_ratio(scores: Array) -> Array:
-    """Each score over the sum of itself and all that rank above it (Lee et al. 2021, applied to squared norms).
+    """Return each score over the sum of itself and all that rank above it (Lee et al. 2021, for squared norms).
 
-    `[n] -> [n]`, scores >= 0. Ranks are those of the ascending stable order: of equal scores the lower index goes
-    first, so it gets the smaller ratio.
+    `[n] -> [n]`, scores >= 0. Ranks are those of the ascending stable order: of equal scores the lower index ranks
+    below, so it gets the smaller ratio.
     """
     if scores.min() < 0:
-        raise OnnxPruneError("the lamp normalisation needs scores >= 0", fix="choose mean, max, sum or gaussian")
+        raise OnnxPruneError("the lamp normalization needs scores >= 0", fix="choose mean, max, sum or gaussian")
     order = np.argsort(scores, kind="stable")
     ascending = _unit(scores)[order]
     left = np.cumsum(ascending[::-1])[::-1]
@@ -61,7 +61,7 @@ def lamp_ratio(scores: Array) -> Array:
 
 
 def _unit(s: Array) -> Array:
-    """Divide by the largest absolute value: later sums and means can then neither overflow nor vanish."""
+    """Divide by the largest absolute value, so that later sums and means neither overflow nor vanish."""
     top = float(np.abs(s).max())
     return s / (top or 1.0)
 
@@ -77,7 +77,7 @@ def _sum(s: Array) -> Array:
 
 
 def _gaussian(s: Array) -> Array:
-    u = _unit(s)  # equal scores become exact ones, so their mean has no rounding and their std is 0
+    u = _unit(s)  # equal scores become exactly 1, so their std is exactly 0
     return (u - float(u.mean())) / float(u.std() or 1.0)
 
 

@@ -1,4 +1,4 @@
-"""Magnitude criteria: a filter with small weights adds little to the output."""
+"""Magnitude criteria: norms of a filter's weights."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import ClassVar
 
 import numpy as np
 
+from onnxprune.criteria._registry import register
 from onnxprune.criteria.base import Array, Criterion
-from onnxprune.criteria.registry import register
 
 
 def l2_norms(rows: Array) -> Array:
-    """`sqrt(sum_k rows[f, k]^2)`, `[filters, n] -> [filters]`."""
+    """Return `sqrt(sum_k rows[f, k]^2)`, `[filters, n] -> [filters]`."""
     norms: Array = np.sqrt(np.square(rows).sum(axis=1))
     return norms
 
@@ -42,7 +42,7 @@ class L2(Criterion):
     title: ClassVar[str] = "Euclidean norm of the filter"
     source: ClassVar[str] = "He et al. 2018, Soft Filter Pruning for Accelerating Deep CNNs"
     rowwise: ClassVar[bool] = True
-    default_normalize: ClassVar[str] = "mean"  # as l1
+    default_normalize: ClassVar[str] = "mean"  # as for l1
 
     def score_rows(self, rows: Array, tensor: str) -> Array:
         norms: Array = np.sqrt(np.square(rows, out=rows).sum(axis=1))

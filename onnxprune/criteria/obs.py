@@ -1,4 +1,4 @@
-"""The surgeon on whole channels: what the next layers lose when a channel goes and the rest is solved for anew."""
+"""Optimal Brain Surgeon on channels: error of the next layers when a channel is removed and the rest re-solved."""
 
 from __future__ import annotations
 
@@ -8,55 +8,66 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxprune.calibration import Probe
-from onnxprune.coupling import Group
-from onnxprune.criteria.base import Array, Case, DataCriterion, SiteScores
-from onnxprune.criteria.output_effects import Trial, output_effects
-from onnxprune.criteria.readers import ROWS, Order, Reader, check_rows, energy, ordered_scores, reader_probes, readers
-from onnxprune.criteria.registry import register
+from onnxprune.analysis.coupling import Group
+from onnxprune.criteria._consumer_errors import (
+    ROWS,
+    ConsumerStatistics,
+    RemovalOrder,
+    check_rows,
+    consumer_probes,
+    consumer_statistics,
+    energy,
+    ordered_scores,
+)
+from onnxprune.criteria._output_effects import Ablation, output_effects
+from onnxprune.criteria._registry import register
+from onnxprune.criteria.base import Array, DataCriterion, ScoringContext, SiteScores
 from onnxprune.errors import OnnxPruneError
-from onnxprune.gram import Gram, Surgeon, resolved
+from onnxprune.execution.calibration import Probe
+from onnxprune.execution.gram import BlockOBS, Gram, resolved
 
 WEIGHINGS = ("outputs", "layer")
-LEVELS = (0.125, 0.25, 0.5, 0.75)  # shares of a group at which its effect on the outputs is measured
+LEVELS = (0.125, 0.25, 0.5, 0.75)  # removed shares of a group for which the effect on the outputs is measured
 
 
-def removal_order(group: Group, known: Sequence[Reader], ridge: float) -> Order:
-    """Greedy removal with all that is left re-solved after each.
+def removal_order(group: Group, known: Sequence[ConsumerStatistics], ridge: float) -> RemovalOrder:
+    """Return the greedy removal order, with the remaining weights re-solved after each removal.
 
     Args:
-        group: whose channels.
-        known: the layers that read it. Those whose outputs are constant on the samples do not count.
-        ridge: see `onnxprune.gram.damped`.
+        group: Group whose channels are ordered.
+        known: Consumers of the group. Those with constant outputs on the samples are ignored.
+        ridge: Regularization, see `onnxprune.execution.gram.damped`.
     """
-    surgeons: list[tuple[Surgeon, float]] = []
+    solvers: list[tuple[BlockOBS, float]] = []
     for reader in known:
         problems = list(reader.problems(group, centred=reader.centred))
         total = sum(energy(moments, weight) for moments, weight, _ in problems)
         if total > 0:
-            surgeons += [(Surgeon(*problem, ridge), total) for problem in problems]
+            solvers += [(BlockOBS(*problem, ridge), total) for problem in problems]
     left = np.arange(group.channels)
     order, rises = [], []
     while len(left):
         losses = np.zeros(group.channels)
-        for surgeon, total in surgeons:
-            losses += surgeon.rises() / total
+        for solver, total in solvers:
+            losses += solver.rises() / total
         best = int(np.argmin(losses[left]))
         order.append(int(left[best]))
         rises.append(float(losses[order[-1]]))
         left = np.delete(left, best)
-        for surgeon, _ in surgeons:
-            surgeon.remove(order[-1])
-    return Order(np.array(order, np.int64), np.array(rises))
+        for solver, _ in solvers:
+            solver.remove(order[-1])
+    return RemovalOrder(np.array(order, np.int64), np.array(rises))
 
 
 def levels(channels: int) -> list[int]:
-    """Numbers of channels that are tried, ascending; none for a group of one."""
+    """Return the numbers of removed channels that are evaluated, ascending; none for a group of one."""
     return sorted({round(level * channels) for level in LEVELS} - {0, channels})
 
 
-def trials(group: Group, known: Sequence[Reader], order: Order, ridge: float) -> Iterator[Trial]:
-    """A group without its first channels, the weights of its readers solved anew; wide readers are only masked."""
+def ablations(
+    group: Group, known: Sequence[ConsumerStatistics], order: RemovalOrder, ridge: float
+) -> Iterator[Ablation]:
+    """Yield the group without its first channels, its consumers re-solved; wide consumers are only masked."""
     for removed in levels(group.channels):
         gone = order.channels[:removed].tolist()
         weights: dict[str, tuple[Array, Array | None]] = {}
@@ -71,15 +82,15 @@ def trials(group: Group, known: Sequence[Reader], order: Order, ridge: float) ->
             if node.intercept:
                 shift = node.shift() + np.einsum("gk,gko->go", statistic.mean, old - new).ravel()
             weights[node.node.outputs[0].name] = np.stack(new), shift
-        yield Trial(tuple(sorted(gone)), weights)
+        yield Ablation(tuple(sorted(gone)), weights)
 
 
-def scaled(order: Order, effects: Mapping[int, float]) -> Order:
-    """Rises in units of what the outputs lose: between two trials they are shared in proportion to the errors.
+def scaled(order: RemovalOrder, effects: Mapping[int, float]) -> RemovalOrder:
+    """Return an order with its error increases in units of output error, shared between evaluations in proportion.
 
     Args:
-        order: with rises in units of its own.
-        effects: channels gone -> what the outputs lose; a loss below that of fewer channels is taken as equal to it.
+        order: Removal order with error increases in its own units.
+        effects: Number of removed channels -> output error; an error below that of fewer channels is raised to it.
     """
     if not effects:
         return order
@@ -87,36 +98,36 @@ def scaled(order: Order, effects: Mapping[int, float]) -> Order:
     losses = np.maximum.accumulate([0.0, *(effects[n] for n in removed[1:])])
     rises = order.rises.copy()
     for i, (a, b) in enumerate(zip(removed, [*removed[1:], len(rises)], strict=True)):
-        gap = float(order.rises[a:b].sum())  # not a difference of running sums, which cancels
+        gap = float(order.rises[a:b].sum())  # a difference of running sums would cancel
         if i + 1 < len(removed):
             loss = float(losses[i + 1] - losses[i])
-        else:  # beyond the last trial the losses go on as they did so far
+        else:  # extrapolate beyond the last evaluation at the average rate
             before = float(order.rises[:a].sum())
             loss = float(losses[i] * gap / before) if before > 0 else 0.0
         rises[a:b] = rises[a:b] * (loss / gap) if gap > 0 else loss / max(1, b - a)
-    return Order(order.channels, rises)
+    return RemovalOrder(order.channels, rises)
 
 
 @register
 @dataclass(frozen=True)
 class Obs(DataCriterion):
-    """`s_c`: rise of the readers' squared error when channel c goes, after those before it, and the rest is re-solved.
+    """`s_c`: increase of the consumers' squared error when channel c is removed in order and the rest is re-solved.
 
-    Channels of a group go one by one, each time the one whose loss is least; the weights of what is left follow by
-    least squares on the samples (`onnxprune.gram.Surgeon`). An error is a share of the layer's output energy, summed
-    over the layers that read the group.
+    Channels of a group are removed one by one, each time the one with the least error; the remaining weights are
+    re-solved by least squares on the samples (`onnxprune.execution.gram.Surgeon`). An error is a share of the layer's
+    output energy, summed over the consumers of the group.
 
-    With `weigh="outputs"` some numbers of channels of each group are tried, and the errors are scaled to what the
-    model's outputs lose in these trials: scores of all groups then share one unit. With `weigh="layer"` they do not.
+    With `weigh="outputs"` a few numbers of removed channels per group are evaluated, and the errors are scaled to the
+    output errors of these evaluations: scores of all groups then share one unit. With `weigh="layer"` they do not.
 
     Within a group the order is that of the removal; scores are made non-decreasing along it, so that the sum of the
-    lowest ones is what that many channels cost.
+    lowest n is the error of removing n channels.
 
     Args:
         weigh: "outputs" or "layer".
-        ridge: added to the diagonal of the Gram matrices, as a share of its mean.
-        rows: output positions of each reading layer looked at, in all samples together.
-        seed: of their choice.
+        ridge: Value added to the diagonal of the Gram matrices, as a share of its mean.
+        rows: Output positions used of each consumer, over all samples.
+        seed: Seed of the choice of positions.
     """
 
     weigh: str = "outputs"
@@ -125,13 +136,13 @@ class Obs(DataCriterion):
     seed: int = 0
 
     name: ClassVar[str] = "obs"
-    title: ClassVar[str] = "what the next layers lose when the channel goes and the rest is re-solved"
+    title: ClassVar[str] = "error of the next layers when the channel is removed and the rest re-solved"
     source: ClassVar[str] = "Hassibi & Stork 1993, Second Order Derivatives for Network Pruning: Optimal Brain Surgeon"
     needs: ClassVar[str] = "data"
     default_reduce: ClassVar[str] = "sum"
     reductions: ClassVar[tuple[str, ...]] = ("sum",)
     default_normalize: ClassVar[str] = "none"
-    default_scope: ClassVar[str] = "saving"
+    default_allocator: ClassVar[str] = "saving"
 
     def __post_init__(self) -> None:
         if self.weigh not in WEIGHINGS:
@@ -142,25 +153,25 @@ class Obs(DataCriterion):
             raise OnnxPruneError(f"obs: ridge must be a share from 1e-8 to 1, not {self.ridge!r}", fix="ridge=0.001")
         check_rows("obs", self.rows)
 
-    def least_samples(self, case: Case) -> int:
-        """Variances need some."""
+    def least_samples(self, context: ScoringContext) -> int:
+        """Return the least number of samples: variances need several."""
         return 8
 
-    def probes(self, case: Case) -> Sequence[Probe]:
-        """Gram matrices of all readers, if memory holds them together."""
-        return reader_probes(case, self.rows, self.seed)
+    def probes(self, context: ScoringContext) -> Sequence[Probe]:
+        """Return Gram matrix probes of all consumers, if they fit into memory together."""
+        return consumer_probes(context, self.rows, self.seed)
 
-    def score_sites(self, case: Case, probes: Sequence[Probe]) -> Sequence[SiteScores]:
-        """One set of scores for each group."""
+    def score_sites(self, context: ScoringContext, probes: Sequence[Probe]) -> Sequence[SiteScores]:
+        """Return one set of scores for each group."""
         scores = []
-        for portion in readers(case, probes, self.rows, self.seed):
+        for portion in consumer_statistics(context, probes, self.rows, self.seed):
             orders = [(group, removal_order(group, known, self.ridge)) for group, known in portion]
             effects: Mapping[str, Mapping[int, float]] = {}
             if self.weigh == "outputs":
                 tried = [
-                    (g, trials(g, known, o, self.ridge)) for (g, known), (_, o) in zip(portion, orders, strict=True)
+                    (g, ablations(g, known, o, self.ridge)) for (g, known), (_, o) in zip(portion, orders, strict=True)
                 ]
-                effects = output_effects(case, tried, sum(len(levels(g.channels)) for g in case.analysis.groups))
+                effects = output_effects(context, tried, sum(len(levels(g.channels)) for g in context.analysis.groups))
             for group, order in orders:
                 scores.append(SiteScores(group.components, ordered_scores(scaled(order, effects.get(group.name, {})))))
         return scores

@@ -1,15 +1,15 @@
-"""PLS-VIP: which feature maps the classes can be told from, by one partial least squares of all layers.
+"""PLS-VIP: importance of feature maps for the classes, from one partial least squares regression over all layers.
 
 Every feature map is pooled to one number per image (or a few). These columns X, of all layers side by side, and the
-classes Y are standardised; a partial least squares with few components finds the directions of X that vary most with Y.
+classes Y are standardized; a partial least squares with few components finds the directions of X that vary most with Y.
 A column's VIP, variable importance in projection, is its share in them:
 
     for a = 1, 2, ...:  w_a = first left singular vector of X'Y,  t_a = X w_a,  q_a = Y't_a / t_a't_a,
                         X -= t_a p_a' with p_a = X't_a / t_a't_a,  Y -= t_a q_a'
     SS_a = (t_a't_a) (q_a'q_a),   VIP_j = sqrt(p sum_a SS_a w_ja^2 / sum_a SS_a)
 
-The squares of all p VIP average 1; a column that never changes has 0. The singular vector is exact: NIPALS, the power
-iteration of most implementations, stops early, and its result changes with the order of the classes.
+The squares of all p VIP average 1; a constant column has 0. The singular vector is exact: NIPALS, the power iteration
+of most implementations, stops early, and its result depends on the order of the classes.
 
 X is never deflated. All of the above follows from C = X'Y and from products S v with S = X'X:
 
@@ -27,33 +27,33 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.calibration import Probe, Statistic
-from onnxprune.criteria.base import Array, Case, DataCriterion, SiteScores
-from onnxprune.criteria.registry import register
+from onnxprune.analysis.feature_maps import FeatureSite, feature_sites
+from onnxprune.criteria._registry import register
+from onnxprune.criteria.base import Array, DataCriterion, ScoringContext, SiteScores
 from onnxprune.errors import OnnxPruneError
-from onnxprune.features import FeatureSite, feature_sites
+from onnxprune.execution.calibration import Probe, Statistic
 
 POOLS = ("max", "mean")
 
-_ROWS = 512  # samples whose products are taken at once
-_COLUMNS = 1024  # of a panel of X'X: what is added to it fits into memory beside a large one
-# Below this share of the first singular value of X'Y nothing is left but rounding, which over nothing is anything.
+_ROWS = 512  # samples whose products are computed at once
+_COLUMNS = 1024  # columns of a panel of X'X, which bounds the memory of an update
+# Below this share of the first singular value, X'Y is rounding error.
 _EXHAUSTED = 1e-10
 
 
 def vip(x: NDArray[Any], y: NDArray[Any], components: int = 2) -> Array:
-    """VIP of every column of x for y.
+    """Return the VIP of every column of x for y.
 
     Args:
         x: `[n, p]` numbers, n >= 2.
         y: `[n, classes]` one-hot, or `[n]`, any numbers.
-        components: of the regression; fewer are used where x or y has no more to give.
+        components: Components of the regression; fewer are used if x or y is exhausted.
 
     Returns:
-        `[p]` float64; zeros where nothing in x varies with y.
+        `[p]` float64; zeros if nothing in x varies with y.
 
     Raises:
-        OnnxPruneError: shapes that do not fit, fewer than two rows, numbers that are not finite.
+        OnnxPruneError: Shapes that do not fit, fewer than two rows, numbers that are not finite.
     """
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     y = y[:, None] if y.ndim == 1 else y
@@ -67,24 +67,24 @@ def vip(x: NDArray[Any], y: NDArray[Any], components: int = 2) -> Array:
 
 
 class Products:
-    """What PLS needs of X and Y, from blocks of their rows.
+    """Products of X and Y that PLS needs, from blocks of their rows.
 
-    While there are fewer rows than columns the rows are kept, else the columns' products: `8 p min(n, p)` bytes.
+    If there are fewer rows than columns the rows are stored, else the columns' products: `8 p min(n, p)` bytes.
 
     Args:
-        rows: how many there will be.
+        rows: Number of rows in all.
     """
 
     def __init__(self, rows: int) -> None:
         self.rows = rows
         self.count = 0
-        self.pending: list[Array] = []  # rows whose products are still to be taken
+        self.pending: list[Array] = []  # rows whose products are not computed yet
 
     def add(self, x: Array, y: Array) -> None:
-        """Takes in rows, `[m, p]` and `[m, classes]` float64."""
+        """Add rows, `[m, p]` and `[m, classes]` float64."""
         if not self.count:
-            # Distances from the first row: a column that never changes is then exactly 0, and sums of squares do not
-            # drown what changes in what stays.
+            # Subtract the first row: a constant column is then exactly 0, and small variation is not lost in the
+            # square of a large mean.
             self.x0, self.y0 = x[0].copy(), y[0].copy()
             p, classes = x.shape[1], y.shape[1]
             self.sum_x, self.sum_y, self.squares_y = np.zeros(p), np.zeros(classes), np.zeros(classes)
@@ -105,7 +105,7 @@ class Products:
         self.count += len(x)
 
     def _multiply(self) -> None:
-        """Adds the pending rows' products to the lower half of X'X, panel by panel."""
+        """Add the pending rows' products to the lower half of X'X, panel by panel."""
         x = np.concatenate(self.pending) if self.pending else np.zeros((0, len(self.sum_x)))
         self.pending = []
         for start in range(0, x.shape[1], _COLUMNS):
@@ -113,10 +113,10 @@ class Products:
             self.kept[start:, panel] += x[:, start:].T @ x[:, panel]
 
     def vip(self, components: int) -> Array:
-        """VIP of every column, [p].
+        """Return the VIP of every column, [p].
 
         Raises:
-            OnnxPruneError: fewer than two rows.
+            OnnxPruneError: Fewer than two rows.
         """
         n = self.count
         if n < 2:
@@ -135,7 +135,7 @@ class Products:
         spread_y = _spread(self.squares_y, mean_y, n)
 
         def product_of(v: Array) -> Array:
-            """X'X v for the standardised X."""
+            """Return X'X v for the standardized X."""
             u = v / spread_x
             raw = self.kept[:n].T @ (self.kept[:n] @ u) if self.keeps_rows else self.kept @ u
             return np.asarray((raw - n * mean_x * (mean_x @ u)) / spread_x)
@@ -145,13 +145,13 @@ class Products:
 
 
 def _spread(squares: Array, mean: Array, n: int) -> Array:
-    """Standard deviation (ddof = 1) of columns; 1 for those that do not change."""
+    """Return the standard deviation (ddof = 1) of columns; 1 for constant ones."""
     variance = (squares - n * mean**2) / (n - 1)
     return np.sqrt(np.where(variance > 0, variance, 1.0))
 
 
 def _importance(cross: Array, product_of: Callable[[Array], Array], components: int) -> Array:
-    """VIP from X'Y `[p, classes]` and the operator v -> X'X v, both of standardised columns."""
+    """Return VIP from X'Y `[p, classes]` and the operator v -> X'X v, both of standardized columns."""
     past: list[tuple[float, Array]] = []  # t't and p of the components so far
     total, shares, first = 0.0, np.zeros(len(cross)), 0.0
     for _ in range(components):
@@ -159,11 +159,11 @@ def _importance(cross: Array, product_of: Callable[[Array], Array], components: 
         first = first or float(values[0])
         if not values[0] > _EXHAUSTED * first:
             break
-        w = cross @ right[0]  # the left vector; what never changes has exactly 0 in it
+        w = cross @ right[0]  # the left vector; exactly 0 for constant columns
         w /= np.linalg.norm(w)
         along = product_of(w) - sum((norm * p * (p @ w) for norm, p in past), np.zeros(len(w)))
         norm = float(w @ along)
-        if norm <= 0:  # only by rounding: what is left of X is nothing
+        if norm <= 0:  # only by rounding: X is exhausted
             break
         p, q = along / norm, cross.T @ w / norm
         explained = norm * float(q @ q)
@@ -175,25 +175,27 @@ def _importance(cross: Array, product_of: Callable[[Array], Array], components: 
 
 
 def threshold_rule(layers: Sequence[Array], share: float) -> tuple[float, list[NDArray[np.int64]]]:
-    """Which filters the paper removes: those up to one threshold for all layers.
+    """Return the filters that the paper removes: those up to one threshold for all layers.
 
-    The threshold is the score up to which the share of all scores is nearest to `share` (in float64, as the original
-    code counts; the first such score if two are equally near). So at least one filter is chosen. A layer that would
-    lose all of its filters loses none.
+    The threshold is the score whose share of scores at or below it is nearest to `share` (in float64, as the original
+    code counts; the first such score if two are equally near). At least one filter is therefore removed. A layer that
+    would lose all of its filters loses none.
 
     Args:
-        layers: scores per layer.
-        share: of all filters, from 0 to 1.
+        layers: Scores per layer.
+        share: Share of all filters, from 0 to 1.
 
     Returns:
         The threshold, and per layer the filters to remove, ascending.
 
     Raises:
-        OnnxPruneError: no scores, or a share out of range.
+        OnnxPruneError: No scores, or a share out of range.
     """
     scores = np.concatenate([np.zeros(0), *layers])
     if not len(scores) or not 0 <= share <= 1:
-        raise OnnxPruneError(f"cannot remove a share of {share!r} of {len(scores)} filters", fix="a share from 0 to 1")
+        raise OnnxPruneError(
+            f"cannot remove a share of {share!r} of {len(scores)} filters", fix="use a share from 0 to 1"
+        )
     below = np.searchsorted(np.sort(scores), scores, side="right") / len(scores)
     threshold = float(scores[np.argmin(np.abs(below - share))])
     chosen = [np.flatnonzero(layer <= threshold) for layer in layers]
@@ -201,15 +203,15 @@ def threshold_rule(layers: Sequence[Array], share: float) -> tuple[float, list[N
 
 
 def pooled(values: NDArray[Any], axis: int, samples: int, *, pool: str = "max", grid: int = 1) -> Array:
-    """Each map as the largest (or mean) value of each of its cells.
+    """Return each map as the largest (or mean) value of each of its cells.
 
     Args:
         values: `[samples * k, ...]`; the k maps of a sample are pooled together.
-        axis: of the channels.
-        samples: how many.
+        axis: Axis of the channels.
+        samples: Number of samples.
         pool: "max" or "mean".
-        grid: cells along each axis of a map; no more than it is long. Cells are those of adaptive pooling: the i-th
-            of g on a length s goes from floor(i s / g) to ceil((i + 1) s / g).
+        grid: Cells along each axis of a map, at most its length. Cells are those of adaptive pooling: the i-th of g
+            on a length s covers floor(i s / g) to ceil((i + 1) s / g).
 
     Returns:
         `[samples, channels, cells]` float64.
@@ -232,11 +234,11 @@ def _pool(values: NDArray[Any], axes: tuple[int, ...], pool: str) -> Array:
 
 
 class _Columns:
-    """Gathers the columns of all tensors for the same samples, then adds them as rows of X.
+    """Collector of the columns of all tensors for the same samples, which become rows of X.
 
     Args:
         labels: [n].
-        tensors: how many there are.
+        tensors: Number of tensors.
     """
 
     def __init__(self, labels: NDArray[np.int64], tensors: int) -> None:
@@ -246,7 +248,7 @@ class _Columns:
         self.sums = Products(len(labels))
 
     def put(self, place: int, columns: Array, samples: range) -> None:
-        """Takes the columns `[samples, p]` of one tensor; each comes once before the next samples do."""
+        """Add the columns `[samples, p]` of one tensor; each tensor is added once before the next samples."""
         self.parts[place] = columns
         parts = [part for part in self.parts if part is not None]
         if len(parts) == len(self.parts):
@@ -257,14 +259,14 @@ class _Columns:
 
 
 class _Pooled(Statistic):
-    """Hands the pooled maps of one tensor's wanted channels on.
+    """Statistic that pools the maps of one tensor's scored channels into the columns.
 
     Args:
-        columns: where to.
-        place: of the tensor among all.
-        site: the tensor.
-        wanted: which indices along its axis.
-        rule: how to pool.
+        columns: Collector of the columns.
+        place: Index of the tensor.
+        site: Tensor and axis of the channels.
+        wanted: Mask of the scored indices along the axis.
+        rule: Criterion with the pooling parameters.
     """
 
     def __init__(
@@ -273,7 +275,7 @@ class _Pooled(Statistic):
         self.columns, self.place, self.site, self.wanted, self.rule = columns, place, site, wanted, rule
 
     def add(self, values: NDArray[np.floating], samples: range) -> None:
-        """Pools the tensor `[samples * k, ...]`."""
+        """Pool the tensor `[samples * k, ...]`."""
         cells = pooled(values, self.site.axis, len(samples), pool=self.rule.pool, grid=self.rule.grid)
         self.columns.put(self.place, cells[:, self.wanted].reshape(len(samples), -1), samples)
 
@@ -283,13 +285,13 @@ class _Pooled(Statistic):
 class PlsVip(DataCriterion):
     """`s_c = mean of VIP_j` over the columns j of channel c, in one regression on all of the scored groups.
 
-    Maps are pooled before the nonlinearity and before residual additions, as in the paper. Which groups are scored
-    matters: they share the VIP among them.
+    Maps are pooled before the nonlinearity and before residual additions, as in the paper. Scores depend on the set of
+    scored groups: they share the VIP among them.
 
     Args:
         pool: "max" or "mean" of a map, or of each of its cells.
-        grid: cells along each axis of a map, each a column of its own; 1: a column per channel.
-        components: of the regression.
+        grid: Cells along each axis of a map, each a separate column; 1: one column per channel.
+        components: Components of the regression.
     """
 
     pool: str = "max"
@@ -302,7 +304,7 @@ class PlsVip(DataCriterion):
     needs: ClassVar[str] = "labels"
     default_normalize: ClassVar[str] = "none"
     forbids: ClassVar[Mapping[str, str]] = MappingProxyType(
-        {"normalize": "one regression ranks the channels of all layers, so its scores share a scale already"}
+        {"normalize": "one regression ranks the channels of all layers, so its scores already share a scale"}
     )
 
     def __post_init__(self) -> None:
@@ -311,27 +313,30 @@ class PlsVip(DataCriterion):
         for name in ("grid", "components"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise OnnxPruneError(f"pls_vip: {name} must be a number from 1 up, not {value!r}", fix=f"{name}=2")
+                raise OnnxPruneError(
+                    f"pls_vip: {name} must be a whole number of at least 1, not {value!r}", fix=f"{name}=2"
+                )
 
-    def least_samples(self, case: Case) -> int:
-        return 2  # a spread needs two
+    def least_samples(self, context: ScoringContext) -> int:
+        return 2  # a standard deviation needs two
 
-    def probes(self, case: Case) -> Sequence[Probe]:
-        labels = case.labels
+    def probes(self, context: ScoringContext) -> Sequence[Probe]:
+        labels = context.labels
         if len(np.unique(labels)) < 2:
             raise OnnxPruneError(
-                f"criterion 'pls_vip' tells classes apart; all samples are of class {labels[0]}",
-                fix="give samples of at least two classes",
+                f"criterion 'pls_vip' needs two classes; all samples are of class {labels[0]}",
+                fix="pass samples of at least two classes",
             )
-        components = np.concatenate([np.zeros(0, np.int64), *(g.components for g in case.groups)])
+        components = np.concatenate([np.zeros(0, np.int64), *(g.components for g in context.groups)])
         sites = [
-            (site, np.isin(site.components, components)) for site in feature_sites(case.analysis, case.groups, "linear")
+            (site, np.isin(site.components, components))
+            for site in feature_sites(context.analysis, context.groups, "linear")
         ]
         sites = [(site, wanted) for site, wanted in sites if wanted.any()]
         columns = _Columns(labels, len(sites))
         return [Probe(s.tensor, _Pooled(columns, i, s, wanted, self)) for i, (s, wanted) in enumerate(sites)]
 
-    def score_sites(self, case: Case, probes: Sequence[Probe]) -> Sequence[SiteScores]:
+    def score_sites(self, context: ScoringContext, probes: Sequence[Probe]) -> Sequence[SiteScores]:
         statistics = [probe.statistic for probe in probes if isinstance(probe.statistic, _Pooled)]
         if not statistics:
             return []

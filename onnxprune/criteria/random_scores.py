@@ -1,4 +1,4 @@
-"""Random scores: the baseline that every criterion has to beat."""
+"""Random scores: the baseline for every criterion."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import ClassVar
 
 import numpy as np
 
+from onnxprune.criteria._registry import register
 from onnxprune.criteria.base import Array, Criterion
-from onnxprune.criteria.registry import register
 from onnxprune.errors import OnnxPruneError
 
 
 @register
 @dataclass(frozen=True)
-class Random(Criterion):
-    """`s_f` uniform in [0, 1), from the seed and the tensor's name alone: the weights are not looked at.
+class RandomScores(Criterion):
+    """`s_f` uniform in [0, 1), from the seed and the tensor's name alone, independent of the weights.
 
     Args:
-        seed: any whole number; another seed, other scores.
+        seed: Any whole number.
     """
 
     seed: int = 0
@@ -34,8 +34,7 @@ class Random(Criterion):
             raise OnnxPruneError(f"random: seed must be a whole number, not {self.seed!r}", fix="for example seed=0")
 
     def score_rows(self, rows: Array, tensor: str) -> Array:
-        # `hash()` changes from run to run, and numpy promises the raw stream of PCG64 for ever but not the way
-        # Generator makes floats from it.
+        # `hash()` differs between runs; numpy keeps the raw stream of PCG64 stable, but not the floats of Generator.
         digest = hashlib.sha256(f"{self.seed}:{tensor}".encode()).digest()
         raw = np.random.PCG64(int.from_bytes(digest, "little")).random_raw(len(rows))
         return (np.asarray(raw) >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -1,4 +1,4 @@
-"""SeNPIS: importance of a channel for each class, attenuated where a similar channel matters more.
+"""SeNPIS: importance of a channel for each class, attenuated for each similar channel that matters more.
 
 For class k, channel c of a layer, L_k the mean cross-entropy of the class and L_k^-c that with the channel masked:
 
@@ -9,7 +9,7 @@ For class k, channel c of a layer, L_k the mean cross-entropy of the class and L
 Two channels are similar in class k if their similarity exceeds mean + sigma * standard deviation (n - 1) of those of
 all the layer's pairs. The similarity of maps is |mean SSIM| of the maps averaged over the class's samples, that of
 neurons is |cosine| of their activations over the samples. Layers are scored in the order of the network; in the mode
-"sequential" the share `amount` of lowest score leaves each layer before the next one is scored.
+"sequential" the share `amount` of lowest score is removed from each layer before the next one is scored.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.calibration import Probe
-from onnxprune.coupling import Group
-from onnxprune.criteria.base import Array, Case, DataCriterion, SiteScores
-from onnxprune.criteria.loss_change import Labels, Tick, class_losses, in_reading_order, loss_trials
-from onnxprune.criteria.registry import register
-from onnxprune.data import Data
+from onnxprune.analysis.coupling import Group
+from onnxprune.analysis.feature_maps import FeatureSite, feature_sites
+from onnxprune.criteria._registry import register
+from onnxprune.criteria.base import Array, DataCriterion, ScoringContext, SiteScores
+from onnxprune.criteria.loss_change import Labels, WorkProgress, class_losses, in_reading_order, loss_evaluator
+from onnxprune.criteria.masked_evaluation import MaskedEvaluator
 from onnxprune.errors import OnnxPruneError
-from onnxprune.features import FeatureSite, feature_sites
-from onnxprune.trials import Trials
+from onnxprune.execution.calibration import Probe
+from onnxprune.execution.data import Data
 
 _C1, _C2 = 1e-4, 9e-4  # (0.01 L)^2 and (0.03 L)^2 of SSIM, for values of range L = 1
 _SIDE = float(np.exp(-1 / (2 * 1.5**2)))  # weight of a neighbour in a Gaussian of standard deviation 1.5
-_WINDOW = (1 / (1 + 2 * _SIDE), _SIDE / (1 + 2 * _SIDE))  # of the middle and of each side; 3 x 3 is their product
-_BLOCK = 1 << 17  # values of pairs at a time: some arrays of 1 MB, which a cache holds
+_WINDOW = (1 / (1 + 2 * _SIDE), _SIDE / (1 + 2 * _SIDE))  # middle and sides; their product is 3 x 3
+_BLOCK = 1 << 17  # values of pairs at a time: a few arrays of 1 MB, which fit in the cache
 
 
 def map_similarity(maps: NDArray[Any]) -> Array:
-    """|mean SSIM| of every pair of channels (Wang et al. 2004; 3 x 3 Gaussian window, sigma 1.5, zero padding 1).
+    """Return |mean SSIM| of pairs of channels (Wang et al. 2004; 3 x 3 Gaussian window, sigma 1.5, zero padding 1).
 
     Args:
-        maps: [channels, ..., height, width]. Where a channel has several maps, its i-th is compared with the other's
-            i-th, and the mean is taken over all.
+        maps: [channels, ..., height, width]. If a channel has several maps, its i-th is compared with the other's
+            i-th, and the mean is over all.
 
     Returns:
         [pairs] float64, pairs (i < j) in lexicographic order: channels * (channels - 1) / 2.
@@ -67,7 +67,7 @@ def map_similarity(maps: NDArray[Any]) -> Array:
 
 
 def _blurred(x: Array) -> Array:
-    """Weighted means of 3 x 3 neighbourhoods on the last two axes; zeros stand around."""
+    """Return weighted means of 3 x 3 neighbourhoods on the last two axes, with zero padding."""
     middle, side = _WINDOW
     for axis in (-2, -1):
         y = np.moveaxis(x, axis, 0)
@@ -80,10 +80,10 @@ def _blurred(x: Array) -> Array:
 
 
 def vector_similarity(gram: NDArray[Any]) -> Array:
-    """|cosine| of every pair of channels: 1 where both are zero, 0 where one is.
+    """Return |cosine| of every pair of channels: 1 if both are zero, 0 if one is.
 
     Args:
-        gram: scalar products of the channels' activations, [channels, channels].
+        gram: Scalar products of the channels' activations, [channels, channels].
 
     Returns:
         [pairs] float64, pairs (i < j) in lexicographic order.
@@ -98,7 +98,7 @@ def vector_similarity(gram: NDArray[Any]) -> Array:
 
 
 def similar_pairs(similarity: Array, sigma: float) -> NDArray[np.bool_]:
-    """Which pairs are similar: above mean + sigma * standard deviation (ddof 1). [pairs] -> bool [pairs].
+    """Return the mask of similar pairs: above mean + sigma * standard deviation (ddof 1). [pairs] -> bool [pairs].
 
     Fewer than two pairs have no deviation, and none is similar.
     """
@@ -108,7 +108,7 @@ def similar_pairs(similarity: Array, sigma: float) -> NDArray[np.bool_]:
 
 
 def exponents(similar: NDArray[np.bool_], importance: Array) -> NDArray[np.int64]:
-    """In how many similar pairs each channel is the less important, of equal ones the lower index.
+    """Return the number of similar pairs in which each channel is the less important, of equal ones the lower index.
 
     Args:
         similar: bool [pairs], (i < j) in lexicographic order.
@@ -124,56 +124,56 @@ def exponents(similar: NDArray[np.bool_], importance: Array) -> NDArray[np.int64
 
 
 def lowest(scores: Array, amount: float) -> NDArray[np.int64]:
-    """The round(amount * n) lowest of n scores, ascending indices; of equal ones the lower index; at least one stays.
+    """Return the indices of the round(amount * n) lowest of n scores, ascending; of equal ones the lower index.
 
-    The share is taken as the decimal number it is written as; halves are rounded to even.
+    At least one score is excluded. The share is read as the decimal number that was written; halves round to even.
     """
     count = min(round(Fraction(str(amount)) * len(scores)), len(scores) - 1)
     return np.sort(np.argsort(scores, kind="stable")[:count])
 
 
 def class_samples(labels: Labels, classes: int, each: int, seed: int, *, name: str = "") -> NDArray[np.int64]:
-    """The sampler: indices of samples, class after class, ascending in each.
+    """Return indices of sampled samples, class after class, ascending in each.
 
     Args:
-        labels: of all samples.
-        classes: of the model: 0 ... classes - 1.
-        each: how many of every class, drawn without replacement; 0: all.
-        seed: of the draw.
-        name: of the data, for messages.
+        labels: Labels of all samples.
+        classes: Number of classes of the model: 0 ... classes - 1.
+        each: Samples of every class, drawn without replacement; 0: all.
+        seed: Seed of the draw.
+        name: Name of the data, for messages.
 
     Raises:
-        OnnxPruneError: a class has no samples, or less than `each`; a label is not among the classes.
+        OnnxPruneError: A class has no samples, or fewer than `each`; a label is not among the classes.
     """
     where = f"data {name!r}" if name else None
     if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
         worst = int(labels.max()) if labels.max() >= classes else int(labels.min())
         raise OnnxPruneError(f"the data has the label {worst}, the model {classes} classes", where=where)
-    # numpy promises the raw stream of PCG64 for ever, but not what Generator makes of it.
+    # numpy keeps only the raw stream of PCG64 stable, not the results that Generator computes from it.
     draw = np.atleast_1d(np.random.PCG64(seed).random_raw(len(labels)))
     chosen = []
     for k in range(classes):
         mine = np.flatnonzero(labels == k)
         if not len(mine):
             raise OnnxPruneError(
-                f"the class {k} has no samples", where=where, fix="give data in which every class of the model occurs"
+                f"the class {k} has no samples", where=where, fix="pass data in which every class of the model occurs"
             )
         if len(mine) < each:
             raise OnnxPruneError(
-                f"the class {k} has {len(mine)} samples, and {each} of each class are asked for",
+                f"the class {k} has {len(mine)} samples, but {each} of each class are required",
                 where=where,
-                fix=f"more data (--images), or samples={len(mine)}",
+                fix=f"use more data (--images), or samples={len(mine)}",
             )
         chosen.append(np.sort(mine[np.argsort(draw[mine], kind="stable")[: each or len(mine)]]))
     return np.concatenate(chosen)
 
 
 @dataclass
-class _Seen:
-    """What one tensor showed of one class: the sum of its maps, or scalar products of its activations.
+class _ClassActivations:
+    """Statistics of one tensor for one class: the sum of its maps, or scalar products of its activations.
 
     Attributes:
-        index: where the group's channels are on the tensor's axis, [channels, indices per channel].
+        index: Indices of the group's channels on the tensor's axis, [channels, indices per channel].
     """
 
     site: FeatureSite
@@ -183,10 +183,10 @@ class _Seen:
     maps: bool = False
 
     def add(self, values: NDArray[Any]) -> None:
-        """Takes in the tensor on some samples of the class.
+        """Add the tensor on some samples of the class.
 
         Raises:
-            OnnxPruneError: it is not finite.
+            OnnxPruneError: The tensor is not finite.
         """
         moved = np.moveaxis(values, self.site.axis, 0)[self.index].astype(np.float64)  # [channels, k, rows, ...]
         self.maps = moved.ndim == 5 and moved[0, 0, 0].size > 1
@@ -203,32 +203,32 @@ class _Seen:
         self.rows += moved.shape[2]
 
     def similarity(self) -> Array:
-        """Of every pair, [pairs]; then it is ready for the next class."""
+        """Return the similarity of every pair, [pairs], and reset for the next class."""
         assert self.total is not None
         found = map_similarity(self.total / self.rows) if self.maps else vector_similarity(self.total)
         self.rows, self.total = 0, None
         return found
 
 
-def similarities(trials: Trials, group: Group, labels: Labels) -> Iterator[Array]:
-    """Similarities of a group's pairs of channels, class after class in the order of the samples: [pairs] each.
+def similarities(evaluator: MaskedEvaluator, group: Group, labels: Labels) -> Iterator[Array]:
+    """Yield similarities of a group's pairs of channels, class after class in the order of the samples: [pairs] each.
 
     A group whose channels are on several tensors (a residual stream) gets the mean of theirs. Tensors `[n, c, h, w]`
-    hold maps; all others hold activations of neurons, and so do maps of one pixel.
+    hold maps; all others hold activations of neurons, as do maps of one pixel.
 
     Args:
-        trials: without the channels that are gone already; their samples lie class after class.
-        group: whose channels.
-        labels: of the samples.
+        trials: Masked evaluations without the channels already removed; their samples are sorted by class.
+        group: Group whose channels are compared.
+        labels: Labels of the samples.
     """
-    sites = [s for s in feature_sites(trials.analysis, [group], "active") if _places(s, group) is not None]
+    sites = [s for s in feature_sites(evaluator.analysis, [group], "active") if _places(s, group) is not None]
     names = list(dict.fromkeys(s.tensor for s in sites))
-    seen = [_Seen(s, index) for s in sites if (index := _places(s, group)) is not None]
+    seen = [_ClassActivations(s, index) for s in sites if (index := _places(s, group)) is not None]
     left = dict(zip(*np.unique(labels, return_counts=True), strict=True))
     if not seen:
         yield from (np.zeros(group.channels * (group.channels - 1) // 2) for _ in left)
         return
-    for samples, tensors in trials.tensors(names):
+    for samples, tensors in evaluator.tensors(names):
         values = dict(zip(names, tensors, strict=True))
         here = labels[samples.start : samples.stop]
         for k in np.unique(here):
@@ -243,7 +243,7 @@ def similarities(trials: Trials, group: Group, labels: Labels) -> Iterator[Array
 
 
 def _places(site: FeatureSite, group: Group) -> NDArray[np.int64] | None:
-    """Where a group's channels are on a tensor's axis, [channels, indices per channel]; None if not all are alike."""
+    """Return a group's indices on a tensor's axis, [channels, indices per channel]; None if the counts differ."""
     here = np.flatnonzero(np.isin(site.components, group.components))
     here = here[np.argsort(site.components[here], kind="stable")]
     if not len(here) or len(here) % group.channels:
@@ -253,18 +253,18 @@ def _places(site: FeatureSite, group: Group) -> NDArray[np.int64] | None:
 
 
 @dataclass(frozen=True)
-class Layer:
-    """What SeNPIS found in one group; K classes, C channels.
+class SenpisResult:
+    """SeNPIS result for one group; K classes, C channels.
 
     Attributes:
-        group: its name.
-        class_loss: mean cross-entropy of each class before anything of this group is masked, [K].
-        im_local: absolute change of it without each channel, [K, C].
-        exponent: number of similar pairs in which the channel is the less important, int64 [K, C].
+        group: Name of the group.
+        class_loss: Mean cross-entropy of each class before any channel of this group is masked, [K].
+        im_local: Absolute change of it without each channel, [K, C].
+        exponent: Number of similar pairs in which the channel is the less important, int64 [K, C].
         im_attenuated: im_local * attenuation ^ exponent, [K, C].
-        im_global: mean over classes, [C]: the score.
-        removed: what `amount` takes of this group, ascending.
-        similarity: [K, C * (C - 1) / 2], if it was asked for.
+        im_global: Mean over classes, [C]: the score.
+        removed: Channels that `amount` removes from this group, ascending.
+        similarity: [K, C * (C - 1) / 2], if requested.
     """
 
     group: str
@@ -282,18 +282,18 @@ class Layer:
 class Senpis(DataCriterion):
     """`s_c = mean over classes of |L_k^-c - L_k| * attenuation ^ e_k,c`; see the module.
 
-    A group is scored as one layer: its channels are masked wherever they are read, and similarities are the mean over
-    the tensors that hold their maps (after the nonlinearity and, in residual streams, after each addition). So there
-    is nothing to reduce. Importance by class is that before the mean.
+    A group is scored as one layer: its channels are masked at all consumers, and similarities are the mean over the
+    tensors that hold their maps (after the nonlinearity and, in residual streams, after each addition). So there is
+    nothing to reduce. Importance by class is the attenuated importance before the mean.
 
     Args:
-        amount: share that leaves each layer in the mode "sequential": round(amount * channels), halves to even. Prune
-            by the same ratio: scores of later layers hold for what is left of earlier ones.
-        sigma: how far above the mean similar pairs are, in standard deviations.
-        attenuation: factor for every similar channel that matters more, in (0, 1].
-        mode: "sequential", or "independent": all layers in the whole network.
-        samples: how many of every class are looked at; 0: all.
-        seed: of their choice.
+        amount: Share removed from each layer in the mode "sequential": round(amount * channels), halves to even.
+            Prune by the same ratio: scores of later layers are valid for the remaining channels of earlier ones.
+        sigma: Threshold of similarity above the mean, in standard deviations.
+        attenuation: Factor for every similar channel that matters more, in (0, 1].
+        mode: "sequential", or "independent": all layers in the unpruned network.
+        samples: Samples used of every class; 0: all.
+        seed: Seed of the choice of samples.
     """
 
     amount: float = 0.3
@@ -311,8 +311,8 @@ class Senpis(DataCriterion):
     default_normalize: ClassVar[str] = "none"
     forbids: ClassVar[Mapping[str, str]] = MappingProxyType(
         {
-            "global": "it takes the same share of every layer, and scores of a layer hold with that share of the "
-            "earlier ones gone; use --ratio (or --scope uniform)"
+            "global": "it removes the same share of every layer, and scores of a layer assume that share of the "
+            "earlier ones removed; use --ratio (or --allocator uniform)"
         }
     )
 
@@ -334,46 +334,46 @@ class Senpis(DataCriterion):
         check("samples", whole(self.samples) and self.samples >= 0, "a whole number, 0 for all")
         check("seed", whole(self.seed) and self.seed >= 0, "a whole number, not negative")
 
-    def least_samples(self, case: Case) -> int:
-        return max(1, self.samples) * _classes(case)
+    def least_samples(self, context: ScoringContext) -> int:
+        return max(1, self.samples) * _classes(context)
 
-    def score_sites(self, case: Case, probes: Sequence[Probe]) -> list[SiteScores]:
-        groups = case.analysis.by_name
+    def score_sites(self, context: ScoringContext, probes: Sequence[Probe]) -> list[SiteScores]:
+        groups = context.analysis.by_name
         return [
             SiteScores(groups[layer.group].components, layer.im_global, dict(enumerate(layer.im_attenuated)))
-            for layer in self.layers(case)
+            for layer in self.layers(context)
         ]
 
-    def layers(self, case: Case, *, similarity: bool = False) -> Iterator[Layer]:
-        """Scores the case's groups one after the other, in the order in which the network first reads them.
+    def layers(self, context: ScoringContext, *, similarity: bool = False) -> Iterator[SenpisResult]:
+        """Score the case's groups one after the other, in the order in which the network first reads them.
 
         Args:
-            case: what is scored.
-            similarity: keep the similarities of all pairs: classes * channels^2 / 2 numbers.
+            case: Model, groups and samples.
+            similarity: Keep the similarities of all pairs: classes * channels^2 / 2 numbers.
 
         Raises:
-            OnnxPruneError: as `class_samples`; data that does not fit the model, outputs or maps that are not finite.
+            OnnxPruneError: As `class_samples`; data that does not fit the model, outputs or maps that are not finite.
         """
-        data = case.calibration.data
-        chosen = class_samples(case.labels, _classes(case), self.samples, self.seed, name=data.name)
-        data = Data(data.x[chosen], case.labels[chosen], data.name)
-        trials = loss_trials(case, data)
-        tick = Tick(case, trials)
-        for group in in_reading_order(trials, case.groups):
-            layer = self._layer(trials, group, tick, similarity)
+        data = context.calibration.data
+        chosen = class_samples(context.labels, _classes(context), self.samples, self.seed, name=data.name)
+        data = Data(data.x[chosen], context.labels[chosen], data.name)
+        evaluator = loss_evaluator(context, data)
+        tick = WorkProgress(context, evaluator)
+        for group in in_reading_order(evaluator, context.groups):
+            layer = self._layer(evaluator, group, tick, similarity)
             yield layer
             if self.mode == "sequential":
-                trials.remove(group.name, layer.removed)
+                evaluator.remove(group.name, layer.removed)
 
-    def _layer(self, trials: Trials, group: Group, tick: Tick, keep: bool) -> Layer:
-        labels = trials.feeds.data.y
+    def _layer(self, evaluator: MaskedEvaluator, group: Group, tick: WorkProgress, keep: bool) -> SenpisResult:
+        labels = evaluator.feeds.data.y
         assert labels is not None
         similar, kept = [], []
-        # First the maps, which come before the group's first reader: the trials' activations are at hand for them.
-        for values in similarities(trials, group, labels):
+        # The maps come first: they precede the group's first consumer, where the activations are cached.
+        for values in similarities(evaluator, group, labels):
             similar.append(np.packbits(similar_pairs(values, self.sigma)))
             kept += [values] if keep else []
-        class_loss, without = class_losses(trials, group, tick)
+        class_loss, without = class_losses(evaluator, group, tick)
         im_local = np.abs(without - class_loss[:, None])
         pairs = group.channels * (group.channels - 1) // 2
         exponent = np.stack(
@@ -385,14 +385,14 @@ class Senpis(DataCriterion):
         attenuated = im_local * np.power(float(self.attenuation), exponent)
         score = attenuated.mean(axis=0)
         removed = lowest(score, self.amount)
-        return Layer(
+        return SenpisResult(
             group.name, class_loss, im_local, exponent, attenuated, score, removed, np.stack(kept) if keep else None
         )
 
 
-def _classes(case: Case) -> int:
-    """How many classes the model has; by the labels, if its output's shape is not known."""
-    shape = case.analysis.witness.shapes.get(case.analysis.model.graph.outputs[0].name)
+def _classes(context: ScoringContext) -> int:
+    """Return the number of classes of the model; from the labels, if its output's shape is unknown."""
+    shape = context.analysis.witness.shapes.get(context.analysis.model.graph.outputs[0].name)
     if shape is None or len(shape) < 2:
-        return int(case.labels.max()) + 1
+        return int(context.labels.max()) + 1
     return prod(shape[1:])

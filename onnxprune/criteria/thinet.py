@@ -1,4 +1,4 @@
-"""ThiNet: the channels that the next layer's output misses least, found greedily."""
+"""ThiNet: greedy choice of the channels whose removal changes the next layer's output least."""
 
 from __future__ import annotations
 
@@ -9,20 +9,32 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.calibration import Probe
-from onnxprune.coupling import Group
-from onnxprune.criteria.base import Array, Case, DataCriterion, SiteScores
-from onnxprune.criteria.readers import ROWS, Order, Reader, check_rows, energy, ordered_scores, reader_probes, readers
-from onnxprune.criteria.registry import register
+from onnxprune.analysis.coupling import Group
+from onnxprune.criteria._consumer_errors import (
+    ROWS,
+    ConsumerStatistics,
+    RemovalOrder,
+    check_rows,
+    consumer_probes,
+    consumer_statistics,
+    energy,
+    ordered_scores,
+)
+from onnxprune.criteria._registry import register
+from onnxprune.criteria.base import Array, DataCriterion, ScoringContext, SiteScores
+from onnxprune.execution.calibration import Probe
 
 
 def contribution_moments(moments: Array, weight: Array, blocks: Sequence[NDArray[np.int64]]) -> Array:
-    """`M_cd = E[<z_c, z_d>]` of what channels c and d add to the outputs, `z_c = x_c W_c`: [channels, channels].
+    """Return `M_cd = E[<z_c, z_d>]` of contributions of channels c and d to the outputs, `z_c = x_c W_c`.
 
     Args:
         moments: `E[x x']` of the inputs, [n, n].
         weight: [n, outputs].
-        blocks: indices of each channel's inputs.
+        blocks: Indices of each channel's inputs.
+
+    Returns:
+        [channels, channels].
     """
     product = moments * (weight @ weight.T)
     owner = np.zeros((len(moments), len(blocks)))
@@ -31,68 +43,68 @@ def contribution_moments(moments: Array, weight: Array, blocks: Sequence[NDArray
     return np.asarray(owner.T @ product @ owner)
 
 
-def greedy_order(contributions: Array) -> Order:
-    """Channels in the order in which their sum is missed least: each next one minimises `sum_{c,d in T} M_cd`.
+def greedy_order(contributions: Array) -> RemovalOrder:
+    """Return the greedy removal order: each next channel minimizes `sum_{c,d in T} M_cd` of the removed set T.
 
     Args:
         contributions: M, [channels, channels].
     """
     left = list(range(len(contributions)))
     order, rises = [], []
-    crossed = np.zeros(len(contributions))  # 2 * sum of M_cd over the d that are gone
+    crossed = np.zeros(len(contributions))  # 2 * sum of M_cd over the removed d
     while left:
         rise = np.diag(contributions)[left] + crossed[left]
         best = int(np.argmin(rise))
         rises.append(float(rise[best]))
         order.append(left.pop(best))
         crossed += 2 * contributions[order[-1]]
-    return Order(np.array(order, np.int64), np.array(rises))
+    return RemovalOrder(np.array(order, np.int64), np.array(rises))
 
 
 @register
 @dataclass(frozen=True)
 class ThiNet(DataCriterion):
-    """`s_c`: rise of the readers' squared error when channel c goes after those before it, nothing re-solved.
+    """`s_c`: increase of the consumers' squared error when channel c is removed after those before it, not re-solved.
 
-    The set T of channels to remove grows by the one that keeps `sum over samples of (sum_{c in T} x_c W_c)^2` least.
+    The set T of channels to remove grows by the one that minimizes `sum over samples of (sum_{c in T} x_c W_c)^2`.
     The paper samples single outputs of the next layer; here all outputs at the sampled positions count, by their second
-    moments. An error is a share of the layer's output energy, summed over the layers that read the group. (The paper's
-    factors on what is kept are a recovery: see the pass `reconstruct_weights`.)
+    moments. An error is a share of the layer's output energy, summed over the consumers of the group. (The paper's
+    factors on kept channels are a recovery: see the pass `reconstruct_weights`.)
 
     Args:
-        rows: output positions of each reading layer looked at, in all samples together.
-        seed: of their choice.
+        rows: Output positions used of each consumer, over all samples.
+        seed: Seed of the choice of positions.
     """
 
     rows: int = ROWS
     seed: int = 0
 
     name: ClassVar[str] = "thinet"
-    title: ClassVar[str] = "what the next layer's output misses when the channel goes, found greedily"
+    title: ClassVar[str] = "error of the next layer when the channel is removed, chosen greedily"
     source: ClassVar[str] = "Luo et al. 2017, ThiNet: A Filter Level Pruning Method for Deep Neural Network Compression"
     needs: ClassVar[str] = "data"
     default_reduce: ClassVar[str] = "sum"
     reductions: ClassVar[tuple[str, ...]] = ("sum",)
-    default_normalize: ClassVar[str] = "none"  # shares of output energy already
-    default_scope: ClassVar[str] = "uniform"  # orders a layer well, ranks layers against each other badly
+    default_normalize: ClassVar[str] = "none"  # already shares of output energy
+    default_allocator: ClassVar[str] = "uniform"  # good order within a layer, poor ranking across layers
 
     def __post_init__(self) -> None:
         check_rows("thinet", self.rows)
 
-    def probes(self, case: Case) -> Sequence[Probe]:
-        """Gram matrices of all readers, if memory holds them together."""
-        return reader_probes(case, self.rows, self.seed)
+    def probes(self, context: ScoringContext) -> Sequence[Probe]:
+        """Return Gram matrix probes of all consumers, if they fit into memory together."""
+        return consumer_probes(context, self.rows, self.seed)
 
-    def score_sites(self, case: Case, probes: Sequence[Probe]) -> Sequence[SiteScores]:
-        """One set of scores for each group."""
+    def score_sites(self, context: ScoringContext, probes: Sequence[Probe]) -> Sequence[SiteScores]:
+        """Return one set of scores for each group."""
         return [
             SiteScores(group.components, ordered_scores(greedy_order(_contributions(group, known))))
-            for portion in readers(case, probes, self.rows, self.seed)
+            for portion in consumer_statistics(context, probes, self.rows, self.seed)
             for group, known in portion
         ]
 
 
-def _contributions(group: Group, known: Sequence[Reader]) -> Array:
+def _contributions(group: Group, known: Sequence[ConsumerStatistics]) -> Array:
     total = np.zeros((group.channels, group.channels))
     for reader in known:
         spread = sum(energy(moments, weight) for moments, weight, _ in reader.problems(group, centred=True))

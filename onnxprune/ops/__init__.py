@@ -1,4 +1,4 @@
-"""Operator records. Importing the package registers all that ship; each family lives in a file of its own."""
+"""Operator records. Importing the package registers every built-in record; each operator family has its own file."""
 
 from onnxprune.ops import attention as attention
 from onnxprune.ops import concat as concat
@@ -19,11 +19,11 @@ from onnxprune.ops import reshape as reshape
 from onnxprune.ops import resize as resize
 from onnxprune.ops import scatter as scatter
 from onnxprune.ops import shape_arithmetic as shape_arithmetic
-from onnxprune.ops.labels import Choices as Choices
-from onnxprune.ops.labels import LabelTable as LabelTable
-from onnxprune.ops.record import OpSpec as OpSpec
-from onnxprune.ops.record import all_ops as all_ops
-from onnxprune.ops.record import find as find
-from onnxprune.ops.record import guarded as guarded
-from onnxprune.ops.record import is_foreign as is_foreign
-from onnxprune.ops.record import register as register
+from onnxprune.ops.label_table import CouplingOptions as CouplingOptions
+from onnxprune.ops.label_table import LabelTable as LabelTable
+from onnxprune.ops.op_spec import OpSpec as OpSpec
+from onnxprune.ops.op_spec import all_ops as all_ops
+from onnxprune.ops.op_spec import find as find
+from onnxprune.ops.op_spec import guarded as guarded
+from onnxprune.ops.op_spec import is_foreign as is_foreign
+from onnxprune.ops.op_spec import register as register

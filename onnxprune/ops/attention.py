@@ -1,9 +1,9 @@
-"""Attention as one operator: whole heads go, or the same place in every head.
+"""Records of the operators that compute attention as a whole: whole heads, or head_dim positions, are removed.
 
-Queries, keys and values are [batch, steps, heads * size], or [batch, heads, steps, size]. With fewer heads of keys and
-values than of queries (grouped-query attention) a head of keys goes with all queries that read it, so the ratio stays.
-Where places go, the scale, 1 / sqrt(size) unless it is stated, is stated as it was. Queries and keys are multiplied
-over their places: there the mask stands on the queries.
+Queries, keys and values are [batch, steps, heads * size] or [batch, heads, steps, size]. With fewer key-value heads
+than query heads (grouped-query attention) a key-value head is removed together with all queries that read it, so the
+ratio is kept. When head_dim positions are removed, the original scale (1 / sqrt(size) by default) is written as an
+attribute. Queries and keys are multiplied over head_dim: that axis is masked on the queries.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnxprune.ops.labels import Labels, LabelTable
+from onnxprune.ops.label_table import Labels, LabelTable
+from onnxprune.ops.op_spec import OpSpec, Patcher, Shape, register
 from onnxprune.ops.quantize import MICROSOFT
-from onnxprune.ops.record import OpSpec, Patcher, Shape, register
 
 
 def _heads(labels: Labels | None, heads: int, table: LabelTable, ratio: int = 1) -> Labels | None:
-    """Labels of whole heads, [heads / ratio]: an axis of heads * size, tied within each (and over `ratio` heads)."""
+    """Return labels of whole heads, [heads / ratio], of an axis of heads * size tied within `ratio` heads each."""
     if labels is None:
         return None
     whole = table.tie_within(labels.reshape(heads // ratio, -1), 1)
@@ -31,7 +31,7 @@ def _heads(labels: Labels | None, heads: int, table: LabelTable, ratio: int = 1)
 
 
 def _places(labels: Labels | None, heads: int, table: LabelTable) -> Labels | None:
-    """Labels of the places in a head, [size], tied over the heads."""
+    """Return labels of the positions in a head, [size], tied over the heads."""
     if labels is None:
         return None
     places = table.tie_within(labels.reshape(heads, -1), 0)
@@ -40,7 +40,7 @@ def _places(labels: Labels | None, heads: int, table: LabelTable) -> Labels | No
 
 
 def _together(table: LabelTable, *parts: Labels | None) -> Labels | None:
-    """Ties arrays that stand for the same heads or places."""
+    """Tie arrays of labels of the same heads or positions."""
     for part in parts[1:]:
         table.tie(parts[0], part)
     return parts[0] if all(p is not None for p in parts) else None
@@ -53,7 +53,7 @@ def _by_head(table: LabelTable, kv_heads: int) -> bool:
 def _packed(
     table: LabelTable, q: Labels | None, k: Labels | None, v: Labels | None, heads: int, kv_heads: int, size: int
 ) -> tuple[Labels | None, Labels | None]:
-    """(labels of the output's last axis, labels of key heads); `size` is that of a head of the values."""
+    """Return (labels of the output's last axis, labels of key heads); `size` is the head size of the values."""
     ratio = heads // kv_heads
     if _by_head(table, kv_heads):
         part = _together(
@@ -67,8 +67,8 @@ def _packed(
 
 
 def _bind_heads(table: LabelTable, place: int, axis: int, heads: Labels | None, count: int) -> None:
-    """An input with an axis of heads (a mask, a cache): they go along."""
-    t = table.given(place)
+    """Bind the axis of heads of an input (a mask, a cache) to the heads."""
+    t = table.optional_input(place)
     if t is None:
         return
     rank = len(table.shape(t))
@@ -77,7 +77,7 @@ def _bind_heads(table: LabelTable, place: int, axis: int, heads: Labels | None, 
 
 
 def couple_attention(node: gs.Node, table: LabelTable) -> None:
-    """Heads of queries, keys and values are tied; the steps stay whole."""
+    """Tie the heads of queries, keys and values; lock the steps."""
     axes = [table.get(t) for t in node.inputs[:3]]
     shapes = [table.shape(t) for t in node.inputs[:3]]
     for a in axes:
@@ -97,9 +97,9 @@ def couple_attention(node: gs.Node, table: LabelTable) -> None:
         table.put(node.outputs[0], [None, out, None, axes[2][3]])
     whole = None if part is None else np.repeat(part, heads // kv_heads)
     _bind_heads(table, 3, -3, whole, heads)
-    for place in (4, 5):  # caches of keys and values; their places are those of the data
+    for place in (4, 5):  # caches of keys and values share head_dim with the data
         _bind_heads(table, place, 1, part, kv_heads)
-        cache = table.given(place)
+        cache = table.optional_input(place)
         if cache is not None:
             _same_places(table, cache, axes[place - 3], kv_heads)
     for place, t in enumerate(node.outputs[1:], 1):
@@ -127,9 +127,9 @@ def _state_scale(node: gs.Node, size: int) -> None:
 
 
 def _patch_packed(node: gs.Node, patcher: Patcher, heads: str, kv_heads: str, sizes: Sequence[int] = ()) -> None:
-    """Counts of heads follow; where places go instead, the scale stays what it was.
+    """Update the head counts; where head_dim positions are removed instead, write the original scale.
 
-    `sizes`: of queries, keys and values where one input holds all three.
+    `sizes`: Widths of queries, keys and values where one input holds all three.
     """
     q = node.inputs[0]
     keep = patcher.keep(q, len(patcher.shape(q)) - 1)
@@ -147,7 +147,7 @@ def _patch_packed(node: gs.Node, patcher: Patcher, heads: str, kv_heads: str, si
 
 
 def patch_attention(node: gs.Node, patcher: Patcher) -> None:
-    """Counts of heads follow; where places go instead, the scale stays what it was."""
+    """Update the head counts; where head_dim positions are removed instead, write the original scale."""
     q = node.inputs[0]
     if len(patcher.shape(q)) == 3:
         _patch_packed(node, patcher, "q_num_heads", "kv_num_heads")
@@ -156,7 +156,7 @@ def patch_attention(node: gs.Node, patcher: Patcher) -> None:
 
 
 def macs_attention(node: gs.Node, ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
-    """Queries times keys, and weights times values."""
+    """Return the MACs of queries times keys and weights times values."""
     q, k, out = ins[0], ins[1] or ins[0], outs[0]
     if len(q) == 3:
         return q[0] * q[1] * k[1] * (q[2] + out[2])
@@ -166,8 +166,8 @@ def macs_attention(node: gs.Node, ins: Sequence[Shape], outs: Sequence[Shape]) -
 
 
 def couple_multihead(node: gs.Node, table: LabelTable) -> None:
-    """Heads of queries, keys and values are tied; packed ones stay whole."""
-    k, v = table.given(1), table.given(2)
+    """Tie the heads of queries, keys and values; lock packed ones."""
+    k, v = table.optional_input(1), table.optional_input(2)
     if k is None or v is None or any(len(table.shape(t)) != 3 for t in (node.inputs[0], k, v)):
         table.lock_inputs("packs queries, keys or values")
         return
@@ -175,12 +175,12 @@ def couple_multihead(node: gs.Node, table: LabelTable) -> None:
     heads = int(node.attrs["num_heads"])
     for a in axes:
         table.lock(a[1], "attends over it")
-    if table.given(6) is not None and not _by_head(table, heads):
+    if table.optional_input(6) is not None and not _by_head(table, heads):
         table.lock_inputs("is joined to a cache")
         return
     sizes = [table.shape(t)[2] for t in node.inputs[:3]]
     out, part = _packed(table, axes[0][2], axes[1][2], axes[2][2], heads, heads, sizes[2] // heads)
-    bias = table.given(3)
+    bias = table.optional_input(3)
     if bias is not None:
         table.bind(bias, 0, table.concat([a[2] for a in axes], sizes))
         if not _by_head(table, heads):
@@ -197,7 +197,7 @@ def couple_multihead(node: gs.Node, table: LabelTable) -> None:
 
 
 def patch_multihead(node: gs.Node, patcher: Patcher) -> None:
-    """`num_heads` follows; where places go instead, the scale stays what it was."""
+    """Update `num_heads`; where head_dim positions are removed instead, write the original scale."""
     _patch_packed(node, patcher, "num_heads", "num_heads")
 
 
@@ -208,7 +208,7 @@ def _like_multihead(node: gs.Node) -> list[onnx.NodeProto]:
         return [onnx.helper.make_node(node.op, [t.name for t in node.inputs], [t.name for t in node.outputs],
                                       domain=node.domain)]  # fmt: skip
     return [
-        # [B, S, q] x [B, T, k] x [B, T, v]: a product of the right shape where queries and keys are equally long.
+        # [B, S, q] x [B, T, k] x [B, T, v]: the product has the output's shape if queries and keys are equally long.
         onnx.helper.make_node("Transpose", [k], [f"{out}/keys"], perm=[0, 2, 1]),
         onnx.helper.make_node("MatMul", [q, f"{out}/keys"], [f"{out}/weights"]),
         onnx.helper.make_node("MatMul", [f"{out}/weights", v], [out]),
@@ -217,7 +217,7 @@ def _like_multihead(node: gs.Node) -> list[onnx.NodeProto]:
 
 
 def _caches(node: gs.Node, k: str, v: str) -> list[onnx.NodeProto]:
-    """Caches [batch, heads, steps, size] of keys and values, where nothing is in them before."""
+    """Return nodes that compute the key and value caches [batch, heads, steps, size] when no past cache is given."""
     heads = int(node.attrs.get("kv_num_heads", node.attrs["num_heads"]))
     out = []
     for t, source, past in zip(node.outputs[1:3], (k, v), node.inputs[3:5] if "kv_num_heads" in node.attrs else
@@ -234,13 +234,13 @@ def _caches(node: gs.Node, k: str, v: str) -> list[onnx.NodeProto]:
 
 
 def _sizes(node: gs.Node, total: int) -> list[int]:
-    """Widths of queries, keys and values in the joined weight."""
+    """Return the widths of queries, keys and values in the packed weight."""
     stated = node.attrs.get("qkv_hidden_sizes")
     return [int(n) for n in stated] if stated else [total // 3] * 3
 
 
 def couple_self_attention(node: gs.Node, table: LabelTable) -> None:
-    """Projections and attention in one (com.microsoft): whole heads of the joined weight go."""
+    """Free whole heads of the packed projection weight (com.microsoft)."""
     x, w = node.inputs[:2]
     heads = int(node.attrs["num_heads"])
     if not table.is_const(w):
@@ -255,7 +255,7 @@ def couple_self_attention(node: gs.Node, table: LabelTable) -> None:
     joined = None if part is None else np.concatenate([np.repeat(part, n // heads) for n in sizes])
     table.bind(w, 1, joined)
     table.filters(w, 1, joined)
-    bias = table.given(2)
+    bias = table.optional_input(2)
     if bias is not None:
         table.bind(bias, 0, joined)
     _bind_heads(table, 4, 2, part, heads)
@@ -268,7 +268,7 @@ def couple_self_attention(node: gs.Node, table: LabelTable) -> None:
 
 
 def patch_self_attention(node: gs.Node, patcher: Patcher) -> None:
-    """`num_heads` and the widths of the joined weight follow."""
+    """Update `num_heads` and the widths of the packed weight."""
     keep = patcher.keep(node.inputs[1], 1)
     if keep is None:
         return
@@ -281,7 +281,7 @@ def patch_self_attention(node: gs.Node, patcher: Patcher) -> None:
 
 
 def macs_self_attention(node: gs.Node, ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
-    """The projections, queries times keys, and weights times values."""
+    """Return the MACs of the projections, queries times keys, and weights times values."""
     batch, steps, width = ins[0]
     total, out = ins[1][1], outs[0][2]
     return batch * steps * (width * total + steps * (total - out) // 2 + steps * out)
@@ -302,19 +302,19 @@ def _like_self_attention(node: gs.Node) -> list[onnx.NodeProto]:
 
 
 def couple_grouped(node: gs.Node, table: LabelTable) -> None:
-    """Heads of keys and values go with the queries that read them (com.microsoft)."""
+    """Tie key-value heads to the queries that read them (com.microsoft)."""
     heads, kv_heads = int(node.attrs["num_heads"]), int(node.attrs["kv_num_heads"])
-    if any(table.given(p) is not None for p in range(11, len(node.inputs))):
+    if any(table.optional_input(p) is not None for p in range(11, len(node.inputs))):
         table.lock_inputs("quantizes its caches, or normalizes heads")
         return
     if kv_heads < 2:
-        table.lock_inputs("has one head of keys, which cannot go")
+        table.lock_inputs("has one head of keys, which cannot be removed")
         return
-    k, v = table.given(1), table.given(2)
+    k, v = table.optional_input(1), table.optional_input(2)
     labels = table.get(node.inputs[0])[2]
     width = table.shape(node.inputs[0])[2]
     ratio = heads // kv_heads
-    if k is None or v is None:  # all three in one
+    if k is None or v is None:  # one packed input
         size = width // (heads + 2 * kv_heads)
         cuts = [heads * size, (heads + kv_heads) * size]
         q, key, value = (None, None, None) if labels is None else np.split(labels, cuts)
@@ -333,7 +333,7 @@ def couple_grouped(node: gs.Node, table: LabelTable) -> None:
 
 
 def patch_grouped(node: gs.Node, patcher: Patcher) -> None:
-    """Counts of heads follow."""
+    """Update the head counts."""
     heads, kv_heads = int(node.attrs["num_heads"]), int(node.attrs["kv_num_heads"])
     width = patcher.shape(node.inputs[0])[2]
     joined = len(node.inputs) < 2 or not node.inputs[1].name
@@ -348,7 +348,7 @@ def _like_grouped(node: gs.Node) -> list[onnx.NodeProto]:
     heads, kv_heads = int(node.attrs["num_heads"]), int(node.attrs["kv_num_heads"])
     if k and v:
         return [onnx.helper.make_node("Identity", [q], [out]), *_caches(node, k, v)]
-    # [B, S, (heads + 2 kv_heads) * size] as heads of their own, of which some are gathered.
+    # [B, S, (heads + 2 kv_heads) * size] as separate heads, gathered into queries, keys and values.
     ints = onnx.TensorProto.INT64
     four = onnx.helper.make_tensor(f"{out}/four", ints, [4], [0, 0, heads + 2 * kv_heads, -1])
     three = onnx.helper.make_tensor(f"{out}/three", ints, [3], [0, 0, -1])
@@ -369,13 +369,13 @@ def _like_grouped(node: gs.Node) -> list[onnx.NodeProto]:
 
 
 def _rotary_heads(node: gs.Node, shape: Shape, cache: Shape) -> int:
-    """How many heads [batch, steps, heads * size] holds."""
+    """Return the number of heads in [batch, steps, heads * size]."""
     stated = int(node.attrs.get("num_heads", 0))
     return stated or shape[-1] // (2 * cache[-1])
 
 
 def couple_rotary(node: gs.Node, table: LabelTable) -> None:
-    """Rotates pairs of places within every head: whole heads can go."""
+    """Tie the positions within every head, which are rotated in pairs; whole heads are free."""
     x = node.inputs[0]
     axes = list(table.get(x))
     if len(axes) == 4:
@@ -391,12 +391,12 @@ def couple_rotary(node: gs.Node, table: LabelTable) -> None:
             axes[2] = np.repeat(part, len(axes[2]) // heads)
     for t in node.inputs[1:]:
         if t.name:
-            table.lock_tensor(t, "turns angles")
+            table.lock_tensor(t, "holds rotation angles")
     table.put(node.outputs[0], axes)
 
 
 def patch_rotary(node: gs.Node, patcher: Patcher) -> None:
-    """`num_heads` follows."""
+    """Update `num_heads`."""
     keep = patcher.keep(node.inputs[0], 2) if len(patcher.shape(node.inputs[0])) == 3 else None
     if keep is not None and node.attrs.get("num_heads", 0):
         node.attrs["num_heads"] = int(keep.sum()) * int(node.attrs["num_heads"]) // len(keep)

@@ -1,4 +1,4 @@
-"""Concat and Split: label arrays are joined and cut like the data."""
+"""Records of Concat and Split: label arrays are joined and split like the data."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from itertools import pairwise
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.ops.labels import Array, Axes, LabelTable
-from onnxprune.ops.record import OpSpec, Patcher, normal_axis, register
+from onnxprune.ops.label_table import Array, Axes, LabelTable
+from onnxprune.ops.op_spec import OpSpec, Patcher, normal_axis, register
 
 
 def couple_concat(node: gs.Node, table: LabelTable) -> None:
-    """Joined along `axis`; the other axes are tied across the inputs."""
+    """Join labels along `axis`; tie the other axes across the inputs."""
     join(node, table, node.inputs)
 
 
 def join(node: gs.Node, table: LabelTable, inputs: Sequence[gs.Tensor]) -> None:
-    """Couples some of a node's inputs as those of a Concat."""
+    """Couple some of a node's inputs like those of a Concat."""
     rank = len(table.shape(inputs[0]))
     axis = normal_axis(int(node.attrs["axis"]), rank)
     out: Axes = []
@@ -45,7 +45,7 @@ def join(node: gs.Node, table: LabelTable, inputs: Sequence[gs.Tensor]) -> None:
 
 
 def couple_split(node: gs.Node, table: LabelTable) -> None:
-    """Cut along `axis` into the outputs' sizes."""
+    """Split labels along `axis` into the outputs' sizes."""
     axes = table.get(node.inputs[0])
     axis = normal_axis(int(node.attrs.get("axis", 0)), len(axes))
     labels = axes[axis]
@@ -59,7 +59,7 @@ def couple_split(node: gs.Node, table: LabelTable) -> None:
 
 
 def patch_split(node: gs.Node, patcher: Patcher) -> None:
-    """States the sizes that are left; an implicit equal split becomes an explicit one."""
+    """Write the remaining sizes; an implicit equal split becomes explicit."""
     axis = normal_axis(int(node.attrs.get("axis", 0)), len(patcher.shape(node.inputs[0])))
     keep = patcher.keep(node.inputs[0], axis)
     if keep is None:

@@ -1,4 +1,4 @@
-"""Convolutions: Conv and ConvTranspose, 1-D to 3-D, grouped and depthwise."""
+"""Records of convolutions: Conv and ConvTranspose, 1-D to 3-D, grouped and depthwise."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from math import prod
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.ops.labels import Axes, Labels, LabelTable
-from onnxprune.ops.record import OpSpec, Patcher, Shape, left, register
+from onnxprune.ops.label_table import Axes, Labels, LabelTable
+from onnxprune.ops.op_spec import OpSpec, Patcher, Shape, register, remaining
 
 
 def _start(
     node: gs.Node, table: LabelTable, weight: int = 1, bias_at: int = 2, last: bool = False
 ) -> tuple[gs.Tensor, gs.Tensor | None, int, Labels | None, Axes] | None:
-    """(weight, bias, groups, input channels, labels over space), or None after locking one by computed weights.
+    """Return (weight, bias, groups, input channels, labels over space); lock a computed weight and return None.
 
-    `last`: the data's channels are its last axis.
+    `last`: The data's channels are its last axis.
     """
     x, w = node.inputs[0], node.inputs[weight]
     if not table.is_const(w):
@@ -37,7 +37,7 @@ def _start(
 
 
 def _pointwise(node: gs.Node, place: int, kernel: Shape) -> bool:
-    """Whether a spatial axis is only passed along: every index by itself, none left out or added."""
+    """Return whether a spatial axis is unchanged: kernel and stride 1, no padding."""
     attrs, rank = node.attrs, len(kernel)
     pads = attrs.get("pads") or [0] * 2 * rank
     added = (pads[place], pads[place + rank], (attrs.get("output_padding") or [0] * rank)[place])
@@ -45,21 +45,21 @@ def _pointwise(node: gs.Node, place: int, kernel: Shape) -> bool:
 
 
 def _split(labels: Labels | None, groups: int, table: LabelTable, *, blocks: bool) -> Labels | None:
-    """Labels of a grouped axis per group (blocks) or per place within every group (positions), tied accordingly."""
+    """Return labels of a grouped axis per group (`blocks`) or per position within a group, tied accordingly."""
     if labels is None:
         return None
     return table.tie_within(labels.reshape(groups, -1), 1 if blocks else 0)
 
 
 def _by_blocks(inputs: Labels | None, groups: int, per_group_in: int, per_group_out: int) -> bool:
-    """Whether whole groups go, or the same place in every group: the larger factor offers more channels."""
+    """Return whether whole groups are removed, not one position in every group: the larger factor is freed."""
     if per_group_in == 1 and per_group_out == 1:
         return True
     return groups >= per_group_in and (inputs is not None or per_group_out == 1)
 
 
 def couple_conv(node: gs.Node, table: LabelTable) -> None:
-    """Output axis of the weight: fresh; input axis tied to the input's channels; kernel axes fixed."""
+    """Tie the weight's input axis to the input channels; the output axis is free, the kernel axes are fixed."""
     convolve(node, table)
 
 
@@ -67,13 +67,13 @@ def convolve(
     node: gs.Node, table: LabelTable, *, weight: int = 1, bias_at: int = 2, steps: tuple[int, int] | None = None,
     last: bool = False,
 ) -> Labels | None:  # fmt: skip
-    """Couples a convolution of any kind and returns its output channels.
+    """Couple a convolution of any kind and return its output channels.
 
     Args:
-        weight: place of the weight [out, in/groups, ...] among the inputs.
-        bias_at: place of the bias.
-        steps: for integers, places of the data's scale and zero point.
-        last: the data's channels are its last axis.
+        weight: Input index of the weight [out, in/groups, ...].
+        bias_at: Input index of the bias.
+        steps: Integer data: input indices of its scale and zero point.
+        last: The data's channels are its last axis.
     """
     start = _start(node, table, weight, bias_at, last)
     if start is None:
@@ -108,7 +108,7 @@ def convolve(
 
 
 def couple_conv_transpose(node: gs.Node, table: LabelTable) -> None:
-    """The weight is [in, out/groups, ...]."""
+    """Tie the input axis of the weight [in, out/groups, ...] to the input channels; the output axis is free."""
     start = _start(node, table)
     if start is None:
         return
@@ -138,50 +138,50 @@ def couple_conv_transpose(node: gs.Node, table: LabelTable) -> None:
 
 
 def patch_conv_group(node: gs.Node, patcher: Patcher) -> None:
-    """`group` follows when whole groups go: channels left over channels left per group."""
+    """Update `group` when whole groups are removed: remaining channels over remaining channels per group."""
     patch_group(node, patcher, 1)
 
 
 def patch_group(node: gs.Node, patcher: Patcher, weight: int, channels: int = 1) -> None:
-    """The same for a weight and channels at other places."""
+    """Update `group` for a weight at input `weight` and channels on axis `channels`."""
     if int(node.attrs.get("group", 1)) > 1:
-        node.attrs["group"] = left(patcher, node.inputs[0], channels) // left(patcher, node.inputs[weight], 1)
+        node.attrs["group"] = remaining(patcher, node.inputs[0], channels) // remaining(patcher, node.inputs[weight], 1)
 
 
 def patch_conv_transpose_group(node: gs.Node, patcher: Patcher) -> None:
-    """As for Conv, from the output side: its weight states the outputs per group."""
+    """Update `group` from the output side: the weight of ConvTranspose states the outputs per group."""
     if int(node.attrs.get("group", 1)) > 1:
-        node.attrs["group"] = left(patcher, node.outputs[0], 1) // left(patcher, node.inputs[1], 1)
+        node.attrs["group"] = remaining(patcher, node.outputs[0], 1) // remaining(patcher, node.inputs[1], 1)
 
 
 def macs_conv(node: gs.Node, ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
-    """One pass of the weight per output pixel."""
+    """Return the MACs of one pass of the weight per output pixel."""
     return outs[0][0] * prod(outs[0][2:]) * prod(ins[1])
 
 
 def macs_conv_transpose(node: gs.Node, ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
-    """One pass of the weight per input pixel."""
+    """Return the MACs of one pass of the weight per input pixel."""
     return ins[0][0] * prod(ins[0][2:]) * prod(ins[1])
 
 
 def couple_deform_conv(node: gs.Node, table: LabelTable) -> None:
-    """As Conv, where all channels are read at the same shifted places; what says where stays whole."""
+    """Tie channels as for Conv; offsets and mask, shared by all channels, are locked."""
     for place in (2, 4):
-        t = table.given(place)
+        t = table.optional_input(place)
         if t is not None:
-            table.lock_tensor(t, "says where to look")
+            table.lock_tensor(t, "holds sampling positions")
     if int(node.attrs.get("offset_group", 1)) > 1:
-        table.lock(table.get(node.inputs[0])[1], "is looked at in groups of places")
+        table.lock(table.get(node.inputs[0])[1], "is sampled with offsets per channel group")
     convolve(node, table, bias_at=3)
 
 
 def couple_causal_conv(node: gs.Node, table: LabelTable) -> None:
-    """Every channel with its own kernel [C, 1, k], bias and state."""
+    """Tie every channel to its own kernel [C, 1, k], bias and state."""
     axes = table.get(node.inputs[0])
     table.lock(axes[2], "convolves over it")
     for t in node.inputs[1:]:
         if t.name:
-            table.bind(t, 1 if t is table.given(3) else 0, axes[1])
+            table.bind(t, 1 if t is table.optional_input(3) else 0, axes[1])
     for t in node.outputs:
         if t.name:
             table.put(t, [None, axes[1], None])

@@ -1,4 +1,4 @@
-"""Operators that work index by index, with numpy's broadcasting: activations, arithmetic, comparisons."""
+"""Records of elementwise operators with numpy broadcasting: activations, arithmetic, comparisons."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.ops.labels import Array, Axes, LabelTable
-from onnxprune.ops.record import Evaluate, OpSpec, register
+from onnxprune.ops.label_table import Array, Axes, LabelTable
+from onnxprune.ops.op_spec import Evaluate, OpSpec, register
 
-# Operators that join two streams of activations.
+# Operators that add two activations (residual streams).
 ADDS = frozenset(("Add", "Sum", "QLinearAdd", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization"))
 
 
 def broadcast(table: LabelTable, operands: Sequence[tuple[gs.Tensor, int]]) -> Axes:
-    """Ties the axes of operands that broadcast against each other, aligned at the last one.
+    """Tie the axes of operands that broadcast against each other, aligned at the last one.
 
     Args:
-        operands: tensors, each with how many of its leading axes take part.
+        operands: Tensors, each with the number of its leading axes that broadcast.
 
     Returns:
-        labels of the broadcast axes. Axes of size 1 stretch and tie nothing; constants take the data's labels.
+        Labels of the broadcast axes. Axes of size 1 tie nothing; constants get the data's labels.
     """
     if not operands:
         return []
@@ -37,8 +37,8 @@ def broadcast(table: LabelTable, operands: Sequence[tuple[gs.Tensor, int]]) -> A
                 takes.append((t, axis))
         data = [(t, axis) for t, axis in takes if not table.is_const(t)]
         if not data:
-            # Along this axis the data is one index, copied: a constant offers channels (a bias of each attention head,
-            # the scales of dynamic quantization times that of the data).
+            # The data has size 1 along this axis: a constant offers channels (a bias of each attention head, the weight
+            # scales of dynamic quantization times the data's scale).
             stretched = bool(takes) and any(not table.is_const(t) for t, _ in operands)
             out[place] = table.produce(*takes[0]) if stretched else None
             for t, axis in takes:
@@ -59,14 +59,14 @@ def broadcast(table: LabelTable, operands: Sequence[tuple[gs.Tensor, int]]) -> A
 
 
 def couple_broadcast(node: gs.Node, table: LabelTable) -> None:
-    """All inputs broadcast against each other."""
+    """Tie the axes of all inputs, which broadcast against each other."""
     axes = broadcast(table, [(t, len(table.shape(t))) for t in node.inputs if t.name])
     for t in node.outputs:
         table.put(t, axes)
 
 
 def couple_unary(node: gs.Node, table: LabelTable) -> None:
-    """The output has the labels of the first input; a constant behind it stays visible as a weight."""
+    """Pass the first input's labels to every output; Identity or Cast of a constant is a view of that weight."""
     source = node.inputs[0]
     if table.is_const(source) and node.op in ("Identity", "Cast"):
         table.view(node.outputs[0], source)
@@ -77,28 +77,28 @@ def couple_unary(node: gs.Node, table: LabelTable) -> None:
 
 
 def couple_bit_cast(node: gs.Node, table: LabelTable) -> None:
-    """The same bits as another type; where that is of another width, the last axis is cut anew."""
+    """Pass labels; lock the last axis where the new type has another width."""
     axes = list(table.get(node.inputs[0]))
     if table.shape(node.inputs[0]) != table.shape(node.outputs[0]):
-        table.lock(axes[-1], "is cut into numbers of another width")
+        table.lock(axes[-1], "is split into elements of another width")
         axes[-1] = None
     table.put(node.outputs[0], axes)
 
 
 def elementwise(*ops: str, evaluate: Evaluate | None = None) -> None:
-    """Registers a family of broadcasting operators."""
+    """Register a family of broadcasting operators."""
     for op in ops:
         register(OpSpec(op, couple_broadcast, evaluate=evaluate))
 
 
 def unary(*ops: str, evaluate: Evaluate | None = None) -> None:
-    """Registers a family whose output follows the first input."""
+    """Register a family of operators that pass the first input's labels."""
     for op in ops:
         register(OpSpec(op, couple_unary, evaluate=evaluate))
 
 
 def numpy_op(function: Callable[..., Any]) -> Evaluate:
-    """Evaluates with a numpy function of the input values."""
+    """Return an evaluator that applies a numpy function to the input values."""
 
     def run(node: gs.Node, values: Sequence[Array]) -> Array:
         return np.asarray(function(*values))
@@ -107,7 +107,7 @@ def numpy_op(function: Callable[..., Any]) -> Evaluate:
 
 
 def _divide(a: Array, b: Array) -> Array:
-    # Integer division of ONNX truncates towards zero, numpy's floors.
+    # ONNX integer division truncates towards zero; numpy's floors.
     if np.issubdtype(a.dtype, np.integer):
         return np.asarray(np.trunc(a / b).astype(a.dtype)) if (np.any(a < 0) or np.any(b < 0)) else a // b
     return np.asarray(a / b)

@@ -1,6 +1,6 @@
-"""What onnxruntime's optimizer makes of several operators (domain com.microsoft): FusedConv, FusedMatMul, BiasGelu ...
+"""Records of the fused operators of onnxruntime's optimizer (com.microsoft): FusedConv, FusedMatMul, BiasGelu ...
 
-A model that was optimized up to level "extended" is still a model like others.
+With them, models optimized up to level "extended" can be pruned.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import onnx_graphsurgeon as gs
 
 from onnxprune.ops.conv import convolve, macs_conv, patch_conv_group
 from onnxprune.ops.elementwise import broadcast, couple_broadcast, couple_unary
-from onnxprune.ops.labels import STATISTIC, Axes, LabelTable
+from onnxprune.ops.label_table import STATISTIC, Axes, LabelTable
 from onnxprune.ops.matmul import couple_gemm, macs_gemm, multiply_terms
+from onnxprune.ops.op_spec import OpSpec, Shape, StandIn, register
 from onnxprune.ops.quantize import MICROSOFT
-from onnxprune.ops.record import OpSpec, Shape, StandIn, register
 
 
 def like(op: str, inputs: int | None = None) -> StandIn:
-    """The standard operator with the same first inputs and the attributes it knows."""
+    """Return a stand-in: the standard operator `op` on the first inputs, with the attributes in its schema."""
 
     def stand_in(node: gs.Node) -> list[onnx.NodeProto]:
         known = onnx.defs.get_schema(op).attributes
@@ -35,9 +35,9 @@ def like(op: str, inputs: int | None = None) -> StandIn:
 
 
 def couple_fused_conv(node: gs.Node, table: LabelTable) -> None:
-    """As Conv; a fourth input is added before the activation."""
+    """Tie channels as for Conv; the fourth input, added before the activation, is tied to the output channels."""
     out = convolve(node, table)
-    z = table.given(3)
+    z = table.optional_input(3)
     if z is None:
         return
     if out is not None:
@@ -46,13 +46,13 @@ def couple_fused_conv(node: gs.Node, table: LabelTable) -> None:
         if axis == 1:
             table.bind(z, 1, out)
         else:
-            table.lock(labels, "is added to places")
+            table.lock(labels, "is added along space")
 
 
 def _letters(node: gs.Node, rank_a: int, rank_b: int) -> tuple[str, str, str]:
-    """FusedMatMul as letters: m and n of the output, k summed, capitals for leading axes.
+    """Return the einsum terms of FusedMatMul: m and n of the output, k summed, capitals for leading axes.
 
-    With transBatchA the rows stand first, before the leading axes; transA then swaps rows and the last axis.
+    With transBatchA the rows come first, before the leading axes; transA then swaps rows and the last axis.
     """
     lead = "ABCDEFGH"[: max(rank_a, rank_b) - 2]
 
@@ -66,7 +66,7 @@ def _letters(node: gs.Node, rank_a: int, rank_b: int) -> tuple[str, str, str]:
 
 
 def couple_fused_matmul(node: gs.Node, table: LabelTable) -> None:
-    """As MatMul, with either operand transposed, and a factor."""
+    """Tie axes as for MatMul, with either operand transposed."""
     ranks = [len(table.shape(t)) for t in node.inputs[:2]]
     if min(ranks) < 2:
         table.lock_inputs("multiplies vectors")
@@ -80,7 +80,7 @@ def _like_einsum(node: gs.Node) -> list[onnx.NodeProto]:
     for t, side, rows, columns in (node.inputs[0], "A", "m", "k"), (node.inputs[1], "B", "k", "n"):
         if node.attrs.get(f"trans{side}", 0):
             rows, columns = columns, rows
-        # Ellipses of different length are more than onnx infers: a matrix, as weights mostly are, goes without.
+        # ONNX shape inference fails on ellipses of different length: a 2-D constant has no ellipsis.
         lead = "" if isinstance(t, gs.Constant) and len(t.shape) == 2 else "..."
         batch = node.attrs.get(f"transBatch{side}", 0)
         terms.append(f"{rows}{lead}{columns}" if batch else f"{lead}{rows}{columns}")
@@ -91,13 +91,13 @@ def _like_einsum(node: gs.Node) -> list[onnx.NodeProto]:
 
 
 def macs_fused_matmul(node: gs.Node, ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
-    """Output elements times the summed length."""
+    """Return the output elements times the summed length."""
     a = _letters(node, len(ins[0]), len(ins[1]))[0]
     return prod(outs[0]) * ins[0][a.index("k")]
 
 
 def couple_skip_norm(node: gs.Node, table: LabelTable) -> None:
-    """A sum of two streams, and a statistic over its last axis; the sum is an output as well."""
+    """Tie the streams that are added; the statistic over the last axis is an inexact lock."""
     simplified = node.op.startswith("SkipSimplified")
     streams = [(t, len(table.shape(t))) for t in node.inputs[:2]]
     axes = broadcast(table, streams)
@@ -124,7 +124,7 @@ def _like_skip_norm(node: gs.Node) -> list[onnx.NodeProto]:
 
 
 def couple_embed_norm(node: gs.Node, table: LabelTable) -> None:
-    """Sums of rows of embedding tables, and a statistic over them."""
+    """Tie the embedding tables that are added; lock their channels, which a statistic reads."""
     tables = [node.inputs[i] for i in (2, 3, 4) if i < len(node.inputs) and node.inputs[i].name]
     labels = table.produce(tables[0], 1) if table.is_const(tables[0]) else None
     for t in tables:

@@ -1,4 +1,4 @@
-"""Operators that pick indices: Gather and Slice with constant indices are plain indexing of the label array."""
+"""Records of operators that select indices: Gather and Slice with constant indices index the label array."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.ops.labels import Array, Axes, LabelTable
-from onnxprune.ops.record import Mask, OpSpec, Patcher, ints, normal_axis, register
+from onnxprune.ops.label_table import Array, Axes, LabelTable
+from onnxprune.ops.op_spec import Mask, OpSpec, Patcher, ints, normal_axis, register
 
 
 def couple_gather(node: gs.Node, table: LabelTable) -> None:
-    """Constant indices select labels; indices from data need the whole axis. A constant table is a weight."""
+    """Select labels by constant indices; lock an axis indexed by data. A constant table offers channels as a weight."""
     data, indices = node.inputs[:2]
     axes = table.get(data) if not table.is_const(data) else _table_axes(node, table)
     axis = normal_axis(int(node.attrs.get("axis", 0)), len(axes))
@@ -31,7 +31,7 @@ def couple_gather(node: gs.Node, table: LabelTable) -> None:
 
 
 def _table_axes(node: gs.Node, table: LabelTable) -> Axes:
-    """An embedding table: the looked-up axis stays whole, the others are fresh channels."""
+    """Return the labels of an embedding table: None on the indexed axis, fresh channels on the others."""
     data = node.inputs[0]
     rank = len(table.shape(data))
     axis = normal_axis(int(node.attrs.get("axis", 0)), rank)
@@ -45,7 +45,7 @@ def _table_axes(node: gs.Node, table: LabelTable) -> Axes:
 
 
 def patch_gather(node: gs.Node, patcher: Patcher) -> None:
-    """Indices are renumbered; removed ones are dropped."""
+    """Drop removed indices and renumber the others."""
     axis = normal_axis(int(node.attrs.get("axis", 0)), len(patcher.shape(node.inputs[0])))
     keep = patcher.keep(node.inputs[0], axis)
     value = patcher.constant(node, 1)
@@ -63,7 +63,7 @@ def _renumbered(keep: Mask, value: Array) -> Array:
 
 
 def _slice_spec(node: gs.Node, rank: int, values: Sequence[Array | None]) -> dict[int, slice] | None:
-    """axis -> slice, or None when a bound is not known. `values`: starts, ends, axes, steps; missing ones None."""
+    """Return axis -> slice, None if a bound is unknown. `values`: starts, ends, axes, steps; missing ones None."""
     starts, ends, axes, steps = values
     if starts is None or ends is None:
         return None
@@ -76,12 +76,12 @@ def _slice_spec(node: gs.Node, rank: int, values: Sequence[Array | None]) -> dic
 
 
 def _end(end: int, step: int) -> int | None:
-    # Walking backwards, numpy reads an end of -1 as the last index; ONNX means "past the first" by a very small one.
+    # With a negative step numpy reads an end of -1 as the last index; ONNX uses a very small end for "past the first".
     return None if step < 0 and end < -(2**30) else end
 
 
 def _operands(node: gs.Node, value: object) -> list[Array | None]:
-    """starts, ends, axes, steps through a value lookup; attributes before opset 10."""
+    """Return starts, ends, axes, steps, read by `value` from the inputs or, before opset 10, from attributes."""
     if "starts" in node.attrs:
         found = [node.attrs.get(k) for k in ("starts", "ends", "axes", "steps")]
         return [None if f is None else np.asarray(f) for f in found]
@@ -97,7 +97,7 @@ def _given(node: gs.Node, place: int) -> bool:
 
 
 def couple_slice(node: gs.Node, table: LabelTable) -> None:
-    """Slices of labels where the bounds are constants; with computed bounds an axis must stay whole to pass."""
+    """Slice labels by constant bounds; with computed bounds lock every axis that is not sliced whole."""
     axes = list(table.get(node.inputs[0]))
     values = _operands(node, lambda i: table.value(node.inputs[i]))
     fixed = all(isinstance(t, gs.Constant) for t in node.inputs[1:] if t.name)
@@ -121,7 +121,7 @@ def couple_slice(node: gs.Node, table: LabelTable) -> None:
 
 
 def patch_slice(node: gs.Node, patcher: Patcher) -> None:
-    """Bounds move to where the kept indices now are; a stride over a thinned axis becomes a Gather."""
+    """Move the bounds to the kept indices; a stride over a pruned axis becomes a Gather."""
     rank = len(patcher.shape(node.inputs[0]))
     values = _operands(node, lambda i: patcher.constant(node, i))
     spec = _slice_spec(node, rank, values)
@@ -136,7 +136,7 @@ def patch_slice(node: gs.Node, patcher: Patcher) -> None:
         changed = True
         chosen = np.arange(len(keep))[piece]
         place = (np.cumsum(keep) - 1)[chosen[keep[chosen]]]
-        if (piece.step or 1) != 1:  # kept indices between two chosen ones may be gone: no stride fits any more
+        if (piece.step or 1) != 1:  # indices between chosen ones may be removed: no constant stride fits
             _to_gather(node, patcher, axis, place)
             return
         starts[i], ends[i] = (int(place[0]), int(place[-1]) + 1) if len(place) else (0, 0)
@@ -152,7 +152,7 @@ def patch_slice(node: gs.Node, patcher: Patcher) -> None:
 
 def _to_gather(node: gs.Node, patcher: Patcher, axis: int, place: Array) -> None:
     node.op, node.attrs = "Gather", {"axis": axis}
-    while len(node.inputs) > 1:  # graphsurgeon's lists keep both sides of an edge only item by item
+    while len(node.inputs) > 1:  # graphsurgeon updates both ends of an edge only on single-item changes
         node.inputs.pop()
     patcher.replace(node, 1, np.asarray(place, np.int64))
 

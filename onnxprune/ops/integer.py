@@ -1,6 +1,6 @@
-"""Products and convolutions of integers: QLinearConv, QLinearMatMul, ConvInteger, MatMulInteger, QGemm ...
+"""Records of integer products and convolutions: QLinearConv, QLinearMatMul, ConvInteger, MatMulInteger, QGemm ...
 
-Their data is masked as the numbers it stands for and quantized again; see the pass `insert_masks`.
+The masked reference dequantizes their data, masks it and quantizes it again; see the pass `insert_masks`.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ import onnx_graphsurgeon as gs
 from onnxprune.ops.concat import join
 from onnxprune.ops.conv import convolve, patch_conv_group, patch_group
 from onnxprune.ops.elementwise import broadcast
-from onnxprune.ops.labels import Axes, Labels, LabelTable, Quantization
+from onnxprune.ops.label_table import Axes, Labels, LabelTable, Quantization
+from onnxprune.ops.op_spec import Macs, OpSpec, Patcher, Shape, StandIn, normal_axis, register
 from onnxprune.ops.quantize import MICROSOFT
-from onnxprune.ops.record import Macs, OpSpec, Patcher, Shape, StandIn, normal_axis, register
 
 
 def _input(node: gs.Node, place: int) -> gs.Tensor | None:
-    """An input that is there."""
+    """Return an input, or None if it is absent."""
     return node.inputs[place] if 0 <= place < len(node.inputs) and node.inputs[place].name else None
 
 
 def _steps_of_weight(
     node: gs.Node, table: LabelTable, weight: int, scale: int, zero: int, axis: int, labels: Labels | None
 ) -> None:
-    """Scale and zero point of a weight follow its outputs, where there is one for each."""
+    """Record a weight's scale and zero point, and tie them to its outputs where they are per channel."""
     w, s, z = node.inputs[weight], _input(node, scale), _input(node, zero)
     bias = _input(node, {"QLinearConv": 8, "QGemm": 6}.get(node.op, -1))
     if isinstance(bias, gs.Constant):
@@ -39,7 +39,7 @@ def _steps_of_weight(
         if t is None:
             continue
         shape = table.shape(t)
-        # [N], or [1, N] as MatMulInteger allows; a single number is for all.
+        # [N], or [1, N] as MatMulInteger allows; a scalar applies to all channels.
         if shape and shape[-1] > 1:
             if table.is_const(t):
                 table.bind(t, len(shape) - 1, labels)
@@ -48,14 +48,14 @@ def _steps_of_weight(
 
 
 def couple_qlinear_conv(node: gs.Node, table: LabelTable) -> None:
-    """As Conv, on integers; scale and zero point of the weight are one number, or one for each output."""
+    """Tie channels as for Conv, on integers; per-channel scales and zero points of the weight follow its outputs."""
     last = bool(node.attrs.get("channels_last", 0))
     out = convolve(node, table, weight=3, bias_at=8, steps=(1, 2), last=last)
     _steps_of_weight(node, table, 3, 4, 5, 0, out)
 
 
 def couple_conv_integer(node: gs.Node, table: LabelTable) -> None:
-    """As Conv, on integers that are scaled further on."""
+    """Tie channels as for Conv, on integers that a later node scales."""
     out = convolve(node, table, bias_at=len(node.inputs), steps=(-1, 2))
     _steps_of_weight(node, table, 1, -1, 3, 0, out)
 
@@ -71,7 +71,7 @@ def _macs_conv(weight: int) -> Macs:
 def _product(
     node: gs.Node, table: LabelTable, *, b: int, steps_a: tuple[int, int] | None, steps_b: tuple[int, int], bias: int
 ) -> None:
-    """[..., M, K] x [..., K, N] with the second operand at place `b`; either transposed as a Gemm's may be."""
+    """Couple [..., M, K] x [..., K, N] with the second operand at input `b`; transA and transB as in Gemm."""
     left, right = node.inputs[0], node.inputs[b]
     ra, rb = len(table.shape(left)), len(table.shape(right))
     rows, summed = (ra - 1, ra - 2) if node.attrs.get("transA", 0) else (ra - 2, ra - 1)
@@ -99,37 +99,37 @@ def _product(
 
 
 def couple_qlinear_matmul(node: gs.Node, table: LabelTable) -> None:
-    """As MatMul, on integers."""
+    """Tie axes as for MatMul, on integers."""
     _product(node, table, b=3, steps_a=(1, 2), steps_b=(4, 5), bias=-1)
 
 
 def couple_matmul_integer(node: gs.Node, table: LabelTable) -> None:
-    """As MatMul, on integers that are scaled further on."""
+    """Tie axes as for MatMul, on integers that a later node scales."""
     _product(node, table, b=1, steps_a=(-1, 2), steps_b=(-1, 3), bias=-1)
 
 
 def couple_matmul_integer_to_float(node: gs.Node, table: LabelTable) -> None:
-    """As MatMul with a bias, from integers to floats."""
+    """Tie axes as for MatMul with a bias, from integers to floats."""
     _product(node, table, b=1, steps_a=(2, 4), steps_b=(3, 5), bias=6)
 
 
 def couple_dynamic_matmul(node: gs.Node, table: LabelTable) -> None:
-    """As MatMul with a bias; the data is quantized on the way, in a range that always holds zero."""
+    """Tie axes as for MatMul with a bias; the node quantizes its data, in a range that includes zero."""
     _product(node, table, b=1, steps_a=None, steps_b=(2, 3), bias=4)
 
 
 def couple_qgemm(node: gs.Node, table: LabelTable) -> None:
-    """As Gemm, on integers."""
+    """Tie axes as for Gemm, on integers."""
     _product(node, table, b=3, steps_a=(1, 2), steps_b=(4, 5), bias=6)
 
 
 def macs_product(node: gs.Node, ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
-    """Output elements times the summed length."""
+    """Return the output elements times the summed length."""
     return prod(outs[0]) * ins[0][-2 if node.attrs.get("transA", 0) else -1]
 
 
 def _single(node: gs.Node, table: LabelTable, places: Sequence[int]) -> bool:
-    """Whether scales and zero points are one number each; they are, for activations."""
+    """Return whether the scales and zero points are scalars, and lock all inputs if not."""
     if all(t is None or prod(table.shape(t)) == 1 for t in (_input(node, p) for p in places)):
         return True
     for t in node.inputs:
@@ -139,7 +139,7 @@ def _single(node: gs.Node, table: LabelTable, places: Sequence[int]) -> bool:
 
 
 def couple_qlinear_binary(node: gs.Node, table: LabelTable) -> None:
-    """Both operands broadcast against each other; every scale is one number."""
+    """Tie operands that broadcast against each other; lock them if a scale is not a scalar."""
     out: Axes = [None] * len(table.shape(node.outputs[0]))
     if _single(node, table, (1, 2, 4, 5, 6, 7)):
         out = broadcast(table, [(node.inputs[i], len(table.shape(node.inputs[i]))) for i in (0, 3)])
@@ -147,13 +147,13 @@ def couple_qlinear_binary(node: gs.Node, table: LabelTable) -> None:
 
 
 def couple_qlinear_unary(node: gs.Node, table: LabelTable) -> None:
-    """Index by index; every scale is one number."""
+    """Pass labels; lock them if a scale is not a scalar."""
     single = _single(node, table, (1, 2, 3, 4))
     table.put(node.outputs[0], table.get(node.inputs[0]) if single else [None] * len(table.shape(node.inputs[0])))
 
 
 def couple_qlinear_pool(node: gs.Node, table: LabelTable) -> None:
-    """Channels pass, space stays whole; every scale is one number."""
+    """Pass channels, lock space; lock all axes if a scale is not a scalar."""
     axes = table.get(node.inputs[0])
     if not _single(node, table, (1, 2, 3, 4)):
         axes = [None] * len(axes)
@@ -165,7 +165,7 @@ def couple_qlinear_pool(node: gs.Node, table: LabelTable) -> None:
 
 
 def couple_qlinear_concat(node: gs.Node, table: LabelTable) -> None:
-    """Joined along `axis`; every scale is one number."""
+    """Join labels along `axis`; lock them if a scale is not a scalar."""
     steps = [i for i in range(len(node.inputs)) if i % 3 != 2]
     if _single(node, table, steps):
         join(node, table, node.inputs[2::3])
@@ -174,7 +174,7 @@ def couple_qlinear_concat(node: gs.Node, table: LabelTable) -> None:
 
 
 def couple_qlinear_softmax(node: gs.Node, table: LabelTable) -> None:
-    """A statistic over one axis, before opset 13 over all from it on."""
+    """Lock (inexact) the axis of the statistic, before opset 13 all axes from it on."""
     axes = table.get(node.inputs[0])
     axis = normal_axis(int(node.attrs.get("axis", -1)), len(axes))
     for place in range(axis, len(axes)) if int(node.attrs.get("opset", 13)) < 13 else [axis]:
@@ -183,13 +183,13 @@ def couple_qlinear_softmax(node: gs.Node, table: LabelTable) -> None:
 
 
 def patch_qlinear_conv(node: gs.Node, patcher: Patcher) -> None:
-    """`group` follows when whole groups go."""
+    """Update `group` when whole groups are removed."""
     last = bool(node.attrs.get("channels_last", 0))
     patch_group(node, patcher, 3, len(patcher.shape(node.inputs[0])) - 1 if last else 1)
 
 
 def _like(op: str, *places: int) -> StandIn:
-    """A standard operator on some of the inputs; its output has the type of the first."""
+    """Return a stand-in: a standard operator on some of the inputs; its output has the type of the first."""
 
     def stand_in(node: gs.Node) -> list[onnx.NodeProto]:
         known = onnx.defs.get_schema(op).attributes
@@ -198,7 +198,7 @@ def _like(op: str, *places: int) -> StandIn:
         out = node.outputs[0].name
         if not node.attrs.get("channels_last", 0):
             return [onnx.helper.make_node(op, names, [out], **attrs)]
-        # Such kernels take images only: [N, H, W, C].
+        # channels_last kernels accept images [N, H, W, C] only.
         return [
             onnx.helper.make_node("Transpose", names[:1], [f"{out}/first"], perm=[0, 3, 1, 2]),
             onnx.helper.make_node(op, [f"{out}/first", *names[1:]], [f"{out}/last"], **attrs),
@@ -214,7 +214,7 @@ def _like_concat(node: gs.Node) -> list[onnx.NodeProto]:
 
 
 def _like_product(b: int, floats: bool) -> StandIn:
-    """MatMulInteger, whose integers are then made the output's type."""
+    """Return a stand-in: an integer product, cast to the output's type."""
 
     def stand_in(node: gs.Node) -> list[onnx.NodeProto]:
         out = node.outputs[0].name

@@ -1,4 +1,4 @@
-"""Operators that move axes without mixing indices: Transpose, Squeeze, Unsqueeze, Expand, Tile, DepthToSpace ..."""
+"""Records of operators that move axes without mixing indices: Transpose, Squeeze, Unsqueeze, Expand, Tile ..."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.ops.labels import Array, Axes, LabelTable
-from onnxprune.ops.record import OpSpec, Patcher, follows, ints, normal_axis, register
+from onnxprune.ops.label_table import Array, Axes, LabelTable
+from onnxprune.ops.op_spec import OpSpec, Patcher, follows, ints, normal_axis, register
 
 
 def _perm(node: gs.Node, rank: int) -> list[int]:
@@ -17,7 +17,7 @@ def _perm(node: gs.Node, rank: int) -> list[int]:
 
 
 def couple_transpose(node: gs.Node, table: LabelTable) -> None:
-    """Permutes the list of axes; a transposed constant is still that constant."""
+    """Permute the axes; a transposed constant is a view of that constant."""
     source = node.inputs[0]
     perm = _perm(node, len(table.shape(source)))
     if table.is_const(source):
@@ -37,7 +37,7 @@ def _listed_axes(node: gs.Node, value: Any) -> list[int] | None:
 
 
 def couple_squeeze(node: gs.Node, table: LabelTable) -> None:
-    """Drops axes of size 1, which carry no labels."""
+    """Drop axes of size 1, which have no labels."""
     axes = table.get(node.inputs[0])
     shape = table.shape(node.inputs[0])
     listed = _listed_axes(node, table.value)
@@ -46,7 +46,7 @@ def couple_squeeze(node: gs.Node, table: LabelTable) -> None:
 
 
 def couple_unsqueeze(node: gs.Node, table: LabelTable) -> None:
-    """Inserts axes of size 1."""
+    """Insert axes of size 1."""
     axes = table.get(node.inputs[0])
     listed = _listed_axes(node, table.value)
     if listed is None:
@@ -59,7 +59,7 @@ def couple_unsqueeze(node: gs.Node, table: LabelTable) -> None:
 
 
 def couple_expand(node: gs.Node, table: LabelTable) -> None:
-    """Axes that keep their size keep their labels; stretched ones are copies of one index. A constant is a weight."""
+    """Pass labels of axes that keep their size; stretched axes have none. A constant offers channels as a weight."""
     source = node.inputs[0]
     axes, shape, target = table.operand(source), table.size(source), table.size(node.outputs[0])
     pad = len(target) - len(shape)
@@ -72,7 +72,7 @@ def couple_expand(node: gs.Node, table: LabelTable) -> None:
 
 
 def patch_expand(node: gs.Node, patcher: Patcher) -> None:
-    """The target states the sizes that are left."""
+    """Write the remaining sizes into the target shape."""
     value = patcher.constant(node, 1)
     if value is None:
         return
@@ -87,7 +87,7 @@ def patch_expand(node: gs.Node, patcher: Patcher) -> None:
 
 
 def couple_tile(node: gs.Node, table: LabelTable) -> None:
-    """Labels are repeated with the data, as often as is a constant."""
+    """Repeat labels like the data; lock an axis whose repeat count is not a constant."""
     for labels, size in zip(table.get(node.inputs[0]), table.size(node.outputs[0]), strict=True):
         if not isinstance(size, int):
             table.lock(labels, "is repeated as often as is computed at run time")
@@ -99,7 +99,7 @@ def couple_tile(node: gs.Node, table: LabelTable) -> None:
 
 
 def couple_depth_to_space(node: gs.Node, table: LabelTable) -> None:
-    """The b*b channels that make one output channel are tied."""
+    """Tie the b*b channels that form one output channel."""
     axes = table.get(node.inputs[0])
     labels = axes[1]
     if labels is not None:
@@ -112,14 +112,14 @@ def couple_depth_to_space(node: gs.Node, table: LabelTable) -> None:
 
 
 def couple_space_to_depth(node: gs.Node, table: LabelTable) -> None:
-    """Every channel appears b*b times, block after block."""
+    """Repeat the channels b*b times, block after block."""
     labels = table.get(node.inputs[0])[1]
     block = int(node.attrs["blocksize"]) ** 2
     table.put(node.outputs[0], [None, None if labels is None else np.tile(labels, block), None, None])
 
 
 def couple_col2im(node: gs.Node, table: LabelTable) -> None:
-    """[N, C * block, L] -> [N, C, space...]: the places of a channel's block are tied."""
+    """Tie the indices of a channel's block: [N, C * block, L] -> [N, C, space...]."""
     axes = table.get(node.inputs[0])
     table.lock(axes[2], "is laid out in space")
     labels, space = axes[1], len(table.shape(node.outputs[0])) - 2
@@ -129,7 +129,7 @@ def couple_col2im(node: gs.Node, table: LabelTable) -> None:
 
 
 def couple_trilu(node: gs.Node, table: LabelTable) -> None:
-    """A triangle over the last two axes."""
+    """Lock the last two axes, over which the triangle is cut."""
     axes = list(table.get(node.inputs[0]))
     for labels in axes[-2:]:
         table.lock(labels, "cuts a triangle over it")

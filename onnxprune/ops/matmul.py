@@ -1,4 +1,4 @@
-"""Matrix products: Gemm, MatMul, Einsum. Either operand, or both, may be data; a constant operand is a weight."""
+"""Records of matrix products: Gemm, MatMul, Einsum. Either operand may be data; a constant operand is a weight."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxprune.ops.elementwise import broadcast, numpy_op
-from onnxprune.ops.labels import Labels, LabelTable
-from onnxprune.ops.record import OpSpec, Shape, register
+from onnxprune.ops.label_table import Labels, LabelTable
+from onnxprune.ops.op_spec import OpSpec, Shape, register
 
 
 def _tie_contracted(table: LabelTable, left: tuple[int, int], right: tuple[int, int]) -> None:
-    """Ties the summed axes of two inputs, each given as (input index, axis), and notes where a mask goes."""
+    """Tie the summed axes of two inputs, given as (input index, axis), and record the contraction to mask."""
     assert table.node is not None
     inputs = table.node.inputs
     (i, ai), (j, aj) = left, right
@@ -27,7 +27,7 @@ def _tie_contracted(table: LabelTable, left: tuple[int, int], right: tuple[int, 
 
 
 def _free_axis(table: LabelTable, t: gs.Tensor, axis: int) -> Labels | None:
-    """The axis of an operand that survives a product: a weight's is fresh and its indices are filters."""
+    """Return the labels of an operand's axis that the output keeps; a weight's are fresh and its filters."""
     if not table.is_const(t):
         return table.get(t)[axis]
     labels = table.produce(t, axis)
@@ -36,7 +36,7 @@ def _free_axis(table: LabelTable, t: gs.Tensor, axis: int) -> Labels | None:
 
 
 def couple_gemm(node: gs.Node, table: LabelTable) -> None:
-    """Y = alpha A' B' + beta C with A' [M, K], B' [K, N], C broadcast to [M, N]."""
+    """Couple Y = alpha A' B' + beta C with A' [M, K], B' [K, N], C broadcast to [M, N]."""
     a, b = node.inputs[:2]
     a_rows, a_sum = (1, 0) if node.attrs.get("transA", 0) else (0, 1)
     b_sum, b_cols = (1, 0) if node.attrs.get("transB", 0) else (0, 1)
@@ -48,7 +48,7 @@ def couple_gemm(node: gs.Node, table: LabelTable) -> None:
 
 
 def couple_matmul(node: gs.Node, table: LabelTable) -> None:
-    """[..., M, K] x [..., K, N] with broadcast leading axes (numpy.matmul); vectors have only their summed axis."""
+    """Couple [..., M, K] x [..., K, N] with broadcast leading axes (numpy.matmul); vectors have one summed axis."""
     a, b = node.inputs
     ra, rb = len(table.shape(a)), len(table.shape(b))
     _tie_contracted(table, (0, ra - 1), (1, max(rb - 2, 0)))
@@ -64,7 +64,7 @@ def couple_matmul(node: gs.Node, table: LabelTable) -> None:
 
 
 def couple_einsum(node: gs.Node, table: LabelTable) -> None:
-    """Every letter is one axis; letters that the output lacks are summed over."""
+    """Tie the axes that share a letter; letters absent from the output are summed."""
     equation = str(node.attrs["equation"]).replace(" ", "")
     left, arrow, right = equation.partition("->")
     terms = left.split(",")
@@ -78,7 +78,7 @@ def couple_einsum(node: gs.Node, table: LabelTable) -> None:
 
 
 def multiply_terms(node: gs.Node, table: LabelTable, terms: Sequence[str], right: str) -> None:
-    """Couples a product written with one letter for each axis of the first inputs and of the output."""
+    """Couple a product given as one letter per axis of the first inputs (`terms`) and of the output (`right`)."""
     found: dict[str, Labels | None] = {}
     places: dict[str, list[tuple[int, int]]] = {}
     for i, term in enumerate(terms):
@@ -97,7 +97,7 @@ def multiply_terms(node: gs.Node, table: LabelTable, terms: Sequence[str], right
                 table.contract(*data[0])
         else:
             i, axis = weights.pop(0)
-            # Summed within a weight alone there is no data to mask: it stays whole.
+            # An axis summed within weights alone has no data to mask: it is locked.
             labels = table.produce(node.inputs[i], axis) if letter in right else None
             table.filters(node.inputs[i], axis, labels)
         for i, axis in weights:
@@ -109,17 +109,17 @@ def multiply_terms(node: gs.Node, table: LabelTable, terms: Sequence[str], right
 
 
 def macs_gemm(node: gs.Node, ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
-    """M N K."""
+    """Return M N K."""
     return prod(outs[0]) * ins[0][0 if node.attrs.get("transA", 0) else 1]
 
 
 def macs_matmul(node: gs.Node, ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
-    """Output elements times the summed length."""
+    """Return the output elements times the summed length."""
     return prod(outs[0]) * ins[0][-1]
 
 
 def macs_einsum(node: gs.Node, ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
-    """The product of all letters' sizes, as a two-operand contraction computes it."""
+    """Return the product of all letters' sizes, the cost of a two-operand contraction."""
     sizes: dict[str, int] = {}
     for term, shape in zip(str(node.attrs["equation"]).replace(" ", "").split("->")[0].split(","), ins, strict=False):
         sizes.update({c: max(n, sizes.get(c, 1)) for c, n in zip(term, shape, strict=False)})

@@ -1,4 +1,4 @@
-"""Normalisations. Per-channel ones follow their channels; statistics over channels make a removal inexact."""
+"""Records of normalizations: per-channel ones follow their channels; a statistic over channels is inexact to prune."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.ops.labels import Array, LabelTable
-from onnxprune.ops.record import OpSpec, Patcher, normal_axis, register
+from onnxprune.ops.label_table import Array, LabelTable
+from onnxprune.ops.op_spec import OpSpec, Patcher, normal_axis, register
 
 
 def couple_batchnorm(node: gs.Node, table: LabelTable) -> None:
-    """Scale, shift, mean and variance [C] are tied to the channels."""
+    """Tie scale, shift, mean and variance [C] to the channels."""
     axes = table.get(node.inputs[0])
     channels = axes[1] if len(axes) > 1 else None
     for t in node.inputs[1:5]:
@@ -25,7 +25,7 @@ def couple_batchnorm(node: gs.Node, table: LabelTable) -> None:
 
 
 def couple_instancenorm(node: gs.Node, table: LabelTable) -> None:
-    """Statistics per channel over space; scale and shift [C]."""
+    """Tie scale and shift [C] to the channels; the statistics over space are inexact locks."""
     axes = table.get(node.inputs[0])
     for t in node.inputs[1:3]:
         table.bind(t, 0, axes[1])
@@ -35,7 +35,7 @@ def couple_instancenorm(node: gs.Node, table: LabelTable) -> None:
 
 
 def couple_layernorm(node: gs.Node, table: LabelTable) -> None:
-    """Statistics over the axes from `axis` on."""
+    """Tie scale and shift; the statistics over the axes from `axis` on are inexact locks."""
     axes = table.get(node.inputs[0])
     axis = normal_axis(int(node.attrs.get("axis", -1)), len(axes))
     params = [(i, table.shape(t)) for i, t in enumerate(node.inputs) if i and t.name]
@@ -52,7 +52,7 @@ def couple_layernorm(node: gs.Node, table: LabelTable) -> None:
 
 
 def couple_groupnorm(node: gs.Node, table: LabelTable) -> None:
-    """Statistics over groups of channels: whole groups go exactly, the same place in every group on request.
+    """Free whole groups exactly, or, as inexact channels, the same position in every group.
 
     With inexact channels allowed the larger factor decides. Scale and shift are [C], before opset 21 [G].
     """
@@ -79,21 +79,21 @@ def couple_groupnorm(node: gs.Node, table: LabelTable) -> None:
 
 
 def patch_groupnorm(node: gs.Node, patcher: Patcher) -> None:
-    """`num_groups` counts the groups that have channels left."""
+    """Update `num_groups` to the groups that have remaining channels."""
     keep = patcher.keep(node.inputs[0], 1)
     if keep is not None:
         node.attrs["num_groups"] = int(keep.reshape(int(node.attrs["num_groups"]), -1).any(1).sum())
 
 
 def couple_lrn(node: gs.Node, table: LabelTable) -> None:
-    """A window over neighbouring channels: neighbours change when one goes."""
+    """Lock (inexact) the channels: a window over neighbours changes when one is removed."""
     axes = table.get(node.inputs[0])
     table.statistic(1)
     table.put(node.outputs[0], axes)
 
 
 def couple_over_axis(node: gs.Node, table: LabelTable) -> None:
-    """Softmax and its kin: a statistic over one axis, before opset 13 over all from it on."""
+    """Lock (inexact) the axis of the statistic (Softmax and others), before opset 13 all axes from it on."""
     axes = table.get(node.inputs[0])
     default, to_end = node.attrs.get("axis"), False
     if node.op in ("Softmax", "LogSoftmax", "Hardmax") and table.opset < 13:
@@ -106,13 +106,13 @@ def couple_over_axis(node: gs.Node, table: LabelTable) -> None:
 
 
 def couple_lp_norm(node: gs.Node, table: LabelTable) -> None:
-    """Divides by a norm along one axis, to which a masked (zero) channel adds nothing: exact."""
+    """Contract the axis of the norm, to which a masked (zero) channel adds nothing: exact."""
     table.contract(0, int(node.attrs.get("axis", -1)))
     table.put(node.outputs[0], table.get(node.inputs[0]))
 
 
 def couple_mvn(node: gs.Node, table: LabelTable) -> None:
-    """MeanVarianceNormalization over `axes`."""
+    """Lock (inexact) the axes of the statistics, `axes`."""
     axes = table.get(node.inputs[0])
     for axis in node.attrs.get("axes", [0, 2, 3]):
         table.statistic(normal_axis(int(axis), len(axes)))
@@ -120,7 +120,7 @@ def couple_mvn(node: gs.Node, table: LabelTable) -> None:
 
 
 def _evaluate_batchnorm(node: gs.Node, values: Sequence[Array]) -> Array:
-    """Of a constant: exporters write a weight's standardisation (mean 0, variance 1 for each filter) as BatchNorm."""
+    """Evaluate on a constant: exporters write weight standardization (mean 0, variance 1 per filter) as BatchNorm."""
     x, scale, shift, mean, variance = values[:5]
     if int(node.attrs.get("training_mode", 0)):
         others = tuple(i for i in range(x.ndim) if i != 1)

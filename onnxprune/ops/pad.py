@@ -1,4 +1,4 @@
-"""Pad: on the channel axis the padding is channels of its own."""
+"""Record of Pad: on the channel axis the padding is channels of its own."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Callable
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.ops.labels import Array, LabelTable
-from onnxprune.ops.record import OpSpec, Patcher, ints, normal_axis, register
+from onnxprune.ops.label_table import Array, LabelTable
+from onnxprune.ops.op_spec import OpSpec, Patcher, ints, normal_axis, register
 
 
 def _pads(node: gs.Node, rank: int, value: Callable[[int], Array | None]) -> dict[int, tuple[int, int]] | None:
-    """axis -> (before, after), each -1 where it is no constant; None if all are computed at run time."""
+    """Return axis -> (before, after), each -1 if not a constant; None if all are computed at run time."""
     if "pads" in node.attrs:
         pads, axes = ints(node.attrs["pads"]), list(range(rank))
     else:
@@ -31,7 +31,7 @@ def _pads(node: gs.Node, rank: int, value: Callable[[int], Array | None]) -> dic
 
 
 def couple_pad(node: gs.Node, table: LabelTable) -> None:
-    """Fresh labels for the padding, around the input's."""
+    """Join fresh labels for the padding around the input's."""
     source = node.inputs[0]
     axes = list(table.get(source))
     shape = table.shape(source)
@@ -55,7 +55,7 @@ def couple_pad(node: gs.Node, table: LabelTable) -> None:
 
 
 def patch_pad(node: gs.Node, patcher: Patcher) -> None:
-    """Pads by the padding channels that are left."""
+    """Update the amounts to the remaining padding channels."""
     rank = len(patcher.shape(node.inputs[0]))
     pads = _pads(node, rank, lambda i: patcher.constant(node, i))
     if pads is None:
@@ -76,7 +76,7 @@ def patch_pad(node: gs.Node, patcher: Patcher) -> None:
 
 
 def couple_center_crop(node: gs.Node, table: LabelTable) -> None:
-    """Axes that are not listed pass."""
+    """Lock the listed axes; the others pass."""
     axes = list(table.get(node.inputs[0]))
     listed = [normal_axis(a, len(axes)) for a in ints(node.attrs.get("axes", range(len(axes))))]
     for axis in listed:

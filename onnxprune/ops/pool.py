@@ -1,15 +1,15 @@
-"""Pooling and other spatial operators: channels pass, space stays whole."""
+"""Records of pooling and other spatial operators: channels pass, space is locked."""
 
 from __future__ import annotations
 
 import onnx_graphsurgeon as gs
 
-from onnxprune.ops.labels import LabelTable
-from onnxprune.ops.record import OpSpec, register, whole
+from onnxprune.ops.label_table import LabelTable
+from onnxprune.ops.op_spec import OpSpec, register, register_locked
 
 
 def couple_pool(node: gs.Node, table: LabelTable) -> None:
-    """[N, C, space...]: the channels pass through; further outputs (MaxPool's indices) index a flat image."""
+    """Pass the channels of [N, C, space...] and lock space; MaxPool indices in use, which are flat, lock channels."""
     axes = table.get(node.inputs[0])
     for labels in axes[2:]:
         table.lock(labels, "pools over it")
@@ -17,24 +17,24 @@ def couple_pool(node: gs.Node, table: LabelTable) -> None:
     for t in node.outputs[1:]:
         if t.name and t.outputs:
             table.lock(axes[1], "its indices count through all channels")
-        table.put(t, out)  # as an output of the model they lock these by themselves
+        table.put(t, out)  # indices that are a model output lock the channels as such
     table.put(node.outputs[0], out)
 
 
 def couple_grid_sample(node: gs.Node, table: LabelTable) -> None:
-    """The grid picks places, the same in every channel."""
+    """Pass the channels; lock space and the grid, which all channels share."""
     axes = table.get(node.inputs[0])
     for labels in axes[2:]:
         table.lock(labels, "samples over it")
-    table.lock_tensor(node.inputs[1], "is a grid of places")
+    table.lock_tensor(node.inputs[1], "is a sampling grid")
     table.put(node.outputs[0], [*axes[:2], *[None] * (len(axes) - 2)])
 
 
 def couple_roi(node: gs.Node, table: LabelTable) -> None:
-    """Regions are cut out of every channel alike; which ones stays whole."""
+    """Pass the channels; lock space and the regions, which all channels share."""
     axes = table.get(node.inputs[0])
     for labels in axes[2:]:
-        table.lock(labels, "cuts regions out of it")
+        table.lock(labels, "reads regions of it")
     for t in node.inputs[1:]:
         table.lock_tensor(t, "are regions")
     table.put(node.outputs[0], [None, axes[1], None, None])
@@ -47,4 +47,4 @@ for _op in (
 register(OpSpec("GridSample", couple_grid_sample))
 register(OpSpec("RoiAlign", couple_roi))
 register(OpSpec("MaxRoiPool", couple_roi))
-whole("counts places through all channels", "MaxUnpool")
+register_locked("indexes all channels as one flat array", "MaxUnpool")

@@ -1,8 +1,8 @@
-"""QuantizeLinear and its kin: scales and zero points follow the channels they belong to.
+"""Records of QuantizeLinear, DequantizeLinear and DynamicQuantizeLinear: scales and zero points follow their channels.
 
-A weight behind DequantizeLinear is the integer constant, seen through a view; its scale and zero point have the labels
-that the weight's axis has in the end. Activations pass. Removed activations are masked to zero before they are
-quantized again: the zero point stands for zero exactly.
+A weight read by DequantizeLinear is a view of the integer constant; its scale and zero point get the final labels of
+the weight's axis. Activations pass. Removed activations are masked to zero before they are quantized again, which is
+exact: the zero point stands for zero.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnxprune.ops.labels import Array, LabelTable, Quantization
-from onnxprune.ops.record import OpSpec, normal_axis, register
+from onnxprune.ops.label_table import Array, LabelTable, Quantization
+from onnxprune.ops.op_spec import OpSpec, normal_axis, register
 
 MICROSOFT = "com.microsoft"
 
 
 def _places(node: gs.Node, table: LabelTable) -> list[tuple[gs.Tensor, int, int, int]]:
-    """(scale or zero point, its axis, the data's axis, block) of every axis along which they vary."""
+    """Return (scale or zero point, its axis, the data's axis, block) of every axis along which they vary."""
     rank = len(table.shape(node.inputs[0]))
     axis = normal_axis(int(node.attrs.get("axis", 1)), max(rank, 1))
     block = int(node.attrs.get("block_size", 0))
@@ -36,7 +36,7 @@ def _places(node: gs.Node, table: LabelTable) -> list[tuple[gs.Tensor, int, int,
 
 
 def couple_quantize(node: gs.Node, table: LabelTable) -> None:
-    """Data passes; scale and zero point follow it per tensor, per channel or per block. A constant stays a weight."""
+    """Pass data; scale and zero point follow it per tensor, per channel or per block. A constant is a weight."""
     x, y = node.inputs[0], node.outputs[0]
     places = _places(node, table)
     if table.is_const(x) and all(not t.name or isinstance(t, gs.Constant) for t in node.inputs[1:3]):
@@ -57,7 +57,7 @@ def couple_quantize(node: gs.Node, table: LabelTable) -> None:
 
 
 def couple_dynamic_quantize(node: gs.Node, table: LabelTable) -> None:
-    """The range always holds zero, so a masked channel changes it as a removed one does: it is masked before."""
+    """Pass labels and contract every axis: the range includes zero, so masking the input is exact."""
     axes = table.get(node.inputs[0])
     for axis, labels in enumerate(axes):
         if labels is not None:
@@ -66,7 +66,7 @@ def couple_dynamic_quantize(node: gs.Node, table: LabelTable) -> None:
 
 
 def along(values: Array, like: Array, axis: int, block: int = 0) -> Array:
-    """Scales or zero points in a shape that broadcasts against the data."""
+    """Return scales or zero points in a shape that broadcasts against the data."""
     if block and values.ndim == like.ndim:
         return np.repeat(values, block, axis).take(np.arange(like.shape[axis]), axis)
     if values.ndim == 1 and values.size > 1:
@@ -75,7 +75,7 @@ def along(values: Array, like: Array, axis: int, block: int = 0) -> Array:
 
 
 def dequantized(values: Array, steps: Quantization) -> Array:
-    """Integers as the numbers they stand for, float32."""
+    """Return the float32 values that integers stand for."""
     x = np.asarray(values).astype(np.float32)
     zero, scale = ((t.values if isinstance(t, gs.Constant) else None) for t in (steps.zero, steps.scale))
     if zero is not None:
@@ -104,14 +104,14 @@ def _quantize(node: gs.Node, values: Sequence[Any]) -> Array | None:
     codes = np.rint(x / along(scale, x, axis, block)).astype(np.float32)
     if zero is not None:
         codes = codes + along(zero.astype(np.float32), x, axis, block)
-    if dtype.kind not in "iu":  # 4-bit and 8-bit float types round in ways of their own
+    if dtype.kind not in "iu":  # rounding of 4-bit and 8-bit float types is not implemented
         return None if dtype.name.startswith("float") else codes.astype(dtype)
     return np.clip(codes, np.iinfo(dtype).min, np.iinfo(dtype).max).astype(dtype)
 
 
 def _as_standard(node: gs.Node) -> list[onnx.NodeProto]:
     names, out = [t.name for t in node.inputs], [t.name for t in node.outputs]
-    if node.op == "DequantizeLinear":  # the standard one knows scales of float32 only, before opset 19
+    if node.op == "DequantizeLinear":  # before opset 19 the standard operator accepts float32 scales only
         kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(node.inputs[1].dtype or np.float32))
         return [onnx.helper.make_node("Cast", names[:1], out, to=kind)]
     return [onnx.helper.make_node(node.op, names, out)]

@@ -1,8 +1,7 @@
-"""Recurrent layers: RNN, GRU, LSTM. A hidden unit goes with its row of every gate and its place in the state.
+"""Records of recurrent layers: RNN, GRU, LSTM. A hidden unit is removed with its row of every gate and its state.
 
-The state is read inside the operator, by the recurrence weight R: there the mask stands on R's own input axis, which is
-the same. A state that comes from outside has to have the channels too; one of zeros is dropped before
-(`drop_zero_states`).
+The operator reads its state through the recurrence weight R: the mask is applied to R's own input axis, which is
+equivalent. An external state has the same channels; a state of zeros is dropped first (`drop_zero_states`).
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ from math import prod
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.ops.labels import LabelTable
-from onnxprune.ops.record import OpSpec, Patcher, Shape, left, register
+from onnxprune.ops.label_table import LabelTable
+from onnxprune.ops.op_spec import OpSpec, Patcher, Shape, register, remaining
 
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 # Inputs: data, W, R, bias, lengths, hidden state, cell state, peepholes.
@@ -22,7 +21,7 @@ _X, _W, _R, _B, _LENGTHS, _H, _C, _P = range(8)
 
 
 def couple_recurrent(node: gs.Node, table: LabelTable) -> None:
-    """Hidden units: fresh, the same in both directions; input axis of W tied to the data's channels."""
+    """Tie the input axis of W to the data's channels; hidden units are free, the same in both directions."""
 
     gates = GATES[node.op]
     data = table.get(node.inputs[_X])
@@ -46,11 +45,11 @@ def couple_recurrent(node: gs.Node, table: LabelTable) -> None:
     table.contract(_R, 2)
     table.filters(w, 1, gate(gates))
     for place, copies in ((_B, 2 * gates), (_P, 3)):
-        t = table.given(place)
+        t = table.optional_input(place)
         if t is not None:
             table.bind(t, 1, gate(copies))
     for place in (_H, _C):
-        t = table.given(place)
+        t = table.optional_input(place)
         if t is not None:
             table.bind(t, 2, hidden)
     for (
@@ -60,12 +59,12 @@ def couple_recurrent(node: gs.Node, table: LabelTable) -> None:
 
 
 def patch_recurrent(node: gs.Node, patcher: Patcher) -> None:
-    """`hidden_size` counts the units that stay."""
-    node.attrs["hidden_size"] = left(patcher, node.inputs[_R], 2)
+    """Update `hidden_size` to the remaining units."""
+    node.attrs["hidden_size"] = remaining(patcher, node.inputs[_R], 2)
 
 
 def macs_recurrent(node: gs.Node, ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
-    """One pass of W and R per step."""
+    """Return the MACs of one pass of W and R per step."""
     return prod(ins[_X][:2]) * (prod(ins[_W]) + prod(ins[_R]))
 
 

@@ -1,4 +1,4 @@
-"""Reductions, and operators that compare indices along an axis."""
+"""Records of reductions, and of operators that compare indices along an axis."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from math import prod
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.ops.labels import Array, Axes, LabelTable
-from onnxprune.ops.record import OpSpec, Patcher, Shape, ints, normal_axis, register
+from onnxprune.ops.label_table import Array, Axes, LabelTable
+from onnxprune.ops.op_spec import OpSpec, Patcher, Shape, ints, normal_axis, register
 
-# A masked (zero) channel adds nothing to these: removing it is exact.
+# A masked (zero) channel adds nothing to these sums: its removal is exact.
 NEUTRAL_ZERO = ("ReduceSum", "ReduceSumSquare", "ReduceL1", "ReduceL2")
 
 
 def _axes_of(node: gs.Node, table: LabelTable, rank: int) -> list[int] | None:
-    """The reduced axes; None when they are not known."""
+    """Return the reduced axes; None if unknown."""
     if len(node.inputs) > 1 and node.inputs[1].name:
         value = table.value(node.inputs[1])
         if value is None:
@@ -30,7 +30,7 @@ def _axes_of(node: gs.Node, table: LabelTable, rank: int) -> list[int] | None:
 
 
 def couple_reduce(node: gs.Node, table: LabelTable) -> None:
-    """Sums over channels are contractions; a mean divides by their count, a maximum may pick a masked one."""
+    """Contract channels that are summed; lock (inexact) those of a mean or maximum, which a masked channel changes."""
     axes = table.get(node.inputs[0])
     reduced = _axes_of(node, table, len(axes))
     if reduced is None:
@@ -53,7 +53,7 @@ def couple_reduce(node: gs.Node, table: LabelTable) -> None:
 
 
 def _counts(node: gs.Node, shape: Shape, reduced: Sequence[int]) -> bool:
-    """Whether a sum is a mean: all that reads it is a division by a constant that states how many were summed."""
+    """Return whether a sum is a mean: every consumer divides it by a constant that is the count."""
     n = prod(shape[a] for a in reduced)
     return bool(node.outputs[0].outputs) and all(_divides(r, node.outputs[0], n) for r in node.outputs[0].outputs)
 
@@ -70,7 +70,7 @@ def _divides(reader: gs.Node, total: gs.Tensor, n: int) -> bool:
 
 
 def patch_sum(node: gs.Node, patcher: Patcher) -> None:
-    """The constant behind a sum that is a mean states how many are left, where inexact channels may go."""
+    """Update the divisor of a sum that is a mean, where inexact channels can be removed."""
     shape = patcher.shape(node.inputs[0])
     given = patcher.constant(node, 1) if len(node.inputs) > 1 else np.asarray(node.attrs.get("axes", []), np.int64)
     if given is None or not patcher.choices.inexact:
@@ -87,7 +87,7 @@ def patch_sum(node: gs.Node, patcher: Patcher) -> None:
 
 
 def couple_arg(node: gs.Node, table: LabelTable) -> None:
-    """ArgMax and ArgMin return index numbers."""
+    """Lock the axis whose index numbers ArgMax and ArgMin return."""
     axes = list(table.get(node.inputs[0]))
     axis = normal_axis(int(node.attrs.get("axis", 0)), len(axes))
     table.lock(axes[axis], "returns index numbers along it")
@@ -98,7 +98,7 @@ def couple_arg(node: gs.Node, table: LabelTable) -> None:
 
 
 def couple_topk(node: gs.Node, table: LabelTable) -> None:
-    """TopK sorts along one axis."""
+    """Lock the axis that TopK sorts."""
     axes = list(table.get(node.inputs[0]))
     axis = normal_axis(int(node.attrs.get("axis", -1)), len(axes))
     table.lock(axes[axis], "sorts along it")
@@ -108,7 +108,7 @@ def couple_topk(node: gs.Node, table: LabelTable) -> None:
 
 
 def couple_cumsum(node: gs.Node, table: LabelTable) -> None:
-    """Every index sums (or multiplies) its predecessors."""
+    """Lock the axis along which every index sums (or multiplies) its predecessors."""
     axes = list(table.get(node.inputs[0]))
     value = table.value(node.inputs[1])
     for place in range(len(axes)) if value is None else [normal_axis(ints(value)[0], len(axes))]:
@@ -118,11 +118,11 @@ def couple_cumsum(node: gs.Node, table: LabelTable) -> None:
 
 
 def couple_dft(node: gs.Node, table: LabelTable) -> None:
-    """A Fourier transform along one axis; the last one is real and imaginary part."""
+    """Lock the transformed axis, and the last one, which is real and imaginary part."""
     axes = list(table.get(node.inputs[0]))
     places = [normal_axis(int(node.attrs.get("axis", 1)), len(axes))]
     if table.opset >= 20:
-        value = np.array(-2) if table.given(2) is None else table.value(node.inputs[2])
+        value = np.array(-2) if table.optional_input(2) is None else table.value(node.inputs[2])
         places = list(range(len(axes))) if value is None else [normal_axis(ints(value)[0], len(axes))]
     for place in (*places, len(axes) - 1):
         table.lock(axes[place], "is transformed as a signal")

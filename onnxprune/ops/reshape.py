@@ -1,9 +1,9 @@
-"""Reshape and Flatten: which factor of a dimension carries the channels.
+"""Records of Reshape and Flatten: labels pass through the common factors of the two shapes.
 
 Input and output dimensions are split into common factors, (N, 12, 64) -> (N, 768) into N, 12, 64. A merged axis
-has its channels' labels repeated over the other factors. An axis that is split must choose which of its factors
-carries the labels: *blocks* (the leading factor: whole groups, attention heads) or *positions* (a trailing one: the
-same place in every group); labels are tied over the factors that do not.
+has its channels' labels repeated over the other factors. For a split axis one factor carries the labels: *blocks* (the
+leading factor: whole groups, attention heads) or *positions* (a trailing one: the same position in every group);
+labels are tied over the other factors.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from math import prod
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.ops.labels import Array, Axes, Labels, LabelTable
-from onnxprune.ops.record import OpSpec, Patcher, Shape, ints, left, normal_axis, register
-from onnxprune.symbolic import Size, quotient
+from onnxprune.ir.symbolic import Size, quotient
+from onnxprune.ops.label_table import Array, Axes, Labels, LabelTable
+from onnxprune.ops.op_spec import OpSpec, Patcher, Shape, ints, normal_axis, register, remaining
 
 Sizes = tuple[Size | None, ...]
 
 
 @dataclass(frozen=True)
 class Factor:
-    """A common factor: its size and the input and output axis it belongs to."""
+    """Common factor: its size and the input and output axis that contain it."""
 
     size: int
     source: int
@@ -33,9 +33,9 @@ class Factor:
 
 
 def factors(source: Shape, target: Shape) -> tuple[list[Factor], set[int]]:
-    """Common factors of two shapes of equal volume, in order, and the source axes that have none.
+    """Return the common factors of two shapes of equal volume, in order, and the source axes that have none.
 
-    Axes that do not nest, (8, 7) -> (7, 8), are left out together: what was one index on them is none any more.
+    Axes that do not nest, (8, 7) -> (7, 8), have none: no index of one corresponds to indices of the other.
 
     >>> [f.size for f in factors((50, 11, 768), (50, 132, 64))[0]]
     [50, 11, 12, 64]
@@ -62,7 +62,7 @@ def factors(source: Shape, target: Shape) -> tuple[list[Factor], set[int]]:
                     a, run = a * n, run | {k}
                 else:
                     b *= right.pop(0)[0]
-            # What shares the target axis with a part that does not nest has no labels to hand on either.
+            # A source axis that shares the target axis with a part that does not nest passes no labels either.
             opaque |= run | {f.source for f in out if f.target == j}
     return out, opaque
 
@@ -71,21 +71,21 @@ def factors(source: Shape, target: Shape) -> tuple[list[Factor], set[int]]:
 def _matched(
     shapes: tuple[Shape, Shape], sizes: tuple[Sizes, Sizes] | None
 ) -> tuple[Sequence[Factor], set[int], Sequence[bool]]:
-    """The factors of two shapes, the source axes that have none, and of every factor whether it is one for all sizes.
+    """Return the factors of two shapes, the source axes without one, and whether each factor holds for all sizes.
 
     Args:
-        shapes: of a Reshape's input and output, in numbers.
-        sizes: in symbols; None if they are constants.
+        shapes: Witness shapes of a Reshape's input and output.
+        sizes: Symbolic shapes; None if both are constants.
     """
     found, opaque = factors(*shapes)
     return found, opaque, [True] * len(found) if sizes is None else _nested(*sizes, found)
 
 
 def _nested(source: Sizes, target: Sizes, found: Sequence[Factor]) -> list[bool]:
-    """Of every factor that was found for some numbers whether it is one for all sizes.
+    """Return of every factor found for witness sizes whether it is a factor for all sizes.
 
-    A factor begins and ends at a *cut*: as many elements lie before it in both shapes, or behind it in both, which is
-    the same because shapes of a Reshape have the same volume.
+    A factor begins and ends at a *cut*: equally many elements precede it in both shapes, or follow it in both;
+    the two are equivalent because the shapes of a Reshape have the same volume.
     """
     before = (_products(source), _products(target))
     behind = (_products(source[::-1])[::-1], _products(target[::-1])[::-1])
@@ -94,7 +94,7 @@ def _nested(source: Sizes, target: Sizes, found: Sequence[Factor]) -> list[bool]
         """Return whether factor k begins (or ends: `after` 1), towards another one, at a cut for all sizes."""
         axes = (found[k].source, found[k].target)
         beyond = (found[other].source, found[other].target) if 0 <= other < len(found) else (-1, -1)
-        # In which of both shapes an axis begins or ends there; in one it may lie inside an axis.
+        # Whether an axis begins or ends at this point, in each shape; in one of them the point may lie inside an axis.
         at = [axis != another for axis, another in zip(axes, beyond, strict=True)]
         if all(at):
             return any(_same(a[axes[0] + after], b[axes[1] + after]) for a, b in (before, behind))
@@ -107,7 +107,7 @@ def _nested(source: Sizes, target: Sizes, found: Sequence[Factor]) -> list[bool]
 
 
 def _products(sizes: Sequence[Size | None]) -> list[Size | None]:
-    """Elements before every axis, and of all."""
+    """Return the number of elements before every axis, and of all."""
     out: list[Size | None] = [1]
     for n in sizes:
         last = out[-1]
@@ -124,7 +124,7 @@ def _divides(a: Size | None, b: Size | None) -> bool:
 
 
 def couple_reshape(node: gs.Node, table: LabelTable) -> None:
-    """Hands labels through the common factors."""
+    """Pass labels through the common factors."""
     x, y = node.inputs[0], node.outputs[0]
     axes = table.get(x)
     if all(a is None for a in axes):
@@ -158,7 +158,7 @@ def couple_reshape(node: gs.Node, table: LabelTable) -> None:
                 grid = table.tie_within(grid, p)
         kept = [k for k in varying if found[k].target == target]
         if target in carried:
-            # (heads, head_dim) merged while both are free: no single array says which product indices may go.
+            # (heads, head_dim) merged while both are free: no single array of labels describes the removable indices.
             table.lock(min(grid, carried[target][1], key=len), "is merged with an axis that has channels of its own")
             if len(grid) <= len(carried[target][1]):
                 continue
@@ -173,21 +173,21 @@ def couple_reshape(node: gs.Node, table: LabelTable) -> None:
 
 
 def _choose(node: gs.Node, table: LabelTable, found: Sequence[Factor], varying: Sequence[int]) -> int:
-    """The output axis that carries the labels of a split axis."""
+    """Return the output axis that carries the labels of a split axis."""
     targets = sorted({found[k].target for k in varying})
     if len(targets) == 1:
         return targets[0]
     targets = [t for t in targets if not picked_apart(node.outputs[0], t, table)] or targets
     normed = any(n.op == "InstanceNormalization" for n in node.outputs[0].outputs)
     if normed and 1 in targets and not table.choices.inexact:
-        return 1  # GroupNorm as TorchScript writes it: whole groups go exactly
+        return 1  # GroupNorm as TorchScript exports it: removing whole groups is exact
     if len(targets) > 1 and feeds_attention(node.outputs[0], table):
         return targets[-2] if table.choices.attention == "heads" else targets[-1]
     size = {t: prod(found[k].size for k in varying if found[k].target == t) for t in targets}
     return max(targets, key=lambda t: size[t])
 
 
-# What stands between a projection's Reshape and the product of queries and keys.
+# Operators between a projection's Reshape and the product of queries and keys.
 _TRANSPARENT = frozenset(
     [
         "Transpose",
@@ -224,7 +224,7 @@ _TRANSPARENT = frozenset(
 
 
 def feeds_attention(t: gs.Tensor, table: LabelTable, limit: int = 64) -> bool:
-    """Whether a tensor reaches a product of two activations through operators that only move or scale it."""
+    """Return whether a tensor reaches a product of two activations through operators that only move or scale it."""
     seen: set[int] = set()
     front = [t]
     while front and len(seen) < limit:
@@ -244,7 +244,7 @@ def feeds_attention(t: gs.Tensor, table: LabelTable, limit: int = 64) -> bool:
 
 
 def picked_apart(t: gs.Tensor, axis: int, table: LabelTable) -> bool:
-    """Whether an axis is taken apart index by index further on (the 3 of packed queries, keys and values)."""
+    """Return whether later nodes index an axis one by one (the 3 of packed queries, keys and values)."""
     rank = len(table.shape(t))
     for node in t.outputs:
         if not node.outputs or node.outputs[0].name not in table.shapes:
@@ -258,7 +258,7 @@ def picked_apart(t: gs.Tensor, axis: int, table: LabelTable) -> bool:
         elif node.op == "Transpose":
             follow = ints(node.attrs.get("perm", range(rank - 1, -1, -1))).index(axis)
         elif node.op in ("Squeeze", "Unsqueeze", "Mul", "Div", "Add", "Cast"):
-            # Axes of size 1 come and go; the others keep their order.
+            # Axes of size 1 are added or dropped; the others keep their order.
             place = [i for i, n in enumerate(table.shape(t)) if n != 1].index(axis)
             solid = [i for i, n in enumerate(table.shape(out)) if n != 1]
             follow = solid[place] if place < len(solid) else None
@@ -268,7 +268,7 @@ def picked_apart(t: gs.Tensor, axis: int, table: LabelTable) -> bool:
 
 
 def patch_reshape(node: gs.Node, patcher: Patcher) -> None:
-    """Stated sizes follow; -1 (infer) adapts by itself, and 0 (copy) where the same channels stand on both sides."""
+    """Update stated sizes; -1 (infer) adapts itself, and 0 (copy) is kept where both axes have the same size."""
     value = patcher.constant(node, 1)
     if value is None:
         return
@@ -277,10 +277,10 @@ def patch_reshape(node: gs.Node, patcher: Patcher) -> None:
     for axis in range(len(value)):
         keep = patcher.keep(node.outputs[0], axis)
         if value[axis] == 0 and not node.attrs.get("allowzero", 0):
-            # It copies the input's dimension at the same place, which need not be where this axis comes from.
-            if left(patcher, node.inputs[0], axis) == left(patcher, node.outputs[0], axis):
+            # 0 copies the input's dimension of the same index, which may belong to another axis.
+            if remaining(patcher, node.inputs[0], axis) == remaining(patcher, node.outputs[0], axis):
                 continue
-            value[axis] = left(patcher, node.outputs[0], axis)
+            value[axis] = remaining(patcher, node.outputs[0], axis)
             changed = True
         elif keep is not None and value[axis] > 0:
             value[axis] = keep.sum()

@@ -1,15 +1,15 @@
-"""Resize and Upsample: space changes, channels pass."""
+"""Records of Resize and Upsample: channels pass, resized axes are locked."""
 
 from __future__ import annotations
 
 import onnx_graphsurgeon as gs
 
-from onnxprune.ops.labels import Axes, LabelTable
-from onnxprune.ops.record import OpSpec, Patcher, follows, ints, normal_axis, register
+from onnxprune.ops.label_table import Axes, LabelTable
+from onnxprune.ops.op_spec import OpSpec, Patcher, follows, ints, normal_axis, register
 
 
 def couple_resize(node: gs.Node, table: LabelTable) -> None:
-    """An axis that keeps its size keeps its labels."""
+    """Pass labels of axes that keep their size; lock the others."""
     axes, source, target = table.get(node.inputs[0]), table.size(node.inputs[0]), table.size(node.outputs[0])
     out: Axes = []
     for labels, n, m in zip(axes, source, target, strict=True):
@@ -24,7 +24,7 @@ def couple_resize(node: gs.Node, table: LabelTable) -> None:
 
 
 def patch_resize(node: gs.Node, patcher: Patcher) -> None:
-    """Constant sizes follow the channels that are left."""
+    """Update constant sizes to the remaining channels."""
     sizes = patcher.constant(node, 3) if len(node.inputs) > 3 else None
     if sizes is None or not sizes.size:
         return

@@ -1,7 +1,7 @@
-"""Operators that address elements by number: GatherElements, GatherND, ScatterElements, ScatterND, TensorScatter.
+"""Records of operators that address elements by index: GatherElements, GatherND, ScatterElements, ScatterND ...
 
-Axes that the numbers do not address pass. An axis they do address stays whole, but for one form: ScatterND by constant
-numbers that are a grid, as exporters write `x[:, a:b] = y`. There every axis is indexed on its own.
+Axes that the indices do not address pass. An addressed axis is locked, with one exception: ScatterND with constant
+indices that form a grid, as exporters write `x[:, a:b] = y`. There every axis is indexed separately.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.ops.labels import Array, Axes, Labels, LabelTable
-from onnxprune.ops.record import OpSpec, Patcher, normal_axis, register
+from onnxprune.ops.label_table import Array, Axes, Labels, LabelTable
+from onnxprune.ops.op_spec import OpSpec, Patcher, normal_axis, register
 
 NUMBERED = "addresses its indices by number"
 
 
 def couple_elements(node: gs.Node, table: LabelTable) -> None:
-    """GatherElements and ScatterElements address one axis; on the others numbers and data go together."""
+    """Lock the addressed axis; on the others tie indices and data."""
     data, indices = node.inputs[:2]
     axes, shape, counts = list(table.get(data)), table.shape(data), table.shape(indices)
     axis = normal_axis(int(node.attrs.get("axis", 0)), len(axes))
@@ -47,7 +47,7 @@ def couple_elements(node: gs.Node, table: LabelTable) -> None:
 
 
 def as_large_as(indices: gs.Tensor, updates: gs.Tensor) -> bool:
-    """Whether numbers are stretched to the shape of what they place, whatever that becomes."""
+    """Return whether indices are expanded to the shape of the updates, at any size."""
     made = indices.inputs[0] if indices.inputs else None
     if made is None or made.op != "Expand" or not made.inputs[1].inputs:
         return False
@@ -56,7 +56,7 @@ def as_large_as(indices: gs.Tensor, updates: gs.Tensor) -> bool:
 
 
 def couple_gather_nd(node: gs.Node, table: LabelTable) -> None:
-    """Axes behind the addressed ones pass."""
+    """Pass the axes after the addressed ones; lock those."""
     data, indices = node.inputs[:2]
     axes, places = table.get(data), table.get(indices)
     first = int(node.attrs.get("batch_dims", 0))
@@ -70,11 +70,11 @@ def couple_gather_nd(node: gs.Node, table: LabelTable) -> None:
 
 @dataclass(frozen=True)
 class Grid:
-    """Numbers that address a box: on every addressed axis a list, whatever the other axes say.
+    """Indices that address a box: a list of indices on every addressed axis, independent of the other axes.
 
     Attributes:
-        lists: numbers on each addressed axis.
-        dims: which dimension of the numbers' array goes through each list; -1 where the list has one entry only.
+        lists: Indices on each addressed axis.
+        dims: Dimension of the index array that runs through each list; -1 for a list of one entry.
     """
 
     lists: tuple[Array, ...]
@@ -82,7 +82,7 @@ class Grid:
 
 
 def grid_of(numbers: Array, sizes: Sequence[int]) -> Grid | None:
-    """The grid that an array [..., axes] of numbers is, or None."""
+    """Return the grid that an index array [..., axes] forms, or None."""
     lists, dims = [], []
     rank = numbers.ndim - 1
     for axis in range(numbers.shape[-1]):
@@ -106,13 +106,13 @@ def _grid(node: gs.Node, sizes: Sequence[int], numbers: Array | None) -> Grid | 
     found = grid_of(numbers, sizes)
     if found is None:
         return None
-    # A dimension of the numbers that no axis goes through writes the same place several times.
+    # A dimension of the indices that runs through no list writes the same element several times.
     free = set(range(numbers.ndim - 1)) - set(found.dims)
     return found if all(numbers.shape[d] == 1 for d in free) else None
 
 
 def couple_scatter_nd(node: gs.Node, table: LabelTable) -> None:
-    """Axes behind the addressed ones pass; addressed ones do where the numbers are a constant grid."""
+    """Pass the axes after the addressed ones; addressed ones pass where the indices are a constant grid."""
     data, indices, updates = node.inputs[:3]
     axes = list(table.get(data))
     count = table.shape(indices)[-1]
@@ -142,7 +142,7 @@ def couple_scatter_nd(node: gs.Node, table: LabelTable) -> None:
 
 
 def patch_scatter_nd(node: gs.Node, patcher: Patcher) -> None:
-    """Numbers of indices that went are dropped, the others renumbered."""
+    """Drop removed indices and renumber the others."""
     numbers = patcher.constant(node, 1)
     sizes = patcher.shape(node.inputs[0])
     grid = _grid(node, sizes, numbers)
@@ -174,7 +174,7 @@ def _evaluate_scatter_nd(node: gs.Node, values: Sequence[Array]) -> Array:
 
 
 def couple_tensor_scatter(node: gs.Node, table: LabelTable) -> None:
-    """A cache, written along one axis: the others are tied to what is written."""
+    """Tie the cache to the update on every axis but the written one, which is locked."""
     cache, update = node.inputs[:2]
     axes = list(table.get(cache))
     axis = normal_axis(int(node.attrs.get("axis", -2)), len(axes))

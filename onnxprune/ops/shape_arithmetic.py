@@ -1,4 +1,4 @@
-"""Operators that make shapes and constants: no channels pass through them, but their values can be computed."""
+"""Records of operators that compute shapes and constants: no channels pass, but their values are evaluated."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.ops.labels import Array, LabelTable
-from onnxprune.ops.record import Evaluate, OpSpec, ints, register, whole
+from onnxprune.ops.label_table import Array, LabelTable
+from onnxprune.ops.op_spec import Evaluate, OpSpec, ints, register, register_locked
 from onnxprune.ops.scatter import as_large_as
 
 
 def couple_none(node: gs.Node, table: LabelTable) -> None:
-    """The output says nothing about channels (a shape, a count, a range)."""
+    """Set no labels: the output has no channels (a shape, a count, a range)."""
 
 
 def couple_shape(node: gs.Node, table: LabelTable) -> None:
-    """Locks an axis whose size is read at run time, unless it only goes on to size a Resize of the same data."""
+    """Lock an axis whose size is read at run time, unless it only sizes a Resize of the same data."""
     x = node.inputs[0]
     axes = table.get(x)
     start, stop, _ = slice(node.attrs.get("start", 0), node.attrs.get("end")).indices(len(axes))
@@ -28,7 +28,7 @@ def couple_shape(node: gs.Node, table: LabelTable) -> None:
 
 
 def _is_used(shape: gs.Tensor, place: int, x: gs.Tensor, table: LabelTable) -> bool:
-    """Whether an element of a shape is read by more than Resize sizes and places to scatter to (fold_shapes)."""
+    """Return whether a shape element is used other than to size a Resize or to expand scatter indices (fold_shapes)."""
     if shape.name in table.outputs:
         return True
     for node in shape.outputs:
@@ -48,7 +48,7 @@ def _is_used(shape: gs.Tensor, place: int, x: gs.Tensor, table: LabelTable) -> b
 
 
 def _scatters(node: gs.Node, places: gs.Tensor, x: gs.Tensor) -> bool:
-    """Whether a node does nothing with places that were stretched to the size of x but scatter x there."""
+    """Return whether a node only scatters x at positions expanded to the size of x."""
     return node.op == "ScatterElements" and node.inputs[1] is places and node.inputs[2] is x and as_large_as(places, x)
 
 
@@ -85,23 +85,28 @@ def _constant(node: gs.Node, values: Sequence[Any]) -> Array | None:
 
 
 _EVALUATE: dict[str, Evaluate] = {"ConstantOfShape": _constant_of_shape, "Range": _range, "Constant": _constant}
-# Shape is evaluated by onnxprune.shapes, which knows the shapes.
+# onnxprune.analysis.shape_inference evaluates Shape: it has the shapes.
 register(OpSpec("Shape", couple_shape))
 for _op in ("ConstantOfShape", "Range", "Constant", "RandomNormal", "RandomUniform"):
     register(OpSpec(_op, couple_none, evaluate=_EVALUATE.get(_op)))
 for _op in ("BlackmanWindow", "HammingWindow", "HannWindow", "MelWeightMatrix"):
     register(OpSpec(_op, couple_none))
-whole(
+register_locked(
     "needs it whole",
     "Size", "EyeLike", "NonZero", "OneHot", "Unique", "NonMaxSuppression", "Compress", "ReverseSequence", "Det",
     "AffineGrid", "STFT", "NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss",
 )  # fmt: skip
-whole("draws random numbers for each of its elements", "RandomNormalLike", "RandomUniformLike", "Bernoulli",
-      "Multinomial")  # fmt: skip
-whole("is part of a sequence", "SequenceConstruct", "SequenceInsert", "SequenceErase", "SequenceAt", "SequenceLength",
-      "SequenceEmpty", "SplitToSequence", "ConcatFromSequence", "SequenceMap")  # fmt: skip
-whole("may be there or not", "Optional", "OptionalGetElement", "OptionalHasElement")
-whole("is read or made inside a subgraph", "If", "Loop", "Scan")
-whole("takes text or files", "StringNormalizer", "StringConcat", "StringSplit", "RegexFullMatch", "TfIdfVectorizer",
-      "ImageDecoder")  # fmt: skip
-whole("keeps a state that is a matrix of all its channels", "LinearAttention")
+register_locked("draws random numbers for each element", "RandomNormalLike", "RandomUniformLike", "Bernoulli",
+                "Multinomial")  # fmt: skip
+register_locked(
+    "is part of a sequence",
+    "SequenceConstruct", "SequenceInsert", "SequenceErase", "SequenceAt", "SequenceLength", "SequenceEmpty",
+    "SplitToSequence", "ConcatFromSequence", "SequenceMap",
+)  # fmt: skip
+register_locked("is optional", "Optional", "OptionalGetElement", "OptionalHasElement")
+register_locked("is read or written inside a subgraph", "If", "Loop", "Scan")
+register_locked(
+    "reads text or files",
+    "StringNormalizer", "StringConcat", "StringSplit", "RegexFullMatch", "TfIdfVectorizer", "ImageDecoder",
+)  # fmt: skip
+register_locked("has a state matrix over all its channels", "LinearAttention")

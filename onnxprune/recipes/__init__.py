@@ -4,10 +4,10 @@ recipe = load_recipe(Path("examples/recipes/dscore-parallel.toml"))
 table = run_recipe(recipe, Path("run"))
 """
 
+from onnxprune.recipes._table import RunTable as RunTable
 from onnxprune.recipes.recipe import STEPS as STEPS
 from onnxprune.recipes.recipe import Recipe as Recipe
 from onnxprune.recipes.recipe import load_recipe as load_recipe
 from onnxprune.recipes.runner import run_recipe as run_recipe
-from onnxprune.recipes.table import Table as Table
 
-__all__ = ["STEPS", "Recipe", "Table", "load_recipe", "run_recipe"]
+__all__ = ["STEPS", "Recipe", "RunTable", "load_recipe", "run_recipe"]

@@ -4,6 +4,7 @@ ingredients no step before it makes.
 
 from __future__ import annotations
 
+import logging
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,31 +12,37 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from onnxprune.data import Preprocess
 from onnxprune.errors import OnnxPruneError, unknown
-from onnxprune.layouts import LAYOUTS
-from onnxprune.recipes.base import DATA, MODEL, Common, Step, after, whole
-from onnxprune.recipes.changing import Apply, Prune, Retrain, Sparsify
-from onnxprune.recipes.deciding import MakePlan, Score, Sensitivity
-from onnxprune.recipes.measuring import Evaluate, Sweep
-from onnxprune.recipes.options import options, read
+from onnxprune.execution.data import Preprocess
+from onnxprune.ir.image_layout import LAYOUTS
+from onnxprune.recipes._measuring_steps import EvaluateStep, SweepStep
+from onnxprune.recipes._model_steps import ApplyStep, PruneStep, RetrainStep, SparsifyStep
+from onnxprune.recipes._options import options, read
+from onnxprune.recipes._planning_steps import PlanStep, ScoreStep, SensitivityStep
+from onnxprune.recipes._steps import DATA, MODEL, RecipeDefaults, RecipeStep, after, require_positive
 
-STEPS: dict[str, type[Step]] = {
-    cls.do: cls for cls in (Score, Sensitivity, MakePlan, Apply, Prune, Retrain, Sparsify, Evaluate, Sweep)
-}
+STEPS: dict[str, type[RecipeStep]] = {
+    cls.do: cls for cls in (
+        ScoreStep, SensitivityStep, PlanStep, ApplyStep, PruneStep, RetrainStep, SparsifyStep, EvaluateStep, SweepStep
+    )
+}  # fmt: skip
 """Kinds of steps by the name a recipe calls them."""
+
+RENAMED = {"min_accuracy": "min_group_accuracy", "scope": "allocator"}
+"""Old keys of steps, which are still read, and what they are called now."""
 
 REPEAT = "repeat"
 SHIPPED = "onnxprune:"
 """Begins the name of a model that comes with the package."""
 
+_log = logging.getLogger(__name__)
 _MAX_STEPS = 999
 _MAX_BYTES = 2**20
 Table = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Bench:
+class BenchSettings:
     """How latency is measured for the table.
 
     Attributes:
@@ -53,13 +60,13 @@ class Bench:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        whole(batch=self.batch)
+        require_positive(batch=self.batch)
         if min(self.runs, self.warmup, self.threads) < 0:
             raise OnnxPruneError("runs, warmup and threads are counts, at least 0")
 
 
 @dataclass(frozen=True)
-class _Preprocess:
+class _PreprocessTable:
     """The table `preprocess`."""
 
     mean: tuple[float, ...] = ()
@@ -75,7 +82,7 @@ class _Preprocess:
 
 
 @dataclass(frozen=True)
-class _Head:
+class _Header:
     """What a recipe says before its steps."""
 
     name: str
@@ -96,13 +103,13 @@ class _Head:
             raise OnnxPruneError(f"'name' is of letters, digits and -_. only, not {self.name!r}")
         if self.attention not in ("heads", "head_dim"):
             raise unknown("attention", self.attention, ("heads", "head_dim"))
-        whole(images=self.images)
+        require_positive(images=self.images)
         if min(self.seed, self.threads) < 0:
             raise OnnxPruneError("'seed' and 'threads' are counts, at least 0")
 
 
 @dataclass(frozen=True)
-class Entry:
+class StepEntry:
     """A step in its place.
 
     Attributes:
@@ -112,7 +119,7 @@ class Entry:
     """
 
     number: int
-    step: Step
+    step: RecipeStep
     turn: str = ""
 
     @property
@@ -136,7 +143,7 @@ class Recipe:
         model: the file it begins with.
         sources: what its data is loaded from, by the names of `DATA`; only what it has.
         images: of `data`, only so many, evenly from the classes; `size`: of images in folders.
-        common: what all steps share.
+        defaults: what all steps share.
         bench: how latency is measured.
         entries: the steps, loops unrolled.
         base: folder that paths are relative to.
@@ -149,9 +156,9 @@ class Recipe:
     sources: Mapping[str, str]
     images: int | None
     size: tuple[int, int] | None
-    common: Common
-    bench: Bench
-    entries: tuple[Entry, ...]
+    defaults: RecipeDefaults
+    bench: BenchSettings
+    entries: tuple[StepEntry, ...]
     base: Path
     text: str = field(repr=False)
     changes: tuple[str, ...] = ()
@@ -182,6 +189,9 @@ def load_recipe(
         raise OnnxPruneError(f"cannot read the recipe {str(path)!r}: {err.strerror or err}") from err
     except (ValueError, RecursionError) as err:  # TOML's own error and that of UTF-8 are ValueErrors
         raise OnnxPruneError(f"{str(path)!r} is not valid TOML: {err}") from err
+    for do, step in _tables(table.get("step")):
+        for key in [k for k in step if k in RENAMED]:
+            _set(step, _current(do, key, path.name), step.pop(key), path.name)
     for change in changes:
         _change(table, change)
     for key, value in {**(sources or {}), **({"model": str(model)} if model else {})}.items():
@@ -195,18 +205,19 @@ def _recipe(table: Table, path: Path, text: str, given: set[str]) -> Recipe:
     parts = {key: _part(table, key, where) for key in ("preprocess", "bench")}
     rest = {key: value for key, value in table.items() if key not in (*parts, "step")}
     for key in rest:
-        if key not in options(_Head):
-            err = unknown("key", key, [*options(_Head), *parts, "step"])
+        if key not in options(_Header):
+            err = unknown("key", key, [*options(_Header), *parts, "step"])
             raise OnnxPruneError(err.what, where=where, fix=err.fix)
-    head = read(_Head, rest, where)
-    pre = read(_Preprocess, parts["preprocess"], f"{where}, table preprocess")
-    bench = read(Bench, parts["bench"], f"{where}, table bench", {"device": head.device})
+    head = read(_Header, rest, where)
+    pre = read(_PreprocessTable, parts["preprocess"], f"{where}, table preprocess")
+    bench = read(BenchSettings, parts["bench"], f"{where}, table bench", {"device": head.device})
     how = Preprocess(pre.mean, pre.std, pre.layout)
-    common = Common(how, head.seed, head.threads, head.device, head.attention, head.include_inexact)
-    defaults = {"seed": head.seed, "threads": head.threads, "device": head.device}
+    defaults = RecipeDefaults(how, head.seed, head.threads, head.device, head.attention, head.include_inexact)
+    step_defaults = {"seed": head.seed, "threads": head.threads, "device": head.device}
     entries = tuple(
-        Entry(i + 1, step, turn) for i, (step, turn) in enumerate(_steps(table.get("step"), where, defaults, ""))
-    )  # fmt: skip
+        StepEntry(i + 1, step, turn)
+        for i, (step, turn) in enumerate(_steps(table.get("step"), where, step_defaults, ""))
+    )
     sources = {}
     for key in DATA:
         source = getattr(head, key)
@@ -214,7 +225,7 @@ def _recipe(table: Table, path: Path, text: str, given: set[str]) -> Recipe:
             sources[key] = source if key in given else _data_source(source, base)
     recipe = Recipe(
         head.name, head.about, Path(head.model) if "model" in given else _model_path(head.model, base), sources,
-        head.images, (pre.size[0], pre.size[1]) if pre.size else None, common, bench, entries, base, text,
+        head.images, (pre.size[0], pre.size[1]) if pre.size else None, defaults, bench, entries, base, text,
     )  # fmt: skip
     _check_order(recipe, where)
     return recipe
@@ -227,7 +238,7 @@ def _part(table: Table, key: str, where: str) -> Table:
     return part
 
 
-def _steps(tables: Any, where: str, defaults: Mapping[str, Any], turn: str) -> Iterator[tuple[Step, str]]:
+def _steps(tables: Any, where: str, defaults: Mapping[str, Any], turn: str) -> Iterator[tuple[RecipeStep, str]]:
     """The steps with their turns, loops unrolled."""
     if not isinstance(tables, list) or not tables or not all(isinstance(t, dict) for t in tables):
         raise OnnxPruneError("there are no steps", where=where, fix='[[step]] do = "prune" ...')
@@ -252,7 +263,7 @@ def _steps(tables: Any, where: str, defaults: Mapping[str, Any], turn: str) -> I
             yield step
 
 
-def _repeated(table: Table, where: str, defaults: Mapping[str, Any], turn: str) -> Iterator[tuple[Step, str]]:
+def _repeated(table: Table, where: str, defaults: Mapping[str, Any], turn: str) -> Iterator[tuple[RecipeStep, str]]:
     for key in table:
         if key not in ("do", "times", "step"):
             err = unknown("key", key, ("times", "step"))
@@ -312,19 +323,41 @@ def _change(table: Table, change: str) -> None:
         _part(table, path[0], change)
         table[path[0]] = {**table.get(path[0], {}), key: value}
     else:
-        found = list(_tables(table.get("step"), path[0]))
+        found = [step for do, step in _tables(table.get("step")) if do == path[0]]
         if not found:
             raise OnnxPruneError(f"the recipe has no step {path[0]!r} to change", where=change)
+        key = _current(path[0], key, change)
         for step in found:
             step[key] = value
 
 
-def _tables(steps: Any, do: str) -> Iterator[Table]:
+def _tables(steps: Any) -> Iterator[tuple[str, Table]]:
+    """The tables of all steps, those in loops included, with what each does."""
     for table in steps if isinstance(steps, list) else ():
         if isinstance(table, dict):
-            if table.get("do") == do:
-                yield table
-            yield from _tables(table.get("step"), do)
+            if isinstance(table.get("do"), str):
+                yield table["do"], table
+            yield from _tables(table.get("step"))
+
+
+def _current(do: str, key: str, where: str) -> str:
+    """Return the name that an option of a step has now, after a note if `key` is an old one."""
+    known = options(STEPS[do]) if do in STEPS else {}
+    if key in known or RENAMED.get(key) not in known:
+        return key
+    _log.warning("%s: %s is now %s", where, key, RENAMED[key])
+    return RENAMED[key]
+
+
+def _set(step: Table, key: str, value: Any, where: str) -> None:
+    """Sets a key that was spelled otherwise.
+
+    Raises:
+        OnnxPruneError: the step has the key under both names.
+    """
+    if key in step:
+        raise OnnxPruneError(f"a step has {key!r} under its old name as well", where=where, fix="leave out the old one")
+    step[key] = value
 
 
 def _value(text: str) -> Any:

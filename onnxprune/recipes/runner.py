@@ -1,7 +1,7 @@
 """A run of a recipe in a folder of its own: step by step, each on record before the next one begins.
 
     FOLDER/recipe.toml        the recipe as it was
-    FOLDER/run.journal        what is finished, with digests of the files (see `onnxprune.journal`)
+    FOLDER/run.journal        what is finished, with digests of the files (see `onnxprune._utils.journal`)
     FOLDER/log.txt            what happened when
     FOLDER/01-sensitivity/    what the first step made, and so on
     FOLDER/table.csv, .json   every step with accuracy, cost and time
@@ -25,23 +25,24 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.bench import bench
-from onnxprune.cost import CostModel
-from onnxprune.coupling import Analysis
-from onnxprune.data import Data, load_data
+from onnxprune._utils.atomic_files import check_output, write_text
+from onnxprune._utils.journal import Journal
+from onnxprune.analysis.cost import CostModel
+from onnxprune.analysis.coupling import Analysis
 from onnxprune.errors import OnnxPruneError
-from onnxprune.evaluation import evaluate
-from onnxprune.files import check_output, write_text
-from onnxprune.journal import Journal
-from onnxprune.model import load
-from onnxprune.recipes.base import MODEL, Outcome, Place, after
-from onnxprune.recipes.recipe import Entry, Recipe
-from onnxprune.recipes.table import Row, Table
-from onnxprune.sweep import data_digest
+from onnxprune.execution.data import Data, load_data
+from onnxprune.execution.evaluation import evaluate
+from onnxprune.ir.model import load
+from onnxprune.latency.bench import bench
+from onnxprune.planning.sensitivity_sweep import data_digest
+from onnxprune.recipes._steps import MODEL, StepContext, StepResult, after
+from onnxprune.recipes._table import RunTable, StepRow
+from onnxprune.recipes.recipe import RENAMED, Recipe, StepEntry
 
 JOURNAL, LOG, COPY, MARK = "run.journal", "log.txt", "recipe.toml", "step.json"
 ORIGINAL, LATENCY = "00-original", "latency"
 _RECORD = {"step", "turn", "files", "digests", "figures", "note", "seconds", "resumed"}
+_RENAMED = {**RENAMED, "limits": "constraints"}  # old names in journals
 _FREE = {"threads", "device", "jobs", "workers"}
 _STEP = re.compile(r"\d{2,3}-[a-z]+")
 
@@ -62,7 +63,7 @@ def run_recipe(
     restart: bool = False,
     progress: Progress = _no_progress,
     notice: Callable[[str], None] | None = None,
-) -> Table:
+) -> RunTable:
     """Runs a recipe, or what is left of it.
 
     Args:
@@ -82,7 +83,7 @@ def run_recipe(
         key: load_data(source, images=recipe.images if key == "data" else None, size=recipe.size)
         for key, source in recipe.sources.items()
     }
-    analysis = recipe.common.analyze(model)
+    analysis = recipe.defaults.analyze(model)
     for e in recipe.entries:
         try:
             e.step.check(analysis, recipe.base)
@@ -93,7 +94,7 @@ def run_recipe(
     _make(folder)
     settings = {
         "model": model.fingerprint,
-        **{key: data_digest(d, recipe.common.preprocess) for key, d in data.items()},
+        **{key: data_digest(d, recipe.defaults.preprocess) for key, d in data.items()},
         **analysis.choices.options(),
     }
     book = Journal(folder / JOURNAL, settings, restart=restart)
@@ -101,14 +102,14 @@ def run_recipe(
         if restart:
             _clear(folder)
         _forget_temporary(folder)
-        run = _Run(recipe, folder, analysis, data, book, progress, notice)
+        run = _RecipeRun(recipe, folder, analysis, data, book, progress, notice)
         run.steps(figures)
         return run.table()
     finally:
         book.close()
 
 
-class _Run:
+class _RecipeRun:
     """A run under way."""
 
     def __init__(
@@ -138,7 +139,7 @@ class _Run:
                 raise OnnxPruneError("the journal holds something that is no step", where=key, fix=fix)
         for e in self.recipe.entries[: len(finished)]:
             record = self.book.entries[e.key]
-            wrong = _different(record["step"], _options(e))
+            wrong = _different(_renamed(record["step"], _options(e)), _options(e))
             if wrong:
                 raise OnnxPruneError(
                     f"{e.title} is finished, with other options ({', '.join(sorted(wrong))})", where=e.key, fix=fix
@@ -177,25 +178,31 @@ class _Run:
             self.files |= {what: self.folder / record["files"][what] for what in e.step.makes}
             self.files = {what: path for what, path in self.files.items() if what in have}
 
-    def _step(self, e: Entry) -> None:
+    def _step(self, e: StepEntry) -> None:
         folder = self.folder / e.key
         resumed = self._begin(e, folder)
         self._say(f"{e.title} {'goes on' if resumed else 'begins'}")
         start = time.perf_counter()
         try:
             with self.progress(e.title) as tick:
-                place = Place(
-                    folder, dict(self.files), self.recipe.model, self.recipe.base, self.data, self.recipe.common, tick,
+                context = StepContext(
+                    folder,
+                    dict(self.files),
+                    self.recipe.model,
+                    self.recipe.base,
+                    self.data,
+                    self.recipe.defaults,
+                    tick,
                     lambda text: self._say(f"{e.key}: {text}"),
-                )  # fmt: skip
-                found = e.step.run(place)
+                )
+                found = e.step.run(context)
         except OnnxPruneError as err:
             self._log(f"{e.title} failed: {err}".replace("\n", ";"))
             raise _at(err, e.title) from err
         seconds = time.perf_counter() - start
         figures = None
         if MODEL in found.files:
-            made = self.recipe.common.analyze(load(found.files[MODEL]))
+            made = self.recipe.defaults.analyze(load(found.files[MODEL]))
             figures = _figures(self.recipe, made, self.data)
         record: Record = {
             "step": _options(e),
@@ -210,7 +217,7 @@ class _Run:
         self.book.add(e.key, record)
         self._say(f"{e.title} done in {seconds:.1f} s: {found.note}{_told(record['figures'])}")
 
-    def _begin(self, e: Entry, folder: Path) -> bool:
+    def _begin(self, e: StepEntry, folder: Path) -> bool:
         """Makes the step's folder; whether it goes on from what is there."""
         mark = {
             "run": self.book.settings, "do": e.step.do, "options": _options(e),
@@ -218,7 +225,7 @@ class _Run:
         }  # fmt: skip
         try:
             there = _json(folder / MARK) if folder.is_dir() else None
-            if isinstance(there, dict) and not _different(there, mark):
+            if isinstance(there, dict) and not _different(_renamed(there, mark), mark):
                 _forget_temporary(folder)
                 return True
             if folder.exists():
@@ -232,14 +239,14 @@ class _Run:
     def _name(self, path: Path) -> str:
         return path.relative_to(self.folder).as_posix()
 
-    def _digests(self, found: Outcome) -> dict[str, str]:
+    def _digests(self, found: StepResult) -> dict[str, str]:
         paths = list(found.files.values())
         paths += [p for p in (path.with_name(path.name + ".data") for path in paths) if p.exists()]  # weights beside
         return {self._name(path): _digest(path) for path in paths}
 
     # -------------------------------------------------------------------------------------------------- the table
 
-    def table(self) -> Table:
+    def table(self) -> RunTable:
         """Every step with what its model is worth; latencies are measured now, all under the same conditions."""
         records = {ORIGINAL: self.book.entries[ORIGINAL]} | {
             e.key: self.book.entries[e.key] for e in self.recipe.entries
@@ -251,12 +258,12 @@ class _Run:
             path = self.recipe.model if key == ORIGINAL else self.folder / r["files"].get(MODEL, "")
             worth = {name: figures.get(name) for name in ("top1", "top1_error", "loss", "macs", "params", "bytes")}
             rows.append(
-                Row(
+                StepRow(
                     step=key, turn=r.get("turn", ""), model=str(path) if figures else None, **worth,
                     latency=latencies.get(key), seconds=r.get("seconds"), note=r.get("note", ""),
                 )
             )  # fmt: skip
-        table = Table(self.recipe.name, tuple(rows), self.recipe.sources, self.recipe.changes)
+        table = RunTable(self.recipe.name, tuple(rows), self.recipe.sources, self.recipe.changes)
         write_text(self.folder / "table.csv", table.to_csv())
         write_text(self.folder / "table.json", json.dumps(table.as_dict(), indent=1, allow_nan=False) + "\n")
         return table
@@ -303,12 +310,12 @@ class _Run:
 
 def _figures(recipe: Recipe, analysis: Analysis, data: Mapping[str, Data]) -> Record:
     """Cost of a model and, where there is test data, its accuracy."""
-    common = recipe.common
-    figures: Record = vars(CostModel(analysis).whole).copy()
+    defaults = recipe.defaults
+    figures: Record = vars(CostModel(analysis).baseline).copy()
     if "test_data" in data:
         found = evaluate(
-            analysis.source, data["test_data"], preprocess=common.preprocess, threads=common.threads,
-            device=common.device,
+            analysis.source, data["test_data"], preprocess=defaults.preprocess, threads=defaults.threads,
+            device=defaults.device,
         )  # fmt: skip
         figures |= {"top1": found.top1, "top1_error": found.top1_error, "loss": found.loss}
     return figures
@@ -364,9 +371,20 @@ def _json(path: Path) -> Any:
         return None
 
 
-def _options(e: Entry) -> Record:
+def _options(e: StepEntry) -> Record:
     """A step's options as JSON gives them back."""
     return json.loads(json.dumps(asdict(e.step)))  # type: ignore[no-any-return, call-overload]  # a dataclass
+
+
+def _renamed(record: Any, like: Record) -> Any:
+    """A record of options under the names of `like`: runs begun by an earlier version have old ones."""
+    if not isinstance(record, dict):
+        return record
+    names = {key: _RENAMED[key] if key not in like and key in _RENAMED else key for key in record}
+    return {
+        name: _renamed(record[key], like[name]) if isinstance(like.get(name), dict) else record[key]
+        for key, name in names.items()
+    }
 
 
 def _different(one: Any, other: Any) -> set[str]:

@@ -4,9 +4,9 @@ write_report([Path("run")], Path("report.html"))
 write_report([Path("model.onnx"), Path("small.onnx"), Path("plan.json")], Path("report.html"))
 """
 
-from onnxprune.reports.files import Measuring as Measuring
-from onnxprune.reports.report import tell as tell
-from onnxprune.reports.report import write_report as write_report
-from onnxprune.reports.story import Story as Story
+from onnxprune.reports._from_files import MeasurementSettings as MeasurementSettings
+from onnxprune.reports._report import collect as collect
+from onnxprune.reports._report import write_report as write_report
+from onnxprune.reports._report_data import ReportData as ReportData
 
-__all__ = ["Measuring", "Story", "tell", "write_report"]
+__all__ = ["MeasurementSettings", "ReportData", "collect", "write_report"]

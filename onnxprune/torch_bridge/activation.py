@@ -1,6 +1,6 @@
-"""Activation functions, softmax, and dropout.
+"""Converters of activation functions, softmax, and dropout.
 
-Formulas are those of the ONNX standard; where PyTorch has the same function it is used.
+Formulas are those of the ONNX standard; PyTorch functions are used where they are identical.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from onnx2torch.onnx_node import OnnxNode
 from onnx2torch.utils.common import OperationConverterResult
 from torch import nn
 
-from onnxprune.torch_bridge.operands import apply, attribute, numbers, rank, unsupported
+from onnxprune.torch_bridge._operands import apply, attribute, numbers, rank, unsupported
 from onnxprune.torch_bridge.registry import converted, converts, same_as_before
 
 same_as_before(6, "Elu", "HardSigmoid")
@@ -21,31 +21,31 @@ same_as_before(14, "HardSwish")
 
 
 def selu(x: torch.Tensor, *, alpha: float, gamma: float) -> torch.Tensor:
-    """gamma * (max(x, 0) + min(alpha * (exp(x) - 1), 0)): Klambauer et al. 2017, arXiv:1706.02515."""
+    """Return gamma * (max(x, 0) + min(alpha * (exp(x) - 1), 0)): Klambauer et al. 2017, arXiv:1706.02515."""
     return gamma * F.elu(x, alpha)
 
 
 def thresholded_relu(x: torch.Tensor, *, alpha: float) -> torch.Tensor:
-    """x where it exceeds alpha, else 0."""
+    """Return x where it exceeds alpha, else 0."""
     return torch.where(x > alpha, x, torch.zeros_like(x))
 
 
 def shrink(x: torch.Tensor, *, bias: float, limit: float) -> torch.Tensor:
-    """x + bias below -limit, x - bias above limit, 0 between."""
+    """Return x + bias below -limit, x - bias above limit, 0 between."""
     return torch.where(x < -limit, x + bias, torch.where(x > limit, x - bias, torch.zeros_like(x)))
 
 
 def swish(x: torch.Tensor, *, alpha: float) -> torch.Tensor:
-    """x * sigmoid(alpha * x): Ramachandran et al. 2017, arXiv:1710.05941."""
+    """Return x * sigmoid(alpha * x): Ramachandran et al. 2017, arXiv:1710.05941."""
     return F.silu(x) if alpha == 1 else x * torch.sigmoid(alpha * x)
 
 
 def prelu(x: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
-    """x where it is not negative, else slope * x: He et al. 2015, arXiv:1502.01852.
+    """Return x where it is not negative, else slope * x: He et al. 2015, arXiv:1502.01852.
 
     Args:
-        x: data.
-        slope: broadcasts to the data, aligned at the last axis as everywhere in ONNX.
+        x: Data.
+        slope: Slopes that broadcast to the data, aligned at the last axis as in ONNX.
     """
     per_channel = slope.dim() == x.dim() - 1 > 0 and slope.numel() == slope.shape[0] == x.shape[1]
     if per_channel or slope.numel() == 1:
@@ -54,27 +54,27 @@ def prelu(x: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
 
 
 def flat_softmax(x: torch.Tensor, *, axis: int, log: bool) -> torch.Tensor:
-    """Softmax over an axis and all that follow it, as one: what Softmax meant before opset 13."""
+    """Return the softmax over an axis and all later ones together: the definition before opset 13."""
     flat = x.reshape(*x.shape[:axis], -1) if x.numel() else x
     return (F.log_softmax(flat, -1) if log else F.softmax(flat, -1)).reshape(x.shape)
 
 
 def hardmax(x: torch.Tensor, *, axis: int) -> torch.Tensor:
-    """1 at the first largest element of an axis, 0 elsewhere; no gradient."""
+    """Return 1 at the first largest element of an axis, 0 elsewhere; no gradient."""
     first = x.argmax(axis, keepdim=True)
     return torch.zeros_like(x).scatter(axis, first, 1.0)
 
 
 def flat_hardmax(x: torch.Tensor, *, axis: int) -> torch.Tensor:
-    """Hardmax over an axis and all that follow it, as one (before opset 13)."""
+    """Return the hardmax over an axis and all later ones together (before opset 13)."""
     return hardmax(x.reshape(*x.shape[:axis], -1), axis=-1).reshape(x.shape)
 
 
 class MaskedDropout(nn.Module):
-    """Dropout that also returns which elements it kept.
+    """Dropout that also returns the mask of kept elements.
 
     Args:
-        p: probability of an element to be dropped in training mode.
+        p: Probability that an element is dropped in training mode.
     """
 
     def __init__(self, p: float) -> None:
@@ -82,7 +82,7 @@ class MaskedDropout(nn.Module):
         self.p = p
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The data, scaled by 1 / (1 - p) where kept, and the mask of what was kept."""
+        """Return the data, scaled by 1 / (1 - p) where kept, and the mask of kept elements."""
         if not self.training or self.p == 0:
             return x, torch.ones_like(x, dtype=torch.bool)
         mask = torch.rand_like(x) >= self.p
@@ -151,7 +151,7 @@ def _old_hardmax(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResult:
 
 @converts("Dropout")
 def _dropout(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResult:
-    # Active in the module's training mode, whatever `training_mode` says: inference keeps every element.
+    # Active in training mode, independent of `training_mode`: inference keeps every element.
     ratio = numbers(node, graph, 1, "ratio")
     if ratio is None and len(node.input_values) > 1 and node.input_values[1]:
         raise unsupported("a ratio computed from the data")

@@ -1,7 +1,7 @@
-"""Convolutions: modules of `torch.nn` with the ONNX weights, or the function where a weight is computed.
+"""Converters of convolutions: modules of `torch.nn` with the ONNX weights, or functions if the weight is computed.
 
-PyTorch pads both sides of the data alike. Other paddings become a padding module in front (Conv) or a crop behind
-(ConvTranspose), which is what padding means there.
+PyTorch pads both ends of the data equally. Other paddings become a padding module before a Conv or a crop after a
+ConvTranspose.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from onnx2torch.onnx_node import OnnxNode
 from onnx2torch.utils.common import OperationConverterResult
 from torch import nn
 
-from onnxprune.torch_bridge.operands import Apply, attribute, has_input, is_constant, known, rank, unsupported
+from onnxprune.torch_bridge._operands import FunctionModule, attribute, has_input, is_constant, known, rank, unsupported
+from onnxprune.torch_bridge._windows import Window, pad
 from onnxprune.torch_bridge.registry import converted, converts
-from onnxprune.torch_bridge.windows import Window, pad
 
 _MODULES = {
     "Conv": (nn.Conv1d, nn.Conv2d, nn.Conv3d),
@@ -33,13 +33,13 @@ _FUNCTIONS: dict[str, tuple[Callable[..., Any], ...]] = {
 
 
 def same_pad(x: torch.Tensor, *, window: Window) -> torch.Tensor:
-    """Zeros around the data so that every window of a convolution fits."""
+    """Pad the data with zeros so that every window of a convolution fits."""
     begin, end, _ = window.places(x.shape[2:])
     return pad(x, begin, end)
 
 
 def fixed_pad(x: torch.Tensor, *, begin: Sequence[int], end: Sequence[int]) -> torch.Tensor:
-    """Zeros before and after the data; negative numbers crop."""
+    """Pad the data with zeros before and after; negative numbers crop."""
     return pad(x, begin, end)
 
 
@@ -52,15 +52,15 @@ def computed_conv(
     window: Window,
     groups: int,
 ) -> torch.Tensor:
-    """Convolution whose weight another node computes.
+    """Return a convolution whose weight another node computes.
 
     Args:
-        x: data [N, C, *spatial].
-        weight: [F, C / groups, *kernel].
-        bias: [F].
-        function: PyTorch's for this number of spatial axes.
-        window: the node's; its kernel is read off the weight.
-        groups: blocks of channels that do not mix.
+        x: Data [N, C, *spatial].
+        weight: Weight [F, C / groups, *kernel].
+        bias: Bias [F].
+        function: PyTorch function for this number of spatial axes.
+        window: Window of the node; the kernel size is read from the weight.
+        groups: Number of channel groups.
     """
     window = replace(window, kernel=tuple(weight.shape[2:]))
     begin, end, _ = window.places(x.shape[2:])
@@ -82,19 +82,19 @@ def computed_conv_transpose(
     output_padding: Sequence[int],
     crop: tuple[Sequence[int], Sequence[int]],
 ) -> torch.Tensor:
-    """Transposed convolution whose weight another node computes; `crop` is the padding of the standard."""
+    """Return a transposed convolution whose weight another node computes; `crop` is the standard's padding."""
     y = function(x, weight, bias, stride, 0, output_padding, groups, dilation)
     return pad(y, [-n for n in crop[0]], [-n for n in crop[1]])
 
 
 class CroppedConvTranspose(nn.Module):
-    """Transposed convolution whose output is cropped differently at the two ends, or to a size that is given.
+    """Transposed convolution whose output is cropped differently at the two ends, or to a given size.
 
     Args:
-        conv: the convolution, without padding.
-        crop: elements to drop (at the begin, at the end), or None if they follow from `size`.
-        size: of the output, one per spatial axis; 0 stands for the input's size times the stride.
-        upper: whether an odd element to drop is the last one.
+        conv: Convolution without padding.
+        crop: Elements to drop (at the start, at the end), or None if they follow from `size`.
+        size: Output size per spatial axis; 0 means the input's size times the stride.
+        upper: Drop an odd element at the end.
     """
 
     def __init__(
@@ -111,14 +111,14 @@ class CroppedConvTranspose(nn.Module):
         self.upper = upper
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The output [N, F, *spatial] for data [N, C, *spatial]."""
+        """Return the output [N, F, *spatial] for data [N, C, *spatial]."""
         if self.crop is not None:
             return pad(self.conv(x), [-n for n in self.crop[0]], [-n for n in self.crop[1]])
         conv, begins, ends, sizes = self.conv, [], [], []
         for i, n in enumerate(x.shape[2:]):
             reach = (conv.kernel_size[i] - 1) * conv.dilation[i] + 1
             natural = (n - 1) * conv.stride[i] + reach + conv.output_padding[i]
-            # Kernels smaller than the stride leave less than the standard's size; onnxruntime does not add to it.
+            # Kernels smaller than the stride give less than the standard's size; onnxruntime does not pad it.
             target = self.size[i] or min(n * conv.stride[i], natural)
             surplus = max(natural - target, 0)
             begins.append(surplus // 2 if self.upper else surplus - surplus // 2)
@@ -134,7 +134,9 @@ def _conv(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResult:
     if not _weights_known(node, graph):
         window = Window.of(node, attribute(node, "kernel_shape") or [1] * spatial)
         function = _FUNCTIONS["Conv"][spatial - 1]
-        return converted(Apply(computed_conv, function=function, window=window, groups=groups), node.input_values, node)
+        return converted(
+            FunctionModule(computed_conv, function=function, window=window, groups=groups), node.input_values, node
+        )
     shape = known(graph, node.input_values[1]).shape
     kernel = shape[2:]
     window = Window.of(node, kernel)
@@ -153,7 +155,11 @@ def _conv(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResult:
     )
     if symmetric:
         return _holding(conv, conv, "", node, graph)
-    before = Apply(same_pad, window=window) if pads is None else Apply(fixed_pad, begin=pads[0], end=pads[1])
+    before = (
+        FunctionModule(same_pad, window=window)
+        if pads is None
+        else FunctionModule(fixed_pad, begin=pads[0], end=pads[1])
+    )
     return _holding(nn.Sequential(OrderedDict(pad=before, conv=conv)), conv, "conv.", node, graph)
 
 
@@ -172,9 +178,9 @@ def _conv_transpose(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResul
     upper = window.same == "SAME_UPPER"
     if not has_weights:
         if size:
-            raise unsupported("a computed weight and an output size of its own")
+            raise unsupported("a computed weight with an explicit output size")
         settings = {"stride": window.stride, "dilation": window.dilation, "groups": groups}
-        made = Apply(
+        made = FunctionModule(
             computed_conv_transpose,
             function=_FUNCTIONS["ConvTranspose"][spatial - 1],
             output_padding=output_padding,
@@ -182,7 +188,7 @@ def _conv_transpose(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResul
             **settings,
         )
         return converted(made, node.input_values, node)
-    # What both ends lose, PyTorch drops itself.
+    # PyTorch itself drops the padding common to both ends.
     common = [0 if size else max(min(pair), 0) for pair in zip(window.begin, window.end, strict=True)]
     crop = tuple([n - c for n, c in zip(side, common, strict=True)] for side in (window.begin, window.end))
     conv = _MODULES["ConvTranspose"][spatial - 1](
@@ -218,7 +224,7 @@ def _weights_known(node: OnnxNode, graph: OnnxGraph) -> bool:
 def _holding(
     made: nn.Module, conv: nn.Module, prefix: str, node: OnnxNode, graph: OnnxGraph
 ) -> OperationConverterResult:
-    """The module with the node's weights in its convolution, made without storage."""
+    """Return the conversion result with the node's weights set in its convolution, which was made without storage."""
     held = {}
     for name, index in (("weight", 1), ("bias", 2)):
         if has_input(node, index):

@@ -1,4 +1,4 @@
-"""Operators that work element by element: arithmetic, comparisons, logic, functions, casts."""
+"""Converters of elementwise operators: arithmetic, comparisons, logic, functions, casts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from onnx2torch.onnx_graph import OnnxGraph
 from onnx2torch.onnx_node import OnnxNode
 from onnx2torch.utils.common import OperationConverterResult
 
-from onnxprune.torch_bridge.operands import (
+from onnxprune.torch_bridge._operands import (
     apply,
     apply_to,
     attribute,
@@ -30,19 +30,19 @@ same_as_before(16, "Identity")
 
 
 def divide(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Quotient; that of integers is truncated towards zero."""
+    """Return the quotient; that of integers is truncated towards zero."""
     if a.is_floating_point() or b.is_floating_point():
         return torch.div(a, b)
     return torch.div(a, b, rounding_mode="trunc")
 
 
 def power(base: torch.Tensor, exponent: torch.Tensor | float) -> torch.Tensor:
-    """base ** exponent in the element type of the base."""
+    """Return base ** exponent in the element type of the base."""
     return torch.pow(base, exponent).to(base.dtype)
 
 
 def is_infinite(x: torch.Tensor, *, negative: bool, positive: bool) -> torch.Tensor:
-    """Whether elements are -inf or inf, as far as asked for."""
+    """Return True for elements that are -inf (`negative`) or inf (`positive`)."""
     if negative and positive:
         return torch.isinf(x)
     if not negative and not positive:
@@ -51,42 +51,42 @@ def is_infinite(x: torch.Tensor, *, negative: bool, positive: bool) -> torch.Ten
 
 
 def total(*tensors: torch.Tensor) -> torch.Tensor:
-    """Sum of tensors that broadcast."""
+    """Return the sum of tensors that broadcast."""
     return functools.reduce(torch.add, tensors)
 
 
 def mean(*tensors: torch.Tensor) -> torch.Tensor:
-    """Mean of tensors that broadcast."""
+    """Return the mean of tensors that broadcast."""
     return total(*tensors) / len(tensors)
 
 
 def largest(*tensors: torch.Tensor) -> torch.Tensor:
-    """Element-wise maximum of tensors that broadcast."""
+    """Return the elementwise maximum of tensors that broadcast."""
     return functools.reduce(torch.maximum, tensors)
 
 
 def smallest(*tensors: torch.Tensor) -> torch.Tensor:
-    """Element-wise minimum of tensors that broadcast."""
+    """Return the elementwise minimum of tensors that broadcast."""
     return functools.reduce(torch.minimum, tensors)
 
 
 def cast(x: torch.Tensor, *, dtype: torch.dtype) -> torch.Tensor:
-    """Another element type; no gradient passes through integers."""
+    """Cast to another element type; no gradient passes through integers."""
     return x.to(dtype)
 
 
 def cast_like(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """The element type of another tensor."""
+    """Cast to the element type of another tensor."""
     return x.to(like.dtype)
 
 
 def where(condition: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Elements of `a` where the condition holds, else of `b`."""
+    """Return elements of `a` where the condition holds, else of `b`."""
     return torch.where(condition, a, b)
 
 
 def clip(x: torch.Tensor, *, min: float | None, max: float | None) -> torch.Tensor:
-    """Elements within bounds, of which each may be absent."""
+    """Clamp elements to bounds, each optional."""
     return x if min is None and max is None else torch.clamp(x, min, max)
 
 
@@ -115,8 +115,8 @@ def _unary(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResult:
 
 @converts("Pow", since=7)
 def _pow(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResult:
-    # A written exponent as a number: torch has fast and differentiable forms of squares and square roots. It must not
-    # add axes to the base.
+    # A constant exponent becomes a Python number: torch has fast, differentiable squares and square roots. Its shape
+    # must not add axes to the base.
     if is_constant(node, graph, 1):
         exponent = constant(graph, node.input_values[1])
         if exponent.size == 1 and (exponent.ndim == 0 or exponent.ndim <= rank(node, graph)):
@@ -147,6 +147,6 @@ def _clip(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResult:
         return apply(node, graph, torch.clamp)
     low, high = numbers(node, graph, 1, "min"), numbers(node, graph, 2, "max")
     if any(bound is not None and len(bound) != 1 for bound in (low, high)):
-        raise unsupported("bounds that are no single numbers")
+        raise unsupported("bounds that are not scalars")
     bounds = {"min": low[0] if low else None, "max": high[0] if high else None}
     return apply_to(node, graph, node.input_values[:1], clip, **bounds)

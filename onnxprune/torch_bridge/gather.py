@@ -1,4 +1,4 @@
-"""Operators that pick or replace elements by number. Negative indices count from the end, as ONNX has them."""
+"""Converters of operators that select or replace elements by index. Negative indices count from the end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from onnx2torch.onnx_graph import OnnxGraph
 from onnx2torch.onnx_node import OnnxNode
 from onnx2torch.utils.common import OperationConverterResult
 
-from onnxprune.torch_bridge.operands import (
+from onnxprune.torch_bridge._operands import (
     apply,
     apply_numbers,
     apply_to,
@@ -30,29 +30,29 @@ _REDUCTIONS = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
 
 
 def gather(x: torch.Tensor, indices: torch.Tensor, *, axis: int) -> torch.Tensor:
-    """Takes slices along an axis; the axes of `indices` replace it."""
+    """Select slices along an axis; the axes of `indices` replace it."""
     return x[(*_all_before(x, axis), indices.to(torch.int64))]
 
 
 def select(x: torch.Tensor, *, index: int, axis: int) -> torch.Tensor:
-    """One slice along an axis, which disappears; a view."""
+    """Return one slice along an axis, without that axis; a view."""
     return x.select(axis, index)
 
 
 def gather_elements(x: torch.Tensor, indices: torch.Tensor, *, axis: int) -> torch.Tensor:
-    """For every place of `indices` the element with that index along an axis."""
+    """Return for every position of `indices` the element with that index along an axis."""
     return torch.gather(x, axis, _counted_from_start(indices, x.shape[axis]))
 
 
 def gather_nd(x: torch.Tensor, indices: torch.Tensor, *, batch: int) -> torch.Tensor:
-    """Elements or slices by tuples of indices, the last axis of `indices`, within each of the leading batch axes."""
+    """Select elements or slices by index tuples, the last axis of `indices`, within the leading batch axes."""
     return x[(*_batch_places(indices, batch), *indices.to(torch.int64).unbind(-1))]
 
 
 def scatter_elements(
     x: torch.Tensor, indices: torch.Tensor, updates: torch.Tensor, *, axis: int, reduction: str
 ) -> torch.Tensor:
-    """The data with elements replaced by (or combined with) updates at indices along an axis."""
+    """Return the data with elements replaced by (or combined with) updates at indices along an axis."""
     index = _counted_from_start(indices, x.shape[axis])
     if reduction == "none":
         return x.scatter(axis, index, updates)
@@ -60,7 +60,7 @@ def scatter_elements(
 
 
 def scatter_nd(x: torch.Tensor, indices: torch.Tensor, updates: torch.Tensor, *, reduction: str) -> torch.Tensor:
-    """The data with elements or slices replaced by (or combined with) updates at tuples of indices."""
+    """Return the data with elements or slices replaced by (or combined with) updates at index tuples."""
     places = indices.to(torch.int64).unbind(-1)
     if reduction in ("none", "add"):
         return x.index_put(places, updates, accumulate=reduction == "add")
@@ -75,12 +75,12 @@ def scatter_nd(x: torch.Tensor, indices: torch.Tensor, updates: torch.Tensor, *,
 
 
 def slice_axes(x: torch.Tensor, *, bounds: Sequence[tuple[int, int, int, int]]) -> torch.Tensor:
-    """Part of the data.
+    """Return part of the data.
 
     Args:
-        x: data.
-        bounds: (axis, start, end, step). A step may be negative. As in numpy, but a start beyond the first element
-            of a backward slice means that element.
+        x: Data.
+        bounds: (axis, start, end, step). A step may be negative. As in numpy, but a start before the first element
+            of a backward slice is the first element.
     """
     index, reversed_axes = [slice(None)] * x.dim(), []
     for axis, start, end, step in bounds:
@@ -103,7 +103,7 @@ def computed_slice(
     axes: torch.Tensor | None = None,
     steps: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`slice_axes` with bounds that a run computes."""
+    """Apply `slice_axes` with bounds that are computed at run time."""
     first, last = as_ints(starts), as_ints(ends)
     which = list(range(len(first))) if axes is None else as_ints(axes)
     step = [1] * len(first) if steps is None else as_ints(steps)
@@ -111,7 +111,7 @@ def computed_slice(
 
 
 def one_hot(indices: torch.Tensor, values: torch.Tensor, *, depth: int, axis: int) -> torch.Tensor:
-    """`values[1]` at each index along a new axis, `values[0]` elsewhere; indices out of range leave only the latter."""
+    """Return `values[1]` at each index along a new axis, `values[0]` elsewhere and for indices out of range."""
     index = indices.to(torch.int64)
     index = torch.where(index < 0, index + depth, index)
     inside = (index >= 0) & (index < depth)
@@ -120,13 +120,13 @@ def one_hot(indices: torch.Tensor, values: torch.Tensor, *, depth: int, axis: in
 
 
 def compress(x: torch.Tensor, condition: torch.Tensor, *, axis: int | None) -> torch.Tensor:
-    """Slices (elements if there is no axis) where a condition holds; those beyond its length are dropped."""
+    """Return the slices (elements if `axis` is None) where a condition holds; those beyond its length are dropped."""
     data = x.reshape(-1) if axis is None else x
     return data.index_select(axis or 0, condition.nonzero().reshape(-1))
 
 
 def nonzero(x: torch.Tensor) -> torch.Tensor:
-    """Indices of the elements that are not zero [axes of the data, found]."""
+    """Return the indices of the nonzero elements, [axes of the data, found]."""
     return torch.nonzero(x).T
 
 

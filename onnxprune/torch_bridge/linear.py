@@ -1,4 +1,4 @@
-"""Matrix products: Gemm as `nn.Linear` where it is one."""
+"""Converters of matrix products: Gemm becomes `nn.Linear` where possible."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from onnx2torch.onnx_node import OnnxNode
 from onnx2torch.utils.common import OperationConverterResult
 from torch import nn
 
-from onnxprune.torch_bridge.operands import Apply, apply, attribute, has_input, is_constant, known
+from onnxprune.torch_bridge._operands import FunctionModule, apply, attribute, has_input, is_constant, known
 from onnxprune.torch_bridge.registry import converted, converts, same_as_before
 
 same_as_before(12, "Einsum")
@@ -24,16 +24,16 @@ def gemm(
     transpose_a: bool,
     transpose_b: bool,
 ) -> torch.Tensor:
-    """alpha * A B + beta * C.
+    """Return alpha * A B + beta * C.
 
     Args:
-        a: [M, K], or [K, M] if transposed.
-        b: [K, N], or [N, K] if transposed.
-        c: broadcasts to [M, N].
-        alpha: factor of the product.
-        beta: factor of `c`.
-        transpose_a: whether A is given transposed.
-        transpose_b: whether B is.
+        a: A [M, K], or [K, M] if transposed.
+        b: B [K, N], or [N, K] if transposed.
+        c: C, broadcasts to [M, N].
+        alpha: Factor of the product.
+        beta: Factor of `c`.
+        transpose_a: A is transposed.
+        transpose_b: B is transposed.
     """
     y = (a.T if transpose_a else a) @ (b.T if transpose_b else b)
     if alpha != 1:
@@ -48,7 +48,7 @@ def _gemm(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResult:
     alpha, beta = attribute(node, "alpha", 1.0), attribute(node, "beta", 1.0)
     transpose_a, transpose_b = bool(attribute(node, "transA", 0)), bool(attribute(node, "transB", 0))
     if transpose_a or not _is_linear(node, graph, alpha, beta, transpose_b):
-        module = Apply(gemm, alpha=alpha, beta=beta, transpose_a=transpose_a, transpose_b=transpose_b)
+        module = FunctionModule(gemm, alpha=alpha, beta=beta, transpose_a=transpose_a, transpose_b=transpose_b)
         return converted(module, node.input_values, node)
     weight = graph.initializers[node.input_values[1]].to_torch()
     weight = weight if transpose_b else weight.T.contiguous()
@@ -64,9 +64,9 @@ def _gemm(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResult:
 
 
 def _is_linear(node: OnnxNode, graph: OnnxGraph, alpha: float, beta: float, transpose_b: bool) -> bool:
-    """Whether B and C can live in an nn.Linear: constants, C one number per output, both recoverable from it.
+    """Return whether nn.Linear can hold B and C: constants, C [outputs], both recoverable from the module.
 
-    A weight that other nodes read too stays in the graph's own form, so that all of them share one parameter.
+    A weight that other nodes also read keeps the graph's own form, so that all of them share one parameter.
     """
     shared: set[str] = getattr(graph, "shared", set())
     if not is_constant(node, graph, 1) or alpha == 0:

@@ -1,4 +1,4 @@
-"""Normalisation. BatchNorm is the module of `torch.nn`, statistics included; others are functions of their inputs."""
+"""Converters of normalizations. BatchNorm becomes the `torch.nn` module with its statistics, others functions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from onnx2torch.onnx_node import OnnxNode
 from onnx2torch.utils.common import OperationConverterResult
 from torch import nn
 
-from onnxprune.torch_bridge.operands import apply, attribute, is_constant, known, rank, unsupported
+from onnxprune.torch_bridge._operands import apply, attribute, is_constant, known, rank, unsupported
 from onnxprune.torch_bridge.registry import converted, converts
 
 _BATCH_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
@@ -26,7 +26,7 @@ def batch_norm(
     *,
     epsilon: float,
 ) -> torch.Tensor:
-    """(x - mean) / sqrt(variance + epsilon) * scale + bias, with statistics that other nodes compute."""
+    """Return (x - mean) / sqrt(variance + epsilon) * scale + bias, with statistics that other nodes compute."""
     return F.batch_norm(x, mean, variance, scale, bias, training=False, eps=epsilon)
 
 
@@ -41,10 +41,10 @@ def batch_statistics_norm(
     momentum: float,
     outputs: int,
 ) -> torch.Tensor | tuple[torch.Tensor, ...]:
-    """BatchNormalization with training_mode = 1: always the statistics of the batch.
+    """Return BatchNormalization with training_mode = 1: always with the statistics of the batch.
 
     Returns:
-        the normalized data and, if asked for, the running mean and variance (of the population, as ONNX has it):
+        The normalized data and, by `outputs`, the running mean and (as in ONNX, population) variance:
         momentum * old + (1 - momentum) * that of the batch.
     """
     y = F.batch_norm(x, None, None, scale, bias, training=True, eps=epsilon)
@@ -57,7 +57,7 @@ def batch_statistics_norm(
 
 
 def instance_norm(x: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, *, epsilon: float) -> torch.Tensor:
-    """Normalizes every channel of every sample: Ulyanov et al. 2016, arXiv:1607.08022."""
+    """Normalize every channel of every sample: Ulyanov et al. 2016, arXiv:1607.08022."""
     return F.instance_norm(x, weight=scale, bias=bias, eps=epsilon)
 
 
@@ -70,15 +70,15 @@ def layer_norm(
     epsilon: float,
     outputs: int,
 ) -> torch.Tensor | tuple[torch.Tensor, ...]:
-    """Normalizes over an axis and all that follow it: Ba et al. 2016, arXiv:1607.06450.
+    """Normalize over an axis and all later ones: Ba et al. 2016, arXiv:1607.06450.
 
     Args:
-        x: data.
-        scale: broadcasts to the normalized axes.
-        bias: likewise.
-        axis: the first normalized axis.
-        epsilon: added to the variance.
-        outputs: with more than one, the mean and 1 / sqrt(variance + epsilon) are returned as well.
+        x: Data.
+        scale: Scale that broadcasts to the normalized axes.
+        bias: Shift that broadcasts to the normalized axes.
+        axis: First normalized axis.
+        epsilon: Constant added to the variance.
+        outputs: Number of outputs; above one, the mean and 1 / sqrt(variance + epsilon) are returned as well.
     """
     shape = x.shape[axis:]
     y = F.layer_norm(x, shape, _spread(scale, shape), _spread(bias, shape), epsilon)
@@ -91,7 +91,7 @@ def layer_norm(
 
 
 def rms_norm(x: torch.Tensor, scale: torch.Tensor, *, axis: int, epsilon: float) -> torch.Tensor:
-    """x / sqrt(mean(x**2) + epsilon) * scale: Zhang and Sennrich 2019, arXiv:1910.07467."""
+    """Return x / sqrt(mean(x**2) + epsilon) * scale: Zhang and Sennrich 2019, arXiv:1910.07467."""
     shape = x.shape[axis:]
     return F.rms_norm(x, shape, _spread(scale, shape), epsilon)
 
@@ -99,14 +99,14 @@ def rms_norm(x: torch.Tensor, scale: torch.Tensor, *, axis: int, epsilon: float)
 def group_norm(
     x: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, *, groups: int, epsilon: float
 ) -> torch.Tensor:
-    """Normalizes groups of channels: Wu and He 2018, arXiv:1803.08494."""
+    """Normalize groups of channels: Wu and He 2018, arXiv:1803.08494."""
     return F.group_norm(x, groups, scale, bias, epsilon)
 
 
 def local_response_norm(x: torch.Tensor, *, size: int, alpha: float, beta: float, bias: float) -> torch.Tensor:
-    """Divides by (bias + alpha / size * sum of squares of the neighbouring channels) ** beta.
+    """Divide by (bias + alpha / size * sum of squares of the neighbouring channels) ** beta.
 
-    Krizhevsky et al. 2012. With an even size ONNX takes one more channel after than before, PyTorch before than after.
+    Krizhevsky et al. 2012. With an even size ONNX reads one more channel after than before, PyTorch before than after.
     """
     if size % 2:
         return F.local_response_norm(x, size, alpha, beta, bias)
@@ -114,19 +114,19 @@ def local_response_norm(x: torch.Tensor, *, size: int, alpha: float, beta: float
 
 
 def lp_normalize(x: torch.Tensor, *, p: int, axis: int) -> torch.Tensor:
-    """Divides by the p-norm along an axis; zeros stay zeros."""
+    """Divide by the p-norm along an axis; zeros stay zeros."""
     return F.normalize(x, p=p, dim=axis)
 
 
 def mean_variance_norm(x: torch.Tensor, *, axes: Sequence[int]) -> torch.Tensor:
-    """Zero mean and unit variance over some axes; the standard adds 1e-9 to the deviation."""
+    """Normalize to zero mean and unit variance over some axes; the standard adds 1e-9 to the deviation."""
     mean = x.mean(axes, keepdim=True)
     deviation = x.var(axes, unbiased=False, keepdim=True).sqrt()
     return (x - mean) / (deviation + 1e-9)
 
 
 def _spread(parameter: torch.Tensor | None, shape: Sequence[int]) -> torch.Tensor | None:
-    """A parameter in the shape of the normalized axes; usually it has it."""
+    """Return a parameter in the shape of the normalized axes."""
     if parameter is None or parameter.shape == tuple(shape):
         return parameter
     # Axes before the normalized ones are of size 1.
@@ -170,7 +170,7 @@ def _rms_norm(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResult:
     return apply(node, graph, rms_norm, axis=attribute(node, "axis", -1), epsilon=attribute(node, "epsilon", 1e-5))
 
 
-@converts("GroupNormalization", since=21)  # the older one, with a scale per group, is refused by the ONNX checker
+@converts("GroupNormalization", since=21)  # the ONNX checker rejects the older version, with a scale per group
 def _group_norm(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResult:
     return apply(
         node, graph, group_norm, groups=attribute(node, "num_groups"), epsilon=attribute(node, "epsilon", 1e-5)

@@ -1,4 +1,4 @@
-"""Pad with a number, the edge, a reflection, or the other end of the data."""
+"""Converter of Pad: with a constant, the edge, a reflection, or the other end of the data."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from onnx2torch.onnx_graph import OnnxGraph
 from onnx2torch.onnx_node import OnnxNode
 from onnx2torch.utils.common import OperationConverterResult
 
-from onnxprune.torch_bridge import windows
-from onnxprune.torch_bridge.operands import (
+from onnxprune.torch_bridge import _windows
+from onnxprune.torch_bridge._operands import (
     apply_numbers,
     apply_to,
     as_ints,
@@ -30,28 +30,28 @@ _MODES = {"reflect": "reflect", "edge": "replicate", "wrap": "circular"}
 def fixed_pad(
     x: torch.Tensor, *, begin: Sequence[int], end: Sequence[int], mode: str, value: float = 0.0
 ) -> torch.Tensor:
-    """Pads every axis; negative numbers crop first.
+    """Pad every axis; negative numbers crop first.
 
     Args:
-        x: data.
-        begin: elements before the data, one number per axis.
-        end: elements after it.
+        x: Data.
+        begin: Elements before the data, one number per axis.
+        end: Elements after the data, one number per axis.
         mode: "constant", "reflect", "edge" or "wrap".
-        value: of the constant.
+        value: Value of constant padding.
     """
     if mode == "constant":
-        return windows.pad(x, begin, end, value)
-    x = windows.pad(x, [min(n, 0) for n in begin], [min(n, 0) for n in end])
+        return _windows.pad(x, begin, end, value)
+    x = _windows.pad(x, [min(n, 0) for n in begin], [min(n, 0) for n in end])
     begin, end = [max(n, 0) for n in begin], [max(n, 0) for n in end]
     axes = [i for i, pair in enumerate(zip(begin, end, strict=True)) if any(pair)]
     if not axes:
         return x
-    # PyTorch's own function takes the last one to three of three to five axes, and at most once the data.
+    # F.pad accepts the last one to three of three to five axes, and padding up to the size of the data.
     first = 2 if x.dim() in (3, 4, 5) and axes[0] >= 2 else None
     limit = 1 if mode == "reflect" else 0
     once = mode == "edge" or all(max(begin[i], end[i]) <= x.shape[i] - limit for i in axes)
     if first is not None and once and x.is_floating_point():
-        return F.pad(x, windows.flat(begin[first:], end[first:]), _MODES[mode])
+        return F.pad(x, _windows.flat(begin[first:], end[first:]), _MODES[mode])
     for axis in axes:
         x = x.index_select(axis, _places(x.shape[axis], begin[axis], end[axis], mode, x.device))
     return x
@@ -65,7 +65,7 @@ def computed_pad(
     *,
     mode: str,
 ) -> torch.Tensor:
-    """`fixed_pad` with amounts that a run computes: [before every axis, after every axis], of some axes or all."""
+    """Apply `fixed_pad` with computed amounts: [before every axis, after every axis], of some axes or all."""
     amounts = as_ints(pads)
     which = list(range(x.dim())) if axes is None else as_ints(axes)
     begin, end = _per_axis(amounts, which, x.dim())
@@ -74,7 +74,7 @@ def computed_pad(
 
 
 def _places(size: int, before: int, after: int, mode: str, device: torch.device) -> torch.Tensor:
-    """Which element of the data stands at each place of the padded axis."""
+    """Return the index of the data element at each position of the padded axis."""
     place = torch.arange(-before, size + after, device=device)
     if mode == "edge":
         return place.clamp(0, size - 1)

@@ -1,6 +1,6 @@
-"""Pooling: modules of `torch.nn` where they mean the same, else sums over shifted views of the data.
+"""Converters of pooling: modules of `torch.nn` where they are equivalent, else sums over shifted views of the data.
 
-PyTorch pads both sides alike, by half a window at most, and averages and p-norms without dilation.
+PyTorch pads both ends equally, by at most half a window, and has no dilation in averages and p-norms.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from onnx2torch.utils.common import OperationConverterResult
 from torch import nn
 
 from onnxprune.errors import OnnxPruneError
-from onnxprune.torch_bridge.operands import apply, attribute, product, unsupported
+from onnxprune.torch_bridge._operands import apply, attribute, product, unsupported
+from onnxprune.torch_bridge._windows import Window, pad
 from onnxprune.torch_bridge.registry import converted, converts, same_as_before
-from onnxprune.torch_bridge.windows import Window, pad
 
 same_as_before(1, "GlobalAveragePool")
 
@@ -34,14 +34,14 @@ _AVERAGE = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 def max_pool(
     x: torch.Tensor, *, function: Callable[..., Any], window: Window, indices: bool, column_major: bool
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """Maximum of every window.
+    """Return the maximum of every window.
 
     Args:
-        x: data [N, C, *spatial].
-        function: PyTorch's for this number of spatial axes.
-        window: the node's.
-        indices: whether to return as well where in the whole data each maximum is.
-        column_major: whether those count the spatial axes with the first one fastest.
+        x: Data [N, C, *spatial].
+        function: PyTorch function for this number of spatial axes.
+        window: Window of the node.
+        indices: Also return the flat index of each maximum in the whole data.
+        column_major: The first spatial axis varies fastest in these indices.
     """
     begin, sizes = window.places(x.shape[2:])[0], x.shape[2:]
     lowest = float("-inf") if x.is_floating_point() else torch.iinfo(x.dtype).min
@@ -61,12 +61,12 @@ def max_pool(
 
 
 def average_pool(x: torch.Tensor, *, window: Window, with_padding: bool) -> torch.Tensor:
-    """Mean of every window over the data in it, or over data and padding.
+    """Return the mean of every window over the data in it, or over data and padding.
 
     Args:
-        x: data [N, C, *spatial].
-        window: the node's.
-        with_padding: whether padding counts; what lies beyond it never does.
+        x: Data [N, C, *spatial].
+        window: Window of the node.
+        with_padding: Count the padding; elements beyond it are never counted.
     """
     begin, end, _ = window.places(x.shape[2:])
     tail = window.tail(x.shape[2:])
@@ -80,14 +80,14 @@ def average_pool(x: torch.Tensor, *, window: Window, with_padding: bool) -> torc
 
 
 def lp_pool(x: torch.Tensor, *, window: Window, p: float) -> torch.Tensor:
-    """p-norm of every window. The gradient of a window of zeros is zero."""
+    """Return the p-norm of every window. The gradient of a window of zeros is zero."""
     begin, _, _ = window.places(x.shape[2:])
     powers = window_sum(pad(x.abs() ** p, begin, window.tail(x.shape[2:])), window)
     return powers.clamp_min(torch.finfo(x.dtype).tiny) ** (1 / p)
 
 
 def window_sum(x: torch.Tensor, window: Window) -> torch.Tensor:
-    """Sum of every window of padded data: axis by axis, a sum of views that are shifted by one element each."""
+    """Return the sum of every window of padded data: per axis, a sum of views shifted by one element each."""
     for i, (kernel, stride, dilation, reach) in enumerate(
         zip(window.kernel, window.stride, window.dilation, window.reach, strict=True)
     ):
@@ -100,12 +100,12 @@ def window_sum(x: torch.Tensor, window: Window) -> torch.Tensor:
 
 
 def global_max_pool(x: torch.Tensor) -> torch.Tensor:
-    """Maximum over the spatial axes [N, C, 1, ...]."""
+    """Return the maximum over the spatial axes, [N, C, 1, ...]."""
     return x.amax(list(range(2, x.dim())), keepdim=True)
 
 
 def global_lp_pool(x: torch.Tensor, *, p: float) -> torch.Tensor:
-    """p-norm over the spatial axes [N, C, 1, ...]."""
+    """Return the p-norm over the spatial axes, [N, C, 1, ...]."""
     return torch.linalg.vector_norm(x, p, list(range(2, x.dim())), keepdim=True)
 
 
@@ -161,7 +161,7 @@ def _window(node: OnnxNode) -> Window:
 
 
 def _plain(window: Window) -> Sequence[int] | None:
-    """The padding as PyTorch takes it: alike at both ends, half a window at most; None if it is not so."""
+    """Return the padding if PyTorch supports it: equal at both ends, at most half a window; else None."""
     pads = window.fixed_pads
     if pads is None or pads[0] != pads[1]:
         return None

@@ -1,7 +1,7 @@
-"""QuantizeLinear and DequantizeLinear as fake quantisation: the numbers of the integers, in floats, with a gradient.
+"""Converters of QuantizeLinear and DequantizeLinear as fake quantization, in floats with a gradient.
 
-Rounding passes the gradient straight through (Bengio et al. 2013, arXiv:1308.3432); what saturates has none. Weights
-stored as integers stay as they are: only what is stored in floats trains.
+Rounding passes the gradient straight through (Bengio et al. 2013, arXiv:1308.3432); saturated elements have none.
+Weights stored as integers do not change: only weights stored in floats train.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from onnx2torch.onnx_graph import OnnxGraph
 from onnx2torch.onnx_node import OnnxNode
 from onnx2torch.utils.common import OperationConverterResult
 
-from onnxprune.torch_bridge.operands import Apply, attribute, has_input, is_constant, torch_dtype, unsupported
+from onnxprune.torch_bridge._operands import FunctionModule, attribute, has_input, is_constant, torch_dtype, unsupported
 from onnxprune.torch_bridge.registry import constant, converted, converts
 
 
@@ -29,16 +29,16 @@ def quantize(
     low: int,
     high: int,
 ) -> torch.Tensor:
-    """round(x / scale) + zero_point within [low, high], as floats.
+    """Return round(x / scale) + zero_point within [low, high], as floats.
 
     Args:
-        x: data.
-        scale: a number, one per index of an axis, or one per block along it.
-        zero_point: likewise.
-        axis: that scales differ along.
-        block: elements that share a scale along the axis; 0 if there are no blocks.
-        low: smallest integer of the type.
-        high: largest one.
+        x: Data.
+        scale: Scalar, one per index of an axis, or one per block along it.
+        zero_point: Zero point of the same shape.
+        axis: Axis along which scales differ.
+        block: Number of elements along the axis that share a scale; 0 without blocks.
+        low: Smallest integer of the type.
+        high: Largest integer of the type.
     """
     ratio = x / _along(scale, x, axis, block)
     steps = ratio + (ratio.round() - ratio).detach()
@@ -56,7 +56,7 @@ def dequantize(
     block: int,
     dtype: torch.dtype | None,
 ) -> torch.Tensor:
-    """(x - zero_point) * scale; arguments as of `quantize`."""
+    """Return (x - zero_point) * scale; arguments as in `quantize`."""
     steps = x.to(scale.dtype)
     if zero_point is not None:
         steps = steps - _along(zero_point, x, axis, block)
@@ -65,7 +65,7 @@ def dequantize(
 
 
 def _along(values: torch.Tensor, x: torch.Tensor, axis: int, block: int) -> torch.Tensor:
-    """Scales or zero points in a shape that broadcasts to the data."""
+    """Return scales or zero points in a shape that broadcasts to the data."""
     if block:
         return values.repeat_interleave(block, axis).narrow(axis, 0, x.shape[axis])
     if values.numel() == 1:
@@ -74,7 +74,7 @@ def _along(values: torch.Tensor, x: torch.Tensor, axis: int, block: int) -> torc
 
 
 def _range(dtype: np.dtype[Any]) -> tuple[int, int]:
-    """Smallest and largest number of an integer type, the sub-byte ones of ml_dtypes included."""
+    """Return the smallest and largest number of an integer type, including the sub-byte types of ml_dtypes."""
     name = dtype.name
     bits = name.removeprefix("uint").removeprefix("int")
     if not bits.isdigit():
@@ -83,7 +83,7 @@ def _range(dtype: np.dtype[Any]) -> tuple[int, int]:
 
 
 def _with_integers(node: OnnxNode, graph: OnnxGraph, made: Any, **settings: Any) -> OperationConverterResult:
-    """Integer constants as floats: PyTorch has no numbers of 4 bits, and formulas want floats anyway."""
+    """Convert with integer constants as floats: PyTorch has no 4-bit numbers, and the formulas need floats."""
     constants, live = {}, []
     for place, name in enumerate(node.input_values):
         value = constant(graph, name)
@@ -92,7 +92,7 @@ def _with_integers(node: OnnxNode, graph: OnnxGraph, made: Any, **settings: Any)
         else:
             _range(value.dtype)
             constants[place] = torch.from_numpy(value.astype(np.float32))
-    return converted(Apply(made, constants, **settings), live, node)
+    return converted(FunctionModule(made, constants, **settings), live, node)
 
 
 @converts("QuantizeLinear")

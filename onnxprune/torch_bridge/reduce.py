@@ -1,4 +1,4 @@
-"""Reductions over axes, places of extremes, sorting, and cumulative sums."""
+"""Converters of reductions over axes, arg-extremes, sorting, and cumulative sums."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from onnx2torch.onnx_graph import OnnxGraph
 from onnx2torch.onnx_node import OnnxNode
 from onnx2torch.utils.common import OperationConverterResult
 
-from onnxprune.torch_bridge.operands import (
+from onnxprune.torch_bridge._operands import (
     apply,
     apply_numbers,
     apply_to,
@@ -29,7 +29,7 @@ def _sum(x: torch.Tensor, axes: Sequence[int], keep: bool) -> torch.Tensor:
 
 
 def _product(x: torch.Tensor, axes: Sequence[int], keep: bool) -> torch.Tensor:
-    # torch.prod takes one axis; the last one first leaves the others' numbers as they are.
+    # torch.prod accepts one axis; descending order keeps the indices of the remaining axes valid.
     for axis in sorted((a % x.dim() for a in axes), reverse=True):
         x = torch.prod(x, axis, keep, dtype=x.dtype)
     return x
@@ -40,7 +40,7 @@ def _l1(x: torch.Tensor, axes: Sequence[int], keep: bool) -> torch.Tensor:
 
 
 def _l2(x: torch.Tensor, axes: Sequence[int], keep: bool) -> torch.Tensor:
-    # Unlike the root of a sum of squares it has a gradient (zero) at zero.
+    # Unlike the root of a sum of squares, vector_norm has a gradient (zero) at zero.
     return torch.linalg.vector_norm(x, 2, axes, keep)
 
 
@@ -60,14 +60,14 @@ _REDUCTIONS: dict[str, Reduction] = {
 
 
 def reduce(x: torch.Tensor, *, by: Reduction, axes: Sequence[int], keep: bool, none: bool) -> torch.Tensor:
-    """Reduces over axes.
+    """Reduce over axes.
 
     Args:
-        x: data.
-        by: the reduction.
-        axes: over which; if there are none, over all of them, unless `none`.
-        keep: whether reduced axes stay, with size 1.
-        none: whether no axes means that every element is reduced on its own.
+        x: Data.
+        by: Reduction.
+        axes: Axes to reduce; if empty, all of them unless `none`.
+        keep: Keep reduced axes with size 1.
+        none: Without axes, reduce every element separately.
     """
     if axes:
         return by(x, axes, keep)
@@ -77,7 +77,7 @@ def reduce(x: torch.Tensor, *, by: Reduction, axes: Sequence[int], keep: bool, n
 
 
 def arg_extreme(x: torch.Tensor, *, smallest: bool, axis: int, keep: bool, last: bool) -> torch.Tensor:
-    """Index of the first (or last) largest or smallest element along an axis."""
+    """Return the index of the first (or last) largest or smallest element along an axis."""
     find = torch.argmin if smallest else torch.argmax
     if not last:
         return find(x, axis, keep)
@@ -87,14 +87,14 @@ def arg_extreme(x: torch.Tensor, *, smallest: bool, axis: int, keep: bool, last:
 def top_k(
     x: torch.Tensor, k: torch.Tensor | int, *, axis: int, largest: bool, in_order: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k largest or smallest elements along an axis, and where they are."""
+    """Return the k largest or smallest elements along an axis, and their indices."""
     count = as_ints(k)[0] if isinstance(k, torch.Tensor) else k
     values, indices = torch.topk(x, count, axis, largest, in_order)
     return values, indices
 
 
 def cumulative_sum(x: torch.Tensor, *, axis: int, exclusive: bool, reverse: bool) -> torch.Tensor:
-    """Sum of the elements up to each one along an axis, from the end if `reverse`, without itself if `exclusive`."""
+    """Return the cumulative sum along an axis, from the end if `reverse`, without the element itself if `exclusive`."""
     if reverse:
         x = x.flip(axis)
     y = torch.cumsum(x, axis, dtype=x.dtype)

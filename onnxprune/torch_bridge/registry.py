@@ -1,8 +1,8 @@
-"""Which converter makes a PyTorch module of an ONNX node: ours, onnx2torch's, or onnx2torch's for an older version.
+"""Registry of converters from an ONNX node to a PyTorch module: ours first, then onnx2torch's.
 
-Converters have onnx2torch's own form: a function of its node and graph that returns a module and the names of the
-tensors the module is called with. Ours come first, because they also serve the versions onnx2torch has but cannot
-train (weights hidden in buffers) or cannot convert (operands as inputs).
+Converters have onnx2torch's form: a function of its node and graph that returns a module and the names of the tensors
+the module is called with. Ours come first, because they also cover versions that onnx2torch has but cannot train
+(weights hidden in buffers) or cannot convert (operands as inputs).
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from onnxprune.errors import OnnxPruneError
 Converter = Callable[[OnnxNode, OnnxGraph], OperationConverterResult]
 
 _ours: dict[tuple[str, str], list[tuple[int, Converter]]] = {}
-# Later versions of these only take more element types (or attributes that mean what the default meant): the converter
-# onnx2torch has for the version named serves them all.
+# Later versions of these operators only add element types (or attributes whose default is the old behaviour), so
+# onnx2torch's converter of the version named here is valid for all of them.
 _older: dict[str, int] = {}
 
 
 def converts(*ops: str, since: int = 1, domain: str = "") -> Callable[[Converter], Converter]:
-    """Decorator: a converter of ours for operators from a schema version (its `since_version`) on.
+    """Register a converter for operators from a schema version (its `since_version`) on; a decorator.
 
     Raises:
-        OnnxPruneError: the operator has one for that version already.
+        OnnxPruneError: The operator already has a converter for that version.
     """
 
     def register(converter: Converter) -> Converter:
@@ -47,15 +47,15 @@ def converts(*ops: str, since: int = 1, domain: str = "") -> Callable[[Converter
 
 
 def same_as_before(version: int, *ops: str) -> None:
-    """Says that onnx2torch's converter of that version serves all later versions of these operators."""
+    """Declare onnx2torch's converter of a version valid for all later versions of these operators."""
     _older.update(dict.fromkeys(ops, version))
 
 
 def find(node: OnnxNode, opset: int) -> Converter:
-    """The converter of a node.
+    """Return the converter of a node.
 
     Raises:
-        OnnxPruneError: there is none, with operator, version and node.
+        OnnxPruneError: There is none; the error has operator, version and node.
     """
     domain, op = node.domain if node.domain != "ai.onnx" else "", node.operation_type
     version = since_version(op, opset, domain)
@@ -76,7 +76,7 @@ def find(node: OnnxNode, opset: int) -> Converter:
 
 
 def since_version(op: str, opset: int, domain: str = "") -> int:
-    """The schema version of an operator in an opset; the opset itself for operators onnx does not know."""
+    """Return the schema version of an operator in an opset; the opset itself for operators unknown to onnx."""
     try:
         return int(onnx.defs.get_schema(op, opset, domain).since_version)
     except onnx.defs.SchemaError:
@@ -84,20 +84,20 @@ def since_version(op: str, opset: int, domain: str = "") -> int:
 
 
 def converted(module: nn.Module, inputs: Sequence[str], node: OnnxNode) -> OperationConverterResult:
-    """What a converter returns: the module, and the tensors it is called with ("" for one that is absent)."""
+    """Return a converter's result: the module, and the tensors it is called with ("" for an absent one)."""
     return OperationConverterResult(module, OnnxMapping(tuple(inputs), node.output_values))
 
 
 def constant(graph: OnnxGraph, name: str) -> Any:
-    """The numpy value of an initializer; None if the tensor is computed or absent."""
+    """Return the numpy value of an initializer; None if the tensor is computed or absent."""
     return graph.initializers[name].to_numpy() if name and name in graph.initializers else None
 
 
 def operand(node: OnnxNode, graph: OnnxGraph, index: int, attribute: str | None = None) -> list[int] | None:
-    """Integers a node takes as an attribute (old versions) or a constant input (new ones); None where absent.
+    """Return integers that a node has as an attribute (old versions) or a constant input (new versions), else None.
 
     Raises:
-        OnnxPruneError: the input is computed at run time.
+        OnnxPruneError: The input is computed at run time.
     """
     if attribute is not None and attribute in node.attributes:
         value = node.attributes[attribute]
@@ -107,7 +107,7 @@ def operand(node: OnnxNode, graph: OnnxGraph, index: int, attribute: str | None 
     value = constant(graph, node.input_values[index])
     if value is None:
         raise OnnxPruneError(
-            f"{node.operation_type} takes {node.input_values[index]!r} as a number, but it is computed from the data",
+            f"{node.operation_type} needs a constant {node.input_values[index]!r}, but it is computed from the data",
             where=f"node {node.name!r}",
         )
     return [int(v) for v in value.reshape(-1)]

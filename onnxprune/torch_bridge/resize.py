@@ -1,7 +1,7 @@
-"""Resize and Upsample: `F.interpolate` where it computes the same, else a few taps per axis.
+"""Converters of Resize and Upsample: `F.interpolate` where it is equivalent, else a few taps per axis.
 
 Every mode of the standard is separable: along an axis, an output element is a weighted sum of the input's elements near
-a coordinate. `F.interpolate` knows the usual coordinates; the others are computed here, on the data's device.
+a coordinate. `F.interpolate` covers the usual coordinates; the others are computed here, on the data's device.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from onnx2torch.onnx_node import OnnxNode
 from onnx2torch.utils.common import OperationConverterResult
 
 from onnxprune.errors import OnnxPruneError
-from onnxprune.torch_bridge.operands import (
+from onnxprune.torch_bridge._operands import (
     apply_numbers,
     apply_to,
     attribute,
@@ -40,13 +40,13 @@ class Resampling:
 
     Attributes:
         mode: "nearest", "linear" or "cubic".
-        coordinates: which input coordinate an output element has (coordinate_transformation_mode).
-        nearest: how coordinates round; "simple" is what onnxruntime does before opset 11.
-        cubic_a: the coefficient of the cubic kernel (Keys 1981).
-        exclude_outside: whether elements beyond the edge get no weight, instead of that edge's value.
-        antialias: whether the kernel widens when the data shrinks.
+        coordinates: Input coordinate of an output element (coordinate_transformation_mode).
+        nearest: Rounding of coordinates; "simple" is onnxruntime's before opset 11.
+        cubic_a: Coefficient of the cubic kernel (Keys 1981).
+        exclude_outside: Give elements beyond the edge no weight, instead of the edge's value.
+        antialias: Widen the kernel when the data shrinks.
         policy: keep_aspect_ratio_policy.
-        axes: that sizes or scales are for; None for all.
+        axes: Axes that sizes or scales are for; None for all.
     """
 
     mode: str = "nearest"
@@ -60,8 +60,8 @@ class Resampling:
 
 
 @dataclass(frozen=True)
-class _Axis:
-    """One axis that changes: its number, size before and after, and what the coordinates are scaled by."""
+class _ResampledAxis:
+    """Resized axis: its index, size before and after, and the scale of its coordinates."""
 
     axis: int
     size: int
@@ -70,7 +70,7 @@ class _Axis:
 
     @property
     def exact(self) -> bool:
-        """Whether the scale is the ratio of the sizes, up to float32."""
+        """Return whether the scale is the ratio of the sizes, up to float32."""
         return abs(self.target - self.size * self.scale) <= 1e-6 * self.target
 
 
@@ -83,26 +83,26 @@ def resize(
     sizes: Sequence[int] | None = None,
     by_scale: bool = False,
 ) -> torch.Tensor:
-    """Resamples axes.
+    """Resample axes.
 
     Args:
-        x: data.
-        computed: scales or sizes that only the run knows.
-        how: attributes.
-        scales: output size over input size.
-        sizes: of the output.
-        by_scale: whether `computed` are scales.
+        x: Data.
+        computed: Scales or sizes computed at run time.
+        how: Attributes of the node.
+        scales: Output size over input size.
+        sizes: Output sizes.
+        by_scale: `computed` holds scales.
     """
     if computed is not None:
         numbers_now = computed.reshape(-1).tolist()
         scales, sizes = (numbers_now, None) if by_scale else (None, [int(n) for n in numbers_now])
     changes = _changes(x, how, scales, sizes)
-    if all(c.target == c.size for c in changes):  # then onnxruntime copies, whatever the scales
+    if all(c.target == c.size for c in changes):  # onnxruntime copies in this case, whatever the scales
         return x
     if any(c.axis == 0 for c in changes) and x.dim() > 2:
         raise OnnxPruneError(
-            f"a Resize gives the batch of {x.shape[0]} another size ({changes[0].target})",
-            fix="the model fixes its batch size: use that one",
+            f"a Resize changes the batch size from {x.shape[0]} to {changes[0].target}",
+            fix="use the batch size that the model fixes",
         )
     fast = _interpolate(x, how, changes)
     if fast is not None:
@@ -114,7 +114,7 @@ def resize(
 
 def _changes(
     x: torch.Tensor, how: Resampling, scales: Sequence[float] | None, sizes: Sequence[int] | None
-) -> list[_Axis]:
+) -> list[_ResampledAxis]:
     axes = list(range(x.dim())) if how.axes is None else [a % x.dim() for a in how.axes]
     before = [x.shape[a] for a in axes]
     if scales is not None:
@@ -127,16 +127,16 @@ def _changes(
             common = (min if how.policy == "not_larger" else max)(scales)
             scales = [common] * len(scales)
             targets = [int(np.floor(common * n + 0.5)) for n in before]
-    found = [_Axis(*change) for change in zip(axes, before, targets, scales, strict=True)]
+    found = [_ResampledAxis(*change) for change in zip(axes, before, targets, scales, strict=True)]
     return [c for c in found if c.target != c.size or abs(c.scale - 1) > 1e-6]
 
 
-def _interpolate(x: torch.Tensor, how: Resampling, changes: Sequence[_Axis]) -> torch.Tensor | None:
-    """The result of F.interpolate, if it computes the same."""
+def _interpolate(x: torch.Tensor, how: Resampling, changes: Sequence[_ResampledAxis]) -> torch.Tensor | None:
+    """Return the result of F.interpolate, or None if it is not equivalent."""
     spatial = x.dim() - 2
     if spatial not in (1, 2, 3) or min(c.axis for c in changes) < 2 or not x.is_floating_point():
         return None
-    if how.antialias or not all(c.exact for c in changes):  # PyTorch's antialiasing treats the edges otherwise
+    if how.antialias or not all(c.exact for c in changes):  # PyTorch's antialiasing treats edges differently
         return None
     size = list(x.shape[2:])
     for c in changes:
@@ -146,7 +146,7 @@ def _interpolate(x: torch.Tensor, how: Resampling, changes: Sequence[_Axis]) -> 
         "half_pixel", "half_pixel_symmetric", "pytorch_half_pixel",
     )  # fmt: skip
     if how.mode == "nearest":
-        # With other ratios the two round the coordinates differently.
+        # With other ratios F.interpolate and the standard round coordinates differently.
         growing = all(c.target % c.size == 0 for c in changes)
         floors = how.coordinates == "asymmetric" and how.nearest in ("floor", "simple")
         rounds = how.coordinates in pixels and how.nearest.startswith("round")
@@ -163,8 +163,8 @@ def _interpolate(x: torch.Tensor, how: Resampling, changes: Sequence[_Axis]) -> 
     return F.interpolate(x, size, mode=mode, align_corners=corners)
 
 
-def _coordinates(how: Resampling, change: _Axis, device: torch.device) -> torch.Tensor:
-    """The input coordinate of every output element, in float32 as onnxruntime has it."""
+def _coordinates(how: Resampling, change: _ResampledAxis, device: torch.device) -> torch.Tensor:
+    """Return the input coordinate of every output element, in float32 as in onnxruntime."""
     place = torch.arange(change.target, device=device, dtype=torch.float32)
     size, target, scale = change.size, change.target, change.scale
     if how.coordinates == "align_corners":
@@ -181,8 +181,8 @@ def _coordinates(how: Resampling, change: _Axis, device: torch.device) -> torch.
     return shift + (place + 0.5) / scale - 0.5
 
 
-def _resample(x: torch.Tensor, how: Resampling, change: _Axis) -> torch.Tensor:
-    """One axis, by taps: weights and places of the elements that each output element is made of."""
+def _resample(x: torch.Tensor, how: Resampling, change: _ResampledAxis) -> torch.Tensor:
+    """Resample one axis by taps: weights and indices of the elements that form each output element."""
     at = _coordinates(how, change, x.device)
     shape = [-1 if a == change.axis else 1 for a in range(x.dim())]
     if how.mode == "nearest":
@@ -204,12 +204,12 @@ def _resample(x: torch.Tensor, how: Resampling, change: _Axis) -> torch.Tensor:
 
 
 def _taps(how: Resampling, offset: torch.Tensor, scale: float) -> dict[int, torch.Tensor]:
-    """Weights of the elements around a coordinate, by their distance from the one before it.
+    """Return the weights of the elements around a coordinate, by their distance from the element before it.
 
     Args:
-        how: attributes.
-        offset: from the element before the coordinate to the coordinate, in [0, 1).
-        scale: output size over input size; below 1 antialiasing stretches the kernel by it.
+        how: Attributes of the node.
+        offset: Distance from the element before the coordinate to the coordinate, in [0, 1).
+        scale: Output size over input size; below 1 antialiasing stretches the kernel by it.
     """
     stretch = min(scale, 1.0) if how.antialias else 1.0
     reach = 1 if how.mode == "linear" else 2
@@ -221,7 +221,7 @@ def _taps(how: Resampling, offset: torch.Tensor, scale: float) -> dict[int, torc
 
 
 def _rounded(at: torch.Tensor, how: str, scale: float) -> torch.Tensor:
-    # Within 1e-6 of a half, onnxruntime takes the coordinate for one.
+    # onnxruntime treats a coordinate within 1e-6 of a half as a half.
     if how == "round_prefer_floor":
         return torch.ceil(at.double() - (0.5 + 1e-6))
     if how == "round_prefer_ceil":
@@ -230,7 +230,7 @@ def _rounded(at: torch.Tensor, how: str, scale: float) -> torch.Tensor:
 
 
 def _cubic(d: torch.Tensor, a: float) -> torch.Tensor:
-    """Weight of an element at a distance (Keys 1981, eq. 4, with any coefficient)."""
+    """Return the weight of an element at a distance (Keys 1981, eq. 4, with any coefficient)."""
     near = ((a + 2) * d - (a + 3)) * d * d + 1
     far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
     return torch.where(d <= 1, near, torch.where(d < 2, far, torch.zeros_like(d)))
@@ -258,19 +258,19 @@ def _how(node: OnnxNode) -> Resampling:
 def _converted(
     node: OnnxNode, graph: OnnxGraph, how: Resampling, scales: int, sizes: int | None
 ) -> OperationConverterResult:
-    """The module, with the inputs at which scales and sizes are."""
+    """Convert a node whose scales and sizes are at the given input indices."""
     x = node.input_values[0]
     for index, by_scale in ((sizes, False), (scales, True)):
         if index is None or not (has_input(node, index) or (by_scale and "scales" in node.attributes)):
             continue
         known = numbers(node, graph, index, "scales" if by_scale else None)
-        if known == []:  # opset 11 wants one of the two, and lets it be empty
+        if known == []:  # opset 11 requires one of the two, and allows it to be empty
             continue
         if known is None:
             return apply_numbers(node, graph, (x, node.input_values[index]), resize, how=how, by_scale=by_scale)
         given = {"scales": tuple(known)} if by_scale else {"sizes": tuple(known)}
         return apply_to(node, graph, (x,), resize, how=how, **given)
-    raise OnnxPruneError("it has neither scales nor sizes")
+    raise OnnxPruneError("the node has neither scales nor sizes")
 
 
 @converts("Resize", since=11)

@@ -1,4 +1,4 @@
-"""How PyTorch runs."""
+"""Settings of the PyTorch runtime."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 @contextlib.contextmanager
 def cpu_threads(count: int) -> Iterator[None]:
-    """PyTorch on so many threads for the time of the block; 0 leaves it alone."""
+    """Set PyTorch's thread count inside the context; 0 keeps the current count."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:

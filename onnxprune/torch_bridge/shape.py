@@ -1,6 +1,6 @@
-"""Operators that move elements or read sizes. Targets known at conversion are Python numbers.
+"""Converters of operators that move elements or read sizes. Targets known at conversion are Python numbers.
 
-Sizes read at run time, and what is computed of them, are tensors on the CPU (see `operands`).
+Sizes read at run time, and values computed from them, are tensors on the CPU (see `operands`).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from onnx2torch.onnx_graph import OnnxGraph
 from onnx2torch.onnx_node import OnnxNode
 from onnx2torch.utils.common import OperationConverterResult
 
-from onnxprune.torch_bridge.operands import (
-    Apply,
+from onnxprune.torch_bridge._operands import (
+    FunctionModule,
     apply,
     apply_numbers,
     apply_to,
@@ -34,13 +34,13 @@ from onnxprune.torch_bridge.registry import constant, converted, converts
 def reshape(
     x: torch.Tensor, computed: torch.Tensor | None = None, *, shape: Sequence[int] = (), copy_zeros: bool
 ) -> torch.Tensor:
-    """Another shape for the same elements.
+    """Reshape the data.
 
     Args:
-        x: data.
-        computed: the shape, if only the run knows it.
-        shape: the shape otherwise; one -1 stands for what is left.
-        copy_zeros: whether 0 means the size of that axis of the data.
+        x: Data.
+        computed: Shape, if it is computed at run time.
+        shape: Shape otherwise; one -1 is inferred.
+        copy_zeros: 0 means the size of that axis of the data.
     """
     target = shape if computed is None else as_ints(computed)
     if copy_zeros:
@@ -49,17 +49,17 @@ def reshape(
 
 
 def flatten(x: torch.Tensor, *, axis: int) -> torch.Tensor:
-    """Two axes: those before `axis` as one, and the others as one."""
+    """Flatten to two axes: those before `axis`, and the others."""
     return x.reshape(product(x.shape[:axis]), product(x.shape[axis:]))
 
 
 def squeeze(x: torch.Tensor, *, axes: tuple[int, ...] | None) -> torch.Tensor:
-    """Without the axes (all of size 1 if None)."""
+    """Drop axes (all of size 1 if None)."""
     return x.squeeze() if axes is None else x.squeeze(axes)
 
 
 def unsqueeze(x: torch.Tensor, *, axes: Sequence[int]) -> torch.Tensor:
-    """With axes of size 1, numbered as in the result."""
+    """Insert axes of size 1, numbered as in the result."""
     rank = x.dim() + len(axes)
     for axis in sorted(a % rank for a in axes):
         x = x.unsqueeze(axis)
@@ -67,66 +67,66 @@ def unsqueeze(x: torch.Tensor, *, axes: Sequence[int]) -> torch.Tensor:
 
 
 def transpose(x: torch.Tensor, *, axes: Sequence[int] | None) -> torch.Tensor:
-    """The axes in another order, reversed if None; a view."""
+    """Permute the axes, reversed if None; a view."""
     return x.permute(tuple(reversed(range(x.dim()))) if axes is None else tuple(axes))
 
 
 def concat(*tensors: torch.Tensor, axis: int) -> torch.Tensor:
-    """Joins tensors along an axis."""
+    """Join tensors along an axis."""
     return torch.cat(tensors, axis)
 
 
 def split(
     x: torch.Tensor, *, sizes: Sequence[int] | None, parts: int, axis: int
 ) -> torch.Tensor | tuple[torch.Tensor, ...]:
-    """Pieces along an axis: of given sizes, or as many alike (the last may be smaller)."""
+    """Split along an axis into given sizes, or into `parts` equal sizes (the last may be smaller)."""
     made = torch.split(x, list(sizes) if sizes is not None else -(-x.shape[axis] // parts), axis)
     return made[0] if parts == 1 else tuple(made)
 
 
 def expand(x: torch.Tensor, computed: torch.Tensor | None = None, *, shape: Sequence[int] = ()) -> torch.Tensor:
-    """Broadcasts data and shape against each other."""
+    """Broadcast data and shape against each other."""
     target = shape if computed is None else as_ints(computed)
     return x.expand(torch.broadcast_shapes(x.shape, tuple(target)))
 
 
 def tile(x: torch.Tensor, computed: torch.Tensor | None = None, *, repeats: Sequence[int] = ()) -> torch.Tensor:
-    """Repeats the data along every axis."""
+    """Repeat the data along every axis."""
     return x.repeat(tuple(repeats if computed is None else as_ints(computed)))
 
 
 def shape_of(x: torch.Tensor, *, start: int, end: int | None) -> torch.Tensor:
-    """Sizes of some axes, as a tensor on the CPU."""
+    """Return the sizes of some axes, as a tensor on the CPU."""
     return torch.tensor(x.shape[start:end], dtype=torch.int64)
 
 
 def size_of(x: torch.Tensor) -> torch.Tensor:
-    """Number of elements, as a tensor on the CPU."""
+    """Return the number of elements, as a tensor on the CPU."""
     return torch.tensor(x.numel(), dtype=torch.int64)
 
 
 def filled(shape: torch.Tensor, *, value: float, dtype: torch.dtype) -> torch.Tensor:
-    """A tensor of one value, on the CPU; what it meets moves it."""
+    """Return a tensor of one value, on the CPU; a consumer moves it to its device."""
     return torch.full(tuple(as_ints(shape)), value, dtype=dtype)
 
 
 def constant_tensor(x: torch.Tensor) -> torch.Tensor:
-    """A tensor known at conversion."""
+    """Return a tensor known at conversion."""
     return x
 
 
 def arange(start: torch.Tensor, limit: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
-    """Numbers from start to limit (excluded), on the CPU."""
+    """Return numbers from start to limit (excluded), on the CPU."""
     return torch.arange(start.item(), limit.item(), delta.item(), dtype=start.dtype)
 
 
 def eye_like(x: torch.Tensor, *, diagonal: int, dtype: torch.dtype | None) -> torch.Tensor:
-    """Ones on a diagonal of a matrix of the data's shape."""
+    """Return ones on a diagonal of a matrix of the data's shape."""
     return torch.ones_like(x, dtype=dtype).triu(diagonal).tril(diagonal)
 
 
 def depth_to_space(x: torch.Tensor, *, block: int, depth_first: bool) -> torch.Tensor:
-    """Blocks of channels become blocks of pixels; `depth_first` is ONNX's mode DCR, else CRD, as in pixel shuffle."""
+    """Move blocks of channels into blocks of pixels; `depth_first`: ONNX's mode DCR, else CRD, as in pixel shuffle."""
     if not depth_first:
         return F.pixel_shuffle(x, block)
     n, c, h, w = x.shape
@@ -135,7 +135,7 @@ def depth_to_space(x: torch.Tensor, *, block: int, depth_first: bool) -> torch.T
 
 
 def space_to_depth(x: torch.Tensor, *, block: int, depth_first: bool) -> torch.Tensor:
-    """The inverse of `depth_to_space`."""
+    """Move blocks of pixels into channels: the inverse of `depth_to_space`."""
     if not depth_first:
         return F.pixel_unshuffle(x, block)
     n, c, h, w = x.shape
@@ -144,12 +144,12 @@ def space_to_depth(x: torch.Tensor, *, block: int, depth_first: bool) -> torch.T
 
 
 def triangle(x: torch.Tensor, *, upper: bool, diagonal: int) -> torch.Tensor:
-    """Zeros on one side of a diagonal of the last two axes."""
+    """Set one side of a diagonal of the last two axes to zero."""
     return x.triu(diagonal) if upper else x.tril(diagonal)
 
 
 def reverse_sequence(x: torch.Tensor, lengths: torch.Tensor, *, time: int, batch: int) -> torch.Tensor:
-    """Reverses the first `lengths[b]` elements of the time axis of sample b."""
+    """Reverse the first `lengths[b]` elements of the time axis of sample b."""
     y = x.movedim((batch, time), (0, 1))
     places = torch.arange(y.shape[1], device=x.device)
     last = lengths.to(torch.int64).unsqueeze(1)
@@ -236,7 +236,7 @@ def _constant_of_shape(node: OnnxNode, graph: OnnxGraph) -> OperationConverterRe
     tensor = torch.zeros(1) if value is None else value.to_torch().reshape(-1)
     if is_constant(node, graph, 0):
         full = tensor.expand(tuple(numbers(node, graph, 0) or ())).clone()
-        return converted(Apply(constant_tensor, {0: full}), (), node)
+        return converted(FunctionModule(constant_tensor, {0: full}), (), node)
     return apply_numbers(node, graph, node.input_values, filled, value=tensor.item(), dtype=tensor.dtype)
 
 

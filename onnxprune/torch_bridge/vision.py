@@ -1,4 +1,4 @@
-"""Sampling at given places: GridSample and RoiAlign."""
+"""Converters of sampling operators: GridSample and RoiAlign."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from onnx2torch.onnx_node import OnnxNode
 from onnx2torch.utils.common import OperationConverterResult
 from torchvision.ops import roi_align
 
-from onnxprune.torch_bridge.operands import apply, attribute, unsupported
+from onnxprune.torch_bridge._operands import apply, attribute, unsupported
 from onnxprune.torch_bridge.registry import converts
 
 _MODES = {"linear": "bilinear", "bilinear": "bilinear", "nearest": "nearest", "cubic": "bicubic", "bicubic": "bicubic"}
 
 
 def grid_sample(x: torch.Tensor, grid: torch.Tensor, *, mode: str, padding: str, corners: bool) -> torch.Tensor:
-    """Samples at places between -1 and 1 [N, *spatial, axes]: Jaderberg et al. 2015, arXiv:1506.02025."""
+    """Sample at positions between -1 and 1, [N, *spatial, axes]: Jaderberg et al. 2015, arXiv:1506.02025."""
     return F.grid_sample(x, grid, mode, padding, corners)
 
 
@@ -30,16 +30,16 @@ def regions(
     samples: int,
     aligned: bool,
 ) -> torch.Tensor:
-    """Average of the data in boxes, on a grid: He et al. 2017, arXiv:1703.06870.
+    """Average the data in boxes, on a grid: He et al. 2017, arXiv:1703.06870.
 
     Args:
-        x: data [N, C, H, W].
-        boxes: [boxes, 4] as x1, y1, x2, y2.
-        batch: the sample of every box [boxes].
-        size: of the grid.
-        scale: from box coordinates to those of the data.
-        samples: per cell and axis; 0 adapts to the box.
-        aligned: whether coordinates are shifted by half a pixel.
+        x: Data [N, C, H, W].
+        boxes: Boxes [boxes, 4] as x1, y1, x2, y2.
+        batch: Sample index of every box, [boxes].
+        size: Size of the grid.
+        scale: Factor from box coordinates to data coordinates.
+        samples: Samples per cell and axis; 0 adapts to the box.
+        aligned: Shift coordinates by half a pixel.
     """
     numbered = torch.cat([batch.to(boxes.dtype).unsqueeze(1), boxes], 1)
     return roi_align(x, numbered, size, scale, samples, aligned)

@@ -14,24 +14,23 @@ from typing import TYPE_CHECKING, Any
 from onnxprune.errors import OnnxPruneError
 
 if TYPE_CHECKING:
-    from onnxprune.training.callbacks import Epoch as Epoch
+    from onnxprune.training._callbacks import Epoch as Epoch
+    from onnxprune.training._distillation import Teacher as Teacher
+    from onnxprune.training._guards import process_rank as process_rank
+    from onnxprune.training._learner import ValidationMetrics as ValidationMetrics
+    from onnxprune.training._loop import Retrained as Retrained
+    from onnxprune.training._loop import measure as measure
+    from onnxprune.training._loop import retrain as retrain
+    from onnxprune.training._settings import Settings as Settings
     from onnxprune.training.checkpoints import remove_checkpoints as remove_checkpoints
-    from onnxprune.training.distillation import Teacher as Teacher
-    from onnxprune.training.guards import process_rank as process_rank
-    from onnxprune.training.learner import Figures as Figures
-    from onnxprune.training.loop import Retrained as Retrained
-    from onnxprune.training.loop import measure as measure
-    from onnxprune.training.loop import retrain as retrain
     from onnxprune.training.methods import METHODS as METHODS
     from onnxprune.training.methods import Method as Method
     from onnxprune.training.methods import get_method as get_method
-    from onnxprune.training.settings import Settings as Settings
 
 _WHERE = {
-    "Epoch": "callbacks", "Figures": "learner", "METHODS": "methods", "Method": "methods", "Retrained": "loop",
-    "Settings": "settings", "Teacher": "distillation", "get_method": "methods", "measure": "loop",
-    "process_rank": "guards",
-    "remove_checkpoints": "checkpoints", "retrain": "loop",
+    "Epoch": "_callbacks", "Figures": "_learner", "METHODS": "methods", "Method": "methods", "Retrained": "_loop",
+    "Settings": "_settings", "Teacher": "_distillation", "get_method": "methods", "measure": "_loop",
+    "process_rank": "_guards", "remove_checkpoints": "checkpoints", "retrain": "_loop",
 }  # fmt: skip
 
 __all__ = sorted(_WHERE)

@@ -11,11 +11,11 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from onnxprune._utils.atomic_files import atomic
 from onnxprune.errors import OnnxPruneError
-from onnxprune.files import atomic
-from onnxprune.training.callbacks import Recorder
-from onnxprune.training.learner import Learner
-from onnxprune.training.settings import different
+from onnxprune.training._callbacks import Recorder
+from onnxprune.training._learner import Learner
+from onnxprune.training._settings import different
 
 LAST = "last.ckpt"
 _HEADER = "onnxprune"
@@ -64,7 +64,7 @@ class Checkpoints(Checkpoint):
                     path.unlink(missing_ok=True)
 
 
-class WholeFiles(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Checkpoints that appear whole or not at all, and are read without unpickling objects."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:

@@ -12,11 +12,11 @@ import onnx
 from onnx import helper
 
 from onnxprune.errors import OnnxPruneError, VerificationError
-from onnxprune.model import PROVENANCE, Array, Model
+from onnxprune.execution.random_values import Values
+from onnxprune.execution.sessions import Session
+from onnxprune.ir.model import PROVENANCE, Array, Model
+from onnxprune.ir.proto_graph import Graph, multiplies_integers, quantizes
 from onnxprune.passes.widen_floats import WidenFloats, narrow
-from onnxprune.proto_graph import Graph, multiplies_integers, quantizes
-from onnxprune.random_values import Values
-from onnxprune.runtime import Session
 from onnxprune.verification import _sizes as sizes
 from onnxprune.verification._certificate import TOLERANCE, Verification
 from onnxprune.verification._claims import Claims
@@ -26,13 +26,13 @@ from onnxprune.verification._constants import compare_constants, compare_nodes
 from onnxprune.verification._induction import REPORT, Induction, cut
 from onnxprune.verification._interface import check_belongs, check_interface
 from onnxprune.verification._reference import Reference
-from onnxprune.verification._selections import forced
+from onnxprune.verification._selections import with_forced_selections
 from onnxprune.verification._sessions import Sessions
-from onnxprune.verification._size_runs import Run, SizeFinder
+from onnxprune.verification._size_runs import SizedRun, SizeFinder
 from onnxprune.verification._whole_runs import WholeRuns
 
 if TYPE_CHECKING:
-    from onnxprune.coupling import Analysis
+    from onnxprune.analysis.coupling import Analysis
     from onnxprune.plans import Plan
 
 Feeds = Mapping[str, Array]
@@ -103,7 +103,9 @@ class _Job:
         self.sessions = Sessions(session, any(multiplies_integers(n) for n in one.nodes), quantized)
         self.cut = cut(self.reference, self.pruned, claims, self.constants, self.masked.masked)
         self.values = Values(one, other, seed)
-        self.induction = Induction(one, other, claims, self.cut, self.values, self.tolerance, self.sessions.part)
+        self.induction = Induction(
+            one, other, claims, self.cut, self.values, self.tolerance, self.sessions.region_session
+        )
         self.whole_runs = WholeRuns(
             self.plain, self.masked, other, self.cut.tensors, claims, self.sessions, self.tolerance,
             exact=tolerance is not None, seed=seed,
@@ -180,7 +182,7 @@ class _Job:
         kinds = [self.tolerance(d) for d in self.induction.dtypes.values()]
         return max(kinds, default=self.tolerance(np.dtype(np.float32)))
 
-    def _runs(self, data: Sequence[Feeds]) -> list[Run]:
+    def _runs(self, data: Sequence[Feeds]) -> list[SizedRun]:
         """Find assignments that the original accepts, and the shapes of the leaves under each.
 
         The first run tells the shapes of all leaves, the others those of regions that are run at every size.
@@ -225,11 +227,11 @@ class _Job:
             more.attempt(assigned)
         return more.runs
 
-    def _finder(self, leaves: Collection[str], tested: Sequence[str] = (), runs: Sequence[Run] = ()) -> SizeFinder:
+    def _finder(self, leaves: Collection[str], tested: Sequence[str] = (), runs: Sequence[SizedRun] = ()) -> SizeFinder:
         observed = self.whole_runs.observed
         return SizeFinder(self.reference, self.sessions, self.values, observed, leaves, tested, runs)
 
-    def _run_on_derived_values(self, runs: Sequence[Run]) -> None:
+    def _run_on_derived_values(self, runs: Sequence[SizedRun]) -> None:
         """Give regions that take no values of the checker's choice those of a run of the reference.
 
         Where that holds nothing, a selection found nothing: it is made to find something.
@@ -240,13 +242,13 @@ class _Job:
         graph = self.reference
         names = self.induction.leaves(unseen) | self.induction.between_integers(unseen)
         inner = sorted(n for n in names if n not in graph.inputs)
-        proto, external = graph.whole(inner)
-        for made, run in ((m, r) for m in (proto, forced(proto)) for r in runs):
+        proto, external = graph.with_outputs(inner)
+        for made, run in ((m, r) for m in (proto, with_forced_selections(proto)) for r in runs):
             unseen = self.induction.unseen()
             if not unseen:
                 return
             try:
-                results = self.sessions.part(made, external).run(run.feeds, inner) if inner else []
+                results = self.sessions.region_session(made, external).run(run.feeds, inner) if inner else []
             except OnnxPruneError:
                 continue
             found = dict(zip(inner, results, strict=True)) | {n: v for n, v in run.feeds.items() if n in names}
@@ -264,7 +266,7 @@ class _Job:
         except OnnxPruneError:
             return
 
-    def _compare_computed(self, runs: Sequence[Run]) -> None:
+    def _compare_computed(self, runs: Sequence[SizedRun]) -> None:
         """Compare float constants of the pruned model that the original computes from sizes, at every size."""
         for name in self.computed:
             own, cuts = self.pruned.value(name), self.cut.tensors
@@ -273,7 +275,7 @@ class _Job:
             for run in runs if kinds else runs[:1]:
                 feeds = {n: np.zeros(run.shapes[n], helper.tensor_dtype_to_np_dtype(k)) for n, k in kinds.items()}
                 region = self.plain.cut_out(indices, kinds, {n: v.ndim for n, v in feeds.items()}, cuts, [name])
-                value = self.claims.compress(name, self.sessions.part(*region).run(feeds, [name])[0])
+                value = self.claims.compress(name, self.sessions.region_session(*region).run(feeds, [name])[0])
                 limit = min(self.tolerance(own.dtype), 64 * float(np.finfo(own.dtype).eps))
                 agrees = relative_difference(own, value) <= limit
                 if agrees and own.dtype == np.float32 and is_smooth(region[0]):

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.errors import VerificationError
-from onnxprune.model import Array
+from onnxprune.ir.model import Array
 
 if TYPE_CHECKING:
-    from onnxprune.coupling import Analysis
+    from onnxprune.analysis.coupling import Analysis
     from onnxprune.plans import Plan
 
 Mask = npt.NDArray[np.bool_]

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.model import Array
+from onnxprune.ir.model import Array
 
 _FEW = 3  # an index with fewer values over all runs has no scale of its own where sizes differ between the runs
 FLOOR = 2.0**-20  # of the largest value: onnxruntime's activations are no finer near 0
@@ -21,7 +21,7 @@ _ROUNDED = 0.01  # share of quantized integers that may differ by one
 
 
 @dataclass
-class _Axis:
+class _AxisExtremes:
     gap: Array
     low: Array
     high: Array
@@ -29,7 +29,7 @@ class _Axis:
 
 
 @dataclass
-class Comparison:
+class TensorComparison:
     """Differences of one tensor over all runs.
 
     Attributes:
@@ -42,8 +42,8 @@ class Comparison:
     problem: str = ""
     bounded: bool = False
     nothing_kept: bool = False
-    axes: list[list[_Axis]] = field(default_factory=list)
-    _whole: list[_Axis] = field(default_factory=list)
+    axes: list[list[_AxisExtremes]] = field(default_factory=list)
+    _whole: list[_AxisExtremes] = field(default_factory=list)
     _worst: tuple[float, int, int] | None = None
 
     def add(self, actual: Array, expected: Array) -> None:
@@ -106,7 +106,7 @@ class Comparison:
         nan: bool = False,
     ) -> None:
         if exact:
-            self._whole.append(_Axis(np.zeros(1), np.zeros(1), np.ones(1), 1))
+            self._whole.append(_AxisExtremes(np.zeros(1), np.zeros(1), np.ones(1), 1))
             return
         least, most = (np.fmin.reduce, np.fmax.reduce) if nan else (np.minimum.reduce, np.maximum.reduce)
         lows, highs = _per_axis(low, least), _per_axis(high, most)
@@ -114,20 +114,20 @@ class Comparison:
         size = int(np.prod(shape))
         if not shape:
             top = 0.0 if gap is None else float(gap)
-            self._whole.append(_Axis(np.array([top]), np.array([low]), np.array([high]), 1))
+            self._whole.append(_AxisExtremes(np.array([top]), np.array([low]), np.array([high]), 1))
         elif len(self.axes) != len(shape):
             self.axes = [[] for _ in shape]
         for axis, n in enumerate(shape):
-            self.axes[axis].append(_Axis(gaps[axis], lows[axis], highs[axis], size // n))
+            self.axes[axis].append(_AxisExtremes(gaps[axis], lows[axis], highs[axis], size // n))
         if shape:
-            self._whole.append(_Axis(gaps[0].max(keepdims=True), _least(lows[0]), _most(highs[0]), size))
+            self._whole.append(_AxisExtremes(gaps[0].max(keepdims=True), _least(lows[0]), _most(highs[0]), size))
 
     @property
     def seen(self) -> bool:
         """Whether any element was compared, or none is kept."""
         return bool(self._whole) or self.nothing_kept
 
-    def joined(self) -> list[tuple[int, _Axis]]:
+    def joined(self) -> list[tuple[int, _AxisExtremes]]:
         """Return (axis, extremes over all runs); -1 is the whole tensor."""
         out = [(-1, _joined(self._whole))] if self._whole else []
         for axis, runs in enumerate(self.axes):
@@ -145,11 +145,11 @@ class Comparison:
             self._worst = self._largest()
         return self._worst
 
-    def beyond(self, noise: Comparison) -> float:
+    def beyond(self, noise: TensorComparison) -> float:
         """Return the largest difference beyond what noise makes of the same index, relative to its scale."""
         return float("inf") if self.problem else self._largest(noise)[0]
 
-    def _largest(self, noise: Comparison | None = None) -> tuple[float, int, int]:
+    def _largest(self, noise: TensorComparison | None = None) -> tuple[float, int, int]:
         best = (0.0, -1, 0)
         if not any(r.gap.any() for r in self._whole):
             return best
@@ -202,11 +202,11 @@ def _per_axis(x: Array, reduce: Callable[..., Any]) -> list[Array]:
     return out
 
 
-def _joined(runs: list[_Axis]) -> _Axis:
+def _joined(runs: list[_AxisExtremes]) -> _AxisExtremes:
     gap = np.max([r.gap for r in runs], axis=0)
     low = np.fmin.reduce([r.low for r in runs], axis=0)
     high = np.fmax.reduce([r.high for r in runs], axis=0)
-    return _Axis(gap, np.asarray(low), np.asarray(high), sum(r.count for r in runs))
+    return _AxisExtremes(gap, np.asarray(low), np.asarray(high), sum(r.count for r in runs))
 
 
 def relative_difference(actual: Array, expected: Array) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from onnxprune.model import Array
+from onnxprune.ir.model import Array
 
 SMOOTH = frozenset(
     ("Abs", "Add", "BatchNormalization", "Concat", "Constant", "ConstantOfShape", "Div", "Exp", "Expand", "Flatten",

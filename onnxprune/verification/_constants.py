@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from onnx import AttributeProto, numpy_helper
 
-from onnxprune import wire
 from onnxprune.errors import VerificationError
-from onnxprune.model import Array
-from onnxprune.proto_graph import SIZE_OPS, Graph, attributes, bodies
+from onnxprune.ir import protobuf_wire
+from onnxprune.ir.model import Array
+from onnxprune.ir.proto_graph import SIZE_OPS, Graph, attributes, bodies
 from onnxprune.verification._claims import Claims
 
 _CHUNK = 2**24  # bytes compared at once
@@ -164,7 +164,7 @@ def _same(before: Array, after: Array, kept: Sequence[Array | None]) -> bool:
         if not np.array_equal(_bytes(part), _bytes(other)):
             return False
     for array in (before, after):
-        wire.release(array)
+        protobuf_wire.release(array)
     return True
 
 

@@ -18,12 +18,12 @@ import onnx
 from onnx import helper
 
 from onnxprune.errors import OnnxPruneError, VerificationError
-from onnxprune.model import Array
-from onnxprune.proto_graph import COMPUTED, Graph, attributes, digest, reads
-from onnxprune.random_values import STYLES, Values
-from onnxprune.runtime import Session
+from onnxprune.execution.random_values import STYLES, Values
+from onnxprune.execution.sessions import Session
+from onnxprune.ir.model import Array
+from onnxprune.ir.proto_graph import COMPUTED, Graph, attributes, digest, reads
 from onnxprune.verification._claims import Claims
-from onnxprune.verification._compare import Comparison
+from onnxprune.verification._compare import TensorComparison
 from onnxprune.verification._constants import Constants
 
 SEGMENT_BYTES = 256 * 2**20
@@ -38,7 +38,7 @@ MakeSession = Callable[[onnx.ModelProto, Mapping[str, Array]], Session]
 
 
 @dataclass(frozen=True)
-class Cut:
+class GraphCut:
     """Where the graphs are cut, and what has to be compared.
 
     Attributes:
@@ -64,7 +64,7 @@ class Cut:
         return [*self.once, *self.always]
 
 
-def cut(reference: Graph, pruned: Graph, claims: Claims, constants: Constants, masked: Mapping[str, str]) -> Cut:
+def cut(reference: Graph, pruned: Graph, claims: Claims, constants: Constants, masked: Mapping[str, str]) -> GraphCut:
     """Decide where to cut, and which regions have to be run.
 
     Args:
@@ -103,7 +103,7 @@ def cut(reference: Graph, pruned: Graph, claims: Claims, constants: Constants, m
             once.append(name)
         else:
             by_text.append(name)
-    found = Cut(tensors, kinds, by_text, once, always, integers.difference(outputs))
+    found = GraphCut(tensors, kinds, by_text, once, always, integers.difference(outputs))
     _check_order(reference, pruned, found)
     return found
 
@@ -151,7 +151,7 @@ def _keys(
     return defined
 
 
-def _check_order(reference: Graph, pruned: Graph, found: Cut) -> None:
+def _check_order(reference: Graph, pruned: Graph, found: GraphCut) -> None:
     order: dict[str, set[str]] = {}
     for name in (*found.targets, *found.by_text):
         order[name] = reference.needed([name], found.tensors)[1] | pruned.needed([name], found.tensors)[1]
@@ -164,7 +164,7 @@ def _check_order(reference: Graph, pruned: Graph, found: Cut) -> None:
 
 
 @dataclass
-class Outcome:
+class InductionResult:
     """What the induction found.
 
     Attributes:
@@ -188,7 +188,7 @@ class Induction:
     """
 
     def __init__(
-        self, reference: Graph, pruned: Graph, claims: Claims, found: Cut, values: Values,
+        self, reference: Graph, pruned: Graph, claims: Claims, found: GraphCut, values: Values,
         tolerance: Callable[[np.dtype], float], session: MakeSession,
     ) -> None:  # fmt: skip
         self.reference = reference
@@ -199,10 +199,10 @@ class Induction:
         self.tolerance = tolerance
         self.session = session
         bounded = {t for t in found.targets if reference.nodes[reference.writer[t]].op_type in BOUNDED}
-        self.results: dict[str, Comparison] = {t: Comparison(bounded=t in bounded) for t in found.targets}
-        self.styles: dict[tuple[str, str], Comparison] = {}  # other styles have scales of their own
+        self.results: dict[str, TensorComparison] = {t: TensorComparison(bounded=t in bounded) for t in found.targets}
+        self.styles: dict[tuple[str, str], TensorComparison] = {}  # other styles have scales of their own
         self.dtypes: dict[str, np.dtype] = {}
-        self.outcome = Outcome()
+        self.outcome = InductionResult()
         self.used: set[str] = set()
         self._position = {t: i for i, t in enumerate(reference.writer)}
         self._selected = reference.selected()
@@ -278,7 +278,7 @@ class Induction:
             expected = self.claims.compress(t, full)
             found = self.results[t]
             if style != "unit":
-                found = self.styles.setdefault((t, style), Comparison(bounded=found.bounded))
+                found = self.styles.setdefault((t, style), TensorComparison(bounded=found.bounded))
             found.add(got.pop(t), expected)
             # All channels removed, or no element whatever the data are: an empty tensor agrees with another.
             found.nothing_kept |= expected.size == 0 and (full.size > 0 or t not in self._selected)
@@ -386,7 +386,7 @@ class Induction:
                 not be checked.
         """
         unseen = set(self.unseen())
-        styles: dict[str, list[Comparison]] = {t: [c] for t, c in self.results.items()}
+        styles: dict[str, list[TensorComparison]] = {t: [c] for t, c in self.results.items()}
         for (t, _), c in self.styles.items():
             styles[t].append(c)
         for t in sorted(self.results, key=self._position.__getitem__):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from onnxprune.errors import VerificationError
-from onnxprune.model import PROVENANCE, Model
+from onnxprune.ir.model import PROVENANCE, Model
+from onnxprune.ir.proto_graph import Graph
 from onnxprune.plans import Plan
-from onnxprune.proto_graph import Graph
 from onnxprune.verification._claims import Claims
 
 

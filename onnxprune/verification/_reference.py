@@ -14,8 +14,8 @@ import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from onnxprune.errors import VerificationError
-from onnxprune.model import Array
-from onnxprune.proto_graph import Graph
+from onnxprune.ir.model import Array
+from onnxprune.ir.proto_graph import Graph
 from onnxprune.verification._claims import Claims, MaskSite, StatisticSite
 
 CONTRACTIONS: Mapping[str, frozenset[int]] = {

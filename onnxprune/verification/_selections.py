@@ -6,13 +6,13 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from onnxprune.model import Array
+from onnxprune.ir.model import Array
 
 LEAST = 3
 """How many a NonZero finds at least, where there are so many."""
 
 
-def forced(model: onnx.ModelProto) -> onnx.ModelProto:
+def with_forced_selections(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a copy in which NonZero finds the first elements, and NonMaxSuppression asks for no score.
 
     It runs for the shapes of its tensors only.

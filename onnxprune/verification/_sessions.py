@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import onnx
 
 from onnxprune.errors import OnnxPruneError
-from onnxprune.model import Array
-from onnxprune.runtime import Session
+from onnxprune.execution.sessions import Session
+from onnxprune.ir.model import Array
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class Sessions:
     integers: bool
     quantized: bool
 
-    def part(self, proto: onnx.ModelProto, weights: Mapping[str, Array]) -> Session:
+    def region_session(self, proto: onnx.ModelProto, weights: Mapping[str, Array]) -> Session:
         """Make a session of some nodes, as they are."""
         return self.make(proto, weights=weights, optimize=self.integers, exact_integers=self.integers)
 
-    def whole(self, proto: onnx.ModelProto, weights: Mapping[str, Array]) -> Session:
+    def model_session(self, proto: onnx.ModelProto, weights: Mapping[str, Array]) -> Session:
         """Make a session of a whole model; Q/DQ pairs stay as they are, since masks part them in one model only."""
         optimize = self.integers or not self.quantized
         try:

@@ -9,15 +9,15 @@ import numpy as np
 from onnx import helper
 
 from onnxprune.errors import OnnxPruneError
-from onnxprune.model import Array
-from onnxprune.proto_graph import Graph
-from onnxprune.random_values import Values
+from onnxprune.execution.random_values import Values
+from onnxprune.ir.model import Array
+from onnxprune.ir.proto_graph import Graph
 from onnxprune.verification import _sizes as sizes
 from onnxprune.verification._sessions import Sessions
 
 
 @dataclass(frozen=True)
-class Run:
+class SizedRun:
     """One admissible assignment: shapes of all leaves, inputs and what the reference computes of them."""
 
     number: int
@@ -42,7 +42,7 @@ class SizeFinder:
 
     def __init__(
         self, reference: Graph, sessions: Sessions, values: Values, observed: Sequence[str], leaves: Collection[str],
-        tested: Sequence[str] = (), runs: Sequence[Run] = (),
+        tested: Sequence[str] = (), runs: Sequence[SizedRun] = (),
     ) -> None:  # fmt: skip
         self.runs = list(runs)
         self.error = ""
@@ -53,12 +53,12 @@ class SizeFinder:
         self._tested = [n for n in tested if n in graph.fixed]
         self._seen: dict[str, list[Array]] = {n: [] for n in self._tested}
         self._tried: list[dict[str, int]] = [r.sizes for r in runs]
-        proto, external = graph.whole(list(dict.fromkeys([*observed, *self._tested])))
+        proto, external = graph.with_outputs(list(dict.fromkeys([*observed, *self._tested])))
         for i, name in enumerate(self._inner):
             proto.graph.node.append(helper.make_node("Shape", [name], [f"//shape{i}"]))
             proto.graph.output.add(name=f"//shape{i}")
         self._names = [o.name for o in proto.graph.output]
-        self._session = sessions.whole(proto, external)
+        self._session = sessions.model_session(proto, external)
 
     def attempt(self, assigned: dict[str, int]) -> bool:
         """Run at one assignment, on inputs of a style of its own; return whether the original takes it."""
@@ -94,10 +94,10 @@ class SizeFinder:
             values.append(found[name])
         shapes |= {n: v.shape for n, v in feeds.items()}
         wanted = {n: found[n] for n in self._observed}
-        self.runs.append(Run(len(self.runs), assigned, shapes, feeds, wanted))
+        self.runs.append(SizedRun(len(self.runs), assigned, shapes, feeds, wanted))
         return True
 
-    def compared(self, probes: Sequence[sizes.Probe]) -> set[int] | None:
+    def compared(self, probes: Sequence[sizes.SizeComparison]) -> set[int] | None:
         """Return the numbers that dynamic sizes are compared with; None where none is compared with anything.
 
         Comparisons with -1, 0 and 1 ask whether a size was given, or is to be inferred, and do not count.

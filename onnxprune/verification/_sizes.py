@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import TensorProto
 
-from onnxprune.proto_graph import Graph
+from onnxprune.ir.proto_graph import Graph
 
 WANTED = 3
 _LARGEST_TENSOR = 2**26  # elements
@@ -89,14 +89,14 @@ def candidates(dims: list[Dimension]) -> Iterator[dict[str, int]]:
 
 
 @dataclass(frozen=True)
-class Probe:
+class SizeComparison:
     """A comparison in the shape arithmetic: what it reads that may depend on a size, and its constants."""
 
     operands: tuple[str, ...]
     numbers: tuple[int, ...]
 
 
-def probes(graph: Graph) -> list[Probe]:
+def probes(graph: Graph) -> list[SizeComparison]:
     """Return the nodes of the shape arithmetic that behave differently on two sides of a number."""
     out = []
     for node in graph.nodes:
@@ -110,7 +110,7 @@ def probes(graph: Graph) -> list[Probe]:
             elif tensor.data_type in (TensorProto.INT64, TensorProto.INT32) and int(np.prod(tensor.dims)) <= 4:
                 numbers += [int(v) for v in graph.value(name).reshape(-1) if 1 < v <= LARGEST_NUMBER]
         if operands:
-            out.append(Probe(tuple(operands), tuple(numbers)))
+            out.append(SizeComparison(tuple(operands), tuple(numbers)))
     return out
 
 

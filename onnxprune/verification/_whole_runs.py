@@ -7,16 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from onnxprune.errors import OnnxPruneError, VerificationError
-from onnxprune.model import Array
-from onnxprune.proto_graph import Graph, quantizes
-from onnxprune.runtime import Session
+from onnxprune.execution.sessions import Session
+from onnxprune.ir.model import Array
+from onnxprune.ir.proto_graph import Graph, quantizes
 from onnxprune.verification._certificate import QUANTIZED
 from onnxprune.verification._claims import Claims
-from onnxprune.verification._compare import Comparison
+from onnxprune.verification._compare import TensorComparison
 from onnxprune.verification._induction import REPORT
 from onnxprune.verification._reference import Reference
 from onnxprune.verification._sessions import Sessions
-from onnxprune.verification._size_runs import Run
+from onnxprune.verification._size_runs import SizedRun
 
 Feeds = Mapping[str, Array]
 _HEADS = frozenset(("Sigmoid", "Softmax", "LogSoftmax", "HardSigmoid"))
@@ -79,17 +79,17 @@ class WholeRuns:
         found = [n for n in dict.fromkeys(out) if n in self.pruned.writer]
         return found or [n for n in graph.outputs if n in graph.writer and n in self.pruned.writer and n not in decided]
 
-    def compare(self, runs: Sequence[Run], data: Sequence[Feeds]) -> tuple[dict[str, float], float]:
+    def compare(self, runs: Sequence[SizedRun], data: Sequence[Feeds]) -> tuple[dict[str, float], float]:
         """Run both models whole on random inputs and on the user's; return differences and the effect of removal."""
         names = list(dict.fromkeys(self.observed))
-        proto, external = self.pruned.whole(
+        proto, external = self.pruned.with_outputs(
             list(self.pruned.outputs) + [n for n in names if n not in self.pruned.outputs]
         )
-        session = self.sessions.whole(proto, external)
-        found = {n: Comparison(bounded=bool(_read_by_head(n, self.reference))) for n in names}
+        session = self.sessions.model_session(proto, external)
+        found = {n: TensorComparison(bounded=bool(_read_by_head(n, self.reference))) for n in names}
         pairs: list[tuple[Feeds, Mapping[str, Array]]] = [(r.feeds, r.wanted) for r in runs]
         if data and names:
-            whole = self.sessions.whole(*self.reference.whole(names))
+            whole = self.sessions.model_session(*self.reference.with_outputs(names))
             pairs += [(f, dict(zip(names, map(np.array, whole.run(f, names)), strict=True))) for f in data]
             del whole
         for feeds, wanted in pairs:
@@ -120,25 +120,25 @@ class WholeRuns:
         own = self.tolerance(dtype)
         return max(own, QUANTIZED) if self.sessions.quantized and not self.exact else own
 
-    def _noise(self, pairs: Sequence[tuple[Feeds, Mapping[str, Array]]], name: str) -> Comparison:
+    def _noise(self, pairs: Sequence[tuple[Feeds, Mapping[str, Array]]], name: str) -> TensorComparison:
         """Return what rounding errors in the masks make of an output of the reference, over all runs."""
-        proto, external = self.reference.whole([name])
-        session = self.sessions.whole(self.masked.noisy(proto, self.seed), external)
-        found = Comparison()
+        proto, external = self.reference.with_outputs([name])
+        session = self.sessions.model_session(self.masked.noisy(proto, self.seed), external)
+        found = TensorComparison()
         for feeds, wanted in pairs:
             found.add(session.run(feeds, [name])[0], wanted[name])
         return found
 
-    def _effect(self, runs: Sequence[Run], names: Sequence[str]) -> float:
+    def _effect(self, runs: Sequence[SizedRun], names: Sequence[str]) -> float:
         """Return how far the reference is from the original on the smallest inputs; 1 where shapes differ."""
         if not names:
             return 0.0
         run = min(runs, key=lambda r: sum(v.size for v in r.feeds.values()))
-        proto, external = self.plain.whole(list(names))
-        got = self.sessions.whole(proto, external).run(run.feeds, names)
+        proto, external = self.plain.with_outputs(list(names))
+        got = self.sessions.model_session(proto, external).run(run.feeds, names)
         out = 0.0
         for n, value in zip(names, got, strict=True):
-            found = Comparison()
+            found = TensorComparison()
             found.add(value, run.wanted[n])
             worst = found.worst()[0]
             out = max(out, min(worst, 1.0) if np.isfinite(worst) else 1.0)

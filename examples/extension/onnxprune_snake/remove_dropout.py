@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import onnx_graphsurgeon as gs
 
-from onnxprune.model import Model
+from onnxprune.ir.model import Model
 from onnxprune.passes import Pass
 from onnxprune.passes.edit import bypass, drop_dead
 

@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 from onnxprune.errors import OnnxPruneError, unknown
-from onnxprune.training.methods.base import Method as Method
+from onnxprune.training.methods._base import Method as Method
 from onnxprune.training.methods.group_lasso import GroupLasso as GroupLasso
 from onnxprune.training.methods.polarization import Polarization as Polarization
 from onnxprune.training.methods.slimming import Slimming as Slimming

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from onnxprune.errors import OnnxPruneError
-from onnxprune.training.methods.base import Method, Scored, check_number
-from onnxprune.training.methods.members import Member, SquaredNorms
+from onnxprune.training.methods._base import Method, Scored, check_number
+from onnxprune.training.methods._channel_parameters import ChannelAxis, SquaredNorms
 
 
 @dataclass
@@ -56,7 +56,7 @@ class GroupLasso(Method):
         if not isinstance(self.readers, bool):
             raise OnnxPruneError(f"{self.name}: readers must be true or false; got {self.readers!r}")
 
-    def _resolve(self, found: tuple[Member, ...]) -> None:
+    def _resolve(self, found: tuple[ChannelAxis, ...]) -> None:
         chosen = [m for m in found if self.readers or m.role != "reader"]
         self._norms = SquaredNorms(chosen, self.analysis.count)
         held = self._norms.sizes.numpy() > 0

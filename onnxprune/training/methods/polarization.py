@@ -14,14 +14,14 @@ from torch import Tensor
 
 from onnxprune import pipeline
 from onnxprune.errors import OnnxPruneError
-from onnxprune.limits import Limits, Room
-from onnxprune.model import Model
+from onnxprune.ir.model import Model
+from onnxprune.planning.constraints import Constraints, FeasibleCounts
+from onnxprune.planning.targets import Target
 from onnxprune.plans import Plan
-from onnxprune.targets import Target
-from onnxprune.training.methods.base import check_number
-from onnxprune.training.methods.members import Member
-from onnxprune.training.methods.scales import ScaleMethod
-from onnxprune.training.methods.valley import valley
+from onnxprune.training.methods._base import check_number
+from onnxprune.training.methods._batchnorm_scales import ScaleMethod
+from onnxprune.training.methods._channel_parameters import ChannelAxis
+from onnxprune.training.methods._valley import valley
 
 
 @dataclass
@@ -57,7 +57,7 @@ class Polarization(ScaleMethod):
         if self.bound is not None:
             check_number(self.name, "bound", self.bound, 0, inf)
 
-    def _resolve(self, found: tuple[Member, ...]) -> None:
+    def _resolve(self, found: tuple[ChannelAxis, ...]) -> None:
         super()._resolve(found)
         self._largest = self.bound if self.bound is not None else float(self.gammas().detach().abs().max())
 
@@ -85,7 +85,11 @@ class Polarization(ScaleMethod):
         self._largest = float(state["bound"])
 
     def plan(
-        self, model: Model, target: Target | None = None, ratio: float | None = None, limits: Limits | None = None
+        self,
+        model: Model,
+        target: Target | None = None,
+        ratio: float | None = None,
+        constraints: Constraints | None = None,
     ) -> Plan:
         """As `ScaleMethod.plan`; without target and ratio, what lies below the valley.
 
@@ -93,17 +97,19 @@ class Polarization(ScaleMethod):
             OnnxPruneError: as there; no valley.
         """
         if target is not None or ratio is not None:
-            return super().plan(model, target, ratio, limits)
+            return super().plan(model, target, ratio, constraints)
         scores = self.scores(model)
-        limits = limits or Limits()
+        constraints = constraints or Constraints()
         # The channels of protected groups are no part of the question, so only those that may go are looked at.
-        room = Room(scores.analysis, limits, scores.groups)
-        if not room.free:
+        feasible = FeasibleCounts(scores.analysis, constraints, scores.groups)
+        if not feasible.free:
             raise OnnxPruneError("no group is left to cut", fix="protect or override less")
-        threshold = valley(np.concatenate([scores.groups[g.name] for g in room.free]))
+        threshold = valley(np.concatenate([scores.groups[g.name] for g in feasible.free]))
         counts = {}
-        for g in room.free:
+        for g in feasible.free:
             above = int((scores.groups[g.name] >= threshold).sum())
-            counts[escape(g.name)] = {"channels": room.rounded_up(g, max(above, room.floor_of(g)), room.step)}
-        fixed = replace(limits, overrides={**limits.overrides, **counts})
-        return pipeline.plan(scores, ratio=0.0, limits=fixed)
+            counts[escape(g.name)] = {
+                "channels": feasible.rounded_up(g, max(above, feasible.floor_of(g)), feasible.step)
+            }
+        fixed = replace(constraints, overrides={**constraints.overrides, **counts})
+        return pipeline.plan(scores, ratio=0.0, constraints=fixed)

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from onnxprune.training.methods.base import check_number
-from onnxprune.training.methods.scales import ScaleMethod
+from onnxprune.training.methods._base import check_number
+from onnxprune.training.methods._batchnorm_scales import ScaleMethod
 
 
 @dataclass

@@ -13,12 +13,12 @@ import torch
 
 from onnxprune import pipeline
 from onnxprune.errors import OnnxPruneError
-from onnxprune.limits import Limits
-from onnxprune.model import Model
+from onnxprune.ir.model import Model
+from onnxprune.planning.constraints import Constraints
+from onnxprune.planning.targets import Target
 from onnxprune.plans import Plan
-from onnxprune.targets import Target
-from onnxprune.training.methods.base import Method, Scored, check_number
-from onnxprune.training.methods.members import Member, SquaredNorms
+from onnxprune.training.methods._base import Method, Scored, check_number
+from onnxprune.training.methods._channel_parameters import ChannelAxis, SquaredNorms
 
 
 @dataclass
@@ -33,7 +33,7 @@ class SoftFilter(Method):
     stands between them and the loss: train with momentum or Adam.
 
     The plan takes the channels that were weakest in the end, those zeroed last: the same share of every group.
-    `Limits(round_to=1)` takes exactly them.
+    `Constraints(round_to=1)` takes exactly them.
 
     Args:
         ratio: the share zeroed, the paper's P; in (0, 1).
@@ -49,7 +49,7 @@ class SoftFilter(Method):
     source: ClassVar[str] = "He et al. 2018, Soft Filter Pruning for Accelerating Deep Convolutional Neural Networks"
     default_normalize: ClassVar[str] = "mean"  # as the criterion l2
 
-    _own: list[Member] = field(init=False, repr=False, compare=False, default_factory=list)
+    _own: list[ChannelAxis] = field(init=False, repr=False, compare=False, default_factory=list)
     _norms: SquaredNorms | None = field(init=False, repr=False, compare=False, default=None)
     _groups: list[tuple[str, npt.NDArray[np.int64]]] = field(
         init=False, repr=False, compare=False, default_factory=list
@@ -60,7 +60,7 @@ class SoftFilter(Method):
         if not isinstance(self.progressive, bool):
             raise OnnxPruneError(f"{self.name}: progressive must be true or false; got {self.progressive!r}")
 
-    def _resolve(self, found: tuple[Member, ...]) -> None:
+    def _resolve(self, found: tuple[ChannelAxis, ...]) -> None:
         filters = [m for m in found if m.role == "filter"]
         self._own = [m for m in found if m.role != "reader"]
         self._norms = SquaredNorms(filters, self.analysis.count)
@@ -99,7 +99,11 @@ class SoftFilter(Method):
         return {name: norms[components] for name, components in self._groups}
 
     def plan(
-        self, model: Model, target: Target | None = None, ratio: float | None = None, limits: Limits | None = None
+        self,
+        model: Model,
+        target: Target | None = None,
+        ratio: float | None = None,
+        constraints: Constraints | None = None,
     ) -> Plan:
         """The weakest channels of every group, the same share of each: `self.ratio` where nothing else is said.
 
@@ -108,4 +112,4 @@ class SoftFilter(Method):
         """
         if target is None and ratio is None:
             ratio = self.ratio
-        return pipeline.plan(self.scores(model), target, ratio=ratio, scope="uniform", limits=limits)
+        return pipeline.plan(self.scores(model), target, ratio=ratio, allocator="uniform", constraints=constraints)

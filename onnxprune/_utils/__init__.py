@@ -1,0 +1,1 @@
+"""Helpers that know nothing of models: files, journals, processes, entry points, HTML, formatting."""

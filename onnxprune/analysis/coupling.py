@@ -1,0 +1,467 @@
+"""Which channels belong together: one walk over the graph, connected components of label ties, groups.
+
+A *channel* is a component: indices of many tensors that live or die together. A *group* is the set of channels that
+sit on the same axes of the same weights, what a user prunes by a ratio. Channels that some operator needs whole are
+locked, with the operator's name and reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import onnx_graphsurgeon as gs
+
+from onnxprune._utils.html import html_table
+from onnxprune.analysis._type_inference import captured
+from onnxprune.analysis.group_naming import Namer
+from onnxprune.analysis.shape_inference import Witness, known_or_witness
+from onnxprune.errors import OnnxPruneError, unknown
+from onnxprune.ir import protobuf_wire
+from onnxprune.ir.model import Array, Model
+from onnxprune.ir.symbolic import Expr
+from onnxprune.ops import OpSpec, find, guarded, is_foreign
+from onnxprune.ops.label_table import Contraction, CouplingOptions, FilterSite, Labels, LabelTable, Lock, ScaleSite
+from onnxprune.ops.quantize import dequantized
+from onnxprune.plans import Plan
+
+Kept = npt.NDArray[np.bool_]
+
+KINDS = ("heads", "head_dim", "stream", "mlp", "conv", "embedding", "padding", "other")
+"""What a group's channels are: attention heads or places in every head, the residual stream, hidden neurons of
+products with a weight, filters of convolutions, an embedding's dimensions, channels that Pad adds."""
+_KIND_OF_OP = {
+    "Conv": "conv", "ConvTranspose": "conv", "Gemm": "mlp", "MatMul": "mlp", "Einsum": "mlp", "Gather": "embedding",
+    "Pad": "padding",
+}  # fmt: skip
+# Layouts of one kernel library, made for one processor when a model is optimized beyond level "extended".
+RUNTIME_ONLY = ("com.microsoft.nchwc",)
+OPS_GROUP = "onnxprune.ops"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels that sit on the same axes.
+
+    Attributes:
+        name: from the producing weight's name, else its node's; stable across runs.
+        components: component number of each channel, ascending; a channel's place here is its index in plans.
+        width: indices per channel on the producing axis (64 for a head of 64, 2 after a channel shuffle).
+        sites: (weight, axis) pairs on which the channels sit.
+        op: operator of the producing node.
+        residual: whether an addition of activations joins the outputs of several layers in it.
+        kind: what its channels are, one of `KINDS`.
+        statistics: operators that take a statistic over its channels; with any, its removal is inexact.
+    """
+
+    name: str
+    components: npt.NDArray[np.int64] = field(repr=False)
+    width: int
+    sites: tuple[tuple[str, int], ...] = field(repr=False)
+    op: str
+    residual: bool = False
+    kind: str = "other"
+    statistics: tuple[str, ...] = ()
+
+    @property
+    def channels(self) -> int:
+        """How many channels the group has."""
+        return len(self.components)
+
+    @property
+    def exact(self) -> bool:
+        """Whether removing its channels is masking them."""
+        return not self.statistics
+
+
+@dataclass(frozen=True)
+class LockedGroup:
+    """Channels that cannot be removed, and why. `inexact` ones could be, but not exactly."""
+
+    name: str
+    channels: int
+    node: str
+    op: str
+    reason: str
+    inexact: bool
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What can be removed from a model, what cannot and why.
+
+    Attributes:
+        source: the caller's model, untouched.
+        model: the normalized model the labels belong to.
+        witness: shapes and values the walk was made with.
+        table: labels of every tensor.
+        component: component of every label; 0 for everything that stays.
+        count: how many components there are, 0 included.
+        groups: what can be pruned.
+        locked: what cannot.
+    """
+
+    source: Model
+    model: Model
+    witness: Witness = field(repr=False)
+    table: LabelTable = field(repr=False)
+    component: npt.NDArray[np.int64] = field(repr=False)
+    count: int
+    groups: tuple[Group, ...]
+    locked: tuple[LockedGroup, ...]
+
+    def __repr__(self) -> str:
+        channels = sum(g.channels for g in self.groups)
+        return f"<Analysis: {len(self.groups)} groups, {channels} channels can be removed; {len(self.locked)} locked>"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the groups, then what is locked and why."""
+        rows = [
+            [g.name, str(g.channels), str(g.width), str(len(g.sites)), g.op + (", residual" if g.residual else "")]
+            for g in self.groups
+        ]
+        title = f"{len(rows)} groups, {sum(g.channels for g in self.groups)} channels can be removed"
+        columns = ["group", "channels", "width", "tensors", "made by"]
+        out = html_table(title, columns, rows, text=(0, 4))
+        if self.locked:
+            why = [[k.name, str(k.channels), f"it {k.reason}", f"{k.op} {k.node}"] for k in self.locked]
+            out += html_table("locked", ["group", "channels", "because", "by"], why, text=(0, 2, 3))
+        return out
+
+    def __iter__(self) -> Iterator[Group]:
+        return iter(self.groups)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    @cached_property
+    def by_name(self) -> Mapping[str, Group]:
+        """Groups by name."""
+        return {g.name: g for g in self.groups}
+
+    def __getitem__(self, name: str) -> Group:
+        """A group by name.
+
+        Raises:
+            OnnxPruneError: there is none of that name, or it is locked.
+        """
+        if name in self.by_name:
+            return self.by_name[name]
+        for locked in self.locked:
+            if locked.name == name:
+                raise OnnxPruneError(
+                    f"the group {name!r} is locked: it {locked.reason}",
+                    where=f"{locked.op} {locked.node!r}",
+                    fix="free it with --include-inexact" if locked.inexact else None,
+                )
+        raise unknown("group", name, self.by_name)
+
+    def kept(self, plan: Plan | None = None) -> Kept:
+        """Which components stay under a plan: bool [count]."""
+        out = np.ones(self.count, bool)
+        for name, removed in (plan.groups if plan is not None else {}).items():
+            out[self[name].components[np.asarray(removed.removed, np.int64)]] = False
+        return out
+
+    def keep(self, tensor: str, axis: int, kept: Kept) -> Kept | None:
+        """Which indices of a tensor's axis stay; None when all do."""
+        axes = self.table.variables.get(tensor) or self.table.constants.get(tensor)
+        labels = axes[axis] if axes else None
+        if labels is None:
+            return None
+        out: Kept = kept[self.component[labels]]
+        return None if out.all() else out
+
+    @property
+    def choices(self) -> CouplingOptions:
+        """What the walk was asked to free."""
+        return self.table.choices
+
+    def inexact(self, plan: Plan) -> tuple[Group, ...]:
+        """The groups that lose channels under a plan without that being masking."""
+        return tuple(g for g in self.groups if not g.exact and g.name in plan.groups and plan.groups[g.name].removed)
+
+    @property
+    def contractions(self) -> Sequence[Contraction]:
+        """Where masks stand for removed channels."""
+        return self.table.contractions
+
+    @property
+    def filter_sites(self) -> Sequence[FilterSite]:
+        """Weights whose filters produce channels."""
+        return self.table.filter_sites
+
+    @property
+    def scale_sites(self) -> Sequence[ScaleSite]:
+        """BatchNormalization scales."""
+        return self.table.scale_sites
+
+    def weight(self, t: gs.Tensor) -> Array:
+        """Values of a weight, through Transpose, Cast and DequantizeLinear views of a constant; integers as numbers."""
+        if isinstance(t, gs.Constant):
+            steps = self.table.quantized.get(t.name)
+            return np.asarray(t.values) if steps is None else dequantized(t.values, steps)
+        node = t.inputs[0]
+        spec = find(node)
+        assert spec is not None
+        assert spec.evaluate is not None
+        operands = [self._raw(i) if i.name else None for i in node.inputs]
+        out = np.asarray(spec.evaluate(node, operands))
+        for value in operands:
+            if value is not None and not np.may_share_memory(out, value):
+                protobuf_wire.release(value)
+        return out
+
+    def _raw(self, t: gs.Tensor) -> Array:
+        return np.asarray(t.values) if isinstance(t, gs.Constant) else self.weight(t)
+
+
+def components(count: int, ties: Sequence[tuple[Labels, Labels]]) -> npt.NDArray[np.int64]:
+    """Connected components of `count` labels: for each the smallest label it is connected to.
+
+    Vectorised hooking and pointer jumping (Shiloach & Vishkin 1982). scipy's connected_components gives the same
+    partition; importing it costs more than the whole analysis of a ResNet-50.
+    """
+    parent = np.arange(count, dtype=np.int64)
+    if not ties:
+        return parent
+    a = np.concatenate([t[0] for t in ties])
+    b = np.concatenate([t[1] for t in ties])
+    while True:
+        pa, pb = parent[a], parent[b]
+        active = pa != pb
+        if not active.any():
+            return parent
+        a, b = a[active], b[active]
+        pa, pb = pa[active], pb[active]
+        np.minimum.at(parent, np.maximum(pa, pb), np.minimum(pa, pb))
+        while True:
+            up = parent[parent]
+            if np.array_equal(up, parent):
+                break
+            parent = up
+
+
+def _show_weights(node: gs.Node, table: LabelTable) -> None:
+    """Gives the weights of an operator without a rule channels to be locked: else nothing would tell of them."""
+    for t in node.inputs:
+        if isinstance(t, gs.Constant) and len(t.shape) > 1:
+            table.filters(t, 0, table.produce(t, 0))
+
+
+def _lock_all(tensors: Sequence[gs.Tensor], table: LabelTable, reason: str) -> None:
+    for t in tensors:
+        if t.name and (isinstance(t, gs.Constant) or t.name in table.shapes):
+            table.lock_tensor(t, reason)
+
+
+def _no_record(node: gs.Node) -> str:
+    name = f"is used by {node.domain or 'ai.onnx'}::{node.op}, which has no record"
+    if node.domain in RUNTIME_ONLY:
+        return f"{name}: onnxruntime made it for its own kernels; prune the model that it was made from"
+    return f"{name}: add one (CONTRIBUTING, or a package with an entry point in {OPS_GROUP!r})"
+
+
+def walk(model: Model, seen: Witness, choices: CouplingOptions | None = None) -> LabelTable:
+    """Runs every operator's rule once, in graph order."""
+    graph = model.graph
+    table = LabelTable(seen.shapes, seen.values, model.opset, choices, seen.sizes, seen.formulas)
+    table.outputs = frozenset(t.name for t in graph.outputs)
+    for node in graph.nodes:
+        table.node = node
+        outer = captured(node)
+        spec = find(node)
+        tensors = [*node.inputs, *node.outputs]
+        known = all(not t.name or isinstance(t, gs.Constant) or t.name in seen.shapes for t in tensors)
+        if spec is not None and (known or spec.locked_reason):
+            _couple(spec, node, table)
+            if seen.sizes:
+                _lock_dynamic(node, table)
+        else:
+            if spec is None:
+                _show_weights(node, table)
+            _lock_all(node.inputs, table, _no_record(node) if spec is None else "is used where a shape is not known")
+        _lock_all(outer, table, "is used inside a subgraph")
+        for t in outer:
+            table.seal(t)  # before or after this node: whoever else uses the constant leaves it whole
+        if not any(t.name in table.views for t in node.outputs):
+            for t in node.inputs:
+                if t.name:
+                    table.seal(t)
+    table.finish()
+    table.node = None
+    for t in graph.outputs:
+        if t.name in seen.shapes:
+            for labels in table.get(t):
+                if labels is not None:
+                    table.locks.append(Lock(labels, t.name, "output", "is an output of the model"))
+    return table
+
+
+_BY_PLACE = frozenset(("Gather", "GatherElements", "GatherND", "ScatterElements", "ScatterND", "Slice", "Split"))
+
+
+def _lock_dynamic(node: gs.Node, table: LabelTable) -> None:
+    """Locks channels on an axis of dynamic size, unless a Reshape merges them into it or they only pass along.
+
+    There the place of a channel depends on the size: nothing may pick it by number.
+    """
+    if node.op in ("Reshape", "Flatten"):
+        return
+    read = _on_dynamic(node.inputs, table)
+    made = _on_dynamic(node.outputs, table)
+    for labels, size in [*made, *(read if node.op in _BY_PLACE else ())]:
+        if not any(size == n for _, n in read) or not any(size == n for _, n in made):
+            table.lock(labels, "is on an axis whose size is not constant")
+
+
+def _on_dynamic(tensors: Sequence[gs.Tensor], table: LabelTable) -> list[tuple[Labels, Expr]]:
+    """Labels on axes whose size depends on a dimension, and that size."""
+    out = []
+    for t in tensors:
+        sizes, axes = table.sizes.get(t.name), table.variables.get(t.name)
+        for labels, size in zip(axes or (), sizes or (), strict=False):
+            if labels is not None and isinstance(size, Expr):
+                out.append((labels, size))
+    return out
+
+
+def _couple(spec: OpSpec, node: gs.Node, table: LabelTable) -> None:
+    """Runs a rule; of one of another package it is checked that its labels fit."""
+    if not is_foreign(spec):
+        spec.couple(node, table)
+        return
+    with guarded(spec, node):
+        spec.couple(node, table)
+        for t in node.outputs:
+            sizes = [None if a is None else len(a) for a in table.get(t)]
+            shape = table.shape(t)
+            if len(sizes) != len(shape) or any(n not in (None, m) for n, m in zip(sizes, shape, strict=True)):
+                raise ValueError(f"it labels {t.name!r} of shape {shape} with arrays of {sizes}")
+
+
+def couple(model: Model, *, source: Model | None = None, choices: CouplingOptions | None = None) -> Analysis:
+    """Finds channels and groups of a normalized model.
+
+    Args:
+        model: normalized (see `onnxprune.passes.NORMALIZE`).
+        source: the model it was normalized from; default: itself.
+        choices: what ambiguous splits free, and whether inexact channels are free.
+    """
+    seen = known_or_witness(model)
+    return assemble(model, seen, walk(model, seen, choices), source=source)
+
+
+def assemble(model: Model, seen: Witness, table: LabelTable, *, source: Model | None = None) -> Analysis:
+    """Components, locks and groups of a finished label table."""
+    root = components(table.count, table.ties)
+    none = len(table.locks)
+    first_lock = np.full(table.count, none, np.int64)  # by root label: the lock that counts
+    order = sorted(range(none), key=lambda i: table.locks[i].inexact)  # exact ones first
+    rank = np.empty(none + 1, np.int64)
+    rank[[*order, none]] = np.arange(none + 1)
+    for i, lock in enumerate(table.locks):
+        np.minimum.at(first_lock, root[lock.labels], rank[i])
+    by_rank = [table.locks[i] for i in order]
+    allowed = np.array([table.choices.inexact and lock.inexact for lock in by_rank] + [True], bool)
+    roots = np.flatnonzero(root == np.arange(table.count))
+    free_roots = roots[(roots > 0) & allowed[first_lock[roots]]]
+    number = np.zeros(table.count, np.int64)
+    number[free_roots] = np.arange(1, len(free_roots) + 1)
+    component = number[root]
+    component[0] = 0
+    summed = np.zeros(table.count, bool)
+    for labels in table.sums:
+        summed[root[labels]] = True
+    cause = np.where(allowed[first_lock], -1, first_lock)  # by root: the lock that holds it, -1 if it is free
+    ops, lifted = _lifted(table, root)
+    lifted[cause >= 0] = 0
+    kinds = _kinds(table, root)
+    namer = Namer(table, root)
+    groups, locked = [], []
+    for members, sites in _grouped(table, root, cause, lifted):
+        why = int(cause[members[0]])
+        if why < 0:
+            width, op = namer.shape(members)
+            residual = bool(summed[members].any())
+            kind = KINDS[kinds[members].min()]
+            if kind == "other":
+                kind = "stream" if residual else _KIND_OF_OP.get(op, kind)
+            statistics = tuple(op for i, op in enumerate(ops) if int(lifted[members[0]]) >> i & 1)
+            groups.append(Group(namer.name(members), number[members], width, sites, op, residual, kind, statistics))
+        elif namer.produced(members):  # nobody misses indices of constants that no layer computes: masks, frequencies
+            lock = by_rank[why]
+            locked.append(LockedGroup(namer.name(members), len(members), lock.node, lock.op, lock.reason, lock.inexact))
+    return Analysis(source or model, model, seen, table, component, len(free_roots) + 1, tuple(groups), tuple(locked))
+
+
+def _lifted(table: LabelTable, root: npt.NDArray[np.int64]) -> tuple[list[str], npt.NDArray[np.uint64]]:
+    """Operators whose locks are lifted on request, and for every root label the bit set of those that hold it."""
+    found = np.zeros(table.count, np.uint64)
+    ops = sorted({lock.op for lock in table.locks if lock.inexact}) if table.choices.inexact else []
+    for lock in table.locks if ops else ():
+        if lock.inexact:
+            found[root[lock.labels]] |= np.uint64(1 << ops.index(lock.op))
+    return ops, found
+
+
+def _kinds(table: LabelTable, root: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """For every root label the place in `KINDS` of what operators say it is."""
+    out = np.full(table.count, KINDS.index("other"), np.int64)
+    for labels, kind in table.kinds:
+        np.minimum.at(out, root[labels], KINDS.index(kind))
+    return out
+
+
+def _grouped(
+    table: LabelTable, root: npt.NDArray[np.int64], cause: npt.NDArray[np.int64], lifted: npt.NDArray[np.uint64]
+) -> list[tuple[npt.NDArray[np.int64], tuple[tuple[str, int], ...]]]:
+    """Partitions root labels by the weight axes they sit on, what locks them and what is lifted, in label order."""
+    # Two components belong together if they sit on the same set of sites: compare sums of well-mixed site keys.
+    key = np.zeros(table.count, np.uint64)
+    roots_of: dict[int, npt.NDArray[np.int64]] = {}  # tensors that follow each other share their label arrays
+    sites: list[tuple[str, int, int]] = []
+    for tensor, axes in table.constants.items():
+        for axis, labels in enumerate(axes):
+            if labels is None:
+                continue
+            here = roots_of.get(id(labels))
+            if here is None:
+                here = roots_of[id(labels)] = root[labels]
+            key[here] += _scattered(len(sites) + 1)  # an index that occurs twice is added to once, as wanted
+            sites.append((tensor, axis, id(labels)))
+    key[0] = 0
+    present = np.flatnonzero(key)
+    if not len(present):
+        return []
+    key[present] += (cause[present] + 1).astype(np.uint64) * _scattered(0x10CC)
+    key[present] += lifted[present] * _scattered(0x11F7)
+    # Neighbours mostly belong together: compare runs of equal keys, not all of them.
+    keys = key[present]
+    starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
+    _, of_run = np.unique(keys[starts], return_inverse=True)
+    inverse = np.repeat(of_run, np.diff(starts, append=len(keys)))
+    if len(starts) < 2**16:
+        inverse = inverse.astype(np.uint16)  # sorted by radix
+    group_of = np.full(table.count, -1, np.int64)
+    group_of[present] = inverse
+    groups_of = {i: set(group_of[here].tolist()) for i, here in roots_of.items()}
+    sites_of: list[list[tuple[str, int]]] = [[] for _ in range(int(inverse.max()) + 1)]
+    for tensor, axis, i in sites:
+        for g in groups_of[i]:
+            if g >= 0:
+                sites_of[g].append((tensor, axis))
+    order = np.argsort(inverse, kind="stable")
+    parts = np.split(present[order], np.flatnonzero(np.diff(inverse[order])) + 1)
+    return sorted(((m, tuple(sites_of[g])) for g, m in enumerate(parts)), key=lambda item: int(item[0][0]))
+
+
+def _scattered(n: int) -> np.uint64:
+    """A well-mixed 64-bit number for a small one (the finaliser of SplitMix64, Steele et al. 2014)."""
+    z = n * 0x9E3779B97F4A7C15 % 2**64
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+    return np.uint64(z ^ (z >> 31))

@@ -1,0 +1,470 @@
+"""What commands print: tables of at most 80 columns on stdout, progress on stderr, JSON instead of tables."""
+
+from __future__ import annotations
+
+import json
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onnxprune.analysis.coupling import Analysis, Group
+    from onnxprune.latency.speedup import Speedup
+    from onnxprune.pipeline import Compiled
+    from onnxprune.planning.allocator_comparison import AllocatorRow
+    from onnxprune.planning.curves import Curves
+    from onnxprune.plans import Plan
+    from onnxprune.recipes import RunTable
+    from onnxprune.recovery.recover import Recovered
+    from onnxprune.studies.criteria_comparison import CriteriaComparison
+    from onnxprune.studies.model_diff import Differences
+    from onnxprune.training import Retrained, ValidationMetrics
+    from onnxprune.verification import Verification
+from onnxprune._utils.formatting import count, percent, seconds, size
+
+WIDTH = 80
+Cell = str
+Progress = Callable[[int, int], None]
+
+
+def emit_json(document: Any) -> None:
+    """One JSON document on stdout."""
+    sys.stdout.write(json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+
+def note(text: str) -> None:
+    """A line for people, on stderr."""
+    sys.stderr.write(text + "\n")
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], *, prose: bool = False) -> None:
+    """Prints a table: the first column is text, the others are numbers or short words, to the right.
+
+    With `prose` all columns are text that may wrap.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    # Names of other people's files are text, whatever brackets and colons they hold.
+    console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False, markup=False, emoji=False)
+    out = Table(
+        title=title,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    for i, column in enumerate(columns):
+        text = prose or i == 0
+        out.add_column(column, justify="left" if text else "right", overflow="fold", no_wrap=not text)
+    for row in rows:
+        out.add_row(*row)
+    console.print(out)
+
+
+@contextmanager
+def progress(what: str, *, quiet: bool = False) -> Iterator[Progress]:
+    """A progress bar with the time left, on stderr where that is a terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    with Bar(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def inspect_document(analysis: Analysis, name: str) -> dict[str, Any]:
+    """What `inspect --json` prints."""
+    from onnxprune.analysis.cost import CostModel
+
+    cost = CostModel(analysis).baseline
+    graph = analysis.source.graph
+    return {
+        "model": name,
+        "fingerprint": analysis.source.fingerprint,
+        "opset": analysis.source.opset,
+        "inputs": {t.name: [n if isinstance(n, int) else str(n) for n in t.shape or ()] for t in graph.inputs},
+        "outputs": [t.name for t in graph.outputs],
+        "macs": cost.macs,
+        "params": cost.params,
+        "bytes": cost.bytes,
+        "memory": cost.memory,
+        "groups": [
+            {
+                "name": g.name,
+                "channels": g.channels,
+                "width": g.width,
+                "op": g.op,
+                "residual": g.residual,
+                "kind": g.kind,
+                "exact": g.exact,
+                "statistics": list(g.statistics),
+                "sites": [{"tensor": t, "axis": a} for t, a in g.sites],
+            }
+            for g in analysis.groups
+        ],
+        "locked": [
+            {
+                "name": k.name,
+                "channels": k.channels,
+                "node": k.node,
+                "op": k.op,
+                "reason": k.reason,
+                "inexact": k.inexact,
+            }
+            for k in analysis.locked
+        ],
+        "hints": _hints(analysis),
+    }
+
+
+def inspect_tables(analysis: Analysis, name: str) -> None:
+    """What `inspect` prints."""
+    doc = inspect_document(analysis, name)
+    inputs = ", ".join(f"{n} [{', '.join(map(str, s))}]" for n, s in doc["inputs"].items())
+    sys.stdout.write(f"{name}: opset {doc['opset']}, input {inputs}\n")
+    sys.stdout.write(f"{count(doc['macs'])} MACs per sample, {count(doc['params'])} parameters, {size(doc['bytes'])}, ")
+    sys.stdout.write(f"{size(doc['memory'])} of activations\n")
+    rows = [
+        [
+            g.name + ("" if g.exact else f" (inexact: {', '.join(g.statistics)})"),
+            g.kind + (" (residual)" if g.residual and g.kind != "stream" else ""),
+            str(g.channels), str(g.width), str(len(g.sites)), g.op,
+        ]
+        for g in analysis.groups
+    ]  # fmt: skip
+    total = sum(g.channels for g in analysis.groups)
+    table(
+        f"{len(rows)} groups, {total} channels can be removed",
+        ["group", "kind", "channels", "width", "tensors", "made by"],
+        rows,
+    )
+    if analysis.locked:
+        table(
+            "locked",
+            ["group", "channels", "because"],
+            [
+                [
+                    k.name,
+                    str(k.channels),
+                    f"it {k.reason}: {k.op} {k.node}" + (" (--include-inexact frees it)" if k.inexact else ""),
+                ]
+                for k in analysis.locked
+            ],
+            prose=True,
+        )
+    for hint in doc["hints"]:
+        sys.stdout.write(textwrap.fill(hint, WIDTH) + "\n")
+
+
+def _hints(analysis: Analysis) -> list[str]:
+    """How operators without a record could be had, each once."""
+    from onnxprune.ops import find
+
+    missing = dict.fromkeys((n.domain or "ai.onnx", n.op) for n in analysis.model.graph.nodes if find(n) is None)
+    return [
+        f"{domain}::{op} has no record, so what it touches is locked: a package can add one through the entry-point "
+        f"group onnxprune.ops, under the name {domain!r} (docs/extending.md)"
+        for domain, op in missing
+    ]
+
+
+def curves_table(curves: Curves, name: str) -> None:
+    """What `sensitivity` prints: per group how far it can go before the metric falls, and the least of it."""
+    base = curves.baseline.value
+    share = curves.metric in ("top1", "top5")
+    text = percent if share else (lambda v: f"{v:.4g}")
+    worst = max if not curves.higher_is_better else min
+    rows = []
+    for group, curve in curves.groups.items():
+        row = [group, str(curve.channels)]
+        if share:  # how much goes at a point of accuracy lost, at five
+            row += [percent(curves.largest(group, base - loss) / curve.channels) for loss in (0.01, 0.05)]
+        middle = [p for p in curve.points if p.ratio <= 0.5]
+        row += [text(middle[-1].value) if middle else "", text(worst((p.value for p in curve.points), default=base))]
+        rows.append(row)
+    error = "" if curves.baseline.error is None else f" +- {text(curves.baseline.error)}"
+    columns = ["group", "channels", *(["-1 point", "-5 points"] if share else []), "at 50 %", "worst"]
+    table(f"{name}: {curves.metric} {text(base)}{error} unpruned, {curves.data.get('images')} samples", columns, rows)
+
+
+def plan_document(
+    analysis: Analysis, plan: Plan, output: str | None, curves: Curves | None, speedup: Speedup | None,
+    rows: Sequence[AllocatorRow] | None,
+) -> dict[str, Any]:  # fmt: skip
+    """What `plan --json` prints."""
+    from onnxprune.analysis.cost import CostModel
+
+    cost = CostModel(analysis)
+    return {
+        "output": output,
+        "digest": plan.digest,
+        "removed_channels": plan.removed,
+        "before": vars(cost.baseline),
+        "after": vars(cost.cost(analysis.kept(plan))),
+        "metric": _metric(plan, curves),
+        "latency": speedup.as_dict() if speedup else None,
+        "compare": [row.as_dict() for row in rows] if rows is not None else None,
+    }
+
+
+def _metric(plan: Plan, curves: Curves | None) -> dict[str, Any] | None:
+    """What the curves say of a plan: the worst value of any group on its own."""
+    from onnxprune.planning.planner import removed_counts
+    from onnxprune.planning.thresholds import predicted
+
+    if curves is None:
+        return None
+    worst = predicted(curves, removed_counts(plan.groups))
+    return {"name": curves.metric, "whole": curves.baseline.value, "predicted": worst}
+
+
+def plan_table(analysis: Analysis, plan: Plan, title: str, curves: Curves | None) -> None:
+    """What `plan` prints: what every group keeps, and what that is of every measure."""
+    from onnxprune.analysis.cost import MEASURES, CostModel
+
+    rows = []
+    for g in analysis.groups:
+        gone = len(plan.groups[g.name].removed) if g.name in plan.groups else 0
+        rows.append([g.name, str(g.channels), str(g.channels - gone), percent(1 - gone / g.channels)])
+    table(title, ["group", "channels", "kept", ""], rows)
+    cost = CostModel(analysis)
+    after = cost.cost(analysis.kept(plan))
+    shares = [f"{what} {percent(after.ratio(cost.baseline, what))}" for what in MEASURES]
+    sys.stdout.write(f"kept: {', '.join(shares[:3])},\n  {', '.join(shares[3:])}\n")
+    metric = _metric(plan, curves)
+    if metric is not None:
+        worst = "not measured so far" if metric["predicted"] is None else f"{metric['predicted']:.4g}"
+        sys.stdout.write(
+            f"{metric['name']} by the curves: {worst} in the worst group alone; whole model {metric['whole']:.4g}\n"
+        )
+
+
+def comparison_table(title: str, rows: Sequence[AllocatorRow], metric: str | None) -> None:
+    """What `plan --compare` prints: one row per allocator."""
+    from onnxprune.analysis.cost import MEASURES
+
+    timed = any(r.seconds is not None for r in rows)
+    columns = ["allocator", *MEASURES, *(["latency"] if timed else []), *([metric] if metric else [])]
+    cells = []
+    for r in rows:
+        row = [
+            ("* " if r.chosen else "  ") + r.allocator,
+            *(percent(r.shares[m]) if r.shares else "-" for m in MEASURES),
+        ]
+        if timed:
+            row.append(seconds(r.seconds) if r.seconds is not None else "-")
+        if metric:
+            row.append(f"{r.metric:.4g}" if r.metric is not None else "-")
+        cells.append(row)
+    table(title, columns, cells)
+    for r in rows:
+        if r.error is not None:
+            note(f"{r.allocator}: {r.error}")
+
+
+def criteria_table(found: CriteriaComparison, name: str) -> None:
+    """What `score --compare` prints: means over the groups."""
+
+    def text(value: float | None) -> str:
+        return "-" if value is None else f"{value:.3f}"
+
+    rows = []
+    for one, other in found.pairs:
+        mean = found.mean((one, other))
+        overlap = "-" if mean.overlap is None else percent(mean.overlap)
+        rows.append([f"{one}, {other}", text(mean.spearman), text(mean.kendall), overlap])
+    title = f"{name}: mean over {len(found.groups)} groups; {percent(found.ratio)} of each removed"
+    table(title, ["criteria", "Spearman", "Kendall", "removed alike"], rows)
+    sys.stdout.write(f"by chance {percent(found.ratio)} would be removed alike\n")
+
+
+def speedup_line(speedup: Speedup) -> str:
+    """Predicted and measured latency in two lines."""
+    p, m = speedup.predicted, speedup.measured
+    threads = {0: "all threads", 1: "1 thread"}.get(speedup.threads, f"{speedup.threads} threads")
+    return (
+        f"latency: {seconds(m.before)} -> {seconds(p.after)} predicted ({p.share:.3f}), "
+        f"{seconds(m.after)} measured ({m.share:.3f}),\n  {threads}, batch {speedup.batch}, {speedup.provider}"
+    )
+
+
+def compiled_document(done: Compiled, output: str | None, speedup: Speedup | None = None) -> dict[str, Any]:
+    """What `apply --json` and `prune --json` print."""
+    return {
+        "output": output,
+        "before": vars(done.before),
+        "after": vars(done.after),
+        "removed_channels": done.plan.removed,
+        "plan_digest": done.plan.digest,
+        "groups": [_checked(done, g) for g in done.analysis.groups if g.name in done.plan.groups],
+        "latency": speedup.as_dict() if speedup else None,
+        "verification": done.verification.as_dict() if done.verification else None,
+    }
+
+
+def _checked(done: Compiled, group: Group) -> dict[str, Any]:
+    """What went from a group, and by which reference that was proved."""
+    proof = ("masked" if group.exact else "sliced") if done.verification else None
+    removed = len(done.plan.groups[group.name].removed)
+    return {
+        "name": group.name, "kind": group.kind, "channels": group.channels, "removed": removed,
+        "exact": group.exact, "statistics": list(group.statistics), "reference": proof,
+    }  # fmt: skip
+
+
+def compiled_table(done: Compiled, title: str, speedup: Speedup | None = None) -> None:
+    """Before, after, kept."""
+    rows = []
+    for label, what, show in (
+        ("MACs", "macs", count), ("parameters", "params", count), ("weights", "bytes", size),
+        ("activations", "memory", size), ("channels", "channels", str),
+    ):  # fmt: skip
+        a, b = getattr(done.before, what), getattr(done.after, what)
+        rows.append([label, show(a), show(b), percent(done.after.ratio(done.before, what))])
+    table(title, ["", "before", "after", "kept"], rows)
+    if speedup is not None:
+        sys.stdout.write(speedup_line(speedup) + "\n")
+    sys.stdout.write(proof_line(done.verification) + "\n")
+
+
+def proof_line(proof: Verification | None) -> str:
+    """The verification in one line."""
+    if proof is None:
+        return "not verified (--no-verify)"
+    line = "\n  ".join(textwrap.wrap(f"proved: {proof.summary}", 76, break_long_words=False, break_on_hyphens=False))
+    if proof.inputs != "random":
+        line += f"\n  whole runs on {proof.inputs.replace('random', 'random inputs')}"
+    if proof.inexact:
+        plural = "s are" if len(proof.inexact) > 1 else " is"
+        line += f"\n  {len(proof.inexact)} group{plural} inexact: statistics run over the kept channels"
+    if proof.computed_in:
+        line += f"\n  both models as {proof.computed_in} copies"
+    if proof.weights != "identical":
+        line += "\n  weights were not compared: this model was recovered or retrained, which changes them"
+    return line
+
+
+def recovered_table(done: Recovered, title: str) -> None:
+    """What each stage of a recovery did, on samples held out of it."""
+    rows: list[list[Cell]] = []
+    if done.original is not None:
+        rows.append(["original", percent(done.original), "0", "", ""])
+    for stage in done.stages:
+        top1 = "" if stage.top1 is None else percent(stage.top1)
+        name = stage.name if stage.kept else f"{stage.name} (undone)"
+        took = seconds(stage.seconds) if stage.seconds else ""
+        rows.append([name, top1, f"{stage.distance:.4f}", took, stage.note])
+    table(
+        f"{title}: {done.samples[0]} samples, {done.samples[1]} held out",
+        ["stage", "top-1", "distance", "time", ""],
+        rows,
+    )
+
+
+def retrained_document(done: Retrained, output: str, plan: str | None) -> dict[str, Any]:
+    """What `retrain --json` prints."""
+    return {"output": output, "plan": plan, **done.as_dict()}
+
+
+def retrained_figures(done: Retrained) -> str:
+    """Before and after in a line."""
+
+    def text(f: ValidationMetrics) -> str:
+        return f"{f.loss:.4f}" if f.top1 is None else f"{percent(f.top1)} (loss {f.loss:.4f})"
+
+    name = "top-1" if done.metric == "top1" else "distillation loss"
+    best = max(done.history[1:], key=lambda e: (e.top1 or 0.0, -e.loss), default=done.history[0])
+    after = done.after if done.epoch else best.figures
+    line = f"{name} {text(done.before)} before, {text(after)} after epoch {done.epoch or best.epoch}"
+    return line + (f", {text(done.replaced)} of what it would replace" if done.replaced else "")
+
+
+def retrained_table(done: Retrained, title: str) -> None:
+    """What `retrain` prints: the history, which epoch was kept, and what that is worth."""
+    top1 = done.metric == "top1"
+    rows = []
+    for e in done.history:
+        name = ("* " if e.epoch == done.epoch else "  ") + (str(e.epoch) if e.epoch else "as given")
+        row = [name, f"{e.train_loss:.4f}" if e.train_loss is not None else ""]
+        row += [percent(e.top1)] if e.top1 is not None else []
+        row += [f"{e.loss:.4f}", f"{e.lr:.3g}" if e.lr is not None else "", seconds(e.seconds)]
+        rows.append(row)
+    columns = ["epoch", "training loss", *(["top-1"] if top1 else []), "loss" if top1 else "distillation", "lr", "time"]
+    table(title, columns, rows)
+    sys.stdout.write(f"{retrained_figures(done)}\n  on {len(done.val)} samples\n")
+    if done.stopped:
+        sys.stdout.write(f"stopped early: {done.stopped}\n")
+    if done.logs:
+        sys.stdout.write(f"logs: {done.logs}\n")
+
+
+def run_table(done: RunTable, folder: str) -> None:
+    """What `run` prints: every step; figures where it made a model."""
+
+    def text(value: Any, form: Callable[[Any], str]) -> str:
+        return "" if value is None else form(value)
+
+    rows = [
+        [
+            r.step + (f" ({r.turn})" if r.turn else ""), text(r.top1, percent), text(r.loss, "{:.3f}".format),
+            text(r.macs, count), text(r.params, count), text(r.bytes, size), text(r.latency, seconds),
+            text(r.seconds, seconds),
+        ]
+        for r in done.rows
+    ]  # fmt: skip
+    table(done.name, ["step", "top-1", "loss", "MACs", "params", "weights", "latency", "took"], rows)
+    sys.stdout.write(f"last model: {done.final}\neverything else, and table.csv: {folder}\n")
+
+
+def differences_tables(found: Differences, title: str, most: int | None = 20) -> None:
+    """What `diff` prints: sizes, then what differs, at most so many rows of each kind."""
+
+    def rows_of(what: str, columns: Sequence[str], rows: list[list[Cell]], *, prose: bool = False) -> None:
+        if rows:
+            table(f"{len(rows)} {what}", columns, rows[:most], prose=prose)
+            if most is not None and len(rows) > most:
+                sys.stdout.write(f"... and {len(rows) - most} more (--all)\n")
+
+    def shape(dims: Sequence[int | str]) -> str:
+        return f"[{', '.join(map(str, dims))}]"
+
+    sizes = []
+    for label, what, form in (
+        ("nodes", "nodes", str), ("MACs", "macs", count), ("parameters", "params", count), ("weights", "bytes", size),
+        ("file", "file", size), ("opset", "opset", str),
+    ):  # fmt: skip
+        a, b = getattr(found.before, what), getattr(found.after, what)
+        share = percent(b / a) if a and b is not None and what != "opset" else ""
+        sizes.append([label, *("-" if v is None else form(v) for v in (a, b)), share])
+    table(title, ["", "before", "after", ""], sizes)
+    if found.identical:
+        sys.stdout.write("nodes, shapes, weights and interface are the same\n")
+        return
+    for line in found.interface:
+        sys.stdout.write(f"interface: {line}\n")
+    rows_of("nodes only in the second", ["node", "operator"], [[n, op] for n, op in found.added])
+    rows_of("nodes only in the first", ["node", "operator"], [[n, op] for n, op in found.removed])
+    changed = [[c.name, c.op, "; ".join(c.changes)] for c in found.changed]
+    rows_of("nodes changed", ["node", "operator", "change"], changed, prose=True)
+    shapes = [[s.tensor, shape(s.before), shape(s.after)] for s in found.shapes]
+    rows_of("activations of another shape", ["tensor", "before", "after"], shapes)
+    resized = [[w.name, shape(w.before), shape(w.after)] for w in found.weights if w.before != w.after]
+    rows_of("weights of another shape", ["weight", "before", "after"], resized)
+    values = [
+        [w.name, shape(w.before), "-" if w.elements is None else percent(w.elements),
+         "-" if w.relative is None else f"{w.relative:.2e}", "-" if w.largest is None else f"{w.largest:.2e}"]
+        for w in found.weights if w.before == w.after
+    ]  # fmt: skip
+    rows_of("weights of other values", ["weight", "shape", "elements", "relative", "largest"], values)
+    for what, weights in (("second", found.added_weights), ("first", found.removed_weights)):
+        rows_of(f"weights only in the {what}", ["weight", "shape"], [[n, shape(s)] for n, s in weights])
+    sys.stdout.write(
+        f"the same: {found.same_nodes} nodes, {found.same_shapes} activation shapes, {found.same_weights} weights\n"
+    )

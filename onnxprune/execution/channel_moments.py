@@ -1,0 +1,90 @@
+"""Mean and variance per channel of tensors inside a model, measured on data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxprune.errors import OnnxPruneError
+from onnxprune.execution.calibration import Probe, Statistic, calibrate
+from onnxprune.ir.model import Array, Model
+
+Vector = npt.NDArray[np.float64]
+
+_BLOCK = 2**17  # elements made float64 at a time: 1 MiB stays in the CPU's cache
+
+
+class Moments(Statistic):
+    """Mean and biased variance per channel, over samples and positions.
+
+    Args:
+        tensor: its name, for messages.
+        axis: of the channels.
+    """
+
+    def __init__(self, tensor: str, axis: int = 1) -> None:
+        self.tensor, self.axis = tensor, axis
+        self.total = self.squares = np.zeros(0)
+        self.count = 0
+
+    def add(self, values: Array, samples: range) -> None:
+        """Sums in float64; every sample counts once, however the batches are cut."""
+        if values.ndim < 2:
+            raise OnnxPruneError(f"the tensor {self.tensor!r} has no channels (its shape is {list(values.shape)})")
+        values = np.moveaxis(values, self.axis, 1)
+        channels = values.shape[1]
+        if not len(self.total):
+            self.total, self.squares = np.zeros(channels), np.zeros(channels)
+        flat = values.reshape(len(values), channels, -1) if values.size else values.reshape(0, channels, 1)
+        rows = max(1, _BLOCK // max(1, flat[:1].size))
+        for i in range(0, len(flat), rows):
+            wide = flat[i : i + rows].astype(np.float64)
+            self.total += wide.sum((0, 2))
+            self.squares += np.einsum("ncm,ncm->c", wide, wide)
+        self.count += flat.size // max(1, channels)
+
+    @property
+    def mean(self) -> Vector:
+        """[channels]."""
+        return np.asarray(self.total / self.count)
+
+    @property
+    def variance(self) -> Vector:
+        """[channels]."""
+        # A difference of float64 sums: what it loses is less than the rounding of float32 activations.
+        return np.maximum(self.squares / self.count - self.mean**2, 0)
+
+
+def measure_statistics(
+    model: Model,
+    names: Sequence[str],
+    feeds: Iterable[Mapping[str, Array]],
+    *,
+    device: str = "cpu",
+    threads: int = 0,
+) -> dict[str, tuple[Vector, Vector]]:
+    """The statistics that BatchNormalization keeps: over samples and positions, one pair per channel.
+
+    The variance is the biased one. (Ioffe & Szegedy 2015 scale it by m / (m - 1) for inference; m is batch times
+    positions.)
+
+    Args:
+        model: any; its graph is not changed. Where its batch is fixed, batches are run whole.
+        names: tensors of its graph, floating, [N, C, ...].
+        feeds: inputs of the model, a batch each.
+        device: "auto", "cpu" or "cuda".
+        threads: of onnxruntime; 0 leaves the choice to it.
+
+    Returns:
+        name -> (mean [C], variance [C]), float64.
+
+    Raises:
+        OnnxPruneError: as `calibrate`; a tensor without channels or of no elements.
+    """
+    found = {name: Moments(name) for name in names}
+    calibrate(model, [Probe(name, moments) for name, moments in found.items()], feeds, device=device, threads=threads)
+    if any(not m.count for m in found.values()):
+        raise OnnxPruneError("there is no data to measure on", fix="give at least one sample")
+    return {name: (m.mean, m.variance) for name, m in found.items()}

@@ -1,0 +1,332 @@
+"""Second moments of what a linear node reads, and what its outputs lose when input channels go.
+
+With rows x of covariance G and weights W, removing a set S of inputs and re-solving what is left by least squares
+raises the squared error of the outputs by `tr(W_S' ([G^-1]_SS)^-1 W_S)`: the surgeon of Hassibi & Stork 1993 with
+the exact Hessian of a linear layer, for whole blocks of inputs (a channel and its kernel) instead of single weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxprune.analysis.coupling import Analysis, Group
+from onnxprune.analysis.linear_layers import LinearNode, linear_node
+from onnxprune.execution.calibration import Statistic
+from onnxprune.ir.model import Array
+
+Matrix = npt.NDArray[np.float64]
+Vector = npt.NDArray[np.float64]
+Places = npt.NDArray[np.int64]
+
+_SHARED = 64  # consecutive samples that are read at the same positions
+_BLOCK = 2**22  # elements of rows that are looked at together
+_PENDING = 128  # columns that a surgeon's updates may have before they are applied
+
+
+def picked_positions(count: int, wanted: int, sample: int, seed: int = 0) -> Places | None:
+    """Which of a tensor's positions stand for all of them in a sample; None: all.
+
+    They depend on the number of the sample alone (and are the same for 64 consecutive ones), so that nothing depends on
+    how the samples are cut into batches.
+    """
+    if wanted >= count:
+        return None
+    rng = np.random.default_rng([seed, sample // _SHARED])
+    return np.sort(rng.choice(count, wanted, replace=False))
+
+
+def stretches(samples: range) -> list[range]:
+    """Consecutive samples that share their positions."""
+    inner = range((samples.start // _SHARED + 1) * _SHARED, samples.stop, _SHARED)
+    return [range(a, b) for a, b in pairwise([samples.start, *inner, samples.stop])]
+
+
+def row_blocks(
+    node: LinearNode, values: Array, samples: range, positions: int, seed: int, width: int
+) -> Iterator[Array]:
+    """What a node reads at picked positions of some samples, `[groups, n, inputs * kernel]` at a time.
+
+    Args:
+        node: the node.
+        values: its input, `[samples * k, ...]`.
+        samples: their numbers.
+        positions: at most so many in each sample.
+        seed: of their choice.
+        width: elements that are made of each position; they bound n.
+    """
+    count = node.count(values)
+    each = len(values) // max(1, len(samples))
+    for part in stretches(samples):
+        own = values[(part.start - samples.start) * each : (part.stop - samples.start) * each]
+        picks = picked_positions(count, positions, part.start, seed)
+        if picks is None:
+            picks = np.arange(count)
+        step = max(1, _BLOCK // (max(1, len(own)) * width))
+        for i in range(0, len(picks), step):
+            yield node.rows(own, picks[i : i + step])
+
+
+class Gram(Statistic):
+    """Mean and second moments of a linear node's rows, [groups, inputs * kernel] each way, in float64.
+
+    Sums are taken of differences from the first rows' mean: inputs may vary by much less than they are.
+
+    Args:
+        node: whose input it is given.
+        positions: output positions looked at in every sample, at most.
+        seed: of their choice.
+    """
+
+    def __init__(self, node: LinearNode, positions: int, seed: int = 0) -> None:
+        self.node, self.wanted, self.seed = node, positions, seed
+        size = node.inputs * node.kernel
+        self._products = np.zeros((node.groups, size, size))
+        self._sums, self._origin = np.zeros((2, node.groups, size))
+        self.rows = 0
+
+    def add(self, values: Array, samples: range) -> None:
+        """Takes in the node's input `[samples * k, ...]`."""
+        for rows in row_blocks(self.node, values, samples, self.wanted, self.seed, self._sums.size):
+            self.put(rows)
+
+    def put(self, rows: Array) -> None:
+        """Takes in rows [groups, n, inputs * kernel]."""
+        if not self.rows:
+            self._origin = rows.mean(1, dtype=np.float64)
+        for g, own in enumerate(rows):
+            wide = own - self._origin[g]
+            self._products[g] += wide.T @ wide
+            self._sums[g] += wide.sum(0)
+        self.rows += rows.shape[1]
+
+    @property
+    def mean(self) -> Matrix:
+        """[groups, inputs * kernel]."""
+        return np.asarray(self._origin + self._sums / self.rows)
+
+    def covariance(self, group: int = 0) -> Matrix:
+        """Central second moments of one group, [inputs * kernel, inputs * kernel]."""
+        shift = self._sums[group] / self.rows
+        return np.asarray(self._products[group] / self.rows - np.outer(shift, shift))
+
+    def moments(self, group: int = 0) -> Matrix:
+        """Second moments about zero of one group, [inputs * kernel, inputs * kernel]."""
+        return self.covariance(group) + np.outer(self.mean[group], self.mean[group])
+
+
+def damped(covariance: Matrix, ridge: float) -> Matrix:
+    """A covariance with a share of its mean diagonal added to the diagonal, so that it has an inverse."""
+    out = covariance.copy()
+    size = len(out)
+    out[np.diag_indices(size)] += ridge * float(np.trace(covariance)) / size or 1.0
+    return out
+
+
+class Inverse:
+    """A symmetric positive definite matrix, factored once: calling it solves for right-hand sides."""
+
+    def __init__(self, matrix: Matrix) -> None:
+        from scipy.linalg import cho_factor  # costs more to import than most commands run
+
+        self._factor = cho_factor(matrix, lower=True, check_finite=False)
+
+    def __call__(self, right: Matrix) -> Matrix:
+        """`matrix^-1 right`."""
+        from scipy.linalg import cho_solve
+
+        found: Matrix = cho_solve(self._factor, right, check_finite=False)
+        return found
+
+    @property
+    def pivots(self) -> Vector:
+        """Of a covariance: what of each variable's variance those before it do not explain, [n]."""
+        return np.asarray(np.square(np.diagonal(self._factor[0])))
+
+    def dense(self) -> Matrix:
+        """The inverse itself, by half the work of solving for every column."""
+        from scipy.linalg.lapack import dpotri
+
+        half, _ = dpotri(self._factor[0], lower=1)
+        out = np.tril(half)
+        out += np.tril(half, -1).T
+        return np.asarray(out)
+
+
+def solved(matrix: Matrix, right: Matrix) -> Matrix:
+    """`matrix^-1 right` of a symmetric positive definite matrix."""
+    return Inverse(matrix)(right)
+
+
+@dataclass
+class _Blocks:
+    """Blocks of one size: which they are, [k], their indices, [k, size], and H and Q at them, [k, size, size]."""
+
+    which: Places
+    index: Places
+    inverse: Matrix
+    outer: Matrix
+
+    def drop(self, block: int) -> None:
+        """Forgets a block."""
+        left = self.which != block
+        self.which, self.index = self.which[left], self.index[left]
+        self.inverse, self.outer = self.inverse[left], self.outer[left]
+
+
+class BlockOBS:
+    """Removes blocks of inputs of a linear map one by one, the others re-solved after each.
+
+    All that errors depend on is H, the inverse covariance of what is left, and Q = W W' of the re-solved weights.
+    Removing c takes `S H_c.` from H and `S O' + O S'` from Q, where `S = H_.c (H_cc)^-1` and `O = Q_.c - S Q_cc / 2`.
+    These wait until they are many columns, which is fast; the blocks on the diagonals, which decide, are kept current.
+
+    Args:
+        covariance: of the inputs, [n, n].
+        weight: [n, outputs].
+        blocks: indices of each block of inputs; a block may be empty. No index is in two.
+        ridge: see `damped`.
+    """
+
+    def __init__(self, covariance: Matrix, weight: Matrix, blocks: Sequence[Places], ridge: float) -> None:
+        own = np.concatenate([*blocks, np.zeros(0, np.int64)])
+        stops = np.cumsum([len(b) for b in blocks])
+        self._at = [np.arange(stop - len(b), stop) for b, stop in zip(blocks, stops.tolist(), strict=True)]
+        self._inverse = Inverse(damped(covariance, ridge)).dense()[np.ix_(own, own)]
+        self._outer = weight[own] @ weight[own].T
+        self._blocks = [self._of_size(size) for size in sorted({len(b) for b in blocks} - {0})]
+        self._left = np.ones(len(own), np.bool_)
+        self._clear()
+
+    def rises(self) -> Vector:
+        """By how much the summed squared error (per row) grows when each block goes alone; 0 for one that is gone."""
+        out = np.zeros(len(self._at))
+        for same in self._blocks:
+            out[same.which] = np.trace(np.linalg.solve(same.inverse, same.outer), axis1=1, axis2=2)
+        return np.maximum(out, 0.0)
+
+    def remove(self, block: int) -> None:
+        """Takes a block away and re-solves the rest."""
+        at = self._at[block]
+        size = len(at)
+        if not size or not self._left[at[0]]:
+            return
+        s, h, o = self._waiting[:, :, : self._used]
+        columns = self._inverse[:, at] - s @ h[at].T
+        outer = self._outer[:, at] - s @ o[at].T - o @ s[at].T
+        step = np.linalg.solve(columns[at], columns.T).T
+        half = outer - step @ outer[at] / 2
+        self._left[at] = False
+        for same in self._blocks:
+            same.drop(block)
+            moved = step[same.index] @ half[same.index].swapaxes(1, 2)
+            same.outer -= moved + moved.swapaxes(1, 2)
+            same.inverse -= step[same.index] @ columns[same.index].swapaxes(1, 2)
+        self._waiting[:, :, self._used : self._used + size] = step, columns, half
+        self._used += size
+        if self._used >= _PENDING:
+            self._apply()
+
+    def _of_size(self, size: int) -> _Blocks:
+        which = np.array([i for i, at in enumerate(self._at) if len(at) == size])
+        index = np.stack([self._at[i] for i in which])
+        rows, columns = index[:, :, None], index[:, None, :]
+        return _Blocks(which, index, self._inverse[rows, columns], self._outer[rows, columns])
+
+    def _apply(self) -> None:
+        """Makes H and Q those of what is left."""
+        left = np.flatnonzero(self._left)
+        s, h, o = self._waiting[:, left, : self._used]
+        moved = s @ o.T
+        self._inverse = self._inverse[np.ix_(left, left)] - s @ h.T
+        self._outer = self._outer[np.ix_(left, left)] - moved - moved.T
+        place = np.cumsum(self._left) - 1
+        self._at = [place[at[self._left[at]]] for at in self._at]
+        for same in self._blocks:
+            same.index = place[same.index]
+        self._left = np.ones(len(left), np.bool_)
+        self._clear()
+
+    def _clear(self) -> None:
+        largest = max((same.index.shape[1] for same in self._blocks), default=0)
+        self._waiting = np.empty((3, len(self._left), _PENDING + largest))
+        self._used = 0
+
+
+def resolved(covariance: Matrix, weight: Matrix, gone: Places, ridge: float) -> Matrix:
+    """The weights after inputs are gone: zero there, and least squares elsewhere, [n, outputs]."""
+    left = np.setdiff1d(np.arange(len(weight)), gone)
+    out = np.zeros_like(weight)
+    if len(left):
+        missing = covariance[np.ix_(left, gone)] @ weight[gone]
+        out[left] = weight[left] + solved(damped(covariance, ridge)[np.ix_(left, left)], missing)
+    return out
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """A linear node that sums over channels which can be removed.
+
+    Attributes:
+        node: the node.
+        tensor: what it reads.
+        components: of its input channels, [groups, inputs of a group]; 0 for what stays.
+    """
+
+    node: LinearNode
+    tensor: str
+    components: Places
+
+    def reads(self, group: Group) -> bool:
+        """Whether channels of a group are among its inputs."""
+        return bool(np.isin(self.components, group.components).any())
+
+    def blocks(self, group: int, wanted: Places) -> list[Places]:
+        """For each wanted component its rows' indices in a convolution group, kernel included; perhaps none."""
+        own = self.components[group]
+        order = np.argsort(own, kind="stable")
+        starts, stops = (np.searchsorted(own[order], wanted, side) for side in ("left", "right"))
+        kernel = np.arange(self.node.kernel)
+        return [
+            (np.sort(order[a:b])[:, None] * self.node.kernel + kernel).ravel()
+            for a, b in zip(starts, stops, strict=True)
+        ]
+
+
+def consumers(analysis: Analysis, groups: Sequence[Group]) -> list[Consumer]:
+    """The linear nodes that read channels of groups, in the order of the graph.
+
+    Other readers (products of two activations, sums) have no weights that could be solved for. Where whole groups of a
+    convolution go, nothing is left that could miss them: its readers count instead.
+    """
+    wanted = np.zeros(analysis.count, bool)
+    for group in groups:
+        wanted[group.components] = True
+    graph = analysis.model.graph
+    nodes = {o.name: n for n in graph.nodes for o in n.outputs if o.name}
+    outputs = frozenset(t.name for t in graph.outputs)
+    found = []
+    for c in analysis.contractions:
+        components = analysis.component[c.labels]
+        if c.input_index or not wanted[components].any():
+            continue
+        node = linear_node(nodes[c.output], outputs)
+        if node is None:
+            continue
+        consumer = Consumer(node, node.node.inputs[0].name, components.reshape(node.groups, node.inputs))
+        if not _goes_along(analysis, consumer):
+            found.append(consumer)
+    return found
+
+
+def _goes_along(analysis: Analysis, consumer: Consumer) -> bool:
+    """Whether each convolution group's outputs are the channel that its inputs are."""
+    node = consumer.node
+    labels = (analysis.table.variables.get(node.node.outputs[0].name) or [None, None])[1]
+    if node.groups == 1 or labels is None:
+        return False
+    return bool((analysis.component[labels].reshape(node.groups, -1) == consumer.components[:, :1]).all())

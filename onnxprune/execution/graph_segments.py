@@ -1,0 +1,242 @@
+"""A graph cut between two of its nodes, so that what comes before a cut is computed once.
+
+A *cut* is a place in the node order. What crosses it (`live`) are the tensors made before and read after; a segment
+from one cut to the next computes the live tensors of the second from those of the first. An `ActivationCursor` holds
+the live tensors of all samples at one cut and goes forward.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxprune.analysis.shape_inference import Witness
+from onnxprune.errors import OnnxPruneError
+from onnxprune.execution.data import Feeds
+from onnxprune.execution.sessions import Session
+from onnxprune.ir.model import Array, Model
+
+MEMORY = 2 * 2**30  # bytes that held tensors may take; the others wait in files
+
+
+class Segments:
+    """Cuts a model's graph.
+
+    Args:
+        model: its constants may change between segments, its nodes may not.
+        seen: shapes and types of its tensors.
+
+    Attributes:
+        outputs: names of the graph's outputs.
+        made: tensor -> place of the node that makes it; -1 for inputs.
+    """
+
+    def __init__(self, model: Model, seen: Witness) -> None:
+        self.model, self.seen = model, seen
+        graph = model.graph
+        self.nodes: Sequence[gs.Node] = graph.nodes
+        self.outputs = [t.name for t in graph.outputs]
+        self.made = {o.name: i for i, n in enumerate(self.nodes) for o in n.outputs if o.name}
+        self.made |= {t.name: -1 for t in graph.inputs}
+        self.read: dict[str, list[int]] = {}  # name -> places that read it, ascending
+        for i, n in enumerate(self.nodes):
+            inside = [t for body in n.subgraphs(recursive=True) for m in body.nodes for t in m.inputs]
+            inside += [t for body in n.subgraphs(recursive=True) for t in body.outputs]
+            for t in [*n.inputs, *inside]:
+                if not isinstance(t, gs.Constant) and t.name in self.made and self.made[t.name] < i:
+                    self.read.setdefault(t.name, []).append(i)
+
+    def live(self, place: int) -> list[str]:
+        """Tensors that cross a cut: made before `place`, read at it or later, or given out at the end."""
+        crossing = {n for n, where in self.read.items() if self.made[n] < place <= where[-1]}
+        crossing |= {n for n in self.outputs if self.made[n] < place}
+        return sorted(crossing, key=lambda n: (self.made[n], n))
+
+    def bytes_of(self, names: Sequence[str]) -> int:
+        """Bytes of tensors for one sample, from the witness (0 for those whose shape depends on data)."""
+        seen = self.seen
+        batch = next((s[0] for t in self.model.graph.inputs if (s := seen.shapes.get(t.name))), 1) or 1
+        known = [n for n in names if n in seen.shapes]
+        return sum(prod(seen.shapes[n]) * seen.dtypes.get(n, np.dtype(np.float32)).itemsize for n in known) // batch
+
+    def largest(self) -> int:
+        """Bytes of the largest activation, one sample."""
+        return max((self.bytes_of([o.name]) for n in self.nodes for o in n.outputs if o.name), default=1)
+
+    def segment(self, start: int, stop: int, outputs: Sequence[str]) -> Model:
+        """Nodes [start, stop) as a model of their own: the live tensors at `start` in, `outputs` out."""
+        model = self.model.copy()
+        graph = model.graph
+        tensors = graph.tensors()
+        for n in [*graph.nodes[:start], *graph.nodes[stop:]]:
+            n.inputs.clear()
+            n.outputs.clear()
+        graph.nodes[:] = graph.nodes[start:stop]
+        graph.inputs[:] = [tensors[n] for n in self.live(start)]
+        graph.outputs[:] = [tensors[n] for n in outputs]
+        for t in [*graph.inputs, *graph.outputs]:
+            t.dtype = self.seen.dtypes.get(t.name, t.dtype)
+            t.shape = self.declared(t.name)
+        return model
+
+    def declared(self, name: str) -> list[int | str] | None:
+        """A shape with names for what may follow a dynamic dimension of the input."""
+        shape = self.seen.shapes.get(name)
+        if shape is None:
+            return None
+        dynamic = set(self.seen.dims.values())
+        return [f"{name}_{i}" if any(n % d == 0 for d in dynamic) else n for i, n in enumerate(shape)]
+
+
+class ActivationCursor:
+    """All samples at one cut of a model, and the way forward. Use it as a context: it may keep files.
+
+    Args:
+        segments: of the model.
+        feeds: the samples.
+        device: "auto", "cpu" or "cuda".
+        threads: of onnxruntime; 0 leaves the choice to it.
+        memory: bytes that held tensors may take.
+    """
+
+    def __init__(
+        self, segments: Segments, feeds: Feeds, *, device: str = "cpu", threads: int = 0, memory: int = MEMORY
+    ) -> None:
+        self.segments, self.feeds = segments, feeds
+        self.device, self.threads = device, threads
+        self.place = 0
+        self._store = _ArrayStore(memory)
+        self._held: list[dict[str, int]] | None = None  # per batch: tensor -> key in the store; None: the feeds
+
+    def __enter__(self) -> ActivationCursor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._store.close()
+
+    def __len__(self) -> int:
+        return len(self.feeds)
+
+    def samples(self, batch: int) -> range:
+        """Numbers of the samples in a batch."""
+        start = batch * self.feeds.batch
+        return range(start, start + self.feeds.real(batch))
+
+    def advance(self, place: int) -> None:
+        """Goes forward to a cut; what lies behind cannot be had any more.
+
+        Raises:
+            OnnxPruneError: onnxruntime fails, or an activation is not finite.
+        """
+        if place <= self.place:
+            return
+        live = self.segments.live(place)
+        new = [n for n in live if self.segments.made[n] >= self.place]
+        session = self._session(self.place, place, new) if new else None
+        held = []
+        for batch in range(len(self)):
+            kept: dict[str, int] = {}
+            if session is not None:
+                values = self._run(session, batch, new)
+                kept = {n: self._store.put(v) for n, v in zip(new, values, strict=True)}
+            for n in live:
+                if n not in kept:
+                    kept[n] = self._held[batch][n] if self._held is not None else self._store.put(self._get(batch, n))
+            if self._held is not None:
+                for n, key in self._held[batch].items():
+                    if n not in kept:
+                        self._store.drop(key)
+            held.append(kept)
+        self._held, self.place = held, place
+
+    def values(self, names: Sequence[str], *, model: Model | None = None) -> Iterator[dict[str, Array]]:
+        """Tensors at the cut or after it, batch by batch, without the copies that fill up the last one.
+
+        Args:
+            names: which.
+            model: a changed segment from this cut on that gives the tensors not yet made, in this order.
+
+        Raises:
+            OnnxPruneError: as `advance`.
+        """
+        new = [n for n in names if self.segments.made[n] >= self.place]
+        session = None
+        if new:
+            stop = max(self.segments.made[n] for n in new) + 1
+            session = self._session(self.place, stop, new, model)
+        for batch in range(len(self)):
+            values = self._run(session, batch, new) if session is not None else []
+            found = dict(zip(new, values, strict=True))
+            real = self.feeds.real(batch)
+            out = {n: found[n] if n in found else self._get(batch, n) for n in names}
+            length = self.feeds.batch if self.feeds.fixed else real
+            yield {n: v[: len(v) // length * real] if real < length and v.ndim else v for n, v in out.items()}
+
+    def _session(self, start: int, stop: int, names: Sequence[str], model: Model | None = None) -> Session:
+        model = model or self.segments.segment(start, stop, names)
+        return Session(model, device=self.device, threads=self.threads)
+
+    def _run(self, session: Session, batch: int, names: Sequence[str]) -> list[Array]:
+        values = session.run({n: self._get(batch, n) for n in session.inputs}, names)
+        for name, value in zip(names, values, strict=True):
+            with np.errstate(all="ignore"):
+                if value.dtype.kind == "f" and not np.isfinite(value.sum(dtype=np.float64)):
+                    node = self.segments.nodes[self.segments.made[name]]
+                    raise OnnxPruneError(
+                        f"the activation {name!r} is not finite on this data (batch {batch})",
+                        where=f"{node.op} {node.name or name!r}",
+                        fix="check the data and how it is scaled (--mean, --std); a float16 model may overflow",
+                    )
+        return values
+
+    def _get(self, batch: int, name: str) -> Array:
+        if self._held is None:
+            feed: Mapping[str, Array] = self.feeds[batch][0]
+            return feed[name]
+        return self._store.get(self._held[batch][name])
+
+
+class _ArrayStore:
+    """Arrays by number: in memory up to a limit, the others in files of a folder that goes with the store."""
+
+    def __init__(self, memory: int) -> None:
+        self.memory = memory
+        self._arrays: dict[int, Array] = {}
+        self._used = self._next = 0
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def put(self, array: Array) -> int:
+        key, self._next = self._next, self._next + 1
+        if self._used + array.nbytes <= self.memory:
+            self._arrays[key] = array
+            self._used += array.nbytes
+        else:
+            if self._folder is None:
+                self._folder = tempfile.TemporaryDirectory(prefix="onnxprune-")
+            np.save(self._path(key), array, allow_pickle=False)
+        return key
+
+    def get(self, key: int) -> Array:
+        found = self._arrays.get(key)
+        return np.load(self._path(key), allow_pickle=False) if found is None else found
+
+    def drop(self, key: int) -> None:
+        found = self._arrays.pop(key, None)
+        if found is None:
+            self._path(key).unlink()
+        else:
+            self._used -= found.nbytes
+
+    def close(self) -> None:
+        self._arrays.clear()
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    def _path(self, key: int) -> Path:
+        assert self._folder is not None
+        return Path(self._folder.name) / f"{key}.npy"

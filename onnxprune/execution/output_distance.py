@@ -1,0 +1,46 @@
+"""How far a model's outputs are from another's on the same samples, without labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from onnxprune.execution.metrics import get_metric
+from onnxprune.ir.model import Array
+
+
+class OutputDistance:
+    """Distance of outputs from those of a reference; outputs that are not given count as unchanged.
+
+    For a classifier (one output [n, classes]) the divergence `sum p log(p / q)` of the class probabilities, p the
+    reference's; else the squared error of all outputs as a share of their variance. The mean over the samples.
+
+    Args:
+        names: of the outputs that are compared, floats.
+        reference: their values, a mapping for each batch.
+    """
+
+    def __init__(self, names: Sequence[str], reference: Sequence[Mapping[str, Array]]) -> None:
+        self.names, self.reference = names, reference
+        first = reference[0][names[0]]
+        self.classifier = len(names) == 1 and first.ndim == 2 and first.shape[1] > 1
+        self.spread = {}  # variance of every element over the samples, summed
+        for n in names:
+            values = np.concatenate([np.asarray(r[n], np.float64).reshape(len(r[n]), -1) for r in reference])
+            self.spread[n] = float(values.var(0).sum()) or 1.0
+
+    def __call__(self, found: Iterable[Mapping[str, Array]]) -> float:
+        """Of outputs, a mapping for each batch."""
+        divergence = get_metric("kl").samples
+        assert divergence is not None
+        total, samples = 0.0, 0
+        for ours, theirs in zip(found, self.reference, strict=True):
+            for name, values in ours.items():
+                if self.classifier:
+                    total += float(divergence([values], None, [theirs[name]]).sum())
+                else:
+                    gap = np.asarray(values, np.float64) - np.asarray(theirs[name], np.float64)
+                    total += float(np.square(gap).sum()) / self.spread[name] / len(self.names)
+            samples += len(theirs[self.names[0]])
+        return total / samples

@@ -1,0 +1,167 @@
+"""Values for tensors that the checker chooses: inputs of the model, and every tensor between two nodes."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from functools import cache
+
+import numpy as np
+from onnx import NodeProto, TensorProto, helper
+
+from onnxprune.errors import OnnxPruneError
+from onnxprune.ir.model import Array
+from onnxprune.ir.proto_graph import Graph, reads
+
+_POOL = 262_147  # a prime: a window that wraps around does not fall on the strides of a tensor
+_THRESHOLDS = {
+    "Clip": ("min", "max"), "Elu": (), "HardSigmoid": (), "Shrink": ("lambd",), "ThresholdedRelu": ("alpha",),
+    "Greater": (), "GreaterOrEqual": (), "Less": (), "LessOrEqual": (), "Equal": (), "Max": (), "Min": (), "Mod": (),
+}  # fmt: skip
+"""Operators that behave differently on two sides of a number, and the attributes that hold it."""
+_ROWS = {"Gather": (1, 0), "GatherElements": (1, 0), "GatherND": (1, 0), "EmbedLayerNormalization": (0, 2)}
+"""Operators that look rows up: (input of the indices, input of the table)."""
+_VIEWS = frozenset(("Cast", "Identity", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "Transpose", "Concat", "Expand"))
+STYLES = ("unit", "image", "wide", "positive", "huge")
+"""N(0, 1); uniform in 0..255; N(0, 100 squared); uniform in 0..1; N(0, 10,000 squared)."""
+
+
+@cache
+def _normal() -> Array:
+    return np.random.default_rng(20240817).standard_normal(_POOL, np.float32)
+
+
+def normal(count: int, key: int) -> Array:
+    """Return `count` values of N(0, 1) that depend on `key` alone."""
+    pool, start = _normal(), key % _POOL
+    out = np.empty(count, np.float32)
+    done = 0
+    while done < count:
+        part = pool[start : start + count - done]
+        out[done : done + len(part)] = part
+        done += len(part)
+        start = 0
+    return out
+
+
+def thresholds(graph: Graph) -> dict[str, tuple[float, ...]]:
+    """Return the numbers at which the consumers of a tensor change what they do, where N(0, 1) does not reach them."""
+    out: dict[str, list[float]] = {}
+    for node in graph.nodes:
+        if node.op_type not in _THRESHOLDS and node.op_type not in ("QuantizeLinear", "FusedConv"):
+            continue
+        numbers = [float(a.f) for a in node.attribute if a.name in _THRESHOLDS.get(node.op_type, ())]
+        for name in node.input[1:] if node.op_type in ("Clip", "QuantizeLinear") else node.input:
+            tensor = graph.constants.get(name)
+            if tensor is not None and tensor.data_type in (1, 10, 11) and int(np.prod(tensor.dims)) <= 64:
+                numbers += [float(v) for v in np.asarray(graph.value(name), np.float64).reshape(-1)]
+        if node.op_type == "QuantizeLinear":  # reach the ends of the integers' range, and a little further
+            numbers = [100 * n for n in numbers] + [-100 * n for n in numbers]
+        numbers = [n for n in numbers if np.isfinite(n) and abs(n) < 1e30]
+        for name in (r for r in reads(node) if r not in graph.constants):
+            out.setdefault(name, []).extend(n for n in numbers if abs(n) > 0.5)
+    return {name: tuple(sorted(set(numbers)))[:8] for name, numbers in out.items() if numbers}
+
+
+def rows(graph: Graph) -> dict[str, int]:
+    """Return how many rows the smallest table has that an integer input looks up."""
+    out: dict[str, int] = {}
+    readers: dict[str, list[NodeProto]] = {}
+    for node in graph.nodes:
+        for name in set(reads(node)):
+            readers.setdefault(name, []).append(node)
+    for name in graph.inputs:
+        front, seen, sizes = [name], {name}, []
+        while front:
+            t = front.pop()
+            for node in readers.get(t, ()):
+                index, table = _ROWS.get(node.op_type, (-1, -1))
+                if index >= 0 and len(node.input) > max(index, table) and node.input[index] == t:
+                    tensor = graph.constants.get(node.input[table])
+                    axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+                    if tensor is not None and tensor.dims:
+                        sizes.append(int(tensor.dims[axis]))
+                elif node.op_type in _VIEWS:
+                    front += [o for o in node.output if o not in seen]
+                    seen.update(node.output)
+        if sizes:
+            out[name] = min(sizes)
+    return out
+
+
+class Values:
+    """Random values by name, the same for the same name, run and seed.
+
+    Args:
+        graph: the original.
+        pruned: the pruned model, whose thresholds count as well.
+        seed: of everything.
+    """
+
+    def __init__(self, graph: Graph, pruned: Graph, seed: int) -> None:
+        self.graph = graph
+        self.seed = seed
+        self.thresholds = thresholds(pruned) | thresholds(graph)
+        self.rows = rows(graph)
+
+    def tensor(
+        self, name: str, shape: tuple[int, ...], dtype: np.dtype, run: int, style: str = "unit", largest: int = 2
+    ) -> Array:
+        """Return values for one tensor.
+
+        Args:
+            run: number of the run.
+            style: of floats, one of `STYLES`.
+            largest: integers of inputs that look up no table are below it.
+        """
+        key = zlib.crc32(f"{name}/{run}/{style}/{self.seed}".encode())
+        count = int(np.prod(shape))
+        if dtype.kind == "b":
+            flat = normal(count, key) > 0 if count > 1 else np.full(count, (run + zlib.crc32(name.encode())) % 2 == 0)
+            return flat.reshape(shape)
+        if dtype.kind in "iu":
+            rng = np.random.default_rng(key)
+            info = np.iinfo(dtype)
+            low, high = (info.min, info.max + 1) if dtype.itemsize == 1 else (0, self.rows.get(name, largest))
+            return rng.integers(low, max(high, low + 1), shape, np.int64).astype(dtype)
+        values = self._floats(name, count, key, style)
+        if dtype.itemsize < 4 and style in ("wide", "huge"):  # sums of large numbers would be infinite
+            values = values * np.float32(0.1 if style == "wide" else 3e-3)
+        return values.reshape(shape).astype(dtype)
+
+    def _floats(self, name: str, count: int, key: int, style: str) -> Array:
+        x = normal(count, key)
+        if style == "image":
+            return np.minimum(np.abs(x) * np.float32(100), np.float32(255))
+        if style == "positive":
+            return np.minimum(np.abs(x) / 3, np.float32(1))
+        if style != "unit":
+            return x * np.float32(100 if style == "wide" else 1e4)
+        centres = self.thresholds.get(name)
+        if centres:
+            which = np.arange(count) % (2 * len(centres))  # half of the values stay N(0, 1)
+            spread = np.abs(np.array(centres, np.float32)) / 4 + 1
+            for i, centre in enumerate(centres):
+                at = which == i
+                x[at] = np.float32(centre) + x[at] * spread[i]
+        return x
+
+    def inputs(self, shapes: Mapping[str, tuple[int, ...]], run: int, style: str, largest: int) -> dict[str, Array]:
+        """Return feeds of the model.
+
+        Raises:
+            OnnxPruneError: an input is not a tensor of numbers.
+        """
+        feeds = {}
+        for name, info in self.graph.inputs.items():
+            kind = info.type.tensor_type.elem_type
+            if kind in (TensorProto.UNDEFINED, TensorProto.STRING):
+                raise OnnxPruneError(
+                    f"the input {name!r} takes no numbers, so no values can be chosen for it",
+                    fix="verify on real inputs with --data, or skip the proof with --no-verify",
+                )
+            dtype = np.dtype(helper.tensor_dtype_to_np_dtype(kind))
+            feeds[name] = self.tensor(name, shapes[name], dtype, run, style, largest)
+            if dtype.kind == "f" and style == "unit" and name in self.thresholds:
+                feeds[name] = normal(feeds[name].size, run).reshape(shapes[name]).astype(dtype)
+        return feeds

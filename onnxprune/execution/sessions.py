@@ -1,0 +1,326 @@
+"""The only user of onnxruntime: sessions, devices, and which provider really runs."""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxprune.errors import OnnxPruneError
+from onnxprune.ir import protobuf_wire
+from onnxprune.ir.model import Array, Model, save, to_skeleton
+
+_BYTES_LIMIT = 2**30  # larger models go to onnxruntime through a file with external data
+
+DEVICES = ("auto", "cpu", "cuda")
+
+_EXACT_INTEGERS = "session.x64quantprecision"  # makes uint8 of constant int8 weights where kernels saturate
+
+
+def import_onnxruntime() -> Any:
+    """The onnxruntime module.
+
+    Raises:
+        OnnxPruneError: it is not installed, or both of its wheels are (they overwrite each other).
+    """
+    installed = [name for name in ("onnxruntime", "onnxruntime-gpu") if _installed(name)]
+    if len(installed) == 2:
+        raise OnnxPruneError(
+            "onnxruntime and onnxruntime-gpu are both installed; they share one folder and break each other",
+            fix="pip uninstall onnxruntime onnxruntime-gpu, then install the one you want",
+        )
+    try:
+        import onnxruntime
+    except ImportError as err:
+        raise OnnxPruneError(
+            f"this needs onnxruntime ({err})", fix="pip install 'onnxprune[cpu]' (or 'onnxprune[gpu]' with CUDA)"
+        ) from err
+    return onnxruntime
+
+
+@functools.cache
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One operator as onnxruntime ran it.
+
+    Attributes:
+        name: onnxruntime's name of the node; fusions make up their own.
+        op: its operator, perhaps one of onnxruntime's own (FusedConv, ReorderOutput).
+        inputs: shapes of the tensors it read; weights that were packed when loading are missing.
+        outputs: shapes of the tensors it wrote.
+        seconds: how long it took.
+    """
+
+    name: str
+    op: str
+    inputs: tuple[tuple[int, ...], ...]
+    outputs: tuple[tuple[int, ...], ...]
+    seconds: float
+
+
+class Session:
+    """A model loaded into onnxruntime.
+
+    Args:
+        model: a Model, a ModelProto or a path.
+        device: "auto" (CUDA if it loads), "cpu" or "cuda".
+        threads: intra-op threads; 0 leaves the choice to onnxruntime.
+        optimize: graph optimisations; off for comparing two graphs operator by operator.
+        weights: Values of initializers that the ModelProto declares as external data; they are not copied.
+        arena: Keep freed memory for later runs; off where the least memory counts.
+        profile: folder for onnxruntime's profile, to be read with `kernels`.
+        exact_integers: Compute products of uint8 and int8 exactly on CPUs whose kernels saturate (see
+            `saturates_integers`). This covers constant weights, and not QLinearMatMul of opset 21 and later. Needs
+            `optimize`.
+
+    Raises:
+        OnnxPruneError: onnxruntime rejects the model, or CUDA was asked for and does not load.
+        ValueError: `exact_integers` without `optimize`; onnxruntime would ignore it.
+    """
+
+    def __init__(
+        self,
+        model: Model | onnx.ModelProto | Path,
+        *,
+        device: str = "cpu",
+        threads: int = 0,
+        optimize: bool = True,
+        weights: Mapping[str, Array] | None = None,
+        arena: bool = True,
+        profile: Path | None = None,
+        exact_integers: bool = False,
+    ) -> None:
+        if exact_integers and not optimize:
+            raise ValueError("exact_integers needs optimize=True: a graph optimization rewrites the weights")
+        ort = import_onnxruntime()
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 4
+        # Threads that go on spinning after a run would take the processors from the session timed next.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        options.enable_cpu_mem_arena = arena
+        self._held = [ort.OrtValue.ortvalue_from_numpy(v) for v in (weights or {}).values()]
+        if weights:
+            options.add_session_config_entry("session.disable_prepacking", "1")  # it would copy them
+            options.add_external_initializers(list(weights), self._held)
+        if profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile / "onnxruntime")
+        level = ort.GraphOptimizationLevel
+        options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+        providers = _providers(ort, device)
+        self._plain: Callable[[], Any] | None = None
+        try:
+            if exact_integers and saturates_integers():
+                self._session = self._exact(ort, model, options, providers)
+            else:
+                self._session = _create(ort, model, options, providers)
+        except Exception as err:  # onnxruntime raises its own classes, which differ between versions
+            text = str(err).split("\n")[0]
+            missing = "Could not find an implementation" in text
+            raise OnnxPruneError(
+                f"onnxruntime cannot load the model: {text}",
+                fix="it has no kernel for that operator and element type here; for bfloat16 on the CPU, "
+                "run a float32 copy (the pass widen_floats)"
+                if missing
+                else None,
+            ) from err
+        self.provider: str = self._session.get_providers()[0]
+        if device == "cuda" and self.provider != "CUDAExecutionProvider":
+            raise OnnxPruneError(
+                "CUDA was asked for, but onnxruntime fell back to the CPU",
+                fix="check the driver and the CUDA libraries that onnxruntime-gpu needs, or use --device cpu",
+            )
+        self._device = "cuda" if self.provider == "CUDAExecutionProvider" else "cpu"
+        self.inputs: list[str] = [i.name for i in self._session.get_inputs()]
+        self.outputs: list[str] = [o.name for o in self._session.get_outputs()]
+
+    def _exact(self, ort: Any, model: Model | onnx.ModelProto | Path, options: Any, providers: list[str]) -> Any:
+        """Create a session that rewrites int8 weights as uint8.
+
+        Onnxruntime rewrites some that it has no kernel for afterwards, when loading (QLinearConv of int8 data) or when
+        running (DequantizeLinear per axis without a zero point). Such a model falls back to a plain session.
+        """
+
+        def plain() -> Any:
+            options.add_session_config_entry(_EXACT_INTEGERS, "0")
+            return _create(ort, model, options, providers)
+
+        options.add_session_config_entry(_EXACT_INTEGERS, "1")
+        try:
+            session = _create(ort, model, options, providers)
+        except Exception:  # as in __init__
+            return plain()
+        self._plain = plain
+        return session
+
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> list[Array]:
+        """Runs once.
+
+        Raises:
+            OnnxPruneError: onnxruntime fails, with the node it names.
+        """
+        try:
+            found = list(self._session.run(list(outputs) if outputs else None, dict(feeds)))
+            self._plain = None
+            return found
+        except Exception as err:  # as above
+            if self._plain is not None:
+                self._session, self._plain = self._plain(), None
+                return self.run(feeds, outputs)
+            raise OnnxPruneError(f"onnxruntime fails to run the model: {str(err).splitlines()[0]}") from err
+
+    def put(self, array: Array) -> Any:
+        """An array on the session's device, as an OrtValue; on the CPU it shares the array's memory."""
+        ort = import_onnxruntime()
+        return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._device, 0)
+
+    def run_bound(self, feeds: Mapping[str, Any], outputs: Sequence[str]) -> list[Any]:
+        """Runs once through IO binding: values that `put` or this made in, values on the device out.
+
+        Nothing crosses to the host and back between sessions on one device.
+
+        Raises:
+            OnnxPruneError: onnxruntime fails, with the node it names.
+        """
+        try:
+            binding = self._session.io_binding()
+            for name, value in feeds.items():
+                binding.bind_ortvalue_input(name, value)
+            for name in outputs:
+                binding.bind_output(name, self._device, 0)
+            self._session.run_with_iobinding(binding)
+            return list(binding.get_outputs())
+        except Exception as err:  # as above
+            raise OnnxPruneError(f"onnxruntime fails to run the model: {str(err).splitlines()[0]}") from err
+
+    def kernels(self) -> list[list[Kernel]]:
+        """What ran since the session was made with `profile`, run by run; ends the profiling.
+
+        Raises:
+            OnnxPruneError: the profile cannot be read.
+        """
+        path = Path(self._session.end_profiling())
+        try:
+            events = json.loads(path.read_text(encoding="utf-8"))
+            path.unlink()
+            return _runs(events)
+        except (OSError, ValueError, KeyError, TypeError) as err:
+            raise OnnxPruneError(f"cannot read onnxruntime's profile: {err!r}", where=str(path)) from err
+
+    @property
+    def raw(self) -> Any:
+        """The onnxruntime.InferenceSession, for timing without overhead."""
+        return self._session
+
+
+def _runs(events: Sequence[Any]) -> list[list[Kernel]]:
+    """Kernels of a profile, a list per run: an event is written when it ends, so a run's own follows its kernels'."""
+    suffix = "_kernel_time"
+    runs: list[list[Kernel]] = []
+    kernels: list[tuple[float, float, Kernel]] = []
+    for event in events:
+        start, took, args = float(event["ts"]), float(event["dur"]), event.get("args", {})
+        if event["name"] == "model_run":
+            runs.append([k for _, _, k in kernels])
+            kernels = []
+        elif event["name"].endswith(suffix) and "op_name" in args:
+            # What ran in the body of an If or a Loop is part of that node's time.
+            while kernels and kernels[-1][0] > start and kernels[-1][1] < start + took:
+                kernels.pop()
+            name = event["name"].removesuffix(suffix)
+            ins, outs = (_shapes(args.get(f"{k}_type_shape", [])) for k in ("input", "output"))
+            kernels.append((start, start + took, Kernel(name, args["op_name"], ins, outs, took * 1e-6)))
+    return runs
+
+
+def _shapes(entries: Sequence[Mapping[str, Sequence[int]]]) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(int(n) for n in shape) for entry in entries for shape in entry.values())
+
+
+def kernel_block(device: str = "cpu") -> int:
+    """The block of channels that onnxruntime's kernels work in.
+
+    Its NCHWc kernels take 16 floats with AVX-512 and 8 with AVX2; tensor cores take multiples of 8.
+    """
+    if device == "cuda":
+        return 8
+    simd: Mapping[str, Any] = np.show_config(mode="dicts").get("SIMD Extensions", {})
+    features = {str(f) for kind in ("baseline", "found") for f in simd.get(kind, [])}
+    return 16 if any(f.startswith(("AVX512", "X86_V4")) for f in features) else 8
+
+
+@functools.cache
+def saturates_integers() -> bool:
+    """Return whether onnxruntime's kernels for uint8 x int8 saturate on this CPU.
+
+    Without VNNI they add two products in 16 bits, so large weights lose up to half of a sum. Measured once per process.
+    """
+    terms, a, b = 64, 255, 127
+    graph = helper.make_graph(
+        [helper.make_node("MatMulInteger", ["a", "b"], ["y"])],
+        "probe",
+        [helper.make_tensor_value_info("a", TensorProto.UINT8, [1, terms])],
+        [helper.make_tensor_value_info("y", TensorProto.INT32, [1, 16])],
+        [numpy_helper.from_array(np.full((terms, 16), b, np.int8), "b")],
+    )
+    probe = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    [y] = Session(probe, threads=1).run({"a": np.full((1, terms), a, np.uint8)})
+    return not bool((y == a * b * terms).all())
+
+
+def provider_of(device: str) -> str:
+    """The provider that a device stands for, before any session is made.
+
+    Raises:
+        OnnxPruneError: there is no such device.
+    """
+    return _providers(import_onnxruntime(), device)[0]
+
+
+def _providers(ort: Any, device: str) -> list[str]:
+    if device not in DEVICES:
+        raise OnnxPruneError(f"unknown device {device!r}", fix=f"choose from: {', '.join(DEVICES)}")
+    available = ort.get_available_providers()
+    cuda = "CUDAExecutionProvider" in available
+    if device == "cuda" and not cuda:
+        raise OnnxPruneError(
+            "this onnxruntime has no CUDA provider", fix="pip uninstall onnxruntime; pip install 'onnxprune[gpu]'"
+        )
+    if cuda and device != "cpu":
+        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    return ["CPUExecutionProvider"]
+
+
+def _create(ort: Any, model: Model | onnx.ModelProto | Path, options: Any, providers: list[str]) -> Any:
+    if isinstance(model, Path):
+        return ort.InferenceSession(str(model), options, providers=providers)
+    if isinstance(model, onnx.ModelProto):
+        return ort.InferenceSession(model.SerializeToString(), options, providers=providers)
+    proto, arrays = to_skeleton(model)
+    if protobuf_wire.size(proto, arrays) <= _BYTES_LIMIT:
+        buffer = io.BytesIO()
+        protobuf_wire.write(buffer, proto, arrays)
+        return ort.InferenceSession(buffer.getvalue(), options, providers=providers)
+    with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
+        path = Path(folder) / "model.onnx"
+        save(model, path, external=True)
+        return ort.InferenceSession(str(path), options, providers=providers)

@@ -1,0 +1,77 @@
+"""Inputs made up where there is no data: noise with the spectrum of natural images.
+
+The power of natural images falls with the square of the spatial frequency (Field 1987), in all of their colours
+together. Noise of that spectrum excites a network's filters more like photographs do than white noise; it shows no
+objects, so late layers see little of what they were trained on.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxprune.errors import OnnxPruneError
+from onnxprune.execution.calibration import Calibration, Probe
+from onnxprune.execution.channel_moments import Moments
+from onnxprune.execution.data import Data, input_of
+from onnxprune.ir.model import Array, Model
+
+_GREY = 0.8  # share of the variance that the colour channels have in common
+_SIDE = 224  # of images where the model leaves it open
+
+
+def synthetic_data(model: Model, samples: int, *, seed: int = 0) -> Data:
+    """Samples for a model with one floating input, without labels.
+
+    Images [n, C, H, W] (or [n, H, W, C]) are noise with amplitudes 1 / frequency; other inputs white noise. Mean 0 and
+    variance 1 for every channel, as most preprocessing gives; where the first layer has a BatchNormalization its
+    running statistics say what variance the inputs really had.
+
+    Args:
+        model: any.
+        samples: how many.
+        seed: of the noise.
+
+    Raises:
+        OnnxPruneError: several inputs, or one that takes no floats.
+    """
+    if len(model.graph.inputs) != 1 or (into := input_of(model)).dtype.kind not in "fV":
+        raise OnnxPruneError("synthetic inputs are made for models with one floating input", fix="give data: --data")
+    shape = [d if isinstance(d, int) and d > 0 else 0 for d in into.shape or [0]]
+    rng = np.random.default_rng(seed)
+    if len(shape) != 4:
+        sizes = [d or 16 for d in shape[1:]]
+        return Data(rng.standard_normal((samples, *sizes)).astype(np.float32), None, "none")
+    last = into.layout == "nhwc"
+    channels, height, width = (shape[3], shape[1], shape[2]) if last else (shape[1], shape[2], shape[3])
+    x = _pictures(rng, samples, channels or 3, height or _SIDE, width or _SIDE)
+    x = np.ascontiguousarray(x.transpose(0, 2, 3, 1)) if last else x
+    return Data(x * _scale(model, x), None, "none")
+
+
+def _pictures(rng: np.random.Generator, samples: int, channels: int, height: int, width: int) -> Array:
+    """[samples, channels, height, width] float32, mean 0 and variance 1."""
+    fy, fx = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :]
+    frequency = np.sqrt(fy**2 + fx**2)
+    frequency[0, 0] = 0.5 / max(height, width)  # pictures differ in brightness, too
+    out = np.empty((samples, channels, height, width), np.float32)
+    for i in range(samples):
+        shared = rng.standard_normal((1, height, width))
+        noise = np.sqrt(_GREY) * shared + np.sqrt(1 - _GREY) * rng.standard_normal((channels, height, width))
+        out[i] = np.fft.irfft2(np.fft.rfft2(noise) / frequency, (height, width))
+    return np.asarray(out / out.std(), np.float32)
+
+
+def _scale(model: Model, x: Array) -> np.float32:
+    """What the inputs have to be multiplied by, so that the first layer's outputs vary as its BatchNorm remembers."""
+    first = next((n for n in model.graph.nodes if n.op == "Conv"), None)
+    following = first.outputs[0].outputs if first is not None else []
+    if first is None or len(following) != 1 or following[0].op != "BatchNormalization":
+        return np.float32(1)
+    remembered = following[0].inputs[4]
+    if not isinstance(remembered, gs.Constant):
+        return np.float32(1)
+    name, variance = first.outputs[0].name, np.asarray(remembered.values, np.float64)
+    found = Moments(name)
+    Calibration(Data(x[:16], None, "none")).collect(model, [Probe(name, found)])
+    return np.float32(np.sqrt(variance.sum() / max(float(found.variance.sum()), 1e-12)))

@@ -1,0 +1,50 @@
+"""Measured latency: models interleaved, medians and spread, so that a drifting machine does not decide."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxprune.execution.sessions import Session
+from onnxprune.ir.model import Array
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Seconds per run of one batch: median, quartiles, and how often it was run."""
+
+    median: float
+    low: float
+    high: float
+    runs: int
+
+
+def measure(
+    sessions: Sequence[Session],
+    feeds: Sequence[Mapping[str, Array]],
+    *,
+    runs: int = 30,
+    warmup: int = 3,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Latency]:
+    """Times sessions in turn, A B C A B C ..., on the same kind of inputs.
+
+    Args:
+        sessions: loaded models.
+        feeds: inputs of each.
+        runs: timed runs of each.
+        warmup: runs of each before that are not counted.
+    """
+    times = np.zeros((len(sessions), runs))
+    for i in range(-warmup, runs):
+        for k, (session, feed) in enumerate(zip(sessions, feeds, strict=True)):
+            start = time.perf_counter()
+            session.raw.run(None, dict(feed))
+            if i >= 0:
+                times[k, i] = time.perf_counter() - start
+        if progress is not None:
+            progress(i + warmup + 1, runs + warmup)
+    return [Latency(float(np.median(t)), float(np.percentile(t, 25)), float(np.percentile(t, 75)), runs) for t in times]

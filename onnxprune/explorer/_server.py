@@ -1,0 +1,209 @@
+"""HTTP for the page: one browser on this machine, nobody else.
+
+Bound to 127.0.0.1. Every path begins with a random token; a request without it, for another host or from another
+origin is refused before anything else is looked at. What is served: the three files of the page, the description of the
+model, and the answers of `requests.answer`.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import threading
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.resources import files
+from typing import Any
+
+from onnxprune.errors import OnnxPruneError
+from onnxprune.explorer._requests import ACTIONS, BadRequest, answer
+from onnxprune.explorer._session import Explorer
+
+ADDRESS = "127.0.0.1"
+MAX_BODY = 2**18  # bytes; counts of ten thousand groups take a quarter of it
+_PAGE = {
+    "": ("explore.html", "text/html; charset=utf-8"),
+    "explore.css": ("explore.css", "text/css; charset=utf-8"),
+    "explore.js": ("explore.js", "text/javascript; charset=utf-8"),
+}
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    # Not no-referrer: with that, browsers send `Origin: null` even from the page itself.
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+_JSON = "application/json; charset=utf-8"
+
+
+class Server:
+    """Serves one explorer until its page says that it is done.
+
+    Args:
+        explorer: of the model.
+        port: 0 for a free one.
+
+    Attributes:
+        url: of the page, token included.
+
+    Raises:
+        OnnxPruneError: the port cannot be had.
+    """
+
+    def __init__(self, explorer: Explorer, port: int = 0) -> None:
+        try:
+            self._http = _Http(explorer, port)
+        except (OSError, OverflowError) as err:
+            fix = "leave out --port: any free one is taken"
+            raise OnnxPruneError(f"cannot listen on port {port} of {ADDRESS}: {err}", fix=fix) from err
+        self.url = f"{self._http.origin}/{self._http.token}/"
+
+    def serve(self) -> None:
+        """Answers until the page's Done, or until the caller is interrupted."""
+        try:
+            self._http.serve_forever(poll_interval=0.1)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Gives the port back, of a server that does not serve."""
+        self._http.server_close()
+
+    def stop(self) -> None:
+        """Ends `serve`, which runs in another thread."""
+        self._http.shutdown()
+
+
+class _Http(ThreadingHTTPServer):
+    daemon_threads = True  # a connection that a browser keeps open must not keep the command alive
+
+    def __init__(self, explorer: Explorer, port: int) -> None:
+        super().__init__((ADDRESS, port), _Handler)
+        self.explorer = explorer
+        self.token = secrets.token_urlsafe(24)
+        self.host = f"{ADDRESS}:{self.server_address[1]}"
+        self.origin = f"http://{self.host}"
+        folder = files("onnxprune.explorer") / "page"
+        self.page = {path: ((folder / name).read_bytes(), kind) for path, (name, kind) in _PAGE.items()}
+        self.model = json.dumps(explorer.describe(), allow_nan=False).encode()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A browser that closes its connection early is nothing to report."""
+
+
+class _Refused(Exception):
+    def __init__(self, status: HTTPStatus, what: str, **headers: str) -> None:
+        super().__init__(what)
+        self.status, self.headers = status, headers
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Http
+    protocol_version = "HTTP/1.1"
+    server_version, sys_version = "onnxprune", ""
+    timeout = 30  # seconds without a byte
+    wbufsize = 2**16  # head and body in one packet: two would wait for each other's acknowledgement
+    disable_nagle_algorithm = True
+
+    def do_GET(self) -> None:
+        """The page and the description of the model."""
+        self._respond(self._get)
+
+    def do_POST(self) -> None:
+        """What the page asks for."""
+        self._respond(self._post)
+
+    def _respond(self, ask: Callable[[str], tuple[bytes, str]]) -> None:
+        try:
+            path = self._checked_path()
+            self._send(HTTPStatus.OK, *ask(path))
+        except _Refused as err:
+            self._refuse(err.status, str(err), err.headers)
+        except BadRequest as err:
+            self._refuse(HTTPStatus.BAD_REQUEST, str(err))
+        else:
+            if path == "done":
+                self.wfile.flush()  # the answer leaves before the command ends
+                threading.Thread(target=self.server.shutdown, daemon=True).start()
+
+    def _checked_path(self) -> str:
+        """What follows the token.
+
+        Raises:
+            _Refused: another host, another origin, no token.
+        """
+        if self.headers.get_all("Host") != [self.server.host]:
+            raise _Refused(HTTPStatus.FORBIDDEN, "requests for other hosts are refused")
+        if self.headers.get_all("Origin") not in (None, [self.server.origin]):
+            raise _Refused(HTTPStatus.FORBIDDEN, "requests from other origins are refused")
+        if self.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
+            raise _Refused(HTTPStatus.FORBIDDEN, "requests from other sites are refused")
+        token, slash, path = self.path.removeprefix("/").partition("/")
+        if not secrets.compare_digest(token.encode(), self.server.token.encode()):
+            raise _Refused(HTTPStatus.FORBIDDEN, "the token is missing or wrong: use the address that was printed")
+        if not slash:
+            raise _Refused(HTTPStatus.NOT_FOUND, "the page's address ends with a slash")
+        return path
+
+    def _get(self, path: str) -> tuple[bytes, str]:
+        if path in ACTIONS:
+            raise _Refused(HTTPStatus.METHOD_NOT_ALLOWED, "this is asked for with POST", Allow="POST")
+        if path == "model":
+            return self.server.model, _JSON
+        if path not in self.server.page:
+            raise _Refused(HTTPStatus.NOT_FOUND, "there is nothing here")
+        return self.server.page[path]
+
+    def _post(self, path: str) -> tuple[bytes, str]:
+        if path == "model" or path in self.server.page:
+            raise _Refused(HTTPStatus.METHOD_NOT_ALLOWED, "this is asked for with GET", Allow="GET")
+        if path not in ACTIONS:
+            raise _Refused(HTTPStatus.NOT_FOUND, "there is nothing here")
+        if self.headers.get("Origin") is None:
+            raise _Refused(HTTPStatus.FORBIDDEN, "a request that says no origin is not the page's")
+        document = answer(self.server.explorer, path, self._body())
+        return json.dumps(document, allow_nan=False).encode(), _JSON
+
+    def _body(self) -> bytes:
+        if self.headers.get_content_type() != "application/json":
+            raise _Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "the body is not application/json")
+        lengths = self.headers.get_all("Content-Length") or []
+        if (
+            len(lengths) != 1
+            or not (lengths[0].isascii() and lengths[0].isdigit())
+            or "Transfer-Encoding" in self.headers
+        ):
+            raise _Refused(HTTPStatus.LENGTH_REQUIRED, "the body's length is not given")
+        if len(lengths[0]) > 9 or int(lengths[0]) > MAX_BODY:
+            raise _Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body has more than {MAX_BODY} bytes")
+        return self.rfile.read(int(lengths[0]))
+
+    def _send(self, status: HTTPStatus, body: bytes, kind: str, headers: Mapping[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in {**_HEADERS, **(headers or {}), "Content-Type": kind}.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def _refuse(self, status: HTTPStatus, what: str, headers: Mapping[str, str] | None = None) -> None:
+        """A short reason as JSON; whatever else comes on this connection is not read."""
+        self.close_connection = True
+        self._send(status, json.dumps({"error": what}).encode(), _JSON, {**(headers or {}), "Connection": "close"})
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """What http.server itself refuses: requests that are no HTTP, methods that are not there."""
+        status = HTTPStatus(code)
+        if status is HTTPStatus.NOT_IMPLEMENTED:
+            self._refuse(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and POST are answered", {"Allow": "GET, POST"})
+        else:
+            self._refuse(status, status.phrase)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """The terminal is the command's."""

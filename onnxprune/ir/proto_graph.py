@@ -1,0 +1,330 @@
+"""Read a model as a list of ONNX nodes and classify its tensors.
+
+The checker works on ONNX messages, not on the graph that the compiler rewrites, and owns what little it has to know
+about them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from onnxprune.ir.model import Array, Model, to_skeleton
+
+SIZE_OPS = frozenset(("Shape", "Size"))
+"""Operators that read a size and no value."""
+_LISTS = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
+_EXTERNAL = 2**16  # bytes above which a constant is handed to onnxruntime without a copy
+INSERTED = "//"
+"""Part of every name that the checker adds."""
+COMPUTED = "//computed"
+"""Suffix of what a node computes where its consumers read a tensor of the checker's choice."""
+
+
+def reads(node: NodeProto) -> list[str]:
+    """Return the names a node reads, with those that its bodies capture from the graph around them."""
+    names = [n for n in node.input if n]
+    for attribute in node.attribute:
+        for body in (attribute.g, *attribute.graphs) if attribute.type in (5, 10) else ():
+            names += captured(body)
+    return names
+
+
+def captured(body: onnx.GraphProto) -> list[str]:
+    """Return the names that a body uses and does not define."""
+    own = {v.name for v in body.input} | {t.name for t in body.initializer}
+    own |= {t.values.name for t in body.sparse_initializer}
+    used: list[str] = []
+    for node in body.node:
+        used += [n for n in reads(node) if n not in own]
+        own.update(node.output)
+    return used + [v.name for v in body.output if v.name not in own]
+
+
+def bodies(nodes: Sequence[NodeProto]) -> Iterator[onnx.GraphProto]:
+    """Yield every body inside these nodes, nested ones included."""
+    for node in nodes:
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs) if attribute.type in (5, 10) else ():
+                yield body
+                yield from bodies(body.node)
+
+
+@dataclass
+class Graph:
+    """The nodes of a model in topological order, its constants, and who computes what.
+
+    Attributes:
+        shell: IR version, opsets and functions.
+        nodes: without Constant nodes, whose values are in `constants`.
+        constants: headers of initializers and Constant nodes; the data of large ones is in `arrays`.
+        arrays: values of large constants by name.
+        inputs: graph inputs without those that only give an initializer another default.
+        outputs: names of the graph outputs, in order.
+        sparse: sparse initializers, passed on as they are.
+        writer: index of the node that computes a tensor.
+        read: what every node reads, bodies included.
+        fixed: tensors that depend on constants and on sizes only.
+    """
+
+    shell: onnx.ModelProto
+    nodes: list[NodeProto]
+    constants: dict[str, TensorProto]
+    arrays: dict[str, Array]
+    inputs: dict[str, onnx.ValueInfoProto]
+    outputs: dict[str, onnx.ValueInfoProto]
+    sparse: list[onnx.SparseTensorProto] = field(default_factory=list)
+    writer: dict[str, int] = field(default_factory=dict)
+    read: list[list[str]] = field(default_factory=list)
+    fixed: set[str] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, model: Model) -> Graph:
+        """Read a model; weights are shared with it."""
+        proto, arrays = to_skeleton(model)
+        shell = onnx.ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import, functions=proto.functions)
+        constants = {t.name: t for t in proto.graph.initializer}
+        nodes = []
+        for node in proto.graph.node:
+            tensor = _constant(node)
+            if tensor is None:
+                nodes.append(node)
+            else:
+                constants[node.output[0]] = tensor
+        inputs = {v.name: v for v in proto.graph.input if v.name not in constants}
+        outputs = {v.name: v for v in proto.graph.output}
+        graph = cls(shell, nodes, constants, arrays, inputs, outputs, list(proto.graph.sparse_initializer))
+        graph.index()
+        return graph
+
+    def index(self) -> None:
+        """Sort the nodes topologically, then find writers and fixed tensors."""
+        made = {o: i for i, n in enumerate(self.nodes) for o in n.output if o}
+        known = [reads(n) for n in self.nodes]
+        order: list[int] = []
+        state = [0] * len(self.nodes)
+        for start in range(len(self.nodes)):
+            stack = [start]
+            while stack:
+                i = stack[-1]
+                waiting = [made[r] for r in known[i] if r in made and not state[made[r]]]
+                if state[i] or not waiting:
+                    stack.pop()
+                    if not state[i]:
+                        state[i] = 1
+                        order.append(i)
+                else:
+                    stack += waiting
+        self.nodes = [self.nodes[i] for i in order]
+        self.read = [known[i] for i in order]
+        self.writer = {o: i for i, n in enumerate(self.nodes) for o in n.output if o}
+        self.fixed = set(self.constants) | {s.values.name for s in self.sparse}
+        for node, names in zip(self.nodes, self.read, strict=True):
+            fixed = node.op_type in SIZE_OPS or all(r in self.fixed for r in names)
+            if fixed and not node.op_type.startswith(("Random", "Multinomial", "Bernoulli")):
+                self.fixed.update(o for o in node.output if o)
+
+    def value(self, name: str) -> Array:
+        """Return a constant's values."""
+        if name in self.arrays:
+            return self.arrays[name]
+        return numpy_helper.to_array(self.constants[name])
+
+    def name(self, tensor: str) -> str:
+        """Return the name of the node that computes a tensor; that of the tensor where the node has none."""
+        return self.nodes[self.writer[tensor]].name or tensor
+
+    def where(self, tensor: str) -> str:
+        """Name the node that computes a tensor, for messages."""
+        if tensor not in self.writer:
+            return f"tensor {tensor!r}"
+        node = self.nodes[self.writer[tensor]]
+        return f"{node.op_type} {node.name or node.output[0]!r}"
+
+    def needed(self, targets: Collection[str], cuts: Collection[str]) -> tuple[list[int], set[str]]:
+        """Return the nodes that compute these tensors from cut ones, and the cut ones that they read."""
+        found: set[int] = set()
+        leaves: set[str] = set()
+        stack = [self.writer[t] for t in targets if t in self.writer]
+        while stack:
+            i = stack.pop()
+            if i in found:
+                continue
+            found.add(i)
+            for name in self.read[i]:
+                if name in cuts or name in self.inputs:
+                    leaves.add(name)
+                elif name in self.writer:
+                    stack.append(self.writer[name])
+        return sorted(found), leaves
+
+    def cut_out(
+        self, indices: Sequence[int], leaves: Mapping[str, int], ranks: Mapping[str, int], cuts: Collection[str],
+        outputs: Sequence[str],
+    ) -> tuple[onnx.ModelProto, dict[str, Array]]:  # fmt: skip
+        """Return a model of some nodes whose cut tensors are inputs, and the values of its large constants.
+
+        Args:
+            indices: of the nodes, ascending.
+            leaves: element type of every tensor that becomes an input.
+            ranks: ranks of these.
+            cuts: tensors whose consumers read an input; what a node computes for one has the suffix `COMPUTED`.
+            outputs: tensors to return.
+        """
+        nodes, used = [], set(outputs)
+        for i in indices:
+            node = self.nodes[i]
+            used.update(self.read[i])
+            if any(o in cuts for o in node.output):
+                copy = NodeProto()
+                copy.CopyFrom(node)
+                copy.output[:] = [o + COMPUTED if o in cuts else o for o in node.output]
+                node = copy
+            nodes.append(node)
+        proto = onnx.ModelProto()
+        proto.CopyFrom(self.shell)
+        proto.graph.name = "checked"
+        proto.graph.node.extend(nodes)
+        for name, kind in leaves.items():
+            info = proto.graph.input.add(name=name)
+            info.type.tensor_type.elem_type = kind
+            info.type.tensor_type.shape.SetInParent()
+            for _ in range(ranks[name]):
+                info.type.tensor_type.shape.dim.add()
+        for name in outputs:
+            proto.graph.output.add(name=name + COMPUTED if name in cuts else name)
+        proto.graph.sparse_initializer.extend(s for s in self.sparse if s.values.name in used)
+        external: dict[str, Array] = {}
+        for name in sorted(used & self.constants.keys()):
+            tensor = proto.graph.initializer.add()
+            tensor.CopyFrom(self.constants[name])
+            tensor.name = name
+            if name in self.arrays:
+                fill(tensor, self.arrays[name], external)
+        return proto, external
+
+    def with_outputs(self, outputs: Sequence[str]) -> tuple[onnx.ModelProto, dict[str, Array]]:
+        """Return the model with these outputs, and the values of its large constants."""
+        proto, external = self.cut_out(range(len(self.nodes)), {}, {}, (), outputs)
+        proto.graph.input.extend(self.inputs.values())
+        return proto, external
+
+    def selected(self) -> set[str]:
+        """Return the tensors whose sizes may depend on data: selections, and what is computed of them."""
+        out: set[str] = set()
+        for node, names in zip(self.nodes, self.read, strict=True):
+            if (_selects(node) and not self._decided_by_sizes(node)) or any(n in out for n in names):
+                out.update(o for o in node.output if o)
+        return out
+
+    def _decided_by_sizes(self, node: NodeProto) -> bool:
+        """Return whether sizes alone say how many results a selection has."""
+        if node.op_type == "If":
+            inner = (n for body in bodies([node]) for n in body.node)
+            return node.input[0] in self.fixed and not any(_selects(n) for n in inner)
+        return node.op_type == "TopK" and all(n in self.fixed for n in node.input[1:])
+
+    def discontinuous(self, rounded: Collection[str]) -> set[str]:
+        """Return what is computed behind a discontinuous operator on values that are rounded otherwise.
+
+        Args:
+            rounded: tensors from which on sums are taken in another order.
+        """
+        moved = set(rounded)
+        out: set[str] = set()
+        for node, names in zip(self.nodes, self.read, strict=True):
+            if node.op_type in SIZE_OPS or not any(r in moved for r in names):
+                continue
+            moved.update(o for o in node.output if o)
+            inserted = any(INSERTED in o for o in node.output)  # a mask on integers is no rounding
+            jumps = not inserted and (node.op_type in DISCONTINUOUS or _makes_integers(node))
+            if jumps or any(r in out for r in names):
+                out.update(o for o in node.output if o)
+        return out
+
+
+SELECTIONS = frozenset(("Compress", "If", "Loop", "NonMaxSuppression", "NonZero", "Scan", "TopK", "Unique"))
+"""Operators whose number of results may depend on data."""
+
+DISCONTINUOUS = frozenset(
+    ("ArgMax", "ArgMin", "Ceil", "Compress", "Equal", "Floor", "Greater", "GreaterOrEqual", "Hardmax", "If", "Less",
+     "LessOrEqual", "Loop", "Mod", "NonMaxSuppression", "NonZero", "Not", "RoiAlign", "MaxRoiPool", "Round", "Scan",
+     "Shrink", "Sign", "ThresholdedRelu", "TopK", "Trunc", "Unique", "And", "Or", "Xor", "IsInf", "IsNaN")
+)  # fmt: skip
+"""Operators whose output jumps where an input moves by the last bit."""
+_INTEGERS = frozenset((2, 3, 4, 5, 6, 7, 9, 12, 13))
+
+
+def _makes_integers(node: NodeProto) -> bool:
+    return node.op_type == "Cast" and any(a.name == "to" and a.i in _INTEGERS for a in node.attribute)
+
+
+def multiplies_integers(node: NodeProto) -> bool:
+    """Return whether a node runs in kernels for 8-bit integers."""
+    return node.op_type.startswith(
+        ("MatMulInteger", "ConvInteger", "DynamicQuantize", "QLinear", "QGemm", "QAttention")
+    )
+
+
+def quantizes(node: NodeProto) -> bool:
+    """Return whether a node rounds activations to a few bits."""
+    return node.op_type.startswith(("QuantizeLinear", "DynamicQuantize", "QLinear", "QGemm", "QAttention"))
+
+
+def fill(tensor: TensorProto, values: Array, external: dict[str, Array]) -> None:
+    """Give a header its data: by reference where onnxruntime can take it so, else as a copy."""
+    values = np.ascontiguousarray(values)
+    if values.nbytes < _EXTERNAL or values.dtype.kind != "f":  # onnxruntime rewrites integer weights, and needs them
+        tensor.raw_data = values.tobytes()
+        return
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", "memory"), ("offset", 0), ("length", values.nbytes)):
+        tensor.external_data.add(key=key, value=str(value))
+    external[tensor.name] = values
+
+
+def attributes(node: NodeProto, without: Collection[str] = ()) -> tuple[bytes, ...]:
+    """Return a node's attributes as comparable bytes, in the order of their names."""
+    out = []
+    for a in sorted((a for a in node.attribute if a.name not in without), key=lambda a: a.name):
+        if a.doc_string:
+            copy = onnx.AttributeProto()
+            copy.CopyFrom(a)
+            copy.ClearField("doc_string")
+            a = copy
+        out.append(a.SerializeToString(deterministic=True))
+    return tuple(out)
+
+
+def digest(values: Array) -> tuple[Any, ...]:
+    """Return what identifies an array: element type, shape and a hash of its values."""
+    data = str(values.tolist()).encode() if values.dtype == object else np.ascontiguousarray(values).tobytes()
+    return values.dtype.name, values.shape, hashlib.sha1(data).digest()
+
+
+def _constant(node: NodeProto) -> TensorProto | None:
+    """Return the value of a Constant node; None for other nodes and for sparse constants."""
+    if node.op_type != "Constant" or node.domain not in ("", "ai.onnx") or len(node.attribute) != 1:
+        return None
+    a = node.attribute[0]
+    if a.name == "value":
+        tensor = TensorProto()
+        tensor.CopyFrom(a.t)
+        tensor.name = node.output[0]
+        return tensor
+    value = helper.get_attribute_value(a)
+    if a.name in _LISTS:
+        return numpy_helper.from_array(np.array(value, _LISTS[a.name]), node.output[0])
+    if a.name in ("value_string", "value_strings"):
+        return numpy_helper.from_array(np.array(value, object), node.output[0])
+    return None
+
+
+def _selects(node: NodeProto) -> bool:
+    return node.op_type in SELECTIONS or node.op_type.startswith("Sequence")

@@ -1,0 +1,317 @@
+"""How a budget is shared among groups: five ways to go from nothing removed to everything the limits allow.
+
+| allocator   | what goes first                                                                        |
+|-------------|----------------------------------------------------------------------------------------|
+| uniform     | the same share of every group                                                          |
+| global      | the channels with the lowest normalized score, wherever they are                       |
+| sensitivity | what the curves say costs least: every group down to the same threshold of the metric  |
+| latency     | the block of channels that loses least importance per predicted second it saves        |
+| saving      | the channels that lose least importance per unit of the target that they save          |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from heapq import heappop, heappush
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxprune.planning._search import CountPath, TargetSearch
+from onnxprune.planning.constraints import Counts, FeasibleCounts
+from onnxprune.planning.targets import LatencyPredictor
+
+ALLOCATORS = ("global", "uniform", "sensitivity", "latency", "saving")
+
+Values = npt.NDArray[np.float64]
+
+# Whether a block saves nothing, its price, its group, the count it leaves, when that was found.
+_Priced = tuple[bool, float, int, int, int]
+
+_RATIOS = 2048  # steps of the uniform path
+_NOTHING = 1e-6  # as a share of the whole model's latency: saving less is saving nothing
+
+
+def uniform_path(feasible: FeasibleCounts) -> CountPath:
+    """The same share of every group, up to the largest ratio."""
+    most = feasible.constraints.max_ratio
+    return CountPath(lambda i, step: feasible.uniform(min(i / _RATIOS, most), step), _RATIOS)
+
+
+def ranked_path(feasible: FeasibleCounts, ranked: Mapping[str, Values]) -> CountPath:
+    """One ranking over all free groups, the lowest channels first.
+
+    Args:
+        feasible: what groups may keep.
+        ranked: group name -> comparable scores of the channels it has left, ascending.
+    """
+    free = feasible.free
+    values = np.concatenate([ranked[g.name] for g in free] or [np.zeros(0)])
+    owner = np.concatenate([np.full(len(ranked[g.name]), i) for i, g in enumerate(free)] or [np.zeros(0, np.int64)])
+    ranking = owner[np.argsort(values, kind="stable")]
+
+    def counts_at(removed: int, step: int) -> Counts:
+        gone = np.bincount(ranking[:removed], minlength=len(free))
+        out = feasible.uniform(0.0)
+        for g, n in zip(free, gone.tolist(), strict=True):
+            out[g.name] = feasible.rounded(g, max(feasible.left[g.name] - n, feasible.floor_of(g)), step)
+        return out
+
+    return CountPath(counts_at, len(ranking))
+
+
+def importance_lost(feasible: FeasibleCounts, ranked: Mapping[str, Values]) -> dict[str, Values]:
+    """Summed scores with 0, 1, 2 ... of a group's channels gone, [channels + 1]; channels gone before count nothing.
+
+    Some normalisations give negative scores; the least one counts as 0, so that nothing is gained by removal.
+    """
+    least = min((float(ranked[g.name].min()) for g in feasible.free if len(ranked[g.name])), default=0.0)
+    out = {}
+    for g in feasible.free:
+        steps = ranked[g.name] - min(least, 0.0)
+        before = np.zeros(g.channels - len(steps) + 1)
+        out[g.name] = np.concatenate([before, np.cumsum(steps)])
+    return out
+
+
+def total_lost(feasible: FeasibleCounts, lost: Mapping[str, Values], counts: Counts) -> float:
+    """What counts lose in all."""
+    return sum(float(lost[g.name][g.channels - counts[g.name]]) for g in feasible.free)
+
+
+Steps = Iterator[tuple[Counts, float]]
+
+
+class GreedyTrace:
+    """Steps that a greedy search takes, remembered: the way to one goal is the beginning of the way to a lower one."""
+
+    def __init__(self) -> None:
+        self._steps: Steps | None = None
+        self._gone: list[tuple[Counts, float]] = []
+
+    def passing(self, goal: float, begin: Callable[[], Steps]) -> tuple[Counts, Counts]:
+        """The last counts above a goal, and the first that are not; twice the same where there is only one kind.
+
+        Args:
+            goal: the share to keep.
+            begin: counts and the share they keep, the start first, every share at most the one before; called once.
+        """
+        if self._steps is None:
+            self._steps = begin()
+        place = 0
+        while True:
+            if place == len(self._gone):
+                found = next(self._steps, None)
+                if found is None:
+                    return self._gone[-1][0], self._gone[-1][0]
+                self._gone.append(found)
+            if self._gone[place][1] <= goal:
+                return self._gone[max(place - 1, 0)][0], self._gone[place][0]
+            place += 1
+
+
+class SavingGreedy:
+    """Removes block after block, each time the one that loses least importance per unit of the target that it saves.
+
+    A group may give several blocks at once, where the first ones alone cost more each (a lower convex hull; it matters
+    with curves). What saves nothing goes last. Savings shrink as other groups do, so they are measured anew only for
+    the block that seems to come next.
+
+    Args:
+        search: for the target.
+        lost: group name -> what is lost with 0, 1, 2 ... channels gone, as long as the group may lose.
+        trace: what earlier searches with the same scores, limits and measure found on their way; it is gone on with.
+    """
+
+    def __init__(self, search: TargetSearch, lost: Mapping[str, Values], trace: GreedyTrace | None = None) -> None:
+        self.search = search
+        self.lost = lost
+        self.trace = trace or GreedyTrace()
+
+    def first(self) -> tuple[Counts, Counts]:
+        """In whole blocks from the start: the last counts above the goal, and the first that are not."""
+        feasible = self.search.feasible
+        return self.trace.passing(self.search.goal, lambda: self.removals(feasible.uniform(0.0), feasible.step))
+
+    def run(self) -> Counts:
+        """Counts that meet the goal; where whole blocks are too coarse for it the last one is taken in parts."""
+        search, step = self.search, self.search.feasible.step
+        above, below = self.first()
+        while True:
+            counts = min((above, below), key=lambda c: abs(search.share(c) - search.goal))
+            if search.met(counts):
+                return counts
+            if step == 1:
+                return self.best(*map(search.settle, (above, below)))
+            step //= 2
+            above, below = self.passing(above, step)
+
+    def best(self, *answers: Counts) -> Counts:
+        """Of several answers the one that loses least of those that meet the goal; else the one nearest to it."""
+
+        def key(counts: Counts) -> tuple[float, float]:
+            gap = 0.0 if self.search.met(counts) else abs(self.search.share(counts) - self.search.goal)
+            return gap, total_lost(self.search.feasible, self.lost, counts)
+
+        return min(answers, key=key)
+
+    def passing(self, counts: Counts, step: int) -> tuple[Counts, Counts]:
+        """From some counts on: the last above the goal, and the first that are not; twice the same at the end."""
+        return GreedyTrace().passing(self.search.goal, lambda: self.removals(counts, step))
+
+    def removals(self, counts: Counts, step: int) -> Steps:
+        """Counts and their share, one block after the other, to the end: no goal has a say in the order."""
+        search = self.search
+        share = search.share(counts)
+        yield counts, share
+        queue: list[_Priced] = []
+        stamp = 0
+        for i in range(len(search.feasible.free)):
+            self._push(queue, i, counts, share, step, stamp)
+        while queue:
+            _, _, i, count, seen = heappop(queue)
+            if seen != stamp:
+                self._push(queue, i, counts, share, step, stamp)
+                continue
+            counts = {**counts, search.feasible.free[i].name: count}
+            share = search.share(counts)
+            yield counts, share
+            stamp += 1
+            if search.meter.measure == "memory":
+                # The peak moves from node to node: what saved none may save some now, so all are asked again.
+                others = [i for _, _, i, _, _ in queue]
+                queue.clear()
+                for k in others:
+                    self._push(queue, k, counts, share, step, stamp)
+            self._push(queue, i, counts, share, step, stamp)
+
+    def _push(self, queue: list[_Priced], i: int, counts: Counts, share: float, step: int, stamp: int) -> None:
+        """Adds a group's next block, if it has one."""
+        g = self.search.feasible.free[i]
+        have = counts[g.name]
+        options = self.search.feasible.allowed(g, step)
+        options = options[options < have][::-1]
+        if not len(options):
+            return
+        lost = self.lost[g.name]
+        losses = lost[g.channels - options] - lost[g.channels - have]
+        best = int(np.argmin(losses / (have - options)))  # of equal ones the smallest
+        saved = share - self.search.share({**counts, g.name: int(options[best])})
+        price = float(losses[best]) / saved if saved > 0 else float(losses[best])
+        heappush(queue, (saved <= 0, price, i, int(options[best]), stamp))
+
+
+class LatencyGreedy:
+    """Removes block after block, each time the one that loses least per predicted second.
+
+    A block that saves nothing (the runtime's kernels take as long for 8 channels as for 16) is passed over: what counts
+    is the next count that does save. Where latency is not the target, such blocks still go, after the others; and what
+    saves time but no memory goes last where memory is the target. Savings shrink as neighbours do, so they are computed
+    anew only for the block that seems to come next.
+
+    Args:
+        search: for the target.
+        latency: of the model.
+        lost: group name -> what is lost with 0, 1, 2 ... channels gone, as long as the group may lose.
+    """
+
+    def __init__(self, search: TargetSearch, latency: LatencyPredictor, lost: Mapping[str, Values]) -> None:
+        self.search = search
+        self.latency = latency
+        self.lost = lost
+        self._spent: set[str] = set()  # groups whose further blocks save no time
+
+    def total(self, counts: Counts) -> float:
+        """What these counts lose in all."""
+        return total_lost(self.search.feasible, self.lost, counts)
+
+    def seconds(self, counts: Counts) -> float:
+        """Predicted latency of these counts."""
+        return self.latency.seconds(self.search.kept(counts))
+
+    def filled(self, counts: Counts) -> Counts:
+        """With the blocks back whose removal saves no time, where time is the target."""
+        feasible = self.search.feasible
+        if self.search.meter.measure != "latency":
+            return counts
+        now = self.seconds(counts)
+        for g in feasible.free:
+            options = feasible.allowed(g, feasible.step)
+            for count in options[options > counts[g.name]][::-1].tolist():
+                fuller = {**counts, g.name: count}
+                seconds = self.seconds(fuller)
+                if seconds <= now:
+                    counts, now = fuller, seconds
+                    break
+        return counts
+
+    def run(self) -> tuple[Counts, Counts]:
+        """The last counts above the goal, and the first that are not; twice the same where there is only one kind."""
+        search = self.search
+        counts = search.feasible.uniform(0.0)
+        share = search.share(counts)
+        now = self.seconds(counts)
+        queue: list[tuple[tuple[int, float, float], int, int, int]] = []  # key, group, its next count, stamp
+        for i in range(len(search.feasible.free)):
+            self._push(queue, i, counts, now, share, 0)
+        stamp = 0
+        while share > search.goal and queue:
+            _, i, count, seen = heappop(queue)
+            if seen != stamp:
+                self._push(queue, i, counts, now, share, stamp)
+                continue
+            before = counts
+            counts = {**counts, search.feasible.free[i].name: count}
+            now = self.seconds(counts)
+            share = search.share(counts)
+            if share <= search.goal:
+                return before, counts
+            stamp += 1
+            if search.meter.measure == "memory":
+                # The peak moves from node to node: what saved none may save some now, so all are asked again.
+                queue.clear()
+                for k in range(len(search.feasible.free)):
+                    self._push(queue, k, counts, now, share, stamp)
+            else:
+                self._push(queue, i, counts, now, share, stamp)
+        return counts, counts
+
+    def _push(
+        self, queue: list[tuple[tuple[int, float, float], int, int, int]], i: int, counts: Counts, now: float,
+        share: float, stamp: int,
+    ) -> None:  # fmt: skip
+        """Adds a group's next block, if there is one worth taking."""
+        feasible = self.search.feasible
+        g = feasible.free[i]
+        have = counts[g.name]
+        options = feasible.allowed(g, feasible.step)
+        options = options[options < have][::-1].tolist()
+        lost, measure = self.lost[g.name], self.search.meter.measure
+        if g.name not in self._spent:
+            for count in options:
+                saved = now - self.seconds({**counts, g.name: count})
+                if saved > _NOTHING * self.latency.baseline:
+                    price = float(lost[g.channels - count] - lost[g.channels - have]) / saved
+                    idle = measure == "memory" and self.search.share({**counts, g.name: count}) >= share
+                    heappush(queue, ((2 if idle else 0, price, -saved), i, count, stamp))
+                    return
+            self._spent.add(g.name)
+        if options and measure != "latency":
+            saved = share - self.search.share({**counts, g.name: options[0]})
+            price = float(lost[g.channels - options[0]] - lost[g.channels - have])
+            key = price / saved if saved > 0 else np.inf
+            heappush(queue, ((1, key, -saved), i, options[0], stamp))
+
+
+def better(greedy: LatencyGreedy, ours: Counts, other: Counts) -> Counts:
+    """Of two answers to one target: one that meets it; then the faster one, or for a latency target the cheaper."""
+    search = greedy.search
+
+    def key(counts: Counts) -> tuple[bool, float, float]:
+        share = search.share(counts)
+        seconds, lost = greedy.seconds(counts), greedy.total(counts)
+        if search.meter.measure == "latency":
+            return share - search.goal > search.close, lost, seconds
+        return abs(share - search.goal) > search.close, seconds, lost
+
+    return min(ours, other, key=key)

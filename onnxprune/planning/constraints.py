@@ -1,0 +1,231 @@
+"""What a plan may not do: blocks of channels, least counts, protected groups, settings of single groups."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from math import ceil, floor, gcd
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxprune.analysis.coupling import KINDS, Analysis, Group
+from onnxprune.errors import OnnxPruneError, unknown
+from onnxprune.execution.sessions import kernel_block
+
+ONLY = ("attention", *KINDS)
+PROTECT = ("first", "residual", *ONLY)
+
+Counts = dict[str, int]
+"""Group name -> channels it keeps."""
+
+
+@dataclass(frozen=True)
+class Constraints:
+    """What a plan may not do.
+
+    Attributes:
+        round_to: kept counts are multiples of this on the producing axis; "auto": what the CPU's kernels like.
+        min_channels: least channels a group keeps.
+        max_ratio: largest share a group loses; keeps global rankings from emptying layers.
+        include: glob patterns; only matching groups are pruned (empty: all).
+        exclude: glob patterns of groups left whole.
+        protect: presets of groups left whole: "first" (the network's first layer), "residual" (residual streams; with
+            "first" what the D-Score paper leaves alone on ResNets), "attention" (heads and places in heads), or a kind
+            of group (`onnxprune.analysis.coupling.KINDS`).
+        overrides: glob pattern -> ratio (share removed) or {"ratio": r, "min_channels": n, "channels": kept}.
+        only: kinds of groups that are pruned, "attention" for both of its kinds (empty: all).
+    """
+
+    round_to: int | str = "auto"
+    min_channels: int = 1
+    max_ratio: float = 0.9
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+    protect: Sequence[str] = ()
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    only: Sequence[str] = ()
+
+
+def load_overrides(path: Path) -> dict[str, Any]:
+    """Reads per-group settings from TOML or JSON: patterns to ratios or tables.
+
+    Raises:
+        OnnxPruneError: unreadable, or not such a file.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as err:
+        raise OnnxPruneError(f"cannot read {str(path)!r}: {err}") from err
+    try:
+        if path.suffix.lower() == ".json":
+            data = json.loads(text)
+        else:
+            import tomllib
+
+            data = tomllib.loads(text)
+    except ValueError as err:
+        raise OnnxPruneError(f"{str(path)!r} is not valid {path.suffix.lstrip('.') or 'TOML'}: {err}") from err
+    if not isinstance(data, dict):
+        raise OnnxPruneError(f"{str(path)!r} is not a table of groups")
+    groups = data.get("groups", data)
+    for pattern, entry in groups.items():
+        _override(pattern, entry)
+    return dict(groups)
+
+
+def _override(pattern: str, entry: Any) -> dict[str, Any]:
+    where = f"override {pattern!r}"
+    if isinstance(entry, int | float) and not isinstance(entry, bool):
+        entry = {"ratio": entry}
+    if not isinstance(entry, dict):
+        raise OnnxPruneError("an override is a ratio or a table", where=where)
+    for key, value in entry.items():
+        if key not in ("ratio", "min_channels", "channels"):
+            raise OnnxPruneError(f"unknown key {key!r}", where=where, fix="known: ratio, min_channels, channels")
+        if isinstance(value, bool) or not isinstance(value, int if key != "ratio" else (int, float)):
+            raise OnnxPruneError(f"{key!r} is not a number", where=where)
+        if key == "ratio":
+            check_ratio(float(value), where)
+        elif value < 1:
+            raise OnnxPruneError(f"{key!r} must be at least 1", where=where)
+    return entry
+
+
+def check_ratio(ratio: float, where: str | None = None) -> None:
+    """Refuses a ratio outside [0, 1)."""
+    if not 0 <= ratio < 1:
+        raise OnnxPruneError(f"a ratio is the share removed, in [0, 1); got {ratio:g}", where=where)
+
+
+class FeasibleCounts:
+    """How many channels each group may keep.
+
+    Args:
+        analysis: of the model.
+        constraints: what may not be done.
+        scored: names of the groups that have scores; others stay whole.
+        left: channels that are left of groups that lost some already; a plan only takes more.
+        least: further least counts, by group.
+    """
+
+    def __init__(
+        self, analysis: Analysis, constraints: Constraints, scored: Container[str], *,
+        left: Mapping[str, int] | None = None, least: Mapping[str, int] | None = None,
+    ) -> None:  # fmt: skip
+        self.constraints = constraints
+        self.fixed: Counts = {}
+        self.ratios: dict[str, float] = {}
+        self._least: Counts = {}
+        self._floor = dict(least or {})
+        self.groups = [g for g in _chosen(analysis, constraints) if g.name in scored]
+        self._overrides(analysis)
+        self.step = constraints.round_to if isinstance(constraints.round_to, int) else kernel_block()
+        if self.step < 1:
+            raise OnnxPruneError("--round-to must be at least 1, or auto")
+        self.left = {g.name: (left or {}).get(g.name, g.channels) for g in self.groups}
+        self.free = [g for g in self.groups if g.name not in self.fixed and g.name not in self.ratios]
+        self._allowed: dict[tuple[str, int], npt.NDArray[np.int64]] = {}
+
+    def _overrides(self, analysis: Analysis) -> None:
+        for pattern, raw in self.constraints.overrides.items():
+            entry = _override(pattern, raw)
+            names = _matching(analysis, pattern, "override")
+            for g in self.groups:
+                if g.name not in names:
+                    continue
+                if "channels" in entry:
+                    self.fixed[g.name] = min(int(entry["channels"]), g.channels)
+                elif "ratio" in entry:
+                    self.ratios[g.name] = float(entry["ratio"])
+                if "min_channels" in entry:
+                    self._least[g.name] = int(entry["min_channels"])
+
+    def floor_of(self, g: Group) -> int:
+        """Least channels a group keeps."""
+        least = max(self._least.get(g.name, self.constraints.min_channels), self._floor.get(g.name, 1))
+        return min(g.channels, max(1, least, ceil(g.channels * (1 - self.constraints.max_ratio) - 1e-9)))
+
+    def allowed(self, g: Group, step: int) -> npt.NDArray[np.int64]:
+        """Counts a group may keep, ascending: multiples of the step on its axis, and all that is left of it."""
+        key = (g.name, step)
+        if key not in self._allowed:
+            unit = step // gcd(step, g.width)
+            while unit > 1 and unit >= g.channels:
+                unit //= 2  # a group narrower than one block still has something to choose
+            top = self.left[g.name]
+            counts = np.arange(unit, top, unit)
+            self._allowed[key] = np.append(counts[counts >= self.floor_of(g)], top)
+        return self._allowed[key]
+
+    def rounded(self, g: Group, wanted: float, step: int) -> int:
+        """The allowed count nearest to the wanted one; the larger of two as near."""
+        counts = self.allowed(g, step)
+        gaps = np.abs(counts - wanted)
+        return int(counts[len(counts) - 1 - int(np.argmin(gaps[::-1]))])
+
+    def rounded_up(self, g: Group, wanted: float, step: int) -> int:
+        """The smallest allowed count that is not below the wanted one."""
+        counts = self.allowed(g, step)
+        return int(counts[min(int(np.searchsorted(counts, wanted - 1e-9)), len(counts) - 1)])
+
+    def uniform(self, ratio: float, step: int | None = None) -> Counts:
+        """The same share from every group, overrides aside."""
+        out = {}
+        for g in self.groups:
+            if g.name in self.fixed:
+                out[g.name] = min(self.fixed[g.name], self.left[g.name])
+                continue
+            own = g.name in self.ratios
+            share = self.ratios[g.name] if own else ratio
+            wanted = max(g.channels - floor(g.channels * share + 1e-9), self.floor_of(g))
+            block = self.step if own or step is None else step
+            out[g.name] = self.rounded(g, wanted, block) if share else self.left[g.name]
+        return out
+
+    def smallest(self, step: int) -> Counts:
+        """As few as the limits allow, overrides aside."""
+        return {**self.uniform(0.0), **{g.name: int(self.allowed(g, step)[0]) for g in self.free}}
+
+
+def _matching(analysis: Analysis, pattern: str, what: str) -> set[str]:
+    names = {g.name for g in analysis.groups if fnmatchcase(g.name, pattern)}
+    if not names and not any(fnmatchcase(lock.name, pattern) for lock in analysis.locked):
+        raise unknown(f"group (in {what})", pattern, [g.name for g in analysis.groups])
+    return names
+
+
+def _chosen(analysis: Analysis, constraints: Constraints) -> list[Group]:
+    """Groups that may be pruned under the patterns and presets."""
+    chosen = {g.name for g in analysis.groups}
+    if constraints.include:
+        chosen = set().union(*(_matching(analysis, p, "include") for p in constraints.include))
+    for pattern in constraints.exclude:
+        chosen -= _matching(analysis, pattern, "exclude")
+    for preset in constraints.protect:
+        if preset not in PROTECT:
+            raise unknown("preset", preset, PROTECT)
+        chosen -= {g.name for i, g in enumerate(analysis.groups) if _protected(preset, i, g)}
+    for kind in constraints.only:
+        if kind not in ONLY:
+            raise unknown("kind of group", kind, ONLY)
+    if constraints.only:
+        chosen &= {g.name for i, g in enumerate(analysis.groups) if any(_protected(k, i, g) for k in constraints.only)}
+    if not chosen:
+        raise OnnxPruneError("no group is left to prune", fix="see `onnxprune inspect`, and exclude or protect less")
+    return [g for g in analysis.groups if g.name in chosen]
+
+
+def _protected(preset: str, place: int, group: Group) -> bool:
+    """Whether a group is what a preset names."""
+    if preset == "first":
+        return place == 0
+    if preset == "residual":
+        return group.residual
+    if preset == "attention":
+        return group.kind in ("heads", "head_dim")
+    return group.kind == preset

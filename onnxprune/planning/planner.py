@@ -1,0 +1,320 @@
+"""How much to take from which group: from scores and a ratio, a target or sensitivity curves to a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxprune.analysis.cost import CostModel
+from onnxprune.criteria.normalize import normalize as normalized
+from onnxprune.criteria.scoring import Scores
+from onnxprune.errors import OnnxPruneError, unknown
+from onnxprune.planning._search import CountPath, TargetSearch
+from onnxprune.planning.allocators import (
+    ALLOCATORS,
+    GreedyTrace,
+    LatencyGreedy,
+    SavingGreedy,
+    Values,
+    better,
+    importance_lost,
+    ranked_path,
+    uniform_path,
+)
+from onnxprune.planning.constraints import Constraints, Counts, FeasibleCounts, check_ratio
+from onnxprune.planning.curves import Curves
+from onnxprune.planning.targets import LatencyPredictor, MeasureShare, Target
+from onnxprune.planning.thresholds import check_curves, least_counts, losses, predicted, threshold_of, threshold_path
+from onnxprune.plans import Plan, Removal
+
+Gone = Mapping[str, npt.NDArray[np.int64]]
+"""Group name -> its channels that were removed before."""
+
+
+def plan(
+    scores: Scores,
+    target: Target | None = None,
+    *,
+    ratio: float | None = None,
+    curves: Curves | None = None,
+    min_group_accuracy: float | None = None,
+    max_loss: float | None = None,
+    latency: LatencyPredictor | None = None,
+    allocator: str | None = None,
+    normalize: str | None = None,
+    constraints: Constraints | None = None,
+    tool: str = "",
+) -> Plan:
+    """Decides which channels go: in every group those with the lowest scores, ties to the lower index.
+
+    Args:
+        scores: of the groups.
+        target: prune until this share of a measure is left, within 1 % (latency: 2 %) or the nearest channel.
+        ratio: instead, the share removed from every group.
+        curves: sensitivity curves made with the same criterion. With a threshold and no target every group loses what
+            its own curve allows, all groups at once (the parallel pruning of Park & Kim 2022); groups without a curve
+            stay whole. A threshold bounds plans for a target likewise, whatever the allocator.
+        min_group_accuracy: threshold for metrics where higher is better.
+        max_loss: threshold for metrics where lower is better.
+        latency: a latency model, for a latency target or allocator.
+        allocator: with a target: "global" ranks all channels by their normalized score, "uniform" takes the same share
+            of every group, "sensitivity" goes down to the same threshold on every curve, "latency" takes what loses
+            least (importance, or metric where there are curves) per predicted second saved, "saving" what loses least
+            per unit of the target saved. Default: sensitivity where curves are given, latency for a latency target,
+            else what the criterion says: saving for `obs`, global for the others.
+        normalize: how scores of different groups are made comparable; default: the criterion's own.
+        constraints: rounding, protection, overrides.
+        tool: version, for the record.
+
+    Raises:
+        OnnxPruneError: neither or both of target and ratio; a share out of range; a pattern or preset that matches
+            nothing; a target that cannot be reached, with how far it goes; curves that do not belong to the scores, or
+            a threshold that makes no sense.
+    """
+    given = min_group_accuracy is not None or max_loss is not None
+    allocator = check_allocator(
+        allocator, target, ratio, curves=curves, threshold=given, latency=latency, default=scores.default_allocator
+    )
+    request = AllocationRequest(target, ratio, allocator, normalize or scores.normalize, constraints or Constraints())
+    if curves is not None:
+        check_curves(curves, scores)
+    threshold = threshold_of(curves, min_group_accuracy, max_loss, target=target is not None)
+    groups = allocate(scores, request, curves=curves, threshold=threshold, latency=latency)
+    record: dict[str, Any] = {}
+    if allocator in ("sensitivity", "latency", "saving"):
+        record["scope"] = allocator
+    if curves is not None and (allocator == "sensitivity" or threshold is not None):
+        worst = threshold if threshold is not None else predicted(curves, removed_counts(groups))
+        record |= {"metric": curves.metric, "threshold": worst}
+    return assembled(scores, request, groups, record, tool)
+
+
+@dataclass(frozen=True)
+class AllocationRequest:
+    """What is asked of an allocation: a target or a ratio (or neither: what the curves allow), and how."""
+
+    target: Target | None
+    ratio: float | None
+    allocator: str
+    normalize: str
+    constraints: Constraints
+
+
+def resolve_allocator(allocator: str | None, target: Target | None, curves: Curves | None, default: str) -> str:
+    """The allocator that is meant by a name, or where none is given; `default` is the criterion's."""
+    latency = target is not None and target.measure == "latency"
+    if allocator is None and curves is not None:
+        return "sensitivity"
+    if allocator is None and target is None:
+        return "global"
+    if latency and allocator in (None, "saving"):
+        return "latency"  # what is saved is seconds
+    return allocator or default
+
+
+def check_allocator(
+    allocator: str | None,
+    target: Target | None,
+    ratio: float | None,
+    *,
+    curves: Curves | None = None,
+    threshold: bool = False,
+    latency: LatencyPredictor | None = None,
+    default: str = "global",
+) -> str:
+    """The allocator, chosen where it is None, and checked against what is given; `default` is the criterion's.
+
+    Raises:
+        OnnxPruneError: what is given does not go together, or is not enough.
+    """
+    if ratio is not None and (curves is not None or threshold):
+        raise OnnxPruneError(
+            "a ratio takes the same from every group, curves do not", fix="a target or a threshold instead of the ratio"
+        )
+    if (target is None) == (ratio is None) and not (threshold and target is None and ratio is None):
+        fix = "--ratio 0.3, or --target macs=0.5" + (", or --min-group-accuracy 0.9" if curves is not None else "")
+        raise OnnxPruneError("give either a ratio or a target", fix=fix)
+    allocator = resolve_allocator(allocator, target, curves, default)
+    if allocator not in ALLOCATORS:
+        raise unknown("allocator", allocator, ALLOCATORS)
+    if ratio is not None:
+        check_ratio(ratio)
+        if allocator not in ("global", "uniform"):
+            raise OnnxPruneError(f"the allocator {allocator!r} needs a target; a ratio takes the same from every group")
+    if allocator == "sensitivity" and curves is None:
+        raise OnnxPruneError(
+            "the allocator 'sensitivity' needs curves", fix="--curves FILE, from `onnxprune sensitivity`"
+        )
+    if allocator == "latency" and latency is None:
+        raise OnnxPruneError(
+            "the allocator 'latency' needs a latency model", fix="plan(..., latency=op.latency_model(groups))"
+        )
+    if target is None and ratio is None and curves is not None and allocator != "sensitivity":
+        raise OnnxPruneError(
+            f"the allocator {allocator!r} needs a target; without one the curves alone decide", fix="--target macs=0.5"
+        )
+    return allocator
+
+
+def allocate(
+    scores: Scores,
+    request: AllocationRequest,
+    *,
+    curves: Curves | None = None,
+    threshold: float | None = None,
+    latency: LatencyPredictor | None = None,
+    gone: Gone | None = None,
+    final: bool = True,
+    cost: CostModel | None = None,
+    trace: GreedyTrace | None = None,
+) -> dict[str, Removal]:
+    """Shares a budget among the groups; arguments are taken to be checked.
+
+    Args:
+        scores: of the groups; of a group that lost channels before, the scores of those do not count.
+        request: what is asked for.
+        curves: of the groups.
+        threshold: of their metric.
+        latency: of the model.
+        gone: what was removed before; limits and shares are those of the whole model all the same.
+        final: whether the target has to be met; if not, the plan stops short of it by whole blocks.
+        cost: of the analysis, if at hand.
+        trace: of the allocator "saving", from earlier calls that differed in the target's share alone.
+
+    Raises:
+        OnnxPruneError: as `plan`.
+    """
+    _check_comparable(scores, request)
+    analysis = scores.analysis
+    before = {name: np.sort(places) for name, places in (gone or {}).items()}
+    by_curves = curves is not None and (
+        threshold is not None or request.allocator in ("sensitivity", "latency", "saving")
+    )
+    least = least_counts(curves, scores, threshold) if by_curves and curves is not None else None
+    left = {name: analysis[name].channels - len(places) for name, places in before.items()}
+    feasible = FeasibleCounts(analysis, request.constraints, scores.groups, left=left, least=least)
+    order: dict[str, npt.NDArray[np.int64]] = {}
+    ranked: dict[str, Values] = {}
+    for g in feasible.groups:
+        first = before.get(g.name, np.zeros(0, np.int64))
+        rest = np.setdiff1d(np.arange(g.channels), first)
+        values = scores.groups[g.name][rest]
+        ascending = np.argsort(values, kind="stable")
+        order[g.name] = np.concatenate([first, rest[ascending]])
+        ranked[g.name] = normalized(values, request.normalize)[ascending]
+    counts = _counts(scores, request, feasible, order, ranked, curves, latency, final, cost, trace)
+    return {
+        g.name: Removal(g.channels, tuple(sorted(order[g.name][: g.channels - counts[g.name]].tolist())))
+        for g in feasible.groups
+        if counts[g.name] < g.channels
+    }
+
+
+def _check_comparable(scores: Scores, request: AllocationRequest) -> None:
+    """Refuses what the definition of the criterion forbids."""
+    forbids = scores.forbids
+    name = scores.criterion.get("name")
+    if "normalize" in forbids and request.normalize != scores.normalize:
+        raise OnnxPruneError(f"criterion {name!r} is not to be normalized: {forbids['normalize']}")
+    if "global" in forbids and request.target is not None and request.allocator in ("global", "latency", "saving"):
+        raise OnnxPruneError(
+            f"scores of {name!r} cannot be ranked across layers: {forbids['global']}",
+            fix="the same share of every group (--ratio, or --allocator uniform), or --curves",
+        )
+
+
+def _counts(
+    scores: Scores,
+    request: AllocationRequest,
+    feasible: FeasibleCounts,
+    order: Gone,
+    ranked: Mapping[str, Values],
+    curves: Curves | None,
+    latency: LatencyPredictor | None,
+    final: bool,
+    cost: CostModel | None,
+    trace: GreedyTrace | None,
+) -> Counts:
+    """How many channels every group keeps."""
+    target = request.target
+    if request.ratio is not None:
+        return feasible.uniform(request.ratio)
+    if target is None:
+        return feasible.smallest(feasible.step)  # of the counts the curves allow, in whole blocks
+    if target.share >= 1 and not feasible.fixed and not feasible.ratios:
+        return feasible.uniform(0.0)
+    analysis = scores.analysis
+    search = TargetSearch(
+        analysis, feasible, order, MeasureShare(cost or CostModel(analysis), target.measure, latency), target.share
+    )
+    if request.allocator == "latency":
+        assert latency is not None
+        lost = _lost(feasible, ranked, curves)
+        greedy = LatencyGreedy(search, latency, lost)
+        above, below = greedy.run()
+        if not final:
+            return above
+        rivals = search.settle(below), search.nearest(ranked_path(feasible, ranked))
+        counts = better(greedy, *map(greedy.filled, rivals))
+    elif request.allocator == "saving":
+        saving = SavingGreedy(search, _lost(feasible, ranked, curves), trace)
+        if not final:
+            return saving.first()[0]
+        counts = saving.best(
+            saving.run(), *map(search.nearest, (ranked_path(feasible, ranked), uniform_path(feasible)))
+        )
+    else:
+        path = _path(request.allocator, feasible, ranked, curves)
+        if not final:
+            return search.before(path)
+        counts = search.nearest(path)
+    search.check(counts, _way_out(request, curves))
+    return counts
+
+
+def _path(allocator: str, feasible: FeasibleCounts, ranked: Mapping[str, Values], curves: Curves | None) -> CountPath:
+    if allocator == "uniform":
+        return uniform_path(feasible)
+    if allocator == "sensitivity":
+        assert curves is not None
+        return threshold_path(curves, feasible)
+    return ranked_path(feasible, ranked)
+
+
+def _lost(feasible: FeasibleCounts, ranked: Mapping[str, Values], curves: Curves | None) -> dict[str, Values]:
+    """What is lost with 0, 1, 2 ... channels of each free group gone: metric by the curves, else importance."""
+    if curves is None:
+        return importance_lost(feasible, ranked)
+    return {g.name: losses(curves, g.name) if g.name in curves.groups else np.zeros(1) for g in feasible.free}
+
+
+def _way_out(request: AllocationRequest, curves: Curves | None) -> str:
+    more = "raise --max-ratio, lower --min-channels, exclude or protect less (see `onnxprune inspect`)"
+    if curves is not None and request.allocator in ("sensitivity", "latency", "saving"):
+        return "sweep to larger ratios with `onnxprune sensitivity`, accept a worse metric, or " + more
+    if request.target is not None and request.target.measure == "latency":
+        return f"aim at less, or {more}; smaller blocks (--round-to) give more to choose from"
+    return more
+
+
+def removed_counts(groups: Mapping[str, Removal]) -> dict[str, int]:
+    """Channels that leave each group."""
+    return {name: len(r.removed) for name, r in groups.items()}
+
+
+def assembled(
+    scores: Scores, request: AllocationRequest, groups: Mapping[str, Removal], record: Mapping[str, Any], tool: str
+) -> Plan:
+    """The plan, with what it was made by."""
+    analysis = scores.analysis
+    return Plan(
+        analysis.source.fingerprint,
+        groups,
+        {**scores.criterion, "normalize": request.normalize, **record},
+        analysis.choices.options(),
+        tool,
+    )

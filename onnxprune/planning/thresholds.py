@@ -1,0 +1,209 @@
+"""What sensitivity curves say about a plan: how much may go, what it would cost, and in which order."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from math import inf, isfinite, nextafter
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxprune.criteria.scoring import Scores
+from onnxprune.errors import OnnxPruneError
+from onnxprune.planning._search import CountPath
+from onnxprune.planning.constraints import Counts, FeasibleCounts
+from onnxprune.planning.curves import Curves
+
+_SHARES = ("top1", "top5")  # metrics that lie in [0, 1]
+_SUBSTEPS = 64
+
+
+def check_curves(curves: Curves, scores: Scores) -> None:
+    """Whether curves belong to these scores: the same model, channels and order in which they go.
+
+    Raises:
+        OnnxPruneError: another model, attention option or criterion, or groups of other sizes.
+    """
+    analysis = scores.analysis
+    if curves.model != analysis.source.fingerprint:
+        raise OnnxPruneError(
+            "the curves belong to another model (its fingerprint differs)",
+            fix="run `onnxprune sensitivity` on this one",
+        )
+    theirs, ours = str(curves.options.get("attention", "heads")), analysis.choices.attention
+    if theirs != ours:
+        raise OnnxPruneError(
+            f"the curves were made with --attention {theirs}, the groups with {ours}", fix=f"use --attention {theirs}"
+        )
+    wanted, given = _plain(curves.criterion), _plain(scores.criterion)
+    if wanted != given:
+        raise OnnxPruneError(
+            f"the curves were made by another criterion ({_words(wanted)}) than the scores ({_words(given)})",
+            fix="score with that criterion (leave out -c and --scores), or make the curves anew",
+        )
+    for name, curve in curves.groups.items():
+        channels = analysis[name].channels
+        if curve.channels != channels:
+            raise OnnxPruneError(
+                f"the curve counts {curve.channels} channels where the model has {channels}",
+                where=f"group {name!r}",
+                fix="make the curves anew with `onnxprune sensitivity`",
+            )
+
+
+def _plain(criterion: Mapping[str, Any]) -> dict[str, Any]:
+    """As it is read back from a file, and without what only compares groups with each other."""
+    found: dict[str, Any] = json.loads(json.dumps(dict(criterion)))
+    found.pop("normalize", None)
+    return found
+
+
+def _words(criterion: Mapping[str, Any]) -> str:
+    rest = ", ".join(f"{k}={v}" for k, v in sorted(criterion.items()) if k != "name")
+    return f"{criterion.get('name', '?')}{': ' + rest if rest else ''}"
+
+
+def threshold_of(
+    curves: Curves | None, min_group_accuracy: float | None, max_loss: float | None, *, target: bool = False
+) -> float | None:
+    """The threshold a user gave, checked; None if there is none.
+
+    Args:
+        target: whether a target is given as well.
+
+    Raises:
+        OnnxPruneError: no curves, the option of the other kind of metric, a threshold that makes no sense or that the
+            whole model misses, curves that were searched for another threshold only.
+    """
+    if curves is None:
+        if min_group_accuracy is None and max_loss is None:
+            return None
+        option = "--min-group-accuracy" if max_loss is None else "--max-loss"
+        raise OnnxPruneError(f"{option} needs curves", fix="--curves FILE, from `onnxprune sensitivity`")
+    right, wrong = (
+        ("--min-group-accuracy", "--max-loss") if curves.higher_is_better else ("--max-loss", "--min-group-accuracy")
+    )
+    value, other = (min_group_accuracy, max_loss) if curves.higher_is_better else (max_loss, min_group_accuracy)
+    if other is not None:
+        better = "higher" if curves.higher_is_better else "lower"
+        raise OnnxPruneError(
+            f"{wrong} does not go with these curves: their metric is {curves.metric}, {better} is better",
+            fix=f"{right} {other:g}",
+        )
+    if curves.bisected is not None and (target or value != curves.bisected):
+        raise OnnxPruneError(
+            f"these curves were searched for {curves.metric} = {curves.bisected:g} and hold for that threshold only",
+            fix=f"{right} {curves.bisected:g} without a target, or sweep whole curves with `onnxprune sensitivity`",
+        )
+    if value is None:
+        return None
+    if not isfinite(value) or (curves.metric in _SHARES and not 0 <= value <= 1):
+        span = "in [0, 1]" if curves.metric in _SHARES else "a finite number"
+        raise OnnxPruneError(f"{right} is {span} for {curves.metric}; got {value:g}")
+    whole = curves.baseline.value
+    if not curves.reaches(whole, value):
+        side = "below" if curves.higher_is_better else "above"
+        raise OnnxPruneError(
+            f"the whole model's {curves.metric} is {whole:.4g} already, {side} {right} {value:g}",
+            fix=f"a threshold {'up to' if curves.higher_is_better else 'from'} {whole:.4g}",
+        )
+    return value
+
+
+def least_counts(curves: Curves, scores: Scores, threshold: float | None) -> Counts:
+    """Least channels each group keeps: as far as its curve stays at the threshold, or as far as it was measured.
+
+    A group without a curve stays whole.
+    """
+    out: Counts = {}
+    for g in scores.analysis.groups:
+        gone = 0
+        if g.name in curves.groups and threshold is not None:
+            gone = curves.largest(g.name, threshold)
+        elif g.name in curves.groups:
+            gone = max((p.removed for p in curves.groups[g.name].points), default=0)
+        out[g.name] = g.channels - gone
+    return out
+
+
+def _values(curves: Curves, group: str) -> npt.NDArray[np.float64]:
+    """The metric with 0, 1, 2 ... channels gone, [last measured + 1]; straight lines between points."""
+    points = (curves.baseline, *curves.groups[group].points)
+    gone = [p.removed for p in points]
+    return np.interp(np.arange(max(gone) + 1), gone, [p.value for p in points])
+
+
+def losses(curves: Curves, group: str) -> npt.NDArray[np.float64]:
+    """How much of the metric is lost with 0, 1, 2 ... channels gone, [last measured + 1], >= 0.
+
+    Never less than with fewer channels gone: where a curve recovers, that is mostly noise.
+    """
+    lost = curves.baseline.value - _values(curves, group)
+    return np.maximum.accumulate(np.maximum(lost if curves.higher_is_better else -lost, 0.0))
+
+
+def predicted(curves: Curves, removed: Mapping[str, int]) -> float | None:
+    """The worst value that any one group's curve has at these numbers of removed channels.
+
+    What each group does on its own: together they cost more. None if a group has no curve that far.
+    """
+    worst = curves.baseline.value
+    for name, gone in removed.items():
+        if not gone:
+            continue
+        values = _values(curves, name) if name in curves.groups else np.zeros(0)
+        if gone >= len(values):
+            return None
+        here = float(values[gone])
+        worst = min(worst, here) if curves.higher_is_better else max(worst, here)
+    return worst
+
+
+def predicted_sum(curves: Curves, removed: Mapping[str, int]) -> float | None:
+    """The metric if what every group loses on its own (`losses`) added up; None if a group has no curve that far."""
+    lost = 0.0
+    for name, gone in removed.items():
+        if not gone:
+            continue
+        values = losses(curves, name) if name in curves.groups else np.zeros(0)
+        if gone >= len(values):
+            return None
+        lost += float(values[gone])
+    value = curves.baseline.value - lost if curves.higher_is_better else curves.baseline.value + lost
+    return max(value, 0.0) if curves.metric in _SHARES else value
+
+
+def threshold_path(curves: Curves, feasible: FeasibleCounts) -> CountPath:
+    """From nothing removed to the last measured points, by a threshold that sinks from the baseline.
+
+    Between two thresholds at which points lie, every group follows its own straight line. Where curves are level, many
+    channels become free at a single threshold; there they go group by group in the same proportion.
+    """
+    sign = 1.0 if curves.higher_is_better else -1.0
+    groups = [g for g in feasible.free if g.name in curves.groups]
+    top = sign * curves.baseline.value
+    found = {sign * p.value for g in groups for p in curves.groups[g.name].points}
+    values = [top, *sorted((v for v in found if v < top), reverse=True)]
+    start = feasible.uniform(0.0)
+
+    def gone(value: float) -> npt.NDArray[np.float64]:
+        return np.array([curves.crossing(g.name, sign * value) for g in groups])
+
+    def counts_at(i: int, step: int) -> Counts:
+        stage, part = divmod(i, _SUBSTEPS)
+        share = part / _SUBSTEPS
+        value = values[min(stage // 2, len(values) - 1)]
+        if stage % 2 == 0 and stage // 2 < len(values):  # the jump at a threshold
+            removed = (1 - share) * gone(nextafter(value, inf)) + share * gone(value)
+        elif stage // 2 + 1 < len(values):  # the way to the next one
+            removed = gone((1 - share) * value + share * nextafter(values[stage // 2 + 1], inf))
+        else:
+            removed = gone(value)
+        out = dict(start)
+        for g, r in zip(groups, removed.tolist(), strict=True):
+            out[g.name] = feasible.rounded_up(g, g.channels - r, step)
+        return out
+
+    return CountPath(counts_at, (2 * len(values) - 1) * _SUBSTEPS)

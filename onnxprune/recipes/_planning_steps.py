@@ -1,0 +1,352 @@
+"""Steps that decide: scores, sensitivity curves, plans. They leave the model as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from onnxprune._utils.atomic_files import write_text
+from onnxprune.analysis.coupling import Analysis
+from onnxprune.criteria import get as get_criterion
+from onnxprune.criteria.base import REDUCTIONS
+from onnxprune.criteria.normalize import METHODS
+from onnxprune.criteria.per_class import save_class_table
+from onnxprune.criteria.scoring import Scores, load_scores, save_scores, score
+from onnxprune.errors import OnnxPruneError, unknown
+from onnxprune.execution.calibration import Calibration
+from onnxprune.execution.metrics import get_metric
+from onnxprune.pipeline import plan
+from onnxprune.planning.allocators import ALLOCATORS
+from onnxprune.planning.constraints import Constraints, FeasibleCounts, check_ratio
+from onnxprune.planning.curves import Curves, load_curves, save_curves
+from onnxprune.planning.iterative import SCHEDULES, plan_steps
+from onnxprune.planning.sensitivity_sweep import RATIOS, sensitivity
+from onnxprune.planning.targets import LatencyPredictor, Target
+from onnxprune.plans import Plan, save_plan
+from onnxprune.recipes._steps import (
+    CURVES,
+    MODEL,
+    PLAN,
+    SCORES,
+    RecipeStep,
+    StepContext,
+    StepResult,
+    pick,
+    require_positive,
+)
+from onnxprune.studies.plots import check_plot, plot_curves
+
+
+@dataclass(frozen=True)
+class ScoringOptions:
+    """How channels are scored.
+
+    Attributes:
+        criterion: its name.
+        params: its parameters.
+        reduce: how a group's tensors are joined; default: the criterion's own.
+        images: of `data`, for criteria that look at it: use only this many, evenly from the classes.
+    """
+
+    criterion: str = ""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    reduce: str | None = None
+    images: int | None = None
+
+    def __post_init__(self) -> None:
+        require_positive(images=self.images)
+        if self.reduce is not None and self.reduce not in REDUCTIONS:
+            raise unknown("reduction", self.reduce, REDUCTIONS)
+        if self.criterion:
+            get_criterion(self.criterion, **self.params)
+        elif self.params or self.reduce:
+            raise OnnxPruneError("'params' and 'reduce' go with a criterion", fix='criterion = "l2"')
+
+    def demand(self) -> None:
+        """Refuses to do without a criterion."""
+        if not self.criterion:
+            raise OnnxPruneError("the key 'criterion' is missing", fix="one of `onnxprune criteria`")
+
+    @property
+    def looks_at(self) -> tuple[str, ...]:
+        """The data that the criterion needs."""
+        return ("data",) if self.criterion and get_criterion(self.criterion, **self.params).needs != "weights" else ()
+
+    def calibration(self, context: StepContext) -> Calibration | None:
+        """The samples, for criteria that need them."""
+        if not self.looks_at:
+            return None
+        c = context.defaults
+        data = context.samples("data", self.images)
+        return Calibration(data, c.preprocess, device=c.device, threads=c.threads)
+
+    def scores(self, context: StepContext) -> Scores:
+        """Of the model as it is."""
+        return score(
+            context.analysis, self.criterion, reduce=self.reduce, calibration=self.calibration(context),
+            progress=context.tick, **self.params,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ScoreStep(RecipeStep):
+    """Scores every channel, also by class where the criterion knows that."""
+
+    scoring: ScoringOptions
+
+    do: ClassVar[str] = "score"
+
+    @property
+    def makes(self) -> tuple[str, ...]:
+        return (SCORES,)
+
+    def __post_init__(self) -> None:
+        self.scoring.demand()
+
+    @property
+    def looks_at(self) -> tuple[str, ...]:
+        return self.scoring.looks_at
+
+    def run(self, context: StepContext) -> StepResult:
+        scores = self.scoring.scores(context)
+        files = {SCORES: context.folder / "scores.json"}
+        save_scores(scores, files[SCORES])
+        if scores.per_class:
+            files["classes"] = context.folder / "classes.csv"
+            save_class_table(scores, files["classes"])
+        return StepResult(files, f"{len(scores.groups)} groups by {self.scoring.criterion}")
+
+
+@dataclass(frozen=True)
+class SensitivityStep(RecipeStep):
+    """Measures what a metric becomes as channels leave, group by group; the scores it goes by are kept, too.
+
+    Attributes:
+        on: the data that is measured on, default `val_data` where the recipe has it, else `data`.
+        plot: draw the curves, as curves.svg.
+        (the others are those of the command)
+    """
+
+    scoring: ScoringOptions
+    on: str = ""
+    metric: str | None = None
+    ratios: tuple[float, ...] = RATIOS
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    min_group_accuracy: float | None = None
+    max_loss: float | None = None
+    stop_at_chance: bool = False
+    partial_classes: bool = False
+    batch: int = 0
+    threads: int = 0
+    device: str = "cpu"
+    jobs: int = 1
+    plot: bool = False
+
+    do: ClassVar[str] = "sensitivity"
+
+    @property
+    def makes(self) -> tuple[str, ...]:
+        return (SCORES, CURVES)
+
+    def __post_init__(self) -> None:
+        self.scoring.demand()
+        if self.on:
+            pick(self.on)
+        metric = get_metric(self.metric or "top1")
+        if self.min_group_accuracy is not None and self.max_loss is not None:
+            raise OnnxPruneError("give either 'min_group_accuracy' or 'max_loss'")
+        wrong = "max_loss" if metric.higher_is_better else "min_group_accuracy"
+        if getattr(self, wrong) is not None:
+            more = "more" if metric.higher_is_better else "less"
+            raise OnnxPruneError(f"of {metric.name}, {more} is better: {wrong!r} does not go with it")
+
+    @property
+    def looks_at(self) -> tuple[str, ...]:
+        return (*self.scoring.looks_at, self.on or "data")
+
+    def _journal(self, folder: Path) -> Path:
+        return folder / "curves.json.journal"
+
+    def run(self, context: StepContext) -> StepResult:
+        if self.plot:
+            check_plot(context.folder / "curves.svg")
+        on = self.on or ("val_data" if "val_data" in context.data else "data")
+        scores = self.scoring.scores(context)
+        paths = {SCORES: context.folder / "scores.json", CURVES: context.folder / "curves.json"}
+        save_scores(scores, paths[SCORES])
+        threshold = self.max_loss if self.min_group_accuracy is None else self.min_group_accuracy
+        curves = sensitivity(
+            scores, context.samples(on, self.scoring.images), metric=self.metric, ratios=self.ratios,
+            include=self.include, exclude=self.exclude, threshold=threshold, stop_at_chance=self.stop_at_chance,
+            preprocess=context.defaults.preprocess, batch=self.batch, threads=self.threads or None, device=self.device,
+            jobs=self.jobs, journal=self._journal(context.folder), partial_classes=self.partial_classes,
+            progress=context.tick, notice=context.say,
+        )  # fmt: skip
+        save_curves(curves, paths[CURVES])
+        files = {**paths, "table": context.folder / "curves.csv"}
+        write_text(files["table"], curves.to_csv())
+        if self.plot:
+            files["picture"] = context.folder / "curves.svg"
+            plot_curves(curves, files["picture"], name=context.files[MODEL].name)
+        return StepResult(files, f"{curves.metric} of {len(curves.groups)} groups by {self.scoring.criterion}")
+
+    def tidy(self, folder: Path) -> None:
+        self._journal(folder).unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class PlanningOptions:
+    """How much goes, and from which groups.
+
+    A plan goes by a criterion of its own, else by the scores made last. Curves are taken into account where there are
+    some of the model as it is, unless there is a `ratio`, a criterion of its own, or an allocator they have no part in.
+
+    Attributes:
+        ratio: share removed from every group.
+        target: share kept, such as "macs=0.5".
+        min_group_accuracy: no group's curve falls below this.
+        max_loss: the same for metrics of which less is better.
+        allocator: "global", "uniform", "saving", "sensitivity" or "latency".
+        normalize: how groups are compared.
+        steps: get there in so many steps with new scores between them, on the weights as they are; `schedule` is
+            "linear" or "geometric". Training between them is what `repeat` is for.
+        constraints: what may not be done.
+    """
+
+    scoring: ScoringOptions
+    constraints: Constraints
+    ratio: float | None = None
+    target: str | None = None
+    min_group_accuracy: float | None = None
+    max_loss: float | None = None
+    allocator: str | None = None
+    normalize: str | None = None
+    steps: int | None = None
+    schedule: str = "linear"
+
+    def __post_init__(self) -> None:
+        thresholds = self.min_group_accuracy is not None or self.max_loss is not None
+        if self.ratio is not None and (thresholds or self.target is not None):
+            raise OnnxPruneError("a ratio takes the same from every group: it goes with no target and no threshold")
+        if self.ratio is None and self.target is None and not thresholds:
+            raise OnnxPruneError(
+                "how much goes is missing", fix="ratio, target, or after a sensitivity min_group_accuracy"
+            )
+        if self.ratio is not None:
+            check_ratio(self.ratio)
+        if self.steps is not None and (thresholds or not self.scoring.criterion):
+            raise OnnxPruneError("'steps' score anew between them: name a criterion, and no threshold")
+        if not 0 <= self.constraints.max_ratio < 1:
+            raise OnnxPruneError(f"'max_ratio' is a share removed, in [0, 1); got {self.constraints.max_ratio:g}")
+        require_positive(steps=self.steps)
+        for what, name, known in (
+            ("allocator", self.allocator, ALLOCATORS), ("normalisation", self.normalize, METHODS),
+            ("schedule", self.schedule, SCHEDULES),
+        ):  # fmt: skip
+            if name is not None and name not in known:
+                raise unknown(what, name, known)
+        self._aim()
+
+    def _aim(self) -> Target | None:
+        return Target.parse(self.target) if self.target is not None else None
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Of what earlier steps make."""
+        wants_curves = (
+            self.min_group_accuracy is not None or self.max_loss is not None or self.allocator == "sensitivity"
+        )
+        return (*(() if self.scoring.criterion else (SCORES,)), *((CURVES,) if wants_curves else ()))
+
+    def check(self, analysis: Analysis) -> None:
+        """Whether the limits fit the groups."""
+        FeasibleCounts(analysis, self.constraints, analysis.by_name)
+
+    def plan(self, context: StepContext) -> tuple[Plan, Scores | None]:
+        """The plan; and the scores, where they were made for it."""
+        aim = self._aim()
+        latency = self._latency(context, aim)
+        shared: dict[str, Any] = {
+            "ratio": self.ratio,
+            "allocator": self.allocator,
+            "normalize": self.normalize,
+            "constraints": self.constraints,
+            "latency": latency,
+        }
+        s = self.scoring
+        if self.steps is not None:
+            return plan_steps(
+                context.analysis, s.criterion, aim, steps=self.steps, schedule=self.schedule, reduce=s.reduce,
+                calibration=s.calibration(context), progress=context.tick, **shared, **s.params,
+            ), None  # fmt: skip
+        own = s.scores(context) if s.criterion else None
+        scores = own if own is not None else load_scores(context.files[SCORES], context.analysis)
+        made = plan(
+            scores,
+            aim,
+            curves=self._curves(context),
+            min_group_accuracy=self.min_group_accuracy,
+            max_loss=self.max_loss,
+            **shared,
+        )
+        return made, own
+
+    def _curves(self, context: StepContext) -> Curves | None:
+        idle = self.ratio is not None or self.allocator in ("global", "uniform")
+        if self.min_group_accuracy is None and self.max_loss is None and (idle or self.scoring.criterion):
+            return None
+        return load_curves(context.files[CURVES]) if CURVES in context.files else None
+
+    def _latency(self, context: StepContext, aim: Target | None) -> LatencyPredictor | None:
+        if self.allocator != "latency" and (aim is None or aim.measure != "latency"):
+            return None
+        from onnxprune.latency.prediction import latency_model
+
+        return latency_model(context.analysis, device=context.defaults.device, progress=context.tick)
+
+    def save(self, context: StepContext) -> tuple[Plan, dict[str, Path]]:
+        """Makes the plan and writes it, with the scores that were made for it."""
+        made, scores = self.plan(context)
+        files = {PLAN: context.folder / "plan.json"}
+        if scores is not None:
+            files[SCORES] = context.folder / "scores.json"
+            save_scores(scores, files[SCORES])
+        save_plan(made, files[PLAN])
+        return made, files
+
+
+@dataclass(frozen=True)
+class PlanStep(RecipeStep):
+    """Decides which channels go."""
+
+    planning: PlanningOptions
+
+    do: ClassVar[str] = "plan"
+
+    @property
+    def makes(self) -> tuple[str, ...]:
+        return (PLAN,)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return self.planning.needs
+
+    @property
+    def looks_at(self) -> tuple[str, ...]:
+        return self.planning.scoring.looks_at
+
+    def check(self, analysis: Analysis, base: Path) -> None:
+        self.planning.check(analysis)
+
+    def run(self, context: StepContext) -> StepResult:
+        made, files = self.planning.save(context)
+        return StepResult(files, removal_note(made, context.analysis))
+
+
+def removal_note(made: Plan, analysis: Analysis) -> str:
+    """How much a plan takes."""
+    total = sum(g.channels for g in analysis)
+    return f"{made.removed} of {total} channels"

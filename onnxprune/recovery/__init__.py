@@ -1,0 +1,1 @@
+"""Accuracy recovered without training: statistics and weights solved for on calibration data."""

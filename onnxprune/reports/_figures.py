@@ -1,0 +1,175 @@
+"""Figures of a report as plotly takes them, without colours that belong to a theme: the page's script sets those.
+
+Text in plotly is markup of its own: every name of a file is escaped on its way in.
+"""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from onnxprune.planning.curves import Curve, Curves
+from onnxprune.reports._report_data import ModelSnapshot, SensitivitySection
+
+RATES = {"top1": "top-1 accuracy", "top5": "top-5 accuracy"}
+_DASHES = ("solid", "dash", "dot", "dashdot")
+_MARKERS = ("circle", "square", "diamond", "triangle-up", "cross")
+_HUES = (262, 205, 165, 45, 12)  # from the input down: violet, blue, green, amber, red
+_NAME = 40  # letters
+
+Figure = dict[str, Any]
+
+
+def hue(place: int, count: int) -> int:
+    """Degrees on the colour wheel for a group by its depth in the network."""
+    return round(float(np.interp(place / max(1, count - 1), np.linspace(0, 1, len(_HUES)), _HUES)))
+
+
+def metric_name(curves: Curves) -> str:
+    """What the vertical axis shows."""
+    return f"{RATES[curves.metric]} (%)" if curves.metric in RATES else curves.metric
+
+
+def scale(curves: Curves) -> float:
+    """Shares are shown in percent."""
+    return 100.0 if curves.metric in RATES else 1.0
+
+
+def value_at(curves: Curves, curve: Curve, removed: int) -> tuple[float, bool]:
+    """The metric at a count of channels removed, on straight lines between measured points; whether it was measured
+    that far."""
+    x = [0, *(p.removed for p in curve.points)]
+    y = [curves.baseline.value, *(p.value for p in curve.points)]
+    return float(np.interp(removed, x, y)), removed <= x[-1]
+
+
+def sensitivity_figure(found: SensitivitySection) -> Figure:
+    """One line per group over the share of its channels removed; the plan's choice as a point on each."""
+    curves, by = found.curves, scale(found.curves)
+    traces: list[Figure] = []
+    count = len(curves.groups)
+    for i, (name, curve) in enumerate(curves.groups.items()):
+        label = plotly_text(name)
+        points = [(0, curves.baseline.value, curves.baseline.error)]
+        points += [(p.removed, p.value, p.error) for p in curve.points]
+        meta = {"group": i, "name": label, "channels": curve.channels, "hue": hue(i, count)}
+        traces.append({
+            "type": "scatter", "mode": "lines+markers", "name": label, "meta": meta,
+            "x": [_round(100 * r / curve.channels) for r, _, _ in points],
+            "y": [_round(by * v) for _, v, _ in points],
+            "customdata": [[r, "" if e is None else f" ± {by * e:.3g}"] for r, _, e in points],
+            "line": {"dash": _DASHES[i % len(_DASHES)] if count > 5 else "solid", "width": 1.6},
+            "marker": {"symbol": _MARKERS[i % len(_MARKERS)], "size": 4 if count > 20 else 5},
+            "hovertemplate": "<b>%{meta.name}</b><br>%{customdata[0]} of %{meta.channels} channels removed (%{x:.1f} %)"
+            "<br>%{y:.5g}%{customdata[1]}<extra></extra>",
+        })  # fmt: skip
+    for i, (name, curve) in enumerate(curves.groups.items()):
+        if found.chosen is None:
+            break
+        removed = found.chosen[name]
+        value, inside = value_at(curves, curve, removed)
+        meta = {"group": i, "name": plotly_text(name), "channels": curve.channels, "hue": hue(i, count),
+                "removed": removed, "chosen": True, "hollow": not inside}  # fmt: skip
+        beyond = "" if inside else "<br>further than it was measured"
+        traces.append({
+            "type": "scatter", "mode": "markers", "name": f"{plotly_text(name)}, chosen", "meta": meta,
+            "x": [_round(100 * removed / curve.channels)], "y": [_round(by * value)],
+            "marker": {"size": 11, "symbol": "circle-open" if not inside else "circle"},
+            "hovertemplate": "<b>%{meta.name}</b><br>the plan removes %{meta.removed} of %{meta.channels} channels "
+            f"(%{{x:.1f}} %)<br>%{{y:.5g}} by the curve{beyond}<extra></extra>",
+        })  # fmt: skip
+    levels = [("baseline", by * curves.baseline.value)]
+    if curves.bisected is not None:
+        levels.append(("threshold", by * curves.bisected))
+    shapes = [
+        {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": _round(v), "y1": _round(v), "layer": "below",
+         "line": {"width": 1, "dash": "dash" if n == "baseline" else "dot"}}
+        for n, v in levels
+    ]  # fmt: skip
+    notes = [
+        {"xref": "paper", "x": 1, "xanchor": "right", "y": _round(v), "yanchor": "bottom", "showarrow": False,
+         "text": f"{n} {v:.4g}"}
+        for n, v in levels
+    ]  # fmt: skip
+    layout: Figure = {
+        "xaxis": {"title": {"text": "channels removed from this group alone (%)"}, "range": [-2, 102],
+                  "tickvals": list(range(0, 101, 20))},
+        "yaxis": {"title": {"text": plotly_text(metric_name(curves))},
+                  "rangemode": "tozero" if by == 100 else "normal"},
+        "shapes": shapes, "annotations": notes, "hovermode": "closest",
+    }  # fmt: skip
+    return {"data": traces, "layout": layout}
+
+
+def sensitivity_summary(found: SensitivitySection) -> str:
+    """The figure in a sentence or two, for who cannot see it."""
+    curves = found.curves
+    by, unit = scale(curves), " %" if curves.metric in RATES else ""
+    last = {n: c.points[-1].value for n, c in curves.groups.items() if c.points}
+    text = (
+        f"Line chart of {metric_name(curves).removesuffix(' (%)')} for {len(curves.groups)} groups of channels, each "
+        f"over the share of its channels removed. Unpruned: {by * curves.baseline.value:.4g}{unit}."
+    )
+    if last:
+        worst, best = (
+            (min if curves.higher_is_better == low else max)(last, key=lambda n: last[n]) for low in (True, False)
+        )
+        text += (
+            f" At its last point {_short(worst)} has lost most ({by * last[worst]:.4g}{unit}), {_short(best)} least "
+            f"({by * last[best]:.4g}{unit})."
+        )
+    if found.chosen is not None:
+        text += (
+            f" The plan takes channels from {sum(map(bool, found.chosen.values()))} of them, marked as large points."
+        )
+    return text
+
+
+def steps_figure(stages: list[ModelSnapshot]) -> Figure | None:
+    """Every measure of every model as a share of the first one's; accuracy as it is. Nothing for fewer than three."""
+    models = [s for s in stages if s.model]
+    if len(models) < 3:
+        return None
+    x = [plotly_text(s.name) for s in models]
+    traces: list[Figure] = []
+    for i, (label, what) in enumerate(
+        (("MACs", "macs"), ("parameters", "params"), ("latency", "latency"), ("top-1 accuracy", "top1"))
+    ):
+        values = [getattr(s, what) for s in models]
+        first = values[0] if what != "top1" else 1.0
+        if not first or sum(v is not None for v in values) < 2:
+            continue
+        traces.append({
+            "type": "scatter", "mode": "lines+markers", "name": label, "x": x,
+            "y": [None if v is None else _round(100 * v / first) for v in values],
+            "meta": {"hue": (262, 205, 45, 150)[i]}, "connectgaps": True,
+            "line": {"width": 2, "dash": _DASHES[i]}, "marker": {"symbol": _MARKERS[i], "size": 7},
+            "hovertemplate": f"<b>{label}</b><br>%{{x}}<br>%{{y:.1f}} %<extra></extra>",
+        })  # fmt: skip
+    if not traces:
+        return None
+    layout: Figure = {
+        "xaxis": {"type": "category", "automargin": True}, "showlegend": True,
+        "yaxis": {"title": {"text": "% of the original; accuracy in %"}, "rangemode": "tozero"},
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}, "hovermode": "closest",
+    }  # fmt: skip
+    return {"data": traces, "layout": layout}
+
+
+def plotly_text(text: str) -> str:
+    """A text as plotly shows it literally: its labels know tags and entities."""
+    return escape(_short(text), quote=True)
+
+
+def _short(text: str, limit: int = _NAME) -> str:
+    """A name with its middle left out: its end says which layer it is."""
+    if len(text) <= limit:
+        return text
+    head = limit // 3
+    return f"{text[:head]}…{text[len(text) - (limit - head - 1) :]}"
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.6g}")

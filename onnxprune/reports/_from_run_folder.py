@@ -1,0 +1,306 @@
+"""The story of a run of a recipe, from its folder; what is missing or damaged there is said and left out."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shlex
+import tomllib
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from onnxprune.analysis.coupling import Analysis
+from onnxprune.criteria.scoring import load_scores
+from onnxprune.errors import OnnxPruneError
+from onnxprune.ir.model import Model, load
+from onnxprune.pipeline import analyze
+from onnxprune.planning.curves import load_curves
+from onnxprune.plans import Plan, load_plan
+from onnxprune.recipes import load_recipe
+from onnxprune.recipes.runner import COPY, JOURNAL, LATENCY, LOG, ORIGINAL
+from onnxprune.reports import _sections
+from onnxprune.reports._documents import MAX_BYTES, Fields, parse_json, read_json
+from onnxprune.reports._report_data import ModelSnapshot, ReportData
+
+TABLE = "table.json"
+_STEP = re.compile(r"\d{2,3}-[a-z]+")
+_FIGURES = ("top1", "top1_error", "loss", "latency", "seconds")
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is what `onnxprune run` leaves, or was once."""
+    return any((folder / name).is_file() for name in (JOURNAL, TABLE, COPY))
+
+
+def collect_run(folder: Path, given: list[Model]) -> ReportData:
+    """Tells a run.
+
+    Args:
+        folder: of the run.
+        given: models that the user named as well: one of them may be the original that the run no longer finds.
+    """
+    return _RunCollector(folder, given).report
+
+
+class _RunCollector:
+    def __init__(self, folder: Path, given: list[Model]) -> None:
+        self.folder = folder
+        self.report = ReportData(folder.resolve().name)
+        self.head: dict[str, Any] = {}
+        self.records: dict[str, Fields] = {}
+        self.table: Fields | None = None
+        self._read_journal()
+        with _sections.noting(self.report, TABLE):
+            self.table = Fields(read_json(folder / TABLE), TABLE)
+            self.report.title = self.table.text("recipe") or self.report.title
+        self._read_recipe()
+        self.keys = sorted(
+            {p.name for p in folder.iterdir() if p.is_dir() and _STEP.fullmatch(p.name)}
+            | {k for k in self.records if _STEP.fullmatch(k) and k != ORIGINAL}
+        )
+        self._stages()
+        self._check_files()
+        original = self._original(given)
+        self.analysis: Analysis | None = None
+        if original is not None:
+            attention = self.head.get("attention")
+            with _sections.noting(self.report, "the original model"):
+                self.analysis = analyze(
+                    original,
+                    attention=attention if attention == "head_dim" else "heads",
+                    include_inexact=self.head.get("inexact") is True,
+                )
+        self._plans_and_curves()
+        self._more()
+        self._facts(original)
+        self._commands()
+
+    # ------------------------------------------------------------------------------------------- what the run wrote
+
+    def _read_journal(self) -> None:
+        """The journal without writing to it; a damaged line costs that line."""
+        path = self.folder / JOURNAL
+        try:
+            if path.stat().st_size > MAX_BYTES:
+                raise OnnxPruneError("the file is too large", where=JOURNAL)
+            lines = path.read_bytes().split(b"\n")
+        except (OSError, OnnxPruneError) as err:
+            text = err.what if isinstance(err, OnnxPruneError) else err.strerror or str(err)
+            self.report.problems.append(f"{JOURNAL}: {text}; which files the steps made cannot be checked")
+            return
+        for i, line in enumerate(lines):
+            if i and not line.strip():
+                continue
+            try:
+                entry = parse_json(line.decode())
+                if i == 0:
+                    self.head = dict(Fields(entry, JOURNAL).value)
+                    self.head["journal"]  # no other line has it
+                else:
+                    self.records[entry["key"]] = Fields(entry["value"], f"{JOURNAL}, {entry['key']}")
+            except (ValueError, KeyError, TypeError, RecursionError, OnnxPruneError):
+                self.report.problems.append(f"{JOURNAL}: line {i + 1} is damaged; what it recorded is left out")
+
+    def _read_recipe(self) -> None:
+        path = self.folder / COPY
+        try:
+            if path.stat().st_size > 2**20:
+                raise OnnxPruneError("the file is too large")
+            self.report.recipe = path.read_text(encoding="utf-8")
+            table = tomllib.loads(self.report.recipe)
+            if not table.get("step"):
+                raise OnnxPruneError("it has no steps")
+            about = table.get("about")
+            self.report.subtitle = about if isinstance(about, str) else ""
+        except OSError as err:
+            self.report.problems.append(f"{COPY}: {err.strerror or err}; the recipe cannot be shown")
+        except (ValueError, RecursionError, OnnxPruneError) as err:
+            self.report.problems.append(f"{COPY}: not a recipe ({err})")
+
+    def _stages(self) -> None:
+        """From the table; where that is lost, from the journal."""
+        if self.table is not None:
+            with _sections.noting(self.report, TABLE):
+                self.report.stages = [self._row(r) for r in self.table.tables("steps")]
+                return
+        known = self.records.get(LATENCY)
+        latency: dict[str, Any] = dict(known.value.get("median") or {}) if known is not None else {}
+        for key in (ORIGINAL, *self.keys):
+            record = self.records.get(key)
+            if record is None:
+                if key != ORIGINAL:
+                    self.report.stages.append(ModelSnapshot(key, "not finished, or not on record", model=False))
+                continue
+            with _sections.noting(self.report, key):
+                stage = ModelSnapshot(key, record.text("note"), seconds=record.number("seconds"), model=False)
+                if isinstance(record.value.get("figures"), dict):
+                    figures = record.table("figures")
+                    stage.model = True
+                    _sections.take_cost(stage, figures)
+                    _sections.take_accuracy(stage, figures)
+                    stage.latency = Fields(latency, JOURNAL).number(key)
+                self.report.stages.append(stage)
+
+    def _row(self, r: Fields) -> ModelSnapshot:
+        turn = r.text("turn")
+        stage = ModelSnapshot(
+            r.text("step") + (f" ({turn})" if turn else ""), r.text("note"), model=bool(r.text("model"))
+        )
+        for name in _FIGURES:
+            setattr(stage, name, r.number(name))
+        _sections.take_cost(stage, r)
+        return stage
+
+    def _check_files(self) -> None:
+        """Every file that the journal knows is there, and the same."""
+        for key, record in self.records.items():
+            if "digests" not in record.value:
+                continue
+            with _sections.noting(self.report, key):
+                for name, digest in record.table("digests").value.items():
+                    path = self.folder / name
+                    if not path.resolve().is_relative_to(self.folder.resolve()):
+                        self.report.problems.append(f"{name}: is outside of the run's folder; not looked at")
+                    elif not path.is_file():
+                        self.report.problems.append(f"{name}: the file is missing")
+                    elif _digest(path) != digest:
+                        self.report.problems.append(f"{name}: the file has changed since the run wrote it")
+
+    # --------------------------------------------------------------------------------------------------- the models
+
+    def _original(self, given: list[Model]) -> Model | None:
+        """The recipe's model, if it can still be found and is the same."""
+        wanted = self.head.get("model")
+        for model in given:
+            if model.fingerprint == wanted or not wanted:
+                return model
+        places: list[Path] = []
+        if self.table is not None:
+            with suppress(OnnxPruneError, IndexError):
+                places.append(Path(self.table.tables("steps")[0].text("model")))
+        with suppress(OnnxPruneError):
+            places.append(load_recipe(self.folder / COPY).model)
+        changed = False
+        for path in places:
+            with suppress(OnnxPruneError, OSError, ValueError):
+                if path.is_file():
+                    model = load(path)
+                    if model.fingerprint == wanted or not wanted:
+                        return model
+                    changed = True
+        what = "has changed" if changed else "is not where it was"
+        self.report.problems.append(
+            f"the original model {what}: groups that stay whole and what is locked cannot be shown; name it beside the "
+            f"run's folder, `onnxprune report {self.folder.name} MODEL`"
+        )
+        return None
+
+    def _plans_and_curves(self) -> None:
+        cuts: list[_sections.AppliedPlan] = []
+        found: dict[str, Plan] = {}
+        for key in self.keys:
+            path = self.folder / key / "plan.json"
+            if path.is_file():
+                with _sections.noting(self.report, f"{key}/plan.json"):
+                    found[key] = load_plan(path)
+        for key, plan in found.items():
+            cuts.append(_sections.AppliedPlan(key, plan))
+            self.report.facts.append((f"Plan of {key}", _sections.plan_facts(plan)))
+        if len(cuts) == 1 and self.analysis is not None:
+            cuts[0] = replace(cuts[0], scores=self._scores(cuts[0].plan))
+        _sections.add_groups(self.report, self.analysis, cuts)
+        if cuts:
+            self.report.why = _sections.why(cuts[0])
+        for key in self.keys:
+            path = self.folder / key / "curves.json"
+            if path.is_file():
+                with _sections.noting(self.report, f"{key}/curves.json"):
+                    curves = load_curves(path)
+                    later = [plan for k, plan in found.items() if k >= key]
+                    self.report.curves.append(_sections.sensitivity(key, curves, later))
+                    self.report.facts.append((f"Curves of {key}", _sections.curves_facts(curves)))
+
+    def _scores(self, plan: Plan) -> Any:
+        assert self.analysis is not None
+        for key in reversed(self.keys):
+            path = self.folder / key / "scores.json"
+            if path.is_file():
+                with _sections.noting(self.report, f"{key}/scores.json"):
+                    return load_scores(path, self.analysis).groups
+        again = _sections.scores_again(self.analysis, plan)
+        return again.groups if again is not None else None
+
+    def _more(self) -> None:
+        """Verification, training, accuracy on other data: files of single steps."""
+        for key in self.keys:
+            folder = self.folder / key
+            for name in ("verification.json", "training.json", "accuracy.json"):
+                if not (folder / name).is_file():
+                    continue
+                with _sections.noting(self.report, f"{key}/{name}"):
+                    d = Fields(read_json(folder / name), f"{key}/{name}")
+                    if name == "verification.json":
+                        self.report.proofs.append(_sections.proof_of(key, d))
+                    elif name == "training.json":
+                        self.report.tables.append(_sections.training_table(f"Training of {key}", d))
+
+    # ------------------------------------------------------------------------------------------ where it comes from
+
+    def _facts(self, original: Model | None) -> None:
+        plain = ("attention", "inexact")
+        rows = [(k if k in plain else f"{k} (SHA-256)", str(v)) for k, v in self.head.items() if k != "journal"]
+        latency = self.records.get(LATENCY)
+        if latency is not None and isinstance(latency.value.get("how"), dict):
+            how = {k: v for k, v in latency.value["how"].items() if k != "models"}
+            rows.append(("latency measured with", ", ".join(f"{k} {v}" for k, v in how.items())))
+        rows += self._times()
+        self.report.facts.insert(0, ("The run", rows))
+        if original is not None:
+            name = str(original.path) if original.path else "the original"
+            self.report.facts.insert(1, ("The original model", [("file", name), *_sections.model_facts(original)]))
+
+    def _times(self) -> list[tuple[str, str]]:
+        """First and last line of the log begin with when."""
+        try:
+            with open(self.folder / LOG, encoding="utf-8", errors="replace") as file:
+                times = re.findall(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", file.read(2**24), re.M)
+        except OSError as err:
+            self.report.problems.append(f"{LOG}: {err.strerror or err}; when it ran is not known")
+            return []
+        return [("begun", times[0]), ("last entry", times[-1])] if times else []
+
+    def _commands(self) -> None:
+        """The run again, and this report."""
+        words = ["onnxprune", "run", COPY]
+        if self.table is not None:
+            with _sections.noting(self.report, TABLE):
+                words += self._changes(self.table)
+        words += ["-o", self.folder.name]
+        self.report.commands += [
+            shlex.join(words), shlex.join(["onnxprune", "report", self.folder.name, "-o", "report.html"])
+        ]  # fmt: skip
+
+    def _changes(self, table: Fields) -> list[str]:
+        """What the run was given besides the recipe; paths in a recipe are relative to where it was."""
+        out = []
+        first = next(iter(table.tables("steps")), None)
+        model = first.text("model") if first is not None else ""
+        if model:
+            out += ["--model", model]
+        sources = table.value.get("sources")
+        if isinstance(sources, dict):
+            for key in ("data", "val_data", "test_data"):
+                if isinstance(sources.get(key), str):
+                    out += [f"--{key.replace('_', '-')}", sources[key]]
+        changes = table.value.get("changes")
+        if isinstance(changes, list):
+            for change in changes:
+                out += ["--set", str(change)]
+        return out
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

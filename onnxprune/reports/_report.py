@@ -1,0 +1,92 @@
+"""From sources (a run's folder, models, JSON) to the story and the page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from onnxprune._utils.atomic_files import check_output, write_text
+from onnxprune.errors import OnnxPruneError
+from onnxprune.ir.model import load
+from onnxprune.reports import _sections
+from onnxprune.reports._documents import Document, recognise
+from onnxprune.reports._from_files import MeasurementSettings, NamedModel, collect_files
+from onnxprune.reports._from_run_folder import collect_run, is_run
+from onnxprune.reports._report_data import ReportData
+from onnxprune.reports.html_page import check_extra, render
+
+Tick = Callable[[int, int], None]
+
+
+def write_report(
+    sources: Sequence[Path], output: Path, *, measuring: MeasurementSettings | None = None, title: str = "",
+    progress: Tick | None = None,
+) -> ReportData:  # fmt: skip
+    """Writes the page, whole or not at all, and gives what it tells.
+
+    Args:
+        sources: the folder of a run, or models (the original first) and JSON files, in any order otherwise.
+        output: the HTML file.
+        measuring: what is measured where files do not say it; a run's folder is taken as it is.
+        title: instead of the recipe's or the models' names.
+        progress: called with (done, total) timed runs.
+
+    Raises:
+        OnnxPruneError: a source that does not exist, a folder that is no run's, nothing in any source that could be
+            told; the extra `report` is not installed; the output cannot be written.
+    """
+    check_extra()
+    for source in sources:
+        check_output(output, source)
+    report = collect(sources, measuring=measuring, progress=progress)
+    report.title = title or report.title
+    write_text(output, render(report))
+    return report
+
+
+def collect(
+    sources: Sequence[Path], *, measuring: MeasurementSettings | None = None, progress: Tick | None = None
+) -> ReportData:
+    """The story of sources; see `write_report`."""
+    for path in sources:
+        if not path.exists():
+            raise OnnxPruneError(f"no such file or folder: {str(path)!r}")
+    folders = [p for p in sources if p.is_dir()]
+    files = [p for p in sources if not p.is_dir()]
+    if len(folders) > 1:
+        raise OnnxPruneError("a report is of one run", fix="make one report for each folder")
+    if folders and not is_run(folders[0]):
+        raise OnnxPruneError(
+            "the folder holds no run of a recipe", where=str(folders[0]),
+            fix="give a folder that `onnxprune run` wrote, or the files themselves",
+        )  # fmt: skip
+    problems = ReportData("")
+    models: list[NamedModel] = []
+    documents: list[Document] = []
+    stems = [p.name for p in files]
+    for path in files:
+        name = path.name if stems.count(path.name) == 1 else str(path)
+        with _sections.noting(problems, name):
+            if path.suffix.lower() == ".json" or _begins_like_json(path):
+                documents.append(recognise(path))
+            else:
+                models.append(NamedModel(name, path, load(path)))
+    if folders:
+        report = collect_run(folders[0], [m.model for m in models])
+        report.problems += [f"{d.path.name}: not shown beside the folder of a run" for d in documents]
+    else:
+        report = collect_files(models, documents, measuring or MeasurementSettings(), progress)
+    report.problems = problems.problems + report.problems
+    if not any(
+        (report.stages, report.groups, report.curves, report.proofs, report.tables, report.locked, report.recipe)
+    ):
+        raise OnnxPruneError("nothing to report:\n  " + "\n  ".join(report.problems or ["no sources"]))
+    return report
+
+
+def _begins_like_json(path: Path) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(64).lstrip()[:1] in (b"{", b"[")
+    except OSError:
+        return False

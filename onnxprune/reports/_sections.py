@@ -1,0 +1,218 @@
+"""Parts of a story that both kinds of sources have: groups, cuts, curves, documents of commands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from onnxprune._utils.formatting import percent, seconds
+from onnxprune.analysis.coupling import Analysis
+from onnxprune.criteria import all_criteria
+from onnxprune.criteria.scoring import Scores, score
+from onnxprune.errors import OnnxPruneError
+from onnxprune.ir.model import PROVENANCE, Model
+from onnxprune.planning.curves import Curves
+from onnxprune.plans import Plan
+from onnxprune.reports._documents import Fields
+from onnxprune.reports._report_data import (
+    GroupChannels,
+    LockedChannels,
+    ModelSnapshot,
+    Proof,
+    ReportData,
+    ReportTable,
+    SensitivitySection,
+)
+
+
+@dataclass(frozen=True)
+class AppliedPlan:
+    """A plan, the name of what it made, and scores of the model it was made for, where there are some."""
+
+    name: str
+    plan: Plan
+    scores: Mapping[str, Any] | None = None
+
+
+@contextmanager
+def noting(report: ReportData, what: str) -> Iterator[None]:
+    """A known error in the block is a problem of the story, not its end."""
+    try:
+        yield
+    except OnnxPruneError as err:
+        where = f" ({err.where})" if err.where and err.where != what else ""
+        report.problems.append(f"{what}: {err.what}{where}")
+
+
+def add_groups(report: ReportData, analysis: Analysis | None, cuts: Sequence[AppliedPlan]) -> None:
+    """Bars of every group through all cuts; groups of the plans alone where the model is not there."""
+    whole: dict[str, int] = {}
+    about: dict[str, str] = {}
+    if analysis is not None:
+        report.locked_known = True
+        report.locked = [LockedChannels(k.name, k.channels, k.node, k.op, k.reason, k.inexact) for k in analysis.locked]
+        for g in analysis.groups:
+            whole[g.name] = g.channels
+            width = f", {g.width} indices per channel" if g.width > 1 else ""
+            about[g.name] = f"{g.op}{', residual' if g.residual else ''}{width}, {len(g.sites)} tensors"
+    else:
+        for cut in cuts:
+            for name, r in cut.plan.groups.items():
+                whole.setdefault(name, r.channels)
+    kept = {name: [n] for name, n in whole.items()}
+    for cut in cuts:
+        report.cuts.append(cut.name)
+        for name, r in cut.plan.groups.items():
+            if name not in kept or kept[name][-1] != r.channels:
+                known = "is not known" if name not in kept else f"has {kept[name][-1]} channels there, not {r.channels}"
+                report.problems.append(f"{cut.name}: the plan's group {name!r} {known}; it is left out")
+        for name, counts in kept.items():
+            mine = cut.plan.groups.get(name)
+            gone = len(mine.removed) if mine is not None and mine.channels == counts[-1] else 0
+            counts.append(counts[-1] - gone)
+    lost = _lost(cuts[0]) if len(cuts) == 1 else {}
+    report.groups = [GroupChannels(n, c, tuple(kept[n][1:]), about.get(n, ""), lost.get(n)) for n, c in whole.items()]
+
+
+def _lost(cut: AppliedPlan) -> dict[str, float]:
+    """Share of each group's score that goes with the channels: 0 where the plan takes none."""
+    out = {}
+    for name, values in (cut.scores or {}).items():
+        r = cut.plan.groups.get(name)
+        v = np.asarray(values, np.float64)
+        if r is not None and r.channels == len(v) and v.min() >= 0 and v.sum() > 0:
+            out[name] = float(v[list(r.removed)].sum() / v.sum())
+    return out
+
+
+def scores_again(analysis: Analysis, plan: Plan) -> Scores | None:
+    """Scores by the plan's criterion, where that looks at weights alone and is known here."""
+    name = plan.criterion.get("name")
+    rule = all_criteria().get(name) if isinstance(name, str) else None
+    if rule is None or rule.needs != "weights" or name == "random":
+        return None
+    own = {f.name for f in fields(rule)}  # type: ignore[arg-type]  # every criterion is a dataclass
+    params = {k: v for k, v in plan.criterion.items() if k in own}
+    reduce = plan.criterion.get("reduce")
+    try:
+        return score(analysis, str(name), reduce=reduce if isinstance(reduce, str) else None, **params)
+    except (OnnxPruneError, TypeError, ValueError):  # parameters that someone else wrote
+        return None
+
+
+def criterion_text(criterion: Mapping[str, Any]) -> str:
+    """A criterion with its parameters: "dscore (reduce mean, threshold 0.8)"."""
+    rest = ", ".join(f"{k} {_plain(v)}" for k, v in sorted(criterion.items()) if k != "name" and v is not None)
+    return f"{_plain(criterion.get('name', 'not recorded'))}{f' ({rest})' if rest else ''}"
+
+
+def why(cut: AppliedPlan) -> list[str]:
+    """How the channels were chosen, in sentences."""
+    c = cut.plan.criterion
+    name = c.get("name")
+    if not isinstance(name, str):
+        return ["The plan does not say how its channels were chosen."]
+    rule = all_criteria().get(name)
+    known = f": {rule.title} ({rule.source})" if rule is not None else ""
+    out = [f"Channels with the lowest score went first. Criterion {name}{known}."]
+    rest = criterion_text({k: v for k, v in c.items() if k != "name"}).removeprefix("not recorded").strip(" ()")
+    if rest:
+        out.append(f"Recorded with the plan: {rest}.")
+    return out
+
+
+def sensitivity(title: str, curves: Curves, plans: Sequence[Plan]) -> SensitivitySection:
+    """Curves with the choice of the plan made for the same model, the first one of those given."""
+    for plan in plans:
+        fits = all(n not in plan.groups or plan.groups[n].channels == c.channels for n, c in curves.groups.items())
+        if plan.model == curves.model and fits:
+            return SensitivitySection(
+                title, curves, {n: len(plan.groups[n].removed) if n in plan.groups else 0 for n in curves.groups}
+            )
+    return SensitivitySection(title, curves, None)
+
+
+def curves_facts(curves: Curves) -> list[tuple[str, str]]:
+    """Where curves come from."""
+    data = curves.data
+    rows = [("metric", curves.metric), ("criterion", criterion_text(curves.criterion))]
+    rows += [(f"data {k}", _plain(v)) for k, v in data.items()]
+    rows += [(k, _plain(v)) for k, v in curves.settings.items()]
+    return [*rows, ("model", curves.model), ("written by onnxprune", curves.tool or "not recorded")]
+
+
+def plan_facts(plan: Plan) -> list[tuple[str, str]]:
+    """Where a plan comes from."""
+    return [
+        ("criterion", criterion_text(plan.criterion)), ("removes", f"{plan.removed} channels"),
+        ("made for the model", plan.model or "any"), ("digest", plan.digest),
+        ("written by onnxprune", plan.tool or "not recorded"),
+    ]  # fmt: skip
+
+
+def model_facts(model: Model) -> list[tuple[str, str]]:
+    """What identifies a model, and what onnxprune has signed it with."""
+    shell = model.sidecar.shell
+    rows = [("fingerprint", model.fingerprint), ("opset", str(model.opset))]
+    if shell.producer_name:
+        rows.append(("exported by", f"{shell.producer_name} {shell.producer_version}".strip()))
+    return rows + [(key, value) for key, value in model.metadata.items() if key.startswith(f"{PROVENANCE}.")]
+
+
+def proof_of(title: str, d: Fields, note: str = "") -> Proof:
+    """A verification that a command or a step wrote."""
+    how = d.text("summary") or f"{d.text('inputs')} inputs"
+    return Proof(title, d.number("max_relative"), d.number("tolerance"), d.number("effect"), how, note)
+
+
+def recovery_table(title: str, d: Fields) -> ReportTable:
+    """What a recovery did, stage by stage."""
+    rows = []
+    original = d.number("original_top1")
+    if original is not None:
+        rows.append(("original", percent(original), "0", "", ""))
+    for s in d.tables("stages"):
+        top1, distance, took = s.number("top1"), s.number("distance"), s.number("seconds")
+        name = s.text("name") + ("" if s.flag("kept") else " (undone)")
+        rows.append((name, _text(top1, percent), _text(distance, "{:.4f}".format), _text(took or None, seconds),
+                     s.text("note")))  # fmt: skip
+    note = f"{d.count('samples')} samples, {d.count('held_out')} held out to judge by"
+    return ReportTable(title, ("stage", "top-1", "distance from the original", "took", "note"), tuple(rows), note)
+
+
+def training_table(title: str, d: Fields) -> ReportTable:
+    """A training, epoch by epoch."""
+    best = d.count("epoch")
+    rows = []
+    for e in d.tables("history"):
+        epoch = e.count("epoch")
+        name = ("as given" if not epoch else str(epoch)) + (" (kept)" if epoch == best else "")
+        rows.append((name, _text(e.number("train_loss"), "{:.4f}".format), _text(e.number("top1"), percent),
+                     _text(e.number("loss"), "{:.4f}".format), _text(e.number("lr"), "{:.3g}".format),
+                     _text(e.number("seconds"), seconds)))  # fmt: skip
+    samples = d.count("validation_samples")
+    note = f"validated on {samples} samples" if samples is not None else ""
+    columns = ("epoch", "training loss", "top-1", "loss", "learning rate", "took")
+    return ReportTable(title, columns, tuple(rows), note)
+
+
+def take_accuracy(stage: ModelSnapshot, d: Fields) -> None:
+    """Accuracy that `evaluate` wrote."""
+    stage.top1, stage.top1_error, stage.loss = d.number("top1"), d.number("top1_error"), d.number("loss")
+
+
+def take_cost(stage: ModelSnapshot, d: Fields) -> None:
+    """A cost that a command wrote."""
+    stage.macs, stage.params, stage.bytes = d.count("macs"), d.count("params"), d.count("bytes")
+
+
+def _text(value: float | None, form: Callable[[float], str]) -> str:
+    return "" if value is None else form(value)
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,160 @@
+"""From a story to one HTML file that asks for nothing: scripts, styles and figures are in it.
+
+Names and texts of other people's files pass through jinja2's escaping, those in figures through `figures.plotly_text`
+as well; a content security policy lets only the page's own scripts run, by their digests, and nothing be fetched.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from functools import partial
+from importlib import resources
+from typing import Any
+
+from onnxprune import __version__
+from onnxprune._utils.formatting import count, percent, seconds, size
+from onnxprune.errors import OnnxPruneError
+from onnxprune.reports import _figures
+from onnxprune.reports._report_data import ModelSnapshot, ReportData, SensitivitySection
+
+_COLUMNS = 20  # of a table of curves; beyond that each row lists its own points
+
+
+def check_extra() -> None:
+    """Whether jinja2 and plotly are here: asked before minutes of measuring.
+
+    Raises:
+        OnnxPruneError: naming the extra.
+    """
+    try:
+        import jinja2  # noqa: F401
+        import plotly  # noqa: F401
+    except ImportError as err:
+        raise OnnxPruneError(
+            f"a report needs {err.name or 'jinja2 and plotly'}", fix="pip install 'onnxprune[report]'"
+        ) from err
+
+
+def render(report: ReportData) -> str:
+    """The page.
+
+    Raises:
+        OnnxPruneError: the extra is not installed.
+    """
+    check_extra()
+    import jinja2
+
+    env = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_file), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    env.filters |= {
+        "count": partial(_or_dash, count), "size": partial(_or_dash, size), "seconds": partial(_or_dash, seconds),
+        "percent": partial(_or_dash, percent), "relative": partial(_or_dash, "{:.1e}".format),
+    }  # fmt: skip
+    found = {f"curves-{i}": _figures.sensitivity_figure(s) for i, s in enumerate(report.curves)}
+    steps = _figures.steps_figure(report.stages)
+    if steps is not None:
+        found["steps"] = steps
+    scripts = [_plotly(), _file("report.js")] if found else []
+    html = env.get_template("report.html.jinja").render(
+        report=report,
+        version=__version__,
+        css=_file("report.css"),
+        scripts=scripts,
+        digests=[_digest(s) for s in scripts],
+        figures=found,
+        has_steps=steps is not None,
+        cards=cards(report.stages),
+        stages=report.stages,
+        columns=_stage_columns(report.stages),
+        curves=[_curves_part(i, s) for i, s in enumerate(report.curves)],
+        total=(
+            sum(b.channels for b in report.groups),
+            sum(b.kept[-1] if b.kept else b.channels for b in report.groups),
+        ),
+    )
+    # A lone surrogate in a name cannot be written as UTF-8.
+    return html.encode("utf-8", "replace").decode()
+
+
+def cards(stages: list[ModelSnapshot]) -> list[dict[str, Any]]:
+    """The headline: each measure of the first and the last model, and what is left of it."""
+    models = [s for s in stages if s.model]
+    if not models:
+        return []
+    first, last = models[0], models[-1]
+    out = []
+    for label, what, form in (
+        ("Top-1 accuracy", "top1", percent), ("Latency", "latency", seconds), ("MACs", "macs", count),
+        ("Parameters", "params", count), ("Weights", "bytes", size),
+    ):  # fmt: skip
+        a, b = getattr(first, what), getattr(last, what)
+        if a is None and b is None:
+            continue
+        card: dict[str, Any] = {
+            "label": label, "before": _or_dash(form, a), "after": _or_dash(form, b), "share": None, "note": "",
+            "single": first is last,
+        }  # fmt: skip
+        if first is not last and a is not None and b is not None:
+            if what == "top1":
+                gap = 100 * (b - a)
+                card["note"] = f"{gap:+.1f} points" if abs(gap) >= 0.05 else "unchanged"
+            elif a:
+                card["share"] = b / a
+                faster = f", {a / b:.2f} times as fast" if what == "latency" and b else ""
+                card["note"] = f"{percent(b / a)} left{faster}"
+        out.append(card)
+    return out
+
+
+def _stage_columns(stages: list[ModelSnapshot]) -> dict[str, bool]:
+    """Which columns of the table of steps have anything in them."""
+    names = ("top1", "loss", "macs", "params", "bytes", "latency", "seconds", "note")
+    return {n: any(getattr(s, n) not in (None, "") for s in stages) for n in names}
+
+
+def _curves_part(i: int, found: SensitivitySection) -> dict[str, Any]:
+    """What the template needs for a figure of curves and its table."""
+    curves, by = found.curves, _figures.scale(found.curves)
+    ratios = sorted({round(p.ratio, 9) for c in curves.groups.values() for p in c.points})
+    wide = len(ratios) <= _COLUMNS
+    groups = []
+    for k, (name, curve) in enumerate(curves.groups.items()):
+        values = {round(p.ratio, 9): f"{by * p.value:.4g}" for p in curve.points}
+        chosen = None if found.chosen is None else found.chosen[name]
+        at = None if chosen is None else _figures.value_at(curves, curve, chosen)
+        groups.append({
+            "name": name, "hue": _figures.hue(k, len(curves.groups)), "channels": curve.channels, "chosen": chosen,
+            "at": "" if at is None else f"{by * at[0]:.4g}" + ("" if at[1] else " (not measured that far)"),
+            "cells": [values.get(r, "") for r in ratios] if wide else [],
+            "points": "; ".join(f"{p.removed}: {by * p.value:.4g}" for p in curve.points),
+        })  # fmt: skip
+    return {
+        "key": f"curves-{i}", "title": found.title, "summary": _figures.sensitivity_summary(found), "groups": groups,
+        "ratios": [f"{100 * r:.3g} %" for r in ratios] if wide else None, "metric": _figures.metric_name(curves),
+        "chosen": found.chosen is not None, "baseline": f"{by * curves.baseline.value:.4g}",
+        "threshold": None if curves.bisected is None else f"{by * curves.bisected:.4g}",
+        "images": curves.data.get("images"),
+    }  # fmt: skip
+
+
+def _or_dash(form: Any, value: Any) -> str:
+    text = "-" if value is None else str(form(value))
+    return text.removesuffix(" us") + " µs" if text.endswith(" us") else text
+
+
+def _file(name: str) -> str:
+    return (resources.files("onnxprune.reports") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs
+
+    # HTML turns carriage returns into newlines before the digest is taken.
+    return str(get_plotlyjs()).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _digest(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

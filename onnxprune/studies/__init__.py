@@ -1,0 +1,1 @@
+"""Comparisons beside the main job: criteria, sparsity, two models; and their plots."""

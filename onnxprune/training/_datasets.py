@@ -1,0 +1,319 @@
+"""Batches for training and validation: the same way into the model as everywhere else,
+`onnxprune.execution.data.to_input`.
+
+Augmentation works on samples in the data's own dtype, as CHW tensors, before they are normalized. What is random about
+a batch is drawn from (seed, epoch, step), so it is the same with any number of workers and after a resume.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import random
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import lightning.pytorch as pl
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from onnxprune._utils.import_strings import find_function
+from onnxprune.errors import OnnxPruneError, unknown
+from onnxprune.execution.data import Data, InputSpec, Preprocess, arrangement, to_input
+from onnxprune.ir.model import Array
+from onnxprune.training._settings import Settings, augment_name
+
+Transform = Callable[[torch.Tensor], torch.Tensor]
+
+
+class SampleIndices(NamedTuple):
+    """Which samples make a batch.
+
+    Attributes:
+        indices: of the samples.
+        real: how many of them count; the rest fill the batch up.
+        seed: of what is random about the batch.
+    """
+
+    indices: npt.NDArray[np.int64]
+    real: int
+    seed: int
+
+
+class Batch(NamedTuple):
+    """A batch as the model takes it: inputs [n, ...], labels [n] or None, and how many of the samples count."""
+
+    x: torch.Tensor
+    y: torch.Tensor | None
+    real: int
+
+
+class Batches(Sampler[SampleIndices]):
+    """Which samples each process sees at each step: whole batches, the last one filled up from the first.
+
+    Args:
+        count: of samples.
+        batch: samples per step and process.
+        rank: of this process, of `world`.
+        seed: of the order; None: as they come.
+        epoch: the first one that will be asked for.
+    """
+
+    def __init__(
+        self, count: int, batch: int, *, rank: int = 0, world: int = 1, seed: int | None = None, epoch: int = 0
+    ) -> None:
+        self.count, self.batch, self.rank, self.world, self.seed = count, batch, rank, world, seed
+        self.epoch = epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls it before every epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-self.count // (self.batch * self.world))
+
+    def __iter__(self) -> Iterator[SampleIndices]:
+        epoch, steps = self.epoch, len(self)
+        order = np.arange(self.count)
+        if self.seed is not None:
+            order = np.random.default_rng([self.seed, epoch]).permutation(order)
+        order = np.resize(order, steps * self.world * self.batch)  # repeats it from the start
+        for step in range(steps):
+            place = step * self.world + self.rank
+            start = place * self.batch
+            real = max(0, min(self.batch, self.count - start))
+            yield SampleIndices(order[start : start + self.batch], real, seed_of(self.seed or 0, epoch, place))
+
+
+def seed_of(*numbers: int) -> int:
+    """One 32-bit seed of several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seeds Python's, numpy's and PyTorch's generators, and leaves them as they were: a user's function may use any."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+class Samples(Dataset[Batch]):
+    """Data, a batch at a time, as the model takes it.
+
+    Args:
+        data: samples and labels.
+        into: the model's input.
+        how: normalisation and layout of the data.
+        transforms: of each sample; none for validation.
+        labelled: whether labels are handed out.
+    """
+
+    def __init__(
+        self, data: Data, into: InputSpec, how: Preprocess, transforms: Sequence[tuple[str, Transform]] = (),
+        labelled: bool = True,
+    ) -> None:  # fmt: skip
+        self.data, self.into, self.how = data, into, how
+        self.transforms = list(transforms)
+        self.last = data.x.ndim == 4 and arrangement(data.x, into, how, data.name).layout == "nhwc"
+        self.labelled = labelled and data.y is not None
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, pick: SampleIndices) -> Batch:
+        x = self.data.x[pick.indices]
+        if self.transforms:
+            with seeded(pick.seed):
+                x = self._augmented(x)
+        values = to_input(x, self.into, self.how, self.data.name)
+        y = torch.from_numpy(self.data.y[pick.indices]) if self.labelled and self.data.y is not None else None
+        return Batch(as_tensor(values), y, pick.real)
+
+    def _augmented(self, x: Array) -> Array:
+        out: list[torch.Tensor] = []
+        for row in x:
+            sample = torch.from_numpy(np.ascontiguousarray(row.transpose(2, 0, 1) if self.last else row))
+            for name, transform in self.transforms:
+                try:
+                    changed = transform(sample)
+                except Exception as err:  # a user's function may raise anything
+                    raise OnnxPruneError(f"the augmentation {name!r} failed: {type(err).__name__}: {err}") from err
+                if not isinstance(changed, torch.Tensor) or changed.dtype != sample.dtype:
+                    raise OnnxPruneError(
+                        f"the augmentation {name!r} made {getattr(changed, 'dtype', type(changed).__name__)} "
+                        f"of {sample.dtype}",
+                        fix="return a tensor of the dtype it was given; pixels are normalized afterwards",
+                    )
+                sample = changed
+            if out and out[0].shape != sample.shape:
+                raise OnnxPruneError(
+                    f"augmented samples differ in shape: {list(out[0].shape)} and {list(sample.shape)}",
+                    fix="an augmentation gives every sample the same size",
+                )
+            out.append(sample)
+        whole = torch.stack(out).numpy()
+        return np.ascontiguousarray(whole.transpose(0, 2, 3, 1)) if self.last else whole
+
+
+class Loaders(pl.LightningDataModule):
+    """Loaders of training and validation data for the process that asks.
+
+    Args:
+        train: training samples, augmented.
+        val: validation samples.
+        settings: seed, workers.
+        batch: samples per step and process.
+        start: epochs that are done already.
+    """
+
+    def __init__(self, train: Samples, val: Samples, settings: Settings, batch: int, start: int = 0) -> None:
+        super().__init__()
+        self.train, self.val, self.settings, self.batch, self.start = train, val, settings, batch, start
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        return len(Batches(len(self.train), self.batch, world=self.settings.world))
+
+    def train_dataloader(self) -> Any:
+        """Shuffled anew every epoch."""
+        return self._loader(self.train, self.settings.seed, self.start)
+
+    def val_dataloader(self) -> Any:
+        """In order."""
+        return self._loader(self.val, None, 0)
+
+    def _loader(self, samples: Samples, seed: int | None, epoch: int) -> Any:
+        trainer = self.trainer
+        batches = Batches(
+            len(samples), self.batch, rank=trainer.global_rank, world=trainer.world_size, seed=seed, epoch=epoch
+        )
+        return DataLoader(
+            samples, sampler=batches, batch_size=None, num_workers=self.settings.workers,
+            pin_memory=trainer.strategy.root_device.type == "cuda",
+            # Of its own, so that making an iterator does not draw from the generator that dropout draws from.
+            generator=torch.Generator().manual_seed(self.settings.seed),
+        )  # fmt: skip
+
+
+def as_tensor(values: Array) -> torch.Tensor:
+    """An array as a tensor that shares its memory where it can."""
+    if values.dtype.name == "bfloat16":  # numpy has it from ml_dtypes, PyTorch does not take that
+        return torch.from_numpy(values.astype(np.float32)).to(torch.bfloat16)
+    return torch.from_numpy(values)
+
+
+def find_transforms(augment: Sequence[str | Callable[..., Any]], data: Data, last: bool) -> list[tuple[str, Transform]]:
+    """Augmentations by name.
+
+    Raises:
+        OnnxPruneError: an unknown one, a function that cannot be imported, crops and flips of what is no image.
+    """
+    found: list[tuple[str, Transform]] = []
+    for entry in augment:
+        name = augment_name(entry)
+        if not isinstance(entry, str):
+            found.append((name, entry))
+            continue
+        kind, equals, value = entry.partition("=")
+        if kind in ("crop", "flip") and ":" not in entry:
+            if data.x.ndim != 4:
+                raise OnnxPruneError(
+                    f"{kind} is for images; the data {data.name!r} holds samples {list(data.x.shape[1:])}"
+                )
+            height, width = data.x.shape[1:3] if last else data.x.shape[2:4]
+            found.append((name, _flip(name, equals) if kind == "flip" else _crop(name, equals, value, height, width)))
+        elif ":" in entry:
+            found.append((name, find_function(entry, "augmentation")))
+        else:
+            raise unknown("augmentation", entry, ["crop", "crop=4", "flip", "package.module:function"])
+    return found
+
+
+def _flip(name: str, equals: str) -> Transform:
+    if equals:
+        raise OnnxPruneError(f"flip takes no number: {name!r}")
+    from torchvision.transforms import v2
+
+    flip: Transform = v2.RandomHorizontalFlip()
+    return flip
+
+
+def _crop(name: str, equals: str, value: str, height: int, width: int) -> Transform:
+    if equals and not (value.isdecimal() and int(value) > 0):
+        raise OnnxPruneError(f"crop takes the pixels to pad by, not {name!r}", fix="for example crop=4")
+    from torchvision.transforms import v2
+
+    crop: Transform = v2.RandomCrop((height, width), padding=int(value) if equals else max(1, height // 8))
+    return crop
+
+
+def split(data: Data, share: float, seed: int) -> tuple[Data, Data]:
+    """Training and validation part: the same share of every class where there are labels, drawn by the seed.
+
+    Raises:
+        OnnxPruneError: one of the parts would be empty.
+    """
+    rng = np.random.default_rng([seed, len(data)])
+    order = rng.permutation(len(data))
+    if data.y is None:
+        chosen = order[: round(share * len(data))]
+    else:
+        labels = data.y[order]
+        chosen = np.concatenate(
+            [of[: round(share * len(of))] for of in (order[labels == label] for label in np.unique(labels))]
+        )
+    if not 0 < len(chosen) < len(data):
+        raise OnnxPruneError(
+            f"{share:g} of {len(data)} samples leave nothing to {'train' if len(chosen) else 'validate'} on",
+            where=data.name,
+            fix="more data, another share (--val-share), or validation data of its own (--val-data)",
+        )
+    mask = np.zeros(len(data), np.bool_)
+    mask[chosen] = True
+    return _part(data, ~mask), _part(data, mask)
+
+
+def _part(data: Data, mask: npt.NDArray[np.bool_]) -> Data:
+    return Data(data.x[mask], None if data.y is None else data.y[mask], data.name)
+
+
+def check_classes(data: Data, classes: int) -> None:
+    """Refuses labels outside the classes of a model.
+
+    Raises:
+        OnnxPruneError: names the first one.
+    """
+    assert data.y is not None
+    wrong = np.flatnonzero((data.y < 0) | (data.y >= classes))
+    if len(wrong):
+        raise OnnxPruneError(
+            f"the data {data.name!r} has the label {int(data.y[wrong[0]])} (sample {int(wrong[0])}), "
+            f"the model {classes} classes, 0 to {classes - 1}",
+            fix="labels are the places of the model's outputs",
+        )
+
+
+def digest(*parts: Data | Preprocess | None) -> str:
+    """Identifies data: shapes, dtypes, all labels and a sample of the values."""
+    out = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Data):
+            flat = part.x.reshape(-1)
+            out.update(f"{part.x.shape} {part.x.dtype} {part.y is not None}".encode())
+            out.update(np.ascontiguousarray(flat[:: max(1, flat.size // 4096)]).tobytes())
+            if part.y is not None:
+                out.update(part.y.tobytes())
+        elif part is not None:
+            out.update(f"{list(part.mean)} {list(part.std)} {part.layout}".encode())
+    return out.hexdigest()

@@ -1,0 +1,205 @@
+"""What is minimised and what is measured: the LightningModule around a converted model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+import torch
+from torch import nn
+from torch.nn import functional
+
+from onnxprune.training._datasets import Batch, seed_of
+from onnxprune.training._distillation import Teacher, distillation_loss, feature_loss
+from onnxprune.training._schedules import make_optimizer, make_schedule
+from onnxprune.training._settings import Settings
+
+if TYPE_CHECKING:
+    from onnxprune.training.methods import Method
+
+
+@dataclass(frozen=True)
+class ValidationMetrics:
+    """What a model is worth on validation data.
+
+    Attributes:
+        top1: share of samples whose largest output is their label; None without labels.
+        loss: mean cross-entropy in nats; without labels the distillation loss.
+    """
+
+    top1: float | None
+    loss: float
+
+    def better_than(self, other: ValidationMetrics) -> bool:
+        """Higher top-1 accuracy, or the same and a lower loss. What is not finite is never better."""
+        if not math.isfinite(self.loss):
+            return False
+        if not math.isfinite(other.loss):
+            return True
+        if self.top1 is None or other.top1 is None:
+            return self.loss < other.loss
+        return (self.top1, -self.loss) > (other.top1, -other.loss)
+
+
+class Diverged(Exception):
+    """The loss is no longer finite; epoch and step count from 1."""
+
+    def __init__(self, epoch: int, step: int, loss: float) -> None:
+        super().__init__(f"the loss became {loss} at epoch {epoch}, step {step}")
+        self.epoch, self.step, self.loss = epoch, step, loss
+
+
+class _Unowned:
+    """What a module uses without owning it: not copied with it, not moved, not saved."""
+
+    def __init__(self, teacher: Teacher | None, method: Method | None) -> None:
+        self.teacher, self.method = teacher, method
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Unowned:
+        return self
+
+
+class Learner(pl.LightningModule):
+    """Trains a module that returns logits, or logits and features.
+
+    loss = (1 - a) cross-entropy + a distillation + f features + the method's penalty, where a is `settings.alpha` with
+    a teacher and 0 without, 1 without labels; and f is `settings.features`.
+
+    Args:
+        net: float inputs -> logits [n, classes, ...], or a tuple that begins with them.
+        settings: of the training.
+        steps: of the whole training.
+        labelled: whether labels are used.
+        teacher: its logits and features are aimed at.
+        method: of training-time pruning; adds to the loss, changes weights after an epoch.
+    """
+
+    def __init__(
+        self, net: nn.Module, settings: Settings, steps: int, *, labelled: bool, teacher: Teacher | None = None,
+        method: Method | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.net = net
+        self.settings, self.steps, self.labelled = settings, steps, labelled
+        self.lr = settings.base_lr
+        self.searching = False  # for a learning rate: the loss may then do what it likes
+        self.aside = _Unowned(teacher, method)
+        self._hits, self._loss, self._count = 0.0, 0.0, 0
+
+    def configure_optimizers(self) -> Any:
+        """An optimizer, and a schedule that is stepped with it."""
+        optimizer = make_optimizer(self.net, self.settings, self.lr)
+        schedule = make_schedule(optimizer, self.settings, self.steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # --------------------------------------------------------------------------------------------------- training
+
+    def on_train_epoch_start(self) -> None:
+        """Seeds what is random inside the model by the epoch, so that a resumed run draws the same."""
+        torch.manual_seed(seed_of(self.settings.seed, self.current_epoch, self.global_rank))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        """The loss of a batch.
+
+        Raises:
+            Diverged: it is not finite, in any process.
+        """
+        x, y, share = batch.x, batch.y, 1.0
+        other = None
+        if self.settings.mixup:
+            share, other = _pairs(len(x), self.settings.mixup)
+            x = share * x + (1 - share) * x[other.to(x.device)]
+        outputs = self._outputs(x)
+        loss = self._loss_of(outputs, x, y, share, other)
+        method = self.aside.method
+        penalty = method.penalty() if method is not None else None
+        if penalty is not None:
+            loss = loss + penalty
+        if not self.searching:
+            finite = torch.isfinite(loss.detach()).float()
+            if self.trainer.world_size > 1:  # all processes stop, or none
+                torch.distributed.all_reduce(finite, torch.distributed.ReduceOp.MIN)
+            if not finite:
+                value = float(loss.detach())
+                raise Diverged(self.current_epoch + 1, batch_idx + 1, math.nan if math.isfinite(value) else value)
+            self.log("train_loss", loss.detach(), on_step=True, on_epoch=True, batch_size=len(x), sync_dist=True)
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Lets a method change weights after the last step of an epoch, before they are validated."""
+        method = self.aside.method
+        if method is not None and not self.searching and self.trainer.is_last_batch:
+            method.after_epoch(self.current_epoch, self.settings.epochs)
+
+    def _outputs(self, x: torch.Tensor) -> list[torch.Tensor]:
+        found = self.net(x)
+        return list(found) if isinstance(found, tuple | list) else [found]
+
+    def _loss_of(
+        self, outputs: list[torch.Tensor], x: torch.Tensor, y: torch.Tensor | None, share: float,
+        other: torch.Tensor | None,
+    ) -> torch.Tensor:  # fmt: skip
+        s = self.settings
+        logits = outputs[0].float()
+        alpha = 0.0 if self.aside.teacher is None else s.alpha if self.labelled else 1.0
+        loss = logits.new_zeros(())
+        if alpha < 1 and y is not None:
+            flat = logits.flatten(1)
+            entropy = functional.cross_entropy(flat, y, label_smoothing=s.label_smoothing)
+            if other is not None:
+                twin = functional.cross_entropy(flat, y[other.to(y.device)], label_smoothing=s.label_smoothing)
+                entropy = share * entropy + (1 - share) * twin
+            loss = loss + (1 - alpha) * entropy
+        if self.aside.teacher is not None and (alpha > 0 or s.features):
+            wanted = self._taught(x)
+            loss = loss + alpha * distillation_loss(logits, wanted[0].float(), s.temperature)
+            if s.features:
+                loss = loss + s.features * feature_loss(
+                    [f.float() for f in outputs[1:]], [f.float() for f in wanted[1:]]
+                )
+        return loss
+
+    def _taught(self, x: torch.Tensor) -> list[torch.Tensor]:
+        assert self.aside.teacher is not None
+        with torch.autocast(x.device.type, enabled=False):  # mixed precision is for what trains
+            found: list[torch.Tensor] = self.aside.teacher(x)
+        return found
+
+    # ------------------------------------------------------------------------------------------------- validation
+
+    def on_validation_epoch_start(self) -> None:
+        """Starts new sums. Every process validates the statistics that the first one has measured."""
+        self._hits, self._loss, self._count = 0.0, 0.0, 0
+        if self.trainer.world_size > 1:
+            measured = self.net.state_dict().keys()  # the other buffers are constants
+            for name, buffer in self.net.named_buffers():
+                if name in measured:
+                    torch.distributed.broadcast(buffer, src=0)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Adds a batch to the sums; samples that fill it up do not count."""
+        logits = self._outputs(batch.x)[0].float()[: batch.real]
+        if not batch.real:
+            return
+        if self.labelled and batch.y is not None:
+            y, flat = batch.y[: batch.real], logits.flatten(1)
+            self._hits += float((flat.argmax(1) == y).sum())
+            self._loss += float(functional.cross_entropy(flat, y, reduction="sum"))
+        else:
+            wanted = self._taught(batch.x)[0].float()[: batch.real]
+            self._loss += float(distillation_loss(logits, wanted, self.settings.temperature)) * batch.real
+        self._count += batch.real
+
+    def figures(self) -> ValidationMetrics:
+        """What the validation epoch that has just ended came to, over all processes."""
+        sums = torch.tensor([self._hits, self._loss, self._count], dtype=torch.float64, device=self.device)
+        hits, loss, count = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+        return ValidationMetrics(hits / count if self.labelled else None, loss / count)
+
+
+def _pairs(count: int, alpha: float) -> tuple[float, torch.Tensor]:
+    """Mixup's share, drawn from Beta(alpha, alpha), and with which other sample of the batch each one is mixed."""
+    share = float(torch.distributions.Beta(alpha, alpha).sample())
+    return share, torch.randperm(count)
