@@ -26,11 +26,11 @@ from onnxprune.ir.symbolic import Expr
 from onnxprune.ops import OpSpec, find, guarded, is_foreign
 from onnxprune.ops.label_table import Contraction, CouplingOptions, FilterSite, Labels, LabelTable, Lock, ScaleSite
 from onnxprune.ops.quantize import dequantized
+from onnxprune.options.planning import GROUP_KINDS as KINDS
 from onnxprune.plans import Plan
 
 Kept = npt.NDArray[np.bool_]
 
-KINDS = ("heads", "head_dim", "stream", "mlp", "conv", "embedding", "padding", "other")
 """What a group's channels are: attention heads or places in every head, the residual stream, hidden neurons of
 products with a weight, filters of convolutions, an embedding's dimensions, channels that Pad adds."""
 _KIND_OF_OP = {

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from onnxprune.analysis.coupling import Analysis, Group
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Calibration, Probe
-
-REDUCTIONS = ("mean", "sum", "max", "first")
+from onnxprune.options.scoring import REDUCTIONS as REDUCTIONS
 
 Array = NDArray[np.float64]
 

@@ -13,6 +13,7 @@ from onnxprune.options._declare import Spec as Spec
 from onnxprune.options._declare import check as check
 from onnxprune.options._declare import declared as declared
 from onnxprune.options._declare import option as option
+from onnxprune.options._text import PAIRS as PAIRS
 from onnxprune.options.data import AccuracyData as AccuracyData
 from onnxprune.options.data import CalibrationData as CalibrationData
 from onnxprune.options.data import LabelledData as LabelledData

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onnxprune.options._declare import BUDGET, DATA, RUNTIME, SELECTION, Options, option
-from onnxprune.options._text import BYTES, RATIOS, WHOLE_OR_AUTO
+from onnxprune.options._declare import BUDGET, DATA, RUNTIME, SELECTION, OptionError, Options, option
+from onnxprune.options._text import BYTES, RATIO_RANGE, WHOLE_OR_AUTO
 
 ALLOCATORS = ("global", "uniform", "sensitivity", "latency", "saving")
 NORMALIZATIONS = ("none", "mean", "max", "sum", "gaussian", "lamp")
+RATIOS = tuple(round(0.05 * i, 2) for i in range(1, 20))
 SCHEDULES = ("linear", "geometric")
 GROUP_KINDS = ("heads", "head_dim", "stream", "mlp", "conv", "embedding", "padding", "other")
 ONLY = ("attention", *GROUP_KINDS)
@@ -24,7 +25,7 @@ class Normalizing(Options):
 
     normalize: str | None = option(
         None, help="How groups are compared: none, mean, max, sum, gaussian, lamp.", heading=SELECTION, advanced=True,
-        choices=NORMALIZATIONS, shown="the criterion's own", title="normalisation",
+        choices=NORMALIZATIONS, shown="the criterion's own", title="normalization",
     )  # fmt: skip
 
 
@@ -118,6 +119,11 @@ class Constraints(Options):
         help="Prune only this kind: heads, head_dim, attention (both), mlp, stream, conv, embedding (repeatable).",
     )  # fmt: skip
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.round_to, str) and self.round_to != "auto":
+            raise OptionError("round_to", f"must be a number or auto; got {self.round_to!r}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScoresInput(Options):
@@ -146,7 +152,7 @@ class SensitivitySweep(Options):
         help="top1, top5, loss; without labels kl, cosine, mse; or package.module:function.",
     )  # fmt: skip
     ratios: tuple[float, ...] = option(
-        tuple(round(0.05 * i, 2) for i in range(1, 20)), heading=BUDGET, text=RATIOS, metavar="RATIOS",
+        RATIOS, heading=BUDGET, text=RATIO_RANGE, metavar="RATIOS",
         help="Shares removed: FROM:TO:STEP, or a list 0.1,0.3,0.5.",
     )  # fmt: skip
     include: tuple[str, ...] = option(
@@ -155,9 +161,10 @@ class SensitivitySweep(Options):
     exclude: tuple[str, ...] = option(
         (), help="Do not measure these groups (repeatable).", heading=SELECTION, metavar="GLOB"
     )
-    min_accuracy: float | None = option(
-        None, help="Only search for the ratio at which each curve falls below this (bisection).", heading=BUDGET
-    )
+    min_group_accuracy: float | None = option(
+        None, help="Only search for the ratio at which each curve falls below this (bisection).", heading=BUDGET,
+        old=("--min-accuracy",),
+    )  # fmt: skip
     max_loss: float | None = option(None, help="The same for metrics where lower is better.", heading=BUDGET)
     stop_at_chance: bool = option(
         False, help="End a curve once it is no better than guessing.", heading=BUDGET, advanced=True

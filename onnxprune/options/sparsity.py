@@ -9,6 +9,7 @@ from onnxprune.options._text import NAMES, NUMBERS
 
 UNITS = ("weight", "unit")
 SCOPES = ("layer", "global")
+POINTS = (0.0, 0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99)
 ENDS = ("zeros", "strip")
 
 
@@ -50,7 +51,7 @@ class SparsitySweep(SparsityScope):
         choices=UNITS,
     )  # fmt: skip
     points: tuple[float, ...] = option(
-        (0.0, 0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99), help="Sparsities to measure.", heading=BUDGET,
+        POINTS, help="Sparsities to measure.", heading=BUDGET,
         text=NUMBERS, metavar="NUMBERS", ge=0, lt=1,
     )  # fmt: skip
     end: str = option(

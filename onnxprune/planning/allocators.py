@@ -21,8 +21,6 @@ from onnxprune.planning._search import CountPath, TargetSearch
 from onnxprune.planning.constraints import Counts, FeasibleCounts
 from onnxprune.planning.targets import LatencyPredictor
 
-ALLOCATORS = ("global", "uniform", "sensitivity", "latency", "saving")
-
 Values = npt.NDArray[np.float64]
 
 # Whether a block saves nothing, its price, its group, the count it leaves, when that was found.

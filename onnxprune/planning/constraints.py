@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Container, Mapping
 from fnmatch import fnmatchcase
 from math import ceil, floor, gcd
 from pathlib import Path
@@ -13,42 +12,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune.analysis.coupling import KINDS, Analysis, Group
+from onnxprune.analysis.coupling import Analysis, Group
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.execution.sessions import kernel_block
-
-ONLY = ("attention", *KINDS)
-PROTECT = ("first", "residual", *ONLY)
+from onnxprune.options.planning import Constraints as Constraints
 
 Counts = dict[str, int]
 """Group name -> channels it keeps."""
-
-
-@dataclass(frozen=True)
-class Constraints:
-    """What a plan may not do.
-
-    Attributes:
-        round_to: kept counts are multiples of this on the producing axis; "auto": what the CPU's kernels like.
-        min_channels: least channels a group keeps.
-        max_ratio: largest share a group loses; keeps global rankings from emptying layers.
-        include: glob patterns; only matching groups are pruned (empty: all).
-        exclude: glob patterns of groups left whole.
-        protect: presets of groups left whole: "first" (the network's first layer), "residual" (residual streams; with
-            "first" what the D-Score paper leaves alone on ResNets), "attention" (heads and places in heads), or a kind
-            of group (`onnxprune.analysis.coupling.KINDS`).
-        overrides: glob pattern -> ratio (share removed) or {"ratio": r, "min_channels": n, "channels": kept}.
-        only: kinds of groups that are pruned, "attention" for both of its kinds (empty: all).
-    """
-
-    round_to: int | str = "auto"
-    min_channels: int = 1
-    max_ratio: float = 0.9
-    include: Sequence[str] = ()
-    exclude: Sequence[str] = ()
-    protect: Sequence[str] = ()
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-    only: Sequence[str] = ()
 
 
 def load_overrides(path: Path) -> dict[str, Any]:
@@ -125,8 +95,6 @@ class FeasibleCounts:
         self.groups = [g for g in _chosen(analysis, constraints) if g.name in scored]
         self._overrides(analysis)
         self.step = constraints.round_to if isinstance(constraints.round_to, int) else kernel_block()
-        if self.step < 1:
-            raise OnnxPruneError("--round-to must be at least 1, or auto")
         self.left = {g.name: (left or {}).get(g.name, g.channels) for g in self.groups}
         self.free = [g for g in self.groups if g.name not in self.fixed and g.name not in self.ratios]
         self._allowed: dict[tuple[str, int], npt.NDArray[np.int64]] = {}
@@ -207,12 +175,7 @@ def _chosen(analysis: Analysis, constraints: Constraints) -> list[Group]:
     for pattern in constraints.exclude:
         chosen -= _matching(analysis, pattern, "exclude")
     for preset in constraints.protect:
-        if preset not in PROTECT:
-            raise unknown("preset", preset, PROTECT)
         chosen -= {g.name for i, g in enumerate(analysis.groups) if _protected(preset, i, g)}
-    for kind in constraints.only:
-        if kind not in ONLY:
-            raise unknown("kind of group", kind, ONLY)
     if constraints.only:
         chosen &= {g.name for i, g in enumerate(analysis.groups) if any(_protected(k, i, g) for k in constraints.only)}
     if not chosen:

@@ -30,10 +30,10 @@ from onnxprune.execution.data import Data, Preprocess
 from onnxprune.execution.metrics import Metric, MetricValue, get_metric
 from onnxprune.ir.model import load, save
 from onnxprune.ops import CouplingOptions
+from onnxprune.options.planning import RATIOS as RATIOS
 from onnxprune.passes import NORMALIZE, Pipeline
 from onnxprune.planning.curves import Curve, CurvePoint, Curves
 
-RATIOS = tuple(round(0.05 * i, 2) for i in range(1, 20))
 Progress = Callable[[int, int], None]
 
 

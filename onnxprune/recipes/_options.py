@@ -1,7 +1,7 @@
 """Tables of TOML read into dataclasses, strictly: every key is a field, every value has the field's type.
 
 A field whose type is a dataclass takes its own fields from the same table, so that a step can say which groups of
-options it has (`Settings` of a training, `Constraints` of a plan) and a recipe stays flat.
+options it has (`Training`, `Constraints` of a plan) and a recipe stays flat.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any, TypeGuard, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from onnxprune.errors import OnnxPruneError, unknown
+from onnxprune.options import OptionError
 
 T = TypeVar("T")
 
@@ -85,6 +86,9 @@ def read(cls: type[T], table: Mapping[str, Any], where: str, defaults: Mapping[s
             values.setdefault(key, value)
     try:
         return _made(cls, values)
+    except OptionError as err:
+        named = err.labelled(err.option)
+        raise OnnxPruneError(named.what, where=where, fix=named.fix) from err
     except OnnxPruneError as err:
         raise OnnxPruneError(err.what, where=f"{where}, {err.where}" if err.where else where, fix=err.fix) from err
 

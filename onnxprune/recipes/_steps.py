@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.errors import OnnxPruneError
@@ -162,14 +162,3 @@ def pick(name: str) -> str:
     if name not in DATA:
         raise OnnxPruneError(f"'on' names one of the recipe's data ({', '.join(DATA)}), not {name!r}")
     return name
-
-
-def require_positive(**counts: Any) -> None:
-    """Refuses counts below 1; None is none.
-
-    Raises:
-        OnnxPruneError: with the name.
-    """
-    for name, value in counts.items():
-        if value is not None and value < 1:
-            raise OnnxPruneError(f"{name!r} must be at least 1; got {value}")

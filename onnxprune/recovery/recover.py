@@ -29,6 +29,7 @@ from onnxprune.execution.graph_segments import Segments
 from onnxprune.execution.output_distance import OutputDistance
 from onnxprune.execution.sessions import Session
 from onnxprune.ir.model import PROVENANCE, Model
+from onnxprune.options.recovery import STAGES as STAGES
 from onnxprune.pipeline import analyze_for
 from onnxprune.planning.sensitivity_sweep import data_digest
 from onnxprune.plans import Plan
@@ -36,7 +37,6 @@ from onnxprune.recovery._lockstep import check_wiring
 from onnxprune.recovery.recalibrate_batchnorm import RecalibrateBatchnorm
 from onnxprune.recovery.reconstruct_weights import ReconstructWeights, Solution
 
-STAGES = ("recalibrate_batchnorm", "reconstruct_weights")
 LEAST = 16  # samples
 _HELD_OUT = 8  # each so-many-th sample judges
 _JUDGES = 512  # of them at most

@@ -14,7 +14,7 @@ import pytest
 import onnxprune.options as declarations
 from onnxprune.errors import OnnxPruneError
 from onnxprune.options import HEADINGS, Declared, OptionError, Options, declared, option
-from onnxprune.options._text import BYTES, NAMES, NUMBERS, PAIRS, RATIOS, SIZE, Text
+from onnxprune.options._text import BYTES, NAMES, NUMBERS, PAIRS, RATIO_RANGE, SIZE, Text
 
 CLASSES = sorted(
     (c for c in vars(declarations).values() if isinstance(c, type) and issubclass(c, Options) and c is not Options),
@@ -99,9 +99,9 @@ def test_defaults_are_not_shared() -> None:
         (NAMES, " a, b,", ("a", "b")),
         (SIZE, "3x4", (3, 4)),
         (SIZE, "5", (5, 5)),
-        (RATIOS, "0.1:0.7:0.3", (0.1, 0.4, 0.7)),
-        (RATIOS, "0.5,0.25", (0.5, 0.25)),
-        (RATIOS, ",", ()),
+        (RATIO_RANGE, "0.1:0.7:0.3", (0.1, 0.4, 0.7)),
+        (RATIO_RANGE, "0.5,0.25", (0.5, 0.25)),
+        (RATIO_RANGE, ",", ()),
         (BYTES, "500MB", 500 * 2**20),
         (BYTES, "1.5kb", 1536),
         (BYTES, "7", 7),
@@ -115,8 +115,9 @@ def test_texts_are_read(reader: Text, text: Any, value: Any) -> None:
 @pytest.mark.parametrize(
     ("reader", "text"),
     [
-        (NUMBERS, "a"), (SIZE, "x"), (SIZE, "3xx"), (RATIOS, "a"), (RATIOS, "0.1:0.9:0"), (RATIOS, "0.9:0.1:0.1"),
-        (RATIOS, "0:1:1e-9"), (RATIOS, "0:inf:1"), (BYTES, "lots"), (BYTES, "-1"), (BYTES, "infGB"), (BYTES, "1XB"),
+        (NUMBERS, "a"), (SIZE, "x"), (SIZE, "3xx"), (RATIO_RANGE, "a"), (RATIO_RANGE, "0.1:0.9:0"),
+        (RATIO_RANGE, "0.9:0.1:0.1"), (RATIO_RANGE, "0:1:1e-9"), (RATIO_RANGE, "0:inf:1"), (BYTES, "lots"),
+        (BYTES, "-1"), (BYTES, "infGB"), (BYTES, "1XB"),
         (PAIRS, ("a",)),
     ],
 )  # fmt: skip

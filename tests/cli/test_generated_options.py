@@ -10,7 +10,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from onnxprune.cli._generated import Command, json_option, takes_options
+from onnxprune.cli._options import Command, json_option, takes_options
 from onnxprune.errors import OnnxPruneError
 from onnxprune.options import Options, option
 from onnxprune.options._text import NUMBERS, PAIRS
@@ -105,7 +105,7 @@ def test_a_value_that_makes_no_sense_is_a_known_error(args: list[str], says: str
 def test_an_old_spelling_works_with_a_note() -> None:
     result = run("m", "-o", "x", "--sort", "other")
     assert "kind='other'" in result.stdout
-    assert result.stderr == "note: --sort is now --kind\n"
+    assert result.stderr == "--sort is now --kind\n"
     assert "--sort" not in run("--help").output
 
 
