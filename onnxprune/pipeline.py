@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,16 +11,19 @@ from onnxprune._utils.html import html_table, share
 from onnxprune.analysis.cost import MEASURES, Cost, CostModel
 from onnxprune.analysis.coupling import Analysis, couple
 from onnxprune.criteria import AnyCriterion
-from onnxprune.criteria.scoring import Scores
+from onnxprune.criteria.scoring import Progress, Scores
 from onnxprune.criteria.scoring import score as score_groups
 from onnxprune.errors import OnnxPruneError
+from onnxprune.execution.calibration import Calibration
 from onnxprune.ir.checker import check_weights
-from onnxprune.ir.model import PROVENANCE, Model, gc_paused
+from onnxprune.ir.model import PROVENANCE, Array, Model, gc_paused
 from onnxprune.ops import CouplingOptions
 from onnxprune.passes import NORMALIZE, Pipeline, SparsifyWeights, StripChannels
 from onnxprune.passes.strip_channels import analysis_options, check_plan
+from onnxprune.planning.constraints import Constraints
+from onnxprune.planning.curves import Curves
 from onnxprune.planning.planner import plan as make_plan
-from onnxprune.planning.targets import Target
+from onnxprune.planning.targets import LatencyPredictor, Target
 from onnxprune.plans import Plan
 from onnxprune.verification import Verification, verify
 
@@ -80,28 +84,64 @@ def analyze_for(model: Model, plan: Plan) -> Analysis:
     return analysis
 
 
-def score(model: Model, groups: Analysis, criterion: str | AnyCriterion = "l2", **options: Any) -> Scores:
-    """Scores every channel of an analysed model; see `onnxprune.criteria.scoring.score` for the options.
+def score(
+    model: Model,
+    groups: Analysis,
+    criterion: str | AnyCriterion = "l2",
+    *,
+    reduce: str | None = None,
+    calibration: Calibration | None = None,
+    progress: Progress | None = None,
+    **params: Any,
+) -> Scores:
+    """Score every channel of an analysed model; see `onnxprune.criteria.scoring.score` for the arguments.
+
+    Args:
+        params: parameters of the criterion, if it is given by name.
 
     Raises:
         OnnxPruneError: the groups are another model's; unknown criterion or parameter; weights that are not finite.
     """
     if groups.source is not model and groups.source.fingerprint != model.fingerprint:
         raise OnnxPruneError("these groups belong to another model", fix="analyze this one")
-    return score_groups(groups, criterion, **options)
+    return score_groups(groups, criterion, reduce=reduce, calibration=calibration, progress=progress, **params)
 
 
-def plan(scores: Scores, target: Target | None = None, **options: Any) -> Plan:
-    """Decides which channels go; see `onnxprune.planning.planner.plan` for the options.
+def plan(
+    scores: Scores,
+    target: Target | None = None,
+    *,
+    ratio: float | None = None,
+    curves: Curves | None = None,
+    min_group_accuracy: float | None = None,
+    max_loss: float | None = None,
+    latency: LatencyPredictor | None = None,
+    allocator: str | None = None,
+    normalize: str | None = None,
+    constraints: Constraints | None = None,
+) -> Plan:
+    """Decide which channels to remove; see `onnxprune.planning.planner.plan` for the arguments.
 
     Raises:
         OnnxPruneError: a share out of range, a pattern that matches nothing, a target that cannot be reached.
     """
-    return make_plan(scores, target, tool=version, **options)
+    return make_plan(
+        scores, target, ratio=ratio, curves=curves, min_group_accuracy=min_group_accuracy, max_loss=max_loss,
+        latency=latency, allocator=allocator, normalize=normalize, constraints=constraints, tool=version,
+    )  # fmt: skip
 
 
 def compile_plan(
-    model: Model, plan: Plan, *, analysis: Analysis | None = None, check: bool = True, **options: Any
+    model: Model,
+    plan: Plan,
+    *,
+    analysis: Analysis | None = None,
+    check: bool = True,
+    feeds: Sequence[Mapping[str, Array]] | None = None,
+    tolerance: float | None = None,
+    device: str = "cpu",
+    threads: int = 0,
+    seed: int = 0,
 ) -> Compiled:
     """Strips, verifies and signs.
 
@@ -109,7 +149,8 @@ def compile_plan(
         model: the original.
         plan: what to remove.
         analysis: of the model, if at hand.
-        check: prove the result (see `onnxprune.verification`); `options` go there.
+        check: prove the result.
+        feeds, tolerance, device, threads, seed: of the proof, see `onnxprune.verification.verify`.
 
     Raises:
         OnnxPruneError: the plan does not fit.
@@ -122,7 +163,11 @@ def compile_plan(
     pruned = pruned.with_metadata(
         {f"{PROVENANCE}.version": version, f"{PROVENANCE}.plan": plan.digest, f"{PROVENANCE}.source": plan.model}
     )
-    proof = verify(analysis, plan, pruned, **options) if check else None
+    proof = None
+    if check:
+        proof = verify(
+            analysis, plan, pruned, feeds=feeds, tolerance=tolerance, device=device, threads=threads, seed=seed
+        )
     cost = CostModel(analysis)
     return Compiled(pruned, plan, analysis, cost.baseline, cost.cost(analysis.kept(plan)), proof)
 

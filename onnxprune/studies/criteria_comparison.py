@@ -25,8 +25,9 @@ from onnxprune.analysis.coupling import Analysis, Group
 from onnxprune.criteria import AnyCriterion
 from onnxprune.criteria import get as get_criterion
 from onnxprune.criteria.dscore import sign_sums
-from onnxprune.criteria.scoring import Scored, Scores, filters_first, score_together
+from onnxprune.criteria.scoring import Progress, Scored, Scores, filters_first, score_together
 from onnxprune.errors import OnnxPruneError, unknown
+from onnxprune.execution.calibration import Calibration
 from onnxprune.planning.constraints import check_ratio
 from onnxprune.planning.sensitivity_sweep import removed_at
 
@@ -164,7 +165,14 @@ class CriteriaComparison:
 
 
 def compare_criteria(
-    analysis: Analysis, criteria: Sequence[str] | Mapping[str, AnyCriterion], *, ratio: float = 0.5, **options: Any
+    analysis: Analysis,
+    criteria: Sequence[str] | Mapping[str, AnyCriterion],
+    *,
+    ratio: float = 0.5,
+    reduce: str | None = None,
+    groups: list[str] | None = None,
+    calibration: Calibration | None = None,
+    progress: Progress | None = None,
 ) -> CriteriaComparison:
     """Scores a model by several criteria, in one run over the data, and compares them group by group.
 
@@ -172,7 +180,7 @@ def compare_criteria(
         analysis: of the model.
         criteria: at least two, as `parsed` reads them, or instances by name.
         ratio: the share of every group that each would remove, in [0, 1).
-        options: as for `onnxprune.criteria.scoring.score_together`: reduce, groups, calibration, progress.
+        reduce, groups, calibration, progress: as for `onnxprune.criteria.scoring.score_together`.
 
     Raises:
         OnnxPruneError: less than two criteria, the same one twice, a ratio out of range; and as `score_together`.
@@ -185,14 +193,17 @@ def compare_criteria(
         criteria = {name: parsed(name) for name in criteria}
     if len(criteria) < 2:
         raise OnnxPruneError("a comparison takes at least two criteria", fix="for example l1,fpgm,dscore")
-    scores = dict(zip(criteria, score_together(analysis, list(criteria.values()), **options), strict=True))
+    found = score_together(
+        analysis, list(criteria.values()), reduce=reduce, groups=groups, calibration=calibration, progress=progress
+    )
+    scores = dict(zip(criteria, found, strict=True))
     names = next(iter(scores.values())).groups
     pairs = list(combinations(scores, 2))
-    groups = {
+    agreements = {
         name: {(a, b): agreement(scores[a].groups[name], scores[b].groups[name], ratio) for a, b in pairs}
         for name in names
     }
-    return CriteriaComparison(scores, ratio, groups)
+    return CriteriaComparison(scores, ratio, agreements)
 
 
 def parsed(text: str) -> AnyCriterion:
