@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from onnxprune.training.methods import get_method as get_method
 
 _WHERE = {
-    "Epoch": "_callbacks", "Figures": "_learner", "METHODS": "methods", "Method": "methods", "Retrained": "_loop",
-    "Settings": "_settings", "Teacher": "_distillation", "get_method": "methods", "measure": "_loop",
+    "Epoch": "_callbacks", "METHODS": "methods", "Method": "methods", "Retrained": "_loop", "Settings": "_settings",
+    "Teacher": "_distillation", "ValidationMetrics": "_learner", "get_method": "methods", "measure": "_loop",
     "process_rank": "_guards", "remove_checkpoints": "checkpoints", "retrain": "_loop",
 }  # fmt: skip
 
