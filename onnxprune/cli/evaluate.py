@@ -8,14 +8,14 @@ import click
 
 from onnxprune.cli._options import Command, json_option, model_argument, takes_options
 from onnxprune.cli._stages import load_model, preprocess_of, read_data
-from onnxprune.options import Execution, LabelledData
+from onnxprune.options import Execution, RequiredData
 
 
 @click.command(cls=Command)
 @model_argument
 @takes_options
 @json_option
-def evaluate(model: Path, data: LabelledData, execution: Execution, as_json: bool) -> None:
+def evaluate(model: Path, data: RequiredData, execution: Execution, as_json: bool) -> None:
     """Accuracy of a classifier on labelled data."""
     from onnxprune._utils import formatting
     from onnxprune.cli import _display

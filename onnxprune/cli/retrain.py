@@ -13,9 +13,9 @@ from onnxprune.cli._stages import constraints_on, image_size, load_model, prepro
 from onnxprune.errors import OnnxPruneError
 from onnxprune.options import (
     Constraints,
-    LabelledData,
     ModelOutput,
     Options,
+    RequiredData,
     Resuming,
     Training,
     TrainingMethod,
@@ -59,7 +59,7 @@ class MethodPlan(Options):
 def retrain(
     model: Path,
     output: ModelOutput,
-    data: LabelledData,
+    data: RequiredData,
     validation: ValidationData,
     training: Training,
     taught: TeacherFiles,

@@ -13,8 +13,8 @@ from onnxprune.cli._stages import analyzed, calibration_of, load_model, preproce
 from onnxprune.options import (
     AttentionOptions,
     Distribution,
-    LabelledData,
     Output,
+    RequiredData,
     Restarting,
     ScoresInput,
     Scoring,
@@ -38,7 +38,7 @@ class CurveOutput(Output):
 def sensitivity(
     model: Path,
     output: CurveOutput,
-    data: LabelledData,
+    data: RequiredData,
     scoring: Scoring,
     scores: ScoresInput,
     sweep: SensitivitySweep,

@@ -12,7 +12,7 @@ from onnxprune import __version__
 from onnxprune.cli._options import Command, json_option, model_argument, takes_options
 from onnxprune.cli._stages import load_model, preprocess_of, read_data
 from onnxprune.errors import OnnxPruneError
-from onnxprune.options import Execution, LabelledData, Options, SparsitySweep, option
+from onnxprune.options import Execution, Options, RequiredData, SparsitySweep, option
 
 if TYPE_CHECKING:
     from onnxprune.ir.model import Model
@@ -34,7 +34,7 @@ class SweepOutput(Options):
 @takes_options
 @json_option
 def sweep(
-    model: Path, output: SweepOutput, data: LabelledData, study: SparsitySweep, execution: Execution, as_json: bool
+    model: Path, output: SweepOutput, data: RequiredData, study: SparsitySweep, execution: Execution, as_json: bool
 ) -> None:
     """Accuracy and compressed size against sparsity: single weights beside whole units.
 

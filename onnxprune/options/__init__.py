@@ -16,9 +16,9 @@ from onnxprune.options._declare import option as option
 from onnxprune.options._text import PAIRS as PAIRS
 from onnxprune.options.data import AccuracyData as AccuracyData
 from onnxprune.options.data import CalibrationData as CalibrationData
-from onnxprune.options.data import LabelledData as LabelledData
 from onnxprune.options.data import Preprocessing as Preprocessing
 from onnxprune.options.data import RecoveryData as RecoveryData
+from onnxprune.options.data import RequiredData as RequiredData
 from onnxprune.options.data import Samples as Samples
 from onnxprune.options.data import Sampling as Sampling
 from onnxprune.options.data import VerificationData as VerificationData

@@ -55,10 +55,10 @@ class Samples(Preprocessing, Sampling):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelledData(Samples):
+class RequiredData(Samples):
     """Data that a command cannot do without."""
 
-    data: str = option(help=f"Labelled samples: {SOURCES}", heading=DATA)
+    data: str = option(help=f"Samples: {SOURCES}", heading=DATA)
 
 
 @dataclass(frozen=True, kw_only=True)
