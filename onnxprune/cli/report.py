@@ -9,7 +9,7 @@ import click
 
 from onnxprune.cli._options import Command, json_option, takes_options
 from onnxprune.cli._stages import preprocess_of, read_data
-from onnxprune.options import AccuracyData, Options, Timing, option
+from onnxprune.options import AccuracyData, Options, ReportMeasurements, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,19 +18,6 @@ class ReportOutput(Options):
 
     output: Path = option(Path("report.html"), help="File to write.", heading="Output", flag=("-o", "--output"))
     title: str = option("", help="Title of the page.", heading="Output", shown="the recipe's name, or the models'")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportMeasurements(Options):
-    """Measurements that a report makes itself."""
-
-    latency: bool = option(
-        True, help="Measure latency that is in no file (default) or not.", heading="Latency",
-        flag="--latency/--no-latency",
-    )  # fmt: skip
-    verify: bool = option(
-        True, help="Prove the pruned model again (default) or not.", heading="Output", flag="--verify/--no-verify"
-    )
 
 
 @click.command(cls=Command)
@@ -42,7 +29,6 @@ def report(
     page: ReportOutput,
     data: AccuracyData,
     measurements: ReportMeasurements,
-    timing: Timing,
     as_json: bool,
 ) -> None:
     """One HTML file: what was cut, why, what it cost, how it was proved.
@@ -62,9 +48,9 @@ def report(
 
     check_extra()
     measuring = MeasurementSettings(
-        latency=measurements.latency, batch=timing.batch, threads=timing.threads, runs=timing.runs,
-        device=timing.device, verify=measurements.verify, data=read_data(data.data, data) if data.data else None,
-        preprocess=preprocess_of(data),
+        latency=measurements.latency, batch=measurements.batch, threads=measurements.threads, runs=measurements.runs,
+        device=measurements.device, verify=measurements.verify,
+        data=read_data(data.data, data) if data.data else None, preprocess=preprocess_of(data),
     )  # fmt: skip
     with _display.progress("measuring", quiet=as_json) as tick:
         written = write_report(sources, page.output, measuring=measuring, title=page.title, progress=tick)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onnxprune.options._declare import LATENCY, RUNTIME, Options, option
+from onnxprune.options._declare import LATENCY, OUTPUT, RUNTIME, Options, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,3 +61,16 @@ class Measuring(Timing):
     """Whether and how latency is predicted and measured."""
 
     latency: bool = option(False, help="Predict and measure latency, whatever the target is.", heading=LATENCY)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportMeasurements(Timing):
+    """Measurements that a report makes itself."""
+
+    latency: bool = option(
+        True, help="Measure latency that is in no file (default) or not.", heading=LATENCY,
+        flag="--latency/--no-latency",
+    )  # fmt: skip
+    verify: bool = option(
+        True, help="Prove the pruned model again (default) or not.", heading=OUTPUT, flag="--verify/--no-verify"
+    )

@@ -13,6 +13,7 @@ from onnxprune.analysis.coupling import Analysis
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import Data, Preprocess, subset
 from onnxprune.ir.model import Model, load
+from onnxprune.options import AnalysisOptions
 from onnxprune.pipeline import analyze
 
 MODEL, SCORES, CURVES, PLAN = "model", "scores", "curves", "plan"
@@ -29,20 +30,18 @@ class RecipeDefaults:
     Attributes:
         preprocess: how samples become the model's input.
         seed, threads, device: of every step that has such an option and does not say otherwise.
-        attention: what is removed from multi-head attention, "heads" or "head_dim".
-        include_inexact: channels that statistics run over are free as well.
+        analysis: channels that the analysis frees.
     """
 
     preprocess: Preprocess = field(default_factory=Preprocess)
     seed: int = 0
     threads: int = 0
     device: str = "cpu"
-    attention: str = "heads"
-    include_inexact: bool = False
+    analysis: AnalysisOptions = field(default_factory=AnalysisOptions)
 
     def analyze(self, model: Model) -> Analysis:
         """What may go from a model under the recipe."""
-        return analyze(model, attention=self.attention, include_inexact=self.include_inexact)
+        return analyze(model, attention=self.analysis.attention, include_inexact=self.analysis.include_inexact)
 
 
 @dataclass(frozen=True)

@@ -61,11 +61,12 @@ class BenchSettings(Benchmark):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Header(AnalysisOptions, Sampling):
+class _Header(Sampling):
     """Keys of a recipe before its steps."""
 
     name: str
     model: str
+    analysis: AnalysisOptions
     about: str = ""
     data: str = ""
     val_data: str = ""
@@ -184,7 +185,7 @@ def _recipe(table: Table, path: Path, text: str, given: set[str]) -> Recipe:
     pre = read(Preprocessing, parts["preprocess"], f"{where}, table preprocess")
     bench = read(BenchSettings, parts["bench"], f"{where}, table bench", {"device": head.device})
     how = Preprocess(pre.mean, pre.std, pre.layout)
-    defaults = RecipeDefaults(how, head.seed, head.threads, head.device, head.attention, head.include_inexact)
+    defaults = RecipeDefaults(how, head.seed, head.threads, head.device, head.analysis)
     step_defaults = {"seed": head.seed, "threads": head.threads, "device": head.device}
     entries = tuple(
         StepEntry(i + 1, step, turn)
