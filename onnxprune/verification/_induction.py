@@ -256,6 +256,8 @@ class Induction:
         except OnnxPruneError as err:
             if isinstance(err, VerificationError):
                 raise
+            if len(targets) == 1:
+                self.refusals[targets[0]] = err.what
             self._divided(shapes, number, targets, style)
 
     def compare(self, targets: Sequence[str], feeds: dict[str, Array], style: str = "unit") -> None:
@@ -392,8 +394,9 @@ class Induction:
         for t in sorted(self.results, key=self._position.__getitem__):
             where = f"{self.reference.where(t)}, tensor {t!r}"
             if t in unseen and (t not in self.cut.integers or t in self.used):
+                why = self.refusals.get(t, "the original computes nothing there on values of the checker's choice")
                 raise VerificationError(
-                    "it could not be checked: the original computes nothing there on values of the checker's choice",
+                    f"it could not be checked: {why}",
                     where=where,
                     fix="verify on real inputs with --data",
                 )
