@@ -14,7 +14,7 @@ from __future__ import annotations
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import wraps
+from functools import cache, wraps
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -66,7 +66,24 @@ class Option(click.Option):
 
 
 class Command(click.Command):
-    """A command whose help lists options under headings, advanced ones last."""
+    """A command with declared options (see `takes_options`); its help lists them under headings, advanced ones last."""
+
+    _complete: bool
+    _params: list[click.Parameter]
+
+    @property
+    def params(self) -> list[click.Parameter]:  # type: ignore[override]
+        """Arguments and options; the declared ones are made on first use."""
+        make = getattr(self.callback, "declared_options", None)
+        if make is not None and not self._complete:
+            self._complete = True
+            self._params += make()
+        return self._params
+
+    @params.setter
+    def params(self, params: list[click.Parameter]) -> None:
+        self._params = params
+        self._complete = False
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write one section of options for each heading."""
@@ -110,18 +127,24 @@ def json_option(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def takes_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of all parameters whose annotation is an option dataclass, and pass instances of these."""
-    classes = option_classes(function)
-    entries = list(_entries(classes))
-    _refuse_duplicates(function, entries)
+    """Add the options of all parameters whose annotation is an option dataclass, and pass instances of these.
+
+    The options are made when the command is used or shows its help: the list of all commands needs none.
+    """
+
+    @cache
+    def entries() -> tuple[_Entry, ...]:
+        found = tuple(_entries(option_classes(function)))
+        _refuse_duplicates(function, found)
+        return found
 
     @wraps(function)
     def wrapped(**values: Any) -> None:
-        made = {parameter: _made(cls, parameter, entries, values) for parameter, cls in classes.items()}
+        classes = option_classes(function)
+        made = {parameter: _made(cls, parameter, entries(), values) for parameter, cls in classes.items()}
         function(**made, **values)
 
-    params = [option for entry in entries for option in _click_options(entry)]
-    wrapped.__click_params__ = [*getattr(function, "__click_params__", []), *reversed(params)]  # type: ignore[attr-defined]
+    wrapped.declared_options = lambda: [o for e in entries() for o in _click_options(e)]  # type: ignore[attr-defined]
     return wrapped
 
 

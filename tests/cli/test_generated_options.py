@@ -125,4 +125,4 @@ def test_options_declared_twice_are_refused() -> None:
 
     twice.__annotations__ = {"one": Budget, "other": Budget}
     with pytest.raises(TypeError, match=r"declares .*--share.* twice"):
-        takes_options(twice)
+        click.command(cls=Command)(takes_options(twice)).params  # noqa: B018
