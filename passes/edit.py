@@ -49,12 +49,12 @@ def _is_read(t: gs.Tensor, dead: Mapping[int, gs.Node]) -> bool:
     return not dead or any(id(n) not in dead for n in t.outputs)
 
 
-def set_input(node: gs.Node, place: int, t: gs.Tensor) -> None:
+def set_input(node: gs.Node, index: int, t: gs.Tensor) -> None:
     """Replace an input of a node, by identity: graphsurgeon compares nodes attribute by attribute."""
-    readers = node.inputs[place].outputs
+    readers = node.inputs[index].outputs
     del_at = next(i for i in range(len(readers) - 1, -1, -1) if readers[i] is node)
     list.__delitem__(readers, del_at)
-    list.__setitem__(node.inputs, place, t)
+    list.__setitem__(node.inputs, index, t)
     list.append(t.outputs, node)
 
 

@@ -75,16 +75,16 @@ def _weight_axis(node: gs.Node) -> int | None:
     return int(node.inputs[1].values.ndim - 2)
 
 
-def _factor(mul: gs.Node, reader: gs.Node, channels: int, dtype: np.dtype[Any]) -> tuple[gs.Tensor, Array] | None:
+def _factor(mul: gs.Node, consumer: gs.Node, channels: int, dtype: np.dtype[Any]) -> tuple[gs.Tensor, Array] | None:
     """Return the Mul's other input and its constant, one number per channel (condition 1)."""
     # Number of data axes after the contracted one: Conv data has the rank of its weight; other data ends with it.
-    after = reader.inputs[1].values.ndim - 2 if reader.op == "Conv" else 0
+    after = consumer.inputs[1].values.ndim - 2 if consumer.op == "Conv" else 0
     for x, s in (mul.inputs, mul.inputs[::-1]):
         if not isinstance(s, gs.Constant) or isinstance(x, gs.Constant) or s.values.dtype != dtype:
             continue
         shape = list(s.values.shape)
         # A factor of higher rank than the data would add axes to it.
-        least = reader.inputs[1].values.ndim if reader.op == "Conv" else len(x.shape) if x.shape is not None else 1
+        least = consumer.inputs[1].values.ndim if consumer.op == "Conv" else len(x.shape) if x.shape is not None else 1
         if after < len(shape) <= least and shape[-1 - after] == channels == s.values.size:
             return x, s.values.reshape(-1)
     return None

@@ -67,7 +67,7 @@ class FoldShapes(Pass):
         seen = with_nodes(seen, graph.nodes[count:], model.opset)
         old, new = graph.nodes[:count], graph.nodes[count:]
         if new:
-            graph.nodes[:] = _placed(old, new)
+            graph.nodes[:] = _in_order(old, new)
         folded: dict[int, tuple[gs.Variable, Array]] = {}
         for node in old:  # new nodes depend on the data
             if node.outputs and not node.domain:
@@ -136,14 +136,14 @@ def _rounded_once(t: gs.Tensor, value: Array, folded: dict[int, tuple[gs.Variabl
     return exact if exact.shape == value.shape and np.isfinite(exact).all() else value
 
 
-def _unpick(node: gs.Node, seen: Witness, names: set[str]) -> None:
+def _unpick(node: gs.Node, witness: Witness, names: set[str]) -> None:
     """Rewrite a Gather that selects all elements in order (condition 4)."""
     data, indices = node.inputs
     output = node.outputs[0].name
-    source, picked = seen.symbolic(data.name), seen.symbolic(indices.name)
+    source, picked = witness.symbolic(data.name), witness.symbolic(indices.name)
     if isinstance(indices, gs.Constant) or source is None or picked is None or len(source) != 1:
         return
-    places = _counted(indices, seen)
+    places = _counted(indices, witness)
     step: Size = 1
     for axis in reversed(range(len(picked))):
         size = picked[axis]
@@ -158,23 +158,23 @@ def _unpick(node: gs.Node, seen: Witness, names: set[str]) -> None:
         node.inputs[1] = gs.Constant(unique_name(names, f"{output}_shape"), target)
 
 
-def _counted(t: gs.Tensor, seen: Witness) -> list[Size] | None:
+def _counted(t: gs.Tensor, witness: Witness) -> list[Size] | None:
     """Return the step along every axis and the first element of an evenly spaced integer tensor, else None."""
-    shape = seen.symbolic(t.name) if not isinstance(t, gs.Constant) else tuple(int(n) for n in t.shape)
-    value = np.asarray(t.values) if isinstance(t, gs.Constant) else seen.constant(t.name)
+    shape = witness.symbolic(t.name) if not isinstance(t, gs.Constant) else tuple(int(n) for n in t.shape)
+    value = np.asarray(t.values) if isinstance(t, gs.Constant) else witness.constant(t.name)
     if value is not None and value.dtype.kind == "i" and value.size:
         first = int(value.reshape(-1)[0])
         steps = [int(np.diff(value, axis=i).reshape(-1)[0]) if n > 1 else 0 for i, n in enumerate(value.shape)]
         even = first + sum(step * i for step, i in zip(steps, np.indices(value.shape), strict=True))
         return [*steps, first] if np.array_equal(even, value) else None
     node = t.inputs[0] if t.inputs else None
-    elements = seen.elements(t.name)
+    elements = witness.elements(t.name)
     if shape == () and elements is not None and elements[0] is not None:
         return [elements[0]]
     if node is None or node.domain or shape is None:
         return None
     if node.op == "Range":
-        ends = [_counted(operand, seen) for operand in node.inputs]
+        ends = [_counted(operand, witness) for operand in node.inputs]
         return None if ends[0] is None or ends[2] is None else [ends[2][0], ends[0][0]]
     if node.op not in ("Add", "Mul", "Unsqueeze", "Identity", "Cast"):
         return None
@@ -182,7 +182,7 @@ def _counted(t: gs.Tensor, seen: Witness) -> list[Size] | None:
         return None
     parts: list[list[Size]] = []
     for operand in node.inputs[: 2 if node.op in ("Add", "Mul") else 1]:
-        part = _counted(operand, seen)
+        part = _counted(operand, witness)
         if part is None:
             return None
         parts.append(part)
@@ -190,7 +190,7 @@ def _counted(t: gs.Tensor, seen: Witness) -> list[Size] | None:
         listed = node.attrs.get("axes")
         if len(node.inputs) > 1:
             constant = isinstance(node.inputs[1], gs.Constant)
-            listed = node.inputs[1].values.tolist() if constant else seen.elements(node.inputs[1].name)
+            listed = node.inputs[1].values.tolist() if constant else witness.elements(node.inputs[1].name)
         if listed is None or not all(isinstance(a, int) for a in listed):
             return None
         new, rest = {a % len(shape) for a in listed}, iter(parts[0])
@@ -209,13 +209,13 @@ _BROADCASTS = frozenset(
 )
 
 
-def _unstretch(node: gs.Node, seen: Witness) -> None:
+def _unstretch(node: gs.Node, witness: Witness) -> None:
     """Remove an Expand whose consumers broadcast by themselves (condition 5)."""
     source, target = node.inputs[0], node.outputs[0]
 
     def whole(t: gs.Tensor) -> bool:
-        shape = seen.symbolic(target.name)
-        return t is not target and shape is not None and seen.symbolic(t.name) == shape
+        shape = witness.symbolic(target.name)
+        return t is not target and shape is not None and witness.symbolic(t.name) == shape
 
     readers = list(target.outputs)
     if all(n.op in _BROADCASTS and not n.domain and any(whole(t) for t in n.inputs) for n in readers):
@@ -228,12 +228,12 @@ def _unstretch(node: gs.Node, seen: Witness) -> None:
 _MOST = 2**20  # most elements of a constant that replaces a ConstantOfShape
 
 
-def _expand(node: gs.Node, seen: Witness, names: set[str]) -> None:
+def _expand(node: gs.Node, witness: Witness, names: set[str]) -> None:
     """Replace a ConstantOfShape that is scattered into by an Expand (condition 6)."""
     output, operand = node.outputs[0], node.inputs[0]
-    wanted = seen.elements(operand.name)
+    wanted = witness.elements(operand.name)
     scattered = any(n.op == "ScatterElements" and n.inputs[0] is output for n in output.outputs)
-    if not scattered or wanted is None or operand.name not in seen.formulas:
+    if not scattered or wanted is None or operand.name not in witness.formulas:
         return
     shape = tuple(n if isinstance(n, int) else 1 for n in wanted)
     if int(np.prod(shape)) > _MOST:
@@ -242,7 +242,7 @@ def _expand(node: gs.Node, seen: Witness, names: set[str]) -> None:
     assert spec is not None
     assert spec.evaluate is not None
     constant = gs.Constant(unique_name(names, f"{output.name}_all"), spec.evaluate(node, [int64(*shape)]))
-    seen.shapes[constant.name] = shape
+    witness.shapes[constant.name] = shape
     node.op, node.attrs, node.inputs = "Expand", {}, [constant, operand]
 
 
@@ -251,13 +251,13 @@ def _scatters(node: gs.Node) -> list[gs.Node]:
     return [n for n in node.outputs[0].outputs if n.op == "ScatterElements" and n.inputs[1] is node.outputs[0]]
 
 
-def _stretch_alike(node: gs.Node, graph: gs.Graph, seen: Witness, names: set[str]) -> None:
+def _stretch_alike(node: gs.Node, graph: gs.Graph, witness: Witness, names: set[str]) -> None:
     """Rewrite Expand(indices, [...]) to Expand(indices, Shape(updates)) (condition 6)."""
     places, updates = node.inputs[1:3]
     made = places.inputs[0] if places.inputs else None
     if made is None or made.op != "Expand" or made.domain or isinstance(updates, gs.Constant):
         return
-    if places.name in seen.values or as_large_as(places, updates):
+    if places.name in witness.values or as_large_as(places, updates):
         return
     shape = gs.Variable(unique_name(names, f"{updates.name}_shape"), np.int64)
     alike = gs.Variable(unique_name(names, f"{places.name}_alike"), np.int64)
@@ -266,14 +266,14 @@ def _stretch_alike(node: gs.Node, graph: gs.Graph, seen: Witness, names: set[str
     node.inputs[1] = alike
 
 
-def _soften(node: gs.Node, index: int, graph: gs.Graph, seen: Witness, names: set[str]) -> None:
+def _soften(node: gs.Node, index: int, graph: gs.Graph, witness: Witness, names: set[str]) -> None:
     """Rewrite a partly constant shape operand so that it follows the data (conditions 2 and 3)."""
     operand = node.inputs[index]
     x, y = node.inputs[0], node.outputs[0].name
-    before, after = seen.symbolic(x.name), seen.symbolic(y)
-    if isinstance(operand, gs.Constant) or before is None or after is None or operand.name not in seen.formulas:
+    before, after = witness.symbolic(x.name), witness.symbolic(y)
+    if isinstance(operand, gs.Constant) or before is None or after is None or operand.name not in witness.formulas:
         return
-    wanted = seen.elements(operand.name)
+    wanted = witness.elements(operand.name)
     if wanted is None:
         return
     if node.op == "Reshape":
@@ -316,7 +316,7 @@ def _soften(node: gs.Node, index: int, graph: gs.Graph, seen: Witness, names: se
     node.inputs[index] = joined
 
 
-def _placed(old: list[gs.Node], new: list[gs.Node]) -> list[gs.Node]:
+def _in_order(old: list[gs.Node], new: list[gs.Node]) -> list[gs.Node]:
     """Return all nodes, every new one right before its first consumer."""
     waiting = {id(n) for n in new}
     out: list[gs.Node] = []

@@ -61,7 +61,7 @@ class FuseBatchnorm(Pass):
             if names is None:
                 names = set(graph.tensors())
             _fold(node, producer, names)
-            _take_out(node, producer, graph, outputs)
+            _remove_normalization(node, producer, graph, outputs)
             gone.add(id(node))
         if gone:
             graph.nodes[:] = [n for n in graph.nodes if id(n) not in gone]
@@ -119,9 +119,9 @@ def _fold(node: gs.Node, producer: gs.Node, names: set[str]) -> None:
                 where=node.name or node.outputs[0].name,
                 fix="check its parameters (a variance below zero?); float16 may need float32 weights",
             )
-    _put(producer, 1, new_weight, names, weight.name)
+    _set_constant(producer, 1, new_weight, names, weight.name)
     if bias is not None:
-        _put(producer, 2, new_bias, names, bias.name)
+        _set_constant(producer, 2, new_bias, names, bias.name)
         return
     base = weight.name.removesuffix(".weight")
     if len(producer.inputs) > 2:
@@ -141,7 +141,7 @@ def _scaled(node: gs.Node, weight: Array, s: Array) -> Array:
     return (split * s.reshape(groups, 1, -1, *[1] * (weight.ndim - 2))).reshape(weight.shape)
 
 
-def _put(node: gs.Node, index: int, values: Array, names: set[str], name: str) -> None:
+def _set_constant(node: gs.Node, index: int, values: Array, names: set[str], name: str) -> None:
     """Replace an input of a node by a constant: under the old name, unless the old one has other consumers."""
     old = node.inputs[index]
     if len(old.outputs) == 1:
@@ -150,7 +150,7 @@ def _put(node: gs.Node, index: int, values: Array, names: set[str], name: str) -
         node.inputs[index] = gs.Constant(unique_name(names, name), values)
 
 
-def _take_out(node: gs.Node, producer: gs.Node, graph: gs.Graph, outputs: set[int]) -> None:
+def _remove_normalization(node: gs.Node, producer: gs.Node, graph: gs.Graph, outputs: set[int]) -> None:
     """Connect the normalization's consumers to its producer."""
     out = node.outputs[0]
     if id(out) not in outputs:

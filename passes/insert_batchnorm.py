@@ -124,7 +124,7 @@ class InsertBatchnorm(Pass):
         return model
 
     def _normalization(
-        self, conv: gs.Node, mean: Array, var: Array, dtype: np.dtype[Any], names: set[str], taken: set[str]
+        self, conv: gs.Node, mean: Array, var: Array, dtype: np.dtype[Any], names: set[str], used_names: set[str]
     ) -> gs.Node:
         """Return the normalization of one convolution, inserted between it and all its consumers."""
         # gamma and beta are computed from the statistics as rounded to the type, so the identity is not affected.
@@ -145,7 +145,7 @@ class InsertBatchnorm(Pass):
                     reader.inputs[i] = out
         return gs.Node(
             "BatchNormalization",
-            unique_name(taken, f"{conv.name or y.name}{_SUFFIX}"),
+            unique_name(used_names, f"{conv.name or y.name}{_SUFFIX}"),
             {"epsilon": self.epsilon, "momentum": self.momentum},
             [y, *parameters],
             [out],

@@ -281,49 +281,49 @@ class _Silencer:
         self.names = set(graph.tensors())
         self.outputs = {id(t) for t in graph.outputs}
 
-    def silence(self, use: LayerUse, gone: Mask) -> None:
+    def silence(self, use: LayerUse, removed: Mask) -> None:
         """Zero the constants after a layer, up to the first node that is not a per-channel constant operation.
 
         Args:
             use: Use of the weight by a layer.
             gone: Mask of its zeroed units, [units].
         """
-        node, place = use.node, use.from_end
+        node, axis = use.node, use.from_end
         if node.op in ("Conv", "ConvTranspose") and len(node.inputs) > 2 and node.inputs[2].name:
-            self._clear(node, 2, -1, gone)
+            self._clear(node, 2, -1, removed)
         elif node.op == "Gemm" and len(node.inputs) > 2 and node.inputs[2].name:
-            self._clear(node, 2, place, gone)
+            self._clear(node, 2, axis, removed)
         while True:
             out = node.outputs[0]
             if id(out) in self.outputs or len(out.outputs) != 1:
                 return
             node = out.outputs[0]
             step = _STEPS.get(node.op) if node.domain in (None, "", "ai.onnx") else None
-            if step is None or not step(self, node, out, place, gone):
+            if step is None or not step(self, node, out, axis, removed):
                 return
 
-    def _normalization(self, node: gs.Node, out: gs.Tensor, place: int, gone: Mask) -> bool:
+    def _normalization(self, node: gs.Node, out: gs.Tensor, axis: int, removed: Mask) -> bool:
         """Zero scale and shift: scale * (0 - mean) / deviation + shift."""
         if node.inputs[0] is not out:
             return False
-        self._clear(node, 1, -1, gone)
-        self._clear(node, 2, -1, gone)
+        self._clear(node, 1, -1, removed)
+        self._clear(node, 2, -1, removed)
         return True
 
-    def _shift(self, node: gs.Node, out: gs.Tensor, place: int, gone: Mask) -> bool:
+    def _shift(self, node: gs.Node, out: gs.Tensor, axis: int, removed: Mask) -> bool:
         """Zero the constant of 0 + c."""
         index = 1 if node.inputs[0] is out else 0
         values = constant_value(node.inputs[index])
-        if values is None or (values.ndim >= -place and values.shape[place] not in (1, len(gone))):
+        if values is None or (values.ndim >= -axis and values.shape[axis] not in (1, len(removed))):
             return False
-        self._clear(node, index, place, gone)
+        self._clear(node, index, axis, removed)
         return True
 
-    def _scale(self, node: gs.Node, out: gs.Tensor, place: int, gone: Mask) -> bool:
+    def _scale(self, node: gs.Node, out: gs.Tensor, axis: int, removed: Mask) -> bool:
         """Continue after 0 * c and 0 / c, which are 0. (c / 0 is infinite, independent of later additions.)"""
         return constant_value(node.inputs[1 if node.inputs[0] is out else 0]) is not None
 
-    def _clear(self, node: gs.Node, index: int, place: int, gone: Mask) -> None:
+    def _clear(self, node: gs.Node, index: int, axis: int, removed: Mask) -> None:
         """Set a constant to zero at some units, for this node alone."""
         t = node.inputs[index]
         values = constant_value(t)
@@ -333,13 +333,13 @@ class _Silencer:
                 where=f"{node.op} {node.name or node.outputs[0].name!r}",
                 fix="exclude the weight (--exclude)",
             )
-        shape = [1] * max(0, -place - values.ndim) + list(values.shape)
+        shape = [1] * max(0, -axis - values.ndim) + list(values.shape)
         new = values.reshape(shape)
-        if shape[place] != len(gone):  # a scalar for all units
-            shape[place] = len(gone)
+        if shape[axis] != len(removed):  # a scalar for all units
+            shape[axis] = len(removed)
             new = np.broadcast_to(new, shape)
         new = np.array(new)
-        np.moveaxis(new, place, -1)[..., gone] = 0
+        np.moveaxis(new, axis, -1)[..., removed] = 0
         if np.array_equal(new, np.broadcast_to(values, new.shape)):
             return
         if isinstance(t, gs.Constant) and len(t.outputs) == 1 and id(t) not in self.outputs:

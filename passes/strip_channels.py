@@ -56,7 +56,7 @@ class StripChannels(Pass):
         # Patches read the old sizes and constants, so they run first.
         for node in model.graph.nodes:
             spec = find(node)
-            if spec is not None and spec.patch is not None and stripper.knows(node):
+            if spec is not None and spec.patch is not None and stripper.has_known_shapes(node):
                 with guarded(spec, node):
                     spec.patch(node, stripper)
         stripper.compress()
@@ -116,7 +116,7 @@ class _StripPatcher:
             self._keep[key] = self.analysis.keep(t.name, axis, self.kept)
         return self._keep[key]
 
-    def knows(self, node: gs.Node) -> bool:
+    def has_known_shapes(self, node: gs.Node) -> bool:
         """Return whether the shapes around a node are known; all inputs of other nodes are locked."""
         shapes = self.analysis.table.shapes
         return all(not t.name or isinstance(t, gs.Constant) or t.name in shapes for t in (*node.inputs, *node.outputs))

@@ -38,13 +38,13 @@ class TakeBranches(Pass):
 
     def rewrite(self, model: Model) -> Model:
         """Inline branches and fold what becomes constant, until no condition is constant."""
-        while any(n.op == "If" for n in model.graph.nodes) and _take(model.graph):
+        while any(n.op == "If" for n in model.graph.nodes) and _inline_branches(model.graph):
             for step in (LiftConstants(), RemoveIdentity(), FoldShapes()):
                 model = step.rewrite(model)
         return model
 
 
-def _take(graph: gs.Graph) -> bool:
+def _inline_branches(graph: gs.Graph) -> bool:
     """Inline every decided branch once; return whether there was one."""
     names = set(graph.tensors())
     taken = False

@@ -39,6 +39,6 @@ def html_table(
     return f"<div><table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{below}</div>"
 
 
-def share(part: float, whole: float) -> str:
+def share(part: float, total: float) -> str:
     """A part in percent of a whole."""
-    return f"{100 * part / whole:.1f} %" if whole else "-"
+    return f"{100 * part / total:.1f} %" if total else "-"

@@ -35,9 +35,9 @@ class Cost:
     memory: int
     channels: int
 
-    def ratio(self, whole: Cost, what: str) -> float:
+    def ratio(self, baseline: Cost, what: str) -> float:
         """This over another, by the name of the measure."""
-        total = getattr(whole, what)
+        total = getattr(baseline, what)
         return float(getattr(self, what) / total) if total else 1.0
 
 
@@ -212,13 +212,13 @@ class CostModel:
 
     def cost(self, kept: Kept) -> Cost:
         """The cost if the components in `kept` (bool [count]) stay."""
-        counts = self._left(kept)
+        counts = self._remaining(kept)
         return Cost(**{measure: self._of(measure, kept, counts) for measure in MEASURES})
 
     def share(self, kept: Kept, measure: str) -> float:
         """The share of one measure that these components keep: `cost(kept).ratio(whole, measure)`, without the rest."""
         total: int = getattr(self.baseline, measure)
-        return self._of(measure, kept, self._left(kept)) / total if total else 1.0
+        return self._of(measure, kept, self._remaining(kept)) / total if total else 1.0
 
     def _of(self, measure: str, kept: Kept, counts: _Counts) -> int:
         if measure == "channels":
@@ -229,7 +229,7 @@ class CostModel:
             return self._memory(counts)
         return int(self._weights(counts) @ (self._counted if measure == "params" else self._itemsize))
 
-    def _left(self, kept: Kept) -> _Counts:
+    def _remaining(self, kept: Kept) -> _Counts:
         """How many labels of every row stay, and a 1 at the end."""
         counts = np.ones(len(self._labels) + 1, np.int64)
         if len(self._flat):

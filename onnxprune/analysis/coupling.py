@@ -265,20 +265,20 @@ def _no_record(node: gs.Node) -> str:
     return f"{name}: add one (CONTRIBUTING, or a package with an entry point in {OPS_GROUP!r})"
 
 
-def walk(model: Model, seen: Witness, choices: CouplingOptions | None = None) -> LabelTable:
+def walk(model: Model, witness: Witness, choices: CouplingOptions | None = None) -> LabelTable:
     """Runs every operator's rule once, in graph order."""
     graph = model.graph
-    table = LabelTable(seen.shapes, seen.values, model.opset, choices, seen.sizes, seen.formulas)
+    table = LabelTable(witness.shapes, witness.values, model.opset, choices, witness.sizes, witness.formulas)
     table.outputs = frozenset(t.name for t in graph.outputs)
     for node in graph.nodes:
         table.node = node
         outer = captured(node)
         spec = find(node)
         tensors = [*node.inputs, *node.outputs]
-        known = all(not t.name or isinstance(t, gs.Constant) or t.name in seen.shapes for t in tensors)
+        known = all(not t.name or isinstance(t, gs.Constant) or t.name in witness.shapes for t in tensors)
         if spec is not None and (known or spec.locked_reason):
             _couple(spec, node, table)
-            if seen.sizes:
+            if witness.sizes:
                 _lock_dynamic(node, table)
         else:
             if spec is None:
@@ -294,14 +294,14 @@ def walk(model: Model, seen: Witness, choices: CouplingOptions | None = None) ->
     table.finish()
     table.node = None
     for t in graph.outputs:
-        if t.name in seen.shapes:
+        if t.name in witness.shapes:
             for labels in table.get(t):
                 if labels is not None:
                     table.locks.append(Lock(labels, t.name, "output", "is an output of the model"))
     return table
 
 
-_BY_PLACE = frozenset(("Gather", "GatherElements", "GatherND", "ScatterElements", "ScatterND", "Slice", "Split"))
+_BY_INDEX = frozenset(("Gather", "GatherElements", "GatherND", "ScatterElements", "ScatterND", "Slice", "Split"))
 
 
 def _lock_dynamic(node: gs.Node, table: LabelTable) -> None:
@@ -313,7 +313,7 @@ def _lock_dynamic(node: gs.Node, table: LabelTable) -> None:
         return
     read = _on_dynamic(node.inputs, table)
     made = _on_dynamic(node.outputs, table)
-    for labels, size in [*made, *(read if node.op in _BY_PLACE else ())]:
+    for labels, size in [*made, *(read if node.op in _BY_INDEX else ())]:
         if not any(size == n for _, n in read) or not any(size == n for _, n in made):
             table.lock(labels, "is on an axis whose size is not constant")
 
@@ -355,7 +355,7 @@ def couple(model: Model, *, source: Model | None = None, choices: CouplingOption
     return assemble(model, seen, walk(model, seen, choices), source=source)
 
 
-def assemble(model: Model, seen: Witness, table: LabelTable, *, source: Model | None = None) -> Analysis:
+def assemble(model: Model, witness: Witness, table: LabelTable, *, source: Model | None = None) -> Analysis:
     """Components, locks and groups of a finished label table."""
     root = components(table.count, table.ties)
     none = len(table.locks)
@@ -395,7 +395,9 @@ def assemble(model: Model, seen: Witness, table: LabelTable, *, source: Model | 
         elif namer.produced(members):  # nobody misses indices of constants that no layer computes: masks, frequencies
             lock = by_rank[why]
             locked.append(LockedGroup(namer.name(members), len(members), lock.node, lock.op, lock.reason, lock.inexact))
-    return Analysis(source or model, model, seen, table, component, len(free_roots) + 1, tuple(groups), tuple(locked))
+    return Analysis(
+        source or model, model, witness, table, component, len(free_roots) + 1, tuple(groups), tuple(locked)
+    )
 
 
 def _lifted(table: LabelTable, root: npt.NDArray[np.int64]) -> tuple[list[str], npt.NDArray[np.uint64]]:

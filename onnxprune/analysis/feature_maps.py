@@ -151,10 +151,10 @@ def _followed(tensor: gs.Variable, stage: Stage, outputs: set[str]) -> gs.Variab
     return tensor
 
 
-def _gated(tensor: gs.Variable, readers: list[gs.Node]) -> gs.Variable | None:
+def _gated(tensor: gs.Variable, consumers: list[gs.Node]) -> gs.Variable | None:
     """The output of `x * gate(x)`, written out."""
-    for node in readers:
-        other = [n for n in readers if n is not node]
+    for node in consumers:
+        other = [n for n in consumers if n is not node]
         if node.op != "Mul" or len(other) != 1:
             continue
         gate = other[0]

@@ -116,7 +116,7 @@ class LinearNode:
             return np.zeros(self.outputs)
         return self.beta * np.asarray(self.bias.values).astype(np.float64).ravel()
 
-    def put(self, matrix: Matrix, shift: Matrix | None = None, names: set[str] | None = None) -> None:
+    def set_weights(self, matrix: Matrix, shift: Matrix | None = None, names: set[str] | None = None) -> None:
         """Changes the weight (as `matrix` gives it) and, if given, the bias (as `shift` does) of the node itself.
 
         A convolution or Gemm without a bias gets one, under a name that is not among `names` (and is then added).

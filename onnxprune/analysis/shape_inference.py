@@ -168,24 +168,24 @@ def known_or_witness(model: Model) -> Witness:
     )  # fmt: skip
 
 
-def with_nodes(seen: Witness, nodes: Sequence[gs.Node], opset: int) -> Witness:
+def with_nodes(witness: Witness, nodes: Sequence[gs.Node], opset: int) -> Witness:
     """A witness that knows shape arithmetic that was added to the graph; other nodes are left out.
 
     Args:
-        seen: of the graph without them.
+        witness: of the graph without them.
         nodes: new ones, in graph order.
         opset: of the model.
     """
-    found = _Found(dict(seen.shapes), dict(seen.dtypes), dict(seen.values))
-    found.sizes, found.formulas, found.numbers = dict(seen.sizes), dict(seen.formulas), dict(seen.numbers)
+    found = _WitnessBuilder(dict(witness.shapes), dict(witness.dtypes), dict(witness.values))
+    found.sizes, found.formulas, found.numbers = dict(witness.sizes), dict(witness.formulas), dict(witness.numbers)
     for node in nodes:
         value = found.compute(node, opset) if found.computable(node) else None
         if value is not None:
             found.settle_value(node.outputs[0].name, value)
             found.express_value(node, value)
-    names = seen.names | (found.values.keys() - seen.values.keys())
+    names = witness.names | (found.values.keys() - witness.values.keys())
     return replace(
-        seen, shapes=found.shapes, dtypes=found.dtypes, values=found.values, names=names, sizes=found.sizes,
+        witness, shapes=found.shapes, dtypes=found.dtypes, values=found.values, names=names, sizes=found.sizes,
         formulas=found.formulas,
     )  # fmt: skip
 
@@ -200,7 +200,7 @@ def witness(model: Model, dims: Mapping[tuple[str, int], int] | None = None) -> 
     graph = model.graph
     dims = assignments(model, single=True)[0] if dims is None else dims
     node_types = NodeTypes(model)
-    found = _Found()
+    found = _WitnessBuilder()
     for t in graph.inputs:
         found.settle(t.name, of_input(t, dims))
         found.express_input(t, dims)
@@ -215,7 +215,7 @@ def witness(model: Model, dims: Mapping[tuple[str, int], int] | None = None) -> 
 
 
 @dataclass
-class _Found:
+class _WitnessBuilder:
     """Findings of a walk through a graph, as in `Witness`; `numbers` are those of the unknowns in `sizes`."""
 
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -319,7 +319,7 @@ class _Found:
         """Settles everything about a node's outputs; returns the value of the first, if it has one."""
         value = None
         computable = self.computable(node)
-        if computable and self._makes_few(node):
+        if computable and self._has_few_elements(node):
             value = self.compute(node, opset)
         if value is None or len(node.outputs) > 1:
             self._infer(node, node_types)
@@ -447,7 +447,7 @@ class _Found:
         dims = [self._dims(t) for t in node.inputs]
         found = sizes(node, dims, lambda i: self._elements(node.inputs[i]))
         if found is None:
-            found = self._tried(node, node_types) if node_types is not None else [None] * len(node.outputs)
+            found = self._sampled_dims(node, node_types) if node_types is not None else [None] * len(node.outputs)
         for t, shape in zip(node.outputs, found, strict=False):
             if t.name in self.shapes:
                 numbers = self.shapes[t.name]
@@ -456,7 +456,7 @@ class _Found:
             elif t.name:
                 self.sizes[t.name] = ()
 
-    def _tried(self, node: gs.Node, node_types: NodeTypes) -> list[Dims | None]:
+    def _sampled_dims(self, node: gs.Node, node_types: NodeTypes) -> list[Dims | None]:
         """Shapes of the outputs of a node without a rule: what three settings of its inputs' dimensions agree about.
 
         A single operator computes a dimension from few others, and with the numbers of `_TRIED` none is another by
@@ -518,7 +518,7 @@ class _Found:
             return False  # a weight, transposed or cast: the labels look through it, the file keeps it as it is
         return not any(isinstance(a, gs.Graph) for a in node.attrs.values())
 
-    def _makes_few(self, node: gs.Node) -> bool:
+    def _has_few_elements(self, node: gs.Node) -> bool:
         if node.op in _ASK:
             return True
         return node.op in _MAKE_FEW and all(prod(self.shapes.get(t.name, ())) <= _FEW for t in node.inputs)

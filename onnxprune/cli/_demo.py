@@ -61,7 +61,7 @@ def run(output: Path, as_json: bool = False) -> None:
         trained: list[DemoResult] = []
         for i, cut in enumerate(cuts):
             with _display.progress(f"recovering and retraining {i + 1} of {len(cuts)}", quiet=as_json) as tick:
-                made, missing = _won_back(cut, model, train, test, tick)
+                made, missing = _recovered(cut, model, train, test, tick)
             trained.append(made)
         done = cuts[0]
         small = trained[0].model
@@ -89,10 +89,10 @@ def run(output: Path, as_json: bool = False) -> None:
         return
     accuracy = ["accuracy (top-1)", formatting.percent(before.top1), formatting.percent(evaluate(small, test).top1), ""]
     _table(done, accuracy, slow.latency.median, fast.latency.median)
-    _story(done, cuts[1], trained, missing, str(output))
+    _print_summary(done, cuts[1], trained, missing, str(output))
 
 
-def _won_back(
+def _recovered(
     cut: Compiled, original: Model, train: Data, test: Data, tick: _display.Progress
 ) -> tuple[DemoResult, str | None]:
     """Recovered, then retrained; and what is missing for the latter."""
@@ -132,7 +132,7 @@ def _table(done: Compiled, accuracy: list[str], slow: float, fast: float) -> Non
     _display.table(title, ["", "before", "after", "kept"], rows)
 
 
-def _story(done: Compiled, hard: Compiled, trained: list[DemoResult], missing: str | None, name: str) -> None:
+def _print_summary(done: Compiled, hard: Compiled, trained: list[DemoResult], missing: str | None, name: str) -> None:
     print(_display.proof_line(done.verification))
     rows = [
         [formatting.percent(c.after.macs / c.before.macs), formatting.percent(t.as_cut.top1),

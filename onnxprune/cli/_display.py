@@ -269,20 +269,20 @@ def comparison_table(title: str, rows: Sequence[AllocatorRow], metric: str | Non
             note(f"{r.allocator}: {r.error}")
 
 
-def criteria_table(found: CriteriaComparison, name: str) -> None:
+def criteria_table(comparison: CriteriaComparison, name: str) -> None:
     """What `score --compare` prints: means over the groups."""
 
     def text(value: float | None) -> str:
         return "-" if value is None else f"{value:.3f}"
 
     rows = []
-    for one, other in found.pairs:
-        mean = found.mean((one, other))
+    for one, other in comparison.pairs:
+        mean = comparison.mean((one, other))
         overlap = "-" if mean.overlap is None else percent(mean.overlap)
         rows.append([f"{one}, {other}", text(mean.spearman), text(mean.kendall), overlap])
-    title = f"{name}: mean over {len(found.groups)} groups; {percent(found.ratio)} of each removed"
+    title = f"{name}: mean over {len(comparison.groups)} groups; {percent(comparison.ratio)} of each removed"
     table(title, ["criteria", "Spearman", "Kendall", "removed alike"], rows)
-    sys.stdout.write(f"by chance {percent(found.ratio)} would be removed alike\n")
+    sys.stdout.write(f"by chance {percent(comparison.ratio)} would be removed alike\n")
 
 
 def speedup_line(speedup: Speedup) -> str:
@@ -423,7 +423,7 @@ def run_table(done: RunTable, folder: str) -> None:
     sys.stdout.write(f"last model: {done.final}\neverything else, and table.csv: {folder}\n")
 
 
-def differences_tables(found: Differences, title: str, most: int | None = 20) -> None:
+def differences_tables(differences: Differences, title: str, most: int | None = 20) -> None:
     """What `diff` prints: sizes, then what differs, at most so many rows of each kind."""
 
     def rows_of(what: str, columns: Sequence[str], rows: list[list[Cell]], *, prose: bool = False) -> None:
@@ -440,31 +440,32 @@ def differences_tables(found: Differences, title: str, most: int | None = 20) ->
         ("nodes", "nodes", str), ("MACs", "macs", count), ("parameters", "params", count), ("weights", "bytes", size),
         ("file", "file", size), ("opset", "opset", str),
     ):  # fmt: skip
-        a, b = getattr(found.before, what), getattr(found.after, what)
+        a, b = getattr(differences.before, what), getattr(differences.after, what)
         share = percent(b / a) if a and b is not None and what != "opset" else ""
         sizes.append([label, *("-" if v is None else form(v) for v in (a, b)), share])
     table(title, ["", "before", "after", ""], sizes)
-    if found.identical:
+    if differences.identical:
         sys.stdout.write("nodes, shapes, weights and interface are the same\n")
         return
-    for line in found.interface:
+    for line in differences.interface:
         sys.stdout.write(f"interface: {line}\n")
-    rows_of("nodes only in the second", ["node", "operator"], [[n, op] for n, op in found.added])
-    rows_of("nodes only in the first", ["node", "operator"], [[n, op] for n, op in found.removed])
-    changed = [[c.name, c.op, "; ".join(c.changes)] for c in found.changed]
+    rows_of("nodes only in the second", ["node", "operator"], [[n, op] for n, op in differences.added])
+    rows_of("nodes only in the first", ["node", "operator"], [[n, op] for n, op in differences.removed])
+    changed = [[c.name, c.op, "; ".join(c.changes)] for c in differences.changed]
     rows_of("nodes changed", ["node", "operator", "change"], changed, prose=True)
-    shapes = [[s.tensor, shape(s.before), shape(s.after)] for s in found.shapes]
+    shapes = [[s.tensor, shape(s.before), shape(s.after)] for s in differences.shapes]
     rows_of("activations of another shape", ["tensor", "before", "after"], shapes)
-    resized = [[w.name, shape(w.before), shape(w.after)] for w in found.weights if w.before != w.after]
+    resized = [[w.name, shape(w.before), shape(w.after)] for w in differences.weights if w.before != w.after]
     rows_of("weights of another shape", ["weight", "before", "after"], resized)
     values = [
         [w.name, shape(w.before), "-" if w.elements is None else percent(w.elements),
          "-" if w.relative is None else f"{w.relative:.2e}", "-" if w.largest is None else f"{w.largest:.2e}"]
-        for w in found.weights if w.before == w.after
+        for w in differences.weights if w.before == w.after
     ]  # fmt: skip
     rows_of("weights of other values", ["weight", "shape", "elements", "relative", "largest"], values)
-    for what, weights in (("second", found.added_weights), ("first", found.removed_weights)):
+    for what, weights in (("second", differences.added_weights), ("first", differences.removed_weights)):
         rows_of(f"weights only in the {what}", ["weight", "shape"], [[n, shape(s)] for n, s in weights])
     sys.stdout.write(
-        f"the same: {found.same_nodes} nodes, {found.same_shapes} activation shapes, {found.same_weights} weights\n"
+        f"the same: {differences.same_nodes} nodes, {differences.same_shapes} activation shapes, "
+        f"{differences.same_weights} weights\n"
     )

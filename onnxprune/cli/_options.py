@@ -72,7 +72,7 @@ class Command(click.Command):
     _params: list[click.Parameter]
 
     @property
-    def params(self) -> list[click.Parameter]:  # type: ignore[override]
+    def params(self) -> list[click.Parameter]:
         """Arguments and options; the declared ones are made on first use."""
         make = getattr(self.callback, "declared_options", None)
         if make is not None and not self._complete:

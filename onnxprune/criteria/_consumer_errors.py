@@ -16,7 +16,7 @@ from onnxprune.execution.calibration import Probe, Statistic
 from onnxprune.execution.gram import Consumer, Gram, consumers, picked_positions, row_blocks
 from onnxprune.ir.model import Array as Values
 
-Places = npt.NDArray[np.int64]
+Indices = npt.NDArray[np.int64]
 
 ROWS = 30_000  # per consumer; more change the choice little
 WIDE = 5_000  # inputs x kernel; above, a Gram matrix needs 200 MB and its inverse minutes
@@ -36,7 +36,7 @@ class Contributions(Statistic):
         seed: Seed of the choice of outputs and positions.
     """
 
-    def __init__(self, consumer: Consumer, wanted: Places, positions: int, seed: int) -> None:
+    def __init__(self, consumer: Consumer, wanted: Indices, positions: int, seed: int) -> None:
         self.node, self.wanted, self.seed = consumer.node, positions, seed
         self.blocks = [consumer.blocks(q, wanted) for q in range(self.node.groups)]
         each, groups = self.node.outputs // self.node.groups, self.node.groups
@@ -89,7 +89,7 @@ class ConsumerStatistics:
         """Return whether a shift of its outputs is free: the layer has a bias, or can get one."""
         return self.consumer.node.intercept
 
-    def problems(self, group: Group, *, centred: bool) -> Iterator[tuple[Array, Array, list[Places]]]:
+    def problems(self, group: Group, *, centred: bool) -> Iterator[tuple[Array, Array, list[Indices]]]:
         """Yield (moments [n, n], weight [n, outputs], indices of every channel) of independent linear maps.
 
         Args:
@@ -215,8 +215,8 @@ class RemovalOrder:
         rises: [channels], as shares of the consumers' output energies, summed over the consumers.
     """
 
-    channels: Places
-    rises: Array
+    channels: Indices
+    error_increases: Array
 
 
 def ordered_scores(order: RemovalOrder) -> Array:
@@ -228,7 +228,7 @@ def ordered_scores(order: RemovalOrder) -> Array:
     """
     sums: list[float] = []
     counts: list[int] = []
-    for rise in order.rises.tolist():
+    for rise in order.error_increases.tolist():
         sums.append(rise)
         counts.append(1)
         while len(sums) > 1 and sums[-2] * counts[-1] >= sums[-1] * counts[-2]:

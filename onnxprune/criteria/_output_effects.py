@@ -65,13 +65,13 @@ def output_effects(
         names = _measured(segmenter)
         distance = OutputDistance(names, list(cursor.values(names)))
         for group, of_group in sorted(ablations, key=lambda item: segmenter.consumers[item[0].name].first):
-            place = segmenter.consumers[group.name].first
-            late = [n for n in names if segmenter.made[n] >= place]
+            node_index = segmenter.consumers[group.name].first
+            late = [n for n in names if segmenter.producer_index[n] >= node_index]
             if not late:
                 continue
-            cursor.advance(place)
+            cursor.advance(node_index)
             for ablation in of_group:
-                model = _changed(analysis, segmenter.segment(place, len(segmenter.nodes), late), group, ablation)
+                model = _changed(analysis, segmenter.segment(node_index, len(segmenter.nodes), late), group, ablation)
                 effects[group.name][len(ablation.removed)] = distance(cursor.values(late, model=model))
                 if context.progress is not None:
                     context.progress(sum(map(len, effects.values())), count)
@@ -80,7 +80,7 @@ def output_effects(
 
 def _measured(segments: Segments) -> list[str]:
     """Return the names of the outputs that can be compared."""
-    seen = segments.seen
+    seen = segments.witness
     names = [n for n in segments.outputs if n in seen.shapes and seen.dtypes.get(n, np.dtype(np.float32)).kind == "f"]
     if not names:
         raise OnnxPruneError(
@@ -99,5 +99,5 @@ def _changed(analysis: Analysis, model: Model, group: Group, ablation: Ablation)
         if (weights := ablation.weights.get(node.outputs[0].name)) is not None:
             linear = linear_node(node, outputs)
             assert linear is not None
-            linear.put(*weights, set(model.graph.tensors()))
+            linear.set_weights(*weights, set(model.graph.tensors()))
     return model

@@ -105,13 +105,13 @@ class Relevance:
                     parts.setdefault(source, {})[place] = r
                 elif node.op == "call_module" and (r is not None or node in parts):
                     given = parts.pop(node, {}) if r is None else {0: r}
-                    for source, share in self._handed_on(node, given, values, carries):
+                    for source, share in self._propagated(node, given, values, carries):
                         _add(found, source, share)
                 del values[node]  # its consumers are processed
         return [wanted[node] for node in self.outputs[1:]]
 
-    def _handed_on(
-        self, node: fx.Node, given: Mapping[int, Tensor], values: Mapping[fx.Node, Any], carries: set[fx.Node]
+    def _propagated(
+        self, node: fx.Node, relevances: Mapping[int, Tensor], values: Mapping[fx.Node, Any], carries: set[fx.Node]
     ) -> list[tuple[fx.Node, Tensor]]:
         """Return the share of each input of a node in the relevance of the node's outputs."""
         places = [i for i, a in enumerate(node.args) if isinstance(a, fx.Node) and a in carries]
@@ -122,18 +122,18 @@ class Relevance:
         arguments = [values[a] if isinstance(a, fx.Node) else a for a in node.args]
         call = _Call(op, module, arguments, places)
         sources: list[fx.Node] = [node.args[i] for i in places]
-        first = given.get(0)
+        first = relevances.get(0)
         if op in _MOVED:
-            shares = call.moved(given)
+            shares = call.moved(relevances)
         elif first is None:
-            shares = call.generic(given)
+            shares = call.generic(relevances)
         elif op in _WEIGHTED and len(places) == 1:
             shares = [call.weighted(first)]
         elif op in _UNCHANGED or (len(places) == 1 and op in (*_ADDED, *_EXTREMES, "Mul")):
             sources = sources[:1]
             shares = [first.sum_to_size(call.xs[0].shape)]
         elif op in _EXTREMES:
-            shares = call.moved(given)
+            shares = call.moved(relevances)
         elif op in _ADDED:
             shares = call.added(first)
         elif op in _AVERAGED:
@@ -144,7 +144,7 @@ class Relevance:
         elif op in _WEIGHTED and places == [0, 1]:
             shares = call.bilinear(first)
         else:
-            shares = call.generic(given)
+            shares = call.generic(relevances)
         return list(zip(sources, shares, strict=True))
 
     def _multiplied(self, r: Tensor, sources: list[fx.Node], xs: list[Tensor]) -> list[Tensor]:
@@ -178,32 +178,34 @@ class _Call:
         places: Indices of the inputs that carry relevance.
     """
 
-    def __init__(self, op: str, module: nn.Module, arguments: Sequence[Any], places: Sequence[int]) -> None:
-        self.op, self.module, self.arguments, self.places = op, module, list(arguments), list(places)
-        self.xs: list[Tensor] = [self.arguments[i].detach() for i in self.places]
+    def __init__(self, op: str, module: nn.Module, arguments: Sequence[Any], indices: Sequence[int]) -> None:
+        self.op, self.module, self.arguments, self.indices = op, module, list(arguments), list(indices)
+        self.xs: list[Tensor] = [self.arguments[i].detach() for i in self.indices]
 
     def only_first(self) -> _Call:
         """Return the call as a function of the first input that carries relevance."""
-        return _Call(self.op, self.module, self.arguments, self.places[:1])
+        return _Call(self.op, self.module, self.arguments, self.indices[:1])
 
-    def homogeneous(self, places: Sequence[int]) -> _Call:
+    def homogeneous(self, indices: Sequence[int]) -> _Call:
         """Return the call with zeros for the constants at some inputs."""
         arguments = [
-            torch.zeros_like(a) if i in places and i not in self.places and isinstance(a, Tensor) else a
+            torch.zeros_like(a) if i in indices and i not in self.indices and isinstance(a, Tensor) else a
             for i, a in enumerate(self.arguments)
         ]
-        return _Call(self.op, self.module, arguments, self.places)
+        return _Call(self.op, self.module, arguments, self.indices)
 
     def __call__(self, *xs: Tensor) -> Any:
         """Return the module's outputs."""
         arguments = list(self.arguments)
-        for place, x in zip(self.places, xs, strict=True):
+        for place, x in zip(self.indices, xs, strict=True):
             arguments[place] = x
         return self.module(*arguments)
 
-    def moved(self, given: Mapping[int, Tensor]) -> list[Tensor]:
+    def moved(self, relevances: Mapping[int, Tensor]) -> list[Tensor]:
         """Move relevance back to the origin of each element."""
-        return self._credited(lambda *xs: [(_output(y, self(*xs)) * r).sum() for y, r in given.items()], times=False)
+        return self._credited(
+            lambda *xs: [(_output(y, self(*xs)) * r).sum() for y, r in relevances.items()], times=False
+        )
 
     def weighted(self, r: Tensor) -> Tensor:
         """Share relevance in proportion to the positive products of input and weight."""
@@ -225,11 +227,11 @@ class _Call:
             return w.clamp(min=0) if sign > 0 else w.clamp(max=0)
 
         arguments = [
-            a if not isinstance(a, Tensor) or i in self.places else torch.zeros_like(a) if i == bias else part(a)
+            a if not isinstance(a, Tensor) or i in self.indices else torch.zeros_like(a) if i == bias else part(a)
             for bias in (_BIAS.get(self.op),)
             for i, a in enumerate(self.arguments)
         ]
-        arguments[self.places[0]] = x
+        arguments[self.indices[0]] = x
         held = {
             name: torch.zeros_like(w) if name.endswith("bias") else part(w)
             for name, w in self.module.named_parameters()
@@ -262,13 +264,13 @@ class _Call:
 
         return self._credited(terms)
 
-    def generic(self, given: Mapping[int, Tensor]) -> list[Tensor]:
+    def generic(self, relevances: Mapping[int, Tensor]) -> list[Tensor]:
         """Return input times the gradient of the outputs, each weighted by its relevance over its value."""
 
         def terms(*xs: Tensor) -> list[Tensor]:
             made = self(*xs)
             out = []
-            for place, r in given.items():
+            for place, r in relevances.items():
                 y = _output(place, made)
                 sign = torch.where(y.detach() < 0, -1.0, 1.0)
                 out.append((y * (r / (y.detach() + EPSILON * sign))).sum())
@@ -295,8 +297,8 @@ def _by_sign(r: Tensor, up: Tensor, down: Tensor) -> list[Tensor]:
     ]
 
 
-def _output(place: int, made: Any) -> Tensor:
-    found: Tensor = made[place] if isinstance(made, tuple | list) else made
+def _output(index: int, result: Any) -> Tensor:
+    found: Tensor = result[index] if isinstance(result, tuple | list) else result
     return found
 
 

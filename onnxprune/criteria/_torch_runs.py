@@ -24,7 +24,7 @@ from onnxprune.torch_bridge.running import cpu_threads
 _MEMORY = {"cpu": 2**28, "cuda": 2**32}  # bytes of all tensors of one forward run
 
 Visit = Callable[[torch.Tensor, torch.Tensor, int], None]
-Take = Callable[[int, torch.Tensor, torch.Tensor, int, int, int], None]
+Visitor = Callable[[int, torch.Tensor, torch.Tensor, int, int, int], None]
 
 
 def classifier(context: ScoringContext, model: Model, tensors: Sequence[str]) -> fx.GraphModule:
@@ -53,7 +53,7 @@ def classifier(context: ScoringContext, model: Model, tensors: Sequence[str]) ->
     return module.to(device=device, dtype=dtype)
 
 
-def loss_gradients(context: ScoringContext, tensors: Sequence[str], take: Take) -> None:
+def loss_gradients(context: ScoringContext, tensors: Sequence[str], visit: Visitor) -> None:
     """Call a function with tensors of the normalized model and the gradients of each sample's own cross-entropy.
 
     One forward and one backward run suffice: the gradient of the sum of the samples' losses is each sample's own, as
@@ -70,7 +70,7 @@ def loss_gradients(context: ScoringContext, tensors: Sequence[str], take: Take) 
     """
     module = classifier(context, context.analysis.model, tensors)
 
-    def visit(x: torch.Tensor, y: torch.Tensor, batch: int) -> None:
+    def differentiate(x: torch.Tensor, y: torch.Tensor, batch: int) -> None:
         if x.is_floating_point():
             x.requires_grad_()
         output, *maps = module(x)
@@ -80,10 +80,10 @@ def loss_gradients(context: ScoringContext, tensors: Sequence[str], take: Take) 
                 "the loss is not finite on this data", fix="check the data and its scaling (--mean, --std)"
             )
         gradients = torch.autograd.grad(loss, maps, allow_unused=True, materialize_grads=True)
-        for place, (a, g) in enumerate(zip(maps, gradients, strict=True)):
-            take(place, a.detach(), g, len(x), len(y), batch)
+        for index, (a, g) in enumerate(zip(maps, gradients, strict=True)):
+            visit(index, a.detach(), g, len(x), len(y), batch)
 
-    each_part(context, module, visit)
+    each_part(context, module, differentiate)
 
 
 def each_part(context: ScoringContext, module: fx.GraphModule, visit: Visit) -> None:

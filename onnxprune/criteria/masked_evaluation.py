@@ -117,11 +117,11 @@ class MaskedEvaluator:
         # Labels and scores of classes come from the first output; distances look at all of them.
         count = 1 if metric.needs == "labels" or metric.name == "kl" else None
         self.outputs = self.segmenter.outputs[:count]
-        self.places = sorted({r.first for r in self.segmenter.consumers.values()} - {len(self.segmenter.nodes)})
+        self.cuts = sorted({r.first for r in self.segmenter.consumers.values()} - {len(self.segmenter.nodes)})
         self.segments: dict[int, Session] = {}  # by place they lead to
         self.reference: list[list[Array]] = []
         self.pool: ThreadPoolExecutor | None = None
-        self.held: _CachedActivations | None = None
+        self.cached: _CachedActivations | None = None
         self.current: _SuffixSessions | None = None
         self.provider = ""
         if known is not None and metric.needs == "labels":
@@ -140,15 +140,15 @@ class MaskedEvaluator:
 
         Cached activations stay where they lie before the group's first reader.
         """
-        place = self.segmenter.consumers[group].first
+        node_index = self.segmenter.consumers[group].first
         before = self.removed.groups.get(group)
         gone = sorted({int(c) for c in channels} | set(before.removed if before is not None else ()))
         removal = Removal(self.analysis[group].channels, tuple(gone))
         self.segmenter.removed = Plan("", {**self.removed.groups, group: removal})
         self.current = None
-        self.segments = {p: s for p, s in self.segments.items() if p <= place}
-        if self.held is not None and self.held.place > place:
-            self.held = None
+        self.segments = {p: s for p, s in self.segments.items() if p <= node_index}
+        if self.cached is not None and self.cached.node_index > node_index:
+            self.cached = None
 
     def _run_baseline(self) -> list[Any]:
         """Runs the model without what is removed; the first time keeps outputs where the metric compares with them."""
@@ -257,10 +257,10 @@ class MaskedEvaluator:
             self.current = _SuffixSessions(self, self.analysis[group])
         collected: list[list[Any]] = [[] for _ in removals]
         for chunk in chunks:
-            held = self._hold(reads.first, chunk)
+            cached = self._cache(reads.first, chunk)
             for i, gone in enumerate(removals):
                 try:
-                    collected[i] += self.current.run(gone, held)
+                    collected[i] += self.current.run(gone, cached)
                     done = of(collected[i]) if chunk is chunks[-1] else None
                 except OnnxPruneError as err:
                     which = f"with {len(gone)} channels removed" if len(gone) != 1 else f"without channel {gone[0]}"
@@ -272,7 +272,7 @@ class MaskedEvaluator:
 
     def _reached(self, group: str) -> bool:
         """Whether anything that is measured comes after the group's first reader."""
-        return any(self.segmenter.made[n] >= self.segmenter.consumers[group].first for n in self.outputs)
+        return any(self.segmenter.producer_index[n] >= self.segmenter.consumers[group].first for n in self.outputs)
 
     def tensors(self, names: Sequence[str]) -> Iterator[tuple[range, list[Array]]]:
         """Tensors inside the model, without what is removed: batch by batch its samples and the named tensors.
@@ -282,15 +282,15 @@ class MaskedEvaluator:
         Args:
             names: of tensors that nodes make; each [samples * k, ...].
         """
-        segmenter, held = self.segmenter, self.held
-        made = [segmenter.made[n] for n in names]
-        whole = held is not None and len(held.chunk) == len(self.feeds) and held.place <= min(made)
-        at_hand = held if whole else None
-        start = 0 if at_hand is None else at_hand.place
+        segmenter, cached = self.segmenter, self.cached
+        made = [segmenter.producer_index[n] for n in names]
+        whole = cached is not None and len(cached.chunk) == len(self.feeds) and cached.node_index <= min(made)
+        at_hand = cached if whole else None
+        start = 0 if at_hand is None else at_hand.node_index
         session = self._session(segmenter.bare_segment(start, max(made) + 1, names))
 
         def run(i: int) -> tuple[range, list[Array]]:
-            values = self._put(session, i) if at_hand is None else at_hand.values[i]
+            values = self._to_device(session, i) if at_hand is None else at_hand.values[i]
             found = [o.numpy() for o in session.run_bound({n: values[n] for n in session.inputs}, names)]
             real, first = self.feeds.real(i), i * self.feeds.batch
             size = self.feeds.fixed or real
@@ -299,57 +299,57 @@ class MaskedEvaluator:
         for i in range(0, len(self.feeds), self.threads):
             yield from self.parallel(run, range(i, min(i + self.threads, len(self.feeds))))
 
-    def _put(self, session: Session, i: int) -> dict[str, Any]:
+    def _to_device(self, session: Session, i: int) -> dict[str, Any]:
         """Batch i on a session's device."""
-        return {n: session.put(v) for n, v in self.feeds[i][0].items()}
+        return {n: session.to_device(v) for n, v in self.feeds[i][0].items()}
 
-    def _chunks(self, place: int) -> list[range]:
+    def _chunks(self, node_index: int) -> list[range]:
         """Batches in as few shares as the memory for cached activations allows."""
-        size = self.segmenter.bytes_of(self.segmenter.live(place)) * self.feeds.batch
+        size = self.segmenter.bytes_of(self.segmenter.live(node_index)) * self.feeds.batch
         step = max(1, min(len(self.feeds), self.cache_memory // max(1, size)))
         return [range(i, min(i + step, len(self.feeds))) for i in range(0, len(self.feeds), step)]
 
-    def _hold(self, place: int, chunk: range) -> _CachedActivations:
+    def _cache(self, node_index: int, chunk: range) -> _CachedActivations:
         """Activations of some batches at a cut: from those at an earlier cut where they are at hand."""
-        held = self.held
-        if held is None or held.chunk != chunk or held.place > place:
-            self.held = None
-            held = _CachedActivations(0, chunk, [None] * len(chunk))
-        if held.place != place or held.values[0] is None:
-            route = [p for p in self.places if held.place < p <= place]
-            sessions = self._route(held.place, route)
-            before = held.values
-            held.values = []  # what a batch comes from goes as soon as it is there
+        cached = self.cached
+        if cached is None or cached.chunk != chunk or cached.node_index > node_index:
+            self.cached = None
+            cached = _CachedActivations(0, chunk, [None] * len(chunk))
+        if cached.node_index != node_index or cached.values[0] is None:
+            route = [p for p in self.cuts if cached.node_index < p <= node_index]
+            sessions = self._route(cached.node_index, route)
+            before = cached.values
+            cached.values = []  # what a batch comes from goes as soon as it is there
             advanced = self.parallel(lambda k: self._advance(before, k, chunk[k], sessions), range(len(chunk)))
-            held.values = advanced
-            held = _CachedActivations(place, chunk, held.values)
+            cached.values = advanced
+            cached = _CachedActivations(node_index, chunk, cached.values)
             if len(chunk) == len(self.feeds):  # nobody comes back to these
-                self.segments = {p: s for p, s in self.segments.items() if p > place}
-        self.held = held
-        return held
+                self.segments = {p: s for p, s in self.segments.items() if p > node_index}
+        self.cached = cached
+        return cached
 
     def _route(self, start: int, places: Sequence[int]) -> list[tuple[int, int, Session]]:
         """The pieces of the graph from one cut to the next."""
         out = []
-        for place in places:
-            if place not in self.segments:
-                names = [n for n in self.segmenter.live(place) if self.segmenter.made[n] >= start]
-                self.segments[place] = self._session(self.segmenter.bare_segment(start, place, names))
-            out.append((start, place, self.segments[place]))
-            start = place
+        for node_index in places:
+            if node_index not in self.segments:
+                names = [n for n in self.segmenter.live(node_index) if self.segmenter.producer_index[n] >= start]
+                self.segments[node_index] = self._session(self.segmenter.bare_segment(start, node_index, names))
+            out.append((start, node_index, self.segments[node_index]))
+            start = node_index
         return out
 
     def _advance(
-        self, held: list[dict[str, Any] | None], k: int, i: int, route: Sequence[tuple[int, int, Session]]
+        self, cached: list[dict[str, Any] | None], k: int, i: int, route: Sequence[tuple[int, int, Session]]
     ) -> dict[str, Any]:
         """The live tensors of batch i at the end of a route."""
-        values, held[k] = held[k], None
+        values, cached[k] = cached[k], None
         if values is None:
             session = route[0][2] if route else self._current().session
-            values = self._put(session, i)
-        for start, place, session in route:
-            live = self.segmenter.live(place)
-            names = [n for n in live if self.segmenter.made[n] >= start]
+            values = self._to_device(session, i)
+        for start, node_index, session in route:
+            live = self.segmenter.live(node_index)
+            names = [n for n in live if self.segmenter.producer_index[n] >= start]
             made = session.run_bound({n: values[n] for n in session.inputs}, names) if names else []
             values = {n: values[n] for n in live if n not in names} | dict(zip(names, made, strict=True))
         return values
@@ -375,7 +375,7 @@ def _together(runs: Sequence[Sequence[Array]]) -> list[Array]:
 class _CachedActivations:
     """Live tensors of some batches at a cut, on the device."""
 
-    place: int
+    node_index: int
     chunk: range
     values: list[Any]
 
@@ -410,42 +410,42 @@ class _SuffixSessions:
     def __init__(self, evaluator: MaskedEvaluator, group: Group) -> None:
         self.evaluator, self.group = evaluator, group
         segmenter = evaluator.segmenter
-        place = segmenter.consumers[group.name].first
-        self.outputs = [n for n in evaluator.outputs if segmenter.made[n] >= place]
+        node_index = segmenter.consumers[group.name].first
+        self.outputs = [n for n in evaluator.outputs if segmenter.producer_index[n] >= node_index]
         self.session = evaluator._session(segmenter.masked(group.name, self.outputs))
         self.seconds: list[float] = []  # per batch, masked
-        self.ways: list[_DedicatedSession] | None = None  # sessions of a trial's own; None: not tried yet
+        self.alternatives: list[_DedicatedSession] | None = None  # sessions of a trial's own; None: not tried yet
         self.memory: dict[bytes, list[Any]] = {}  # what was kept of each batch, by the channels that really go
         self.of: _CachedActivations | None = None
         self.dead: Kept = np.zeros(evaluator.analysis.count, bool)
 
-    def run(self, gone: Channels, held: _CachedActivations) -> list[Any]:
+    def run(self, removed: Channels, cached: _CachedActivations) -> list[Any]:
         """What is kept of every held batch when some of the group's channels go."""
-        if self.of is not held:
-            self.of, self.memory, self.dead = held, {}, self._dead(held)
-        kept = self._kept(gone)
+        if self.of is not cached:
+            self.of, self.memory, self.dead = cached, {}, self._dead(cached)
+        kept = self._kept(removed)
         key = np.packbits(kept | self.dead).tobytes()
         if key not in self.memory:
-            self.memory[key] = self._run(gone, kept, held)
+            self.memory[key] = self._run(removed, kept, cached)
         return self.memory[key]
 
-    def _kept(self, gone: Channels) -> Kept:
+    def _kept(self, removed: Channels) -> Kept:
         kept = np.ones(self.evaluator.analysis.count, bool)
-        kept[self.group.components[gone]] = False
+        kept[self.group.components[removed]] = False
         return kept
 
-    def _dead(self, held: _CachedActivations) -> Kept:
+    def _dead(self, cached: _CachedActivations) -> Kept:
         """Components that are zero in all held samples wherever they are read; none where that cannot be seen."""
         analysis, reads = self.evaluator.analysis, self.evaluator.segmenter.consumers[self.group.name]
         none: Kept = np.zeros(analysis.count, bool)
         on_host = self.session.provider == "CPUExecutionProvider"
-        if not on_host or any(name not in held.values[0] for name, _ in reads.contractions):
+        if not on_host or any(name not in cached.values[0] for name, _ in reads.contractions):
             return none
         dead = none.copy()
         dead[self.group.components] = True
         for name, c in reads.contractions:
             components = analysis.component[c.labels]
-            for values in held.values:
+            for values in cached.values:
                 open_ = np.flatnonzero(dead[components])
                 if not len(open_):
                     break
@@ -454,96 +454,96 @@ class _SuffixSessions:
                 dead[components[open_[(x != 0).any(others)]]] = False
         return dead
 
-    def _run(self, gone: Channels, kept: Kept, held: _CachedActivations) -> list[Any]:
-        if self.ways is None:
-            self.ways = self._tried(held)
-        removed = len(gone)
-        way = max(self.ways, key=lambda w: w.worth(removed, len(held.chunk)), default=None)
-        if way is None or way.worth(removed, len(held.chunk)) <= 0:
-            return self._masked(kept, held, range(len(held.chunk)))
-        session = self._built(way, gone)
-        first = min(len(held.chunk), max(_PROBE, self.evaluator.threads))
-        out, seconds = self._own(way, session, kept, held, range(first))
-        rest = range(first, len(held.chunk))
+    def _run(self, removed: Channels, kept: Kept, cached: _CachedActivations) -> list[Any]:
+        if self.alternatives is None:
+            self.alternatives = self._measure_alternatives(cached)
+        count = len(removed)
+        alternative = max(self.alternatives, key=lambda w: w.worth(count, len(cached.chunk)), default=None)
+        if alternative is None or alternative.worth(count, len(cached.chunk)) <= 0:
+            return self._masked(kept, cached, range(len(cached.chunk)))
+        session = self._built(alternative, removed)
+        first = min(len(cached.chunk), max(_PROBE, self.evaluator.threads))
+        out, seconds = self._own(alternative, session, kept, cached, range(first))
+        rest = range(first, len(cached.chunk))
         if self.evaluator.strip == "auto":
             gain = float(np.median(self.seconds)) - float(np.median(seconds))
-            way.learn(gain, removed)
+            alternative.learn(gain, count)
             if gain <= 0:
-                return out + self._masked(kept, held, rest)
-        return out + self._own(way, session, kept, held, rest)[0]
+                return out + self._masked(kept, cached, rest)
+        return out + self._own(alternative, session, kept, cached, rest)[0]
 
     def _own(
-        self, way: _DedicatedSession, session: Session, kept: Kept, held: _CachedActivations, which: range
+        self, alternative: _DedicatedSession, session: Session, kept: Kept, cached: _CachedActivations, which: range
     ) -> tuple[list[Any], list[float]]:
         """Batches run in a session of the trial's own, and again masked where rounding could turn a decision."""
-        undecided = self.evaluator.metric.undecided if way.kind == "stripped" else None
+        undecided = self.evaluator.metric.undecided if alternative.kind == "stripped" else None
         out, seconds = [], []
         for wave in self.evaluator._waves(which):
-            runs, took = self._outputs(session, held, wave)
+            runs, took = self._outputs(session, cached, wave)
             seconds += took
-            batches = held.batches(wave)
+            batches = cached.batches(wave)
             if undecided is not None:
                 scores = _together(runs)[0]
                 near = np.flatnonzero(undecided(scores_of(scores, len(scores)), self.evaluator.labels(batches)))
                 for k in np.unique(near // self.evaluator.feeds.batch).tolist():
-                    runs[k] = self._outputs(self.session, held, wave[k : k + 1], self._mask(kept))[0][0]
+                    runs[k] = self._outputs(self.session, cached, wave[k : k + 1], self._mask(kept))[0][0]
             out.append(self.evaluator._numbers(runs, batches))
         return out, seconds
 
-    def _tried(self, held: _CachedActivations) -> list[_DedicatedSession]:
+    def _measure_alternatives(self, cached: _CachedActivations) -> list[_DedicatedSession]:
         """Other ways to run a trial, with what they save: measured with nearly all channels gone."""
         strip, removed = self.evaluator.strip, bool(self.evaluator.removed.groups)
         if strip in ("stripped", "folded"):
             return [_DedicatedSession("folded" if removed else strip, 0.0, np.inf)]
         first = max(_PROBE, self.evaluator.threads)
         # Too little to run cannot win back what setting up costs; on CUDA kernels are chosen anew for every session.
-        if strip == "never" or len(held.chunk) < 4 * first or self.session.provider != "CPUExecutionProvider":
+        if strip == "never" or len(cached.chunk) < 4 * first or self.session.provider != "CPUExecutionProvider":
             return []
         most = self.group.channels - max(1, self.group.channels // 20)
         gone = np.arange(most)
-        self._masked(self._kept(gone), held, range(first))
+        self._masked(self._kept(gone), cached, range(first))
         slow = min(self.seconds)
-        ways = []
+        alternatives = []
         for kind in (
             ("folded", "stripped") if self.evaluator.metric.undecided is not None and not removed else ("folded",)
         ):
-            way = _DedicatedSession(kind, 0.0, 0.0)
+            alternative = _DedicatedSession(kind, 0.0, 0.0)
             start = time.perf_counter()
-            session = self._built(way, gone)
-            way.setup = time.perf_counter() - start
-            way.learn(slow - min(self._outputs(session, held, range(first))[1]), most)
-            ways.append(way)
-        return ways
+            session = self._built(alternative, gone)
+            alternative.setup = time.perf_counter() - start
+            alternative.learn(slow - min(self._outputs(session, cached, range(first))[1]), most)
+            alternatives.append(alternative)
+        return alternatives
 
-    def _built(self, way: _DedicatedSession, gone: Channels) -> Session:
+    def _built(self, alternative: _DedicatedSession, removed: Channels) -> Session:
         name, segmenter = self.group.name, self.evaluator.segmenter
-        plan = Plan("", {name: Removal(self.group.channels, tuple(sorted(gone.tolist())))})
-        build = segmenter.stripped if way.kind == "stripped" else segmenter.folded
+        plan = Plan("", {name: Removal(self.group.channels, tuple(sorted(removed.tolist())))})
+        build = segmenter.stripped if alternative.kind == "stripped" else segmenter.folded
         return self.evaluator._session(build(name, plan, self.outputs))
 
-    def _masked(self, kept: Kept, held: _CachedActivations, which: range) -> list[Any]:
+    def _masked(self, kept: Kept, cached: _CachedActivations, which: range) -> list[Any]:
         out = []
         for wave in self.evaluator._waves(which):
-            runs, seconds = self._outputs(self.session, held, wave, self._mask(kept))
+            runs, seconds = self._outputs(self.session, cached, wave, self._mask(kept))
             self.seconds += seconds
-            out.append(self.evaluator._numbers(runs, held.batches(wave)))
+            out.append(self.evaluator._numbers(runs, cached.batches(wave)))
         return out
 
     def _mask(self, kept: Kept) -> dict[str, Any]:
-        return {MASK_INPUT: self.session.put(kept.astype(np.float32))}
+        return {MASK_INPUT: self.session.to_device(kept.astype(np.float32))}
 
     def _outputs(
-        self, session: Session, held: _CachedActivations, which: range, more: Mapping[str, Any] = MappingProxyType({})
+        self, session: Session, cached: _CachedActivations, which: range, more: Mapping[str, Any] = MappingProxyType({})
     ) -> tuple[list[list[Array]], list[float]]:
         """All outputs of some batches, those that a mask cannot reach included; and the seconds each batch took."""
 
         def run(k: int) -> tuple[list[Array], float]:
             start = time.perf_counter()
-            values = {**held.values[k], **more}
+            values = {**cached.values[k], **more}
             made = session.run_bound({n: values[n] for n in session.inputs}, self.outputs)
             found = dict(zip(self.outputs, made, strict=True))
             outputs = [(found[n] if n in found else values[n]).numpy() for n in self.evaluator.outputs]
-            return self.evaluator._real(outputs, held.chunk[k]), time.perf_counter() - start
+            return self.evaluator._real(outputs, cached.chunk[k]), time.perf_counter() - start
 
         runs = self.evaluator.parallel(run, which)
         return [outputs for outputs, _ in runs], [seconds for _, seconds in runs]

@@ -33,7 +33,7 @@ class MaskedSegmenter(Segments):
     """Cuts an analysed model's normalized graph.
 
     Attributes:
-        reads: group name -> where it is first read; len(nodes) where nothing reads it.
+        consumers: group name -> where it is first read; len(nodes) where nothing reads it.
         removed: channels that no piece reads; set it, and pieces made from then on have their masks in them.
     """
 
@@ -47,15 +47,15 @@ class MaskedSegmenter(Segments):
         mine = np.zeros(self.analysis.count, bool)
         mine[components] = True
         found = [c for c in self.analysis.contractions if mine[self.analysis.component[c.labels]].any()]
-        places = [self.made[c.output] for c in found]
+        places = [self.producer_index[c.output] for c in found]
         names = [self.nodes[p].inputs[c.input_index].name for p, c in zip(places, found, strict=True)]
         return GroupConsumers(min(places, default=len(self.nodes)), tuple(zip(names, found, strict=True)))
 
-    def work(self, place: int) -> int:
+    def work(self, node_index: int) -> int:
         """MACs of the nodes from a cut to the end, at the witness's sizes."""
         shapes = self.analysis.table.shapes
         total = 0
-        for n in self.nodes[place:]:
+        for n in self.nodes[node_index:]:
             spec = find(n)
             tensors = [*n.inputs, *n.outputs]
             if spec is None or spec.macs is None:
@@ -73,12 +73,12 @@ class MaskedSegmenter(Segments):
         model = self.segment(start, stop, outputs)
         return self._with_masks(model, self.removed) if self.removed.groups else model
 
-    def _with_masks(self, piece: Model, plan: Plan) -> Model:
+    def _with_masks(self, segment: Model, plan: Plan) -> Model:
         """A piece with a plan's masks in its weights; where that is not possible they stay as constants."""
-        for t in piece.graph.tensors().values():
+        for t in segment.graph.tensors().values():
             if not isinstance(t, gs.Constant) and t.shape is None:
                 t.shape = self.declared(t.name)
-        return FoldScales().rewrite(InsertMasks(plan, self.analysis, partial=True).rewrite(piece))
+        return FoldScales().rewrite(InsertMasks(plan, self.analysis, partial=True).rewrite(segment))
 
     def masked(self, group: str, outputs: Sequence[str]) -> Model:
         """From a group's first reader to the end, with an input that masks its channels."""
@@ -100,10 +100,10 @@ class MaskedSegmenter(Segments):
         suffix = self.bare_segment(start, len(self.nodes), outputs)
         whole = {t.name: list(t.shape) if t.shape is not None else None for t in suffix.graph.inputs}
         model = StripChannels(plan, self.analysis).rewrite(suffix)
-        self._take_kept(model.graph, whole, self.analysis.kept(plan))
+        self._gather_kept(model.graph, whole, self.analysis.kept(plan))
         return model
 
-    def _take_kept(self, graph: gs.Graph, whole: Mapping[str, list[int | str] | None], kept: Kept) -> None:
+    def _gather_kept(self, graph: gs.Graph, whole: Mapping[str, list[int | str] | None], kept: Kept) -> None:
         names = set(graph.tensors())
         new: list[gs.Node] = []
         for i, t in enumerate(graph.inputs):

@@ -49,7 +49,7 @@ def removal_order(group: Group, known: Sequence[ConsumerStatistics], ridge: floa
     while len(left):
         losses = np.zeros(group.channels)
         for solver, total in solvers:
-            losses += solver.rises() / total
+            losses += solver.error_increases() / total
         best = int(np.argmin(losses[left]))
         order.append(int(left[best]))
         rises.append(float(losses[order[-1]]))
@@ -96,13 +96,13 @@ def scaled(order: RemovalOrder, effects: Mapping[int, float]) -> RemovalOrder:
         return order
     removed = [0, *sorted(effects)]
     losses = np.maximum.accumulate([0.0, *(effects[n] for n in removed[1:])])
-    rises = order.rises.copy()
+    rises = order.error_increases.copy()
     for i, (a, b) in enumerate(zip(removed, [*removed[1:], len(rises)], strict=True)):
-        gap = float(order.rises[a:b].sum())  # a difference of running sums would cancel
+        gap = float(order.error_increases[a:b].sum())  # a difference of running sums would cancel
         if i + 1 < len(removed):
             loss = float(losses[i + 1] - losses[i])
         else:  # extrapolate beyond the last evaluation at the average rate
-            before = float(order.rises[:a].sum())
+            before = float(order.error_increases[:a].sum())
             loss = float(losses[i] * gap / before) if before > 0 else 0.0
         rises[a:b] = rises[a:b] * (loss / gap) if gap > 0 else loss / max(1, b - a)
     return RemovalOrder(order.channels, rises)

@@ -247,7 +247,7 @@ class _Columns:
         self.widths: list[int] = []
         self.sums = Products(len(labels))
 
-    def put(self, place: int, columns: Array, samples: range) -> None:
+    def add(self, place: int, columns: Array, samples: range) -> None:
         """Add the columns `[samples, p]` of one tensor; each tensor is added once before the next samples."""
         self.parts[place] = columns
         parts = [part for part in self.parts if part is not None]
@@ -277,7 +277,7 @@ class _Pooled(Statistic):
     def add(self, values: NDArray[np.floating], samples: range) -> None:
         """Pool the tensor `[samples * k, ...]`."""
         cells = pooled(values, self.site.axis, len(samples), pool=self.rule.pool, grid=self.rule.grid)
-        self.columns.put(self.place, cells[:, self.wanted].reshape(len(samples), -1), samples)
+        self.columns.add(self.place, cells[:, self.wanted].reshape(len(samples), -1), samples)
 
 
 @register

@@ -221,9 +221,9 @@ def similarities(evaluator: MaskedEvaluator, group: Group, labels: Labels) -> It
         group: Group whose channels are compared.
         labels: Labels of the samples.
     """
-    sites = [s for s in feature_sites(evaluator.analysis, [group], "active") if _places(s, group) is not None]
+    sites = [s for s in feature_sites(evaluator.analysis, [group], "active") if _channel_indices(s, group) is not None]
     names = list(dict.fromkeys(s.tensor for s in sites))
-    seen = [_ClassActivations(s, index) for s in sites if (index := _places(s, group)) is not None]
+    seen = [_ClassActivations(s, index) for s in sites if (index := _channel_indices(s, group)) is not None]
     left = dict(zip(*np.unique(labels, return_counts=True), strict=True))
     if not seen:
         yield from (np.zeros(group.channels * (group.channels - 1) // 2) for _ in left)
@@ -242,7 +242,7 @@ def similarities(evaluator: MaskedEvaluator, group: Group, labels: Labels) -> It
                 yield np.mean([s.similarity() for s in seen], axis=0)
 
 
-def _places(site: FeatureSite, group: Group) -> NDArray[np.int64] | None:
+def _channel_indices(site: FeatureSite, group: Group) -> NDArray[np.int64] | None:
     """Return a group's indices on a tensor's axis, [channels, indices per channel]; None if the counts differ."""
     here = np.flatnonzero(np.isin(site.components, group.components))
     here = here[np.argsort(site.components[here], kind="stable")]

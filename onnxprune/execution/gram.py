@@ -21,23 +21,23 @@ from onnxprune.ir.model import Array
 
 Matrix = npt.NDArray[np.float64]
 Vector = npt.NDArray[np.float64]
-Places = npt.NDArray[np.int64]
+Indices = npt.NDArray[np.int64]
 
 _SHARED = 64  # consecutive samples that are read at the same positions
 _BLOCK = 2**22  # elements of rows that are looked at together
 _PENDING = 128  # columns that a surgeon's updates may have before they are applied
 
 
-def picked_positions(count: int, wanted: int, sample: int, seed: int = 0) -> Places | None:
+def picked_positions(positions: int, count: int, sample: int, seed: int = 0) -> Indices | None:
     """Which of a tensor's positions stand for all of them in a sample; None: all.
 
     They depend on the number of the sample alone (and are the same for 64 consecutive ones), so that nothing depends on
     how the samples are cut into batches.
     """
-    if wanted >= count:
+    if count >= positions:
         return None
     rng = np.random.default_rng([seed, sample // _SHARED])
-    return np.sort(rng.choice(count, wanted, replace=False))
+    return np.sort(rng.choice(positions, count, replace=False))
 
 
 def stretches(samples: range) -> list[range]:
@@ -92,9 +92,9 @@ class Gram(Statistic):
     def add(self, values: Array, samples: range) -> None:
         """Takes in the node's input `[samples * k, ...]`."""
         for rows in row_blocks(self.node, values, samples, self.wanted, self.seed, self._sums.size):
-            self.put(rows)
+            self.add_rows(rows)
 
-    def put(self, rows: Array) -> None:
+    def add_rows(self, rows: Array) -> None:
         """Takes in rows [groups, n, inputs * kernel]."""
         if not self.rows:
             self._origin = rows.mean(1, dtype=np.float64)
@@ -166,8 +166,8 @@ def solved(matrix: Matrix, right: Matrix) -> Matrix:
 class _Blocks:
     """Blocks of one size: which they are, [k], their indices, [k, size], and H and Q at them, [k, size, size]."""
 
-    which: Places
-    index: Places
+    which: Indices
+    index: Indices
     inverse: Matrix
     outer: Matrix
 
@@ -192,17 +192,17 @@ class BlockOBS:
         ridge: see `damped`.
     """
 
-    def __init__(self, covariance: Matrix, weight: Matrix, blocks: Sequence[Places], ridge: float) -> None:
+    def __init__(self, covariance: Matrix, weight: Matrix, blocks: Sequence[Indices], ridge: float) -> None:
         own = np.concatenate([*blocks, np.zeros(0, np.int64)])
         stops = np.cumsum([len(b) for b in blocks])
         self._at = [np.arange(stop - len(b), stop) for b, stop in zip(blocks, stops.tolist(), strict=True)]
         self._inverse = Inverse(damped(covariance, ridge)).dense()[np.ix_(own, own)]
         self._outer = weight[own] @ weight[own].T
         self._blocks = [self._of_size(size) for size in sorted({len(b) for b in blocks} - {0})]
-        self._left = np.ones(len(own), np.bool_)
+        self._remaining = np.ones(len(own), np.bool_)
         self._clear()
 
-    def rises(self) -> Vector:
+    def error_increases(self) -> Vector:
         """By how much the summed squared error (per row) grows when each block goes alone; 0 for one that is gone."""
         out = np.zeros(len(self._at))
         for same in self._blocks:
@@ -213,14 +213,14 @@ class BlockOBS:
         """Takes a block away and re-solves the rest."""
         at = self._at[block]
         size = len(at)
-        if not size or not self._left[at[0]]:
+        if not size or not self._remaining[at[0]]:
             return
         s, h, o = self._waiting[:, :, : self._used]
         columns = self._inverse[:, at] - s @ h[at].T
         outer = self._outer[:, at] - s @ o[at].T - o @ s[at].T
         step = np.linalg.solve(columns[at], columns.T).T
         half = outer - step @ outer[at] / 2
-        self._left[at] = False
+        self._remaining[at] = False
         for same in self._blocks:
             same.drop(block)
             moved = step[same.index] @ half[same.index].swapaxes(1, 2)
@@ -239,30 +239,30 @@ class BlockOBS:
 
     def _apply(self) -> None:
         """Makes H and Q those of what is left."""
-        left = np.flatnonzero(self._left)
+        left = np.flatnonzero(self._remaining)
         s, h, o = self._waiting[:, left, : self._used]
         moved = s @ o.T
         self._inverse = self._inverse[np.ix_(left, left)] - s @ h.T
         self._outer = self._outer[np.ix_(left, left)] - moved - moved.T
-        place = np.cumsum(self._left) - 1
-        self._at = [place[at[self._left[at]]] for at in self._at]
+        place = np.cumsum(self._remaining) - 1
+        self._at = [place[at[self._remaining[at]]] for at in self._at]
         for same in self._blocks:
             same.index = place[same.index]
-        self._left = np.ones(len(left), np.bool_)
+        self._remaining = np.ones(len(left), np.bool_)
         self._clear()
 
     def _clear(self) -> None:
         largest = max((same.index.shape[1] for same in self._blocks), default=0)
-        self._waiting = np.empty((3, len(self._left), _PENDING + largest))
+        self._waiting = np.empty((3, len(self._remaining), _PENDING + largest))
         self._used = 0
 
 
-def resolved(covariance: Matrix, weight: Matrix, gone: Places, ridge: float) -> Matrix:
+def resolved(covariance: Matrix, weight: Matrix, removed: Indices, ridge: float) -> Matrix:
     """The weights after inputs are gone: zero there, and least squares elsewhere, [n, outputs]."""
-    left = np.setdiff1d(np.arange(len(weight)), gone)
+    left = np.setdiff1d(np.arange(len(weight)), removed)
     out = np.zeros_like(weight)
     if len(left):
-        missing = covariance[np.ix_(left, gone)] @ weight[gone]
+        missing = covariance[np.ix_(left, removed)] @ weight[removed]
         out[left] = weight[left] + solved(damped(covariance, ridge)[np.ix_(left, left)], missing)
     return out
 
@@ -279,13 +279,13 @@ class Consumer:
 
     node: LinearNode
     tensor: str
-    components: Places
+    components: Indices
 
     def reads(self, group: Group) -> bool:
         """Whether channels of a group are among its inputs."""
         return bool(np.isin(self.components, group.components).any())
 
-    def blocks(self, group: int, wanted: Places) -> list[Places]:
+    def blocks(self, group: int, wanted: Indices) -> list[Indices]:
         """For each wanted component its rows' indices in a convolution group, kernel included; perhaps none."""
         own = self.components[group]
         order = np.argsort(own, kind="stable")
@@ -318,12 +318,12 @@ def consumers(analysis: Analysis, groups: Sequence[Group]) -> list[Consumer]:
         if node is None:
             continue
         consumer = Consumer(node, node.node.inputs[0].name, components.reshape(node.groups, node.inputs))
-        if not _goes_along(analysis, consumer):
+        if not _follows_input(analysis, consumer):
             found.append(consumer)
     return found
 
 
-def _goes_along(analysis: Analysis, consumer: Consumer) -> bool:
+def _follows_input(analysis: Analysis, consumer: Consumer) -> bool:
     """Whether each convolution group's outputs are the channel that its inputs are."""
     node = consumer.node
     labels = (analysis.table.variables.get(node.node.outputs[0].name) or [None, None])[1]

@@ -29,37 +29,37 @@ class Segments:
 
     Args:
         model: its constants may change between segments, its nodes may not.
-        seen: shapes and types of its tensors.
+        witness: shapes and types of its tensors.
 
     Attributes:
         outputs: names of the graph's outputs.
         made: tensor -> place of the node that makes it; -1 for inputs.
     """
 
-    def __init__(self, model: Model, seen: Witness) -> None:
-        self.model, self.seen = model, seen
+    def __init__(self, model: Model, witness: Witness) -> None:
+        self.model, self.witness = model, witness
         graph = model.graph
         self.nodes: Sequence[gs.Node] = graph.nodes
         self.outputs = [t.name for t in graph.outputs]
-        self.made = {o.name: i for i, n in enumerate(self.nodes) for o in n.outputs if o.name}
-        self.made |= {t.name: -1 for t in graph.inputs}
-        self.read: dict[str, list[int]] = {}  # name -> places that read it, ascending
+        self.producer_index = {o.name: i for i, n in enumerate(self.nodes) for o in n.outputs if o.name}
+        self.producer_index |= {t.name: -1 for t in graph.inputs}
+        self.consumer_indices: dict[str, list[int]] = {}  # name -> places that read it, ascending
         for i, n in enumerate(self.nodes):
             inside = [t for body in n.subgraphs(recursive=True) for m in body.nodes for t in m.inputs]
             inside += [t for body in n.subgraphs(recursive=True) for t in body.outputs]
             for t in [*n.inputs, *inside]:
-                if not isinstance(t, gs.Constant) and t.name in self.made and self.made[t.name] < i:
-                    self.read.setdefault(t.name, []).append(i)
+                if not isinstance(t, gs.Constant) and t.name in self.producer_index and self.producer_index[t.name] < i:
+                    self.consumer_indices.setdefault(t.name, []).append(i)
 
-    def live(self, place: int) -> list[str]:
-        """Tensors that cross a cut: made before `place`, read at it or later, or given out at the end."""
-        crossing = {n for n, where in self.read.items() if self.made[n] < place <= where[-1]}
-        crossing |= {n for n in self.outputs if self.made[n] < place}
-        return sorted(crossing, key=lambda n: (self.made[n], n))
+    def live(self, node_index: int) -> list[str]:
+        """Tensors that cross a cut: made before `node_index`, read at it or later, or given out at the end."""
+        crossing = {n for n, where in self.consumer_indices.items() if self.producer_index[n] < node_index <= where[-1]}
+        crossing |= {n for n in self.outputs if self.producer_index[n] < node_index}
+        return sorted(crossing, key=lambda n: (self.producer_index[n], n))
 
     def bytes_of(self, names: Sequence[str]) -> int:
         """Bytes of tensors for one sample, from the witness (0 for those whose shape depends on data)."""
-        seen = self.seen
+        seen = self.witness
         batch = next((s[0] for t in self.model.graph.inputs if (s := seen.shapes.get(t.name))), 1) or 1
         known = [n for n in names if n in seen.shapes]
         return sum(prod(seen.shapes[n]) * seen.dtypes.get(n, np.dtype(np.float32)).itemsize for n in known) // batch
@@ -80,16 +80,16 @@ class Segments:
         graph.inputs[:] = [tensors[n] for n in self.live(start)]
         graph.outputs[:] = [tensors[n] for n in outputs]
         for t in [*graph.inputs, *graph.outputs]:
-            t.dtype = self.seen.dtypes.get(t.name, t.dtype)
+            t.dtype = self.witness.dtypes.get(t.name, t.dtype)
             t.shape = self.declared(t.name)
         return model
 
     def declared(self, name: str) -> list[int | str] | None:
         """A shape with names for what may follow a dynamic dimension of the input."""
-        shape = self.seen.shapes.get(name)
+        shape = self.witness.shapes.get(name)
         if shape is None:
             return None
-        dynamic = set(self.seen.dims.values())
+        dynamic = set(self.witness.dims.values())
         return [f"{name}_{i}" if any(n % d == 0 for d in dynamic) else n for i, n in enumerate(shape)]
 
 
@@ -109,7 +109,7 @@ class ActivationCursor:
     ) -> None:
         self.segments, self.feeds = segments, feeds
         self.device, self.threads = device, threads
-        self.place = 0
+        self.node_index = 0
         self._store = _ArrayStore(memory)
         self._held: list[dict[str, int]] | None = None  # per batch: tensor -> key in the store; None: the feeds
 
@@ -127,17 +127,17 @@ class ActivationCursor:
         start = batch * self.feeds.batch
         return range(start, start + self.feeds.real(batch))
 
-    def advance(self, place: int) -> None:
+    def advance(self, node_index: int) -> None:
         """Goes forward to a cut; what lies behind cannot be had any more.
 
         Raises:
             OnnxPruneError: onnxruntime fails, or an activation is not finite.
         """
-        if place <= self.place:
+        if node_index <= self.node_index:
             return
-        live = self.segments.live(place)
-        new = [n for n in live if self.segments.made[n] >= self.place]
-        session = self._session(self.place, place, new) if new else None
+        live = self.segments.live(node_index)
+        new = [n for n in live if self.segments.producer_index[n] >= self.node_index]
+        session = self._session(self.node_index, node_index, new) if new else None
         held = []
         for batch in range(len(self)):
             kept: dict[str, int] = {}
@@ -152,7 +152,7 @@ class ActivationCursor:
                     if n not in kept:
                         self._store.drop(key)
             held.append(kept)
-        self._held, self.place = held, place
+        self._held, self.node_index = held, node_index
 
     def values(self, names: Sequence[str], *, model: Model | None = None) -> Iterator[dict[str, Array]]:
         """Tensors at the cut or after it, batch by batch, without the copies that fill up the last one.
@@ -164,11 +164,11 @@ class ActivationCursor:
         Raises:
             OnnxPruneError: as `advance`.
         """
-        new = [n for n in names if self.segments.made[n] >= self.place]
+        new = [n for n in names if self.segments.producer_index[n] >= self.node_index]
         session = None
         if new:
-            stop = max(self.segments.made[n] for n in new) + 1
-            session = self._session(self.place, stop, new, model)
+            stop = max(self.segments.producer_index[n] for n in new) + 1
+            session = self._session(self.node_index, stop, new, model)
         for batch in range(len(self)):
             values = self._run(session, batch, new) if session is not None else []
             found = dict(zip(new, values, strict=True))
@@ -186,7 +186,7 @@ class ActivationCursor:
         for name, value in zip(names, values, strict=True):
             with np.errstate(all="ignore"):
                 if value.dtype.kind == "f" and not np.isfinite(value.sum(dtype=np.float64)):
-                    node = self.segments.nodes[self.segments.made[name]]
+                    node = self.segments.nodes[self.segments.producer_index[name]]
                     raise OnnxPruneError(
                         f"the activation {name!r} is not finite on this data (batch {batch})",
                         where=f"{node.op} {node.name or name!r}",

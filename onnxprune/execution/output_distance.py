@@ -30,12 +30,12 @@ class OutputDistance:
             values = np.concatenate([np.asarray(r[n], np.float64).reshape(len(r[n]), -1) for r in reference])
             self.spread[n] = float(values.var(0).sum()) or 1.0
 
-    def __call__(self, found: Iterable[Mapping[str, Array]]) -> float:
+    def __call__(self, outputs: Iterable[Mapping[str, Array]]) -> float:
         """Of outputs, a mapping for each batch."""
         divergence = get_metric("kl").samples
         assert divergence is not None
         total, samples = 0.0, 0
-        for ours, theirs in zip(found, self.reference, strict=True):
+        for ours, theirs in zip(outputs, self.reference, strict=True):
             for name, values in ours.items():
                 if self.classifier:
                     total += float(divergence([values], None, [theirs[name]]).sum())

@@ -188,13 +188,13 @@ class Session:
                 return self.run(feeds, outputs)
             raise OnnxPruneError(f"onnxruntime fails to run the model: {str(err).splitlines()[0]}") from err
 
-    def put(self, array: Array) -> Any:
+    def to_device(self, array: Array) -> Any:
         """An array on the session's device, as an OrtValue; on the CPU it shares the array's memory."""
         ort = import_onnxruntime()
         return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._device, 0)
 
     def run_bound(self, feeds: Mapping[str, Any], outputs: Sequence[str]) -> list[Any]:
-        """Runs once through IO binding: values that `put` or this made in, values on the device out.
+        """Runs once through IO binding: values that `to_device` or this made in, values on the device out.
 
         Nothing crosses to the host and back between sessions on one device.
 

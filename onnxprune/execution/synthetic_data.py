@@ -44,12 +44,12 @@ def synthetic_data(model: Model, samples: int, *, seed: int = 0) -> Data:
         return Data(rng.standard_normal((samples, *sizes)).astype(np.float32), None, "none")
     last = into.layout == "nhwc"
     channels, height, width = (shape[3], shape[1], shape[2]) if last else (shape[1], shape[2], shape[3])
-    x = _pictures(rng, samples, channels or 3, height or _SIDE, width or _SIDE)
+    x = _images(rng, samples, channels or 3, height or _SIDE, width or _SIDE)
     x = np.ascontiguousarray(x.transpose(0, 2, 3, 1)) if last else x
     return Data(x * _scale(model, x), None, "none")
 
 
-def _pictures(rng: np.random.Generator, samples: int, channels: int, height: int, width: int) -> Array:
+def _images(rng: np.random.Generator, samples: int, channels: int, height: int, width: int) -> Array:
     """[samples, channels, height, width] float32, mean 0 and variance 1."""
     fy, fx = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :]
     frequency = np.sqrt(fy**2 + fx**2)

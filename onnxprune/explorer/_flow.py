@@ -96,7 +96,7 @@ def _is_of(site: FilterSite, node: gs.Node) -> bool:
 class _Owners:
     """Which row a label belongs to; rows are added as they are met.
 
-    `found` holds what `Row` begins with: name, channels, operator, group, reason.
+    `found` holds what `FlowRow` begins with: name, channels, operator, group, reason.
     """
 
     def __init__(self, analysis: Analysis, root: npt.NDArray[np.int64]) -> None:

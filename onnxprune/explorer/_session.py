@@ -81,7 +81,7 @@ class Explorer:
         self._worth = self._worths()
         self.start = self._counts(self._feasible.uniform(0.0))
         self.least = [
-            min(self._feasible.floor_of(g), start) if g.name in self._open else g.channels
+            min(self._feasible.minimum_of(g), start) if g.name in self._open else g.channels
             for g, start in zip(self.analysis.groups, self.start, strict=True)
         ]
         self.aims = self._aims()
@@ -117,7 +117,7 @@ class Explorer:
         with self._lock:
             return self._figures(self._plan_groups(counts))
 
-    def aim(self, what: str, value: float, allocator: str | None, held: Mapping[int, int]) -> list[int]:
+    def aim(self, what: str, value: float, allocator: str | None, pinned: Mapping[int, int]) -> list[int]:
         """Counts for a goal.
 
         Args:
@@ -125,14 +125,14 @@ class Explorer:
                 "metric" (every group as far as its own curve stays at the value).
             value: of that.
             allocator: how a target is shared; None for what suits it.
-            held: place of a group -> the count it keeps whatever the goal.
+            pinned: index of a group -> the count it keeps whatever the goal.
 
         Raises:
             OnnxPruneError: out of range, out of reach, or not possible with what is at hand.
         """
         names = [g.name for g in self.analysis.groups]
-        pinned = {escape(names[i]): {"channels": count} for i, count in held.items()}
-        constraints = replace(self._constraints, overrides={**self._constraints.overrides, **pinned})
+        fixed = {escape(names[i]): {"channels": count} for i, count in pinned.items()}
+        constraints = replace(self._constraints, overrides={**self._constraints.overrides, **fixed})
         target = Target(**{what: value}) if what not in (RATIO, METRIC) else None
         threshold = None
         if what == METRIC:
@@ -152,7 +152,7 @@ class Explorer:
         with self._lock:
             groups = allocate(
                 self.scores, request, curves=None if what == RATIO else self.curves, threshold=threshold,
-                latency=self.latency, cost=self._cost, trace=self._trace(what, held),
+                latency=self.latency, cost=self._cost, trace=self._trace(what, pinned),
             )  # fmt: skip
         gone = removed_counts(groups)
         return [g.channels - gone.get(g.name, 0) for g in self.analysis.groups]
@@ -185,9 +185,9 @@ class Explorer:
         if not self._overwrite and self.saved is None and self.output.exists():
             raise OnnxPruneError(f"{str(self.output)!r} exists already", fix="name the plan with -o, or move the file")
 
-    def _trace(self, what: str, held: Mapping[int, int]) -> GreedyTrace:
+    def _trace(self, what: str, pinned: Mapping[int, int]) -> GreedyTrace:
         """What was found on the way to other values of this aim, with the same groups held; of the last few aims."""
-        key = (what, *sorted(held.items()))
+        key = (what, *sorted(pinned.items()))
         trace = self._traces.pop(key, None) or GreedyTrace()
         self._traces[key] = trace
         if len(self._traces) > _TRACES:

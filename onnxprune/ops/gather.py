@@ -92,7 +92,7 @@ def _operands(node: gs.Node, value: object) -> list[Array | None]:
     return out
 
 
-def _given(node: gs.Node, place: int) -> bool:
+def _has_input(node: gs.Node, place: int) -> bool:
     return place < len(node.inputs) and bool(node.inputs[place].name)
 
 
@@ -103,10 +103,10 @@ def couple_slice(node: gs.Node, table: LabelTable) -> None:
     fixed = all(isinstance(t, gs.Constant) for t in node.inputs[1:] if t.name)
     spec = _slice_spec(node, len(axes), values)
     listed = range(len(axes)) if values[2] is None else [normal_axis(a, len(axes)) for a in ints(values[2])]
-    forward = not _given(node, 4) or (values[3] is not None and set(ints(values[3])) == {1})
+    forward = not _has_input(node, 4) or (values[3] is not None and set(ints(values[3])) == {1})
     source, target = table.size(node.inputs[0]), table.size(node.outputs[0])
     for axis, labels in enumerate(axes):
-        if labels is None or (axis not in listed and (values[2] is not None or not _given(node, 3))):
+        if labels is None or (axis not in listed and (values[2] is not None or not _has_input(node, 3))):
             continue
         if spec is None or not fixed:
             if source[axis] != target[axis] or not forward:

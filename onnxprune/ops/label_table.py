@@ -193,11 +193,11 @@ class LabelTable:
         """Return the value as `value` does, with symbols for the elements that are not constant integers."""
         return self.formulas.get(t.name) if t.name in self.formulas else self.value(t)
 
-    def optional_input(self, place: int) -> gs.Tensor | None:
+    def optional_input(self, index: int) -> gs.Tensor | None:
         """Return an input of the current node, or None if it is absent."""
         assert self.node is not None
         inputs = self.node.inputs
-        return inputs[place] if 0 <= place < len(inputs) and inputs[place].name else None
+        return inputs[index] if 0 <= index < len(inputs) and inputs[index].name else None
 
     def lock_inputs(self, reason: str) -> None:
         """Lock every axis of every input of the current node, and set outputs without labels."""

@@ -205,7 +205,7 @@ def remaining(patcher: Patcher, t: gs.Tensor, axis: int) -> int:
     return patcher.shape(t)[axis] if keep is None else int(keep.sum())
 
 
-def follows(operand: gs.Tensor, place: int, rank: int) -> bool:
+def follows(operand: gs.Tensor, index: int, rank: int) -> bool:
     """Return whether one element of a shape operand can follow its axis when channels are removed.
 
     It can if the operand is a constant (to be patched), or a Concat of one input per element (as written by the pass
@@ -216,7 +216,7 @@ def follows(operand: gs.Tensor, place: int, rank: int) -> bool:
     producer = operand.inputs[0] if operand.inputs else None
     if producer is None or producer.op != "Concat" or len(producer.inputs) != rank:
         return False
-    piece = producer.inputs[place]
+    piece = producer.inputs[index]
     if isinstance(piece, gs.Constant):
         return np.array_equal(piece.values, [1])
     source = piece.inputs[0] if piece.inputs else None

@@ -20,7 +20,7 @@ from onnxprune.ops.op_spec import OpSpec, normal_axis, register
 MICROSOFT = "com.microsoft"
 
 
-def _places(node: gs.Node, table: LabelTable) -> list[tuple[gs.Tensor, int, int, int]]:
+def _quantization_axes(node: gs.Node, table: LabelTable) -> list[tuple[gs.Tensor, int, int, int]]:
     """Return (scale or zero point, its axis, the data's axis, block) of every axis along which they vary."""
     rank = len(table.shape(node.inputs[0]))
     axis = normal_axis(int(node.attrs.get("axis", 1)), max(rank, 1))
@@ -38,7 +38,7 @@ def _places(node: gs.Node, table: LabelTable) -> list[tuple[gs.Tensor, int, int,
 def couple_quantize(node: gs.Node, table: LabelTable) -> None:
     """Pass data; scale and zero point follow it per tensor, per channel or per block. A constant is a weight."""
     x, y = node.inputs[0], node.outputs[0]
-    places = _places(node, table)
+    places = _quantization_axes(node, table)
     if table.is_const(x) and all(not t.name or isinstance(t, gs.Constant) for t in node.inputs[1:3]):
         table.view(y, x)
         for t, own, axis, block in places:

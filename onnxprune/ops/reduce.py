@@ -58,15 +58,17 @@ def _counts(node: gs.Node, shape: Shape, reduced: Sequence[int]) -> bool:
     return bool(node.outputs[0].outputs) and all(_divides(r, node.outputs[0], n) for r in node.outputs[0].outputs)
 
 
-def _divides(reader: gs.Node, total: gs.Tensor, n: int) -> bool:
-    if reader.op not in ("Mul", "Div") or len(reader.inputs) != 2:
+def _divides(consumer: gs.Node, total: gs.Tensor, n: int) -> bool:
+    if consumer.op not in ("Mul", "Div") or len(consumer.inputs) != 2:
         return False
-    place = next(i for i, t in enumerate(reader.inputs) if t is total)
-    other = reader.inputs[1 - place]
-    if not isinstance(other, gs.Constant) or np.size(other.values) != 1 or (reader.op == "Div" and place == 1):
+    place = next(i for i, t in enumerate(consumer.inputs) if t is total)
+    other = consumer.inputs[1 - place]
+    if not isinstance(other, gs.Constant) or np.size(other.values) != 1 or (consumer.op == "Div" and place == 1):
         return False
     value = float(np.asarray(other.values).reshape(-1)[0])
-    return bool(np.isclose(value, n if reader.op == "Div" else 1 / n, rtol=1e-3 if other.dtype == np.float16 else 1e-6))
+    return bool(
+        np.isclose(value, n if consumer.op == "Div" else 1 / n, rtol=1e-3 if other.dtype == np.float16 else 1e-6)
+    )
 
 
 def patch_sum(node: gs.Node, patcher: Patcher) -> None:

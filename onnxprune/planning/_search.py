@@ -60,7 +60,7 @@ class TargetSearch:
         self._count = analysis.count
         self._leaving = {g.name: g.components[order[g.name]] for g in feasible.groups}
 
-    def gone(self, g: Group, count: int) -> npt.NDArray[np.int64]:
+    def removed_components(self, g: Group, count: int) -> npt.NDArray[np.int64]:
         """Components that leave a group which keeps `count` channels."""
         return self._leaving[g.name][: g.channels - count]
 
@@ -68,7 +68,7 @@ class TargetSearch:
         """Which components stay: bool [count]."""
         kept: Kept = np.ones(self._count, bool)
         for g in self.feasible.groups:
-            kept[self.gone(g, counts[g.name])] = False
+            kept[self.removed_components(g, counts[g.name])] = False
         return kept
 
     def share(self, counts: Counts) -> float:

@@ -52,13 +52,13 @@ def ranked_path(feasible: FeasibleCounts, ranked: Mapping[str, Values]) -> Count
         gone = np.bincount(ranking[:removed], minlength=len(free))
         out = feasible.uniform(0.0)
         for g, n in zip(free, gone.tolist(), strict=True):
-            out[g.name] = feasible.rounded(g, max(feasible.left[g.name] - n, feasible.floor_of(g)), step)
+            out[g.name] = feasible.rounded(g, max(feasible.remaining[g.name] - n, feasible.minimum_of(g)), step)
         return out
 
     return CountPath(counts_at, len(ranking))
 
 
-def importance_lost(feasible: FeasibleCounts, ranked: Mapping[str, Values]) -> dict[str, Values]:
+def importance_loss(feasible: FeasibleCounts, ranked: Mapping[str, Values]) -> dict[str, Values]:
     """Summed scores with 0, 1, 2 ... of a group's channels gone, [channels + 1]; channels gone before count nothing.
 
     Some normalisations give negative scores; the least one counts as 0, so that nothing is gained by removal.
@@ -72,9 +72,9 @@ def importance_lost(feasible: FeasibleCounts, ranked: Mapping[str, Values]) -> d
     return out
 
 
-def total_lost(feasible: FeasibleCounts, lost: Mapping[str, Values], counts: Counts) -> float:
+def total_loss(feasible: FeasibleCounts, losses: Mapping[str, Values], counts: Counts) -> float:
     """What counts lose in all."""
-    return sum(float(lost[g.name][g.channels - counts[g.name]]) for g in feasible.free)
+    return sum(float(losses[g.name][g.channels - counts[g.name]]) for g in feasible.free)
 
 
 Steps = Iterator[tuple[Counts, float]]
@@ -117,13 +117,13 @@ class SavingGreedy:
 
     Args:
         search: for the target.
-        lost: group name -> what is lost with 0, 1, 2 ... channels gone, as long as the group may lose.
+        losses: group name -> what is lost with 0, 1, 2 ... channels gone, as long as the group may lose.
         trace: what earlier searches with the same scores, limits and measure found on their way; it is gone on with.
     """
 
-    def __init__(self, search: TargetSearch, lost: Mapping[str, Values], trace: GreedyTrace | None = None) -> None:
+    def __init__(self, search: TargetSearch, losses: Mapping[str, Values], trace: GreedyTrace | None = None) -> None:
         self.search = search
-        self.lost = lost
+        self.losses = losses
         self.trace = trace or GreedyTrace()
 
     def first(self) -> tuple[Counts, Counts]:
@@ -149,7 +149,7 @@ class SavingGreedy:
 
         def key(counts: Counts) -> tuple[float, float]:
             gap = 0.0 if self.search.met(counts) else abs(self.search.share(counts) - self.search.goal)
-            return gap, total_lost(self.search.feasible, self.lost, counts)
+            return gap, total_loss(self.search.feasible, self.losses, counts)
 
         return min(answers, key=key)
 
@@ -191,7 +191,7 @@ class SavingGreedy:
         options = options[options < have][::-1]
         if not len(options):
             return
-        lost = self.lost[g.name]
+        lost = self.losses[g.name]
         losses = lost[g.channels - options] - lost[g.channels - have]
         best = int(np.argmin(losses / (have - options)))  # of equal ones the smallest
         saved = share - self.search.share({**counts, g.name: int(options[best])})
@@ -210,18 +210,18 @@ class LatencyGreedy:
     Args:
         search: for the target.
         latency: of the model.
-        lost: group name -> what is lost with 0, 1, 2 ... channels gone, as long as the group may lose.
+        losses: group name -> what is lost with 0, 1, 2 ... channels gone, as long as the group may lose.
     """
 
-    def __init__(self, search: TargetSearch, latency: LatencyPredictor, lost: Mapping[str, Values]) -> None:
+    def __init__(self, search: TargetSearch, latency: LatencyPredictor, losses: Mapping[str, Values]) -> None:
         self.search = search
         self.latency = latency
-        self.lost = lost
+        self.losses = losses
         self._spent: set[str] = set()  # groups whose further blocks save no time
 
     def total(self, counts: Counts) -> float:
         """What these counts lose in all."""
-        return total_lost(self.search.feasible, self.lost, counts)
+        return total_loss(self.search.feasible, self.losses, counts)
 
     def seconds(self, counts: Counts) -> float:
         """Predicted latency of these counts."""
@@ -284,7 +284,7 @@ class LatencyGreedy:
         have = counts[g.name]
         options = feasible.allowed(g, feasible.step)
         options = options[options < have][::-1].tolist()
-        lost, measure = self.lost[g.name], self.search.meter.measure
+        lost, measure = self.losses[g.name], self.search.meter.measure
         if g.name not in self._spent:
             for count in options:
                 saved = now - self.seconds({**counts, g.name: count})

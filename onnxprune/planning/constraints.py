@@ -79,13 +79,13 @@ class FeasibleCounts:
         analysis: of the model.
         constraints: what may not be done.
         scored: names of the groups that have scores; others stay whole.
-        left: channels that are left of groups that lost some already; a plan only takes more.
+        remaining: channels that are left of groups that lost some already; a plan only takes more.
         least: further least counts, by group.
     """
 
     def __init__(
         self, analysis: Analysis, constraints: Constraints, scored: Container[str], *,
-        left: Mapping[str, int] | None = None, least: Mapping[str, int] | None = None,
+        remaining: Mapping[str, int] | None = None, least: Mapping[str, int] | None = None,
     ) -> None:  # fmt: skip
         self.constraints = constraints
         self.fixed: Counts = {}
@@ -95,7 +95,7 @@ class FeasibleCounts:
         self.groups = [g for g in _chosen(analysis, constraints) if g.name in scored]
         self._overrides(analysis)
         self.step = constraints.round_to if isinstance(constraints.round_to, int) else kernel_block()
-        self.left = {g.name: (left or {}).get(g.name, g.channels) for g in self.groups}
+        self.remaining = {g.name: (remaining or {}).get(g.name, g.channels) for g in self.groups}
         self.free = [g for g in self.groups if g.name not in self.fixed and g.name not in self.ratios]
         self._allowed: dict[tuple[str, int], npt.NDArray[np.int64]] = {}
 
@@ -113,7 +113,7 @@ class FeasibleCounts:
                 if "min_channels" in entry:
                     self._least[g.name] = int(entry["min_channels"])
 
-    def floor_of(self, g: Group) -> int:
+    def minimum_of(self, g: Group) -> int:
         """Least channels a group keeps."""
         least = max(self._least.get(g.name, self.constraints.min_channels), self._floor.get(g.name, 1))
         return min(g.channels, max(1, least, ceil(g.channels * (1 - self.constraints.max_ratio) - 1e-9)))
@@ -125,34 +125,34 @@ class FeasibleCounts:
             unit = step // gcd(step, g.width)
             while unit > 1 and unit >= g.channels:
                 unit //= 2  # a group narrower than one block still has something to choose
-            top = self.left[g.name]
+            top = self.remaining[g.name]
             counts = np.arange(unit, top, unit)
-            self._allowed[key] = np.append(counts[counts >= self.floor_of(g)], top)
+            self._allowed[key] = np.append(counts[counts >= self.minimum_of(g)], top)
         return self._allowed[key]
 
-    def rounded(self, g: Group, wanted: float, step: int) -> int:
+    def rounded(self, g: Group, count: float, step: int) -> int:
         """The allowed count nearest to the wanted one; the larger of two as near."""
         counts = self.allowed(g, step)
-        gaps = np.abs(counts - wanted)
+        gaps = np.abs(counts - count)
         return int(counts[len(counts) - 1 - int(np.argmin(gaps[::-1]))])
 
-    def rounded_up(self, g: Group, wanted: float, step: int) -> int:
+    def rounded_up(self, g: Group, count: float, step: int) -> int:
         """The smallest allowed count that is not below the wanted one."""
         counts = self.allowed(g, step)
-        return int(counts[min(int(np.searchsorted(counts, wanted - 1e-9)), len(counts) - 1)])
+        return int(counts[min(int(np.searchsorted(counts, count - 1e-9)), len(counts) - 1)])
 
     def uniform(self, ratio: float, step: int | None = None) -> Counts:
         """The same share from every group, overrides aside."""
         out = {}
         for g in self.groups:
             if g.name in self.fixed:
-                out[g.name] = min(self.fixed[g.name], self.left[g.name])
+                out[g.name] = min(self.fixed[g.name], self.remaining[g.name])
                 continue
             own = g.name in self.ratios
             share = self.ratios[g.name] if own else ratio
-            wanted = max(g.channels - floor(g.channels * share + 1e-9), self.floor_of(g))
+            wanted = max(g.channels - floor(g.channels * share + 1e-9), self.minimum_of(g))
             block = self.step if own or step is None else step
-            out[g.name] = self.rounded(g, wanted, block) if share else self.left[g.name]
+            out[g.name] = self.rounded(g, wanted, block) if share else self.remaining[g.name]
         return out
 
     def smallest(self, step: int) -> Counts:
@@ -183,10 +183,10 @@ def _chosen(analysis: Analysis, constraints: Constraints) -> list[Group]:
     return [g for g in analysis.groups if g.name in chosen]
 
 
-def _protected(preset: str, place: int, group: Group) -> bool:
+def _protected(preset: str, index: int, group: Group) -> bool:
     """Whether a group is what a preset names."""
     if preset == "first":
-        return place == 0
+        return index == 0
     if preset == "residual":
         return group.residual
     if preset == "attention":

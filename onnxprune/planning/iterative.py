@@ -96,7 +96,7 @@ def plan_steps(
             normalize or scores.normalize,
             constraints or Constraints(),
         )
-        groups = allocate(scores, request, latency=latency, gone=gone, final=i == steps)
+        groups = allocate(scores, request, latency=latency, removed=gone, final=i == steps)
         gone = {name: np.array(r.removed, np.int64) for name, r in groups.items()}
         if progress is not None:
             progress(i, steps)
@@ -117,19 +117,21 @@ def _share(goal: float, i: int, steps: int, schedule: str) -> float:
 def _rescored(
     analysis: Analysis,
     scores: Scores | None,
-    gone: Mapping[str, npt.NDArray[np.int64]],
+    removed: Mapping[str, npt.NDArray[np.int64]],
     criterion: str | AnyCriterion,
     options: Mapping[str, Any],
 ) -> Scores:
     """Scores of what is left, by the original's channels; what is gone keeps the score it had."""
     if scores is None:
         return score(analysis, criterion, **options)
-    plan = Plan("", {name: Removal(analysis[name].channels, tuple(places.tolist())) for name, places in gone.items()})
+    plan = Plan(
+        "", {name: Removal(analysis[name].channels, tuple(places.tolist())) for name, places in removed.items()}
+    )
     new = score(stripped(analysis, plan), criterion, **options)
     groups = {}
     for name, old in scores.groups.items():
         left = np.ones(len(old), bool)
-        left[gone.get(name, np.zeros(0, np.int64))] = False
+        left[removed.get(name, np.zeros(0, np.int64))] = False
         groups[name] = np.array(old)
         groups[name][left] = new.groups[name]
     return replace(scores, groups=groups)
@@ -151,19 +153,19 @@ def stripped(analysis: Analysis, plan: Plan) -> Analysis:
     table = LabelTable(seen.shapes, seen.values, model.opset, analysis.table.choices, seen.sizes, seen.formulas)
     _compress(analysis, kept, table, tensors)
     for site in analysis.table.filter_sites:
-        labels = _left(analysis, kept, site.labels)
+        labels = _remaining_labels(analysis, kept, site.labels)
         weight = tensors[site.tensor.name]
         # The filters of a grouped ConvTranspose [in, out / groups, ...]: whole groups may be gone, or some of each.
         count = site.groups if site.groups == 1 else len(labels) // int(table.shape(weight)[1])
         table.filter_sites.append(replace(site, tensor=weight, labels=labels, groups=count))
     for scale in analysis.table.scale_sites:
         table.scale_sites.append(
-            replace(scale, tensor=tensors[scale.tensor.name], labels=_left(analysis, kept, scale.labels))
+            replace(scale, tensor=tensors[scale.tensor.name], labels=_remaining_labels(analysis, kept, scale.labels))
         )
     return replace(analysis, source=model, model=model, witness=seen, table=table, groups=groups)
 
 
-def _left(analysis: Analysis, kept: Kept, labels: Labels) -> Labels:
+def _remaining_labels(analysis: Analysis, kept: Kept, labels: Labels) -> Labels:
     return labels[kept[analysis.component[labels]]]
 
 
@@ -175,7 +177,7 @@ def _compress(analysis: Analysis, kept: Kept, table: LabelTable, tensors: Mappin
         out: Axes = []
         for labels in old:
             if labels is not None and id(labels) not in made:
-                made[id(labels)] = _left(analysis, kept, labels)
+                made[id(labels)] = _remaining_labels(analysis, kept, labels)
             out.append(None if labels is None else made[id(labels)])
         return out
 
@@ -185,5 +187,5 @@ def _compress(analysis: Analysis, kept: Kept, table: LabelTable, tensors: Mappin
     table.views = {name: (tensors[root.name], perm) for name, (root, perm) in old.views.items()}
     table.variables = {name: axes(a) for name, a in old.variables.items()}
     table.constants = {name: axes(a) for name, a in old.constants.items()}
-    table.statistics = [replace(s, labels=_left(analysis, kept, s.labels)) for s in old.statistics]
-    table.contractions = [replace(c, labels=_left(analysis, kept, c.labels)) for c in old.contractions]
+    table.statistics = [replace(s, labels=_remaining_labels(analysis, kept, s.labels)) for s in old.statistics]
+    table.contractions = [replace(c, labels=_remaining_labels(analysis, kept, c.labels)) for c in old.contractions]

@@ -21,7 +21,7 @@ from onnxprune.planning.allocators import (
     SavingGreedy,
     Values,
     better,
-    importance_lost,
+    importance_loss,
     ranked_path,
     uniform_path,
 )
@@ -31,7 +31,7 @@ from onnxprune.planning.targets import LatencyPredictor, MeasureShare, Target
 from onnxprune.planning.thresholds import check_curves, least_counts, losses, predicted, threshold_of, threshold_path
 from onnxprune.plans import Plan, Removal
 
-Gone = Mapping[str, npt.NDArray[np.int64]]
+ChannelOrder = Mapping[str, npt.NDArray[np.int64]]
 """Group name -> its channels that were removed before."""
 
 
@@ -167,7 +167,7 @@ def allocate(
     curves: Curves | None = None,
     threshold: float | None = None,
     latency: LatencyPredictor | None = None,
-    gone: Gone | None = None,
+    removed: ChannelOrder | None = None,
     final: bool = True,
     cost: CostModel | None = None,
     trace: GreedyTrace | None = None,
@@ -180,7 +180,7 @@ def allocate(
         curves: of the groups.
         threshold: of their metric.
         latency: of the model.
-        gone: what was removed before; limits and shares are those of the whole model all the same.
+        removed: what was removed before; limits and shares are those of the whole model all the same.
         final: whether the target has to be met; if not, the plan stops short of it by whole blocks.
         cost: of the analysis, if at hand.
         trace: of the allocator "saving", from earlier calls that differed in the target's share alone.
@@ -190,13 +190,13 @@ def allocate(
     """
     _check_comparable(scores, request)
     analysis = scores.analysis
-    before = {name: np.sort(places) for name, places in (gone or {}).items()}
+    before = {name: np.sort(places) for name, places in (removed or {}).items()}
     by_curves = curves is not None and (
         threshold is not None or request.allocator in ("sensitivity", "latency", "saving")
     )
     least = least_counts(curves, scores, threshold) if by_curves and curves is not None else None
     left = {name: analysis[name].channels - len(places) for name, places in before.items()}
-    feasible = FeasibleCounts(analysis, request.constraints, scores.groups, left=left, least=least)
+    feasible = FeasibleCounts(analysis, request.constraints, scores.groups, remaining=left, least=least)
     order: dict[str, npt.NDArray[np.int64]] = {}
     ranked: dict[str, Values] = {}
     for g in feasible.groups:
@@ -231,7 +231,7 @@ def _counts(
     scores: Scores,
     request: AllocationRequest,
     feasible: FeasibleCounts,
-    order: Gone,
+    order: ChannelOrder,
     ranked: Mapping[str, Values],
     curves: Curves | None,
     latency: LatencyPredictor | None,
@@ -253,7 +253,7 @@ def _counts(
     )
     if request.allocator == "latency":
         assert latency is not None
-        lost = _lost(feasible, ranked, curves)
+        lost = _losses(feasible, ranked, curves)
         greedy = LatencyGreedy(search, latency, lost)
         above, below = greedy.run()
         if not final:
@@ -261,7 +261,7 @@ def _counts(
         rivals = search.settle(below), search.nearest(ranked_path(feasible, ranked))
         counts = better(greedy, *map(greedy.filled, rivals))
     elif request.allocator == "saving":
-        saving = SavingGreedy(search, _lost(feasible, ranked, curves), trace)
+        saving = SavingGreedy(search, _losses(feasible, ranked, curves), trace)
         if not final:
             return saving.first()[0]
         counts = saving.best(
@@ -272,7 +272,7 @@ def _counts(
         if not final:
             return search.before(path)
         counts = search.nearest(path)
-    search.check(counts, _way_out(request, curves))
+    search.check(counts, _suggestion(request, curves))
     return counts
 
 
@@ -285,14 +285,14 @@ def _path(allocator: str, feasible: FeasibleCounts, ranked: Mapping[str, Values]
     return ranked_path(feasible, ranked)
 
 
-def _lost(feasible: FeasibleCounts, ranked: Mapping[str, Values], curves: Curves | None) -> dict[str, Values]:
+def _losses(feasible: FeasibleCounts, ranked: Mapping[str, Values], curves: Curves | None) -> dict[str, Values]:
     """What is lost with 0, 1, 2 ... channels of each free group gone: metric by the curves, else importance."""
     if curves is None:
-        return importance_lost(feasible, ranked)
+        return importance_loss(feasible, ranked)
     return {g.name: losses(curves, g.name) if g.name in curves.groups else np.zeros(1) for g in feasible.free}
 
 
-def _way_out(request: AllocationRequest, curves: Curves | None) -> str:
+def _suggestion(request: AllocationRequest, curves: Curves | None) -> str:
     more = "raise --max-ratio, lower --min-channels, exclude or protect less (see `onnxprune inspect`)"
     if curves is not None and request.allocator in ("sensitivity", "latency", "saving"):
         return "sweep to larger ratios with `onnxprune sensitivity`, accept a worse metric, or " + more

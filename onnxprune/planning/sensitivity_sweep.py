@@ -199,10 +199,16 @@ class _Sweep:
         evaluator: MaskedEvaluator,
         counts: Mapping[str, Sequence[int]],
         search: CurveSearch,
-        book: Journal,
+        journal: Journal,
         progress: Progress | None,
     ) -> None:
-        self.evaluator, self.counts, self.search, self.book, self.progress = evaluator, counts, search, book, progress
+        self.evaluator, self.counts, self.search, self.journal, self.progress = (
+            evaluator,
+            counts,
+            search,
+            journal,
+            progress,
+        )
         order = sorted(
             counts, key=lambda n: evaluator.segmenter.consumers[n].first
         )  # activations are handed on in this order
@@ -216,7 +222,7 @@ class _Sweep:
 
     def known(self, group: str, removed: int) -> MetricValue | None:
         """A point that is in the journal."""
-        found = self.book.entries.get(f"{removed} {group}")
+        found = self.journal.entries.get(f"{removed} {group}")
         if found is None:
             return None
         if not isinstance(found, list) or len(found) != 2 or type(found[0]) not in (int, float):
@@ -226,7 +232,7 @@ class _Sweep:
     def keep(self, group: str, removed: int, value: MetricValue) -> None:
         """Journals a point."""
         if self.known(group, removed) is None:
-            self.book.add(f"{removed} {group}", [value.value, value.error])
+            self.journal.add(f"{removed} {group}", [value.value, value.error])
             self._tick(group, 1)
 
     def _tick(self, group: str, points: int) -> None:
@@ -303,7 +309,7 @@ class _Sweep:
             self.search,
             evaluator.baseline,
             evaluator.classes,
-            self.book.settings,
+            self.journal.settings,
         )
 
     def curve(self, group: str, ratios: Sequence[float]) -> Curve:
@@ -352,11 +358,11 @@ def searched(
                 high = middle
 
 
-def at_chance(evaluator: MaskedEvaluator, found: MetricValue) -> bool:
+def at_chance(evaluator: MaskedEvaluator, measured: MetricValue) -> bool:
     """Whether a value is within a standard error of guessing."""
     assert evaluator.metric.chance is not None
     chance = evaluator.metric.chance(evaluator.classes)
-    return found.value <= chance + float(np.sqrt(chance * (1 - chance) / len(evaluator.feeds.data)))
+    return measured.value <= chance + float(np.sqrt(chance * (1 - chance) / len(evaluator.feeds.data)))
 
 
 @contextlib.contextmanager

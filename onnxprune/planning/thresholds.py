@@ -40,7 +40,7 @@ def check_curves(curves: Curves, scores: Scores) -> None:
     wanted, given = _plain(curves.criterion), _plain(scores.criterion)
     if wanted != given:
         raise OnnxPruneError(
-            f"the curves were made by another criterion ({_words(wanted)}) than the scores ({_words(given)})",
+            f"the curves were made by another criterion ({_describe(wanted)}) than the scores ({_describe(given)})",
             fix="score with that criterion (leave out -c and --scores), or make the curves anew",
         )
     for name, curve in curves.groups.items():
@@ -60,7 +60,7 @@ def _plain(criterion: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _words(criterion: Mapping[str, Any]) -> str:
+def _describe(criterion: Mapping[str, Any]) -> str:
     rest = ", ".join(f"{k}={v}" for k, v in sorted(criterion.items()) if k != "name")
     return f"{criterion.get('name', '?')}{': ' + rest if rest else ''}"
 

@@ -34,7 +34,7 @@ class EvaluateStep(RecipeStep):
         pick(self.on)
 
     @property
-    def looks_at(self) -> tuple[str, ...]:
+    def needs_data(self) -> tuple[str, ...]:
         return (self.on,)
 
     def run(self, context: StepContext) -> StepResult:
@@ -76,7 +76,7 @@ class SweepStep(RecipeStep):
         pick(self.on)
 
     @property
-    def looks_at(self) -> tuple[str, ...]:
+    def needs_data(self) -> tuple[str, ...]:
         return (self.on,)
 
     def run(self, context: StepContext) -> StepResult:

@@ -54,15 +54,15 @@ class ProofOptions:
     recovering: Recovering
 
     @property
-    def looks_at(self) -> tuple[str, ...]:
+    def needs_data(self) -> tuple[str, ...]:
         """The data it needs."""
         return ("data",) if self.recovering.recover else ()
 
-    def compiled(self, context: StepContext, made: Plan, analysis: Analysis) -> tuple[dict[str, Path], str]:
+    def compiled(self, context: StepContext, plan: Plan, analysis: Analysis) -> tuple[dict[str, Path], str]:
         """The files of the model that a plan leaves and of its verification, and a line about it."""
         how = self.verifying
-        done = compile_plan(context.model, made, analysis=analysis, check=how.verify, tolerance=how.tolerance)
-        note = removal_note(made, analysis)
+        done = compile_plan(context.model, plan, analysis=analysis, check=how.verify, tolerance=how.tolerance)
+        note = removal_note(plan, analysis)
         files = {}
         if done.verification is not None:
             files["verification"] = context.folder / "verification.json"
@@ -78,7 +78,7 @@ class ProofOptions:
                 context.samples("data", self.recovering.recover_images), defaults.preprocess, device=defaults.device,
                 threads=defaults.threads,
             )  # fmt: skip
-            recovered = recover(context.model, model, made, samples, analysis=analysis, progress=context.tick)
+            recovered = recover(context.model, model, plan, samples, analysis=analysis, progress=context.tick)
             model = recovered.model
             best = [s for s in recovered.stages if s.kept][-1]
             note += f", distance from the outputs {recovered.stages[0].distance:.3g} -> {best.distance:.3g}"
@@ -94,7 +94,7 @@ class ApplyStep(RecipeStep):
     do: ClassVar[str] = "apply"
 
     @property
-    def makes(self) -> tuple[str, ...]:
+    def produces(self) -> tuple[str, ...]:
         return (MODEL,)
 
     @property
@@ -102,8 +102,8 @@ class ApplyStep(RecipeStep):
         return (PLAN,)
 
     @property
-    def looks_at(self) -> tuple[str, ...]:
-        return self.proving.looks_at
+    def needs_data(self) -> tuple[str, ...]:
+        return self.proving.needs_data
 
     def run(self, context: StepContext) -> StepResult:
         made = load_plan(context.files[PLAN])
@@ -120,7 +120,7 @@ class PruneStep(RecipeStep):
     do: ClassVar[str] = "prune"
 
     @property
-    def makes(self) -> tuple[str, ...]:
+    def produces(self) -> tuple[str, ...]:
         return (MODEL,)
 
     @property
@@ -128,8 +128,8 @@ class PruneStep(RecipeStep):
         return self.planning.needs
 
     @property
-    def looks_at(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys((*self.planning.scoring.looks_at, *self.proving.looks_at)))
+    def needs_data(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*self.planning.scoring.needs_data, *self.proving.needs_data)))
 
     def check(self, analysis: Analysis, base: Path) -> None:
         self.planning.check(analysis)
@@ -180,11 +180,11 @@ class RetrainStep(RecipeStep):
         return Target.parse(self.pruning.target) if self.pruning.target is not None else None
 
     @property
-    def makes(self) -> tuple[str, ...]:
+    def produces(self) -> tuple[str, ...]:
         return (MODEL, PLAN) if self.pruning.method else (MODEL,)
 
     @property
-    def looks_at(self) -> tuple[str, ...]:
+    def needs_data(self) -> tuple[str, ...]:
         return ("data",)
 
     def check(self, analysis: Analysis, base: Path) -> None:
@@ -214,7 +214,7 @@ class RetrainStep(RecipeStep):
             folder=folder,
             resume=(folder / LAST).exists(),
             progress=context.tick,
-            notice=context.say,
+            notice=context.notify,
         )
         files = {MODEL: keep(done.model, context), "training": context.folder / "training.json"}
         write_text(files["training"], json.dumps(done.as_dict(), indent=1, allow_nan=False) + "\n")
@@ -254,7 +254,7 @@ class SparsifyStep(RecipeStep):
         )
 
     @property
-    def makes(self) -> tuple[str, ...]:
+    def produces(self) -> tuple[str, ...]:
         return (MODEL,)
 
     def run(self, context: StepContext) -> StepResult:

@@ -85,7 +85,7 @@ def read(cls: type[T], table: Mapping[str, Any], where: str, defaults: Mapping[s
         if key in known:
             values.setdefault(key, value)
     try:
-        return _made(cls, values)
+        return _build(cls, values)
     except OptionError as err:
         named = err.labelled(err.option)
         raise OnnxPruneError(named.what, where=where, fix=named.fix) from err
@@ -93,11 +93,11 @@ def read(cls: type[T], table: Mapping[str, Any], where: str, defaults: Mapping[s
         raise OnnxPruneError(err.what, where=f"{where}, {err.where}" if err.where else where, fix=err.fix) from err
 
 
-def _made(cls: type[T], values: Mapping[str, Any]) -> T:
+def _build(cls: type[T], values: Mapping[str, Any]) -> T:
     given: dict[str, Any] = {}
     for f, hint in _own(cls):
         if _is_group(hint):
-            given[f.name] = _made(hint, values)
+            given[f.name] = _build(hint, values)
         elif f.name in values:
             given[f.name] = values[f.name]
     return cls(**given)

@@ -52,13 +52,13 @@ class ScoringOptions(Scoring, Sampling):
             raise OnnxPruneError("the key 'criterion' is missing", fix="one of `onnxprune criteria`")
 
     @property
-    def looks_at(self) -> tuple[str, ...]:
+    def needs_data(self) -> tuple[str, ...]:
         """The data that the criterion needs."""
         return ("data",) if self.criterion and get_criterion(self.criterion, **self.params).needs != "weights" else ()
 
     def calibration(self, context: StepContext) -> Calibration | None:
         """The samples, for criteria that need them."""
-        if not self.looks_at:
+        if not self.needs_data:
             return None
         c = context.defaults
         data = context.samples("data", self.images)
@@ -81,15 +81,15 @@ class ScoreStep(RecipeStep):
     do: ClassVar[str] = "score"
 
     @property
-    def makes(self) -> tuple[str, ...]:
+    def produces(self) -> tuple[str, ...]:
         return (SCORES,)
 
     def __post_init__(self) -> None:
         self.scoring.demand()
 
     @property
-    def looks_at(self) -> tuple[str, ...]:
-        return self.scoring.looks_at
+    def needs_data(self) -> tuple[str, ...]:
+        return self.scoring.needs_data
 
     def run(self, context: StepContext) -> StepResult:
         scores = self.scoring.scores(context)
@@ -119,7 +119,7 @@ class SensitivityStep(RecipeStep):
     do: ClassVar[str] = "sensitivity"
 
     @property
-    def makes(self) -> tuple[str, ...]:
+    def produces(self) -> tuple[str, ...]:
         return (SCORES, CURVES)
 
     def __post_init__(self) -> None:
@@ -136,8 +136,8 @@ class SensitivityStep(RecipeStep):
             raise OnnxPruneError(f"of {metric.name}, {more} is better: {wrong!r} does not go with it")
 
     @property
-    def looks_at(self) -> tuple[str, ...]:
-        return (*self.scoring.looks_at, self.on or "data")
+    def needs_data(self) -> tuple[str, ...]:
+        return (*self.scoring.needs_data, self.on or "data")
 
     def _journal(self, folder: Path) -> Path:
         return folder / "curves.json.journal"
@@ -156,7 +156,7 @@ class SensitivityStep(RecipeStep):
             include=sweep.include, exclude=sweep.exclude, threshold=threshold, stop_at_chance=sweep.stop_at_chance,
             preprocess=context.defaults.preprocess, batch=sweep.batch or 0, threads=sweep.threads or None,
             device=sweep.device, jobs=sweep.jobs, journal=self._journal(context.folder),
-            partial_classes=sweep.partial_classes, progress=context.tick, notice=context.say,
+            partial_classes=sweep.partial_classes, progress=context.tick, notice=context.notify,
         )  # fmt: skip
         save_curves(curves, paths[CURVES])
         files = {**paths, "table": context.folder / "curves.csv"}
@@ -270,7 +270,7 @@ class PlanStep(RecipeStep):
     do: ClassVar[str] = "plan"
 
     @property
-    def makes(self) -> tuple[str, ...]:
+    def produces(self) -> tuple[str, ...]:
         return (PLAN,)
 
     @property
@@ -278,8 +278,8 @@ class PlanStep(RecipeStep):
         return self.planning.needs
 
     @property
-    def looks_at(self) -> tuple[str, ...]:
-        return self.planning.scoring.looks_at
+    def needs_data(self) -> tuple[str, ...]:
+        return self.planning.scoring.needs_data
 
     def check(self, analysis: Analysis, base: Path) -> None:
         self.planning.check(analysis)
@@ -289,7 +289,7 @@ class PlanStep(RecipeStep):
         return StepResult(files, removal_note(made, context.analysis))
 
 
-def removal_note(made: Plan, analysis: Analysis) -> str:
+def removal_note(plan: Plan, analysis: Analysis) -> str:
     """How much a plan takes."""
     total = sum(g.channels for g in analysis)
-    return f"{made.removed} of {total} channels"
+    return f"{plan.removed} of {total} channels"

@@ -56,7 +56,7 @@ class StepContext:
         data: the recipe's, by the names of `DATA`.
         defaults: what all steps share.
         tick: called with (done, total).
-        say: called with lines for people.
+        notify: called with lines for people.
     """
 
     folder: Path
@@ -66,7 +66,7 @@ class StepContext:
     data: Mapping[str, Data]
     defaults: RecipeDefaults
     tick: Callable[[int, int], None]
-    say: Callable[[str], None]
+    notify: Callable[[str], None]
 
     @cached_property
     def model(self) -> Model:
@@ -107,7 +107,7 @@ class RecipeStep(ABC):
     """What the recipe calls it: the command of the same name does the same."""
 
     @property
-    def makes(self) -> tuple[str, ...]:
+    def produces(self) -> tuple[str, ...]:
         """What it hands on."""
         return ()
 
@@ -117,7 +117,7 @@ class RecipeStep(ABC):
         return ()
 
     @property
-    def looks_at(self) -> tuple[str, ...]:
+    def needs_data(self) -> tuple[str, ...]:
         """Which data it needs, of `DATA`."""
         return ()
 
@@ -146,9 +146,9 @@ class RecipeStep(ABC):
         return
 
 
-def after(have: Iterable[str], makes: Iterable[str]) -> set[str]:
+def after(have: Iterable[str], produces: Iterable[str]) -> set[str]:
     """What is there for the next step."""
-    made = set(makes)
+    made = set(produces)
     return made if MODEL in made else set(have) | made
 
 

@@ -173,7 +173,7 @@ def load_recipe(
     return replace(_recipe(table, path, text, given), changes=tuple(changes))
 
 
-def _recipe(table: Table, path: Path, text: str, given: set[str]) -> Recipe:
+def _recipe(table: Table, path: Path, text: str, overridden: set[str]) -> Recipe:
     where, base = path.name, path.parent
     parts = {key: _part(table, key, where) for key in ("preprocess", "bench")}
     rest = {key: value for key, value in table.items() if key not in (*parts, "step")}
@@ -195,9 +195,9 @@ def _recipe(table: Table, path: Path, text: str, given: set[str]) -> Recipe:
     for key in DATA:
         source = getattr(head, key)
         if source:
-            sources[key] = source if key in given else _data_source(source, base)
+            sources[key] = source if key in overridden else _data_source(source, base)
     recipe = Recipe(
-        head.name, head.about, Path(head.model) if "model" in given else _model_path(head.model, base), sources,
+        head.name, head.about, Path(head.model) if "model" in overridden else _model_path(head.model, base), sources,
         head.images, (pre.size[0], pre.size[1]) if pre.size else None, defaults, bench, entries, base, text,
     )  # fmt: skip
     _check_order(recipe, where)
@@ -260,10 +260,10 @@ def _check_order(recipe: Recipe, where: str) -> None:
                     fix={"scores": "a step score before it, or a criterion of its own", "curves": "a step sensitivity "
                          "before it", "plan": "a step plan before it"}[what],
                 )  # fmt: skip
-        for what in e.step.looks_at:
+        for what in e.step.needs_data:
             if what not in recipe.sources:
                 raise OnnxPruneError(f"{e.title} needs data, and the recipe names no {what!r}", where=where)
-        have = after(have, e.step.makes)
+        have = after(have, e.step.produces)
 
 
 def _model_path(source: str, base: Path) -> Path:

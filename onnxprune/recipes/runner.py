@@ -91,7 +91,7 @@ def run_recipe(
             raise _at(err, e.title) from err
     # What is wrong with model and data shows before there is a folder that only a restart would take again.
     figures = None if (folder / JOURNAL).exists() else _figures(recipe, analysis, data)
-    _make(folder)
+    _make_folder(folder)
     settings = {
         "model": model.fingerprint,
         **{key: data_digest(d, recipe.defaults.preprocess) for key, d in data.items()},
@@ -113,10 +113,10 @@ class _RecipeRun:
     """A run under way."""
 
     def __init__(
-        self, recipe: Recipe, folder: Path, analysis: Analysis, data: Mapping[str, Data], book: Journal,
+        self, recipe: Recipe, folder: Path, analysis: Analysis, data: Mapping[str, Data], journal: Journal,
         progress: Progress, notice: Callable[[str], None] | None,
     ) -> None:  # fmt: skip
-        self.recipe, self.folder, self.data, self.book = recipe, folder, data, book
+        self.recipe, self.folder, self.data, self.journal = recipe, folder, data, journal
         self.analysis, self.progress, self.notice = analysis, progress, notice
         self.files = {MODEL: recipe.model}
         self._check_finished()
@@ -126,7 +126,7 @@ class _RecipeRun:
 
     def _check_finished(self) -> None:
         """Refuses a folder in which other steps are finished, or whose files are not what they were."""
-        finished = [key for key in self.book.entries if _STEP.fullmatch(key) and key != ORIGINAL]
+        finished = [key for key in self.journal.entries if _STEP.fullmatch(key) and key != ORIGINAL]
         wanted = [e.key for e in self.recipe.entries[: len(finished)]]
         fix = "repeat the recipe it was begun with, use another folder (-o), or throw it away with --restart"
         if finished != wanted:
@@ -134,11 +134,11 @@ class _RecipeRun:
                 f"this folder is of a run with other steps ({', '.join(finished)})", where=str(self.folder), fix=fix
             )
         shapes = {ORIGINAL: {"figures"}, LATENCY: {"how", "median"}, **dict.fromkeys(finished, _RECORD)}
-        for key, record in self.book.entries.items():
+        for key, record in self.journal.entries.items():
             if not isinstance(record, dict) or set(record) != shapes.get(key):
                 raise OnnxPruneError("the journal holds something that is no step", where=key, fix=fix)
         for e in self.recipe.entries[: len(finished)]:
-            record = self.book.entries[e.key]
+            record = self.journal.entries[e.key]
             wrong = _different(_renamed(record["step"], _options(e)), _options(e))
             if wrong:
                 raise OnnxPruneError(
@@ -160,28 +160,28 @@ class _RecipeRun:
             figures: of the recipe's model, where they are known.
         """
         entries = self.recipe.entries
-        done = sum(e.key in self.book.entries for e in entries)
+        done = sum(e.key in self.journal.entries for e in entries)
         if done == len(entries):
-            self._say(f"all {done} steps are finished")
+            self._notify(f"all {done} steps are finished")
         elif done:
-            self._say(f"going on after step {done} of {len(entries)}")
-        if ORIGINAL not in self.book.entries:
+            self._notify(f"going on after step {done} of {len(entries)}")
+        if ORIGINAL not in self.journal.entries:
             changes = "".join(f", {c}" for c in self.recipe.changes)
             self._log(f"{self.recipe.name}: {len(entries)} steps, from {self.recipe.model}{changes}")
-            self.book.add(ORIGINAL, {"figures": figures or _figures(self.recipe, self.analysis, self.data)})
+            self.journal.add(ORIGINAL, {"figures": figures or _figures(self.recipe, self.analysis, self.data)})
         for e in entries:
-            if e.key not in self.book.entries:
+            if e.key not in self.journal.entries:
                 self._step(e)
-            record = self.book.entries[e.key]
+            record = self.journal.entries[e.key]
             e.step.tidy(self.folder / e.key)  # what a run that was killed just here has left, too
-            have = after(self.files, e.step.makes)
-            self.files |= {what: self.folder / record["files"][what] for what in e.step.makes}
+            have = after(self.files, e.step.produces)
+            self.files |= {what: self.folder / record["files"][what] for what in e.step.produces}
             self.files = {what: path for what, path in self.files.items() if what in have}
 
     def _step(self, e: StepEntry) -> None:
         folder = self.folder / e.key
         resumed = self._begin(e, folder)
-        self._say(f"{e.title} {'goes on' if resumed else 'begins'}")
+        self._notify(f"{e.title} {'goes on' if resumed else 'begins'}")
         start = time.perf_counter()
         try:
             with self.progress(e.title) as tick:
@@ -193,7 +193,7 @@ class _RecipeRun:
                     self.data,
                     self.recipe.defaults,
                     tick,
-                    lambda text: self._say(f"{e.key}: {text}"),
+                    lambda text: self._notify(f"{e.key}: {text}"),
                 )
                 found = e.step.run(context)
         except OnnxPruneError as err:
@@ -214,13 +214,13 @@ class _RecipeRun:
             "seconds": seconds,
             "resumed": resumed,
         }
-        self.book.add(e.key, record)
-        self._say(f"{e.title} done in {seconds:.1f} s: {found.note}{_told(record['figures'])}")
+        self.journal.add(e.key, record)
+        self._notify(f"{e.title} done in {seconds:.1f} s: {found.note}{_figures_text(record['figures'])}")
 
     def _begin(self, e: StepEntry, folder: Path) -> bool:
         """Makes the step's folder; whether it goes on from what is there."""
         mark = {
-            "run": self.book.settings, "do": e.step.do, "options": _options(e),
+            "run": self.journal.settings, "do": e.step.do, "options": _options(e),
             "from": {what: _digest(path) for what, path in self.files.items()},
         }  # fmt: skip
         try:
@@ -248,8 +248,8 @@ class _RecipeRun:
 
     def table(self) -> RunTable:
         """Every step with what its model is worth; latencies are measured now, all under the same conditions."""
-        records = {ORIGINAL: self.book.entries[ORIGINAL]} | {
-            e.key: self.book.entries[e.key] for e in self.recipe.entries
+        records = {ORIGINAL: self.journal.entries[ORIGINAL]} | {
+            e.key: self.journal.entries[e.key] for e in self.recipe.entries
         }  # fmt: skip
         latencies = self._latencies([key for key, r in records.items() if r["figures"] is not None])
         rows = []
@@ -273,7 +273,7 @@ class _RecipeRun:
         b = self.recipe.bench
         if not b.runs:
             return {}
-        known = self.book.entries.get(LATENCY)
+        known = self.journal.entries.get(LATENCY)
         how = {**asdict(b), "models": keys}
         if known is not None and known["how"] == how:
             return dict(known["median"])
@@ -282,7 +282,7 @@ class _RecipeRun:
         median: dict[str, float] = {}
         with self.progress("measuring latency") as tick:
             for i, key in enumerate(k for k in keys if k != ORIGINAL):
-                other = load(self.folder / self.book.entries[key]["files"][MODEL])
+                other = load(self.folder / self.journal.entries[key]["files"][MODEL])
                 pair = bench([self.analysis.source, other], **asdict(b))
                 whole.append(pair[0].latency.median)
                 median[key] = pair[1].latency.median
@@ -290,12 +290,12 @@ class _RecipeRun:
             if not whole:
                 whole = [bench([self.analysis.source], **asdict(b))[0].latency.median]
         median = {ORIGINAL: float(np.median(whole)), **median}
-        self.book.add(LATENCY, {"how": how, "median": median})
+        self.journal.add(LATENCY, {"how": how, "median": median})
         return median
 
     # ---------------------------------------------------------------------------------------------------- the log
 
-    def _say(self, text: str) -> None:
+    def _notify(self, text: str) -> None:
         self._log(text)
         if self.notice is not None:
             self.notice(text)
@@ -321,7 +321,7 @@ def _figures(recipe: Recipe, analysis: Analysis, data: Mapping[str, Data]) -> Re
     return figures
 
 
-def _make(folder: Path) -> None:
+def _make_folder(folder: Path) -> None:
     """A folder for a run, if it can be one.
 
     Raises:
@@ -405,7 +405,7 @@ def _at(err: OnnxPruneError, title: str) -> OnnxPruneError:
     return type(err)(err.what, where=f"{title}, {err.where}" if err.where else title, fix=err.fix)
 
 
-def _told(figures: Record | None) -> str:
+def _figures_text(figures: Record | None) -> str:
     if figures is None or "top1" not in figures:
         return ""
     return f"; top-1 {figures['top1']:.4f}, loss {figures['loss']:.4f}, {figures['macs']} MACs"

@@ -22,7 +22,7 @@ from onnxprune.analysis.shape_inference import witness
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Calibration
 from onnxprune.execution.channel_moments import Moments
-from onnxprune.execution.gram import Places, picked_positions, stretches
+from onnxprune.execution.gram import Indices, picked_positions, stretches
 from onnxprune.execution.graph_segments import ActivationCursor, Segments
 from onnxprune.ir.model import Array, Model
 from onnxprune.plans import Plan
@@ -61,7 +61,7 @@ class PairedLayer:
     kept: Kept | None = field(repr=False)
     norm: gs.Node | None = field(default=None, repr=False)
 
-    def put(self, matrix: Matrix, shift: Matrix | None, names: set[str]) -> None:
+    def set_weights(self, matrix: Matrix, shift: Matrix | None, names: set[str]) -> None:
         """Changes the weights, and with `shift` what is added to y (see `LinearNode.put`).
 
         Where a BatchNormalization follows a node without bias, its mean takes the shift: it then is the mean of y.
@@ -70,7 +70,7 @@ class PairedLayer:
             mean = self.norm.inputs[3]
             mean.values = (np.asarray(mean.values, np.float64) - shift).astype(mean.dtype)
             shift = None
-        self.linear.put(matrix, shift, names)
+        self.linear.set_weights(matrix, shift, names)
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class RegressionRows:
     """
 
     inputs: Array
-    wanted: Array
+    targets: Array
     shortcut: Array | None
     samples: npt.NDArray[np.int64]
 
@@ -113,15 +113,15 @@ class PairedCursor:
         run = {"device": calibration.device, "threads": calibration.threads, "memory": memory}
         before = Segments(_in_order_of(pruned, analysis.model), analysis.witness)
         after = Segments(pruned, witness(pruned))
-        self.original = ActivationCursor(before, calibration.feeds(analysis.model), **run)  # type: ignore[arg-type]
-        self.left = ActivationCursor(after, calibration.feeds(pruned), **run)  # type: ignore[arg-type]
+        self.original_cursor = ActivationCursor(before, calibration.feeds(analysis.model), **run)  # type: ignore[arg-type]
+        self.pruned_cursor = ActivationCursor(after, calibration.feeds(pruned), **run)  # type: ignore[arg-type]
 
     def __enter__(self) -> PairedCursor:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.original.__exit__()
-        self.left.__exit__()
+        self.original_cursor.__exit__()
+        self.pruned_cursor.__exit__()
 
     def changed(self) -> set[str]:
         """Tensors of the pruned model whose values the pruning has changed."""
@@ -149,13 +149,13 @@ class PairedCursor:
 
     def moments(self, name: str, node: gs.Node, axis: int) -> Moments:
         """Mean and variance per channel of a tensor of the pruned model, which goes to the node first."""
-        self.left.advance(self.left.segments.made[node.outputs[0].name])
+        self.pruned_cursor.advance(self.pruned_cursor.segments.producer_index[node.outputs[0].name])
         found = Moments(name, axis)
-        for batch, values in enumerate(self.left.values([name])):
-            found.add(values[name], self.left.samples(batch))
+        for batch, values in enumerate(self.pruned_cursor.values([name])):
+            found.add(values[name], self.pruned_cursor.samples(batch))
         return found
 
-    def kept_of(self, name: str, spatial: bool) -> Kept | None:
+    def kept_channels(self, name: str, spatial: bool) -> Kept | None:
         """Which channels of a tensor the pruned model still has; None: all."""
         labels = self.analysis.table.variables.get(name)
         if not labels:
@@ -165,8 +165,8 @@ class PairedCursor:
     def advance(self, step: PairedLayer) -> None:
         """Both models go to a step's node."""
         output = step.linear.node.outputs[0].name
-        self.original.advance(self.original.segments.made[output])
-        self.left.advance(self.left.segments.made[output])
+        self.original_cursor.advance(self.original_cursor.segments.producer_index[output])
+        self.pruned_cursor.advance(self.pruned_cursor.segments.producer_index[output])
 
     def rows(self, step: PairedLayer, positions: int, *, seed: int = 0) -> RegressionRows:
         """What a step is solved from; both models must be at it.
@@ -178,9 +178,9 @@ class PairedCursor:
         """
         linear, names = step.linear, [step.reads, *([step.shortcut] if step.shortcut else [])]
         inputs, wanted, shortcut, samples = [], [], [], []
-        pairs = zip(self.original.values([step.point]), self.left.values(names), strict=True)
+        pairs = zip(self.original_cursor.values([step.point]), self.pruned_cursor.values(names), strict=True)
         for batch, (theirs, ours) in enumerate(pairs):
-            span = self.left.samples(batch)
+            span = self.pruned_cursor.samples(batch)
             count, each = linear.count(ours[step.reads]), len(ours[step.reads]) // len(span)
             for part in stretches(span):
                 # Windows or tokens folded into the first axis are positions as well: some of them, some places in each.
@@ -203,18 +203,18 @@ class PairedCursor:
 
     def _step(self, linear: LinearNode, outputs: frozenset[str]) -> PairedLayer | None:
         """Where a node is judged; None where the samples do not come first in its tensors."""
-        seen, place = self.left.segments.seen, self.left.segments.made
+        seen, place = self.pruned_cursor.segments.witness, self.pruned_cursor.segments.producer_index
         if linear.output not in place:  # an Add in the body of an If or a Loop
             return None
         t = self.pruned.graph.tensors()[linear.output]
-        norm, node = None, self._only_reader(t, outputs)
+        norm, node = None, self._only_consumer(t, outputs)
         if node is not None and node.op == "BatchNormalization" and len(node.inputs[3].outputs) == 1:
             norm = node
         scale, offset = np.ones(linear.outputs), np.zeros(linear.outputs)
         while node is not None and (found := affine(node, t, linear)) is not None:
             scale, offset = scale * found[0], offset * found[0] + found[1]
             t = node.outputs[0]
-            node = self._only_reader(t, outputs)
+            node = self._only_consumer(t, outputs)
         norm = norm if t.name != linear.output else None  # only one whose constants are known
         shortcut = None
         if node is not None and node.op == "Add":
@@ -222,7 +222,7 @@ class PairedCursor:
             shape, start = seen.shapes.get(t.name), place[linear.node.outputs[0].name]
             if shape is not None and shape == seen.shapes.get(other.name) and place.get(other.name, start) < start:
                 shortcut, t = other.name, node.outputs[0]
-                node = self._only_reader(t, outputs)
+                node = self._only_consumer(t, outputs)
             else:
                 node = None
         reads = linear.node.inputs[0].name
@@ -232,16 +232,16 @@ class PairedCursor:
             if not shape or not batch or shape[0] % batch[0]:
                 return None
         low, high = bounds(node)
-        kept = self.kept_of(t.name, linear.spatial)
+        kept = self.kept_channels(t.name, linear.spatial)
         return PairedLayer(linear, reads, t.name, shortcut, scale, offset, low, high, kept, norm)
 
-    def _only_reader(self, t: gs.Tensor, outputs: frozenset[str]) -> gs.Node | None:
+    def _only_consumer(self, t: gs.Tensor, outputs: frozenset[str]) -> gs.Node | None:
         """The node of the graph that alone reads a tensor; one in the body of an If or a Loop does not count."""
         node = t.outputs[0] if len(t.outputs) == 1 and t.name not in outputs else None
-        return node if node is not None and node.outputs[0].name in self.left.segments.made else None
+        return node if node is not None and node.outputs[0].name in self.pruned_cursor.segments.producer_index else None
 
 
-def _picked(x: Array, first: int, count: int, each: int, folds: Places | None) -> Array:
+def _picked(x: Array, first: int, count: int, each: int, folds: Indices | None) -> Array:
     """Some samples of a tensor `[samples * each, ...]`, and of each some entries; at least float32."""
     found = x[first * each : (first + count) * each]
     if folds is not None:

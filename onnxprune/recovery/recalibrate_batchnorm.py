@@ -68,7 +68,7 @@ class RecalibrateBatchnorm(Pass):
             outputs = frozenset(t.name for t in model.graph.outputs)
             nodes = [n for n in model.graph.nodes if n.outputs[0].name in changed]
             folded = {n.outputs[0].name: f for n in nodes if (f := _folded(n, outputs)) is not None}
-            folded = {name: f for name, f in folded.items() if f.output in cursor.left.segments.made}
+            folded = {name: f for name, f in folded.items() if f.output in cursor.pruned_cursor.segments.producer_index}
             wanted = {f.output: Moments(f.output, 1 if f.spatial else -1) for f in folded.values()}
             self.calibration.collect(self.analysis.model, [Probe(name, m) for name, m in wanted.items()])
             for node in nodes:
@@ -79,7 +79,7 @@ class RecalibrateBatchnorm(Pass):
                         t.values = np.clip(values, -limit, limit).astype(t.dtype)
                 elif (linear := folded.get(node.outputs[0].name)) is not None:
                     found = cursor.moments(linear.output, node, 1 if linear.spatial else -1)
-                    _match(linear, found, wanted[linear.output], cursor.kept_of(linear.output, linear.spatial))
+                    _match(linear, found, wanted[linear.output], cursor.kept_channels(linear.output, linear.spatial))
         return model
 
 
@@ -100,13 +100,13 @@ def _folded(node: gs.Node, outputs: frozenset[str]) -> LinearNode | None:
     return None if t.name in outputs else linear
 
 
-def _match(linear: LinearNode, found: Moments, wanted: Moments, kept: npt.NDArray[np.bool_] | None) -> None:
-    mean, variance = wanted.mean, wanted.variance
+def _match(linear: LinearNode, measured: Moments, target: Moments, kept: npt.NDArray[np.bool_] | None) -> None:
+    mean, variance = target.mean, target.variance
     if kept is not None:
         mean, variance = mean[kept], variance[kept]
-    deviation, aim = np.sqrt(found.variance), np.sqrt(variance)
+    deviation, aim = np.sqrt(measured.variance), np.sqrt(variance)
     with np.errstate(divide="ignore", invalid="ignore"):
         scale = np.where((deviation > _LEAST * aim) & (aim > 0), aim / deviation, 1.0)  # condition 3
     scale = np.minimum(scale, _MOST)
     matrix = linear.matrix() * scale.reshape(linear.groups, 1, -1)
-    linear.put(matrix, (linear.shift() - found.mean) * scale + mean)
+    linear.set_weights(matrix, (linear.shift() - measured.mean) * scale + mean)

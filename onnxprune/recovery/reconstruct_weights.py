@@ -43,7 +43,7 @@ _FEW, _TIMES = 10_000, 60  # sufficient rows: the larger of a constant and a num
 _BLOCK = 4096  # rows converted to float64 at a time
 _ROUNDS_AT = 1e-2  # lambda during the alternation
 _ROUNDING = 1e-11  # share of a mean square above float64's rounding of a constant's variance
-_HELD_OUT = 5  # hold out every 5th sample to choose lambda
+_HOLDOUT_STRIDE = 5  # hold out every 5th sample to choose lambda
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class ReconstructWeights(Pass):
                 if solution is None:
                     solution = self._solution(cursor, step)
                 if solution.matrix is not None:
-                    step.put(solution.matrix, solution.shift, names)
+                    step.set_weights(solution.matrix, solution.shift, names)
                 if self.done is not None:
                     self.done(solution, i + 1, len(steps))
         return model
@@ -145,9 +145,9 @@ def solve(step: PairedLayer, rows: RegressionRows, rounds: int) -> Solution:
         rounds: Rounds of the alternation with the bounds.
     """
     linear = step.linear
-    out = rows.samples % _HELD_OUT == _HELD_OUT - 1
+    out = rows.samples % _HOLDOUT_STRIDE == _HOLDOUT_STRIDE - 1
     if not out.any() or out.all():
-        out = np.arange(len(rows.samples)) % _HELD_OUT == _HELD_OUT - 1
+        out = np.arange(len(rows.samples)) % _HOLDOUT_STRIDE == _HOLDOUT_STRIDE - 1
     if not out.any():
         return Solution(linear.node.outputs[0].name, None, None, 0.0, 0.0, 0.0)
     size = linear.outputs // linear.groups
@@ -163,7 +163,7 @@ def solve(step: PairedLayer, rows: RegressionRows, rounds: int) -> Solution:
             continue
         columns = usable + own.start
         problem = _Problem(
-            rows.inputs[g], rows.wanted[:, columns], None if rows.shortcut is None else rows.shortcut[:, columns],
+            rows.inputs[g], rows.targets[:, columns], None if rows.shortcut is None else rows.shortcut[:, columns],
             matrix[g][:, usable] * step.scale[columns], shift[columns] * step.scale[columns] + step.offset[columns],
             (step.low, step.high), linear.intercept, out,
         )  # fmt: skip
@@ -252,16 +252,16 @@ class _Problem:
     """
 
     def __init__(
-        self, x: Array, wanted: Array, shortcut: Array | None, weight: Matrix, base: Matrix,
+        self, x: Array, target: Array, shortcut: Array | None, weight: Matrix, base: Matrix,
         bounds: tuple[float, float], intercept: bool, out: npt.NDArray[np.bool_],
     ) -> None:  # fmt: skip
         # Inputs may vary by much less than their mean: all computations use differences from the mean.
         self.origin = x.mean(0, dtype=np.float64).astype(x.dtype) if intercept else np.zeros(x.shape[1], x.dtype)
-        self.x, self.wanted, self.shortcut = x - self.origin, wanted, shortcut
+        self.x, self.target, self.shortcut = x - self.origin, target, shortcut
         self.weight, self.base = weight, base + self.origin @ weight
         self.low, self.high = bounds
         self.intercept, self.out = intercept, out
-        handed = np.clip(wanted, *bounds)
+        handed = np.clip(target, *bounds)
         self.spread = float(handed.var(0, dtype=np.float64).sum())
         self.constant = int((~self.x.any(0)).sum())
         self.dependent = 0
@@ -301,7 +301,7 @@ class _Problem:
 
         First z minus the shortcut; then, where z is beyond a bound, the fit's own values beyond that bound.
         """
-        x, wanted = self.x, self.wanted
+        x, wanted = self.x, self.target
         shortcut = self.shortcut if self.shortcut is not None else np.zeros((1, wanted.shape[1]), wanted.dtype)
         below, above = wanted <= self.low, wanted >= self.high
         target = np.asarray(wanted - shortcut)
@@ -321,5 +321,5 @@ class _Problem:
         if self.shortcut is not None:
             given = given + self.shortcut[self.out]
         given = np.clip(given, self.low, self.high)
-        gap = given - np.clip(self.wanted[self.out], self.low, self.high)
+        gap = given - np.clip(self.target[self.out], self.low, self.high)
         return float(np.square(gap, dtype=np.float64).mean(0).sum())

@@ -38,8 +38,8 @@ from onnxprune.recovery.recalibrate_batchnorm import RecalibrateBatchnorm
 from onnxprune.recovery.reconstruct_weights import ReconstructWeights, Solution
 
 LEAST = 16  # samples
-_HELD_OUT = 8  # each so-many-th sample judges
-_JUDGES = 512  # of them at most
+_HOLDOUT_STRIDE = 8  # each so-many-th sample judges
+_MAX_HOLDOUT = 512  # of them at most
 _MEMORY = 2**28  # bytes of the original's outputs on them
 _RUN = 2**26  # bytes of the largest activation of one run
 
@@ -109,8 +109,8 @@ def split(data: Data) -> tuple[Data, Data]:
     """
     check_samples(data)
     index = np.arange(len(data))
-    judges = index[_HELD_OUT - 1 :: _HELD_OUT]
-    judges = judges[np.linspace(0, len(judges) - 1, min(len(judges), _JUDGES)).astype(np.int64)]
+    judges = index[_HOLDOUT_STRIDE - 1 :: _HOLDOUT_STRIDE]
+    judges = judges[np.linspace(0, len(judges) - 1, min(len(judges), _MAX_HOLDOUT)).astype(np.int64)]
     return _part(data, np.setdiff1d(index, judges)), _part(data, judges)
 
 
@@ -173,7 +173,7 @@ def recover(
             else:
                 counts = _SolutionCounter(store, i, progress)
                 new = ReconstructWeights(
-                    plan, analysis, inside, rows=rows, rounds=rounds, known=partial(store.known, i), done=counts
+                    plan, analysis, inside, rows=rows, rounds=rounds, known=partial(store.load, i), done=counts
                 )(model)
                 note = f"{counts.solved} of {counts.total} layers"
             seconds = time.perf_counter() - start
@@ -283,7 +283,7 @@ class _SolutionCounter:
     total: int = 0
 
     def __call__(self, solution: Solution, done: int, total: int) -> None:
-        self.store.put(self.stage, solution)
+        self.store.save(self.stage, solution)
         self.solved += solution.matrix is not None
         self.total = total
         if self.progress is not None:
@@ -316,7 +316,7 @@ class _SolutionStore:
                 raise OnnxPruneError(f"cannot make the folder {str(folder)!r}: {err.strerror or err}") from err
         self.journal = Journal(folder / "journal" if folder is not None else None, settings, restart=restart)
 
-    def known(self, stage: int, node: str) -> Solution | None:
+    def load(self, stage: int, node: str) -> Solution | None:
         """The solution of an earlier run."""
         entry = self.journal.entries.get(f"{stage} {node}")
         if entry is None or self.folder is None:
@@ -334,7 +334,7 @@ class _SolutionStore:
             ) from err
         return Solution(node, matrix, shift, before, after, ridge)
 
-    def put(self, stage: int, solution: Solution) -> None:
+    def save(self, stage: int, solution: Solution) -> None:
         """Keeps a solution; the journal's line comes after the arrays are on disk."""
         key = f"{stage} {solution.node}"
         if self.folder is None or key in self.journal.entries:

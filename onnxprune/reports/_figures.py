@@ -22,9 +22,9 @@ _NAME = 40  # letters
 Figure = dict[str, Any]
 
 
-def hue(place: int, count: int) -> int:
+def hue(index: int, count: int) -> int:
     """Degrees on the colour wheel for a group by its depth in the network."""
-    return round(float(np.interp(place / max(1, count - 1), np.linspace(0, 1, len(_HUES)), _HUES)))
+    return round(float(np.interp(index / max(1, count - 1), np.linspace(0, 1, len(_HUES)), _HUES)))
 
 
 def metric_name(curves: Curves) -> str:
@@ -45,9 +45,9 @@ def value_at(curves: Curves, curve: Curve, removed: int) -> tuple[float, bool]:
     return float(np.interp(removed, x, y)), removed <= x[-1]
 
 
-def sensitivity_figure(found: SensitivitySection) -> Figure:
+def sensitivity_figure(section: SensitivitySection) -> Figure:
     """One line per group over the share of its channels removed; the plan's choice as a point on each."""
-    curves, by = found.curves, scale(found.curves)
+    curves, by = section.curves, scale(section.curves)
     traces: list[Figure] = []
     count = len(curves.groups)
     for i, (name, curve) in enumerate(curves.groups.items()):
@@ -66,9 +66,9 @@ def sensitivity_figure(found: SensitivitySection) -> Figure:
             "<br>%{y:.5g}%{customdata[1]}<extra></extra>",
         })  # fmt: skip
     for i, (name, curve) in enumerate(curves.groups.items()):
-        if found.chosen is None:
+        if section.chosen is None:
             break
-        removed = found.chosen[name]
+        removed = section.chosen[name]
         value, inside = value_at(curves, curve, removed)
         meta = {"group": i, "name": plotly_text(name), "channels": curve.channels, "hue": hue(i, count),
                 "removed": removed, "chosen": True, "hollow": not inside}  # fmt: skip
@@ -103,9 +103,9 @@ def sensitivity_figure(found: SensitivitySection) -> Figure:
     return {"data": traces, "layout": layout}
 
 
-def sensitivity_summary(found: SensitivitySection) -> str:
+def sensitivity_summary(section: SensitivitySection) -> str:
     """The figure in a sentence or two, for who cannot see it."""
-    curves = found.curves
+    curves = section.curves
     by, unit = scale(curves), " %" if curves.metric in RATES else ""
     last = {n: c.points[-1].value for n, c in curves.groups.items() if c.points}
     text = (
@@ -120,9 +120,9 @@ def sensitivity_summary(found: SensitivitySection) -> str:
             f" At its last point {_short(worst)} has lost most ({by * last[worst]:.4g}{unit}), {_short(best)} least "
             f"({by * last[best]:.4g}{unit})."
         )
-    if found.chosen is not None:
+    if section.chosen is not None:
         text += (
-            f" The plan takes channels from {sum(map(bool, found.chosen.values()))} of them, marked as large points."
+            f" The plan takes channels from {sum(map(bool, section.chosen.values()))} of them, marked as large points."
         )
     return text
 

@@ -141,7 +141,7 @@ class _FileCollector:
         first = self.analyses.get(self.models[0].name) if self.models else None
         _sections.add_groups(self.report, first, cuts)
         if cuts:
-            self.report.why = _sections.why(cuts[0])
+            self.report.why = _sections.selection_reasons(cuts[0])
         elif self.models and len(self.models) > 1:
             self._widths()
 
@@ -164,7 +164,7 @@ class _FileCollector:
             if d.value.get("model") == plan.model:
                 with _sections.noting(self.report, d.path.name):
                     return load_scores(d.path, analysis).groups
-        again = _sections.scores_again(analysis, plan)
+        again = _sections.rescored(analysis, plan)
         return again.groups if again is not None else None
 
     def _prove(self, original: NamedModel, plan: Plan, analysis: Analysis, result: NamedModel | None) -> None:
@@ -239,14 +239,14 @@ class _FileCollector:
                     if stage is None:
                         nameless.append(d)
                     else:
-                        _sections.take_accuracy(stage, Fields(d.value, name))
+                        _sections.set_accuracy(stage, Fields(d.value, name))
         # Files of older versions do not name their model: as many as models are theirs in order.
         named = list(self.stages.values())
         for i, d in enumerate(nameless):
             with _sections.noting(self.report, d.path.name):
                 if len(nameless) != len(named):
                     raise OnnxPruneError("does not say of which model the accuracy is; it is left out")
-                _sections.take_accuracy(named[i], Fields(d.value, d.path.name))
+                _sections.set_accuracy(named[i], Fields(d.value, d.path.name))
 
     def _bench(self, d: Document) -> None:
         for i, entry in enumerate(d.value):
@@ -254,7 +254,7 @@ class _FileCollector:
             stage = self._stage(row.text("model"))
             if stage is None and not self.models:
                 stage = ModelSnapshot(Path(row.text("model")).name or f"model {i + 1}")
-                _sections.take_cost(stage, row.table("cost"))
+                _sections.set_cost(stage, row.table("cost"))
                 self.report.stages.append(stage)
             if stage is None:
                 self.report.problems.append(f"{row.where}: of a model that is not given; left out")
@@ -267,7 +267,7 @@ class _FileCollector:
         if not self.models:
             for name, key in (("before", "before"), (Path(d.text("output")).name or "after", "after")):
                 stage = ModelSnapshot(name)
-                _sections.take_cost(stage, d.table(key))
+                _sections.set_cost(stage, d.table(key))
                 self.report.stages.append(stage)
         if isinstance(d.value.get("verification"), dict):
             self.report.proofs.append(_sections.proof_of(f"as {d.where} says", d.table("verification")))

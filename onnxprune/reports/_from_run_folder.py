@@ -34,14 +34,14 @@ def is_run(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (JOURNAL, TABLE, COPY))
 
 
-def collect_run(folder: Path, given: list[Model]) -> ReportData:
+def collect_run(folder: Path, models: list[Model]) -> ReportData:
     """Tells a run.
 
     Args:
         folder: of the run.
         given: models that the user named as well: one of them may be the original that the run no longer finds.
     """
-    return _RunCollector(folder, given).report
+    return _RunCollector(folder, models).report
 
 
 class _RunCollector:
@@ -138,8 +138,8 @@ class _RunCollector:
                 if isinstance(record.value.get("figures"), dict):
                     figures = record.table("figures")
                     stage.model = True
-                    _sections.take_cost(stage, figures)
-                    _sections.take_accuracy(stage, figures)
+                    _sections.set_cost(stage, figures)
+                    _sections.set_accuracy(stage, figures)
                     stage.latency = Fields(latency, JOURNAL).number(key)
                 self.report.stages.append(stage)
 
@@ -150,7 +150,7 @@ class _RunCollector:
         )
         for name in _FIGURES:
             setattr(stage, name, r.number(name))
-        _sections.take_cost(stage, r)
+        _sections.set_cost(stage, r)
         return stage
 
     def _check_files(self) -> None:
@@ -212,7 +212,7 @@ class _RunCollector:
             cuts[0] = replace(cuts[0], scores=self._scores(cuts[0].plan))
         _sections.add_groups(self.report, self.analysis, cuts)
         if cuts:
-            self.report.why = _sections.why(cuts[0])
+            self.report.why = _sections.selection_reasons(cuts[0])
         for key in self.keys:
             path = self.folder / key / "curves.json"
             if path.is_file():
@@ -229,7 +229,7 @@ class _RunCollector:
             if path.is_file():
                 with _sections.noting(self.report, f"{key}/scores.json"):
                     return load_scores(path, self.analysis).groups
-        again = _sections.scores_again(self.analysis, plan)
+        again = _sections.rescored(self.analysis, plan)
         return again.groups if again is not None else None
 
     def _more(self) -> None:

@@ -48,7 +48,7 @@ def noting(report: ReportData, what: str) -> Iterator[None]:
         report.problems.append(f"{what}: {err.what}{where}")
 
 
-def add_groups(report: ReportData, analysis: Analysis | None, cuts: Sequence[AppliedPlan]) -> None:
+def add_groups(report: ReportData, analysis: Analysis | None, applied: Sequence[AppliedPlan]) -> None:
     """Bars of every group through all cuts; groups of the plans alone where the model is not there."""
     whole: dict[str, int] = {}
     about: dict[str, str] = {}
@@ -60,11 +60,11 @@ def add_groups(report: ReportData, analysis: Analysis | None, cuts: Sequence[App
             width = f", {g.width} indices per channel" if g.width > 1 else ""
             about[g.name] = f"{g.op}{', residual' if g.residual else ''}{width}, {len(g.sites)} tensors"
     else:
-        for cut in cuts:
+        for cut in applied:
             for name, r in cut.plan.groups.items():
                 whole.setdefault(name, r.channels)
     kept = {name: [n] for name, n in whole.items()}
-    for cut in cuts:
+    for cut in applied:
         report.cuts.append(cut.name)
         for name, r in cut.plan.groups.items():
             if name not in kept or kept[name][-1] != r.channels:
@@ -74,11 +74,11 @@ def add_groups(report: ReportData, analysis: Analysis | None, cuts: Sequence[App
             mine = cut.plan.groups.get(name)
             gone = len(mine.removed) if mine is not None and mine.channels == counts[-1] else 0
             counts.append(counts[-1] - gone)
-    lost = _lost(cuts[0]) if len(cuts) == 1 else {}
+    lost = _score_removed(applied[0]) if len(applied) == 1 else {}
     report.groups = [GroupChannels(n, c, tuple(kept[n][1:]), about.get(n, ""), lost.get(n)) for n, c in whole.items()]
 
 
-def _lost(cut: AppliedPlan) -> dict[str, float]:
+def _score_removed(cut: AppliedPlan) -> dict[str, float]:
     """Share of each group's score that goes with the channels: 0 where the plan takes none."""
     out = {}
     for name, values in (cut.scores or {}).items():
@@ -89,7 +89,7 @@ def _lost(cut: AppliedPlan) -> dict[str, float]:
     return out
 
 
-def scores_again(analysis: Analysis, plan: Plan) -> Scores | None:
+def rescored(analysis: Analysis, plan: Plan) -> Scores | None:
     """Scores by the plan's criterion, where that looks at weights alone and is known here."""
     name = plan.criterion.get("name")
     rule = all_criteria().get(name) if isinstance(name, str) else None
@@ -110,7 +110,7 @@ def criterion_text(criterion: Mapping[str, Any]) -> str:
     return f"{_plain(criterion.get('name', 'not recorded'))}{f' ({rest})' if rest else ''}"
 
 
-def why(cut: AppliedPlan) -> list[str]:
+def selection_reasons(cut: AppliedPlan) -> list[str]:
     """How the channels were chosen, in sentences."""
     c = cut.plan.criterion
     name = c.get("name")
@@ -200,12 +200,12 @@ def training_table(title: str, d: Fields) -> ReportTable:
     return ReportTable(title, columns, tuple(rows), note)
 
 
-def take_accuracy(stage: ModelSnapshot, d: Fields) -> None:
+def set_accuracy(stage: ModelSnapshot, d: Fields) -> None:
     """Accuracy that `evaluate` wrote."""
     stage.top1, stage.top1_error, stage.loss = d.number("top1"), d.number("top1_error"), d.number("loss")
 
 
-def take_cost(stage: ModelSnapshot, d: Fields) -> None:
+def set_cost(stage: ModelSnapshot, d: Fields) -> None:
     """A cost that a command wrote."""
     stage.macs, stage.params, stage.bytes = d.count("macs"), d.count("params"), d.count("bytes")
 

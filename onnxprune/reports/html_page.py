@@ -115,15 +115,15 @@ def _stage_columns(stages: list[ModelSnapshot]) -> dict[str, bool]:
     return {n: any(getattr(s, n) not in (None, "") for s in stages) for n in names}
 
 
-def _curves_part(i: int, found: SensitivitySection) -> dict[str, Any]:
+def _curves_part(i: int, section: SensitivitySection) -> dict[str, Any]:
     """What the template needs for a figure of curves and its table."""
-    curves, by = found.curves, _figures.scale(found.curves)
+    curves, by = section.curves, _figures.scale(section.curves)
     ratios = sorted({round(p.ratio, 9) for c in curves.groups.values() for p in c.points})
     wide = len(ratios) <= _COLUMNS
     groups = []
     for k, (name, curve) in enumerate(curves.groups.items()):
         values = {round(p.ratio, 9): f"{by * p.value:.4g}" for p in curve.points}
-        chosen = None if found.chosen is None else found.chosen[name]
+        chosen = None if section.chosen is None else section.chosen[name]
         at = None if chosen is None else _figures.value_at(curves, curve, chosen)
         groups.append({
             "name": name, "hue": _figures.hue(k, len(curves.groups)), "channels": curve.channels, "chosen": chosen,
@@ -132,9 +132,10 @@ def _curves_part(i: int, found: SensitivitySection) -> dict[str, Any]:
             "points": "; ".join(f"{p.removed}: {by * p.value:.4g}" for p in curve.points),
         })  # fmt: skip
     return {
-        "key": f"curves-{i}", "title": found.title, "summary": _figures.sensitivity_summary(found), "groups": groups,
+        "key": f"curves-{i}", "title": section.title, "summary": _figures.sensitivity_summary(section),
+        "groups": groups,
         "ratios": [f"{100 * r:.3g} %" for r in ratios] if wide else None, "metric": _figures.metric_name(curves),
-        "chosen": found.chosen is not None, "baseline": f"{by * curves.baseline.value:.4g}",
+        "chosen": section.chosen is not None, "baseline": f"{by * curves.baseline.value:.4g}",
         "threshold": None if curves.bisected is None else f"{by * curves.bisected:.4g}",
         "images": curves.data.get("images"),
     }  # fmt: skip

@@ -152,7 +152,7 @@ def plot_criteria(layer: RankedGroup, path: Path, *, name: str = "") -> None:
     _write(path, _drawn(path.suffix.lower()[1:], (9.6, sum(heights) + 0.9), draw))
 
 
-def plot_study(found: SparsityStudy, path: Path, *, name: str = "") -> None:
+def plot_study(study: SparsityStudy, path: Path, *, name: str = "") -> None:
     """Draws top-1 accuracy over sparsity, a line with its standard errors for weights and one for units, and below it
     the bytes of the compressed files over the same axis.
 
@@ -166,14 +166,14 @@ def plot_study(found: SparsityStudy, path: Path, *, name: str = "") -> None:
         OnnxPruneError: another suffix, no points, matplotlib missing, a file that cannot be written.
     """
     check_plot(path)
-    if not found.points:
+    if not study.points:
         raise OnnxPruneError("there are no points to draw")
 
     def draw(figure: Figure) -> None:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3.0, 1.6))
         text = _writable()
-        for what in dict.fromkeys(p.what for p in found.points):
-            points = [p for p in found.points if p.what == what]
+        for what in dict.fromkeys(p.what for p in study.points):
+            points = [p for p in study.points if p.what == what]
             x = np.array([100 * p.sparsity for p in points])
             y, error = (100 * np.array([getattr(p, f) for p in points]) for f in ("top1", "top1_error"))
             label = f"{what}s {'removed' if points[0].end == 'strip' else 'set to zero'}"
@@ -187,25 +187,25 @@ def plot_study(found: SparsityStudy, path: Path, *, name: str = "") -> None:
         lower.set_ylim(bottom=0)
         lower.set_xlim(-1, 101)
         lower.set_xticks(range(0, 101, 10))
-        of = "of every pruned layer" if found.scope == "layer" else "of all pruned layers together"
+        of = "of every pruned layer" if study.scope == "layer" else "of all pruned layers together"
         lower.set_xlabel(f"share of the weights, or units, {of} (%)")
         for axes in (upper, lower):
             axes.grid(True)
         upper.legend(frameon=False, loc="lower left")
-        title = f"Weight and unit pruning of {_short(text(name), 60) or f'model {found.model[:12]}'}"
+        title = f"Weight and unit pruning of {_short(text(name), 60) or f'model {study.model[:12]}'}"
         upper.set_title(title, loc="left", fontsize=12, fontweight="bold", pad=24)
         upper.annotate(
-            text(f"{found.images:,} images of {found.data}, nothing retrained"), (0, 1), (0, 8),
+            text(f"{study.images:,} images of {study.data}, nothing retrained"), (0, 1), (0, 8),
             xycoords="axes fraction", textcoords="offset points", color="0.35",
         )  # fmt: skip
 
     _write(path, _drawn(path.suffix.lower()[1:], (7.0, 4.8), draw))
 
 
-def _write(path: Path, picture: bytes) -> None:
+def _write(path: Path, image: bytes) -> None:
     try:
         with atomic(path) as file:
-            file.write(picture)
+            file.write(image)
     except OSError as err:
         raise OnnxPruneError(f"cannot write {str(path)!r}: {err.strerror or err}") from err
 
@@ -455,7 +455,7 @@ def _heat(figure: Figure, axes: Axes, curves: Curves, chosen: dict[str, int] | N
     entries: list[tuple[Artist, str]] = []
     if chosen is not None:
         # Columns are ratios that were asked for, so the step goes where that many channels were asked for.
-        steps = np.array([_asked(curve, chosen[group]) for group, curve in curves.groups.items()])
+        steps = np.array([_requested_ratio(curve, chosen[group]) for group, curve in curves.groups.items()])
         x, y = 100 * np.repeat(steps, 2), np.repeat(np.arange(count + 1) - 0.5, 2)[1:-1]
         look: Any = {"solid_joinstyle": "miter", "solid_capstyle": "butt", "zorder": 4}
         axes.plot(x, y, color="white", linewidth=3.4, **look)
@@ -493,7 +493,7 @@ def _heat(figure: Figure, axes: Axes, curves: Curves, chosen: dict[str, int] | N
     bar.set_label(_metric(curves, text))
 
 
-def _asked(curve: Curve, removed: int) -> float:
+def _requested_ratio(curve: Curve, removed: int) -> float:
     """The ratio at which that many channels go, on straight lines between measured points."""
     counts = {0: 0.0}
     for p in curve.points:

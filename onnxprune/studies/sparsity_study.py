@@ -143,16 +143,16 @@ def study(
     chosen = prunable(model, exclude, include_last)
     strip = _UnitStripper(model, chosen) if end == "strip" and "unit" in what else None
     layers = _outputs(chosen)
-    whole = _weights_left(model.graph, layers, np.size)
+    whole = _remaining_weights(model.graph, layers, np.size)
     found: list[SparsityPoint] = []
     for method, sparsity in asked:
         proof: float | None = None
         if method == "unit" and strip is not None:
             small, proof = strip(sparsity)
-            reached = 1 - _weights_left(small.graph, layers, np.count_nonzero) / strip.total_weights
+            reached = 1 - _remaining_weights(small.graph, layers, np.count_nonzero) / strip.total_weights
         else:
             small = SparsifyWeights(sparsity, method, scope, exclude=tuple(exclude), include_last=include_last)(model)
-            reached = 1 - _weights_left(small.graph, layers, np.count_nonzero) / whole
+            reached = 1 - _remaining_weights(small.graph, layers, np.count_nonzero) / whole
         result = evaluate(small, data, preprocess=preprocess, batch=batch, threads=threads, device=device)
         found.append(
             SparsityPoint(
@@ -199,14 +199,14 @@ class _UnitStripper:
         self.model = model
         self.analysis = analyze(model)
         layers = _outputs(chosen)
-        groups = [g for g in self.analysis.groups if _made_by(self.analysis, g, layers)]
+        groups = [g for g in self.analysis.groups if _produced_by(self.analysis, g, layers)]
         if not groups:
             raise OnnxPruneError(
                 "none of the pruned layers' units can be removed", fix="see `onnxprune inspect`, or --end zeros"
             )
         self.include = tuple(escape(g.name) for g in groups)
         self.scores = score(self.analysis, "l2", groups=[g.name for g in groups])
-        self.total_weights = _weights_left(self.analysis.model.graph, layers, np.size)
+        self.total_weights = _remaining_weights(self.analysis.model.graph, layers, np.size)
 
     def __call__(self, sparsity: float) -> tuple[Model, float | None]:
         """The smaller model, and how far it is from the masked original."""
@@ -225,7 +225,7 @@ def _outputs(weights: Sequence[LayerWeight]) -> frozenset[str]:
     return frozenset(u.node.outputs[0].name for w in weights for u in w.uses)
 
 
-def _made_by(analysis: Analysis, group: Group, layers: frozenset[str]) -> bool:
+def _produced_by(analysis: Analysis, group: Group, layers: frozenset[str]) -> bool:
     """Whether a group's channels are made by these layers alone."""
     inside = np.zeros(analysis.count, np.bool_)
     inside[group.components] = True
@@ -238,7 +238,7 @@ def _made_by(analysis: Analysis, group: Group, layers: frozenset[str]) -> bool:
     return bool(makers) and layers.issuperset(makers)
 
 
-def _weights_left(graph: gs.Graph, layers: frozenset[str], measure: Callable[[Any], Any]) -> int:
+def _remaining_weights(graph: gs.Graph, layers: frozenset[str], measure: Callable[[Any], Any]) -> int:
     """Sum of a measure over the weights of some layers."""
     return sum(
         int(measure(w.values)) for w in layer_weights(graph) if any(u.node.outputs[0].name in layers for u in w.uses)

@@ -194,22 +194,22 @@ class _Paths:
     """Unique attribute paths for modules and tensors: no path is a prefix of another or hides a method."""
 
     def __init__(self) -> None:
-        self.taken: set[str] = set()
+        self.used: set[str] = set()
         self.inner: set[str] = set()
 
     def new(self, name: str) -> str:
         """Return an unused path for a name; dots are kept, other characters invalid in identifiers become `_`."""
         parts = [_identifier(p) for p in name.split(".") if p] or ["tensor"]
         # The path of a tensor cannot be a prefix of others: such a name is joined with `_` instead of dots.
-        base, n = ("_" if any(p in self.taken for p in _prefixes(".".join(parts))) else ".").join(parts), 1
+        base, n = ("_" if any(p in self.used for p in _prefixes(".".join(parts))) else ".").join(parts), 1
         while not self._free(path := base if n == 1 else f"{base}_{n}"):
             n += 1
-        self.taken.add(path)
+        self.used.add(path)
         self.inner.update(_prefixes(path))
         return path
 
     def _free(self, path: str) -> bool:
-        return path not in self.taken and path not in self.inner and not any(p in self.taken for p in _prefixes(path))
+        return path not in self.used and path not in self.inner and not any(p in self.used for p in _prefixes(path))
 
 
 def _identifier(part: str) -> str:

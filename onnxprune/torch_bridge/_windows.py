@@ -64,11 +64,11 @@ class Window:
         if not self.same:
             return self.begin, self.end
         if set(self.stride) == {1}:
-            begin, end, _ = self.places(self.reach)
+            begin, end, _ = self.pads_and_counts(self.reach)
             return begin, end
         return None
 
-    def places(self, sizes: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    def pads_and_counts(self, sizes: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         """Return padding before, padding after, and number of windows for data of a size.
 
         As in the ONNX standard, no window starts in the padding after the data.
@@ -95,7 +95,7 @@ class Window:
 
     def tail(self, sizes: Sequence[int]) -> tuple[int, ...]:
         """Return the padding after the data that exactly fits the windows of `places`; negative to drop data."""
-        begins, _, counts = self.places(sizes)
+        begins, _, counts = self.pads_and_counts(sizes)
         return tuple(
             (count - 1) * stride + reach - size - begin
             for size, begin, count, reach, stride in zip(sizes, begins, counts, self.reach, self.stride, strict=True)

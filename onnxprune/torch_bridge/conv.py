@@ -34,7 +34,7 @@ _FUNCTIONS: dict[str, tuple[Callable[..., Any], ...]] = {
 
 def same_pad(x: torch.Tensor, *, window: Window) -> torch.Tensor:
     """Pad the data with zeros so that every window of a convolution fits."""
-    begin, end, _ = window.places(x.shape[2:])
+    begin, end, _ = window.pads_and_counts(x.shape[2:])
     return pad(x, begin, end)
 
 
@@ -63,7 +63,7 @@ def computed_conv(
         groups: Number of channel groups.
     """
     window = replace(window, kernel=tuple(weight.shape[2:]))
-    begin, end, _ = window.places(x.shape[2:])
+    begin, end, _ = window.pads_and_counts(x.shape[2:])
     padding: Sequence[int] = begin
     if begin != end or min(begin) < 0:
         x, padding = pad(x, begin, end), (0,) * len(begin)

@@ -43,7 +43,7 @@ def max_pool(
         indices: Also return the flat index of each maximum in the whole data.
         column_major: The first spatial axis varies fastest in these indices.
     """
-    begin, sizes = window.places(x.shape[2:])[0], x.shape[2:]
+    begin, sizes = window.pads_and_counts(x.shape[2:])[0], x.shape[2:]
     lowest = float("-inf") if x.is_floating_point() else torch.iinfo(x.dtype).min
     padded = pad(x, begin, window.tail(sizes), lowest)
     y = function(padded, window.kernel, window.stride, 0, window.dilation, return_indices=indices)
@@ -68,7 +68,7 @@ def average_pool(x: torch.Tensor, *, window: Window, with_padding: bool) -> torc
         window: Window of the node.
         with_padding: Count the padding; elements beyond it are never counted.
     """
-    begin, end, _ = window.places(x.shape[2:])
+    begin, end, _ = window.pads_and_counts(x.shape[2:])
     tail = window.tail(x.shape[2:])
     counted = x.new_ones((1, 1, *x.shape[2:]))
     if with_padding:
@@ -81,7 +81,7 @@ def average_pool(x: torch.Tensor, *, window: Window, with_padding: bool) -> torc
 
 def lp_pool(x: torch.Tensor, *, window: Window, p: float) -> torch.Tensor:
     """Return the p-norm of every window. The gradient of a window of zeros is zero."""
-    begin, _, _ = window.places(x.shape[2:])
+    begin, _, _ = window.pads_and_counts(x.shape[2:])
     powers = window_sum(pad(x.abs() ** p, begin, window.tail(x.shape[2:])), window)
     return powers.clamp_min(torch.finfo(x.dtype).tiny) ** (1 / p)
 

@@ -212,7 +212,7 @@ def retrain(
         learner = Learner(net, settings, steps, labelled=labelled, teacher=guide, method=method)
         session = TrainingSession(learner, loaders, accelerator, folder, run, progress)
         say(_statement(settings, accelerator, train, held, batch, trained, frozen))
-        session.go(saved, say)
+        session.run(saved, say)
 
     recorder = session.recorder
     before = recorder.history[0].figures

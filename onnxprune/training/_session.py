@@ -67,19 +67,19 @@ class TrainingSession:
         }
         self.callbacks = callbacks
 
-    def go(self, saved: dict[str, Any] | None, say: Callable[[str], None]) -> None:
+    def run(self, saved: dict[str, Any] | None, notify: Callable[[str], None]) -> None:
         """Trains what is left to train."""
         net, epochs = self.learner.net, self.settings.epochs
         for folder in filter(None, (self.folder, self.logs)):
             make_folder(folder)
         if saved is not None:
-            self._take(saved)
+            self._restore(saved)
             if len(self.recorder.history) > epochs or self.recorder.stopped is not None:
                 return
-            say(f"going on after epoch {len(self.recorder.history) - 1} of {epochs}")
+            notify(f"going on after epoch {len(self.recorder.history) - 1} of {epochs}")
         elif self.settings.lr == "auto":
             self.learner.lr = self._found_lr()
-            say(f"learning rate {self.learner.lr:.3g}, by a range test")
+            notify(f"learning rate {self.learner.lr:.3g}, by a range test")
         trainer = self._trainer(
             callbacks=self.callbacks,
             max_epochs=epochs,
@@ -99,7 +99,7 @@ class TrainingSession:
         except Diverged as err:
             self.diverged = err
 
-    def _take(self, saved: dict[str, Any]) -> None:
+    def _restore(self, saved: dict[str, Any]) -> None:
         """History and best weights of the run that is resumed."""
         assert self.folder is not None
         self.recorder.load_state_dict(saved["recorder"])

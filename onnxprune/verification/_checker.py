@@ -96,7 +96,7 @@ class _Job:
             )
             other.arrays[name] = values.astype(np.float32) if values.dtype.name == "bfloat16" else values
         self.plain = Graph(**{**one.__dict__, "nodes": list(one.nodes), "constants": dict(one.constants)})
-        self.computed = self._take_computed(one, other)
+        self.computed = self._copy_computed(one, other)
         self.masked = Reference(one, claims)
         self.reference, self.pruned = one, other
         quantized = any(quantizes(n) and n.input[0] not in one.fixed for n in one.nodes)
@@ -111,7 +111,7 @@ class _Job:
             exact=tolerance is not None, seed=seed,
         )  # fmt: skip
 
-    def _take_computed(self, one: Graph, other: Graph) -> list[str]:
+    def _copy_computed(self, one: Graph, other: Graph) -> list[str]:
         """Give the reference the pruned model's values of float constants that the original computes from sizes.
 
         They agree up to rounding only, which `_compare_computed` checks apart: near zero that may be a large share.
@@ -158,7 +158,7 @@ class _Job:
                 self.induction.run(runs[0].shapes, number, again, style)
         self._run_on_derived_values(runs)
         self._compare_computed(runs)
-        self.induction.judge()
+        self.induction.raise_on_difference()
         outputs, effect = self.whole_runs.compare(runs, data)
         worst, tensor, axis, index = self.induction.outcome.worst
         return Verification(

@@ -123,7 +123,7 @@ class TensorComparison:
             self._whole.append(_AxisExtremes(gaps[0].max(keepdims=True), _least(lows[0]), _most(highs[0]), size))
 
     @property
-    def seen(self) -> bool:
+    def has_elements(self) -> bool:
         """Whether any element was compared, or none is kept."""
         return bool(self._whole) or self.nothing_kept
 

@@ -54,7 +54,7 @@ def compare_constants(original: Graph, pruned: Graph, claims: Claims, *, weights
             name not in pruned.constants or not _same(original.value(name), pruned.value(name), ())
         ):
             raise VerificationError("a constant output is not the original's", where=f"output {name!r}")
-    by_use, places = _uses(original), _places(pruned)
+    by_use, places = _uses(original), _uses_by_constant(pruned)
     users = {name: node for node in pruned.nodes for name in node.input if name}
     counted = {s.node for s in claims.statistics if s.counted}
     for name in pruned.constants:
@@ -130,7 +130,7 @@ def _uses(graph: Graph) -> dict[tuple[str, int], str]:
     return out
 
 
-def _places(graph: Graph) -> dict[str, list[tuple[str, int]]]:
+def _uses_by_constant(graph: Graph) -> dict[str, list[tuple[str, int]]]:
     """Return where every constant is read: (output, input index) of the node."""
     out: dict[str, list[tuple[str, int]]] = {}
     for node in graph.nodes:
@@ -153,13 +153,13 @@ def _same(before: Array, after: Array, kept: Sequence[Array | None]) -> bool:
     if all(k is None for k in kept) and before.__array_interface__["data"] == after.__array_interface__["data"]:
         return True
     if before.dtype == object:
-        return bool(np.array_equal(_taken(before, kept), after))
+        return bool(np.array_equal(_compressed(before, kept), after))
     first = kept[0] if before.ndim else None
     rows = np.flatnonzero(first) if first is not None else np.arange(before.shape[0] if before.ndim else 1)
     step = max(1, _CHUNK * max(1, len(rows)) // max(1, after.nbytes))
     for start in range(0, max(1, len(rows)), step):
         part = before if before.ndim == 0 else before[rows[start : start + step]]
-        part = _taken(part, (None, *kept[1:])) if before.ndim else part
+        part = _compressed(part, (None, *kept[1:])) if before.ndim else part
         other = after if before.ndim == 0 else after[start : start + step]
         if not np.array_equal(_bytes(part), _bytes(other)):
             return False
@@ -168,7 +168,7 @@ def _same(before: Array, after: Array, kept: Sequence[Array | None]) -> bool:
     return True
 
 
-def _taken(values: Array, kept: Sequence[Array | None]) -> Array:
+def _compressed(values: Array, kept: Sequence[Array | None]) -> Array:
     for axis, k in enumerate(kept):
         if k is not None:
             values = np.take(values, np.flatnonzero(k), axis)

@@ -203,6 +203,7 @@ class Induction:
         self.styles: dict[tuple[str, str], TensorComparison] = {}  # other styles have scales of their own
         self.dtypes: dict[str, np.dtype] = {}
         self.outcome = InductionResult()
+        self.refusals: dict[str, str] = {}  # target -> why the reference did not run on values of the checker's choice
         self.used: set[str] = set()
         self._position = {t: i for i, t in enumerate(reference.writer)}
         self._selected = reference.selected()
@@ -346,8 +347,8 @@ class Induction:
 
     def unseen(self) -> list[str]:
         """Return the targets of which nothing was compared yet."""
-        seen = {t for (t, _), c in self.styles.items() if c.seen or c.problem}
-        return [t for t, c in self.results.items() if not c.seen and not c.problem and t not in seen]
+        seen = {t for (t, _), c in self.styles.items() if c.has_elements or c.problem}
+        return [t for t, c in self.results.items() if not c.has_elements and not c.problem and t not in seen]
 
     def with_single_truths(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
         """Return the targets whose regions read one truth value: both have to get their turn."""
@@ -369,18 +370,18 @@ class Induction:
     def quiet(self) -> list[str]:
         """Return the targets of which some index held one value throughout, whatever the style of its inputs."""
         woken = {t for (t, _), c in self.styles.items() if not c.quiet()}
-        return [t for t, c in self.results.items() if t not in woken and c.seen and not c.problem and c.quiet()]
+        return [t for t, c in self.results.items() if t not in woken and c.has_elements and not c.problem and c.quiet()]
 
     def exceeding(self) -> dict[str, list[str]]:
         """Return, by style, the targets that differ by a quarter of the tolerance or more."""
         out: dict[str, list[str]] = {}
         found = [(t, "unit", c) for t, c in self.results.items()] + [(t, s, c) for (t, s), c in self.styles.items()]
         for t, style, c in found:
-            if c.seen and not c.problem and c.worst()[0] > self.tolerance(self.dtypes[t]) / 4:
+            if c.has_elements and not c.problem and c.worst()[0] > self.tolerance(self.dtypes[t]) / 4:
                 out.setdefault(style, []).append(t)
         return out
 
-    def judge(self) -> None:
+    def raise_on_difference(self) -> None:
         """Refuse the first target that differs.
 
         Raises:
@@ -403,7 +404,7 @@ class Induction:
             for c in styles[t]:
                 if c.problem:
                     raise VerificationError(f"the pruned model differs: {c.problem}", where=where, fix=REPORT)
-                if not c.seen:
+                if not c.has_elements:
                     continue
                 worst, axis, index = c.worst()
                 limit = self.tolerance(self.dtypes[t])

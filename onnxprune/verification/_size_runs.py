@@ -24,7 +24,7 @@ class SizedRun:
     sizes: dict[str, int]
     shapes: dict[str, tuple[int, ...]]
     feeds: Mapping[str, Array]
-    wanted: dict[str, Array]
+    expected: dict[str, Array]
 
 
 class SizeFinder:

@@ -87,7 +87,7 @@ class WholeRuns:
         )
         session = self.sessions.model_session(proto, external)
         found = {n: TensorComparison(bounded=bool(_read_by_head(n, self.reference))) for n in names}
-        pairs: list[tuple[Feeds, Mapping[str, Array]]] = [(r.feeds, r.wanted) for r in runs]
+        pairs: list[tuple[Feeds, Mapping[str, Array]]] = [(r.feeds, r.expected) for r in runs]
         if data and names:
             whole = self.sessions.model_session(*self.reference.with_outputs(names))
             pairs += [(f, dict(zip(names, map(np.array, whole.run(f, names)), strict=True))) for f in data]
@@ -98,7 +98,7 @@ class WholeRuns:
         del session  # it holds a copy of the weights
         worst = {n: found[n].worst()[0] for n in names}
         for n in names:
-            limit = self._limit(runs[0].wanted[n].dtype)
+            limit = self._limit(runs[0].expected[n].dtype)
             beyond = worst[n]
             if worst[n] > limit and not self.exact:
                 beyond = found[n].beyond(self._noise(pairs, n))
@@ -139,7 +139,7 @@ class WholeRuns:
         out = 0.0
         for n, value in zip(names, got, strict=True):
             found = TensorComparison()
-            found.add(value, run.wanted[n])
+            found.add(value, run.expected[n])
             worst = found.worst()[0]
             out = max(out, min(worst, 1.0) if np.isfinite(worst) else 1.0)
         return out

@@ -78,7 +78,7 @@ def assert_linear(model: Model, x: Array, *, change: bool = True) -> LinearNode:
     if change:
         matrix = RNG.standard_normal(node.matrix().shape)
         shift = RNG.standard_normal(node.outputs) if node.intercept else None
-        node.put(matrix, shift)
+        node.set_weights(matrix, shift)
         changed = linear_node(model.graph.nodes[0])
         assert changed is not None
         np.testing.assert_allclose(changed.matrix(), matrix, rtol=1e-6, atol=1e-7)
@@ -276,7 +276,7 @@ def test_a_node_without_a_bias_takes_one(op: str) -> None:
     before = run(model, x)
     node = linear_node(model.graph.nodes[0])
     assert node is not None
-    node.put(node.matrix(), np.arange(5.0))
+    node.set_weights(node.matrix(), np.arange(5.0))
     np.testing.assert_allclose(
         run(model, x) - before, np.arange(5.0).reshape(5, *[1] * (x.ndim - 2)) + 0 * before, atol=1e-5
     )
@@ -290,6 +290,6 @@ def test_half_precision_stays_what_it_is() -> None:
     assert node is not None
     assert node.matrix().dtype == np.float64
     np.testing.assert_array_equal(node.values_of(node.matrix()), weight)
-    node.put(node.matrix(), np.ones(5))
+    node.set_weights(node.matrix(), np.ones(5))
     assert node.bias is not None
     assert (node.weight.dtype, node.bias.dtype) == (np.float16, np.float16)

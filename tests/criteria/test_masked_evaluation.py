@@ -145,11 +145,11 @@ def test_dead_channels_cost_nothing(digits: tuple[Analysis, dict[str, Order], Da
     group = analysis.groups[1].name
     [name] = {n for n, _ in evaluator.segmenter.consumers[group].contractions}
     list(evaluator.measure(group, [2]))
-    assert evaluator.held is not None
-    for values in evaluator.held.values:  # the first channels of the order go to zero in every sample
+    assert evaluator.cached is not None
+    for values in evaluator.cached.values:  # the first channels of the order go to zero in every sample
         dead = values[name].numpy().copy()
         dead[:, orders[group][:8]] = 0
-        values[name] = Session(analysis.model).put(dead)
+        values[name] = Session(analysis.model).to_device(dead)
     assert evaluator.current is not None
     evaluator.current.of = None
     some = dict(evaluator.measure(group, [2, 5, 8, 30]))
@@ -160,11 +160,11 @@ def test_dead_channels_cost_nothing(digits: tuple[Analysis, dict[str, Order], Da
 def test_cuts_carry_what_is_read_later() -> None:
     analysis = analyze(load(DIGITS))
     segmenter = MaskedSegmenter(analysis)
-    for place in range(len(segmenter.nodes) + 1):
-        live = segmenter.live(place)
+    for node_index in range(len(segmenter.nodes) + 1):
+        live = segmenter.live(node_index)
         made = {t.name for t in analysis.model.graph.inputs}
-        made |= {o.name for n in segmenter.nodes[:place] for o in n.outputs}
-        wanted = {t.name for n in segmenter.nodes[place:] for t in n.inputs} | set(segmenter.outputs)
+        made |= {o.name for n in segmenter.nodes[:node_index] for o in n.outputs}
+        wanted = {t.name for n in segmenter.nodes[node_index:] for t in n.inputs} | set(segmenter.outputs)
         assert set(live) == made & wanted
 
 
@@ -188,10 +188,10 @@ def test_outputs_that_are_not_finite_name_the_trial(digits: tuple[Analysis, dict
     evaluator = MaskedEvaluator(analysis, orders, data, get_metric("top1"), batch=10, threads=1, strip="never")
     group = analysis.groups[0].name
     list(evaluator.measure(group, [1]))
-    assert evaluator.held is not None
-    for values in evaluator.held.values:
+    assert evaluator.cached is not None
+    for values in evaluator.cached.values:
         for name in values:
-            values[name] = Session(analysis.model).put(np.full_like(values[name].numpy(), np.nan))
+            values[name] = Session(analysis.model).to_device(np.full_like(values[name].numpy(), np.nan))
     with pytest.raises(OnnxPruneError, match="not finite") as err:
         list(evaluator.measure(group, [3]))
     assert f"group '{group}' with 3 channels removed" in str(err.value)
@@ -279,16 +279,16 @@ def test_removal_gives_the_same_bits_whatever_was_measured_before(
     order = sorted(analysis.groups, key=lambda g: stepping.segmenter.consumers[g.name].first)
     for i, g in enumerate(order):
         found = list(stepping.samples(g.name, [[], [0], [5]]))
-        assert stepping.held is not None  # what was cached before is a start
+        assert stepping.cached is not None  # what was cached before is a start
         anew = MaskedEvaluator(analysis, {}, data, get_metric("loss"), **options)
         for before in order[:i]:
             anew.remove(before.name, gone)
         fresh[g.name] = list(anew.samples(g.name, [[], [0], [5]]))
         for a, b in zip(found, fresh[g.name], strict=True):
             np.testing.assert_array_equal(a, b)
-        kept = stepping.held
+        kept = stepping.cached
         stepping.remove(g.name, gone)
-        assert stepping.held is kept  # its first reader comes after them
+        assert stepping.cached is kept  # its first reader comes after them
     whole = [
         s
         for g in order

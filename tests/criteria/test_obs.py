@@ -163,18 +163,18 @@ def test_scaled_rises_sum_to_the_losses_that_were_measured(rises: list[float], e
     order = RemovalOrder(np.arange(len(rises)), np.array(rises))
     found = scaled(order, effects)
     np.testing.assert_array_equal(found.channels, order.channels)
-    assert (found.rises >= 0).all()
+    assert (found.error_increases >= 0).all()
     if not effects:
         assert found is order
         return
     worst = 0.0
     for n in sorted(effects):
         worst = max(worst, effects[n])
-        assert found.rises[:n].sum() == pytest.approx(worst, rel=1e-6, abs=1e-9)
+        assert found.error_increases[:n].sum() == pytest.approx(worst, rel=1e-6, abs=1e-9)
     last = max(effects)
     if sum(rises[:last]) > 1e-6:  # beyond the last trial: as much for each error as up to there
         wanted = worst * sum(rises[last:]) / sum(rises[:last])
-        assert found.rises[last:].sum() == pytest.approx(wanted, rel=1e-6, abs=1e-9)
+        assert found.error_increases[last:].sum() == pytest.approx(wanted, rel=1e-6, abs=1e-9)
 
 
 def test_levels_leave_some_channels() -> None:
@@ -228,7 +228,7 @@ def test_effects_are_those_of_a_whole_run_with_weights_by_numpy(name: str) -> No
             own = linear_node(node, frozenset(t.name for t in model.graph.outputs))
             assert own is not None
             shift = c.node.shift() + np.einsum("gk,gko->go", mean[:, 0], old - new).ravel()
-            own.put(new, shift if own.intercept else None)
+            own.set_weights(new, shift if own.intercept else None)
         outputs = Session(model, threads=1).run({"x": data.x})
         if name in ("flatten", "matmul", "matmul and add"):
             assert loss == pytest.approx(divergence(outputs[0], wanted[0]), rel=1e-3, abs=1e-7)

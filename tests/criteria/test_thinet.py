@@ -54,7 +54,7 @@ def test_greedy_order_is_that_of_the_paper_s_loop(seed: int, channels: int, rows
     found = greedy_order(added.T @ added)
     order, rises = paper([added])
     assert found.channels.tolist() == order
-    np.testing.assert_allclose(found.rises, rises, rtol=1e-9, atol=1e-9 * np.square(added).sum())
+    np.testing.assert_allclose(found.error_increases, rises, rtol=1e-9, atol=1e-9 * np.square(added).sum())
 
 
 def test_channels_that_cancel_go_one_after_the_other() -> None:
@@ -64,8 +64,8 @@ def test_channels_that_cancel_go_one_after_the_other() -> None:
     found = greedy_order(added.T @ added)
     # Alone both cost more than 2; once one of them is gone, the other costs less than nothing.
     assert found.channels.tolist()[:2] == [0, 2]
-    assert found.rises[3] < 0
-    assert found.rises.sum() == pytest.approx(float(np.square(added[:, [0, 2]].sum(1)).sum()))
+    assert found.error_increases[3] < 0
+    assert found.error_increases.sum() == pytest.approx(float(np.square(added[:, [0, 2]].sum(1)).sum()))
 
 
 def test_ties_go_to_the_lower_index() -> None:

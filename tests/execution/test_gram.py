@@ -78,19 +78,19 @@ def test_rises_are_those_of_least_squares_after_any_removals(
             wanted = np.zeros(len(sizes))
             for other in order[i:]:
                 wanted[other] = case.fitted(np.concatenate([gone, case.blocks[other]]), ridge)[1] - before
-            np.testing.assert_allclose(solver.rises(), wanted, rtol=1e-6, atol=1e-9 * largest)
+            np.testing.assert_allclose(solver.error_increases(), wanted, rtol=1e-6, atol=1e-9 * largest)
             solver.remove(block)
             gone = np.concatenate([gone, case.blocks[block]])
-        assert not solver.rises().any()
+        assert not solver.error_increases().any()
 
 
 def test_a_block_that_is_gone_is_not_removed_again() -> None:
     case = layer(0, [2, 3, 1])
     solver = BlockOBS(case.covariance, case.weight, case.blocks, RIDGE)
     solver.remove(1)
-    once = solver.rises()
+    once = solver.error_increases()
     solver.remove(1)
-    np.testing.assert_array_equal(solver.rises(), once)
+    np.testing.assert_array_equal(solver.error_increases(), once)
     assert once[1] == 0 < once[0]
 
 
@@ -129,7 +129,7 @@ def test_degenerate_moments_stay_finite(kind: str, ridge: float) -> None:
     case = degenerate(kind)
     solver = BlockOBS(case.covariance, case.weight, case.blocks, ridge)
     for block in range(len(case.blocks)):
-        rises = solver.rises()
+        rises = solver.error_increases()
         assert np.isfinite(rises).all()
         assert (rises >= 0).all()
         solver.remove(block)
@@ -139,19 +139,19 @@ def test_degenerate_moments_stay_finite(kind: str, ridge: float) -> None:
 
 def test_what_others_can_stand_in_for_costs_nothing() -> None:
     copies, constant = degenerate("copies"), degenerate("constant")
-    rises = BlockOBS(copies.covariance, copies.weight, copies.blocks, 1e-8).rises()
+    rises = BlockOBS(copies.covariance, copies.weight, copies.blocks, 1e-8).error_increases()
     assert rises[:2].max() < 1e-5 * rises[2:].min()
     weight = resolved(copies.covariance, copies.weight, copies.blocks[1], 1e-8)
     np.testing.assert_allclose(
         weight[copies.blocks[0]], (copies.weight[copies.blocks[0]] + copies.weight[copies.blocks[1]]), rtol=1e-4
     )
-    rises = BlockOBS(constant.covariance, constant.weight, constant.blocks, 1e-8).rises()
+    rises = BlockOBS(constant.covariance, constant.weight, constant.blocks, 1e-8).error_increases()
     assert rises[2:4].max() < 1e-5 * np.delete(rises, [2, 3]).min()
 
 
 def test_without_any_input_the_weights_alone_decide() -> None:
     case = degenerate("zero")
-    rises = BlockOBS(case.covariance, case.weight, case.blocks, RIDGE).rises()
+    rises = BlockOBS(case.covariance, case.weight, case.blocks, RIDGE).error_increases()
     np.testing.assert_allclose(rises, [np.square(case.weight[b]).sum() for b in case.blocks])
 
 
@@ -325,7 +325,7 @@ def test_zero_rows_are_a_mask_on_the_channel(name: str) -> None:
                 assert len(blocks) == group.channels
                 for block in blocks[1:3]:
                     matrix[q][block] = 0
-            node.put(matrix)
+            node.set_weights(matrix)
         [y] = Session(model, threads=1).run({"x": x})
         np.testing.assert_allclose(y, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
 

@@ -40,7 +40,7 @@ def by_sample(analysis: Analysis) -> list[str]:
     """Float tensors whose first axis holds the samples."""
     seen = analysis.witness
     batch = seen.shapes[analysis.model.graph.inputs[0].name][0]
-    made = Segments(analysis.model, seen).made
+    made = Segments(analysis.model, seen).producer_index
     return [
         n for n in made
         if seen.shapes.get(n, (0,))[:1] == (batch,) and seen.dtypes.get(n, np.dtype(np.float32)) == np.float32
@@ -79,11 +79,11 @@ def test_a_walk_gives_the_tensors_of_one_run(spec: Spec, shares: list[float], me
     with ActivationCursor(segments, feeds, threads=1, memory=memory) as cursor:
         assert len(cursor) == len(feeds)
         assert [i for b in range(len(cursor)) for i in cursor.samples(b)] == list(range(2 * BATCH - 1))
-        for place in sorted(round(share * len(segments.nodes)) for share in shares):
-            cursor.advance(place)
+        for node_index in sorted(round(share * len(segments.nodes)) for share in shares):
+            cursor.advance(node_index)
             assert cursor._store._used <= memory
-            live = set(segments.live(place))
-            ahead = [n for n in names if segments.made[n] >= place or n in live]
+            live = set(segments.live(node_index))
+            ahead = [n for n in names if segments.producer_index[n] >= node_index or n in live]
             asked = [n for n in ahead if rng.random() < 0.5] or ahead
             if asked:
                 assert_same(joined(list(cursor.values(asked))), wanted)
@@ -111,7 +111,7 @@ def test_what_does_not_fit_into_memory_waits_in_a_folder_that_goes(
             counts[memory] = len(list(tmp_path.rglob("*.npy")))
             cursor.advance(len(segments.nodes) - 1)
             if memory == 0:  # what lies behind is deleted on the way
-                assert len(list(tmp_path.rglob("*.npy"))) == len(cursor) * len(segments.live(cursor.place))
+                assert len(list(tmp_path.rglob("*.npy"))) == len(cursor) * len(segments.live(cursor.node_index))
         assert not list(tmp_path.iterdir())
     live = len(segments.live(middle))
     assert counts[0] == 3 * live
@@ -140,20 +140,20 @@ def test_a_walk_does_not_go_back() -> None:
     with ActivationCursor(segments, feeds, threads=1) as cursor:
         cursor.advance(6)
         held = cursor._held
-        for place in (6, 3, 0):
-            cursor.advance(place)
-            assert (cursor.place, cursor._held) == (6, held)
+        for node_index in (6, 3, 0):
+            cursor.advance(node_index)
+            assert (cursor.node_index, cursor._held) == (6, held)
 
 
 def test_a_changed_segment_takes_the_place_of_the_model_s_own() -> None:
     analysis, feeds = digits()
     segments = Segments(analysis.model, analysis.witness)
-    place = len(segments.nodes) - 1
+    node_index = len(segments.nodes) - 1
     output = segments.outputs[0]
     with ActivationCursor(segments, feeds, threads=1) as cursor:
-        cursor.advance(place)
+        cursor.advance(node_index)
         before = joined(list(cursor.values([output])))[output]
-        model = segments.segment(place, place + 1, [output])
+        model = segments.segment(node_index, node_index + 1, [output])
         [last] = model.graph.nodes
         assert last.op == "Gemm"
         last.inputs[2].values = last.inputs[2].values + np.arange(10, dtype=np.float32)
@@ -177,14 +177,14 @@ def test_weights_may_change_between_segments() -> None:
 def test_an_activation_that_is_not_finite_is_named() -> None:
     analysis, feeds = digits()
     segments = Segments(analysis.model, analysis.witness)
-    place = next(i for i, n in enumerate(segments.nodes) if i > 3 and n.op == "Conv")
-    conv = segments.nodes[place]
+    node_index = next(i for i, n in enumerate(segments.nodes) if i > 3 and n.op == "Conv")
+    conv = segments.nodes[node_index]
     conv.inputs[1].values = np.full_like(conv.inputs[1].values, np.inf)
     name = conv.outputs[0].name
     with ActivationCursor(segments, feeds, threads=1) as cursor:
-        cursor.advance(place)
+        cursor.advance(node_index)
         with pytest.raises(OnnxPruneError, match="not finite") as err:
-            cursor.advance(place + 1)
+            cursor.advance(node_index + 1)
         assert repr(name) in str(err.value)
         assert "batch 0" in str(err.value)
         assert f"at: Conv {conv.name!r}" in str(err.value)
@@ -197,7 +197,7 @@ def test_a_segment_computes_the_next_cut_from_this_one() -> None:
     segments = Segments(analysis.model, analysis.witness)
     values: dict[str, Any] = dict(feeds[0][0])
     for start, stop in ((0, 4), (4, 9), (9, len(segments.nodes))):
-        names = [n for n in segments.live(stop) if segments.made[n] >= start]
+        names = [n for n in segments.live(stop) if segments.producer_index[n] >= start]
         session = Session(segments.segment(start, stop, names), threads=1)
         assert session.inputs == segments.live(start)
         made = session.run({n: values[n] for n in session.inputs}, names)

@@ -218,7 +218,7 @@ def test_the_path_of_thresholds_only_ever_removes_more_and_ends_at_the_last_poin
         before = here
     for g in scores.analysis.groups:
         last = max((p.removed for p in curves.groups[g.name].points), default=0) if g.name in curves.groups else 0
-        assert path.counts_at(path.top, 1)[g.name] == max(g.channels - last, feasible.floor_of(g))
+        assert path.counts_at(path.top, 1)[g.name] == max(g.channels - last, feasible.minimum_of(g))
 
 
 def test_level_curves_are_taken_in_the_same_proportion(wide: Scores) -> None:

@@ -298,6 +298,20 @@ def test_a_removed_channel_may_be_infinite_or_no_number(dtype: str) -> None:
     assert verify(analysis, plan, done.model).outputs["y"] < 0.1
 
 
+def test_a_model_that_onnxruntime_does_not_run_is_refused_with_its_reason() -> None:
+    weights = {k: np.ones(s) for k, s in (("w", (6, 3)), ("v", (6, 4)), ("i", (1, 6, 4)), ("r", (1, 6, 2)))}
+    weights |= {"w": np.random.default_rng(0).standard_normal((6, 3)), "axis": ints(0)}
+    text = """
+        a = Gemm <transB = 1> (x, w) c = Gemm (a, v) f = Floor (c) s = Unsqueeze (f, axis)
+        z = GRU <hidden_size = 2> (s, i, r) y = Abs (c)
+    """
+    model = load(made(f"g (double[N,3] x) => (double[N,4] y, double[A,B,C,D] z) {{ {text} }}", weights))
+    group = next(g for g in analyze(model).groups if g.channels == 6)
+    plan = Plan(model.fingerprint, {group.name: Removal(group.channels, (0,))})
+    with pytest.raises(OnnxPruneError, match="GRU operator does not support double"):
+        compile_plan(model, plan)
+
+
 @pytest.mark.parametrize(("op", "inexact", "message"), [
     ("Softmax", (), "does not allow"), ("Relu", ("g",), "takes no statistic"), ("Softmax", ("g",), ""),
 ])  # fmt: skip

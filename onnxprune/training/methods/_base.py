@@ -91,7 +91,7 @@ class Method(ABC):
         self._resolve(members(module, analysis))
 
     @abstractmethod
-    def _resolve(self, found: tuple[ChannelAxis, ...]) -> None:
+    def _resolve(self, axes: tuple[ChannelAxis, ...]) -> None:
         """Picks what the method acts on."""
 
     def penalty(self) -> Tensor | None:

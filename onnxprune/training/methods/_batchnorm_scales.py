@@ -47,8 +47,8 @@ class ScaleMethod(Method):
     _groups: list[str] = field(init=False, repr=False, compare=False, default_factory=list)
     _free: Tensor | None = field(init=False, repr=False, compare=False, default=None)
 
-    def _resolve(self, found: tuple[ChannelAxis, ...]) -> None:
-        self._scales = [m for m in found if m.role == "scale"]
+    def _resolve(self, axes: tuple[ChannelAxis, ...]) -> None:
+        self._scales = [m for m in axes if m.role == "scale"]
         scaled = np.zeros(self.analysis.count, bool)
         for m in self._scales:
             scaled[m.components] = True

@@ -56,8 +56,8 @@ class GroupLasso(Method):
         if not isinstance(self.readers, bool):
             raise OnnxPruneError(f"{self.name}: readers must be true or false; got {self.readers!r}")
 
-    def _resolve(self, found: tuple[ChannelAxis, ...]) -> None:
-        chosen = [m for m in found if self.readers or m.role != "reader"]
+    def _resolve(self, axes: tuple[ChannelAxis, ...]) -> None:
+        chosen = [m for m in axes if self.readers or m.role != "reader"]
         self._norms = SquaredNorms(chosen, self.analysis.count)
         held = self._norms.sizes.numpy() > 0
         self._groups = [(g.name, g.components) for g in self.analysis.groups if held[g.components[0]]]

@@ -57,8 +57,8 @@ class Polarization(ScaleMethod):
         if self.bound is not None:
             check_number(self.name, "bound", self.bound, 0, inf)
 
-    def _resolve(self, found: tuple[ChannelAxis, ...]) -> None:
-        super()._resolve(found)
+    def _resolve(self, axes: tuple[ChannelAxis, ...]) -> None:
+        super()._resolve(axes)
         self._largest = self.bound if self.bound is not None else float(self.gammas().detach().abs().max())
 
     def penalty(self) -> Tensor:
@@ -109,7 +109,7 @@ class Polarization(ScaleMethod):
         for g in feasible.free:
             above = int((scores.groups[g.name] >= threshold).sum())
             counts[escape(g.name)] = {
-                "channels": feasible.rounded_up(g, max(above, feasible.floor_of(g)), feasible.step)
+                "channels": feasible.rounded_up(g, max(above, feasible.minimum_of(g)), feasible.step)
             }
         fixed = replace(constraints, overrides={**constraints.overrides, **counts})
         return pipeline.plan(scores, ratio=0.0, constraints=fixed)

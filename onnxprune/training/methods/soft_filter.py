@@ -60,9 +60,9 @@ class SoftFilter(Method):
         if not isinstance(self.progressive, bool):
             raise OnnxPruneError(f"{self.name}: progressive must be true or false; got {self.progressive!r}")
 
-    def _resolve(self, found: tuple[ChannelAxis, ...]) -> None:
-        filters = [m for m in found if m.role == "filter"]
-        self._own = [m for m in found if m.role != "reader"]
+    def _resolve(self, axes: tuple[ChannelAxis, ...]) -> None:
+        filters = [m for m in axes if m.role == "filter"]
+        self._own = [m for m in axes if m.role != "reader"]
         self._norms = SquaredNorms(filters, self.analysis.count)
         produced = self._norms.sizes.numpy() > 0
         self._groups = [(g.name, g.components) for g in self.analysis.groups if produced[g.components[0]]]
