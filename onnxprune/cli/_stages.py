@@ -94,7 +94,8 @@ def preprocess_of(options: Preprocessing) -> Preprocess:
     """How samples become the model's input."""
     from onnxprune.execution.data import Preprocess
 
-    return Preprocess(options.mean, options.std, options.layout)
+    # Lists: digests of data that curves and journals hold are of the preprocessing's text.
+    return Preprocess(list(options.mean), list(options.std), options.layout)
 
 
 def image_size(options: Preprocessing) -> tuple[int, int] | None:
