@@ -11,7 +11,7 @@ from onnxprune.cli._options import Command, json_option, takes_options
 from onnxprune.options import Options, option
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class DemoOutput(Options):
     """The model that the demo writes."""
 

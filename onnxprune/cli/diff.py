@@ -12,7 +12,7 @@ from onnxprune.cli._stages import load_model
 from onnxprune.options import Options, option
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Rows(Options):
     """Length of the tables of `diff`."""
 

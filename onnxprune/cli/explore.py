@@ -32,7 +32,7 @@ from onnxprune.options import (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Page(Options):
     """The page of `explore`, and the plan that it writes."""
 

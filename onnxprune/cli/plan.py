@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from onnxprune.planning.targets import Target
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class PlanOutput(Options):
     """Files and tables of `plan`."""
 

@@ -37,7 +37,7 @@ from onnxprune.options import (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class PlanFile(Options):
     """Second file of `prune`."""
 

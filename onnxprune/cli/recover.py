@@ -13,7 +13,7 @@ from onnxprune.errors import OnnxPruneError, VerificationError
 from onnxprune.options import Execution, ModelOutput, Options, Recovery, RecoveryData, Resuming, option
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ProofBefore(Options):
     """The proof before recovery."""
 

@@ -12,7 +12,7 @@ from onnxprune.cli._stages import preprocess_of, read_data
 from onnxprune.options import AccuracyData, Options, ReportMeasurements, option
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ReportOutput(Options):
     """The page that `report` writes."""
 

@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from onnxprune.planning.targets import Target
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ValidationData(Options):
     """Data that epochs are compared on."""
 
     val_data: str | None = option(None, help=f"Validation data: {SOURCES}", heading="Data")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class TeacherFiles(Options):
     """The original, and the plan by which the model was pruned."""
 
@@ -45,7 +45,7 @@ class TeacherFiles(Options):
     )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class MethodPlan(Options):
     """The plan that a method ends in."""
 

@@ -12,7 +12,7 @@ from onnxprune.options import Options, Restarting, option
 from onnxprune.options.data import SOURCES
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class RecipeSources(Options):
     """Model, data and options to use instead of the recipe's."""
 
@@ -26,7 +26,7 @@ class RecipeSources(Options):
     )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class RunFolder(Options):
     """Folder of a run."""
 

@@ -12,7 +12,7 @@ from onnxprune.cli._stages import analyzed, calibration_of, load_model, scored
 from onnxprune.options import AnalysisOptions, CalibrationData, Device, Options, Scoring, option
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ScoreOutput(Options):
     """Files of `score`, and its comparison of criteria."""
 

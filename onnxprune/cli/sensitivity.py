@@ -23,7 +23,7 @@ from onnxprune.options import (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class CurveOutput(Output):
     """Files of `sensitivity`."""
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from onnxprune.ir.model import Model
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class SweepOutput(Options):
     """Files of `sweep`."""
 

@@ -1,8 +1,8 @@
 """What the page can ask for, as plain values in and out: costs of counts, counts for an aim, a plan on disk.
 
 A state is a list of counts, the channels every group keeps, in the order of `analysis.groups`. Which ones stay is
-decided by the scores, as in `planner`. Nothing is remembered between two questions but what was saved, and what a
-greedy search found on its way, which the next value of the same aim goes on with.
+decided by the scores, as in `planning.planner`. Nothing is remembered between two questions but what was saved, and
+what a greedy search found on its way, which the next value of the same aim goes on with.
 """
 
 from __future__ import annotations

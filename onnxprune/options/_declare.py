@@ -10,6 +10,7 @@ from math import isfinite
 from numbers import Integral, Real
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from onnxprune._utils.formatting import short_repr
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.options._text import Text
 
@@ -200,6 +201,10 @@ class Options:
 
     def __post_init__(self) -> None:
         check(self)
+
+    def __repr__(self) -> str:
+        values: Any = self  # a dataclass: its subclasses are
+        return short_repr(values)
 
 
 @cache

@@ -13,7 +13,7 @@ NO_DATA = "none"
 """Source of made-up samples: noise with the statistics of natural images."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Preprocessing(Options):
     """How samples become the model's input."""
 
@@ -40,7 +40,7 @@ class Preprocessing(Options):
             raise OptionError("size", f"must be [height, width], at least 1 each; got {list(self.size)}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Sampling(Options):
     """How many samples are used."""
 
@@ -49,19 +49,19 @@ class Sampling(Options):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Samples(Preprocessing, Sampling):
     """Samples, their number and preprocessing; the subclasses add the source."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class RequiredData(Samples):
     """Data that a command cannot do without."""
 
     data: str = option(help=f"Samples: {SOURCES}", heading=DATA)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class CalibrationData(Samples):
     """Data for criteria and recovery, if any."""
 
@@ -71,7 +71,7 @@ class CalibrationData(Samples):
     )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class RecoveryData(Samples):
     """Data that recovery fits to."""
 
@@ -80,14 +80,14 @@ class RecoveryData(Samples):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class VerificationData(Samples):
     """Data for whole runs of a proof, if any."""
 
     data: str | None = option(None, heading=DATA, help=f"Whole runs on real inputs, beside random ones: {SOURCES}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class AccuracyData(Samples):
     """Data that a report measures accuracy on, if any."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from onnxprune.options._declare import LATENCY, OUTPUT, RUNTIME, Options, option
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Device(Options):
     """Device that onnxruntime runs on."""
 
@@ -16,7 +16,7 @@ class Device(Options):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Execution(Device):
     """How a model is run over data."""
 
@@ -24,7 +24,7 @@ class Execution(Device):
     threads: int = option(0, help="CPU threads.", heading=RUNTIME, advanced=True, ge=0, usage=True, shown="all cores")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Machine(Options):
     """The runs that latency is predicted for."""
 
@@ -35,35 +35,35 @@ class Machine(Options):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Timing(Machine):
     """How latency is measured."""
 
     runs: int = option(30, help="Timed runs of each model.", heading=LATENCY, advanced=True, ge=1, usage=True)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Benchmark(Timing):
     """How models are timed side by side."""
 
     warmup: int = option(5, help="Runs before the timed ones.", heading=LATENCY, advanced=True, ge=0, usage=True)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Prediction(Machine):
     """Whether and how latency is predicted."""
 
     latency: bool = option(False, help="Predict latency too; measures this machine first.", heading=LATENCY)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Measuring(Timing):
     """Whether and how latency is predicted and measured."""
 
     latency: bool = option(False, help="Predict and measure latency, whatever the target is.", heading=LATENCY)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ReportMeasurements(Timing):
     """Measurements that a report makes itself."""
 

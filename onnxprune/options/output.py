@@ -8,14 +8,14 @@ from pathlib import Path
 from onnxprune.options._declare import OUTPUT, Options, option
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Output(Options):
     """File to write."""
 
     output: Path = option(help="File to write.", heading=OUTPUT, flag=("-o", "--output"))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ModelOutput(Output):
     """Model file to write."""
 
@@ -25,7 +25,7 @@ class ModelOutput(Output):
     )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Tolerance(Options):
     """How close a pruned model must be to its masked original."""
 
@@ -34,7 +34,7 @@ class Tolerance(Options):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Verifying(Tolerance):
     """Whether and how a pruned model is proved."""
 
@@ -43,14 +43,14 @@ class Verifying(Tolerance):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Restarting(Options):
     """What happens to the files of an interrupted run."""
 
     restart: bool = option(False, help="Discard the files of an interrupted run.", heading=OUTPUT)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Resuming(Restarting):
     """What happens to the files of an interrupted run that is not resumed by itself."""
 

@@ -19,7 +19,7 @@ ONLY = ("attention", *GROUP_KINDS)
 PROTECT = ("first", "residual", *ONLY)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Normalizing(Options):
     """How scores of different groups are made comparable."""
 
@@ -29,7 +29,7 @@ class Normalizing(Options):
     )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Planning(Normalizing):
     """How much is removed, and how the budget is shared among the groups.
 
@@ -76,7 +76,7 @@ class Planning(Normalizing):
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Constraints(Options):
     """Bounds of a plan.
 
@@ -125,7 +125,7 @@ class Constraints(Options):
             raise OptionError("round_to", f"must be a number or auto; got {self.round_to!r}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ScoresInput(Options):
     """Scores that were written before."""
 
@@ -134,7 +134,7 @@ class ScoresInput(Options):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class CurvesInput(Options):
     """Sensitivity curves that were measured before."""
 
@@ -143,7 +143,7 @@ class CurvesInput(Options):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class SensitivitySweep(Options):
     """How sensitivity curves are measured."""
 
@@ -186,7 +186,7 @@ class SensitivitySweep(Options):
     jobs: int = option(1, help="Workers; 0: one for every core.", heading=RUNTIME, ge=0, usage=True)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Distribution(Options):
     """Where the points of a sensitivity sweep are measured."""
 

@@ -10,7 +10,7 @@ from onnxprune.options._text import NAMES
 STAGES = ("recalibrate_batchnorm", "reconstruct_weights")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Recovery(Options):
     """How the remaining weights are re-solved."""
 
@@ -23,7 +23,7 @@ class Recovery(Options):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class AfterPruning(Options):
     """Whether a pruned model is recovered at once."""
 

@@ -15,7 +15,7 @@ CRITERION = "l2"
 """Criterion where none is named."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class AttentionOptions(Options):
     """How multi-head attention is grouped."""
 
@@ -25,7 +25,7 @@ class AttentionOptions(Options):
     )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class AnalysisOptions(AttentionOptions):
     """Which channels the analysis frees."""
 
@@ -36,7 +36,7 @@ class AnalysisOptions(AttentionOptions):
     )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Scoring(Options):
     """How channels are scored."""
 

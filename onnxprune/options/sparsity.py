@@ -13,7 +13,7 @@ POINTS = (0.0, 0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99)
 ENDS = ("zeros", "strip")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class SparsityScope(Options):
     """Which weights become zero together."""
 
@@ -27,7 +27,7 @@ class SparsityScope(Options):
     include_last: bool = option(False, help="Prune the last layer as well.", heading=SELECTION)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Sparsifying(SparsityScope):
     """How many weights become zero."""
 
@@ -42,7 +42,7 @@ class Sparsifying(SparsityScope):
     )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class SparsitySweep(SparsityScope):
     """Which sparsities are measured."""
 

@@ -33,7 +33,7 @@ _WEIGHT_DECAY = {"sgd": 5e-4, "adamw": 0.01}
 _FREE = ("device", "threads", "workers", "keep", "log_dir", "teacher_runtime")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Distillation(Options):
     """How the original teaches the pruned model.
 
@@ -57,7 +57,7 @@ class Distillation(Options):
     unlabelled: bool = option(False, help="Ignore labels: learn from the teacher alone.", heading=TEACHER)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Training(Distillation):
     """Settings of `retrain`.
 
@@ -212,7 +212,7 @@ def augment_name(augment: str | Callable[..., Any]) -> str:
     return f"{getattr(augment, '__module__', '')}:{getattr(augment, '__qualname__', type(augment).__qualname__)}"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class TrainingMethod(Options):
     """A method that prunes while training, and the budget of the plan that it ends in."""
 

@@ -32,7 +32,7 @@ def keep(model: Model, context: StepContext) -> Path:
     return save(model, context.folder / "model.onnx")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Recovering(AfterPruning):
     """Whether a pruned model is recovered at once, on `data` (see `onnxprune.recovery.recover`)."""
 

@@ -35,7 +35,7 @@ from onnxprune.recipes._steps import (
 from onnxprune.studies.plots import check_plot, plot_curves
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ScoringOptions(Scoring, Sampling):
     """How channels are scored; `images` are of `data`, for criteria that need it."""
 

@@ -53,14 +53,14 @@ _MAX_BYTES = 2**20
 Table = dict[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class BenchSettings(Benchmark):
     """How latency is measured for the table."""
 
     runs: int = option(30, help="Timed runs of each model; 0: latency is left out.", heading="Latency", ge=0)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class _Header(Sampling):
     """Keys of a recipe before its steps."""
 

@@ -16,7 +16,7 @@ from onnxprune.options import Options, option
 from onnxprune.options._text import NUMBERS, PAIRS
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Budget(Options):
     """A budget."""
 
@@ -28,7 +28,7 @@ class Budget(Options):
     names: tuple[str, ...] = option((), help="Names.", heading="Selection")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class File(Options):
     """A file."""
 
