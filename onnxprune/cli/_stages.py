@@ -18,7 +18,7 @@ from onnxprune.options import (
     ModelOutput,
     Planning,
     Preprocessing,
-    Samples,
+    SampleOptions,
     Scoring,
     Timing,
     Verifying,
@@ -103,14 +103,14 @@ def image_size(options: Preprocessing) -> tuple[int, int] | None:
     return (options.size[0], options.size[1]) if options.size else None
 
 
-def read_data(source: str, options: Samples) -> Data:
+def read_data(source: str, options: SampleOptions) -> Data:
     """Read samples."""
     from onnxprune.execution.data import load_data
 
     return load_data(source, images=options.images, size=image_size(options))
 
 
-def calibration_of(source: str | None, options: Samples, model: Model, device: str) -> Calibration | None:
+def calibration_of(source: str | None, options: SampleOptions, model: Model, device: str) -> Calibration | None:
     """Read or make up the samples for criteria and recovery; None without a source."""
     from onnxprune.execution.calibration import Calibration
 
@@ -210,7 +210,7 @@ class PlanInputs:
     target: Target | None
     machine: Machine
     predict: bool
-    data: Samples
+    data: SampleOptions
     source: str | None
     samples: Calibration | None = None
     scores_file: Path | None = None

@@ -19,7 +19,7 @@ from onnxprune.options.data import CalibrationData as CalibrationData
 from onnxprune.options.data import Preprocessing as Preprocessing
 from onnxprune.options.data import RecoveryData as RecoveryData
 from onnxprune.options.data import RequiredData as RequiredData
-from onnxprune.options.data import Samples as Samples
+from onnxprune.options.data import SampleOptions as SampleOptions
 from onnxprune.options.data import Sampling as Sampling
 from onnxprune.options.data import VerificationData as VerificationData
 from onnxprune.options.measuring import Benchmark as Benchmark

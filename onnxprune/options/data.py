@@ -50,19 +50,19 @@ class Sampling(Options):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Samples(Preprocessing, Sampling):
+class SampleOptions(Preprocessing, Sampling):
     """Samples, their number and preprocessing; the subclasses add the source."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class RequiredData(Samples):
+class RequiredData(SampleOptions):
     """Data that a command cannot do without."""
 
     data: str = option(help=f"Samples: {SOURCES}", heading=DATA)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class CalibrationData(Samples):
+class CalibrationData(SampleOptions):
     """Data for criteria and recovery, if any."""
 
     data: str | None = option(
@@ -72,7 +72,7 @@ class CalibrationData(Samples):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class RecoveryData(Samples):
+class RecoveryData(SampleOptions):
     """Data that recovery fits to."""
 
     data: str = option(
@@ -81,14 +81,14 @@ class RecoveryData(Samples):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class VerificationData(Samples):
+class VerificationData(SampleOptions):
     """Data for whole runs of a proof, if any."""
 
     data: str | None = option(None, heading=DATA, help=f"Whole runs on real inputs, beside random ones: {SOURCES}")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class AccuracyData(Samples):
+class AccuracyData(SampleOptions):
     """Data that a report measures accuracy on, if any."""
 
     data: str | None = option(None, heading=DATA, help=f"Measure the accuracy of the models given on this: {SOURCES}")
