@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from importlib import import_module
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import onnx_graphsurgeon as gs
 
-from onnxprune._utils.entry_points import PluginRegistry
-from onnxprune.errors import OnnxPruneError, unknown
+from onnxprune._utils.registry import Registry
+from onnxprune._utils.registry import make as make_with_parameters
+from onnxprune.errors import OnnxPruneError
 from onnxprune.ir.checker import check, violation
 from onnxprune.ir.model import Model
 
@@ -94,24 +94,6 @@ def _interface(graph: gs.Graph) -> list[tuple[str, str]]:
     return [("input", t.name) for t in graph.inputs] + [("output", t.name) for t in graph.outputs]
 
 
-_registry: dict[str, type[Pass]] = {}
-
-
-def register(cls: type[Pass]) -> type[Pass]:
-    """Register a pass by its name; a class decorator.
-
-    Raises:
-        OnnxPruneError: `cls` is not a frozen dataclass derived from Pass, has no name, or its name is taken.
-    """
-    problem = _problem(cls)
-    if problem:
-        raise OnnxPruneError(f"{cls!r} is not a pass: {problem}")
-    if cls.name in _registry:
-        raise OnnxPruneError(f"the pass {cls.name!r} is registered twice, first in {_registry[cls.name].__module__}")
-    _registry[cls.name] = cls
-    return cls
-
-
 def _problem(cls: Any) -> str | None:
     if not (isinstance(cls, type) and issubclass(cls, Pass)):
         return "it does not derive from onnxprune.passes.Pass"
@@ -126,18 +108,18 @@ def _problem(cls: Any) -> str | None:
 # Passes that need data lie above this package, in `recovery`; like plug-ins, they are loaded by name.
 _PROCEDURES = ("onnxprune.recovery.recalibrate_batchnorm", "onnxprune.recovery.reconstruct_weights")
 
+PASSES: Registry[str, type[Pass]] = Registry(
+    "pass", problem=_problem, modules=_PROCEDURES, plugins="onnxprune.passes"
+)  # fmt: skip
+"""Passes by name. Third-party ones are classes, each under an entry point of its name."""
 
-def _load() -> None:
-    """Register the procedures of `recovery` and the passes of other packages."""
-    for module in _PROCEDURES:
-        import_module(module)
-    plugins.load()
+register = PASSES.register
+"""Register a pass by its name; a class decorator."""
 
 
 def all_passes() -> dict[str, type[Pass]]:
     """Return every pass by name, third-party ones included."""
-    _load()
-    return dict(sorted(_registry.items()))
+    return dict(sorted(PASSES.items()))
 
 
 def get(name: str) -> type[Pass]:
@@ -146,13 +128,7 @@ def get(name: str) -> type[Pass]:
     Raises:
         OnnxPruneError: There is none (with the nearest names), or its plug-in failed to load.
     """
-    if name not in _registry:
-        _load()
-    if name in _registry:
-        return _registry[name]
-    if name in plugins.broken:
-        raise plugins.broken[name].error(f"no pass {name!r}")
-    raise unknown("pass", name, _registry)
+    return PASSES[name]
 
 
 def make(name: str, **params: object) -> Pass:
@@ -161,16 +137,4 @@ def make(name: str, **params: object) -> Pass:
     Raises:
         OnnxPruneError: As `get`; or the pass has no such parameter, or rejects a value.
     """
-    cls = get(name)
-    known = [f.name for f in fields(cls)]  # type: ignore[arg-type]  # register checked that it is a dataclass
-    wrong = [p for p in params if p not in known]
-    if wrong:
-        raise OnnxPruneError(
-            f"the pass {name!r} has no parameter {', '.join(map(repr, wrong))}",
-            fix=f"its parameters are: {', '.join(known)}" if known else "it has none",
-        )
-    return cls(**params)
-
-
-plugins = PluginRegistry("onnxprune.passes", lambda cls, distribution: register(cls))
-"""Third-party passes: classes, each under an entry point of its name."""
+    return make_with_parameters(PASSES.kind, name, PASSES[name], params)

@@ -10,6 +10,7 @@ from typing import Any
 
 from onnxprune._utils import formatting
 from onnxprune._utils.atomic_files import check_output
+from onnxprune._utils.progress import Progress
 from onnxprune.cli import _display
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Calibration
@@ -93,7 +94,7 @@ def run(output: Path, as_json: bool = False) -> None:
 
 
 def _recovered(
-    cut: Compiled, original: Model, train: Data, test: Data, tick: _display.Progress
+    cut: Compiled, original: Model, train: Data, test: Data, tick: Progress
 ) -> tuple[DemoResult, str | None]:
     """Recovered, then retrained; and what is missing for the latter."""
     start = time.perf_counter()

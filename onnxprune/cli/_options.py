@@ -34,7 +34,7 @@ model_argument = click.argument("model", type=click.Path(path_type=Path))
 
 
 @dataclass(frozen=True)
-class _Entry:
+class _CommandOption:
     """An option of a command.
 
     Attributes:
@@ -133,7 +133,7 @@ def takes_options(function: Callable[..., None]) -> Callable[..., None]:
     """
 
     @cache
-    def entries() -> tuple[_Entry, ...]:
+    def entries() -> tuple[_CommandOption, ...]:
         found = tuple(_entries(option_classes(function)))
         _refuse_duplicates(function, found)
         return found
@@ -154,18 +154,18 @@ def option_classes(function: Callable[..., Any]) -> dict[str, type[Options]]:
     return {n: h for n, h in hints.items() if n != "return" and isinstance(h, type) and issubclass(h, Options)}
 
 
-def _entries(classes: Mapping[str, type[Options]]) -> Iterator[_Entry]:
+def _entries(classes: Mapping[str, type[Options]]) -> Iterator[_CommandOption]:
     count = 0
     for parameter, cls in classes.items():
         own = list(declared(cls))
         depth = {d.name: next(i for i, c in enumerate(cls.__mro__) if d.name in vars(c).get("__annotations__", {}))
                  for d in own}  # fmt: skip
         for d in sorted(own, key=lambda d: depth[d.name]):
-            yield _Entry(parameter, d, count)
+            yield _CommandOption(parameter, d, count)
             count += 1
 
 
-def _refuse_duplicates(function: Callable[..., Any], entries: Sequence[_Entry]) -> None:
+def _refuse_duplicates(function: Callable[..., Any], entries: Sequence[_CommandOption]) -> None:
     seen: set[str] = set()
     for entry in entries:
         flags = {part for flag in (*entry.declared.flags, *entry.declared.spec.old) for part in flag.split("/")}
@@ -177,7 +177,7 @@ def _refuse_duplicates(function: Callable[..., Any], entries: Sequence[_Entry]) 
 # ------------------------------------------------------------------------------------------------------ click's side
 
 
-def _click_options(entry: _Entry) -> Iterator[click.Option]:
+def _click_options(entry: _CommandOption) -> Iterator[click.Option]:
     d, spec = entry.declared, entry.declared.spec
     kwargs: dict[str, Any] = {"show_default": False}
     if not d.required:
@@ -236,7 +236,7 @@ def _help(d: Declared) -> str:
 # ------------------------------------------------------------------------------------------------ values and errors
 
 
-def _made(cls: type[Options], parameter: str, entries: Sequence[_Entry], values: dict[str, Any]) -> Options:
+def _made(cls: type[Options], parameter: str, entries: Sequence[_CommandOption], values: dict[str, Any]) -> Options:
     """An instance from the values that were given; these are removed from click's."""
     own = {entry.declared.name: entry for entry in entries if entry.parameter == parameter}
     given = {}
@@ -254,7 +254,7 @@ def _made(cls: type[Options], parameter: str, entries: Sequence[_Entry], values:
         raise shown from err
 
 
-def _given(entry: _Entry, values: dict[str, Any]) -> Any:
+def _given(entry: _CommandOption, values: dict[str, Any]) -> Any:
     value = values.pop(entry.name)
     for i, flag in enumerate(entry.declared.spec.old):
         old = values.pop(f"{entry.name}__old{i}")
@@ -267,7 +267,7 @@ def _given(entry: _Entry, values: dict[str, Any]) -> Any:
     return value
 
 
-def _read(entry: _Entry, value: Any) -> Any:
+def _read(entry: _CommandOption, value: Any) -> Any:
     """The value of a text or a file.
 
     Raises:

@@ -220,6 +220,7 @@ class Session:
         """
         path = Path(self._session.end_profiling())
         try:
+            # Not the strict reader: onnxruntime's own file, written a moment ago, and in no fixed format.
             events = json.loads(path.read_text(encoding="utf-8"))
             path.unlink()
             return _runs(events)

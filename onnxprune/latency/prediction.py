@@ -18,9 +18,9 @@ import re
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import gcd, isfinite, prod
+from math import gcd, prod
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from onnxprune._utils.atomic_files import write_text
+from onnxprune._utils.progress import Progress
+from onnxprune._utils.strict import Format
 from onnxprune.analysis.coupling import Analysis, Group, Kept
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.sessions import Kernel, Session, import_onnxruntime, kernel_block, provider_of
@@ -50,7 +52,7 @@ _DISTURBED = 0.01  # share of a run that its threads waited for a processor
 _RESOLUTION = 2e-6  # seconds the profiler cannot tell apart
 _FASTEST = 1e-6
 _DENSE = ("Conv", "Gemm", "MatMul", "Einsum")
-_MAX_BYTES = 64 * 2**20
+_FORMAT = Format("latency cache", 64 * 2**20, SCHEMA)
 _SAMPLED = 4096  # elements: larger integer constants are tables, not sizes
 
 Floats = npt.NDArray[np.float64]
@@ -131,7 +133,7 @@ def latency_model(
     device: str = "cpu",
     cache: bool = True,
     refresh: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> LatencyModel:
     """Measures a model in onnxruntime on this machine, or finds what an earlier measurement left in the cache.
 
@@ -507,7 +509,7 @@ class VariantTimer:
     def __exit__(self, *exc: object) -> None:
         self._folders.close()
 
-    def samples(self, block: int, progress: Callable[[int, int], None] | None = None) -> list[VariantMeasurement]:
+    def samples(self, block: int, progress: Progress | None = None) -> list[VariantMeasurement]:
         """Measures a designed set of variants, as many as patience allows."""
         variants = design(self.analysis, block, VARIANTS)
         for _ in range(_WARMUP):
@@ -706,28 +708,28 @@ def _write(path: Path, settings: Mapping[str, Any], fitted: LatencyFit) -> None:
         write_text(path, json.dumps(data) + "\n")
 
 
+@dataclass(frozen=True)
+class _CacheFile:
+    """Contents of a cache file."""
+
+    settings: Mapping[str, Any]
+    curve: tuple[float, float, float]
+    terms: tuple[tuple[float | int, ...], ...]
+
+
 def _read(path: Path, settings: Mapping[str, Any], axes: ChannelAxes) -> LatencyFit | None:
-    """What a cache file holds; None where it is missing, damaged or of something else."""
+    """Return the fit of a cache file; None if it is missing, damaged or of other settings."""
     try:
-        if path.stat().st_size > _MAX_BYTES:
+        found = _FORMAT.read(_CacheFile, path)
+    except OnnxPruneError:
+        return None
+    top = 1 + 2 * len(axes.components)
+    if found.settings != settings:
+        return None
+    terms = []
+    for term in found.terms:
+        axes_of_term = tuple(p for p in term[1:] if isinstance(p, int) and 0 < p < top)
+        if not term or len(axes_of_term) != len(term) - 1:
             return None
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    if not isinstance(data, dict) or set(data) != {"schema", "settings", "curve", "terms"}:
-        return None
-    if data["schema"] != SCHEMA or data["settings"] != settings:
-        return None
-    curve, terms, top = data["curve"], data["terms"], 1 + 2 * len(axes.components)
-    if not isinstance(curve, list) or len(curve) != 3 or not all(map(_is_finite, curve)) or not isinstance(terms, list):
-        return None
-    for term in terms:
-        if not isinstance(term, list) or not term or not _is_finite(term[0]):
-            return None
-        if any(type(p) is not int or not 0 < p < top for p in term[1:]):
-            return None
-    return LatencyFit([(t[0], tuple(t[1:])) for t in terms], (curve[0], curve[1], curve[2]))
-
-
-def _is_finite(value: object) -> bool:
-    return type(value) is float and isfinite(value)
+        terms.append((float(term[0]), axes_of_term))
+    return LatencyFit(terms, found.curve)

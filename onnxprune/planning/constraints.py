@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Container, Mapping
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from math import ceil, floor, gcd
 from pathlib import Path
@@ -12,13 +12,29 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from onnxprune._utils.fields import Count, read_options
+from onnxprune._utils.strict import Format
 from onnxprune.analysis.coupling import Analysis, Group
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.execution.sessions import kernel_block
 from onnxprune.options.planning import Constraints as Constraints
 
+FORMAT = Format("overrides", 2**24, syntax="toml")
 Counts = dict[str, int]
 """Group name -> channels kept."""
+
+
+@dataclass(frozen=True)
+class _Override:
+    """Settings of the groups that match a pattern."""
+
+    ratio: float | None = None
+    min_channels: Count | None = None
+    channels: Count | None = None
+
+    def __post_init__(self) -> None:
+        if self.ratio is not None:
+            check_ratio(self.ratio)
 
 
 def load_overrides(path: Path) -> dict[str, Any]:
@@ -27,43 +43,22 @@ def load_overrides(path: Path) -> dict[str, Any]:
     Raises:
         OnnxPruneError: The file cannot be read or is invalid.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as err:
-        raise OnnxPruneError(f"cannot read {str(path)!r}: {err}") from err
-    try:
-        if path.suffix.lower() == ".json":
-            data = json.loads(text)
-        else:
-            import tomllib
-
-            data = tomllib.loads(text)
-    except ValueError as err:
-        raise OnnxPruneError(f"{str(path)!r} is not valid {path.suffix.lstrip('.') or 'TOML'}: {err}") from err
-    if not isinstance(data, dict):
-        raise OnnxPruneError(f"{str(path)!r} is not a table of groups")
-    groups = data.get("groups", data)
+    form = replace(FORMAT, syntax="json") if path.suffix.lower() == ".json" else FORMAT
+    data = form.load(path)
+    groups = data.get("groups", data) if isinstance(data, dict) else data
+    if not isinstance(groups, dict):
+        raise form.error("a table of groups is due", str(path))
     for pattern, entry in groups.items():
-        _override(pattern, entry)
-    return dict(groups)
+        _override(pattern, entry, f"{path}, ")
+    return groups
 
 
-def _override(pattern: str, entry: Any) -> dict[str, Any]:
-    where = f"override {pattern!r}"
-    if isinstance(entry, int | float) and not isinstance(entry, bool):
+def _override(pattern: str, entry: Any, file: str = "") -> _Override:
+    if type(entry) in (int, float):
         entry = {"ratio": entry}
     if not isinstance(entry, dict):
-        raise OnnxPruneError("an override is a ratio or a table", where=where)
-    for key, value in entry.items():
-        if key not in ("ratio", "min_channels", "channels"):
-            raise OnnxPruneError(f"unknown key {key!r}", where=where, fix="known: ratio, min_channels, channels")
-        if isinstance(value, bool) or not isinstance(value, int if key != "ratio" else (int, float)):
-            raise OnnxPruneError(f"{key!r} is not a number", where=where)
-        if key == "ratio":
-            check_ratio(float(value), where)
-        elif value < 1:
-            raise OnnxPruneError(f"{key!r} must be at least 1", where=where)
-    return entry
+        raise OnnxPruneError("an override is a ratio or a table", where=f"{file}override {pattern!r}")
+    return read_options(_Override, entry, f"{file}override {pattern!r}")
 
 
 def check_ratio(ratio: float, where: str | None = None) -> None:
@@ -106,12 +101,12 @@ class FeasibleCounts:
             for g in self.groups:
                 if g.name not in names:
                     continue
-                if "channels" in entry:
-                    self.fixed[g.name] = min(int(entry["channels"]), g.channels)
-                elif "ratio" in entry:
-                    self.ratios[g.name] = float(entry["ratio"])
-                if "min_channels" in entry:
-                    self._least[g.name] = int(entry["min_channels"])
+                if entry.channels is not None:
+                    self.fixed[g.name] = min(entry.channels, g.channels)
+                elif entry.ratio is not None:
+                    self.ratios[g.name] = entry.ratio
+                if entry.min_channels is not None:
+                    self._least[g.name] = entry.min_channels
 
     def minimum_of(self, g: Group) -> int:
         """Return the minimum number of channels of a group."""

@@ -22,6 +22,7 @@ import numpy as np
 
 from onnxprune._utils.journal import Journal
 from onnxprune._utils.parallel import spread
+from onnxprune._utils.progress import Progress
 from onnxprune.analysis.coupling import Analysis, Group, couple
 from onnxprune.criteria.masked_evaluation import CACHE_MEMORY, MaskedEvaluator
 from onnxprune.criteria.scoring import Scores
@@ -33,8 +34,6 @@ from onnxprune.ops import CouplingOptions
 from onnxprune.options.planning import RATIOS as RATIOS
 from onnxprune.passes import NORMALIZE, Pipeline
 from onnxprune.planning.curves import Curve, CurvePoint, Curves
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
+from onnxprune._utils.progress import Progress
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import Data, Preprocess, subset
@@ -65,7 +66,7 @@ class StepContext:
     base: Path
     data: Mapping[str, Data]
     defaults: RecipeDefaults
-    tick: Callable[[int, int], None]
+    tick: Progress
     notify: Callable[[str], None]
 
     @cached_property

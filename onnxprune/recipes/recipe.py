@@ -5,13 +5,14 @@ ingredients no step before it makes.
 from __future__ import annotations
 
 import logging
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from onnxprune._utils.registry import Registry
+from onnxprune._utils.strict import Format
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.execution.data import Preprocess
 from onnxprune.options import (
@@ -30,12 +31,12 @@ from onnxprune.recipes._options import options, read
 from onnxprune.recipes._planning_steps import PlanStep, ScoreStep, SensitivityStep
 from onnxprune.recipes._steps import DATA, MODEL, RecipeDefaults, RecipeStep, after
 
-STEPS: dict[str, type[RecipeStep]] = {
-    cls.do: cls for cls in (
-        ScoreStep, SensitivityStep, PlanStep, ApplyStep, PruneStep, RetrainStep, SparsifyStep, EvaluateStep, SweepStep
-    )
-}  # fmt: skip
+STEPS: Registry[str, type[RecipeStep]] = Registry("step", key=lambda cls: cls.do)
 """Kinds of steps by the name a recipe calls them."""
+for _step in (
+    ScoreStep, SensitivityStep, PlanStep, ApplyStep, PruneStep, RetrainStep, SparsifyStep, EvaluateStep, SweepStep,
+):  # fmt: skip
+    STEPS.register(_step)
 
 RENAMED = {
     old.removeprefix("--").replace("-", "_"): d.name
@@ -49,7 +50,7 @@ SHIPPED = "onnxprune:"
 
 _log = logging.getLogger(__name__)
 _MAX_STEPS = 999
-_MAX_BYTES = 2**20
+FORMAT = Format("recipe", 2**20, syntax="toml")
 Table = dict[str, Any]
 
 
@@ -61,7 +62,7 @@ class BenchSettings(Benchmark):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class _Header(Sampling):
+class _RecipeHeader(Sampling):
     """Keys of a recipe before its steps."""
 
     name: str
@@ -153,15 +154,8 @@ def load_recipe(
         OnnxPruneError: unreadable, not TOML, an unknown or missing key, a value that makes no sense, a step that needs
             what no step before it makes.
     """
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise OnnxPruneError(f"{str(path)!r} is too large for a recipe")
-        text = path.read_text(encoding="utf-8")
-        table = tomllib.loads(text)
-    except OSError as err:
-        raise OnnxPruneError(f"cannot read the recipe {str(path)!r}: {err.strerror or err}") from err
-    except (ValueError, RecursionError) as err:  # TOML's own error and that of UTF-8 are ValueErrors
-        raise OnnxPruneError(f"{str(path)!r} is not valid TOML: {err}") from err
+    text = FORMAT.load_text(path)
+    table = FORMAT.parse(text, str(path))
     for do, step in _tables(table.get("step")):
         for key in [k for k in step if k in RENAMED]:
             _set(step, _current(do, key, path.name), step.pop(key), path.name)
@@ -178,10 +172,10 @@ def _recipe(table: Table, path: Path, text: str, overridden: set[str]) -> Recipe
     parts = {key: _part(table, key, where) for key in ("preprocess", "bench")}
     rest = {key: value for key, value in table.items() if key not in (*parts, "step")}
     for key in rest:
-        if key not in options(_Header):
-            err = unknown("key", key, [*options(_Header), *parts, "step"])
+        if key not in options(_RecipeHeader):
+            err = unknown("key", key, [*options(_RecipeHeader), *parts, "step"])
             raise OnnxPruneError(err.what, where=where, fix=err.fix)
-    head = read(_Header, rest, where)
+    head = read(_RecipeHeader, rest, where)
     pre = read(Preprocessing, parts["preprocess"], f"{where}, table preprocess")
     bench = read(BenchSettings, parts["bench"], f"{where}, table bench", {"device": head.device})
     how = Preprocess(pre.mean, pre.std, pre.layout)
@@ -336,6 +330,6 @@ def _set(step: Table, key: str, value: Any, where: str) -> None:
 def _value(text: str) -> Any:
     """A value as TOML has it; what is none is text."""
     try:
-        return tomllib.loads(f"x = {text}")["x"]
-    except tomllib.TOMLDecodeError:
+        return FORMAT.parse(f"x = {text}", "")["x"]
+    except OnnxPruneError:
         return text

@@ -17,8 +17,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,8 @@ import numpy as np
 
 from onnxprune._utils.atomic_files import check_output, write_text
 from onnxprune._utils.journal import Journal
+from onnxprune._utils.progress import StartProgress, no_progress
+from onnxprune._utils.strict import Format
 from onnxprune.analysis.cost import CostModel
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.errors import OnnxPruneError
@@ -40,20 +41,14 @@ from onnxprune.recipes._table import RunTable, StepRow
 from onnxprune.recipes.recipe import RENAMED, Recipe, StepEntry
 
 JOURNAL, LOG, COPY, MARK = "run.journal", "log.txt", "recipe.toml", "step.json"
+_MARK = Format("step file", 2**24)
 ORIGINAL, LATENCY = "00-original", "latency"
 _RECORD = {"step", "turn", "files", "digests", "figures", "note", "seconds", "resumed"}
 _RENAMED = {**RENAMED, "limits": "constraints"}  # old names in journals
 _FREE = {"threads", "device", "jobs", "workers"}
 _STEP = re.compile(r"\d{2,3}-[a-z]+")
 
-Tick = Callable[[int, int], None]
-Progress = Callable[[str], AbstractContextManager[Tick]]
 Record = dict[str, Any]
-
-
-@contextmanager
-def _no_progress(title: str) -> Iterator[Tick]:
-    yield lambda done, total: None
 
 
 def run_recipe(
@@ -61,7 +56,7 @@ def run_recipe(
     folder: Path,
     *,
     restart: bool = False,
-    progress: Progress = _no_progress,
+    progress: StartProgress = no_progress,
     notice: Callable[[str], None] | None = None,
 ) -> RunTable:
     """Runs a recipe, or what is left of it.
@@ -114,7 +109,7 @@ class _RecipeRun:
 
     def __init__(
         self, recipe: Recipe, folder: Path, analysis: Analysis, data: Mapping[str, Data], journal: Journal,
-        progress: Progress, notice: Callable[[str], None] | None,
+        progress: StartProgress, notice: Callable[[str], None] | None,
     ) -> None:  # fmt: skip
         self.recipe, self.folder, self.data, self.journal = recipe, folder, data, journal
         self.analysis, self.progress, self.notice = analysis, progress, notice
@@ -224,7 +219,7 @@ class _RecipeRun:
             "from": {what: _digest(path) for what, path in self.files.items()},
         }  # fmt: skip
         try:
-            there = _json(folder / MARK) if folder.is_dir() else None
+            there = _read_mark(folder / MARK) if folder.is_dir() else None
             if isinstance(there, dict) and not _different(_renamed(there, mark), mark):
                 _forget_temporary(folder)
                 return True
@@ -364,10 +359,11 @@ def _digest(path: Path) -> str:
         return ""
 
 
-def _json(path: Path) -> Any:
+def _read_mark(path: Path) -> Any:
+    """Return what `step.json` holds; None if it is missing or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return _MARK.load(path)
+    except OnnxPruneError:
         return None
 
 

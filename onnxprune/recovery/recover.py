@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from math import prod
@@ -23,6 +23,7 @@ from onnxprune._utils.atomic_files import atomic
 from onnxprune._utils.formatting import counted, percent, seconds
 from onnxprune._utils.html import html_table
 from onnxprune._utils.journal import Journal
+from onnxprune._utils.progress import Progress
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.execution.calibration import Calibration
@@ -172,7 +173,7 @@ def recover(
     rounds: int = 3,
     folder: Path | None = None,
     restart: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Recovered:
     """Re-solve the weights of a pruned model so that its outputs approach the original's.
 
@@ -320,7 +321,7 @@ class _SolutionCounter:
 
     store: _SolutionStore
     stage: int
-    progress: Callable[[int, int], None] | None
+    progress: Progress | None
     solved: int = 0
     total: int = 0
 

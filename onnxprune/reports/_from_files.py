@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from onnxprune._utils.formatting import seconds
+from onnxprune._utils.progress import Progress
 from onnxprune.analysis.cost import CostModel
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.criteria.scoring import load_scores
@@ -25,8 +26,6 @@ from onnxprune.reports import _sections
 from onnxprune.reports._documents import Document, Fields
 from onnxprune.reports._report_data import GroupChannels, LockedChannels, ModelSnapshot, Proof, ReportData
 from onnxprune.studies.model_diff import differences
-
-Tick = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +51,11 @@ class NamedModel:
 
 
 def collect_files(
-    models: list[NamedModel], documents: list[Document], measuring: MeasurementSettings, progress: Tick | None = None
-) -> ReportData:  # fmt: skip
+    models: list[NamedModel],
+    documents: list[Document],
+    measuring: MeasurementSettings,
+    progress: Progress | None = None,
+) -> ReportData:
     """Tells of files: the first model is the original, the last one the result.
 
     Args:
@@ -67,8 +69,12 @@ def collect_files(
 
 class _FileCollector:
     def __init__(
-        self, models: list[NamedModel], documents: list[Document], measuring: MeasurementSettings, progress: Tick | None
-    ) -> None:  # fmt: skip
+        self,
+        models: list[NamedModel],
+        documents: list[Document],
+        measuring: MeasurementSettings,
+        progress: Progress | None,
+    ) -> None:
         self.models, self.documents, self.measuring = models, documents, measuring
         names = [m.name for m in models]
         self.report = ReportData(" → ".join([names[0], names[-1]] if len(names) > 1 else names) or "Report")
@@ -291,7 +297,7 @@ class _FileCollector:
 
     # ---------------------------------------------------------------------------------------------- measured here
 
-    def _measure(self, progress: Tick | None) -> None:
+    def _measure(self, progress: Progress | None) -> None:
         m = self.measuring
         if m.data is not None:
             for named in self.models:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from onnxprune._utils.atomic_files import check_output, write_text
+from onnxprune._utils.progress import Progress
 from onnxprune.errors import OnnxPruneError
 from onnxprune.ir.model import load
 from onnxprune.reports import _sections
@@ -15,12 +16,10 @@ from onnxprune.reports._from_run_folder import collect_run, is_run
 from onnxprune.reports._report_data import ReportData
 from onnxprune.reports.html_page import check_extra, render
 
-Tick = Callable[[int, int], None]
-
 
 def write_report(
     sources: Sequence[Path], output: Path, *, measuring: MeasurementSettings | None = None, title: str = "",
-    progress: Tick | None = None,
+    progress: Progress | None = None,
 ) -> ReportData:  # fmt: skip
     """Writes the page, whole or not at all, and gives what it tells.
 
@@ -45,7 +44,7 @@ def write_report(
 
 
 def collect(
-    sources: Sequence[Path], *, measuring: MeasurementSettings | None = None, progress: Tick | None = None
+    sources: Sequence[Path], *, measuring: MeasurementSettings | None = None, progress: Progress | None = None
 ) -> ReportData:
     """The story of sources; see `write_report`."""
     for path in sources:

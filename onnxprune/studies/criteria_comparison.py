@@ -21,11 +21,12 @@ import numpy.typing as npt
 
 from onnxprune._utils.atomic_files import write_text
 from onnxprune._utils.html import html_table, share
+from onnxprune._utils.progress import Progress
 from onnxprune.analysis.coupling import Analysis, Group
 from onnxprune.criteria import AnyCriterion
 from onnxprune.criteria import get as get_criterion
 from onnxprune.criteria.dscore import sign_sums
-from onnxprune.criteria.scoring import Progress, Scored, Scores, filters_first, score_together
+from onnxprune.criteria.scoring import Scored, Scores, filters_first, score_together
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.execution.calibration import Calibration
 from onnxprune.planning.constraints import check_ratio

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxprune._utils.progress import Progress
 from onnxprune.analysis.coupling import Analysis, Group
 from onnxprune.analysis.layer_weights import LayerWeight, layer_weights
 from onnxprune.criteria.scoring import score
@@ -113,7 +114,7 @@ def study(
     device: str = "cpu",
     tool: str = "",
     keep: Callable[[SparsityPoint, Model], None] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> SparsityStudy:
     """Prune one model to every sparsity and evaluate each result.
 

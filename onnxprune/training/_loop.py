@@ -22,6 +22,7 @@ from torch import nn
 
 from onnxprune._utils.formatting import counted, percent
 from onnxprune._utils.html import html_table
+from onnxprune._utils.progress import Progress
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import Data, Feeds, Preprocess, input_of, subset
 from onnxprune.execution.evaluation import evaluate
@@ -44,7 +45,7 @@ from onnxprune.training._datasets import (
 from onnxprune.training._distillation import KeptIndices, Teacher, distillation_loss, features_under, matching_features
 from onnxprune.training._guards import known_errors, process_rank, quiet
 from onnxprune.training._learner import Learner, ValidationMetrics
-from onnxprune.training._session import Progress, TrainingSession
+from onnxprune.training._session import TrainingSession
 from onnxprune.training._settings import Settings
 from onnxprune.training.checkpoints import saved_run
 

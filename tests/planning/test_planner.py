@@ -230,7 +230,7 @@ def test_protect_attention_leaves_heads_whole(scores: Scores) -> None:
         (Constraints(overrides={"w0": "half"}), "a ratio or a table"),
         (Constraints(overrides={"w0": {"ration": 0.5}}), "unknown key 'ration'"),
         (Constraints(overrides={"w0": {"channels": 0}}), "at least 1"),
-        (Constraints(overrides={"w0": {"channels": True}}), "not a number"),
+        (Constraints(overrides={"w0": {"channels": True}}), "takes a whole number"),
     ],
 )
 def test_limit_that_means_nothing_is_refused(wide: Scores, constraints: Constraints, message: str) -> None:

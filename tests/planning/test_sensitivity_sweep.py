@@ -424,12 +424,12 @@ def test_curves_files_are_read_strictly(whole: Curves, tmp_path: Path) -> None:
         "unknown key": {**good, "more": 1},
         "missing": {k: v for k, v in good.items() if k != "metric"},
         "schema": {**good, "schema": 2},
-        "wrong type": {**good, "metric": 1},
-        "not a number": {**good, "baseline": {**good["baseline"], "value": "high"}},
+        "takes text in quotes, not 1": {**good, "metric": 1},
+        "takes a number, not 'high'": {**good, "baseline": {**good["baseline"], "value": "high"}},
         "do not ascend": {**good, "groups": {"a": {"channels": 4, "points": [{"ratio": 0.5, "removed": 2, "value": 1,
                           "error": None}] * 2}}},
-        "positive integer": {**good, "groups": {"a": {"channels": 0, "points": []}}},
-        "unexpected keys": {**good, "groups": {"a": {"channels": 4}}},
+        "at least 1, not 0": {**good, "groups": {"a": {"channels": 0, "points": []}}},
+        "the key 'points' is missing": {**good, "groups": {"a": {"channels": 4}}},
     }  # fmt: skip
     for message, document in bad.items():
         path.write_text(json.dumps(document))

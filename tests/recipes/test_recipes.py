@@ -144,7 +144,7 @@ def test_options_of_inner_dataclasses_stand_in_the_same_table() -> None:
         ({"name": "x", "count": True}, "'count' takes a whole number, not True"),
         ({"name": "x", "count": 1.0}, "'count' takes a whole number, not 1.0"),
         ({"name": "x", "share": "1"}, "'share' takes a number, not '1'"),
-        ({"name": "x", "flags": [1]}, "'flags' takes a list, each true or false, not [1]"),
+        ({"name": "x", "flags": [1]}, "'flags[0]' takes true or false, not 1"),
         ({"name": "x", "flags": True}, "'flags' takes a list"),
         ({"name": "x", "either": []}, "'either' takes a number or text in quotes, not []"),
     ],

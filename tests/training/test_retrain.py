@@ -605,7 +605,7 @@ def test_checkpoints_of_other_runs_are_refused(tmp_path: Path) -> None:
     (folder / "last.ckpt").write_bytes((folder / "last.ckpt").read_bytes()[:1000])
     refused("damaged one")
     save_state({"something": torch.zeros(1)}, folder / "last.ckpt")
-    refused("not a checkpoint of this program")
+    refused("not a valid checkpoint")
     (folder / "last.ckpt").unlink()
     refused("no checkpoint to resume from")
     assert retrain(model, data, settings=TWO, folder=folder).improved
