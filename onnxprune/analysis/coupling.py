@@ -27,11 +27,11 @@ from onnxprune.ir.symbolic import Expr
 from onnxprune.ops import OpSpec, find, guarded, is_foreign
 from onnxprune.ops.label_table import Contraction, CouplingOptions, FilterSite, Labels, LabelTable, Lock, ScaleSite
 from onnxprune.ops.quantize import dequantized
+from onnxprune.options.planning import GROUP_KINDS as KINDS
 from onnxprune.plans import Plan
 
 Kept = npt.NDArray[np.bool_]
 
-KINDS = ("heads", "head_dim", "stream", "mlp", "conv", "embedding", "padding", "other")
 """Kinds of channels in a group: attention heads, one position in every head, the residual stream, hidden neurons of
 products with a weight, filters of convolutions, dimensions of an embedding, channels that Pad adds, others."""
 _KIND_OF_OP = {

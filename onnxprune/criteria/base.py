@@ -15,8 +15,7 @@ from onnxprune._utils.progress import Progress
 from onnxprune.analysis.coupling import Analysis, Group
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Calibration, Probe
-
-REDUCTIONS = ("mean", "sum", "max", "first")
+from onnxprune.options.scoring import REDUCTIONS as REDUCTIONS
 
 Array = NDArray[np.float64]
 

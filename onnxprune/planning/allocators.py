@@ -21,8 +21,6 @@ from onnxprune.planning._search import CountPath, TargetSearch
 from onnxprune.planning.constraints import Counts, FeasibleCounts
 from onnxprune.planning.targets import LatencyPredictor
 
-ALLOCATORS = ("global", "uniform", "sensitivity", "latency", "saving")
-
 Values = npt.NDArray[np.float64]
 
 _RATIOS = 2048  # steps of the uniform path

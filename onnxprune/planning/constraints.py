@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from math import ceil, floor, gcd
 from pathlib import Path
@@ -13,48 +13,15 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune._utils.fields import Count, read_options
-from onnxprune._utils.formatting import short_repr
 from onnxprune._utils.strict import Format
-from onnxprune.analysis.coupling import KINDS, Analysis, Group
+from onnxprune.analysis.coupling import Analysis, Group
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.execution.sessions import kernel_block
-
-ONLY = ("attention", *KINDS)
-PROTECT = ("first", "residual", *ONLY)
+from onnxprune.options.planning import Constraints as Constraints
 
 FORMAT = Format("overrides", 2**24, syntax="toml")
 Counts = dict[str, int]
 """Group name -> channels kept."""
-
-
-@dataclass(frozen=True, repr=False)
-class Constraints:
-    """Constraints of a plan.
-
-    Attributes:
-        round_to: Kept counts are multiples of this on the producing axis; "auto": block size of the CPU's kernels.
-        min_channels: Minimum number of channels of a group.
-        max_ratio: Maximum share removed from a group; prevents global rankings from emptying layers.
-        include: Glob patterns; only matching groups are pruned (empty: all).
-        exclude: Glob patterns of groups that are not pruned.
-        protect: Presets of groups that are not pruned: "first" (first layer of the network), "residual" (residual
-            streams; together with "first" the layers that the D-Score paper does not prune on ResNets), "attention"
-            (heads and positions in heads), or a kind of group (`onnxprune.analysis.coupling.KINDS`).
-        overrides: Glob pattern -> ratio (share removed) or {"ratio": r, "min_channels": n, "channels": kept}.
-        only: Kinds of groups that are pruned, "attention" for both of its kinds (empty: all).
-    """
-
-    round_to: int | str = "auto"
-    min_channels: int = 1
-    max_ratio: float = 0.9
-    include: Sequence[str] = ()
-    exclude: Sequence[str] = ()
-    protect: Sequence[str] = ()
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-    only: Sequence[str] = ()
-
-    def __repr__(self) -> str:
-        return short_repr(self)
 
 
 @dataclass(frozen=True)
@@ -123,8 +90,6 @@ class FeasibleCounts:
         self.groups = [g for g in _chosen(analysis, constraints) if g.name in scored]
         self._overrides(analysis)
         self.step = constraints.round_to if isinstance(constraints.round_to, int) else kernel_block()
-        if self.step < 1:
-            raise OnnxPruneError("--round-to must be at least 1, or auto")
         self.remaining = {g.name: (remaining or {}).get(g.name, g.channels) for g in self.groups}
         self.free = [g for g in self.groups if g.name not in self.fixed and g.name not in self.ratios]
         self._allowed: dict[tuple[str, int], npt.NDArray[np.int64]] = {}
@@ -205,12 +170,7 @@ def _chosen(analysis: Analysis, constraints: Constraints) -> list[Group]:
     for pattern in constraints.exclude:
         chosen -= _matching(analysis, pattern, "exclude")
     for preset in constraints.protect:
-        if preset not in PROTECT:
-            raise unknown("preset", preset, PROTECT)
         chosen -= {g.name for i, g in enumerate(analysis.groups) if _protected(preset, i, g)}
-    for kind in constraints.only:
-        if kind not in ONLY:
-            raise unknown("kind of group", kind, ONLY)
     if constraints.only:
         chosen &= {g.name for i, g in enumerate(analysis.groups) if any(_protected(k, i, g) for k in constraints.only)}
     if not chosen:

@@ -23,13 +23,12 @@ from onnxprune.criteria.scoring import Scores, score
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.execution.calibration import Calibration
 from onnxprune.ops.label_table import Axes, Labels, LabelTable
+from onnxprune.options.planning import SCHEDULES as SCHEDULES
 from onnxprune.passes import StripChannels
 from onnxprune.planning.constraints import Constraints
 from onnxprune.planning.planner import AllocationRequest, allocate, assembled, check_allocator
 from onnxprune.planning.targets import LatencyPredictor, Target
 from onnxprune.plans import Plan, Removal
-
-SCHEDULES = ("linear", "geometric")
 
 
 def plan_steps(

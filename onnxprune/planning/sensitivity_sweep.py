@@ -27,6 +27,7 @@ from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.execution.data import Data, Preprocess, as_data
 from onnxprune.execution.metrics import Metric, MetricValue, get_metric
 from onnxprune.ir.writer import save
+from onnxprune.options.planning import RATIOS as RATIOS
 from onnxprune.planning._sweep_workers import (
     CurveSearch,
     WorkerSettings,
@@ -36,8 +37,6 @@ from onnxprune.planning._sweep_workers import (
     work_folder,
 )
 from onnxprune.planning.curves import Curve, CurvePoint, Curves
-
-RATIOS = tuple(round(0.05 * i, 2) for i in range(1, 20))
 
 
 def sensitivity(

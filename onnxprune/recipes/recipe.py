@@ -15,12 +15,21 @@ from onnxprune._utils.registry import Registry
 from onnxprune._utils.strict import Format
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.execution.data import Preprocess
-from onnxprune.ir.image_layout import LAYOUTS
+from onnxprune.options import (
+    AnalysisOptions,
+    Benchmark,
+    Planning,
+    Preprocessing,
+    Sampling,
+    SensitivitySweep,
+    declared,
+    option,
+)
 from onnxprune.recipes._measuring_steps import EvaluateStep, SweepStep
 from onnxprune.recipes._model_steps import ApplyStep, PruneStep, RetrainStep, SparsifyStep
 from onnxprune.recipes._options import options, read
 from onnxprune.recipes._planning_steps import PlanStep, ScoreStep, SensitivityStep
-from onnxprune.recipes._steps import DATA, MODEL, RecipeDefaults, RecipeStep, after, require_positive
+from onnxprune.recipes._steps import DATA, MODEL, RecipeDefaults, RecipeStep, after
 
 STEPS: Registry[str, type[RecipeStep]] = Registry("step", key=lambda cls: cls.do)
 """Kinds of steps by the name a recipe calls them."""
@@ -29,7 +38,10 @@ for _step in (
 ):  # fmt: skip
     STEPS.register(_step)
 
-RENAMED = {"min_accuracy": "min_group_accuracy", "scope": "allocator"}
+RENAMED = {
+    old.removeprefix("--").replace("-", "_"): d.name
+    for cls in (Planning, SensitivitySweep) for d in declared(cls) for old in d.spec.old
+}  # fmt: skip
 """Old keys of steps, which are still read, and what they are called now."""
 
 REPEAT = "repeat"
@@ -42,71 +54,32 @@ FORMAT = Format("recipe", 2**20, syntax="toml")
 Table = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class BenchSettings:
-    """How latency is measured for the table.
+@dataclass(frozen=True, kw_only=True, repr=False)
+class BenchSettings(Benchmark):
+    """How latency is measured for the table."""
 
-    Attributes:
-        runs: timed runs of each model; 0: latency is left out.
-        warmup: runs before them.
-        batch: samples per run.
-        threads: of onnxruntime; 0: all cores.
-        device: "auto", "cpu" or "cuda".
-    """
-
-    runs: int = 30
-    warmup: int = 5
-    batch: int = 1
-    threads: int = 1
-    device: str = "cpu"
-
-    def __post_init__(self) -> None:
-        require_positive(batch=self.batch)
-        if min(self.runs, self.warmup, self.threads) < 0:
-            raise OnnxPruneError("runs, warmup and threads are counts, at least 0")
+    runs: int = option(30, help="Timed runs of each model; 0: latency is left out.", heading="Latency", ge=0)
 
 
-@dataclass(frozen=True)
-class _PreprocessTable:
-    """The table `preprocess`."""
-
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
-    layout: str = "auto"
-    size: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.layout not in LAYOUTS:
-            raise unknown("layout", self.layout, LAYOUTS)
-        if self.size and (len(self.size) != 2 or min(self.size) < 1):
-            raise OnnxPruneError("'size' is [height, width]")
-
-
-@dataclass(frozen=True)
-class _RecipeHeader:
-    """What a recipe says before its steps."""
+@dataclass(frozen=True, kw_only=True, repr=False)
+class _RecipeHeader(Sampling):
+    """Keys of a recipe before its steps."""
 
     name: str
     model: str
+    analysis: AnalysisOptions
     about: str = ""
     data: str = ""
     val_data: str = ""
     test_data: str = ""
-    images: int | None = None
-    seed: int = 0
-    threads: int = 0
+    seed: int = option(0, help="Seed of all steps.", heading="Runtime", ge=0)
+    threads: int = option(0, help="CPU threads of all steps; 0: all cores.", heading="Runtime", ge=0)
     device: str = "cpu"
-    attention: str = "heads"
-    include_inexact: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.name or not all(c.isalnum() or c in "-_." for c in self.name) or self.name.startswith("."):
             raise OnnxPruneError(f"'name' is of letters, digits and -_. only, not {self.name!r}")
-        if self.attention not in ("heads", "head_dim"):
-            raise unknown("attention", self.attention, ("heads", "head_dim"))
-        require_positive(images=self.images)
-        if min(self.seed, self.threads) < 0:
-            raise OnnxPruneError("'seed' and 'threads' are counts, at least 0")
 
 
 @dataclass(frozen=True)
@@ -203,10 +176,10 @@ def _recipe(table: Table, path: Path, text: str, overridden: set[str]) -> Recipe
             err = unknown("key", key, [*options(_RecipeHeader), *parts, "step"])
             raise OnnxPruneError(err.what, where=where, fix=err.fix)
     head = read(_RecipeHeader, rest, where)
-    pre = read(_PreprocessTable, parts["preprocess"], f"{where}, table preprocess")
+    pre = read(Preprocessing, parts["preprocess"], f"{where}, table preprocess")
     bench = read(BenchSettings, parts["bench"], f"{where}, table bench", {"device": head.device})
     how = Preprocess(pre.mean, pre.std, pre.layout)
-    defaults = RecipeDefaults(how, head.seed, head.threads, head.device, head.attention, head.include_inexact)
+    defaults = RecipeDefaults(how, head.seed, head.threads, head.device, head.analysis)
     step_defaults = {"seed": head.seed, "threads": head.threads, "device": head.device}
     entries = tuple(
         StepEntry(i + 1, step, turn)

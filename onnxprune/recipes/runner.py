@@ -392,7 +392,7 @@ def _different(one: Any, other: Any) -> set[str]:
     for key in (one.keys() | other.keys()) - _FREE:
         a, b = one.get(key), other.get(key)
         if a != b:
-            out |= _different(a, b) or {key} if isinstance(a, dict) and isinstance(b, dict) else {key}
+            out |= _different(a, b) if isinstance(a, dict) and isinstance(b, dict) else {key}
     return out
 
 

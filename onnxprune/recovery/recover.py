@@ -34,6 +34,7 @@ from onnxprune.execution.output_distance import OutputDistance
 from onnxprune.execution.sessions import Session
 from onnxprune.ir.model import PROVENANCE, Model
 from onnxprune.ir.writer import save
+from onnxprune.options.recovery import STAGES as STAGES
 from onnxprune.planning.analyze import analyze_for
 from onnxprune.planning.sensitivity_sweep import data_digest
 from onnxprune.plans import Plan
@@ -41,7 +42,6 @@ from onnxprune.recovery._lockstep import check_wiring
 from onnxprune.recovery.recalibrate_batchnorm import RecalibrateBatchnorm
 from onnxprune.recovery.reconstruct_weights import ReconstructWeights, Solution
 
-STAGES = ("recalibrate_batchnorm", "reconstruct_weights")
 LEAST = 16  # samples
 _HOLDOUT_STRIDE = 8  # hold out every 8th sample
 _MAX_HOLDOUT = 512  # maximum number of held-out samples

@@ -18,6 +18,7 @@ from onnxprune.execution.data import Data, Preprocess
 from onnxprune.execution.evaluation import evaluate
 from onnxprune.ir.model import Model
 from onnxprune.latency.bench import bench
+from onnxprune.options import ReportMeasurements
 from onnxprune.pipeline import analyze, analyze_for, compile_plan
 from onnxprune.planning.curves import load_curves
 from onnxprune.plans import Plan, load_plan
@@ -27,22 +28,15 @@ from onnxprune.reports._report_data import GroupChannels, LockedChannels, ModelS
 from onnxprune.studies.model_diff import differences
 
 
-@dataclass(frozen=True)
-class MeasurementSettings:
-    """What a report measures itself, where files do not say it.
+@dataclass(frozen=True, kw_only=True)
+class MeasurementSettings(ReportMeasurements):
+    """Measurements that a report makes itself, if no file has them.
 
     Attributes:
-        latency: of models that no `bench --json` tells of, in turn; `batch`, `threads`, `runs`, `device` of it.
-        verify: prove the cut again.
-        data: labelled samples for accuracy, with how they become inputs.
+        data: labelled samples for accuracy.
+        preprocess: how they become the model's input.
     """
 
-    latency: bool = True
-    batch: int = 1
-    threads: int = 1
-    runs: int = 30
-    device: str = "cpu"
-    verify: bool = True
     data: Data | None = None
     preprocess: Preprocess = field(default_factory=Preprocess)
 
