@@ -336,10 +336,10 @@ def test_matplotlib_comes_with_the_first_picture_and_pyplot_never(tmp_path: Path
     code = """
 import sys
 from pathlib import Path
-from onnxprune.curves import Curve, Curves, Point
+from onnxprune.curves import Curve, Curves, CurvePoint
 from onnxprune.pictures import plot_curves
 assert "matplotlib" not in sys.modules
-curves = Curves("m", {}, "top1", True, Point(0, 0, 0.9, None), {"a": Curve(4, (Point(0.5, 2, 0.4, None),))})
+curves = Curves("m", {}, "top1", True, CurvePoint(0, 0, 0.9, None), {"a": Curve(4, (CurvePoint(0.5, 2, 0.4, None),))})
 plot_curves(curves, Path(sys.argv[1]), kind="both")
 assert "matplotlib" in sys.modules
 assert "matplotlib.pyplot" not in sys.modules
