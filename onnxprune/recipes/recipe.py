@@ -83,7 +83,7 @@ class _PreprocessTable:
 
 
 @dataclass(frozen=True)
-class _Header:
+class _RecipeHeader:
     """What a recipe says before its steps."""
 
     name: str
@@ -199,10 +199,10 @@ def _recipe(table: Table, path: Path, text: str, overridden: set[str]) -> Recipe
     parts = {key: _part(table, key, where) for key in ("preprocess", "bench")}
     rest = {key: value for key, value in table.items() if key not in (*parts, "step")}
     for key in rest:
-        if key not in options(_Header):
-            err = unknown("key", key, [*options(_Header), *parts, "step"])
+        if key not in options(_RecipeHeader):
+            err = unknown("key", key, [*options(_RecipeHeader), *parts, "step"])
             raise OnnxPruneError(err.what, where=where, fix=err.fix)
-    head = read(_Header, rest, where)
+    head = read(_RecipeHeader, rest, where)
     pre = read(_PreprocessTable, parts["preprocess"], f"{where}, table preprocess")
     bench = read(BenchSettings, parts["bench"], f"{where}, table bench", {"device": head.device})
     how = Preprocess(pre.mean, pre.std, pre.layout)
