@@ -3,7 +3,7 @@
 A document is refused for:
 
 1. its size, which is checked before anything is read;
-2. text that is not UTF-8, not JSON or TOML, or not Unicode (a lone surrogate);
+2. text that is not UTF-8, JSON or TOML;
 3. a key that is given twice, anywhere;
 4. more than `MAX_DEPTH` levels, a number of more than `MAX_DIGITS` digits, NaN and infinity;
 5. another schema, an unknown key (with the nearest known one), a missing key, a value of another type or out of bounds.
@@ -215,11 +215,12 @@ def _float(text: str) -> Any:
 
 
 def _check(value: Any, keys: Keys) -> None:
-    """Refuse what the parsers let pass: markers, deep nesting, long whole numbers, text that is not Unicode."""
+    """Refuse what the parsers let pass: markers, deep nesting, long whole numbers.
+
+    Escaped lone surrogates are allowed: Python uses them for file names that are not UTF-8.
+    """
     kind = type(value)
-    if kind is str:
-        _check_text(value, keys)
-    elif kind is int:
+    if kind is int:
         if not -_LARGEST < value < _LARGEST:
             raise Refused(f"a number of more than {MAX_DIGITS} digits", keys)
     elif kind is _Marker:
@@ -228,17 +229,6 @@ def _check(value: Any, keys: Keys) -> None:
         if len(keys) >= MAX_DEPTH:
             raise Refused(f"nested deeper than {MAX_DEPTH} levels", keys[:3])
         for key, item in value.items() if kind is dict else enumerate(value):
-            if isinstance(key, str):
-                _check_text(key, keys)
             number = type(item)
             if number is not float and not (number is int and -_LARGEST < item < _LARGEST):
                 _check(item, (*keys, key))
-
-
-def _check_text(text: str, keys: Keys) -> None:
-    if text.isascii():
-        return
-    try:
-        text.encode()
-    except UnicodeEncodeError as err:
-        raise Refused("text with a lone surrogate, which is no character", keys) from err
