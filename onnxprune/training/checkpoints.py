@@ -35,7 +35,7 @@ class _RecorderState:
 
 
 @dataclass(frozen=True)
-class _Header:
+class _CheckpointHeader:
     """Header of a checkpoint, besides its schema.
 
     Attributes:
@@ -137,7 +137,7 @@ def saved_run(
             raise OnnxPruneError("there is no checkpoint to resume from", where=str(path), fix="leave out --resume")
         return None
     whole = load_state(path)
-    head = FORMAT.fields(_Header, whole.get(_HEADER), str(path))
+    head = FORMAT.fields(_CheckpointHeader, whole.get(_HEADER), str(path))
     done = len(head.recorder.history) - 1
     wrong = different(head.run, run)
     if "settings" in wrong:
