@@ -286,7 +286,7 @@ class _Silencer:
 
         Args:
             use: Use of the weight by a layer.
-            gone: Mask of its zeroed units, [units].
+            removed: Mask of its zeroed units, [units].
         """
         node, axis = use.node, use.from_end
         if node.op in ("Conv", "ConvTranspose") and len(node.inputs) > 2 and node.inputs[2].name:

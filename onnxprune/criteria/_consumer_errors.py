@@ -133,8 +133,8 @@ def consumer_statistics(
     """Yield groups with their consumers, as many at a time as fit into memory.
 
     Args:
-        case: Model, groups and samples.
-        probes: Filled probes from `reader_probes`. If empty, the samples are run for each portion.
+        context: Model, groups and samples.
+        probes: Filled probes from `consumer_probes`. If empty, the samples are run for each portion.
         rows: Output positions of each layer, over all samples.
         seed: Seed of the choice of positions.
     """
@@ -212,7 +212,7 @@ class RemovalOrder:
 
     Attributes:
         channels: Indices in the group, [channels].
-        rises: [channels], as shares of the consumers' output energies, summed over the consumers.
+        error_increases: [channels], as shares of the consumers' output energies, summed over the consumers.
     """
 
     channels: Indices

@@ -30,7 +30,7 @@ class Ablation:
     """A group without some channels, and new weights for its consumers.
 
     Attributes:
-        gone: Indices of the removed channels in the group, ascending.
+        removed: Indices of the removed channels in the group, ascending.
         weights: First output of a linear node -> its matrix and the shift of its outputs (None: unchanged); see
             `LinearNode.put`.
     """
@@ -47,8 +47,8 @@ def output_effects(
     The distance is `OutputDistance`, the mean over some samples: a divergence for classifiers, else a squared error.
 
     Args:
-        case: Model and samples.
-        tried: Groups and their evaluations, which are drawn one at a time in graph order.
+        context: Model and samples.
+        ablations: Groups and their evaluations, which are drawn one at a time in graph order.
         count: Number of evaluations for which the work is budgeted: the more, the fewer samples.
 
     Raises:

@@ -175,7 +175,7 @@ class _Call:
         op: ONNX operator.
         module: Module that computes it.
         arguments: Values of all inputs.
-        places: Indices of the inputs that carry relevance.
+        indices: Indices of the inputs that carry relevance.
     """
 
     def __init__(self, op: str, module: nn.Module, arguments: Sequence[Any], indices: Sequence[int]) -> None:

@@ -33,7 +33,7 @@ def classifier(context: ScoringContext, model: Model, tensors: Sequence[str]) ->
     It runs in inference mode, in float32 (float64 if the model's input is), on the calibration's device.
 
     Args:
-        case: Model, groups and samples.
+        context: Model, groups and samples.
         model: Normalized model. A final Softmax is removed; the first output holds the logits.
         tensors: Names of the tensors.
 
@@ -60,9 +60,9 @@ def loss_gradients(context: ScoringContext, tensors: Sequence[str], visit: Visit
     long as no sample affects another's output (only BatchNormalization in training mode would).
 
     Args:
-        case: Model, groups and samples.
+        context: Model, groups and samples.
         tensors: Names of the tensors.
-        take: Called for a part of the samples with (index of the tensor in `tensors`, its values `[samples * k, ...]`,
+        visit: Called for a part of the samples with (index of the tensor in `tensors`, its values `[samples * k, ...]`,
             gradients of the same shape, samples, number of leading samples that are not copies, batch size).
 
     Raises:
@@ -93,7 +93,7 @@ def each_part(context: ScoringContext, module: fx.GraphModule, visit: Visit) -> 
     (4 GiB on CUDA), but holds at least one sample, and a whole batch if the model's is fixed.
 
     Args:
-        case: Model, groups and samples.
+        context: Model, groups and samples.
         module: Module from `classifier`.
         visit: Called with (inputs of the module [n, ...], labels [m], size of the calibration's batch that contains
             the part). The first m inputs are samples, the others copies that fill a fixed batch.

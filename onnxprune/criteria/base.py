@@ -181,10 +181,10 @@ class DataCriterion(AnyCriterion):
 
     @abstractmethod
     def score_sites(self, context: ScoringContext, probes: Sequence[Probe]) -> Sequence[SiteScores]:
-        """Return scores of every tensor on which the case's groups have channels, or of every group.
+        """Return scores of every tensor on which the context's groups have channels, or of every group.
 
         Args:
-            case: Model, groups and samples.
+            context: Model, groups and samples.
             probes: Filled probes from `probes`.
 
         Raises:

@@ -217,7 +217,7 @@ def similarities(evaluator: MaskedEvaluator, group: Group, labels: Labels) -> It
     hold maps; all others hold activations of neurons, as do maps of one pixel.
 
     Args:
-        trials: Masked evaluations without the channels already removed; their samples are sorted by class.
+        evaluator: Masked evaluations without the channels already removed; their samples are sorted by class.
         group: Group whose channels are compared.
         labels: Labels of the samples.
     """
@@ -345,10 +345,10 @@ class Senpis(DataCriterion):
         ]
 
     def layers(self, context: ScoringContext, *, similarity: bool = False) -> Iterator[SenpisResult]:
-        """Score the case's groups one after the other, in the order in which the network first reads them.
+        """Score the context's groups one after the other, in the order in which the network first reads them.
 
         Args:
-            case: Model, groups and samples.
+            context: Model, groups and samples.
             similarity: Keep the similarities of all pairs: classes * channels^2 / 2 numbers.
 
         Raises:

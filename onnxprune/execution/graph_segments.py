@@ -33,7 +33,7 @@ class Segments:
 
     Attributes:
         outputs: Names of the graph outputs.
-        made: Tensor -> index of its producer; -1 for inputs.
+        producer_index: Tensor -> index of its producer; -1 for inputs.
     """
 
     def __init__(self, model: Model, witness: Witness) -> None:

@@ -67,7 +67,7 @@ class OpSpec:
         domain: Operator domain, "" for the standard one.
         stand_in: Standard nodes that compute tensors of the same names, shapes and types, for operators unknown to
             ONNX shape inference; the values may differ. None for known operators.
-        whole: Reason why every operand is locked; the rule then needs no shapes.
+        locked_reason: Reason why every operand is locked; the rule then needs no shapes.
     """
 
     op: str

@@ -79,7 +79,7 @@ class RegressionRows:
 
     Attributes:
         inputs: Inputs in the pruned model, [groups, n, inputs * kernel], float32 (float64 for float64 models).
-        wanted: z of the original, [n, outputs], same type.
+        targets: z of the original, [n, outputs], same type.
         shortcut: Shortcut in the pruned model, [n, outputs], same type; None if nothing is added.
         samples: Sample number of each row, [n].
     """

@@ -36,11 +36,11 @@ def is_run(folder: Path) -> bool:
 
 
 def collect_run(folder: Path, models: list[Model]) -> ReportData:
-    """Tells a run.
+    """Collect the data of a run.
 
     Args:
-        folder: of the run.
-        given: models that the user named as well: one of them may be the original that the run no longer finds.
+        folder: Folder of the run.
+        models: Models that the user named as well: one of them may be the original that the run no longer finds.
     """
     return _RunCollector(folder, models).report
 
