@@ -1,7 +1,7 @@
-"""The command line. Every command reads, calls one stage, and shows what came of it.
+"""Command line: every command reads its inputs, calls one stage and shows the result.
 
-stdout holds the result (a table, or one JSON document with --json), stderr everything else. Exit status: 0 fine,
-1 a known error, 2 wrong usage, 3 the verification failed.
+stdout holds the result (a table, or one JSON document with --json), stderr everything else. Exit status: 0 success,
+1 known error, 2 wrong usage, 3 verification failed.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from onnxprune.cli import (
 )
 from onnxprune.errors import OnnxPruneError
 
-# Modules that compute are imported inside the commands: `--help` must answer at once.
+# Modules that compute are imported inside the commands, so that `--help` is fast.
 
-# Old name -> name. They keep working, with a note on stderr, and are not in the help; options say their own.
+# Old name -> new name. Old names work, with a note on stderr, and are not in the help. Options declare their own.
 RENAMED_COMMANDS = {"rewrite": "run-passes"}
 
 
 class _CommandGroup(click.Group):
-    """Accepts old names, and turns known errors into one message and their exit status; nothing else is caught."""
+    """Group of commands that accepts old names and turns known errors into one message and an exit status."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -59,11 +59,11 @@ class _CommandGroup(click.Group):
             click.echo(f"error: {err}", err=True)
             ctx.exit(err.exit_code)
         except MemoryError:
-            click.echo("error: not enough memory\n  try: a smaller --batch, or a machine with more", err=True)
+            click.echo("error: not enough memory\n  try: a smaller --batch, or a machine with more memory", err=True)
             ctx.exit(1)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)  # in the order of the work, not of the alphabet
+        return list(self.commands)  # in the order of the work, not alphabetical
 
 
 @click.group(cls=_CommandGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
@@ -76,7 +76,7 @@ def main() -> None:
     onnxprune prune model.onnx -o small.onnx --target macs=0.5
     onnxprune bench model.onnx small.onnx
 
-    Exit status: 0 fine, 1 a known error, 2 wrong usage, 3 verification failed.
+    Exit status: 0 success, 1 known error, 2 wrong usage, 3 verification failed.
     """
 
 

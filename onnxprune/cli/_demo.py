@@ -1,4 +1,4 @@
-"""`onnxprune demo`: the main job on a model and data that ship: prune, prove, recover, retrain, measure."""
+"""Pipeline of `onnxprune demo` on a bundled model and dataset: prune, prove, recover, retrain, measure."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SAMPLES = 400  # for recovery
 
 @dataclass(frozen=True)
 class DemoResult:
-    """A cut, what recovery made of it, and then retraining (None without the extra)."""
+    """Accuracy of one pruned model: as pruned, recovered, and retrained (None without the extra `train`)."""
 
     model: Model
     as_cut: Accuracy
@@ -43,10 +43,10 @@ class DemoResult:
 
 
 def run(output: Path, as_json: bool = False) -> None:
-    """Prunes the digits model to half its MACs with D-Score, verifies, recovers, retrains, evaluates and measures it.
+    """Prune the digits model to half its MACs with D-Score; verify, recover, retrain, evaluate and measure it.
 
-    Then it is cut much harder, where recovery and retraining have something to win back. Without the extra `train`
-    both models stay as they were recovered, and a line says so.
+    A second model keeps far fewer MACs, so that recovery and retraining have a loss to recover. Without the extra
+    `train` both models are recovered only, and a line of the output reports it.
 
     Raises:
         OnnxPruneError: scikit-learn is missing, or the output cannot be written.
@@ -98,7 +98,7 @@ def run(output: Path, as_json: bool = False) -> None:
 def _recovered(
     cut: Compiled, original: Model, train: Data, test: Data, tick: Progress
 ) -> tuple[DemoResult, str | None]:
-    """Recovered, then retrained; and what is missing for the latter."""
+    """Recover and retrain a pruned model; return the result, and the error if retraining is not installed."""
     start = time.perf_counter()
     samples = Calibration(subset(train, SAMPLES))
     model = recover(original, cut.model, cut.plan, samples, analysis=cut.analysis).model
@@ -145,14 +145,14 @@ def _print_summary(done: Compiled, hard: Compiled, trained: list[DemoResult], mi
         for c, t in zip((done, hard), trained, strict=True)
     ]  # fmt: skip
     print()
-    title = f"won back: first without training, then in {EPOCHS} epochs, distilled"
+    title = f"accuracy recovered without training, then retrained for {EPOCHS} epochs with distillation"
     _display.table(title, ["MACs kept", "as cut", "recovered", "took", "retrained", "took"], rows)
     if missing is not None:
         print(f"not retrained: {missing}")
     else:
-        print("This network was trained to carry weak filters: half of it goes for nothing.")
-        print("Yours will lose accuracy as the harder cut does, and win it back the same way.")
-    print(f"\nwritten: {name}\nwhat to try next:")
+        print("This network has many weak filters: half of its MACs are removed at no loss.")
+        print("Most networks lose accuracy, as in the second row, and recover it in the same way.")
+    print(f"\nwritten: {name}\nnext commands to run:")
     print(f"  onnxprune inspect {name}")
     print("  onnxprune prune your-model.onnx -o small.onnx --target macs=0.5 --data DATA")
     print("  onnxprune retrain small.onnx --teacher your-model.onnx --data DATA -o out.onnx")

@@ -1,4 +1,4 @@
-"""What commands print: tables of at most 80 columns on stdout, progress on stderr, JSON instead of tables."""
+"""Output of the commands: tables of at most 80 columns or JSON on stdout, progress on stderr."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ Cell = str
 
 
 def emit_json(document: Any) -> None:
-    """One JSON document on stdout."""
+    """Write one JSON document to stdout."""
     sys.stdout.write(json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 
 def note(text: str) -> None:
-    """A line for people, on stderr."""
+    """Write a line of text to stderr."""
     sys.stderr.write(text + "\n")
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], *, prose: bool = False) -> None:
-    """Prints a table: the first column is text, the others are numbers or short words, to the right.
+    """Print a table whose first column is text, and whose other columns are right-aligned numbers or short words.
 
     With `prose` all columns are text that may wrap.
     """
@@ -48,7 +48,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], *,
     from rich.console import Console
     from rich.table import Table
 
-    # Names of other people's files are text, whatever brackets and colons they hold.
+    # No markup: names in models may contain brackets and colons.
     console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False, markup=False, emoji=False)
     out = Table(
         title=title,
@@ -67,7 +67,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], *,
 
 @contextmanager
 def progress(what: str, *, quiet: bool = False) -> Iterator[Progress]:
-    """A progress bar with the time left, on stderr where that is a terminal."""
+    """Show a progress bar with the remaining time on stderr, if that is a terminal."""
     if quiet or not sys.stderr.isatty():
         yield lambda done, total: None
         return
@@ -80,7 +80,7 @@ def progress(what: str, *, quiet: bool = False) -> Iterator[Progress]:
 
 
 def inspect_document(analysis: Analysis, name: str) -> dict[str, Any]:
-    """What `inspect --json` prints."""
+    """Return the document of `inspect --json`."""
     from onnxprune.analysis.cost import CostModel
 
     cost = CostModel(analysis).baseline
@@ -125,7 +125,7 @@ def inspect_document(analysis: Analysis, name: str) -> dict[str, Any]:
 
 
 def inspect_tables(analysis: Analysis, name: str) -> None:
-    """What `inspect` prints."""
+    """Print the tables of `inspect`."""
     doc = inspect_document(analysis, name)
     inputs = ", ".join(f"{n} [{', '.join(map(str, s))}]" for n, s in doc["inputs"].items())
     sys.stdout.write(f"{name}: opset {doc['opset']}, input {inputs}\n")
@@ -164,19 +164,19 @@ def inspect_tables(analysis: Analysis, name: str) -> None:
 
 
 def _hints(analysis: Analysis) -> list[str]:
-    """How operators without a record could be had, each once."""
+    """Return hints on registering the operators without a record, one for each operator."""
     from onnxprune.ops import find
 
     missing = dict.fromkeys((n.domain or "ai.onnx", n.op) for n in analysis.model.graph.nodes if find(n) is None)
     return [
-        f"{domain}::{op} has no record, so what it touches is locked: a package can add one through the entry-point "
-        f"group onnxprune.ops, under the name {domain!r} (docs/extending.md)"
+        f"{domain}::{op} has no record, so its channels are locked: add a record in a package, through the entry-point "
+        f"group onnxprune.ops under the name {domain!r} (docs/extending.md)"
         for domain, op in missing
     ]
 
 
 def curves_table(curves: Curves, name: str) -> None:
-    """What `sensitivity` prints: per group how far it can go before the metric falls, and the least of it."""
+    """Print the table of `sensitivity`: for each group the ratios at which the metric falls, and its worst value."""
     base = curves.baseline.value
     share = curves.metric in ("top1", "top5")
     text = percent if share else (lambda v: f"{v:.4g}")
@@ -184,7 +184,7 @@ def curves_table(curves: Curves, name: str) -> None:
     rows = []
     for group, curve in curves.groups.items():
         row = [group, str(curve.channels)]
-        if share:  # how much goes at a point of accuracy lost, at five
+        if share:  # ratios at which one and five points of accuracy are lost
             row += [percent(curves.largest(group, base - loss) / curve.channels) for loss in (0.01, 0.05)]
         middle = [p for p in curve.points if p.ratio <= 0.5]
         row += [text(middle[-1].value) if middle else "", text(worst((p.value for p in curve.points), default=base))]
@@ -198,7 +198,7 @@ def plan_document(
     analysis: Analysis, plan: Plan, output: str | None, curves: Curves | None, speedup: Speedup | None,
     rows: Sequence[AllocatorRow] | None,
 ) -> dict[str, Any]:  # fmt: skip
-    """What `plan --json` prints."""
+    """Return the document of `plan --json`."""
     from onnxprune.analysis.cost import CostModel
 
     cost = CostModel(analysis)
@@ -215,7 +215,7 @@ def plan_document(
 
 
 def _metric(plan: Plan, curves: Curves | None) -> dict[str, Any] | None:
-    """What the curves say of a plan: the worst value of any group on its own."""
+    """Return the metric that the curves predict for a plan: the worst value of any group pruned alone."""
     from onnxprune.planning.planner import removed_counts
     from onnxprune.planning.thresholds import predicted
 
@@ -226,7 +226,7 @@ def _metric(plan: Plan, curves: Curves | None) -> dict[str, Any] | None:
 
 
 def plan_table(analysis: Analysis, plan: Plan, title: str, curves: Curves | None) -> None:
-    """What `plan` prints: what every group keeps, and what that is of every measure."""
+    """Print the table of `plan`: kept channels of every group, and the share kept of every measure."""
     from onnxprune.analysis.cost import MEASURES, CostModel
 
     rows = []
@@ -240,14 +240,14 @@ def plan_table(analysis: Analysis, plan: Plan, title: str, curves: Curves | None
     sys.stdout.write(f"kept: {', '.join(shares[:3])},\n  {', '.join(shares[3:])}\n")
     metric = _metric(plan, curves)
     if metric is not None:
-        worst = "not measured so far" if metric["predicted"] is None else f"{metric['predicted']:.4g}"
+        worst = "not measured at this ratio" if metric["predicted"] is None else f"{metric['predicted']:.4g}"
         sys.stdout.write(
-            f"{metric['name']} by the curves: {worst} in the worst group alone; whole model {metric['whole']:.4g}\n"
+            f"{metric['name']} by the curves: {worst} in the worst group alone; unpruned {metric['whole']:.4g}\n"
         )
 
 
 def comparison_table(title: str, rows: Sequence[AllocatorRow], metric: str | None) -> None:
-    """What `plan --compare` prints: one row per allocator."""
+    """Print the table of `plan --compare`: one row for each allocator."""
     from onnxprune.analysis.cost import MEASURES
 
     timed = any(r.seconds is not None for r in rows)
@@ -270,7 +270,7 @@ def comparison_table(title: str, rows: Sequence[AllocatorRow], metric: str | Non
 
 
 def criteria_table(comparison: CriteriaComparison, name: str) -> None:
-    """What `score --compare` prints: means over the groups."""
+    """Print the table of `score --compare`: means over the groups."""
 
     def text(value: float | None) -> str:
         return "-" if value is None else f"{value:.3f}"
@@ -286,7 +286,7 @@ def criteria_table(comparison: CriteriaComparison, name: str) -> None:
 
 
 def speedup_line(speedup: Speedup) -> str:
-    """Predicted and measured latency in two lines."""
+    """Return predicted and measured latency in two lines."""
     p, m = speedup.predicted, speedup.measured
     threads = {0: "all threads", 1: "1 thread"}.get(speedup.threads, f"{speedup.threads} threads")
     return (
@@ -296,7 +296,7 @@ def speedup_line(speedup: Speedup) -> str:
 
 
 def compiled_document(done: Compiled, output: str | None, speedup: Speedup | None = None) -> dict[str, Any]:
-    """What `apply --json` and `prune --json` print."""
+    """Return the document of `apply --json` and `prune --json`."""
     return {
         "output": output,
         "before": vars(done.before),
@@ -310,7 +310,7 @@ def compiled_document(done: Compiled, output: str | None, speedup: Speedup | Non
 
 
 def _checked(done: Compiled, group: Group) -> dict[str, Any]:
-    """What went from a group, and by which reference that was proved."""
+    """Return the removed channels of a group, and the reference that the removal was proved against."""
     proof = ("masked" if group.exact else "sliced") if done.verification else None
     removed = len(done.plan.groups[group.name].removed)
     return {
@@ -320,7 +320,7 @@ def _checked(done: Compiled, group: Group) -> dict[str, Any]:
 
 
 def compiled_table(done: Compiled, title: str, speedup: Speedup | None = None) -> None:
-    """Before, after, kept."""
+    """Print the costs before and after pruning, the share kept, and the proof."""
     rows = []
     for label, what, show in (
         ("MACs", "macs", count), ("parameters", "params", count), ("weights", "bytes", size),
@@ -335,7 +335,7 @@ def compiled_table(done: Compiled, title: str, speedup: Speedup | None = None) -
 
 
 def proof_line(proof: Verification | None) -> str:
-    """The verification in one line."""
+    """Return the verification as text."""
     if proof is None:
         return "not verified (--no-verify)"
     line = "\n  ".join(textwrap.wrap(f"proved: {proof.summary}", 76, break_long_words=False, break_on_hyphens=False))
@@ -352,7 +352,7 @@ def proof_line(proof: Verification | None) -> str:
 
 
 def recovered_table(done: Recovered, title: str) -> None:
-    """What each stage of a recovery did, on samples held out of it."""
+    """Print the effect of each stage of a recovery on held-out samples."""
     rows: list[list[Cell]] = []
     if done.original is not None:
         rows.append(["original", percent(done.original), "0", "", ""])
@@ -369,12 +369,12 @@ def recovered_table(done: Recovered, title: str) -> None:
 
 
 def retrained_document(done: Retrained, output: str, plan: str | None) -> dict[str, Any]:
-    """What `retrain --json` prints."""
+    """Return the document of `retrain --json`."""
     return {"output": output, "plan": plan, **done.as_dict()}
 
 
 def retrained_figures(done: Retrained) -> str:
-    """Before and after in a line."""
+    """Return the metric before and after training in one line."""
 
     def text(f: ValidationMetrics) -> str:
         return f"{f.loss:.4f}" if f.top1 is None else f"{percent(f.top1)} (loss {f.loss:.4f})"
@@ -387,7 +387,7 @@ def retrained_figures(done: Retrained) -> str:
 
 
 def retrained_table(done: Retrained, title: str) -> None:
-    """What `retrain` prints: the history, which epoch was kept, and what that is worth."""
+    """Print the table of `retrain`: the history, the kept epoch and its metric."""
     top1 = done.metric == "top1"
     rows = []
     for e in done.history:
@@ -406,7 +406,7 @@ def retrained_table(done: Retrained, title: str) -> None:
 
 
 def run_table(done: RunTable, folder: str) -> None:
-    """What `run` prints: every step; figures where it made a model."""
+    """Print the table of `run`: every step, with figures for steps that write a model."""
 
     def text(value: Any, form: Callable[[Any], str]) -> str:
         return "" if value is None else form(value)
@@ -420,11 +420,11 @@ def run_table(done: RunTable, folder: str) -> None:
         for r in done.rows
     ]  # fmt: skip
     table(done.name, ["step", "top-1", "loss", "MACs", "params", "weights", "latency", "took"], rows)
-    sys.stdout.write(f"last model: {done.final}\neverything else, and table.csv: {folder}\n")
+    sys.stdout.write(f"last model: {done.final}\nall files and table.csv: {folder}\n")
 
 
 def differences_tables(differences: Differences, title: str, most: int | None = 20) -> None:
-    """What `diff` prints: sizes, then what differs, at most so many rows of each kind."""
+    """Print the tables of `diff`: sizes, then differences, at most `most` rows of each kind (None: all)."""
 
     def rows_of(what: str, columns: Sequence[str], rows: list[list[Cell]], *, prose: bool = False) -> None:
         if rows:

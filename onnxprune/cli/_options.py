@@ -38,9 +38,9 @@ class _CommandOption:
     """An option of a command.
 
     Attributes:
-        parameter: of the function, that gets the option's dataclass.
-        declared: the option.
-        order: position under its heading: options of the more specific class first.
+        parameter: Parameter of the command's function that receives the option's dataclass.
+        declared: Declaration of the option.
+        order: Position under the heading; options of the more specific class are first.
     """
 
     parameter: str
@@ -54,26 +54,26 @@ class _CommandOption:
 
     @property
     def label(self) -> str:
-        """The spelling for messages: the long one."""
+        """Spelling in messages: the long flag."""
         return self.declared.flags[-1].split("/")[0]
 
 
 class Option(click.Option):
-    """A click option that knows its heading."""
+    """Click option with a heading in the help."""
 
     heading: str = ""
     order: int = 0
 
 
 class Command(click.Command):
-    """A command with declared options (see `takes_options`); its help lists them under headings, advanced ones last."""
+    """Command with declared options (see `takes_options`), listed under headings in the help, advanced ones last."""
 
     _complete: bool
     _params: list[click.Parameter]
 
     @property
     def params(self) -> list[click.Parameter]:
-        """Arguments and options; the declared ones are made on first use."""
+        """Arguments and options; declared options are created on first use."""
         make = getattr(self.callback, "declared_options", None)
         if make is not None and not self._complete:
             self._complete = True
@@ -103,7 +103,7 @@ class Command(click.Command):
 
 
 class _Name(click.types.StringParamType):
-    """A name out of a few; which ones are allowed is checked with the other options."""
+    """Name out of a few choices, completed by the shell; the option dataclass checks the value."""
 
     name = "name"
 
@@ -111,7 +111,7 @@ class _Name(click.types.StringParamType):
         self.choices = choices
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Return the choices that begin as typed."""
+        """Return the choices that start with the typed text."""
         return [CompletionItem(c) for c in self.choices if c.startswith(incomplete)]
 
 
@@ -127,9 +127,9 @@ def json_option(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def takes_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of all parameters whose annotation is an option dataclass, and pass instances of these.
+    """Add the options of all parameters annotated with an option dataclass, and pass instances of these.
 
-    The options are made when the command is used or shows its help: the list of all commands needs none.
+    The options are created when the command runs or shows its help; the list of all commands needs none.
     """
 
     @cache
@@ -149,7 +149,7 @@ def takes_options(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def option_classes(function: Callable[..., Any]) -> dict[str, type[Options]]:
-    """Parameters of a function that are annotated with an option dataclass."""
+    """Return the parameters of a function that are annotated with an option dataclass."""
     hints = get_type_hints(function)
     return {n: h for n, h in hints.items() if n != "return" and isinstance(h, type) and issubclass(h, Options)}
 
@@ -181,7 +181,7 @@ def _click_options(entry: _CommandOption) -> Iterator[click.Option]:
     d, spec = entry.declared, entry.declared.spec
     kwargs: dict[str, Any] = {"show_default": False}
     if not d.required:
-        kwargs["default"] = None  # not given: the dataclass has the default
+        kwargs["default"] = None  # None: the default of the dataclass applies
     kind = _single(d.hint)
     if kind is bool:
         kwargs["is_flag"] = True
@@ -197,7 +197,7 @@ def _click_options(entry: _CommandOption) -> Iterator[click.Option]:
 
 
 def _single(hint: Any) -> Any:
-    """The type of a value that is given: `int` of `int | None`; of several types the union itself."""
+    """Return the type of a value other than None: `int` for `int | None`; for several types the union."""
     if get_origin(hint) in (Union, types.UnionType):
         inner = [h for h in get_args(hint) if h is not type(None)]
         return inner[0] if len(inner) == 1 else hint
@@ -227,7 +227,7 @@ def _metavar(d: Declared, kind: Any) -> str | None:
 
 
 def _help(d: Declared) -> str:
-    """The help text, with default and bounds."""
+    """Return the help text, with default and bounds."""
     notes = [f"default: {d.shown}" if d.shown else "", d.spec.bounds]
     notes = [note for note in notes if note]
     return f"{d.spec.help}  [{'; '.join(notes)}]" if notes else d.spec.help
@@ -237,7 +237,7 @@ def _help(d: Declared) -> str:
 
 
 def _made(cls: type[Options], parameter: str, entries: Sequence[_CommandOption], values: dict[str, Any]) -> Options:
-    """An instance from the values that were given; these are removed from click's."""
+    """Create an instance from the values on the command line; remove them from click's."""
     own = {entry.declared.name: entry for entry in entries if entry.parameter == parameter}
     given = {}
     for name, entry in own.items():
@@ -261,17 +261,17 @@ def _given(entry: _CommandOption, values: dict[str, Any]) -> Any:
         if old is None or old == ():
             continue
         if value is not None and value != ():
-            raise click.UsageError(f"{flag} is the old name of {entry.label}: give one of them")
+            raise click.UsageError(f"{flag} is the old name of {entry.label}: use one of them")
         click.echo(f"{flag} is now {entry.label}", err=True)
         value = old
     return value
 
 
 def _read(entry: _CommandOption, value: Any) -> Any:
-    """The value of a text or a file.
+    """Return the value of a text or the content of a file.
 
     Raises:
-        click.UsageError: the text is not what the option takes.
+        click.UsageError: the text is not valid for the option.
     """
     d = entry.declared
     if d.name in _FILES:
@@ -287,10 +287,10 @@ def _read(entry: _CommandOption, value: Any) -> Any:
 
 
 def read_pairs(texts: Sequence[str]) -> dict[str, Any]:
-    """Parameters as NAME=VALUE.
+    """Parse parameters of the form NAME=VALUE.
 
     Raises:
-        click.UsageError: one is not.
+        click.UsageError: a text has another form.
     """
     try:
         return dict(PAIRS.read(texts))

@@ -1,4 +1,4 @@
-"""Stages that several commands share, from typed options to results: one function for each stage."""
+"""Stages shared by several commands, from typed options to results: one function for each stage."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from onnxprune.plans import Plan
     from onnxprune.recovery.recover import Recovered
 
-SYNTHETIC = 512  # made-up samples for `--data none`
+SYNTHETIC = 512  # synthetic samples for `--data none`
 
 
 def load_model(path: Path) -> Model:
@@ -57,7 +57,7 @@ def analyzed(model: Model, options: AttentionOptions) -> Analysis:
 
 
 def constraints_on(device: str, constraints: Constraints) -> Constraints:
-    """The constraints with `round_to` resolved for a device other than the CPU."""
+    """Return the constraints with `round_to` resolved for a device other than the CPU."""
     from onnxprune.execution.sessions import kernel_block
 
     if constraints.round_to == "auto" and device == "cuda":
@@ -66,10 +66,10 @@ def constraints_on(device: str, constraints: Constraints) -> Constraints:
 
 
 def target_of(planning: Planning, curves: Path | None, scores: Path | None = None) -> Target | None:
-    """The target of a plan.
+    """Return the target of a plan; None without `--target`.
 
     Raises:
-        click.UsageError: options that exclude each other, or none that says how much is removed.
+        click.UsageError: options that exclude each other, or none that sets a budget.
     """
     from onnxprune.planning.targets import Target
 
@@ -77,13 +77,13 @@ def target_of(planning: Planning, curves: Path | None, scores: Path | None = Non
     if thresholds and curves is None:
         raise click.UsageError("--min-group-accuracy and --max-loss need --curves")
     if curves is not None and planning.ratio is not None:
-        raise click.UsageError("--ratio removes the same share from every group, --curves do not: give one of them")
+        raise click.UsageError("--ratio and --curves exclude each other: --ratio removes the same share of every group")
     if curves is not None and not thresholds and planning.target is None:
         raise click.UsageError("--curves need --min-group-accuracy (or --max-loss), or a --target")
     if curves is None and (planning.target is None) == (planning.ratio is None):
-        raise click.UsageError("give either --ratio or --target (for example --target macs=0.5)")
+        raise click.UsageError("use either --ratio or --target (for example --target macs=0.5)")
     if planning.steps is not None and (curves is not None or scores is not None):
-        raise click.UsageError("--steps score anew between steps, so --curves and --scores do not go with them")
+        raise click.UsageError("--steps computes new scores between steps: leave out --curves and --scores")
     return Target.parse(planning.target) if planning.target is not None else None
 
 
@@ -91,15 +91,15 @@ def target_of(planning: Planning, curves: Path | None, scores: Path | None = Non
 
 
 def preprocess_of(options: Preprocessing) -> Preprocess:
-    """How samples become the model's input."""
+    """Return the conversion of samples into the model's input."""
     from onnxprune.execution.data import Preprocess
 
-    # Lists: digests of data that curves and journals hold are of the preprocessing's text.
+    # Lists, not tuples: curves and journals hold digests of the preprocessing's repr.
     return Preprocess(list(options.mean), list(options.std), options.layout)
 
 
 def image_size(options: Preprocessing) -> tuple[int, int] | None:
-    """Height and width that image files are resized to."""
+    """Return the height and width that image files are resized to; None: no resizing."""
     return (options.size[0], options.size[1]) if options.size else None
 
 
@@ -111,7 +111,7 @@ def read_data(source: str, options: SampleOptions) -> Data:
 
 
 def calibration_of(source: str | None, options: SampleOptions, model: Model, device: str) -> Calibration | None:
-    """Read or make up the samples for criteria and recovery; None without a source."""
+    """Read or synthesize the calibration data; None without a source."""
     from onnxprune.execution.calibration import Calibration
 
     if not source:
@@ -124,7 +124,7 @@ def calibration_of(source: str | None, options: SampleOptions, model: Model, dev
 
 
 def proof_feeds(source: str | None, samples: Calibration | None, model: Model) -> Sequence[dict[str, Array]] | None:
-    """The first samples, for a proof on real inputs; made-up ones prove no more than random inputs."""
+    """Return the first samples for a proof; None for synthetic ones, which prove no more than random inputs."""
     return samples.first(model) if samples is not None and source != NO_DATA else None
 
 
@@ -143,19 +143,19 @@ def scored(analysis: Analysis, scoring: Scoring, samples: Calibration | None, *,
 
 
 def scoring_of(curves: Curves | None, scoring: Scoring) -> Scoring:
-    """The options of scoring; without a criterion of their own they are those that the curves were made with."""
+    """Return the options of scoring; without `--criterion` those that the curves were measured with."""
     if curves is None or scoring.criterion is not None:
         return scoring
     name, reduce = curves.criterion.get("name"), curves.criterion.get("reduce")
     if not isinstance(name, str):
-        raise OnnxPruneError("the curves do not name the criterion they were made with", fix="name it with -c")
+        raise OnnxPruneError("the curves do not name the criterion they were measured with", fix="add it with -c")
     params = {k: v for k, v in curves.criterion.items() if k not in ("name", "reduce", "normalize")}
     own = scoring.reduce or (reduce if isinstance(reduce, str) else None)
     return Scoring(criterion=name, params={**params, **scoring.params}, reduce=own)
 
 
 def latency_predictor(analysis: Analysis, machine: Machine, *, quiet: bool) -> LatencyPredictor:
-    """A latency model, measured or from the cache."""
+    """Return a latency model, measured or from the cache."""
     from onnxprune.cli._display import progress
     from onnxprune.latency.prediction import latency_model
 
@@ -166,19 +166,19 @@ def latency_predictor(analysis: Analysis, machine: Machine, *, quiet: bool) -> L
 
 
 def needs_latency(planning: Planning, target: Target | None) -> bool:
-    """Whether a plan needs a latency model."""
+    """Return True if a plan needs a latency model."""
     return planning.allocator == "latency" or (target is not None and target.measure == "latency")
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A plan, and what it was made from.
+    """Plan with the values it was computed from.
 
     Attributes:
-        plan: the plan.
-        scores: None if they were made anew in every step.
-        curves: sensitivity curves, if given.
-        latency: latency model, if asked for.
+        plan: Channels to remove.
+        scores: Scores; None if they were computed in every step.
+        curves: Sensitivity curves, if given.
+        latency: Latency model, if needed or requested.
     """
 
     plan: Plan
@@ -189,19 +189,19 @@ class Planned:
 
 @dataclass(frozen=True)
 class PlanInputs:
-    """Everything that a plan is made from, besides the model.
+    """Inputs of a plan, besides the model.
 
     Attributes:
-        planning: the budget.
-        scoring: the criterion.
-        constraints: bounds of the plan.
-        target: parsed from the budget.
-        machine: the runs that latency is predicted for.
-        predict: predict latency even if the plan does not need it.
-        scores_file, curves_file: files with scores and sensitivity curves.
-        source, data: calibration data.
-        samples: calibration data that was read already.
-        quiet: without progress bars.
+        planning: Budget and allocator.
+        scoring: Criterion.
+        constraints: Bounds of the plan.
+        target: Target parsed from the budget.
+        machine: Runs that latency is predicted for.
+        predict: Predict latency even if the plan does not need it.
+        source, data: Source of the calibration data, and its options.
+        samples: Calibration data that was already read.
+        scores_file, curves_file: Files with scores and sensitivity curves.
+        quiet: Show no progress bars.
     """
 
     planning: Planning
@@ -218,14 +218,14 @@ class PlanInputs:
     quiet: bool = False
 
     def calibration(self, model: Model) -> Calibration | None:
-        """The calibration data."""
+        """Return the calibration data; None without a source."""
         if self.samples is not None:
             return self.samples
         return calibration_of(self.source, self.data, model, self.machine.device)
 
 
 def planned(analysis: Analysis, inputs: PlanInputs) -> Planned:
-    """Make a plan."""
+    """Compute a plan."""
     from onnxprune.cli._display import progress
     from onnxprune.criteria.scoring import load_scores
     from onnxprune.pipeline import plan
@@ -261,7 +261,7 @@ def planned(analysis: Analysis, inputs: PlanInputs) -> Planned:
 def speedup_of(
     analysis: Analysis, made: Planned, pruned: Model | None, timing: Timing, *, quiet: bool
 ) -> Speedup | None:
-    """Predicted and measured latency, if there is a latency model."""
+    """Return predicted and measured latency; None without a latency model."""
     if made.latency is None:
         return None
     from onnxprune.cli._display import progress

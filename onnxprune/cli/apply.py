@@ -17,7 +17,7 @@ from onnxprune.options import ModelOutput, Verifying
 @takes_options
 @json_option
 def apply(model: Path, plan_file: Path, output: ModelOutput, verifying: Verifying, as_json: bool) -> None:
-    """Remove what a plan names, prove the result, write it."""
+    """Remove a plan's channels, prove the result and write it."""
     from onnxprune._utils.atomic_files import check_output
     from onnxprune.plans import load_plan
 

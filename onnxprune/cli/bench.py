@@ -16,10 +16,10 @@ from onnxprune.options import Benchmark
 @takes_options
 @json_option
 def bench(models: tuple[Path, ...], timing: Benchmark, as_json: bool) -> None:
-    """Measured latency of one or more models, MACs, parameters, bytes.
+    """Measure latency beside MACs, parameters and bytes.
 
-    The models are run in turn, A B A B ..., so that a drifting machine does not decide. Speed-up and efficiency
-    (speed-up x share of MACs kept: 1 means that fewer MACs are fully fewer milliseconds) are over the first model.
+    Models run in turn, A B A B ..., so that a drift of the machine affects all of them. Speed-up and efficiency
+    (speed-up x share of MACs kept; 1: latency falls as much as the MACs) are relative to the first model.
     """
     from onnxprune._utils import formatting
     from onnxprune.cli import _display

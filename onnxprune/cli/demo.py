@@ -24,7 +24,7 @@ class DemoOutput(Options):
 @takes_options
 @json_option
 def demo(output: DemoOutput, as_json: bool) -> None:
-    """The whole story on a model and data that ship."""
+    """Run the full pipeline on a bundled model and dataset."""
     from onnxprune.cli._demo import run
 
     run(output.output, as_json)

@@ -27,10 +27,10 @@ class Rows(Options):
 @takes_options
 @json_option
 def diff(one: Path, other: Path, rows: Rows, as_json: bool) -> None:
-    """What is not the same in two models: nodes, shapes, weights, sizes.
+    """Compare two models: nodes, shapes, weights, sizes.
 
-    Nodes are matched by name, then by what they put out, then by the order of their operators. Of weights of the same
-    shape it says how many elements differ, the norm of the difference over that of A's values, and the largest.
+    Nodes are matched by name, then by their outputs, then by the order of their operators. For weights of the same
+    shape: share of elements that differ, norm of the difference relative to A's values, largest difference.
     """
     from onnxprune.cli import _display
     from onnxprune.studies.model_diff import differences

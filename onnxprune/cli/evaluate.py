@@ -16,7 +16,7 @@ from onnxprune.options import Execution, RequiredData
 @takes_options
 @json_option
 def evaluate(model: Path, data: RequiredData, execution: Execution, as_json: bool) -> None:
-    """Accuracy of a classifier on labelled data."""
+    """Measure the accuracy of a classifier on labelled data."""
     from onnxprune._utils import formatting
     from onnxprune.cli import _display
     from onnxprune.execution.evaluation import evaluate as run

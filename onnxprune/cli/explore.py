@@ -34,14 +34,14 @@ from onnxprune.options import (
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Page(Options):
-    """The page of `explore`, and the plan that it writes."""
+    """Page of `explore`, and the plan that it writes."""
 
     output: Path | None = option(
-        None, help="The plan that Save writes.", heading="Output", flag=("-o", "--output"),
+        None, help="Plan to write on Save.", heading="Output", flag=("-o", "--output"),
         shown="MODEL-plan.json beside the model, if there is none yet",
     )  # fmt: skip
     port: int = option(0, help="Port of 127.0.0.1.", heading="Output", ge=0, le=65535, usage=True, shown="a free one")
-    no_browser: bool = option(False, help="Only print the page's address.", heading="Output")
+    no_browser: bool = option(False, help="Only print the address of the page.", heading="Output")
 
 
 @click.command(cls=Command)
@@ -61,9 +61,9 @@ def explore(
     prediction: Prediction,
     as_json: bool,
 ) -> None:
-    """Drag ratios on a local page, see what they cost, save a plan.
+    """Make a plan on a local page that shows the cost of ratios.
 
-    The page is served to this machine only; its address, on stderr, holds a secret. It ends with Done or Ctrl-C.
+    The page is served to this machine only; its address, on stderr, holds a secret. Done or Ctrl-C ends the command.
 
     \b
     onnxprune explore model.onnx --curves curves.json -o plan.json

@@ -16,7 +16,7 @@ from onnxprune.options import AnalysisOptions
 @takes_options
 @json_option
 def inspect(model: Path, analysis: AnalysisOptions, as_json: bool) -> None:
-    """What can be removed, what is locked and by which operator."""
+    """List removable groups, and locked ones with the reason."""
     from onnxprune.cli import _display
 
     found = analyzed(load_model(model), analysis)

@@ -12,7 +12,7 @@ from onnxprune.cli._options import Command, json_option
 @click.command(cls=Command)
 @json_option
 def ops(as_json: bool) -> None:
-    """Operators that have a record, from the registry itself."""
+    """List operators that have a record."""
     from onnxprune.cli import _display
     from onnxprune.ops import all_ops
 
@@ -30,8 +30,8 @@ def ops(as_json: bool) -> None:
         _display.emit_json(records)
     else:
         _display.table(
-            f"{len(records)} operators; any other locks what it touches",
-            ["operator", "how channels pass"],
+            f"{len(records)} operators; any other operator locks its channels",
+            ["operator", "channel rule"],
             [[(r["op"] if r["domain"] == "ai.onnx" else f"{r['domain']}::{r['op']}"), r["rule"]] for r in records],
             prose=True,
         )
@@ -40,7 +40,7 @@ def ops(as_json: bool) -> None:
 @click.command(cls=Command)
 @json_option
 def criteria(as_json: bool) -> None:
-    """Criteria that score channels."""
+    """List criteria that score channels."""
     from onnxprune.cli import _display
     from onnxprune.criteria import all_criteria
 
@@ -59,13 +59,13 @@ def criteria(as_json: bool) -> None:
         _display.emit_json(found)
     else:
         rows = [[c["name"], c["scope"], f"{c['title']} ({c['source']})"] for c in found]
-        _display.table(f"{len(found)} criteria", ["name", "allocator", "what it is"], rows, prose=True)
+        _display.table(f"{len(found)} criteria", ["name", "allocator", "criterion"], rows, prose=True)
 
 
 @click.command(cls=Command)
 @json_option
 def passes(as_json: bool) -> None:
-    """Graph-to-graph rewrites."""
+    """List graph-to-graph rewrites."""
     from onnxprune.cli import _display
     from onnxprune.passes import all_passes
 
@@ -74,5 +74,5 @@ def passes(as_json: bool) -> None:
         _display.emit_json(found)
     else:
         _display.table(
-            f"{len(found)} passes", ["name", "what it does"], [[p["name"], p["title"]] for p in found], prose=True
+            f"{len(found)} passes", ["name", "rewrite"], [[p["name"], p["title"]] for p in found], prose=True
         )

@@ -59,18 +59,18 @@ def plan(
     measuring: Measuring,
     as_json: bool,
 ) -> None:
-    """Decide which channels go, and write plan.json."""
+    """Choose the channels to remove, and write plan.json."""
     from onnxprune._utils.atomic_files import check_output
     from onnxprune.cli import _display
     from onnxprune.plans import save_plan
 
     target = target_of(planning, curves.curves_file, scores.scores_file)
     if output.output is None and not output.compare:
-        raise click.UsageError("Missing option '-o' / '--output' (only --compare works without)")
+        raise click.UsageError("Missing option '-o' / '--output' (optional with --compare)")
     if output.compare and planning.steps is not None:
-        raise click.UsageError("--compare shows plans made in one step: it does not go with --steps")
+        raise click.UsageError("--compare plans in one step: leave out --steps")
     if output.plot is not None and curves.curves_file is None:
-        raise click.UsageError("--plot draws curves: give --curves")
+        raise click.UsageError("--plot needs --curves")
     for path in filter(None, (output.output, output.plot)):
         check_output(path, model)
     if output.plot is not None:
@@ -116,7 +116,7 @@ def plan(
 
 
 def _allocator_of(planning: Planning, target: Target | None, curves: Curves | None, scores: Scores) -> str:
-    """The row of a comparison that a plan belongs to."""
+    """Return the row of a comparison that a plan belongs to."""
     from onnxprune.planning.planner import resolve_allocator
 
     if planning.ratio is not None:

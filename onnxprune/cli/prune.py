@@ -39,7 +39,7 @@ from onnxprune.options import (
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class PlanFile(Options):
-    """Second file of `prune`."""
+    """Plan file that `prune` writes beside the model."""
 
     plan_file: Path | None = option(None, help="Write the plan to this file as well.", heading="Output", flag="--plan")
 
@@ -63,10 +63,10 @@ def prune(
     after: AfterPruning,
     as_json: bool,
 ) -> None:
-    """Score, plan, remove, prove: the whole job in one go.
+    """Write a smaller, proved model: score, plan, remove, prove.
 
-    With --data channels are chosen by `obs` (unless -c says otherwise) and the weights that are left are solved for
-    (`recover`); no labels are needed. What each step does to accuracy is shown on samples held out of it.
+    With --data channels are chosen by `obs` (or the criterion of -c), and the remaining weights are re-solved
+    (`recover`); no labels are needed. The effect of each step is shown on held-out samples.
 
     \b
     onnxprune prune m.onnx -o s.onnx --target macs=0.5 --data images/
@@ -79,7 +79,7 @@ def prune(
 
     target = target_of(planning, curves.curves_file)
     if after.recover and not data.data:
-        raise click.UsageError("--recover needs samples: give --data")
+        raise click.UsageError("--recover needs --data")
     if data.data and scoring.criterion is None and curves.curves_file is None:
         scoring = replace(scoring, criterion="obs")
     check_output(output.output, model)

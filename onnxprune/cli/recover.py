@@ -15,7 +15,7 @@ from onnxprune.options import Execution, ModelOutput, Options, Recovery, Recover
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class ProofBefore(Options):
-    """The proof before recovery."""
+    """Proof before recovery."""
 
     verify: bool = option(
         True, help="Prove the pruned model first (default) or not.", heading="Output", advanced=True,
@@ -41,14 +41,15 @@ def recover(
     execution: Execution,
     as_json: bool,
 ) -> None:
-    """Win accuracy back without training: solve for the weights that are left.
+    """Recover accuracy without training: re-solve the weights.
 
     \b
     onnxprune recover m.onnx s.onnx plan.json --data images/ -o r.onnx
     onnxprune recover m.onnx s.onnx plan.json --data none -o r.onnx
 
-    Layer after layer is fitted by least squares to what the original computes. A stage that does not bring the outputs
-    nearer to the original's on held-out samples is undone. Solved layers are kept in OUTPUT.recovery until the end.
+    The remaining weights of each layer are fitted by least squares to the original's outputs. A stage that does not
+    bring the model's outputs closer to the original's on held-out samples is undone. Solved layers are stored in
+    OUTPUT.recovery until the end.
     """
     import shutil
 
@@ -62,15 +63,15 @@ def recover(
     from onnxprune.verification import verify as prove
 
     if resuming.resume and resuming.restart:
-        raise click.UsageError("--resume continues, --restart begins anew: give one of them")
+        raise click.UsageError("--resume and --restart exclude each other: use only one of them")
     if not recovery.stages:
-        raise click.UsageError("--stages names none: leave it out for all")
+        raise click.UsageError("--stages is empty: name a stage, or leave the option out to run all")
     for source in (original, pruned, plan_file):
         check_output(output.output, source)
     folder = output.output.with_name(output.output.name + ".recovery")
     if folder.exists() and not (resuming.resume or resuming.restart):
         raise OnnxPruneError(
-            "an interrupted run has left its layers", where=str(folder), fix="continue with --resume, or --restart"
+            "an interrupted run exists", where=str(folder), fix="--resume to continue it, or --restart to discard it"
         )
     plan, whole, small = load_plan(plan_file), load_model(original), load_model(pruned)
     samples = calibration_of(data.data, data, whole, execution.device)
@@ -81,7 +82,7 @@ def recover(
         try:
             prove(analysis, plan, small, feeds=proof_feeds(data.data, samples, whole), device=execution.device)
         except VerificationError as err:
-            fix = "give the model that this plan made; one that was trained since: --no-verify"
+            fix = "use the model that this plan made; --no-verify if it was trained since"
             raise VerificationError(err.what, where=err.where, fix=fix) from err
     with _display.progress("recovering", quiet=as_json) as tick:
         done = run(

@@ -14,7 +14,7 @@ from onnxprune.options import AccuracyData, Options, ReportMeasurements, option
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class ReportOutput(Options):
-    """The page that `report` writes."""
+    """Page that `report` writes."""
 
     output: Path = option(Path("report.html"), help="File to write.", heading="Output", flag=("-o", "--output"))
     title: str = option("", help="Title of the page.", heading="Output", shown="the recipe's name, or the models'")
@@ -31,15 +31,15 @@ def report(
     measurements: ReportMeasurements,
     as_json: bool,
 ) -> None:
-    """One HTML file: what was cut, why, what it cost, how it was proved.
+    """Write an HTML report: channels removed, why, cost, proof.
 
     \b
     onnxprune report run -o report.html
     onnxprune report model.onnx small.onnx plan.json -o report.html
 
-    Of the folder of a run, or of files in which the original comes first: models, a plan, curves, scores, and what
-    prune, bench, evaluate, verify, recover or retrain wrote with --json. The page needs no network. What is missing or
-    damaged is said in it. See docs/report.md.
+    Sources: the folder of a run; or files, the original first: models, a plan, curves, scores, and --json output of
+    prune, bench, evaluate, verify, recover or retrain. The page needs no network, and names missing or damaged files.
+    See docs/report.md.
     """
     from onnxprune._utils import formatting
     from onnxprune.cli import _display

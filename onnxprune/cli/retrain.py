@@ -36,18 +36,18 @@ class ValidationData(Options):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class TeacherFiles(Options):
-    """The original, and the plan by which the model was pruned."""
+    """Original model, and the plan by which the model was pruned."""
 
-    teacher: Path | None = option(None, help="The original model: learn from its outputs, too.", heading="Teacher")
+    teacher: Path | None = option(None, help="Original model: train on its outputs as well.", heading="Teacher")
     teacher_plan: Path | None = option(
         None, heading="Teacher",
-        help="Plan by which MODEL was pruned: --features then match pruned channels, too, and inside blocks.",
+        help="Plan by which MODEL was pruned: --features then also match pruned channels, and inside blocks.",
     )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class MethodPlan(Options):
-    """The plan that a method ends in."""
+    """Plan of a method that prunes while training."""
 
     plan_file: Path | None = option(None, help="With --method: plan to write.", heading="Output", flag="--plan")
 
@@ -69,7 +69,7 @@ def retrain(
     resuming: Resuming,
     as_json: bool,
 ) -> None:
-    """Train a pruned model's weights; graph, names and metadata stay.
+    """Train a pruned model's weights; its graph does not change.
 
     \b
     onnxprune retrain s.onnx --data digits:train -o r.onnx --epochs 3
@@ -78,10 +78,10 @@ def retrain(
     onnxprune retrain s.onnx --data x.npz -o r.onnx --teacher m.onnx \\
         --teacher-plan plan.json --features 40
 
-    Checkpoints go to OUTPUT.training after every epoch, and logs with them. OUTPUT is written when the best epoch is
-    better on the validation data than MODEL, and than what OUTPUT was before; --keep last always writes.
+    Checkpoints and logs are written to OUTPUT.training after every epoch. OUTPUT is written if the best epoch is better
+    on the validation data than MODEL and than an existing OUTPUT; --keep last always writes it.
 
-    With --method the trained model is still whole: `onnxprune apply OUTPUT PLAN` removes the channels.
+    With --method no channels are removed yet: `onnxprune apply OUTPUT PLAN` removes them.
     """
     from onnxprune._utils.atomic_files import check_output
     from onnxprune.cli import _display
@@ -119,7 +119,7 @@ def retrain(
         raise OnnxPruneError(
             f"not written: {_display.retrained_figures(done)}",
             where=str(output.output),
-            fix="other settings (--lr, --epochs) with --restart, or write the last epoch anyway: --keep last --resume",
+            fix="other settings (--lr, --epochs) with --restart, or --keep last --resume to write the last epoch",
         )
     limits = constraints_on(training.device, constraints)
     made = method.plan(done.model, aim, pruning.ratio, limits) if method is not None else None
@@ -136,19 +136,19 @@ def retrain(
 
 
 def _method_target(pruning: TrainingMethod, plan_file: Path | None) -> Target | None:
-    """The target of the plan that a method ends in.
+    """Return the target of a method's plan.
 
     Raises:
-        click.UsageError: options that go with a method without one, or a method without a plan.
+        click.UsageError: options of a method without `--method`, or a method without a plan.
     """
     from onnxprune.planning.targets import Target
 
     if pruning.method is None:
         if plan_file is not None or pruning != TrainingMethod():
-            raise click.UsageError("--plan, --param, --ratio and --target go with --method")
+            raise click.UsageError("--plan, --param, --ratio and --target need --method")
         return None
     if plan_file is None:
-        raise click.UsageError("--method ends in a plan: name its file with --plan")
+        raise click.UsageError("--method needs --plan, the file of its plan")
     if pruning.target is not None and pruning.ratio is not None:
-        raise click.UsageError("give either --ratio or --target (for example --target macs=0.5)")
+        raise click.UsageError("use either --ratio or --target (for example --target macs=0.5)")
     return Target.parse(pruning.target) if pruning.target is not None else None

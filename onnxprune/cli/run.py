@@ -16,7 +16,7 @@ from onnxprune.options.data import SOURCES
 class RecipeSources(Options):
     """Model, data and options to use instead of the recipe's."""
 
-    model: Path | None = option(None, help="Model to begin with, instead of the recipe's.", heading="Model")
+    model: Path | None = option(None, help="Model to start from, instead of the recipe's.", heading="Model")
     data: str | None = option(None, help=f"Data, instead of the recipe's: {SOURCES}", heading="Data")
     val_data: str | None = option(None, help="Validation data, likewise.", heading="Data")
     test_data: str | None = option(None, help="Test data of the table's accuracy, likewise.", heading="Data")
@@ -43,14 +43,14 @@ class RunFolder(Options):
 def run_recipe(
     recipe_file: Path, given: RecipeSources, run_folder: RunFolder, restarting: Restarting, as_json: bool
 ) -> None:
-    """Run a whole method: a recipe of steps, resumable.
+    """Run a recipe: a method as resumable steps.
 
     \b
     onnxprune run examples/recipes/dscore-parallel.toml -o run
     onnxprune run dscore-parallel.toml --model m.onnx --data x.npz -o run
 
-    The folder keeps every file that a step makes, and a log. A run that was killed goes on at the first step that is
-    not finished with the same command, and ends with the same files. See docs/recipes.md.
+    The folder holds every file that a step writes, and a log. The same command continues an interrupted run at the
+    first unfinished step, and the files are those of an uninterrupted run. See docs/recipes.md.
     """
     from onnxprune.cli import _display
     from onnxprune.recipes import load_recipe

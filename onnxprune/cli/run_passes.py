@@ -1,4 +1,4 @@
-"""The command that applies passes by name: run-passes."""
+"""The command `onnxprune run-passes`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def run_passes(model: Path, passes: tuple[str, ...], output: ModelOutput, as_json: bool) -> None:
     """Apply passes by name, in order (`passes` lists them).
 
-    Parameters stand behind colons. The rewritten graph is checked, what it computes is not compared.
+    Parameters follow colons. The rewritten graph is checked; its outputs are not compared.
 
     \b
     onnxprune run-passes m.onnx fold_shapes fuse_batchnorm -o folded.onnx
@@ -53,8 +53,8 @@ def _made(text: str) -> Pass:
     name, *pairs = text.split(":")
     try:
         made = make(name, **read_pairs(pairs))
-    except (TypeError, ValueError) as err:  # a pass refuses a value in its own way
-        raise OnnxPruneError(f"the pass {name!r} refuses its parameters: {err}") from err
+    except (TypeError, ValueError) as err:  # passes check their own parameters
+        raise OnnxPruneError(f"invalid parameters of the pass {name!r}: {err}") from err
     if hasattr(made, "plan"):
-        raise OnnxPruneError(f"the pass {name!r} works by a plan", fix="onnxprune apply, or recover")
+        raise OnnxPruneError(f"the pass {name!r} needs a plan", fix="use onnxprune apply, or recover")
     return made

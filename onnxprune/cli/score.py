@@ -18,7 +18,7 @@ class ScoreOutput(Options):
 
     compare: str | None = option(
         None, heading="Selection", metavar="C1,C2,...",
-        help="Instead: how far these criteria agree, group by group. Parameters follow colons: fpgm:mix_norm=0.1.",
+        help="Instead: agreement of these criteria, group by group. Parameters follow colons: fpgm:mix_norm=0.1.",
     )  # fmt: skip
     ratio: float | None = option(
         None, help="With --compare: share that each would remove of every group.", heading="Selection", ge=0, lt=1,
@@ -26,7 +26,7 @@ class ScoreOutput(Options):
     )  # fmt: skip
     plot: Path | None = option(None, help="With --compare: draw a layer (.png, .svg).", heading="Output")
     layer: str | None = option(
-        None, help="With --plot: the layer.", heading="Output", metavar="GLOB", shown="the widest group"
+        None, help="With --plot: layer to draw.", heading="Output", metavar="GLOB", shown="the widest group"
     )
     output: Path | None = option(
         None, heading="Output", flag=("-o", "--output"),
@@ -51,7 +51,7 @@ def score(
     analysis: AnalysisOptions,
     as_json: bool,
 ) -> None:
-    """Score every channel; higher means keep.
+    """Score every channel; channels with higher scores are kept.
 
     \b
     onnxprune score m.onnx -c dscore -o scores.json
@@ -65,12 +65,12 @@ def score(
     for path in filter(None, (output.output, output.plot, output.per_class)):
         check_output(path, model)
     if output.compare is not None and output.per_class is not None:
-        raise click.UsageError("--per-class is of one criterion: leave out --compare")
+        raise click.UsageError("--per-class needs a single criterion: leave out --compare")
     if output.compare is not None:
         _compared(model, output, output.compare, scoring, data, device, analysis, as_json)
         return
     if output.ratio is not None or output.plot is not None or output.layer:
-        raise click.UsageError("--ratio, --plot and --layer go with --compare")
+        raise click.UsageError("--ratio, --plot and --layer need --compare")
     if output.per_class is not None:
         check_class_table(output.per_class, scoring.name)
     found = analyzed(load_model(model), analysis)
@@ -102,14 +102,14 @@ def _compared(
     analysis: AnalysisOptions,
     as_json: bool,
 ) -> None:
-    """`score --compare`."""
+    """Compare criteria, for `score --compare`."""
     from onnxprune.cli import _display
     from onnxprune.studies.criteria_comparison import compare_criteria, save_comparison
 
     if scoring.criterion is not None or scoring.params:
-        raise click.UsageError("--compare names the criteria and their parameters itself, without -c and -p")
+        raise click.UsageError("--compare names criteria and parameters itself: leave out -c and -p")
     if output.layer and output.plot is None:
-        raise click.UsageError("--layer names the layer to draw: give --plot")
+        raise click.UsageError("--layer needs --plot")
     if output.plot is not None:
         from onnxprune.studies.plots import check_plot
 

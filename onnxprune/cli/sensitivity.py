@@ -28,7 +28,7 @@ class CurveOutput(Output):
     """Files of `sensitivity`."""
 
     plot: Path | None = option(None, help="Draw the curves to this .png or .svg file.", heading="Output")
-    csv: Path | None = option(None, help="Write the curves as a table, too.", heading="Output")
+    csv: Path | None = option(None, help="Write the curves as a table as well.", heading="Output")
 
 
 @click.command(cls=Command)
@@ -47,10 +47,10 @@ def sensitivity(
     restarting: Restarting,
     as_json: bool,
 ) -> None:
-    """Measure what accuracy does as channels leave, group by group.
+    """Measure accuracy as channels are removed, group by group.
 
-    Every finished point goes to OUTPUT.journal; a run that was killed continues with the same command, and ends with
-    the same file. `plan --curves` decides from the result.
+    Every finished point is written to OUTPUT.journal. The same command continues an interrupted run, and the file is
+    that of an uninterrupted run. `plan --curves` reads it.
     """
     import json
 
@@ -102,7 +102,7 @@ def sensitivity(
 
 
 def _threshold(sweep: SensitivitySweep) -> float | None:
-    """The value that curves are searched for.
+    """Return the value that curves are searched for; None: all ratios are measured.
 
     Raises:
         click.UsageError: both thresholds, the wrong one for the metric, or an accuracy out of range.
@@ -112,7 +112,7 @@ def _threshold(sweep: SensitivitySweep) -> float | None:
     if sweep.min_group_accuracy is None and sweep.max_loss is None:
         return None
     if sweep.min_group_accuracy is not None and sweep.max_loss is not None:
-        raise click.UsageError("give either --min-group-accuracy or --max-loss")
+        raise click.UsageError("use either --min-group-accuracy or --max-loss")
     metric = get_metric(sweep.metric or "top1")
     if metric.higher_is_better != (sweep.min_group_accuracy is not None):
         right = "--min-group-accuracy" if metric.higher_is_better else "--max-loss"

@@ -16,13 +16,13 @@ from onnxprune.options import ModelOutput, Sparsifying
 @takes_options
 @json_option
 def sparsify(model: Path, output: ModelOutput, sparsifying: Sparsifying, as_json: bool) -> None:
-    """Set the smallest weights to zero; shapes stay.
+    """Set the smallest weights to zero; shapes do not change.
 
     \b
     onnxprune sparsify m.onnx -o s.onnx --sparsity 0.9
     onnxprune sparsify m.onnx -o s.onnx --pattern 2:4
 
-    The file is as large as before until it is compressed, and no faster on a runtime without sparse kernels.
+    The file is smaller only if it is compressed, and faster only on a runtime with sparse kernels.
     """
     from onnxprune._utils import formatting
     from onnxprune._utils.atomic_files import check_output
@@ -34,9 +34,9 @@ def sparsify(model: Path, output: ModelOutput, sparsifying: Sparsifying, as_json
     from onnxprune.pipeline import sparsify as run
 
     if (sparsifying.sparsity is None) == (sparsifying.pattern is None):
-        raise click.UsageError("give either --sparsity or --pattern (for example --sparsity 0.9)")
+        raise click.UsageError("use either --sparsity or --pattern (for example --sparsity 0.9)")
     if sparsifying.pattern is not None and sparsifying.scope is not None:
-        raise click.UsageError("--pattern holds in every weight: --scope does not go with it")
+        raise click.UsageError("--pattern applies to every weight: leave out --scope")
     rule = SparsifyWeights(
         sparsifying.sparsity or 0.0, sparsifying.what, sparsifying.scope or "layer", sparsifying.pattern or "",
         sparsifying.exclude, sparsifying.include_last,

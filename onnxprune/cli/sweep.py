@@ -36,7 +36,9 @@ class SweepOutput(Options):
 def sweep(
     model: Path, output: SweepOutput, data: RequiredData, study: SparsitySweep, execution: Execution, as_json: bool
 ) -> None:
-    """Accuracy and compressed size against sparsity: single weights beside whole units.
+    """Measure accuracy and compressed size over sparsity.
+
+    Single weights and whole units (filters, neurons) are compared.
 
     \b
     onnxprune sweep m.onnx --data digits -o sweep.csv --plot sweep.png

@@ -26,7 +26,7 @@ def verify(
     device: Device,
     as_json: bool,
 ) -> None:
-    """Check a pruned file against its masked original."""
+    """Prove a pruned model against its masked original."""
     from onnxprune.cli import _display
     from onnxprune.execution.data import load_data, model_batches
     from onnxprune.pipeline import analyze_for

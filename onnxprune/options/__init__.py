@@ -1,7 +1,7 @@
 """Options of every stage, each declared once: type, default, bounds, help text, heading.
 
 The command line generates its options from these dataclasses, recipes read their steps into them, and the Python API
-uses them or their fields as keyword arguments. Loads nothing but the standard library.
+uses them or their fields as keyword arguments. This package loads only the standard library.
 """
 
 from onnxprune.options._declare import HEADINGS as HEADINGS

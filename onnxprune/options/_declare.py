@@ -28,21 +28,21 @@ _KINDS: dict[Any, str] = {
 
 @dataclass(frozen=True)
 class Spec:
-    """Everything about an option that its type and default do not say.
+    """Declaration of an option besides its type and default.
 
     Attributes:
-        help: one or two sentences for the command line.
-        heading: one of `HEADINGS`.
-        advanced: listed under "Advanced" in the help.
-        flags: spellings on the command line, with a boolean's "--on/--off"; default: the field's name.
-        old: earlier spellings, accepted with a note.
-        metavar: name of the value in the help.
-        shown: default in the help, where the value itself says little.
-        text: reader of the command line's text, for values that are no plain number, name or path.
-        choices: allowed names.
-        ge, gt, le, lt: bounds of a number, or of every number of a tuple.
-        usage: on the command line a value out of bounds is wrong usage (exit status 2), not an error (1).
-        title: name in messages; default: the field's name with spaces.
+        help: One or two sentences for the command line.
+        heading: One of `HEADINGS`.
+        advanced: List the option under "Advanced" in the help.
+        flags: Spellings on the command line, with a boolean's "--on/--off"; default: the field's name.
+        old: Earlier spellings, accepted with a note.
+        metavar: Name of the value in the help.
+        shown: Default in the help, where the value itself is not readable.
+        text: Reader of the command line's text, for values other than a plain number, name or path.
+        choices: Allowed names.
+        ge, gt, le, lt: Bounds of a number, or of every number of a tuple.
+        usage: Treat a value out of bounds on the command line as wrong usage (exit status 2), not as an error (1).
+        title: Name in messages; default: the field's name with spaces.
     """
 
     help: str
@@ -63,7 +63,7 @@ class Spec:
 
     @property
     def bounds(self) -> str:
-        """The bounds in words: "in [0, 1)", "at least 1", "above 0"; "" without any."""
+        """Bounds in words: "in [0, 1)", "at least 1", "above 0"; "" for none."""
         low = self.ge if self.ge is not None else self.gt
         high = self.le if self.le is not None else self.lt
         if low is not None and high is not None:
@@ -76,7 +76,7 @@ class Spec:
         return ""
 
     def within(self, value: float) -> bool:
-        """Whether a number is finite and within the bounds."""
+        """Return True if a number is finite and within the bounds."""
         return (
             isfinite(value)
             and (self.ge is None or value >= self.ge)
@@ -87,13 +87,13 @@ class Spec:
 
 
 class OptionError(OnnxPruneError):
-    """A value that an option does not accept.
+    """Value that an option does not accept.
 
     Args:
-        option: name of the field.
-        says: the rest of the sentence that begins with the option ("must be in [0, 1); got 2").
-        title: name of the option in the sentence.
-        fix: a way out.
+        option: Name of the field.
+        says: Rest of the sentence after the option's name ("must be in [0, 1); got 2").
+        title: Name of the option in the sentence.
+        fix: Advice for the user.
     """
 
     def __init__(self, option: str, says: str, *, title: str = "", fix: str | None = None) -> None:
@@ -102,12 +102,12 @@ class OptionError(OnnxPruneError):
         self.says = says
 
     def labelled(self, label: str) -> OnnxPruneError:
-        """The same error under another name of the option, such as its flag."""
+        """Return the same error under another name of the option, such as its flag."""
         return OnnxPruneError(f"{label} {self.says}", fix=self.fix)
 
 
 class ChoiceError(OptionError):
-    """A name that is none of an option's choices, with the nearest ones."""
+    """Name that is not among an option's choices; the message has the nearest ones."""
 
     def __init__(self, option: str, value: Any, choices: Sequence[str], *, title: str = "") -> None:
         err = unknown(title or option.replace("_", " "), str(value), choices)
@@ -121,13 +121,13 @@ class ChoiceError(OptionError):
 
 @dataclass(frozen=True)
 class Declared:
-    """An option of a dataclass.
+    """Option of a dataclass.
 
     Attributes:
-        name: of the field.
-        hint: its type.
-        default: its value where none is given; `dataclasses.MISSING` for a required option.
-        spec: the rest of the declaration.
+        name: Name of the field.
+        hint: Type of the field.
+        default: Default value; `dataclasses.MISSING` for a required option.
+        spec: Rest of the declaration.
     """
 
     name: str
@@ -137,7 +137,7 @@ class Declared:
 
     @property
     def required(self) -> bool:
-        """Whether there is no default."""
+        """True if there is no default."""
         return self.default is MISSING
 
     @property
@@ -147,7 +147,7 @@ class Declared:
 
     @property
     def shown(self) -> str:
-        """The default as the help shows it; "" for none."""
+        """Default as shown in the help; "" for none."""
         if self.spec.shown is not None:
             return self.spec.shown
         if self.required or self.default is None or isinstance(self.default, bool):
@@ -181,7 +181,7 @@ def option(
     """Declare an option as a dataclass field; see `Spec` for the arguments.
 
     Args:
-        default: value where none is given; an empty mapping becomes a new one each time. Left out: required.
+        default: Default value; an empty mapping is created anew for each instance. The option is required without it.
     """
     spec = Spec(
         help, heading, advanced, (flag,) if isinstance(flag, str) else tuple(flag), tuple(old), metavar, shown, text,
@@ -193,7 +193,7 @@ def option(
 
 
 class Options:
-    """Base of the option dataclasses: values are checked when an instance is made.
+    """Base of the option dataclasses; values are checked on creation.
 
     Raises:
         OptionError: a value of another type, out of bounds, or none of the choices.
@@ -203,7 +203,7 @@ class Options:
         check(self)
 
     def __repr__(self) -> str:
-        values: Any = self  # a dataclass: its subclasses are
+        values: Any = self  # subclasses are dataclasses
         return short_repr(values)
 
 
@@ -217,7 +217,7 @@ def _default(f: Field[Any]) -> Any:
 
 
 def declared(cls: type[Any]) -> Iterator[Declared]:
-    """The options of a dataclass, in order."""
+    """Yield the options of a dataclass, in order."""
     key: Any = cls
     for f in fields(cls):
         if _KEY in f.metadata:
@@ -225,7 +225,7 @@ def declared(cls: type[Any]) -> Iterator[Declared]:
 
 
 def check(options: Any) -> None:
-    """Check all values of an options dataclass; numpy's numbers become Python's.
+    """Check all values of an options dataclass; convert numpy numbers to Python's.
 
     Raises:
         OptionError: a value of another type, out of bounds, or none of the choices.
@@ -254,7 +254,7 @@ def _check(d: Declared, value: Any) -> None:
 
 
 def _expected(d: Declared) -> str:
-    """The values that an option takes, in words."""
+    """Return the values that an option accepts, in words."""
     kinds = _kinds(d.hint)
     if d.spec.bounds and kinds == ["a number"]:
         return d.spec.bounds
@@ -291,7 +291,7 @@ def _fits(hint: Any, value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """numpy's numbers as Python's: records of options are written as JSON."""
+    """Return a numpy number as Python's, because options are written as JSON."""
     if isinstance(value, bool | int | float | str) or value is None:
         return value
     if isinstance(value, Integral):

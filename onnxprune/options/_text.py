@@ -1,4 +1,4 @@
-"""Texts of the command line as values: lists of numbers, sizes, ranges, NAME=VALUE."""
+"""Readers of texts of the command line: lists of numbers, sizes, ranges, NAME=VALUE."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Text:
     """Reader of an option's text.
 
     Attributes:
-        read: returns the value; raises ValueError for anything else.
-        takes: what the option takes, for messages.
-        show: the text of a default.
-        multiple: the option is repeatable, and `read` gets all its texts.
+        read: Function from the text to the value; raises ValueError for an invalid text.
+        takes: Accepted texts in words, for messages.
+        show: Function from a default to its text.
+        multiple: The option is repeatable; `read` receives all its texts.
     """
 
     read: Callable[[Any], Any]

@@ -10,12 +10,12 @@ from onnxprune.options._text import NUMBERS, SIZE
 LAYOUTS = ("auto", "nchw", "nhwc")
 SOURCES = ".npz with x and y, folder of class folders, digits, or module:function."
 NO_DATA = "none"
-"""Source of made-up samples: noise with the statistics of natural images."""
+"""Source of synthetic samples: noise with the statistics of natural images."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Preprocessing(Options):
-    """How samples become the model's input."""
+    """Conversion of samples into the model's input."""
 
     mean: tuple[float, ...] = option(
         (), help="Mean of each channel, of pixels in [0, 1]: 0.485,0.456,0.406", heading=DATA, advanced=True,
@@ -28,7 +28,7 @@ class Preprocessing(Options):
     layout: str = option(
         "auto", heading=DATA, advanced=True, choices=LAYOUTS,
         help="Layout of the data: nchw, nhwc, or auto (images of bytes nhwc, all else as in the model). Transposed "
-        "if the model has another.",
+        "if the model has another layout.",
     )  # fmt: skip
     size: tuple[int, ...] = option(
         (), help="Resize image files to HEIGHTxWIDTH.", heading=DATA, advanced=True, text=SIZE, metavar="HxW"
@@ -42,7 +42,7 @@ class Preprocessing(Options):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Sampling(Options):
-    """How many samples are used."""
+    """Number of samples."""
 
     images: int | None = option(
         None, help="Use only this many samples, evenly from the classes.", heading=DATA, ge=1, usage=True, shown="all"
@@ -56,27 +56,27 @@ class SampleOptions(Preprocessing, Sampling):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class RequiredData(SampleOptions):
-    """Data that a command cannot do without."""
+    """Data that a command requires."""
 
     data: str = option(help=f"Samples: {SOURCES}", heading=DATA)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class CalibrationData(SampleOptions):
-    """Data for criteria and recovery, if any."""
+    """Calibration data for criteria and recovery, if any."""
 
     data: str | None = option(
         None, heading=DATA,
-        help=f"Calibration data: {SOURCES} none: made up (noise like natural images).",
+        help=f"Calibration data: {SOURCES} none: synthetic (noise like natural images).",
     )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class RecoveryData(SampleOptions):
-    """Data that recovery fits to."""
+    """Calibration data that recovery fits to."""
 
     data: str = option(
-        heading=DATA, help=f"Samples, labels not needed: {SOURCES} none: made up (noise like natural images)."
+        heading=DATA, help=f"Samples, labels not needed: {SOURCES} none: synthetic (noise like natural images)."
     )
 
 
@@ -91,4 +91,4 @@ class VerificationData(SampleOptions):
 class AccuracyData(SampleOptions):
     """Data that a report measures accuracy on, if any."""
 
-    data: str | None = option(None, heading=DATA, help=f"Measure the accuracy of the models given on this: {SOURCES}")
+    data: str | None = option(None, heading=DATA, help=f"Measure the accuracy of the models on this: {SOURCES}")

@@ -18,7 +18,7 @@ class Device(Options):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Execution(Device):
-    """How a model is run over data."""
+    """Batch, threads and device of runs over data."""
 
     batch: int = option(64, help="Samples per run.", heading=RUNTIME, advanced=True, ge=1, usage=True)
     threads: int = option(0, help="CPU threads.", heading=RUNTIME, advanced=True, ge=0, usage=True, shown="all cores")
@@ -26,49 +26,49 @@ class Execution(Device):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Machine(Options):
-    """The runs that latency is predicted for."""
+    """Runs that latency is predicted for."""
 
     batch: int = option(1, help="For latency: samples per run.", heading=LATENCY, advanced=True, ge=1, usage=True)
     threads: int = option(1, help="CPU threads; 0: all cores.", heading=LATENCY, advanced=True, ge=0, usage=True)
     device: str = option(
-        "cpu", help="Device that latency counts on: auto, cpu or cuda.", heading=LATENCY, advanced=True
+        "cpu", help="Device that latency is measured on: auto, cpu or cuda.", heading=LATENCY, advanced=True
     )
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Timing(Machine):
-    """How latency is measured."""
+    """Latency measurement."""
 
     runs: int = option(30, help="Timed runs of each model.", heading=LATENCY, advanced=True, ge=1, usage=True)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Benchmark(Timing):
-    """How models are timed side by side."""
+    """Latency measurement of several models in turn."""
 
     warmup: int = option(5, help="Runs before the timed ones.", heading=LATENCY, advanced=True, ge=0, usage=True)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Prediction(Machine):
-    """Whether and how latency is predicted."""
+    """Latency prediction."""
 
-    latency: bool = option(False, help="Predict latency too; measures this machine first.", heading=LATENCY)
+    latency: bool = option(False, help="Predict latency as well; measures this machine first.", heading=LATENCY)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Measuring(Timing):
-    """Whether and how latency is predicted and measured."""
+    """Latency prediction and measurement."""
 
     latency: bool = option(False, help="Predict and measure latency, whatever the target is.", heading=LATENCY)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class ReportMeasurements(Timing):
-    """Measurements that a report makes itself."""
+    """Measurements that a report runs itself."""
 
     latency: bool = option(
-        True, help="Measure latency that is in no file (default) or not.", heading=LATENCY,
+        True, help="Measure latency that no file contains (default) or not.", heading=LATENCY,
         flag="--latency/--no-latency",
     )  # fmt: skip
     verify: bool = option(

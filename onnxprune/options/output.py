@@ -27,7 +27,7 @@ class ModelOutput(Output):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Tolerance(Options):
-    """How close a pruned model must be to its masked original."""
+    """Tolerance of the proof against the masked original."""
 
     tolerance: float | None = option(
         None, help="Largest relative difference allowed.", heading=OUTPUT, advanced=True, shown="by element type"
@@ -36,7 +36,7 @@ class Tolerance(Options):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Verifying(Tolerance):
-    """Whether and how a pruned model is proved."""
+    """Proof of a pruned model."""
 
     verify: bool = option(
         True, help="Prove the result (default) or not.", heading=OUTPUT, advanced=True, flag="--verify/--no-verify"
@@ -45,13 +45,13 @@ class Verifying(Tolerance):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Restarting(Options):
-    """What happens to the files of an interrupted run."""
+    """Treatment of the files of an interrupted run."""
 
     restart: bool = option(False, help="Discard the files of an interrupted run.", heading=OUTPUT)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Resuming(Restarting):
-    """What happens to the files of an interrupted run that is not resumed by itself."""
+    """Treatment of the files of an interrupted run that is resumed only on request."""
 
     resume: bool = option(False, help="Resume an interrupted run.", heading=OUTPUT)

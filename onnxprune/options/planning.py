@@ -21,26 +21,26 @@ PROTECT = ("first", "residual", *ONLY)
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Normalizing(Options):
-    """How scores of different groups are made comparable."""
+    """Normalization that makes scores of different groups comparable."""
 
     normalize: str | None = option(
-        None, help="How groups are compared: none, mean, max, sum, gaussian, lamp.", heading=SELECTION, advanced=True,
+        None, help="Normalization of scores: none, mean, max, sum, gaussian, lamp.", heading=SELECTION, advanced=True,
         choices=NORMALIZATIONS, shown="the criterion's own", title="normalization",
     )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Planning(Normalizing):
-    """How much is removed, and how the budget is shared among the groups.
+    """Budget of a plan, and the allocator that shares it among the groups.
 
     Attributes:
-        ratio: share of the channels removed from every group.
-        target: share of one measure that is kept, such as "macs=0.5".
-        min_group_accuracy: with curves: lowest value of every group's curve.
-        max_loss: the same for metrics where lower is better.
-        allocator: how a target is shared among the groups.
-        normalize: how scores of different groups are made comparable.
-        steps: number of steps, with new scores between them.
+        ratio: Share of the channels removed from every group.
+        target: Share kept of one measure, such as "macs=0.5".
+        min_group_accuracy: Lowest value of every group's curve.
+        max_loss: Highest value of every group's curve, for metrics where lower is better.
+        allocator: Rule that shares a target among the groups.
+        normalize: Normalization that makes scores of different groups comparable.
+        steps: Number of steps, with new scores between them.
         schedule: "linear" (the same share of the original in every step) or "geometric" (of the remaining channels).
     """
 
@@ -81,16 +81,16 @@ class Constraints(Options):
     """Bounds of a plan.
 
     Attributes:
-        round_to: kept counts are multiples of this on the producing axis; "auto": the block of the CPU's kernels.
-        min_channels: least channels a group keeps.
-        max_ratio: largest share a group loses; keeps global rankings from emptying layers.
-        include: glob patterns; only matching groups are pruned (empty: all).
-        exclude: glob patterns of groups that keep all channels.
-        protect: presets of groups that keep all channels: "first" (the network's first layer), "residual" (residual
+        round_to: Kept counts are multiples of this on the producing axis; "auto": the block of the CPU's kernels.
+        min_channels: Least number of channels kept in a group.
+        max_ratio: Largest share removed from a group; prevents global rankings from emptying layers.
+        include: Glob patterns; only matching groups are pruned (empty: all).
+        exclude: Glob patterns of groups that keep all channels.
+        protect: Presets of groups that keep all channels: "first" (the network's first layer), "residual" (residual
             streams; with "first" the layers that the D-Score paper does not prune in ResNets), "attention" (heads and
             channels inside heads), or a kind of group (`GROUP_KINDS`).
-        overrides: glob pattern -> ratio (share removed) or {"ratio": r, "min_channels": n, "channels": kept}.
-        only: kinds of groups that are pruned, "attention" for both of its kinds (empty: all).
+        overrides: Glob pattern -> ratio (share removed) or {"ratio": r, "min_channels": n, "channels": kept}.
+        only: Kinds of groups that are pruned, "attention" for both of its kinds (empty: all).
     """
 
     round_to: int | str = option(
@@ -98,9 +98,11 @@ class Constraints(Options):
         advanced=True, text=WHOLE_OR_AUTO, metavar="N|auto", ge=1,
     )  # fmt: skip
     min_channels: int = option(
-        1, help="Least channels a group keeps.", heading=SELECTION, advanced=True, ge=1, usage=True
+        1, help="Least channels kept in a group.", heading=SELECTION, advanced=True, ge=1, usage=True
     )
-    max_ratio: float = option(0.9, help="Largest share a group loses.", heading=SELECTION, advanced=True, ge=0, lt=1)
+    max_ratio: float = option(
+        0.9, help="Largest share removed from a group.", heading=SELECTION, advanced=True, ge=0, lt=1
+    )
     include: Sequence[str] = option(
         (), help="Prune only these groups (repeatable).", heading=SELECTION, advanced=True, metavar="GLOB"
     )
@@ -127,7 +129,7 @@ class Constraints(Options):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class ScoresInput(Options):
-    """Scores that were written before."""
+    """File of scores written before."""
 
     scores_file: Path | None = option(
         None, help="Use these scores instead (`score -o`).", heading=SELECTION, flag="--scores"
@@ -136,7 +138,7 @@ class ScoresInput(Options):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class CurvesInput(Options):
-    """Sensitivity curves that were measured before."""
+    """File of sensitivity curves measured before."""
 
     curves_file: Path | None = option(
         None, help="Plan by these curves (`sensitivity`).", heading=BUDGET, flag="--curves"
@@ -145,7 +147,7 @@ class CurvesInput(Options):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class SensitivitySweep(Options):
-    """How sensitivity curves are measured."""
+    """Measurement of sensitivity curves."""
 
     metric: str | None = option(
         None, heading=BUDGET, shown="top1; kl without labels",
@@ -167,7 +169,7 @@ class SensitivitySweep(Options):
     )  # fmt: skip
     max_loss: float | None = option(None, help="The same for metrics where lower is better.", heading=BUDGET)
     stop_at_chance: bool = option(
-        False, help="End a curve once it is no better than guessing.", heading=BUDGET, advanced=True
+        False, help="End a curve when it is no better than guessing.", heading=BUDGET, advanced=True
     )
     partial_classes: bool = option(
         False, help="Accept data without samples of some class.", heading=DATA, advanced=True
@@ -188,7 +190,7 @@ class SensitivitySweep(Options):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Distribution(Options):
-    """Where the points of a sensitivity sweep are measured."""
+    """Memory and machines of a sensitivity sweep."""
 
     cache_memory: int = option(
         2 * 2**30, help="Memory for activations that are computed once.", heading=RUNTIME, advanced=True, text=BYTES,

@@ -12,7 +12,7 @@ STAGES = ("recalibrate_batchnorm", "reconstruct_weights")
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Recovery(Options):
-    """How the remaining weights are re-solved."""
+    """Stages and size of a recovery."""
 
     stages: tuple[str, ...] = option(STAGES, help="Stages, in order.", heading=BUDGET, text=NAMES, metavar="NAMES")
     rows: int = option(
@@ -25,7 +25,7 @@ class Recovery(Options):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class AfterPruning(Options):
-    """Whether a pruned model is recovered at once."""
+    """Recovery directly after pruning."""
 
     recover: bool | None = option(
         None, heading=OUTPUT, flag="--recover/--no-recover", shown="with --data",

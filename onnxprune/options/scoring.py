@@ -12,12 +12,12 @@ from onnxprune.options._text import PAIRS
 ATTENTION = ("heads", "head_dim")
 REDUCTIONS = ("mean", "sum", "max", "first")
 CRITERION = "l2"
-"""Criterion where none is named."""
+"""Default criterion."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class AttentionOptions(Options):
-    """How multi-head attention is grouped."""
+    """Grouping of multi-head attention."""
 
     attention: str = option(
         "heads", help="Unit removed from multi-head attention.", heading=MODEL, advanced=True, choices=ATTENTION,
@@ -27,7 +27,7 @@ class AttentionOptions(Options):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class AnalysisOptions(AttentionOptions):
-    """Which channels the analysis frees."""
+    """Channels that the analysis frees."""
 
     include_inexact: bool = option(
         False, heading=MODEL, advanced=True,
@@ -38,7 +38,7 @@ class AnalysisOptions(AttentionOptions):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Scoring(Options):
-    """How channels are scored."""
+    """Criterion with its parameters and reduction."""
 
     criterion: str | None = option(
         None, help="Criterion that scores channels (see `criteria`).", heading=SELECTION, flag=("-c", "--criterion"),
@@ -49,11 +49,11 @@ class Scoring(Options):
         metavar="NAME=VALUE", text=PAIRS,
     )  # fmt: skip
     reduce: str | None = option(
-        None, help="How the scores of a group's weights are joined: mean, sum, max, first.", heading=SELECTION,
+        None, help="Reduction over the weights of a group: mean, sum, max, first.", heading=SELECTION,
         advanced=True, choices=REDUCTIONS, shown="the criterion's own", title="reduction",
     )  # fmt: skip
 
     @property
     def name(self) -> str:
-        """The criterion, or the default one."""
+        """Name of the criterion, or of the default one."""
         return self.criterion or CRITERION

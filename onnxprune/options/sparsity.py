@@ -15,7 +15,7 @@ ENDS = ("zeros", "strip")
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class SparsityScope(Options):
-    """Which weights become zero together."""
+    """Weights that are ranked together or not changed."""
 
     scope: str | None = option(
         None, help="The same share of each weight, or one threshold for all.", heading=SELECTION, choices=SCOPES,
@@ -29,7 +29,7 @@ class SparsityScope(Options):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Sparsifying(SparsityScope):
-    """How many weights become zero."""
+    """Share of the weights set to zero."""
 
     sparsity: float | None = option(None, help="Share that becomes zero.", heading=BUDGET, ge=0, lt=1)
     pattern: str | None = option(
@@ -44,7 +44,7 @@ class Sparsifying(SparsityScope):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class SparsitySweep(SparsityScope):
-    """Which sparsities are measured."""
+    """Sparsities and methods to measure."""
 
     what: tuple[str, ...] = option(
         UNITS, help="weight, unit or both.", heading=SELECTION, text=NAMES, metavar="NAMES", title="method",

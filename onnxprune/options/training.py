@@ -29,20 +29,20 @@ TEACHER_RUNTIMES = ("auto", "onnxruntime", "torch")
 # for AdamW.
 _LR = {"sgd": 0.01, "adamw": 1e-3}
 _WEIGHT_DECAY = {"sgd": 5e-4, "adamw": 0.01}
-# Options that decide how fast or where a run works, not its result: a resumed run may change them.
+# Options that do not change the result of a run; a resumed run may change them.
 _FREE = ("device", "threads", "workers", "keep", "log_dir", "teacher_runtime")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Distillation(Options):
-    """How the original teaches the pruned model.
+    """Distillation from the original to the pruned model.
 
     Attributes:
-        temperature: of distillation.
-        alpha: share of distillation in the loss, cross-entropy has the rest; 4 and 0.9 are Zagoruyko & Komodakis' 2017.
-        features: weight of the distance to the teacher's residual outputs; 0: off.
+        temperature: Temperature of distillation.
+        alpha: Share of distillation in the loss, cross-entropy has the rest; 4 and 0.9 are Zagoruyko & Komodakis' 2017.
+        features: Weight of the distance to the teacher's residual outputs; 0: off.
         teacher_runtime: "onnxruntime", "torch" or "auto".
-        unlabelled: ignore labels: learn from the teacher alone.
+        unlabelled: Ignore labels and train on the teacher alone.
     """
 
     temperature: float = option(4.0, help="Temperature of distillation.", heading=TEACHER, advanced=True, gt=0)
@@ -54,7 +54,7 @@ class Distillation(Options):
         "auto", help="Runtime of the teacher: auto, onnxruntime or torch.", heading=TEACHER, advanced=True,
         choices=TEACHER_RUNTIMES,
     )  # fmt: skip
-    unlabelled: bool = option(False, help="Ignore labels: learn from the teacher alone.", heading=TEACHER)
+    unlabelled: bool = option(False, help="Ignore labels; train on the teacher alone.", heading=TEACHER)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -62,45 +62,45 @@ class Training(Distillation):
     """Settings of `retrain`.
 
     Attributes:
-        epochs: times every sample is seen.
-        batch: samples per step and device; a model whose batch is fixed has its own.
-        lr: learning rate (the largest of the schedule); "auto": found by a range test (Smith 2017); None: 0.01 for
+        epochs: Passes over the training data.
+        batch: Samples per step and device; a fixed batch of the model takes precedence.
+        lr: Learning rate (the largest of the schedule); "auto": found by a range test (Smith 2017); None: 0.01 for
             SGD, 0.001 for AdamW.
         optimizer: "sgd" or "adamw".
-        momentum: of SGD.
+        momentum: Momentum of SGD.
         nesterov: Nesterov momentum (SGD with momentum only).
-        weight_decay: for weights of two and more dimensions, not for norms, biases and per-channel scales. None: 5e-4
-            for SGD, 0.01 for AdamW.
+        weight_decay: Decay of weights of two and more dimensions, not of norms, biases and per-channel scales. None:
+            5e-4 for SGD, 0.01 for AdamW.
         schedule: "cosine" (Loshchilov & Hutter 2017), "onecycle" (Smith & Topin 2018), "step" (a tenth after half and
             after three quarters of the steps, He et al. 2016) or "constant".
-        warmup: linear rise at the start: below 1 a share of all steps, from 1 on a number of epochs.
-        label_smoothing: in [0, 1) (Szegedy et al. 2016).
-        mixup: alpha of the Beta distribution that pairs of samples are mixed by; 0: off (Zhang et al. 2018).
-        augment: augmentations of every training sample, in order: "crop" (pad by an eighth of the height, crop to the
+        warmup: Length of the linear rise at the start: below 1 a share of all steps, else a number of epochs.
+        label_smoothing: Label smoothing in [0, 1) (Szegedy et al. 2016).
+        mixup: Alpha of the Beta distribution that pairs of samples are mixed by; 0: off (Zhang et al. 2018).
+        augment: Augmentations of every training sample, in order: "crop" (pad by an eighth of the height, crop to the
             old size), "crop=4" (pad by four pixels), "flip" (left and right, every other sample), or a function of a
             sample as a CHW tensor in the data's own dtype, as such or as "package.module:function".
         precision: "32", "bf16" or "16" (mixed, the last on CUDA only).
-        clip: largest norm of the gradient; None: any.
-        patience: stop after so many epochs without a better validation; None: never.
-        ema: decay of a moving average of weights and BatchNorm statistics, which is then validated and kept; None: off.
-        seed: of the split, the order of samples, augmentation, mixup and dropout.
+        clip: Largest norm of the gradient; None: no clipping.
+        patience: Number of epochs without a better validation after which training stops; None: never.
+        ema: Decay of a moving average of weights and BatchNorm statistics, which is then validated and kept; None: off.
+        seed: Seed of the split, the order of samples, augmentation, mixup and dropout.
         device: "auto", "cpu" or "cuda".
         threads: CPU threads of PyTorch and of the teacher; 0: all cores. Small networks are fastest on one.
-        devices: processes on this machine, one for each GPU (on the CPU: this many).
-        num_nodes: machines; the command runs on each, see Lightning's documentation of clusters.
-        workers: processes that prepare batches, per device; 0: the training process itself.
-        val_share: share of the data kept for validation without validation data; the same share of every class.
-        insert_batchnorm: add a new BatchNorm behind convolutions whose BatchNorm was folded, while they train.
-        freeze: patterns of initializer names that do not train, such as "features.0.*". An inserted BatchNorm behind a
-            frozen convolution still measures, and is folded into it: switch it off with `insert_batchnorm`.
+        devices: Processes on this machine, one for each GPU (on the CPU: this many).
+        num_nodes: Machines; the command runs on each, see Lightning's documentation of clusters.
+        workers: Processes that prepare batches, per device; 0: the training process itself.
+        val_share: Share of the data kept for validation without validation data; the same share of every class.
+        insert_batchnorm: Train with a new BatchNorm after convolutions whose BatchNorm was folded.
+        freeze: Patterns of initializer names that do not train, such as "features.0.*". An inserted BatchNorm after a
+            frozen convolution still updates its statistics and is folded into it; `insert_batchnorm=False` avoids this.
         keep: "best" weights on the validation data, or those of the "last" epoch.
-        log_dir: folder of CSV and TensorBoard logs; None: the run's own folder.
+        log_dir: Folder of CSV and TensorBoard logs; None: the run's own folder.
 
     Raises:
-        OnnxPruneError: a value out of range.
+        OnnxPruneError: A value is out of range.
     """
 
-    epochs: int = option(10, help="Times every sample is seen.", heading=TRAINING, ge=1)
+    epochs: int = option(10, help="Passes over the training data.", heading=TRAINING, ge=1)
     batch: int = option(64, help="Samples per step and device.", heading=TRAINING, ge=1)
     lr: float | str | None = option(
         None, help="Learning rate; auto: found by a range test.", heading=TRAINING, gt=0, text=NUMBER_OR_AUTO,
@@ -136,7 +136,7 @@ class Training(Distillation):
     )
     clip: float | None = option(None, help="Largest norm of the gradient.", heading=TRAINING, advanced=True, gt=0)
     patience: int | None = option(
-        None, help="Stop after so many epochs without a better validation.", heading=TRAINING, advanced=True, ge=1
+        None, help="Stop after this many epochs without a better validation.", heading=TRAINING, advanced=True, ge=1
     )
     ema: float | None = option(
         None, help="Validate and keep a moving average, e.g. of decay 0.999.", heading=TRAINING, advanced=True, gt=0,
@@ -177,17 +177,17 @@ class Training(Distillation):
         super().__post_init__()
         if self.warmup >= self.epochs and self.warmup >= 1:
             raise OnnxPruneError(
-                f"the warm-up takes {self.warmup:g} epochs and the training {self.epochs}", fix="a shorter warm-up"
+                f"a warm-up of {self.warmup:g} epochs does not fit {self.epochs} epochs", fix="use a shorter warm-up"
             )
 
     @property
     def base_lr(self) -> float:
-        """The learning rate if it is not "auto"."""
+        """Learning rate; the optimizer's default for "auto"."""
         return _LR[self.optimizer] if self.lr is None or isinstance(self.lr, str) else float(self.lr)
 
     @property
     def decay(self) -> float:
-        """The weight decay."""
+        """Weight decay; default: the optimizer's."""
         return _WEIGHT_DECAY[self.optimizer] if self.weight_decay is None else self.weight_decay
 
     @property
@@ -196,7 +196,7 @@ class Training(Distillation):
         return self.devices * self.num_nodes
 
     def signature(self) -> dict[str, Any]:
-        """Everything that the result depends on, as JSON: a checkpoint of another signature is not resumed."""
+        """Return all options that the result depends on, as JSON; a checkpoint of another signature is not resumed."""
         out: dict[str, Any] = {}
         for f in fields(self):
             if f.name not in _FREE:
@@ -206,7 +206,7 @@ class Training(Distillation):
 
 
 def augment_name(augment: str | Callable[..., Any]) -> str:
-    """Return the name that a user knows an augmentation by."""
+    """Return the name of an augmentation as users write it."""
     if isinstance(augment, str):
         return augment
     return f"{getattr(augment, '__module__', '')}:{getattr(augment, '__qualname__', type(augment).__qualname__)}"
@@ -214,7 +214,7 @@ def augment_name(augment: str | Callable[..., Any]) -> str:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class TrainingMethod(Options):
-    """A method that prunes while training, and the budget of the plan that it ends in."""
+    """Method that prunes while training, and the budget of its plan."""
 
     method: str | None = option(
         None, help="Prune while training: slimming, polarization, group_lasso, soft_filter.", heading=BUDGET

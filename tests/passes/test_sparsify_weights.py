@@ -662,7 +662,7 @@ def test_sparsify_external_data(tmp_path: Path) -> None:
     [
         ([], 2, "--sparsity or --pattern"),
         (["--sparsity", 0.5, "--pattern", "2:4"], 2, "--sparsity or --pattern"),
-        (["--pattern", "2:4", "--scope", "layer"], 2, "--scope does not go with it"),
+        (["--pattern", "2:4", "--scope", "layer"], 2, "leave out --scope"),
         (["--sparsity", 1], 1, "in [0, 1)"),
         (["--sparsity", 0.5, "--exclude", "stme*"], 1, "unknown weight"),
         (["--pattern", "2:4", "--what", "unit"], 1, "not for units"),

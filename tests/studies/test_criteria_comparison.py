@@ -225,11 +225,11 @@ def test_the_command_prints_means_and_writes_every_group(tmp_path: Path, analysi
 @pytest.mark.parametrize(
     ("args", "says", "code"),
     [
-        (["--compare", "l1,l2", "-c", "l1"], "without -c and -p", 2),
-        (["--compare", "l1,l2", "-p", "seed=1"], "without -c and -p", 2),
-        (["--ratio", 0.5], "go with --compare", 2),
-        (["--layer", "stem.conv"], "go with --compare", 2),
-        (["--compare", "l1,l2", "--layer", "stem.conv"], "give --plot", 2),
+        (["--compare", "l1,l2", "-c", "l1"], "leave out -c and -p", 2),
+        (["--compare", "l1,l2", "-p", "seed=1"], "leave out -c and -p", 2),
+        (["--ratio", 0.5], "need --compare", 2),
+        (["--layer", "stem.conv"], "need --compare", 2),
+        (["--compare", "l1,l2", "--layer", "stem.conv"], "--layer needs --plot", 2),
         (["--compare", "l1"], "at least two", 1),
         (["--compare", ""], "at least two", 1),
         (["--compare", "l1,l2", "--ratio", "nan"], "in [0, 1)", 1),

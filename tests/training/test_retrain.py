@@ -811,7 +811,7 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"teacher_runtime": "jax"}, "unknown teacher runtime"),
         ({"momentum": 1.0}, r"momentum must be in \[0, 1\)"),
         ({"weight_decay": -1.0}, "weight decay must be at least 0"),
-        ({"warmup": 10.0}, "the warm-up takes 10 epochs and the training 10"),
+        ({"warmup": 10.0}, "a warm-up of 10 epochs does not fit 10 epochs"),
         ({"label_smoothing": 1.0}, "label smoothing must be"),
         ({"mixup": -0.1}, "mixup must be"),
         ({"clip": 0.0}, "clip must be above 0"),
