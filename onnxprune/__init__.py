@@ -9,7 +9,7 @@ Functions, in the order of the job:
 
     load, save            read and write a model
     load_data             read samples, with labels or without
-    prune                 the whole job in one call: score, plan, remove, prove, recover
+    prune                 run the full pipeline: score, plan, remove, prove, recover
 
     analyze               find the channels that can be removed
     score                 score every channel by a criterion
@@ -25,8 +25,8 @@ Functions, in the order of the job:
     evaluate              measure accuracy
     bench                 measure latency
 
-Models are given as `Model`, as the path of a file or as `onnx.ModelProto`; data as `Data` or as a source that
-`load_data` reads. Options are keyword arguments with the names and defaults of the command line.
+A model is a `Model`, the path of a file or an `onnx.ModelProto`; data is `Data` or a source that `load_data` reads.
+Options are keyword arguments with the names and defaults of the command line.
 
 Names are loaded on first use: `import onnxprune` loads neither torch nor onnxruntime.
 """
@@ -89,7 +89,7 @@ if TYPE_CHECKING:
     from onnxprune.training import Settings as Settings
     from onnxprune.verification import Verification as Verification
 
-# In the order of the job, functions with the values that they take and return.
+# In the order of the job: each function with the types of its arguments and results.
 _MODULES = {
     "prune": "pipeline", "Pruned": "pipeline",
     "load": "ir.reader", "save": "ir.writer", "Model": "ir.model", "to_proto": "ir.writer",

@@ -1,8 +1,8 @@
-"""The column of stages from a model to a smaller, proved one, and whole jobs in one call.
+"""Stages from a model to a smaller, proved one, and jobs that run several of them in one call.
 
     load -> analyze -> score -> plan -> apply (strip, prove) -> recover, retrain -> save
 
-`_stages` holds the stages, `_jobs` the jobs that run several of them, `_inputs` the forms in which models, plans and
+`_stages` holds the stages, `_jobs` the jobs, `_inputs` the forms in which models, plans and
 data are accepted.
 """
 

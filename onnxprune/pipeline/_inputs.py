@@ -1,4 +1,4 @@
-"""Models, plans, curves and data as users give them, turned into values."""
+"""Conversion of models, plans, curves and data from the forms that users pass."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ SYNTHETIC = 512  # samples of synthetic data unless `images` is given
 
 
 class HasModel(Protocol):
-    """A result that holds a model: of `prune`, `recover` or `retrain`."""
+    """Result that holds a model: of `prune`, `recover` or `retrain`."""
 
     @property
     def model(self) -> Model:
-        """The model."""
+        """Model of the result."""
 
 
 ModelSource = Model | HasModel | str | os.PathLike[str] | onnx.ModelProto
@@ -39,14 +39,14 @@ PlanSource = Plan | str | os.PathLike[str]
 CurvesSource = Curves | str | os.PathLike[str]
 """Sensitivity curves or the path of their file."""
 DataSource = Data | Calibration | str | os.PathLike[str]
-"""Data, data with the settings it is run with, or what `load_data` reads."""
+"""Data, data with the settings of its runs, or a source that `load_data` reads."""
 
 
 def as_model(given: ModelSource) -> Model:
-    """Return the model that is given.
+    """Return the model, read if it is a path.
 
     Raises:
-        OnnxPruneError: it is neither a model nor the source of one, or the file cannot be read.
+        OnnxPruneError: the argument is neither a model nor the source of one, or the file cannot be read.
     """
     if isinstance(given, Model):
         return given
@@ -55,28 +55,28 @@ def as_model(given: ModelSource) -> Model:
     model = given.source if isinstance(given, Analysis) else getattr(given, "model", None)
     if not isinstance(model, Model):
         raise OnnxPruneError(
-            f"a model is expected, not a {type(given).__name__}", fix="a Model, the path of a file, or a ModelProto"
+            f"a model is expected, not a {type(given).__name__}", fix="pass a Model, a path or a ModelProto"
         )
     return model
 
 
 def as_plan(given: PlanSource) -> Plan:
-    """Return the plan that is given, read if it is a path."""
+    """Return the plan, read if it is a path."""
     return given if isinstance(given, Plan) else load_plan(given)
 
 
 def as_curves(given: CurvesSource | None) -> Curves | None:
-    """Return the curves that are given, read if they are a path."""
+    """Return the curves, read if they are a path."""
     return given if given is None or isinstance(given, Curves) else load_curves(Path(given))
 
 
 def as_target(given: Target | str | None) -> Target | None:
-    """Return the target that is given, parsed if it is text such as "macs=0.5"."""
+    """Return the target, parsed if it is text such as "macs=0.5"."""
     return Target.parse(given) if isinstance(given, str) else given
 
 
 def as_data(given: DataSource, *, images: int | None = None, size: Sequence[int] | None = None) -> Data:
-    """Return the data that is given, read if it is the name of a source; see `load_data`."""
+    """Return the data, read if it is the name of a source; see `load_data`."""
     return read_data(given.data if isinstance(given, Calibration) else given, images=images, size=size)
 
 
@@ -91,7 +91,7 @@ def as_calibration(
 ) -> Calibration | None:
     """Return calibration data; "none" makes synthetic data for the model.
 
-    A `Calibration` is returned as it is: it has its own preprocessing, batch size, device and threads.
+    A `Calibration` is returned unchanged: it has its own preprocessing, batch size, device and threads.
     """
     if given is None or isinstance(given, Calibration):
         return given
@@ -101,6 +101,6 @@ def as_calibration(
 
 
 def is_synthetic(given: DataSource | None) -> bool:
-    """Return whether the data is synthetic."""
+    """Return True if the data is synthetic."""
     name = given.data.name if isinstance(given, Calibration) else given.name if isinstance(given, Data) else given
     return name == "none"

@@ -1,4 +1,4 @@
-"""Whole jobs in one call: prune, recover, retrain, evaluate, bench."""
+"""Jobs that run several stages in one call: prune, recover, retrain, evaluate, bench."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Pruned(Compiled):
 
     Attributes:
         recovery: Stages of the recovery, on samples held out of it; None without recovery.
-        speedup: Predicted and measured latency; None unless latency was asked for.
+        speedup: Predicted and measured latency; None unless latency was requested.
     """
 
     recovery: Recovered | None = None
@@ -82,7 +82,7 @@ class Pruned(Compiled):
         if self.recovery is not None:
             facts.append(self.recovery.summary)
         if self.speedup is not None:
-            facts.append(f"{self.speedup.measured.share:.1%} of the latency left")
+            facts.append(f"{self.speedup.measured.share:.1%} of the latency kept")
         return facts
 
 
@@ -118,7 +118,7 @@ def prune(
     tolerance: float | None = None,
     progress: StageProgress | None = None,
 ) -> Pruned:
-    """Score, plan, remove and prove, then recover accuracy if data is given: the whole job in one call.
+    """Run the full pipeline: score, plan, remove and prove, then recover accuracy if data is given.
 
     Args:
         model: Model, result that holds one, path of a file, or ModelProto.
@@ -135,7 +135,7 @@ def prune(
         recover: Recover accuracy on the data; default: if there is data.
         curves: Sensitivity curves, or the path of their file.
         min_group_accuracy: Lowest value of each group's curve.
-        max_loss: The same for metrics where lower is better.
+        max_loss: Highest value of each group's curve, for metrics where lower is better.
         allocator: Rule that shares the target among the groups; see `plan`.
         normalize: Normalization that makes scores of groups comparable; default: the criterion's own.
         steps: Number of steps, with new scores between them.
@@ -153,14 +153,14 @@ def prune(
         progress: Called with (stage, done, total).
 
     Raises:
-        OnnxPruneError: options that do not go together, a target that cannot be reached, too few samples.
+        OnnxPruneError: options that exclude each other, a target that cannot be reached, too few samples.
         VerificationError: the pruned model does not compute what the masked original computes.
     """
     aim, measured = as_target(target), as_curves(curves)
     if recover and data is None:
-        raise OnnxPruneError("recovery needs samples", fix="give data, or recover=False")
+        raise OnnxPruneError("recovery needs samples", fix="pass data, or recover=False")
     if steps is not None and measured is not None:
-        raise OnnxPruneError("steps score anew between them, so curves do not go with them", fix="leave out one")
+        raise OnnxPruneError("steps compute new scores, so curves do not apply", fix="leave out steps or curves")
     rule, params, reduce = _criterion(criterion, params, reduce, measured, data is not None)
     original = as_model(model)
     samples = as_calibration(data, original, images=images, size=size, preprocess=preprocess, device=device)
@@ -206,14 +206,14 @@ def _criterion(
     curves: Curves | None,
     with_data: bool,
 ) -> tuple[str | AnyCriterion, CriterionParams | None, str | None]:
-    """Criterion, parameters and reduction; the defaults are those that the curves were measured with."""
+    """Return criterion, parameters and reduction; the defaults are those that the curves were measured with."""
     if criterion is not None:
         return criterion, params, reduce
     if curves is None:
         return "obs" if with_data else "l2", params, reduce
     name, own = curves.criterion.get("name"), curves.criterion.get("reduce")
     if not isinstance(name, str):
-        raise OnnxPruneError("the curves do not say by which criterion they were made", fix="give the criterion")
+        raise OnnxPruneError("the curves do not name the criterion they were measured with", fix="pass the criterion")
     recorded = {k: v for k, v in curves.criterion.items() if k not in ("name", "reduce", "normalize")}
     return name, {**recorded, **(params or {})}, reduce or own
 
@@ -270,7 +270,7 @@ def recover(
         device: Device of onnxruntime: "cpu", "cuda" or "auto".
         verify: Prove the pruned model first. A model that was trained since cannot be proved bit for bit.
         folder: Folder for solved layers, so that an interrupted run can continue; the caller removes it.
-        restart: Discard what an interrupted run has left in the folder.
+        restart: Discard the files of an interrupted run in the folder.
         progress: Called with (done, total) layers.
 
     Raises:
@@ -280,7 +280,7 @@ def recover(
     model, small, made = as_model(original), as_model(pruned), as_plan(plan)
     samples = as_calibration(data, model, images=images, size=size, preprocess=preprocess, device=device)
     if samples is None:
-        raise OnnxPruneError("recovery needs samples", fix='give data; data="none" makes synthetic samples')
+        raise OnnxPruneError("recovery needs samples", fix='pass data; data="none" makes synthetic samples')
     if not isinstance(data, Calibration):
         samples = replace(samples, batch=batch, threads=threads)
     analysis = analyze_for(model, made)
@@ -290,7 +290,7 @@ def recover(
             feeds = None if is_synthetic(samples) else samples.first(model)
             prove(analysis, made, small, feeds=feeds, device=samples.device)
         except VerificationError as err:
-            fix = "give the model that this plan made; for one that was trained since: verify=False"
+            fix = "pass the model that this plan made; verify=False if it was trained since"
             raise VerificationError(err.what, where=err.where, fix=fix) from err
     return recover_model(
         model, small, made, samples, analysis=analysis, stages=tuple(stages), rows=rows, rounds=rounds, folder=folder,
@@ -317,25 +317,25 @@ def retrain(
     progress: Progress | None = None,
     notice: Callable[[str], None] | None = None,
 ) -> Retrained:
-    """Train the weights of a pruned model in PyTorch; graph, names and metadata stay.
+    """Train the weights of a pruned model in PyTorch; graph, names and metadata do not change.
 
     Args:
         model: Model, result that holds one, path of a file, or ModelProto.
-        data: Samples and, unless the teacher alone is learned from, labels.
+        data: Samples, and labels unless the training uses the teacher alone.
         val_data: Validation data; default: a share of the data, the same of every class.
         images: Number of samples to read from a source.
         size: Height and width that image files are resized to.
         preprocess: Conversion of the samples into the model's input.
         teacher: Original, for distillation.
         teacher_plan: Plan by which the model was pruned from the teacher; features are then matched in pruned channels.
-        epochs: Number of epochs, in place of that of the settings.
+        epochs: Number of epochs; overrides that of the settings.
         settings: All other settings: learning rate, optimizer, augmentation, device and more.
         method: Method of training-time pruning.
         folder: Folder for checkpoints and logs; default: none are written.
         resume: Continue from the folder's checkpoint.
         restart: Discard the folder's checkpoint.
         progress: Called with (done, total) steps.
-        notice: Called with lines of text for people.
+        notice: Called with lines of text for the user.
 
     Raises:
         OnnxPruneError: data, teacher or settings that do not fit the model; a checkpoint of another run; a loss that
@@ -449,7 +449,7 @@ def bench(
         OnnxPruneError: no model, or one that onnxruntime rejects.
     """
     if not models or isinstance(models, str):
-        raise OnnxPruneError("bench takes a list of models", fix='bench(["model.onnx", "small.onnx"])')
+        raise OnnxPruneError("bench needs a list of models", fix='bench(["model.onnx", "small.onnx"])')
     return bench_models(
         [as_model(m) for m in models], batch=batch, threads=threads, runs=runs, warmup=warmup, device=device,
         progress=progress,

@@ -86,7 +86,7 @@ class Compiled:
     @property
     def _facts(self) -> list[str]:
         kept = self.after.ratio(self.before, "macs")
-        return [f"{self.plan.removed} channels removed, {100 * kept:.1f} % of the MACs left", self._proof]
+        return [f"{self.plan.removed} channels removed, {100 * kept:.1f} % of the MACs kept", self._proof]
 
     @property
     def _proof(self) -> str:
@@ -214,14 +214,14 @@ def plan_steps(
 ) -> Plan:
     """Choose the channels to remove in several steps, with new scores of the remaining channels between them.
 
-    Arguments that `score` and `plan` have as well mean the same.
+    Arguments of the same name as in `score` and `plan` have the same meaning.
 
     Args:
         analysis: Analysis of the original.
         criterion: Name of a criterion, or an instance.
         target: Share of a measure to keep in the end.
-        steps: Number of steps; 1 gives the plan of `plan`.
-        schedule: "linear" (each step takes the same share of the original) or "geometric" (of the remaining).
+        steps: Number of steps; with 1 the result is that of `plan`.
+        schedule: "linear" (each step removes the same share of the original) or "geometric" (of the remaining).
         progress: Called with (done, total) steps.
 
     Raises:
@@ -257,7 +257,7 @@ def compile_plan(
         feeds: Inputs for whole runs of the proof, beside random ones.
         tolerance: Largest relative difference; default: by element type.
         device: Device of the proof: "cpu", "cuda" or "auto".
-        threads: Threads of onnxruntime; 0 leaves the choice to it.
+        threads: CPU threads; 0 leaves the choice to onnxruntime.
         seed: Seed of the random values.
 
     Raises:
@@ -320,7 +320,7 @@ def verify(
 ) -> Verification:
     """Prove that a pruned model computes what its masked original computes.
 
-    Of a recovered or retrained model everything but the values of its weights is checked.
+    Weight values of a recovered or retrained model are not compared; everything else is.
 
     Args:
         original: Model before pruning: model, path of a file, or ModelProto.
