@@ -1,12 +1,12 @@
-"""A headless Chromium for tests of pages: what a page says on its console, what it asks the network for, and axe-core.
+"""Headless Chromium for tests of pages: console messages, network requests, and checks by axe-core.
 
     @pytest.fixture(scope="module")
     def browser() -> Iterator[Browser]:
         with Browser() as found:
             yield found
 
-Tests that use it are marked `browser`; `make test-browser` installs what they need and runs them. Nothing is skipped
-where something is missing: whoever asks for these tests is told what to install.
+Tests that use it are marked `browser`; `make test-browser` installs their requirements and runs them. They are not
+skipped if a requirement is missing: the error names it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SERIOUS = ("serious", "critical")
 
 
 def chromium() -> str:
-    """The browser: the environment variable CHROMIUM, or one on the path."""
+    """Return the browser: the environment variable CHROMIUM, or one on the path."""
     found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
     if found is None:
         raise RuntimeError("no Chromium here: `make test-browser`, or set CHROMIUM to the program")
@@ -37,7 +37,7 @@ def chromium() -> str:
 
 
 def axe() -> str:
-    """The source of axe-core: from the folder AXE_FOLDER that npm installed it into, default .browser here."""
+    """Return the source of axe-core: from the folder AXE_FOLDER that npm installed it into, default .browser here."""
     path = Path(os.environ.get("AXE_FOLDER", ROOT / ".browser")) / AXE
     if not path.is_file():
         raise RuntimeError("no axe-core here: `make test-browser`, or `npm install --prefix .browser axe-core`")
@@ -46,12 +46,12 @@ def axe() -> str:
 
 @dataclass
 class Page:
-    """An open page.
+    """Open page.
 
     Attributes:
-        tab: playwright's own page, for clicks and questions.
-        errors: errors and warnings on the console, and exceptions that nobody caught.
-        requests: addresses it has asked for, itself first; not those that hold their content themselves (data, blob).
+        tab: Page of playwright, for clicks and queries.
+        errors: Errors and warnings on the console, and uncaught exceptions.
+        requests: Requested addresses, the page itself first; without inline ones (data, blob).
     """
 
     tab: Any
@@ -64,7 +64,7 @@ class Page:
         return [url for url in self.requests if urlsplit(url)[:2] != own]
 
     def findings(self, impacts: tuple[str, ...] = SERIOUS) -> list[str]:
-        """What axe-core finds, by default only what is serious or critical: "rule: help: element"."""
+        """Return the findings of axe-core, by default serious and critical ones: "rule: help: element"."""
         self.tab.evaluate(axe())  # in the page's world, past its content security policy
         found = self.tab.evaluate("() => axe.run(document, {resultTypes: ['violations']})")
         assert found["passes"], "axe-core has looked at nothing"
@@ -77,7 +77,7 @@ class Page:
 
 
 class Browser:
-    """Chromium, as a context: it ends with the block."""
+    """Chromium as a context manager."""
 
     def __enter__(self) -> Self:
         from playwright.sync_api import sync_playwright
@@ -100,15 +100,15 @@ class Browser:
         self, where: Path | str, *, width: int = 1280, height: int = 900, dark: bool = False, offline: bool = False,
         timeout: float = 120_000, **options: Any,
     ) -> Page:  # fmt: skip
-        """Opens a file or an address and waits until it is loaded.
+        """Open a file or an address and wait until it is loaded.
 
         Args:
-            where: a file's path or a URL.
-            width, height: of the window, in CSS pixels.
-            dark: what the page is told of the user's colour scheme.
-            offline: without a network, as far as the page can tell.
-            timeout: milliseconds after which waiting for anything fails.
-            options: further ones of playwright's `new_context`.
+            where: A file's path or a URL.
+            width, height: Size of the window, in CSS pixels.
+            dark: Emulate a dark colour scheme.
+            offline: Emulate a missing network.
+            timeout: Milliseconds after which waiting fails.
+            options: Further options of playwright's `new_context`.
         """
         context = self._chromium.new_context(
             viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light", offline=offline,
@@ -124,7 +124,7 @@ class Browser:
         return page
 
     def close(self, page: Page) -> None:
-        """Closes a page and forgets what it stored."""
+        """Close a page and discard its storage."""
         page.tab.context.close()
 
 

@@ -1,4 +1,4 @@
-"""Calls of the command line in this process, for the tests that go end to end."""
+"""Calls of the command line in this process, for end-to-end tests."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from onnxprune.cli import main
 
 
 class CommandLine:
-    """Calls that begin alike.
+    """Command line with fixed first words.
 
     Args:
-        start: the words every call begins with.
+        start: First words of every call.
     """
 
     def __init__(self, *start: object) -> None:
         self.start = start
 
     def run(self, *args: object) -> Result:
-        """What came of a call; an exception that is no known error passes through."""
+        """Return the result of a call; an exception other than a known error is raised."""
         return CliRunner().invoke(main, [str(a) for a in (*self.start, *args)], catch_exceptions=False)
 
     def ok(self, *args: object) -> Result:
-        """A call that must succeed."""
+        """Return the result of a call that must succeed."""
         result = self.run(*args)
         assert result.exit_code == 0, result.stderr
         return result
 
     def out(self, *args: object) -> str:
-        """The stdout of a call that must succeed."""
+        """Return the stdout of a call that must succeed."""
         return self.ok(*args).stdout
 
     def fails(self, *args: object, code: int = 1) -> str:
-        """The stderr of a call that must fail, without a traceback."""
+        """Return the stderr of a call that must fail without a traceback."""
         result = self.run(*args)
         assert result.exit_code == code, result.output
         assert "Traceback" not in result.output

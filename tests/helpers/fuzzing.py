@@ -1,8 +1,8 @@
 """Random graphs over all operator records, element types and opsets; hypothesis draws and shrinks a `Fuzz`.
 
 A graph is a chain of parts on a trunk of channels: the blocks of graphs.py, which choose sizes at random, and the cases
-of test_op_contract.py, of which there is one for every record: so a new record is drawn without a line here. In front
-of them stand parts of fuzz_sizes.py, which compute with the sizes of an image; see there. Every compiled model is
+of test_op_contract.py, of which there is one for every record: so new records are drawn as well. They follow
+parts of fuzz_sizes.py, which compute with the sizes of an image. Every compiled model is
 verified, and then compared with the masked original again at sizes of `SIZES`.
 """
 
@@ -59,7 +59,7 @@ _DECIDES = re.compile(
 
 
 def _case_names() -> dict[str, Any]:
-    """`Op#2` is the second case of an operator; those that onnxruntime does not have are left out."""
+    """Return the cases by name; `Op#2` is the second case of an operator. Cases without a kernel are omitted."""
     seen: dict[str, int] = {}
     out = {}
     for case in (c for c in CASES if c.runs):
@@ -74,18 +74,18 @@ PARTS = (*BLOCKS, *HIDDEN, *CASE)
 
 @dataclass(frozen=True)
 class Fuzz:
-    """One random graph: the same gives the same bytes.
+    """Recipe of one random graph; equal recipes give equal bytes.
 
     Attributes:
-        parts: names of blocks and cases, in order. One that onnxruntime does not run in this type or opset gives way
-            to a convolution.
-        seed: of all weights, of the blocks' own choices and of what is removed.
-        opset: of the standard operators.
-        dtype: of weights and activations.
+        parts: Names of blocks and cases, in order. A part that onnxruntime does not run in this type or opset is
+            replaced by a convolution.
+        seed: Seed of all weights, of the blocks' choices and of the removed channels.
+        opset: Opset of the standard operators.
+        dtype: Element type of weights and activations.
         dims: "fixed" (all of them), "batch" (symbolic; some parts fix it), "image" (height and width symbolic, too) or
             "unnamed" (the same without names).
-        disguise: whether weights may hide behind Constant, Identity, Transpose or Cast nodes.
-        sized: names of parts of fuzz_sizes.py in front of the others.
+        disguise: Allow weights behind Constant, Identity, Transpose or Cast nodes.
+        sized: Names of parts of fuzz_sizes.py before the others.
         head: "plain", "tiny" (outputs near zero behind a Sigmoid) or "columns" (outputs of very different magnitude).
     """
 
@@ -100,7 +100,7 @@ class Fuzz:
 
     @property
     def dynamic(self) -> bool:
-        """Whether the batch is symbolic."""
+        """True if the batch is symbolic."""
         return self.dims != "fixed"
 
 
@@ -144,7 +144,7 @@ class FuzzBuilder(Builder):
         """A further input of the model, made once; its named dimensions are as `dims` of the graph says.
 
         Args:
-            shared: whether names mean that dimensions of several inputs are the same, so that none may be missing.
+            shared: Named dimensions are the same in several inputs, so that none may be missing.
         """
         shape: list[int | str | None] = list(dims)
         if self.fuzz.dims == "unnamed" and not shared:
@@ -307,7 +307,7 @@ def _head(b: FuzzBuilder, x: T) -> str:
 
 
 def runs(proto: onnx.ModelProto) -> bool:
-    """Whether the checker and onnxruntime take a model as it is."""
+    """Return True if the checker and onnxruntime accept a model."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
@@ -321,10 +321,10 @@ def runs(proto: onnx.ModelProto) -> bool:
 
 
 def works(proto: onnx.ModelProto, seed: int = 0) -> bool:
-    """Whether onnxruntime runs a model, as it is and optimized, at the batches of a verification.
+    """Return True if onnxruntime runs a model, with and without optimizations, at the batches of a verification.
 
-    Some parts hold for one batch only (RoiAlign makes as many maps as there are boxes), and it has bugs of its own.
-    One was found this way: Transpose moved past Pad with `axes` (1.32.0) gives a Gather that is out of bounds.
+    Some parts are valid for one batch only (RoiAlign makes one map for each box), and onnxruntime has bugs. One was
+    found this way: Transpose moved past Pad with `axes` (1.32.0) gives a Gather that is out of bounds.
     """
     try:
         analysis, session = analyze(load(proto)), Session(proto, threads=1)
@@ -337,7 +337,7 @@ def works(proto: onnx.ModelProto, seed: int = 0) -> bool:
 
 @functools.cache
 def _variant(part: str, opset: int, dtype: str) -> int | None:
-    """How a part is written so that onnxruntime runs it in this opset and type; None: not at all."""
+    """Return the index of the variant of a part that onnxruntime runs in this opset and type; None if there is none."""
     decides = part in DECIDES or (part in CASE and _DECIDES.search(CASE[part].text))
     if opset < NEWER.get(part, 0) or (dtype == "float16" and decides):
         return None
@@ -349,30 +349,30 @@ def _variant(part: str, opset: int, dtype: str) -> int | None:
 
 
 def where_it_runs(part: str, opsets: Sequence[int] = OPSETS) -> bool:
-    """Whether any opset takes a part in float32."""
+    """Return True if a part runs in float32 in any opset."""
     return any(_variant(part, opset, "float32") is not None for opset in reversed(opsets))
 
 
 def random_plan(analysis: Analysis, seed: int) -> Plan:
-    """Some channels of every group, never all."""
+    """Return some channels of every group, never all."""
     rng = np.random.default_rng(seed)
     groups = {g.name: Removal(g.channels, removal(g.channels, rng)) for g in analysis.groups}
     return Plan(analysis.source.fingerprint, groups)
 
 
 class NotTaken(Exception):
-    """Onnxruntime fails on the model as it was before anything was done to it."""
+    """Failure of onnxruntime on the original model."""
 
 
 class Difference(VerificationError):
-    """A compiled model differs from the masked original at sizes that its verification may not have run."""
+    """Difference of a compiled model from the masked original at sizes that its verification may not have run."""
 
 
 def feeds_at(model: Model, sizes: Sequence[int], scale: float, seed: int) -> dict[str, Array]:
-    """Random inputs: floats of a scale, any bytes, either truth, numbers that every table holds.
+    """Return random inputs: floats of a scale, any bytes, booleans, indices valid in every table.
 
     Args:
-        sizes: of the batch and of the other dynamic dimensions in order of appearance, by name.
+        sizes: Sizes of the batch and of the other dynamic dimensions in order of appearance, by name.
     """
     rng = np.random.default_rng(seed)
     numbers: dict[Any, int] = {}
@@ -399,11 +399,11 @@ def compared(analysis: Analysis, plan: Plan, pruned: Model, seed: int = 0) -> in
     """Compare a compiled model with the masked original at all `SIZES` and `SCALES`, channel by channel.
 
     A difference counts if inputs changed in their last bits do not move the masked original nearly as far. Sizes at
-    which the original itself fails are left out, and outputs that large inputs make infinite. So are runs in which a
-    removed channel is infinite or no number, as zero times it is no zero.
+    which the original itself fails are skipped, as are outputs that large inputs make infinite, and runs in which a
+    removed channel is not finite, because zero times it is not zero.
 
     Returns:
-        At how many sizes both ran.
+        Number of sizes at which both ran.
 
     Raises:
         Difference: they differ, or only one of them runs.
@@ -449,7 +449,7 @@ def compared(analysis: Analysis, plan: Plan, pruned: Model, seed: int = 0) -> in
 
 
 def _masks_infinity(masked: Model, analysis: Analysis, feeds: Mapping[str, Array]) -> bool:
-    """Whether a mask of the masked original makes NaN, from infinity or NaN in a removed channel."""
+    """Return True if a mask of the masked original makes NaN, from infinity or NaN in a removed channel."""
     proto = to_proto(masked)
     known = {o for n in to_proto(analysis.source).graph.node for o in n.output}
     masks = [n.output[0] for n in proto.graph.node if n.op_type == "Mul" and n.output[0] not in known]
@@ -474,7 +474,7 @@ def _results(session: Session, feeds: Mapping[str, Array]) -> list[Array] | None
 
 
 def _nudged(feeds: Mapping[str, Array]) -> dict[str, Array]:
-    """Inputs of which every float differs in its last bits."""
+    """Return the inputs with every float changed in its last bits."""
     rng = np.random.default_rng(0)
     return {
         k: (v * (1 + 8 * np.finfo(v.dtype).eps * rng.standard_normal(v.shape))).astype(v.dtype)
@@ -485,10 +485,10 @@ def _nudged(feeds: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def _gap(actual: Array, expected: Array, limit: Mapping[str, float], steps: int = 0) -> float:
-    """The largest difference over the largest magnitude of the same channel (axis 1), in tolerances.
+    """Return the largest difference over the largest magnitude of the same channel (axis 1), in tolerances.
 
     Args:
-        steps: how many epsilons are allowed whatever the magnitude.
+        steps: Tolerance in epsilons, independent of the magnitude.
     """
     if actual.shape != expected.shape or actual.dtype != expected.dtype:
         return float("inf")
@@ -507,17 +507,17 @@ def _gap(actual: Array, expected: Array, limit: Mapping[str, float], steps: int 
 
 
 def proved(proto: onnx.ModelProto, plan_of: Any) -> Compiled:
-    """Prunes, verifies, and compares at further sizes.
+    """Prune, verify, and compare at further sizes.
 
-    A decision at the edge of rounding may fall either way on one input; a wrong rewrite is wrong on all. So a
-    difference counts if three sets of random inputs show one.
+    A difference counts if three sets of random inputs show one: rounding may flip a decision on one input, while a
+    wrong rewrite is wrong on all.
 
     Args:
-        plan_of: makes the plan of an analysis.
+        plan_of: Function from an analysis to a plan.
 
     Raises:
-        NotTaken: onnxruntime's own fault.
-        Exception: whatever is wrong.
+        NotTaken: Onnxruntime fails on the original.
+        Exception: Any other failure.
     """
     model = load(proto)
     analysis = analyze(model)

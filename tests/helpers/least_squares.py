@@ -1,4 +1,4 @@
-"""Least squares by numpy alone, which the surgeon is compared with."""
+"""Least squares by numpy alone, as a reference for the solver."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class Layer:
 
 
 def greedy(layers: Sequence[tuple[Layer, float]], channels: int, ridge: float) -> tuple[list[int], list[float]]:
-    """In which order channels go, and the rise of each, by trying every one of them every time.
+    """Return the removal order and the increase of each removal, by evaluating every candidate in every step.
 
     Args:
-        layers: that read the channels, a block each, and what their squared errors are divided by.
-        channels: how many.
-        ridge: as for `Layer.fitted`.
+        layers: Consumers of the channels, a block each, and the divisors of their squared errors.
+        channels: Number of channels.
+        ridge: As for `Layer.fitted`.
     """
 
     def error(gone: list[int]) -> float:

@@ -1,6 +1,6 @@
 """Mutators: each makes one change to a correctly pruned model, of the kind that a defect of the compiler would make.
 
-A mutator gets a subject and a random generator, and returns a mutant or None where it finds nothing to change. `KINDS`
+A mutator gets a subject and a random generator, and returns a mutant, or None if nothing can be changed. `KINDS`
 lists them by name; `tools/mutate.py` draws from it by the thousand, `test_mutants.py` a fixed sample.
 """
 
@@ -376,7 +376,7 @@ SIZES = {
 
 
 def _constants(proto: ModelProto) -> dict[str, Any]:
-    """Where constants are: initializers and Constant nodes of the main graph, as TensorProto."""
+    """Return the constants: initializers and Constant nodes of the main graph, as TensorProto."""
     out = {t.name: t for t in proto.graph.initializer}
     for node in all_nodes(proto):
         if node.op_type == "Constant":

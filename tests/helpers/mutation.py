@@ -1,4 +1,4 @@
-"""Subjects of mutation tests: correctly pruned models, inputs that exercise them, and what a mutant changes.
+"""Subjects of mutation tests: correctly pruned models, inputs that exercise them, and the effects of mutants.
 
 Whether a mutant computes another function is decided without the proof: it and the model that it was made from run in
 onnxruntime, one thread, without optimizations, so that unchanged nodes give unchanged bits. Inputs differ in size and
@@ -67,10 +67,10 @@ class Subject:
     """A correctly pruned model and everything that mutants of it share.
 
     Attributes:
-        name: of the model, and how it was varied.
-        original: before pruning.
-        analysis: of the original.
-        plan: what was removed.
+        name: Name of the model and of its variant.
+        original: Model before pruning.
+        analysis: Analysis of the original.
+        plan: Removed channels.
         proto: the pruned model; mutators copy it.
         feeds: inputs of several sizes and distributions that the pruned model accepts.
         known: shape and element type of every tensor of the pruned graph with the first feeds.
@@ -114,7 +114,7 @@ class Subject:
         return ""
 
     def change(self, proto: onnx.ModelProto) -> str:
-        """How a mutant differs: "invalid" (onnxruntime rejects it), "same", "unclear" (by rounding alone), "other"."""
+        """Return the kind of difference: "invalid" (onnxruntime rejects it), "same", "unclear" (rounding), "other"."""
         try:
             mutant = session(proto)
         except Exception:  # onnxruntime has exceptions of its own
@@ -338,7 +338,7 @@ def with_tiny_column(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str
 
 
 def sources() -> dict[str, Any]:
-    """How to make the original of every subject, by name: hand-made ones, digits with variants, structures."""
+    """Return constructors of every original, by name: hand-made ones, digits with variants, structures."""
     out: dict[str, Any] = {}
     done: list[onnx.ModelProto] = []
     for case in proof_cases.cases().values():

@@ -1,4 +1,4 @@
-"""What tests of planning share: a network by hand, a latency model without a clock, curves without data."""
+"""Shared helpers of the planning tests: a network by hand, a latency model without a clock, curves without data."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WIDE = """<ir_version: 8, opset_import: ["" : 17]> agraph (float[N,3,6,6] x) => 
 
 
 def wide_model(seed: int = 0) -> Model:
-    """Groups w0 of 64 channels (a residual stream) and w1 of 96, so that blocks of 16 leave something to choose."""
+    """Network with groups w0 of 64 channels (a residual stream) and w1 of 96: several blocks of 16 each."""
     proto = onnx.parser.parse_model(WIDE)
     rng = np.random.default_rng(seed)
     for name, shape in {"w0": (64, 3), "w1": (96, 64), "w2": (64, 96), "w3": (5, 64)}.items():
@@ -32,26 +32,26 @@ def wide_model(seed: int = 0) -> Model:
 
 
 def kept_counts(made: Plan, analysis: Analysis) -> dict[str, int]:
-    """Channels left per group."""
+    """Return the kept channels of each group."""
     gone = {name: len(r.removed) for name, r in made.groups.items()}
     return {g.name: g.channels - gone.get(g.name, 0) for g in analysis.groups}
 
 
 def share(made: Plan, analysis: Analysis, measure: str) -> float:
-    """The share of a measure that a plan keeps."""
+    """Return the share of a measure that a plan keeps."""
     cost = CostModel(analysis)
     return cost.cost(analysis.kept(made)).ratio(cost.baseline, measure)
 
 
 class FakeLatency:
-    """Seconds that are linear in the kept channels of every group, rounded up to whole blocks; no clock.
+    """Latency model without a clock: seconds are linear in the kept channels of every group, in blocks.
 
     Args:
-        analysis: of the model.
-        weights: seconds per channel and group, by place; the last one counts for all further groups. A group of
-            weight 0 is one whose channels save nothing.
-        block: of the kernels.
-        base: seconds that nothing saves.
+        analysis: Analysis of the model.
+        weights: Seconds per channel, in the order of the groups; the last value applies to all further groups. Channels
+            of a group of weight 0 save nothing.
+        block: Block of the kernels.
+        base: Seconds that do not depend on the channels.
     """
 
     batch, threads, provider = 1, 1, "FakeExecutionProvider"

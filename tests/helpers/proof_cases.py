@@ -79,7 +79,7 @@ def edited(case: ProofCase, pruned: Model) -> Model:
 
 
 def agrees(case: ProofCase, analysis: Analysis, plan: Plan, pruned: Model, tolerance: float = 1e-3) -> bool:
-    """Whether a model equals the masked original on the case's feeds, shapes and non-finite entries included."""
+    """Return True if a model equals the masked original on the case's feeds, shapes and non-finite entries included."""
     masked = Pipeline([InsertMasks(plan, analysis)])(analysis.source)
     sessions = [Session(m, threads=1, optimize=False) for m in (masked, pruned)]
     for feeds in case.feeds:
@@ -334,7 +334,7 @@ def windows() -> Iterator[ProofCase]:
 
 
 def bool_inputs() -> Iterator[ProofCase]:
-    """Where on a bool input: the second side is never taken if every bool is true."""
+    """`Where` on a bool input: the second side is never used if every bool is true."""
     original = made(
         """g (float[N,3,8,8] x, bool[N,1,1,1] m) => (float[N,6,8,8] y) {
         a = Conv <pads = [1, 1, 1, 1]> (x, w0, b0) r = Relu (a) c = Conv (r, w1) d = Conv (r, w2)

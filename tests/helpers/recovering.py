@@ -1,4 +1,4 @@
-"""What the tests of recovery share: models that are cut, tensors inside them, samples."""
+"""Shared helpers of the recovery tests: pruned models, tensors inside them, samples."""
 
 from __future__ import annotations
 
@@ -67,14 +67,14 @@ def samples(data: Data, batch: int = 16) -> Calibration:
 
 
 def cut(analysis: Analysis, removed: Mapping[str, Sequence[int]]) -> tuple[Plan, Model]:
-    """The plan that removes some channels of some groups, and the model without them, as a file would give it."""
+    """Return a plan that removes some channels of some groups, and the pruned model as read from a file."""
     groups = {name: Removal(analysis[name].channels, tuple(gone)) for name, gone in removed.items()}
     made = Plan(analysis.source.fingerprint, groups)
     return made, load(to_proto(Pipeline([StripChannels(made, analysis)])(analysis.model)))
 
 
 def cut_at_random(analysis: Analysis, seed: int, share: float = 0.5) -> tuple[Plan, Model]:
-    """About a share of every group's channels is removed."""
+    """Remove about a share of every group's channels."""
     rng = np.random.default_rng(seed)
     gone = {}
     for g in analysis.groups:
@@ -84,7 +84,7 @@ def cut_at_random(analysis: Analysis, seed: int, share: float = 0.5) -> tuple[Pl
 
 
 def digits(name: str, share: float, count: int = 120) -> tuple[Analysis, Plan, Model, Data]:
-    """A model that ships, cut by the norms of its filters to a share of its MACs, and training samples."""
+    """Return a bundled model, pruned by the norms of its filters to a share of its MACs, and training samples."""
     analysis = op.analyze(load(MODELS / f"{name}.onnx"))
     made = plan(score(analysis, "l2"), Target(macs=share))
     data = load_data("digits:train", images=count)

@@ -1,4 +1,4 @@
-"""Models that once went wrong, as small files in tests/regressions/: NAME.onnx (or .onnx.xz) and NAME.json."""
+"""Models that once failed, as small files in tests/regressions/: NAME.onnx (or .onnx.xz) and NAME.json."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LARGE = 10_000  # bytes: compressed above
 
 
 def store(name: str, proto: onnx.ModelProto, plan: Plan | None, notes: dict[str, Any], folder: Path = FOLDER) -> Path:
-    """Writes a model and what was removed from it, in place of one of the same name."""
+    """Write a model and the channels removed from it; replace one of the same name."""
     folder.mkdir(exist_ok=True)
     for old in folder.glob(f"{name}.onnx*"):
         old.unlink()
@@ -30,12 +30,12 @@ def store(name: str, proto: onnx.ModelProto, plan: Plan | None, notes: dict[str,
 
 
 def names(folder: Path = FOLDER) -> list[str]:
-    """What is stored."""
+    """Return the names of the stored models."""
     return sorted(p.stem for p in folder.glob("*.json"))
 
 
 def stored(name: str, folder: Path = FOLDER) -> tuple[onnx.ModelProto, dict[str, Any]]:
-    """A model and its notes."""
+    """Return a model and its notes."""
     notes = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
     packed = folder / f"{name}.onnx.xz"
     data = lzma.decompress(packed.read_bytes()) if packed.exists() else (folder / f"{name}.onnx").read_bytes()
@@ -43,7 +43,7 @@ def stored(name: str, folder: Path = FOLDER) -> tuple[onnx.ModelProto, dict[str,
 
 
 def plan_of(analysis: Analysis, removed: dict[str, list[int]] | None) -> Plan:
-    """The stored removal, of the groups that are still free; without one the first channel of every group."""
+    """Return the stored removal for groups that are still free; without one the first channel of every group."""
     groups = {}
     for g in analysis.groups:
         gone = [i for i in (removed.get(g.name, []) if removed is not None else [0]) if i < g.channels]

@@ -1,7 +1,7 @@
-"""Reads weight-less structures (models/structures/NAME.onnx.xz) and fills them with random weights.
+"""Read weight-less structures (models/structures/NAME.onnx.xz) and fill them with random weights.
 
-Nothing here trusts the file: its size, its decompressed size and the memory its shapes ask for are bounded, and
-protobuf is all that is parsed. `tools/structures.py` writes these files.
+Files are not trusted: their size, decompressed size and the memory of their shapes are bounded, and only protobuf is
+parsed. `tools/structures.py` writes these files.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ Use = tuple[NodeProto, int]
 
 
 class StructureError(ValueError):
-    """The file is not a packed structure, or asks for too much."""
+    """File that is not a packed structure, or exceeds a bound."""
 
 
 def all_structures() -> list[Path]:
-    """The structures that ship, by name."""
+    """Return the bundled structures, by name."""
     return sorted(FOLDER.glob("*.onnx.xz"))
 
 
@@ -66,7 +66,7 @@ def unpack(path: Path) -> onnx.ModelProto:
 
 
 def fill(proto: onnx.ModelProto, seed: int = 0) -> onnx.ModelProto:
-    """Gives every tensor without data random values, in place; the same for the same names, shapes and seed.
+    """Fill every tensor without data with random values, in place; the same for the same names, shapes and seed.
 
     Raises:
         StructureError: a shape or type that cannot be filled, or too many elements.
@@ -98,7 +98,7 @@ def _is_empty(t: TensorProto) -> bool:
 
 
 def _use(name: str, uses: dict[str, list[Use]]) -> tuple[NodeProto, int]:
-    """The first node that computes with a tensor, and as which of its inputs."""
+    """Return the first node that computes with a tensor, and the index of the input."""
     for _ in range(8):
         found = uses.get(name, [])
         if not found:
@@ -126,7 +126,7 @@ def _gain(node: NodeProto, index: int, made_by: dict[str, NodeProto], uses: dict
 
 
 def _per_channel(node: NodeProto, made_by: dict[str, NodeProto]) -> bool:
-    """Whether a node is BatchNormalization, in one operator or as products and sums with constants."""
+    """Return True if a node is BatchNormalization, in one operator or as products and sums with constants."""
     computed = [i for i in node.input if i in made_by and made_by[i].op_type != "Constant"]
     return node.op_type == "BatchNormalization" or (node.op_type in ("Mul", "Add", "Sub") and len(computed) == 1)
 
@@ -169,7 +169,7 @@ def analysed(path: Path, seed: int = 0) -> op.Analysis:
 
 
 def coverage(analysis: op.Analysis) -> dict[str, object]:
-    """What tests/goldens/structures.json holds of it, its size aside."""
+    """Return the entry of tests/goldens/structures.json, without the size."""
     locked = sorted({(lock.op, lock.reason) for lock in analysis.locked})
     return {
         "groups": len(analysis),
