@@ -145,13 +145,13 @@ def _print_summary(done: Compiled, hard: Compiled, trained: list[DemoResult], mi
         for c, t in zip((done, hard), trained, strict=True)
     ]  # fmt: skip
     print()
-    title = f"accuracy recovered without training, then retrained for {EPOCHS} epochs with distillation"
+    title = f"recovered without training, then retrained: {EPOCHS} epochs of distillation"
     _display.table(title, ["MACs kept", "as cut", "recovered", "took", "retrained", "took"], rows)
     if missing is not None:
         print(f"not retrained: {missing}")
     else:
         print("This network has many weak filters: half of its MACs are removed at no loss.")
-        print("Most networks lose accuracy, as in the second row, and recover it in the same way.")
+        print("Most networks lose accuracy as in the second row, and recover it likewise.")
     print(f"\nwritten: {name}\nnext commands to run:")
     print(f"  onnxprune inspect {name}")
     print("  onnxprune prune your-model.onnx -o small.onnx --target macs=0.5 --data DATA")
