@@ -36,8 +36,8 @@ OUTSIDE = {
     "examples/extension": "examples/extension.md",
     **{f"examples/{path.name}": f"examples/{path.stem}.md" for path in EXAMPLES},
 }
-# The link of a page: not an image, not an address, not a place on the page itself.
-LINK = re.compile(r"(?<!!)(?P<text>\[[^\]]*\])\((?P<target>[^)#:\s]+)(?P<anchor>#[^)\s]*)?\)")
+# A link or image of a page that is no address and no anchor of the page itself.
+LINK = re.compile(r"(?P<text>\[[^\]]*\])\((?P<target>[^)#:\s]+)(?P<anchor>#[^)\s]*)?\)")
 FETCHED = re.compile(r"""<(?:script|img|iframe|source)[^>]*\ssrc=["']?(?:https?:)?//|<link[^>]*rel=["']?(?:stylesheet|preconnect|icon|preload)["']?[^>]*href=["']?(?:https?:)?//""")  # fmt: skip  # noqa: E501
 
 log = logging.getLogger("mkdocs.site_pages")
