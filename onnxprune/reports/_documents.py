@@ -1,4 +1,4 @@
-"""JSON that commands wrote, recognised by what it holds, not by its name, and read strictly."""
+"""Strict reading of JSON that commands wrote, recognised by content instead of file name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from onnxprune.errors import OnnxPruneError
 MAX_BYTES = 256 * 2**20
 Table = dict[str, Any]
 
-# A document is of the first kind all of whose keys it has.
+# A document has the first kind whose keys are all present.
 _KINDS = {
     "plan": {"schema", "tool", "model", "criterion", "options", "groups"},
     "scores": {"schema", "model", "criterion", "normalize", "groups"},
@@ -31,7 +31,7 @@ _CURVES = {"baseline", "higher_is_better", "metric", "groups"}
 
 @dataclass(frozen=True)
 class Document:
-    """What a file holds: one of the kinds above, "curves" or "bench"."""
+    """Parsed file with its kind: one of those above, "curves" or "bench"."""
 
     kind: str
     path: Path
@@ -39,7 +39,7 @@ class Document:
 
 
 def parse_json(text: str) -> Any:
-    """JSON text, strictly.
+    """Parse JSON text strictly.
 
     Raises:
         ValueError: not JSON, a key given twice, NaN or infinity.
@@ -58,7 +58,7 @@ def parse_json(text: str) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file, strictly.
+    """Read a JSON file strictly.
 
     Raises:
         OnnxPruneError: unreadable, too large, not UTF-8, not JSON, a key given twice, NaN or infinity.
@@ -74,10 +74,10 @@ def read_json(path: Path) -> Any:
 
 
 def recognise(path: Path) -> Document:
-    """A file with what it is.
+    """Return the document in a file.
 
     Raises:
-        OnnxPruneError: as `read_json`; or JSON that is of no kind that a report shows.
+        OnnxPruneError: as `read_json`; or JSON of a kind that no report shows.
     """
     value = read_json(path)
     if isinstance(value, dict):
@@ -96,7 +96,7 @@ def recognise(path: Path) -> Document:
 
 
 class Fields:
-    """Typed access to a table that someone else wrote.
+    """Typed access to an untrusted table.
 
     Args:
         value: the table.
@@ -113,10 +113,10 @@ class Fields:
         return OnnxPruneError(f"{key!r} is not {kind}", where=self.where)
 
     def number(self, key: str) -> float | None:
-        """A finite number, or None where there is none.
+        """Return a finite number, or None if the key is absent.
 
         Raises:
-            OnnxPruneError: something else is there.
+                        OnnxPruneError: the value is something else.
         """
         value = self.value.get(key)
         if value is None:
@@ -126,7 +126,7 @@ class Fields:
         return float(value)
 
     def count(self, key: str) -> int | None:
-        """A count, or None where there is none."""
+        """Return a count, or None if the key is absent."""
         value = self.number(key)
         if value is None:
             return None
@@ -135,7 +135,7 @@ class Fields:
         return int(value)
 
     def text(self, key: str) -> str:
-        """A text, "" where there is none."""
+        """Return a text, "" if the key is absent."""
         value = self.value.get(key)
         if value is None:
             return ""
@@ -144,18 +144,18 @@ class Fields:
         return value
 
     def flag(self, key: str) -> bool:
-        """True or false; false where there is none."""
+        """Return a boolean, false if the key is absent."""
         value = self.value.get(key, False)
         if not isinstance(value, bool):
             raise self._wrong(key, "true or false")
         return value
 
     def table(self, key: str) -> Fields:
-        """A table inside."""
+        """Return a nested table."""
         return Fields(self.value.get(key), f"{self.where}, {key}")
 
     def tables(self, key: str) -> list[Fields]:
-        """A list of tables inside."""
+        """Return a nested list of tables."""
         value = self.value.get(key)
         if not isinstance(value, list):
             raise self._wrong(key, "a list")

@@ -1,4 +1,4 @@
-"""The story of single files: models, plan, curves, scores, and what commands printed with --json."""
+"""Report data from single files: models, plan, curves, scores, and --json output of commands."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Tick = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class MeasurementSettings:
-    """What a report measures itself, where files do not say it.
+    """Settings of a report's own measurements, used if no file has the figures.
 
     Attributes:
         latency: of models that no `bench --json` tells of, in turn; `batch`, `threads`, `runs`, `device` of it.
@@ -50,7 +50,7 @@ class MeasurementSettings:
 
 @dataclass(frozen=True)
 class NamedModel:
-    """A model with the name it is shown by: its file's, with the folder where two are called alike."""
+    """Model with its display name: the file name, with the folder if two files have the same name."""
 
     name: str
     path: Path
@@ -60,7 +60,7 @@ class NamedModel:
 def collect_files(
     models: list[NamedModel], documents: list[Document], measuring: MeasurementSettings, progress: Tick | None = None
 ) -> ReportData:  # fmt: skip
-    """Tells of files: the first model is the original, the last one the result.
+    """Collect report data from files: the first model is the original, the last one the result.
 
     Args:
         models: in order.
@@ -98,7 +98,7 @@ class _FileCollector:
         self._commands()
 
     def of(self, kind: str) -> list[Document]:
-        """Documents of a kind."""
+        """Return the documents of one kind."""
         return [d for d in self.documents if d.kind == kind]
 
     # -------------------------------------------------------------------------------------------- plans and the cut
@@ -114,7 +114,7 @@ class _FileCollector:
                 self.report.facts.append((f"Plan {d.path.name}", _sections.plan_facts(plan)))
 
     def _cut(self) -> None:
-        """Each model's plan leads to the next model; without one it is shown as what it would leave."""
+        """Assign each model's plan to the next model; without a next model, show the planned result."""
         cuts: list[_sections.AppliedPlan] = []
         left = list(self.plans)
         for i, m in enumerate(self.models):
@@ -127,7 +127,7 @@ class _FileCollector:
             with _sections.noting(self.report, path.name):
                 analysis = analyze_for(m.model, plan)
                 if i == 0:
-                    self.analyses[m.name] = analysis  # as the plan sees it: heads or head_dim
+                    self.analyses[m.name] = analysis  # with the plan's heads or head_dim
                 scores = self._scores(analysis, plan)
                 cuts.append(_sections.AppliedPlan(result.name if result else path.name, plan, scores))
                 self._prove(m, plan, analysis, result)
@@ -152,7 +152,7 @@ class _FileCollector:
             self._widths()
 
     def _widths(self) -> None:
-        """Without a plan: groups by name, and how many channels the last model has of them."""
+        """Without a plan: match groups by name and count the channels of the last model."""
         last = self.analyses.get(self.models[-1].name)
         if last is None or not self.report.groups:
             return
@@ -174,7 +174,7 @@ class _FileCollector:
         return again.groups if again is not None else None
 
     def _prove(self, original: NamedModel, plan: Plan, analysis: Analysis, result: NamedModel | None) -> None:
-        """Cuts again, proves that, and says whether the file given is that cut."""
+        """Apply the plan again, prove the result, and compare it with the file."""
         title = f"cut of {original.name}"
         try:
             done = compile_plan(original.model, plan, analysis=analysis, check=self.measuring.verify)
@@ -215,7 +215,7 @@ class _FileCollector:
                 self.report.facts.append((f"Curves {d.path.name}", _sections.curves_facts(curves)))
 
     def _stage(self, written: str) -> ModelSnapshot | None:
-        """The model that a document names by path: the same path, else the only one of that file name."""
+        """Return the model that a document names: by path, else the only one with that file name."""
         same = [m for m in self.models if written and m.path.resolve() == Path(written).resolve()]
         alike = [m for m in self.models if written and m.path.name == Path(written).name]
         found = same or alike
@@ -246,7 +246,7 @@ class _FileCollector:
                         nameless.append(d)
                     else:
                         _sections.set_accuracy(stage, Fields(d.value, name))
-        # Files of older versions do not name their model: as many as models are theirs in order.
+        # Files of older versions do not name their model: equal numbers of both are matched in order.
         named = list(self.stages.values())
         for i, d in enumerate(nameless):
             with _sections.noting(self.report, d.path.name):
@@ -269,7 +269,7 @@ class _FileCollector:
             stage.latency, stage.low, stage.high = (latency.number(k) for k in ("median", "low", "high"))
 
     def _compiled(self, d: Fields) -> None:
-        """What `apply` and `prune` print."""
+        """Add the output of `apply` and `prune`."""
         if not self.models:
             for name, key in (("before", "before"), (Path(d.text("output")).name or "after", "after")):
                 stage = ModelSnapshot(name)
