@@ -222,7 +222,7 @@ class Explorer:
         }
 
     def _worths(self) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
-        """Return by group the summed normalized scores after removing 0, 1, 2 ... channels; the least counts at most 0."""
+        """Return by group the summed normalized scores after removing 0, 1 ... channels; the least counts at most 0."""
         sizes = {
             name: normalized(self.scores.groups[name], self._normalize)[order] for name, order in self._order.items()
         }

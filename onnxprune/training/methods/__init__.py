@@ -1,4 +1,4 @@
-"""Pruning methods that act while the network trains; each ends in a plan. File = method = what the user types."""
+"""Training-time pruning methods; each returns a plan. A file is named like its method."""
 
 from __future__ import annotations
 
