@@ -98,7 +98,7 @@ class StepResult:
 
 
 class RecipeStep(ABC):
-    """Step of a recipe. Subclasses are frozen dataclasses; their fields and those of nested dataclasses are its options.
+    """Step of a recipe. Subclasses are frozen dataclasses; their fields, nested ones included, are its options.
 
     A killed step is run again in the same folder: it starts anew or resumes from the files there. It writes atomically.
     """

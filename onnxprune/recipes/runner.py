@@ -67,8 +67,8 @@ def run_recipe(
 
     Args:
         recipe: from `load_recipe`.
-        folder: folder of the run, made if it does not exist. An earlier run of the same model and data is resumed if its
-            finished steps are those of the recipe; later ones may have changed.
+        folder: folder of the run, made if missing. An earlier run of the same model and data is resumed if its finished
+            steps are those of the recipe; later ones may have changed.
         restart: discard an earlier run.
         progress: a context for a step's title, which returns a function of (done, total).
         notice: called with messages for the user.

@@ -33,7 +33,7 @@ class ValidationMetrics:
     loss: float
 
     def better_than(self, other: ValidationMetrics) -> bool:
-        """Return True for higher top-1 accuracy, or the same and a lower loss. Figures that are not finite are never better."""
+        """Return True for higher top-1 accuracy, or the same and a lower loss; False if the loss is not finite."""
         if not math.isfinite(self.loss):
             return False
         if not math.isfinite(other.loss):

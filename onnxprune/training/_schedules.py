@@ -30,7 +30,7 @@ def warmup_steps(settings: Settings, steps: int) -> int:
 def factor(step: int, *, kind: str, steps: int, warmup: int) -> float:
     """Return the factor of the learning rate at a step (from 0) of `steps`.
 
-    It rises linearly over the first `warmup` steps; then, t the share of the rest that is done: cosine (1 + cos pi t) / 2,
+    It rises linearly over the first `warmup` steps; then, t the finished share of the rest: cosine (1 + cos pi t) / 2,
     step 1, 0.1 from the middle and 0.01 from three quarters of all steps on, constant 1.
     """
     if step < warmup:

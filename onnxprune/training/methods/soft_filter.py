@@ -32,8 +32,8 @@ class SoftFilter(Method):
     Zeroed channels grow back by the optimizer's momentum, and by gradients where no rectifier that is flat at zero
     stands between them and the loss: train with momentum or Adam.
 
-    The plan removes the channels that were zeroed last: the same share of every group. With `Constraints(round_to=1)` it
-    removes exactly them.
+    The plan removes the channels that were zeroed last: the same share of every group, exactly them with
+    `Constraints(round_to=1)`.
 
     Args:
         ratio: the share zeroed, the paper's P; in (0, 1).
