@@ -41,7 +41,7 @@ class RecipeDefaults:
     include_inexact: bool = False
 
     def analyze(self, model: Model) -> Analysis:
-        """Return the analysis of a model under the recipe."""
+        """What may go from a model under the recipe."""
         return analyze(model, attention=self.attention, include_inexact=self.include_inexact)
 
 
@@ -164,7 +164,7 @@ def pick(name: str) -> str:
 
 
 def require_positive(**counts: Any) -> None:
-    """Raise on counts below 1; None is allowed.
+    """Refuses counts below 1; None is none.
 
     Raises:
         OnnxPruneError: with the name.

@@ -30,7 +30,7 @@ Tick = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class MeasurementSettings:
-    """Settings of a report's own measurements, used if no file has the figures.
+    """What a report measures itself, where files do not say it.
 
     Attributes:
         latency: of models that no `bench --json` tells of, in turn; `batch`, `threads`, `runs`, `device` of it.
