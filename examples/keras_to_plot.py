@@ -20,9 +20,6 @@ from importlib import resources
 import matplotlib.pyplot as plt
 
 import onnxprune as op
-from onnxprune.execution.calibration import Calibration
-from onnxprune.latency.bench import bench
-from onnxprune.recovery.recover import recover
 
 with resources.as_file(resources.files("onnxprune.models") / "digits_keras.onnx") as path:
     model = op.load(path)
@@ -39,17 +36,16 @@ def nhwc(part: str, images: int | None = None) -> op.Data:
 # are left on 300 images, without labels.
 
 # %%
-calibration, test = Calibration(nhwc("train", images=300), threads=1), nhwc("test")
-groups = op.analyze(model)
-scores = op.score(model, groups, "obs", calibration=calibration)
+images, test = nhwc("train", images=300), nhwc("test")
+scores = op.score(op.analyze(model), "obs", data=images)
 cut, recovered = [], []
 for share in (0.75, 0.5, 0.25):
     plan = op.plan(scores, op.Target(macs=share), constraints=op.Constraints(round_to=4))
     cut.append(op.apply(model, plan))
-    recovered.append(recover(model, cut[-1], plan, calibration).model)
+    recovered.append(op.recover(model, cut[-1], plan, data=images, threads=1))
 
 # %%
-measured = bench([model, *cut], runs=50)
+measured = op.bench([model, *cut], runs=50)
 kept = [m.cost.ratio(measured[0].cost, "macs") for m in measured]
 accuracy = [[op.evaluate(m, test).top1 for m in (model, *models)] for models in (cut, recovered)]
 for i, m in enumerate(measured):

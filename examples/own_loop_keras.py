@@ -35,10 +35,10 @@ def nhwc(part: str) -> op.Data:
 train, test = nhwc("train"), nhwc("test")
 
 # %% [markdown]
-# Prune to 40 % of the MACs. The proof is part of `op.apply`.
+# Prune to 40 % of the MACs. The proof is part of `op.prune`.
 
 # %%
-pruned = op.apply(model, op.plan(op.score(model, op.analyze(model), "l2"), op.Target(macs=0.4)))
+pruned = op.prune(model, target="macs=0.4").model
 print(f"original {op.evaluate(model, test).top1:.3f}, as cut {op.evaluate(pruned, test).top1:.3f}")
 
 # %% [markdown]

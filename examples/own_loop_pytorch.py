@@ -28,7 +28,7 @@ from onnxprune.torch_bridge import bindings
 # %%
 with resources.as_file(resources.files("onnxprune.models") / "digits_cnn_folded.onnx") as path:
     model = op.load(path)
-pruned = op.apply(model, op.plan(op.score(model, op.analyze(model), "l2"), op.Target(macs=0.15)))
+pruned = op.prune(model, target="macs=0.15").model
 train, test = op.load_data("digits:train"), op.load_data("digits:test")
 print(f"original {op.evaluate(model, test).top1:.3f}, as cut {op.evaluate(pruned, test).top1:.3f}")
 

@@ -18,8 +18,6 @@ from pathlib import Path
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 import onnxprune as op
-from onnxprune.execution.calibration import Calibration
-from onnxprune.recovery.recover import recover
 
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
 images, test = op.load_data("digits:train", images=200), op.load_data("digits:test")
@@ -58,12 +56,8 @@ def show(label: str, name: str) -> None:
 # %%
 with resources.as_file(resources.files("onnxprune.models") / "digits_cnn.onnx") as path:
     model = op.load(path)
-calibration = Calibration(images, threads=1)
-scores = op.score(model, op.analyze(model), "obs", calibration=calibration)
-plan = op.plan(scores, op.Target(macs=0.2))
-small = recover(model, op.apply(model, plan), plan, calibration).model
 op.save(model, folder / "digits.onnx")
-op.save(small, folder / "small.onnx")
+op.prune(model, target="macs=0.2", data=images).save(folder / "small.onnx")
 show("original", "digits")
 show("quantized", quantize("digits"))
 show("pruned", "small")
@@ -75,6 +69,5 @@ show("pruned, then quantized", quantize("small"))
 
 # %%
 quantized = op.load(folder / "digits-int8.onnx")
-plan = op.plan(op.score(quantized, op.analyze(quantized), "l2"), op.Target(macs=0.5))
-op.save(op.apply(quantized, plan), folder / "int8-small.onnx")
+op.prune(quantized, target="macs=0.5").save(folder / "int8-small.onnx")
 show("quantized, then pruned", "int8-small")

@@ -1,4 +1,4 @@
-"""Prunes the digits network that ships to half its MACs and compares accuracy, through the Python API.
+"""Prune the digits network that ships to half its MACs through the Python API: stage by stage, then in one call.
 
 python examples/python_api.py [MODEL.onnx [OUT.onnx]]
 """
@@ -12,22 +12,21 @@ import onnxprune as op
 
 
 def main(source: str, target: str) -> None:
-    """Analyses, scores, plans, strips, verifies and saves."""
+    """Analyze, score, plan, apply with proof, recover, evaluate, measure and save."""
     model = op.load(source)
-    groups = op.analyze(model)
-    for group in groups:
-        print(f"{group.name}: {group.channels} channels on {len(group.sites)} weight axes")
-    for locked in groups.locked:
-        print(f"{locked.name}: locked, it {locked.reason}")
-    plan = op.plan(
-        op.score(model, groups, "dscore"), op.Target(macs=0.5), constraints=op.Constraints(protect=["first"])
-    )
-    done = op.compile_plan(model, plan, analysis=groups)
-    assert done.verification is not None
-    print(f"MACs {done.before.macs:,} -> {done.after.macs:,}, difference {done.verification.max_relative:.1e}")
-    data = op.load_data("digits")
-    print(f"accuracy {op.evaluate(model, data).top1:.3f} -> {op.evaluate(done.model, data).top1:.3f}")
-    op.save(done.model, target)
+    analysis = op.analyze(model)
+    print(analysis, *analysis, *(f"{k.name}: locked, it {k.reason}" for k in analysis.locked), sep="\n")
+    plan = op.plan(op.score(analysis, "dscore"), op.Target(macs=0.5), constraints=op.Constraints(protect=["first"]))
+    pruned = op.apply(model, plan)  # strips and proves
+    better = op.recover(model, pruned, plan, data="digits:train", images=300)
+    print(plan, better, sep="\n")
+    for step in (model, pruned, better):
+        print(op.evaluate(step, "digits:test"))
+    print(op.bench([model, better]))
+
+    result = op.prune(source, target="macs=0.5", data="digits:train", images=300)  # the whole job
+    print(f"MACs {result.before.macs:,} -> {result.after.macs:,}", result, sep="\n")
+    result.save(target)
 
 
 if __name__ == "__main__":

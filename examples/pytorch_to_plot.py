@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 import onnxprune as op
-from onnxprune.latency.bench import bench
 
 # %% [markdown]
 # A small residual network. Its weights are random, which latency does not mind; accuracy would.
@@ -55,10 +54,10 @@ with tempfile.TemporaryDirectory() as folder:
     # Three plans from the same scores. Each is proved when it is applied.
 
     # %%
-    scores = op.score(model, op.analyze(model), "l2")
+    scores = op.score(op.analyze(model), "l2")
     shares = [0.75, 0.5, 0.25]
     models = [model, *(op.apply(model, op.plan(scores, op.Target(macs=share))) for share in shares)]
-    measured = bench(models, runs=50)
+    measured = op.bench(models, runs=50)
 
 # %% [markdown]
 # All models were measured in turn, so a machine that slows down slows all of them.

@@ -46,7 +46,7 @@ out = sys.argv[1] if len(sys.argv) > 1 else "small.onnx"
 with resources.as_file(resources.files("onnxprune.models") / "digits_cnn.onnx") as path:
     model = op.load(path)
     before = Service(str(path))
-op.save(op.apply(model, op.plan(op.score(model, op.analyze(model), "l2"), op.Target(macs=0.5))), out)
+op.prune(model, target="macs=0.5").save(out)
 after = Service(out)
 
 # %%

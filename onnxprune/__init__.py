@@ -1,16 +1,34 @@
 """onnxprune: a structured-pruning compiler for ONNX.
 
-    import onnxprune as op
+    import onnxprune
 
-    model = op.load("resnet50.onnx")
-    groups = op.analyze(model)
-    scores = op.score(model, groups, "dscore")
-    plan = op.plan(scores, op.Target(macs=0.5))
-    pruned = op.apply(model, plan)
-    op.save(pruned, "resnet50-small.onnx")
+    result = onnxprune.prune("model.onnx", target="macs=0.5", data="images/")
+    result.save("small.onnx")
 
-Names are loaded on first use: `import onnxprune` itself costs next to nothing, and no command loads torch or
-onnxruntime before it needs them. No submodule may bear the name of a public function: importing it would hide that.
+Functions, in the order of the job:
+
+    load, save            read and write a model
+    load_data             read samples, with labels or without
+    prune                 the whole job in one call: score, plan, remove, prove, recover
+
+    analyze               find the channels that can be removed
+    score                 score every channel by a criterion
+    sensitivity           measure a metric as the channels of each group are removed
+    latency_model         predict the latency of pruned models on this machine
+    plan, plan_steps      choose the channels to remove, at once or in steps
+    apply, compile_plan   remove the channels of a plan and prove the result
+    verify                prove a pruned model against its original
+
+    recover               recover accuracy without training
+    retrain               train a pruned model, with the original as teacher
+    to_torch, write_back  train a model in your own PyTorch loop
+    evaluate              measure accuracy
+    bench                 measure latency
+
+Models are given as `Model`, as the path of a file or as `onnx.ModelProto`; data as `Data` or as a source that
+`load_data` reads. Options are keyword arguments with the names and defaults of the command line.
+
+Names are loaded on first use: `import onnxprune` loads neither torch nor onnxruntime.
 """
 
 from __future__ import annotations
@@ -28,62 +46,81 @@ if TYPE_CHECKING:
     from onnxprune.criteria.scoring import Scores as Scores
     from onnxprune.errors import OnnxPruneError as OnnxPruneError
     from onnxprune.errors import VerificationError as VerificationError
+    from onnxprune.execution.calibration import Calibration as Calibration
     from onnxprune.execution.data import Data as Data
     from onnxprune.execution.data import Preprocess as Preprocess
     from onnxprune.execution.data import load_data as load_data
-    from onnxprune.execution.evaluation import evaluate as evaluate
+    from onnxprune.execution.evaluation import Accuracy as Accuracy
     from onnxprune.ir.model import Model as Model
     from onnxprune.ir.model import load as load
     from onnxprune.ir.model import save as save
     from onnxprune.ir.model import to_proto as to_proto
+    from onnxprune.latency.bench import BenchResult as BenchResult
+    from onnxprune.latency.bench import BenchResults as BenchResults
     from onnxprune.latency.prediction import LatencyModel as LatencyModel
     from onnxprune.latency.prediction import latency_model as latency_model
     from onnxprune.pipeline import Compiled as Compiled
+    from onnxprune.pipeline import Pruned as Pruned
     from onnxprune.pipeline import analyze as analyze
     from onnxprune.pipeline import apply as apply
+    from onnxprune.pipeline import bench as bench
     from onnxprune.pipeline import compile_plan as compile_plan
+    from onnxprune.pipeline import evaluate as evaluate
     from onnxprune.pipeline import plan as plan
+    from onnxprune.pipeline import plan_steps as plan_steps
+    from onnxprune.pipeline import prune as prune
+    from onnxprune.pipeline import recover as recover
+    from onnxprune.pipeline import retrain as retrain
     from onnxprune.pipeline import score as score
+    from onnxprune.pipeline import to_torch as to_torch
+    from onnxprune.pipeline import verify as verify
+    from onnxprune.pipeline import write_back as write_back
     from onnxprune.planning.constraints import Constraints as Constraints
     from onnxprune.planning.curves import Curves as Curves
     from onnxprune.planning.curves import load_curves as load_curves
     from onnxprune.planning.curves import save_curves as save_curves
-    from onnxprune.planning.iterative import plan_steps as plan_steps
     from onnxprune.planning.sensitivity_sweep import sensitivity as sensitivity
     from onnxprune.planning.targets import Target as Target
     from onnxprune.plans import Plan as Plan
     from onnxprune.plans import Removal as Removal
     from onnxprune.plans import load_plan as load_plan
     from onnxprune.plans import save_plan as save_plan
-    from onnxprune.torch_bridge import to_torch as to_torch
-    from onnxprune.torch_bridge import write_back as write_back
+    from onnxprune.recovery.recover import Recovered as Recovered
     from onnxprune.training import Settings as Settings
-    from onnxprune.training import retrain as retrain
     from onnxprune.verification import Verification as Verification
-    from onnxprune.verification import verify as verify
 
-_WHERE = {
-    "Analysis": "analysis.coupling", "Compiled": "pipeline", "Constraints": "planning.constraints",
-    "Cost": "analysis.cost", "CostModel": "analysis.cost", "Curves": "planning.curves", "Data": "execution.data",
-    "Group": "analysis.coupling", "LatencyModel": "latency.prediction", "Model": "ir.model",
-    "OnnxPruneError": "errors", "Plan": "plans", "Preprocess": "execution.data", "Removal": "plans",
-    "Scores": "criteria.scoring", "Settings": "training", "Target": "planning.targets",
-    "Verification": "verification", "VerificationError": "errors", "analyze": "pipeline", "apply": "pipeline",
-    "compile_plan": "pipeline", "evaluate": "execution.evaluation", "latency_model": "latency.prediction",
-    "load": "ir.model", "load_curves": "planning.curves", "load_data": "execution.data", "load_plan": "plans",
-    "plan": "pipeline", "plan_steps": "planning.iterative", "retrain": "training", "save": "ir.model",
-    "save_curves": "planning.curves", "save_plan": "plans", "score": "pipeline",
-    "sensitivity": "planning.sensitivity_sweep", "to_proto": "ir.model", "to_torch": "torch_bridge",
-    "verify": "verification", "write_back": "torch_bridge",
+# In the order of the job, functions with the values that they take and return.
+_MODULES = {
+    "prune": "pipeline", "Pruned": "pipeline",
+    "load": "ir.model", "save": "ir.model", "Model": "ir.model", "to_proto": "ir.model",
+    "load_data": "execution.data", "Data": "execution.data", "Preprocess": "execution.data",
+    "Calibration": "execution.calibration",
+    "analyze": "pipeline", "Analysis": "analysis.coupling", "Group": "analysis.coupling",
+    "CostModel": "analysis.cost", "Cost": "analysis.cost",
+    "score": "pipeline", "Scores": "criteria.scoring",
+    "sensitivity": "planning.sensitivity_sweep", "Curves": "planning.curves", "load_curves": "planning.curves",
+    "save_curves": "planning.curves",
+    "latency_model": "latency.prediction", "LatencyModel": "latency.prediction",
+    "plan": "pipeline", "plan_steps": "pipeline", "Target": "planning.targets",
+    "Constraints": "planning.constraints", "Plan": "plans", "Removal": "plans", "load_plan": "plans",
+    "save_plan": "plans",
+    "apply": "pipeline", "compile_plan": "pipeline", "Compiled": "pipeline",
+    "verify": "pipeline", "Verification": "verification",
+    "recover": "pipeline", "Recovered": "recovery.recover",
+    "retrain": "pipeline", "Settings": "training",
+    "to_torch": "pipeline", "write_back": "pipeline",
+    "evaluate": "pipeline", "Accuracy": "execution.evaluation",
+    "bench": "pipeline", "BenchResults": "latency.bench", "BenchResult": "latency.bench",
+    "OnnxPruneError": "errors", "VerificationError": "errors",
 }  # fmt: skip
 
-__all__ = [*sorted(_WHERE), "__version__"]
+__all__ = [*_MODULES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
+    if name not in _MODULES:
         raise AttributeError(f"module 'onnxprune' has no attribute {name!r}")
-    value = getattr(import_module(f"onnxprune.{_WHERE[name]}"), name)
+    value = getattr(import_module(f"onnxprune.{_MODULES[name]}"), name)
     globals()[name] = value
     return value
 

@@ -1,4 +1,4 @@
-"""The one exception users meet, and the exit codes it stands for."""
+"""Exception for known errors, and its exit codes."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Iterable
 
 
 class OnnxPruneError(Exception):
-    """A known error: what happened, where, and what to do about it.
+    """Known error: what happened, where, and what to do.
 
     Args:
-        what: the fact, as a sentence without a full stop ("'x.onnx' is not an ONNX model").
-        where: the node, tensor, group or file concerned.
-        fix: what the user can do.
+        what: Fact, as a sentence without a full stop ("'x.onnx' is not an ONNX model").
+        where: Node, tensor, group or file concerned.
+        fix: Action for the user.
     """
 
     exit_code = 1
@@ -33,13 +33,13 @@ class OnnxPruneError(Exception):
 
 
 class VerificationError(OnnxPruneError):
-    """The pruned model does not compute what its masked original computes."""
+    """The pruned model does not compute the same as the masked original."""
 
     exit_code = 3
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> OnnxPruneError:
-    """An error for a name that is not in a registry, with the nearest known ones."""
+    """Return an error for a name that is not in a registry, with the nearest known names."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=3)
     if near:

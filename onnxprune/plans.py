@@ -1,4 +1,4 @@
-"""The plan: which channels of which group are removed. The narrow waist between deciding and rewriting.
+"""Plan: the removed channels of each group; the interface between deciding and rewriting.
 
 `plan.json` is read strictly: see docs/plan-format.md.
 """
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune._utils.atomic_files import write_text
+from onnxprune._utils.formatting import counted
 from onnxprune._utils.html import html_table, share
 from onnxprune.errors import OnnxPruneError
 
@@ -24,24 +25,28 @@ _KEYS = {"schema", "tool", "model", "criterion", "options", "groups"}
 _OPTIONS = {"attention", "inexact"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Removal:
-    """What goes from one group: `removed` channel indices, ascending, of `channels`."""
+    """Channels removed from one group: indices `removed`, ascending, of `channels`."""
 
     channels: int
     removed: tuple[int, ...]
 
+    def __repr__(self) -> str:
+        indices = ", ".join(map(str, self.removed[:6])) + (", ..." if len(self.removed) > 6 else "")
+        return f"<Removal: {len(self.removed)} of {counted(self.channels, 'channel')}: {indices}>"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Plan:
-    """A decision, independent of how it was reached.
+    """Removed channels of a model, independent of the criterion and allocator.
 
     Attributes:
-        model: fingerprint of the model it was made for; "" fits any.
-        groups: group name -> removal; groups not named stay whole.
-        criterion: name and parameters of the score behind it, for the record.
-        options: how the model was analysed (attention, inexact), so that the groups are found again.
-        tool: version that wrote it.
+        model: Fingerprint of the model; "" matches any model.
+        groups: Group name -> removal; other groups keep all channels.
+        criterion: Name and parameters of the criterion, for the record.
+        options: Options of the analysis (attention, inexact), needed to find the same groups again.
+        tool: Version that wrote the plan.
     """
 
     model: str
@@ -50,8 +55,14 @@ class Plan:
     options: Mapping[str, Any] = field(default_factory=dict)
     tool: str = ""
 
+    def __repr__(self) -> str:
+        pruned = [r for r in self.groups.values() if r.removed]
+        total = counted(sum(r.channels for r in pruned), "channel")
+        name = self.criterion.get("name", "no criterion")
+        return f"<Plan by {name}: removes {self.removed} of {total} in {counted(len(pruned), 'group')}>"
+
     def to_json(self) -> str:
-        """The file's text: sorted, one group a line, stable to the byte."""
+        """Return the file's text: sorted, one line per group, byte-stable."""
         head = {
             "schema": SCHEMA,
             "tool": self.tool,
@@ -69,50 +80,50 @@ class Plan:
         return "{\n" + "\n".join(lines) + '\n  "groups": {' + (f"\n{body}\n  " if groups else "") + "}\n}\n"
 
     def _repr_html_(self) -> str:
-        """For notebooks: what goes from each group."""
+        """Return the removed channels of each group as an HTML table."""
         rows = [
             [name, str(r.channels), str(r.channels - len(r.removed)), share(r.channels - len(r.removed), r.channels)]
             for name, r in self.groups.items()
             if r.removed
         ]
         title = (
-            f"plan: {self.removed} channels of {len(rows)} groups go, by {self.criterion.get('name', 'no criterion')}"
+            f"removed: {self.removed} channels of {len(rows)} groups, by {self.criterion.get('name', 'no criterion')}"
         )
         return html_table(
-            title, ["group", "channels", "kept", ""], rows, note=f"other groups stay whole; digest {self.digest[:12]}"
+            title, ["group", "channels", "kept", ""], rows, note=f"other groups unchanged; digest {self.digest[:12]}"
         )
 
     @property
     def digest(self) -> str:
-        """SHA-256 of what is removed (not of who decided it)."""
+        """SHA-256 of the removed channels, independent of criterion and tool."""
         text = json.dumps({n: [r.channels, list(r.removed)] for n, r in sorted(self.groups.items()) if r.removed})
         return hashlib.sha256((self.model + text).encode()).hexdigest()
 
     @property
     def removed(self) -> int:
-        """Channels removed in all."""
+        """Total number of removed channels."""
         return sum(len(r.removed) for r in self.groups.values())
 
 
 NOTHING = Plan("", {})
-"""The plan that removes nothing and fits every model."""
+"""Plan that removes nothing and matches every model."""
 
 
 def save_plan(plan: Plan, path: str | os.PathLike[str]) -> None:
-    """Writes `plan.json`, whole or not at all.
+    """Write `plan.json` atomically.
 
     Raises:
-        OnnxPruneError: it cannot be written.
+        OnnxPruneError: The file cannot be written.
     """
     write_text(Path(path), plan.to_json())
 
 
 def load_plan(path: str | os.PathLike[str]) -> Plan:
-    """Reads a plan strictly.
+    """Read a plan strictly.
 
     Raises:
-        OnnxPruneError: not JSON, a duplicate or unknown key, a wrong type, indices that are not sorted, distinct and
-            inside the group, or a group left empty.
+        OnnxPruneError: Not JSON, a duplicate or unknown key, a wrong type, indices that are not sorted, distinct and
+            inside the group, or a group without remaining channels.
     """
     path = Path(path)
     try:
@@ -127,7 +138,7 @@ def load_plan(path: str | os.PathLike[str]) -> Plan:
 
 
 def parse_plan(text: str, where: str = "plan") -> Plan:
-    """Reads a plan from its text; see `load_plan`."""
+    """Parse the text of a plan; see `load_plan`."""
 
     def fail(what: str, place: str = "") -> OnnxPruneError:
         return OnnxPruneError(f"not a valid plan: {what}", where=f"{where}{': ' + place if place else ''}")
@@ -184,5 +195,5 @@ def _removal(name: str, entry: Any, fail: Any) -> Removal:
     if any(a >= b for a, b in pairwise(removed)):
         raise fail("indices are not sorted and distinct", place)
     if len(removed) >= channels:
-        raise fail("the group is left empty", place)
+        raise fail("no channel of the group remains", place)
     return Removal(channels, tuple(removed))

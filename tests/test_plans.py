@@ -39,7 +39,7 @@ REASONS = {
     "duplicate_index": "not sorted and distinct",
     "duplicate_key": "'tool' is given twice",
     "empty_file": "not JSON",
-    "emptied_group": "left empty",
+    "emptied_group": "no channel of the group remains",
     "float_as_index": "not a list of integers",
     "group_is_a_list": "not an object",
     "groups_is_a_list": "'groups' has the wrong type",

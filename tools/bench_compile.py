@@ -81,7 +81,7 @@ def ours_work(path: Path, times: Times) -> None:
     def work(out: Path) -> None:
         model = op.load(path)
         analysis = op.analyze(model)
-        plan = op.plan(op.score(model, analysis, "l2"), op.Target(macs=0.5))
+        plan = op.plan(op.score(analysis, "l2"), op.Target(macs=0.5))
         op.save(op.compile_plan(model, plan, analysis=analysis, check=False).model, out)
 
     with tempfile.TemporaryDirectory() as folder:

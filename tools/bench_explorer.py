@@ -52,7 +52,7 @@ def main() -> None:
     args = parser.parse_args()
     for name in args.models:
         analysis = op.analyze(op.load(name))
-        scores = op.score(analysis.source, analysis, "l2")
+        scores = op.score(analysis, "l2")
         curves = made_curves(scores, {g.name: [0.9 - 0.001 * i * i for i in range(1, 10)] for g in analysis})
         latency = op.latency_model(analysis) if args.latency else None
         with tempfile.TemporaryDirectory() as folder, Browser() as browser:

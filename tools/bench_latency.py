@@ -47,7 +47,7 @@ def bench(path: Path, variants: Mapping[str, Mapping[str, Any]], keep: float, ru
     """Prunes one model in several ways and times all of them in turn."""
     model = op.load(path)
     analysis = op.analyze(model)
-    scores = op.score(model, analysis)
+    scores = op.score(analysis)
     feeds = random_feeds(analysis, 1)
     original, rows = Session(model, threads=1), []
     for name, options in variants.items():

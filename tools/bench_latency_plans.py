@@ -64,7 +64,7 @@ def bench(path: Path, threads: int, runs: int, patience: float, refresh: bool) -
     start = time.monotonic()
     predictor = latency_model(analysis, threads=threads, refresh=refresh)
     spent = time.monotonic() - start
-    scores, feeds, rows = op.score(model, analysis), random_feeds(analysis, 1), []
+    scores, feeds, rows = op.score(analysis), random_feeds(analysis, 1), []
     original = Session(analysis.model, threads=threads)
     for name, plan in plans(scores, predictor).items():
         done = op.compile_plan(model, plan, analysis=analysis, check=False)

@@ -40,7 +40,7 @@ def one(path: Path, macs: float) -> Row:
     try:
         model = op.load(path)
         analysis = op.analyze(model)
-        plan = op.plan(op.score(model, analysis, "l2"), op.Target(macs=macs))
+        plan = op.plan(op.score(analysis, "l2"), op.Target(macs=macs))
         marks.append(time.perf_counter())
         proof = op.compile_plan(model, plan, analysis=analysis).verification
         row |= {"result": "proved", "largest": getattr(proof, "max_relative", None)}

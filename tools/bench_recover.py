@@ -57,7 +57,7 @@ def main(
         samples = Calibration(subset(op.load_data(train), images), how)
     analysis = op.analyze(original)
     start = time.perf_counter()
-    scores = op.score(original, analysis, criterion, calibration=samples)
+    scores = op.score(analysis, criterion, data=samples)
     scoring = time.perf_counter() - start
 
     def top1(m: op.Model) -> float:

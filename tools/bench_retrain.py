@@ -133,7 +133,7 @@ def main(
     analysis = op.analyze(original)
     samples = Calibration(subset(data, calibrate), how) if calibrate else None
     plan = op.plan(
-        op.score(original, analysis, criterion, calibration=samples),
+        op.score(analysis, criterion, data=samples),
         op.Target(macs=share),
         curves=op.load_curves(curves) if curves else None,
         constraints=op.Constraints(round_to=round_to, protect=protect),

@@ -49,7 +49,7 @@ def naive(scores: Scores, data: Data, how: Preprocess, ratios: Sequence[float]) 
         for ratio in ratios:
             gone = tuple(sorted(order[: removed_at(g.channels, ratio)].tolist()))
             plan = op.Plan("", {g.name: op.Removal(g.channels, gone)} if gone else {})
-            pruned = op.apply(analysis.source, plan, analysis=analysis, check=False)
+            pruned = op.apply(analysis.source, plan, analysis=analysis, verify=False)
             out.setdefault(g.name, []).append(op.evaluate(pruned, data, preprocess=how).top1)
     return out
 
@@ -81,7 +81,7 @@ def peer(python: str, path: Path, data: Data, how: Preprocess, ratios: str) -> d
 def bench(path: Path, data: Data, how: Preprocess, drop: float, criterion: str) -> dict[str, Any]:
     """Naive loop, grid and bisection on one model."""
     model = op.load(path)
-    scores = op.score(model, op.analyze(model), criterion)
+    scores = op.score(op.analyze(model), criterion)
     grid, curves = timed(scores, data, how)
     threshold = curves.baseline.value - drop
     bisected, crossings = timed(scores, data, how, threshold=threshold)
@@ -133,11 +133,11 @@ def main(
         if peer_python:
             f["peer"] = peer(peer_python, path, samples, how, peer_ratios)
             model = op.load(path)
-            scores = op.score(model, op.analyze(model), criterion)
+            scores = op.score(op.analyze(model), criterion)
             f["grid_of_peer"], _ = timed(scores, samples, how, include=f["peer"]["groups"])
         if jobs and i == 0:
             model = op.load(path)
-            scores = op.score(model, op.analyze(model), criterion)
+            scores = op.score(op.analyze(model), criterion)
             f["one_job"], one = timed(scores, samples, how, threads=1)
             f["two_jobs"], two = timed(scores, samples, how, threads=1, jobs=2)
             f["jobs_agree"] = one.to_json() == two.to_json()

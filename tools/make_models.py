@@ -280,7 +280,7 @@ def report(path: Path) -> None:
     for criterion in ("dscore", "l2", "l1", "fpgm", "dstep", "dstep_gm", "bn_scale", "random"):
         if criterion == "bn_scale" and not groups.scale_sites:
             continue
-        scores = op.score(model, groups, criterion)
+        scores = op.score(groups, criterion)
         row = []
         for step in (16, 8, 1):  # what `auto` means depends on the machine
             plan = op.plan(scores, op.Target(macs=0.5), constraints=op.Constraints(round_to=step))

@@ -149,8 +149,9 @@ def cli_page() -> str:
 
 
 def python_page() -> str:
-    """Every public name with its docstring."""
-    lines = ["# Python\n\nThe names of `import onnxprune`, from their docstrings.\n"]
+    """The package's docstring, then every public name with its own, in the order of the job."""
+    head = inspect.getdoc(onnxprune) or ""
+    lines = [f"# Python\n\nThe names of `import onnxprune`, from their docstrings.\n\n```text\n{head}\n```\n"]
     lines += [f"::: onnxprune.{name}\n" for name in onnxprune.__all__ if name != "__version__"]
     return "\n".join(lines)
 

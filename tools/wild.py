@@ -87,7 +87,7 @@ def one(path: Path, macs: float, memory: float) -> Row:
         row["nodes"] = len(model.graph.nodes)
         analysis = op.analyze(model)
         row["groups"] = len(analysis.groups)
-        plan = op.plan(op.score(model, analysis, "l2"), op.Target(macs=macs))
+        plan = op.plan(op.score(analysis, "l2"), op.Target(macs=macs))
         row["removed"] = plan.removed
         result = op.compile_plan(model, plan, analysis=analysis, check=False)
         row["seconds"] = time.perf_counter() - began

@@ -21,6 +21,7 @@ import onnx_graphsurgeon as gs
 
 import onnxprune as op
 from onnxprune.analysis.coupling import components
+from onnxprune.verification import verify
 
 Row = dict[str, Any]
 WARM_UP = Path(__file__).resolve().parent.parent / "models" / "digits_cnn.onnx"
@@ -63,7 +64,7 @@ def measure(path: Path, row: Row, *, proofs: bool = True) -> None:
     clock.lap()
     target = None
     try:
-        target = op.plan(op.score(model, analysis, "l2"), op.Target(macs=0.5))
+        target = op.plan(op.score(analysis, "l2"), op.Target(macs=0.5))
     except op.OnnxPruneError as err:
         row["target"] = {"error": str(err).splitlines()[0][:200]}
     row["plan_s"], _ = clock.lap()
@@ -96,7 +97,7 @@ def _cut(row: Row, kind: str, analysis: op.Analysis, plan: op.Plan, proofs: bool
         return
     row["stage"] = f"verify {kind}"
     clock.lap()
-    proof = op.verify(analysis, plan, result.model)
+    proof = verify(analysis, plan, result.model)
     row[f"{kind}_verify_s"], _ = clock.lap()
     row[kind] |= {"max_relative": proof.max_relative, "effect": proof.effect, "sizes": list(proof.sizes)}
 

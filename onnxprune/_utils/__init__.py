@@ -1,1 +1,1 @@
-"""Helpers that know nothing of models: files, journals, processes, entry points, HTML, formatting."""
+"""Helpers independent of models: files, journals, processes, entry points, HTML, formatting."""

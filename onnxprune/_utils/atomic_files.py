@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomically written files."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from onnxprune.errors import OnnxPruneError
 
 
 def check_output(path: Path, source: Path | None = None) -> None:
-    """Refuses an output that is the input, or whose folder cannot take it.
+    """Raise if an output is the input file, or its folder does not accept it.
 
     Raises:
-        OnnxPruneError: with what to do.
+        OnnxPruneError: Says what to do.
     """
     if source is not None and os.path.realpath(path) == os.path.realpath(source):
         raise OnnxPruneError("the output is the input file", where=str(path), fix="name another output file")
     if path.is_dir():
         raise OnnxPruneError(f"{str(path)!r} is a folder", fix="name a file in it")
     if not path.parent.is_dir():
-        raise OnnxPruneError(f"the folder {str(path.parent)!r} does not exist", fix="make it first")
+        raise OnnxPruneError(f"the folder {str(path.parent)!r} does not exist", fix="create it first")
     if not os.access(path.parent, os.W_OK):
         raise OnnxPruneError(f"the folder {str(path.parent)!r} is not writable")
 
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Any]:
-    """A binary file that appears under `path` when the block ends without an exception, and not before."""
+    """Return a context for a binary file that replaces `path` only if the block ends without an exception."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -44,10 +44,10 @@ def atomic(path: Path) -> Iterator[Any]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file atomically.
+    """Write a text file atomically.
 
     Raises:
-        OnnxPruneError: it cannot be written.
+        OnnxPruneError: The file cannot be written.
     """
     check_output(path)
     try:

@@ -1,7 +1,7 @@
-"""What other distributions add: operators, passes and criteria, found through entry points.
+"""Entry points of other distributions: operators, passes and criteria.
 
-A plug-in that fails to load is a fault of its distribution, not of the model or of the command. It is logged once, what
-it had registered until then is taken back, and only a command that asks for it fails, with the distribution's name.
+A plug-in that fails to load is a fault of its distribution, not of the model or the command. It is logged once, its
+partial registration is undone, and only a command that needs it fails, naming the distribution.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BrokenPlugin:
-    """A plug-in that could not be loaded.
+    """Plug-in that could not be loaded.
 
     Attributes:
-        name: of the entry point.
-        value: what the entry point names, `package.module:attribute`.
-        distribution: that declares it.
-        reason: what it raised.
+        name: Name of the entry point.
+        value: Object reference of the entry point, `package.module:attribute`.
+        distribution: Distribution that declares it.
+        reason: Text of the exception.
     """
 
     name: str
@@ -37,17 +37,17 @@ class BrokenPlugin:
         return f"the plug-in {self.name!r} ({self.value}) of {self.distribution} could not be loaded: {self.reason}"
 
     def error(self, what: str, where: str | None = None) -> OnnxPruneError:
-        """The error of a command that needs it; `what` it needed it for."""
+        """Return the error of a command that needs the plug-in; `what` names its purpose."""
         return OnnxPruneError(f"{what}: {self}", where=where, fix=f"update or uninstall {self.distribution}")
 
 
 class PluginRegistry:
-    """The entry points of one group, loaded once, when first needed.
+    """Entry points of one group, loaded once on first use.
 
     Args:
-        group: of the entry points.
-        accept: takes a loaded object and its distribution's name, and registers it; whatever it raises is the
-            plug-in's fault. It must take back what it did before it raises.
+        group: Group of the entry points.
+        accept: Called with a loaded object and the name of its distribution to register it; exceptions are attributed
+            to the plug-in. It must undo its changes before it raises.
     """
 
     def __init__(self, group: str, accept: Callable[[Any, str], object]) -> None:
@@ -57,11 +57,11 @@ class PluginRegistry:
         self.broken: dict[str, BrokenPlugin] = {}
 
     def load(self) -> None:
-        """Loads what is installed. Fails never: see `broken`."""
+        """Load the installed entry points. Never raises: see `broken`."""
         if self.loaded:
             return
         self.loaded = True
-        from importlib.metadata import entry_points  # slow to import, and seldom needed
+        from importlib.metadata import entry_points  # slow import, rarely needed
 
         for point in entry_points(group=self.group):
             distribution = _distribution(point)

@@ -1,11 +1,11 @@
-"""How values show themselves in a notebook: a light HTML table, without any library; everything in it is escaped."""
+"""HTML tables for notebooks, without dependencies; all contents are escaped."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
 
-MOST = 60  # rows; a notebook keeps its outputs
+MOST = 60  # rows; notebooks store their outputs
 _CELL = "padding:.15em .8em .15em 0;vertical-align:top;"
 _NUMBER = _CELL + "text-align:right;font-variant-numeric:tabular-nums;"
 _TEXT = _CELL + "text-align:left;"
@@ -14,14 +14,14 @@ _TEXT = _CELL + "text-align:left;"
 def html_table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, text: Sequence[int] = (0,), note: str = ""
 ) -> str:
-    """A table for `_repr_html_`.
+    """Return a table for `_repr_html_`.
 
     Args:
-        title: above it.
-        columns: heads.
-        rows: cells, plain text; those after the first 60 are counted, not shown.
-        text: places of columns that are text, to the left; the others are numbers, to the right.
-        note: below it.
+        title: Title above the table.
+        columns: Column headers.
+        rows: Cells, plain text; rows after the first 60 are counted, not shown.
+        text: Indices of the text columns, aligned left; the others are numbers, aligned right.
+        note: Note below the table.
     """
 
     def style(i: int) -> str:
@@ -40,5 +40,5 @@ def html_table(
 
 
 def share(part: float, total: float) -> str:
-    """A part in percent of a whole."""
+    """Return a part of a total in percent."""
     return f"{100 * part / total:.1f} %" if total else "-"

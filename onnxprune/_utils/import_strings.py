@@ -1,4 +1,4 @@
-"""Functions that users name: `package.module:function`."""
+"""Functions named by users: `package.module:function`."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from onnxprune.errors import OnnxPruneError
 
 
 def find_function(source: str, what: str) -> Callable[..., Any]:
-    """Imports `package.module:function`; modules of the current folder are found as with `python -m`.
+    """Return the function `package.module:function`; modules in the current folder are found as with `python -m`.
 
     Args:
-        source: the name.
-        what: what it is for, in messages ("data function", "metric").
+        source: Name of the function.
+        what: Its purpose, for messages ("data function", "metric").
 
     Raises:
-        OnnxPruneError: not such a name, or it cannot be imported.
+        OnnxPruneError: The name has another form, or cannot be imported.
     """
     module, colon, name = source.partition(":")
     if not colon or not module or not name:
-        raise OnnxPruneError(f"{source!r} is no {what}", fix="name it as package.module:function")
+        raise OnnxPruneError(f"{source!r} is not a {what}", fix="name it as package.module:function")
     here = os.getcwd()
     if here not in sys.path and "" not in sys.path:
         sys.path.append(here)

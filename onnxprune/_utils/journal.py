@@ -1,7 +1,7 @@
-"""A journal of finished work: one line for each piece, on disk before the next one starts.
+"""Journal of finished work: one line per piece, on disk before the next one starts.
 
-Whatever stops a run (an error, a full disk, kill -9), the next run with the same settings goes on from the last whole
-line. A line cut off in the middle is dropped.
+After any interruption (an error, a full disk, kill -9), the next run with the same settings continues from the last
+complete line. An incomplete line is dropped.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ class Journal:
     """Entries by key, appended to a file.
 
     Args:
-        path: of the file; None keeps the entries in memory only.
-        settings: what the entries depend on; a file written under others is refused. Workers write journals of their
-            own, see `adopt`.
-        restart: throw away what is there.
+        path: Path of the file; None keeps the entries in memory only.
+        settings: Settings that the entries depend on; a file with other settings is rejected. Workers write journals
+            of their own, see `adopt`.
+        restart: Discard existing entries.
 
     Attributes:
-        entries: key -> value, those of earlier runs included.
+        entries: Key -> value, entries of earlier runs included.
 
     Raises:
-        OnnxPruneError: the file belongs to other settings, is no journal, is in use, or cannot be written.
+        OnnxPruneError: The file has other settings, is not a journal, is in use, or cannot be written.
     """
 
     def __init__(self, path: Path | None, settings: Mapping[str, Any], *, restart: bool = False) -> None:
@@ -74,7 +74,7 @@ class Journal:
             raise self._damaged("it is too large")
         self._file.seek(0)
         lines = self._file.read().split(b"\n")
-        torn = lines.pop()  # what follows the last newline
+        torn = lines.pop()  # text after the last newline
         if torn:
             self._file.truncate(self._file.seek(0, os.SEEK_END) - len(torn))
         if not lines:
@@ -83,16 +83,16 @@ class Journal:
         found = [self._parsed(line, i + 1) for i, line in enumerate(lines)]
         wrong = sorted(k for k in head.keys() | found[0].keys() if head.get(k) != found[0].get(k))
         if "journal" in wrong:
-            raise self._damaged("line 1 is no header")
+            raise self._damaged("line 1 is not a header")
         if wrong:
             raise OnnxPruneError(
                 f"the journal was written with other settings ({', '.join(wrong)})",
                 where=str(self.path),
-                fix="repeat the command it was begun with, use another -o, or throw it away with --restart",
+                fix="repeat the command that created it, use another -o, or discard it with --restart",
             )
         for i, entry in enumerate(found[1:]):
             if set(entry) != {"key", "value"} or not isinstance(entry["key"], str):
-                raise self._damaged(f"line {i + 2} is no entry")
+                raise self._damaged(f"line {i + 2} is not an entry")
             self.entries[entry["key"]] = entry["value"]
 
     def _parsed(self, line: bytes, number: int) -> dict[str, Any]:
@@ -104,18 +104,18 @@ class Journal:
         except (ValueError, RecursionError) as err:
             raise self._damaged(f"line {number}: {err}") from err
         if not isinstance(value, dict):
-            raise self._damaged(f"line {number} is no object")
+            raise self._damaged(f"line {number} is not an object")
         return value
 
     def _damaged(self, what: str) -> OnnxPruneError:
         return OnnxPruneError(
-            f"not a journal: {what}", where=str(self.path), fix="remove the file, or start anew with --restart"
+            f"not a journal: {what}", where=str(self.path), fix="remove the file, or start again with --restart"
         )
 
     def _failed(self, err: OSError) -> OnnxPruneError:
         return OnnxPruneError(
             f"cannot write the journal {str(self.path)!r}: {err.strerror or err}",
-            fix="the points written so far are safe: make room and run the same command again",
+            fix="the points written so far are safe: free disk space and run the same command again",
         )
 
     def _append(self, entry: Mapping[str, Any]) -> None:
@@ -128,25 +128,25 @@ class Journal:
             raise self._failed(err) from err
 
     def add(self, key: str, value: Any) -> None:
-        """Appends an entry; when this returns it is on the disk.
+        """Append an entry; on return it is on disk.
 
         Raises:
-            OnnxPruneError: it cannot be written.
+            OnnxPruneError: The entry cannot be written.
         """
         self.entries[key] = value
         if self._file is not None:
             self._append({"key": key, "value": value})
 
     def adopt(self, folder: Path) -> None:
-        """Takes over the entries of the journals that workers wrote into a folder; those of other settings stay.
+        """Adopt the entries of the journals that workers wrote into a folder; journals with other settings are ignored.
 
         Raises:
-            OnnxPruneError: they cannot be written here.
+            OnnxPruneError: The entries cannot be written.
         """
         for path in sorted(folder.glob("*.journal")):
             try:
                 other = Journal(path, self.settings)
-            except OnnxPruneError:  # of other settings, or damaged: its points are done again
+            except OnnxPruneError:  # other settings or damaged: its points are computed again
                 continue
             other.close()
             for key, value in other.entries.items():
@@ -154,14 +154,14 @@ class Journal:
                     self.add(key, value)
 
     def close(self) -> None:
-        """Lets go of the file; it stays for the next run."""
+        """Close the file; it remains for the next run."""
         if self._file is not None:
             with contextlib.suppress(OSError):
                 self._file.close()
             self._file = None
 
     def finish(self) -> None:
-        """Removes the file: the work is done and its result is written."""
+        """Remove the file, after the result was written."""
         self.close()
         if self.path is not None:
             self.path.unlink(missing_ok=True)

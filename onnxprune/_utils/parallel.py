@@ -1,4 +1,4 @@
-"""Work spread over processes or machines with joblib; what a lost worker had in hand is done again by another."""
+"""Parallel work over processes or machines with joblib; tasks of a lost worker are repeated by another."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 from onnxprune.errors import OnnxPruneError, unknown
 
 BACKENDS = ("loky", "dask", "ray")
-_RETRIES = 3  # failures in a row, without a result in between
+_RETRIES = 3  # consecutive failures without a result between them
 
 
 def spread(
@@ -26,15 +26,17 @@ def spread(
     backend: str = "loky",
     address: str | None = None,
 ) -> Iterator[tuple[int, Any]]:
-    """Runs `function(task)` for every task; yields (place of the task, result) as results come in.
+    """Yield (task index, result) of `function(task)` for every task, as results arrive.
 
     Args:
-        jobs: workers at a time.
-        backend: "loky" (processes of this machine), "dask" or "ray" (a cluster).
-        address: of the cluster; without one dask and ray start workers on this machine.
+        function: Function to run in workers.
+        tasks: Arguments of the calls.
+        jobs: Number of workers.
+        backend: "loky" (processes on this machine), "dask" or "ray" (a cluster).
+        address: Address of the cluster; without one, dask and ray start workers on this machine.
 
     Raises:
-        OnnxPruneError: raised by the function, or workers are lost again and again.
+        OnnxPruneError: Raised by the function, or workers are lost repeatedly.
     """
     left = dict(enumerate(tasks))
     failures = 0
@@ -47,13 +49,13 @@ def spread(
                     yield i, result
         except OnnxPruneError:
             raise
-        except Exception as err:  # every backend has its own exceptions for a worker that died
+        except Exception as err:  # backends raise different exceptions for a dead worker
             failures += 1
             if failures > _RETRIES:
                 why = f"{type(err).__name__}: {str(err).partition(chr(10))[0]}"
                 raise OnnxPruneError(
-                    f"workers fail again and again ({why})",
-                    fix="fewer --jobs or a smaller --batch if memory is short; finished points are kept",
+                    f"workers failed repeatedly ({why})",
+                    fix="use fewer --jobs or a smaller --batch if memory is short; finished points are kept",
                 ) from err
 
 
@@ -63,8 +65,8 @@ def _results(function: Callable[[Any], Any], tasks: list[tuple[int, Any]], jobs:
     calls = (delayed(_numbered)(function, i, task) for i, task in tasks)
     try:
         parallel = Parallel(n_jobs=jobs, batch_size=1, pre_dispatch="2*n_jobs", return_as="generator_unordered")
-    except ValueError:  # a backend that gives results back in whole lists only (ray)
-        with Parallel(n_jobs=jobs, batch_size=1) as plain:  # the same workers for every round
+    except ValueError:  # the backend returns complete lists only (ray)
+        with Parallel(n_jobs=jobs, batch_size=1) as plain:  # the same workers in every round
             for start in range(0, len(tasks), 4 * jobs):
                 yield from plain(delayed(_numbered)(function, i, t) for i, t in tasks[start : start + 4 * jobs])
         return
@@ -80,7 +82,7 @@ _watching = False
 
 
 def _watch_parent() -> None:
-    """Ends this worker when the process that started it is gone: kill -9 must leave nobody behind with the memory."""
+    """Exit this worker when its parent is gone: release the memory if the parent is killed."""
     global _watching
     if _watching or multiprocessing.parent_process() is None:
         return
@@ -97,11 +99,11 @@ def _watch_parent() -> None:
 
 @contextlib.contextmanager
 def _cluster(backend: str, jobs: int, address: str | None) -> Iterator[None]:
-    """joblib's backend for the time of the block."""
+    """Configure joblib's backend for the duration of the block."""
     if backend not in BACKENDS:
         raise unknown("backend", backend, BACKENDS)
     if backend == "loky" and address:
-        raise OnnxPruneError("--address is of a cluster", fix="add --backend dask or --backend ray")
+        raise OnnxPruneError("--address needs a cluster backend", fix="add --backend dask or --backend ray")
     try:
         from joblib import parallel_config
     except ImportError as err:
@@ -114,7 +116,7 @@ def _cluster(backend: str, jobs: int, address: str | None) -> Iterator[None]:
 @contextlib.contextmanager
 def _loky(jobs: int, address: str | None) -> Iterator[None]:
     with warnings.catch_warnings():
-        # loky replaces a worker whose memory has grown, which ours does on purpose: cached activations.
+        # loky replaces workers whose memory has grown; here it grows as intended, by cached activations.
         warnings.filterwarnings("ignore", "A worker stopped while some jobs were given", UserWarning)
         yield
 

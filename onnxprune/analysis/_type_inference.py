@@ -1,6 +1,6 @@
-"""Types of what single nodes compute, by ONNX's own shape inference; nodes that are alike are asked about once.
+"""Output types of single nodes by ONNX's shape inference; results of equal nodes are reused.
 
-A type is a serialized `TypeProto` throughout: what inference takes and gives, hashable, and compared without parsing.
+A type is a serialized `TypeProto`: the input and output format of inference, hashable and comparable without parsing.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 from onnxprune.ir.model import Array, Model
 from onnxprune.ops import find
 
-SMALL = 4096  # elements of the largest value that inference is told
+SMALL = 4096  # elements; larger values are not passed to inference
 
 _LIKE_INPUT = frozenset(("GroupNormalization", "MeanVarianceNormalization"))
-_FEW = 16  # floats: scales and sizes of a Resize; more of them are a weight, whose values say nothing about shapes
+_FEW = 16  # floats of the scales and sizes of a Resize; longer arrays are weights, whose values do not affect shapes
 _PLAIN = frozenset((int, float, bool, str, bytes))
 
 
 class NodeTypes:
-    """What the nodes of one model compute. Remembers what it has found out, for other assignments of dimensions too."""
+    """Output types of the nodes of one model, cached across assignments of dynamic dimensions."""
 
     def __init__(self, model: Model) -> None:
         graph = model.graph
         versions = {d.domain: d.version for d in graph.import_domains or ()} | {"": model.opset}
-        # Functions are left where an installed package has records of their domain.
+        # Functions remain only in domains for which an installed package has operator records.
         self._shell = onnx.ModelProto(
             ir_version=graph.ir_version,
             opset_import=[onnx.helper.make_opsetid(*version) for version in versions.items()],
@@ -43,13 +43,13 @@ class NodeTypes:
     def outputs(
         self, node: gs.Node, types: Mapping[str, bytes], values: Sequence[Array | None], known: Mapping[str, Array]
     ) -> list[bytes | None]:
-        """Types of a node's outputs, None where nothing is known.
+        """Return the types of a node's outputs, None where unknown.
 
         Args:
-            node: of the model.
-            types: by tensor, of what the node reads, in its bodies too.
-            values: of its inputs; None where they are not known, or large.
-            known: values by name, for what its bodies read.
+            node: Node of the model.
+            types: Tensor -> type, for everything the node and its bodies read.
+            values: Values of the inputs; None for unknown or large ones.
+            known: Tensor -> value, for everything its bodies read.
         """
         told = [v if v is not None and (v.dtype.kind in "iub" or v.size <= _FEW) else None for v in values]
         attributes = hashable(node.attrs)
@@ -68,7 +68,7 @@ class NodeTypes:
     def _ask(
         self, node: gs.Node, types: Mapping[str, bytes], values: Sequence[Array | None], known: Mapping[str, Array]
     ) -> list[bytes | None]:
-        """Infers the shapes of a model of this node alone, or of its stand-ins."""
+        """Infer the shapes of a model that consists of this node, or of the nodes that stand in for it."""
         spec = find(node)
         if not node.domain and node.op in _LIKE_INPUT:
             nodes = [onnx.helper.make_node("Identity", [node.inputs[0].name], [node.outputs[0].name])]
@@ -94,7 +94,7 @@ class NodeTypes:
 
 
 def captured(node: gs.Node) -> list[gs.Tensor]:
-    """Outer tensors that the bodies of an If, a Loop or a Scan use."""
+    """Return the outer tensors that the bodies of an If, Loop or Scan use."""
     for value in node.attrs.values():
         if isinstance(value, gs.Graph):
             break
@@ -107,7 +107,7 @@ def captured(node: gs.Node) -> list[gs.Tensor]:
 
 
 def of_input(t: gs.Tensor, dims: Mapping[tuple[str, int], int]) -> bytes:
-    """The type of a model's input, its dynamic dimensions set to numbers by (name, axis)."""
+    """Return the type of a model input with its dynamic dimensions, by (name, axis), set to numbers."""
     kind = OnnxExporter.export_value_info_proto(t, True).type
     for axis, dim in enumerate(kind.tensor_type.shape.dim):
         if (t.name, axis) in dims:
@@ -118,7 +118,7 @@ def of_input(t: gs.Tensor, dims: Mapping[tuple[str, int], int]) -> bytes:
 
 @functools.lru_cache(4096)
 def of_array(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
-    """The type of an array."""
+    """Return the type of an array."""
     out: bytes = onnx.helper.make_tensor_type_proto(
         onnx.helper.np_dtype_to_tensor_dtype(dtype), shape
     ).SerializeToString()
@@ -127,7 +127,7 @@ def of_array(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
 
 @functools.lru_cache(4096)
 def shape_and_dtype(kind: bytes) -> tuple[tuple[int, ...] | None, np.dtype[Any] | None]:
-    """Shape, where every dimension is known, and element type, if it is a tensor's."""
+    """Return a tensor type's shape, if all dimensions are known, and its element type."""
     parsed = onnx.TypeProto.FromString(kind)
     if not parsed.HasField("tensor_type"):
         return None, None
@@ -140,7 +140,7 @@ def shape_and_dtype(kind: bytes) -> tuple[tuple[int, ...] | None, np.dtype[Any] 
 
 
 def with_number(kind: bytes, number: int) -> bytes:
-    """A tensor's type with a number for every dimension that is not known; what has no rank stays as it is."""
+    """Return a tensor type with every unknown dimension set to a number; a type without rank is unchanged."""
     parsed = onnx.TypeProto.FromString(kind)
     for dim in parsed.tensor_type.shape.dim:
         if not dim.HasField("dim_value"):
@@ -150,7 +150,7 @@ def with_number(kind: bytes, number: int) -> bytes:
 
 
 def with_shape(kind: bytes, shape: Sequence[int]) -> bytes:
-    """A tensor's type with another shape."""
+    """Return a tensor type with another shape."""
     parsed = onnx.TypeProto.FromString(kind)
     del parsed.tensor_type.shape.dim[:]
     for n in shape:
@@ -160,17 +160,17 @@ def with_shape(kind: bytes, shape: Sequence[int]) -> bytes:
 
 
 def known_axes(kind: bytes) -> list[bool]:
-    """Of every axis of a tensor's type whether its dimension is known."""
+    """Return, for every axis of a tensor type, whether its dimension is known."""
     return [dim.HasField("dim_value") for dim in onnx.TypeProto.FromString(kind).tensor_type.shape.dim]
 
 
 def array_contents(value: Array) -> object:
-    """An array's elements as they can be looked up."""
-    return value.tobytes() if value.dtype != object else tuple(value.flat)  # of strings, bytes would be addresses
+    """Return the elements of an array as a hashable value."""
+    return value.tobytes() if value.dtype != object else tuple(value.flat)  # bytes of strings would be addresses
 
 
 def hashable(attributes: Mapping[str, Any]) -> tuple[tuple[str, Any], ...] | None:
-    """Attributes as they can be looked up; None where one is more than numbers, strings and a few of them."""
+    """Return attributes as a hashable value; None if one is more than numbers, strings and short lists of them."""
     if not attributes:
         return ()
     out = []

@@ -1,13 +1,15 @@
-"""What a model costs, before and after a plan, in tens of microseconds per question.
+"""Cost of a model under a plan: MACs, parameters, bytes, activation memory, channels.
 
-MACs are multiply-accumulate operations of Conv, ConvTranspose, Gemm, MatMul and Einsum, for one sample (a dynamic
-batch counts as 1), as fvcore and the papers count them; biases, activations and normalisations are left out.
-Parameters are the elements of floating-point constants without BatchNormalization's running statistics, and of the
-integer weights of quantized models, without their scales and zero points; bytes are
-those of all constants, the file without its graph. Memory is the most bytes of activations alive at once, for one
-sample, when the nodes run one by one in the order of the graph: a runtime that fuses or works in place needs less.
-Channels are those that can be removed, over all groups. What a selection finds (boxes of a detector), of which only the
-data knows how many there are, counts as 101 of them, see `shapes`.
+- `macs`: multiply-accumulate operations of Conv, ConvTranspose, Gemm, MatMul and Einsum for one sample (a dynamic
+  batch counts as 1), as counted by fvcore; biases, activations and normalizations are excluded.
+- `params`: elements of floating-point constants without BatchNormalization's running statistics, and of the integer
+  weights of quantized models without scales and zero points.
+- `bytes`: bytes of all constants, that is the file without its graph.
+- `memory`: peak bytes of live activations for one sample, with the nodes run in graph order; a runtime that fuses or
+  works in place needs less.
+- `channels`: removable channels of all groups.
+
+Results of a selection (boxes of a detector), whose number depends on data, count as 101, see `shape_inference`.
 """
 
 from __future__ import annotations
@@ -36,27 +38,27 @@ class Cost:
     channels: int
 
     def ratio(self, baseline: Cost, what: str) -> float:
-        """This over another, by the name of the measure."""
+        """Return this cost divided by another, by the name of the measure."""
         total = getattr(baseline, what)
         return float(getattr(self, what) / total) if total else 1.0
 
 
 MEASURES = ("macs", "params", "bytes", "memory", "channels")
 
-# Operators whose output is their input's memory under another shape.
+# Operators whose output shares its input's memory under another shape.
 _SAME_MEMORY = frozenset(("Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"))
 
 # Operators whose floating-point constants are scales.
 _SCALED = frozenset(("QuantizeLinear", "DequantizeLinear", "QGemm"))
 
-# A dimension is a number, or the place of a count that depends on what is kept (negative: -1 - place).
+# Entries: a size >= 0, or -1 - row of a count that depends on the kept components.
 _Template = tuple[int, ...]
 _Counts = npt.NDArray[np.int64]
 
 
 @dataclass
 class _Work:
-    """The MACs of one node, remembered by the counts it depends on."""
+    """MACs of one node, cached by the counts they depend on."""
 
     rule: Macs
     node: gs.Node
@@ -77,13 +79,13 @@ class _Work:
 
 
 class _Elements:
-    """Numbers of elements of many tensors at once: a factor times the counts of their labelled axes."""
+    """Numbers of elements of many tensors: a constant factor times the counts of their labelled axes."""
 
     def __init__(self, templates: Sequence[_Template], one: int) -> None:
         rows = [[-1 - n for n in t if n < 0] for t in templates]
         width = max(map(len, rows), default=0)
         self.fixed = np.array([int(np.prod([n for n in t if n >= 0], dtype=np.int64)) for t in templates], np.int64)
-        # Short rows are filled up with the place of a count that is always 1.
+        # Short rows are padded with the index of a count that is always 1.
         self.rows = np.array([r + [one] * (width - len(r)) for r in rows], np.int64).reshape(len(rows), width)
 
     def __call__(self, counts: _Counts) -> _Counts:
@@ -94,11 +96,11 @@ class _Elements:
 
 
 class CostModel:
-    """Answers "what would it cost if these channels stayed?"."""
+    """Cost of a model for any choice of kept components, in tens of microseconds."""
 
     def __init__(self, analysis: Analysis) -> None:
         self.analysis = analysis
-        self._rows: dict[int, tuple[npt.NDArray[np.int64], int]] = {}  # by id, with the array: ids are used again
+        self._rows: dict[int, tuple[npt.NDArray[np.int64], int]] = {}  # by id, with the array, because ids are reused
         self._equal: dict[bytes, int] = {}
         self._labels: list[npt.NDArray[np.int64]] = []
         batch = [n for (name, axis), n in analysis.witness.dims.items() if axis == 0]
@@ -120,7 +122,7 @@ class CostModel:
         self.baseline = self.cost(np.ones(analysis.count, bool))
 
     def _constants(self) -> list[tuple[_Template, int, bool]]:
-        """Shape, bytes per element, and whether they are parameters, of every constant once."""
+        """Return (shape, bytes per element, whether it counts as parameters) of every constant, each once."""
         nodes = self.analysis.model.graph.nodes
         table = self.analysis.table
         aside = {t.name for n in nodes if n.op == "BatchNormalization" for t in n.inputs[3:5]}
@@ -136,7 +138,7 @@ class CostModel:
         return list(found.values())
 
     def _nodes(self) -> list[_Work]:
-        """Every node that has MACs and whose shapes are known."""
+        """Return every node that has MACs and known shapes."""
         table = self.analysis.table
         out = []
         for node in self.analysis.model.graph.nodes:
@@ -153,13 +155,13 @@ class CostModel:
         return out
 
     def _lives(self) -> list[tuple[_Template, int, int, int]]:
-        """Shape, bytes per element, first and last node (by place) of every piece of activation memory.
+        """Return (shape, bytes per element, index of first and last node) of every activation buffer.
 
-        Shape arithmetic that is known beforehand and tensors of unknown shape are left out.
+        Constant shape arithmetic and tensors of unknown shape are excluded.
         """
         seen, table, graph = self.analysis.witness, self.analysis.table, self.analysis.model.graph
         nodes = graph.nodes
-        memory: dict[str, str] = {}  # tensor -> the tensor whose memory it is
+        memory: dict[str, str] = {}  # tensor -> the tensor whose memory it shares
         first: dict[str, int] = {}
         last: dict[str, int] = {}
         tensors: dict[str, gs.Tensor] = {}
@@ -199,8 +201,7 @@ class CostModel:
             if labels is None:
                 out.append(n)
                 continue
-            # Tensors that follow each other share their label arrays, coupled ones their components: one count
-            # serves them all.
+            # Consecutive tensors share label arrays and coupled ones share components, so one count serves all.
             if id(labels) not in self._rows:
                 components = self.analysis.component[labels]
                 row = self._equal.setdefault(components.tobytes(), len(self._labels))
@@ -211,12 +212,12 @@ class CostModel:
         return tuple(out)
 
     def cost(self, kept: Kept) -> Cost:
-        """The cost if the components in `kept` (bool [count]) stay."""
+        """Return the cost with the components in `kept` (bool [count])."""
         counts = self._remaining(kept)
         return Cost(**{measure: self._of(measure, kept, counts) for measure in MEASURES})
 
     def share(self, kept: Kept, measure: str) -> float:
-        """The share of one measure that these components keep: `cost(kept).ratio(whole, measure)`, without the rest."""
+        """Return `cost(kept).ratio(baseline, measure)` without computing the other measures."""
         total: int = getattr(self.baseline, measure)
         return self._of(measure, kept, self._remaining(kept)) / total if total else 1.0
 
@@ -230,19 +231,19 @@ class CostModel:
         return int(self._weights(counts) @ (self._counted if measure == "params" else self._itemsize))
 
     def _remaining(self, kept: Kept) -> _Counts:
-        """How many labels of every row stay, and a 1 at the end."""
+        """Return the number of kept labels of every row, followed by a 1."""
         counts = np.ones(len(self._labels) + 1, np.int64)
         if len(self._flat):
             counts[:-1] = np.add.reduceat(kept[self._flat], self._starts, dtype=np.int64)
         return counts
 
     def _macs(self, counts: _Counts) -> int:
-        """Multiply-accumulates of one sample."""
+        """Return the MACs of one sample."""
         sizes = counts.tolist()
         return sum([work.macs(sizes) for work in self._work]) // self._batch
 
     def _memory(self, counts: _Counts) -> int:
-        """Most bytes alive at once, for one sample."""
+        """Return the peak bytes of live activations of one sample."""
         if not len(self._born):
             return 0
         sizes = (self._activations(counts) * self._width).astype(np.float64)  # exact below 2^53

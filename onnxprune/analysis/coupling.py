@@ -1,7 +1,7 @@
-"""Which channels belong together: one walk over the graph, connected components of label ties, groups.
+"""Coupled channels of a model: one pass over the graph ties labels, connected components are channels.
 
-A *channel* is a component: indices of many tensors that live or die together. A *group* is the set of channels that
-sit on the same axes of the same weights, what a user prunes by a ratio. Channels that some operator needs whole are
+A *channel* is a component: indices of many tensors that are removed or kept together. A *group* is the set of channels
+on the same axes of the same weights, the unit of pruning ratios. Channels that an operator needs completely are
 locked, with the operator's name and reason.
 """
 
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
+from onnxprune._utils.formatting import counted, shortened
 from onnxprune._utils.html import html_table
 from onnxprune.analysis._type_inference import captured
 from onnxprune.analysis.group_naming import Namer
@@ -31,30 +32,30 @@ from onnxprune.plans import Plan
 Kept = npt.NDArray[np.bool_]
 
 KINDS = ("heads", "head_dim", "stream", "mlp", "conv", "embedding", "padding", "other")
-"""What a group's channels are: attention heads or places in every head, the residual stream, hidden neurons of
-products with a weight, filters of convolutions, an embedding's dimensions, channels that Pad adds."""
+"""Kinds of channels in a group: attention heads, one position in every head, the residual stream, hidden neurons of
+products with a weight, filters of convolutions, dimensions of an embedding, channels that Pad adds, others."""
 _KIND_OF_OP = {
     "Conv": "conv", "ConvTranspose": "conv", "Gemm": "mlp", "MatMul": "mlp", "Einsum": "mlp", "Gather": "embedding",
     "Pad": "padding",
 }  # fmt: skip
-# Layouts of one kernel library, made for one processor when a model is optimized beyond level "extended".
+# Layouts of one kernel library for one processor, from models optimized beyond level "extended".
 RUNTIME_ONLY = ("com.microsoft.nchwc",)
 OPS_GROUP = "onnxprune.ops"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Group:
-    """Channels that sit on the same axes.
+    """Channels on the same axes.
 
     Attributes:
-        name: from the producing weight's name, else its node's; stable across runs.
-        components: component number of each channel, ascending; a channel's place here is its index in plans.
-        width: indices per channel on the producing axis (64 for a head of 64, 2 after a channel shuffle).
-        sites: (weight, axis) pairs on which the channels sit.
-        op: operator of the producing node.
-        residual: whether an addition of activations joins the outputs of several layers in it.
-        kind: what its channels are, one of `KINDS`.
-        statistics: operators that take a statistic over its channels; with any, its removal is inexact.
+        name: Derived from the name of the producing weight or its node; stable across runs.
+        components: Component of each channel, ascending; the position is the channel's index in plans.
+        width: Indices per channel on the producing axis (64 for a head of 64, 2 after a channel shuffle).
+        sites: (weight, axis) pairs of the channels.
+        op: Operator of the producer.
+        residual: Whether an addition of activations joins the outputs of several layers.
+        kind: Kind of its channels, one of `KINDS`.
+        statistics: Operators that compute a statistic over its channels; if any, its removal is inexact.
     """
 
     name: str
@@ -66,20 +67,32 @@ class Group:
     kind: str = "other"
     statistics: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        facts = [counted(self.channels, "channel"), f"kind {self.kind}", f"produced by {self.op}"]
+        facts += [f"{self.width} indices per channel"] if self.width > 1 else []
+        facts += ["residual"] if self.residual else []
+        facts += [f"inexact: {', '.join(self.statistics)}"] if self.statistics else []
+        return f"<Group {shortened(self.name, 80)}: {', '.join(facts)}>"
+
+    def _repr_html_(self) -> str:
+        """Table for notebooks: the weights and axes that the channels are on."""
+        rows = [[tensor, str(axis)] for tensor, axis in self.sites]
+        return html_table(f"group {self.name}", ["weight", "axis"], rows, note=repr(self))
+
     @property
     def channels(self) -> int:
-        """How many channels the group has."""
+        """Number of channels."""
         return len(self.components)
 
     @property
     def exact(self) -> bool:
-        """Whether removing its channels is masking them."""
+        """True if removing the channels equals masking them."""
         return not self.statistics
 
 
 @dataclass(frozen=True)
 class LockedGroup:
-    """Channels that cannot be removed, and why. `inexact` ones could be, but not exactly."""
+    """Channels that cannot be removed, and the reason; `inexact` ones can be freed, but not removed exactly."""
 
     name: str
     channels: int
@@ -91,17 +104,17 @@ class LockedGroup:
 
 @dataclass(frozen=True)
 class Analysis:
-    """What can be removed from a model, what cannot and why.
+    """Prunable groups and locked groups of a model.
 
     Attributes:
-        source: the caller's model, untouched.
-        model: the normalized model the labels belong to.
-        witness: shapes and values the walk was made with.
-        table: labels of every tensor.
-        component: component of every label; 0 for everything that stays.
-        count: how many components there are, 0 included.
-        groups: what can be pruned.
-        locked: what cannot.
+        source: Original model, unchanged.
+        model: Normalized model that the labels belong to.
+        witness: Shapes and values used for the analysis.
+        table: Labels of every tensor.
+        component: Component of every label; 0 for labels that are always kept.
+        count: Number of components, 0 included.
+        groups: Prunable groups.
+        locked: Locked groups.
     """
 
     source: Model
@@ -118,7 +131,7 @@ class Analysis:
         return f"<Analysis: {len(self.groups)} groups, {channels} channels can be removed; {len(self.locked)} locked>"
 
     def _repr_html_(self) -> str:
-        """For notebooks: the groups, then what is locked and why."""
+        """Return the groups and the locked groups as HTML tables."""
         rows = [
             [g.name, str(g.channels), str(g.width), str(len(g.sites)), g.op + (", residual" if g.residual else "")]
             for g in self.groups
@@ -143,10 +156,10 @@ class Analysis:
         return {g.name: g for g in self.groups}
 
     def __getitem__(self, name: str) -> Group:
-        """A group by name.
+        """Return a group by name.
 
         Raises:
-            OnnxPruneError: there is none of that name, or it is locked.
+            OnnxPruneError: The group does not exist or is locked.
         """
         if name in self.by_name:
             return self.by_name[name]
@@ -160,14 +173,14 @@ class Analysis:
         raise unknown("group", name, self.by_name)
 
     def kept(self, plan: Plan | None = None) -> Kept:
-        """Which components stay under a plan: bool [count]."""
+        """Return the components kept under a plan: bool [count]."""
         out = np.ones(self.count, bool)
         for name, removed in (plan.groups if plan is not None else {}).items():
             out[self[name].components[np.asarray(removed.removed, np.int64)]] = False
         return out
 
     def keep(self, tensor: str, axis: int, kept: Kept) -> Kept | None:
-        """Which indices of a tensor's axis stay; None when all do."""
+        """Return the kept indices of a tensor's axis: bool [size]; None if all are kept."""
         axes = self.table.variables.get(tensor) or self.table.constants.get(tensor)
         labels = axes[axis] if axes else None
         if labels is None:
@@ -177,16 +190,16 @@ class Analysis:
 
     @property
     def choices(self) -> CouplingOptions:
-        """What the walk was asked to free."""
+        """Options of the analysis that free locked channels."""
         return self.table.choices
 
     def inexact(self, plan: Plan) -> tuple[Group, ...]:
-        """The groups that lose channels under a plan without that being masking."""
+        """Return the groups whose removal under a plan is inexact."""
         return tuple(g for g in self.groups if not g.exact and g.name in plan.groups and plan.groups[g.name].removed)
 
     @property
     def contractions(self) -> Sequence[Contraction]:
-        """Where masks stand for removed channels."""
+        """Contraction inputs, where masks represent removed channels."""
         return self.table.contractions
 
     @property
@@ -200,7 +213,7 @@ class Analysis:
         return self.table.scale_sites
 
     def weight(self, t: gs.Tensor) -> Array:
-        """Values of a weight, through Transpose, Cast and DequantizeLinear views of a constant; integers as numbers."""
+        """Return a weight's values, also behind Transpose, Cast and DequantizeLinear; integers are dequantized."""
         if isinstance(t, gs.Constant):
             steps = self.table.quantized.get(t.name)
             return np.asarray(t.values) if steps is None else dequantized(t.values, steps)
@@ -220,10 +233,10 @@ class Analysis:
 
 
 def components(count: int, ties: Sequence[tuple[Labels, Labels]]) -> npt.NDArray[np.int64]:
-    """Connected components of `count` labels: for each the smallest label it is connected to.
+    """Return the connected components of `count` labels: for each label the smallest one connected to it.
 
-    Vectorised hooking and pointer jumping (Shiloach & Vishkin 1982). scipy's connected_components gives the same
-    partition; importing it costs more than the whole analysis of a ResNet-50.
+    Vectorized hooking and pointer jumping (Shiloach & Vishkin 1982). scipy's connected_components gives the same
+    partition, but its import takes longer than the analysis of a ResNet-50.
     """
     parent = np.arange(count, dtype=np.int64)
     if not ties:
@@ -246,7 +259,7 @@ def components(count: int, ties: Sequence[tuple[Labels, Labels]]) -> npt.NDArray
 
 
 def _show_weights(node: gs.Node, table: LabelTable) -> None:
-    """Gives the weights of an operator without a rule channels to be locked: else nothing would tell of them."""
+    """Label the weights of an operator without a rule, so that they are reported as locked."""
     for t in node.inputs:
         if isinstance(t, gs.Constant) and len(t.shape) > 1:
             table.filters(t, 0, table.produce(t, 0))
@@ -266,7 +279,7 @@ def _no_record(node: gs.Node) -> str:
 
 
 def walk(model: Model, witness: Witness, choices: CouplingOptions | None = None) -> LabelTable:
-    """Runs every operator's rule once, in graph order."""
+    """Return the label table of a model: run the rule of every operator once, in graph order."""
     graph = model.graph
     table = LabelTable(witness.shapes, witness.values, model.opset, choices, witness.sizes, witness.formulas)
     table.outputs = frozenset(t.name for t in graph.outputs)
@@ -286,7 +299,7 @@ def walk(model: Model, witness: Witness, choices: CouplingOptions | None = None)
             _lock_all(node.inputs, table, _no_record(node) if spec is None else "is used where a shape is not known")
         _lock_all(outer, table, "is used inside a subgraph")
         for t in outer:
-            table.seal(t)  # before or after this node: whoever else uses the constant leaves it whole
+            table.seal(t)  # in any order of nodes: other consumers of the constant keep it complete
         if not any(t.name in table.views for t in node.outputs):
             for t in node.inputs:
                 if t.name:
@@ -305,9 +318,9 @@ _BY_INDEX = frozenset(("Gather", "GatherElements", "GatherND", "ScatterElements"
 
 
 def _lock_dynamic(node: gs.Node, table: LabelTable) -> None:
-    """Locks channels on an axis of dynamic size, unless a Reshape merges them into it or they only pass along.
+    """Lock channels on an axis of dynamic size, unless a Reshape merges them into it or they are only passed on.
 
-    There the place of a channel depends on the size: nothing may pick it by number.
+    The index of a channel then depends on the size, so no operator may select it by number.
     """
     if node.op in ("Reshape", "Flatten"):
         return
@@ -319,7 +332,7 @@ def _lock_dynamic(node: gs.Node, table: LabelTable) -> None:
 
 
 def _on_dynamic(tensors: Sequence[gs.Tensor], table: LabelTable) -> list[tuple[Labels, Expr]]:
-    """Labels on axes whose size depends on a dimension, and that size."""
+    """Return the labels on axes whose size depends on a dimension, with that size."""
     out = []
     for t in tensors:
         sizes, axes = table.sizes.get(t.name), table.variables.get(t.name)
@@ -330,7 +343,7 @@ def _on_dynamic(tensors: Sequence[gs.Tensor], table: LabelTable) -> list[tuple[L
 
 
 def _couple(spec: OpSpec, node: gs.Node, table: LabelTable) -> None:
-    """Runs a rule; of one of another package it is checked that its labels fit."""
+    """Run a rule; check that the labels of a rule from another package match the shapes."""
     if not is_foreign(spec):
         spec.couple(node, table)
         return
@@ -344,23 +357,23 @@ def _couple(spec: OpSpec, node: gs.Node, table: LabelTable) -> None:
 
 
 def couple(model: Model, *, source: Model | None = None, choices: CouplingOptions | None = None) -> Analysis:
-    """Finds channels and groups of a normalized model.
+    """Return the channels and groups of a normalized model.
 
     Args:
-        model: normalized (see `onnxprune.passes.NORMALIZE`).
-        source: the model it was normalized from; default: itself.
-        choices: what ambiguous splits free, and whether inexact channels are free.
+        model: Normalized model (see `onnxprune.passes.NORMALIZE`).
+        source: Model before normalization; default: `model`.
+        choices: Axis freed by ambiguous splits, and whether inexact channels are free.
     """
     seen = known_or_witness(model)
     return assemble(model, seen, walk(model, seen, choices), source=source)
 
 
 def assemble(model: Model, witness: Witness, table: LabelTable, *, source: Model | None = None) -> Analysis:
-    """Components, locks and groups of a finished label table."""
+    """Return the components, locks and groups of a complete label table."""
     root = components(table.count, table.ties)
     none = len(table.locks)
-    first_lock = np.full(table.count, none, np.int64)  # by root label: the lock that counts
-    order = sorted(range(none), key=lambda i: table.locks[i].inexact)  # exact ones first
+    first_lock = np.full(table.count, none, np.int64)  # by root label: the lock that applies
+    order = sorted(range(none), key=lambda i: table.locks[i].inexact)  # exact locks first
     rank = np.empty(none + 1, np.int64)
     rank[[*order, none]] = np.arange(none + 1)
     for i, lock in enumerate(table.locks):
@@ -376,7 +389,7 @@ def assemble(model: Model, witness: Witness, table: LabelTable, *, source: Model
     summed = np.zeros(table.count, bool)
     for labels in table.sums:
         summed[root[labels]] = True
-    cause = np.where(allowed[first_lock], -1, first_lock)  # by root: the lock that holds it, -1 if it is free
+    cause = np.where(allowed[first_lock], -1, first_lock)  # by root: the lock that applies, -1 if free
     ops, lifted = _lifted(table, root)
     lifted[cause >= 0] = 0
     kinds = _kinds(table, root)
@@ -392,7 +405,7 @@ def assemble(model: Model, witness: Witness, table: LabelTable, *, source: Model
                 kind = "stream" if residual else _KIND_OF_OP.get(op, kind)
             statistics = tuple(op for i, op in enumerate(ops) if int(lifted[members[0]]) >> i & 1)
             groups.append(Group(namer.name(members), number[members], width, sites, op, residual, kind, statistics))
-        elif namer.produced(members):  # nobody misses indices of constants that no layer computes: masks, frequencies
+        elif namer.produced(members):  # constants that no layer produces (masks, frequencies) are not reported
             lock = by_rank[why]
             locked.append(LockedGroup(namer.name(members), len(members), lock.node, lock.op, lock.reason, lock.inexact))
     return Analysis(
@@ -401,7 +414,7 @@ def assemble(model: Model, witness: Witness, table: LabelTable, *, source: Model
 
 
 def _lifted(table: LabelTable, root: npt.NDArray[np.int64]) -> tuple[list[str], npt.NDArray[np.uint64]]:
-    """Operators whose locks are lifted on request, and for every root label the bit set of those that hold it."""
+    """Return the operators whose locks are lifted on request, and for every root label the bit set of its operators."""
     found = np.zeros(table.count, np.uint64)
     ops = sorted({lock.op for lock in table.locks if lock.inexact}) if table.choices.inexact else []
     for lock in table.locks if ops else ():
@@ -411,7 +424,7 @@ def _lifted(table: LabelTable, root: npt.NDArray[np.int64]) -> tuple[list[str], 
 
 
 def _kinds(table: LabelTable, root: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """For every root label the place in `KINDS` of what operators say it is."""
+    """Return, for every root label, the index in `KINDS` that operators assign to it."""
     out = np.full(table.count, KINDS.index("other"), np.int64)
     for labels, kind in table.kinds:
         np.minimum.at(out, root[labels], KINDS.index(kind))
@@ -421,10 +434,10 @@ def _kinds(table: LabelTable, root: npt.NDArray[np.int64]) -> npt.NDArray[np.int
 def _grouped(
     table: LabelTable, root: npt.NDArray[np.int64], cause: npt.NDArray[np.int64], lifted: npt.NDArray[np.uint64]
 ) -> list[tuple[npt.NDArray[np.int64], tuple[tuple[str, int], ...]]]:
-    """Partitions root labels by the weight axes they sit on, what locks them and what is lifted, in label order."""
-    # Two components belong together if they sit on the same set of sites: compare sums of well-mixed site keys.
+    """Partition root labels by weight axes, applying lock and lifted locks; parts are in label order."""
+    # Two components are in one group if they are on the same set of sites: compare sums of well-mixed site keys.
     key = np.zeros(table.count, np.uint64)
-    roots_of: dict[int, npt.NDArray[np.int64]] = {}  # tensors that follow each other share their label arrays
+    roots_of: dict[int, npt.NDArray[np.int64]] = {}  # consecutive tensors share label arrays
     sites: list[tuple[str, int, int]] = []
     for tensor, axes in table.constants.items():
         for axis, labels in enumerate(axes):
@@ -433,7 +446,7 @@ def _grouped(
             here = roots_of.get(id(labels))
             if here is None:
                 here = roots_of[id(labels)] = root[labels]
-            key[here] += _scattered(len(sites) + 1)  # an index that occurs twice is added to once, as wanted
+            key[here] += _scattered(len(sites) + 1)  # an index that occurs twice is added once, as intended
             sites.append((tensor, axis, id(labels)))
     key[0] = 0
     present = np.flatnonzero(key)
@@ -441,13 +454,13 @@ def _grouped(
         return []
     key[present] += (cause[present] + 1).astype(np.uint64) * _scattered(0x10CC)
     key[present] += lifted[present] * _scattered(0x11F7)
-    # Neighbours mostly belong together: compare runs of equal keys, not all of them.
+    # Neighbours are mostly in one group: compare runs of equal keys, not all keys.
     keys = key[present]
     starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
     _, of_run = np.unique(keys[starts], return_inverse=True)
     inverse = np.repeat(of_run, np.diff(starts, append=len(keys)))
     if len(starts) < 2**16:
-        inverse = inverse.astype(np.uint16)  # sorted by radix
+        inverse = inverse.astype(np.uint16)  # enables radix sort
     group_of = np.full(table.count, -1, np.int64)
     group_of[present] = inverse
     groups_of = {i: set(group_of[here].tolist()) for i, here in roots_of.items()}
@@ -462,7 +475,7 @@ def _grouped(
 
 
 def _scattered(n: int) -> np.uint64:
-    """A well-mixed 64-bit number for a small one (the finaliser of SplitMix64, Steele et al. 2014)."""
+    """Return a well-mixed 64-bit number for a small one (the finaliser of SplitMix64, Steele et al. 2014)."""
     z = n * 0x9E3779B97F4A7C15 % 2**64
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
     z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64

@@ -1,8 +1,8 @@
-"""Where in a model the feature map of a channel is: what criteria that look at data measure.
+"""Feature maps of channels: the tensors that data-driven criteria measure.
 
-A filter's map is followed from the node that computes it: through BatchNormalization and per-channel constants (so that
-an export with BatchNorm and one with it folded are measured at the same place), then through additions of residual
-streams, to the first nonlinearity.
+A filter's map is traced from the node that computes it through BatchNormalization and per-channel constants (so that
+exports with BatchNorm and with folded BatchNorm are measured at the same tensor), then through residual additions, to
+the first nonlinearity.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ACTIVATIONS = {
     "Relu", "LeakyRelu", "PRelu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "Elu", "Selu", "Celu", "Softplus",
     "Softsign", "Tanh", "Gelu", "Mish", "Swish", "ThresholdedRelu",
 }  # fmt: skip
-# What stands between x and the Mul that gates x in written-out SiLU, HardSwish and GELU.
+# Operators between x and the Mul that gates x in decomposed SiLU, HardSwish and GELU.
 _GATES = {
     "Sigmoid", "HardSigmoid", "Erf", "Tanh", "Softplus", "Clip", "Relu", "Div", "Mul", "Add", "Pow", "Cast",
 }  # fmt: skip
@@ -33,13 +33,13 @@ _GATES = {
 
 @dataclass(frozen=True)
 class FeatureSite:
-    """A tensor that holds maps of channels.
+    """Tensor that holds feature maps of channels.
 
     Attributes:
-        tensor: name in the analysis's normalized model.
-        axis: of the channels.
-        components: of every index along the axis; 0 for what stays.
-        filters: where the filters are that compute it; None where no weight does (padding): then it is what is read.
+        tensor: Name in the normalized model of the analysis.
+        axis: Channel axis.
+        components: Component of every index along the axis; 0 for indices that are always kept.
+        filters: Filters that compute the maps; None if no weight does (padding), then the tensor is a consumer's input.
     """
 
     tensor: str
@@ -49,13 +49,13 @@ class FeatureSite:
 
 
 def feature_sites(analysis: Analysis, groups: Sequence[Group], stage: Stage) -> list[FeatureSite]:
-    """The feature maps of groups, in the order of the graph; each tensor once.
+    """Return the feature maps of groups in graph order, each tensor once.
 
     Args:
-        analysis: of the model.
-        groups: whose channels.
-        stage: "linear", before the nonlinearity and before any residual addition; "active", after both. A map that
-            several nodes read before its nonlinearity is taken there.
+        analysis: Coupling analysis of the model.
+        groups: Groups whose channels are measured.
+        stage: "linear": before the nonlinearity and before any residual addition; "active": after both. A map with
+            several consumers before its nonlinearity is measured there.
     """
     wanted = np.zeros(analysis.count, bool)
     for group in groups:
@@ -87,7 +87,7 @@ def feature_sites(analysis: Analysis, groups: Sequence[Group], stage: Stage) -> 
 
 
 def read_sites(analysis: Analysis, groups: Sequence[Group]) -> list[FeatureSite]:
-    """What the consumers of groups read: the data inputs of Conv, Gemm, MatMul ...; each tensor once."""
+    """Return the data inputs of the groups' consumers (Conv, Gemm, MatMul ...), each tensor once."""
     if not groups:
         return []
     wanted = np.zeros(analysis.count, bool)
@@ -104,7 +104,7 @@ def read_sites(analysis: Analysis, groups: Sequence[Group]) -> list[FeatureSite]
 
 
 def channels_first(values: Array, axis: int, samples: int) -> Array:
-    """A tensor `[samples * k, ...]` with its channels on an axis as `[samples, channels, positions]`."""
+    """Return a tensor [samples * k, ...] with channels on `axis` as [samples, channels, positions]."""
     if axis == 0:
         raise ValueError("the first axis holds the samples")
     moved = np.moveaxis(values, axis, 1)
@@ -115,13 +115,13 @@ def channels_first(values: Array, axis: int, samples: int) -> Array:
 
 
 def _node_of(site: FilterSite) -> gs.Node:
-    """The node that computes a site's maps."""
+    """Return the node that computes a site's maps."""
     nodes = [n for n in site.tensor.outputs if n.name == site.node and n.op == site.op] or site.tensor.outputs
     return nodes[0]
 
 
 def _axis_of(analysis: Analysis, tensor: str, components: npt.NDArray[np.int64]) -> int | None:
-    """The axis, not the first, on which a tensor has these channels."""
+    """Return the axis, other than the first, on which a tensor has these channels."""
     for axis, labels in enumerate(analysis.table.variables.get(tensor, [])):
         if axis and labels is not None and np.isin(analysis.component[labels], components[components > 0]).any():
             return axis
@@ -129,7 +129,7 @@ def _axis_of(analysis: Analysis, tensor: str, components: npt.NDArray[np.int64])
 
 
 def _followed(tensor: gs.Variable, stage: Stage, outputs: set[str]) -> gs.Variable:
-    """The tensor at a stage, from what the weight's node computes."""
+    """Return the tensor at a stage, traced from the output of the weight's node."""
     while tensor.name not in outputs:
         readers = {id(n): n for n in tensor.outputs}
         if len(readers) == 1:
@@ -143,7 +143,7 @@ def _followed(tensor: gs.Variable, stage: Stage, outputs: set[str]) -> gs.Variab
             if stage == "active" and node.op in ACTIVATIONS:
                 return node.outputs[0]
             if stage == "active" and node.op in ("QuantizeLinear", "DequantizeLinear"):
-                tensor = node.outputs[0]  # a quantizer whose zero point is its least integer is the rectifier itself
+                tensor = node.outputs[0]  # a quantizer whose zero point is its smallest integer acts as the ReLU
                 continue
         elif stage == "active" and (gated := _gated(tensor, list(readers.values()))) is not None:
             return gated
@@ -152,7 +152,7 @@ def _followed(tensor: gs.Variable, stage: Stage, outputs: set[str]) -> gs.Variab
 
 
 def _gated(tensor: gs.Variable, consumers: list[gs.Node]) -> gs.Variable | None:
-    """The output of `x * gate(x)`, written out."""
+    """Return the output of a decomposed `x * gate(x)`; None if there is none."""
     for node in consumers:
         other = [n for n in consumers if n is not node]
         if node.op != "Mul" or len(other) != 1:

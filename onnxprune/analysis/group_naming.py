@@ -1,4 +1,4 @@
-"""Names of groups: stable and human, from the weights that produce them."""
+"""Stable, readable names of groups from the weights that produce them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SUFFIX = re.compile(
 
 
 def human_name(tensor: str, node: str) -> str:
-    """A name for what a weight produces: its own without `.weight`, or its node's path where exporters made one up.
+    """Return a name for a weight's output: the weight's name without `.weight`, or its node's path if generated.
 
     >>> human_name("layer1.0.conv1.weight", "/layer1/layer1.0/conv1/Conv")
     'layer1.0.conv1'
@@ -31,7 +31,7 @@ def human_name(tensor: str, node: str) -> str:
         return name or tensor
     parts = [p for p in node.split("/") if p]
     if len(parts) > 1:
-        parts = parts[:-1]  # the operator itself
+        parts = parts[:-1]  # without the operator itself
     path: list[str] = []
     for part in parts:  # TorchScript repeats the parent: layer1/layer1.0/conv1
         if path and part.startswith(path[-1] + "."):
@@ -49,24 +49,24 @@ class Namer:
         self.table = table
         self.root = root
         self.used: dict[str, int] = {}
-        # For each root label the first filter site that holds it, else len(sites).
+        # For each root label: index of the first filter site that holds it, else len(sites).
         self.first = np.full(table.count, len(self.sites), np.int64)
         for i in range(len(self.sites) - 1, -1, -1):
             self.first[root[self.sites[i].labels]] = i
 
     def produced(self, members: npt.NDArray[np.int64]) -> bool:
-        """Whether a layer's filters compute them."""
+        """Return whether filters of a layer produce these channels."""
         return int(self.first[members[0]]) < len(self.sites)
 
     def shape(self, members: npt.NDArray[np.int64]) -> tuple[int, str]:
-        """(indices per channel on the producing axis, producing operator)."""
+        """Return (indices per channel on the producing axis, producing operator)."""
         site = int(self.first[members[0]])
         if site == len(self.sites):
             return 1, "Pad"
         return int((self.root[self.sites[site].labels] == members[0]).sum()), self.sites[site].op
 
     def name(self, members: npt.NDArray[np.int64]) -> str:
-        """A unique name; a second group of the same weight gets `#2`."""
+        """Return a unique name; a second group of the same weight gets `#2`."""
         site = int(self.first[members[0]])
         if site < len(self.sites):
             base = human_name(self._tensor(self.sites[site].tensor), self.sites[site].node)
@@ -76,7 +76,7 @@ class Namer:
         return base if self.used[base] == 1 else f"{base}#{self.used[base]}"
 
     def _tensor(self, t: gs.Tensor) -> str:
-        """A weight's name; of a quantized one, that of the weight it was."""
+        """Return the name of a weight; for a quantized one, that of the original weight."""
         root, _ = self.table.views.get(t.name, (t, ()))
         return str(root.name).removesuffix("_quantized") if root.dtype in _BYTES else str(t.name)
 

@@ -1,6 +1,6 @@
-"""The weights of layers: which constants Conv, ConvTranspose, Gemm and MatMul multiply by, and how they lie in memory.
+"""Weights of layers: the constants that Conv, ConvTranspose, Gemm and MatMul multiply by, and their memory layout.
 
-A graph is read as the caller made it: a weight may be an initializer or a Constant node, behind Identity, Cast or
+The graph is the caller's, not normalized: a weight may be an initializer or a Constant node, behind Identity, Cast or
 Transpose. A *unit* is an output of a layer: a filter, a neuron, a column of a matrix [in, out].
 """
 
@@ -19,7 +19,7 @@ from onnxprune.ops import find
 
 LAYERS = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
 _CONVOLUTIONS = frozenset(("Conv", "ConvTranspose"))
-# They have weights of their own, so what comes before them is not a last layer.
+# Operators with weights of their own: a layer before them is not a last layer.
 _OTHERS = frozenset(
     ("LSTM", "GRU", "RNN", "ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "DeformConv")
 )  # fmt: skip
@@ -30,14 +30,14 @@ _STANDARD = (None, "", "ai.onnx")
 
 @dataclass(frozen=True, eq=False)
 class LayerUse:
-    """One layer that multiplies by a weight.
+    """Layer that multiplies by a weight.
 
     Attributes:
-        node: the layer.
-        unit_axis: of the stored weight, along which the units lie; with groups of a ConvTranspose, those of a group.
-        input_axis: of the stored weight, along which a unit sums.
-        from_end: where the units lie in the layer's output: an axis counted from the end, -1 for the last.
-        groups: of a ConvTranspose, whose weight is [in, units of a group, ...]; 1 for every other layer.
+        node: Node of the layer.
+        unit_axis: Axis of the stored weight that holds the units; for a grouped ConvTranspose, the units of one group.
+        input_axis: Axis of the stored weight that a unit sums over.
+        from_end: Axis of the layer's output that holds the units, counted from the end: -1 is the last.
+        groups: Groups of a ConvTranspose, whose weight is [in, units of a group, ...]; 1 for all other layers.
     """
 
     node: gs.Node
@@ -49,12 +49,12 @@ class LayerUse:
 
 @dataclass(frozen=True, eq=False)
 class LayerWeight:
-    """A constant that layers multiply by.
+    """Constant that layers multiply by.
 
     Attributes:
-        name: of the initializer, or of a Constant node's output.
-        uses: the layers, in graph order; the first one says where units and inputs are.
-        last: whether an output of the graph is reached from one of them through no other layer.
+        name: Name of the initializer, or of the Constant node's output.
+        uses: Layers in graph order; the first defines the axes of units and inputs.
+        last: Whether a graph output is reached from one of them without passing another layer.
     """
 
     name: str
@@ -64,11 +64,11 @@ class LayerWeight:
 
     @property
     def values(self) -> Array:
-        """As stored, [...] of a floating type (float16, bfloat16, ... too). Not to be written to."""
+        """Values as stored, [...] of a floating-point type (float16 and bfloat16 included); read-only."""
         return np.asarray(_value(self._holder))
 
     def replace(self, values: Array) -> None:
-        """Gives the graph other values of the same shape and type."""
+        """Set other values of the same shape and type."""
         if isinstance(self._holder, gs.Constant):
             self._holder.values = values
         else:
@@ -76,20 +76,20 @@ class LayerWeight:
 
     @property
     def units(self) -> int:
-        """How many outputs the layer has."""
+        """Number of outputs of the layer."""
         use = self.uses[0]
         return int(self.values.shape[use.unit_axis]) * use.groups
 
     def rows(self, stored: Array) -> Array:
-        """An array of the weight's shape as [units, inputs of a unit, positions].
+        """Return an array of the weight's shape as [units, inputs of a unit, positions].
 
-        Positions are the places of the kernel, or the heads of a batched product, in the stored order.
+        Positions are those of the kernel, or the heads of a batched product, in stored order.
         """
         moved = self._moved(stored)
         return moved.reshape(*moved.shape[:2], prod(moved.shape[2:]))
 
     def stored(self, rows: Array) -> Array:
-        """The inverse of `rows`."""
+        """Return the inverse of `rows`: an array in the weight's stored shape."""
         use = self.uses[0]
         shape = self._moved(np.empty(self.values.shape, np.bool_)).shape
         moved = rows.reshape(shape)
@@ -99,7 +99,7 @@ class LayerWeight:
         return np.moveaxis(moved, (0, 1), (use.unit_axis, use.input_axis))
 
     def _moved(self, stored: Array) -> Array:
-        """[units, inputs of a unit, ...]."""
+        """Return an array of the weight's shape as [units, inputs of a unit, ...]."""
         use = self.uses[0]
         moved = np.moveaxis(stored, (use.unit_axis, use.input_axis), (0, 1))
         if use.groups > 1:  # [units of a group, groups * in, ...]
@@ -109,10 +109,10 @@ class LayerWeight:
 
 
 def layer_weights(graph: gs.Graph) -> list[LayerWeight]:
-    """The floating-point weights of a graph's layers, by their first use; a weight that several layers share once.
+    """Return the floating-point weights of a graph's layers, in the order of first use; shared weights once.
 
-    Weights of one axis, of integers (quantized ones), sparse ones and those inside the bodies of If and Loop are left
-    out, and a product of two constants is no layer.
+    Excluded are one-dimensional, integer (quantized) and sparse weights, weights inside bodies of If and Loop, and
+    products of two constants.
     """
     last = _last_layers(graph)
     found: dict[int, tuple[gs.Constant | gs.Node, str, list[LayerUse]]] = {}
@@ -139,7 +139,7 @@ def layer_weights(graph: gs.Graph) -> list[LayerWeight]:
 
 
 def constant_value(t: gs.Tensor) -> Array | None:
-    """What a node reads, if that is constant: through Identity, Cast and Transpose as well."""
+    """Return the value of a constant tensor, also behind Identity, Cast and Transpose; None if it is not constant."""
     if isinstance(t, gs.Constant):
         return _value(t)
     node = t.inputs[0] if t.inputs else None
@@ -155,7 +155,7 @@ def constant_value(t: gs.Tensor) -> Array | None:
 
 
 def _use(node: gs.Node, index: int, perm: Sequence[int]) -> LayerUse | None:
-    """How a layer reads its weight, in axes of the stored array; stored axis `perm[i]` is the i-th one it sees."""
+    """Return the use of a weight by a layer; axis i of the operand is stored axis `perm[i]`."""
     rank = len(perm)
     if node.op == "Conv":
         return LayerUse(node, perm[0], perm[1], 1 - rank)
@@ -165,12 +165,12 @@ def _use(node: gs.Node, index: int, perm: Sequence[int]) -> LayerUse | None:
     unit = rank - 2 if left else rank - 1
     if node.op == "Gemm" and node.attrs.get("transA" if left else "transB", 0):
         unit = rank - 1 if left else rank - 2
-    total = 2 * rank - 3 - unit  # the other one of the last two
+    total = 2 * rank - 3 - unit  # the other of the last two axes
     return LayerUse(node, perm[unit], perm[total], -2 if left else -1)
 
 
 def _operand(node: gs.Node) -> int | None:
-    """Which input of a layer is its weight."""
+    """Return the index of the input that is a layer's weight; None if there is none."""
     if node.op not in LAYERS or node.domain not in _STANDARD:
         return None
     constant = [_root(t) is not None for t in node.inputs[:2]]
@@ -182,7 +182,7 @@ def _operand(node: gs.Node) -> int | None:
 
 
 def _root(t: gs.Tensor) -> tuple[gs.Constant | gs.Node, str, list[list[int] | None]] | None:
-    """The constant behind a tensor, its name, and the permutations between, the nearest to the tensor first."""
+    """Return the constant behind a tensor, its name, and the permutations between, nearest to the tensor first."""
     transposes: list[list[int] | None] = []
     while not isinstance(t, gs.Constant):
         node = t.inputs[0] if t.inputs else None
@@ -200,7 +200,7 @@ def _root(t: gs.Tensor) -> tuple[gs.Constant | gs.Node, str, list[list[int] | No
 
 
 def _value(holder: gs.Constant | gs.Node) -> Array | None:
-    """A constant's dense values."""
+    """Return the dense values of a constant."""
     tensor = holder if isinstance(holder, gs.Constant) else holder.attrs.get("value")
     if not isinstance(tensor, gs.Constant) or isinstance(tensor._values, SparseValues):
         return None
@@ -208,12 +208,12 @@ def _value(holder: gs.Constant | gs.Node) -> Array | None:
 
 
 def _floating(values: Array) -> bool:
-    # The types of ml_dtypes (bfloat16, float8_*) have kind "V", so their names have to do.
+    # Types of ml_dtypes (bfloat16, float8_*) have kind "V" and are recognized by name.
     return values.dtype.kind == "f" or values.dtype.name.startswith(("bfloat", "float"))
 
 
 def _last_layers(graph: gs.Graph) -> set[int]:
-    """Ids of the layers from which an output of the graph is reached through no other layer."""
+    """Return ids of the layers from which a graph output is reached without passing another layer."""
     made: Mapping[int, gs.Node] = {id(t): node for node in graph.nodes for t in node.outputs}
     front = [t for t in graph.outputs if not isinstance(t, gs.Constant)]
     seen = {id(t) for t in front}
@@ -232,14 +232,14 @@ def _last_layers(graph: gs.Graph) -> set[int]:
 
 
 def _is_layer(node: gs.Node) -> bool:
-    """Whether a node has weights, of whatever type."""
+    """Return whether a node has weights of any type."""
     if node.op in _CONVOLUTIONS or node.op in _OTHERS:
         return True
     return node.op in _PRODUCTS and any(_root(t) is not None or _dequantized(t) for t in node.inputs[:2])
 
 
 def _dequantized(t: gs.Tensor) -> bool:
-    """Whether a tensor is a quantized constant."""
+    """Return whether a tensor is a quantized constant."""
     node = t.inputs[0] if t.inputs else None
     while node is not None and node.op in ("Transpose", "Identity", "Cast"):
         node = node.inputs[0].inputs[0] if node.inputs[0].inputs else None

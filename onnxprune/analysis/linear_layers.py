@@ -1,7 +1,7 @@
-"""Conv, ConvTranspose, Gemm and MatMul as what they are: `outputs = rows @ matrix + bias`, group by group.
+"""Conv, ConvTranspose, Gemm and MatMul as `outputs = rows @ matrix + bias`, group by group.
 
-A *row* is what one output position reads, `[channels of the group * kernel]`, input channel by input channel. Least
-squares, Gram matrices and per-channel errors are then the same for all of them.
+A *row* holds the inputs of one output position, `[channels of the group * kernel]`, ordered by input channel. Least
+squares, Gram matrices and per-channel errors are then the same for all four operators.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ Picks = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class LinearNode:
-    """A node whose weight is a constant.
+    """Node whose weight is a constant.
 
     Attributes:
-        node: the node.
-        weight: its weight, a constant that no other node reads.
-        bias: a constant added to its outputs, its own input or that of an Add after it; None where there is none.
-        output: name of the tensor after the bias.
-        groups: of the convolution; 1 for others.
-        kernel: places of the kernel; 1 for Gemm and MatMul.
+        node: Node of the graph.
+        weight: Weight, a constant with no other consumer.
+        bias: Constant added to the outputs, by the node itself or by an Add after it; None if there is none.
+        output: Name of the tensor after the bias.
+        groups: Groups of a convolution; 1 for others.
+        kernel: Number of kernel positions; 1 for Gemm and MatMul.
     """
 
     node: gs.Node
@@ -42,17 +42,17 @@ class LinearNode:
 
     @property
     def intercept(self) -> bool:
-        """Whether its outputs can be shifted: it has a bias, or takes one."""
+        """True if the outputs can be shifted: the node has or accepts a bias."""
         return self.bias is not None or self.node.op != "MatMul"
 
     @property
     def spatial(self) -> bool:
-        """Whether it is a convolution."""
+        """True for a convolution."""
         return self.node.op in ("Conv", "ConvTranspose")
 
     @property
     def outputs(self) -> int:
-        """How many outputs a position has, over all groups."""
+        """Number of outputs per position, over all groups."""
         shape = self.weight.shape
         if self.node.op == "Conv":
             return int(shape[0])
@@ -62,7 +62,7 @@ class LinearNode:
 
     @property
     def inputs(self) -> int:
-        """How many input channels a group has."""
+        """Number of input channels of a group."""
         shape = self.weight.shape
         if self.node.op == "Conv":
             return int(shape[1])
@@ -76,16 +76,16 @@ class LinearNode:
 
     @property
     def alpha(self) -> float:
-        """What a Gemm multiplies its product by."""
+        """Factor of a Gemm's product."""
         return _factor(self.node, "alpha")
 
     @property
     def beta(self) -> float:
-        """What a Gemm multiplies its bias by."""
+        """Factor of a Gemm's bias."""
         return _factor(self.node, "beta")
 
     def matrix(self, outputs: Picks | None = None) -> Matrix:
-        """The weight as [groups, inputs * kernel, outputs of a group]; some of the outputs, if they are named."""
+        """Return the weight as float64 [groups, inputs * kernel, outputs of a group], optionally of some outputs."""
         w = np.asarray(self.weight.values)
         if self.node.op == "Conv":
             found = w.reshape(self.groups, w.shape[0] // self.groups, -1).transpose(0, 2, 1)
@@ -101,7 +101,7 @@ class LinearNode:
         return out
 
     def values_of(self, matrix: Matrix) -> Array:
-        """The inverse of `matrix`: values for the weight, in its shape and type."""
+        """Return the inverse of `matrix`: values in the shape and type of the weight."""
         shape, dtype = tuple(self.weight.shape), self.weight.dtype
         if self.node.op == "Conv":
             return np.asarray(matrix.transpose(0, 2, 1).reshape(shape), dtype)
@@ -111,15 +111,15 @@ class LinearNode:
         return np.asarray((matrix[0].T if self._transposed else matrix[0]) / self.alpha, dtype)
 
     def shift(self) -> Matrix:
-        """What is added to its outputs, [outputs]."""
+        """Return the values added to the outputs, float64 [outputs]."""
         if self.bias is None:
             return np.zeros(self.outputs)
         return self.beta * np.asarray(self.bias.values).astype(np.float64).ravel()
 
     def set_weights(self, matrix: Matrix, shift: Matrix | None = None, names: set[str] | None = None) -> None:
-        """Changes the weight (as `matrix` gives it) and, if given, the bias (as `shift` does) of the node itself.
+        """Set the weight (in the form of `matrix`) and optionally the bias (in the form of `shift`) of the node.
 
-        A convolution or Gemm without a bias gets one, under a name that is not among `names` (and is then added).
+        A convolution or Gemm without a bias gets one. Its name avoids those in `names` and is added to them.
         """
         self.weight.values = self.values_of(matrix)
         if shift is None:
@@ -135,17 +135,17 @@ class LinearNode:
             if names is not None:
                 names.add(name)
             made = gs.Constant(name, values)
-            if len(self.node.inputs) > 2:  # an empty name holds the place
+            if len(self.node.inputs) > 2:  # an empty name is a placeholder
                 self.node.inputs[2] = made
             else:
                 self.node.inputs.append(made)
 
     def count(self, x: Array) -> int:
-        """Output positions of one sample of an input [n, ...]."""
+        """Return the number of output positions per sample of an input [n, ...]."""
         return prod(len(taps) for taps in self._taps(x.shape[2:])) if self.spatial else prod(x.shape[1:-1])
 
     def picked(self, y: Array, picks: Picks | None = None) -> Array:
-        """Outputs [n, ...] as [n * positions, outputs]; at some positions of every sample, if they are picked."""
+        """Return outputs [n, ...] as [n * positions, outputs], optionally at some positions of every sample only."""
         flat = (
             y.reshape(len(y), y.shape[1], -1).transpose(0, 2, 1) if self.spatial else y.reshape(len(y), -1, y.shape[-1])
         )
@@ -154,7 +154,7 @@ class LinearNode:
         return flat.reshape(-1, flat.shape[-1])
 
     def rows(self, x: Array, picks: Picks | None = None) -> Array:
-        """What the positions read of inputs [n, ...]: [groups, n * positions, inputs * kernel], in the input's type."""
+        """Return the rows of inputs [n, ...]: [groups, n * positions, inputs * kernel], in the input's type."""
         if not self.spatial:
             flat = x.reshape(len(x), -1, x.shape[-1])
             if picks is not None:
@@ -163,13 +163,13 @@ class LinearNode:
         taps = self._taps(x.shape[2:])
         places = tuple(len(t) for t in taps)
         at = np.unravel_index(np.arange(prod(places)) if picks is None else picks, places)
-        reads = np.zeros((len(at[0]), 1), np.int64)  # [positions, kernel]: which pixel
+        reads = np.zeros((len(at[0]), 1), np.int64)  # [positions, kernel]: pixel index
         inside = np.ones((len(at[0]), 1), np.bool_)
         for axis, size in enumerate(x.shape[2:]):
             tap = taps[axis][at[axis]]
             reads = (reads[:, :, None] * size + np.maximum(tap, 0)[:, None]).reshape(len(reads), -1)
             inside = (inside[:, :, None] & (tap >= 0)[:, None]).reshape(len(reads), -1)
-        # One index for all that a position reads: several times faster than windows of a padded copy.
+        # One gather for all inputs of a position is several times faster than windows of a padded copy.
         pixels = prod(x.shape[2:])
         places_of = (np.arange(self.inputs)[:, None] * pixels + reads[:, None]).reshape(len(reads), -1)
         found = x.reshape(len(x), self.groups, -1).take(places_of, axis=2, mode="clip")
@@ -179,7 +179,7 @@ class LinearNode:
         return found.transpose(1, 0, 2, 3).reshape(self.groups, -1, found.shape[-1])
 
     def _taps(self, sizes: Sequence[int]) -> list[Picks]:
-        """For each axis which pixel an output place reads at each place of the kernel, [places, kernel]; -1: none."""
+        """Return, for each axis, the pixel index read per output and kernel position, [positions, kernel]; -1: none."""
         rank = len(sizes)
         strides, dilations = self._attr("strides", rank, 1), self._attr("dilations", rank, 1)
         out = []
@@ -213,11 +213,11 @@ class LinearNode:
 
 
 def linear_node(node: gs.Node, outputs: frozenset[str] = frozenset()) -> LinearNode | None:
-    """The view of a node; None where it is not linear in a constant of its own, or takes a form not handled here.
+    """Return the linear view of a node; None if it is not linear in a constant of its own, or has an unsupported form.
 
     Args:
-        node: any.
-        outputs: names of the graph's outputs; an Add after one of them is no bias.
+        node: Any node.
+        outputs: Names of the graph outputs; an Add after one of them is not a bias.
     """
     if node.op not in ("Conv", "ConvTranspose", "Gemm", "MatMul") or node.domain not in ("", "ai.onnx", None):
         return None
@@ -254,11 +254,11 @@ def _factor(node: gs.Node, name: str) -> float:
 
 
 def _own(t: gs.Tensor | None) -> bool:
-    """Whether it is a constant that one node alone reads."""
+    """Return whether a tensor is a constant with a single consumer."""
     return isinstance(t, gs.Constant) and len(t.outputs) == 1
 
 
 def _is_row(t: gs.Constant, width: int) -> bool:
-    """Whether adding it to [n, width] adds one number to each column."""
+    """Return whether adding it to [n, width] adds one number per column."""
     shape = tuple(t.shape)
     return len(shape) <= 2 and prod(shape) == width and (not shape or shape[-1] == width)

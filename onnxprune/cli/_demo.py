@@ -52,7 +52,7 @@ def run(output: Path, as_json: bool = False) -> None:
     train, test = load_data("digits:train"), load_data("digits:test")
     with resources.as_file(resources.files("onnxprune.models") / MODEL) as path:
         model = load(path)
-        scores = score(model, analyze(model), "dscore")
+        scores = score(analyze(model), "dscore")
         cuts = [
             compile_plan(model, plan(scores, Target(macs=share)), analysis=scores.analysis) for share in (HALF, HARD)
         ]

@@ -1,4 +1,4 @@
-"""Pieces of an analysed model: segments with masks, so that what a mask cannot change is computed once."""
+"""Masked segments of an analysed model: parts that a mask cannot change are computed once."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ __all__ = ["MASK_INPUT", "GroupConsumers", "MaskedSegmenter"]
 
 @dataclass(frozen=True)
 class GroupConsumers:
-    """Where a group is read: the first node that does, and every contraction with the tensor it reads."""
+    """Consumers of a group: index of the first one, and every contraction with the tensor it reads."""
 
     first: int
     contractions: tuple[tuple[str, Contraction], ...]
 
 
 class MaskedSegmenter(Segments):
-    """Cuts an analysed model's normalized graph.
+    """Segments of an analysed model's normalized graph, with masks of removed channels.
 
     Attributes:
-        consumers: group name -> where it is first read; len(nodes) where nothing reads it.
-        removed: channels that no piece reads; set it, and pieces made from then on have their masks in them.
+        consumers: Group name -> its consumers; `first` is len(nodes) if there are none.
+        removed: Plan whose masks are inserted into segments created from now on.
     """
 
     def __init__(self, analysis: Analysis) -> None:
@@ -52,7 +52,7 @@ class MaskedSegmenter(Segments):
         return GroupConsumers(min(places, default=len(self.nodes)), tuple(zip(names, found, strict=True)))
 
     def work(self, node_index: int) -> int:
-        """MACs of the nodes from a cut to the end, at the witness's sizes."""
+        """Return the MACs of the nodes from a cut to the end, at the witness's sizes."""
         shapes = self.analysis.table.shapes
         total = 0
         for n in self.nodes[node_index:]:
@@ -66,34 +66,34 @@ class MaskedSegmenter(Segments):
         return total
 
     def bare_segment(self, start: int, stop: int, outputs: Sequence[str]) -> Model:
-        """Nodes [start, stop) as a model of their own: the live tensors at `start` in, `outputs` out.
+        """Return nodes [start, stop) as a model with the live tensors at `start` as inputs and `outputs` as outputs.
 
-        The live tensors are whole; what is `removed` is masked where this piece reads it.
+        Live tensors have all channels; `removed` channels are masked where this segment reads them.
         """
         model = self.segment(start, stop, outputs)
         return self._with_masks(model, self.removed) if self.removed.groups else model
 
     def _with_masks(self, segment: Model, plan: Plan) -> Model:
-        """A piece with a plan's masks in its weights; where that is not possible they stay as constants."""
+        """Return a segment with the masks of a plan folded into weights, or as constants where that is not possible."""
         for t in segment.graph.tensors().values():
             if not isinstance(t, gs.Constant) and t.shape is None:
                 t.shape = self.declared(t.name)
         return FoldScales().rewrite(InsertMasks(plan, self.analysis, partial=True).rewrite(segment))
 
     def masked(self, group: str, outputs: Sequence[str]) -> Model:
-        """From a group's first reader to the end, with an input that masks its channels."""
+        """Return the segment from a group's first consumer to the end, with an input that masks its channels."""
         start = self.consumers[group].first
         suffix = self.bare_segment(start, len(self.nodes), outputs)
         return InsertMasks(analysis=self.analysis, as_input=True, groups=(group,)).rewrite(suffix)
 
     def folded(self, group: str, plan: Plan, outputs: Sequence[str]) -> Model:
-        """The same with a plan's masks in the weights: nothing is left to multiply, nor an input for it."""
+        """Return the segment of `masked` with the masks of a plan folded into the weights, without a mask input."""
         return self._with_masks(self.bare_segment(self.consumers[group].first, len(self.nodes), outputs), plan)
 
     def stripped(self, group: str, plan: Plan, outputs: Sequence[str]) -> Model:
-        """The same without the channels that a plan removes; it takes the same whole tensors as `masked`.
+        """Return the segment of `masked` without the channels that a plan removes; its inputs have full width too.
 
-        Not where something is `removed`: folded masks give weights new names, which the analysis does not know.
+        Not available with `removed` channels: folded masks rename weights, which the analysis does not know.
         """
         assert not self.removed.groups
         start = self.consumers[group].first

@@ -114,7 +114,7 @@ class Obs(DataCriterion):
     """`s_c`: increase of the consumers' squared error when channel c is removed in order and the rest is re-solved.
 
     Channels of a group are removed one by one, each time the one with the least error; the remaining weights are
-    re-solved by least squares on the samples (`onnxprune.execution.gram.Surgeon`). An error is a share of the layer's
+    re-solved by least squares on the samples (`onnxprune.execution.gram.BlockOBS`). An error is a share of the layer's
     output energy, summed over the consumers of the group.
 
     With `weigh="outputs"` a few numbers of removed channels per group are evaluated, and the errors are scaled to the

@@ -1,4 +1,4 @@
-"""Importance by class: which channels matter for which class, as a table in CSV or JSON.
+"""Importance of channels for single classes, as a table in CSV or JSON.
 
 CSV has the columns group, channel, class, importance. JSON holds the criterion and, by group and class, the importance
 of every channel.
@@ -20,35 +20,35 @@ KINDS = (".csv", ".json")
 
 
 def check_class_table(path: Path, criterion: str) -> None:
-    """Refuses a table that could not be written, before anything is scored.
+    """Raise if a table could not be written, before anything is scored.
 
     Raises:
-        OnnxPruneError: the file is neither .csv nor .json, or the criterion says nothing of classes.
+        OnnxPruneError: The file is neither .csv nor .json, or the criterion has no importance by class.
     """
     if path.suffix.lower() not in KINDS:
-        raise OnnxPruneError(f"a table by class is {' or '.join(KINDS)}, not {path.name!r}")
+        raise OnnxPruneError(f"a table by class must be {' or '.join(KINDS)}, not {path.name!r}")
     known = {name: rule.classwise for name, rule in all_criteria().items()}
-    if not known.get(criterion, True):  # one that does not exist is an error of its own
+    if not known.get(criterion, True):  # an unknown criterion is reported elsewhere
         raise OnnxPruneError(
-            f"criterion {criterion!r} says nothing of single classes",
+            f"criterion {criterion!r} has no importance by class",
             fix=f"choose from: {', '.join(name for name, classwise in known.items() if classwise)}",
         )
 
 
 def class_table(scores: Scores, kind: str) -> str:
-    """The table as text.
+    """Return the table as text.
 
     Args:
-        scores: with importance by class.
+        scores: Scores with importance by class.
         kind: ".csv" or ".json".
 
     Raises:
-        OnnxPruneError: there is no importance by class.
+        OnnxPruneError: The scores have no importance by class.
     """
     if not scores.per_class:
         raise OnnxPruneError(
-            f"these scores by {scores.criterion.get('name')!r} hold nothing of single classes",
-            fix="score with senpis or loss_change; a file of scores does not keep it",
+            f"these scores by {scores.criterion.get('name')!r} have no importance by class",
+            fix="score with senpis or loss_change; files of scores do not store it",
         )
     if kind == ".json":
         groups = {
@@ -67,9 +67,9 @@ def class_table(scores: Scores, kind: str) -> str:
 
 
 def save_class_table(scores: Scores, path: Path) -> None:
-    """Writes the table, .csv or .json by the file's name, whole or not at all.
+    """Write the table atomically, .csv or .json by the file name.
 
     Raises:
-        OnnxPruneError: as `class_table`; the file cannot be written.
+        OnnxPruneError: See `class_table`; or the file cannot be written.
     """
     write_text(path, class_table(scores, path.suffix.lower()))

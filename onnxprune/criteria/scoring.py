@@ -13,6 +13,7 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from onnxprune._utils.atomic_files import write_text
+from onnxprune._utils.formatting import counted
 from onnxprune._utils.html import html_table
 from onnxprune.analysis.coupling import Analysis, Group
 from onnxprune.criteria import AnyCriterion, Criterion, DataCriterion
@@ -29,17 +30,17 @@ Scored = npt.NDArray[np.float64]
 Progress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Scores:
-    """One number per channel, higher = keep.
+    """Scores of channels, one number each; higher is kept.
 
     Attributes:
-        analysis: what was scored.
-        groups: group name -> float64 [channels].
-        criterion: name, reduction and parameters.
-        normalize: how scores of different groups are made comparable by default.
-        per_class: group name -> class -> float64 [channels], importance for that class alone, from criteria that know
-            it; empty from others, and from a file of scores.
+        analysis: Coupling analysis of the scored model.
+        groups: Group name -> float64 [channels].
+        criterion: Name, reduction and parameters.
+        normalize: How scores of different groups are made comparable by default.
+        per_class: Group name -> class -> float64 [channels], importance for one class, from criteria that compute it;
+            empty for others, and for a file of scores.
     """
 
     analysis: Analysis = field(repr=False)
@@ -50,21 +51,27 @@ class Scores:
 
     @property
     def forbids(self) -> Mapping[str, str]:
-        """What the criterion's definition forbids, and why; nothing for one that is not installed here."""
+        """Operations forbidden by the criterion's definition -> reason; empty for a criterion that is not installed."""
         rule = self._rule
         return rule.forbids if rule is not None else {}
 
     @property
     def default_allocator(self) -> str:
-        """How a target is shared by default with these scores."""
+        """Default allocator of a target with these scores."""
         return self._rule.default_allocator if self._rule is not None else "global"
 
     @property
     def _rule(self) -> type[AnyCriterion] | None:
         return find_criterion(str(self.criterion.get("name")))
 
+    def __repr__(self) -> str:
+        channels = sum(map(len, self.groups.values()))
+        name = self.criterion.get("name")
+        classes = ", for each class as well" if self.per_class else ""
+        return f"<Scores by {name}: {counted(len(self.groups), 'group')}, {counted(channels, 'channel')}{classes}>"
+
     def _repr_html_(self) -> str:
-        """For notebooks: the spread of each group's scores."""
+        """Return the spread of each group's scores as an HTML table."""
         rows = [
             [name, str(len(s)), f"{s.min():.4g}", f"{float(np.median(s)):.4g}", f"{s.max():.4g}"]
             for name, s in self.groups.items()
@@ -73,7 +80,7 @@ class Scores:
         return html_table(title, ["group", "channels", "lowest", "median", "highest"], rows)
 
     def to_json(self) -> str:
-        """The file `score -o` writes."""
+        """Return the text of the file that `score -o` writes."""
         return json.dumps(
             {
                 "schema": 1,
@@ -87,20 +94,20 @@ class Scores:
 
 
 def save_scores(scores: Scores, path: Path) -> None:
-    """Writes scores as JSON, whole or not at all."""
+    """Write scores as JSON, atomically."""
     write_text(path, scores.to_json() + "\n")
 
 
 def load_scores(path: Path, analysis: Analysis) -> Scores:
-    """Reads scores written by `save_scores` for the same model.
+    """Read scores written by `save_scores` for the same model.
 
     Raises:
-        OnnxPruneError: not such a file, for another model, or with other groups.
+        OnnxPruneError: The file is invalid, belongs to another model, or has other groups.
     """
 
     def fail(what: str) -> OnnxPruneError:
         return OnnxPruneError(
-            f"not valid scores: {what}", where=str(path), fix="make them again with `onnxprune score`"
+            f"not valid scores: {what}", where=str(path), fix="create them again with `onnxprune score`"
         )
 
     def no_constant(name: str) -> Any:
@@ -138,24 +145,24 @@ def score(
     progress: Progress | None = None,
     **params: Any,
 ) -> Scores:
-    """Scores every channel.
+    """Return the scores of all channels.
 
-    A criterion scores the filters of one weight, or the feature maps of one tensor. Where a channel sits on several
-    indices of it (heads, shuffled channels) their mean counts; where a group spans several, `reduce` joins them.
+    A criterion scores the filters of one weight, or the feature maps of one tensor. Scores of a channel with several
+    indices there (heads, shuffled channels) are averaged; `reduce` combines the weights or tensors of a group.
 
     Args:
-        analysis: of the model.
-        criterion: a name or an instance.
+        analysis: Coupling analysis of the model.
+        criterion: Name or instance.
         reduce: "mean", "sum", "max" or "first"; default: the criterion's own.
-        groups: names to score; default all.
-        calibration: samples, for criteria that need them.
-        progress: called with (done, total) weights or samples.
-        params: the criterion's parameters, if it is given by name.
+        groups: Names of the groups to score; default: all.
+        calibration: Calibration data, for criteria that need it.
+        progress: Called with (done, total) weights or samples.
+        params: Parameters of the criterion, if it is given by name.
 
     Raises:
-        OnnxPruneError: unknown criterion, parameter or group; a reduction the criterion forbids; weights or activations
-            that are not finite; `bn_scale` on a group without BatchNormalization; no data, labels or classes, or too
-            little of them, where the criterion needs them; an extra that is not installed.
+        OnnxPruneError: Unknown criterion, parameter or group; a reduction that the criterion forbids; weights or
+            activations that are not finite; `bn_scale` on a group without BatchNormalization; data, labels or classes
+            that are missing or too few for the criterion; or an extra that is not installed.
     """
     rule = get_criterion(criterion, **params) if isinstance(criterion, str) else criterion
     return score_together(
@@ -172,7 +179,7 @@ def score_together(
     calibration: Calibration | None = None,
     progress: Progress | None = None,
 ) -> list[Scores]:
-    """Scores by several criteria; those that need data share one run over it. Arguments and errors as `score`."""
+    """Return the scores of several criteria, with one run over the data. Arguments and errors as for `score`."""
     hows = [_reduction(rule, reduce) for rule in criteria]
     wanted = [analysis[name] for name in dict.fromkeys(groups)] if groups is not None else list(analysis.groups)
     by_data = [rule for rule in criteria if isinstance(rule, DataCriterion)]
@@ -184,7 +191,7 @@ def score_together(
             if len(calibration) < least:
                 raise OnnxPruneError(
                     f"criterion {looker.name!r} needs at least {least} samples here; there are {len(calibration)}",
-                    fix="give more data (--images), or choose another criterion",
+                    fix="use more data (--images), or choose another criterion",
                 )
         probes = {id(rule): list(rule.probes(context)) for rule in by_data}
         calibration.collect(analysis.model, [p for own in probes.values() for p in own], progress=progress)
@@ -221,35 +228,35 @@ def _reduction(rule: AnyCriterion, reduce: str | None) -> str:
 
 
 def _checked(calibration: Calibration | None, rules: Sequence[DataCriterion]) -> Calibration:
-    """The samples, if they are what the criteria need."""
+    """Return the calibration data if it meets the needs of the criteria, else raise."""
     if calibration is None:
         raise OnnxPruneError(
-            f"criterion {rules[0].name!r} looks at data", fix="give some: --data, or calibration=Calibration(data)"
+            f"criterion {rules[0].name!r} needs data", fix="use --data, or calibration=Calibration(data)"
         )
     labelled = [rule for rule in rules if rule.needs == "labels"]
     y = calibration.data.y
     if labelled and y is None:
         raise OnnxPruneError(
             f"criterion {labelled[0].name!r} needs labels, and the data {calibration.data.name!r} has none",
-            fix="add an array y, or choose a criterion that needs none (`onnxprune criteria`)",
+            fix="add an array y, or choose a criterion without labels (`onnxprune criteria`)",
         )
     return calibration
 
 
 class _Rows:
-    """Scores per group, a row for each tensor that was scored."""
+    """Scores per group, with one row for each scored tensor."""
 
     def __init__(self, analysis: Analysis, wanted: Sequence[Group]) -> None:
         self.analysis, self.wanted = analysis, wanted
         self.rows: list[list[Scored]] = [[] for _ in wanted]
         self.of_class: list[dict[int, list[Scored]]] = [{} for _ in wanted]
-        # Which sites a group has: all of its channels sit on the same ones, so its first channel tells.
+        # All channels of a group have the same sites, so the first one identifies them.
         self.led = np.full(analysis.count, -1)
         for g, group in enumerate(wanted):
             self.led[group.components[0]] = g
 
     def add(self, components: npt.NDArray[np.int64], values: Scored, label: int | None = None) -> None:
-        """Takes the scores of one tensor's indices, or those for one class."""
+        """Add the scores of one tensor's indices, or those for one class."""
         means = _by_component(components, values, self.analysis.count)
         for g in np.unique(self.led[components]).tolist():
             if g >= 0:
@@ -257,7 +264,7 @@ class _Rows:
                 rows.append(means[self.wanted[g].components])
 
     def by_class(self, how: str) -> dict[str, dict[int, Scored]]:
-        """Group name -> class -> its scores, for the groups that have some."""
+        """Return group name -> class -> scores, for the groups that have any."""
         found = zip(self.wanted, self.of_class, strict=True)
         return {g.name: {label: _reduced(rows, how) for label, rows in mine.items()} for g, mine in found if mine}
 
@@ -292,7 +299,7 @@ def _site_scores(analysis: Analysis, rule: Criterion, site: FilterSite | ScaleSi
 
 
 def filters_first(weight: Array, axis: int, groups: int = 1) -> Array:
-    """A weight as [filters, ...]; grouped ConvTranspose weights [in, out/groups, ...] group by group."""
+    """Return a weight as [filters, ...]; grouped ConvTranspose weights [in, out/groups, ...] group by group."""
     if groups == 1:
         return np.moveaxis(weight, axis, 0)
     split = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
@@ -300,7 +307,7 @@ def filters_first(weight: Array, axis: int, groups: int = 1) -> Array:
 
 
 def _by_component(components: npt.NDArray[np.int64], values: Scored, count: int) -> Scored:
-    """The mean over each component's places on an axis, [count]; 0 for those that have none there."""
+    """Return the mean over each component's indices on an axis, [count]; 0 for components without any."""
     places = np.bincount(components, minlength=count)
     return np.asarray(np.bincount(components, values, count) / np.maximum(places, 1))
 
@@ -313,7 +320,7 @@ def _reduced(rows: list[Scored], how: str) -> Scored:
 
 
 def _without_sites(analysis: Analysis, rule: AnyCriterion, group: Group) -> Scored:
-    """Channels that no weight produces (padding): scored by the weights that read them."""
+    """Return scores of channels without producing weights (padding), from the weights that read them."""
     if not isinstance(rule, Criterion):
         return np.zeros(group.channels)
     if rule.reads == "bn_scale":
@@ -321,7 +328,7 @@ def _without_sites(analysis: Analysis, rule: AnyCriterion, group: Group) -> Scor
             f"criterion {rule.name!r} needs BatchNormalization, and these channels have none (exporters fold it into "
             "the convolution before)",
             where=f"group {group.name!r}",
-            fix="export with BatchNorm kept, add it with the pass insert_batchnorm, leave the group out with "
+            fix="export with BatchNorm kept, add it with the pass insert_batchnorm, exclude the group with "
             "--exclude, or choose another criterion",
         )
     constants = {t.name: t for n in analysis.model.graph.nodes for t in n.inputs if isinstance(t, gs.Constant)}

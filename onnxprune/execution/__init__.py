@@ -1,1 +1,1 @@
-"""Running models on data: sessions, samples, metrics, calibration, statistics, timing."""
+"""Execution of models on data: sessions, samples, metrics, calibration, statistics, timing."""

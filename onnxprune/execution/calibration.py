@@ -1,8 +1,8 @@
-"""One run over the data that collects whatever statistics of whatever tensors are asked for.
+"""Statistics of intermediate tensors, collected in one run over the data.
 
-Each statistic streams: it takes what a tensor was on some samples and keeps what it needs of it. Tensors inside the
-model become outputs of a copy. So that they never fill the memory, a batch is run in parts that keep them within 32 MiB
-together, which is also fastest: fresh memory costs more than the sums.
+Statistics are streaming: each updates itself from a tensor's values on some samples. Intermediate tensors become
+outputs of a copy of the model. Batches are run in parts that keep these outputs within 32 MiB together, which bounds
+memory and is fastest, because allocating fresh memory costs more than the sums.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from onnxprune.execution.data import Data, Feeds, Preprocess
 from onnxprune.execution.sessions import Session
 from onnxprune.ir.model import Array, Model
 
-_MEMORY = 32 * 2**20  # bytes of the tensors of one run, all together
+_MEMORY = 32 * 2**20  # bytes of all collected tensors of one run
 
 
 class Statistic(ABC):
-    """What is kept of one tensor."""
+    """Statistic of one tensor, updated batch by batch."""
 
     @abstractmethod
     def add(self, values: Array, samples: range) -> None:
-        """Takes in the tensor `[samples * k, ...]` (float32, float64 where the model is) on consecutive samples.
+        """Add the tensor `[samples * k, ...]` (float32; float64 for float64 tensors) of consecutive samples.
 
-        Values are finite. `k` is 1 but for models that fold windows or frames into the first axis.
+        Values are finite. `k` is 1, except for models that fold windows or frames into the first axis.
         """
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A statistic of the tensor of that name."""
+    """Statistic to collect of the tensor with this name."""
 
     tensor: str
     statistic: Statistic
@@ -43,14 +43,14 @@ class Probe:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Samples for criteria and recovery, and how they are run.
+    """Samples for criteria and recovery, and how to run them.
 
     Attributes:
-        data: inputs and, where there are, labels.
-        preprocess: how they become the model's input.
-        batch: samples per run.
+        data: Inputs and optional labels.
+        preprocess: Conversion to the model's input.
+        batch: Samples per run.
         device: "auto", "cpu" or "cuda".
-        threads: of onnxruntime and torch; 0 leaves the choice to them.
+        threads: Threads of onnxruntime and torch; 0: their defaults.
     """
 
     data: Data
@@ -63,29 +63,29 @@ class Calibration:
         return len(self.data)
 
     def first(self, model: Model, samples: int = 16) -> list[dict[str, Array]]:
-        """Return the first samples as one batch of feeds, for a proof on real inputs.
+        """Return the first samples as one batch of feeds, for verification on real inputs.
 
         Raises:
-            OnnxPruneError: as `feeds`.
+            OnnxPruneError: See `feeds`.
         """
         feed, _ = Feeds(model, self.data, self.preprocess, min(samples, self.batch))[0]
         return [feed]
 
     def feeds(self, model: Model) -> Feeds:
-        """The data as a model takes it.
+        """Return the data in the form of the model's input.
 
         Raises:
-            OnnxPruneError: the model has several inputs, or the samples do not fit its input.
+            OnnxPruneError: The model has several inputs, or the samples do not fit its input.
         """
         return Feeds(model, self.data, self.preprocess, self.batch)
 
     def collect(
         self, model: Model, probes: Sequence[Probe], *, progress: Callable[[int, int], None] | None = None
     ) -> None:
-        """Runs all samples through a model and fills the probes' statistics.
+        """Run all samples through a model and update the probes' statistics.
 
         Raises:
-            OnnxPruneError: as `calibrate`.
+            OnnxPruneError: See `calibrate`.
         """
         feeds = self.feeds(model)
         batches = (feeds[i][0] for i in range(len(feeds)))
@@ -104,23 +104,23 @@ def calibrate(
     threads: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
-    """Runs batches through a model and fills the statistics, in the order of the samples.
+    """Run batches through a model and update the statistics, in sample order.
 
     Args:
-        model: any; its graph is not changed. Where its batch is fixed, batches are run whole.
-        probes: what to collect; several of one tensor cost one output.
-        feeds: inputs of the model, a batch each.
-        samples: how many there are, if the last batch is filled up with copies; those are left out.
+        model: Any model; its graph is not changed. A model with a fixed batch gets complete batches.
+        probes: Statistics to collect; several of one tensor need one output.
+        feeds: Batches of inputs.
+        samples: Number of samples, if the last batch is padded with copies; these are excluded.
         device: "auto", "cpu" or "cuda".
-        threads: of onnxruntime; 0 leaves the choice to it.
-        progress: called with (samples done, `samples`), where `samples` is given.
+        threads: Threads of onnxruntime; 0: its default.
+        progress: Called with (samples done, `samples`) if `samples` is given.
 
     Returns:
-        How many samples were run.
+        Number of samples run.
 
     Raises:
-        OnnxPruneError: no such tensor; no data, or data that does not fit the model (with the number of the batch); an
-            activation that is not finite, with the node that computes it.
+        OnnxPruneError: A tensor does not exist; there is no data, or it does not fit the model (names the batch); or
+            an activation is not finite (names its producer).
     """
     tensors = model.graph.tensors()
     wanted: dict[str, list[Statistic]] = {}
@@ -132,7 +132,7 @@ def calibrate(
         return 0
     session = Session(exposing(model, list(wanted)), device=device, threads=threads)
     fixed = any(not t.shape or (isinstance(t.shape[0], int) and t.shape[0] > 0) for t in model.graph.inputs)
-    step = done = 0  # samples at a time, as soon as it is known; samples so far
+    step = done = 0  # samples per part, set by the first sample; samples done
     for i, feed in enumerate(feeds):
         length = 0 if fixed else _length(feed)
         if length and not step:
@@ -141,14 +141,14 @@ def calibrate(
             run = _length(part) or 1
             real = run if samples is None else min(run, samples - done)
             for (name, statistics), values in zip(wanted.items(), _run(session, part, i), strict=True):
-                # In float64 no sum of finite float32 numbers overflows; opposite infinities make NaN.
+                # In float64 no sum of finite float32 numbers overflows; opposite infinities give NaN.
                 with np.errstate(all="ignore"):
                     finite = np.isfinite(values.sum(dtype=np.float64))
                 if not finite:
                     raise OnnxPruneError(
                         f"the activation {name!r} is not finite on this data (batch {i})",
                         where=_producer(tensors[name]),
-                        fix="check the data and how it is scaled (--mean, --std); a float16 model may overflow",
+                        fix="check the data and its scaling (--mean, --std); a float16 model may overflow",
                     )
                 own = values[: len(values) // run * real] if real < run and values.ndim else values
                 for statistic in statistics:
@@ -157,12 +157,12 @@ def calibrate(
             if progress is not None and samples is not None:
                 progress(done, samples)
     if not done:
-        raise OnnxPruneError("there is no data to measure on", fix="give at least one sample")
+        raise OnnxPruneError("the data has no samples", fix="pass at least one sample")
     return done
 
 
 def exposing(model: Model, names: Sequence[str]) -> Model:
-    """A copy whose outputs are the named tensors, as float32 (float64 where they are)."""
+    """Return a copy whose outputs are the named tensors, as float32 (float64 for float64 tensors)."""
     copy = model.copy()
     graph = copy.graph
     tensors = graph.tensors()
@@ -171,18 +171,18 @@ def exposing(model: Model, names: Sequence[str]) -> Model:
         prefix += "_"
     graph.outputs[:] = []
     for i, name in enumerate(names):
-        # An output states its type, which files do not have to give for what is inside. Of 16 bits it only widens.
+        # Outputs need a declared type, which intermediate tensors may lack. The cast only widens 16-bit types.
         dtype = np.float64 if tensors[name].dtype == np.float64 else np.float32
         out = gs.Variable(f"{prefix}_{i}", dtype)
         graph.nodes.append(gs.Node("Cast", out.name, {"to": dtype}, [tensors[name]], [out]))
         graph.outputs.append(out)
-    # onnxruntime would run what nothing reads. Functions are shared with the original, so they stay as they are.
+    # Remove unused nodes, which onnxruntime would run. Functions are shared with the original and must not change.
     graph.cleanup(recurse_functions=False)
     return copy
 
 
 def _length(feed: Mapping[str, Array]) -> int:
-    """How many samples all inputs have; 0 where they disagree (onnxruntime will say so)."""
+    """Return the common number of samples of all inputs; 0 if they disagree (onnxruntime raises then)."""
     lengths = {len(v) if np.ndim(v) else 0 for v in feed.values()}
     return lengths.pop() if len(lengths) == 1 else 0
 
@@ -195,7 +195,7 @@ def _run(session: Session, feed: Mapping[str, Array], batch: int) -> list[Array]
     try:
         return session.run(feed)
     except OnnxPruneError as err:
-        fix = "check that the data fits the model's inputs"
+        fix = "check that the data fit the inputs of the model"
         raise OnnxPruneError(err.what, where=f"batch {batch}", fix=fix) from err
 
 

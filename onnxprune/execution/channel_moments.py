@@ -1,4 +1,4 @@
-"""Mean and variance per channel of tensors inside a model, measured on data."""
+"""Mean and variance per channel of intermediate tensors, measured on data."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from onnxprune.ir.model import Array, Model
 
 Vector = npt.NDArray[np.float64]
 
-_BLOCK = 2**17  # elements made float64 at a time: 1 MiB stays in the CPU's cache
+_BLOCK = 2**17  # elements converted to float64 at a time: 1 MiB fits into the CPU cache
 
 
 class Moments(Statistic):
     """Mean and biased variance per channel, over samples and positions.
 
     Args:
-        tensor: its name, for messages.
-        axis: of the channels.
+        tensor: Tensor name, for messages.
+        axis: Channel axis.
     """
 
     def __init__(self, tensor: str, axis: int = 1) -> None:
@@ -30,7 +30,7 @@ class Moments(Statistic):
         self.count = 0
 
     def add(self, values: Array, samples: range) -> None:
-        """Sums in float64; every sample counts once, however the batches are cut."""
+        """Add to the sums in float64; every sample counts once, independent of the batches."""
         if values.ndim < 2:
             raise OnnxPruneError(f"the tensor {self.tensor!r} has no channels (its shape is {list(values.shape)})")
         values = np.moveaxis(values, self.axis, 1)
@@ -47,13 +47,13 @@ class Moments(Statistic):
 
     @property
     def mean(self) -> Vector:
-        """[channels]."""
+        """Mean, float64 [channels]."""
         return np.asarray(self.total / self.count)
 
     @property
     def variance(self) -> Vector:
-        """[channels]."""
-        # A difference of float64 sums: what it loses is less than the rounding of float32 activations.
+        """Biased variance, float64 [channels]."""
+        # The cancellation error of float64 sums is below the rounding of float32 activations.
         return np.maximum(self.squares / self.count - self.mean**2, 0)
 
 
@@ -65,26 +65,25 @@ def measure_statistics(
     device: str = "cpu",
     threads: int = 0,
 ) -> dict[str, tuple[Vector, Vector]]:
-    """The statistics that BatchNormalization keeps: over samples and positions, one pair per channel.
+    """Return the statistics that BatchNormalization stores: mean and variance per channel over samples and positions.
 
-    The variance is the biased one. (Ioffe & Szegedy 2015 scale it by m / (m - 1) for inference; m is batch times
-    positions.)
+    The variance is biased. (Ioffe & Szegedy 2015 scale it by m / (m - 1) for inference; m is batch times positions.)
 
     Args:
-        model: any; its graph is not changed. Where its batch is fixed, batches are run whole.
-        names: tensors of its graph, floating, [N, C, ...].
-        feeds: inputs of the model, a batch each.
+        model: Any model; its graph is not changed. A model with a fixed batch gets complete batches.
+        names: Floating-point tensors of its graph, [N, C, ...].
+        feeds: Batches of inputs.
         device: "auto", "cpu" or "cuda".
-        threads: of onnxruntime; 0 leaves the choice to it.
+        threads: Threads of onnxruntime; 0: its default.
 
     Returns:
-        name -> (mean [C], variance [C]), float64.
+        Name -> (mean [C], variance [C]), float64.
 
     Raises:
-        OnnxPruneError: as `calibrate`; a tensor without channels or of no elements.
+        OnnxPruneError: See `calibrate`; or a tensor has no channels or no elements.
     """
     found = {name: Moments(name) for name in names}
     calibrate(model, [Probe(name, moments) for name, moments in found.items()], feeds, device=device, threads=threads)
     if any(not m.count for m in found.values()):
-        raise OnnxPruneError("there is no data to measure on", fix="give at least one sample")
+        raise OnnxPruneError("the data has no samples", fix="pass at least one sample")
     return {name: (m.mean, m.variance) for name, m in found.items()}

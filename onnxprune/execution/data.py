@@ -1,12 +1,13 @@
-"""Data for evaluation and calibration: images and labels, checked before they reach a model.
+"""Data for evaluation and calibration: images and labels, validated before they reach a model.
 
-`--data` takes an `.npz` with `x` and `y`, a folder of class folders of images, `digits` (scikit-learn's), or
-`package.module:function` that returns (x, y). `--mean --std --layout` say how pixels become the model's input; how that
-lies is read from the model.
+`--data` accepts an `.npz` with `x` and `y`, a folder with one subfolder of images per class, `digits` (scikit-learn's),
+or `package.module:function` that returns (x, y). `--mean --std --layout` define the conversion from pixels to the
+model's input, whose layout is read from the model.
 """
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ import numpy as np
 import numpy.lib.format as npy
 import numpy.typing as npt
 
+from onnxprune._utils.formatting import short_repr, shortened
+from onnxprune._utils.html import html_table
 from onnxprune._utils.import_strings import find_function
 from onnxprune.errors import OnnxPruneError
 from onnxprune.ir.image_layout import (
@@ -35,44 +38,59 @@ MAX_ARRAY_BYTES = 64 * 2**30
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".webp")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Preprocess:
-    """How pixels become the model's input: x' = (x / scale - mean) / std, in the model's layout.
+    """Conversion of pixels to the model's input: x' = (x / scale - mean) / std, in the model's layout.
 
     Attributes:
-        mean: per channel, in units of the scaled pixels.
-        std: likewise.
-        layout: of the data: "nchw", "nhwc", or "auto" (uint8 [n, h, w, 1 or 3 or 4] is nhwc, all else lies as the
-            model's input).
+        mean: Mean per channel, in units of the scaled pixels.
+        std: Standard deviation per channel, in the same units.
+        layout: Layout of the data: "nchw", "nhwc", or "auto" (uint8 [n, h, w, 1 or 3 or 4] is nhwc, all other data has
+            the layout of the model's input).
     """
 
     mean: Sequence[float] = ()
     std: Sequence[float] = ()
     layout: str = "auto"
 
+    def __repr__(self) -> str:
+        return short_repr(self)
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Data:
-    """Inputs [n, ...] and, where there are, integer labels [n]."""
+    """Inputs [n, ...] and optional integer labels [n]."""
 
     x: Array
     y: npt.NDArray[np.int64] | None
     name: str
+
+    def __repr__(self) -> str:
+        shape = ", ".join(map(str, self.x.shape[1:]))
+        labels = f"{len(np.unique(self.y))} classes" if self.y is not None else "no labels"
+        return f"<Data {shortened(self.name, 80)}: {len(self)} samples [{shape}] {self.x.dtype}, {labels}>"
+
+    def _repr_html_(self) -> str:
+        """Table for notebooks: inputs, and the samples of each class."""
+        rows = []
+        if self.y is not None:
+            rows = [[str(k), str(n)] for k, n in zip(*np.unique(self.y, return_counts=True), strict=True)]
+        return html_table(f"data {self.name}", ["class", "samples"], rows, note=repr(self))
 
     def __len__(self) -> int:
         return len(self.x)
 
 
 def load_data(source: str, *, images: int | None = None, size: tuple[int, int] | None = None) -> Data:
-    """Reads data by what the source looks like.
+    """Read data; the form of the source selects the reader.
 
     Args:
-        source: see the module.
-        images: use only this many, the same share of every class where there are labels.
-        size: (height, width) image files are resized to.
+        source: See the module.
+        images: Number of samples to use, the same share of every class if there are labels.
+        size: (height, width) in pixels to which image files are resized.
 
     Raises:
-        OnnxPruneError: unknown source, or contents that are no data.
+        OnnxPruneError: The source is unknown, or its contents are not valid data.
     """
     if source in ("digits", "digits:test", "digits:train"):
         data = _digits(source.partition(":")[2] or "test")
@@ -85,13 +103,22 @@ def load_data(source: str, *, images: int | None = None, size: tuple[int, int] |
     else:
         raise OnnxPruneError(
             f"cannot find the data {source!r}",
-            fix="an .npz with x and y, a folder of class folders, digits, or package.module:function",
+            fix="use an .npz with x and y, a folder of class folders, digits, or package.module:function",
         )
     return subset(data, images) if images else data
 
 
+def as_data(
+    given: Data | str | os.PathLike[str], *, images: int | None = None, size: Sequence[int] | None = None
+) -> Data:
+    """Return the data that is given, read if it is the name of a source; see `load_data`."""
+    if isinstance(given, Data):
+        return given
+    return load_data(os.fspath(given), images=images, size=(size[0], size[1]) if size else None)
+
+
 def subset(data: Data, images: int) -> Data:
-    """The first `images` samples, taken evenly from the classes where there are labels."""
+    """Return `images` samples: evenly from the classes if there are labels, else the first ones."""
     if images < 1:
         raise OnnxPruneError("the number of images must be at least 1")
     if images >= len(data):
@@ -107,7 +134,7 @@ def subset(data: Data, images: int) -> Data:
 
 
 def split_digits(count: int, part: str) -> npt.NDArray[np.int64]:
-    """Indices of the train (three of four) and test (every fourth) part of a data set of `count` samples."""
+    """Return indices of the train (three of four) or test (every fourth) part of a dataset of `count` samples."""
     index = np.arange(count)
     return np.flatnonzero(index % 4 == 0 if part == "test" else index % 4 != 0)
 
@@ -137,7 +164,7 @@ def _function(source: str) -> Data:
 
 
 def _npz(path: Path) -> Data:
-    """Reads x and y; headers are checked before anything is allocated, and nothing is unpickled."""
+    """Read x and y of an .npz file; headers are checked before allocation, and nothing is unpickled."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = set(archive.namelist())
@@ -175,7 +202,7 @@ def _folder(path: Path, size: tuple[int, int] | None) -> Data:
         raise OnnxPruneError(
             f"the class folder {classes[min(empty)].name!r} holds no images",
             where=str(path),
-            fix="add images, or remove the folder (labels are the places of the folders in alphabetical order)",
+            fix="add images, or remove the folder (labels are the indices of the folders in alphabetical order)",
         )
     pictures = []
     for file, _ in files:
@@ -208,13 +235,13 @@ def _checked(x: Any, y: Any, name: str) -> Data:
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What a model with one input takes.
+    """Input of a model with one input.
 
     Attributes:
-        shape: batch first; unknown dimensions are not numbers.
-        dtype: element type.
-        layout: of images: "nchw", "nhwc", or None where nothing says it.
-        name: of the tensor.
+        shape: Shape, batch first; entries of unknown dimensions are not numbers.
+        dtype: Element type.
+        layout: Layout of images: "nchw", "nhwc", or None if unknown.
+        name: Tensor name.
     """
 
     shape: Shape
@@ -224,37 +251,37 @@ class InputSpec:
 
     @property
     def batch(self) -> int | None:
-        """Samples per run, where that is fixed."""
+        """Samples per run if the batch is fixed, else None."""
         first = self.shape[0] if self.shape else None
         return first if isinstance(first, int) and first > 0 else None
 
 
 def input_of(model: Model) -> InputSpec:
-    """The only input of a model.
+    """Return the only input of a model.
 
     Raises:
-        OnnxPruneError: several inputs.
+        OnnxPruneError: The model has several inputs.
     """
     inputs = model.graph.inputs
     if len(inputs) != 1:
-        raise OnnxPruneError(f"the model has {len(inputs)} inputs; data feeds one")
+        raise OnnxPruneError(f"the model has {len(inputs)} inputs; data is supported for one")
     return InputSpec(list(inputs[0].shape or []), np.dtype(inputs[0].dtype), layout_of(inputs[0]), inputs[0].name)
 
 
 def to_input(x: Array, into: InputSpec, how: Preprocess, name: str) -> Array:
-    """Pixels or features as a model takes them.
+    """Convert samples to the form of the model's input.
 
     Args:
-        x: samples [n, ...].
-        into: the model's input.
-        how: normalisation and layout of the data.
-        name: of the data, for messages.
+        x: Samples [n, ...].
+        into: Input of the model.
+        how: Normalization and layout of the data.
+        name: Name of the data, for messages.
 
     Raises:
-        OnnxPruneError: the samples do not fit the input, or whether they have to be transposed is open.
+        OnnxPruneError: The samples do not fit the input, or it is ambiguous whether they are transposed.
     """
     if x.dtype.kind == "f" and into.dtype.kind not in "fV":
-        raise OnnxPruneError(f"the data {name!r} holds {x.dtype}, the model's input takes {into.dtype}")
+        raise OnnxPruneError(f"the data {name!r} holds {x.dtype}, the model's input is {into.dtype}")
     lies = arrangement(x, into, how, name)
     if not fits(turned(x.shape, lies.layout) if lies.moved else x.shape, into.shape):
         others = layouts_that_fit(x.shape, into.shape, into.layout) if x.ndim == len(into.shape) == 4 else []
@@ -289,21 +316,22 @@ def to_input(x: Array, into: InputSpec, how: Preprocess, name: str) -> Array:
 
 
 def arrangement(x: Array, into: InputSpec, how: Preprocess, name: str) -> Arrangement:
-    """Where the channels of samples are, and whether they are elsewhere in the model's input.
+    """Return the layout of samples and whether they are transposed for the model's input.
 
     Raises:
-        OnnxPruneError: see `arrange`.
+        OnnxPruneError: See `arrange`.
     """
     return arrange(x.shape, x.dtype == np.uint8, how.layout, into.shape, into.layout, name)
 
 
 class Feeds:
-    """Data as a model with one input takes it: batch i is (feeds, labels), prepared when asked for.
+    """Batches of data for a model with one input: batch i is (feeds, labels), prepared on access.
 
-    A model whose batch is fixed gets whole batches: the last one is filled up with copies, its labels are not.
+    A model with a fixed batch gets complete batches: the inputs of the last batch are padded with copies, its labels
+    are not.
 
     Raises:
-        OnnxPruneError: several inputs, or samples that do not fit the input.
+        OnnxPruneError: The model has several inputs, or the samples do not fit its input.
     """
 
     def __init__(self, model: Model, data: Data, how: Preprocess, batch: int = 64) -> None:
@@ -324,13 +352,13 @@ class Feeds:
         return {self.name: to_input(x, self.into, self.how, self.data.name)}, y
 
     def real(self, i: int) -> int:
-        """How many samples of batch i are no copies."""
+        """Return the number of samples of batch i that are not copies."""
         return min(self.batch, len(self.data) - i * self.batch)
 
 
 def model_batches(
     model: Model, data: Data, how: Preprocess, batch: int = 64
 ) -> Iterator[tuple[dict[str, Array], npt.NDArray[np.int64] | None]]:
-    """The batches of `Feeds` in turn."""
+    """Return an iterator over the batches of `Feeds`."""
     feeds = Feeds(model, data, how, batch)
     return (feeds[i] for i in range(len(feeds)))

@@ -1,4 +1,4 @@
-"""Accuracy of a model on data, in onnxruntime."""
+"""Accuracy of a classifier on labelled data, in onnxruntime."""
 
 from __future__ import annotations
 
@@ -9,32 +9,34 @@ from math import sqrt
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxprune._utils.formatting import counted, percent
+from onnxprune._utils.html import html_table
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import Data, Preprocess, model_batches
 from onnxprune.execution.metrics import Samples, cross_entropy, hits, scores_of
 from onnxprune.execution.sessions import Session, saturates_integers
 from onnxprune.ir.model import Model
 
-# Inputs that hold weights, and the one that holds the data's zero point (-1: the data is always uint8).
+# Indices of the weight inputs, and of the input with the data's zero point (-1: the data is always uint8).
 _INTEGER_PRODUCTS = {
     "QLinearConv": ((3,), 2), "QLinearMatMul": ((3,), 2), "QGemm": ((3,), 2), "MatMulInteger": ((1,), 2),
     "MatMulIntegerToFloat": ((1,), 4), "QAttention": ((1,), 6), "DynamicQuantizeMatMul": ((1,), -1),
     "DynamicQuantizeLSTM": ((1, 2), -1),
 }  # fmt: skip
-_SAFE = 64  # 2 x 255 x 64 fits into 16 bits; quantizers keep to it with reduce_range
+_SAFE = 64  # 2 x 255 x 64 fits into 16 bits; quantizers with reduce_range stay within it
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Accuracy:
     """Top-1 and top-5 accuracy and mean cross-entropy.
 
     Attributes:
-        top1: share of samples whose largest output is their label.
-        top1_error: its standard error, sqrt(p (1 - p) / n).
-        top5: share whose label is among the five largest.
-        loss: mean cross-entropy in nats; outputs that are probabilities already are taken as such.
-        images: how many samples.
-        provider: what onnxruntime ran on.
+        top1: Share of samples whose largest output is their label.
+        top1_error: Its standard error, sqrt(p (1 - p) / n).
+        top5: Share of samples whose label is among the five largest outputs.
+        loss: Mean cross-entropy in nats; outputs that are probabilities are used as such.
+        images: Number of samples.
+        provider: Execution provider of onnxruntime.
         warning: Reason why other CPUs may compute another accuracy; see `saturation_warning`.
     """
 
@@ -46,11 +48,21 @@ class Accuracy:
     provider: str
     warning: str = ""
 
+    def __repr__(self) -> str:
+        figures = f"top-1 {percent(self.top1)} +- {percent(self.top1_error)}, top-5 {percent(self.top5)}"
+        return f"<Accuracy: {figures}, loss {self.loss:.4f}, {counted(self.images, 'sample')}, {self.provider}>"
+
+    def _repr_html_(self) -> str:
+        """Table for notebooks."""
+        row = [percent(self.top1), percent(self.top1_error), percent(self.top5), f"{self.loss:.4f}"]
+        note = f"{counted(self.images, 'sample')}, {self.provider}. {self.warning}".strip(". ")
+        return html_table("accuracy", ["top-1", "+-", "top-5", "loss"], [row], text=(), note=note)
+
 
 def saturation_warning(model: Model) -> str:
     """Return one line if the model multiplies uint8 by large int8 weights and this CPU's kernels saturate; else "".
 
-    Results are those of the deployed kernels and are left as they are.
+    The accuracy is that of the deployed kernels and is not corrected.
     """
     graphs = (model.graph, *model.graph.subgraphs(recursive=True))
     if not any(_may_saturate(node) for graph in graphs for node in graph.nodes) or not saturates_integers():
@@ -96,10 +108,10 @@ def evaluate(
     device: str = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> Accuracy:
-    """Runs a classifier over labelled data.
+    """Return the accuracy of a classifier on labelled data.
 
     Raises:
-        OnnxPruneError: no labels, samples or labels that do not fit the model, outputs that are not finite.
+        OnnxPruneError: The data has no labels, samples or labels do not fit the model, or outputs are not finite.
     """
     if data.y is None:
         raise OnnxPruneError(f"the data {data.name!r} has no labels", fix="add an array y")

@@ -1,8 +1,9 @@
-"""Second moments of what a linear node reads, and what its outputs lose when input channels go.
+"""Second moments of a linear node's inputs, and the output error after removing input channels.
 
-With rows x of covariance G and weights W, removing a set S of inputs and re-solving what is left by least squares
-raises the squared error of the outputs by `tr(W_S' ([G^-1]_SS)^-1 W_S)`: the surgeon of Hassibi & Stork 1993 with
-the exact Hessian of a linear layer, for whole blocks of inputs (a channel and its kernel) instead of single weights.
+With rows x of covariance G and weights W, removing a set S of inputs and re-solving the remaining ones by least squares
+increases the squared error of the outputs by `tr(W_S' ([G^-1]_SS)^-1 W_S)`: Optimal Brain Surgeon (Hassibi & Stork
+1993) with the exact Hessian of a linear layer, for blocks of inputs (a channel and its kernel) instead of single
+weights.
 """
 
 from __future__ import annotations
@@ -23,16 +24,15 @@ Matrix = npt.NDArray[np.float64]
 Vector = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 
-_SHARED = 64  # consecutive samples that are read at the same positions
-_BLOCK = 2**22  # elements of rows that are looked at together
-_PENDING = 128  # columns that a surgeon's updates may have before they are applied
+_SHARED = 64  # consecutive samples that share their positions
+_BLOCK = 2**22  # elements of rows processed together
+_PENDING = 128  # columns of delayed updates before they are applied
 
 
 def picked_positions(positions: int, count: int, sample: int, seed: int = 0) -> Indices | None:
-    """Which of a tensor's positions stand for all of them in a sample; None: all.
+    """Return the positions that represent all positions of a tensor in a sample; None: all.
 
-    They depend on the number of the sample alone (and are the same for 64 consecutive ones), so that nothing depends on
-    how the samples are cut into batches.
+    They depend on the sample number only (and are shared by 64 consecutive samples), not on the batches.
     """
     if count >= positions:
         return None
@@ -41,7 +41,7 @@ def picked_positions(positions: int, count: int, sample: int, seed: int = 0) -> 
 
 
 def stretches(samples: range) -> list[range]:
-    """Consecutive samples that share their positions."""
+    """Return the ranges of consecutive samples that share their positions."""
     inner = range((samples.start // _SHARED + 1) * _SHARED, samples.stop, _SHARED)
     return [range(a, b) for a, b in pairwise([samples.start, *inner, samples.stop])]
 
@@ -49,15 +49,15 @@ def stretches(samples: range) -> list[range]:
 def row_blocks(
     node: LinearNode, values: Array, samples: range, positions: int, seed: int, width: int
 ) -> Iterator[Array]:
-    """What a node reads at picked positions of some samples, `[groups, n, inputs * kernel]` at a time.
+    """Yield rows of a node at selected positions of some samples, `[groups, n, inputs * kernel]` at a time.
 
     Args:
-        node: the node.
-        values: its input, `[samples * k, ...]`.
-        samples: their numbers.
-        positions: at most so many in each sample.
-        seed: of their choice.
-        width: elements that are made of each position; they bound n.
+        node: Linear node.
+        values: Its input, `[samples * k, ...]`.
+        samples: Sample numbers.
+        positions: Maximum number of positions per sample.
+        seed: Seed of the selection.
+        width: Elements computed per position; bounds n.
     """
     count = node.count(values)
     each = len(values) // max(1, len(samples))
@@ -72,14 +72,14 @@ def row_blocks(
 
 
 class Gram(Statistic):
-    """Mean and second moments of a linear node's rows, [groups, inputs * kernel] each way, in float64.
+    """Mean and second moments of a linear node's rows, [groups, inputs * kernel (twice)], in float64.
 
-    Sums are taken of differences from the first rows' mean: inputs may vary by much less than they are.
+    Sums are of differences from the mean of the first rows, because inputs may vary much less than their magnitude.
 
     Args:
-        node: whose input it is given.
-        positions: output positions looked at in every sample, at most.
-        seed: of their choice.
+        node: Node whose input is passed to `add`.
+        positions: Maximum number of output positions per sample.
+        seed: Seed of the selection.
     """
 
     def __init__(self, node: LinearNode, positions: int, seed: int = 0) -> None:
@@ -90,12 +90,12 @@ class Gram(Statistic):
         self.rows = 0
 
     def add(self, values: Array, samples: range) -> None:
-        """Takes in the node's input `[samples * k, ...]`."""
+        """Add the node's input `[samples * k, ...]`."""
         for rows in row_blocks(self.node, values, samples, self.wanted, self.seed, self._sums.size):
             self.add_rows(rows)
 
     def add_rows(self, rows: Array) -> None:
-        """Takes in rows [groups, n, inputs * kernel]."""
+        """Add rows [groups, n, inputs * kernel]."""
         if not self.rows:
             self._origin = rows.mean(1, dtype=np.float64)
         for g, own in enumerate(rows):
@@ -106,21 +106,21 @@ class Gram(Statistic):
 
     @property
     def mean(self) -> Matrix:
-        """[groups, inputs * kernel]."""
+        """Mean, [groups, inputs * kernel]."""
         return np.asarray(self._origin + self._sums / self.rows)
 
     def covariance(self, group: int = 0) -> Matrix:
-        """Central second moments of one group, [inputs * kernel, inputs * kernel]."""
+        """Return the covariance of one group, [inputs * kernel, inputs * kernel]."""
         shift = self._sums[group] / self.rows
         return np.asarray(self._products[group] / self.rows - np.outer(shift, shift))
 
     def moments(self, group: int = 0) -> Matrix:
-        """Second moments about zero of one group, [inputs * kernel, inputs * kernel]."""
+        """Return the second moments about zero of one group, [inputs * kernel, inputs * kernel]."""
         return self.covariance(group) + np.outer(self.mean[group], self.mean[group])
 
 
 def damped(covariance: Matrix, ridge: float) -> Matrix:
-    """A covariance with a share of its mean diagonal added to the diagonal, so that it has an inverse."""
+    """Return a covariance with `ridge` times its mean diagonal added to the diagonal, so that it is invertible."""
     out = covariance.copy()
     size = len(out)
     out[np.diag_indices(size)] += ridge * float(np.trace(covariance)) / size or 1.0
@@ -128,15 +128,15 @@ def damped(covariance: Matrix, ridge: float) -> Matrix:
 
 
 class Inverse:
-    """A symmetric positive definite matrix, factored once: calling it solves for right-hand sides."""
+    """Factored symmetric positive definite matrix; calling it solves for right-hand sides."""
 
     def __init__(self, matrix: Matrix) -> None:
-        from scipy.linalg import cho_factor  # costs more to import than most commands run
+        from scipy.linalg import cho_factor  # slow import
 
         self._factor = cho_factor(matrix, lower=True, check_finite=False)
 
     def __call__(self, right: Matrix) -> Matrix:
-        """`matrix^-1 right`."""
+        """Return `matrix^-1 right`."""
         from scipy.linalg import cho_solve
 
         found: Matrix = cho_solve(self._factor, right, check_finite=False)
@@ -144,11 +144,11 @@ class Inverse:
 
     @property
     def pivots(self) -> Vector:
-        """Of a covariance: what of each variable's variance those before it do not explain, [n]."""
+        """Of a covariance: variance of each variable not explained by those before it, [n]."""
         return np.asarray(np.square(np.diagonal(self._factor[0])))
 
     def dense(self) -> Matrix:
-        """The inverse itself, by half the work of solving for every column."""
+        """Return the inverse matrix, at half the cost of solving for every column."""
         from scipy.linalg.lapack import dpotri
 
         half, _ = dpotri(self._factor[0], lower=1)
@@ -158,13 +158,13 @@ class Inverse:
 
 
 def solved(matrix: Matrix, right: Matrix) -> Matrix:
-    """`matrix^-1 right` of a symmetric positive definite matrix."""
+    """Return `matrix^-1 right` for a symmetric positive definite matrix."""
     return Inverse(matrix)(right)
 
 
 @dataclass
 class _Blocks:
-    """Blocks of one size: which they are, [k], their indices, [k, size], and H and Q at them, [k, size, size]."""
+    """Blocks of one size: numbers [k], indices [k, size], and H and Q at them, [k, size, size]."""
 
     which: Indices
     index: Indices
@@ -172,24 +172,25 @@ class _Blocks:
     outer: Matrix
 
     def drop(self, block: int) -> None:
-        """Forgets a block."""
+        """Remove a block."""
         left = self.which != block
         self.which, self.index = self.which[left], self.index[left]
         self.inverse, self.outer = self.inverse[left], self.outer[left]
 
 
 class BlockOBS:
-    """Removes blocks of inputs of a linear map one by one, the others re-solved after each.
+    """Removal of input blocks of a linear map one by one, with the others re-solved after each.
 
-    All that errors depend on is H, the inverse covariance of what is left, and Q = W W' of the re-solved weights.
-    Removing c takes `S H_c.` from H and `S O' + O S'` from Q, where `S = H_.c (H_cc)^-1` and `O = Q_.c - S Q_cc / 2`.
-    These wait until they are many columns, which is fast; the blocks on the diagonals, which decide, are kept current.
+    Errors depend only on H, the inverse covariance of the remaining inputs, and Q = W W' of the re-solved weights.
+    Removing c subtracts `S H_c.` from H and `S O' + O S'` from Q, where `S = H_.c (H_cc)^-1`, `O = Q_.c - S Q_cc / 2`.
+    Updates are delayed and applied many columns at a time, which is faster; the diagonal blocks, which determine the
+    errors, are always current.
 
     Args:
-        covariance: of the inputs, [n, n].
-        weight: [n, outputs].
-        blocks: indices of each block of inputs; a block may be empty. No index is in two.
-        ridge: see `damped`.
+        covariance: Covariance of the inputs, [n, n].
+        weight: Weights, [n, outputs].
+        blocks: Indices of each block of inputs; blocks may be empty and do not overlap.
+        ridge: See `damped`.
     """
 
     def __init__(self, covariance: Matrix, weight: Matrix, blocks: Sequence[Indices], ridge: float) -> None:
@@ -203,14 +204,14 @@ class BlockOBS:
         self._clear()
 
     def error_increases(self) -> Vector:
-        """By how much the summed squared error (per row) grows when each block goes alone; 0 for one that is gone."""
+        """Return the increase of the summed squared error per row for removing each block alone; 0 for removed ones."""
         out = np.zeros(len(self._at))
         for same in self._blocks:
             out[same.which] = np.trace(np.linalg.solve(same.inverse, same.outer), axis1=1, axis2=2)
         return np.maximum(out, 0.0)
 
     def remove(self, block: int) -> None:
-        """Takes a block away and re-solves the rest."""
+        """Remove a block and re-solve the remaining ones."""
         at = self._at[block]
         size = len(at)
         if not size or not self._remaining[at[0]]:
@@ -238,7 +239,7 @@ class BlockOBS:
         return _Blocks(which, index, self._inverse[rows, columns], self._outer[rows, columns])
 
     def _apply(self) -> None:
-        """Makes H and Q those of what is left."""
+        """Apply the delayed updates to H and Q and drop removed inputs."""
         left = np.flatnonzero(self._remaining)
         s, h, o = self._waiting[:, left, : self._used]
         moved = s @ o.T
@@ -258,7 +259,7 @@ class BlockOBS:
 
 
 def resolved(covariance: Matrix, weight: Matrix, removed: Indices, ridge: float) -> Matrix:
-    """The weights after inputs are gone: zero there, and least squares elsewhere, [n, outputs]."""
+    """Return the weights after removing inputs: zero there, least squares elsewhere, [n, outputs]."""
     left = np.setdiff1d(np.arange(len(weight)), removed)
     out = np.zeros_like(weight)
     if len(left):
@@ -269,12 +270,12 @@ def resolved(covariance: Matrix, weight: Matrix, removed: Indices, ridge: float)
 
 @dataclass(frozen=True)
 class Consumer:
-    """A linear node that sums over channels which can be removed.
+    """Linear node that sums over removable channels.
 
     Attributes:
-        node: the node.
-        tensor: what it reads.
-        components: of its input channels, [groups, inputs of a group]; 0 for what stays.
+        node: Linear node.
+        tensor: Name of its input.
+        components: Components of its input channels, [groups, inputs of a group]; 0 for channels that are always kept.
     """
 
     node: LinearNode
@@ -282,11 +283,11 @@ class Consumer:
     components: Indices
 
     def reads(self, group: Group) -> bool:
-        """Whether channels of a group are among its inputs."""
+        """Return whether channels of a group are among its inputs."""
         return bool(np.isin(self.components, group.components).any())
 
     def blocks(self, group: int, wanted: Indices) -> list[Indices]:
-        """For each wanted component its rows' indices in a convolution group, kernel included; perhaps none."""
+        """Return, for each wanted component, its row indices in a convolution group, kernel included; may be empty."""
         own = self.components[group]
         order = np.argsort(own, kind="stable")
         starts, stops = (np.searchsorted(own[order], wanted, side) for side in ("left", "right"))
@@ -298,10 +299,10 @@ class Consumer:
 
 
 def consumers(analysis: Analysis, groups: Sequence[Group]) -> list[Consumer]:
-    """The linear nodes that read channels of groups, in the order of the graph.
+    """Return the linear nodes that read channels of groups, in graph order.
 
-    Other readers (products of two activations, sums) have no weights that could be solved for. Where whole groups of a
-    convolution go, nothing is left that could miss them: its readers count instead.
+    Other consumers (products of two activations, sums) have no weights to solve for. A convolution whose groups are
+    removed with their channels has nothing to re-solve: the consumers of its outputs count instead.
     """
     wanted = np.zeros(analysis.count, bool)
     for group in groups:
@@ -324,7 +325,7 @@ def consumers(analysis: Analysis, groups: Sequence[Group]) -> list[Consumer]:
 
 
 def _follows_input(analysis: Analysis, consumer: Consumer) -> bool:
-    """Whether each convolution group's outputs are the channel that its inputs are."""
+    """Return whether the outputs of each convolution group are the same channel as its inputs."""
     node = consumer.node
     labels = (analysis.table.variables.get(node.node.outputs[0].name) or [None, None])[1]
     if node.groups == 1 or labels is None:

@@ -1,8 +1,8 @@
-"""A graph cut between two of its nodes, so that what comes before a cut is computed once.
+"""Segments of a graph, so that the part before a cut is computed once.
 
-A *cut* is a place in the node order. What crosses it (`live`) are the tensors made before and read after; a segment
-from one cut to the next computes the live tensors of the second from those of the first. An `ActivationCursor` holds
-the live tensors of all samples at one cut and goes forward.
+A *cut* is a node index. Its live tensors are computed before it and read at or after it; a segment between two cuts
+computes the live tensors of the second from those of the first. An `ActivationCursor` holds the live tensors of all
+samples at one cut and advances.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from onnxprune.execution.data import Feeds
 from onnxprune.execution.sessions import Session
 from onnxprune.ir.model import Array, Model
 
-MEMORY = 2 * 2**30  # bytes that held tensors may take; the others wait in files
+MEMORY = 2 * 2**30  # bytes of live tensors held in memory; the others are stored in files
 
 
 class Segments:
-    """Cuts a model's graph.
+    """Cuts of a model's graph.
 
     Args:
-        model: its constants may change between segments, its nodes may not.
-        witness: shapes and types of its tensors.
+        model: Model; its constants may change between segments, its nodes may not.
+        witness: Shapes and types of its tensors.
 
     Attributes:
-        outputs: names of the graph's outputs.
-        made: tensor -> place of the node that makes it; -1 for inputs.
+        outputs: Names of the graph outputs.
+        made: Tensor -> index of its producer; -1 for inputs.
     """
 
     def __init__(self, model: Model, witness: Witness) -> None:
@@ -43,7 +43,7 @@ class Segments:
         self.outputs = [t.name for t in graph.outputs]
         self.producer_index = {o.name: i for i, n in enumerate(self.nodes) for o in n.outputs if o.name}
         self.producer_index |= {t.name: -1 for t in graph.inputs}
-        self.consumer_indices: dict[str, list[int]] = {}  # name -> places that read it, ascending
+        self.consumer_indices: dict[str, list[int]] = {}  # name -> indices of its consumers, ascending
         for i, n in enumerate(self.nodes):
             inside = [t for body in n.subgraphs(recursive=True) for m in body.nodes for t in m.inputs]
             inside += [t for body in n.subgraphs(recursive=True) for t in body.outputs]
@@ -52,24 +52,24 @@ class Segments:
                     self.consumer_indices.setdefault(t.name, []).append(i)
 
     def live(self, node_index: int) -> list[str]:
-        """Tensors that cross a cut: made before `node_index`, read at it or later, or given out at the end."""
+        """Return the live tensors of a cut: computed before `node_index` and read at or after it, or graph outputs."""
         crossing = {n for n, where in self.consumer_indices.items() if self.producer_index[n] < node_index <= where[-1]}
         crossing |= {n for n in self.outputs if self.producer_index[n] < node_index}
         return sorted(crossing, key=lambda n: (self.producer_index[n], n))
 
     def bytes_of(self, names: Sequence[str]) -> int:
-        """Bytes of tensors for one sample, from the witness (0 for those whose shape depends on data)."""
+        """Return the bytes of tensors for one sample, by the witness shapes (0 for data-dependent shapes)."""
         seen = self.witness
         batch = next((s[0] for t in self.model.graph.inputs if (s := seen.shapes.get(t.name))), 1) or 1
         known = [n for n in names if n in seen.shapes]
         return sum(prod(seen.shapes[n]) * seen.dtypes.get(n, np.dtype(np.float32)).itemsize for n in known) // batch
 
     def largest(self) -> int:
-        """Bytes of the largest activation, one sample."""
+        """Return the bytes of the largest activation for one sample."""
         return max((self.bytes_of([o.name]) for n in self.nodes for o in n.outputs if o.name), default=1)
 
     def segment(self, start: int, stop: int, outputs: Sequence[str]) -> Model:
-        """Nodes [start, stop) as a model of their own: the live tensors at `start` in, `outputs` out."""
+        """Return nodes [start, stop) as a model with the live tensors at `start` as inputs and `outputs` as outputs."""
         model = self.model.copy()
         graph = model.graph
         tensors = graph.tensors()
@@ -85,7 +85,7 @@ class Segments:
         return model
 
     def declared(self, name: str) -> list[int | str] | None:
-        """A shape with names for what may follow a dynamic dimension of the input."""
+        """Return a shape with symbolic names for sizes that may follow a dynamic input dimension; None if unknown."""
         shape = self.witness.shapes.get(name)
         if shape is None:
             return None
@@ -94,14 +94,14 @@ class Segments:
 
 
 class ActivationCursor:
-    """All samples at one cut of a model, and the way forward. Use it as a context: it may keep files.
+    """Live tensors of all samples at one cut of a model. A context manager, because it may hold files.
 
     Args:
-        segments: of the model.
-        feeds: the samples.
+        segments: Segments of the model.
+        feeds: Samples.
         device: "auto", "cpu" or "cuda".
-        threads: of onnxruntime; 0 leaves the choice to it.
-        memory: bytes that held tensors may take.
+        threads: Threads of onnxruntime; 0: its default.
+        memory: Bytes of live tensors held in memory.
     """
 
     def __init__(
@@ -123,12 +123,12 @@ class ActivationCursor:
         return len(self.feeds)
 
     def samples(self, batch: int) -> range:
-        """Numbers of the samples in a batch."""
+        """Return the sample numbers of a batch."""
         start = batch * self.feeds.batch
         return range(start, start + self.feeds.real(batch))
 
     def advance(self, node_index: int) -> None:
-        """Goes forward to a cut; what lies behind cannot be had any more.
+        """Advance to a cut; tensors before it are discarded.
 
         Raises:
             OnnxPruneError: onnxruntime fails, or an activation is not finite.
@@ -155,14 +155,14 @@ class ActivationCursor:
         self._held, self.node_index = held, node_index
 
     def values(self, names: Sequence[str], *, model: Model | None = None) -> Iterator[dict[str, Array]]:
-        """Tensors at the cut or after it, batch by batch, without the copies that fill up the last one.
+        """Yield tensors at or after the cut, batch by batch, without the copies that pad the last one.
 
         Args:
-            names: which.
-            model: a changed segment from this cut on that gives the tensors not yet made, in this order.
+            names: Tensor names.
+            model: Changed segment from this cut on; its outputs are the requested tensors after the cut, in this order.
 
         Raises:
-            OnnxPruneError: as `advance`.
+            OnnxPruneError: See `advance`.
         """
         new = [n for n in names if self.segments.producer_index[n] >= self.node_index]
         session = None
@@ -190,7 +190,7 @@ class ActivationCursor:
                     raise OnnxPruneError(
                         f"the activation {name!r} is not finite on this data (batch {batch})",
                         where=f"{node.op} {node.name or name!r}",
-                        fix="check the data and how it is scaled (--mean, --std); a float16 model may overflow",
+                        fix="check the data and its scaling (--mean, --std); a float16 model may overflow",
                     )
         return values
 
@@ -202,7 +202,7 @@ class ActivationCursor:
 
 
 class _ArrayStore:
-    """Arrays by number: in memory up to a limit, the others in files of a folder that goes with the store."""
+    """Arrays by key: in memory up to a limit, the others in files of a temporary folder."""
 
     def __init__(self, memory: int) -> None:
         self.memory = memory

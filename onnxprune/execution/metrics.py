@@ -1,6 +1,6 @@
-"""What is measured on outputs: accuracy and loss against labels, distances from the original's outputs without them.
+"""Metrics of outputs: accuracy and loss against labels, distances from the original's outputs without labels.
 
-A metric gives one number per sample; its value is their mean, its standard error their spread over sqrt(n).
+A metric gives one number per sample; its value is the mean, its standard error the standard deviation over sqrt(n).
 
 | metric | per sample | better | needs |
 |---|---|---|---|
@@ -9,7 +9,7 @@ A metric gives one number per sample; its value is their mean, its standard erro
 | kl | sum p log(p / q), p the original's probabilities, q the model's | lower | the original's outputs |
 | cosine | cosine of the angle between all outputs and the original's | higher | the original's outputs |
 | mse | mean squared difference of all outputs | lower | the original's outputs |
-| package.module:function | what the user's function returns | higher, or as it says | |
+| package.module:function | result of the user's function | higher, or as it says | |
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ Labels = npt.NDArray[np.int64] | None
 Samples = npt.NDArray[np.float64]
 Outputs = Sequence[Array]
 
-# Two scores nearer than this, relative to the largest, may change places when the same sum is taken in another order.
+# Scores closer than this, relative to the largest, may swap when a sum is computed in another order.
 NEAR = 1e-4
 
 
 @dataclass(frozen=True)
 class MetricValue:
-    """A metric's value, and its standard error (None where it has none)."""
+    """Value of a metric, and its standard error (None if it has none)."""
 
     value: float
     error: float | None
@@ -45,17 +45,17 @@ class MetricValue:
 
 @dataclass(frozen=True)
 class Metric:
-    """How to measure.
+    """Metric of a model's outputs.
 
     Attributes:
-        name: as on the command line.
-        higher_is_better: accuracy-like or loss-like.
-        needs: "labels", "reference" (the original's outputs) or "" for a user's function.
+        name: Name on the command line.
+        higher_is_better: Whether larger values are better.
+        needs: "labels", "reference" (outputs of the original), or "" for a user's function.
         samples: (outputs, labels, reference outputs), each [n, ...] -> float64 [n].
-        undecided: (scores [n, classes], labels) -> bool [n], whether rounding could change a sample's number; None
-            where the numbers are continuous, so that any rounding shows.
-        chance: classes -> what guessing gives; None where that means nothing.
-        function: a user's function, called once with everything.
+        undecided: (scores [n, classes], labels) -> bool [n], whether rounding could change a sample's number; None if
+            the numbers are continuous, so that any rounding changes them.
+        chance: classes -> value of guessing; None if undefined.
+        function: User's function, called once with all samples.
     """
 
     name: str
@@ -67,16 +67,16 @@ class Metric:
     function: Callable[..., Any] | None = None
 
     def mean(self, samples: Samples) -> MetricValue:
-        """Value and standard error of per-sample numbers."""
+        """Return value and standard error of per-sample numbers."""
         n = len(samples)
         value = float(samples.mean())
         return MetricValue(value, float(np.sqrt(np.mean((samples - value) ** 2) / n)))
 
     def of_all(self, outputs: Outputs, labels: Labels, reference: Outputs) -> MetricValue:
-        """Calls a user's function.
+        """Return the result of a user's function.
 
         Raises:
-            OnnxPruneError: it raises, or returns neither a number nor one number per sample.
+            OnnxPruneError: The function raises, or returns neither a number nor one number per sample.
         """
         assert self.function is not None
         first = [o[0] if len(o) == 1 else list(o) for o in (outputs, reference)]
@@ -96,7 +96,7 @@ class Metric:
 
 
 def _positional(function: Callable[..., Any]) -> int:
-    """How many of (outputs, labels, reference) a user's function takes."""
+    """Return the number of arguments of (outputs, labels, reference) that a user's function accepts."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):  # built into C
@@ -107,10 +107,10 @@ def _positional(function: Callable[..., Any]) -> int:
 
 
 def scores_of(output: Array, count: int) -> Array:
-    """A classifier's output as float64 [count, classes].
+    """Return a classifier's output as float64 [count, classes].
 
     Raises:
-        OnnxPruneError: it is not one score per class, or not finite.
+        OnnxPruneError: The output is not one score per class, or not finite.
     """
     scores = np.asarray(output, np.float64)
     if scores.ndim > 1:
@@ -123,10 +123,10 @@ def scores_of(output: Array, count: int) -> Array:
 
 
 def check_labels(scores: Array, labels: Labels) -> npt.NDArray[np.int64]:
-    """Labels that fit the scores.
+    """Return labels that fit the scores.
 
     Raises:
-        OnnxPruneError: none, or outside the model's classes.
+        OnnxPruneError: There are no labels, or one is outside the model's classes.
     """
     if labels is None:
         raise OnnxPruneError("the data has no labels", fix="add an array y, or choose --metric kl, cosine or mse")
@@ -137,20 +137,20 @@ def check_labels(scores: Array, labels: Labels) -> npt.NDArray[np.int64]:
 
 
 def hits(scores: Array, labels: Labels, k: int) -> Samples:
-    """1.0 where the label is among the k largest scores; of equal scores the lower class counts as larger."""
+    """Return 1.0 where the label is among the k largest scores; ties count in favour of the lower class."""
     y = check_labels(scores, labels)
     top = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     return np.asarray((top == y[:, None]).any(1), np.float64)
 
 
 def cross_entropy(scores: Array, labels: Labels) -> Samples:
-    """-log p(label) in nats, [n]; scores that are probabilities already are taken as such."""
+    """Return -log p(label) in nats, [n]; scores that are probabilities are used as such."""
     y = check_labels(scores, labels)
     return np.asarray(-_logs(scores)[np.arange(len(y)), y], np.float64)
 
 
 def _logs(scores: Array, axis: int = 1) -> Array:
-    """Logarithms of probabilities, from probabilities or from logits."""
+    """Return log probabilities, from probabilities or logits."""
     s = np.asarray(scores, np.float64)
     if (s >= 0).all() and np.allclose(s.sum(axis), 1, atol=1e-3):
         return np.asarray(np.log(np.maximum(s, np.finfo(np.float64).tiny)))
@@ -159,7 +159,7 @@ def _logs(scores: Array, axis: int = 1) -> Array:
 
 
 def _near(scores: Array, labels: Labels, k: int) -> npt.NDArray[np.bool_]:
-    """Whether a label's score is so near to the k-th largest other one that rounding could decide, [n]."""
+    """Return whether a label's score is so close to the k-th largest other score that rounding could decide, [n]."""
     y = check_labels(scores, labels)
     if scores.shape[1] <= k:
         return np.zeros(len(y), np.bool_)
@@ -198,12 +198,12 @@ def _mse(outputs: Outputs, labels: Labels, reference: Outputs) -> Samples:
 
 
 def _pairs(outputs: Outputs, reference: Outputs) -> list[tuple[Array, Array]]:
-    """Float outputs beside the original's, in float64."""
+    """Return pairs of float64 (output, original's output); outputs of other types are skipped."""
     out = []
     for a, b in zip(outputs, reference, strict=True):
         if a.shape != b.shape:
             raise OnnxPruneError(
-                f"an output has the shape {list(a.shape)}, the original's {list(b.shape)}",
+                f"an output has the shape {list(a.shape)}, that of the original {list(b.shape)}",
                 fix="outputs whose shape depends on the data need a metric of your own",
             )
         if a.dtype.kind in "fV":
@@ -232,14 +232,14 @@ METRICS: Mapping[str, Metric] = {
 
 
 def get_metric(name: str) -> Metric:
-    """A metric by name, or a user's `package.module:function(outputs, labels[, reference])`.
+    """Return a metric by name, or a user's `package.module:function(outputs, labels[, reference])`.
 
-    The function gets the outputs [n, ...] (a list if there are several), the labels or None and, if it takes three
-    arguments, the original's outputs; it returns one number or one per sample. Higher is better unless it has an
+    The function receives the outputs [n, ...] (a list if there are several), the labels or None and, if it has a third
+    parameter, the original's outputs; it returns one number or one per sample. Higher is better unless it has an
     attribute `higher_is_better = False`.
 
     Raises:
-        OnnxPruneError: unknown name, or a function that cannot be imported.
+        OnnxPruneError: The name is unknown, or the function cannot be imported.
     """
     if name in METRICS:
         return METRICS[name]

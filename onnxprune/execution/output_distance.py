@@ -1,4 +1,4 @@
-"""How far a model's outputs are from another's on the same samples, without labels."""
+"""Distance of a model's outputs from reference outputs on the same samples, without labels."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from onnxprune.ir.model import Array
 
 
 class OutputDistance:
-    """Distance of outputs from those of a reference; outputs that are not given count as unchanged.
+    """Distance of outputs from those of a reference; missing outputs count as unchanged.
 
-    For a classifier (one output [n, classes]) the divergence `sum p log(p / q)` of the class probabilities, p the
-    reference's; else the squared error of all outputs as a share of their variance. The mean over the samples.
+    For a classifier (one output [n, classes]) the divergence `sum p log(p / q)` of class probabilities, with p of the
+    reference; otherwise the squared error of all outputs relative to their variance. Averaged over samples.
 
     Args:
-        names: of the outputs that are compared, floats.
-        reference: their values, a mapping for each batch.
+        names: Names of the compared outputs, floating-point.
+        reference: Reference outputs, a mapping per batch.
     """
 
     def __init__(self, names: Sequence[str], reference: Sequence[Mapping[str, Array]]) -> None:
@@ -31,7 +31,7 @@ class OutputDistance:
             self.spread[n] = float(values.var(0).sum()) or 1.0
 
     def __call__(self, outputs: Iterable[Mapping[str, Array]]) -> float:
-        """Of outputs, a mapping for each batch."""
+        """Return the distance of outputs, given as a mapping per batch."""
         divergence = get_metric("kl").samples
         assert divergence is not None
         total, samples = 0.0, 0

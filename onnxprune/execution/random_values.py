@@ -1,4 +1,4 @@
-"""Values for tensors that the checker chooses: inputs of the model, and every tensor between two nodes."""
+"""Random values for tensors chosen by the checker: model inputs and every tensor between two nodes."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.ir.model import Array
 from onnxprune.ir.proto_graph import Graph, reads
 
-_POOL = 262_147  # a prime: a window that wraps around does not fall on the strides of a tensor
+_POOL = 262_147  # prime, so that a window that wraps around is not aligned with the strides of a tensor
 _THRESHOLDS = {
     "Clip": ("min", "max"), "Elu": (), "HardSigmoid": (), "Shrink": ("lambd",), "ThresholdedRelu": ("alpha",),
     "Greater": (), "GreaterOrEqual": (), "Less": (), "LessOrEqual": (), "Equal": (), "Max": (), "Min": (), "Mod": (),
 }  # fmt: skip
-"""Operators that behave differently on two sides of a number, and the attributes that hold it."""
+"""Operators that behave differently on the two sides of a threshold, and the attributes that hold it."""
 _ROWS = {"Gather": (1, 0), "GatherElements": (1, 0), "GatherND": (1, 0), "EmbedLayerNormalization": (0, 2)}
-"""Operators that look rows up: (input of the indices, input of the table)."""
+"""Operators that look up rows: (input of the indices, input of the table)."""
 _VIEWS = frozenset(("Cast", "Identity", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "Transpose", "Concat", "Expand"))
 STYLES = ("unit", "image", "wide", "positive", "huge")
-"""N(0, 1); uniform in 0..255; N(0, 100 squared); uniform in 0..1; N(0, 10,000 squared)."""
+"""N(0, 1); min(100 |N|, 255); N(0, 100 squared); min(|N| / 3, 1); N(0, 10,000 squared)."""
 
 
 @cache
@@ -32,7 +32,7 @@ def _normal() -> Array:
 
 
 def normal(count: int, key: int) -> Array:
-    """Return `count` values of N(0, 1) that depend on `key` alone."""
+    """Return `count` values of N(0, 1) that depend on `key` only."""
     pool, start = _normal(), key % _POOL
     out = np.empty(count, np.float32)
     done = 0
@@ -45,7 +45,7 @@ def normal(count: int, key: int) -> Array:
 
 
 def thresholds(graph: Graph) -> dict[str, tuple[float, ...]]:
-    """Return the numbers at which the consumers of a tensor change what they do, where N(0, 1) does not reach them."""
+    """Return, for each tensor, thresholds of its consumers that N(0, 1) does not reach."""
     out: dict[str, list[float]] = {}
     for node in graph.nodes:
         if node.op_type not in _THRESHOLDS and node.op_type not in ("QuantizeLinear", "FusedConv"):
@@ -55,7 +55,7 @@ def thresholds(graph: Graph) -> dict[str, tuple[float, ...]]:
             tensor = graph.constants.get(name)
             if tensor is not None and tensor.data_type in (1, 10, 11) and int(np.prod(tensor.dims)) <= 64:
                 numbers += [float(v) for v in np.asarray(graph.value(name), np.float64).reshape(-1)]
-        if node.op_type == "QuantizeLinear":  # reach the ends of the integers' range, and a little further
+        if node.op_type == "QuantizeLinear":  # cover both ends of the integer range, and a margin
             numbers = [100 * n for n in numbers] + [-100 * n for n in numbers]
         numbers = [n for n in numbers if np.isfinite(n) and abs(n) < 1e30]
         for name in (r for r in reads(node) if r not in graph.constants):
@@ -64,7 +64,7 @@ def thresholds(graph: Graph) -> dict[str, tuple[float, ...]]:
 
 
 def rows(graph: Graph) -> dict[str, int]:
-    """Return how many rows the smallest table has that an integer input looks up."""
+    """Return, for each integer input that looks up rows, the number of rows of its smallest table."""
     out: dict[str, int] = {}
     readers: dict[str, list[NodeProto]] = {}
     for node in graph.nodes:
@@ -93,9 +93,9 @@ class Values:
     """Random values by name, the same for the same name, run and seed.
 
     Args:
-        graph: the original.
-        pruned: the pruned model, whose thresholds count as well.
-        seed: of everything.
+        graph: Original model.
+        pruned: Pruned model, whose thresholds count as well.
+        seed: Seed of all values.
     """
 
     def __init__(self, graph: Graph, pruned: Graph, seed: int) -> None:
@@ -110,9 +110,12 @@ class Values:
         """Return values for one tensor.
 
         Args:
-            run: number of the run.
-            style: of floats, one of `STYLES`.
-            largest: integers of inputs that look up no table are below it.
+            name: Tensor name, part of the seed.
+            shape: Shape of the values.
+            dtype: Element type.
+            run: Number of the run.
+            style: Distribution of floats, one of `STYLES`.
+            largest: Exclusive upper bound of integers, for inputs that look up no table.
         """
         key = zlib.crc32(f"{name}/{run}/{style}/{self.seed}".encode())
         count = int(np.prod(shape))
@@ -125,7 +128,7 @@ class Values:
             low, high = (info.min, info.max + 1) if dtype.itemsize == 1 else (0, self.rows.get(name, largest))
             return rng.integers(low, max(high, low + 1), shape, np.int64).astype(dtype)
         values = self._floats(name, count, key, style)
-        if dtype.itemsize < 4 and style in ("wide", "huge"):  # sums of large numbers would be infinite
+        if dtype.itemsize < 4 and style in ("wide", "huge"):  # sums of large numbers would overflow
             values = values * np.float32(0.1 if style == "wide" else 3e-3)
         return values.reshape(shape).astype(dtype)
 
@@ -139,7 +142,7 @@ class Values:
             return x * np.float32(100 if style == "wide" else 1e4)
         centres = self.thresholds.get(name)
         if centres:
-            which = np.arange(count) % (2 * len(centres))  # half of the values stay N(0, 1)
+            which = np.arange(count) % (2 * len(centres))  # half of the values remain N(0, 1)
             spread = np.abs(np.array(centres, np.float32)) / 4 + 1
             for i, centre in enumerate(centres):
                 at = which == i
@@ -150,14 +153,14 @@ class Values:
         """Return feeds of the model.
 
         Raises:
-            OnnxPruneError: an input is not a tensor of numbers.
+            OnnxPruneError: An input is not a tensor of numbers.
         """
         feeds = {}
         for name, info in self.graph.inputs.items():
             kind = info.type.tensor_type.elem_type
             if kind in (TensorProto.UNDEFINED, TensorProto.STRING):
                 raise OnnxPruneError(
-                    f"the input {name!r} takes no numbers, so no values can be chosen for it",
+                    f"the input {name!r} is not numeric, so no values can be chosen for it",
                     fix="verify on real inputs with --data, or skip the proof with --no-verify",
                 )
             dtype = np.dtype(helper.tensor_dtype_to_np_dtype(kind))

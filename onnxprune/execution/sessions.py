@@ -1,4 +1,4 @@
-"""The only user of onnxruntime: sessions, devices, and which provider really runs."""
+"""Sessions of onnxruntime, devices and execution providers; the only module that imports onnxruntime."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.ir import protobuf_wire
 from onnxprune.ir.model import Array, Model, save, to_skeleton
 
-_BYTES_LIMIT = 2**30  # larger models go to onnxruntime through a file with external data
+_BYTES_LIMIT = 2**30  # larger models are passed to onnxruntime as a file with external data
 
 DEVICES = ("auto", "cpu", "cuda")
 
-_EXACT_INTEGERS = "session.x64quantprecision"  # makes uint8 of constant int8 weights where kernels saturate
+_EXACT_INTEGERS = "session.x64quantprecision"  # converts constant int8 weights to uint8 where kernels saturate
 
 
 def import_onnxruntime() -> Any:
-    """The onnxruntime module.
+    """Return the onnxruntime module.
 
     Raises:
-        OnnxPruneError: it is not installed, or both of its wheels are (they overwrite each other).
+        OnnxPruneError: It is not installed, or both of its wheels are (they overwrite each other).
     """
     installed = [name for name in ("onnxruntime", "onnxruntime-gpu") if _installed(name)]
     if len(installed) == 2:
@@ -59,14 +59,14 @@ def _installed(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Kernel:
-    """One operator as onnxruntime ran it.
+    """Execution of one operator by onnxruntime.
 
     Attributes:
-        name: onnxruntime's name of the node; fusions make up their own.
-        op: its operator, perhaps one of onnxruntime's own (FusedConv, ReorderOutput).
-        inputs: shapes of the tensors it read; weights that were packed when loading are missing.
-        outputs: shapes of the tensors it wrote.
-        seconds: how long it took.
+        name: Node name in onnxruntime; fused nodes have generated names.
+        op: Operator, possibly internal to onnxruntime (FusedConv, ReorderOutput).
+        inputs: Shapes of its inputs, without weights packed at load time.
+        outputs: Shapes of its outputs.
+        seconds: Duration.
     """
 
     name: str
@@ -80,20 +80,20 @@ class Session:
     """A model loaded into onnxruntime.
 
     Args:
-        model: a Model, a ModelProto or a path.
+        model: Model, ModelProto or path.
         device: "auto" (CUDA if it loads), "cpu" or "cuda".
-        threads: intra-op threads; 0 leaves the choice to onnxruntime.
-        optimize: graph optimisations; off for comparing two graphs operator by operator.
+        threads: Intra-op threads; 0: onnxruntime's default.
+        optimize: Enable graph optimizations; disable to compare two graphs operator by operator.
         weights: Values of initializers that the ModelProto declares as external data; they are not copied.
-        arena: Keep freed memory for later runs; off where the least memory counts.
-        profile: folder for onnxruntime's profile, to be read with `kernels`.
+        arena: Keep freed memory for later runs; disable for minimum memory.
+        profile: Folder for onnxruntime's profile, to be read with `kernels`.
         exact_integers: Compute products of uint8 and int8 exactly on CPUs whose kernels saturate (see
             `saturates_integers`). This covers constant weights, and not QLinearMatMul of opset 21 and later. Needs
             `optimize`.
 
     Raises:
-        OnnxPruneError: onnxruntime rejects the model, or CUDA was asked for and does not load.
-        ValueError: `exact_integers` without `optimize`; onnxruntime would ignore it.
+        OnnxPruneError: onnxruntime rejects the model, or CUDA was requested and does not load.
+        ValueError: `exact_integers` without `optimize`, which onnxruntime would ignore.
     """
 
     def __init__(
@@ -114,12 +114,12 @@ class Session:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 4
-        # Threads that go on spinning after a run would take the processors from the session timed next.
+        # Threads that spin after a run would slow down the session timed next.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         options.enable_cpu_mem_arena = arena
         self._held = [ort.OrtValue.ortvalue_from_numpy(v) for v in (weights or {}).values()]
         if weights:
-            options.add_session_config_entry("session.disable_prepacking", "1")  # it would copy them
+            options.add_session_config_entry("session.disable_prepacking", "1")  # prepacking would copy them
             options.add_external_initializers(list(weights), self._held)
         if profile is not None:
             options.enable_profiling = True
@@ -133,12 +133,12 @@ class Session:
                 self._session = self._exact(ort, model, options, providers)
             else:
                 self._session = _create(ort, model, options, providers)
-        except Exception as err:  # onnxruntime raises its own classes, which differ between versions
+        except Exception as err:  # onnxruntime's exception classes differ between versions
             text = str(err).split("\n")[0]
             missing = "Could not find an implementation" in text
             raise OnnxPruneError(
                 f"onnxruntime cannot load the model: {text}",
-                fix="it has no kernel for that operator and element type here; for bfloat16 on the CPU, "
+                fix="it has no kernel for this operator and element type here; for bfloat16 on the CPU, "
                 "run a float32 copy (the pass widen_floats)"
                 if missing
                 else None,
@@ -146,7 +146,7 @@ class Session:
         self.provider: str = self._session.get_providers()[0]
         if device == "cuda" and self.provider != "CUDAExecutionProvider":
             raise OnnxPruneError(
-                "CUDA was asked for, but onnxruntime fell back to the CPU",
+                "CUDA was requested, but onnxruntime fell back to the CPU",
                 fix="check the driver and the CUDA libraries that onnxruntime-gpu needs, or use --device cpu",
             )
         self._device = "cuda" if self.provider == "CUDAExecutionProvider" else "cpu"
@@ -156,8 +156,8 @@ class Session:
     def _exact(self, ort: Any, model: Model | onnx.ModelProto | Path, options: Any, providers: list[str]) -> Any:
         """Create a session that rewrites int8 weights as uint8.
 
-        Onnxruntime rewrites some that it has no kernel for afterwards, when loading (QLinearConv of int8 data) or when
-        running (DequantizeLinear per axis without a zero point). Such a model falls back to a plain session.
+        Some rewritten operators have no kernel: onnxruntime fails when loading (QLinearConv of int8 data) or running
+        (DequantizeLinear per axis without a zero point). The session then falls back to the original weights.
         """
 
         def plain() -> Any:
@@ -173,10 +173,10 @@ class Session:
         return session
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> list[Array]:
-        """Runs once.
+        """Return the outputs of one run.
 
         Raises:
-            OnnxPruneError: onnxruntime fails, with the node it names.
+            OnnxPruneError: onnxruntime fails; the message names the node.
         """
         try:
             found = list(self._session.run(list(outputs) if outputs else None, dict(feeds)))
@@ -189,17 +189,17 @@ class Session:
             raise OnnxPruneError(f"onnxruntime fails to run the model: {str(err).splitlines()[0]}") from err
 
     def to_device(self, array: Array) -> Any:
-        """An array on the session's device, as an OrtValue; on the CPU it shares the array's memory."""
+        """Return an array on the session's device as an OrtValue; on the CPU it shares the array's memory."""
         ort = import_onnxruntime()
         return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._device, 0)
 
     def run_bound(self, feeds: Mapping[str, Any], outputs: Sequence[str]) -> list[Any]:
-        """Runs once through IO binding: values that `to_device` or this made in, values on the device out.
+        """Return the outputs of one run through IO binding, as values on the device.
 
-        Nothing crosses to the host and back between sessions on one device.
+        Feeds are results of `to_device` or of this method: sessions on one device exchange values without host copies.
 
         Raises:
-            OnnxPruneError: onnxruntime fails, with the node it names.
+            OnnxPruneError: onnxruntime fails; the message names the node.
         """
         try:
             binding = self._session.io_binding()
@@ -213,10 +213,10 @@ class Session:
             raise OnnxPruneError(f"onnxruntime fails to run the model: {str(err).splitlines()[0]}") from err
 
     def kernels(self) -> list[list[Kernel]]:
-        """What ran since the session was made with `profile`, run by run; ends the profiling.
+        """Return the operators run since the session was created with `profile`, run by run; ends profiling.
 
         Raises:
-            OnnxPruneError: the profile cannot be read.
+            OnnxPruneError: The profile cannot be read.
         """
         path = Path(self._session.end_profiling())
         try:
@@ -233,7 +233,7 @@ class Session:
 
 
 def _runs(events: Sequence[Any]) -> list[list[Kernel]]:
-    """Kernels of a profile, a list per run: an event is written when it ends, so a run's own follows its kernels'."""
+    """Return the kernels of a profile, a list per run. Events are written when they end: a run follows its kernels."""
     suffix = "_kernel_time"
     runs: list[list[Kernel]] = []
     kernels: list[tuple[float, float, Kernel]] = []
@@ -243,7 +243,7 @@ def _runs(events: Sequence[Any]) -> list[list[Kernel]]:
             runs.append([k for _, _, k in kernels])
             kernels = []
         elif event["name"].endswith(suffix) and "op_name" in args:
-            # What ran in the body of an If or a Loop is part of that node's time.
+            # Time inside the body of an If or Loop is part of that node's time.
             while kernels and kernels[-1][0] > start and kernels[-1][1] < start + took:
                 kernels.pop()
             name = event["name"].removesuffix(suffix)
@@ -257,9 +257,9 @@ def _shapes(entries: Sequence[Mapping[str, Sequence[int]]]) -> tuple[tuple[int, 
 
 
 def kernel_block(device: str = "cpu") -> int:
-    """The block of channels that onnxruntime's kernels work in.
+    """Return the channel block size of onnxruntime's kernels.
 
-    Its NCHWc kernels take 16 floats with AVX-512 and 8 with AVX2; tensor cores take multiples of 8.
+    NCHWc kernels use 16 floats with AVX-512 and 8 with AVX2; tensor cores use multiples of 8.
     """
     if device == "cuda":
         return 8
@@ -288,10 +288,10 @@ def saturates_integers() -> bool:
 
 
 def provider_of(device: str) -> str:
-    """The provider that a device stands for, before any session is made.
+    """Return the execution provider of a device.
 
     Raises:
-        OnnxPruneError: there is no such device.
+        OnnxPruneError: The device is unknown.
     """
     return _providers(import_onnxruntime(), device)[0]
 

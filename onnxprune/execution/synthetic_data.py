@@ -1,8 +1,8 @@
-"""Inputs made up where there is no data: noise with the spectrum of natural images.
+"""Synthetic inputs for use without data: noise with the spectrum of natural images.
 
-The power of natural images falls with the square of the spatial frequency (Field 1987), in all of their colours
-together. Noise of that spectrum excites a network's filters more like photographs do than white noise; it shows no
-objects, so late layers see little of what they were trained on.
+The power of natural images falls with the square of the spatial frequency (Field 1987), correlated across colours.
+Noise of that spectrum excites filters more like photographs do than white noise; it contains no objects, so late layers
+are excited less than by real data.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from onnxprune.execution.channel_moments import Moments
 from onnxprune.execution.data import Data, input_of
 from onnxprune.ir.model import Array, Model
 
-_GREY = 0.8  # share of the variance that the colour channels have in common
-_SIDE = 224  # of images where the model leaves it open
+_GREY = 0.8  # share of the variance common to the colour channels
+_SIDE = 224  # image size if the model does not fix it
 
 
 def synthetic_data(model: Model, samples: int, *, seed: int = 0) -> Data:
-    """Samples for a model with one floating input, without labels.
+    """Return unlabelled samples for a model with one floating-point input.
 
-    Images [n, C, H, W] (or [n, H, W, C]) are noise with amplitudes 1 / frequency; other inputs white noise. Mean 0 and
-    variance 1 for every channel, as most preprocessing gives; where the first layer has a BatchNormalization its
-    running statistics say what variance the inputs really had.
+    Images [n, C, H, W] (or [n, H, W, C]) are noise with amplitudes 1 / frequency; other inputs are white noise. Every
+    channel has mean 0 and variance 1, as after common preprocessing. If the first convolution has a BatchNormalization,
+    its running variance sets the scale of the inputs.
 
     Args:
-        model: any.
-        samples: how many.
-        seed: of the noise.
+        model: Any model.
+        samples: Number of samples.
+        seed: Seed of the noise.
 
     Raises:
-        OnnxPruneError: several inputs, or one that takes no floats.
+        OnnxPruneError: The model has several inputs, or its input is not floating-point.
     """
     if len(model.graph.inputs) != 1 or (into := input_of(model)).dtype.kind not in "fV":
-        raise OnnxPruneError("synthetic inputs are made for models with one floating input", fix="give data: --data")
+        raise OnnxPruneError("synthetic inputs need a model with one floating-point input", fix="use --data")
     shape = [d if isinstance(d, int) and d > 0 else 0 for d in into.shape or [0]]
     rng = np.random.default_rng(seed)
     if len(shape) != 4:
@@ -50,10 +50,10 @@ def synthetic_data(model: Model, samples: int, *, seed: int = 0) -> Data:
 
 
 def _images(rng: np.random.Generator, samples: int, channels: int, height: int, width: int) -> Array:
-    """[samples, channels, height, width] float32, mean 0 and variance 1."""
+    """Return noise images, float32 [samples, channels, height, width], mean 0 and variance 1."""
     fy, fx = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :]
     frequency = np.sqrt(fy**2 + fx**2)
-    frequency[0, 0] = 0.5 / max(height, width)  # pictures differ in brightness, too
+    frequency[0, 0] = 0.5 / max(height, width)  # images differ in brightness, too
     out = np.empty((samples, channels, height, width), np.float32)
     for i in range(samples):
         shared = rng.standard_normal((1, height, width))
@@ -63,7 +63,7 @@ def _images(rng: np.random.Generator, samples: int, channels: int, height: int, 
 
 
 def _scale(model: Model, x: Array) -> np.float32:
-    """What the inputs have to be multiplied by, so that the first layer's outputs vary as its BatchNorm remembers."""
+    """Return the factor that gives the first convolution's outputs the variance in its BatchNormalization."""
     first = next((n for n in model.graph.nodes if n.op == "Conv"), None)
     following = first.outputs[0].outputs if first is not None else []
     if first is None or len(following) != 1 or following[0].op != "BatchNormalization":

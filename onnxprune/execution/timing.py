@@ -1,4 +1,4 @@
-"""Measured latency: models interleaved, medians and spread, so that a drifting machine does not decide."""
+"""Latency measurement: interleaved runs, medians and quartiles, robust against drift of the machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from onnxprune.ir.model import Array
 
 @dataclass(frozen=True)
 class Latency:
-    """Seconds per run of one batch: median, quartiles, and how often it was run."""
+    """Seconds per run of one batch: median, quartiles, and number of runs."""
 
     median: float
     low: float
@@ -30,13 +30,14 @@ def measure(
     warmup: int = 3,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Latency]:
-    """Times sessions in turn, A B C A B C ..., on the same kind of inputs.
+    """Time sessions in turns, A B C A B C ...
 
     Args:
-        sessions: loaded models.
-        feeds: inputs of each.
-        runs: timed runs of each.
-        warmup: runs of each before that are not counted.
+        sessions: Loaded models.
+        feeds: Inputs of each session.
+        runs: Timed runs of each session.
+        warmup: Untimed runs of each session before.
+        progress: Called with (rounds done, rounds).
     """
     times = np.zeros((len(sessions), runs))
     for i in range(-warmup, runs):

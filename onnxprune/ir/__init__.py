@@ -1,1 +1,1 @@
-"""Models in memory and on disk: reading, writing, checking graphs, image layouts, symbolic sizes."""
+"""Models in memory and on disk: reader, writer, graph checker, image layouts, symbolic sizes."""

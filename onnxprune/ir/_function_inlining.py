@@ -1,6 +1,6 @@
-"""Model-local functions: calls are replaced by what they stand for, so that every operator is seen.
+"""Inlining of model-local functions, so that the analysis sees every operator.
 
-Those of a domain that an installed package has records for stay calls: its records see the node as a whole.
+Functions of a domain for which an installed package has operator records remain calls.
 """
 
 from __future__ import annotations
@@ -11,19 +11,23 @@ import onnx
 
 from onnxprune.errors import OnnxPruneError
 
-RECORDS = "onnxprune.ops"  # the group of entry points that bring records; they are named like the operators' domains
-MOST_NODES = 2**20  # a few functions that call each other twice would make billions
+RECORDS = "onnxprune.ops"  # entry points of operator records, named like the operators' domains
+MOST_NODES = 2**20  # nested calls multiply: a few small functions can expand to billions of nodes
 _Key = tuple[str, str, str]
 
 
 def without_functions(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with its functions inlined; one written for another opset, or of a domain with records, stays a call.
+    """Return the model with its functions inlined.
+
+    Functions of a domain with operator records remain calls; so do, if there are none of these, functions for another
+    opset.
 
     Args:
-        proto: as the ONNX checker accepts it, which refuses functions that call themselves.
+        proto: Model that passed the ONNX checker, which rejects recursive functions.
 
     Raises:
-        OnnxPruneError: it would have more than `MOST_NODES` nodes; some functions stay, and others cannot be inlined.
+        OnnxPruneError: The result would have more than `MOST_NODES` nodes, or some functions must remain calls and
+            the others cannot be inlined.
     """
     if not proto.functions:
         return proto
@@ -35,7 +39,7 @@ def without_functions(proto: onnx.ModelProto) -> onnx.ModelProto:
     count = _count(proto.graph.node, functions, sizes)
     if count > MOST_NODES:
         raise OnnxPruneError(
-            f"its functions stand for {count} nodes; {MOST_NODES} are the most that is read",
+            f"inlining the model's functions gives {count} nodes; the maximum is {MOST_NODES}",
             fix="export the model without functions",
         )
     from onnx import inliner
@@ -44,8 +48,8 @@ def without_functions(proto: onnx.ModelProto) -> onnx.ModelProto:
         return inliner.inline_local_functions(proto)
     try:
         return inliner.inline_selected_functions(proto, [(f.domain, f.name) for f in functions.values()])
-    except RuntimeError as err:  # here those for another opset are refused
-        raise OnnxPruneError(f"its functions cannot be inlined: {err}", fix="export the model for one opset") from err
+    except RuntimeError as err:  # functions for another opset are rejected here
+        raise OnnxPruneError(f"the functions cannot be inlined: {err}", fix="export the model for one opset") from err
 
 
 def _key(domain: str, name: str, overload: str) -> _Key:
@@ -55,7 +59,7 @@ def _key(domain: str, name: str, overload: str) -> _Key:
 def _count(
     nodes: Iterable[onnx.NodeProto], functions: Mapping[_Key, onnx.FunctionProto], sizes: dict[_Key, int]
 ) -> int:
-    """Nodes after inlining, those of bodies included."""
+    """Return the number of nodes after inlining, nodes of bodies included."""
     total = 0
     for node in nodes:
         key = _key(node.domain, node.op_type, node.overload)

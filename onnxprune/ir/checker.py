@@ -1,4 +1,4 @@
-"""The legality of a graph as a list of rules, run after every pass."""
+"""Rules that a graph must satisfy, checked after every pass."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from onnxprune.ir import protobuf_wire
 
 
 def _sorted(graph: gs.Graph) -> Iterator[tuple[str, str]]:
-    """Every value is defined before it is used."""
+    """Yield violations of: every value is computed before it is used."""
     defined = {t.name for t in graph.inputs}
     for node in graph.nodes:
         for t in node.inputs:
@@ -25,7 +25,7 @@ def _sorted(graph: gs.Graph) -> Iterator[tuple[str, str]]:
 
 
 def _single_assignment(graph: gs.Graph) -> Iterator[tuple[str, str]]:
-    """Every value is computed once, and a constant is never computed."""
+    """Yield violations of: every value is computed once, and constants are never computed."""
     seen: set[str] = {t.name for t in graph.inputs}
     constants: dict[str, int] = {}
     for node in graph.nodes:
@@ -44,17 +44,17 @@ RULES: tuple[Callable[[gs.Graph], Iterator[tuple[str, str]]], ...] = (_sorted, _
 
 
 def check_weights(graph: gs.Graph) -> None:
-    """Refuses constants that hold NaN. Infinities are left alone: attention masks are written with them.
+    """Raise if a floating-point constant contains NaN; infinities are valid, attention masks use them.
 
     Raises:
-        OnnxPruneError: naming the first such tensor.
+        OnnxPruneError: Names the first such tensor.
     """
     for t in graph.tensors().values():
         if not isinstance(t, gs.Constant) or t.dtype.kind != "f":
             continue
         values = np.asarray(t.values)
         with np.errstate(all="ignore"):
-            suspicious = np.isnan(values.sum())  # one quick pass; opposite infinities make NaN as well
+            suspicious = np.isnan(values.sum())  # one fast reduction; opposite infinities give NaN as well
         if suspicious and np.isnan(values).any():
             raise OnnxPruneError(
                 "the weights contain NaN", where=t.name, fix="export the model again from a sound checkpoint"
@@ -63,15 +63,19 @@ def check_weights(graph: gs.Graph) -> None:
 
 
 def violation(graph: gs.Graph) -> tuple[str, str] | None:
-    """Where and how a graph first violates a rule."""
+    """Return the first violation as (node or tensor, description); None if there is none."""
     return next((found for rule in RULES for found in rule(graph)), None)
 
 
 def check(graph: gs.Graph, after: str) -> None:
-    """Runs all rules.
+    """Check all rules.
+
+    Args:
+        graph: Graph to check.
+        after: Name of the pass that ran last, for the message.
 
     Raises:
-        OnnxPruneError: the first violation, named with the pass it followed.
+        OnnxPruneError: The first violation.
     """
     found = violation(graph)
     if found is not None:

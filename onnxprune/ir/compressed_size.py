@@ -1,4 +1,4 @@
-"""What a model with zeros in it costs to keep: parameters that are not zero, bytes of the compressed file."""
+"""Storage cost of a sparse model: non-zero parameters and size of the compressed file."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from onnxprune.ir import protobuf_wire
 from onnxprune.ir.model import Model, to_skeleton
 
 LEVEL = 6
-"""The default of gzip and zip."""
+"""Default level of gzip and zip."""
 
 
 class _Counter:
-    """A file that keeps the length of what it would hold, compressed."""
+    """File object that counts compressed bytes and stores nothing."""
 
     def __init__(self, level: int) -> None:
         self.size = 0
@@ -33,10 +33,10 @@ class _Counter:
 
 
 def compressed_size(model: Model, level: int = LEVEL) -> int:
-    """Bytes of the model's file, weights included, in one zlib stream (deflate).
+    """Return the size in bytes of the model file, weights included, as one zlib stream (deflate).
 
-    Nothing is written, and the file is never in memory as a whole. gzip, zip and other builds of zlib come within about
-    a percent.
+    The file is compressed as a stream and never held in memory or written. gzip, zip and other zlib builds differ by
+    about one percent.
     """
     file: Any = _Counter(level)
     protobuf_wire.write(file, *to_skeleton(model))
@@ -44,7 +44,7 @@ def compressed_size(model: Model, level: int = LEVEL) -> int:
 
 
 def nonzero_parameters(model: Model) -> int:
-    """Elements of floating-point constants that are not zero, without BatchNormalization's running statistics."""
+    """Return the number of non-zero elements of floating-point constants, BatchNormalization statistics excluded."""
     seen: set[int] = set()
     count = 0
     for node in model.graph.nodes:
@@ -57,7 +57,7 @@ def nonzero_parameters(model: Model) -> int:
             if id(t) in seen or isinstance(t._values, SparseValues):
                 continue
             seen.add(id(t))
-            # The types of ml_dtypes (bfloat16, float8_*) have kind "V", so their names have to do.
+            # Types of ml_dtypes (bfloat16, float8_*) have kind "V" and are recognized by name.
             if t.dtype.kind == "f" or t.dtype.name.startswith(("bfloat", "float")):
                 count += int(np.count_nonzero(t.values))
     return count

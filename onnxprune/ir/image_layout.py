@@ -1,6 +1,4 @@
-"""Where the channels of images are: in the data, in a model's input, and what that means for the way from one to the
-other.
-"""
+"""Layouts of image data and of image inputs, and the transposition between them."""
 
 from __future__ import annotations
 
@@ -13,16 +11,16 @@ from onnxprune.errors import OnnxPruneError, unknown
 
 LAYOUTS = ("auto", "nchw", "nhwc")
 OTHER = {"nchw": "nhwc", "nhwc": "nchw"}
-PERMUTATION = {"nchw": (0, 2, 3, 1), "nhwc": (0, 3, 1, 2)}  # out of this layout, into the other
-COLOURS = (1, 3, 4)  # channels of images as files hold them
+PERMUTATION = {"nchw": (0, 2, 3, 1), "nhwc": (0, 3, 1, 2)}  # from this layout to the other
+COLOURS = (1, 3, 4)  # channels of images in files
 
-# Operators with channels on axis 1, and on the last one where they have a true attribute `channels_last`.
+# Operators with channels on axis 1, or on the last axis if the attribute `channels_last` is true.
 _CHANNELS = {
     "Conv", "ConvInteger", "ConvTranspose", "FusedConv", "QLinearConv", "AveragePool", "LpPool", "MaxPool",
     "QLinearAveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "QLinearGlobalAveragePool",
     "BatchNormalization", "GroupNormalization", "InstanceNormalization", "LRN", "DepthToSpace", "SpaceToDepth",
 }  # fmt: skip
-# Operators whose output has the axes of their images; what else they read is no image.
+# Operators whose output has the axes of their image input; their other inputs are not images.
 _SAME_AXES = {
     "Add", "Cast", "Clip", "Concat", "DequantizeLinear", "Div", "DynamicQuantizeLinear", "Identity", "Max", "Min",
     "Mul", "Neg", "Pad", "Pow", "QuantizeLinear", "Relu", "Resize", "Sigmoid", "Slice", "Split", "Sub", "Tanh",
@@ -33,17 +31,17 @@ Shape = Sequence[int | str | None]
 
 
 def layout_of(tensor: gs.Tensor) -> str | None:
-    """Layout of an image input: "nchw", "nhwc", or None where the model does not say or the input is no image.
+    """Return the layout of an image input: "nchw", "nhwc", or None if it is unknown or the input is not an image.
 
-    The first convolution, pooling or norm over channels says it, whatever was transposed before; without one a known
-    number of colours at one end only does.
+    The first convolutions, poolings or channel norms reached through transpositions decide. Without one, the layout is
+    known only if exactly one end has an image's number of channels.
     """
     shape = list(tensor.shape or [])
     if len(shape) != 4:
         return None
     said: set[int] = set()
     seen: set[int] = set()
-    todo: list[tuple[gs.Tensor, tuple[int, ...]]] = [(tensor, (0, 1, 2, 3))]  # for each axis: which of the input's
+    todo: list[tuple[gs.Tensor, tuple[int, ...]]] = [(tensor, (0, 1, 2, 3))]  # for each axis: the axis of the input
     while todo:
         at, axes = todo.pop()
         for node in at.outputs:
@@ -66,11 +64,11 @@ def layout_of(tensor: gs.Tensor) -> str | None:
 
 @dataclass(frozen=True)
 class Arrangement:
-    """How samples lie, and whether they lie otherwise in the model.
+    """Layout of samples and the transposition into the model.
 
     Attributes:
-        layout: of the data; "nchw" stands for everything whose channels are on axis 1, images or not.
-        moved: whether the axes change on the way into the model.
+        layout: Layout of the data; "nchw" also for data other than images with channels on axis 1.
+        moved: Whether samples are transposed on the way into the model.
     """
 
     layout: str
@@ -78,18 +76,19 @@ class Arrangement:
 
 
 def arrange(sizes: Sequence[int], pixels: bool, stated: str, shape: Shape, own: str | None, name: str) -> Arrangement:
-    """Decides how data becomes the input of a model.
+    """Return the layout of data and its transposition for the model.
 
     Args:
-        sizes: of the data, samples first.
-        pixels: whether it holds bytes: as "auto" those with 1, 3 or 4 last are nhwc, and all else lies as in the model.
-        stated: layout of the data: "auto", "nchw", "nhwc".
-        shape: of the model's input, batch first; unknown dimensions are not numbers.
-        own: layout of the model's input, as `layout_of` finds it.
-        name: of the data, for messages.
+        sizes: Shape of the data, samples first.
+        pixels: Whether the data are bytes. With "auto", bytes with 1, 3 or 4 on the last axis are nhwc; all other data
+            has the layout of the model.
+        stated: Layout of the data: "auto", "nchw", "nhwc".
+        shape: Shape of the model's input, batch first; entries of unknown dimensions are not numbers.
+        own: Layout of the model's input, from `layout_of`.
+        name: Name of the data, for messages.
 
     Raises:
-        OnnxPruneError: an unknown layout; one that leaves open whether the samples are to be transposed.
+        OnnxPruneError: The layout is unknown, or leaves open whether samples are transposed.
     """
     if stated not in LAYOUTS:
         raise unknown("layout", stated, LAYOUTS)
@@ -106,26 +105,26 @@ def arrange(sizes: Sequence[int], pixels: bool, stated: str, shape: Shape, own: 
     if as_is and moved:
         raise OnnxPruneError(
             f"cannot tell whether samples {list(sizes[1:])} of {name!r} ({layout}) have to be transposed: the model's "
-            f"input {list(shape)} takes them either way, and no convolution or pooling says which axis is its channels",
-            fix="give floats that lie as the model takes them, without --layout",
+            f"input {list(shape)} accepts both, and no convolution or pooling shows which axis holds the channels",
+            fix="pass floats in the layout of the model, without --layout",
         )
     return Arrangement(layout, moved)
 
 
 def turned(sizes: Sequence[int], layout: str) -> list[int]:
-    """Sizes in the other layout."""
+    """Return a shape transposed to the other layout."""
     return [sizes[i] for i in PERMUTATION[layout]]
 
 
 def fits(sizes: Sequence[int], shape: Shape) -> bool:
-    """Whether samples of these sizes go into an input; the batch is free."""
+    """Return whether samples of this shape match an input; the batch is free."""
     return len(sizes) == len(shape) and all(
         not isinstance(n, int) or n <= 0 or n == m for n, m in zip(shape[1:], sizes[1:], strict=True)
     )
 
 
 def layouts_that_fit(sizes: Sequence[int], shape: Shape, own: str | None) -> list[str]:
-    """What the layout of images could be said to be, so that they go into an input."""
+    """Return the layouts that could be stated for images so that they match an input."""
     found = []
     for layout in OTHER:
         as_is, moved = fits(sizes, shape), fits(turned(sizes, layout), shape)

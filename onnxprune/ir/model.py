@@ -12,6 +12,7 @@ import gc
 import hashlib
 import mmap
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,6 +30,8 @@ from onnx_graphsurgeon.logger import G_LOGGER
 from onnx_graphsurgeon.util.misc import SynchronizedList
 
 from onnxprune._utils.atomic_files import atomic, check_output
+from onnxprune._utils.formatting import counted, listed, shortened
+from onnxprune._utils.html import html_table
 from onnxprune.errors import OnnxPruneError
 from onnxprune.ir import protobuf_wire
 from onnxprune.ir._function_inlining import without_functions
@@ -65,7 +68,7 @@ class Sidecar:
     tensors: dict[str, onnx.TensorProto]
 
 
-@dataclass
+@dataclass(repr=False)
 class Model:
     """A graph with what belongs to it. Treat it as a value: passes return new ones.
 
@@ -81,8 +84,25 @@ class Model:
     path: Path | None = None
     data_files: frozenset[Path] = frozenset()
     _fingerprint: str | None = field(default=None, repr=False)
-    # What a pass knows of all shapes (a `shapes.Witness`), until another one may have changed them.
+    # What a pass knows of all shapes (a `shape_inference.Witness`), until another one may have changed them.
     _shapes: Any = field(default=None, repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        name = shortened(self.path.name if self.path is not None else self.graph.name or "", 60)
+        inputs, outputs = (", ".join(map(_interface, ends[:3])) for ends in (self.graph.inputs, self.graph.outputs))
+        more = [" ..." if len(ends) > 3 else "" for ends in (self.graph.inputs, self.graph.outputs)]
+        nodes = counted(len(self.graph.nodes), "node")
+        return f"<Model {name}: {nodes}, opset {self.opset}, {inputs}{more[0]} -> {outputs}{more[1]}>"
+
+    def _repr_html_(self) -> str:
+        """Table for notebooks: file, operators, inputs and outputs."""
+        operators = Counter(node.op for node in self.graph.nodes).most_common()
+        ends = [("input", t) for t in self.graph.inputs] + [("output", t) for t in self.graph.outputs]
+        rows = [[kind, *_shape_and_type(t)] for kind, t in ends]
+        note = f"{counted(len(self.graph.nodes), 'node')}, opset {self.opset}: "
+        note += listed((f"{count} {op}" for op, count in operators), 8)
+        name = self.path.name if self.path is not None else self.graph.name
+        return html_table(f"model {name}", ["", "name", "shape", "type"], rows, text=(0, 1, 2, 3), note=note)
 
     @property
     def opset(self) -> int:
@@ -128,6 +148,16 @@ class Model:
         if self._fingerprint is None:
             self._fingerprint = _fingerprint(self.graph)
         return self._fingerprint
+
+
+def _interface(t: gs.Tensor) -> str:
+    return shortened("{} [{}] {}".format(*_shape_and_type(t)), 80)
+
+
+def _shape_and_type(t: gs.Tensor) -> tuple[str, str, str]:
+    """Name, shape and element type of an input or output, as text."""
+    shape = "?" if t.shape is None else ", ".join(map(str, t.shape))
+    return t.name, shape, "?" if t.dtype is None else np.dtype(t.dtype).name
 
 
 def copy_graph(graph: gs.Graph, tensors: dict[int, gs.Tensor]) -> gs.Graph:

@@ -1,7 +1,6 @@
-"""Read a model as a list of ONNX nodes and classify its tensors.
+"""Model as a list of ONNX nodes, with classes of tensors (fixed, selected, discontinuous).
 
-The checker works on ONNX messages, not on the graph that the compiler rewrites, and owns what little it has to know
-about them.
+Works on ONNX messages, not on the graph that the compiler rewrites.
 """
 
 from __future__ import annotations
@@ -18,17 +17,17 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from onnxprune.ir.model import Array, Model, to_skeleton
 
 SIZE_OPS = frozenset(("Shape", "Size"))
-"""Operators that read a size and no value."""
+"""Operators that read the shape of a tensor and no values."""
 _LISTS = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
-_EXTERNAL = 2**16  # bytes above which a constant is handed to onnxruntime without a copy
+_EXTERNAL = 2**16  # constants of at least this many bytes are passed to onnxruntime without a copy
 INSERTED = "//"
-"""Part of every name that the checker adds."""
+"""Part of every name that the checker inserts."""
 COMPUTED = "//computed"
-"""Suffix of what a node computes where its consumers read a tensor of the checker's choice."""
+"""Suffix of a computed tensor whose consumers read a substitute chosen by the checker."""
 
 
 def reads(node: NodeProto) -> list[str]:
-    """Return the names a node reads, with those that its bodies capture from the graph around them."""
+    """Return the tensor names a node reads, including outer tensors captured by its bodies."""
     names = [n for n in node.input if n]
     for attribute in node.attribute:
         for body in (attribute.g, *attribute.graphs) if attribute.type in (5, 10) else ():
@@ -48,7 +47,7 @@ def captured(body: onnx.GraphProto) -> list[str]:
 
 
 def bodies(nodes: Sequence[NodeProto]) -> Iterator[onnx.GraphProto]:
-    """Yield every body inside these nodes, nested ones included."""
+    """Return an iterator over all bodies of these nodes, nested ones included."""
     for node in nodes:
         for attribute in node.attribute:
             for body in (attribute.g, *attribute.graphs) if attribute.type in (5, 10) else ():
@@ -58,19 +57,19 @@ def bodies(nodes: Sequence[NodeProto]) -> Iterator[onnx.GraphProto]:
 
 @dataclass
 class Graph:
-    """The nodes of a model in topological order, its constants, and who computes what.
+    """Nodes of a model in topological order, its constants, and the producer of each tensor.
 
     Attributes:
-        shell: IR version, opsets and functions.
-        nodes: without Constant nodes, whose values are in `constants`.
-        constants: headers of initializers and Constant nodes; the data of large ones is in `arrays`.
-        arrays: values of large constants by name.
-        inputs: graph inputs without those that only give an initializer another default.
-        outputs: names of the graph outputs, in order.
-        sparse: sparse initializers, passed on as they are.
-        writer: index of the node that computes a tensor.
-        read: what every node reads, bodies included.
-        fixed: tensors that depend on constants and on sizes only.
+        shell: Model with IR version, opsets and functions only.
+        nodes: Nodes without Constant nodes, whose values are in `constants`.
+        constants: Headers of initializers and Constant nodes; the data of large ones is in `arrays`.
+        arrays: Values of large constants by name.
+        inputs: Graph inputs, except those that override an initializer.
+        outputs: Graph outputs by name, in order.
+        sparse: Sparse initializers, copied unchanged.
+        writer: Tensor name -> index of its producer.
+        read: Names that each node reads, bodies included.
+        fixed: Tensors that depend only on constants and sizes.
     """
 
     shell: onnx.ModelProto
@@ -86,7 +85,7 @@ class Graph:
 
     @classmethod
     def of(cls, model: Model) -> Graph:
-        """Read a model; weights are shared with it."""
+        """Return the graph of a model; it shares the model's weights."""
         proto, arrays = to_skeleton(model)
         shell = onnx.ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import, functions=proto.functions)
         constants = {t.name: t for t in proto.graph.initializer}
@@ -104,7 +103,7 @@ class Graph:
         return graph
 
     def index(self) -> None:
-        """Sort the nodes topologically, then find writers and fixed tensors."""
+        """Sort the nodes topologically; compute the producers and the fixed tensors."""
         made = {o: i for i, n in enumerate(self.nodes) for o in n.output if o}
         known = [reads(n) for n in self.nodes]
         order: list[int] = []
@@ -131,24 +130,24 @@ class Graph:
                 self.fixed.update(o for o in node.output if o)
 
     def value(self, name: str) -> Array:
-        """Return a constant's values."""
+        """Return the values of a constant."""
         if name in self.arrays:
             return self.arrays[name]
         return numpy_helper.to_array(self.constants[name])
 
     def name(self, tensor: str) -> str:
-        """Return the name of the node that computes a tensor; that of the tensor where the node has none."""
+        """Return the name of the node that computes a tensor; the tensor's name if the node has none."""
         return self.nodes[self.writer[tensor]].name or tensor
 
     def where(self, tensor: str) -> str:
-        """Name the node that computes a tensor, for messages."""
+        """Return a description of the producer of a tensor, for messages."""
         if tensor not in self.writer:
             return f"tensor {tensor!r}"
         node = self.nodes[self.writer[tensor]]
         return f"{node.op_type} {node.name or node.output[0]!r}"
 
     def needed(self, targets: Collection[str], cuts: Collection[str]) -> tuple[list[int], set[str]]:
-        """Return the nodes that compute these tensors from cut ones, and the cut ones that they read."""
+        """Return the indices of the nodes that compute the targets, and the cut tensors and inputs they start from."""
         found: set[int] = set()
         leaves: set[str] = set()
         stack = [self.writer[t] for t in targets if t in self.writer]
@@ -171,11 +170,11 @@ class Graph:
         """Return a model of some nodes whose cut tensors are inputs, and the values of its large constants.
 
         Args:
-            indices: of the nodes, ascending.
-            leaves: element type of every tensor that becomes an input.
-            ranks: ranks of these.
-            cuts: tensors whose consumers read an input; what a node computes for one has the suffix `COMPUTED`.
-            outputs: tensors to return.
+            indices: Node indices, ascending.
+            leaves: Tensor that becomes an input -> element type.
+            ranks: Tensor that becomes an input -> rank.
+            cuts: Tensors whose consumers read an input instead; the computed tensor gets the suffix `COMPUTED`.
+            outputs: Tensors to return.
         """
         nodes, used = [], set(outputs)
         for i in indices:
@@ -216,7 +215,7 @@ class Graph:
         return proto, external
 
     def selected(self) -> set[str]:
-        """Return the tensors whose sizes may depend on data: selections, and what is computed of them."""
+        """Return the tensors whose shapes may depend on data: selections, and everything computed from them."""
         out: set[str] = set()
         for node, names in zip(self.nodes, self.read, strict=True):
             if (_selects(node) and not self._decided_by_sizes(node)) or any(n in out for n in names):
@@ -224,17 +223,17 @@ class Graph:
         return out
 
     def _decided_by_sizes(self, node: NodeProto) -> bool:
-        """Return whether sizes alone say how many results a selection has."""
+        """Return whether the number of results of a selection depends on sizes only."""
         if node.op_type == "If":
             inner = (n for body in bodies([node]) for n in body.node)
             return node.input[0] in self.fixed and not any(_selects(n) for n in inner)
         return node.op_type == "TopK" and all(n in self.fixed for n in node.input[1:])
 
     def discontinuous(self, rounded: Collection[str]) -> set[str]:
-        """Return what is computed behind a discontinuous operator on values that are rounded otherwise.
+        """Return the tensors computed by or after a discontinuous operator from values with other rounding.
 
         Args:
-            rounded: tensors from which on sums are taken in another order.
+            rounded: First tensors whose sums are taken in another order.
         """
         moved = set(rounded)
         out: set[str] = set()
@@ -242,7 +241,7 @@ class Graph:
             if node.op_type in SIZE_OPS or not any(r in moved for r in names):
                 continue
             moved.update(o for o in node.output if o)
-            inserted = any(INSERTED in o for o in node.output)  # a mask on integers is no rounding
+            inserted = any(INSERTED in o for o in node.output)  # masking integers does not round
             jumps = not inserted and (node.op_type in DISCONTINUOUS or _makes_integers(node))
             if jumps or any(r in out for r in names):
                 out.update(o for o in node.output if o)
@@ -257,7 +256,7 @@ DISCONTINUOUS = frozenset(
      "LessOrEqual", "Loop", "Mod", "NonMaxSuppression", "NonZero", "Not", "RoiAlign", "MaxRoiPool", "Round", "Scan",
      "Shrink", "Sign", "ThresholdedRelu", "TopK", "Trunc", "Unique", "And", "Or", "Xor", "IsInf", "IsNaN")
 )  # fmt: skip
-"""Operators whose output jumps where an input moves by the last bit."""
+"""Operators whose output may jump when an input changes by one unit in the last place."""
 _INTEGERS = frozenset((2, 3, 4, 5, 6, 7, 9, 12, 13))
 
 
@@ -266,7 +265,7 @@ def _makes_integers(node: NodeProto) -> bool:
 
 
 def multiplies_integers(node: NodeProto) -> bool:
-    """Return whether a node runs in kernels for 8-bit integers."""
+    """Return whether a node runs in 8-bit integer kernels."""
     return node.op_type.startswith(
         ("MatMulInteger", "ConvInteger", "DynamicQuantize", "QLinear", "QGemm", "QAttention")
     )
@@ -278,9 +277,9 @@ def quantizes(node: NodeProto) -> bool:
 
 
 def fill(tensor: TensorProto, values: Array, external: dict[str, Array]) -> None:
-    """Give a header its data: by reference where onnxruntime can take it so, else as a copy."""
+    """Set the data of a tensor header: by reference if onnxruntime accepts it, else as a copy."""
     values = np.ascontiguousarray(values)
-    if values.nbytes < _EXTERNAL or values.dtype.kind != "f":  # onnxruntime rewrites integer weights, and needs them
+    if values.nbytes < _EXTERNAL or values.dtype.kind != "f":  # onnxruntime rewrites integer weights: copy them
         tensor.raw_data = values.tobytes()
         return
     tensor.data_location = TensorProto.EXTERNAL
@@ -290,7 +289,7 @@ def fill(tensor: TensorProto, values: Array, external: dict[str, Array]) -> None
 
 
 def attributes(node: NodeProto, without: Collection[str] = ()) -> tuple[bytes, ...]:
-    """Return a node's attributes as comparable bytes, in the order of their names."""
+    """Return the attributes of a node as comparable bytes, sorted by name, without doc strings."""
     out = []
     for a in sorted((a for a in node.attribute if a.name not in without), key=lambda a: a.name):
         if a.doc_string:
@@ -303,7 +302,7 @@ def attributes(node: NodeProto, without: Collection[str] = ()) -> tuple[bytes, .
 
 
 def digest(values: Array) -> tuple[Any, ...]:
-    """Return what identifies an array: element type, shape and a hash of its values."""
+    """Return a key that identifies an array: element type, shape and hash of its values."""
     data = str(values.tolist()).encode() if values.dtype == object else np.ascontiguousarray(values).tobytes()
     return values.dtype.name, values.shape, hashlib.sha1(data).digest()
 

@@ -1,9 +1,9 @@
-"""The protobuf wire form of an ONNX file, as far as the weights need it.
+"""Protobuf wire format of ONNX files, as far as weights need it.
 
-A model file is mostly weights. Parsing it as one protobuf message copies every one of them two or three times, and
-writing does so again. Here a file is memory-mapped, the large `raw_data` fields of the initializers are left where
-they are (as read-only arrays over the mapping), and only the rest is given to protobuf. Writing streams the arrays
-behind their headers. The bytes on disk are those of any other ONNX file.
+Weights are most of a model file, and parsing or writing it as one protobuf message copies each of them two or three
+times. Here the file is memory-mapped: large `raw_data` fields of initializers become read-only arrays over the
+mapping, and only the rest is parsed by protobuf. Writing streams the arrays after their headers. The resulting bytes
+are a standard ONNX file.
 
 Field numbers: onnx.proto3 of the ONNX specification; encoding: the Protocol Buffers encoding guide.
 """
@@ -25,7 +25,7 @@ MODEL_GRAPH = 7  # ModelProto.graph
 GRAPH_INITIALIZER = 5  # GraphProto.initializer
 TENSOR_RAW_DATA = 9  # TensorProto.raw_data
 TWO_GIB = 2**31 - 1  # protobuf's limit for one message
-KEEP_INLINE = 256  # bytes: smaller tensors are not worth a mapping of their own
+KEEP_INLINE = 256  # bytes; smaller tensors are not worth a mapping
 
 
 class WireError(ValueError):
@@ -34,7 +34,7 @@ class WireError(ValueError):
 
 @dataclass(frozen=True)
 class RawData:
-    """Where the raw data of one initializer lies in the file: byte offset and length."""
+    """Position of one initializer's raw data in the file: byte offset and length."""
 
     offset: int
     length: int
@@ -54,7 +54,7 @@ def _varint(buf: mmap.mmap, pos: int, end: int) -> tuple[int, int]:
 
 
 def _fields(buf: mmap.mmap, pos: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:
-    """Yields (field number, wire type, start of the field, start of its payload, end) over a message."""
+    """Yield (field number, wire type, start of the field, start of its payload, end) of each field of a message."""
     while pos < end:
         start = pos
         tag, pos = _varint(buf, pos, end)
@@ -90,11 +90,11 @@ def _delimited(number: int, length: int) -> bytes:
 
 
 def mapped(path: Path) -> mmap.mmap:
-    """A file's bytes, read when they are looked at.
+    """Return the memory-mapped bytes of a file.
 
     Raises:
-        WireError: the file is empty.
-        OSError: it cannot be read.
+        WireError: The file is empty.
+        OSError: The file cannot be read.
     """
     with path.open("rb") as file:
         try:
@@ -104,15 +104,15 @@ def mapped(path: Path) -> mmap.mmap:
 
 
 def read(path: Path) -> tuple[onnx.ModelProto, dict[int, RawData], mmap.mmap]:
-    """Parses a model file without its large weights.
+    """Parse a model file without its large weights.
 
     Returns:
-        the ModelProto in which large initializers have no `raw_data`; for each of those, by its index in
-        `graph.initializer`, where the data lies; and the mapping of the file (keep it alive with the arrays).
+        The ModelProto, whose large initializers have no `raw_data`; the position of their data, by index in
+        `graph.initializer`; and the mapping of the file, which must outlive the arrays.
 
     Raises:
-        WireError: not a protobuf message, or a truncated one.
-        OSError: the file cannot be read.
+        WireError: The file is not a protobuf message, or is truncated.
+        OSError: The file cannot be read.
     """
     buf = mapped(path)
     raw: dict[int, RawData] = {}
@@ -123,7 +123,7 @@ def read(path: Path) -> tuple[onnx.ModelProto, dict[int, RawData], mmap.mmap]:
             skeleton.append(buf[start:stop])
             continue
         parts: list[bytes] = []
-        kept = payload  # first byte of the graph that is not yet in parts
+        kept = payload  # first byte of the graph not yet in parts
         for num, inner_wire, inner_start, tensor, tensor_end in _fields(buf, payload, stop):
             if num != GRAPH_INITIALIZER or inner_wire != 2:
                 continue
@@ -139,7 +139,7 @@ def read(path: Path) -> tuple[onnx.ModelProto, dict[int, RawData], mmap.mmap]:
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(b"".join(skeleton))
-    except Exception as err:  # protobuf's DecodeError is not importable from a stable place
+    except Exception as err:  # DecodeError of protobuf has no stable import path
         raise WireError(str(err)) from err
     release(np.frombuffer(buf, np.uint8))
     return proto, raw, buf
@@ -152,24 +152,24 @@ def _without_raw_data(buf: mmap.mmap, pos: int, end: int) -> tuple[list[bytes], 
     for number, wire, start, payload, stop in _fields(buf, pos, end):
         if number == TENSOR_RAW_DATA and wire == 2 and stop - payload >= KEEP_INLINE:
             pieces.append(buf[kept:start])
-            found = RawData(payload, stop - payload)  # the last one counts, as in protobuf
+            found = RawData(payload, stop - payload)  # the last field counts, as in protobuf
             kept = stop
     pieces.append(buf[kept:end])
     return pieces, found
 
 
 def size(proto: onnx.ModelProto, arrays: Mapping[str, npt.NDArray[np.generic]]) -> int:
-    """Upper bound of the bytes `write` will produce."""
+    """Return an upper bound of the bytes that `write` produces."""
     return int(proto.ByteSize() + sum(a.nbytes + 32 for a in arrays.values()))
 
 
 def write(file: BinaryIO, proto: onnx.ModelProto, arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
-    """Writes a model whose large initializers live in `arrays`.
+    """Write a model whose large initializers are in `arrays`.
 
     Args:
-        file: opened for binary writing.
-        proto: the model; `graph.initializer` holds every tensor, those named in `arrays` without data.
-        arrays: name -> values in ONNX's little-endian layout, C order.
+        file: File opened for binary writing.
+        proto: Model; `graph.initializer` holds every tensor, those named in `arrays` without data.
+        arrays: Name -> values, little-endian, C order.
     """
     shell = onnx.ModelProto()
     shell.CopyFrom(proto)
@@ -196,13 +196,13 @@ def write(file: BinaryIO, proto: onnx.ModelProto, arrays: Mapping[str, npt.NDArr
 
 
 def write_array(file: BinaryIO, data: npt.NDArray[np.generic]) -> None:
-    """Writes an array's bytes and lets go of the file pages they came from."""
+    """Write the bytes of an array and release its file pages."""
     file.write(payload(data))
     release(data)
 
 
 def payload(data: npt.NDArray[np.generic]) -> memoryview:
-    """An array's bytes, uncopied where they lie in C order; bfloat16 and its kin have no buffer of their own."""
+    """Return the bytes of an array, not copied if C-contiguous; bfloat16 has no buffer interface of its own."""
     return np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
 
 
@@ -210,17 +210,17 @@ def payload(data: npt.NDArray[np.generic]) -> memoryview:
 
 
 def release(array: npt.NDArray[np.generic]) -> None:
-    """Lets go of the pages of the mapped file that an array is a view of; they come back when they are looked at again.
+    """Release the memory pages of the mapped file behind an array; they are read again on access.
 
-    Without it every weight that was ever looked at would count as this process's memory. It is the whole file's pages,
-    because the system maps more around a place than was asked for. Arrays that lie elsewhere stay as they are.
+    Otherwise every weight that was accessed counts as memory of this process. The whole mapping is released, because
+    the system maps pages around an access as well. Arrays that are not mapped are unchanged.
     """
     _advise(array, "MADV_DONTNEED")
 
 
 @contextlib.contextmanager
 def scattered(array: npt.NDArray[np.generic]) -> Iterator[None]:
-    """While single elements of a mapped array are looked at: nothing is read ahead, and the pages go afterwards."""
+    """Return a context for random access to a mapped array: no read-ahead, pages released at the end."""
     _advise(array, "MADV_RANDOM")
     try:
         yield
@@ -230,7 +230,7 @@ def scattered(array: npt.NDArray[np.generic]) -> Iterator[None]:
 
 
 def _advise(array: npt.NDArray[np.generic], advice: str) -> None:
-    option = getattr(mmap, advice, None)  # missing on some systems, which then decide by themselves
+    option = getattr(mmap, advice, None)  # missing on some systems
     base: object = array
     while base is not None and not isinstance(base, mmap.mmap):
         base = base.obj if isinstance(base, memoryview) else getattr(base, "base", None)

@@ -1,9 +1,8 @@
-"""Integer expressions of dynamic dimensions: polynomials whose unknowns are dimensions and functions of them.
+"""Integer expressions of dynamic dimensions: polynomials over dimensions and functions of them.
 
-An expression that is a constant is a plain `int`; everything else is an `Expr` in canonical form, so that equal
-polynomials compare equal. Functions (floor division, modulo, minimum, comparison ...) are unknowns of their own,
-simplified only where that holds for every value of the dimensions. An unknown that nobody can express is `opaque`:
-equal to itself and to nothing else.
+A constant is a plain `int`; everything else is an `Expr` in canonical form, so that equal polynomials compare equal.
+Functions (floor division, modulo, minimum, comparison ...) are atoms, simplified only where that holds for every value
+of the dimensions. A quantity without an expression is `opaque`: equal only to itself.
 
     >>> n, h = symbol("N"), symbol("H")
     >>> floor_divide(n * 6, 6) == n, modulo(n * 6, 3), maximum(n, 1) == n
@@ -20,13 +19,13 @@ from math import prod
 from typing import Any
 from weakref import WeakValueDictionary
 
-_MOST = 64  # terms of an expression; a larger one is opaque
+_MOST = 64  # terms of an expression; larger ones become opaque
 _serial = itertools.count()
 _atoms: WeakValueDictionary[tuple[object, ...], Atom] = WeakValueDictionary()
 
 
 class Atom:
-    """An unknown: a dimension, a function of expressions, or something opaque. The same one exists once."""
+    """Unknown of a polynomial: a dimension, a function of expressions, or an opaque quantity. Instances are unique."""
 
     __slots__ = ("__weakref__", "args", "high", "kind", "low", "serial")
 
@@ -35,16 +34,16 @@ class Atom:
         self.serial = next(_serial)
 
 
-Monomial = tuple[Atom, ...]  # by serial number, repeated for powers
+Monomial = tuple[Atom, ...]  # sorted by serial number, repeated for powers
 
 
 class Expr:
-    """A polynomial with integer coefficients that is no constant.
+    """Non-constant polynomial with integer coefficients.
 
     Attributes:
-        terms: coefficient of every product of unknowns.
-        low: a number it is never below, None if there is none.
-        high: one that it never exceeds.
+        terms: Product of atoms -> coefficient.
+        low: Lower bound, None if unknown.
+        high: Upper bound, None if unknown.
     """
 
     __slots__ = ("_hash", "high", "low", "terms")
@@ -101,22 +100,22 @@ Size = int | Expr
 
 
 def symbol(key: object, low: int = 1) -> Expr:
-    """The dimension of a name, at least `low`."""
+    """Return the dimension with this key, at least `low`."""
     return _of(_atom("symbol", (key,), low, None))
 
 
 def opaque(low: int | None = None) -> Expr:
-    """A new unknown, equal to nothing but itself."""
+    """Return a new unknown, equal only to itself."""
     return _of(Atom("opaque", (), low, None))
 
 
 def apply(name: str, *args: Size, low: int | None = None, high: int | None = None) -> Expr:
-    """A function of which only its name is known: equal to itself with equal arguments."""
+    """Return an uninterpreted function: equal to itself with equal arguments."""
     return _of(_atom(name, args, low, high))
 
 
 def floor_divide(a: Size, b: Size) -> Size:
-    """The quotient, rounded down."""
+    """Return a / b, rounded down."""
     if isinstance(a, int) and isinstance(b, int):
         return a // b if b else opaque()
     if never_zero(b):
@@ -143,7 +142,7 @@ def floor_divide(a: Size, b: Size) -> Size:
 
 
 def divide(a: Size, b: Size) -> Size:
-    """The quotient, rounded towards zero, as ONNX divides integers."""
+    """Return a / b, rounded towards zero, the integer division of ONNX."""
     if (bounds(a)[0] or 0) >= 0 and bounds(a)[0] is not None and (bounds(b)[0] or 0) > 0:
         return floor_divide(a, b)
     if isinstance(a, int) and isinstance(b, int):
@@ -153,7 +152,7 @@ def divide(a: Size, b: Size) -> Size:
 
 
 def modulo(a: Size, b: Size) -> Size:
-    """The remainder of `floor_divide`, with the sign of b."""
+    """Return the remainder of `floor_divide`, with the sign of b."""
     if isinstance(a, int) and isinstance(b, int):
         return a % b if b else opaque()
     if never_zero(b) and quotient(a, b) is not None:
@@ -168,7 +167,7 @@ def modulo(a: Size, b: Size) -> Size:
 
 
 def minimum(a: Size, b: Size) -> Size:
-    """The smaller one."""
+    """Return the smaller expression."""
     low, high = bounds(a - b)
     if (high is not None and high <= 0) or (low is not None and low >= 0):
         return a if high is not None and high <= 0 else b
@@ -182,12 +181,12 @@ def minimum(a: Size, b: Size) -> Size:
 
 
 def maximum(a: Size, b: Size) -> Size:
-    """The larger one."""
+    """Return the larger expression."""
     return -minimum(-a, -b)
 
 
 def less(a: Size, b: Size) -> Size:
-    """1 where a < b, else 0."""
+    """Return 1 if a < b, else 0."""
     low, high = bounds(b - a)
     if (low is not None and low > 0) or (high is not None and high <= 0):
         return int(low is not None and low > 0)
@@ -195,7 +194,7 @@ def less(a: Size, b: Size) -> Size:
 
 
 def equal(a: Size, b: Size) -> Size:
-    """1 where both are the same, else 0."""
+    """Return 1 if a == b, else 0."""
     gap = a - b
     if isinstance(gap, int) or never_zero(gap):
         return int(gap == 0)
@@ -203,7 +202,7 @@ def equal(a: Size, b: Size) -> Size:
 
 
 def select(condition: Size, a: Size, b: Size) -> Size:
-    """a where the condition holds, else b."""
+    """Return a if the condition is non-zero, else b."""
     if isinstance(condition, int) or a == b:
         return a if condition else b
     (low, high), (least, most) = bounds(a), bounds(b)
@@ -212,7 +211,7 @@ def select(condition: Size, a: Size, b: Size) -> Size:
 
 
 def product(sizes: Iterable[Size | None]) -> Size | None:
-    """The product of sizes; None where one is not known."""
+    """Return the product of sizes; None if one is unknown."""
     out: Size = 1
     for n in sizes:
         if n is None:
@@ -222,7 +221,7 @@ def product(sizes: Iterable[Size | None]) -> Size | None:
 
 
 def quotient(a: Size, b: Size) -> Size | None:
-    """q with a = q * b for all values of the unknowns, if there is one; by polynomial division."""
+    """Return q with a = q * b for all values of the unknowns, by polynomial division; None if there is none."""
     divisor = _terms(b)
     if not divisor:
         return None
@@ -245,22 +244,22 @@ def quotient(a: Size, b: Size) -> Size | None:
 
 
 def bounds(a: Size) -> tuple[int | None, int | None]:
-    """Numbers an expression is never below, and never above; None where there is no such number."""
+    """Return the lower and the upper bound of an expression; None where unknown."""
     return (a.low, a.high) if isinstance(a, Expr) else (a, a)
 
 
 def never_zero(a: Size) -> bool:
-    """Return whether it is non-zero for all values of the unknowns."""
+    """Return whether an expression is non-zero for all values of its unknowns."""
     low, high = bounds(a)
     return (low is not None and low > 0) or (high is not None and high < 0)
 
 
 def evaluate(a: Size, known: dict[Atom, int | None]) -> int | None:
-    """The number an expression is for numbers of its unknowns; None where one is not known.
+    """Return the value of an expression; None if one of its unknowns has no value.
 
     Args:
-        a: to evaluate.
-        known: numbers of symbols and opaque unknowns; those of functions are added.
+        a: Expression.
+        known: Values of symbols and opaque atoms; values of functions are added.
     """
     if isinstance(a, int):
         return a
@@ -276,7 +275,7 @@ def evaluate(a: Size, known: dict[Atom, int | None]) -> int | None:
 
 
 def atom_of(a: Expr) -> Atom:
-    """The unknown that a `symbol` or an `opaque` expression is."""
+    """Return the atom of a `symbol` or `opaque` expression."""
     ((atom,),) = a.terms
     return atom
 
@@ -353,7 +352,7 @@ def _order(mono: Monomial) -> tuple[int, ...]:
 
 
 def _ordered(a: Size, b: Size) -> tuple[Size, Size]:
-    """Both in an order that does not depend on the order they come in."""
+    """Return both, ordered independently of the argument order."""
     return (a, b) if _rank(a) <= _rank(b) else (b, a)
 
 

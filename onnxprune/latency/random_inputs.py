@@ -1,4 +1,4 @@
-"""Random inputs that a model accepts, for timing and for comparisons."""
+"""Random inputs for timing and comparisons."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from onnxprune.passes.widen_floats import narrow
 
 
 def random_feeds(analysis: Analysis, batch: int, seed: int = 0) -> dict[str, Array]:
-    """Inputs a model accepts: normal values for floats, small numbers that every table holds for integers.
+    """Return random inputs: normal values for floats, small numbers valid in every looked-up table for integers.
 
-    They are float32 where the model says bfloat16, which runs as a float32 copy.
+    Inputs declared as bfloat16 are float32, because such models run as float32 copies.
     """
     rng = np.random.default_rng(seed)
     graph = analysis.source.graph

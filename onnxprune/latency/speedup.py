@@ -1,4 +1,4 @@
-"""Predicted and measured latency of a pruned model beside its original's."""
+"""Predicted and measured latency of a pruned model and its original."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from onnxprune.plans import Plan
 
 @dataclass(frozen=True)
 class LatencyPair:
-    """Seconds of one run before and after."""
+    """Seconds per run before and after pruning."""
 
     before: float
     after: float
 
     @property
     def share(self) -> float:
-        """What is left."""
+        """Share of the latency that remains."""
         return self.after / self.before
 
 
 @dataclass(frozen=True)
 class Speedup:
-    """What the latency model promised, and what onnxruntime keeps of it.
+    """Predicted and measured latency of the original and the pruned model.
 
     Attributes:
-        predicted: by the model.
-        measured: medians of interleaved runs.
-        batch: samples per run.
-        threads: of onnxruntime; 0 for all cores.
-        runs: timed runs of each.
-        provider: what it was measured on.
+        predicted: Prediction of the latency model.
+        measured: Medians of interleaved runs.
+        batch: Samples per run.
+        threads: Threads of onnxruntime; 0 for all cores.
+        runs: Timed runs of each model.
+        provider: Execution provider of the measurement.
     """
 
     predicted: LatencyPair
@@ -49,7 +49,7 @@ class Speedup:
     provider: str
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the figures as a JSON object."""
         pairs = {
             name: {"before": pair.before, "after": pair.after, "share": pair.share}
             for name, pair in (("predicted", self.predicted), ("measured", self.measured))
@@ -67,16 +67,16 @@ def measure_speedup(
     runs: int = 30,
     progress: Callable[[int, int], None] | None = None,
 ) -> Speedup:
-    """Runs original and pruned model in turn, as the latency model was measured.
+    """Measure original and pruned model in turns, under the conditions of the latency model.
 
     Args:
-        analysis: of the original.
-        plan: what was removed.
-        pruned: what is left.
-        predictor: says batch and threads.
+        analysis: Coupling analysis of the original.
+        plan: Channels that were removed.
+        pruned: Pruned model.
+        predictor: Latency model; defines batch and threads.
         device: "auto", "cpu" or "cuda".
-        runs: timed runs of each.
-        progress: called with (done, total) runs.
+        runs: Timed runs of each model.
+        progress: Called with (done, total) runs.
     """
     feeds = random_feeds(analysis, predictor.batch)
     sessions = [Session(m, device=device, threads=predictor.threads) for m in (analysis.source, pruned)]

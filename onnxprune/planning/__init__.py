@@ -1,1 +1,1 @@
-"""From scores and a budget to a plan: allocators, targets, constraints, curves, the sensitivity sweep."""
+"""Plans from scores and a budget: allocators, targets, constraints, curves, the sensitivity sweep."""

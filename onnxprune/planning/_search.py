@@ -1,4 +1,4 @@
-"""Finding the counts that meet a target: along a path that only ever removes more, then by single steps."""
+"""Search for counts that meet a target: bisection of a monotone path, then single steps."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.planning.constraints import Counts, FeasibleCounts
 from onnxprune.planning.targets import MeasureShare
 
-# How close a target has to be met, as a share of the unpruned model.
+# Tolerance of a target, as a share of the baseline.
 CLOSE = 0.01
-# Where the search for a better fit stops: closer is not worth odd choices.
+# The search for a better fit stops at this distance: closer fits are not worth uneven choices.
 GOOD = 0.003
-# A predicted latency is met within this: finer than the kernels' blocks there is nothing to gain.
+# Tolerance of a predicted latency: kernels work in blocks, so finer steps gain nothing.
 LATENCY_CLOSE = 0.02
 
 
 @dataclass(frozen=True)
 class CountPath:
-    """Counts from nothing removed (0) to as much as there is (top), never growing on the way.
+    """Path of counts from nothing removed (0) to everything removable (top), never increasing.
 
     Attributes:
-        counts_at: (place on the path, block size) -> counts.
-        top: the last place.
+        counts_at: (position on the path, block size) -> counts.
+        top: Last position.
     """
 
     counts_at: Callable[[int, int], Counts]
@@ -35,14 +35,14 @@ class CountPath:
 
 
 class TargetSearch:
-    """Looks for counts whose share of a measure is nearest to a goal.
+    """Search for the counts whose share of a measure is nearest to a goal.
 
     Args:
-        analysis: of the model.
-        feasible: what groups may keep.
-        order: group name -> its channels in the order in which they go, [channels].
-        meter: of the measure.
-        goal: share kept.
+        analysis: Coupling analysis of the model.
+        feasible: Counts that groups may keep.
+        order: Group name -> its channels in order of removal, [channels].
+        meter: Shares of the measure.
+        goal: Share kept.
     """
 
     def __init__(
@@ -61,26 +61,26 @@ class TargetSearch:
         self._leaving = {g.name: g.components[order[g.name]] for g in feasible.groups}
 
     def removed_components(self, g: Group, count: int) -> npt.NDArray[np.int64]:
-        """Components that leave a group which keeps `count` channels."""
+        """Return the components removed from a group that keeps `count` channels."""
         return self._leaving[g.name][: g.channels - count]
 
     def kept(self, counts: Counts) -> Kept:
-        """Which components stay: bool [count]."""
+        """Return the kept components: bool [count]."""
         kept: Kept = np.ones(self._count, bool)
         for g in self.feasible.groups:
             kept[self.removed_components(g, counts[g.name])] = False
         return kept
 
     def share(self, counts: Counts) -> float:
-        """Share of the measure that these counts keep."""
+        """Return the share of the measure at these counts."""
         return self.meter.share(self.kept(counts))
 
     def met(self, counts: Counts) -> bool:
-        """Whether these counts are close to the goal."""
+        """Return whether these counts are within the tolerance of the goal."""
         return abs(self.share(counts) - self.goal) <= self.close
 
     def before(self, path: CountPath) -> Counts:
-        """As far along a path as the share stays at or above the goal."""
+        """Return the last counts on a path whose share is at or above the goal."""
         place = self._bisect(path, self.feasible.step)
         counts = path.counts_at(place, self.feasible.step)
         if place and self.share(counts) < self.goal:
@@ -88,20 +88,20 @@ class TargetSearch:
         return counts
 
     def nearest(self, path: CountPath) -> Counts:
-        """The counts nearest to the goal: where a path passes it, and single steps from there."""
+        """Return the counts nearest to the goal: bisect the path, then refine by single steps."""
         step = self.feasible.step
         counts = self.settle(path.counts_at(self._bisect(path, step), step))
         if self.meter.measure != "latency" and self.share(counts) - self.goal > CLOSE and step > 1:
-            # No single step helps, or the blocks ended the path early: the same way again, channel by channel.
+            # No single step helps, or blocks ended the path early: repeat channel by channel.
             finest = self._refine(path.counts_at(self._bisect(path, 1), 1), 1)
             if abs(self.share(finest) - self.goal) < abs(self.share(counts) - self.goal):
                 return finest
         return counts
 
     def settle(self, counts: Counts) -> Counts:
-        """Nearer to the goal by single steps: of a block, and of less where blocks are too coarse for the goal.
+        """Return counts nearer to the goal by single steps: of blocks, then of smaller steps if blocks are too coarse.
 
-        For latency they never are: a part of a block takes as long as a whole one, or longer.
+        For latency, blocks are never too coarse: part of a block takes as long as a complete one, or longer.
         """
         step = self.feasible.step
         while True:
@@ -111,10 +111,10 @@ class TargetSearch:
             step //= 2
 
     def check(self, counts: Counts, fix: str) -> None:
-        """Refuses counts that are over the goal, if none that the limits allow are not.
+        """Raise if counts exceed the goal and no feasible counts could meet it.
 
         Raises:
-            OnnxPruneError: with how far it goes.
+            OnnxPruneError: Names the least share that can be reached.
         """
         reached = self.share(counts)
         if reached - self.goal <= self.close:
@@ -131,7 +131,7 @@ class TargetSearch:
             )
 
     def _bisect(self, path: CountPath, step: int) -> int:
-        """The first place on a path that is not over the goal; the last one if all are."""
+        """Return the first position on a path that is not above the goal; the last one if all are."""
         low, high = 0, path.top
         while low < high:
             middle = (low + high) // 2
@@ -142,7 +142,7 @@ class TargetSearch:
         return low
 
     def _refine(self, counts: Counts, step: int) -> Counts:
-        """Moves single groups by one allowed step while that brings the share nearer to the goal."""
+        """Return counts improved by moving single groups one allowed step at a time towards the goal."""
         latency = self.meter.measure == "latency"
         best = self.share(counts)
         tried: dict[tuple[str, int], float] = {}
@@ -160,7 +160,7 @@ class TargetSearch:
                     tried[key] = self.share({**counts, g.name: move[0]}) - best
                 after = best + tried[key]
                 if latency and best <= self.goal and after > self.goal + self.close:
-                    continue  # nearer, but too slow, and there is no finer step to put it right
+                    continue  # nearer, but above the goal, and no finer step could correct it
                 gap = abs(after - self.goal)
                 if gap < abs(best - self.goal) - 1e-12 and (found is None or gap < found[0]):
                     found = (gap, g.name, move[0])

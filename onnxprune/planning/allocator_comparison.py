@@ -1,4 +1,4 @@
-"""The same target met by every allocator: what else each of them keeps."""
+"""Comparison of allocators: plans for the same target, with all measures of each."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from onnxprune.plans import Plan
 
 @dataclass(frozen=True)
 class AllocatorRow:
-    """One allocator's plan.
+    """Plan of one allocator.
 
     Attributes:
-        allocator: the allocator.
-        chosen: whether it is the plan that was asked for.
-        shares: measure -> share kept; empty if there is no plan.
-        seconds: predicted latency, where there is a latency model.
-        metric: worst value of any group's curve, where there are curves that far.
-        digest: of the plan.
-        error: why there is no plan.
+        allocator: Name of the allocator.
+        chosen: Whether this is the requested plan.
+        shares: Measure -> share kept; empty if there is no plan.
+        seconds: Predicted latency in seconds, if there is a latency model.
+        metric: Worst value of any group's curve, if the curves extend that far.
+        digest: Digest of the plan.
+        error: Reason why there is no plan.
     """
 
     allocator: str
@@ -42,7 +42,7 @@ class AllocatorRow:
     error: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the row as a JSON object."""
         return {
             "scope": self.allocator, "chosen": self.chosen, **{m: self.shares.get(m) for m in MEASURES},
             "latency": self.seconds, "metric": self.metric, "digest": self.digest, "error": self.error,
@@ -50,7 +50,7 @@ class AllocatorRow:
 
 
 def same_target(scores: Scores, target: Target | None, plan: Plan) -> Target:
-    """What the other allocators aim at: the target, or where there is none the plan's own MACs."""
+    """Return the target for the other allocators: the given one, or the share of MACs that the plan keeps."""
     if target is not None:
         return target
     cost = CostModel(scores.analysis)
@@ -68,24 +68,24 @@ def compare(
     normalize: str | None = None,
     constraints: Constraints | None = None,
 ) -> list[AllocatorRow]:
-    """Plans for the same target by every allocator that has what it needs.
+    """Return plans for the same target by every allocator whose inputs are available.
 
     Args:
-        scores: of the groups.
-        target: for all (see `same_target`).
-        plan: the one that was asked for; it stands in the row of its allocator.
-        allocator: of that plan.
-        curves: for the allocator "sensitivity", and to say what each plan does to the metric.
-        latency: for the allocator "latency", and to say how long each plan takes.
-        normalize: as for `plan`.
-        constraints: as for `plan`.
+        scores: Scores of the groups.
+        target: Target of all plans (see `same_target`).
+        plan: Requested plan, used in the row of its allocator.
+        allocator: Allocator of that plan.
+        curves: Curves for the allocator "sensitivity", and for the predicted metric of each plan.
+        latency: Latency model for the allocator "latency", and for the predicted latency of each plan.
+        normalize: See `plan`.
+        constraints: See `plan`.
     """
     analysis = scores.analysis
     cost = CostModel(analysis)
     possible = {
         "uniform": True,
         "global": True,
-        "saving": target.measure != "latency",  # then it is the same as latency
+        "saving": target.measure != "latency",  # for a latency target it equals latency
         "sensitivity": curves is not None,
         "latency": latency is not None,
     }

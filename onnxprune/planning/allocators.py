@@ -1,12 +1,12 @@
-"""How a budget is shared among groups: five ways to go from nothing removed to everything the limits allow.
+"""Allocators: how a budget is shared among groups, from nothing removed to everything the constraints allow.
 
-| allocator   | what goes first                                                                        |
+| allocator   | removed first                                                                          |
 |-------------|----------------------------------------------------------------------------------------|
 | uniform     | the same share of every group                                                          |
-| global      | the channels with the lowest normalized score, wherever they are                       |
-| sensitivity | what the curves say costs least: every group down to the same threshold of the metric  |
-| latency     | the block of channels that loses least importance per predicted second it saves        |
-| saving      | the channels that lose least importance per unit of the target that they save          |
+| global      | the channels with the lowest normalized score in any group                             |
+| sensitivity | the channels with the lowest loss by the curves: all groups to one metric threshold    |
+| latency     | the block of channels that loses least importance per predicted second saved           |
+| saving      | the channels that lose least importance per unit of the target saved                   |
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ ALLOCATORS = ("global", "uniform", "sensitivity", "latency", "saving")
 
 Values = npt.NDArray[np.float64]
 
-# Whether a block saves nothing, its price, its group, the count it leaves, when that was found.
+# (whether a block saves nothing, price, group index, remaining count, stamp of the price)
 _Priced = tuple[bool, float, int, int, int]
 
 _RATIOS = 2048  # steps of the uniform path
-_NOTHING = 1e-6  # as a share of the whole model's latency: saving less is saving nothing
+_NOTHING = 1e-6  # share of the baseline latency below which a saving counts as zero
 
 
 def uniform_path(feasible: FeasibleCounts) -> CountPath:
-    """The same share of every group, up to the largest ratio."""
+    """Return the path that removes the same share of every group, up to the largest ratio."""
     most = feasible.constraints.max_ratio
     return CountPath(lambda i, step: feasible.uniform(min(i / _RATIOS, most), step), _RATIOS)
 
 
 def ranked_path(feasible: FeasibleCounts, ranked: Mapping[str, Values]) -> CountPath:
-    """One ranking over all free groups, the lowest channels first.
+    """Return the path that removes channels by one ranking over all free groups, lowest first.
 
     Args:
-        feasible: what groups may keep.
-        ranked: group name -> comparable scores of the channels it has left, ascending.
+        feasible: Counts that groups may keep.
+        ranked: Group name -> comparable scores of its remaining channels, ascending.
     """
     free = feasible.free
     values = np.concatenate([ranked[g.name] for g in free] or [np.zeros(0)])
@@ -61,9 +61,9 @@ def ranked_path(feasible: FeasibleCounts, ranked: Mapping[str, Values]) -> Count
 
 
 def importance_loss(feasible: FeasibleCounts, ranked: Mapping[str, Values]) -> dict[str, Values]:
-    """Summed scores with 0, 1, 2 ... of a group's channels gone, [channels + 1]; channels gone before count nothing.
+    """Return summed scores of 0, 1, 2 ... removed channels per group, [channels + 1]; earlier removals count 0.
 
-    Some normalisations give negative scores; the least one counts as 0, so that nothing is gained by removal.
+    Some normalizations give negative scores; the lowest score then counts as 0, so that removal never gains importance.
     """
     least = min((float(ranked[g.name].min()) for g in feasible.free if len(ranked[g.name])), default=0.0)
     out = {}
@@ -75,7 +75,7 @@ def importance_loss(feasible: FeasibleCounts, ranked: Mapping[str, Values]) -> d
 
 
 def total_loss(feasible: FeasibleCounts, losses: Mapping[str, Values], counts: Counts) -> float:
-    """What counts lose in all."""
+    """Return the total loss at these counts."""
     return sum(float(losses[g.name][g.channels - counts[g.name]]) for g in feasible.free)
 
 
@@ -83,18 +83,18 @@ Steps = Iterator[tuple[Counts, float]]
 
 
 class GreedyTrace:
-    """Steps that a greedy search takes, remembered: the way to one goal is the beginning of the way to a lower one."""
+    """Cached steps of a greedy search: the path to one goal is a prefix of the path to a lower one."""
 
     def __init__(self) -> None:
         self._steps: Steps | None = None
         self._gone: list[tuple[Counts, float]] = []
 
     def passing(self, goal: float, begin: Callable[[], Steps]) -> tuple[Counts, Counts]:
-        """The last counts above a goal, and the first that are not; twice the same where there is only one kind.
+        """Return the last counts above a goal and the first that are not; twice the same if only one kind exists.
 
         Args:
-            goal: the share to keep.
-            begin: counts and the share they keep, the start first, every share at most the one before; called once.
+            goal: Share kept.
+            begin: Returns the steps (counts, share kept), from the start with non-increasing shares; called once.
         """
         if self._steps is None:
             self._steps = begin()
@@ -111,16 +111,16 @@ class GreedyTrace:
 
 
 class SavingGreedy:
-    """Removes block after block, each time the one that loses least importance per unit of the target that it saves.
+    """Removal block by block, each time the block with the least importance lost per unit of the target saved.
 
-    A group may give several blocks at once, where the first ones alone cost more each (a lower convex hull; it matters
-    with curves). What saves nothing goes last. Savings shrink as other groups do, so they are measured anew only for
-    the block that seems to come next.
+    A group may remove several blocks at once if the first ones alone cost more each (a lower convex hull; relevant with
+    curves). Blocks that save nothing are removed last. Savings shrink as other groups shrink, so only the block that
+    seems to be next is priced again.
 
     Args:
-        search: for the target.
-        losses: group name -> what is lost with 0, 1, 2 ... channels gone, as long as the group may lose.
-        trace: what earlier searches with the same scores, limits and measure found on their way; it is gone on with.
+        search: Search for the target.
+        losses: Group name -> loss with 0, 1, 2 ... channels removed, up to the maximum of the group.
+        trace: Steps of earlier searches with the same scores, constraints and measure; it is extended.
     """
 
     def __init__(self, search: TargetSearch, losses: Mapping[str, Values], trace: GreedyTrace | None = None) -> None:
@@ -129,12 +129,12 @@ class SavingGreedy:
         self.trace = trace or GreedyTrace()
 
     def first(self) -> tuple[Counts, Counts]:
-        """In whole blocks from the start: the last counts above the goal, and the first that are not."""
+        """Return the last counts above the goal and the first that are not, in complete blocks from the start."""
         feasible = self.search.feasible
         return self.trace.passing(self.search.goal, lambda: self.removals(feasible.uniform(0.0), feasible.step))
 
     def run(self) -> Counts:
-        """Counts that meet the goal; where whole blocks are too coarse for it the last one is taken in parts."""
+        """Return counts that meet the goal; if blocks are too coarse, the last one is divided."""
         search, step = self.search, self.search.feasible.step
         above, below = self.first()
         while True:
@@ -147,7 +147,7 @@ class SavingGreedy:
             above, below = self.passing(above, step)
 
     def best(self, *answers: Counts) -> Counts:
-        """Of several answers the one that loses least of those that meet the goal; else the one nearest to it."""
+        """Return the answer with the least loss among those that meet the goal; else the one nearest to it."""
 
         def key(counts: Counts) -> tuple[float, float]:
             gap = 0.0 if self.search.met(counts) else abs(self.search.share(counts) - self.search.goal)
@@ -156,11 +156,11 @@ class SavingGreedy:
         return min(answers, key=key)
 
     def passing(self, counts: Counts, step: int) -> tuple[Counts, Counts]:
-        """From some counts on: the last above the goal, and the first that are not; twice the same at the end."""
+        """Return the last counts above the goal from `counts` on, and the first that are not; equal at the end."""
         return GreedyTrace().passing(self.search.goal, lambda: self.removals(counts, step))
 
     def removals(self, counts: Counts, step: int) -> Steps:
-        """Counts and their share, one block after the other, to the end: no goal has a say in the order."""
+        """Yield counts and their share, block after block, to the end; the order does not depend on the goal."""
         search = self.search
         share = search.share(counts)
         yield counts, share
@@ -178,7 +178,7 @@ class SavingGreedy:
             yield counts, share
             stamp += 1
             if search.meter.measure == "memory":
-                # The peak moves from node to node: what saved none may save some now, so all are asked again.
+                # The peak moves between nodes: a block that saved nothing may save memory now, so price all again.
                 others = [i for _, _, i, _, _ in queue]
                 queue.clear()
                 for k in others:
@@ -186,7 +186,7 @@ class SavingGreedy:
             self._push(queue, i, counts, share, step, stamp)
 
     def _push(self, queue: list[_Priced], i: int, counts: Counts, share: float, step: int, stamp: int) -> None:
-        """Adds a group's next block, if it has one."""
+        """Push the next block of a group, if it has one."""
         g = self.search.feasible.free[i]
         have = counts[g.name]
         options = self.search.feasible.allowed(g, step)
@@ -195,42 +195,42 @@ class SavingGreedy:
             return
         lost = self.losses[g.name]
         losses = lost[g.channels - options] - lost[g.channels - have]
-        best = int(np.argmin(losses / (have - options)))  # of equal ones the smallest
+        best = int(np.argmin(losses / (have - options)))  # the smallest of equal ones
         saved = share - self.search.share({**counts, g.name: int(options[best])})
         price = float(losses[best]) / saved if saved > 0 else float(losses[best])
         heappush(queue, (saved <= 0, price, i, int(options[best]), stamp))
 
 
 class LatencyGreedy:
-    """Removes block after block, each time the one that loses least per predicted second.
+    """Removal block by block, each time the block with the least loss per predicted second saved.
 
-    A block that saves nothing (the runtime's kernels take as long for 8 channels as for 16) is passed over: what counts
-    is the next count that does save. Where latency is not the target, such blocks still go, after the others; and what
-    saves time but no memory goes last where memory is the target. Savings shrink as neighbours do, so they are computed
-    anew only for the block that seems to come next.
+    A block that saves no time (kernels take as long for 8 channels as for 16) is skipped in favour of the next count
+    that does. If latency is not the target, such blocks are removed after the others; if memory is the target, blocks
+    that save time but no memory are removed last. Savings shrink with their neighbours, so only the block that seems to
+    be next is priced again.
 
     Args:
-        search: for the target.
-        latency: of the model.
-        losses: group name -> what is lost with 0, 1, 2 ... channels gone, as long as the group may lose.
+        search: Search for the target.
+        latency: Latency model.
+        losses: Group name -> loss with 0, 1, 2 ... channels removed, up to the maximum of the group.
     """
 
     def __init__(self, search: TargetSearch, latency: LatencyPredictor, losses: Mapping[str, Values]) -> None:
         self.search = search
         self.latency = latency
         self.losses = losses
-        self._spent: set[str] = set()  # groups whose further blocks save no time
+        self._spent: set[str] = set()  # groups whose remaining blocks save no time
 
     def total(self, counts: Counts) -> float:
-        """What these counts lose in all."""
+        """Return the total loss at these counts."""
         return total_loss(self.search.feasible, self.losses, counts)
 
     def seconds(self, counts: Counts) -> float:
-        """Predicted latency of these counts."""
+        """Return the predicted latency at these counts, in seconds."""
         return self.latency.seconds(self.search.kept(counts))
 
     def filled(self, counts: Counts) -> Counts:
-        """With the blocks back whose removal saves no time, where time is the target."""
+        """Return counts with those blocks restored whose removal saves no time; only for a latency target."""
         feasible = self.search.feasible
         if self.search.meter.measure != "latency":
             return counts
@@ -246,7 +246,7 @@ class LatencyGreedy:
         return counts
 
     def run(self) -> tuple[Counts, Counts]:
-        """The last counts above the goal, and the first that are not; twice the same where there is only one kind."""
+        """Return the last counts above the goal and the first that are not; twice the same if only one kind exists."""
         search = self.search
         counts = search.feasible.uniform(0.0)
         share = search.share(counts)
@@ -268,7 +268,7 @@ class LatencyGreedy:
                 return before, counts
             stamp += 1
             if search.meter.measure == "memory":
-                # The peak moves from node to node: what saved none may save some now, so all are asked again.
+                # The peak moves between nodes: a block that saved nothing may save memory now, so price all again.
                 queue.clear()
                 for k in range(len(search.feasible.free)):
                     self._push(queue, k, counts, now, share, stamp)
@@ -280,7 +280,7 @@ class LatencyGreedy:
         self, queue: list[tuple[tuple[int, float, float], int, int, int]], i: int, counts: Counts, now: float,
         share: float, stamp: int,
     ) -> None:  # fmt: skip
-        """Adds a group's next block, if there is one worth taking."""
+        """Push the next worthwhile block of a group, if it has one."""
         feasible = self.search.feasible
         g = feasible.free[i]
         have = counts[g.name]
@@ -304,7 +304,7 @@ class LatencyGreedy:
 
 
 def better(greedy: LatencyGreedy, ours: Counts, other: Counts) -> Counts:
-    """Of two answers to one target: one that meets it; then the faster one, or for a latency target the cheaper."""
+    """Return the better answer: it meets the target, then is faster, or for a latency target loses less."""
     search = greedy.search
 
     def key(counts: Counts) -> tuple[bool, float, float]:

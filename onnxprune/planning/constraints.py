@@ -1,4 +1,4 @@
-"""What a plan may not do: blocks of channels, least counts, protected groups, settings of single groups."""
+"""Constraints of a plan: blocks of channels, minimum counts, protected groups, settings of single groups."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from onnxprune._utils.formatting import short_repr
 from onnxprune.analysis.coupling import KINDS, Analysis, Group
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.execution.sessions import kernel_block
@@ -21,24 +22,24 @@ ONLY = ("attention", *KINDS)
 PROTECT = ("first", "residual", *ONLY)
 
 Counts = dict[str, int]
-"""Group name -> channels it keeps."""
+"""Group name -> channels kept."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Constraints:
-    """What a plan may not do.
+    """Constraints of a plan.
 
     Attributes:
-        round_to: kept counts are multiples of this on the producing axis; "auto": what the CPU's kernels like.
-        min_channels: least channels a group keeps.
-        max_ratio: largest share a group loses; keeps global rankings from emptying layers.
-        include: glob patterns; only matching groups are pruned (empty: all).
-        exclude: glob patterns of groups left whole.
-        protect: presets of groups left whole: "first" (the network's first layer), "residual" (residual streams; with
-            "first" what the D-Score paper leaves alone on ResNets), "attention" (heads and places in heads), or a kind
-            of group (`onnxprune.analysis.coupling.KINDS`).
-        overrides: glob pattern -> ratio (share removed) or {"ratio": r, "min_channels": n, "channels": kept}.
-        only: kinds of groups that are pruned, "attention" for both of its kinds (empty: all).
+        round_to: Kept counts are multiples of this on the producing axis; "auto": block size of the CPU's kernels.
+        min_channels: Minimum number of channels of a group.
+        max_ratio: Maximum share removed from a group; prevents global rankings from emptying layers.
+        include: Glob patterns; only matching groups are pruned (empty: all).
+        exclude: Glob patterns of groups that are not pruned.
+        protect: Presets of groups that are not pruned: "first" (first layer of the network), "residual" (residual
+            streams; together with "first" the layers that the D-Score paper does not prune on ResNets), "attention"
+            (heads and positions in heads), or a kind of group (`onnxprune.analysis.coupling.KINDS`).
+        overrides: Glob pattern -> ratio (share removed) or {"ratio": r, "min_channels": n, "channels": kept}.
+        only: Kinds of groups that are pruned, "attention" for both of its kinds (empty: all).
     """
 
     round_to: int | str = "auto"
@@ -50,12 +51,15 @@ class Constraints:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     only: Sequence[str] = ()
 
+    def __repr__(self) -> str:
+        return short_repr(self)
+
 
 def load_overrides(path: Path) -> dict[str, Any]:
-    """Reads per-group settings from TOML or JSON: patterns to ratios or tables.
+    """Read per-group settings from TOML or JSON: glob pattern -> ratio or table.
 
     Raises:
-        OnnxPruneError: unreadable, or not such a file.
+        OnnxPruneError: The file cannot be read or is invalid.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -97,20 +101,20 @@ def _override(pattern: str, entry: Any) -> dict[str, Any]:
 
 
 def check_ratio(ratio: float, where: str | None = None) -> None:
-    """Refuses a ratio outside [0, 1)."""
+    """Raise if a ratio is outside [0, 1)."""
     if not 0 <= ratio < 1:
         raise OnnxPruneError(f"a ratio is the share removed, in [0, 1); got {ratio:g}", where=where)
 
 
 class FeasibleCounts:
-    """How many channels each group may keep.
+    """Channel counts that each group may keep.
 
     Args:
-        analysis: of the model.
-        constraints: what may not be done.
-        scored: names of the groups that have scores; others stay whole.
-        remaining: channels that are left of groups that lost some already; a plan only takes more.
-        least: further least counts, by group.
+        analysis: Coupling analysis of the model.
+        constraints: Constraints of the plan.
+        scored: Names of the groups that have scores; others are not pruned.
+        remaining: Channels remaining after earlier steps; a plan can only remove more.
+        least: Additional minimum counts by group.
     """
 
     def __init__(
@@ -146,35 +150,35 @@ class FeasibleCounts:
                     self._least[g.name] = int(entry["min_channels"])
 
     def minimum_of(self, g: Group) -> int:
-        """Least channels a group keeps."""
+        """Return the minimum number of channels of a group."""
         least = max(self._least.get(g.name, self.constraints.min_channels), self._floor.get(g.name, 1))
         return min(g.channels, max(1, least, ceil(g.channels * (1 - self.constraints.max_ratio) - 1e-9)))
 
     def allowed(self, g: Group, step: int) -> npt.NDArray[np.int64]:
-        """Counts a group may keep, ascending: multiples of the step on its axis, and all that is left of it."""
+        """Return the counts a group may keep, ascending: multiples of the step, and all its remaining channels."""
         key = (g.name, step)
         if key not in self._allowed:
             unit = step // gcd(step, g.width)
             while unit > 1 and unit >= g.channels:
-                unit //= 2  # a group narrower than one block still has something to choose
+                unit //= 2  # a group narrower than one block still has smaller counts
             top = self.remaining[g.name]
             counts = np.arange(unit, top, unit)
             self._allowed[key] = np.append(counts[counts >= self.minimum_of(g)], top)
         return self._allowed[key]
 
     def rounded(self, g: Group, count: float, step: int) -> int:
-        """The allowed count nearest to the wanted one; the larger of two as near."""
+        """Return the allowed count nearest to the wanted one, the larger of two equally near ones."""
         counts = self.allowed(g, step)
         gaps = np.abs(counts - count)
         return int(counts[len(counts) - 1 - int(np.argmin(gaps[::-1]))])
 
     def rounded_up(self, g: Group, count: float, step: int) -> int:
-        """The smallest allowed count that is not below the wanted one."""
+        """Return the smallest allowed count that is not below the wanted one."""
         counts = self.allowed(g, step)
         return int(counts[min(int(np.searchsorted(counts, count - 1e-9)), len(counts) - 1)])
 
     def uniform(self, ratio: float, step: int | None = None) -> Counts:
-        """The same share from every group, overrides aside."""
+        """Return counts with the same share removed from every group, except for overrides."""
         out = {}
         for g in self.groups:
             if g.name in self.fixed:
@@ -188,7 +192,7 @@ class FeasibleCounts:
         return out
 
     def smallest(self, step: int) -> Counts:
-        """As few as the limits allow, overrides aside."""
+        """Return the minimum counts that the constraints allow, except for overrides."""
         return {**self.uniform(0.0), **{g.name: int(self.allowed(g, step)[0]) for g in self.free}}
 
 
@@ -200,7 +204,7 @@ def _matching(analysis: Analysis, pattern: str, what: str) -> set[str]:
 
 
 def _chosen(analysis: Analysis, constraints: Constraints) -> list[Group]:
-    """Groups that may be pruned under the patterns and presets."""
+    """Return the groups that may be pruned under the patterns and presets."""
     chosen = {g.name for g in analysis.groups}
     if constraints.include:
         chosen = set().union(*(_matching(analysis, p, "include") for p in constraints.include))
@@ -216,12 +220,12 @@ def _chosen(analysis: Analysis, constraints: Constraints) -> list[Group]:
     if constraints.only:
         chosen &= {g.name for i, g in enumerate(analysis.groups) if any(_protected(k, i, g) for k in constraints.only)}
     if not chosen:
-        raise OnnxPruneError("no group is left to prune", fix="see `onnxprune inspect`, and exclude or protect less")
+        raise OnnxPruneError("no group remains to prune", fix="see `onnxprune inspect`, and exclude or protect less")
     return [g for g in analysis.groups if g.name in chosen]
 
 
 def _protected(preset: str, index: int, group: Group) -> bool:
-    """Whether a group is what a preset names."""
+    """Return whether a group matches a preset."""
     if preset == "first":
         return index == 0
     if preset == "residual":

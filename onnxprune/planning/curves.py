@@ -1,7 +1,6 @@
-"""Sensitivity curves: what a metric becomes as channels leave one group at a time. What `sensitivity` writes.
+"""Sensitivity curves: metric as a function of the removed channels of one group; file format of `sensitivity`.
 
-A curve belongs to a group. Its points are measured; between two of them it is taken as a straight line, and at ratio 0
-it starts at the baseline, which all curves share.
+Points are measured and interpolated linearly. At ratio 0 all curves start at the common baseline.
 """
 
 from __future__ import annotations
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune._utils.atomic_files import write_text
+from onnxprune._utils.formatting import counted
+from onnxprune._utils.html import html_table
 from onnxprune.errors import OnnxPruneError
 
 SCHEMA = 1
@@ -31,10 +32,10 @@ class CurvePoint:
     """One measurement.
 
     Attributes:
-        ratio: share of the group's channels that was asked to go; 0 for the baseline.
-        removed: how many that are: floor(channels x ratio).
-        value: the metric.
-        error: its standard error; None where the metric gives none.
+        ratio: Requested share of the group's channels; 0 for the baseline.
+        removed: Number of removed channels: floor(channels x ratio).
+        value: Value of the metric.
+        error: Standard error of the metric; None if it has none.
     """
 
     ratio: float
@@ -43,30 +44,33 @@ class CurvePoint:
     error: float | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Curve:
-    """Points of one group, by ascending ratio, without ratio 0."""
+    """Points of one group by ascending ratio, without ratio 0."""
 
     channels: int
     points: tuple[CurvePoint, ...]
 
+    def __repr__(self) -> str:
+        return f"<Curve: {counted(len(self.points), 'point')}, {counted(self.channels, 'channel')}>"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Curves:
-    """A sweep.
+    """Result of a sensitivity sweep.
 
     Attributes:
-        model: fingerprint of the model.
-        criterion: name and parameters of the score that chose the channels.
-        metric: its name.
-        higher_is_better: whether accuracy-like (top1) or loss-like.
-        baseline: the metric of the whole model.
-        groups: group name -> curve, in the order of the graph.
-        data: name, images and digest of the data.
-        settings: batch size and provider: what the last digits of a value may depend on.
-        options: how the model was analysed (attention, inexact).
-        bisected: the threshold whose crossings alone were searched for; None for whole curves.
-        tool: version that wrote it.
+        model: Fingerprint of the model.
+        criterion: Name and parameters of the criterion that ordered the channels.
+        metric: Name of the metric.
+        higher_is_better: Whether larger values of the metric are better.
+        baseline: Metric of the original.
+        groups: Group name -> curve, in graph order.
+        data: Name, number of images and digest of the data.
+        settings: Batch size and provider, which may affect the last digits of a value.
+        options: Options of the analysis (attention, inexact).
+        bisected: Threshold whose crossings were searched for; None for complete curves.
+        tool: Version that wrote the file.
     """
 
     model: str
@@ -81,12 +85,28 @@ class Curves:
     bisected: float | None = None
     tool: str = ""
 
+    def __repr__(self) -> str:
+        points = sum(len(c.points) for c in self.groups.values())
+        size = f"{counted(len(self.groups), 'group')}, {counted(points, 'point')}"
+        return f"<Curves of {self.metric} by {self.criterion.get('name')}: {size}, baseline {self.baseline.value:.4g}>"
+
+    def _repr_html_(self) -> str:
+        """Table for notebooks: the metric of every group at half of its channels, and the worst measured."""
+        worst = min if self.higher_is_better else max
+        rows = []
+        for name, curve in self.groups.items():
+            middle = [p.value for p in curve.points if p.ratio <= 0.5]
+            last = worst((p.value for p in curve.points), default=self.baseline.value)
+            rows.append([name, str(curve.channels), f"{middle[-1]:.4g}" if middle else "-", f"{last:.4g}"])
+        title = f"curves of {self.metric}, baseline {self.baseline.value:.4g}"
+        return html_table(title, ["group", "channels", "at 50 %", "worst"], rows)
+
     def reaches(self, value: float, threshold: float) -> bool:
-        """Whether a value is at least as good as a threshold."""
+        """Return whether a value is at least as good as a threshold."""
         return value >= threshold if self.higher_is_better else value <= threshold
 
     def largest(self, group: str, threshold: float) -> int:
-        """Most channels that can go so that this and every smaller measured point reach the threshold."""
+        """Return the largest number of removed channels up to which all measured points reach the threshold."""
         removed = 0
         for p in self.groups[group].points:
             if not self.reaches(p.value, threshold):
@@ -95,7 +115,7 @@ class Curves:
         return removed
 
     def crossing(self, group: str, threshold: float) -> float:
-        """Where the curve first falls below a threshold, in channels removed, on straight lines between points."""
+        """Return the number of removed channels (interpolated) at which the curve first falls below a threshold."""
         if not self.reaches(self.baseline.value, threshold):
             return 0.0
         before = self.baseline
@@ -107,7 +127,7 @@ class Curves:
         return float(before.removed)
 
     def to_json(self) -> str:
-        """The file's text: one point a line, stable to the byte."""
+        """Return the file's text: one point per line, byte-stable."""
         head: dict[str, Any] = {
             "schema": SCHEMA,
             "tool": self.tool,
@@ -130,7 +150,7 @@ class Curves:
         return "{\n" + "\n".join(lines) + '\n  "groups": {\n' + ",\n".join(groups) + "\n  }\n}\n"
 
     def to_csv(self) -> str:
-        """A table: group, channels, ratio, removed, metric, standard error; ratio 0 is the baseline."""
+        """Return a CSV table: group, channels, ratio, removed, metric, standard error; ratio 0 is the baseline."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(["group", "channels", "ratio", "removed", self.metric, "standard_error"])
@@ -146,24 +166,24 @@ def _entry(p: CurvePoint) -> dict[str, Any]:
 
 
 def save_curves(curves: Curves, path: Path) -> None:
-    """Writes curves as JSON, whole or not at all.
+    """Write curves as JSON, atomically.
 
     Raises:
-        OnnxPruneError: it cannot be written.
+        OnnxPruneError: The file cannot be written.
     """
     write_text(path, curves.to_json())
 
 
 def load_curves(path: Path) -> Curves:
-    """Reads curves strictly.
+    """Read curves strictly.
 
     Raises:
-        OnnxPruneError: not JSON, a duplicate, missing or unknown key, a wrong type, points that do not ascend.
+        OnnxPruneError: Not JSON, a duplicate, missing or unknown key, a wrong type, or points that are not ascending.
     """
 
     def fail(what: str) -> OnnxPruneError:
         return OnnxPruneError(
-            f"not valid curves: {what}", where=str(path), fix="make them again with `onnxprune sensitivity`"
+            f"not valid curves: {what}", where=str(path), fix="create them again with `onnxprune sensitivity`"
         )
 
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

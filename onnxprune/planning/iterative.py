@@ -1,6 +1,6 @@
-"""Pruning in steps: between two of them the channels that are left are scored anew, on the weights that are left.
+"""Pruning in steps: between steps the remaining channels are scored again on the remaining weights.
 
-What is removed in the end is one plan against the original, as if it had been made in one go.
+The result is one plan against the original, as if it had been made in one step.
 """
 
 from __future__ import annotations
@@ -48,32 +48,34 @@ def plan_steps(
     progress: Callable[[int, int], None] | None = None,
     **params: Any,
 ) -> Plan:
-    """Decides which channels go, in several steps with new scores between them.
+    """Return a plan made in several steps, with new scores between them.
 
-    Step i of N aims at the share `1 - (1 - goal) * i / N` of the original's measure (linear), or at
-    `goal ** (i / N)` (geometric: the same share of what is left in every step). Removing 10 % of all remaining
-    filters eight times, as partial-least-squares pruning does (Jordao et al. 2019), is
-    `Target(channels=0.43), steps=8, schedule="geometric"`. All steps but the last stop short of their share by whole
-    blocks, so that the last one can meet the target. Limits are those of the original, whatever the number of steps.
+    Step i of N keeps the share `1 - (1 - goal) * i / N` of the original's measure (linear) or `goal ** (i / N)`
+    (geometric: the same share of the remainder in every step). Partial-least-squares pruning (Jordao et al. 2019)
+    removes 10 % of all remaining filters eight times: `Target(channels=0.43), steps=8, schedule="geometric"`. All
+    steps but the last stop short of their share by complete blocks, so that the last one can meet the target.
+    Constraints refer to the original, whatever the number of steps.
 
     Args:
-        analysis: of the original model.
-        criterion: a name or an instance; `params` are its parameters.
-        target: as for `plan`.
-        steps: how many; 1 gives what `plan` gives.
+        analysis: Coupling analysis of the original.
+        criterion: Name or instance; `params` are its parameters.
+        target: See `plan`.
+        steps: Number of steps; 1 equals `plan`.
         schedule: "linear" or "geometric".
-        ratio: instead of a target, the share removed from every group in the end.
-        latency: a latency model of the original, for a latency target or allocator.
+        ratio: Share removed from every group in total, instead of a target.
+        latency: Latency model of the original, for a latency target or allocator.
         allocator: "global", "uniform", "saving" or "latency"; default: latency for a latency target, else the
             criterion's own.
-        normalize: how scores of different groups are made comparable; default: the criterion's own.
-        constraints: rounding, protection, overrides.
-        reduce: how a group's weights are joined.
-        calibration: samples, for criteria that need them.
-        progress: called with (done, total) steps.
+        normalize: How scores of different groups are made comparable; default: the criterion's own.
+        constraints: Rounding, protection, overrides.
+        reduce: How the scores of a group's weights are combined.
+        calibration: Calibration data, for criteria that need it.
+        progress: Called with (done, total) steps.
+        params: Parameters of the criterion, if it is given by name.
 
     Raises:
-        OnnxPruneError: as `plan` and `score`; less than one step, an unknown schedule, an allocator that needs curves.
+        OnnxPruneError: See `plan` and `score`; or less than one step, an unknown schedule, or an allocator that needs
+            curves.
     """
     if type(steps) is not int or steps < 1:
         raise OnnxPruneError(f"pruning takes at least one step; got {steps!r}", fix="--steps 8")
@@ -81,7 +83,7 @@ def plan_steps(
         raise unknown("schedule", schedule, SCHEDULES)
     if allocator == "sensitivity":
         raise OnnxPruneError(
-            "curves hold for the whole model, not between steps", fix="leave out --steps, or choose another allocator"
+            "curves hold for the original, not between steps", fix="leave out --steps, or choose another allocator"
         )
     own = (get_criterion(criterion) if isinstance(criterion, str) else criterion).default_allocator
     allocator = check_allocator(allocator, target, ratio, latency=latency, default=own)
@@ -109,7 +111,7 @@ def plan_steps(
 
 
 def _share(goal: float, i: int, steps: int, schedule: str) -> float:
-    """What is kept after step i."""
+    """Return the share kept after step i."""
     if i == steps:
         return goal
     return float(1 - (1 - goal) * i / steps if schedule == "linear" else goal ** (i / steps))
@@ -122,7 +124,7 @@ def _rescored(
     criterion: str | AnyCriterion,
     options: Mapping[str, Any],
 ) -> Scores:
-    """Scores of what is left, by the original's channels; what is gone keeps the score it had."""
+    """Return scores of the remaining channels by their original indices; removed channels keep their last score."""
     if scores is None:
         return score(analysis, criterion, **options)
     plan = Plan(
@@ -139,10 +141,10 @@ def _rescored(
 
 
 def stripped(analysis: Analysis, plan: Plan) -> Analysis:
-    """The analysis of the model that a plan leaves, in the components of the original.
+    """Return the analysis of the model pruned by a plan, in the components of the original.
 
-    The labels are those of the original without the removed ones. A walk over the small graph would find the same
-    channels; but in it a Reshape may split an axis the other way round, since another factor is the larger one now.
+    Labels are those of the original without the removed ones. An analysis of the pruned graph would find the same
+    channels, but a Reshape may split an axis the other way round there, because another factor is larger.
     """
     kept = analysis.kept(plan)
     if kept.all():
@@ -156,7 +158,7 @@ def stripped(analysis: Analysis, plan: Plan) -> Analysis:
     for site in analysis.table.filter_sites:
         labels = _remaining_labels(analysis, kept, site.labels)
         weight = tensors[site.tensor.name]
-        # The filters of a grouped ConvTranspose [in, out / groups, ...]: whole groups may be gone, or some of each.
+        # The filters of a grouped ConvTranspose [in, out / groups, ...]: entire groups may be removed, or some of each.
         count = site.groups if site.groups == 1 else len(labels) // int(table.shape(weight)[1])
         table.filter_sites.append(replace(site, tensor=weight, labels=labels, groups=count))
     for scale in analysis.table.scale_sites:
@@ -171,8 +173,8 @@ def _remaining_labels(analysis: Analysis, kept: Kept, labels: Labels) -> Labels:
 
 
 def _compress(analysis: Analysis, kept: Kept, table: LabelTable, tensors: Mapping[str, gs.Tensor]) -> None:
-    """Fills a table with the labels of every tensor that are left."""
-    made: dict[int, Labels] = {}  # tensors that follow each other share their label arrays, and go on sharing them
+    """Fill a table with the remaining labels of every tensor."""
+    made: dict[int, Labels] = {}  # consecutive tensors share label arrays, and continue to
 
     def axes(old: Axes) -> Axes:
         out: Axes = []

@@ -1,4 +1,4 @@
-"""How much to take from which group: from scores and a ratio, a target or sensitivity curves to a plan."""
+"""Plans from scores and a ratio, a target or sensitivity curves."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from onnxprune.planning.thresholds import check_curves, least_counts, losses, pr
 from onnxprune.plans import Plan, Removal
 
 ChannelOrder = Mapping[str, npt.NDArray[np.int64]]
-"""Group name -> its channels that were removed before."""
+"""Group name -> channels removed before."""
 
 
 def plan(
@@ -49,31 +49,31 @@ def plan(
     constraints: Constraints | None = None,
     tool: str = "",
 ) -> Plan:
-    """Decides which channels go: in every group those with the lowest scores, ties to the lower index.
+    """Return a plan: in every group the channels with the lowest scores are removed, ties to the lower index.
 
     Args:
-        scores: of the groups.
-        target: prune until this share of a measure is left, within 1 % (latency: 2 %) or the nearest channel.
-        ratio: instead, the share removed from every group.
-        curves: sensitivity curves made with the same criterion. With a threshold and no target every group loses what
-            its own curve allows, all groups at once (the parallel pruning of Park & Kim 2022); groups without a curve
-            stay whole. A threshold bounds plans for a target likewise, whatever the allocator.
-        min_group_accuracy: threshold for metrics where higher is better.
-        max_loss: threshold for metrics where lower is better.
-        latency: a latency model, for a latency target or allocator.
-        allocator: with a target: "global" ranks all channels by their normalized score, "uniform" takes the same share
-            of every group, "sensitivity" goes down to the same threshold on every curve, "latency" takes what loses
-            least (importance, or metric where there are curves) per predicted second saved, "saving" what loses least
-            per unit of the target saved. Default: sensitivity where curves are given, latency for a latency target,
-            else what the criterion says: saving for `obs`, global for the others.
-        normalize: how scores of different groups are made comparable; default: the criterion's own.
-        constraints: rounding, protection, overrides.
-        tool: version, for the record.
+        scores: Scores of the groups.
+        target: Share of a measure to keep, met within 1 % (latency: 2 %) or to the nearest channel.
+        ratio: Share removed from every group, instead of a target.
+        curves: Sensitivity curves for the same criterion. With a threshold and no target, every group is pruned as far
+            as its own curve allows, all at once (the parallel pruning of Park & Kim 2022); groups without a curve
+            are not pruned. A threshold also bounds plans for a target, with any allocator.
+        min_group_accuracy: Threshold for metrics where higher is better.
+        max_loss: Threshold for metrics where lower is better.
+        latency: Latency model, for a latency target or allocator.
+        allocator: How a target is shared. "global": ranks all channels by normalized score. "uniform": removes the same
+            share of every group. "sensitivity": prunes all groups to the same threshold on their curves. "latency":
+            least loss (importance, or metric with curves) per predicted second saved. "saving": least loss per unit of
+            the target saved. Default: sensitivity with curves, latency for a latency target, else the criterion's
+            default: saving for `obs`, global for the others.
+        normalize: How scores of different groups are made comparable; default: the criterion's own.
+        constraints: Rounding, protection, overrides.
+        tool: Version, for the record.
 
     Raises:
-        OnnxPruneError: neither or both of target and ratio; a share out of range; a pattern or preset that matches
-            nothing; a target that cannot be reached, with how far it goes; curves that do not belong to the scores, or
-            a threshold that makes no sense.
+        OnnxPruneError: Neither or both of target and ratio; a share out of range; a pattern or preset that matches
+            nothing; a target that cannot be reached (names the least share); curves for other scores; or an invalid
+            threshold.
     """
     given = min_group_accuracy is not None or max_loss is not None
     allocator = check_allocator(
@@ -95,7 +95,7 @@ def plan(
 
 @dataclass(frozen=True)
 class AllocationRequest:
-    """What is asked of an allocation: a target or a ratio (or neither: what the curves allow), and how."""
+    """Request to an allocator: a target or a ratio (or neither: as far as the curves allow), and its options."""
 
     target: Target | None
     ratio: float | None
@@ -105,14 +105,14 @@ class AllocationRequest:
 
 
 def resolve_allocator(allocator: str | None, target: Target | None, curves: Curves | None, default: str) -> str:
-    """The allocator that is meant by a name, or where none is given; `default` is the criterion's."""
+    """Return the allocator for a name or None; `default` is the criterion's."""
     latency = target is not None and target.measure == "latency"
     if allocator is None and curves is not None:
         return "sensitivity"
     if allocator is None and target is None:
         return "global"
     if latency and allocator in (None, "saving"):
-        return "latency"  # what is saved is seconds
+        return "latency"  # the unit saved is seconds
     return allocator or default
 
 
@@ -126,14 +126,14 @@ def check_allocator(
     latency: LatencyPredictor | None = None,
     default: str = "global",
 ) -> str:
-    """The allocator, chosen where it is None, and checked against what is given; `default` is the criterion's.
+    """Return the allocator, resolved if None and checked against the other arguments; `default` is the criterion's.
 
     Raises:
-        OnnxPruneError: what is given does not go together, or is not enough.
+        OnnxPruneError: Arguments contradict each other, or one is missing.
     """
     if ratio is not None and (curves is not None or threshold):
         raise OnnxPruneError(
-            "a ratio takes the same from every group, curves do not", fix="a target or a threshold instead of the ratio"
+            "a ratio removes the same share of every group, curves do not", fix="use a target or a threshold instead"
         )
     if (target is None) == (ratio is None) and not (threshold and target is None and ratio is None):
         fix = "--ratio 0.3, or --target macs=0.5" + (", or --min-group-accuracy 0.9" if curves is not None else "")
@@ -144,7 +144,7 @@ def check_allocator(
     if ratio is not None:
         check_ratio(ratio)
         if allocator not in ("global", "uniform"):
-            raise OnnxPruneError(f"the allocator {allocator!r} needs a target; a ratio takes the same from every group")
+            raise OnnxPruneError(f"the allocator {allocator!r} needs a target; a ratio prunes all groups alike")
     if allocator == "sensitivity" and curves is None:
         raise OnnxPruneError(
             "the allocator 'sensitivity' needs curves", fix="--curves FILE, from `onnxprune sensitivity`"
@@ -155,7 +155,7 @@ def check_allocator(
         )
     if target is None and ratio is None and curves is not None and allocator != "sensitivity":
         raise OnnxPruneError(
-            f"the allocator {allocator!r} needs a target; without one the curves alone decide", fix="--target macs=0.5"
+            f"the allocator {allocator!r} needs a target; without one only the curves decide", fix="--target macs=0.5"
         )
     return allocator
 
@@ -172,21 +172,21 @@ def allocate(
     cost: CostModel | None = None,
     trace: GreedyTrace | None = None,
 ) -> dict[str, Removal]:
-    """Shares a budget among the groups; arguments are taken to be checked.
+    """Return the removals that share a budget among the groups; arguments are not checked.
 
     Args:
-        scores: of the groups; of a group that lost channels before, the scores of those do not count.
-        request: what is asked for.
-        curves: of the groups.
-        threshold: of their metric.
-        latency: of the model.
-        removed: what was removed before; limits and shares are those of the whole model all the same.
-        final: whether the target has to be met; if not, the plan stops short of it by whole blocks.
-        cost: of the analysis, if at hand.
-        trace: of the allocator "saving", from earlier calls that differed in the target's share alone.
+        scores: Scores of the groups; scores of channels removed before are ignored.
+        request: Target or ratio, allocator and options.
+        curves: Sensitivity curves of the groups.
+        threshold: Threshold of their metric.
+        latency: Latency model.
+        removed: Channels removed before; constraints and shares refer to the original all the same.
+        final: Whether the target must be met; if not, the plan stops short of it by complete blocks.
+        cost: Cost model of the analysis, if available.
+        trace: Trace of the allocator "saving", from earlier calls that differ in the target's share only.
 
     Raises:
-        OnnxPruneError: as `plan`.
+        OnnxPruneError: See `plan`.
     """
     _check_comparable(scores, request)
     analysis = scores.analysis
@@ -215,15 +215,15 @@ def allocate(
 
 
 def _check_comparable(scores: Scores, request: AllocationRequest) -> None:
-    """Refuses what the definition of the criterion forbids."""
+    """Raise if the criterion's definition forbids the normalization or a ranking across layers."""
     forbids = scores.forbids
     name = scores.criterion.get("name")
     if "normalize" in forbids and request.normalize != scores.normalize:
-        raise OnnxPruneError(f"criterion {name!r} is not to be normalized: {forbids['normalize']}")
+        raise OnnxPruneError(f"criterion {name!r} must not be normalized: {forbids['normalize']}")
     if "global" in forbids and request.target is not None and request.allocator in ("global", "latency", "saving"):
         raise OnnxPruneError(
             f"scores of {name!r} cannot be ranked across layers: {forbids['global']}",
-            fix="the same share of every group (--ratio, or --allocator uniform), or --curves",
+            fix="remove the same share of every group (--ratio, or --allocator uniform), or --curves",
         )
 
 
@@ -239,12 +239,12 @@ def _counts(
     cost: CostModel | None,
     trace: GreedyTrace | None,
 ) -> Counts:
-    """How many channels every group keeps."""
+    """Return the number of channels that every group keeps."""
     target = request.target
     if request.ratio is not None:
         return feasible.uniform(request.ratio)
     if target is None:
-        return feasible.smallest(feasible.step)  # of the counts the curves allow, in whole blocks
+        return feasible.smallest(feasible.step)  # the counts that the curves allow, in complete blocks
     if target.share >= 1 and not feasible.fixed and not feasible.ratios:
         return feasible.uniform(0.0)
     analysis = scores.analysis
@@ -286,7 +286,7 @@ def _path(allocator: str, feasible: FeasibleCounts, ranked: Mapping[str, Values]
 
 
 def _losses(feasible: FeasibleCounts, ranked: Mapping[str, Values], curves: Curves | None) -> dict[str, Values]:
-    """What is lost with 0, 1, 2 ... channels of each free group gone: metric by the curves, else importance."""
+    """Return the loss with 0, 1, 2 ... channels of each free group removed: metric by curves, else importance."""
     if curves is None:
         return importance_loss(feasible, ranked)
     return {g.name: losses(curves, g.name) if g.name in curves.groups else np.zeros(1) for g in feasible.free}
@@ -295,21 +295,21 @@ def _losses(feasible: FeasibleCounts, ranked: Mapping[str, Values], curves: Curv
 def _suggestion(request: AllocationRequest, curves: Curves | None) -> str:
     more = "raise --max-ratio, lower --min-channels, exclude or protect less (see `onnxprune inspect`)"
     if curves is not None and request.allocator in ("sensitivity", "latency", "saving"):
-        return "sweep to larger ratios with `onnxprune sensitivity`, accept a worse metric, or " + more
+        return "sweep larger ratios with `onnxprune sensitivity`, accept a worse metric, or " + more
     if request.target is not None and request.target.measure == "latency":
-        return f"aim at less, or {more}; smaller blocks (--round-to) give more to choose from"
+        return f"use a larger share, or {more}; smaller blocks (--round-to) give more choices"
     return more
 
 
 def removed_counts(groups: Mapping[str, Removal]) -> dict[str, int]:
-    """Channels that leave each group."""
+    """Return the number of removed channels of each group."""
     return {name: len(r.removed) for name, r in groups.items()}
 
 
 def assembled(
     scores: Scores, request: AllocationRequest, groups: Mapping[str, Removal], record: Mapping[str, Any], tool: str
 ) -> Plan:
-    """The plan, with what it was made by."""
+    """Return the plan with a record of its criterion and options."""
     analysis = scores.analysis
     return Plan(
         analysis.source.fingerprint,

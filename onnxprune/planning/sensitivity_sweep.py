@@ -1,7 +1,7 @@
 """The sensitivity sweep: every group at every ratio, one group at a time, as the D-Score paper chooses its thresholds.
 
-Points are measured by `trials`, spread by `workers`, and journaled one by one, by the workers themselves where there
-are any: a killed run goes on where it stopped and ends with the same file.
+Points are measured by `criteria.masked_evaluation`, spread by `_utils.parallel`, and journaled one by one, by the
+workers themselves if there are any: a killed run continues where it stopped and ends with the same file.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from onnxprune.analysis.coupling import Analysis, Group, couple
 from onnxprune.criteria.masked_evaluation import CACHE_MEMORY, MaskedEvaluator
 from onnxprune.criteria.scoring import Scores
 from onnxprune.errors import OnnxPruneError, unknown
-from onnxprune.execution.data import Data, Preprocess
+from onnxprune.execution.data import Data, Preprocess, as_data
 from onnxprune.execution.metrics import Metric, MetricValue, get_metric
 from onnxprune.ir.model import load, save
 from onnxprune.ops import CouplingOptions
@@ -74,7 +74,7 @@ class WorkerSettings:
 
 def sensitivity(
     scores: Scores,
-    data: Data,
+    data: Data | str | os.PathLike[str],
     *,
     metric: str | None = None,
     ratios: Sequence[float] = RATIOS,
@@ -101,7 +101,7 @@ def sensitivity(
 
     Args:
         scores: of the groups; they say which channels go first.
-        data: samples, and labels where the metric needs them.
+        data: samples, and labels where the metric needs them; a source is read by `load_data`.
         metric: see `onnxprune.execution.metrics`; default top1, without labels kl.
         ratios: shares removed, in (0, 1); floor(channels x ratio) channels go.
         include: glob patterns of the groups to sweep (default: all exact ones); `exclude`: of those to leave out.
@@ -125,7 +125,7 @@ def sensitivity(
         OnnxPruneError: data, metric, patterns or ratios that do not fit; outputs that are not finite; a journal of
             other settings; workers that fail again and again. Finished points are in the journal.
     """
-    analysis = scores.analysis
+    analysis, data = scores.analysis, as_data(data)
     rule = get_metric(metric or ("top1" if data.y is not None else "kl"))
     # A mask is not the removal of an inexact group: a curve of it would not be of what pruning does.
     counts = {g.name: _counts(g, ratios) for g in _chosen(analysis, include, exclude) if g.exact}

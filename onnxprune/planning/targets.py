@@ -1,10 +1,11 @@
-"""What a plan aims at: the share of one measure that is kept."""
+"""Target of a plan: the share of one measure that is kept."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Protocol
 
+from onnxprune._utils.formatting import short_repr
 from onnxprune.analysis.cost import MEASURES, CostModel
 from onnxprune.analysis.coupling import Kept
 from onnxprune.errors import OnnxPruneError
@@ -13,11 +14,11 @@ ALL_MEASURES = (*MEASURES, "latency")
 
 
 class LatencyPredictor(Protocol):
-    """Predicts how long a pruned model takes. What the planner asks of a latency model (`op.latency_model`)."""
+    """Predictor of a pruned model's latency: the part of a latency model (`op.latency_model`) that planning uses."""
 
     @property
     def baseline(self) -> float:
-        """Seconds of one run of the unpruned model."""
+        """Seconds per run of the original."""
 
     @property
     def batch(self) -> int:
@@ -25,30 +26,30 @@ class LatencyPredictor(Protocol):
 
     @property
     def threads(self) -> int:
-        """Of onnxruntime; 0 for all cores."""
+        """Threads of onnxruntime; 0 for all cores."""
 
     @property
     def provider(self) -> str:
-        """What onnxruntime ran on."""
+        """Execution provider of the measurements."""
 
     def seconds(self, kept: Kept) -> float:
-        """Seconds of one run if the components in `kept` (bool [count]) stay."""
+        """Return the seconds per run with the components in `kept` (bool [count])."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Target:
-    """The share of one measure that is **kept**: `Target(macs=0.5)` keeps half.
+    """Share of one measure that is **kept**: `Target(macs=0.5)` keeps half.
 
     Attributes:
-        macs: multiply-accumulate operations.
-        params: parameters.
-        bytes: of the weights.
-        memory: most bytes of activations alive at once.
-        channels: of all that can be removed.
-        latency: seconds of a run, as a latency model predicts them.
+        macs: Multiply-accumulate operations.
+        params: Parameters.
+        bytes: Bytes of the weights.
+        memory: Peak bytes of live activations.
+        channels: Removable channels.
+        latency: Seconds per run, predicted by a latency model.
 
     Raises:
-        OnnxPruneError: not exactly one measure, or a share outside (0, 1].
+        OnnxPruneError: Not exactly one measure, or a share outside (0, 1].
     """
 
     macs: float | None = None
@@ -67,22 +68,25 @@ class Target:
                 f"a target is the share kept, in (0, 1]; got {self.measure}={self.share:g}", fix="for example macs=0.5"
             )
 
+    def __repr__(self) -> str:
+        return short_repr(self)
+
     @property
     def measure(self) -> str:
-        """Which measure."""
+        """Name of the measure."""
         return next(m for m in ALL_MEASURES if getattr(self, m) is not None)
 
     @property
     def share(self) -> float:
-        """How much of it is kept."""
+        """Share of the measure that is kept."""
         return float(getattr(self, self.measure))
 
     @classmethod
     def parse(cls, text: str) -> Target:
-        """Reads `macs=0.5`.
+        """Parse `macs=0.5`.
 
         Raises:
-            OnnxPruneError: anything else.
+            OnnxPruneError: The text has another form.
         """
         name, equals, value = text.partition("=")
         if not equals or name.strip() not in ALL_MEASURES:
@@ -98,7 +102,7 @@ class MeasureShare:
     """Shares of one measure.
 
     Raises:
-        OnnxPruneError: latency without a latency model, or with one that predicts nothing.
+        OnnxPruneError: Latency without a latency model, or with one that predicts no positive latency.
     """
 
     def __init__(self, cost: CostModel, measure: str, latency: LatencyPredictor | None = None) -> None:
@@ -110,10 +114,10 @@ class MeasureShare:
                 "a latency target needs a latency model", fix="plan(..., latency=op.latency_model(groups))"
             )
         if self._latency is not None and not self._latency.baseline > 0:
-            raise OnnxPruneError(f"the latency model predicts {self._latency.baseline:g} s for the whole model")
+            raise OnnxPruneError(f"the latency model predicts {self._latency.baseline:g} s for the original")
 
     def share(self, kept: Kept) -> float:
-        """The share that stays with the components in `kept` (bool [count])."""
+        """Return the share kept with the components in `kept` (bool [count])."""
         if self._latency is not None:
             return self._latency.seconds(kept) / self._latency.baseline
         return self._cost.share(kept, self.measure)

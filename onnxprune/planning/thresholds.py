@@ -1,4 +1,4 @@
-"""What sensitivity curves say about a plan: how much may go, what it would cost, and in which order."""
+"""Thresholds on sensitivity curves: removable counts, predicted metric, and the path of a falling threshold."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _SUBSTEPS = 64
 
 
 def check_curves(curves: Curves, scores: Scores) -> None:
-    """Whether curves belong to these scores: the same model, channels and order in which they go.
+    """Raise if curves do not belong to these scores: the same model, channels and order of removal.
 
     Raises:
-        OnnxPruneError: another model, attention option or criterion, or groups of other sizes.
+        OnnxPruneError: Another model, attention option or criterion, or groups of other sizes.
     """
     analysis = scores.analysis
     if curves.model != analysis.source.fingerprint:
         raise OnnxPruneError(
             "the curves belong to another model (its fingerprint differs)",
-            fix="run `onnxprune sensitivity` on this one",
+            fix="run `onnxprune sensitivity` on this model",
         )
     theirs, ours = str(curves.options.get("attention", "heads")), analysis.choices.attention
     if theirs != ours:
@@ -41,7 +41,7 @@ def check_curves(curves: Curves, scores: Scores) -> None:
     if wanted != given:
         raise OnnxPruneError(
             f"the curves were made by another criterion ({_describe(wanted)}) than the scores ({_describe(given)})",
-            fix="score with that criterion (leave out -c and --scores), or make the curves anew",
+            fix="score with that criterion (without -c and --scores), or create the curves again",
         )
     for name, curve in curves.groups.items():
         channels = analysis[name].channels
@@ -49,12 +49,12 @@ def check_curves(curves: Curves, scores: Scores) -> None:
             raise OnnxPruneError(
                 f"the curve counts {curve.channels} channels where the model has {channels}",
                 where=f"group {name!r}",
-                fix="make the curves anew with `onnxprune sensitivity`",
+                fix="create the curves again with `onnxprune sensitivity`",
             )
 
 
 def _plain(criterion: Mapping[str, Any]) -> dict[str, Any]:
-    """As it is read back from a file, and without what only compares groups with each other."""
+    """Return a criterion as read from a file, without `normalize`, which only affects comparisons between groups."""
     found: dict[str, Any] = json.loads(json.dumps(dict(criterion)))
     found.pop("normalize", None)
     return found
@@ -68,14 +68,17 @@ def _describe(criterion: Mapping[str, Any]) -> str:
 def threshold_of(
     curves: Curves | None, min_group_accuracy: float | None, max_loss: float | None, *, target: bool = False
 ) -> float | None:
-    """The threshold a user gave, checked; None if there is none.
+    """Return the user's threshold after validation; None if there is none.
 
     Args:
-        target: whether a target is given as well.
+        curves: Sensitivity curves; None if there are none.
+        min_group_accuracy: Threshold for metrics where higher is better.
+        max_loss: Threshold for metrics where lower is better.
+        target: Whether a target is given as well.
 
     Raises:
-        OnnxPruneError: no curves, the option of the other kind of metric, a threshold that makes no sense or that the
-            whole model misses, curves that were searched for another threshold only.
+        OnnxPruneError: There are no curves; the option is for the other kind of metric; the threshold is invalid or the
+            original misses it; or the curves were searched for another threshold only.
     """
     if curves is None:
         if min_group_accuracy is None and max_loss is None:
@@ -95,7 +98,7 @@ def threshold_of(
     if curves.bisected is not None and (target or value != curves.bisected):
         raise OnnxPruneError(
             f"these curves were searched for {curves.metric} = {curves.bisected:g} and hold for that threshold only",
-            fix=f"{right} {curves.bisected:g} without a target, or sweep whole curves with `onnxprune sensitivity`",
+            fix=f"{right} {curves.bisected:g} without a target, or sweep complete curves with `onnxprune sensitivity`",
         )
     if value is None:
         return None
@@ -106,16 +109,16 @@ def threshold_of(
     if not curves.reaches(whole, value):
         side = "below" if curves.higher_is_better else "above"
         raise OnnxPruneError(
-            f"the whole model's {curves.metric} is {whole:.4g} already, {side} {right} {value:g}",
-            fix=f"a threshold {'up to' if curves.higher_is_better else 'from'} {whole:.4g}",
+            f"the original's {curves.metric} is already {whole:.4g}, {side} {right} {value:g}",
+            fix=f"use a threshold {'up to' if curves.higher_is_better else 'from'} {whole:.4g}",
         )
     return value
 
 
 def least_counts(curves: Curves, scores: Scores, threshold: float | None) -> Counts:
-    """Least channels each group keeps: as far as its curve stays at the threshold, or as far as it was measured.
+    """Return the minimum counts of each group: as far as its curve reaches the threshold, or as far as it was measured.
 
-    A group without a curve stays whole.
+    A group without a curve is not pruned.
     """
     out: Counts = {}
     for g in scores.analysis.groups:
@@ -129,25 +132,25 @@ def least_counts(curves: Curves, scores: Scores, threshold: float | None) -> Cou
 
 
 def _values(curves: Curves, group: str) -> npt.NDArray[np.float64]:
-    """The metric with 0, 1, 2 ... channels gone, [last measured + 1]; straight lines between points."""
+    """Return the metric with 0, 1, 2 ... channels removed, [last measured + 1], linear between points."""
     points = (curves.baseline, *curves.groups[group].points)
     gone = [p.removed for p in points]
     return np.interp(np.arange(max(gone) + 1), gone, [p.value for p in points])
 
 
 def losses(curves: Curves, group: str) -> npt.NDArray[np.float64]:
-    """How much of the metric is lost with 0, 1, 2 ... channels gone, [last measured + 1], >= 0.
+    """Return the loss of the metric with 0, 1, 2 ... channels removed, [last measured + 1], >= 0.
 
-    Never less than with fewer channels gone: where a curve recovers, that is mostly noise.
+    Losses are non-decreasing: where a curve recovers, that is mostly noise.
     """
     lost = curves.baseline.value - _values(curves, group)
     return np.maximum.accumulate(np.maximum(lost if curves.higher_is_better else -lost, 0.0))
 
 
 def predicted(curves: Curves, removed: Mapping[str, int]) -> float | None:
-    """The worst value that any one group's curve has at these numbers of removed channels.
+    """Return the worst value of any single group's curve at these numbers of removed channels.
 
-    What each group does on its own: together they cost more. None if a group has no curve that far.
+    Groups count separately; together they cost more. None if a group has no curve that far.
     """
     worst = curves.baseline.value
     for name, gone in removed.items():
@@ -162,7 +165,7 @@ def predicted(curves: Curves, removed: Mapping[str, int]) -> float | None:
 
 
 def predicted_sum(curves: Curves, removed: Mapping[str, int]) -> float | None:
-    """The metric if what every group loses on its own (`losses`) added up; None if a group has no curve that far."""
+    """Return the metric with the losses of all groups (`losses`) summed; None if a group has no curve that far."""
     lost = 0.0
     for name, gone in removed.items():
         if not gone:
@@ -176,10 +179,10 @@ def predicted_sum(curves: Curves, removed: Mapping[str, int]) -> float | None:
 
 
 def threshold_path(curves: Curves, feasible: FeasibleCounts) -> CountPath:
-    """From nothing removed to the last measured points, by a threshold that sinks from the baseline.
+    """Return the path from nothing removed to the last measured points, by a threshold that falls from the baseline.
 
-    Between two thresholds at which points lie, every group follows its own straight line. Where curves are level, many
-    channels become free at a single threshold; there they go group by group in the same proportion.
+    Between two thresholds with points, every group follows its own line. Where curves are flat, many channels become
+    removable at a single threshold; they are removed group by group in the same proportion.
     """
     sign = 1.0 if curves.higher_is_better else -1.0
     groups = [g for g in feasible.free if g.name in curves.groups]
@@ -195,9 +198,9 @@ def threshold_path(curves: Curves, feasible: FeasibleCounts) -> CountPath:
         stage, part = divmod(i, _SUBSTEPS)
         share = part / _SUBSTEPS
         value = values[min(stage // 2, len(values) - 1)]
-        if stage % 2 == 0 and stage // 2 < len(values):  # the jump at a threshold
+        if stage % 2 == 0 and stage // 2 < len(values):  # jump at a threshold
             removed = (1 - share) * gone(nextafter(value, inf)) + share * gone(value)
-        elif stage // 2 + 1 < len(values):  # the way to the next one
+        elif stage // 2 + 1 < len(values):  # towards the next threshold
             removed = gone((1 - share) * value + share * nextafter(values[stage // 2 + 1], inf))
         else:
             removed = gone(value)

@@ -61,8 +61,7 @@ class ProofOptions:
 
     def compiled(self, context: StepContext, plan: Plan, analysis: Analysis) -> tuple[dict[str, Path], str]:
         """The files of the model that a plan leaves and of its verification, and a line about it."""
-        options = {"tolerance": self.tolerance} if self.verify else {}
-        done = compile_plan(context.model, plan, analysis=analysis, check=self.verify, **options)
+        done = compile_plan(context.model, plan, analysis=analysis, check=self.verify, tolerance=self.tolerance)
         note = removal_note(plan, analysis)
         files = {}
         if done.verification is not None:

@@ -1,1 +1,1 @@
-"""Accuracy recovered without training: statistics and weights solved for on calibration data."""
+"""Recovery of accuracy without training: statistics and weights re-solved on calibration data."""

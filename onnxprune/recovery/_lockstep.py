@@ -1,8 +1,8 @@
-"""A pruned model beside its original, node by node on the same samples: what solving for weights needs.
+"""Traversal of a pruned model and its original, node by node on the same samples, for re-solving weights.
 
-The weights of a linear node are judged at the next *stable point*: where its outputs have passed the per-channel
-constants after it (a BatchNormalization that was kept) and, in a residual block, the addition of the shortcut. There
-the pruned model should say what the original says, given what reaches the node and the shortcut in the pruned model.
+The error of a linear node is measured at the next *stable point*: after the per-channel constants that follow (a kept
+BatchNormalization) and, in a residual block, after the addition of the shortcut. There the pruned model should equal
+the original, given the inputs of the node and the shortcut in the pruned model.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from onnxprune.execution.graph_segments import ActivationCursor, Segments
 from onnxprune.ir.model import Array, Model
 from onnxprune.plans import Plan
 
-MEMORY = 2**29  # bytes that held tensors of each model may take; the others wait in files
+MEMORY = 2**29  # bytes of live tensors of each model held in memory; the others are stored in files
 
 Vector = npt.NDArray[np.float64]
 Kept = npt.NDArray[np.bool_]
@@ -35,19 +35,19 @@ Kept = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class PairedLayer:
-    """A linear node of the pruned model and the stable point it is judged at: `z = scale * y + offset + shortcut`.
+    """Linear node of the pruned model and its stable point: `z = scale * y + offset + shortcut`.
 
     Attributes:
-        linear: the node, with outputs y.
-        reads: the tensor it reads.
-        point: the tensor z, in both models.
-        shortcut: the tensor added to it in the pruned model; None where none is, or none is there yet.
-        scale: per output.
-        offset: per output.
-        low: what a nonlinearity after z (Relu, Clip) raises smaller values to; -inf where there is none.
-        high: what it lowers larger ones to; inf where there is none.
-        kept: which outputs of the original the pruned node still has; None: all.
-        norm: a BatchNormalization that alone reads y, with a mean of its own; None where there is none.
+        linear: Linear node with outputs y.
+        reads: Name of its input.
+        point: Name of z, in both models.
+        shortcut: Tensor added in the pruned model; None if there is none, or it is not computed yet.
+        scale: Factor per output.
+        offset: Offset per output.
+        low: Lower bound that a nonlinearity after z (Relu, Clip) applies; -inf if there is none.
+        high: Upper bound that it applies; inf if there is none.
+        kept: Outputs of the original that the pruned node keeps; None: all.
+        norm: BatchNormalization that is the only consumer of y and has a mean of its own; None if there is none.
     """
 
     linear: LinearNode
@@ -62,9 +62,9 @@ class PairedLayer:
     norm: gs.Node | None = field(default=None, repr=False)
 
     def set_weights(self, matrix: Matrix, shift: Matrix | None, names: set[str]) -> None:
-        """Changes the weights, and with `shift` what is added to y (see `LinearNode.put`).
+        """Set the weights, and with `shift` the values added to y (see `LinearNode.put`).
 
-        Where a BatchNormalization follows a node without bias, its mean takes the shift: it then is the mean of y.
+        If the node has no bias and a BatchNormalization follows, the shift is subtracted from its mean.
         """
         if shift is not None and self.linear.bias is None and self.norm is not None:
             mean = self.norm.inputs[3]
@@ -75,13 +75,13 @@ class PairedLayer:
 
 @dataclass(frozen=True)
 class RegressionRows:
-    """What a step is solved from, sample by sample.
+    """Data of one regression, sample by sample.
 
     Attributes:
-        inputs: [groups, n, inputs * kernel], of the pruned model; float32, or float64 where it is.
-        wanted: z of the original, [n, outputs], likewise.
-        shortcut: of the pruned model, [n, outputs], likewise; None: nothing is added.
-        samples: the sample each row is from, [n].
+        inputs: Inputs in the pruned model, [groups, n, inputs * kernel], float32 (float64 for float64 models).
+        wanted: z of the original, [n, outputs], same type.
+        shortcut: Shortcut in the pruned model, [n, outputs], same type; None if nothing is added.
+        samples: Sample number of each row, [n].
     """
 
     inputs: Array
@@ -91,17 +91,17 @@ class RegressionRows:
 
 
 class PairedCursor:
-    """Both models at the same node. Use it as a context: it may keep files.
+    """Original and pruned model at the same node. A context manager, because it may hold files.
 
     Args:
-        analysis: of the original.
-        plan: what was removed.
-        pruned: what is left; its weights may change on the way, behind or at the current node.
-        calibration: the samples.
-        memory: bytes that held tensors of each model may take.
+        analysis: Coupling analysis of the original.
+        plan: Channels that were removed.
+        pruned: Pruned model; weights before or at the current node may change between steps.
+        calibration: Calibration data.
+        memory: Bytes of live tensors of each model held in memory.
 
     Raises:
-        OnnxPruneError: the pruned model is not what the plan makes of the original.
+        OnnxPruneError: The pruned model is not the original pruned by the plan.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class PairedCursor:
         self.pruned_cursor.__exit__()
 
     def changed(self) -> set[str]:
-        """Tensors of the pruned model whose values the pruning has changed."""
+        """Return the tensors of the pruned model whose values were changed by pruning."""
         reads = [(c.output, c.labels) for c in self.analysis.contractions]
         reads += [(s.output, s.labels) for s in self.analysis.table.statistics]
         reduced = {output for output, labels in reads if not self.kept[self.analysis.component[labels]].all()}
@@ -137,7 +137,7 @@ class PairedCursor:
         return changed
 
     def steps(self) -> list[PairedLayer]:
-        """The linear nodes whose outputs the pruning has changed, in the order of the graph."""
+        """Return the linear nodes whose outputs were changed by pruning, in graph order."""
         outputs = frozenset(t.name for t in self.pruned.graph.outputs)
         changed = self.changed()
         found = []
@@ -148,7 +148,7 @@ class PairedCursor:
         return found
 
     def moments(self, name: str, node: gs.Node, axis: int) -> Moments:
-        """Mean and variance per channel of a tensor of the pruned model, which goes to the node first."""
+        """Advance to a node; return mean and variance per channel of a tensor of the pruned model."""
         self.pruned_cursor.advance(self.pruned_cursor.segments.producer_index[node.outputs[0].name])
         found = Moments(name, axis)
         for batch, values in enumerate(self.pruned_cursor.values([name])):
@@ -156,25 +156,25 @@ class PairedCursor:
         return found
 
     def kept_channels(self, name: str, spatial: bool) -> Kept | None:
-        """Which channels of a tensor the pruned model still has; None: all."""
+        """Return the channels of a tensor that the pruned model keeps; None: all."""
         labels = self.analysis.table.variables.get(name)
         if not labels:
             return None
         return self.analysis.keep(name, 1 if spatial else len(labels) - 1, self.kept)
 
     def advance(self, step: PairedLayer) -> None:
-        """Both models go to a step's node."""
+        """Advance both models to a step's node."""
         output = step.linear.node.outputs[0].name
         self.original_cursor.advance(self.original_cursor.segments.producer_index[output])
         self.pruned_cursor.advance(self.pruned_cursor.segments.producer_index[output])
 
     def rows(self, step: PairedLayer, positions: int, *, seed: int = 0) -> RegressionRows:
-        """What a step is solved from; both models must be at it.
+        """Return the regression rows of a step; both models must be at it.
 
         Args:
-            step: where.
-            positions: output positions of each sample, at most.
-            seed: of the choice of positions.
+            step: Node and stable point.
+            positions: Maximum number of output positions per sample.
+            seed: Seed of the choice of positions.
         """
         linear, names = step.linear, [step.reads, *([step.shortcut] if step.shortcut else [])]
         inputs, wanted, shortcut, samples = [], [], [], []
@@ -183,7 +183,7 @@ class PairedCursor:
             span = self.pruned_cursor.samples(batch)
             count, each = linear.count(ours[step.reads]), len(ours[step.reads]) // len(span)
             for part in stretches(span):
-                # Windows or tokens folded into the first axis are positions as well: some of them, some places in each.
+                # Windows or tokens folded into the first axis are positions as well: pick some, and positions in each.
                 few = max(ceil(positions / count), ceil(sqrt(positions)))
                 folds = picked_positions(each, few, part.start, seed)
                 picks = picked_positions(count, ceil(positions / min(few, each)), part.start, seed)
@@ -202,9 +202,9 @@ class PairedCursor:
         )  # fmt: skip
 
     def _step(self, linear: LinearNode, outputs: frozenset[str]) -> PairedLayer | None:
-        """Where a node is judged; None where the samples do not come first in its tensors."""
+        """Return a node with its stable point; None if samples are not on the first axis of its tensors."""
         seen, place = self.pruned_cursor.segments.witness, self.pruned_cursor.segments.producer_index
-        if linear.output not in place:  # an Add in the body of an If or a Loop
+        if linear.output not in place:  # an Add in the body of an If or Loop
             return None
         t = self.pruned.graph.tensors()[linear.output]
         norm, node = None, self._only_consumer(t, outputs)
@@ -215,7 +215,7 @@ class PairedCursor:
             scale, offset = scale * found[0], offset * found[0] + found[1]
             t = node.outputs[0]
             node = self._only_consumer(t, outputs)
-        norm = norm if t.name != linear.output else None  # only one whose constants are known
+        norm = norm if t.name != linear.output else None  # only one with known constants
         shortcut = None
         if node is not None and node.op == "Add":
             other = next((x for x in node.inputs if x is not t), t)
@@ -236,13 +236,13 @@ class PairedCursor:
         return PairedLayer(linear, reads, t.name, shortcut, scale, offset, low, high, kept, norm)
 
     def _only_consumer(self, t: gs.Tensor, outputs: frozenset[str]) -> gs.Node | None:
-        """The node of the graph that alone reads a tensor; one in the body of an If or a Loop does not count."""
+        """Return the only consumer of a tensor; None if there are several or it is in the body of an If or Loop."""
         node = t.outputs[0] if len(t.outputs) == 1 and t.name not in outputs else None
         return node if node is not None and node.outputs[0].name in self.pruned_cursor.segments.producer_index else None
 
 
 def _picked(x: Array, first: int, count: int, each: int, folds: Indices | None) -> Array:
-    """Some samples of a tensor `[samples * each, ...]`, and of each some entries; at least float32."""
+    """Return some samples of a tensor `[samples * each, ...]`, some entries of each, as float32 or wider."""
     found = x[first * each : (first + count) * each]
     if folds is not None:
         found = found.reshape(count, each, *x.shape[1:])[:, folds].reshape(-1, *x.shape[1:])
@@ -250,30 +250,30 @@ def _picked(x: Array, first: int, count: int, each: int, folds: Indices | None) 
 
 
 def check_wiring(original: Model, pruned: Model) -> None:
-    """Refuses a model whose nodes are not those of the original; their order and their constants may differ.
+    """Raise if a model's nodes are not those of the original; order and constants may differ.
 
     Raises:
-        OnnxPruneError: with the first node that differs.
+        OnnxPruneError: Names the first differing node.
     """
     theirs, ours = ({_identity(n): n for n in m.graph.nodes} for m in (original, pruned))
     for name in [*ours, *theirs]:
         node, other = ours.get(name), theirs.get(name)
         if node is None or other is None or not _same(node, other):
             raise OnnxPruneError(
-                "the pruned model is not what the plan makes of the original: its nodes differ",
+                "the pruned model is not the original pruned by the plan: its nodes differ",
                 where=f"{(node or other).op} {name!r}",  # type: ignore[union-attr]
-                fix="give the model that this plan made (`onnxprune apply`), before any other tool changed it",
+                fix="pass the model pruned by this plan (`onnxprune apply`), unchanged by other tools",
             )
     outputs = [[t.name for t in m.graph.outputs] for m in (original, pruned)]
     if outputs[0] != outputs[1]:
         raise OnnxPruneError(
-            "the pruned model is not what the plan makes of the original: its outputs have other names",
-            fix="give the two models that the plan belongs to",
+            "the pruned model is not the original pruned by the plan: its outputs have other names",
+            fix="pass the two models that the plan belongs to",
         )
 
 
 def _same(node: gs.Node, other: gs.Node) -> bool:
-    """Whether a node is what stripping leaves of another: a Slice may become a Gather, a computed size a constant."""
+    """Return whether a node may be the stripped form of another: a Slice as Gather, a computed size as constant."""
     ops = [(n.op, n.domain or "") for n in (node, other)]
     if ops[0] != ops[1] and ops != [("Gather", ""), ("Slice", "")]:
         return False
@@ -287,12 +287,12 @@ def _same(node: gs.Node, other: gs.Node) -> bool:
 
 
 def _identity(node: gs.Node) -> str:
-    """The name of its first output."""
+    """Return the name of a node's first output."""
     return next((str(t.name) for t in node.outputs if t.name), "")
 
 
 def _in_order_of(first: Model, other: Model) -> Model:
-    """The other model with its nodes in the order that the first has them in; both have the same nodes."""
+    """Return the other model with its nodes in the order of the first; both have the same nodes."""
     place = {_identity(n): i for i, n in enumerate(first.graph.nodes)}
     order = [place[_identity(n)] for n in other.graph.nodes]
     if order == sorted(order):
@@ -303,7 +303,7 @@ def _in_order_of(first: Model, other: Model) -> Model:
 
 
 def affine(node: gs.Node, t: gs.Tensor, linear: LinearNode) -> tuple[Vector, Vector] | None:
-    """(factor, summand) per channel of a node that does nothing else to the outputs t of a linear node, or None."""
+    """Return (factor, offset) per channel if a node only scales and shifts the outputs t of a linear node, or None."""
     if node.op == "BatchNormalization" and node.inputs[0] is t and linear.spatial:
         if node.attrs.get("training_mode") or not all(isinstance(x, gs.Constant) for x in node.inputs[1:]):
             return None
@@ -335,7 +335,7 @@ def affine(node: gs.Node, t: gs.Tensor, linear: LinearNode) -> tuple[Vector, Vec
 
 
 def bounds(node: gs.Node | None) -> tuple[float, float]:
-    """Between which values a node hands on what it gets; all where it is no Relu or Clip."""
+    """Return the bounds that a Relu or Clip applies; infinite for other nodes."""
     if node is not None and node.op == "Relu":
         return 0.0, np.inf
     if node is None or node.op != "Clip":

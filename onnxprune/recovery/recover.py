@@ -1,12 +1,13 @@
-"""Accuracy back without training: from an original, what a plan left of it, and samples, to better weights.
+"""Recovery without training: better weights for a pruned model from its original, the plan and calibration data.
 
-Stages follow each other: `recalibrate_batchnorm`, then `reconstruct_weights`. After each the outputs are compared with
-the original's on samples that no stage has seen; a stage that does not bring them nearer is undone.
+Stages run in order: `recalibrate_batchnorm`, then `reconstruct_weights`. After each, the outputs are compared with the
+original's on held-out samples; a stage that does not reduce the distance is undone.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -19,6 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune._utils.atomic_files import atomic
+from onnxprune._utils.formatting import counted, percent, seconds
+from onnxprune._utils.html import html_table
 from onnxprune._utils.journal import Journal
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.errors import OnnxPruneError, unknown
@@ -28,8 +31,8 @@ from onnxprune.execution.evaluation import evaluate
 from onnxprune.execution.graph_segments import Segments
 from onnxprune.execution.output_distance import OutputDistance
 from onnxprune.execution.sessions import Session
-from onnxprune.ir.model import PROVENANCE, Model
-from onnxprune.pipeline import analyze_for
+from onnxprune.ir.model import PROVENANCE, Model, save
+from onnxprune.planning.analyze import analyze_for
 from onnxprune.planning.sensitivity_sweep import data_digest
 from onnxprune.plans import Plan
 from onnxprune.recovery._lockstep import check_wiring
@@ -38,23 +41,24 @@ from onnxprune.recovery.reconstruct_weights import ReconstructWeights, Solution
 
 STAGES = ("recalibrate_batchnorm", "reconstruct_weights")
 LEAST = 16  # samples
-_HOLDOUT_STRIDE = 8  # each so-many-th sample judges
-_MAX_HOLDOUT = 512  # of them at most
+_HOLDOUT_STRIDE = 8  # hold out every 8th sample
+_MAX_HOLDOUT = 512  # maximum number of held-out samples
 _MEMORY = 2**28  # bytes of the original's outputs on them
 _RUN = 2**26  # bytes of the largest activation of one run
 
 
 @dataclass(frozen=True)
 class RecoveryStage:
-    """What became of the model.
+    """Result of one stage.
 
     Attributes:
-        name: "as cut", or the pass.
-        distance: of the outputs from the original's on held-out samples (`OutputDistance`); inf if one is not finite.
-        top1: accuracy on these; None without labels, or where outputs are not finite.
-        seconds: what it took.
-        kept: whether it stays; a stage that did not help is undone.
-        note: what there is to say, how many layers were solved for.
+        name: "as cut" for the pruned model, or the name of the stage.
+        distance: Distance of the outputs from the original's on held-out samples (`OutputDistance`); inf if one is not
+            finite.
+        top1: Accuracy on held-out samples; None without labels or with outputs that are not finite.
+        seconds: Duration.
+        kept: Whether the result was kept; a stage without improvement is undone.
+        note: Remark for the user, such as the number of solved layers.
     """
 
     name: str
@@ -65,15 +69,15 @@ class RecoveryStage:
     note: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Recovered:
-    """A model with its weights solved for.
+    """Recovered model and the stages that led to it.
 
     Attributes:
-        model: pruned, with new weights.
-        stages: in order, the cut first.
-        original: accuracy of the original on the held-out samples; None without labels.
-        samples: used by the stages, and held out.
+        model: Pruned model with recovered weights.
+        stages: Stages in order, the pruned model first.
+        original: Accuracy of the original on held-out samples; None without labels.
+        samples: Numbers of samples (used by the stages, held out).
     """
 
     model: Model = field(repr=False)
@@ -81,8 +85,46 @@ class Recovered:
     original: float | None
     samples: tuple[int, int]
 
+    def __repr__(self) -> str:
+        return f"<Recovered: {self.summary}>"
+
+    def _repr_html_(self) -> str:
+        """Table for notebooks: every stage, on held-out samples."""
+        rows = [["original", percent(self.original), "0", ""]] if self.original is not None else []
+        for s in self.stages:
+            top1 = "-" if s.top1 is None else percent(s.top1)
+            rows.append([s.name + ("" if s.kept else " (undone)"), top1, f"{s.distance:.4f}", seconds(s.seconds)])
+        note = f"{self.samples[0]} samples, {self.samples[1]} held out"
+        return html_table("recovered", ["stage", "top-1", "distance", "time"], rows, note=note)
+
+    def save(self, path: str | os.PathLike[str], *, external: bool | None = None) -> Path:
+        """Write the model; see `onnxprune.save`."""
+        return save(self.model, path, external=external)
+
+    @property
+    def metrics(self) -> dict[str, tuple[float, float]]:
+        """Figures on held-out samples, name -> (original, result): "top1" with labels, "distance" of the outputs."""
+        best = self.best
+        top1 = {} if self.original is None or best.top1 is None else {"top1": (self.original, best.top1)}
+        return {**top1, "distance": (0.0, best.distance)}
+
+    @property
+    def best(self) -> RecoveryStage:
+        """The stage that the model is of: the last that was kept."""
+        return [s for s in self.stages if s.kept][-1]
+
+    @property
+    def summary(self) -> str:
+        """The result in one line."""
+        cut, best = self.stages[0], self.best
+        line = f"output distance {cut.distance:.3g} -> {best.distance:.3g}"
+        if cut.top1 is not None and best.top1 is not None:
+            line += f", top-1 {percent(cut.top1)} -> {percent(best.top1)}"
+            line += f" (original {percent(self.original)})" if self.original is not None else ""
+        return f"{line} on {counted(self.samples[1], 'held-out sample')}"
+
     def as_dict(self) -> dict[str, Any]:
-        """For JSON, which knows no infinity."""
+        """Return the result as a JSON object; infinite distances become None."""
         return {
             "original_top1": self.original,
             "samples": self.samples[0],
@@ -92,20 +134,20 @@ class Recovered:
 
 
 def check_samples(data: Data) -> None:
-    """Refuses too few samples.
+    """Raise if there are too few samples.
 
     Raises:
-        OnnxPruneError: with how many are needed.
+        OnnxPruneError: Names the minimum number.
     """
     if len(data) < LEAST:
-        raise OnnxPruneError(f"recovery needs at least {LEAST} samples; there are {len(data)}", fix="give more data")
+        raise OnnxPruneError(f"recovery needs at least {LEAST} samples; there are {len(data)}", fix="use more data")
 
 
 def split(data: Data) -> tuple[Data, Data]:
-    """(samples to solve with, samples to judge by): each eighth judges, 512 at most.
+    """Return (samples for fitting, held-out samples): every 8th sample is held out, 512 at most.
 
     Raises:
-        OnnxPruneError: too few samples.
+        OnnxPruneError: There are too few samples.
     """
     check_samples(data)
     index = np.arange(len(data))
@@ -132,24 +174,24 @@ def recover(
     restart: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Recovered:
-    """Solves for the weights of a pruned model so that its outputs come back to the original's.
+    """Re-solve the weights of a pruned model so that its outputs approach the original's.
 
     Args:
-        original: before pruning.
-        pruned: as cut by the plan; perhaps trained since.
-        plan: what was removed.
-        calibration: samples; labels are only used to report accuracy.
-        analysis: of the original, if at hand.
-        stages: which, in order.
-        rows: output positions looked at for each layer, in all samples together.
-        rounds: of the alternation where Relu or Clip follows a layer.
-        folder: keeps what is solved, layer by layer, so that an interrupted run goes on; the caller removes it.
-        restart: throw away what an interrupted run has left there.
-        progress: called with (layers done, layers).
+        original: Model before pruning.
+        pruned: Model pruned by the plan, possibly retrained since.
+        plan: Channels that were removed.
+        calibration: Calibration data; labels are only used to report accuracy.
+        analysis: Coupling analysis of the original, if available.
+        stages: Names of the stages, in order.
+        rows: Output positions used for each layer, over all samples.
+        rounds: Rounds of the alternation if Relu or Clip follows a layer.
+        folder: Folder that stores solved layers, so that an interrupted run continues; the caller removes it.
+        restart: Discard the layers of an interrupted run.
+        progress: Called with (layers done, layers in all).
 
     Raises:
-        OnnxPruneError: models and plan that do not belong together; too few samples, samples that do not fit;
-            activations that are not finite; a folder with another run's layers.
+        OnnxPruneError: Models and plan do not belong together; there are too few samples, or they do not fit;
+            activations are not finite; or the folder holds another run's layers.
     """
     for name in stages:
         if name not in STAGES:
@@ -192,16 +234,16 @@ def recover(
 
 
 def _bounded(analysis: Analysis, calibration: Calibration) -> Calibration:
-    """Fewer samples to a run where activations are large: a walk holds several of them, for both models."""
+    """Reduce the batch if activations are large: the cursors of both models hold several of them."""
     each = Segments(analysis.model, analysis.witness).largest()
     return replace(calibration, batch=max(1, min(calibration.batch, _RUN // max(1, each))))
 
 
 def check_belongs(analysis: Analysis, plan: Plan, pruned: Model) -> None:
-    """Refuses a model that is not what a plan leaves.
+    """Raise if a model is not the original pruned by the plan.
 
     Raises:
-        OnnxPruneError: other nodes, or a weight of another shape.
+        OnnxPruneError: Nodes differ, or a weight has another shape.
     """
     check_wiring(analysis.model, pruned)
     kept = analysis.kept(plan)
@@ -216,14 +258,14 @@ def check_belongs(analysis: Analysis, plan: Plan, pruned: Model) -> None:
             wanted = int(kept[analysis.component[labels]].sum())
             if t.shape[axis] != wanted:
                 raise OnnxPruneError(
-                    f"the pruned model's weight {name!r} has {t.shape[axis]} channels on axis {axis}, the plan leaves "
+                    f"the pruned model's weight {name!r} has {t.shape[axis]} channels on axis {axis}, the plan keeps "
                     f"{wanted}",
-                    fix="give the model that this plan made (`onnxprune apply`)",
+                    fix="pass the model pruned by this plan (`onnxprune apply`)",
                 )
 
 
 class _HoldoutEvaluator:
-    """Compares models with the original on held-out samples."""
+    """Comparison of models with the original on held-out samples."""
 
     def __init__(self, analysis: Analysis, calibration: Calibration) -> None:
         seen = analysis.witness
@@ -231,8 +273,8 @@ class _HoldoutEvaluator:
         self.names = [n for n in outputs if n in seen.shapes and seen.dtypes.get(n, np.dtype(np.float32)).kind in "fV"]
         if not self.names:
             raise OnnxPruneError(
-                "the model has no output of floats whose size is known, so nothing tells whether recovery helps",
-                fix="give the model with its scores as an output",
+                "the model has no output of floats whose size is known, so recovery cannot be evaluated",
+                fix="use a model with its scores as an output",
             )
         batch = (seen.shapes.get(analysis.source.graph.inputs[0].name) or (1,))[0]
         each = sum(prod(seen.shapes[n]) * 8 for n in self.names) // batch
@@ -242,12 +284,12 @@ class _HoldoutEvaluator:
         if not all(np.isfinite(v).all() for values in reference for v in values.values()):
             raise OnnxPruneError(
                 "the original's outputs are not finite on this data",
-                fix="check the data and how it is scaled (--mean, --std); a float16 model may overflow",
+                fix="check the data and its scaling (--mean, --std); a float16 model may overflow",
             )
         self.measure = OutputDistance(self.names, reference)
 
     def _outputs(self, model: Model) -> Iterator[dict[str, npt.NDArray[Any]]]:
-        """Batch by batch, without the copies that fill up the last one."""
+        """Yield outputs batch by batch, without the copies that pad the last one."""
         feeds = self.calibration.feeds(model)
         session = Session(model, device=self.calibration.device, threads=self.calibration.threads)
         for i in range(len(feeds)):
@@ -256,7 +298,7 @@ class _HoldoutEvaluator:
             yield {n: v[: len(v) // length * real] if v.ndim and real < length else v for n, v in values.items()}
 
     def distance(self, model: Model) -> float:
-        """From the original; infinite where an output is not finite."""
+        """Return the distance from the original; infinite if an output is not finite."""
         found = []
         for values in self._outputs(model):
             if not all(np.isfinite(v).all() for v in values.values()):
@@ -265,7 +307,7 @@ class _HoldoutEvaluator:
         return self.measure(found)
 
     def top1(self, model: Model) -> float | None:
-        """Accuracy; None where there are no labels, or no classes."""
+        """Return the accuracy; None without labels or classes."""
         if self.calibration.data.y is None or not self.measure.classifier:
             return None
         c = self.calibration
@@ -274,7 +316,7 @@ class _HoldoutEvaluator:
 
 @dataclass
 class _SolutionCounter:
-    """Takes in solutions: to the store and to the progress."""
+    """Callback that stores solutions and reports progress."""
 
     store: _SolutionStore
     stage: int
@@ -305,7 +347,7 @@ def _settings(
 
 
 class _SolutionStore:
-    """Solved layers in a folder: a journal, and a file of arrays for each layer."""
+    """Solved layers in a folder: a journal, and one file of arrays per layer."""
 
     def __init__(self, folder: Path | None, settings: dict[str, Any], restart: bool) -> None:
         self.folder = folder
@@ -313,11 +355,11 @@ class _SolutionStore:
             try:
                 folder.mkdir(exist_ok=True)
             except OSError as err:
-                raise OnnxPruneError(f"cannot make the folder {str(folder)!r}: {err.strerror or err}") from err
+                raise OnnxPruneError(f"cannot create the folder {str(folder)!r}: {err.strerror or err}") from err
         self.journal = Journal(folder / "journal" if folder is not None else None, settings, restart=restart)
 
     def load(self, stage: int, node: str) -> Solution | None:
-        """The solution of an earlier run."""
+        """Return the solution of an earlier run, or None."""
         entry = self.journal.entries.get(f"{stage} {node}")
         if entry is None or self.folder is None:
             return None
@@ -330,12 +372,12 @@ class _SolutionStore:
                 matrix, shift = arrays["matrix"], arrays["shift"] if "shift" in arrays.files else None
         except (OSError, ValueError, KeyError) as err:
             raise OnnxPruneError(
-                f"cannot read a layer of the interrupted run: {err}", where=str(path), fix="start anew with --restart"
+                f"cannot read a layer of the interrupted run: {err}", where=str(path), fix="start again with --restart"
             ) from err
         return Solution(node, matrix, shift, before, after, ridge)
 
     def save(self, stage: int, solution: Solution) -> None:
-        """Keeps a solution; the journal's line comes after the arrays are on disk."""
+        """Store a solution; the journal entry follows after the arrays are on disk."""
         key = f"{stage} {solution.node}"
         if self.folder is None or key in self.journal.entries:
             return
@@ -345,17 +387,17 @@ class _SolutionStore:
             arrays = {"matrix": solution.matrix} | ({} if solution.shift is None else {"shift": solution.shift})
             try:
                 with atomic(self.folder / name) as file:
-                    np.savez(file, **arrays)  # type: ignore[arg-type]  # mypy takes names for flags
+                    np.savez(file, **arrays)  # type: ignore[arg-type]  # mypy matches names to flags
             except OSError as err:
                 raise OnnxPruneError(
                     f"cannot write a solved layer: {err.strerror or err}", where=str(self.folder),
-                    fix="make room and go on with --resume",
+                    fix="free disk space and continue with --resume",
                 ) from err  # fmt: skip
         errors = [solution.before, solution.after, solution.ridge]
         self.journal.add(key, {"file": name, "errors": errors})
 
     def close(self) -> None:
-        """Lets go of the folder; where nothing is in it that is worth keeping, it goes."""
+        """Close the journal; remove the folder if it holds no solutions."""
         self.journal.close()
         if self.folder is not None and not self.journal.entries:
             self.journal.finish()

@@ -1,1 +1,1 @@
-"""Comparisons beside the main job: criteria, sparsity, two models; and their plots."""
+"""Comparisons: criteria, sparsity, two models; and their plots."""

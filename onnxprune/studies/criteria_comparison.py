@@ -1,7 +1,7 @@
-"""How far criteria agree: rank correlations, what they would remove alike, and the weights that each would keep.
+"""Comparison of criteria: rank correlations, overlap of removed channels, and the weights that each keeps.
 
-The positive and the negative weights of a channel are summed apart, as D-Score does (Park & Kim 2022, figures 4 and 5
-of the paper show them in the order of several criteria).
+Positive and negative weights of a channel are summed separately, as in D-Score (Park & Kim 2022, figures 4 and 5 show
+them in the order of several criteria).
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ Pair = tuple[str, str]
 
 @dataclass(frozen=True)
 class Agreement:
-    """Of two criteria, on one group or on the mean of groups.
+    """Agreement of two criteria, on one group or averaged over groups.
 
     Attributes:
-        spearman: rank correlation in [-1, 1]; tied scores have their mean rank. None where it is not defined: a
-            criterion scores all channels alike.
-        kendall: tau-b in [-1, 1], which takes ties into account; None likewise.
-        overlap: share of the removed channels that both remove; by chance it is the ratio. None where nothing goes.
+        spearman: Rank correlation in [-1, 1]; tied scores have their mean rank. None if undefined, because a criterion
+            scores all channels alike.
+        kendall: tau-b in [-1, 1], corrected for ties; None likewise.
+        overlap: Share of the removed channels that both remove; the ratio by chance. None if nothing is removed.
     """
 
     spearman: float | None
@@ -51,14 +51,14 @@ class Agreement:
 
 @dataclass(frozen=True)
 class RankedGroup:
-    """The channels of a group in the order of every criterion, and their weights by sign.
+    """Channels of a group in the order of every criterion, and their weights by sign.
 
     Attributes:
-        name: of the group.
-        positive: sum of the positive weights that make a channel, [channels] float64.
-        negative: sum of the magnitudes of the negative ones, likewise.
-        orders: criterion -> channels, those that go first at the front (equal scores: the lower index first).
-        removed: how many go.
+        name: Name of the group.
+        positive: Sum of the positive weights that produce a channel, float64 [channels].
+        negative: Sum of the magnitudes of the negative ones, float64 [channels].
+        orders: Criterion -> channels in order of removal (equal scores: the lower index first).
+        removed: Number of removed channels.
     """
 
     name: str
@@ -68,19 +68,19 @@ class RankedGroup:
     removed: int
 
     def kept(self, criterion: str) -> tuple[float, float]:
-        """Sums of the positive and of the negative weights that a criterion keeps."""
+        """Return the sums of the positive and of the negative weights that a criterion keeps."""
         stay = self.orders[criterion][self.removed :]
         return float(self.positive[stay].sum()), float(self.negative[stay].sum())
 
 
 @dataclass(frozen=True)
 class CriteriaComparison:
-    """Several criteria on the same model.
+    """Comparison of several criteria on one model.
 
     Attributes:
-        scores: by criterion, named as the user did.
-        ratio: the share of every group that is removed.
-        groups: group name -> pair of criteria -> how far they agree.
+        scores: Scores by criterion, named as the user did.
+        ratio: Share removed from every group.
+        groups: Group name -> pair of criteria -> agreement.
     """
 
     scores: Mapping[str, Scores] = field(repr=False)
@@ -88,7 +88,7 @@ class CriteriaComparison:
     groups: Mapping[str, Mapping[Pair, Agreement]]
 
     def _repr_html_(self) -> str:
-        """For notebooks: the means over the groups, for every two criteria."""
+        """Return the means over the groups for every pair of criteria as an HTML table."""
         rows = []
         for pair in self.pairs:
             mean = self.mean(pair)
@@ -99,24 +99,24 @@ class CriteriaComparison:
 
     @property
     def pairs(self) -> list[Pair]:
-        """Every two criteria once."""
+        """Every pair of criteria, once."""
         return list(combinations(self.scores, 2))
 
     @property
     def analysis(self) -> Analysis:
-        """Of the model."""
+        """Coupling analysis of the model."""
         return next(iter(self.scores.values())).analysis
 
     def mean(self, pair: Pair) -> Agreement:
-        """The mean over the groups for which a figure is defined, every group counting alike."""
+        """Return the unweighted mean over the groups for which a figure is defined."""
         found = [agreements[pair] for agreements in self.groups.values()]
         return Agreement(*(_mean([getattr(a, what) for a in found]) for what in ("spearman", "kendall", "overlap")))
 
     def layer(self, pattern: str | None = None) -> RankedGroup:
-        """The widest group whose name matches a glob pattern (default: of all); of equal ones the first.
+        """Return the widest group whose name matches a glob pattern (default: any); the first of equal ones.
 
         Raises:
-            OnnxPruneError: none matches.
+            OnnxPruneError: No group matches.
         """
         names = [n for n in self.groups if pattern is None or fnmatchcase(n, pattern)]
         if not names:
@@ -129,7 +129,7 @@ class CriteriaComparison:
         return RankedGroup(group.name, positive, negative, orders, removed_at(group.channels, self.ratio))
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: the means, and per group the pairs and the weights kept."""
+        """Return the means, and pairs and kept weights by group, as a JSON object."""
         groups = {}
         for name, agreements in self.groups.items():
             layer = self._layer(self.analysis[name])
@@ -151,7 +151,7 @@ class CriteriaComparison:
         }
 
     def to_csv(self) -> str:
-        """One line per group and pair."""
+        """Return a CSV table with one line per group and pair."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(["group", "channels", "removed", "one", "other", "spearman", "kendall", "overlap"])
@@ -166,25 +166,25 @@ class CriteriaComparison:
 def compare_criteria(
     analysis: Analysis, criteria: Sequence[str] | Mapping[str, AnyCriterion], *, ratio: float = 0.5, **options: Any
 ) -> CriteriaComparison:
-    """Scores a model by several criteria, in one run over the data, and compares them group by group.
+    """Return the comparison of several criteria, scored in one run over the data.
 
     Args:
-        analysis: of the model.
-        criteria: at least two, as `parsed` reads them, or instances by name.
-        ratio: the share of every group that each would remove, in [0, 1).
-        options: as for `onnxprune.criteria.scoring.score_together`: reduce, groups, calibration, progress.
+        analysis: Coupling analysis of the model.
+        criteria: At least two, in the form of `parsed`, or instances by name.
+        ratio: Share that each would remove from every group, in [0, 1).
+        options: See `onnxprune.criteria.scoring.score_together`: reduce, groups, calibration, progress.
 
     Raises:
-        OnnxPruneError: less than two criteria, the same one twice, a ratio out of range; and as `score_together`.
+        OnnxPruneError: See `score_together`; or less than two criteria, a duplicate, or a ratio out of range.
     """
     check_ratio(ratio)
     if not isinstance(criteria, Mapping):
         twice = sorted({name for name in criteria if list(criteria).count(name) > 1})
         if twice:
-            raise OnnxPruneError(f"the criterion {twice[0]!r} is named twice", fix="compare it with another one")
+            raise OnnxPruneError(f"the criterion {twice[0]!r} is given twice", fix="compare it with another one")
         criteria = {name: parsed(name) for name in criteria}
     if len(criteria) < 2:
-        raise OnnxPruneError("a comparison takes at least two criteria", fix="for example l1,fpgm,dscore")
+        raise OnnxPruneError("a comparison needs at least two criteria", fix="for example l1,fpgm,dscore")
     scores = dict(zip(criteria, score_together(analysis, list(criteria.values()), **options), strict=True))
     names = next(iter(scores.values())).groups
     pairs = list(combinations(scores, 2))
@@ -196,10 +196,10 @@ def compare_criteria(
 
 
 def parsed(text: str) -> AnyCriterion:
-    """A criterion with parameters behind colons: `fpgm`, or `fpgm:mix_norm=0.1`.
+    """Return a criterion from text, with parameters after colons: `fpgm`, or `fpgm:mix_norm=0.1`.
 
     Raises:
-        OnnxPruneError: unknown criterion or parameter, or a parameter without a value.
+        OnnxPruneError: Unknown criterion or parameter, or a parameter without a value.
     """
     name, *settings = text.split(":")
     params: dict[str, Any] = {}
@@ -221,7 +221,7 @@ def _value(text: str) -> int | float | str:
 
 
 def agreement(one: Scored, other: Scored, ratio: float) -> Agreement:
-    """How far the scores [channels] of two criteria agree on one group."""
+    """Return the agreement of two criteria's scores [channels] of one group."""
     count = removed_at(len(one), ratio)
     both = len(np.intersect1d(order(one)[:count], order(other)[:count]))
     overlap = both / count if count else None
@@ -229,23 +229,23 @@ def agreement(one: Scored, other: Scored, ratio: float) -> Agreement:
         return Agreement(None, None, overlap)
     from scipy.stats import kendalltau, spearmanr
 
-    # The p-values are not asked for; the exact one of Kendall's tau would take longer than all the rest.
+    # The p-values are unused; the exact p-value of Kendall's tau would dominate the run time.
     tau = kendalltau(one, other, method="asymptotic").statistic
     return Agreement(float(spearmanr(one, other).statistic), float(tau), overlap)
 
 
 def order(scores: Scored) -> npt.NDArray[np.int64]:
-    """Channels in the order in which they go."""
+    """Return the channels in order of removal."""
     return np.argsort(scores, kind="stable").astype(np.int64)
 
 
 def signs(analysis: Analysis, group: Group) -> tuple[Scored, Scored]:
-    """Sums of the positive weights and of the magnitudes of the negative ones that make each channel of a group.
+    """Return sums of the positive weights and of the magnitudes of the negative weights that produce each channel.
 
-    A coupled channel is made by filters of several weights: all of them count.
+    A coupled channel is produced by filters of several weights; all of them count.
 
     Returns:
-        two arrays [channels] float64.
+        Two arrays, float64 [channels].
     """
     positive, negative = np.zeros(analysis.count), np.zeros(analysis.count)
     done: set[tuple[str, int]] = set()
@@ -262,10 +262,10 @@ def signs(analysis: Analysis, group: Group) -> tuple[Scored, Scored]:
 
 
 def save_comparison(comparison: CriteriaComparison, path: Path) -> None:
-    """Writes a comparison as CSV or, by any other suffix, as JSON, whole or not at all.
+    """Write a comparison atomically, as CSV or, for any other suffix, as JSON.
 
     Raises:
-        OnnxPruneError: it cannot be written.
+        OnnxPruneError: The file cannot be written.
     """
     if path.suffix.lower() == ".csv":
         write_text(path, comparison.to_csv())

@@ -1,8 +1,8 @@
-"""Two models side by side: which nodes, shapes, weights and sizes are not the same.
+"""Comparison of two models: different nodes, shapes, weights and sizes.
 
 Nodes are matched by name, then by the name of their first output, then by the order of their operators, so that a
-second export of the same network, in which every name is another, still lines up. Weights are matched by name, then by
-the place where matched nodes read them.
+second export of the same network with other names is still aligned. Weights are matched by name, then by the inputs of
+matched nodes.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.ir.model import Array, Model
 from onnxprune.pipeline import analyze
 
-_LONGEST = 20_000  # unmatched nodes: beyond this, aligning them by operator would take minutes
-_SHOWN = 16  # elements of an attribute that are written out
+_LONGEST = 20_000  # unmatched nodes: aligning more by operator would take minutes
+_SHOWN = 16  # elements of an attribute that are printed
 
 
 @dataclass(frozen=True)
 class NodeChange:
-    """A node that is in both models and not the same. `other` is its name there; `changes` are lines for people."""
+    """Node of both models that differs. `other` is its name in the second model; `changes` are readable lines."""
 
     name: str
     other: str
@@ -39,7 +39,7 @@ class NodeChange:
 
 @dataclass(frozen=True)
 class ShapeChange:
-    """An activation, input or output with another shape. Dynamic dimensions stand as the names or as "?"."""
+    """Activation, input or output with another shape. Dynamic dimensions are names or "?"."""
 
     tensor: str
     before: tuple[int | str, ...]
@@ -48,15 +48,15 @@ class ShapeChange:
 
 @dataclass(frozen=True)
 class WeightChange:
-    """A constant that is not the same.
+    """Constant that differs.
 
     Attributes:
-        name: its own; `other`: in the other model.
-        before, after: shapes.
-        dtypes: element types before and after.
-        elements: share of the elements that differ; None where shapes or types do.
-        largest: largest absolute difference; None where shapes differ or values are no numbers.
-        relative: Euclidean norm of the difference over that of the values before; None likewise.
+        name: Name in the first model; `other`: in the second model.
+        before, after: Shapes.
+        dtypes: Element types before and after.
+        elements: Share of the elements that differ; None if shapes or types do.
+        largest: Largest absolute difference; None if shapes differ or values are not numbers.
+        relative: Euclidean norm of the difference divided by that of the values before; None likewise.
     """
 
     name: str
@@ -71,7 +71,7 @@ class WeightChange:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a model is: nodes, parameters (elements), bytes of constants and of its file, MACs per sample, opset."""
+    """Size of a model: nodes, MACs per sample, parameters (elements), bytes of constants and of its file, opset."""
 
     nodes: int
     macs: int | None
@@ -83,16 +83,16 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Differences:
-    """What is not the same in two models.
+    """Differences between two models.
 
     Attributes:
-        before, after: sizes.
-        same_nodes: how many nodes are the same; `added`, `removed`: (name, operator) of those in one model only.
-        changed: nodes in both.
-        same_shapes: activations of the same shape; `shapes`: those of another.
-        same_weights: constants equal to the last bit; `weights`: changed ones; `added_weights`, `removed_weights`:
-            (name, shape) of those in one model only.
-        interface: lines about inputs, outputs and opset.
+        before, after: Sizes.
+        same_nodes: Number of equal nodes; `added`, `removed`: (name, operator) of nodes in one model only.
+        changed: Nodes of both models that differ.
+        same_shapes: Number of activations with equal shapes; `shapes`: those with different ones.
+        same_weights: Number of constants equal bit for bit; `weights`: changed ones; `added_weights`,
+            `removed_weights`: (name, shape) of constants in one model only.
+        interface: Readable lines about inputs, outputs and opset.
     """
 
     before: Sizes
@@ -110,7 +110,7 @@ class Differences:
     interface: tuple[str, ...]
 
     def _repr_html_(self) -> str:
-        """For notebooks: sizes, and how much of each kind differs."""
+        """Return sizes and numbers of differences as an HTML table."""
         rows = []
         for what in ("nodes", "macs", "params", "bytes", "file", "opset"):
             a, b = getattr(self.before, what), getattr(self.after, what)
@@ -125,7 +125,7 @@ class Differences:
 
     @property
     def identical(self) -> bool:
-        """Whether nodes, shapes, weights and interface are all the same."""
+        """True if nodes, shapes, weights and interface are all equal."""
         return not any(
             (self.added, self.removed, self.changed, self.shapes, self.weights, self.added_weights,
              self.removed_weights, self.interface)
@@ -133,21 +133,21 @@ class Differences:
 
     @property
     def retrained(self) -> bool:
-        """Whether only values of weights differ: the same graph with the same shapes."""
+        """True if only values of weights differ: the same graph with the same shapes."""
         structure = (self.added, self.removed, self.changed, self.shapes, self.added_weights, self.removed_weights)
         return not any(structure) and bool(self.weights) and all(w.before == w.after for w in self.weights)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON, which knows no infinity."""
+        """Return the differences as a JSON object; numbers that are not finite become None."""
         return {"identical": self.identical, **_finite(asdict(self))}
 
 
 def differences(one: Model, other: Model) -> Differences:
-    """Compares two models.
+    """Return the differences between two models.
 
     Args:
-        one: what is taken as before.
-        other: what is taken as after.
+        one: Model before.
+        other: Model after.
     """
     first, second = _Side(one), _Side(other)
     pairs = _matched(first.nodes, second.nodes)
@@ -181,7 +181,7 @@ def differences(one: Model, other: Model) -> Differences:
 
 
 class _Side:
-    """One of the two models, as it is compared."""
+    """Nodes, constants, shapes and sizes of one of the two models."""
 
     def __init__(self, model: Model) -> None:
         self.nodes = [n for n in model.graph.nodes if n.op != "Constant"]
@@ -218,7 +218,7 @@ class _Side:
 
 
 def _file_size(model: Model) -> int | None:
-    """Bytes of the model's file and of those its weights lie in."""
+    """Return the bytes of the model's file and its external data files."""
     try:
         return sum(p.stat().st_size for p in {model.path, *model.data_files} if p is not None) or None
     except OSError:
@@ -238,7 +238,7 @@ def _output(node: gs.Node) -> str:
 
 
 def _matched(one: list[gs.Node], other: list[gs.Node]) -> list[tuple[int, int]]:
-    """Places of nodes that are the same node, in the order of the first model."""
+    """Return index pairs of nodes that correspond, in the order of the first model."""
     pairs: dict[int, int] = {}
     taken: set[int] = set()
     for key in (_name, _output):
@@ -258,7 +258,7 @@ def _matched(one: list[gs.Node], other: list[gs.Node]) -> list[tuple[int, int]]:
 
 
 def _matched_constants(one: _Side, other: _Side, pairs: list[tuple[int, int]]) -> dict[str, str]:
-    """Constants that are the same one: by name, then by the place where matched nodes read them."""
+    """Return constants that correspond: by name, then by the inputs of matched nodes."""
     out = {name: name for name in one.constants if name in other.constants}
     taken = set(out)
     for i, j in pairs:
@@ -289,7 +289,7 @@ def _node_changes(
 
 
 def _attribute(value: Any) -> str:
-    """An attribute as text that tells two values apart."""
+    """Return an attribute as text that distinguishes values."""
     if isinstance(value, gs.Graph):
         return f"graph({', '.join(f'{n.op} {_title(n)}' for n in value.nodes)})"
     if isinstance(value, gs.Constant):
@@ -324,7 +324,7 @@ def _weight_change(one: _Side, other: _Side, name: str, twin: str) -> WeightChan
 
 
 def _same_bits(a: Array, b: Array) -> bool:
-    """Whether two arrays of one shape and type are the same, NaN and the sign of zero included."""
+    """Return whether two arrays of one shape and type are equal, NaN and the sign of zero included."""
     if a.dtype.hasobject:
         return np.array_equal(a, b)
     x, y = (np.ascontiguousarray(v).reshape(-1).view(np.uint8) for v in (a, b))
@@ -347,7 +347,7 @@ def _signature(t: gs.Tensor) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """The same value with None for numbers that JSON cannot hold."""
+    """Return the value with None for numbers that JSON cannot represent."""
     if isinstance(value, dict):
         return {k: _finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

@@ -1,8 +1,8 @@
-"""Weight pruning against unit pruning: what a classifier still knows at one sparsity after another, and its size.
+"""Weight pruning against unit pruning: accuracy and size of a classifier over a range of sparsities.
 
-The study: in every layer but the last, set k % of the weights to zero, those of smallest magnitude (weight), or k % of
-the columns of its matrix [in, out], those of smallest Euclidean norm (unit), and draw accuracy against k. Units can
-also really go: the same ones, by the l2 criterion, through a plan, stripped and verified.
+In every layer but the last, k % of the weights with smallest magnitude (weight), or k % of the columns of its matrix
+[in, out] with smallest Euclidean norm (unit), are set to zero; accuracy is recorded against k. Units can also be
+removed: the same ones, by the l2 criterion, through a plan, stripped and verified.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from onnxprune.pipeline import analyze, compile_plan, plan
 from onnxprune.planning.constraints import Constraints
 
 POINTS = (0.0, 0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99)
-"""The sparsities of the study."""
+"""Sparsities of the study."""
 ENDS = ("zeros", "strip")
 
 
@@ -40,15 +40,15 @@ class SparsityPoint:
 
     Attributes:
         what: "weight" or "unit".
-        end: "zeros", or "strip" for units that were really removed.
-        sparsity: share that was asked to go, of the weights (or units) of every pruned layer.
-        reached: share of the pruned layers' weights that are zero or gone. Removed units take weights of the next
-            layer with them, so here it is larger than what was asked.
-        top1: accuracy, and `top1_error`, its standard error.
-        loss: mean cross-entropy in nats.
-        parameters: left in the whole model, zeros not counted.
-        compressed_bytes: of the model's file in one zlib stream.
-        verified: largest relative difference from the masked original; None where nothing was stripped.
+        end: "zeros", or "strip" for removed units.
+        sparsity: Requested share of the weights (or units) of every pruned layer.
+        reached: Share of the pruned layers' weights that are zero or removed. Removing units also removes weights of
+            the next layer, so this exceeds the request.
+        top1: Accuracy; `top1_error`: its standard error.
+        loss: Mean cross-entropy in nats.
+        parameters: Remaining non-zero parameters of the model.
+        compressed_bytes: Bytes of the model's file as one zlib stream.
+        verified: Largest relative difference from the masked original; None if nothing was stripped.
     """
 
     what: str
@@ -65,15 +65,15 @@ class SparsityPoint:
 
 @dataclass(frozen=True)
 class SparsityStudy:
-    """A sweep over sparsities.
+    """Result of a study.
 
     Attributes:
-        model: fingerprint of the original.
-        data: name of the samples, and `images`, how many.
+        model: Fingerprint of the original.
+        data: Name of the data; `images`: number of samples.
         scope: "layer" or "global".
-        weights: names of the pruned ones.
-        points: by what, then by sparsity.
-        tool: version that made it.
+        weights: Names of the pruned weights.
+        points: Points by `what`, then by sparsity.
+        tool: Version that made the study.
     """
 
     model: str
@@ -85,11 +85,11 @@ class SparsityStudy:
     tool: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the study as a JSON object."""
         return asdict(self)
 
     def to_csv(self) -> str:
-        """A table of the points: a column for each field of `Point`, numbers in full, nothing where there is none."""
+        """Return a CSV table with a column per field of `SparsityPoint`, numbers unrounded, None as empty cells."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow([f.name for f in fields(SparsityPoint)])
@@ -115,29 +115,29 @@ def study(
     keep: Callable[[SparsityPoint, Model], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> SparsityStudy:
-    """Prunes the same model to every sparsity, and measures each result.
+    """Prune one model to every sparsity and evaluate each result.
 
     Args:
-        model: a classifier.
-        data: samples with labels.
+        model: Classifier.
+        data: Samples with labels.
         what: "weight", "unit" or both.
-        points: sparsities, in [0, 1).
-        end: how units end: "zeros", or "strip", removed. Residual streams are then removed as a whole, by the mean norm
-            of the layers that write to them.
-        scope: "layer" or "global"; see the pass sparsify_weights. Units are stripped by layer only.
-        exclude: glob patterns of weights left whole.
-        include_last: prune the last layer, too; it cannot be stripped.
-        preprocess: how pixels become the model's input.
-        batch: samples per run.
-        threads: of onnxruntime; 0 leaves the choice to it.
+        points: Sparsities, in [0, 1).
+        end: "zeros", or "strip" to remove units. Residual streams are then removed together, by the mean norm of the
+            layers that write to them.
+        scope: "layer" or "global"; see the pass sparsify_weights. Units are only stripped by layer.
+        exclude: Glob patterns of weights that are not pruned.
+        include_last: Prune the last layer, too; it cannot be stripped.
+        preprocess: Conversion of pixels to the model's input.
+        batch: Samples per run.
+        threads: Threads of onnxruntime; 0: its default.
         device: "auto", "cpu" or "cuda".
-        tool: version, for the record.
-        keep: called with every point and its model.
-        progress: called with (done, total) points.
+        tool: Version, for the record.
+        keep: Called with every point and its model.
+        progress: Called with (done, total) points.
 
     Raises:
-        OnnxPruneError: an argument that makes no sense, data without labels or that does not fit, no unit to strip.
-        VerificationError: a stripped model does not compute what its masked original does.
+        OnnxPruneError: An invalid argument, data without labels or that does not fit, or no unit that can be stripped.
+        VerificationError: A stripped model does not compute the same as its masked original.
     """
     asked = _checked(what, points, end, scope)
     chosen = prunable(model, exclude, include_last)
@@ -170,7 +170,7 @@ def study(
 
 
 def _checked(what: Sequence[str], points: Sequence[float], end: str, scope: str) -> list[tuple[str, float]]:
-    """Every point that is wanted, once."""
+    """Return all requested (kind, sparsity) points, each once; raise for invalid arguments."""
     for name in what:
         if name not in METHODS:
             raise unknown("kind of pruning", name, METHODS)
@@ -179,20 +179,20 @@ def _checked(what: Sequence[str], points: Sequence[float], end: str, scope: str)
     if end == "strip" and scope != "layer" and "unit" in what:
         raise OnnxPruneError("units are stripped layer by layer", fix="--scope layer, or --end zeros")
     if not what or not points:
-        raise OnnxPruneError("there is nothing to measure", fix="--what weight,unit --points 0,0.5,0.9")
+        raise OnnxPruneError("no kind of pruning or no sparsity is given", fix="--what weight,unit --points 0,0.5,0.9")
     sparsities = sorted(set(map(float, points)))
     for method in what:
         for sparsity in sparsities:
-            SparsifyWeights(sparsity, method, scope)  # refuses what makes no sense before anything is measured
+            SparsifyWeights(sparsity, method, scope)  # reject invalid values before anything is measured
     return [(method, sparsity) for method in dict.fromkeys(what) for sparsity in sparsities]
 
 
 class _UnitStripper:
-    """Removes the units of smallest norm from the layers that are pruned.
+    """Removal of the units with the smallest norm from the pruned layers.
 
     Args:
-        model: the original.
-        chosen: its weights that are pruned.
+        model: Original model.
+        chosen: Its pruned weights.
     """
 
     def __init__(self, model: Model, chosen: Sequence[LayerWeight]) -> None:
@@ -209,7 +209,7 @@ class _UnitStripper:
         self.total_weights = _remaining_weights(self.analysis.model.graph, layers, np.size)
 
     def __call__(self, sparsity: float) -> tuple[Model, float | None]:
-        """The smaller model, and how far it is from the masked original."""
+        """Return the smaller model and its relative difference from the masked original."""
         if sparsity == 0:
             return self.model, None
         constraints = Constraints(round_to=1, max_ratio=sparsity, include=self.include)
@@ -221,12 +221,12 @@ class _UnitStripper:
 
 
 def _outputs(weights: Sequence[LayerWeight]) -> frozenset[str]:
-    """What the weights' layers write: names that normalizing and stripping leave alone."""
+    """Return the outputs of the weights' layers, whose names survive normalization and stripping."""
     return frozenset(u.node.outputs[0].name for w in weights for u in w.uses)
 
 
 def _produced_by(analysis: Analysis, group: Group, layers: frozenset[str]) -> bool:
-    """Whether a group's channels are made by these layers alone."""
+    """Return whether a group's channels are produced by these layers only."""
     inside = np.zeros(analysis.count, np.bool_)
     inside[group.components] = True
     makers = [
@@ -239,7 +239,7 @@ def _produced_by(analysis: Analysis, group: Group, layers: frozenset[str]) -> bo
 
 
 def _remaining_weights(graph: gs.Graph, layers: frozenset[str], measure: Callable[[Any], Any]) -> int:
-    """Sum of a measure over the weights of some layers."""
+    """Return the sum of a measure over the weights of some layers."""
     return sum(
         int(measure(w.values)) for w in layer_weights(graph) if any(u.node.outputs[0].name in layers for u in w.uses)
     )

@@ -1,7 +1,7 @@
 """Retraining pruned models in PyTorch, on Lightning's Trainer.
 
-    result = op.retrain(pruned, op.load_data("digits:train"), settings=Settings(epochs=3), teacher=original)
-    op.save(result.model, "retrained.onnx")
+    result = op.retrain(pruned, data="digits:train", settings=op.Settings(lr=0.003), epochs=3, teacher=original)
+    result.save("retrained.onnx")
 
 Names are loaded on first use: `Settings` can be made and checked without PyTorch.
 """

@@ -19,7 +19,7 @@ from onnxprune.execution.sessions import Session
 from onnxprune.ir.model import PROVENANCE, Model
 from onnxprune.passes import NORMALIZE, Pipeline
 from onnxprune.passes.edit import drop_dead
-from onnxprune.pipeline import analyze_for
+from onnxprune.planning.analyze import analyze_for
 from onnxprune.plans import Plan
 from onnxprune.torch_bridge import logits_of, to_torch
 

@@ -20,12 +20,14 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
+from onnxprune._utils.formatting import counted, percent
+from onnxprune._utils.html import html_table
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import Data, Feeds, Preprocess, input_of, subset
 from onnxprune.execution.evaluation import evaluate
-from onnxprune.ir.model import PROVENANCE, Array, Model
+from onnxprune.ir.model import PROVENANCE, Array, Model, save
 from onnxprune.passes import NORMALIZE, FuseBatchnorm, InsertBatchnorm, Pipeline
-from onnxprune.pipeline import analyze
+from onnxprune.planning.analyze import analyze
 from onnxprune.plans import Plan
 from onnxprune.torch_bridge import bindings, logits_of, to_torch, write_back
 from onnxprune.torch_bridge.running import cpu_threads
@@ -52,7 +54,7 @@ if TYPE_CHECKING:
 STATISTICS = 1000  # samples that inserted BatchNorm is measured on
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Retrained:
     """A retrained model and how it came about.
 
@@ -87,6 +89,29 @@ class Retrained:
     val: Data = field(repr=False)
     logs: Path | None
     rank: int
+
+    def __repr__(self) -> str:
+        kept = f"epoch {self.epoch} of {len(self.history) - 1}" if self.epoch else "no epoch was better"
+        return f"<Retrained: {self._change}, {kept}, on {counted(len(self.val), 'validation sample')}>"
+
+    def _repr_html_(self) -> str:
+        """Table for notebooks: the history; the epoch that was kept is marked."""
+        rows = []
+        for e in self.history:
+            name = ("* " if e.epoch == self.epoch else "") + (str(e.epoch) if e.epoch else "as given")
+            top1 = "-" if e.top1 is None else percent(e.top1)
+            rows.append([name, "-" if e.train_loss is None else f"{e.train_loss:.4f}", top1, f"{e.loss:.4f}"])
+        return html_table("retrained", ["epoch", "training loss", "top-1", "loss"], rows, note=self._change)
+
+    def save(self, path: str | os.PathLike[str], *, external: bool | None = None) -> Path:
+        """Write the model; see `onnxprune.save`."""
+        return save(self.model, path, external=external)
+
+    @property
+    def _change(self) -> str:
+        if self.before.top1 is None or self.after.top1 is None:
+            return f"distillation loss {self.before.loss:.4f} -> {self.after.loss:.4f}"
+        return f"top-1 {percent(self.before.top1)} -> {percent(self.after.top1)}"
 
     @property
     def metric(self) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from onnxprune._utils.formatting import short_repr
 from onnxprune.errors import OnnxPruneError, unknown
 
 OPTIMIZERS = ("sgd", "adamw")
@@ -23,7 +24,7 @@ _WEIGHT_DECAY = {"sgd": 5e-4, "adamw": 0.01}
 _FREE = ("device", "threads", "workers", "keep", "log_dir", "teacher_runtime")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Settings:
     """Settings of `retrain`.
 
@@ -104,6 +105,9 @@ class Settings:
     freeze: tuple[str, ...] = ()
     keep: str = "best"
     log_dir: str | None = None
+
+    def __repr__(self) -> str:
+        return short_repr(self)
 
     def __post_init__(self) -> None:
         for name, known in (

@@ -1,7 +1,7 @@
-"""The proof that a pruned model computes what its masked original computes.
+"""Proof that a pruned model computes the same as its masked original.
 
-`verify` compares all constants bit for bit and all nodes one by one, on inputs of its own choice, with the original
-file; whole runs of both models are the second line. It shares no code with the analysis or the strip pass.
+`verify` compares all constants bit for bit and all nodes one by one, on inputs chosen by the checker, with the original
+file; end-to-end runs of both models are the second line. It shares no code with the analysis or the strip pass.
 """
 
 from onnxprune.verification._certificate import QUANTIZED as QUANTIZED

@@ -1,4 +1,4 @@
-"""Prove that a pruned model equals the masked original for every input and every admissible size."""
+"""Proof that a pruned model equals the masked original for every input and every admissible size."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from onnxprune.plans import Plan
 
 Feeds = Mapping[str, Array]
-_MOST_SIZES = 10  # assignments, those next to constants of the shape arithmetic included
-_TRIES = 24  # assignments offered to the original
+_MOST_SIZES = 10  # assignments, including those next to constants of the shape arithmetic
+_TRIES = 24  # assignments tried on the original
 
 
 def verify(
@@ -51,21 +51,21 @@ def verify(
     threads: int = 0,
     seed: int = 0,
 ) -> Verification:
-    """Prove a pruned model against the original that an analysis was made of.
+    """Prove that a pruned model equals the masked original of an analysis.
 
     Args:
         analysis: Analysis of the original; only its claims of what is kept are read.
         plan: Channels to remove.
-        pruned: The pruned model. One that says in its metadata that it was recovered or retrained is checked in
+        pruned: The pruned model. If its metadata records that it was recovered or retrained, it is checked in
             everything but the values of its weights.
-        feeds: The user's inputs, for whole runs beside random ones.
+        feeds: The user's inputs, for whole runs in addition to random ones.
         tolerance: Largest relative difference; default: by element type.
         device: "cpu", "cuda" or "auto".
-        threads: Threads of onnxruntime; 0 leaves the choice to it.
+        threads: Threads of onnxruntime; 0: its default.
         seed: Seed of all random values.
 
     Raises:
-        VerificationError: the models differ, with the first node that differs; or a node could not be checked.
+        VerificationError: The models differ (names the first differing node), or a node could not be checked.
         OnnxPruneError: onnxruntime rejects the original.
     """
     started = time.perf_counter()
@@ -112,9 +112,9 @@ class _Job:
         )  # fmt: skip
 
     def _copy_computed(self, one: Graph, other: Graph) -> list[str]:
-        """Give the reference the pruned model's values of float constants that the original computes from sizes.
+        """Use the pruned model's values for float constants that the original computes from sizes; return their names.
 
-        They agree up to rounding only, which `_compare_computed` checks apart: near zero that may be a large share.
+        They agree up to rounding only, which may be a large share near zero and is checked by `_compare_computed`.
         """
         names = [n for n in self.constants.computed if n in one.fixed and other.value(n).dtype.kind == "f"]
         for name in names:
@@ -131,26 +131,26 @@ class _Job:
         return names
 
     def tolerance(self, dtype: np.dtype) -> float:
-        """Return the largest difference allowed at one tensor."""
+        """Return the largest allowed difference at one tensor."""
         if self.own_tolerance is not None:
             return self.own_tolerance
         return TOLERANCE.get(dtype.name, TOLERANCE["float32"])
 
     def prove(self, data: Sequence[Feeds], started: float) -> Verification:
-        """Run the induction at all sizes, then whole runs."""
+        """Run the induction at all sizes, then whole runs; return the certificate."""
         data = [{k: v.astype(np.float32) if narrow(v.dtype) else v for k, v in feeds.items()} for feeds in data]
         runs = self._runs(data)
         for i, run in enumerate(runs):
             self.induction.run(run.shapes, run.number, self.cut.targets if i == 0 else self.cut.always)
         self.induction.run(runs[0].shapes, 1, self.induction.with_single_truths(runs[0].shapes))
-        if len(runs) == 1:  # a model of fixed sizes: other values instead
+        if len(runs) == 1:  # a model of fixed sizes: use other values instead
             self.induction.run(runs[0].shapes, 2, self.cut.always)
-        # A style of values after the other wakes what is quiet, and what another operator computes.
+        # Other styles of values activate channels that were constant, and test nodes with another operator.
         for i, style in enumerate(("wide", "image", "positive", "huge")):
             quiet = [*self.induction.quiet(), *(self.induction.other_operators())]
             if quiet:
                 self.induction.run(runs[0].shapes, 100 + i, list(dict.fromkeys(quiet)), style)
-        for number in range(200, 206):  # one value per channel may be near zero by chance; several are not
+        for number in range(200, 206):  # one value per channel may be near zero by chance, several are not
             exceeding = self.induction.exceeding()
             if not exceeding:
                 break
@@ -183,9 +183,9 @@ class _Job:
         return max(kinds, default=self.tolerance(np.dtype(np.float32)))
 
     def _runs(self, data: Sequence[Feeds]) -> list[SizedRun]:
-        """Find assignments that the original accepts, and the shapes of the leaves under each.
+        """Return runs at assignments that the original accepts, with the shapes of the leaves under each.
 
-        The first run tells the shapes of all leaves, the others those of regions that are run at every size.
+        The first run records the shapes of all leaves, the others those of regions that are run at every size.
         """
         dims = sizes.dynamic(self.reference)
         probes = sizes.probes(self.reference) if dims else []
@@ -201,19 +201,19 @@ class _Job:
                 finder.fed(_sizes_of(feed, dims), feed)
         if not finder.runs:
             raise OnnxPruneError(
-                f"onnxruntime does not run the original on random inputs of any size that was tried: {finder.error}",
+                f"onnxruntime failed to run the original on random inputs of all sizes tried: {finder.error}",
                 fix="verify on real inputs with --data, or skip the proof with --no-verify",
             )
         if not dims:
             return finder.runs
-        # What is empty at the first size (half of a batch of one) is run at the others, too.
+        # Tensors that are empty at the first size (half of a batch of one) are compared at the other sizes, too.
         empty = {n for n, s in finder.runs[0].shapes.items() if 0 in s}
         for t in [t for t in self.cut.once if empty and (t in empty or empty & self.induction.leaves([t]))]:
             self.cut.once.remove(t)
             self.cut.always.append(t)
         tested = sorted({n for p in probes for n in p.operands if n in self.reference.fixed})
         runs = finder.runs
-        del finder  # its session holds a copy of the weights
+        del finder  # releases its copy of the weights
         more = self._finder(self.induction.leaves(self.cut.always) | sized, tested, runs)
         for _, assigned in zip(range(_TRIES), offers, strict=False):
             if len(more.runs) >= sizes.WANTED:
@@ -232,9 +232,9 @@ class _Job:
         return SizeFinder(self.reference, self.sessions, self.values, observed, leaves, tested, runs)
 
     def _run_on_derived_values(self, runs: Sequence[SizedRun]) -> None:
-        """Give regions that take no values of the checker's choice those of a run of the reference.
+        """Run regions without values of the checker's choice on values of a run of the reference.
 
-        Where that holds nothing, a selection found nothing: it is made to find something.
+        Where a selection found nothing in that run, it is forced to find something.
         """
         unseen = self.induction.unseen()
         if not unseen:

@@ -21,15 +21,15 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class MaskSite:
-    """A node input at which removed channels count as zero.
+    """Node input at which removed channels count as zero.
 
     Attributes:
-        node: name of the node's first output.
-        index: of the input.
-        axis: of the input's data.
-        rank: of the data.
+        node: Name of the node's first output.
+        index: Index of the input.
+        axis: Axis of the input.
+        rank: Rank of the input.
         kept: bool [size of the axis].
-        zero: for quantized data the input that holds the zero point, -1 for none; None for other data.
+        zero: For quantized data, index of the input with the zero point, -1 for none; None for other data.
     """
 
     node: str
@@ -42,14 +42,14 @@ class MaskSite:
 
 @dataclass(frozen=True)
 class StatisticSite:
-    """A node that takes a statistic over channels and runs on the kept ones.
+    """Node that computes a statistic over channels and runs on the kept ones.
 
     Attributes:
-        node: name of the node's first output.
+        node: Name of the node's first output.
         kept: bool [size of the axis].
-        inputs: (input, axis) pairs that lie along it, the data first.
-        outputs: (output, axis) pairs that still have it.
-        counted: whether the node sums and a constant behind it divides by the count.
+        inputs: (input, axis) pairs with the channel axis, the data first.
+        outputs: (output, axis) pairs that still have the axis.
+        counted: Whether the node sums and a constant after it divides by the count.
     """
 
     node: str
@@ -61,15 +61,15 @@ class StatisticSite:
 
 @dataclass(frozen=True)
 class Claims:
-    """Kept indices and the sites where removal is defined.
+    """Kept indices, and the sites where removal is defined.
 
     Attributes:
-        kept: tensor or constant -> for each axis the kept indices, None where all are.
-        masks: contraction inputs.
-        statistics: nodes of inexact groups.
-        dtypes: element types of tensors; without one a tensor is not cut at.
-        losses: (constant, axis) -> kept, of every axis that has to lose channels by the plan.
-        inexact: names of inexact groups that lose channels.
+        kept: Tensor or constant -> for each axis the kept indices, None if all are.
+        masks: Masked contraction inputs.
+        statistics: Nodes of inexact groups.
+        dtypes: Element types of tensors; graphs are not cut at tensors without one.
+        losses: (constant, axis) -> kept, for every axis that must lose channels by the plan.
+        inexact: Names of inexact groups that lose channels.
     """
 
     kept: Mapping[str, tuple[Mask | None, ...]]
@@ -81,10 +81,10 @@ class Claims:
 
     @classmethod
     def of(cls, analysis: Analysis, plan: Plan) -> Claims:
-        """Read the claims off an analysis.
+        """Return the claims of an analysis and a plan.
 
         Raises:
-            VerificationError: a group does not lose what the plan names.
+            VerificationError: A group does not lose the channels that the plan names.
         """
         bits = analysis.kept(plan)
         kept: dict[str, tuple[Mask | None, ...]] = {}
@@ -140,7 +140,7 @@ class Claims:
         """Return the kept entries of a tensor.
 
         Raises:
-            VerificationError: the claim does not fit the tensor's shape.
+            VerificationError: The claim does not fit the tensor's shape.
         """
         axes = self.kept.get(name, ())
         if axes and len(axes) != values.ndim:
@@ -154,13 +154,13 @@ class Claims:
 
 
 def resized(kept: Mask, size: int, name: str) -> Mask:
-    """Return the claim for an axis that is joined from channels and a dynamic dimension, at another size of that.
+    """Return the claim for another size of an axis that merges channels with a dynamic dimension.
 
-    The claim has the form repeat(tile(part, t), r); of the two counts the outer one, a batch as a rule, follows the
-    size. A wrong guess shows as a difference and is never a wrong proof: it is a claim like any other.
+    The claim has the form repeat(tile(part, t), r); of the two counts the outer one, usually a batch, follows the size.
+    A wrong guess shows as a difference and never as a wrong proof: it is a claim like any other.
 
     Raises:
-        VerificationError: the claim has no such form.
+        VerificationError: The claim does not have this form.
     """
     if len(kept) == size:
         return kept

@@ -1,7 +1,7 @@
-"""How far apart two arrays are: per index of every axis, against the scale of that index.
+"""Differences of arrays: per index of every axis, relative to the scale of that index.
 
-A small column beside large ones is judged by its own scale. Scales are taken over all runs, since one value that
-happens to be near zero says nothing.
+A small column next to large ones is compared on its own scale. Scales are taken over all runs, because a single value
+may be near zero by chance.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import numpy as np
 
 from onnxprune.ir.model import Array
 
-_FEW = 3  # an index with fewer values over all runs has no scale of its own where sizes differ between the runs
-FLOOR = 2.0**-20  # of the largest value: onnxruntime's activations are no finer near 0
-NOISE_FACTOR = 30.0  # whole runs may differ by this many times what rounding errors in the masks alone make of them
+_FEW = 3  # values over all runs; an index with fewer has no scale of its own if sizes differ between runs
+FLOOR = 2.0**-20  # share of the largest value: onnxruntime's activations are no finer near 0
+NOISE_FACTOR = 30.0  # whole runs may differ by this multiple of the effect of rounding errors in the masks alone
 _ROUNDED = 0.01  # share of quantized integers that may differ by one
 
 
@@ -33,10 +33,10 @@ class TensorComparison:
     """Differences of one tensor over all runs.
 
     Attributes:
-        problem: what no tolerance can excuse: another shape or element type, NaN or infinity at other places.
-        bounded: the values lie in 0..1 and may vanish: differences of a few units in the last place of 1 do not count.
-            (onnxruntime's Sigmoid is no finer than that near 0.)
-        nothing_kept: there is nothing to compare: all entries are removed, or there are none at these sizes.
+        problem: Difference that no tolerance covers: another shape or element type, NaN or infinity elsewhere.
+        bounded: The values are in 0..1 and may vanish: differences of a few units in the last place of 1 are ignored,
+            because onnxruntime's Sigmoid is no finer near 0.
+        nothing_kept: There is nothing to compare: all entries are removed, or there are none at these sizes.
     """
 
     problem: str = ""
@@ -67,7 +67,7 @@ class TensorComparison:
         if not np.isfinite(low) or not np.isfinite(high):
             finite = np.isfinite(b)
             if not np.array_equal(np.isfinite(a), finite) or not np.array_equal(a[~finite], b[~finite], equal_nan=True):
-                self.problem = "it is infinite or no number at other places than the original's"
+                self.problem = "it is NaN or infinite at other positions than the original's"
                 return
             a, b = np.where(finite, a, 0), np.where(finite, b, np.nan)
             with np.errstate(invalid="ignore"):
@@ -77,7 +77,7 @@ class TensorComparison:
         if gap is not None and self.bounded:
             gap[gap <= 4 * np.finfo(expected.dtype).eps] = 0
         if gap is not None and not np.isfinite(gap.max()):
-            self.problem = "it is infinite or no number at other places than the original's"
+            self.problem = "it is NaN or infinite at other positions than the original's"
             return
         self._note(gap, b, b, b.shape)
 
@@ -124,11 +124,11 @@ class TensorComparison:
 
     @property
     def has_elements(self) -> bool:
-        """Whether any element was compared, or none is kept."""
+        """True if any element was compared, or none is kept."""
         return bool(self._whole) or self.nothing_kept
 
     def joined(self) -> list[tuple[int, _AxisExtremes]]:
-        """Return (axis, extremes over all runs); -1 is the whole tensor."""
+        """Return (axis, extremes over all runs) pairs; axis -1 is the whole tensor."""
         out = [(-1, _joined(self._whole))] if self._whole else []
         for axis, runs in enumerate(self.axes):
             if len({len(r.gap) for r in runs}) == 1:
@@ -138,7 +138,7 @@ class TensorComparison:
         return out
 
     def worst(self) -> tuple[float, int, int]:
-        """Return the largest difference relative to the scale of its index, with that axis and index."""
+        """Return the largest difference relative to the scale of its index, with the axis and index."""
         if self.problem:
             return float("inf"), -1, 0
         if self._worst is None:
@@ -146,7 +146,7 @@ class TensorComparison:
         return self._worst
 
     def beyond(self, noise: TensorComparison) -> float:
-        """Return the largest difference beyond what noise makes of the same index, relative to its scale."""
+        """Return the largest difference beyond the effect of noise at the same index, relative to its scale."""
         return float("inf") if self.problem else self._largest(noise)[0]
 
     def _largest(self, noise: TensorComparison | None = None) -> tuple[float, int, int]:
@@ -170,7 +170,7 @@ class TensorComparison:
         return best
 
     def quiet(self) -> bool:
-        """Return whether some index of some axis held one value only, or nothing finite, where it had several."""
+        """Return whether an index with several values held a single distinct value, or nothing finite."""
         if all(any((r.low < r.high).all() for r in runs) for runs in (self._whole, *self.axes)):
             return False
         return any(a.count >= _FEW and bool((~(a.low < a.high)).any()) for _, a in self.joined())
@@ -185,7 +185,7 @@ def _most(x: Array) -> Array:
 
 
 def _per_axis(x: Array, reduce: Callable[..., Any]) -> list[Array]:
-    """Reduce to one vector per axis; leading and trailing axes are first reduced together, for speed."""
+    """Return one reduced vector per axis; leading and trailing axes are first reduced together, for speed."""
     middle = x.ndim // 2
     if x.ndim == 0:
         return []
@@ -210,7 +210,7 @@ def _joined(runs: list[_AxisExtremes]) -> _AxisExtremes:
 
 
 def relative_difference(actual: Array, expected: Array) -> float:
-    """Return max |actual - expected| / max |expected|; infinite if shapes or the places of NaN and infinity differ."""
+    """Return max |actual - expected| / max |expected|; infinite if shapes or positions of NaN and infinity differ."""
     if actual.shape != expected.shape:
         return float("inf")
     if actual.dtype.kind not in "fV":

@@ -1,7 +1,7 @@
-"""Weights that the original computes and the pruned model states: each element must be the exact value, rounded.
+"""Weights that the original computes and the pruned model stores: each element must be the exact value, rounded.
 
-Runtimes round sums, roots and powers in their own way, so that a tolerance would have to be wider than a wrong last
-digit. The exact value, computed in float64 by ONNX's reference implementation, leaves room for no more than rounding.
+Runtimes round sums, roots and powers differently, so a tolerance would be wider than a wrong last digit. The exact
+value, computed in float64 by ONNX's reference implementation, leaves no more than rounding.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ SMOOTH = frozenset(
      "Sigmoid", "Size", "Slice", "Softmax", "Softplus", "Split", "Sqrt", "Squeeze", "Sub", "Sum", "Tanh", "Tile",
      "Transpose", "Unsqueeze")
 )  # fmt: skip
-"""Operators of which a rounding error stays a rounding error."""
+"""Operators that keep a rounding error a rounding error."""
 _ULPS = 2
-_CANCELLED = 2.0**-40  # of the largest value: rounding errors of float64 in sums that cancel
+_CANCELLED = 2.0**-40  # share of the largest value: rounding errors of float64 in sums that cancel
 
 
 def is_smooth(model: onnx.ModelProto) -> bool:
@@ -33,12 +33,12 @@ def is_smooth(model: onnx.ModelProto) -> bool:
 
 
 def in_float64(model: onnx.ModelProto, weights: Mapping[str, Array], feeds: Mapping[str, Array]) -> Array:
-    """Compute the output of a model of smooth float32 operators in float64.
+    """Return the output of a model of smooth float32 operators, computed in float64.
 
     Args:
-        model: changed in place.
-        weights: values of initializers that the model does not hold.
-        feeds: inputs.
+        model: Model; changed in place.
+        weights: Values of initializers that the model does not hold.
+        feeds: Inputs.
     """
     from onnx.reference import ReferenceEvaluator
 
@@ -66,7 +66,7 @@ def _wide(values: Array) -> Array:
 
 
 def rounded_from(own: Array, runtime: Array, exact: Array) -> bool:
-    """Return whether every element is the exact value up to rounding, or bit for bit that of a runtime."""
+    """Return whether every element is the exact value up to rounding, or equals a runtime's bit for bit."""
     if own.shape != exact.shape:
         return False
     gap = np.abs(own.astype(np.float64) - exact)

@@ -1,4 +1,4 @@
-"""Constants need no tolerance: each kept one must be the original's, compressed, bit for bit."""
+"""Comparison of constants without tolerance: each kept one must be the original's, compressed, bit for bit."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from onnxprune.verification._claims import Claims
 
 _CHUNK = 2**24  # bytes compared at once
 _WEIGHTS = (
-    "fc"  # numpy kinds whose values have to agree; integers may state a size, and are compared where they are used
+    "fc"  # numpy kinds whose values must agree; integers may state a size and are compared by their effect on results
 )
 
 
 @dataclass(frozen=True)
 class Constants:
-    """How the constants of a pruned model were found in the original.
+    """Correspondence between the constants of a pruned model and the original.
 
     Attributes:
-        origin: pruned constant -> original constant it is a copy or a part of.
-        compressed: those that lost entries.
-        computed: pruned constants that the original computes; they are compared by value.
-        unknown: names without a counterpart.
-        replaced: pruned weights whose values differ, with what they should be; only where weights may differ.
+        origin: Pruned constant -> original constant of which it is a copy or a part.
+        compressed: Constants that lost entries.
+        computed: Pruned constants that the original computes; they are compared by value.
+        unknown: Names without a counterpart.
+        replaced: Pruned weights with other values -> expected values; only if weights may differ.
     """
 
     origin: dict[str, str]
@@ -40,13 +40,16 @@ class Constants:
 
 
 def compare_constants(original: Graph, pruned: Graph, claims: Claims, *, weights: bool) -> Constants:
-    """Find every constant of the pruned model in the original and compare.
+    """Compare every constant of the pruned model with its counterpart in the original.
 
     Args:
-        weights: whether values of weights have to agree; shapes and element types always do.
+        original: Original model.
+        pruned: Pruned model.
+        claims: Kept indices of each constant.
+        weights: Whether values of weights must agree; shapes and element types always must.
 
     Raises:
-        VerificationError: a weight is not the original's, compressed.
+        VerificationError: A weight is not the original's, compressed.
     """
     found = Constants({}, set(), [], [])
     for name in original.outputs:
@@ -81,7 +84,7 @@ def compare_constants(original: Graph, pruned: Graph, claims: Claims, *, weights
                 f"its element type is {after.dtype} where the original has {before.dtype}", where=where
             )
         if before.dtype.kind not in _WEIGHTS and before.dtype.name not in ("bfloat16", "int8", "uint8"):
-            found.unknown.append(name)  # a size, perhaps: the node that reads it shows
+            found.unknown.append(name)  # possibly a size: compared through its consumers
         elif after.size == 1 and node is not None and any(i in counted for i in node.input):
             found.unknown.append(name)  # the count that a sum is divided by
         elif weights:
@@ -89,7 +92,7 @@ def compare_constants(original: Graph, pruned: Graph, claims: Claims, *, weights
         else:
             wanted = claims.compress(name, before) if kept else before
             if wanted.shape != after.shape:
-                raise VerificationError(f"its shape is {after.shape} where the plan leaves {wanted.shape}", where=where)
+                raise VerificationError(f"its shape is {after.shape} where the plan keeps {wanted.shape}", where=where)
             found.origin[name] = source
             found.compressed.add(name)
             found.replaced[name] = np.ascontiguousarray(wanted)
@@ -105,7 +108,7 @@ def compare_constants(original: Graph, pruned: Graph, claims: Claims, *, weights
 
 
 def _compare_bodies(original: Graph, pruned: Graph, weights: bool) -> None:
-    """Compare weights inside the bodies of If, Loop and Scan, which lose nothing."""
+    """Compare weights inside the bodies of If, Loop and Scan, which are never pruned."""
     inside = {t.name: t for body in bodies(original.nodes) for t in body.initializer}
     for body in bodies(pruned.nodes):
         for tensor in body.initializer:
@@ -118,7 +121,7 @@ def _compare_bodies(original: Graph, pruned: Graph, weights: bool) -> None:
 
 
 def _uses(graph: Graph) -> dict[tuple[str, int], str]:
-    """Return the constants by (output, input index) of the nodes that read them, Identity nodes looked through."""
+    """Return the constants by (output, input index) of their consumers, through Identity nodes."""
     out = {}
     for node in [*graph.nodes, *(n for b in bodies(graph.nodes) for n in b.node)]:
         for i, name in enumerate(node.input):
@@ -131,7 +134,7 @@ def _uses(graph: Graph) -> dict[tuple[str, int], str]:
 
 
 def _uses_by_constant(graph: Graph) -> dict[str, list[tuple[str, int]]]:
-    """Return where every constant is read: (output, input index) of the node."""
+    """Return the uses of every constant: (output, input index) of its consumers."""
     out: dict[str, list[tuple[str, int]]] = {}
     for node in graph.nodes:
         for i, name in enumerate(node.input):
@@ -141,7 +144,7 @@ def _uses_by_constant(graph: Graph) -> dict[str, list[tuple[str, int]]]:
 
 
 def _same(before: Array, after: Array, kept: Sequence[Array | None]) -> bool:
-    """Compare bit for bit, a few megabytes at a time; memory-mapped pages are released behind the comparison."""
+    """Return whether arrays are equal bit for bit, compared in blocks; memory-mapped pages are released afterwards."""
     kept = kept or (None,) * before.ndim
     if before.dtype != after.dtype or len(kept) != before.ndim or after.ndim != before.ndim:
         return False
@@ -180,23 +183,23 @@ def _bytes(values: Array) -> Array:
 
 
 PATCHED_FLOATS = frozenset(("scale",))
-"""Float attributes that follow the number of channels where they were implied (attention's 1 / sqrt(size))."""
+"""Float attributes that depend on the number of channels if implicit (attention's 1 / sqrt(size))."""
 
 
 MOVES = frozenset(
     ("Concat", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Pad", "Reshape", "Slice",
      "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze")
 )  # fmt: skip
-"""Operators that move values and compute none: what they do wrong shows in full."""
+"""Operators that move values without computing: any error in them shows in full."""
 
 
 def compare_nodes(original: Graph, pruned: Graph, constants: Constants) -> None:
-    """Compare operators, and float and string attributes, of nodes that compute, and which constants they read.
+    """Compare operators, float and string attributes, and constants read by nodes that compute.
 
-    Integers state sizes, too: nodes that differ in them are compared by what they compute, at every size.
+    Integer attributes may state sizes: nodes that differ in them are compared by their results, at every size.
 
     Raises:
-        VerificationError: a node computes what no node of that output in the original does, bodies included.
+        VerificationError: A node, in a body or not, computes something else than the original's node of that output.
     """
     uses = _uses(original)
     known = [*original.nodes, *(n for b in bodies(original.nodes) for n in b.node)]
@@ -208,7 +211,7 @@ def compare_nodes(original: Graph, pruned: Graph, constants: Constants) -> None:
             continue
         source = writers.get(output)
         if source is None or source.op_type != node.op_type or source.domain != node.domain:
-            # What a branch of an If returns has the If's name now, or one that had to be made unique.
+            # A result of an If branch has the If's name in the pruned model, or one made unique.
             text = (node.op_type, node.domain, attributes(node))
             like = any((n.op_type, n.domain, attributes(n)) == text for n in taken)
             if (source is not None and source.op_type != "If") or not like:

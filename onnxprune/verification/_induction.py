@@ -1,9 +1,9 @@
 """Node-local induction: the kept entries of every tensor that both models have are equal.
 
-The claim holds at the model's inputs. Both graphs are cut at every tensor that both have, and every node between two
-cuts reads values of the checker's choice: full width in the reference, whose removed entries hold arbitrary values, and
-the kept entries in the pruned model. If what they compute agrees at the kept entries of every cut, then by induction
-over the graph it agrees at the outputs.
+The claim holds at the model's inputs. Both graphs are cut at every common tensor, and every node between two cuts
+reads values chosen by the checker: full width in the reference, with arbitrary values in removed entries, and the kept
+entries in the pruned model. If the results agree at the kept entries of every cut, then by induction over the graph
+they agree at the outputs.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ from onnxprune.verification._compare import TensorComparison
 from onnxprune.verification._constants import Constants
 
 SEGMENT_BYTES = 256 * 2**20
-"""Bound of the values that one pair of sessions exchanges; a single larger region is a segment of its own."""
-_SMALL = 2**16  # bytes of a constant that is compared by content
+"""Bound of the values exchanged with one pair of sessions; a larger single region is a segment of its own."""
+_SMALL = 2**16  # bytes; constants up to this size are compared by content
 _CUT_KINDS = ("f", "b")
 BOUNDED = frozenset(("HardSigmoid", "Sigmoid", "Softmax"))
 CHANNEL_COUNTS = frozenset(("group", "hidden_size", "kv_num_heads", "num_groups", "num_heads", "q_num_heads"))
-"""Attributes that count channels and have nothing to do with sizes; a node that has one is always run."""
+"""Attributes that count channels and are independent of sizes; a node with one is always run."""
 
 MakeSession = Callable[[onnx.ModelProto, Mapping[str, Array]], Session]
 
 
 @dataclass(frozen=True)
 class GraphCut:
-    """Where the graphs are cut, and what has to be compared.
+    """Cuts of both graphs, and the regions to compare.
 
     Attributes:
-        tensors: cut in both graphs.
+        tensors: Tensors at which both graphs are cut.
         kinds: ONNX element type of every cut tensor.
-        by_text: targets whose regions are the same text and lose nothing: nothing to compute.
-        once: targets whose regions are the same text, and lose channels: one size tells.
-        always: targets whose regions differ: compared at every size.
-        integers: those of all targets that hold integers computed from data. The graphs are not cut there, as not every
-            integer is a valid index; they are cut only for regions that have no values otherwise.
+        by_text: Targets whose regions are identical and lose nothing: nothing to compute.
+        once: Targets whose regions are identical and lose channels: compared at one size.
+        always: Targets whose regions differ: compared at every size.
+        integers: Targets that hold integers computed from data. The graphs are not cut there, because not every integer
+            is a valid index, except for regions that have no values otherwise.
     """
 
     tensors: set[str]
@@ -60,23 +60,27 @@ class GraphCut:
 
     @property
     def targets(self) -> list[str]:
-        """All that is computed, in the order of the reference."""
+        """All computed targets, in the order of the reference."""
         return [*self.once, *self.always]
 
 
 def cut(reference: Graph, pruned: Graph, claims: Claims, constants: Constants, masked: Mapping[str, str]) -> GraphCut:
-    """Decide where to cut, and which regions have to be run.
+    """Return the cuts of both graphs and the regions to run.
 
     Args:
-        masked: tensors of the reference that are others with removed channels set to zero.
+        reference: Masked reference.
+        pruned: Pruned model.
+        claims: Kept indices of each tensor.
+        constants: Correspondence of constants.
+        masked: Masked tensor of the reference -> the tensor it masks.
 
     Raises:
-        VerificationError: the regions depend on each other in a circle, so there is no induction.
+        VerificationError: The regions depend on each other in a cycle, so there is no induction.
     """
     tensors = {name for name in reference.inputs if name in pruned.inputs}
     kinds = {n: reference.inputs[n].type.tensor_type.elem_type for n in tensors}
     both = [n for n in reference.writer if n in pruned.writer and n not in reference.fixed and n not in pruned.fixed]
-    scaled = {s.node for s in claims.statistics if s.counted}  # sums agree only behind the division by their count
+    scaled = {s.node for s in claims.statistics if s.counted}  # sums agree only after the division by their count
     for name in both:
         dtype = claims.dtypes.get(name)
         if dtype is None or name in scaled:
@@ -112,7 +116,7 @@ def _keys(
     graph: Graph, tensors: Collection[str], lost: Collection[str], text: dict[tuple[Any, ...], int],
     origin: Callable[[str], str], shrunk: Collection[str], masked: Mapping[str, str],
 ) -> dict[str, tuple[int, bool]]:  # fmt: skip
-    """Return for every tensor a number for the text that computes it from cut ones, and whether that loses channels."""
+    """Return, for every tensor, a number for the text that computes it from cuts, and whether that loses channels."""
 
     def number(*parts: Any) -> int:
         return text.setdefault(parts, len(text))
@@ -165,7 +169,7 @@ def _check_order(reference: Graph, pruned: Graph, found: GraphCut) -> None:
 
 @dataclass
 class InductionResult:
-    """What the induction found.
+    """Result of the induction.
 
     Attributes:
         worst: (difference, tensor, axis, index) of the largest difference.
@@ -175,16 +179,16 @@ class InductionResult:
 
 
 class Induction:
-    """Runs the regions between cuts.
+    """Comparison of the regions between cuts.
 
     Args:
-        reference: the masked reference.
-        pruned: the pruned model.
-        claims: what is kept of each tensor.
-        found: where to cut.
-        values: source of random values.
-        tolerance: (element type) -> largest difference allowed.
-        session: makes onnxruntime sessions.
+        reference: Masked reference.
+        pruned: Pruned model.
+        claims: Kept indices of each tensor.
+        found: Cuts of both graphs.
+        values: Source of random values.
+        tolerance: (element type) -> largest allowed difference.
+        session: Factory of onnxruntime sessions.
     """
 
     def __init__(
@@ -200,7 +204,7 @@ class Induction:
         self.session = session
         bounded = {t for t in found.targets if reference.nodes[reference.writer[t]].op_type in BOUNDED}
         self.results: dict[str, TensorComparison] = {t: TensorComparison(bounded=t in bounded) for t in found.targets}
-        self.styles: dict[tuple[str, str], TensorComparison] = {}  # other styles have scales of their own
+        self.styles: dict[tuple[str, str], TensorComparison] = {}  # other styles have their own scales
         self.dtypes: dict[str, np.dtype] = {}
         self.outcome = InductionResult()
         self.refusals: dict[str, str] = {}  # target -> why the reference did not run on values of the checker's choice
@@ -209,7 +213,7 @@ class Induction:
         self._selected = reference.selected()
 
     def leaves(self, targets: Iterable[str]) -> set[str]:
-        """Return the cut tensors whose shapes are needed to run these."""
+        """Return the cut tensors that the regions of these targets read."""
         out: set[str] = set()
         for t in targets:
             for graph in (self.reference, self.pruned):
@@ -222,13 +226,13 @@ class Induction:
         """Run regions at one assignment of sizes.
 
         Args:
-            shapes: of every leaf, full width.
-            number: of the run; random values depend on it.
-            targets: what to compare.
-            style: of random floats.
+            shapes: Shapes of all leaves, full width.
+            number: Number of the run; random values depend on it.
+            targets: Targets to compare.
+            style: Style of random floats.
 
         Raises:
-            VerificationError: the pruned model does not run where the reference does.
+            VerificationError: The pruned model does not run where the reference does.
         """
         for part in self._segments(shapes, sorted(targets, key=self._position.__getitem__)):
             self._segment(shapes, number, part, style)
@@ -262,11 +266,16 @@ class Induction:
             self._divided(shapes, number, targets, style)
 
     def compare(self, targets: Sequence[str], feeds: dict[str, Array], style: str = "unit") -> None:
-        """Run regions on these values of their leaves, full width, which are of this style.
+        """Run and compare regions on given values of their leaves.
+
+        Args:
+            targets: Targets to compare.
+            feeds: Values of the leaves, full width.
+            style: Style of the values.
 
         Raises:
-            OnnxPruneError: the reference does not run on them.
-            VerificationError: the pruned model does not run where the reference does.
+            OnnxPruneError: The reference does not run on them.
+            VerificationError: The pruned model does not run where the reference does.
         """
         cuts = self.cut.tensors | feeds.keys()
         wanted = self._compute(self.reference, targets, feeds, cuts)
@@ -283,7 +292,7 @@ class Induction:
             if style != "unit":
                 found = self.styles.setdefault((t, style), TensorComparison(bounded=found.bounded))
             found.add(got.pop(t), expected)
-            # All channels removed, or no element whatever the data are: an empty tensor agrees with another.
+            # All channels removed, or no element for any data: empty tensors agree.
             found.nothing_kept |= expected.size == 0 and (full.size > 0 or t not in self._selected)
             self.dtypes[t] = expected.dtype
 
@@ -292,15 +301,16 @@ class Induction:
         return self.values.tensor(name, shape, dtype, number, style, largest=10 if style == "unit" else 2)
 
     def between_integers(self, targets: Iterable[str]) -> set[str]:
-        """Return the leaves of regions that are cut at integers as well."""
+        """Return the leaves of regions that are also cut at integers."""
         cuts = self.cut.tensors | self.cut.integers
         return {n for t in targets for g in (self.reference, self.pruned) for n in g.needed([t], cuts)[1]}
 
     def alone(self, target: str, found: Mapping[str, Array]) -> None:
-        """Run a region that is cut at integers as well, on those that a run computed.
+        """Run a region that is also cut at integers, with the integers computed by a run of the reference.
 
         Args:
-            found: values of the leaves in that run; where a selection found nothing, it is given three things.
+            target: Target to compare.
+            found: Values of the leaves in that run; empty dimensions are set to three.
         """
         feeds = {}
         for n in sorted(self.between_integers([target])):
@@ -324,7 +334,7 @@ class Induction:
         return {o.name.removesuffix(COMPUTED): r for o, r in zip(proto.graph.output, results, strict=True)}
 
     def _divided(self, shapes: Mapping[str, tuple[int, ...]], number: int, targets: list[str], style: str) -> None:
-        """Run the halves of a segment that the reference refuses; a single region gets values of other styles."""
+        """Run the halves of a segment that the reference rejects; a single region gets values of other styles."""
         if len(targets) > 1:
             middle = len(targets) // 2
             for part in (targets[:middle], targets[middle:]):
@@ -335,7 +345,7 @@ class Induction:
             self._segment(shapes, number, targets, following[0])
 
     def _blame(self, targets: Sequence[str], feeds: Mapping[str, Array], error: OnnxPruneError) -> None:
-        """Name the first region that the pruned model does not compute."""
+        """Raise for the first region that the pruned model does not compute."""
         for t in targets:
             try:
                 self._compute(self.pruned, [t], feeds, self.cut.tensors | feeds.keys())
@@ -346,12 +356,12 @@ class Induction:
         raise VerificationError(f"the pruned model fails where the original runs: {error.what}") from error
 
     def unseen(self) -> list[str]:
-        """Return the targets of which nothing was compared yet."""
+        """Return the targets that were not compared yet."""
         seen = {t for (t, _), c in self.styles.items() if c.has_elements or c.problem}
         return [t for t, c in self.results.items() if not c.has_elements and not c.problem and t not in seen]
 
     def with_single_truths(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-        """Return the targets whose regions read one truth value: both have to get their turn."""
+        """Return the targets whose regions read a single truth value: both values must be run."""
         single = {
             n
             for n, k in self.cut.kinds.items()
@@ -360,7 +370,7 @@ class Induction:
         return [t for t in self.cut.once if single & self.leaves([t])] if single else []
 
     def other_operators(self) -> list[str]:
-        """Return the targets that another operator computes than in the original."""
+        """Return the targets computed by another operator than in the original."""
         nodes, others = self.reference.nodes, self.pruned.nodes
         return [
             t for t in self.cut.always
@@ -368,7 +378,7 @@ class Induction:
         ]  # fmt: skip
 
     def quiet(self) -> list[str]:
-        """Return the targets of which some index held one value throughout, whatever the style of its inputs."""
+        """Return the targets of which some index held one value in all runs of all styles."""
         woken = {t for (t, _), c in self.styles.items() if not c.quiet()}
         return [t for t, c in self.results.items() if t not in woken and c.has_elements and not c.problem and c.quiet()]
 
@@ -382,11 +392,11 @@ class Induction:
         return out
 
     def raise_on_difference(self) -> None:
-        """Refuse the first target that differs.
+        """Raise for the first target that differs.
 
         Raises:
-            VerificationError: the first node, in the order of the original, that breaks the induction, or that could
-                not be checked.
+            VerificationError: Names the first node, in the original's order, that breaks the induction or could not
+                be checked.
         """
         unseen = set(self.unseen())
         styles: dict[str, list[TensorComparison]] = {t: [c] for t, c in self.results.items()}

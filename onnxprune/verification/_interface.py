@@ -10,29 +10,29 @@ from onnxprune.verification._claims import Claims
 
 
 def check_belongs(original: Model, plan: Plan, pruned: Model) -> None:
-    """Refuse files that do not belong together.
+    """Raise if files do not belong together.
 
     Raises:
-        VerificationError: the pruned model's metadata names another plan or another original.
+        VerificationError: The pruned model's metadata names another plan or another original.
     """
     made_by, source = (pruned.metadata.get(f"{PROVENANCE}.{k}") for k in ("plan", "source"))
     if source and plan.model and source != plan.model:
         raise VerificationError(
             "the pruned model was made from another original (its metadata says which)",
-            fix="give the original and the plan that it was made with",
+            fix="pass the original and the plan that it was made with",
         )
     if made_by and made_by != plan.digest:
         raise VerificationError(
             "the pruned model was made by another plan (its metadata says which)",
-            fix="give the plan that prune or apply wrote for it",
+            fix="pass the plan that prune or apply wrote for it",
         )
 
 
 def check_interface(one: Graph, other: Graph, claims: Claims) -> None:
-    """Refuse a pruned model with other inputs or outputs than the original.
+    """Raise if a pruned model has other inputs or outputs than the original.
 
     Raises:
-        VerificationError: names, element types, ranks or fixed sizes differ, or one of them loses channels.
+        VerificationError: Names, element types, ranks or fixed sizes differ, or one of them loses channels.
     """
     for kind, before, after in (("input", one.inputs, other.inputs), ("output", one.outputs, other.outputs)):
         if list(before) != list(after):

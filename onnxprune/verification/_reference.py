@@ -1,8 +1,8 @@
-"""The masked reference: the original of which no consumer reads a removed channel.
+"""Masked reference: the original in which no consumer reads a removed channel.
 
-A mask stands at every contraction input. It selects and does not multiply: a removed channel may be infinite or NaN.
-Where removed channels feed a statistic the node runs on the kept channels instead (inexact groups). Which operators may
-be masked or sliced is decided here, not by the compiler.
+Every contraction input has a mask. Masks select instead of multiply, because removed channels may be infinite or NaN.
+If removed channels feed a statistic, its node runs on the kept channels instead (inexact groups). The operators that
+may be masked or sliced are defined here, not by the compiler.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CONTRACTIONS: Mapping[str, frozenset[int]] = {
     "PackedMultiHeadAttention": frozenset((0, 1, 3)), "QAttention": frozenset((0,)),
     "DecoderMaskedMultiHeadAttention": frozenset((0, 1, 10)),
 }  # fmt: skip
-"""Inputs that are summed over, to which a channel of zeros adds nothing; by operator."""
+"""Inputs by operator that are summed over, so that a channel of zeros adds nothing."""
 STATISTICS = frozenset(
     ("GroupNormalization", "Hardmax", "InstanceNormalization", "LRN", "LayerNormalization", "LogSoftmax",
      "LpNormalization", "MeanVarianceNormalization", "QLinearSoftmax", "RMSNormalization", "ReduceLogSum",
@@ -46,18 +46,18 @@ STATISTICS = frozenset(
 """Operators that may run on the kept channels only, in plans with inexact groups."""
 _STANDARD = ("", "ai.onnx", "com.microsoft")
 NOISE = 2.0**-20
-"""Relative size of the noise in masks that measures how a model amplifies rounding errors of float32."""
+"""Relative noise in masks, to measure how a model amplifies rounding errors of float32."""
 
 
 class Reference:
-    """The original with masks and sliced statistics.
+    """Original with masks and sliced statistics.
 
     Args:
-        original: the caller's model. It is changed in place.
-        claims: sites of masks and statistics.
+        original: Original model; changed in place.
+        claims: Sites of masks and statistics.
 
     Raises:
-        VerificationError: a site is not in the graph, or its operator does not allow it.
+        VerificationError: A site is not in the graph, or its operator does not allow it.
     """
 
     def __init__(self, original: Graph, claims: Claims) -> None:
@@ -89,7 +89,7 @@ class Reference:
         return self.graph.writer[output]
 
     def _own(self, i: int) -> NodeProto:
-        """Return a node that may be changed."""
+        """Return a private copy of a node that may be changed."""
         node = NodeProto()
         node.CopyFrom(self.graph.nodes[i])
         self.graph.nodes[i] = node
@@ -135,7 +135,7 @@ class Reference:
         node.input[site.index] = self._done[key]
 
     def _select(self, x: str, kept: Array, kind: np.dtype, new: list[NodeProto]) -> str:
-        """Put zeros in the place of removed numbers."""
+        """Replace removed numbers by zeros; return the masked tensor's name."""
         out = self._name(f"{x}//masked")
         if kind.kind != "f":
             new.append(helper.make_node("Mul", [x, self._constant(f"{x}//mask", kept.astype(kind))], [out]))
@@ -153,7 +153,7 @@ class Reference:
         return out
 
     def _integers(self, x: str, kept: Array, zero: str, new: list[NodeProto]) -> str:
-        """Put the zero point in the place of removed integers."""
+        """Replace removed integers by the zero point; return the masked tensor's name."""
         kind = int(helper.np_dtype_to_tensor_dtype(self.claims.dtypes.get(x, np.dtype(np.uint8))))
         mask = self._constant(f"{x}//mask", kept)
         wide, out, chosen = (self._name(f"{x}//{n}") for n in ("wide", "masked", "chosen"))
@@ -171,7 +171,7 @@ class Reference:
         if x in self.graph.constants:
             return np.dtype(self.graph.value(x).dtype)
         found = self.claims.dtypes.get(x)
-        while found is None and x in self.graph.writer:  # Identity nodes are gone where the types come from
+        while found is None and x in self.graph.writer:  # the graph that defines the types has no Identity nodes
             x = self.graph.nodes[self.graph.writer[x]].input[0]
             found = self.claims.dtypes.get(x)
         return np.dtype(np.float32 if found is None or found.name == "bfloat16" else found)
@@ -207,7 +207,7 @@ class Reference:
             after.insert(0, helper.make_node("Mul", [part, ratio], [total]))
 
     def noisy(self, model: onnx.ModelProto, seed: int) -> onnx.ModelProto:
-        """Return a copy of a model made of the reference whose masks keep channels up to a rounding error."""
+        """Return a copy of a model of the reference whose masks scale channels by rounding errors."""
         rng = np.random.default_rng(seed)
         out = onnx.ModelProto()
         out.CopyFrom(model)

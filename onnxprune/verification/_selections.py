@@ -1,4 +1,4 @@
-"""Selections that find something: a detector finds nothing in noise, and what follows would never be run."""
+"""Forced selections: a detector selects nothing in noise, so that later nodes would never run."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from onnx import helper, numpy_helper
 from onnxprune.ir.model import Array
 
 LEAST = 3
-"""How many a NonZero finds at least, where there are so many."""
+"""Minimum number of elements that NonZero finds, if there are as many."""
 
 
 def with_forced_selections(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy in which NonZero finds the first elements, and NonMaxSuppression asks for no score.
+    """Return a copy in which NonZero finds the first elements and NonMaxSuppression accepts any score.
 
-    It runs for the shapes of its tensors only.
+    Its runs are only used for the shapes of its tensors.
     """
     out = onnx.ModelProto()
     out.CopyFrom(model)

@@ -1,4 +1,4 @@
-"""Sessions of the checker: parts of a graph as they are, and whole models."""
+"""Sessions of the checker: regions of a graph, and whole models."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from onnxprune.ir.model import Array
 
 @dataclass(frozen=True)
 class Sessions:
-    """Makes onnxruntime sessions.
+    """Factory of onnxruntime sessions.
 
     Attributes:
-        make: constructor of a session, with device and threads.
-        integers: whether the model multiplies integers, whose kernels are exact only in optimized graphs.
-        quantized: whether the model rounds activations to integers.
+        make: Constructor of a session, with device and threads.
+        integers: Whether the model multiplies integers, whose kernels are exact only in optimized graphs.
+        quantized: Whether the model rounds activations to integers.
     """
 
     make: Callable[..., Session]
@@ -27,14 +27,14 @@ class Sessions:
     quantized: bool
 
     def region_session(self, proto: onnx.ModelProto, weights: Mapping[str, Array]) -> Session:
-        """Make a session of some nodes, as they are."""
+        """Return a session of some nodes, not optimized unless integers require it."""
         return self.make(proto, weights=weights, optimize=self.integers, exact_integers=self.integers)
 
     def model_session(self, proto: onnx.ModelProto, weights: Mapping[str, Array]) -> Session:
-        """Make a session of a whole model; Q/DQ pairs stay as they are, since masks part them in one model only."""
+        """Return a session of a whole model; Q/DQ pairs are not fused, because masks split them in one model only."""
         optimize = self.integers or not self.quantized
         try:
             return self.make(proto, weights=weights, optimize=optimize, exact_integers=self.integers)
         except OnnxPruneError:
-            # onnxruntime's optimizer breaks some graphs, such as an If with a constant condition whose input is shown.
+            # onnxruntime's optimizer breaks some graphs, such as an If with a constant condition and an exposed input.
             return self.make(proto, weights=weights, optimize=False)

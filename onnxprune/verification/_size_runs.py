@@ -1,4 +1,4 @@
-"""Runs of the masked reference at assignments of sizes: which ones it takes, and the shapes of its tensors there."""
+"""Runs of the masked reference at assignments of sizes: admissible sizes, and the shapes of tensors there."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from onnxprune.verification._sessions import Sessions
 
 @dataclass(frozen=True)
 class SizedRun:
-    """One admissible assignment: shapes of all leaves, inputs and what the reference computes of them."""
+    """Run at one admissible assignment: shapes of all leaves, inputs, and results of the reference."""
 
     number: int
     sizes: dict[str, int]
@@ -28,16 +28,16 @@ class SizedRun:
 
 
 class SizeFinder:
-    """Runs the reference under assignments of sizes and notes the shapes of leaves.
+    """Search for admissible assignments by running the reference; records the shapes of leaves.
 
     Args:
-        reference: the masked original.
-        sessions: makes its session.
-        values: source of random inputs.
-        observed: tensors whose values are wanted.
-        leaves: tensors whose shapes are wanted.
-        tested: small tensors of the shape arithmetic whose values are wanted, too.
-        runs: earlier ones, to be continued.
+        reference: Masked original.
+        sessions: Factory of its session.
+        values: Source of random inputs.
+        observed: Tensors whose values are recorded.
+        leaves: Tensors whose shapes are recorded.
+        tested: Small tensors of the shape arithmetic whose values are recorded, too.
+        runs: Earlier runs to continue.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class SizeFinder:
         self._session = sessions.model_session(proto, external)
 
     def attempt(self, assigned: dict[str, int]) -> bool:
-        """Run at one assignment, on inputs of a style of its own; return whether the original takes it."""
+        """Run at one assignment, on inputs of its own style; return whether the original accepts it."""
         if assigned and assigned in self._tried:
             return False
         self._tried.append(assigned)
@@ -73,7 +73,7 @@ class SizeFinder:
         for largest in (2, 1) if number else (2, 10, 1):
             try:
                 feeds = self._values.inputs(shapes, number, style, largest)
-            except OnnxPruneError as err:  # an input that takes no numbers
+            except OnnxPruneError as err:  # an input that is not numeric
                 self.error = err.what
                 return False
             if self.fed(assigned, feeds):
@@ -81,9 +81,9 @@ class SizeFinder:
         return False
 
     def fed(self, assigned: dict[str, int], feeds: Mapping[str, Array]) -> bool:
-        """Run on these inputs."""
+        """Run on these inputs; return whether the original accepts them."""
         try:
-            # Copies, since an output keeps all memory of its session's arena.
+            # copies, because an output keeps all memory of its session's arena
             results = (np.array(v) for v in self._session.run(feeds, self._names))
             found = dict(zip(self._names, results, strict=True))
         except OnnxPruneError as err:
@@ -98,9 +98,9 @@ class SizeFinder:
         return True
 
     def compared(self, probes: Sequence[sizes.SizeComparison]) -> set[int] | None:
-        """Return the numbers that dynamic sizes are compared with; None where none is compared with anything.
+        """Return the numbers that dynamic sizes are compared with; None if there are no comparisons.
 
-        Comparisons with -1, 0 and 1 ask whether a size was given, or is to be inferred, and do not count.
+        Comparisons with -1, 0 and 1 test whether a size was given or is inferred, and do not count.
         """
         moving = {n for n, v in self._seen.items() if v and any(not np.array_equal(w, v[0]) for w in v[1:])}
         numbers: set[int] = set()

@@ -1,7 +1,7 @@
-"""Assignments of numbers to the dynamic dimensions of a model's inputs.
+"""Assignments of sizes to the dynamic dimensions of a model's inputs.
 
-They disagree in parity, in residues modulo small numbers and in order of magnitude; every named dimension, and every
-one without a name, has a number of its own. Only the original knows which sizes it takes, so candidates are tried.
+They differ in parity, in residues modulo small numbers and in order of magnitude; every dimension, named or not, has a
+size of its own. Only the original defines which sizes are admissible, so candidates are tried.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from onnxprune.ir.proto_graph import Graph
 
 WANTED = 3
 _LARGEST_TENSOR = 2**26  # elements
-_LARGEST_INPUT = 2**21  # elements of the inputs of the run at large sizes
-LARGEST_NUMBER = 2**20  # a size above it would not fit in memory
+_LARGEST_INPUT = 2**21  # elements of the inputs at large sizes
+LARGEST_NUMBER = 2**20  # larger sizes would not fit into memory
 _NEIGHBOURS = 6  # constants of the shape arithmetic whose neighbours are tried
 _COMPARING = frozenset(("Clip", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Min", "Mod"))
 
 
 @dataclass(frozen=True)
 class Dimension:
-    """A dynamic dimension of an input; `name` is its parameter, or its place where it has none."""
+    """Dynamic dimension of an input; `name` is its parameter, or its input and axis if it has none."""
 
     input: str
     axis: int
@@ -35,7 +35,7 @@ class Dimension:
 
 @dataclass(frozen=True)
 class Profile:
-    """Numbers for dimensions of a kind, in the order in which dimensions of that kind occur."""
+    """Sizes for dimensions of each kind, in order of their occurrence."""
 
     batch: tuple[int, ...]
     length: tuple[int, ...]
@@ -53,12 +53,12 @@ PROFILES = (
     Profile((1, 2, 3, 4), (1, 2, 3, 4), (32, 48, 40, 56)),
     Profile((2, 1, 3, 5), (16000, 8000, 12000, 4800), (640, 512, 576, 448)),
 )
-"""In order of trial: the first that the original accepts, until there are enough."""
+"""In order of trial: those that the original accepts, until there are enough."""
 LARGE = (
     Profile((41, 37, 53, 43), (1021, 1531, 509, 2039), (332, 406, 274, 458)),
     Profile((41, 37, 53, 43), (341, 227, 419, 283), (182, 210, 166, 242)),
 )
-"""For shape arithmetic that compares sizes: tried as well."""
+"""Additional sizes, for shape arithmetic that compares sizes."""
 
 
 def dynamic(graph: Graph) -> list[Dimension]:
@@ -75,7 +75,7 @@ def dynamic(graph: Graph) -> list[Dimension]:
 
 
 def candidates(dims: list[Dimension]) -> Iterator[dict[str, int]]:
-    """Yield assignments by name: independent numbers first, then equal ones for dimensions that may belong together."""
+    """Yield assignments by name: independent sizes first, then equal ones for dimensions that may belong together."""
     if not dims:
         yield {}
         return
@@ -90,14 +90,14 @@ def candidates(dims: list[Dimension]) -> Iterator[dict[str, int]]:
 
 @dataclass(frozen=True)
 class SizeComparison:
-    """A comparison in the shape arithmetic: what it reads that may depend on a size, and its constants."""
+    """Comparison in the shape arithmetic: operands that may depend on a size, and constants."""
 
     operands: tuple[str, ...]
     numbers: tuple[int, ...]
 
 
 def probes(graph: Graph) -> list[SizeComparison]:
-    """Return the nodes of the shape arithmetic that behave differently on two sides of a number."""
+    """Return the comparisons in the shape arithmetic."""
     out = []
     for node in graph.nodes:
         if node.op_type not in _COMPARING or not any(o in graph.fixed for o in node.output):
@@ -117,7 +117,7 @@ def probes(graph: Graph) -> list[SizeComparison]:
 def neighbours(
     dims: list[Dimension], graph: Graph, numbers: set[int], base: dict[str, int]
 ) -> Iterator[dict[str, int]]:
-    """Yield large assignments, and those next to numbers that sizes are compared with."""
+    """Yield large assignments, and assignments next to numbers that sizes are compared with."""
     large = [_assigned(dims, p, _by_name) for p in LARGE]
     for found in large:
         sample = sum(math.prod(shape(n, graph, {**found, **dict.fromkeys(_batches(dims), 1)})) for n in graph.inputs)
@@ -141,13 +141,14 @@ def shape(info_name: str, graph: Graph, sizes: dict[str, int]) -> tuple[int, ...
 
 
 def affordable(shapes: Mapping[str, tuple[int, ...]], first: Mapping[str, tuple[int, ...]], graph: Graph) -> bool:
-    """Return whether no tensor gets too large at these input shapes.
+    """Return whether no tensor becomes too large at these input shapes.
 
-    The largest tensor is taken to grow with the batch and with the square of a sample, as attention over pixels does.
+    The largest tensor is assumed to grow with the batch and with the square of a sample, like attention over pixels.
 
     Args:
-        shapes: of the inputs.
-        first: of the inputs and of other tensors in an earlier run.
+        shapes: Shapes of the inputs.
+        first: Shapes of the inputs and of other tensors in an earlier run.
+        graph: Original model.
     """
     largest = max((math.prod(s) for s in first.values()), default=1)
     growth = 1.0
@@ -205,5 +206,5 @@ def _assigned(dims: list[Dimension], profile: Profile, tie: Callable[[Dimension]
 
 
 def describe(sizes: dict[str, int], graph: Graph) -> str:
-    """Word an assignment: the inputs with their shapes."""
+    """Return an assignment as text: the inputs with their shapes."""
     return ", ".join(f"{n} [{', '.join(map(str, shape(n, graph, sizes)))}]" for n in graph.inputs)

@@ -1,4 +1,4 @@
-"""Runs of both models from inputs to outputs: the second line of the proof, on random inputs and on the user's."""
+"""End-to-end runs of both models, on random inputs and the user's: the second line of the proof."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ _VIEWS = frozenset(("Identity", "Reshape", "Transpose", "Flatten", "Squeeze", "U
 
 
 class WholeRuns:
-    """Compares whole runs of the pruned model with those of the masked reference.
+    """Comparison of whole runs of the pruned model and the masked reference.
 
     Args:
-        original: without masks.
-        masked: the masked reference.
-        pruned: the pruned model.
-        cuts: tensors that both models have.
-        claims: what is kept of each tensor.
-        sessions: makes sessions.
-        tolerance: (element type) -> largest difference allowed.
-        exact: whether that is the caller's own tolerance: then nothing more is allowed for noise or quantization.
-        seed: of the noise.
+        original: Original without masks.
+        masked: Masked reference.
+        pruned: Pruned model.
+        cuts: Tensors that both models have.
+        claims: Kept indices of each tensor.
+        sessions: Factory of sessions.
+        tolerance: (element type) -> largest allowed difference.
+        exact: Whether the caller set the tolerance: no extra allowance for noise or quantization.
+        seed: Seed of the noise.
 
     Attributes:
-        observed: tensors that are compared.
+        observed: Compared tensors.
     """
 
     def __init__(
@@ -51,9 +51,9 @@ class WholeRuns:
         self.observed = self._observables()
 
     def _observables(self) -> list[str]:
-        """Return the tensors to compare: outputs, and in place of decided ones the numbers in front of decisions.
+        """Return the tensors to compare: outputs, or for decided outputs the numbers before the decision.
 
-        In front of a final Sigmoid or Softmax the numbers are compared as well as behind it.
+        Inputs of a final Sigmoid or Softmax are compared as well.
         """
         graph = self.reference
         decided = graph.discontinuous({*self.masked.masked, *self.masked.sliced})
@@ -80,7 +80,7 @@ class WholeRuns:
         return found or [n for n in graph.outputs if n in graph.writer and n in self.pruned.writer and n not in decided]
 
     def compare(self, runs: Sequence[SizedRun], data: Sequence[Feeds]) -> tuple[dict[str, float], float]:
-        """Run both models whole on random inputs and on the user's; return differences and the effect of removal."""
+        """Run both models on random inputs and the user's; return the differences and the effect of removal."""
         names = list(dict.fromkeys(self.observed))
         proto, external = self.pruned.with_outputs(
             list(self.pruned.outputs) + [n for n in names if n not in self.pruned.outputs]
@@ -95,7 +95,7 @@ class WholeRuns:
         for feeds, wanted in pairs:
             for n, value in self._outputs(session, feeds, names).items():
                 found[n].add(value, wanted[n])
-        del session  # it holds a copy of the weights
+        del session  # releases its copy of the weights
         worst = {n: found[n].worst()[0] for n in names}
         for n in names:
             limit = self._limit(runs[0].expected[n].dtype)
@@ -121,7 +121,7 @@ class WholeRuns:
         return max(own, QUANTIZED) if self.sessions.quantized and not self.exact else own
 
     def _noise(self, pairs: Sequence[tuple[Feeds, Mapping[str, Array]]], name: str) -> TensorComparison:
-        """Return what rounding errors in the masks make of an output of the reference, over all runs."""
+        """Return the effect of rounding errors in the masks on an output of the reference, over all runs."""
         proto, external = self.reference.with_outputs([name])
         session = self.sessions.model_session(self.masked.noisy(proto, self.seed), external)
         found = TensorComparison()
@@ -130,7 +130,7 @@ class WholeRuns:
         return found
 
     def _effect(self, runs: Sequence[SizedRun], names: Sequence[str]) -> float:
-        """Return how far the reference is from the original on the smallest inputs; 1 where shapes differ."""
+        """Return the difference of reference and original on the smallest inputs; 1 if shapes differ."""
         if not names:
             return 0.0
         run = min(runs, key=lambda r: sum(v.size for v in r.feeds.values()))
@@ -146,7 +146,7 @@ class WholeRuns:
 
 
 def _read_by_head(name: str, graph: Graph) -> str:
-    """Return what a final Sigmoid or Softmax reads; "" where there is none."""
+    """Return the input of a final Sigmoid or Softmax; "" if there is none."""
     for _ in range(4):
         if name not in graph.writer:
             return ""

@@ -87,7 +87,7 @@ def test_a_damaged_line_is_one_error(tmp_path: Path, line: bytes) -> None:
 
 def test_another_file_is_no_journal(tmp_path: Path) -> None:
     (tmp_path / "j").write_text('{"schema": 1}\n')
-    with pytest.raises(OnnxPruneError, match="line 1 is no header"):
+    with pytest.raises(OnnxPruneError, match="line 1 is not a header"):
         Journal(tmp_path / "j", HEAD)
 
 

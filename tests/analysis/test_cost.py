@@ -55,7 +55,7 @@ def peak(analysis: Analysis) -> float:
 def test_memory_is_what_running_node_by_node_needs(spec: Spec, ratio: float) -> None:
     model = load(build(spec))
     analysis = analyze(model)
-    made = plan(score(model, analysis, "random"), ratio=ratio, constraints=Constraints(round_to=1))
+    made = plan(score(analysis, "random"), ratio=ratio, constraints=Constraints(round_to=1))
     after = compile_plan(model, made, check=False).after
     small = analyze(compile_plan(model, made, check=False).model)
     batch = next((n for (_, axis), n in small.witness.dims.items() if axis == 0), 1)

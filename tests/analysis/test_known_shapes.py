@@ -54,7 +54,7 @@ def test_a_pass_that_may_change_them_lets_go_of_them() -> None:
     analysis = op.analyze(model)
     assert analysis.model._shapes is not None
     assert analysis.model.copy()._shapes is None
-    plan = op.plan(op.score(model, analysis, "l2"), ratio=0.5, constraints=op.Constraints(round_to=1))
+    plan = op.plan(op.score(analysis, "l2"), ratio=0.5, constraints=op.Constraints(round_to=1))
     pruned = op.compile_plan(model, plan, analysis=analysis, check=False).model
     assert pruned._shapes is None
     assert FoldShapes()(pruned)._shapes.shapes != analysis.model._shapes.shapes

@@ -360,7 +360,7 @@ def test_steps_make_one_plan_that_fits_the_original(tmp_path: Path) -> None:
         (["--target", "latency"], "cannot read the target"),
         (["--target", "latency=0"], "in (0, 1]"),
         (["--target", "macs=0.5", "--allocator", "sensitivity"], "needs curves"),
-        (["--target", "macs=0.5", "--steps", "2", "--allocator", "sensitivity"], "curves hold for the whole model"),
+        (["--target", "macs=0.5", "--steps", "2", "--allocator", "sensitivity"], "curves hold for the original"),
     ],
 )
 def test_what_does_not_go_together_is_one_error(args: list[str], says: str, curves: Path, tmp_path: Path) -> None:

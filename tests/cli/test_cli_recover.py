@@ -198,8 +198,8 @@ def test_models_and_plans_that_do_not_belong_together(cut: Cut, tmp_path: Path) 
     assert "another model" in fails("recover", DIGITS, small, plan, *QUICK, "-o", output)
     other = tmp_path / "other.json"
     ok("plan", original, "--ratio", 0.3, "-o", other)
-    assert "the plan leaves" in fails("recover", original, small, other, *QUICK, "-o", output)
-    assert "the plan leaves" in fails("recover", original, original, plan, *QUICK, "-o", output)
+    assert "the plan keeps" in fails("recover", original, small, other, *QUICK, "-o", output)
+    assert "the plan keeps" in fails("recover", original, original, plan, *QUICK, "-o", output)
     assert "its nodes differ" in fails("recover", original, DIGITS, plan, *QUICK, "-o", output)
     assert [p.name for p in tmp_path.iterdir()] == ["other.json"]
 

@@ -37,7 +37,7 @@ def test_everything_but_the_output_is_free(file: str) -> None:
 def test_half_the_macs_by_dscore(file: str, step: int) -> None:
     analysis = _analysis(file)
     constraints = op.Constraints(round_to=step)
-    plan = op.plan(op.score(analysis.source, analysis, "dscore"), op.Target(macs=0.5), constraints=constraints)
+    plan = op.plan(op.score(analysis, "dscore"), op.Target(macs=0.5), constraints=constraints)
     compiled = op.compile_plan(analysis.source, plan, analysis=analysis)
     assert compiled.after.ratio(compiled.before, "macs") == pytest.approx(0.5, abs=0.01)
     assert compiled.verification is not None
@@ -48,13 +48,13 @@ def test_half_the_macs_by_dscore(file: str, step: int) -> None:
 @pytest.mark.parametrize("criterion", ["l1", "l2", "fpgm", "bn_scale", "dstep"])
 def test_no_criterion_is_lost_on_the_demo(criterion: str) -> None:
     analysis = _analysis(FILES[0])
-    plan = op.plan(op.score(analysis.source, analysis, criterion), op.Target(macs=0.5))
+    plan = op.plan(op.score(analysis, criterion), op.Target(macs=0.5))
     pruned = op.apply(analysis.source, plan, analysis=analysis)
     assert op.evaluate(pruned, op.load_data("digits:test")).top1 >= 0.95
 
 
 def test_random_channels_do_cost_accuracy() -> None:
     analysis = _analysis(FILES[0])
-    plan = op.plan(op.score(analysis.source, analysis, "random"), op.Target(macs=0.5))
+    plan = op.plan(op.score(analysis, "random"), op.Target(macs=0.5))
     pruned = op.apply(analysis.source, plan, analysis=analysis)
     assert op.evaluate(pruned, op.load_data("digits:test")).top1 < 0.9

@@ -260,7 +260,7 @@ def test_what_the_definition_forbids_is_refused(name: str) -> None:
     scores, forbids = scored(name, "digits_cnn_folded"), RULES[name].forbids
     if "normalize" in forbids:
         other = "mean" if scores.normalize != "mean" else "max"
-        with pytest.raises(OnnxPruneError, match="not to be normalized"):
+        with pytest.raises(OnnxPruneError, match="must not be normalized"):
             op.plan(scores, ratio=0.3, normalize=other)
     if "global" in forbids:
         with pytest.raises(OnnxPruneError, match="cannot be ranked across layers"):
@@ -273,7 +273,7 @@ def test_what_the_definition_forbids_is_refused(name: str) -> None:
 
 @every
 def test_no_data(name: str) -> None:
-    with pytest.raises(OnnxPruneError, match=f"criterion '{name}' looks at data"):
+    with pytest.raises(OnnxPruneError, match=f"criterion '{name}' needs data"):
         score(analysis_of("digits_cnn_folded"), RULES[name])
 
 

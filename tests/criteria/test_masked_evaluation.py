@@ -33,7 +33,7 @@ SAMPLES = 6  # three batches of two
 
 
 def orders_of(analysis: Analysis) -> dict[str, Order]:
-    scores = score(analysis.source, analysis, "l1")
+    scores = score(analysis, "l1")
     return {n: np.argsort(s, kind="stable") for n, s in scores.groups.items()}
 
 

@@ -595,7 +595,7 @@ def test_command_line_writes_the_table_by_class(command: CommandLine, tmp_path: 
 
 def test_command_line_refuses_before_it_scores(command: CommandLine, tmp_path: Path) -> None:
     assert ".csv or .json" in command.fails("--per-class", tmp_path / "t.txt")
-    assert "says nothing of single classes" in command.fails("-c", "l2", "--per-class", tmp_path / "t.csv")
+    assert "has no importance by class" in command.fails("-c", "l2", "--per-class", tmp_path / "t.csv")
     assert "does not exist" in command.fails("--per-class", tmp_path / "no" / "t.csv")
     assert "--per-class" in command.fails("--compare", "l1,l2", "--per-class", tmp_path / "t.csv", code=2)
     assert "at least 40 samples here; there are 20" in command.fails("--per-class", tmp_path / "t.csv")
@@ -604,7 +604,7 @@ def test_command_line_refuses_before_it_scores(command: CommandLine, tmp_path: P
 
 
 def test_scores_from_a_file_hold_no_classes(digits: Analysis) -> None:
-    with pytest.raises(OnnxPruneError, match="hold nothing of single classes"):
+    with pytest.raises(OnnxPruneError, match="have no importance by class"):
         class_table(score(digits, "l1"), ".csv")
 
 

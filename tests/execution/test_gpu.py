@@ -28,7 +28,7 @@ def test_cuda_session_agrees_with_the_cpu() -> None:
 @pytest.mark.gpu
 def test_cuda_sweep_agrees_with_the_cpu() -> None:
     model, data = load(DIGITS), load_data("digits")
-    scores = score(model, analyze(model), "l1")
+    scores = score(analyze(model), "l1")
     cpu = sensitivity(scores, data, ratios=(0.3, 0.6, 0.9))
     cuda = sensitivity(scores, data, ratios=(0.3, 0.6, 0.9), device="cuda")
     assert cuda.settings["provider"] == "CUDAExecutionProvider"
@@ -43,7 +43,7 @@ def test_cuda_sweep_agrees_with_the_cpu() -> None:
 
 def test_without_cuda_auto_runs_on_the_cpu_and_says_so() -> None:
     model, data = load(DIGITS), load_data("digits", images=50)
-    scores = score(model, analyze(model), "l1")
+    scores = score(analyze(model), "l1")
     lines: list[str] = []
     curves = sensitivity(
         scores, data, ratios=(0.5,), include=["stem*"], device="auto", partial_classes=True, notice=lines.append

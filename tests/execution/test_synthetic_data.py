@@ -146,8 +146,8 @@ def test_half_precision_and_fixed_batches() -> None:
 
 
 def test_other_inputs_are_refused() -> None:
-    with pytest.raises(OnnxPruneError, match="one floating input") as err:
+    with pytest.raises(OnnxPruneError, match="one floating-point input") as err:
         synthetic_data(taking("N", 3, 8, 8, inputs=2), 4)
-    assert err.value.fix == "give data: --data"
-    with pytest.raises(OnnxPruneError, match="one floating input"):
+    assert err.value.fix == "use --data"
+    with pytest.raises(OnnxPruneError, match="one floating-point input"):
         synthetic_data(taking("N", 16, kind=TensorProto.INT64), 4)

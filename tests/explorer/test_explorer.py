@@ -25,7 +25,7 @@ CURVES = {"w0": [0.88, 0.85, 0.8, 0.7, 0.6], "w1": [0.9, 0.89, 0.88, 0.86, 0.8]}
 
 
 def scores_of(model: op.Model) -> op.Scores:
-    return op.score(model, op.analyze(model), "l2")
+    return op.score(op.analyze(model), "l2")
 
 
 def explorer(output: Path = Path("unused.json"), **options: Any) -> Explorer:
@@ -243,7 +243,7 @@ def test_every_state_of_the_sliders_is_a_plan_that_compiles(spec: Spec, data: st
     analysis = op.analyze(model)
     if not len(analysis):
         return
-    found = Explorer(op.score(model, analysis, "l2"), Path("unused"), constraints=Constraints(round_to=1))
+    found = Explorer(op.score(analysis, "l2"), Path("unused"), constraints=Constraints(round_to=1))
     counts = [
         data.draw(st.integers(least, g.channels)) for g, least in zip(analysis.groups, found.least, strict=True)
     ]  # fmt: skip

@@ -71,7 +71,7 @@ def opened(request: pytest.FixtureRequest, browser: Browser, tmp_path: Path) -> 
     op.save(wide_model(), tmp_path / "wide.onnx")
     model = op.load(tmp_path / "wide.onnx")
     analysis = op.analyze(model)
-    scores = op.score(model, analysis, "l2")
+    scores = op.score(analysis, "l2")
     values = {"w0": [0.88, 0.85, 0.8, 0.7, 0.6], "w1": [0.9, 0.89, 0.88, 0.86, 0.8]}
     more = {} if bare else {"curves": made_curves(scores, values), "latency": FakeLatency(analysis)}
     explorer = Explorer(scores, tmp_path / "plan.json", name=NAME, constraints=Constraints(round_to=16), **more)

@@ -63,9 +63,7 @@ class Site:
 
 def explorer(output: Path) -> Explorer:
     model = wide_model()
-    return Explorer(
-        op.score(model, op.analyze(model), "l2"), output, name="<i>wide</i>", constraints=Constraints(round_to=16)
-    )
+    return Explorer(op.score(op.analyze(model), "l2"), output, name="<i>wide</i>", constraints=Constraints(round_to=16))
 
 
 @pytest.fixture

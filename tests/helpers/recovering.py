@@ -84,7 +84,7 @@ def cut_at_random(analysis: Analysis, seed: int, share: float = 0.5) -> tuple[Pl
 def digits(name: str, share: float, count: int = 120) -> tuple[Analysis, Plan, Model, Data]:
     """A model that ships, cut by the norms of its filters to a share of its MACs, and training samples."""
     analysis = op.analyze(load(MODELS / f"{name}.onnx"))
-    made = plan(score(analysis.source, analysis, "l2"), Target(macs=share))
+    made = plan(score(analysis, "l2"), Target(macs=share))
     data = load_data("digits:train", images=count)
     if name == "digits_keras":
         data = Data(np.ascontiguousarray(data.x.transpose(0, 2, 3, 1)), data.y, data.name)

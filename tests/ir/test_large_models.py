@@ -119,7 +119,7 @@ def test_weights_are_not_read_to_analyze_and_one_at_a_time_to_prune(
     peak = watched(data)
     assert model.fingerprint
     assert peak() <= TENSOR + SMALL
-    plan = op.plan(op.score(model, groups, "l2"), op.Target(params=0.5))
+    plan = op.plan(op.score(groups, "l2"), op.Target(params=0.5))
     assert peak() <= TENSOR + SMALL
     assert allocated() - before < 6 * TENSOR  # one weight in float64, and its square
 

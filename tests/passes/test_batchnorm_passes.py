@@ -921,7 +921,7 @@ def test_folded_model_can_be_scored_by_scales_pruned_proved_and_folded_again() -
     model = InsertBatchnorm([{name: x[:64]}, {name: x[64:]}])(folded)
     analysis = op.analyze(model)
     assert [(g.name, g.channels) for g in analysis] == [(g.name, g.channels) for g in op.analyze(folded)]
-    scores = op.score(model, analysis, "bn_scale")
+    scores = op.score(analysis, "bn_scale")
     assert all(len(np.unique(s)) > len(s) / 2 for s in scores.groups.values())  # channels that are dead score alike
     compiled = op.compile_plan(model, op.plan(scores, op.Target(macs=0.3)), analysis=analysis)
     assert compiled.verification is not None
@@ -936,4 +936,4 @@ def test_folded_model_can_be_scored_by_scales_pruned_proved_and_folded_again() -
 def test_folded_model_without_normalization_cannot_be_scored_by_scales() -> None:
     model = load(FOLDED)
     with pytest.raises(OnnxPruneError, match="insert_batchnorm"):
-        op.score(model, op.analyze(model), "bn_scale")
+        op.score(op.analyze(model), "bn_scale")

@@ -39,7 +39,7 @@ def model_of(kind: str, inner: Any, outer: Any = None, before: str = "", after: 
 
 def halved(model: Model) -> Compiled:
     analysis = analyze(model)
-    return compile_plan(model, op.plan(op.score(model, analysis, "l2"), op.Target(channels=0.5)), analysis=analysis)
+    return compile_plan(model, op.plan(op.score(analysis, "l2"), op.Target(channels=0.5)), analysis=analysis)
 
 
 @pytest.mark.parametrize("mixed", [False, True], ids=["whole", "within float32"])

@@ -390,7 +390,7 @@ def test_places_in_every_head_of_grouped_query_attention_can_go() -> None:
 def test_only_says_which_kinds_go(attention: str, only: list[str], kinds: set[str]) -> None:
     model = load(build_stream(Stream(("attention", "grouped_query", "mlp", "gated"), seed=7)))
     analysis = analyze(model, attention=attention, include_inexact=True)
-    scores = pipeline.score(model, analysis)
+    scores = pipeline.score(analysis)
     plan = pipeline.plan(scores, ratio=0.5, constraints=Constraints(round_to=1, only=only))
     assert {analysis[name].kind for name, r in plan.groups.items() if r.removed} == kinds
     left = pipeline.plan(scores, ratio=0.5, constraints=Constraints(round_to=1, protect=only))
@@ -400,7 +400,7 @@ def test_only_says_which_kinds_go(attention: str, only: list[str], kinds: set[st
 
 def test_unknown_kind_is_refused_with_those_there_are() -> None:
     model = load(build_stream(Stream(("mlp",))))
-    scores = pipeline.score(model, analyze(model))
+    scores = pipeline.score(analyze(model))
     with pytest.raises(OnnxPruneError, match="unknown kind of group 'neurons'"):
         pipeline.plan(scores, ratio=0.5, constraints=Constraints(only=["neurons"]))
 
@@ -491,7 +491,7 @@ def test_pruning_in_steps_and_recovery_take_inexact_groups(files: dict[str, Path
 def test_sensitivity_leaves_inexact_groups_out(files: dict[str, Path]) -> None:
     # Its trials mask, and a mask is not what removing such a channel does.
     model = load(files["m.onnx"])
-    scores = pipeline.score(model, analyze(model, include_inexact=True))
+    scores = pipeline.score(analyze(model, include_inexact=True))
     data = Data(np.random.default_rng(0).integers(0, 11, (16, TOKENS - 1)), np.arange(16) % 4, "words")
     curves = sensitivity(scores, data, ratios=[0.5])
     assert set(curves.groups) == {g.name for g in scores.analysis.groups if g.exact}

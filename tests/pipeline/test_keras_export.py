@@ -29,9 +29,7 @@ def ends(model: op.Model) -> list[str]:
 @pytest.fixture(scope="module")
 def pruned() -> op.Model:
     model = op.load(KERAS)
-    plan = op.plan(
-        op.score(model, op.analyze(model), "l2"), op.Target(macs=0.4), constraints=op.Constraints(round_to=4)
-    )
+    plan = op.plan(op.score(op.analyze(model), "l2"), op.Target(macs=0.4), constraints=op.Constraints(round_to=4))
     return op.apply(model, plan)
 
 
@@ -60,7 +58,7 @@ def test_batchnorm_comes_back_behind_folded_convolutions_only() -> None:
 def test_retraining_keeps_layout_and_softmax(pruned: op.Model) -> None:
     train, test = nhwc("train"), nhwc("test")
     settings = op.Settings(epochs=4, batch=64, optimizer="adamw", lr=3e-3, device="cpu")
-    done = op.retrain(pruned, train, settings=settings, teacher=op.load(KERAS))
+    done = op.retrain(pruned, data=train, settings=settings, teacher=op.load(KERAS))
     assert done.improved
     before, after = op.evaluate(pruned, test).top1, op.evaluate(done.model, test).top1
     assert before < 0.9 < after

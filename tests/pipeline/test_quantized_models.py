@@ -51,7 +51,7 @@ def digits(out: Path, form: QuantFormat = QuantFormat.QDQ, **options: Any) -> op
 
 
 def pruned(model: op.Model, analysis: Analysis, criterion: str = "random", **target: float) -> Compiled:
-    return compile_plan(model, op.plan(op.score(model, analysis, criterion), op.Target(**target)), analysis=analysis)
+    return compile_plan(model, op.plan(op.score(analysis, criterion), op.Target(**target)), analysis=analysis)
 
 
 @FORMATS
@@ -93,10 +93,10 @@ def test_accuracy_on_digits_is_that_of_the_pruned_float_model(tmp_path: Path, fo
 
 def test_scores_are_those_of_the_numbers_that_the_integers_stand_for(tmp_path: Path) -> None:
     original = op.load(DIGITS)
-    wanted = op.score(original, op.analyze(original), "l2")
+    wanted = op.score(op.analyze(original), "l2")
     for form in QuantFormat:
         model = digits(tmp_path / f"{form}.onnx", form, per_channel=True)
-        found = op.score(model, op.analyze(model), "l2")
+        found = op.score(op.analyze(model), "l2")
         for name, values in wanted.groups.items():
             np.testing.assert_allclose(found.groups[name], values, rtol=0.05, atol=0.02 * values.max(), err_msg=name)
 
@@ -104,7 +104,7 @@ def test_scores_are_those_of_the_numbers_that_the_integers_stand_for(tmp_path: P
 def test_masked_quantized_model_still_runs_in_integers(tmp_path: Path) -> None:
     model = digits(tmp_path / "q.onnx", per_channel=True)
     analysis = op.analyze(model)
-    plan = op.plan(op.score(model, analysis, "random"), op.Target(macs=0.5))
+    plan = op.plan(op.score(analysis, "random"), op.Target(macs=0.5))
     out = Session(InsertMasks(plan, analysis)(model), profile=tmp_path)
     out.run({model.graph.inputs[0].name: load_data("digits").x[:2]})
     ops = {k.op for k in out.kernels()[0]}
@@ -149,7 +149,7 @@ def test_criteria_that_solve_for_weights_refuse_integers(tmp_path: Path) -> None
     model = digits(tmp_path / "q.onnx")
     analysis = op.analyze(model)
     with pytest.raises(OnnxPruneError, match="this model's are quantized"):
-        op.score(model, analysis, "obs", calibration=Calibration(load_data("digits")))
+        op.score(analysis, "obs", data=Calibration(load_data("digits")))
 
 
 @pytest.mark.slow

@@ -75,7 +75,7 @@ def test_structure(path: Path) -> None:
     assert half.verification.effect > 1e-3, "the masks do not matter, so nothing was proved"
     assert half.after.params < half.before.params
 
-    scores = op.score(model, analysis, "l2")
+    scores = op.score(analysis, "l2")
     if path.name.startswith(OUT_OF_REACH):
         with pytest.raises(op.OnnxPruneError, match="cannot be reached"):
             op.plan(scores, op.Target(macs=0.5))

@@ -51,7 +51,7 @@ ASKED: list[dict[str, Any]] = [
 @pytest.mark.parametrize("asked", ASKED)
 @pytest.mark.parametrize("schedule", ["linear", "geometric"])
 def test_one_step_is_no_steps(wide: Model, groups: Analysis, asked: dict[str, Any], schedule: str) -> None:
-    once = plan(score(wide, groups, "fpgm", mix_norm=0.1, reduce="sum"), **asked)
+    once = plan(score(groups, "fpgm", params={"mix_norm": 0.1}, reduce="sum"), **asked)
     made = plan_steps(groups, "fpgm", steps=1, schedule=schedule, mix_norm=0.1, reduce="sum", **asked)
     assert made.to_json() == once.to_json()
 
@@ -60,7 +60,7 @@ def test_one_step_is_no_steps_for_latency(wide: Model, groups: Analysis) -> None
     fake = FakeLatency(groups)
     for allocator in (None, "global"):
         options: dict[str, Any] = {"latency": fake, "allocator": allocator}
-        once = plan(score(wide, groups), Target(latency=0.5), **options)
+        once = plan(score(groups), Target(latency=0.5), **options)
         assert plan_steps(groups, "l2", Target(latency=0.5), steps=1, **options).to_json() == once.to_json()
 
 
@@ -96,7 +96,7 @@ def test_composed_plans_are_exact_and_keep_the_limits(
     constraints = Constraints(round_to=block, max_ratio=0.6, overrides={first: {"min_channels": 3}})
     target, ratio = (asked, None) if isinstance(asked, Target) else (None, asked)
     try:
-        once = plan(score(model, analysis, criterion), target, ratio=ratio, constraints=constraints)
+        once = plan(score(analysis, criterion), target, ratio=ratio, constraints=constraints)
     except OnnxPruneError as err:
         assert "cannot be reached" in str(err)  # noqa: PT017
         with pytest.raises(OnnxPruneError, match="cannot be reached") as caught:
@@ -131,7 +131,7 @@ def by_hand(model: Model, criterion: str, ratios: list[float]) -> dict[str, list
     left = {g.name: list(range(g.channels)) for g in first.groups}
     for ratio in ratios:
         analysis = analyze(model)
-        scores = score(model, analysis, criterion)
+        scores = score(analysis, criterion)
         removals = {}
         for g in analysis.groups:
             whole = first[g.name].channels
@@ -149,7 +149,7 @@ def test_steps_are_what_pruning_again_and_again_is(wide: Model, groups: Analysis
     left = by_hand(wide, criterion, [0.2, 0.4, 0.6])
     for g in groups:
         assert sorted(set(range(g.channels)) - set(made.groups[g.name].removed)) == left[g.name]
-    once = plan(score(wide, groups, criterion), ratio=0.6, constraints=FINE)
+    once = plan(score(groups, criterion), ratio=0.6, constraints=FINE)
     assert made.groups != once.groups  # new scores make a difference
 
 
@@ -195,7 +195,7 @@ def test_steps_only_ever_take_more(groups: Analysis, monkeypatch: pytest.MonkeyP
 def test_stripped_analysis_is_that_of_the_small_model(spec: Spec, criterion: str, ratio: float) -> None:
     model = load(build(spec))
     analysis = analyze(model)
-    made = plan(score(model, analysis, "random"), ratio=ratio, constraints=FINE)
+    made = plan(score(analysis, "random"), ratio=ratio, constraints=FINE)
     small = stripped(analysis, made)
     ours = score_of(small, criterion)
     assert {n: len(s) for n, s in ours.items()} == kept_counts(made, analysis)
@@ -230,7 +230,7 @@ def places(analysis: Analysis, name: str) -> list[tuple[str, int, list[int]]]:
 
 
 def score_all(analysis: Analysis, criterion: str) -> Scores:
-    return score(analysis.source, analysis, criterion)
+    return score(analysis, criterion)
 
 
 def score_of(analysis: Analysis, criterion: str) -> dict[str, Any]:
@@ -267,7 +267,7 @@ def test_progress_counts_steps(groups: Analysis) -> None:
         ({"steps": True, "ratio": 0.5}, "at least one step"),
         ({"steps": 2, "ratio": 0.5, "schedule": "cubic"}, "unknown schedule 'cubic'"),
         ({"steps": 2, "ratio": 0.5, "schedule": "geometrik"}, "did you mean 'geometric'"),
-        ({"steps": 2, "target": Target(macs=0.5), "allocator": "sensitivity"}, "curves hold for the whole model"),
+        ({"steps": 2, "target": Target(macs=0.5), "allocator": "sensitivity"}, "curves hold for the original"),
         ({"steps": 2}, "either a ratio or a target"),
         ({"steps": 2, "ratio": 1.0}, "share removed"),
         ({"steps": 2, "ratio": 0.5, "lr": 1}, "no parameter 'lr'"),

@@ -34,7 +34,7 @@ FREE = Constraints(round_to=1, max_ratio=0.99)
 @pytest.fixture(scope="module")
 def scores() -> Scores:
     model = load(build(SPEC))
-    return score(model, analyze(model), "l2")
+    return score(analyze(model), "l2")
 
 
 def one_channel(made: Plan, analysis: Analysis, measure: str) -> float:
@@ -63,7 +63,7 @@ def one_channel(made: Plan, analysis: Analysis, measure: str) -> float:
 def test_target_is_met_within_one_percent_or_one_channel(spec: Spec, measure: str, goal: float, allocator: str) -> None:
     model = load(build(spec))
     analysis = analyze(model)
-    scored = score(model, analysis, "random")
+    scored = score(analysis, "random")
     try:
         made = plan(scored, Target(**{measure: goal}), allocator=allocator, constraints=FREE)
     except OnnxPruneError as err:
@@ -89,7 +89,7 @@ def test_target_is_met_within_one_percent_or_one_channel(spec: Spec, measure: st
 def test_any_planned_removal_compiles(spec: Spec, ratio: float) -> None:
     model = load(build(spec))
     analysis = analyze(model)
-    made = plan(score(model, analysis, "l1"), ratio=ratio, constraints=FREE)
+    made = plan(score(analysis, "l1"), ratio=ratio, constraints=FREE)
     assert made.model == model.fingerprint
     compile_plan(model, made)
 
@@ -145,7 +145,7 @@ def test_global_scope_follows_the_scores_uniform_does_not(scores: Scores) -> Non
 def wide() -> Scores:
     """Groups of 64 and 96 channels, so that blocks of 16 leave something to choose."""
     model = wide_model()
-    return score(model, analyze(model), "l2")
+    return score(analyze(model), "l2")
 
 
 @pytest.mark.parametrize(("round_to", "step"), [(1, 1), (8, 8), (32, 32), ("auto", kernel_block())])
@@ -225,7 +225,7 @@ def test_protect_attention_leaves_heads_whole(scores: Scores) -> None:
         (Constraints(include=["nothing"]), "unknown group .in include. 'nothing'"),
         (Constraints(exclude=["w9"]), "known: w0, w1"),
         (Constraints(protect=["frist"]), "did you mean 'first'"),
-        (Constraints(exclude=["*"]), "no group is left"),
+        (Constraints(exclude=["*"]), "no group remains"),
         (Constraints(overrides={"zz": 0.5}), "unknown group .in override."),
         (Constraints(overrides={"w0": 1.0}), "share removed"),
         (Constraints(overrides={"w0": "half"}), "a ratio or a table"),

@@ -179,7 +179,7 @@ def test_in_steps_the_target_is_met(wide: Analysis, steps: int) -> None:
 
 
 def test_with_curves_the_metric_is_what_is_lost(wide: Analysis) -> None:
-    scores = score(wide.source, wide, "l2")
+    scores = score(wide, "l2")
     values = {"w0": (0.9, 0.9, 0.89, 0.88, 0.87), "w1": (0.7, 0.6, 0.5, 0.4, 0.3)}
     for curves in (made_curves(scores, values), mirrored(made_curves(scores, values))):
         made = plan(scores, Target(macs=0.7), allocator="saving", curves=curves, constraints=FINE)
@@ -191,7 +191,7 @@ def test_with_curves_the_metric_is_what_is_lost(wide: Analysis) -> None:
 
 def test_a_curve_that_falls_at_first_is_taken_as_a_whole(wide: Analysis) -> None:
     """Per channel the first ones of w0 cost more than any of w1, but all of them together less."""
-    scores = score(wide.source, wide, "l2")
+    scores = score(wide, "l2")
     curves = made_curves(scores, {"w0": (0.8, 0.8, 0.8, 0.8, 0.8, 0.8), "w1": (0.85, 0.8, 0.75, 0.7, 0.65, 0.6)})
     made = plan(scores, Target(macs=0.55), allocator="saving", curves=curves, constraints=FINE)
     assert abs(share(made, wide, "macs") - 0.55) <= 0.01
@@ -215,7 +215,7 @@ def _macs(analysis: Analysis, first: int, second: int) -> float:
 
 
 def test_a_threshold_bounds_every_group(wide: Analysis) -> None:
-    scores = score(wide.source, wide, "l2")
+    scores = score(wide, "l2")
     curves = made_curves(scores, {"w0": (0.9, 0.9, 0.7, 0.5), "w1": (0.9, 0.9, 0.9, 0.9)})
     made = plan(scores, Target(macs=0.55), allocator="saving", curves=curves, min_group_accuracy=0.85, constraints=FINE)
     assert kept_counts(made, wide)["w0"] >= 64 - 12 - 2

@@ -27,7 +27,7 @@ SIXTEEN = Constraints(round_to=16)
 @pytest.fixture(scope="module")
 def wide() -> Scores:
     model = wide_model()
-    return score(model, analyze(model), "l2")
+    return score(analyze(model), "l2")
 
 
 def latency_share(made: Plan, model: FakeLatency, scores: Scores) -> float:
@@ -97,7 +97,7 @@ def test_at_the_same_target_the_latency_plan_is_never_slower(
     spec: Spec, weights: Sequence[float], measure: str, goal: float
 ) -> None:
     model = load(build(spec))
-    scores = score(model, analyze(model), "random")
+    scores = score(analyze(model), "random")
     fake = FakeLatency(scores.analysis, weights, block=4, base=1.0)
     constraints = Constraints(round_to=4, max_ratio=0.95)
     target = Target(**{measure: goal})
@@ -119,7 +119,7 @@ def test_at_the_same_target_the_latency_plan_is_never_slower(
 @given(specs(), st.lists(st.sampled_from((0.1, 1.0, 5.0)), min_size=2, max_size=6), st.sampled_from((0.5, 0.7, 0.9)))
 def test_for_a_latency_target_no_more_importance_is_lost(spec: Spec, weights: Sequence[float], goal: float) -> None:
     model = load(build(spec))
-    scores = score(model, analyze(model), "random")
+    scores = score(analyze(model), "random")
     fake = FakeLatency(scores.analysis, weights, block=4, base=1.0)
     constraints = Constraints(round_to=4, max_ratio=0.95)
     results = {}

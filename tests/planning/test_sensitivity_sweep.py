@@ -36,7 +36,7 @@ COARSE = (0.3, 0.6, 0.9)
 @pytest.fixture(scope="module")
 def scores() -> Scores:
     model = load(DIGITS)
-    return score(model, analyze(model), "dscore")
+    return score(analyze(model), "dscore")
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_points_are_what_the_plain_loop_measures(whole: Curves, scores: Scores, 
         order = np.argsort(scores.groups[g.name], kind="stable")
         for p in whole.groups[g.name].points[4::7]:
             plan = Plan("", {g.name: Removal(g.channels, tuple(sorted(order[: p.removed].tolist())))})
-            accuracy = evaluate(apply(analysis.source, plan, analysis=analysis, check=False), data)
+            accuracy = evaluate(apply(analysis.source, plan, analysis=analysis, verify=False), data)
             assert p.value == accuracy.top1, (g.name, p)
             assert p.error == pytest.approx(accuracy.top1_error)
 
@@ -315,7 +315,7 @@ def _dies(task: Any) -> Any:
 
 
 def test_workers_that_always_fail_are_one_error() -> None:
-    with pytest.raises(OnnxPruneError, match=r"again and again \(RuntimeError: out of luck"):
+    with pytest.raises(OnnxPruneError, match=r"failed repeatedly \(RuntimeError: out of luck"):
         list(parallel.spread(_dies, [1, 2, 3], jobs=2))
 
 
@@ -340,8 +340,8 @@ def test_journal_of_another_model_or_other_settings_is_refused(scores: Scores, d
     other = load(DIGITS.with_name("digits_cnn_folded.onnx"))
     groups = analyze(other)
     for what, call in {
-        "model": lambda: run(score(other, groups, "dscore")),
-        "criterion": lambda: run(score(scores.analysis.source, scores.analysis, "l1")),
+        "model": lambda: run(score(groups, "dscore")),
+        "criterion": lambda: run(score(scores.analysis, "l1")),
         "metric": lambda: run(metric="loss"),
         "batch": lambda: run(batch=7),
         "data": lambda: run(d=load_data("digits:test", images=100)),
@@ -392,7 +392,7 @@ def test_partial_classes_are_accepted_on_request(scores: Scores, data: Data) -> 
         ({"ratios": (0.5, 1.0)}, r"in \(0, 1\); got 1"),
         ({"ratios": ()}, "no ratios"),
         ({"include": ["nothing*"]}, "unknown group 'nothing"),
-        ({"exclude": ["*"]}, "no group is left"),
+        ({"exclude": ["*"]}, "no group remains"),
         ({"metric": "loss", "stop_at_chance": True}, "no chance level"),
         ({"device": "tpu"}, "unknown device"),
         ({"jobs": 2, "backend": "threads"}, "unknown backend"),

@@ -613,7 +613,7 @@ def test_a_model_of_other_nodes_is_refused() -> None:
         parsed("a = Conv (x, w, d) b = Relu (a) e = Conv (b, v, c) y = Relu (e)", NET_SHAPES),
         parsed("a = Conv (x, w, d) b = Relu (a) z = Conv (b, v, c)", NET_SHAPES, "float[N,a,b,c] z"),
     ):
-        with pytest.raises(OnnxPruneError, match="not what the plan makes of the original"):
+        with pytest.raises(OnnxPruneError, match="not the original pruned by the plan"):
             solved(analysis, plan, wrong.model, noise(12))
 
 

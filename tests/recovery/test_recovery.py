@@ -192,9 +192,9 @@ def test_a_model_that_another_plan_made_is_refused(case: Case) -> None:
     analysis, plan, pruned, data = case
     name, removal = next((n, r) for n, r in plan.groups.items() if len(r.removed) > 1)
     less = Plan(plan.model, {**plan.groups, name: Removal(removal.channels, removal.removed[1:])})
-    with pytest.raises(OnnxPruneError, match="the plan leaves"):
+    with pytest.raises(OnnxPruneError, match="the plan keeps"):
         run((analysis, less, pruned, data))
-    with pytest.raises(OnnxPruneError, match="the plan leaves"):
+    with pytest.raises(OnnxPruneError, match="the plan keeps"):
         check_belongs(analysis, plan, analysis.model)
     check_belongs(analysis, plan, pruned)
 
@@ -394,7 +394,7 @@ def test_a_damaged_layer_is_named(case: Case, tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_made(case: Case, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "no" / "r"):
-        with pytest.raises(OnnxPruneError, match="cannot make the folder"):
+        with pytest.raises(OnnxPruneError, match="cannot create the folder"):
             run(case, folder=folder)
 
 

@@ -50,7 +50,7 @@ def read(value: Any) -> Reader:
 
 def results(model: op.Model) -> dict[str, Any]:
     analysis = op.analyze(model)
-    scores = op.score(model, analysis, "l2")
+    scores = op.score(analysis, "l2")
     plan = op.plan(scores, ratio=0.5, constraints=op.Constraints(round_to=1))
     done = op.compile_plan(model, plan, analysis=analysis)
     return {

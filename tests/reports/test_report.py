@@ -87,7 +87,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("files")
     shutil.copy(DIGITS, folder / "model.onnx")
     analysis = op.analyze(op.load(folder / "model.onnx"))
-    scores = op.score(analysis.source, analysis, "l2")
+    scores = op.score(analysis, "l2")
     plan = op.plan(scores, op.Target(macs=0.5), constraints=op.Constraints(round_to=16))
     save_plan(plan, folder / "plan.json")
     save_scores(scores, folder / "scores.json")
@@ -370,7 +370,7 @@ def hostile(tmp_path: Path) -> list[Path]:
     path = tmp_path / "model<b>.onnx"
     op.save(model, path)
     analysis = op.analyze(op.load(path))
-    scores = op.score(analysis.source, analysis, "l2")
+    scores = op.score(analysis, "l2")
     plan = op.plan(scores, ratio=0.5, constraints=op.Constraints(round_to=1))
     save_plan(replace(plan, criterion={"name": HOSTILE, HOSTILE: HOSTILE}, tool=HOSTILE), tmp_path / "plan.json")
     (group,) = analysis.groups
@@ -412,7 +412,7 @@ def test_plotly_takes_the_figures(files: Path) -> None:
 @pytest.mark.parametrize("metric", ["top1", "loss"])
 def test_summaries_name_the_extremes(metric: str, files: Path) -> None:
     analysis = op.analyze(op.load(files / "model.onnx"))
-    scores = op.score(analysis.source, analysis, "l2")
+    scores = op.score(analysis, "l2")
     low, high = (g.name for g in analysis.groups[:2])
     curves = made_curves(scores, {low: [0.1], high: [0.8]}, metric=metric, higher_is_better=metric == "top1")
     from onnxprune.reports._sections import sensitivity

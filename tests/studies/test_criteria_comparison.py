@@ -181,7 +181,7 @@ def test_criteria_that_look_at_data_share_a_run(analysis: Analysis, monkeypatch:
     ("criteria", "ratio", "says"),
     [
         (["l1"], 0.5, "at least two criteria"),
-        (["l1", "l2", "l1"], 0.5, "'l1' is named twice"),
+        (["l1", "l2", "l1"], 0.5, "'l1' is given twice"),
         (["l1", "fpgn"], 0.5, "did you mean 'fpgm'"),
         (["l1", "fpgm:mix=1"], 0.5, "no parameter 'mix'"),
         (["l1", "fpgm:0.1"], 0.5, "cannot read the criterion 'fpgm:0.1'"),

@@ -130,7 +130,7 @@ def test_interface_and_opset_are_named() -> None:
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("diff") / "small.onnx"
     analysis = op.analyze(op.load(DIGITS))
-    plan = op.plan(op.score(analysis.source, analysis, "l2"), op.Target(macs=0.5))
+    plan = op.plan(op.score(analysis, "l2"), op.Target(macs=0.5))
     return op.save(op.apply(analysis.source, plan), path)
 
 

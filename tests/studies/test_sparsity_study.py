@@ -232,8 +232,8 @@ def test_models_are_handed_over_with_their_points() -> None:
     ("options", "says"),
     [
         ({"what": ["weigth"]}, "did you mean 'weight'"),
-        ({"what": []}, "nothing to measure"),
-        ({"points": []}, "nothing to measure"),
+        ({"what": []}, "no kind of pruning or no sparsity is given"),
+        ({"points": []}, "no kind of pruning or no sparsity is given"),
         ({"points": [0.5, 1.0]}, "in [0, 1)"),
         ({"points": [float("nan")]}, "in [0, 1)"),
         ({"end": "gone"}, "unknown end"),

@@ -338,7 +338,7 @@ def test_biases_broadcasts_and_positions_are_no_residual_outputs() -> None:
 def test_pruned_streams_do_not_match_and_protected_ones_do() -> None:
     model = load(DIGITS)
     groups = analyze(model)
-    scores = score(model, groups, "l2")
+    scores = score(groups, "l2")
     whole = matching_features(model, model)
     # Of the four sums of the network: two residual blocks, one separable block with a shortcut.
     assert len(whole) == 3
@@ -351,7 +351,7 @@ def test_pruned_streams_do_not_match_and_protected_ones_do() -> None:
 @pytest.mark.parametrize("blocks", [("residual", "mlp"), ("projection", "attention", "option_a")])
 def test_teacher_and_pruned_student_give_the_matched_features(blocks: tuple[str, ...]) -> None:
     model = load(build(Spec(blocks, seed=3)))
-    scores = score(model, analyze(model), "l1")
+    scores = score(analyze(model), "l1")
     try:
         student = apply(model, plan(scores, ratio=0.5, constraints=Constraints(round_to=1, protect=["residual"])))
     except OnnxPruneError as err:  # nothing else to prune would leave nothing to test
@@ -369,7 +369,7 @@ def test_teacher_and_pruned_student_give_the_matched_features(blocks: tuple[str,
 @both
 def test_under_its_plan_a_student_is_matched_in_pruned_streams_and_inside_blocks(runtime: str) -> None:
     model = load(DIGITS)
-    made = plan(score(model, analyze(model), "l2"), ratio=0.5)
+    made = plan(score(analyze(model), "l2"), ratio=0.5)
     student = apply(model, made)
     found = features_under(made, student, model)
     assert set(matching_features(model, model)) < found.keys()  # without the plan none of them matches
@@ -394,7 +394,7 @@ def test_a_plan_that_removes_nothing_matches_whatever_is_activated() -> None:
 
 def test_a_student_that_was_cut_by_another_plan_is_refused() -> None:
     model = load(DIGITS)
-    scores = score(model, analyze(model), "l2")
+    scores = score(analyze(model), "l2")
     student = apply(model, plan(scores, ratio=0.25))
     with pytest.raises(OnnxPruneError, match="by another plan"):
         features_under(plan(scores, ratio=0.75), student, model)

@@ -65,7 +65,7 @@ def pruned(file: str = "digits_cnn_folded.onnx") -> Model:
     """So many channels gone, and the wrong ones, that most of the accuracy is gone with them."""
     model = original(file)
     analysis = op.analyze(model)
-    plan = op.plan(op.score(model, analysis, "random"), op.Target(macs=0.3), constraints=op.Constraints(round_to=4))
+    plan = op.plan(op.score(analysis, "random"), op.Target(macs=0.3), constraints=op.Constraints(round_to=4))
     return op.apply(model, plan, analysis=analysis)
 
 
@@ -391,7 +391,7 @@ def test_maps_of_logits_are_distilled() -> None:
 def test_features_of_the_teacher_are_matched() -> None:
     analysis = op.analyze(original())
     plan = op.plan(
-        op.score(original(), analysis, "random"), op.Target(macs=0.6),
+        op.score(analysis, "random"), op.Target(macs=0.6),
         constraints=op.Constraints(round_to=4, protect=["residual"]),
     )  # fmt: skip
     small = op.apply(original(), plan, analysis=analysis)

@@ -13,12 +13,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from onnxprune import pipeline
+from onnxprune import __version__ as version
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.criteria.scoring import Scores
 from onnxprune.errors import OnnxPruneError
 from onnxprune.ir.model import Model
+from onnxprune.planning.analyze import analyze
 from onnxprune.planning.constraints import Constraints
+from onnxprune.planning.planner import plan as make_plan
 from onnxprune.planning.targets import Target
 from onnxprune.plans import Plan
 from onnxprune.training.methods._channel_parameters import ChannelAxis, members
@@ -160,7 +162,7 @@ class Method(ABC):
                 f"the method {self.name!r} has seen no epoch of training",
                 fix="call after_epoch at the end of every epoch, or load_state_dict",
             )
-        analysis = pipeline.analyze(model, attention=_ATTENTION[self._attention])
+        analysis = analyze(model, attention=_ATTENTION[self._attention])
         for name, values in self._scores.items():
             if name not in analysis.by_name or analysis.by_name[name].channels != len(values):
                 raise OnnxPruneError(
@@ -189,7 +191,7 @@ class Method(ABC):
         Raises:
             OnnxPruneError: as `scores` and `onnxprune.plan`.
         """
-        return pipeline.plan(self.scores(model), target, ratio=ratio, constraints=constraints)
+        return make_plan(self.scores(model), target, ratio=ratio, constraints=constraints, tool=version)
 
 
 def check_number(method: str, name: str, value: object, low: float, high: float) -> None:

@@ -12,12 +12,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from onnxprune import pipeline
+from onnxprune import __version__ as version
 from onnxprune.criteria.bn_scale import BnScale
 from onnxprune.criteria.scoring import score
 from onnxprune.errors import OnnxPruneError
 from onnxprune.ir.model import Model
 from onnxprune.planning.constraints import Constraints, check_ratio
+from onnxprune.planning.planner import plan as make_plan
 from onnxprune.planning.targets import Target
 from onnxprune.plans import Plan
 from onnxprune.training.methods._base import Method, Scored
@@ -117,4 +118,4 @@ class ScaleMethod(Method):
             check_ratio(ratio)
             scaled = sum(len(values) for values in scores.groups.values())
             target, ratio = Target(channels=1 - ratio * scaled / sum(g.channels for g in scores.analysis)), None
-        return pipeline.plan(scores, target, ratio=ratio, constraints=constraints)
+        return make_plan(scores, target, ratio=ratio, constraints=constraints, tool=version)

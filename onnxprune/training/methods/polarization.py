@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onnxprune import pipeline
+from onnxprune import __version__ as version
 from onnxprune.errors import OnnxPruneError
 from onnxprune.ir.model import Model
 from onnxprune.planning.constraints import Constraints, FeasibleCounts
+from onnxprune.planning.planner import plan as make_plan
 from onnxprune.planning.targets import Target
 from onnxprune.plans import Plan
 from onnxprune.training.methods._base import check_number
@@ -112,4 +113,4 @@ class Polarization(ScaleMethod):
                 "channels": feasible.rounded_up(g, max(above, feasible.minimum_of(g)), feasible.step)
             }
         fixed = replace(constraints, overrides={**constraints.overrides, **counts})
-        return pipeline.plan(scores, ratio=0.0, constraints=fixed)
+        return make_plan(scores, ratio=0.0, constraints=fixed, tool=version)

@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from onnxprune import pipeline
+from onnxprune import __version__ as version
 from onnxprune.errors import OnnxPruneError
 from onnxprune.ir.model import Model
 from onnxprune.planning.constraints import Constraints
+from onnxprune.planning.planner import plan as make_plan
 from onnxprune.planning.targets import Target
 from onnxprune.plans import Plan
 from onnxprune.training.methods._base import Method, Scored, check_number
@@ -112,4 +113,6 @@ class SoftFilter(Method):
         """
         if target is None and ratio is None:
             ratio = self.ratio
-        return pipeline.plan(self.scores(model), target, ratio=ratio, allocator="uniform", constraints=constraints)
+        return make_plan(
+            self.scores(model), target, ratio=ratio, allocator="uniform", constraints=constraints, tool=version
+        )

@@ -1,0 +1,30 @@
+"""The column of stages from a model to a smaller, proved one, and whole jobs in one call.
+
+    load -> analyze -> score -> plan -> apply (strip, prove) -> recover, retrain -> save
+
+`_stages` holds the stages, `_jobs` the jobs that run several of them, `_inputs` the forms in which models, plans and
+data are accepted.
+"""
+
+from onnxprune.pipeline._inputs import CurvesSource as CurvesSource
+from onnxprune.pipeline._inputs import DataSource as DataSource
+from onnxprune.pipeline._inputs import ModelSource as ModelSource
+from onnxprune.pipeline._inputs import PlanSource as PlanSource
+from onnxprune.pipeline._jobs import Pruned as Pruned
+from onnxprune.pipeline._jobs import bench as bench
+from onnxprune.pipeline._jobs import evaluate as evaluate
+from onnxprune.pipeline._jobs import prune as prune
+from onnxprune.pipeline._jobs import recover as recover
+from onnxprune.pipeline._jobs import retrain as retrain
+from onnxprune.pipeline._jobs import to_torch as to_torch
+from onnxprune.pipeline._jobs import write_back as write_back
+from onnxprune.pipeline._stages import Compiled as Compiled
+from onnxprune.pipeline._stages import analyze as analyze
+from onnxprune.pipeline._stages import analyze_for as analyze_for
+from onnxprune.pipeline._stages import apply as apply
+from onnxprune.pipeline._stages import compile_plan as compile_plan
+from onnxprune.pipeline._stages import plan as plan
+from onnxprune.pipeline._stages import plan_steps as plan_steps
+from onnxprune.pipeline._stages import score as score
+from onnxprune.pipeline._stages import sparsify as sparsify
+from onnxprune.pipeline._stages import verify as verify

@@ -1,0 +1,455 @@
+"""Whole jobs in one call: prune, recover, retrain, evaluate, bench."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from onnxprune.analysis.coupling import Analysis
+from onnxprune.criteria import AnyCriterion
+from onnxprune.errors import OnnxPruneError, VerificationError
+from onnxprune.execution.calibration import Calibration
+from onnxprune.execution.data import Preprocess
+from onnxprune.execution.evaluation import Accuracy
+from onnxprune.execution.evaluation import evaluate as evaluate_model
+from onnxprune.execution.sessions import kernel_block
+from onnxprune.ir.model import Model
+from onnxprune.latency.bench import BenchResults
+from onnxprune.latency.bench import bench as bench_models
+from onnxprune.latency.prediction import latency_model
+from onnxprune.latency.speedup import Speedup, measure_speedup
+from onnxprune.pipeline._inputs import (
+    CurvesSource,
+    DataSource,
+    ModelSource,
+    PlanSource,
+    as_calibration,
+    as_curves,
+    as_data,
+    as_model,
+    as_plan,
+    as_target,
+    is_synthetic,
+)
+from onnxprune.pipeline._stages import Compiled, CriterionParams, Progress, compile_plan, plan, plan_steps, score
+from onnxprune.planning.analyze import analyze, analyze_for
+from onnxprune.planning.constraints import Constraints
+from onnxprune.planning.curves import Curves
+from onnxprune.planning.targets import LatencyPredictor, Target
+from onnxprune.plans import Plan
+from onnxprune.recovery.recover import STAGES, Recovered, check_belongs, check_samples
+from onnxprune.recovery.recover import recover as recover_model
+from onnxprune.verification import verify as prove
+
+if TYPE_CHECKING:
+    from torch import fx, nn
+
+    from onnxprune.training import Method, Retrained, Settings
+
+StageProgress = Callable[[str, int, int], None]
+"""Called with the stage and (done, total) of it."""
+
+
+@dataclass(frozen=True, repr=False)
+class Pruned(Compiled):
+    """Result of `prune`.
+
+    Attributes:
+        recovery: Stages of the recovery, on samples held out of it; None without recovery.
+        speedup: Predicted and measured latency; None unless latency was asked for.
+    """
+
+    recovery: Recovered | None = None
+    speedup: Speedup | None = None
+
+    @property
+    def metrics(self) -> Mapping[str, tuple[float, float]]:
+        """Figures on held-out samples, name -> (original, result): "top1" with labels, "distance" of the outputs.
+
+        Empty without recovery.
+        """
+        if self.recovery is None:
+            return {}
+        return self.recovery.metrics
+
+    @property
+    def _facts(self) -> list[str]:
+        facts = super()._facts
+        if self.recovery is not None:
+            facts.append(self.recovery.summary)
+        if self.speedup is not None:
+            facts.append(f"{self.speedup.measured.share:.1%} of the latency left")
+        return facts
+
+
+def prune(
+    model: ModelSource,
+    *,
+    target: Target | str | None = None,
+    ratio: float | None = None,
+    criterion: str | AnyCriterion | None = None,
+    params: CriterionParams | None = None,
+    reduce: str | None = None,
+    data: DataSource | None = None,
+    images: int | None = None,
+    size: Sequence[int] | None = None,
+    preprocess: Preprocess | None = None,
+    recover: bool | None = None,
+    curves: CurvesSource | None = None,
+    min_group_accuracy: float | None = None,
+    max_loss: float | None = None,
+    allocator: str | None = None,
+    normalize: str | None = None,
+    steps: int | None = None,
+    schedule: str = "linear",
+    constraints: Constraints | None = None,
+    attention: str = "heads",
+    include_inexact: bool = False,
+    latency: bool = False,
+    batch: int = 1,
+    threads: int = 1,
+    runs: int = 30,
+    device: str = "cpu",
+    verify: bool = True,
+    tolerance: float | None = None,
+    progress: StageProgress | None = None,
+) -> Pruned:
+    """Score, plan, remove and prove, then recover accuracy if data is given: the whole job in one call.
+
+    Args:
+        model: Model, result that holds one, path of a file, or ModelProto.
+        target: Share of a measure to keep: `Target(macs=0.5)` or "macs=0.5".
+        ratio: Share of channels to remove from every group, instead of a target.
+        criterion: Name of a criterion, or an instance; default: that of the curves, `obs` with data, else `l2`.
+        params: Parameters of a criterion that is given by name.
+        reduce: Reduction over the weights of a group; default: the criterion's own.
+        data: Samples, labels not needed: `Data`, a source that `load_data` reads, "none" for synthetic samples, or a
+            `Calibration`.
+        images: Number of samples to read from a source.
+        size: Height and width that image files are resized to.
+        preprocess: Conversion of the samples into the model's input.
+        recover: Recover accuracy on the data; default: if there is data.
+        curves: Sensitivity curves, or the path of their file.
+        min_group_accuracy: Lowest value of each group's curve.
+        max_loss: The same for metrics where lower is better.
+        allocator: Rule that shares the target among the groups; see `plan`.
+        normalize: Normalization that makes scores of groups comparable; default: the criterion's own.
+        steps: Number of steps, with new scores between them.
+        schedule: With steps: "linear" or "geometric".
+        constraints: Rounding, minimum counts, protected groups, overrides.
+        attention: Channels to free in multi-head attention, "heads" or "head_dim".
+        include_inexact: Free also channels that statistics run over.
+        latency: Predict and measure latency, whatever the target is.
+        batch: Samples per run, for latency.
+        threads: CPU threads, for latency; 0: all cores.
+        runs: Timed runs of each model, for latency.
+        device: Device of onnxruntime: "cpu", "cuda" or "auto".
+        verify: Prove the result.
+        tolerance: Largest relative difference that the proof allows; default: by element type.
+        progress: Called with (stage, done, total).
+
+    Raises:
+        OnnxPruneError: options that do not go together, a target that cannot be reached, too few samples.
+        VerificationError: the pruned model does not compute what the masked original computes.
+    """
+    aim, measured = as_target(target), as_curves(curves)
+    if recover and data is None:
+        raise OnnxPruneError("recovery needs samples", fix="give data, or recover=False")
+    if steps is not None and measured is not None:
+        raise OnnxPruneError("steps score anew between them, so curves do not go with them", fix="leave out one")
+    rule, params, reduce = _criterion(criterion, params, reduce, measured, data is not None)
+    original = as_model(model)
+    samples = as_calibration(data, original, images=images, size=size, preprocess=preprocess, device=device)
+    recovering = samples is not None and recover is not False
+    if samples is not None and recovering:
+        check_samples(samples.data)
+    limits = constraints or Constraints()
+    if limits.round_to == "auto" and device == "cuda":
+        limits = replace(limits, round_to=kernel_block("cuda"))
+    tick = _stages_of(progress)
+    analysis = analyze(original, attention=attention, include_inexact=include_inexact)
+    predictor = None
+    if latency or allocator == "latency" or (aim is not None and aim.measure == "latency"):
+        predictor = latency_model(
+            analysis, batch=batch, threads=threads, device=device, progress=tick("measuring latency")
+        )
+    if steps is not None:
+        made = plan_steps(
+            analysis, rule, aim, steps=steps, schedule=schedule, params=params, reduce=reduce, ratio=ratio,
+            latency=predictor, allocator=allocator, normalize=normalize, constraints=limits, data=samples,
+            progress=tick("scoring"),
+        )  # fmt: skip
+    else:
+        scores = score(analysis, rule, params=params, reduce=reduce, data=samples, progress=tick("scoring"))
+        made = plan(
+            scores, aim, ratio=ratio, curves=measured, min_group_accuracy=min_group_accuracy, max_loss=max_loss,
+            latency=predictor, allocator=allocator, normalize=normalize, constraints=limits,
+        )  # fmt: skip
+    feeds = samples.first(original) if verify and samples is not None and not is_synthetic(samples) else None
+    done = compile_plan(original, made, analysis=analysis, check=verify, feeds=feeds, tolerance=tolerance)
+    result, recovery = done.model, None
+    if samples is not None and recovering:
+        recovery = recover_model(original, result, made, samples, analysis=analysis, progress=tick("recovering"))
+        result = recovery.model
+    speedup = _speedup(analysis, made, result, predictor, device, runs, tick("measuring"))
+    return Pruned(result, made, analysis, done.before, done.after, done.verification, recovery, speedup)
+
+
+def _criterion(
+    criterion: str | AnyCriterion | None,
+    params: CriterionParams | None,
+    reduce: str | None,
+    curves: Curves | None,
+    with_data: bool,
+) -> tuple[str | AnyCriterion, CriterionParams | None, str | None]:
+    """Criterion, parameters and reduction; the defaults are those that the curves were measured with."""
+    if criterion is not None:
+        return criterion, params, reduce
+    if curves is None:
+        return "obs" if with_data else "l2", params, reduce
+    name, own = curves.criterion.get("name"), curves.criterion.get("reduce")
+    if not isinstance(name, str):
+        raise OnnxPruneError("the curves do not say by which criterion they were made", fix="give the criterion")
+    recorded = {k: v for k, v in curves.criterion.items() if k not in ("name", "reduce", "normalize")}
+    return name, {**recorded, **(params or {})}, reduce or own
+
+
+def _stages_of(progress: StageProgress | None) -> Callable[[str], Progress | None]:
+    return lambda stage: None if progress is None else partial(progress, stage)
+
+
+def _speedup(
+    analysis: Analysis, made: Plan, pruned: Model, predictor: LatencyPredictor | None, device: str, runs: int,
+    progress: Progress | None,
+) -> Speedup | None:  # fmt: skip
+    if predictor is None:
+        return None
+    return measure_speedup(analysis, made, pruned, predictor, device=device, runs=runs, progress=progress)
+
+
+def recover(
+    original: ModelSource,
+    pruned: ModelSource,
+    plan: PlanSource,
+    *,
+    data: DataSource,
+    images: int | None = None,
+    size: Sequence[int] | None = None,
+    preprocess: Preprocess | None = None,
+    stages: Sequence[str] = STAGES,
+    rows: int = 40_000,
+    rounds: int = 3,
+    batch: int = 64,
+    threads: int = 0,
+    device: str = "cpu",
+    verify: bool = True,
+    folder: Path | None = None,
+    restart: bool = False,
+    progress: Progress | None = None,
+) -> Recovered:
+    """Recover accuracy without training: re-solve the remaining weights layer by layer.
+
+    Args:
+        original: Model before pruning: model, path of a file, or ModelProto.
+        pruned: Model after pruning, likewise.
+        plan: Plan, or the path of its file.
+        data: Samples, labels not needed: `Data`, a source that `load_data` reads, "none" for synthetic samples, or a
+            `Calibration`.
+        images: Number of samples to read from a source.
+        size: Height and width that image files are resized to.
+        preprocess: Conversion of the samples into the model's input.
+        stages: Stages to run, in order.
+        rows: Output positions that each layer is fitted on, in all samples together.
+        rounds: Rounds of the alternation around Relu and Clip.
+        batch: Samples per run.
+        threads: CPU threads; 0 leaves the choice to onnxruntime.
+        device: Device of onnxruntime: "cpu", "cuda" or "auto".
+        verify: Prove the pruned model first. A model that was trained since cannot be proved bit for bit.
+        folder: Folder for solved layers, so that an interrupted run can continue; the caller removes it.
+        restart: Discard what an interrupted run has left in the folder.
+        progress: Called with (done, total) layers.
+
+    Raises:
+        OnnxPruneError: models and plan do not belong together; too few samples, or samples that do not fit.
+        VerificationError: the pruned model is not the one that the plan makes.
+    """
+    model, small, made = as_model(original), as_model(pruned), as_plan(plan)
+    samples = as_calibration(data, model, images=images, size=size, preprocess=preprocess, device=device)
+    if samples is None:
+        raise OnnxPruneError("recovery needs samples", fix='give data; data="none" makes synthetic samples')
+    if not isinstance(data, Calibration):
+        samples = replace(samples, batch=batch, threads=threads)
+    analysis = analyze_for(model, made)
+    check_belongs(analysis, made, small)
+    if verify:
+        try:
+            feeds = None if is_synthetic(samples) else samples.first(model)
+            prove(analysis, made, small, feeds=feeds, device=samples.device)
+        except VerificationError as err:
+            fix = "give the model that this plan made; for one that was trained since: verify=False"
+            raise VerificationError(err.what, where=err.where, fix=fix) from err
+    return recover_model(
+        model, small, made, samples, analysis=analysis, stages=tuple(stages), rows=rows, rounds=rounds, folder=folder,
+        restart=restart, progress=progress,
+    )  # fmt: skip
+
+
+def retrain(
+    model: ModelSource,
+    *,
+    data: DataSource,
+    val_data: DataSource | None = None,
+    images: int | None = None,
+    size: Sequence[int] | None = None,
+    preprocess: Preprocess | None = None,
+    teacher: ModelSource | None = None,
+    teacher_plan: PlanSource | None = None,
+    epochs: int | None = None,
+    settings: Settings | None = None,
+    method: Method | None = None,
+    folder: Path | None = None,
+    resume: bool = False,
+    restart: bool = False,
+    progress: Progress | None = None,
+    notice: Callable[[str], None] | None = None,
+) -> Retrained:
+    """Train the weights of a pruned model in PyTorch; graph, names and metadata stay.
+
+    Args:
+        model: Model, result that holds one, path of a file, or ModelProto.
+        data: Samples and, unless the teacher alone is learned from, labels.
+        val_data: Validation data; default: a share of the data, the same of every class.
+        images: Number of samples to read from a source.
+        size: Height and width that image files are resized to.
+        preprocess: Conversion of the samples into the model's input.
+        teacher: Original, for distillation.
+        teacher_plan: Plan by which the model was pruned from the teacher; features are then matched in pruned channels.
+        epochs: Number of epochs, in place of that of the settings.
+        settings: All other settings: learning rate, optimizer, augmentation, device and more.
+        method: Method of training-time pruning.
+        folder: Folder for checkpoints and logs; default: none are written.
+        resume: Continue from the folder's checkpoint.
+        restart: Discard the folder's checkpoint.
+        progress: Called with (done, total) steps.
+        notice: Called with lines of text for people.
+
+    Raises:
+        OnnxPruneError: data, teacher or settings that do not fit the model; a checkpoint of another run; a loss that
+            is not finite before any epoch was better; an operator that cannot be converted.
+    """
+    from onnxprune.training import Settings
+    from onnxprune.training import retrain as retrain_model
+
+    chosen = settings or Settings()
+    return retrain_model(
+        as_model(model), as_data(data, images=images, size=size),
+        val=as_data(val_data, size=size) if val_data is not None else None,
+        preprocess=_preprocess(data, preprocess), settings=replace(chosen, epochs=epochs) if epochs else chosen,
+        teacher=as_model(teacher) if teacher is not None else None,
+        plan=as_plan(teacher_plan) if teacher_plan is not None else None, method=method, folder=folder, resume=resume,
+        restart=restart, progress=progress, notice=notice,
+    )  # fmt: skip
+
+
+def to_torch(model: ModelSource, *, outputs: Sequence[str] | None = None, freeze: Sequence[str] = ()) -> fx.GraphModule:
+    """Return a PyTorch module that computes the model, with the model's weights as parameters.
+
+    Args:
+        model: Model, result that holds one, path of a file, or ModelProto.
+        outputs: Names of tensors of the normalized graph to return instead of the graph's outputs.
+        freeze: Patterns of initializer names that become buffers instead of parameters, such as "features.0.*".
+
+    Raises:
+        OnnxPruneError: an operator without a converter, an unknown output, a pattern that matches no weight.
+    """
+    from onnxprune.torch_bridge import to_torch as convert
+
+    return convert(as_model(model), outputs=outputs, freeze=freeze)
+
+
+def write_back(module: nn.Module, model: ModelSource) -> Model:
+    """Return the model with the module's trained tensors and BatchNorm statistics.
+
+    Args:
+        module: Module from `to_torch`, trained.
+        model: The model that `to_torch` converted, or one of the same structure.
+
+    Raises:
+        OnnxPruneError: the module was made from another graph, or a tensor is not finite.
+    """
+    from onnxprune.torch_bridge import write_back as write
+
+    return write(module, as_model(model))
+
+
+def evaluate(
+    model: ModelSource,
+    data: DataSource,
+    *,
+    images: int | None = None,
+    size: Sequence[int] | None = None,
+    preprocess: Preprocess | None = None,
+    batch: int = 64,
+    threads: int = 0,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> Accuracy:
+    """Return the accuracy of a classifier on labelled data.
+
+    Args:
+        model: Model, result that holds one, path of a file, or ModelProto.
+        data: Samples and labels: `Data`, a source that `load_data` reads, or a `Calibration`.
+        images: Number of samples to read from a source.
+        size: Height and width that image files are resized to.
+        preprocess: Conversion of the samples into the model's input.
+        batch: Samples per run.
+        threads: CPU threads; 0: all cores.
+        device: Device of onnxruntime: "cpu", "cuda" or "auto".
+        progress: Called with (done, total) samples.
+
+    Raises:
+        OnnxPruneError: no labels, samples or labels that do not fit the model, outputs that are not finite.
+    """
+    return evaluate_model(
+        as_model(model), as_data(data, images=images, size=size), preprocess=_preprocess(data, preprocess),
+        batch=batch, threads=threads, device=device, progress=progress,
+    )  # fmt: skip
+
+
+def _preprocess(data: DataSource, given: Preprocess | None) -> Preprocess | None:
+    return data.preprocess if given is None and isinstance(data, Calibration) else given
+
+
+def bench(
+    models: Sequence[ModelSource],
+    *,
+    batch: int = 1,
+    threads: int = 1,
+    runs: int = 30,
+    warmup: int = 5,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> BenchResults:
+    """Measure the latency of models in turn on random inputs, beside MACs, parameters and bytes.
+
+    Args:
+        models: Models, results that hold one, paths of files, or ModelProtos; speed-up is over the first.
+        batch: Samples per run where a model's batch is dynamic.
+        threads: CPU threads; 0: all cores.
+        runs: Timed runs of each model; the median counts.
+        warmup: Runs of each model before, not counted.
+        device: Device of onnxruntime: "cpu", "cuda" or "auto".
+        progress: Called with (done, total) runs.
+
+    Raises:
+        OnnxPruneError: no model, or one that onnxruntime rejects.
+    """
+    if not models or isinstance(models, str):
+        raise OnnxPruneError("bench takes a list of models", fix='bench(["model.onnx", "small.onnx"])')
+    return bench_models(
+        [as_model(m) for m in models], batch=batch, threads=threads, runs=runs, warmup=warmup, device=device,
+        progress=progress,
+    )  # fmt: skip

@@ -1,0 +1,36 @@
+"""Analysis of a model: the value that scores and plans are made from."""
+
+from __future__ import annotations
+
+from onnxprune.analysis.coupling import Analysis, couple
+from onnxprune.ir.model import Model, gc_paused
+from onnxprune.ops import CouplingOptions
+from onnxprune.passes import NORMALIZE, Pipeline
+from onnxprune.passes.strip_channels import analysis_options, check_plan
+from onnxprune.plans import Plan
+
+
+def analyze(model: Model, *, attention: str = "heads", include_inexact: bool = False) -> Analysis:
+    """Normalize a model and find its channels: the removable ones, and the locked ones with the reason.
+
+    Args:
+        model: Original model; it is not changed.
+        attention: Channels to free in multi-head attention, "heads" or "head_dim".
+        include_inexact: Free also channels that statistics (LayerNorm, GroupNorm, a mean, ...) run over. Their removal
+            is not masking: it is proved against the original whose statistics run over the kept channels.
+    """
+    with gc_paused():
+        normal = Pipeline(NORMALIZE)(model)
+        return couple(normal, source=model, choices=CouplingOptions(attention, include_inexact))
+
+
+def analyze_for(model: Model, plan: Plan) -> Analysis:
+    """Return the analysis that a plan was made with.
+
+    Raises:
+        OnnxPruneError: the plan does not fit the model.
+    """
+    normal = Pipeline(NORMALIZE)(model)
+    analysis = couple(normal, source=model, **analysis_options(plan))
+    check_plan(plan, analysis)
+    return analysis
