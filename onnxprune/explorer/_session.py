@@ -1,8 +1,8 @@
 """Questions of the page, as plain values in and out: costs of counts, counts for an aim, a plan on disk.
 
 A state is a list of counts, the channels that every group keeps, in the order of `analysis.groups`. The scores decide
-which channels are kept, as in `planning.planner`. Between two questions only the saved file is kept, and the traces of greedy
-searches, from which the next value of the same aim continues.
+which channels are kept, as in `planning.planner`. Between two questions only the saved file is kept, and the traces of
+greedy searches, from which the next value of the same aim continues.
 """
 
 from __future__ import annotations
