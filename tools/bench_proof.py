@@ -1,4 +1,4 @@
-"""Time a whole prune with its proof over models/structures, here and with the code of another checkout.
+"""Time whole prunes with their proofs over models/structures, with this checkout and another one.
 
     python tools/bench_proof.py --against /path/to/other/.venv/bin/python [--only '*vit*'] [--every 5] [--json FILE]
 
@@ -44,7 +44,7 @@ def one(path: Path, macs: float) -> Row:
         marks.append(time.perf_counter())
         proof = op.compile_plan(model, plan, analysis=analysis).verification
         row |= {"result": "proved", "largest": getattr(proof, "max_relative", None)}
-    except Exception as err:  # a rejection is a result too, and takes its time
+    except Exception as err:  # a rejection is a result too
         row |= {"result": type(err).__name__, "error": (str(err).splitlines() or [""])[0][:200]}
     end = time.perf_counter()
     row |= {"seconds": end - marks[0], "compile_seconds": end - marks[-1], "cpu_seconds": time.process_time() - cpu}

@@ -1,4 +1,4 @@
-"""Retraining with distillation after pruning, beside the same epochs on what Torch-Pruning's l2 criterion leaves.
+"""Measure retraining with distillation after pruning, beside the same epochs after Torch-Pruning's l2 criterion.
 
     pip install 'onnxprune[train,cpu]' torch-pruning
     python tools/bench_retrain.py MODEL.onnx TRAIN.npz TEST.npz --mean M --std S [--macs 0.5] [--epochs 3] [-o out.json]

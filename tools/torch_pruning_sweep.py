@@ -1,4 +1,4 @@
-"""The sensitivity sweep of `onnxprune sensitivity`, as one writes it with Torch-Pruning from PyPI in eager PyTorch.
+"""Run the sweep of `onnxprune sensitivity` with Torch-Pruning from PyPI in eager PyTorch, for comparison.
 
     pip install torch torch-pruning
     python tools/torch_pruning_sweep.py MODEL.onnx DATA.npz [--ratios 0.05:0.95:0.05] [--threads 1] [-o out.json]
@@ -156,7 +156,7 @@ def main(
     worst = difference(network, model, x[:64])
     if worst > TOLERANCE:
         raise click.ClickException(f"torch and onnxruntime differ by {worst:.1e}")
-    network(torch.from_numpy(x[:1]))  # first-call costs are nobody's point
+    network(torch.from_numpy(x[:1]))  # first-call costs belong to no point
     result = sweep(network, x, y, parse_ratios(ratios), batch=batch, limit=limit_groups, progress=True)
     result |= {"model": model.name, "difference": worst}
     count = max(1, len(result["points"]))

@@ -104,7 +104,7 @@ def one(path: Path, macs: float, memory: float) -> Row:
         row |= {"result": kind, "error": err.what + (f" (at {where})" if where else "")}
     except MemoryError:
         row |= {"result": "failed", "error": f"MemoryError within {memory:g} GiB"}
-    except Exception as err:  # a defect of the tool: it belongs in the table
+    except Exception as err:  # a defect of onnxprune: record it in the table
         frame = traceback.extract_tb(err.__traceback__)[-1]
         place = f"{Path(frame.filename).name}:{frame.lineno}"
         row |= {"result": "failed", "error": f"{type(err).__name__}: {_first(str(err))} (at {place})"}
