@@ -52,9 +52,9 @@ if TYPE_CHECKING:
     from onnxprune.execution.data import load_data as load_data
     from onnxprune.execution.evaluation import Accuracy as Accuracy
     from onnxprune.ir.model import Model as Model
-    from onnxprune.ir.model import load as load
-    from onnxprune.ir.model import save as save
-    from onnxprune.ir.model import to_proto as to_proto
+    from onnxprune.ir.reader import load as load
+    from onnxprune.ir.writer import save as save
+    from onnxprune.ir.writer import to_proto as to_proto
     from onnxprune.latency.bench import BenchResult as BenchResult
     from onnxprune.latency.bench import BenchResults as BenchResults
     from onnxprune.latency.prediction import LatencyModel as LatencyModel
@@ -92,7 +92,7 @@ if TYPE_CHECKING:
 # In the order of the job, functions with the values that they take and return.
 _MODULES = {
     "prune": "pipeline", "Pruned": "pipeline",
-    "load": "ir.model", "save": "ir.model", "Model": "ir.model", "to_proto": "ir.model",
+    "load": "ir.reader", "save": "ir.writer", "Model": "ir.model", "to_proto": "ir.writer",
     "load_data": "execution.data", "Data": "execution.data", "Preprocess": "execution.data",
     "Calibration": "execution.calibration",
     "analyze": "pipeline", "Analysis": "analysis.coupling", "Group": "analysis.coupling",

@@ -12,24 +12,31 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from onnxprune._utils.atomic_files import write_text
+from onnxprune._utils.fields import Count
 from onnxprune._utils.formatting import counted
 from onnxprune._utils.html import html_table, share
-from onnxprune.errors import OnnxPruneError
+from onnxprune._utils.strict import Format
 
 SCHEMA = 1
-MAX_PLAN_BYTES = 64 * 2**20
-_KEYS = {"schema", "tool", "model", "criterion", "options", "groups"}
-_OPTIONS = {"attention", "inexact"}
+FORMAT = Format("plan", 64 * 2**20, SCHEMA)
+
+
+@dataclass(frozen=True)
+class _Options:
+    """Known options of a plan."""
+
+    attention: Literal["heads", "head_dim"] = "heads"
+    inexact: bool = False
 
 
 @dataclass(frozen=True, repr=False)
 class Removal:
     """Channels removed from one group: indices `removed`, ascending, of `channels`."""
 
-    channels: int
+    channels: Count
     removed: tuple[int, ...]
 
     def __repr__(self) -> str:
@@ -126,74 +133,27 @@ def load_plan(path: str | os.PathLike[str]) -> Plan:
             inside the group, or a group without remaining channels.
     """
     path = Path(path)
-    try:
-        if path.stat().st_size > MAX_PLAN_BYTES:
-            raise OnnxPruneError(f"{str(path)!r} is too large for a plan")
-        text = path.read_text(encoding="utf-8")
-    except OSError as err:
-        raise OnnxPruneError(f"cannot read the plan {str(path)!r}: {err.strerror}") from err
-    except UnicodeDecodeError as err:
-        raise OnnxPruneError(f"the plan {str(path)!r} is not UTF-8 text") from err
-    return parse_plan(text, str(path))
+    return _checked(FORMAT.load(path), str(path))
 
 
 def parse_plan(text: str, where: str = "plan") -> Plan:
     """Parse the text of a plan; see `load_plan`."""
-
-    def fail(what: str, place: str = "") -> OnnxPruneError:
-        return OnnxPruneError(f"not a valid plan: {what}", where=f"{where}{': ' + place if place else ''}")
-
-    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        out: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in out:
-                raise fail(f"the key {key!r} is given twice")
-            out[key] = value
-        return out
-
-    def no_constant(name: str) -> Any:
-        raise fail(f"{name} is not JSON")
-
-    try:
-        data = json.loads(text, object_pairs_hook=no_duplicates, parse_constant=no_constant)
-    except (json.JSONDecodeError, RecursionError) as err:
-        raise fail(f"not JSON ({err})") from err
-    if not isinstance(data, dict):
-        raise fail("not an object")
-    if data.get("schema") != SCHEMA or isinstance(data.get("schema"), bool):
-        raise fail(f"schema {data.get('schema')!r}; this version reads {SCHEMA}")
-    for key in data.keys() ^ _KEYS:
-        raise fail(f"unknown key {key!r}" if key in data else f"the key {key!r} is missing")
-    for key, kind in (("tool", str), ("model", str), ("criterion", dict), ("options", dict), ("groups", dict)):
-        if not isinstance(data[key], kind):
-            raise fail(f"{key!r} has the wrong type")
-    for key in data["options"].keys() - _OPTIONS:
-        raise fail(f"unknown key {key!r}", "options")
-    if data["options"].get("attention", "heads") not in ("heads", "head_dim"):
-        raise fail(f"attention {data['options']['attention']!r}; known: heads, head_dim", "options")
-    if not isinstance(data["options"].get("inexact", False), bool):
-        raise fail("'inexact' is not true or false", "options")
-    groups: dict[str, Removal] = {}
-    for name, entry in data["groups"].items():
-        groups[name] = _removal(name, entry, fail)
-    return Plan(data["model"], groups, data["criterion"], data["options"], data["tool"])
+    return _checked(FORMAT.parse(text, where), where)
 
 
-def _removal(name: str, entry: Any, fail: Any) -> Removal:
-    place = f"group {name!r}"
-    if not isinstance(entry, dict):
-        raise fail("not an object", place)
-    for key in entry.keys() ^ {"channels", "removed"}:
-        raise fail(f"unknown key {key!r}" if key in entry else f"the key {key!r} is missing", place)
-    channels, removed = entry["channels"], entry["removed"]
-    if type(channels) is not int or channels < 1:
-        raise fail("'channels' is not a positive integer", place)
-    if not isinstance(removed, list) or any(type(i) is not int for i in removed):
-        raise fail("'removed' is not a list of integers", place)
+def _checked(data: Any, where: str) -> Plan:
+    plan = FORMAT.fields(Plan, data, where)
+    FORMAT.fields(_Options, plan.options, where, ("options",), complete=False)
+    for name, removal in plan.groups.items():
+        _check_indices(removal, name, where)
+    return plan
+
+
+def _check_indices(removal: Removal, name: str, where: str) -> None:
+    channels, removed = removal.channels, removal.removed
     if any(i < 0 or i >= channels for i in removed):
-        raise fail(f"an index is outside 0..{channels - 1}", place)
+        raise FORMAT.error(f"an index is outside 0..{channels - 1}", where, ("groups", name))
     if any(a >= b for a, b in pairwise(removed)):
-        raise fail("indices are not sorted and distinct", place)
+        raise FORMAT.error("indices are not sorted and distinct", where, ("groups", name))
     if len(removed) >= channels:
-        raise fail("no channel of the group remains", place)
-    return Removal(channels, tuple(removed))
+        raise FORMAT.error("no channel of the group remains", where, ("groups", name))

@@ -2,6 +2,7 @@
 
 from onnxprune.passes.base import Pass as Pass
 from onnxprune.passes.base import Pipeline as Pipeline
+from onnxprune.passes.base import Rewritten as Rewritten
 from onnxprune.passes.base import all_passes as all_passes
 from onnxprune.passes.base import get as get
 from onnxprune.passes.base import make as make

@@ -8,16 +8,32 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from importlib import import_module
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import onnx_graphsurgeon as gs
 
-from onnxprune._utils.entry_points import PluginRegistry
-from onnxprune.errors import OnnxPruneError, unknown
-from onnxprune.ir.checker import check, violation
+from onnxprune._utils.registry import Registry
+from onnxprune._utils.registry import make as make_with_parameters
+from onnxprune.errors import OnnxPruneError
+from onnxprune.ir.checker import check
 from onnxprune.ir.model import Model
+
+if TYPE_CHECKING:
+    from onnxprune.analysis.shape_inference import Witness
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """Result of passes.
+
+    Attributes:
+        model: Rewritten model.
+        shapes: Shapes and values of its tensors, if the last pass that may have changed them inferred them.
+    """
+
+    model: Model
+    shapes: Witness | None
 
 
 class Pass(ABC):
@@ -39,6 +55,10 @@ class Pass(ABC):
     def rewrite(self, model: Model) -> Model:
         """Rewrite `model.graph` in place (a private copy) or return another model."""
 
+    def rewrite_with_shapes(self, model: Model, known: Witness | None) -> Rewritten:
+        """Rewrite, given the shapes that are known before; return the model and the shapes that are known after."""
+        return Rewritten(self.rewrite(model), known if self.keeps_shapes else None)
+
     def __call__(self, model: Model) -> Model:
         """Apply the pass to a copy and check the result.
 
@@ -50,66 +70,35 @@ class Pass(ABC):
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Passes in sequence; the model is copied once, and checked after the last pass."""
+    """Passes in sequence; the model is copied once, and checked after every pass."""
 
     passes: Sequence[Pass]
 
     def __call__(self, model: Model) -> Model:
-        """Apply every pass in order to a copy of the model.
+        """Apply every pass in order to a copy of the model; see `run`."""
+        return self.run(model).model
+
+    def run(self, model: Model) -> Rewritten:
+        """Apply every pass in order to a copy of the model, and return the shapes that are known of the result, too.
 
         Raises:
             OnnxPruneError: A graph is not well-formed after a pass, which is named, or its interface changed.
         """
-        try:
-            out = self._applied(model)
-        except OnnxPruneError:
-            raise
-        except Exception:
-            self._applied(model, careful=True)  # an earlier pass may have broken the graph
-            raise
-        if violation(out.graph) is not None:
-            self._applied(model, careful=True)
-            check(out.graph, "all passes")  # raise even if a pass is not deterministic
-        return out
-
-    def _applied(self, model: Model, careful: bool = False) -> Model:
-        """Return the passes' result; a `careful` run checks after every pass, which costs as much as some of them."""
-        out = self.passes[0].copied(model) if self.passes else model.copy()
+        out = Rewritten(self.passes[0].copied(model) if self.passes else model.copy(), None)
         for step in self.passes:
-            interface = _interface(out.graph)
-            if not step.keeps_shapes:
-                out._shapes = None
-            out = step.rewrite(out)
-            out._fingerprint = None
-            if not set(interface) <= set(_interface(out.graph)):
+            interface = _interface(out.model.graph)
+            out = step.rewrite_with_shapes(out.model, out.shapes)
+            out.model._fingerprint = None
+            if not set(interface) <= set(_interface(out.model.graph)):
                 raise OnnxPruneError(
                     f"the pass {step.name!r} changed the model's inputs or outputs (a bug in the pass)"
                 )
-            if careful:
-                check(out.graph, step.name)
+            check(out.model.graph, step.name)
         return out
 
 
 def _interface(graph: gs.Graph) -> list[tuple[str, str]]:
     return [("input", t.name) for t in graph.inputs] + [("output", t.name) for t in graph.outputs]
-
-
-_registry: dict[str, type[Pass]] = {}
-
-
-def register(cls: type[Pass]) -> type[Pass]:
-    """Register a pass by its name; a class decorator.
-
-    Raises:
-        OnnxPruneError: `cls` is not a frozen dataclass derived from Pass, has no name, or its name is taken.
-    """
-    problem = _problem(cls)
-    if problem:
-        raise OnnxPruneError(f"{cls!r} is not a pass: {problem}")
-    if cls.name in _registry:
-        raise OnnxPruneError(f"the pass {cls.name!r} is registered twice, first in {_registry[cls.name].__module__}")
-    _registry[cls.name] = cls
-    return cls
 
 
 def _problem(cls: Any) -> str | None:
@@ -126,18 +115,18 @@ def _problem(cls: Any) -> str | None:
 # Passes that need data lie above this package, in `recovery`; like plug-ins, they are loaded by name.
 _PROCEDURES = ("onnxprune.recovery.recalibrate_batchnorm", "onnxprune.recovery.reconstruct_weights")
 
+PASSES: Registry[str, type[Pass]] = Registry(
+    "pass", problem=_problem, modules=_PROCEDURES, plugins="onnxprune.passes"
+)  # fmt: skip
+"""Passes by name. Third-party ones are classes, each under an entry point of its name."""
 
-def _load() -> None:
-    """Register the procedures of `recovery` and the passes of other packages."""
-    for module in _PROCEDURES:
-        import_module(module)
-    plugins.load()
+register = PASSES.register
+"""Register a pass by its name; a class decorator."""
 
 
 def all_passes() -> dict[str, type[Pass]]:
     """Return every pass by name, third-party ones included."""
-    _load()
-    return dict(sorted(_registry.items()))
+    return dict(sorted(PASSES.items()))
 
 
 def get(name: str) -> type[Pass]:
@@ -146,13 +135,7 @@ def get(name: str) -> type[Pass]:
     Raises:
         OnnxPruneError: There is none (with the nearest names), or its plug-in failed to load.
     """
-    if name not in _registry:
-        _load()
-    if name in _registry:
-        return _registry[name]
-    if name in plugins.broken:
-        raise plugins.broken[name].error(f"no pass {name!r}")
-    raise unknown("pass", name, _registry)
+    return PASSES[name]
 
 
 def make(name: str, **params: object) -> Pass:
@@ -161,16 +144,4 @@ def make(name: str, **params: object) -> Pass:
     Raises:
         OnnxPruneError: As `get`; or the pass has no such parameter, or rejects a value.
     """
-    cls = get(name)
-    known = [f.name for f in fields(cls)]  # type: ignore[arg-type]  # register checked that it is a dataclass
-    wrong = [p for p in params if p not in known]
-    if wrong:
-        raise OnnxPruneError(
-            f"the pass {name!r} has no parameter {', '.join(map(repr, wrong))}",
-            fix=f"its parameters are: {', '.join(known)}" if known else "it has none",
-        )
-    return cls(**params)
-
-
-plugins = PluginRegistry("onnxprune.passes", lambda cls, distribution: register(cls))
-"""Third-party passes: classes, each under an entry point of its name."""
+    return make_with_parameters(PASSES.kind, name, PASSES[name], params)

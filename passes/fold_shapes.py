@@ -27,12 +27,13 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnxprune.analysis.shape_inference import Witness, compute_node, with_nodes, witness
+from onnxprune.analysis.node_evaluation import compute_node
+from onnxprune.analysis.shape_inference import Witness, with_nodes, witness
 from onnxprune.ir.model import Array, Model
 from onnxprune.ir.symbolic import Size
 from onnxprune.ops import find
 from onnxprune.ops.scatter import as_large_as
-from onnxprune.passes.base import Pass, register
+from onnxprune.passes.base import Pass, Rewritten, register
 from onnxprune.passes.edit import drop_dead, int64, tensor_names, to_constant, unique_name
 
 
@@ -45,6 +46,10 @@ class FoldShapes(Pass):
 
     def rewrite(self, model: Model) -> Model:
         """Fold every value whose symbolic form is constant."""
+        return self.rewrite_with_shapes(model, None).model
+
+    def rewrite_with_shapes(self, model: Model, known: Witness | None) -> Rewritten:
+        """Fold, and return the shapes that were inferred for it."""
         graph = model.graph
         count = len(graph.nodes)
         seen = witness(model)
@@ -83,8 +88,7 @@ class FoldShapes(Pass):
                 seen.values[t.name] = value
                 to_constant(t, np.ascontiguousarray(value).reshape(value.shape))
         drop_dead(graph)
-        model._shapes = seen
-        return model
+        return Rewritten(model, seen)
 
 
 # Operators that every runtime rounds correctly or computes exactly.

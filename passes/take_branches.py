@@ -18,10 +18,11 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxprune.analysis.shape_inference import Witness
 from onnxprune.ir.model import Model
 from onnxprune.ops import find
 from onnxprune.ops.reduce import NEUTRAL_ZERO
-from onnxprune.passes.base import Pass, register
+from onnxprune.passes.base import Pass, Rewritten, register
 from onnxprune.passes.edit import drop_dead, unique_name
 from onnxprune.passes.fold_shapes import FoldShapes
 from onnxprune.passes.lift_constants import LiftConstants
@@ -34,14 +35,18 @@ class TakeBranches(Pass):
     """Replace an If with a constant condition by its branch."""
 
     name: ClassVar[str] = "take_branches"
-    keeps_shapes: ClassVar[bool] = True
 
     def rewrite(self, model: Model) -> Model:
         """Inline branches and fold what becomes constant, until no condition is constant."""
-        while any(n.op == "If" for n in model.graph.nodes) and _inline_branches(model.graph):
+        return self.rewrite_with_shapes(model, None).model
+
+    def rewrite_with_shapes(self, model: Model, known: Witness | None) -> Rewritten:
+        """Rewrite; shapes remain known if there is nothing to inline, else they are those of the last folding."""
+        out = Rewritten(model, known)
+        while any(n.op == "If" for n in out.model.graph.nodes) and _inline_branches(out.model.graph):
             for step in (LiftConstants(), RemoveIdentity(), FoldShapes()):
-                model = step.rewrite(model)
-        return model
+                out = step.rewrite_with_shapes(out.model, out.shapes)
+        return out
 
 
 def _inline_branches(graph: gs.Graph) -> bool:

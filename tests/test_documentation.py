@@ -13,7 +13,7 @@ import pytest
 from documented import ROOT, blocks_of
 
 import onnxprune as op
-from onnxprune.criteria import _registry
+from onnxprune.criteria._registry import CRITERIA
 from onnxprune.criteria.scoring import score
 from onnxprune.execution.calibration import Calibration
 from onnxprune.plans import parse_plan
@@ -26,8 +26,8 @@ def test_plan_of_the_format_page_is_a_plan() -> None:
     assert set(json.loads(text)["groups"]) == set(parse_plan(text).groups) != set()
 
 
-def test_criterion_of_the_criteria_page_scores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_registry, "_criteria", dict(_registry._criteria))
+@CRITERIA.isolated()
+def test_criterion_of_the_criteria_page_scores() -> None:
     (block,) = (b.text for b in blocks_of("docs/criteria.md") if b.language == "python")
     exec(block, {"__name__": "my_package.criteria"})
     analysis = op.analyze(op.load(DIGITS))

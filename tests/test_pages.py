@@ -14,8 +14,8 @@ from onnx import numpy_helper
 from PIL import Image
 
 import onnxprune as op
-from onnxprune.criteria import _registry
-from onnxprune.ops import op_spec
+from onnxprune.criteria._registry import CRITERIA
+from onnxprune.ops.op_spec import OPERATORS
 
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("docs/**/*.md"))]
 # Pages that speak of photographs get networks and data with three colours; all others get digits as they are.
@@ -89,11 +89,10 @@ def test_page_runs(page: str, places: Callable[[bool], Path], tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ONNXPRUNE_CACHE", str(tmp_path / "cache"))
     # What pages register is theirs alone.
-    monkeypatch.setattr(_registry, "_criteria", dict(_registry._criteria))
-    monkeypatch.setattr(op_spec, "_registry", dict(op_spec._registry))
     names: dict[str, object] = {"__name__": "my_package.page"}
-    for block in runnable(page):
-        run_block(block, names)
+    with CRITERIA.isolated(), OPERATORS.isolated():
+        for block in runnable(page):
+            run_block(block, names)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from onnxprune import plans
 from onnxprune.errors import OnnxPruneError
-from onnxprune.ir.model import load
+from onnxprune.ir.reader import load
 from onnxprune.pipeline import analyze, compile_plan
 from onnxprune.plans import Plan, Removal, load_plan, parse_plan, save_plan
 
@@ -29,31 +30,31 @@ SMALL = Plan(
 # File name -> what the message must say: every file is refused for its own reason, not for another.
 REASONS = {
     "attention_unknown": "attention 'neurons'",
-    "bool_as_channels": "'channels' is not a positive integer",
-    "bool_as_index": "not a list of integers",
+    "bool_as_channels": "'channels' takes a whole number, at least 1, not True",
+    "bool_as_index": "'removed[0]' takes a whole number, not False",
     "bool_as_schema": "schema True",
     "channels_missing": "the key 'channels' is missing",
-    "channels_zero": "'channels' is not a positive integer",
-    "criterion_is_a_string": "'criterion' has the wrong type",
+    "channels_zero": "'channels' takes a whole number, at least 1, not 0",
+    "criterion_is_a_string": "'criterion' takes an object",
     "duplicate_group": "'conv1' is given twice",
     "duplicate_index": "not sorted and distinct",
     "duplicate_key": "'tool' is given twice",
     "empty_file": "not JSON",
     "emptied_group": "no channel of the group remains",
-    "float_as_index": "not a list of integers",
+    "float_as_index": "takes a whole number",
     "group_is_a_list": "not an object",
-    "groups_is_a_list": "'groups' has the wrong type",
-    "inexact_is_a_number": "'inexact' is not true or false",
-    "inexact_is_a_string": "'inexact' is not true or false",
+    "groups_is_a_list": "'groups' takes an object",
+    "inexact_is_a_number": "'inexact' takes true or false",
+    "inexact_is_a_string": "'inexact' takes true or false",
     "index_negative": "outside 0..3",
     "index_out_of_range": "outside 0..3",
     "infinity": "Infinity is not JSON",
-    "model_is_null": "'model' has the wrong type",
+    "model_is_null": "'model' takes text in quotes, not None",
     "nan": "NaN is not JSON",
     "nested_too_deep": "not JSON",
     "not_an_object": "not an object",
     "not_json": "not JSON",
-    "removed_is_a_string": "not a list of integers",
+    "removed_is_a_string": "'removed' takes a list, each a whole number",
     "removed_missing": "the key 'removed' is missing",
     "schema_from_the_future": "schema 2",
     "schema_is_a_string": "schema '1'",
@@ -114,10 +115,10 @@ def test_plan_that_is_missing_or_a_folder_is_refused(tmp_path: Path) -> None:
         load_plan(tmp_path)
 
 
-def test_plan_above_the_size_limit_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plan_above_the_size_limit_is_refused_unread(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     save_plan(SMALL, path)
-    monkeypatch.setattr(plans, "MAX_PLAN_BYTES", path.stat().st_size - 1)
+    os.truncate(path, plans.FORMAT.max_bytes + 1)
     with pytest.raises(OnnxPruneError, match="too large"):
         load_plan(path)
 

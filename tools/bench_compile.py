@@ -60,17 +60,17 @@ def timed(call: Callable[[], Any], times: Times, name: str) -> Any:
 def ours_coupling(path: Path, times: Times) -> int:
     """Analyse once and return the number of removable channels."""
     import onnxprune as op
+    from onnxprune._utils.gc_pause import gc_paused
     from onnxprune.analysis.coupling import assemble, walk
     from onnxprune.analysis.shape_inference import known_or_witness
-    from onnxprune.ir.model import gc_paused
     from onnxprune.passes import NORMALIZE, Pipeline
 
     model = op.load(path)
     analysis = timed(lambda: op.analyze(model), times, "analyze")
-    normal = Pipeline(NORMALIZE)(model)
-    seen = known_or_witness(normal)
+    normal = Pipeline(NORMALIZE).run(model)
+    seen = known_or_witness(normal.model, normal.shapes)
     with gc_paused():  # as in analyze
-        timed(lambda: assemble(normal, seen, walk(normal, seen), source=model), times, "coupling")
+        timed(lambda: assemble(normal.model, seen, walk(normal.model, seen), source=model), times, "coupling")
     return int(analysis.count - 1)
 
 

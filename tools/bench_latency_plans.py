@@ -23,7 +23,8 @@ from rich.table import Table
 import onnxprune as op
 from onnxprune.execution.sessions import Session
 from onnxprune.ir.model import Array
-from onnxprune.latency.prediction import LatencyModel, latency_model, timed_run
+from onnxprune.latency._measuring import timed_run
+from onnxprune.latency.prediction import LatencyModel, latency_model
 from onnxprune.latency.random_inputs import random_feeds
 
 MODELS = ("resnet50", "vgg16", "mobilenet_v2")

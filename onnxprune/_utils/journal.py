@@ -10,14 +10,24 @@ import contextlib
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from onnxprune._utils.atomic_files import check_output
+from onnxprune._utils.strict import Format
 from onnxprune.errors import OnnxPruneError
 
 SCHEMA = 1
-_MAX_BYTES = 2**30
+FORMAT = Format("journal", 2**30, fix="remove the file, or start again with --restart")
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A line after the header."""
+
+    key: str
+    value: Any
 
 
 class Journal:
@@ -70,8 +80,8 @@ class Journal:
                 ) from None
 
     def _read(self, head: dict[str, Any]) -> None:
-        if self._file.seek(0, os.SEEK_END) > _MAX_BYTES:
-            raise self._damaged("it is too large")
+        if self._file.seek(0, os.SEEK_END) > FORMAT.max_bytes:
+            raise FORMAT.error("too large", str(self.path))
         self._file.seek(0)
         lines = self._file.read().split(b"\n")
         torn = lines.pop()  # text after the last newline
@@ -80,37 +90,25 @@ class Journal:
         if not lines:
             self._append(head)
             return
-        found = [self._parsed(line, i + 1) for i, line in enumerate(lines)]
-        wrong = sorted(k for k in head.keys() | found[0].keys() if head.get(k) != found[0].get(k))
+        found = FORMAT.parse(lines[0], self._line(1))
+        if not isinstance(found, dict):
+            raise FORMAT.error("not an object", self._line(1))
+        wrong = sorted(k for k in head.keys() | found.keys() if head.get(k) != found.get(k))
         if "journal" in wrong:
-            raise self._damaged("line 1 is not a header")
+            raise FORMAT.error("line 1 is not a header", str(self.path))
         if wrong:
             raise OnnxPruneError(
                 f"the journal was written with other settings ({', '.join(wrong)})",
                 where=str(self.path),
                 fix="repeat the command that created it, use another -o, or discard it with --restart",
             )
-        for i, entry in enumerate(found[1:]):
-            if set(entry) != {"key", "value"} or not isinstance(entry["key"], str):
-                raise self._damaged(f"line {i + 2} is not an entry")
-            self.entries[entry["key"]] = entry["value"]
+        for i, line in enumerate(lines[1:]):
+            where = self._line(i + 2)
+            entry = FORMAT.fields(_Entry, FORMAT.parse(line, where), where)
+            self.entries[entry.key] = entry.value
 
-    def _parsed(self, line: bytes, number: int) -> dict[str, Any]:
-        def no_constant(name: str) -> Any:
-            raise ValueError(f"{name} is not JSON")
-
-        try:
-            value = json.loads(line.decode(), parse_constant=no_constant)
-        except (ValueError, RecursionError) as err:
-            raise self._damaged(f"line {number}: {err}") from err
-        if not isinstance(value, dict):
-            raise self._damaged(f"line {number} is not an object")
-        return value
-
-    def _damaged(self, what: str) -> OnnxPruneError:
-        return OnnxPruneError(
-            f"not a journal: {what}", where=str(self.path), fix="remove the file, or start again with --restart"
-        )
+    def _line(self, number: int) -> str:
+        return f"{self.path}, line {number}"
 
     def _failed(self, err: OSError) -> OnnxPruneError:
         return OnnxPruneError(

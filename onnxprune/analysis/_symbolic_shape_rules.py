@@ -1,56 +1,44 @@
-"""Sizes and shape arithmetic in symbols, operator by operator.
+"""Dimensions of outputs in symbols, operator by operator.
 
-`SIZES` computes the dimensions of a node's outputs, and `VALUES` the elements of its first output, from those of its
-inputs: integers where they are constants, expressions where they depend on a dynamic dimension. None stands for what
-cannot be expressed, which is always a correct answer.
+`SIZES` computes the dimensions of a node's outputs from those of its inputs: integers where they are constant,
+expressions where they depend on a dynamic dimension, None where they cannot be expressed, which is always correct.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import reduce
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import onnx
 import onnx_graphsurgeon as gs
 
+from onnxprune.analysis._symbolic_value_rules import Elements, MaybeSize
 from onnxprune.ir.symbolic import Expr as Expr
 from onnxprune.ir.symbolic import (
     Size,
     apply,
     atom_of,
     bounds,
-    divide,
-    equal,
     floor_divide,
-    less,
     maximum,
     minimum,
-    modulo,
     product,
     quotient,
-    select,
 )  # fmt: skip
 from onnxprune.ops import find
 from onnxprune.ops.elementwise import couple_broadcast, couple_unary
 from onnxprune.ops.op_spec import ints, normal_axis
 
-MaybeSize = Size | None
 Dims = tuple[MaybeSize, ...]
-Elements = npt.NDArray[np.object_]  # of int, Expr or None
 Value = Callable[[int], Elements | None]
 SizeRule = Callable[[gs.Node, Sequence[Dims | None], Value], Sequence[Dims | None] | None]
-ValueRule = Callable[[gs.Node, Sequence[Elements]], Elements | None]
-
 AS_SEEN = -1
-"""In the dimensions that a rule returns: a constant, of which the number is known anyhow."""
-_NO_END = 2**31 - 1  # what exporters write for "to the end" is at least this
+"""In the dimensions that a rule returns: a constant whose number is known from the witness."""
+_NO_END = 2**31 - 1  # exporters write at least this for "to the end"
 
 
 class _Unknown(Exception):
-    """A rule needs what is not known."""
+    """A rule needs a value or shape that is not known."""
 
 
 def _dims(dims: Sequence[Dims | None], i: int = 0) -> Dims:
@@ -61,7 +49,7 @@ def _dims(dims: Sequence[Dims | None], i: int = 0) -> Dims:
 
 
 def _numbers(node: gs.Node, value: Value, i: int, attribute: str = "") -> list[int] | None:
-    """Constant integers of an input or attribute; None where neither is given."""
+    """Return the constant integers of an input or attribute; None if neither is given."""
     if attribute in node.attrs:
         return ints(node.attrs[attribute])
     if i >= len(node.inputs) or not node.inputs[i].name:
@@ -80,7 +68,7 @@ def _elements(value: Value, i: int) -> list[MaybeSize]:
 
 
 def stretched(a: MaybeSize, b: MaybeSize) -> MaybeSize:
-    """The size of two axes that broadcast: both are the same, or one of them is 1."""
+    """Return the size of two axes that broadcast: both are equal, or one of them is 1."""
     if a == b or b == 1:
         return a
     if a == 1:
@@ -102,7 +90,7 @@ def stretched(a: MaybeSize, b: MaybeSize) -> MaybeSize:
 
 
 def broadcast(*shapes: Dims) -> Dims:
-    """The shape of operands that broadcast against each other."""
+    """Return the shape of operands that broadcast against each other."""
     first, *others = shapes
     if all(s == first for s in others):
         return first
@@ -124,7 +112,7 @@ def _broadcast(node: gs.Node, dims: Sequence[Dims | None], value: Value) -> Sequ
 
 
 def _window(node: gs.Node, axis: int, size: MaybeSize, kernel: int, rank: int) -> MaybeSize:
-    """The size of a spatial axis behind a convolution or a pool."""
+    """Return the size of a spatial axis of the output of a convolution or a pool."""
     if size is None or isinstance(size, int):
         return None if size is None else AS_SEEN
     attrs = node.attrs
@@ -195,7 +183,7 @@ def _concat(node: gs.Node, dims: Sequence[Dims | None], value: Value) -> Sequenc
         joined = None if n is None or joined is None else joined + n
     out: list[MaybeSize] = []
     for i, n in enumerate(shapes[0]):
-        # They must be alike: a constant among them says what all of them are.
+        # The sizes must be equal, so a constant among them is the size of all.
         known = [s[i] for s in shapes if isinstance(s[i], int)]
         out.append(joined if i == axis else known[0] if known else n if all(s[i] == n for s in shapes) else None)
     return [tuple(out)]
@@ -441,12 +429,12 @@ SIZES |= dict.fromkeys(
 
 
 def sizes(node: gs.Node, dims: Sequence[Dims | None], value: Value) -> Sequence[Dims | None] | None:
-    """Dimensions of a node's outputs; None where no rule tells them.
+    """Return the dimensions of a node's outputs; None if there is no rule.
 
     Args:
-        node: of the graph.
-        dims: of its inputs, None where they are not known or there is no such input.
-        value: returns the elements of an input, None where they are not known.
+        node: Node of the graph.
+        dims: Dimensions of its inputs; None if they are not known or there is no such input.
+        value: Function that returns the elements of an input, None if they are not known.
     """
     spec = find(node)
     if spec is not None and spec.couple is couple_broadcast:
@@ -459,120 +447,5 @@ def sizes(node: gs.Node, dims: Sequence[Dims | None], value: Value) -> Sequence[
         return None
     try:
         return rule(node, dims, value)
-    except (_Unknown, ValueError, IndexError, TypeError, KeyError):  # an invalid node is not known either
+    except (_Unknown, ValueError, IndexError, TypeError, KeyError):  # an invalid node is unknown, too
         return None
-
-
-# ------------------------------------------------------------------------------------------------- shape arithmetic
-
-
-def _each(function: Callable[..., MaybeSize]) -> ValueRule:
-    """A function of elements, which broadcast; of what is not known nothing is known."""
-
-    def known(*elements: MaybeSize) -> MaybeSize:
-        return None if any(e is None for e in elements) else function(*elements)
-
-    def run(node: gs.Node, values: Sequence[Elements]) -> Elements:
-        return np.asarray(np.frompyfunc(known, len(values), 1)(*values), object)
-
-    return run
-
-
-def _fold(function: Callable[[Size, Size], Size]) -> ValueRule:
-    pair = _each(function)
-    return lambda node, values: reduce(lambda a, b: pair(node, [a, b]), values)  # type: ignore[arg-type,return-value]
-
-
-def _negated(a: Size) -> Size:
-    return 1 - a
-
-
-_remainder = _each(modulo)
-_DIVIDE_FLOATS = _each(quotient)  # where it is an integer for every size
-_WIDE = (np.dtype(np.int64), np.dtype(np.int32), np.dtype(np.float32), np.dtype(np.float64))
-
-
-def _mod(node: gs.Node, values: Sequence[Elements]) -> Elements | None:
-    lows = [None if e is None else bounds(e)[0] for v in values for e in v.reshape(-1)]
-    if node.attrs.get("fmod", 0) and any(low is None or low < 0 for low in lows):
-        return None  # another sign where one is negative
-    return _remainder(node, values)
-
-
-def _cast(node: gs.Node, values: Sequence[Elements]) -> Elements | None:
-    to = node.attrs["to"]
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(to) if isinstance(to, int) else np.dtype(to)
-    if dtype == np.bool_:
-        return _each(lambda a: 1 - equal(a, 0))(node, values)
-    return values[0] if dtype in _WIDE else None
-
-
-def _reduce(function: Callable[[Size, Size], Size], start: int | None = None) -> ValueRule:
-    def run(node: gs.Node, values: Sequence[Elements]) -> Elements | None:
-        x = values[0]
-        axes = ints(values[1]) if len(values) > 1 else ints(node.attrs.get("axes", []))
-        if x.ndim != 1 or (axes and axes not in ([0], [-1])) or any(e is None for e in x):
-            return None
-        flat: list[Size] = x.tolist() if start is None else [start, *x.tolist()]
-        out = reduce(function, flat)
-        return np.array([out] if node.attrs.get("keepdims", 1) else out, object)
-
-    return run
-
-
-VALUES: dict[str, ValueRule] = {
-    "Add": _each(lambda a, b: a + b), "Sub": _each(lambda a, b: a - b), "Mul": _each(lambda a, b: a * b),
-    "Div": _each(divide), "Mod": _mod, "Min": _fold(minimum), "Max": _fold(maximum), "Sum": _fold(lambda a, b: a + b),
-    "Equal": _each(equal), "Less": _each(less), "Greater": _each(lambda a, b: less(b, a)),
-    "LessOrEqual": _each(lambda a, b: _negated(less(b, a))), "GreaterOrEqual": _each(lambda a, b: _negated(less(a, b))),
-    "And": _fold(minimum), "Or": _fold(maximum), "Xor": _each(lambda a, b: 1 - equal(a, b)), "Not": _each(_negated),
-    "Where": _each(select), "Neg": _each(lambda a: -a), "Abs": _each(lambda a: maximum(a, -a)), "Cast": _cast,
-    "Relu": _each(lambda a: maximum(a, 0)), "ReduceSum": _reduce(lambda a, b: a + b, 0),
-    "ReduceProd": _reduce(lambda a, b: a * b, 1), "ReduceMax": _reduce(maximum), "ReduceMin": _reduce(minimum),
-}  # fmt: skip
-VALUES |= {op: _each(lambda a: a) for op in ("Identity", "Floor", "Ceil", "Round")}  # of integers, as floats or not
-# Elements move; what says where to must be constants.
-_MOVES = frozenset(("Gather", "Slice", "Squeeze", "Unsqueeze", "Reshape", "Transpose", "Expand", "Flatten"))
-PLAIN = frozenset((*VALUES, "Concat", "Gather", "Squeeze", "Unsqueeze", "Transpose")) - frozenset(
-    ("ReduceSum", "ReduceProd", "ReduceMax", "ReduceMin")
-)
-"""Shape arithmetic whose outputs have constant shapes if the inputs have, whatever their elements are."""
-
-
-def values(node: gs.Node, inputs: Sequence[Elements | None], floats: bool) -> Elements | None:
-    """Elements of a node's first output; None where no rule tells them, or an element where it is not known.
-
-    Args:
-        node: of the graph.
-        inputs: elements of its inputs.
-        floats: whether the output is of floats.
-    """
-    if node.domain or any(v is None for t, v in zip(node.inputs, inputs, strict=True) if t.name):
-        return None
-    rule = _DIVIDE_FLOATS if floats and node.op == "Div" else VALUES.get(node.op)
-    try:
-        if rule is not None:
-            return rule(node, inputs)  # type: ignore[arg-type]
-        spec = find(node)
-        if spec is None or spec.evaluate is None or (node.op not in _MOVES and node.op != "Concat"):
-            return None
-        operands: list[Any] = list(inputs)
-        if node.op != "Concat":
-            for i, v in enumerate(operands[1:], 1):
-                if v is not None:
-                    operands[i] = np.array([int(n) for n in v.reshape(-1)], np.int64).reshape(v.shape)
-        return np.asarray(spec.evaluate(node, operands), object)
-    except (ValueError, IndexError, TypeError, AssertionError, ZeroDivisionError):
-        return None  # what says where to is no constant, or the node is invalid
-
-
-def elements(value: npt.NDArray[Any]) -> Elements | None:
-    """Numbers as elements: integers, and floats that are some; None for other things."""
-    if value.dtype.kind in "iu":
-        return value.astype(object)
-    if value.dtype.kind == "b":
-        return value.astype(np.int64).astype(object)
-    if value.dtype not in _WIDE:
-        return None
-    flat = [int(n) if n.is_integer() else None for n in value.reshape(-1).tolist()]
-    return np.array(flat, object).reshape(value.shape)

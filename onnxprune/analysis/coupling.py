@@ -27,11 +27,11 @@ from onnxprune.ir.symbolic import Expr
 from onnxprune.ops import OpSpec, find, guarded, is_foreign
 from onnxprune.ops.label_table import Contraction, CouplingOptions, FilterSite, Labels, LabelTable, Lock, ScaleSite
 from onnxprune.ops.quantize import dequantized
+from onnxprune.options.planning import GROUP_KINDS as KINDS
 from onnxprune.plans import Plan
 
 Kept = npt.NDArray[np.bool_]
 
-KINDS = ("heads", "head_dim", "stream", "mlp", "conv", "embedding", "padding", "other")
 """Kinds of channels in a group: attention heads, one position in every head, the residual stream, hidden neurons of
 products with a weight, filters of convolutions, dimensions of an embedding, channels that Pad adds, others."""
 _KIND_OF_OP = {
@@ -356,15 +356,22 @@ def _couple(spec: OpSpec, node: gs.Node, table: LabelTable) -> None:
                 raise ValueError(f"it labels {t.name!r} of shape {shape} with arrays of {sizes}")
 
 
-def couple(model: Model, *, source: Model | None = None, choices: CouplingOptions | None = None) -> Analysis:
+def couple(
+    model: Model,
+    *,
+    shapes: Witness | None = None,
+    source: Model | None = None,
+    choices: CouplingOptions | None = None,
+) -> Analysis:
     """Return the channels and groups of a normalized model.
 
     Args:
         model: Normalized model (see `onnxprune.passes.NORMALIZE`).
+        shapes: Shapes that the passes inferred; default: they are inferred here.
         source: Model before normalization; default: `model`.
         choices: Axis freed by ambiguous splits, and whether inexact channels are free.
     """
-    seen = known_or_witness(model)
+    seen = known_or_witness(model, shapes)
     return assemble(model, seen, walk(model, seen, choices), source=source)
 
 

@@ -6,7 +6,6 @@ stdout holds the result (a table, or one JSON document with --json), stderr ever
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -38,22 +37,8 @@ from onnxprune.errors import OnnxPruneError
 
 # Modules that compute are imported inside the commands: `--help` must answer at once.
 
-# Old spelling -> name. They keep working, with a note on stderr, and are not in the help.
+# Old name -> name. They keep working, with a note on stderr, and are not in the help; options say their own.
 RENAMED_COMMANDS = {"rewrite": "run-passes"}
-RENAMED_OPTIONS = {
-    "sensitivity": {"--min-accuracy": "--min-group-accuracy"},
-    "plan": {"--min-accuracy": "--min-group-accuracy", "--scope": "--allocator"},
-    "prune": {"--min-accuracy": "--min-group-accuracy", "--scope": "--allocator"},
-}
-
-
-def _current(word: str, renamed: Mapping[str, str]) -> str:
-    """Return a word of the command line with the name that is used now, after a note if it was an old one."""
-    name, equals, value = word.partition("=")
-    if name not in renamed:
-        return word
-    click.echo(f"{name} is now {renamed[name]}", err=True)
-    return f"{renamed[name]}{equals}{value}"
 
 
 class _CommandGroup(click.Group):
@@ -62,10 +47,10 @@ class _CommandGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        name, command, rest = super().resolve_command(ctx, [_current(args[0], RENAMED_COMMANDS), *args[1:]])
-        options = RENAMED_OPTIONS.get(name or "", {})
-        end = rest.index("--") if "--" in rest else len(rest)
-        return name, command, [*(_current(word, options) for word in rest[:end]), *rest[end:]]
+        name, *rest = args
+        if name in RENAMED_COMMANDS:
+            click.echo(f"{name} is now {RENAMED_COMMANDS[name]}", err=True)
+        return super().resolve_command(ctx, [RENAMED_COMMANDS.get(name, name), *rest])
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

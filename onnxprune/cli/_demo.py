@@ -10,12 +10,15 @@ from typing import Any
 
 from onnxprune._utils import formatting
 from onnxprune._utils.atomic_files import check_output
+from onnxprune._utils.progress import Progress
 from onnxprune.cli import _display
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Calibration
 from onnxprune.execution.data import Data, load_data, subset
 from onnxprune.execution.evaluation import Accuracy, evaluate
-from onnxprune.ir.model import Model, load, save
+from onnxprune.ir.model import Model
+from onnxprune.ir.reader import load
+from onnxprune.ir.writer import save
 from onnxprune.latency.bench import bench
 from onnxprune.pipeline import Compiled, analyze, compile_plan, plan, score
 from onnxprune.planning.targets import Target
@@ -93,7 +96,7 @@ def run(output: Path, as_json: bool = False) -> None:
 
 
 def _recovered(
-    cut: Compiled, original: Model, train: Data, test: Data, tick: _display.Progress
+    cut: Compiled, original: Model, train: Data, test: Data, tick: Progress
 ) -> tuple[DemoResult, str | None]:
     """Recovered, then retrained; and what is missing for the latter."""
     start = time.perf_counter()

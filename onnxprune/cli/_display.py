@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from onnxprune.training import Retrained, ValidationMetrics
     from onnxprune.verification import Verification
 from onnxprune._utils.formatting import count, percent, seconds, size
+from onnxprune._utils.progress import Progress
 
 WIDTH = 80
 Cell = str
-Progress = Callable[[int, int], None]
 
 
 def emit_json(document: Any) -> None:

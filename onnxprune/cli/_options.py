@@ -1,195 +1,298 @@
-"""Options that several commands share."""
+"""Click options and grouped help, generated from the option dataclasses of `onnxprune.options`.
+
+    @click.command(cls=Command)
+    @click.argument("model", type=click.Path(path_type=Path))
+    @takes_options
+    def inspect(model: Path, analysis: AnalysisOptions) -> None: ...
+
+Every parameter whose annotation is an option dataclass becomes the options of that dataclass; the function gets one
+checked instance of each.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, wraps
+from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import click
+from click.shell_completion import CompletionItem
 
-F = TypeVar("F", bound=Callable[..., Any])
+from onnxprune.options import HEADINGS, PAIRS, Declared, OptionError, Options, declared
 
-
-def together(*decorators: Callable[[F], F]) -> Callable[[F], F]:
-    def wrap(function: F) -> F:
-        for decorator in reversed(decorators):
-            function = decorator(function)
-        return function
-
-    return wrap
+ADVANCED = "Advanced"
+_LAST = 10**6
+# Options that hold the content of a file: the module and function that read it.
+_FILES = {"overrides": ("onnxprune.planning.constraints", "load_overrides")}
 
 
 model_argument = click.argument("model", type=click.Path(path_type=Path))
-json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout instead of tables.")
-device_option = click.option(
-    "--device", default="cpu", show_default=True, help="auto, cpu or cuda: where onnxruntime runs."
-)
-threads_option = click.option(
-    "--threads", default=0, show_default="all cores", type=click.IntRange(0), help="CPU threads."
-)
-attention_option = click.option(
-    "--attention",
-    type=click.Choice(["heads", "head_dim"]),
-    default="heads",
-    show_default=True,
-    help="What is removed from multi-head attention.",
-)
-inexact_option = click.option(
-    "--include-inexact", is_flag=True,
-    help="Free also channels that LayerNorm, GroupNorm, Softmax or a mean runs over (a transformer's residual stream): "
-    "the statistic changes with them.",
-)  # fmt: skip
-output_option = click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="File to write.")
 
-scoring_options = together(
-    click.option("-c", "--criterion", default="l2", show_default=True, help="How channels are scored (`criteria`)."),
-    click.option("-p", "--param", multiple=True, metavar="NAME=VALUE", help="A parameter of the criterion."),
-    click.option("--reduce", help="How a group's weights are joined: mean, sum, max, first."),
-)
-limiting_options = together(
-    click.option(
-        "--round-to", default="auto", show_default=True, help="Keep multiples of this; auto: what the CPU likes."
-    ),
-    click.option(
-        "--min-channels", default=1, show_default=True, type=click.IntRange(1), help="Each group keeps these."
-    ),
-    click.option("--max-ratio", default=0.9, show_default=True, type=float, help="No group loses more than this."),
-    click.option("--include", multiple=True, metavar="GLOB", help="Prune only these groups (repeatable)."),
-    click.option("--exclude", multiple=True, metavar="GLOB", help="Leave these groups whole (repeatable)."),
-    click.option(
-        "--protect", multiple=True, metavar="WHAT",
-        help="Leave whole: first, residual, attention, or a kind that `inspect` shows (repeatable).",
-    ),
-    click.option(
-        "--only", multiple=True, metavar="KIND",
-        help="Prune only this kind: heads, head_dim, attention (both), mlp, stream, conv, embedding (repeatable).",
-    ),
-    click.option("--overrides", type=click.Path(path_type=Path), help="TOML or JSON: group glob = ratio or table."),
-)  # fmt: skip
-planning_options = together(
-    click.option("--ratio", type=float, help="Share of channels removed from every group, in [0, 1)."),
-    click.option(
-        "--target",
-        metavar="WHAT=SHARE",
-        help="Share kept of macs, params, bytes (weights), memory (activations alive at once), channels (of all that "
-        "can go) or latency (predicted), e.g. macs=0.5.",
-    ),
-    click.option("--curves", "curves_file", type=click.Path(path_type=Path), help="Decide by these (`sensitivity`)."),
-    click.option("--min-group-accuracy", type=float, help="With --curves: no group's curve falls below this."),
-    click.option("--max-loss", type=float, help="The same for metrics of which less is better."),
-    click.option(
-        "--allocator",
-        show_default="sensitivity with --curves, latency for a latency target, else the criterion's own (`criteria`)",
-        help="How --target is shared: rank all channels together (global), the same share everywhere (uniform), all "
-        "curves down to the same value (sensitivity), least importance per unit of the target saved (saving) or per "
-        "predicted second saved (latency).",
-    ),
-    click.option(
-        "--steps",
-        type=click.IntRange(1),
-        help="Get there in so many steps, with new scores between them. Removing 10 % of the remaining filters eight "
-        "times, as PLS pruning does: --target channels=0.43 --steps 8 --schedule geometric.",
-    ),
-    click.option(
-        "--schedule",
-        type=click.Choice(["linear", "geometric"]),
-        default="linear",
-        show_default=True,
-        help="With --steps: each takes the same share of the original, or of what is left.",
-    ),
-    click.option("--normalize", help="How groups are compared: none, mean, max, sum, gaussian, lamp."),
-    limiting_options,
-)
-timing_options = together(
-    click.option("--latency", "timed", is_flag=True, help="Predict and measure latency, whatever the target is."),
-    click.option("--batch", default=1, show_default=True, type=click.IntRange(1), help="For latency: samples per run."),
-    click.option("--threads", default=1, show_default=True, type=click.IntRange(0), help="CPU threads; 0: all cores."),
-    click.option("--runs", default=30, show_default=True, type=click.IntRange(1), help="Timed runs of each model."),
-    click.option("--device", default="cpu", show_default=True, help="Where latency counts: auto, cpu or cuda."),
-)
-writing_options = together(
-    click.option("--verify/--no-verify", "check", default=True, help="Prove the result (default) or not."),
-    click.option("--tolerance", type=float, help="Largest relative difference allowed; default by element type."),
-    click.option(
-        "--external-data/--single-file", "external", default=None, help="Weights beside the model, or inside it."
-    ),
-)
-training_options = together(
-    click.option("--epochs", default=10, show_default=True, type=int, help="Times every sample is seen."),
-    click.option("--batch", default=64, show_default=True, type=int, help="Samples per step and device."),
-    click.option(
-        "--lr", show_default="0.01 for sgd, 0.001 for adamw", help="Learning rate; auto: found by a range test."
-    ),
-    click.option("--optimizer", default="sgd", show_default=True, help="sgd or adamw."),
-    click.option("--momentum", default=0.9, show_default=True, type=float, help="Of SGD."),
-    click.option("--nesterov/--no-nesterov", default=True, show_default=True, help="SGD looks ahead."),
-    click.option(
-        "--weight-decay", type=float, show_default="5e-4 for sgd, 0.01 for adamw",
-        help="Spares norms, biases and per-channel scales.",
-    ),
-    click.option("--schedule", default="cosine", show_default=True, help="cosine, onecycle, step or constant."),
-    click.option(
-        "--warmup", default=0.0, type=float, show_default=True, help="Below 1 a share of all steps, else epochs."
-    ),
-    click.option("--label-smoothing", default=0.0, type=float, show_default=True, help="In [0, 1)."),
-    click.option("--mixup", default=0.0, type=float, show_default=True, help="Alpha of its Beta distribution; 0: off."),
-    click.option(
-        "--augment", multiple=True, metavar="NAME", help="crop, crop=PIXELS, flip, or package.module:function of a CHW "
-        "tensor (repeatable).",
-    ),
-    click.option("--precision", default="32", show_default=True, help="32, bf16 or 16 (mixed; 16 on CUDA only)."),
-    click.option("--clip", type=float, help="Largest norm of the gradient."),
-    click.option("--patience", type=int, help="Stop after so many epochs without a better validation."),
-    click.option("--ema", type=float, metavar="DECAY", help="Validate and keep a moving average, e.g. of decay 0.999."),
-    click.option("--seed", default=0, show_default=True, type=int, help="Of everything that is random."),
-    click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda."),
-    click.option(
-        "--threads", default=0, type=int, show_default="all cores", help="CPU threads; small networks like one."
-    ),
-    click.option("--devices", default=1, show_default=True, type=int, help="Processes on this machine, one per GPU."),
-    click.option("--num-nodes", default=1, show_default=True, type=int, help="Machines; run the command on each."),
-    click.option("--workers", default=0, show_default=True, type=int, help="Processes that prepare batches."),
-    click.option(
-        "--val-share", default=0.1, show_default=True, type=float, help="Kept for validation without --val-data."
-    ),
-)  # fmt: skip
-distilling_options = together(
-    click.option("--teacher", type=click.Path(path_type=Path), help="The original: learn from its outputs, too."),
-    click.option("--temperature", default=4.0, show_default=True, type=float, help="Of distillation."),
-    click.option("--alpha", default=0.9, show_default=True, type=float, help="Share of distillation in the loss."),
-    click.option(
-        "--features", default=0.0, show_default=True, type=float, help="Weight of the distance to its residual outputs."
-    ),
-    click.option(
-        "--teacher-plan",
-        type=click.Path(path_type=Path),
-        help="By which MODEL was cut from the teacher: --features then match pruned channels, too, and inside blocks.",
-    ),
-    click.option("--unlabelled", is_flag=True, help="Learn from the teacher alone."),
-)
-SYNTHETIC = 512  # samples made up where --data is none
-DATA_HELP = ".npz with x and y, folder of class folders, digits, or module:function."
-samples_options = together(
-    click.option("--images", type=click.IntRange(1), help="Use only this many, evenly from the classes."),
-    click.option("--mean", default="", help="Per channel, of pixels in [0, 1]: 0.485,0.456,0.406"),
-    click.option("--std", default="", help="Likewise: 0.229,0.224,0.225"),
-    click.option(
-        "--layout",
-        default="auto",
-        show_default=True,
-        help="Of the data: nchw, nhwc, or auto (pictures of bytes nhwc, "
-        "all else as in the model). Transposed where the model has another.",
-    ),
-    click.option("--size", help="Resize image files to HEIGHTxWIDTH."),
-)
-sparsifying_options = together(
-    click.option("--scope", type=click.Choice(["layer", "global"]), help="The same share of each, or one threshold.",
-                 show_default="layer"),
-    click.option("--exclude", multiple=True, metavar="GLOB", help="Leave these weights whole (repeatable)."),
-    click.option("--include-last", is_flag=True, help="Prune the last layer as well."),
-)  # fmt: skip
-calibrating_options = together(
-    click.option("--data", help=f"Samples to look at: {DATA_HELP} none: made up (noise like natural images)."),
-    samples_options,
-)
+
+@dataclass(frozen=True)
+class _CommandOption:
+    """An option of a command.
+
+    Attributes:
+        parameter: of the function, that gets the option's dataclass.
+        declared: the option.
+        order: position under its heading: options of the more specific class first.
+    """
+
+    parameter: str
+    declared: Declared
+    order: int
+
+    @property
+    def name(self) -> str:
+        """Name of the value among click's parameters."""
+        return f"{self.parameter}__{self.declared.name}"
+
+    @property
+    def label(self) -> str:
+        """The spelling for messages: the long one."""
+        return self.declared.flags[-1].split("/")[0]
+
+
+class Option(click.Option):
+    """A click option that knows its heading."""
+
+    heading: str = ""
+    order: int = 0
+
+
+class Command(click.Command):
+    """A command with declared options (see `takes_options`); its help lists them under headings, advanced ones last."""
+
+    _complete: bool
+    _params: list[click.Parameter]
+
+    @property
+    def params(self) -> list[click.Parameter]:
+        """Arguments and options; the declared ones are made on first use."""
+        make = getattr(self.callback, "declared_options", None)
+        if make is not None and not self._complete:
+            self._complete = True
+            self._params += make()
+        return self._params
+
+    @params.setter
+    def params(self, params: list[click.Parameter]) -> None:
+        self._params = params
+        self._complete = False
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write one section of options for each heading."""
+        sections: dict[str, list[tuple[int, tuple[str, str]]]] = {h: [] for h in (*HEADINGS, ADVANCED)}
+        last = []
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None and isinstance(param, Option):
+                sections[param.heading].append((param.order, record))
+            elif record is not None and isinstance(param, click.Option):
+                last.append((_LAST, record))
+        sections[ADVANCED if sections[ADVANCED] else HEADINGS[-1]] += last
+        for heading, records in sections.items():
+            if records:
+                with formatter.section(heading):
+                    formatter.write_dl([r for _, r in sorted(records, key=lambda pair: pair[0])])
+
+
+class _Name(click.types.StringParamType):
+    """A name out of a few; which ones are allowed is checked with the other options."""
+
+    name = "name"
+
+    def __init__(self, choices: Sequence[str]) -> None:
+        self.choices = choices
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Return the choices that begin as typed."""
+        return [CompletionItem(c) for c in self.choices if c.startswith(incomplete)]
+
+
+def json_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--json`, passed as `as_json`."""
+    decorate = click.option(
+        "--json", "as_json", is_flag=True, cls=Option, help="One JSON document on stdout instead of tables."
+    )
+    function = decorate(function)
+    made = function.__click_params__[-1]  # type: ignore[attr-defined]
+    made.heading, made.order = HEADINGS[-1], _LAST - 1
+    return function
+
+
+def takes_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of all parameters whose annotation is an option dataclass, and pass instances of these.
+
+    The options are made when the command is used or shows its help: the list of all commands needs none.
+    """
+
+    @cache
+    def entries() -> tuple[_CommandOption, ...]:
+        found = tuple(_entries(option_classes(function)))
+        _refuse_duplicates(function, found)
+        return found
+
+    @wraps(function)
+    def wrapped(**values: Any) -> None:
+        classes = option_classes(function)
+        made = {parameter: _made(cls, parameter, entries(), values) for parameter, cls in classes.items()}
+        function(**made, **values)
+
+    wrapped.declared_options = lambda: [o for e in entries() for o in _click_options(e)]  # type: ignore[attr-defined]
+    return wrapped
+
+
+def option_classes(function: Callable[..., Any]) -> dict[str, type[Options]]:
+    """Parameters of a function that are annotated with an option dataclass."""
+    hints = get_type_hints(function)
+    return {n: h for n, h in hints.items() if n != "return" and isinstance(h, type) and issubclass(h, Options)}
+
+
+def _entries(classes: Mapping[str, type[Options]]) -> Iterator[_CommandOption]:
+    count = 0
+    for parameter, cls in classes.items():
+        own = list(declared(cls))
+        depth = {d.name: next(i for i, c in enumerate(cls.__mro__) if d.name in vars(c).get("__annotations__", {}))
+                 for d in own}  # fmt: skip
+        for d in sorted(own, key=lambda d: depth[d.name]):
+            yield _CommandOption(parameter, d, count)
+            count += 1
+
+
+def _refuse_duplicates(function: Callable[..., Any], entries: Sequence[_CommandOption]) -> None:
+    seen: set[str] = set()
+    for entry in entries:
+        flags = {part for flag in (*entry.declared.flags, *entry.declared.spec.old) for part in flag.split("/")}
+        if flags & seen:
+            raise TypeError(f"{function.__name__} declares {', '.join(sorted(flags & seen))} twice")
+        seen |= flags
+
+
+# ------------------------------------------------------------------------------------------------------ click's side
+
+
+def _click_options(entry: _CommandOption) -> Iterator[click.Option]:
+    d, spec = entry.declared, entry.declared.spec
+    kwargs: dict[str, Any] = {"show_default": False}
+    if not d.required:
+        kwargs["default"] = None  # not given: the dataclass has the default
+    kind = _single(d.hint)
+    if kind is bool:
+        kwargs["is_flag"] = True
+    else:
+        kwargs["type"], kwargs["metavar"] = _click_type(d, kind), _metavar(d, kind)
+        kwargs["multiple"] = _repeatable(d)
+    made = Option([entry.name, *d.flags], help=_help(d), required=d.required, **kwargs)
+    made.heading = ADVANCED if spec.advanced else spec.heading
+    made.order = entry.order + (1000 * HEADINGS.index(spec.heading) if spec.advanced else 0)
+    yield made
+    for i, flag in enumerate(spec.old):
+        yield Option([f"{entry.name}__old{i}", flag], hidden=True, **kwargs)
+
+
+def _single(hint: Any) -> Any:
+    """The type of a value that is given: `int` of `int | None`; of several types the union itself."""
+    if get_origin(hint) in (Union, types.UnionType):
+        inner = [h for h in get_args(hint) if h is not type(None)]
+        return inner[0] if len(inner) == 1 else hint
+    return hint
+
+
+def _repeatable(d: Declared) -> bool:
+    if d.spec.text is not None:
+        return d.spec.text.multiple
+    return get_origin(_single(d.hint)) in (tuple, Sequence)
+
+
+def _click_type(d: Declared, kind: Any) -> Any:
+    if d.spec.choices:
+        return _Name(d.spec.choices)
+    if kind is Path or d.name in _FILES:
+        return click.Path(path_type=Path)
+    return {int: click.INT, float: click.FLOAT}.get(kind, click.STRING) if d.spec.text is None else click.STRING
+
+
+def _metavar(d: Declared, kind: Any) -> str | None:
+    if d.spec.metavar is not None:
+        return d.spec.metavar
+    if d.spec.choices:
+        return "|".join(d.spec.choices) if len(d.spec.choices) < 4 else "NAME"
+    return {int: "N", float: "NUMBER", Path: "FILE"}.get(kind)
+
+
+def _help(d: Declared) -> str:
+    """The help text, with default and bounds."""
+    notes = [f"default: {d.shown}" if d.shown else "", d.spec.bounds]
+    notes = [note for note in notes if note]
+    return f"{d.spec.help}  [{'; '.join(notes)}]" if notes else d.spec.help
+
+
+# ------------------------------------------------------------------------------------------------ values and errors
+
+
+def _made(cls: type[Options], parameter: str, entries: Sequence[_CommandOption], values: dict[str, Any]) -> Options:
+    """An instance from the values that were given; these are removed from click's."""
+    own = {entry.declared.name: entry for entry in entries if entry.parameter == parameter}
+    given = {}
+    for name, entry in own.items():
+        value = _given(entry, values)
+        if value is not None and value != ():
+            given[name] = _read(entry, value)
+    try:
+        return cls(**given)
+    except OptionError as err:
+        entry = own[err.option]
+        shown = err.labelled(entry.label)
+        if entry.declared.spec.usage:
+            raise click.UsageError(str(shown)) from err
+        raise shown from err
+
+
+def _given(entry: _CommandOption, values: dict[str, Any]) -> Any:
+    value = values.pop(entry.name)
+    for i, flag in enumerate(entry.declared.spec.old):
+        old = values.pop(f"{entry.name}__old{i}")
+        if old is None or old == ():
+            continue
+        if value is not None and value != ():
+            raise click.UsageError(f"{flag} is the old name of {entry.label}: give one of them")
+        click.echo(f"{flag} is now {entry.label}", err=True)
+        value = old
+    return value
+
+
+def _read(entry: _CommandOption, value: Any) -> Any:
+    """The value of a text or a file.
+
+    Raises:
+        click.UsageError: the text is not what the option takes.
+    """
+    d = entry.declared
+    if d.name in _FILES:
+        module, function = _FILES[d.name]
+        return getattr(import_module(module), function)(value)
+    if d.spec.text is None:
+        return value
+    try:
+        return d.spec.text.read(value)
+    except ValueError as err:
+        bad = err.args[0] if d.spec.text.multiple else value
+        raise click.UsageError(f"{entry.label} takes {d.spec.text.takes}, not {bad!r}") from err
+
+
+def read_pairs(texts: Sequence[str]) -> dict[str, Any]:
+    """Parameters as NAME=VALUE.
+
+    Raises:
+        click.UsageError: one is not.
+    """
+    try:
+        return dict(PAIRS.read(texts))
+    except ValueError as err:
+        raise click.UsageError(f"a parameter is NAME=VALUE, not {err.args[0]!r}") from err

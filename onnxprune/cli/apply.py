@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
-from onnxprune.cli._options import json_option, model_argument, output_option, writing_options
+from onnxprune.cli._options import Command, json_option, model_argument, takes_options
 from onnxprune.cli._stages import compiled, finish, load_model
+from onnxprune.options import ModelOutput, Verifying
 
 
-@click.command()
+@click.command(cls=Command)
 @model_argument
 @click.argument("plan_file", metavar="PLAN", type=click.Path(path_type=Path))
-@output_option
-@writing_options
+@takes_options
 @json_option
-def apply(**o: Any) -> None:
+def apply(model: Path, plan_file: Path, output: ModelOutput, verifying: Verifying, as_json: bool) -> None:
     """Remove what a plan names, prove the result, write it."""
     from onnxprune._utils.atomic_files import check_output
     from onnxprune.plans import load_plan
 
-    check_output(o["output"], o["model"])
-    made = load_plan(o["plan_file"])
-    model = load_model(o["model"])
-    finish(compiled(model, made, None, o), o)
+    check_output(output.output, model)
+    made = load_plan(plan_file)
+    finish(compiled(load_model(model), made, verifying, quiet=as_json), model, output, as_json=as_json)

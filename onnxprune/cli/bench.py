@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
-from onnxprune.cli._options import device_option, json_option
+from onnxprune.cli._options import Command, json_option, takes_options
 from onnxprune.cli._stages import load_model
+from onnxprune.options import Benchmark
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--batch", default=1, show_default=True, type=click.IntRange(1), help="Samples per run.")
-@click.option("--threads", default=1, show_default=True, type=click.IntRange(0), help="CPU threads; 0: all cores.")
-@click.option("--runs", default=30, show_default=True, type=click.IntRange(1), help="Timed runs of each model.")
-@click.option("--warmup", default=5, show_default=True, type=click.IntRange(0), help="Runs before, not counted.")
-@device_option
+@takes_options
 @json_option
-def bench(models: tuple[Path, ...], as_json: bool, **o: Any) -> None:
+def bench(models: tuple[Path, ...], timing: Benchmark, as_json: bool) -> None:
     """Measured latency of one or more models, MACs, parameters, bytes.
 
     The models are run in turn, A B A B ..., so that a drifting machine does not decide. Speed-up and efficiency
@@ -31,12 +27,15 @@ def bench(models: tuple[Path, ...], as_json: bool, **o: Any) -> None:
 
     loaded = [load_model(path) for path in models]
     with _display.progress("measuring", quiet=as_json) as tick:
-        rows = run(loaded, progress=tick, **o)
+        rows = run(
+            loaded, batch=timing.batch, threads=timing.threads, runs=timing.runs, warmup=timing.warmup,
+            device=timing.device, progress=tick,
+        )  # fmt: skip
     if as_json:
         _display.emit_json([{"model": str(p), **r.as_dict()} for p, r in zip(models, rows, strict=True)])
         return
     _display.table(
-        f"batch {o['batch']}, {o['threads'] or 'all'} thread(s), {rows[0].provider}, median of {o['runs']}",
+        f"batch {timing.batch}, {timing.threads or 'all'} thread(s), {rows[0].provider}, median of {timing.runs}",
         ["model", "latency", "spread", "MACs", "params", "weights", "speed-up", "effic."],
         [
             [

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
-from onnxprune.cli._options import json_option
+from onnxprune.cli._options import Command, json_option, takes_options
 from onnxprune.cli._stages import load_model
+from onnxprune.options import Options, option
 
 
-@click.command()
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Rows(Options):
+    """Length of the tables of `diff`."""
+
+    all_rows: bool = option(
+        False, help="Every row, not only the first 20 of each kind.", heading="Output", flag="--all"
+    )
+
+
+@click.command(cls=Command)
 @click.argument("one", metavar="A", type=click.Path(path_type=Path))
 @click.argument("other", metavar="B", type=click.Path(path_type=Path))
-@click.option("--all", "whole", is_flag=True, help="Every row, not only the first 20 of each kind.")
+@takes_options
 @json_option
-def diff(one: Path, other: Path, whole: bool, as_json: bool) -> None:
+def diff(one: Path, other: Path, rows: Rows, as_json: bool) -> None:
     """What is not the same in two models: nodes, shapes, weights, sizes.
 
     Nodes are matched by name, then by what they put out, then by the order of their operators. Of weights of the same
@@ -28,4 +39,4 @@ def diff(one: Path, other: Path, whole: bool, as_json: bool) -> None:
     if as_json:
         _display.emit_json({"one": str(one), "other": str(other), **found.as_dict()})
     else:
-        _display.differences_tables(found, f"{one.name} -> {other.name}", None if whole else 20)
+        _display.differences_tables(found, f"{one.name} -> {other.name}", None if rows.all_rows else 20)

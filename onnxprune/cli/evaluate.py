@@ -2,50 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
 
 import click
 
-from onnxprune.cli._options import (
-    DATA_HELP,
-    device_option,
-    json_option,
-    model_argument,
-    samples_options,
-    threads_option,
-)
-from onnxprune.cli._stages import load_model, preprocess_of, size_of
+from onnxprune.cli._options import Command, json_option, model_argument, takes_options
+from onnxprune.cli._stages import load_model, preprocess_of, read_data
+from onnxprune.options import Execution, RequiredData
 
 
-@click.command()
+@click.command(cls=Command)
 @model_argument
-@click.option("--data", required=True, help=DATA_HELP)
-@samples_options
-@click.option("--batch", default=64, show_default=True, type=click.IntRange(1), help="Samples per run.")
-@threads_option
-@device_option
+@takes_options
 @json_option
-def evaluate(**o: Any) -> None:
+def evaluate(model: Path, data: RequiredData, execution: Execution, as_json: bool) -> None:
     """Accuracy of a classifier on labelled data."""
     from onnxprune._utils import formatting
     from onnxprune.cli import _display
-    from onnxprune.execution.data import load_data
     from onnxprune.execution.evaluation import evaluate as run
 
-    data = load_data(o["data"], images=o["images"], size=size_of(o["size"]))
-    model = load_model(o["model"])
-    with _display.progress("evaluating", quiet=o["as_json"]) as tick:
+    samples = read_data(data.data, data)
+    loaded = load_model(model)
+    with _display.progress("evaluating", quiet=as_json) as tick:
         result = run(
-            model, data, preprocess=preprocess_of(o), batch=o["batch"], threads=o["threads"], device=o["device"],
-            progress=tick,
+            loaded, samples, preprocess=preprocess_of(data), batch=execution.batch, threads=execution.threads,
+            device=execution.device, progress=tick,
         )  # fmt: skip
     if result.warning:
         _display.note(f"Warning: {result.warning}")
-    if o["as_json"]:
-        _display.emit_json({"model": str(o["model"]), "data": data.name, **vars(result)})
+    if as_json:
+        _display.emit_json({"model": str(model), "data": samples.name, **vars(result)})
         return
     _display.table(
-        f"{o['model'].name} on {data.name}, {result.images} samples, {result.provider}",
+        f"{model.name} on {samples.name}, {result.images} samples, {result.provider}",
         ["top-1", "+-", "top-5", "loss"],
         [
             [

@@ -1,47 +1,66 @@
-"""The command that opens a page: explore."""
+"""The command `onnxprune explore`."""
 
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 
-from onnxprune.cli._options import (
-    attention_option,
-    calibrating_options,
-    inexact_option,
-    json_option,
-    limiting_options,
-    model_argument,
-    scoring_options,
+from onnxprune.cli._options import Command, json_option, model_argument, takes_options
+from onnxprune.cli._stages import (
+    analyzed,
+    calibration_of,
+    constraints_on,
+    latency_predictor,
+    load_model,
+    scored,
+    scoring_of,
 )
-from onnxprune.cli._stages import analysis_of, by_curves, constraints_of, load_model, predictor_of, scored
+from onnxprune.options import (
+    AnalysisOptions,
+    CalibrationData,
+    Constraints,
+    CurvesInput,
+    Normalizing,
+    Options,
+    Prediction,
+    ScoresInput,
+    Scoring,
+    option,
+)
 
 
-@click.command()
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Page(Options):
+    """The page of `explore`, and the plan that it writes."""
+
+    output: Path | None = option(
+        None, help="The plan that Save writes.", heading="Output", flag=("-o", "--output"),
+        shown="MODEL-plan.json beside the model, if there is none yet",
+    )  # fmt: skip
+    port: int = option(0, help="Port of 127.0.0.1.", heading="Output", ge=0, le=65535, usage=True, shown="a free one")
+    no_browser: bool = option(False, help="Only print the page's address.", heading="Output")
+
+
+@click.command(cls=Command)
 @model_argument
-@scoring_options
-@click.option("--scores", "scores_file", type=click.Path(path_type=Path), help="Use these scores instead (`score -o`).")
-@calibrating_options
-@click.option("--curves", "curves_file", type=click.Path(path_type=Path), help="Estimate by these (`sensitivity`).")
-@click.option("--latency", "timed", is_flag=True, help="Predict latency, too; measures this machine first.")
-@click.option("--batch", default=1, show_default=True, type=click.IntRange(1), help="For latency: samples per run.")
-@click.option("--threads", default=1, show_default=True, type=click.IntRange(0), help="CPU threads; 0: all cores.")
-@click.option("--device", default="cpu", show_default=True, help="Where latency counts: auto, cpu or cuda.")
-@click.option("--normalize", help="How groups are compared: none, mean, max, sum, gaussian, lamp.")
-@limiting_options
-@attention_option
-@inexact_option
-@click.option("--port", default=0, show_default="a free one", type=click.IntRange(0, 65535), help="Of 127.0.0.1.")
-@click.option("--no-browser", is_flag=True, help="Only print the page's address.")
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="The plan that Save writes.",
-    show_default="MODEL-plan.json beside the model, if there is none yet",
-)  # fmt: skip
+@takes_options
 @json_option
-def explore(**o: Any) -> None:
+def explore(
+    model: Path,
+    page: Page,
+    scoring: Scoring,
+    scores: ScoresInput,
+    normalizing: Normalizing,
+    data: CalibrationData,
+    curves: CurvesInput,
+    constraints: Constraints,
+    analysis: AnalysisOptions,
+    prediction: Prediction,
+    as_json: bool,
+) -> None:
     """Drag ratios on a local page, see what they cost, save a plan.
 
     The page is served to this machine only; its address, on stderr, holds a secret. It ends with Done or Ctrl-C.
@@ -56,36 +75,41 @@ def explore(**o: Any) -> None:
     from onnxprune.explorer import Explorer, Server
     from onnxprune.planning.curves import load_curves
 
-    model = o["model"]
-    output = o["output"] or model.with_name(f"{model.stem}-plan.json")
+    output = page.output or model.with_name(f"{model.stem}-plan.json")
     check_output(output, model)
-    analysis = analysis_of(load_model(model), o)
-    curves = load_curves(o["curves_file"]) if o["curves_file"] else None
-    scores = load_scores(o["scores_file"], analysis) if o["scores_file"] else scored(analysis, by_curves(o, curves))
+    found = analyzed(load_model(model), analysis)
+    measured = load_curves(curves.curves_file) if curves.curves_file is not None else None
+    if scores.scores_file is not None:
+        ranked = load_scores(scores.scores_file, found)
+    else:
+        samples = calibration_of(data.data, data, found.source, prediction.device)
+        ranked = scored(found, scoring_of(measured, scoring), samples, quiet=as_json)
     explorer = Explorer(
-        scores, output, name=model.name, curves=curves, latency=predictor_of(analysis, None, {**o, "allocator": None}),
-        constraints=constraints_of(o), normalize=o["normalize"], overwrite=o["output"] is not None,
+        ranked, output, name=model.name, curves=measured,
+        latency=latency_predictor(found, prediction, quiet=as_json) if prediction.latency else None,
+        constraints=constraints_on(prediction.device, constraints), normalize=normalizing.normalize,
+        overwrite=page.output is not None,
     )  # fmt: skip
-    server = Server(explorer, o["port"])
+    server = Server(explorer, page.port)
     _display.note(f"exploring {model.name} at {server.url}\nend with Done on the page, or with Ctrl-C")
-    if not o["no_browser"]:
+    if not page.no_browser:
         _open(server.url)
     with suppress(KeyboardInterrupt):
         server.serve()
     made = explorer.saved
-    if o["as_json"]:
+    if as_json:
         nothing = {"output": None, "digest": None, "removed_channels": 0}
         _display.emit_json(
-            nothing if made is None else _display.plan_document(analysis, made, str(output), curves, None, None)
+            nothing if made is None else _display.plan_document(found, made, str(output), measured, None, None)
         )
     elif made is None:
         _display.note("no plan was saved")
     else:
-        _display.plan_table(analysis, made, f"plan {output}", curves)
+        _display.plan_table(found, made, f"plan {output}", measured)
 
 
 def _open(url: str) -> None:
-    """Asks the desktop for a browser, without waiting for it: a browser in the terminal would not return."""
+    """Open the desktop's browser in a thread: a browser in the terminal would not return."""
     import threading
     import webbrowser
 

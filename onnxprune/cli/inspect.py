@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
 
 import click
 
-from onnxprune.cli._options import attention_option, inexact_option, json_option, model_argument
-from onnxprune.cli._stages import analysis_of, load_model
+from onnxprune.cli._options import Command, json_option, model_argument, takes_options
+from onnxprune.cli._stages import analyzed, load_model
+from onnxprune.options import AnalysisOptions
 
 
-@click.command()
+@click.command(cls=Command)
 @model_argument
-@attention_option
-@inexact_option
+@takes_options
 @json_option
-def inspect(**o: Any) -> None:
+def inspect(model: Path, analysis: AnalysisOptions, as_json: bool) -> None:
     """What can be removed, what is locked and by which operator."""
     from onnxprune.cli import _display
 
-    analysis = analysis_of(load_model(o["model"]), o)
-    if o["as_json"]:
-        _display.emit_json(_display.inspect_document(analysis, str(o["model"])))
+    found = analyzed(load_model(model), analysis)
+    if as_json:
+        _display.emit_json(_display.inspect_document(found, str(model)))
     else:
-        _display.inspect_tables(analysis, o["model"].name)
+        _display.inspect_tables(found, model.name)

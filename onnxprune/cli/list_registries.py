@@ -6,10 +6,10 @@ from typing import Any
 
 import click
 
-from onnxprune.cli._options import json_option
+from onnxprune.cli._options import Command, json_option
 
 
-@click.command()
+@click.command(cls=Command)
 @json_option
 def ops(as_json: bool) -> None:
     """Operators that have a record, from the registry itself."""
@@ -37,7 +37,7 @@ def ops(as_json: bool) -> None:
         )
 
 
-@click.command()
+@click.command(cls=Command)
 @json_option
 def criteria(as_json: bool) -> None:
     """Criteria that score channels."""
@@ -62,7 +62,7 @@ def criteria(as_json: bool) -> None:
         _display.table(f"{len(found)} criteria", ["name", "allocator", "what it is"], rows, prose=True)
 
 
-@click.command()
+@click.command(cls=Command)
 @json_option
 def passes(as_json: bool) -> None:
     """Graph-to-graph rewrites."""

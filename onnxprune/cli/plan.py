@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from onnxprune.cli._options import (
-    attention_option,
-    calibrating_options,
-    inexact_option,
-    json_option,
-    model_argument,
-    planning_options,
-    scoring_options,
-    timing_options,
+from onnxprune.cli._options import Command, json_option, model_argument, takes_options
+from onnxprune.cli._stages import PlanInputs, analyzed, constraints_on, load_model, planned, speedup_of, target_of
+from onnxprune.options import (
+    AnalysisOptions,
+    CalibrationData,
+    Constraints,
+    CurvesInput,
+    Measuring,
+    Options,
+    Planning,
+    ScoresInput,
+    Scoring,
+    option,
 )
-from onnxprune.cli._stages import analysis_of, constraints_of, load_model, planned, speedup_of, target_of
 
 if TYPE_CHECKING:
     from onnxprune.criteria.scoring import Scores
@@ -25,76 +29,96 @@ if TYPE_CHECKING:
     from onnxprune.planning.targets import Target
 
 
-@click.command()
+@dataclass(frozen=True, kw_only=True, repr=False)
+class PlanOutput(Options):
+    """Files and tables of `plan`."""
+
+    output: Path | None = option(
+        None, help="File to write; optional with --compare.", heading="Output", flag=("-o", "--output")
+    )
+    compare: bool = option(
+        False, help="Show the kept channels of every allocator at the same target.", heading="Output"
+    )
+    plot: Path | None = option(None, help="With --curves: draw them and the plan (.png, .svg).", heading="Output")
+
+
+@click.command(cls=Command)
 @model_argument
-@scoring_options
-@click.option("--scores", "scores_file", type=click.Path(path_type=Path), help="Use these scores instead (`score -o`).")
-@calibrating_options
-@planning_options
-@attention_option
-@inexact_option
-@timing_options
-@click.option("--compare", is_flag=True, help="Show what every allocator would keep at the same target.")
-@click.option("--plot", type=click.Path(path_type=Path), help="With --curves: draw them and the plan (.png, .svg).")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write; optional with --compare.")
+@takes_options
 @json_option
-def plan(**o: Any) -> None:
+def plan(
+    model: Path,
+    output: PlanOutput,
+    scoring: Scoring,
+    scores: ScoresInput,
+    data: CalibrationData,
+    planning: Planning,
+    curves: CurvesInput,
+    constraints: Constraints,
+    analysis: AnalysisOptions,
+    measuring: Measuring,
+    as_json: bool,
+) -> None:
     """Decide which channels go, and write plan.json."""
     from onnxprune._utils.atomic_files import check_output
     from onnxprune.cli import _display
     from onnxprune.plans import save_plan
 
-    target = target_of(o)
-    if o["output"] is None and not o["compare"]:
+    target = target_of(planning, curves.curves_file, scores.scores_file)
+    if output.output is None and not output.compare:
         raise click.UsageError("Missing option '-o' / '--output' (only --compare works without)")
-    if o["compare"] and o["steps"] is not None:
-        raise click.UsageError("--compare shows plans made in one go, --steps makes another kind")
-    if o["plot"] is not None and o["curves_file"] is None:
+    if output.compare and planning.steps is not None:
+        raise click.UsageError("--compare shows plans made in one step: it does not go with --steps")
+    if output.plot is not None and curves.curves_file is None:
         raise click.UsageError("--plot draws curves: give --curves")
-    for path in filter(None, (o["output"], o["plot"])):
-        check_output(path, o["model"])
-    if o["plot"]:
+    for path in filter(None, (output.output, output.plot)):
+        check_output(path, model)
+    if output.plot is not None:
         from onnxprune.studies.plots import check_plot
 
-        check_plot(o["plot"])
-    analysis = analysis_of(load_model(o["model"]), o)
-    made, scores, curves, latency = planned(analysis, target, o)
+        check_plot(output.plot)
+    found = analyzed(load_model(model), analysis)
+    limits = constraints_on(measuring.device, constraints)
+    inputs = PlanInputs(
+        planning, scoring, limits, target, measuring, measuring.latency, data, data.data,
+        scores_file=scores.scores_file, curves_file=curves.curves_file, quiet=as_json,
+    )  # fmt: skip
+    made = planned(found, inputs)
     rows = None
-    if o["compare"] and scores is not None:
+    if output.compare and made.scores is not None:
         from onnxprune.planning.allocator_comparison import compare, same_target
 
-        goal = same_target(scores, target, made)
+        goal = same_target(made.scores, target, made.plan)
         rows = compare(
-            scores, goal, made, _allocator_of(o, target, curves, scores), curves=curves, latency=latency,
-            normalize=o["normalize"], constraints=constraints_of(o),
+            made.scores, goal, made.plan, _allocator_of(planning, target, made.curves, made.scores),
+            curves=made.curves, latency=made.latency, normalize=planning.normalize, constraints=limits,
         )  # fmt: skip
-    speedup = speedup_of(analysis, made, None, latency, o)
-    if o["output"]:
-        save_plan(made, o["output"])
-    if o["plot"]:
+    speedup = speedup_of(found, made, None, measuring, quiet=as_json)
+    if output.output is not None:
+        save_plan(made.plan, output.output)
+    if output.plot is not None:
         from onnxprune.studies.plots import plot_curves
 
-        assert curves is not None
-        plot_curves(curves, o["plot"], plan=made)
-    output = str(o["output"]) if o["output"] else None
-    if o["as_json"]:
-        _display.emit_json(_display.plan_document(analysis, made, output, curves, speedup, rows))
+        assert made.curves is not None
+        plot_curves(made.curves, output.plot, plan=made.plan)
+    written = str(output.output) if output.output is not None else None
+    if as_json:
+        _display.emit_json(_display.plan_document(found, made.plan, written, made.curves, speedup, rows))
         return
     if rows is not None:
         name = f"{goal.measure}={goal.share:.3g}"
-        _display.comparison_table(f"{o['model'].name}: allocators at {name}", rows, curves.metric if curves else None)
-    if output:
-        _display.plan_table(analysis, made, f"plan {output}", curves)
+        metric = made.curves.metric if made.curves else None
+        _display.comparison_table(f"{model.name}: allocators at {name}", rows, metric)
+    if written:
+        _display.plan_table(found, made.plan, f"plan {written}", made.curves)
     if speedup is not None:
         click.echo(_display.speedup_line(speedup))
 
 
-def _allocator_of(o: dict[str, Any], target: Target | None, curves: Curves | None, scores: Scores) -> str:
-    """In which row of a comparison a plan stands."""
+def _allocator_of(planning: Planning, target: Target | None, curves: Curves | None, scores: Scores) -> str:
+    """The row of a comparison that a plan belongs to."""
     from onnxprune.planning.planner import resolve_allocator
 
-    return (
-        "uniform"
-        if o["ratio"] is not None
-        else resolve_allocator(o["allocator"], target, curves, scores.default_allocator)
-    )
+    if planning.ratio is not None:
+        return "uniform"
+    return resolve_allocator(planning.allocator, target, curves, scores.default_allocator)

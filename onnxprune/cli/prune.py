@@ -2,53 +2,67 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import click
 
-from onnxprune.cli._options import (
-    attention_option,
-    calibrating_options,
-    inexact_option,
-    json_option,
-    model_argument,
-    output_option,
-    planning_options,
-    scoring_options,
-    timing_options,
-    writing_options,
-)
+from onnxprune.cli._options import Command, json_option, model_argument, takes_options
 from onnxprune.cli._stages import (
-    analysis_of,
+    PlanInputs,
+    analyzed,
     calibration_of,
     compiled,
+    constraints_on,
     finish,
     load_model,
     planned,
+    proof_feeds,
     speedup_of,
     target_of,
 )
+from onnxprune.options import (
+    AfterPruning,
+    AnalysisOptions,
+    CalibrationData,
+    Constraints,
+    CurvesInput,
+    Measuring,
+    ModelOutput,
+    Options,
+    Planning,
+    Scoring,
+    Verifying,
+    option,
+)
 
 
-@click.command()
+@dataclass(frozen=True, kw_only=True, repr=False)
+class PlanFile(Options):
+    """Second file of `prune`."""
+
+    plan_file: Path | None = option(None, help="Write the plan to this file as well.", heading="Output", flag="--plan")
+
+
+@click.command(cls=Command)
 @model_argument
-@output_option
-@scoring_options
-@calibrating_options
-@planning_options
-@attention_option
-@inexact_option
-@timing_options
-@writing_options
-@click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="Write the plan to this file as well.")
-@click.option(
-    "--recover/--no-recover", default=None, show_default="with --data",
-    help="Solve for the weights that are left, so that outputs come back to the original's.",
-)  # fmt: skip
+@takes_options
 @json_option
-def prune(**o: Any) -> None:
+def prune(
+    model: Path,
+    output: ModelOutput,
+    scoring: Scoring,
+    data: CalibrationData,
+    planning: Planning,
+    curves: CurvesInput,
+    constraints: Constraints,
+    analysis: AnalysisOptions,
+    measuring: Measuring,
+    verifying: Verifying,
+    second: PlanFile,
+    after: AfterPruning,
+    as_json: bool,
+) -> None:
     """Score, plan, remove, prove: the whole job in one go.
 
     With --data channels are chosen by `obs` (unless -c says otherwise) and the weights that are left are solved for
@@ -63,34 +77,38 @@ def prune(**o: Any) -> None:
     from onnxprune._utils.atomic_files import check_output
     from onnxprune.plans import save_plan
 
-    target = target_of(o)
-    if o["recover"] and not o["data"]:
+    target = target_of(planning, curves.curves_file)
+    if after.recover and not data.data:
         raise click.UsageError("--recover needs samples: give --data")
-    given = click.get_current_context().get_parameter_source("criterion")
-    if o["data"] and given is click.core.ParameterSource.DEFAULT and not o["curves_file"]:
-        o["criterion"] = "obs"
-    check_output(o["output"], o["model"])
-    if o["plan_file"]:
-        check_output(o["plan_file"], o["model"])
-    model = load_model(o["model"])
-    o["samples"] = calibration_of(o, model)
-    recovering = o["samples"] is not None and o["recover"] is not False
-    if recovering:
+    if data.data and scoring.criterion is None and curves.curves_file is None:
+        scoring = replace(scoring, criterion="obs")
+    check_output(output.output, model)
+    if second.plan_file is not None:
+        check_output(second.plan_file, model)
+    original = load_model(model)
+    samples = calibration_of(data.data, data, original, measuring.device)
+    recovering = samples is not None and after.recover is not False
+    if recovering and samples is not None:
         from onnxprune.recovery.recover import check_samples
 
-        check_samples(o["samples"].data)
-    analysis = analysis_of(model, o)
-    made, _, _, latency = planned(analysis, target, o)
-    done = compiled(model, made, analysis, o)
+        check_samples(samples.data)
+    found = analyzed(original, analysis)
+    inputs = PlanInputs(
+        planning, scoring, constraints_on(measuring.device, constraints), target, measuring, measuring.latency, data,
+        data.data, samples, curves_file=curves.curves_file, quiet=as_json,
+    )  # fmt: skip
+    made = planned(found, inputs)
+    feeds = proof_feeds(data.data, samples, original) if verifying.verify else None
+    done = compiled(original, made.plan, verifying, analysis=found, feeds=feeds, quiet=as_json)
     recovered = None
-    if recovering:
+    if recovering and samples is not None:
         from onnxprune.cli._display import progress
         from onnxprune.recovery.recover import recover as run
 
-        with progress("recovering", quiet=o["as_json"]) as tick:
-            recovered = run(model, done.model, made, o["samples"], analysis=analysis, progress=tick)
+        with progress("recovering", quiet=as_json) as tick:
+            recovered = run(original, done.model, made.plan, samples, analysis=found, progress=tick)
         done = replace(done, model=recovered.model)
-    speedup = speedup_of(analysis, made, done.model, latency, o)
-    if o["plan_file"]:
-        save_plan(made, o["plan_file"])
-    finish(done, o, speedup, recovered)
+    speedup = speedup_of(found, made, done.model, measuring, quiet=as_json)
+    if second.plan_file is not None:
+        save_plan(made.plan, second.plan_file)
+    finish(done, model, output, speedup, recovered, as_json=as_json)

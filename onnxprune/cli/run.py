@@ -2,31 +2,47 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 
-from onnxprune.cli._options import DATA_HELP, json_option
+from onnxprune.cli._options import Command, json_option, takes_options
+from onnxprune.options import Options, Restarting, option
+from onnxprune.options.data import SOURCES
 
 
-@click.command("run")
+@dataclass(frozen=True, kw_only=True, repr=False)
+class RecipeSources(Options):
+    """Model, data and options to use instead of the recipe's."""
+
+    model: Path | None = option(None, help="Model to begin with, instead of the recipe's.", heading="Model")
+    data: str | None = option(None, help=f"Data, instead of the recipe's: {SOURCES}", heading="Data")
+    val_data: str | None = option(None, help="Validation data, likewise.", heading="Data")
+    test_data: str | None = option(None, help="Test data of the table's accuracy, likewise.", heading="Data")
+    changes: tuple[str, ...] = option(
+        (), heading="Model", flag="--set", metavar="STEP.KEY=VALUE",
+        help="Change an option of all steps of a kind, or a key of the recipe: retrain.epochs=2, seed=1 (repeatable).",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class RunFolder(Options):
+    """Folder of a run."""
+
+    output: Path | None = option(
+        None, help="Folder of the run.", heading="Output", flag=("-o", "--output"), metavar="FOLDER",
+        shown="the recipe's name, here",
+    )  # fmt: skip
+
+
+@click.command("run", cls=Command)
 @click.argument("recipe_file", metavar="RECIPE", type=click.Path(path_type=Path))
-@click.option("--model", type=click.Path(path_type=Path), help="Begin with this model instead of the recipe's.")
-@click.option("--data", help=f"Instead of the recipe's: {DATA_HELP}")
-@click.option("--val-data", help="Likewise.")
-@click.option("--test-data", help="Likewise: what the table's accuracy is of.")
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="Folder of the run.",
-    show_default="the recipe's name, here",
-)  # fmt: skip
-@click.option(
-    "--set", "changes", multiple=True, metavar="STEP.KEY=VALUE",
-    help="Change an option of all steps of a kind, or a key of the recipe: retrain.epochs=2, seed=1 (repeatable).",
-)  # fmt: skip
-@click.option("--restart", is_flag=True, help="Throw away what an earlier run has left in the folder.")
+@takes_options
 @json_option
-def run_recipe(**o: Any) -> None:
+def run_recipe(
+    recipe_file: Path, given: RecipeSources, run_folder: RunFolder, restarting: Restarting, as_json: bool
+) -> None:
     """Run a whole method: a recipe of steps, resumable.
 
     \b
@@ -40,14 +56,18 @@ def run_recipe(**o: Any) -> None:
     from onnxprune.recipes import load_recipe
     from onnxprune.recipes import run_recipe as run
 
-    sources = {key: o[key] for key in ("data", "val_data", "test_data") if o[key]}
-    recipe = load_recipe(o["recipe_file"], changes=o["changes"], model=o["model"], sources=sources)
-    folder = o["output"] or Path(recipe.name)
+    sources = {
+        key: source
+        for key, source in (("data", given.data), ("val_data", given.val_data), ("test_data", given.test_data))
+        if source
+    }
+    recipe = load_recipe(recipe_file, changes=given.changes, model=given.model, sources=sources)
+    folder = run_folder.output or Path(recipe.name)
     done = run(
-        recipe, folder, restart=o["restart"], notice=_display.note,
-        progress=lambda title: _display.progress(title, quiet=o["as_json"]),
+        recipe, folder, restart=restarting.restart, notice=_display.note,
+        progress=lambda title: _display.progress(title, quiet=as_json),
     )  # fmt: skip
-    if o["as_json"]:
+    if as_json:
         _display.emit_json(done.as_dict())
     else:
         _display.run_table(done, str(folder))

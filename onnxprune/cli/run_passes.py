@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from onnxprune.cli._options import json_option, model_argument, output_option
-from onnxprune.cli._stages import load_model, params_of
+from onnxprune.cli._options import Command, json_option, model_argument, read_pairs, takes_options
+from onnxprune.cli._stages import load_model
 from onnxprune.errors import OnnxPruneError
+from onnxprune.options import ModelOutput
 
 if TYPE_CHECKING:
     from onnxprune.passes import Pass
 
 
-@click.command("run-passes")
+@click.command("run-passes", cls=Command)
 @model_argument
 @click.argument("passes", nargs=-1, required=True, metavar="PASS...")
-@output_option
-@click.option("--external-data/--single-file", "external", default=None, help="Weights beside the model, or inside it.")
+@takes_options
 @json_option
-def run_passes(**o: Any) -> None:
+def run_passes(model: Path, passes: tuple[str, ...], output: ModelOutput, as_json: bool) -> None:
     """Apply passes by name, in order (`passes` lists them).
 
     Parameters stand behind colons. The rewritten graph is checked, what it computes is not compared.
@@ -31,19 +32,19 @@ def run_passes(**o: Any) -> None:
     """
     from onnxprune._utils.atomic_files import check_output
     from onnxprune.cli import _display
-    from onnxprune.ir.model import save
+    from onnxprune.ir.writer import save
     from onnxprune.passes import Pipeline
 
-    check_output(o["output"], o["model"])
-    steps = [_made(text) for text in o["passes"]]
-    model = load_model(o["model"])
-    after = Pipeline(steps)(model)
-    save(after, o["output"], external=o["external"])
-    counts = [len(m.graph.nodes) for m in (model, after)]
-    if o["as_json"]:
-        _display.emit_json({"output": str(o["output"]), "passes": [s.name for s in steps], "nodes": counts})
+    check_output(output.output, model)
+    steps = [_made(text) for text in passes]
+    original = load_model(model)
+    after = Pipeline(steps)(original)
+    save(after, output.output, external=output.external)
+    counts = [len(m.graph.nodes) for m in (original, after)]
+    if as_json:
+        _display.emit_json({"output": str(output.output), "passes": [s.name for s in steps], "nodes": counts})
     else:
-        click.echo(f"{o['output']}: {counts[1]} nodes, {counts[0]} before")
+        click.echo(f"{output.output}: {counts[1]} nodes, {counts[0]} before")
 
 
 def _made(text: str) -> Pass:
@@ -51,7 +52,7 @@ def _made(text: str) -> Pass:
 
     name, *pairs = text.split(":")
     try:
-        made = make(name, **params_of(tuple(pairs)))
+        made = make(name, **read_pairs(pairs))
     except (TypeError, ValueError) as err:  # a pass refuses a value in its own way
         raise OnnxPruneError(f"the pass {name!r} refuses its parameters: {err}") from err
     if hasattr(made, "plan"):

@@ -2,47 +2,55 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 
-from onnxprune.cli._options import (
-    attention_option,
-    calibrating_options,
-    device_option,
-    inexact_option,
-    json_option,
-    model_argument,
-    scoring_options,
-)
-from onnxprune.cli._stages import analysis_of, calibration_of, load_model, scored
+from onnxprune.cli._options import Command, json_option, model_argument, takes_options
+from onnxprune.cli._stages import analyzed, calibration_of, load_model, scored
+from onnxprune.options import AnalysisOptions, CalibrationData, Device, Options, Scoring, option
 
 
-@click.command()
+@dataclass(frozen=True, kw_only=True, repr=False)
+class ScoreOutput(Options):
+    """Files of `score`, and its comparison of criteria."""
+
+    compare: str | None = option(
+        None, heading="Selection", metavar="C1,C2,...",
+        help="Instead: how far these criteria agree, group by group. Parameters follow colons: fpgm:mix_norm=0.1.",
+    )  # fmt: skip
+    ratio: float | None = option(
+        None, help="With --compare: share that each would remove of every group.", heading="Selection", ge=0, lt=1,
+        shown="0.5",
+    )  # fmt: skip
+    plot: Path | None = option(None, help="With --compare: draw a layer (.png, .svg).", heading="Output")
+    layer: str | None = option(
+        None, help="With --plot: the layer.", heading="Output", metavar="GLOB", shown="the widest group"
+    )
+    output: Path | None = option(
+        None, heading="Output", flag=("-o", "--output"),
+        help="Write the scores to this JSON file; with --compare the comparison, as JSON or .csv.",
+    )  # fmt: skip
+    per_class: Path | None = option(
+        None, heading="Output",
+        help="Write the importance for each class as a table, .csv or .json (senpis, loss_change).",
+    )  # fmt: skip
+
+
+@click.command(cls=Command)
 @model_argument
-@scoring_options
-@calibrating_options
-@device_option
-@attention_option
-@inexact_option
-@click.option(
-    "--compare", metavar="C1,C2,...",
-    help="Instead: how far these criteria agree, group by group. Parameters behind colons: fpgm:mix_norm=0.1.",
-)  # fmt: skip
-@click.option("--ratio", type=float, help="With --compare: share each would remove of every group (0.5).")
-@click.option("--plot", type=click.Path(path_type=Path), help="With --compare: draw a layer (.png, .svg).")
-@click.option("--layer", metavar="GLOB", help="With --plot: which one.", show_default="the widest group")
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path),
-    help="Write the scores to this JSON file; with --compare the comparison, as JSON or .csv.",
-)  # fmt: skip
-@click.option(
-    "--per-class", type=click.Path(path_type=Path), metavar="FILE",
-    help="Write the importance for each class as a table, .csv or .json (senpis, loss_change).",
-)  # fmt: skip
+@takes_options
 @json_option
-def score(**o: Any) -> None:
+def score(
+    model: Path,
+    output: ScoreOutput,
+    scoring: Scoring,
+    data: CalibrationData,
+    device: Device,
+    analysis: AnalysisOptions,
+    as_json: bool,
+) -> None:
     """Score every channel; higher means keep.
 
     \b
@@ -54,23 +62,25 @@ def score(**o: Any) -> None:
     from onnxprune.criteria.per_class import check_class_table, save_class_table
     from onnxprune.criteria.scoring import save_scores
 
-    for path in filter(None, (o["output"], o["plot"], o["per_class"])):
-        check_output(path, o["model"])
-    if o["compare"] is not None and o["per_class"]:
+    for path in filter(None, (output.output, output.plot, output.per_class)):
+        check_output(path, model)
+    if output.compare is not None and output.per_class is not None:
         raise click.UsageError("--per-class is of one criterion: leave out --compare")
-    if o["compare"] is not None:
-        _compared(o)
+    if output.compare is not None:
+        _compared(model, output, output.compare, scoring, data, device, analysis, as_json)
         return
-    if o["ratio"] is not None or o["plot"] or o["layer"]:
+    if output.ratio is not None or output.plot is not None or output.layer:
         raise click.UsageError("--ratio, --plot and --layer go with --compare")
-    if o["per_class"]:
-        check_class_table(o["per_class"], o["criterion"])
-    scores = scored(analysis_of(load_model(o["model"]), o), o)
-    if o["output"]:
-        save_scores(scores, o["output"])
-    if o["per_class"]:
-        save_class_table(scores, o["per_class"])
-    if o["as_json"]:
+    if output.per_class is not None:
+        check_class_table(output.per_class, scoring.name)
+    found = analyzed(load_model(model), analysis)
+    samples = calibration_of(data.data, data, found.source, device.device)
+    scores = scored(found, scoring, samples, quiet=as_json)
+    if output.output is not None:
+        save_scores(scores, output.output)
+    if output.per_class is not None:
+        save_class_table(scores, output.per_class)
+    if as_json:
         import json
 
         _display.emit_json(json.loads(scores.to_json()))
@@ -79,43 +89,50 @@ def score(**o: Any) -> None:
         [name, str(len(s)), f"{s.min():.4g}", f"{float(sorted(s)[len(s) // 2]):.4g}", f"{s.max():.4g}"]
         for name, s in scores.groups.items()
     ]
-    _display.table(f"scores by {o['criterion']}", ["group", "channels", "lowest", "median", "highest"], rows)
+    _display.table(f"scores by {scoring.name}", ["group", "channels", "lowest", "median", "highest"], rows)
 
 
-def _compared(o: dict[str, Any]) -> None:
+def _compared(
+    model: Path,
+    output: ScoreOutput,
+    criteria: str,
+    scoring: Scoring,
+    data: CalibrationData,
+    device: Device,
+    analysis: AnalysisOptions,
+    as_json: bool,
+) -> None:
     """`score --compare`."""
     from onnxprune.cli import _display
     from onnxprune.studies.criteria_comparison import compare_criteria, save_comparison
 
-    sources = map(click.get_current_context().get_parameter_source, ("criterion", "param"))
-    if any(s is not click.core.ParameterSource.DEFAULT for s in sources):
+    if scoring.criterion is not None or scoring.params:
         raise click.UsageError("--compare names the criteria and their parameters itself, without -c and -p")
-    if o["layer"] and not o["plot"]:
-        raise click.UsageError("--layer says what to draw: give --plot")
-    if o["plot"]:
+    if output.layer and output.plot is None:
+        raise click.UsageError("--layer names the layer to draw: give --plot")
+    if output.plot is not None:
         from onnxprune.studies.plots import check_plot
 
-        check_plot(o["plot"])
-    analysis = analysis_of(load_model(o["model"]), o)
-    names = [name.strip() for name in o["compare"].split(",") if name.strip()]
-    ratio = 0.5 if o["ratio"] is None else o["ratio"]
-    with _display.progress("scoring", quiet=o["as_json"]) as tick:
-        found = compare_criteria(
-            analysis,
+        check_plot(output.plot)
+    found = analyzed(load_model(model), analysis)
+    names = [name.strip() for name in criteria.split(",") if name.strip()]
+    with _display.progress("scoring", quiet=as_json) as tick:
+        compared = compare_criteria(
+            found,
             names,
-            ratio=ratio,
-            reduce=o["reduce"],
-            calibration=calibration_of(o, analysis.source),
+            ratio=0.5 if output.ratio is None else output.ratio,
+            reduce=scoring.reduce,
+            calibration=calibration_of(data.data, data, found.source, device.device),
             progress=tick,
         )
-    layer = found.layer(o["layer"]) if o["plot"] else None
-    if o["output"]:
-        save_comparison(found, o["output"])
-    if layer is not None:
+    layer = compared.layer(output.layer) if output.plot is not None else None
+    if output.output is not None:
+        save_comparison(compared, output.output)
+    if layer is not None and output.plot is not None:
         from onnxprune.studies.plots import plot_criteria
 
-        plot_criteria(layer, o["plot"], name=o["model"].name)
-    if o["as_json"]:
-        _display.emit_json(found.as_dict())
+        plot_criteria(layer, output.plot, name=model.name)
+    if as_json:
+        _display.emit_json(compared.as_dict())
     else:
-        _display.criteria_table(found, o["model"].name)
+        _display.criteria_table(compared, model.name)

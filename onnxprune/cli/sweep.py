@@ -2,51 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from onnxprune import __version__
-from onnxprune.cli._options import (
-    DATA_HELP,
-    device_option,
-    json_option,
-    model_argument,
-    samples_options,
-    sparsifying_options,
-    threads_option,
-)
-from onnxprune.cli._stages import load_model, numbers_of, preprocess_of, size_of
+from onnxprune.cli._options import Command, json_option, model_argument, takes_options
+from onnxprune.cli._stages import load_model, preprocess_of, read_data
 from onnxprune.errors import OnnxPruneError
+from onnxprune.options import Execution, Options, RequiredData, SparsitySweep, option
 
 if TYPE_CHECKING:
     from onnxprune.ir.model import Model
 
 
-@click.command()
+@dataclass(frozen=True, kw_only=True, repr=False)
+class SweepOutput(Options):
+    """Files of `sweep`."""
+
+    output: Path = option(
+        heading="Output", flag=("-o", "--output"),
+        help="A .csv file for the table; or a folder for sweep.csv and every pruned model.",
+    )  # fmt: skip
+    plot: Path | None = option(None, help="Draw accuracy and size to this .png or .svg file.", heading="Output")
+
+
+@click.command(cls=Command)
 @model_argument
-@click.option("--data", required=True, help=DATA_HELP)
-@click.option("--what", default="weight,unit", show_default=True, help="weight, unit or both.")
-@click.option(
-    "--points", default="0,0.25,0.5,0.6,0.7,0.8,0.9,0.95,0.97,0.99", show_default=True, help="Sparsities, in [0, 1)."
-)
-@click.option(
-    "--end", type=click.Choice(["zeros", "strip"]), default="zeros", show_default=True,
-    help="Units are set to zero, or removed and the result verified.",
-)  # fmt: skip
-@sparsifying_options
-@click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path),
-    help="A .csv file for the table; or a folder for sweep.csv and every pruned model.",
-)  # fmt: skip
-@click.option("--plot", type=click.Path(path_type=Path), help="Draw accuracy and size to this .png or .svg file.")
-@samples_options
-@click.option("--batch", default=64, show_default=True, type=click.IntRange(1), help="Samples per run.")
-@threads_option
-@device_option
+@takes_options
 @json_option
-def sweep(**o: Any) -> None:
+def sweep(
+    model: Path, output: SweepOutput, data: RequiredData, study: SparsitySweep, execution: Execution, as_json: bool
+) -> None:
     """Accuracy and compressed size against sparsity: single weights beside whole units.
 
     \b
@@ -56,50 +45,49 @@ def sweep(**o: Any) -> None:
     from onnxprune._utils import formatting
     from onnxprune._utils.atomic_files import check_output, write_text
     from onnxprune.cli import _display
-    from onnxprune.execution.data import load_data
-    from onnxprune.ir.model import save
-    from onnxprune.studies.sparsity_study import SparsityPoint, study
+    from onnxprune.ir.writer import save
+    from onnxprune.studies.sparsity_study import SparsityPoint
+    from onnxprune.studies.sparsity_study import study as run
 
-    folder: Path | None = None if o["output"].suffix == ".csv" else o["output"]
-    table = o["output"] if folder is None else folder / "sweep.csv"
+    folder: Path | None = None if output.output.suffix == ".csv" else output.output
+    table = output.output if folder is None else folder / "sweep.csv"
     if folder is not None and not folder.is_dir():
-        check_output(folder, o["model"])
+        check_output(folder, model)
         if folder.exists():
             raise OnnxPruneError(f"{str(folder)!r} is neither a .csv file nor a folder", fix="name another output")
     else:
-        check_output(table, o["model"])
-    if o["plot"]:
+        check_output(table, model)
+    if output.plot is not None:
         from onnxprune.studies.plots import check_plot
 
-        check_plot(o["plot"])
-        check_output(o["plot"], o["model"])
-    points = numbers_of(o["points"], "--points")
-    data = load_data(o["data"], images=o["images"], size=size_of(o["size"]))
-    model = load_model(o["model"])
+        check_plot(output.plot)
+        check_output(output.plot, model)
+    samples = read_data(data.data, data)
+    original = load_model(model)
 
     def keep(point: SparsityPoint, pruned: Model) -> None:
         if folder is not None:
             folder.mkdir(exist_ok=True)
             save(pruned, folder / f"{point.what}-{point.sparsity!r}.onnx")
 
-    with _display.progress("measuring", quiet=o["as_json"]) as tick:
-        found = study(
-            model, data, what=[w.strip() for w in o["what"].split(",") if w.strip()], points=points, end=o["end"],
-            scope=o["scope"] or "layer", exclude=o["exclude"], include_last=o["include_last"],
-            preprocess=preprocess_of(o), batch=o["batch"], threads=o["threads"], device=o["device"], tool=__version__,
-            keep=keep, progress=tick,
+    with _display.progress("measuring", quiet=as_json) as tick:
+        found = run(
+            original, samples, what=study.what, points=study.points, end=study.end, scope=study.scope or "layer",
+            exclude=study.exclude, include_last=study.include_last, preprocess=preprocess_of(data),
+            batch=execution.batch, threads=execution.threads, device=execution.device, tool=__version__, keep=keep,
+            progress=tick,
         )  # fmt: skip
     write_text(table, found.to_csv())
-    if o["plot"]:
+    if output.plot is not None:
         from onnxprune.studies.plots import plot_study
 
-        plot_study(found, o["plot"], name=o["model"].name)
-    if o["as_json"]:
+        plot_study(found, output.plot, name=model.name)
+    if as_json:
         _display.emit_json(found.as_dict())
         return
-    ends = "units removed" if o["end"] == "strip" else "zeros"
+    ends = "units removed" if study.end == "strip" else "zeros"
     _display.table(
-        f"{o['model'].name} on {found.data}, {found.images} samples, {ends}",
+        f"{model.name} on {found.data}, {found.images} samples, {ends}",
         ["", "sparsity", "reached", "top-1", "+-", "loss", "parameters", "compressed"],
         [
             [p.what, formatting.percent(p.sparsity), formatting.percent(p.reached),

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
-from onnxprune.cli._options import DATA_HELP, device_option, json_option, samples_options
-from onnxprune.cli._stages import load_model, preprocess_of, size_of
+from onnxprune.cli._options import Command, json_option, takes_options
+from onnxprune.cli._stages import image_size, load_model, preprocess_of
+from onnxprune.options import Device, Tolerance, VerificationData
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("original", type=click.Path(path_type=Path))
 @click.argument("pruned", type=click.Path(path_type=Path))
 @click.argument("plan_file", metavar="PLAN", type=click.Path(path_type=Path))
-@click.option("--tolerance", type=float, help="Largest relative difference allowed; default by element type.")
-@click.option("--data", help=f"Whole runs on real inputs, beside random ones: {DATA_HELP}")
-@samples_options
-@device_option
+@takes_options
 @json_option
-def verify(**o: Any) -> None:
+def verify(
+    original: Path,
+    pruned: Path,
+    plan_file: Path,
+    tolerance: Tolerance,
+    data: VerificationData,
+    device: Device,
+    as_json: bool,
+) -> None:
     """Check a pruned file against its masked original."""
     from onnxprune.cli import _display
     from onnxprune.execution.data import load_data, model_batches
@@ -28,15 +33,15 @@ def verify(**o: Any) -> None:
     from onnxprune.plans import load_plan
     from onnxprune.verification import verify as check
 
-    made = load_plan(o["plan_file"])
-    original = load_model(o["original"])
-    analysis = analyze_for(original, made)
+    plan = load_plan(plan_file)
+    whole = load_model(original)
+    analysis = analyze_for(whole, plan)
     feeds = None
-    if o["data"]:
-        data = load_data(o["data"], images=o["images"] or 64, size=size_of(o["size"]))
-        feeds = [feed for feed, _ in model_batches(original, data, preprocess_of(o))]
-    proof = check(analysis, made, load_model(o["pruned"]), feeds=feeds, tolerance=o["tolerance"], device=o["device"])
-    if o["as_json"]:
+    if data.data:
+        samples = load_data(data.data, images=data.images or 64, size=image_size(data))
+        feeds = [feed for feed, _ in model_batches(whole, samples, preprocess_of(data))]
+    proof = check(analysis, plan, load_model(pruned), feeds=feeds, tolerance=tolerance.tolerance, device=device.device)
+    if as_json:
         _display.emit_json(proof.as_dict())
     else:
         click.echo(_display.proof_line(proof))

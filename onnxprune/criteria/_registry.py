@@ -2,74 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any, TypeVar
+from typing import Any
 
-from onnxprune._utils.entry_points import PluginRegistry
+from onnxprune._utils.registry import Registry, make
 from onnxprune.criteria.base import AnyCriterion, Criterion, DataCriterion
 from onnxprune.criteria.normalize import METHODS
-from onnxprune.errors import OnnxPruneError, unknown
-
-_criteria: dict[str, type[AnyCriterion]] = {}
-
-C = TypeVar("C", bound=type[AnyCriterion])
-
-
-def register(cls: C) -> C:
-    """Register a criterion under `cls.name`; a class decorator.
-
-    Raises:
-        OnnxPruneError: The class is not a well-formed criterion, or its name is taken.
-    """
-    problem = _problem(cls)
-    if problem:
-        raise OnnxPruneError(f"{cls.__qualname__} is not a criterion: {problem}", where=cls.__module__)
-    taken = _criteria.setdefault(cls.name, cls)
-    if taken is not cls:
-        raise OnnxPruneError(
-            f"the criterion {cls.name!r} is already registered by {taken.__module__}",
-            where=cls.__module__,
-            fix="choose another name",
-        )
-    return cls
-
-
-def get(name: str, **params: Any) -> AnyCriterion:
-    """Return the criterion `name` with the user's parameters: `get("fpgm", mix_norm=0.1)`.
-
-    Raises:
-        OnnxPruneError: Unknown criterion (with the nearest names), or unknown parameter (with the valid ones).
-    """
-    cls = find(name)
-    if cls is None and name in plugins.broken:
-        raise plugins.broken[name].error(f"no criterion {name!r}")
-    if cls is None:
-        raise unknown("criterion", name, _criteria)
-    valid = [f.name for f in dataclasses.fields(cls) if f.init]  # type: ignore[arg-type]  # register checked it
-    wrong = [p for p in params if p not in valid]
-    if wrong:
-        raise OnnxPruneError(
-            f"criterion {name!r} has no parameter {', '.join(map(repr, wrong))}",
-            fix=f"its parameters are: {', '.join(valid)}" if valid else "it has none",
-        )
-    return cls(**params)
-
-
-def find(name: str) -> type[AnyCriterion] | None:
-    """Return the criterion of that name, or None; third-party criteria are loaded for unknown names only."""
-    if name not in _criteria:
-        plugins.load()
-    return _criteria.get(name)
-
-
-def all_criteria() -> dict[str, type[AnyCriterion]]:
-    """Return every criterion, sorted by name; a copy."""
-    plugins.load()
-    return dict(sorted(_criteria.items()))
-
-
-plugins = PluginRegistry("onnxprune.criteria", lambda cls, distribution: register(cls))
-"""Third-party criteria: classes, each under an entry point of its name."""
 
 
 def _problem(cls: Any) -> str | None:
@@ -94,3 +31,24 @@ def _problem(cls: Any) -> str | None:
     if cls.default_normalize not in METHODS:
         return f"`default_normalize` is {cls.default_normalize!r}"
     return None
+
+
+CRITERIA: Registry[str, type[AnyCriterion]] = Registry("criterion", problem=_problem, plugins="onnxprune.criteria")
+"""Criteria by name. Third-party ones are classes, each under an entry point of its name."""
+
+register = CRITERIA.register
+"""Register a criterion under its name; a class decorator."""
+
+
+def get(name: str, **params: Any) -> AnyCriterion:
+    """Return the criterion `name` with the user's parameters: `get("fpgm", mix_norm=0.1)`.
+
+    Raises:
+        OnnxPruneError: Unknown criterion (with the nearest names), or unknown parameter (with the valid ones).
+    """
+    return make(CRITERIA.kind, name, CRITERIA[name], params)
+
+
+def all_criteria() -> dict[str, type[AnyCriterion]]:
+    """Return every criterion, sorted by name; a copy."""
+    return dict(sorted(CRITERIA.items()))

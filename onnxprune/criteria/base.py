@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -11,11 +11,11 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxprune._utils.progress import Progress
 from onnxprune.analysis.coupling import Analysis, Group
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Calibration, Probe
-
-REDUCTIONS = ("mean", "sum", "max", "first")
+from onnxprune.options.scoring import REDUCTIONS as REDUCTIONS
 
 Array = NDArray[np.float64]
 
@@ -140,7 +140,7 @@ class ScoringContext:
     analysis: Analysis
     groups: tuple[Group, ...]
     calibration: Calibration
-    progress: Callable[[int, int], None] | None = None
+    progress: Progress | None = None
 
     @property
     def labels(self) -> NDArray[np.int64]:

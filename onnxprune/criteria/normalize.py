@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.errors import OnnxPruneError, unknown
+from onnxprune._utils.registry import Registry
+from onnxprune.errors import OnnxPruneError
 
 Array = NDArray[np.float64]
 
@@ -34,14 +35,13 @@ def normalize(scores: NDArray[Any], how: str) -> Array:
     Raises:
         OnnxPruneError: Unknown method, empty or non-finite scores, or negative ones under `lamp`.
     """
-    if how not in METHODS:
-        raise unknown("normalization", how, METHODS)
+    method = METHODS[how]
     s = np.array(scores, dtype=np.float64)
     if s.ndim != 1 or s.size == 0:
         raise OnnxPruneError(f"scores to normalize must be a non-empty vector, not {list(s.shape)}")
     if not np.isfinite(s).all():
         raise OnnxPruneError("scores to normalize contain NaN or infinity")
-    return METHODS[how](s)
+    return method(s)
 
 
 def lamp_ratio(scores: Array) -> Array:
@@ -81,11 +81,8 @@ def _gaussian(s: Array) -> Array:
     return (u - float(u.mean())) / float(u.std() or 1.0)
 
 
-METHODS: dict[str, Callable[[Array], Array]] = {
-    "none": lambda s: s,
-    "mean": _mean,
-    "max": _unit,
-    "sum": _sum,
-    "gaussian": _gaussian,
-    "lamp": lamp_ratio,
-}
+METHODS: Registry[str, Callable[[Array], Array]] = Registry("normalization")
+for _name, _method in {
+    "none": lambda s: s, "mean": _mean, "max": _unit, "sum": _sum, "gaussian": _gaussian, "lamp": lamp_ratio,
+}.items():  # fmt: skip
+    METHODS.add(_name, _method)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,12 @@ import onnx_graphsurgeon as gs
 from onnxprune._utils.atomic_files import write_text
 from onnxprune._utils.formatting import counted
 from onnxprune._utils.html import html_table
+from onnxprune._utils.progress import Progress
+from onnxprune._utils.strict import Format
 from onnxprune.analysis.coupling import Analysis, Group
 from onnxprune.criteria import AnyCriterion, Criterion, DataCriterion
 from onnxprune.criteria import get as get_criterion
-from onnxprune.criteria._registry import find as find_criterion
+from onnxprune.criteria._registry import CRITERIA
 from onnxprune.criteria.base import REDUCTIONS, ScoringContext
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.execution.calibration import Calibration
@@ -27,7 +29,7 @@ from onnxprune.ir.model import Array
 from onnxprune.ops.label_table import FilterSite, ScaleSite
 
 Scored = npt.NDArray[np.float64]
-Progress = Callable[[int, int], None]
+FORMAT = Format("scores", 2**30, 1, fix="create them again with `onnxprune score`")
 
 
 @dataclass(frozen=True, repr=False)
@@ -62,7 +64,7 @@ class Scores:
 
     @property
     def _rule(self) -> type[AnyCriterion] | None:
-        return find_criterion(str(self.criterion.get("name")))
+        return CRITERIA.find(str(self.criterion.get("name")))
 
     def __repr__(self) -> str:
         channels = sum(map(len, self.groups.values()))
@@ -98,41 +100,31 @@ def save_scores(scores: Scores, path: Path) -> None:
     write_text(path, scores.to_json() + "\n")
 
 
+@dataclass(frozen=True)
+class _ScoresFile:
+    """Contents of a file of scores."""
+
+    model: str
+    criterion: Mapping[str, Any]
+    normalize: str
+    groups: Mapping[str, tuple[float, ...]]
+
+
 def load_scores(path: Path, analysis: Analysis) -> Scores:
-    """Read scores written by `save_scores` for the same model.
+    """Read scores that `save_scores` wrote for the same model.
 
     Raises:
         OnnxPruneError: The file is invalid, belongs to another model, or has other groups.
     """
-
-    def fail(what: str) -> OnnxPruneError:
-        return OnnxPruneError(
-            f"not valid scores: {what}", where=str(path), fix="create them again with `onnxprune score`"
-        )
-
-    def no_constant(name: str) -> Any:
-        raise fail(f"{name} is not JSON")
-
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"), parse_constant=no_constant)
-    except OSError as err:
-        raise OnnxPruneError(f"cannot read {str(path)!r}: {err.strerror}") from err
-    except (ValueError, RecursionError) as err:
-        raise fail(f"not JSON ({err})") from err
-    if not isinstance(data, dict) or set(data) != {"schema", "model", "criterion", "normalize", "groups"}:
-        raise fail("unexpected keys")
-    if data["schema"] != 1:
-        raise fail(f"schema {data['schema']!r}; this version reads 1")
-    if data["model"] != analysis.source.fingerprint:
-        raise fail("they belong to another model")
-    groups: dict[str, Scored] = {}
-    for name, values in data["groups"].items():
-        group = analysis[name]
-        numbers = isinstance(values, list) and all(type(v) in (int, float) for v in values)
-        if not numbers or len(values) != group.channels:
-            raise fail(f"group {name!r} needs {group.channels} numbers")
-        groups[name] = np.asarray(values, np.float64)
-    return Scores(analysis, groups, dict(data["criterion"]), str(data["normalize"]))
+    found = FORMAT.read(_ScoresFile, path)
+    if found.model != analysis.source.fingerprint:
+        raise FORMAT.error("they belong to another model", str(path))
+    for name, values in found.groups.items():
+        channels = analysis[name].channels
+        if len(values) != channels:
+            raise FORMAT.error(f"{channels} numbers are due, not {len(values)}", str(path), ("groups", name))
+    groups = {name: np.asarray(values, np.float64) for name, values in found.groups.items()}
+    return Scores(analysis, groups, found.criterion, found.normalize)
 
 
 def score(

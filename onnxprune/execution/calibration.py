@@ -8,12 +8,13 @@ memory and is fastest, because allocating fresh memory costs more than the sums.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxprune._utils.progress import Progress
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.execution.data import Data, Feeds, Preprocess
 from onnxprune.execution.sessions import Session
@@ -79,9 +80,7 @@ class Calibration:
         """
         return Feeds(model, self.data, self.preprocess, self.batch)
 
-    def collect(
-        self, model: Model, probes: Sequence[Probe], *, progress: Callable[[int, int], None] | None = None
-    ) -> None:
+    def collect(self, model: Model, probes: Sequence[Probe], *, progress: Progress | None = None) -> None:
         """Run all samples through a model and update the probes' statistics.
 
         Raises:
@@ -102,7 +101,7 @@ def calibrate(
     samples: int | None = None,
     device: str = "cpu",
     threads: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> int:
     """Run batches through a model and update the statistics, in sample order.
 

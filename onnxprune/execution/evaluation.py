@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import sqrt
 
@@ -11,6 +10,7 @@ import onnx_graphsurgeon as gs
 
 from onnxprune._utils.formatting import counted, percent
 from onnxprune._utils.html import html_table
+from onnxprune._utils.progress import Progress
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import Data, Preprocess, model_batches
 from onnxprune.execution.metrics import Samples, cross_entropy, hits, scores_of
@@ -106,7 +106,7 @@ def evaluate(
     batch: int = 64,
     threads: int = 0,
     device: str = "cpu",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Accuracy:
     """Return the accuracy of a classifier on labelled data.
 

@@ -15,7 +15,7 @@ A metric gives one number per sample; its value is the mean, its standard error 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any
@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune._utils.import_strings import find_function
+from onnxprune._utils.registry import Registry
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.ir.model import Array
 
@@ -216,19 +217,18 @@ def _pairs(outputs: Outputs, reference: Outputs) -> list[tuple[Array, Array]]:
     return out
 
 
-METRICS: Mapping[str, Metric] = {
-    m.name: m
-    for m in (
-        Metric("top1", True, "labels", _of_scores(lambda s, y: hits(s, y, 1)), lambda s, y: _near(s, y, 1),
-               lambda classes: 1 / classes),
-        Metric("top5", True, "labels", _of_scores(lambda s, y: hits(s, y, 5)), lambda s, y: _near(s, y, 5),
-               lambda classes: min(1.0, 5 / classes)),
-        Metric("loss", False, "labels", _of_scores(cross_entropy)),
-        Metric("kl", False, "reference", _kl),
-        Metric("cosine", True, "reference", _cosine),
-        Metric("mse", False, "reference", _mse),
-    )
-}  # fmt: skip
+METRICS: Registry[str, Metric] = Registry("metric")
+for _metric in (
+    Metric("top1", True, "labels", _of_scores(lambda s, y: hits(s, y, 1)), lambda s, y: _near(s, y, 1),
+           lambda classes: 1 / classes),
+    Metric("top5", True, "labels", _of_scores(lambda s, y: hits(s, y, 5)), lambda s, y: _near(s, y, 5),
+           lambda classes: min(1.0, 5 / classes)),
+    Metric("loss", False, "labels", _of_scores(cross_entropy)),
+    Metric("kl", False, "reference", _kl),
+    Metric("cosine", True, "reference", _cosine),
+    Metric("mse", False, "reference", _mse),
+):  # fmt: skip
+    METRICS.register(_metric)
 
 
 def get_metric(name: str) -> Metric:
@@ -241,8 +241,9 @@ def get_metric(name: str) -> Metric:
     Raises:
         OnnxPruneError: The name is unknown, or the function cannot be imported.
     """
-    if name in METRICS:
-        return METRICS[name]
+    metric = METRICS.find(name)
+    if metric is not None:
+        return metric
     if ":" not in name:
         raise unknown("metric", name, [*METRICS, "package.module:function"])
     function = find_function(name, "metric")

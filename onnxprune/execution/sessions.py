@@ -18,7 +18,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.errors import OnnxPruneError
 from onnxprune.ir import protobuf_wire
-from onnxprune.ir.model import Array, Model, save, to_skeleton
+from onnxprune.ir.model import Array, Model
+from onnxprune.ir.writer import save, to_skeleton
 
 _BYTES_LIMIT = 2**30  # larger models are passed to onnxruntime as a file with external data
 
@@ -220,6 +221,7 @@ class Session:
         """
         path = Path(self._session.end_profiling())
         try:
+            # Not the strict reader: onnxruntime's own file, written a moment ago, and in no fixed format.
             events = json.loads(path.read_text(encoding="utf-8"))
             path.unlink()
             return _runs(events)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from onnxprune._utils.progress import Progress
 from onnxprune.execution.sessions import Session
 from onnxprune.ir.model import Array
 
@@ -28,7 +29,7 @@ def measure(
     *,
     runs: int = 30,
     warmup: int = 3,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Latency]:
     """Time sessions in turns, A B C A B C ...
 

@@ -2,117 +2,114 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from onnxprune._utils.strict import Format
 from onnxprune.errors import OnnxPruneError
 from onnxprune.explorer._session import Explorer
 
 Document = dict[str, Any]
 _LARGEST = 1e12
+FORMAT = Format("request", 2**20)
 
 
 class BadRequest(ValueError):
     """What was sent is not what the page sends."""
 
 
+@dataclass(frozen=True)
+class _Nothing:
+    """Body of a request that says nothing."""
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Body with the channels that each group keeps."""
+
+    kept: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Aim:
+    """Body of a request for counts that meet a target."""
+
+    what: str
+    value: float
+    scope: str | None
+    held: Mapping[str, int]
+
+
 def answer(explorer: Explorer, action: str, body: bytes) -> Document:
-    """Does what a request asks for.
+    """Answer a request.
 
     What cannot be done for a reason (a target out of reach, a full disk) is an answer, too: `problem`.
 
     Args:
-        explorer: of the model.
-        action: one of `ACTIONS`.
+        explorer: Explorer of the model.
+        action: One of `ACTIONS`.
         body: JSON.
 
     Raises:
-        BadRequest: not JSON, unknown or missing keys, wrong types, counts that the limits forbid.
+        BadRequest: Not JSON, unknown or missing keys, wrong types, counts that the constraints forbid.
     """
-    document = _parsed(body)
+    kind, act = ACTIONS[action]
     try:
-        return ACTIONS[action](explorer, document)
+        request = FORMAT.fields(kind, FORMAT.parse(body, "body"), "body")
+    except OnnxPruneError as err:
+        raise BadRequest(f"{err.what} ({err.where})") from err
+    try:
+        return act(explorer, request)
     except OnnxPruneError as err:
         return {"problem": {"what": err.what, "where": err.where, "fix": err.fix}}
 
 
-def _parsed(body: bytes) -> Document:
-    def no_duplicates(pairs: list[tuple[str, Any]]) -> Document:
-        if len(dict(pairs)) != len(pairs):
-            raise BadRequest("a key is given twice")
-        return dict(pairs)
-
-    def no_constant(name: str) -> Any:
-        raise BadRequest(f"{name} is not JSON")
-
-    try:
-        data = json.loads(body.decode("utf-8"), object_pairs_hook=no_duplicates, parse_constant=no_constant)
-    except BadRequest:
-        raise
-    except (ValueError, RecursionError) as err:
-        raise BadRequest("the body is not JSON") from err
-    if not isinstance(data, dict):
-        raise BadRequest("the body is not an object")
-    return data
-
-
-def _keys(document: Document, *wanted: str) -> list[Any]:
-    for key in sorted(document.keys() ^ set(wanted)):
-        raise BadRequest(f"unknown key {key[:40]!r}" if key in document else f"the key {key!r} is missing")
-    return [document[key] for key in wanted]
-
-
-def _count(explorer: Explorer, i: int, value: Any) -> int:
+def _count(explorer: Explorer, i: int, value: int) -> int:
     least, most = explorer.least[i], explorer.analysis.groups[i].channels
-    if type(value) is not int or not least <= value <= most:
+    if not least <= value <= most:
         raise BadRequest(f"group {i} keeps {least} to {most} channels")
     return value
 
 
-def _counts(explorer: Explorer, value: Any) -> list[int]:
-    if not isinstance(value, list) or len(value) != len(explorer.least):
+def _counts(explorer: Explorer, kept: tuple[int, ...]) -> list[int]:
+    if len(kept) != len(explorer.least):
         raise BadRequest(f"'kept' is not a list of {len(explorer.least)} counts")
-    return [_count(explorer, i, v) for i, v in enumerate(value)]
+    return [_count(explorer, i, count) for i, count in enumerate(kept)]
 
 
-def _figures(explorer: Explorer, document: Document) -> Document:
-    (kept,) = _keys(document, "kept")
-    counts = _counts(explorer, kept)
+def _figures(explorer: Explorer, request: _Kept) -> Document:
+    counts = _counts(explorer, request.kept)
     return {"kept": counts, "figures": explorer.figures(counts), "aimed": False}
 
 
-def _aim(explorer: Explorer, document: Document) -> Document:
-    what, value, allocator, held = _keys(document, "what", "value", "scope", "held")
+def _aim(explorer: Explorer, request: _Aim) -> Document:
     known = {aim["what"] for aim in explorer.aims}
-    if not isinstance(what, str) or what not in known:
+    if request.what not in known:
         raise BadRequest(f"'what' is one of {', '.join(sorted(known))}")
-    if type(value) not in (int, float) or not -_LARGEST < value < _LARGEST:  # which NaN is not, either
-        raise BadRequest("'value' is not a number")
-    if allocator is not None and (not isinstance(allocator, str) or allocator not in explorer.allocators):
+    if not -_LARGEST < request.value < _LARGEST:
+        raise BadRequest("'value' is too large a number")
+    if request.scope is not None and request.scope not in explorer.allocators:
         raise BadRequest(f"'scope' is null or one of {', '.join(explorer.allocators)}")
-    if not isinstance(held, dict):
-        raise BadRequest("'held' is not an object")
     pinned = {}
-    for key, count in held.items():
+    for key, count in request.held.items():
         if not (key.isascii() and key.isdigit() and len(key) < 8 and int(key) < len(explorer.least)):
             raise BadRequest("'held' maps places of groups to counts")
         pinned[int(key)] = _count(explorer, int(key), count)
-    counts = explorer.aim(what, float(value), allocator, pinned)
+    counts = explorer.aim(request.what, request.value, request.scope, pinned)
     return {"kept": counts, "figures": explorer.figures(counts), "aimed": True}
 
 
-def _save(explorer: Explorer, document: Document) -> Document:
-    (kept,) = _keys(document, "kept")
-    made = explorer.save(_counts(explorer, kept))
+def _save(explorer: Explorer, request: _Kept) -> Document:
+    made = explorer.save(_counts(explorer, request.kept))
     return {"saved": str(explorer.output), "digest": made.digest, "removed_channels": made.removed}
 
 
-def _done(explorer: Explorer, document: Document) -> Document:
-    _keys(document)
+def _done(explorer: Explorer, request: _Nothing) -> Document:
     return {"done": True, "saved": str(explorer.output) if explorer.saved is not None else None}
 
 
-ACTIONS: dict[str, Callable[[Explorer, Document], Document]] = {
-    "figures": _figures, "aim": _aim, "save": _save, "done": _done,
+ACTIONS: dict[str, tuple[type[Any], Callable[[Explorer, Any], Document]]] = {
+    "figures": (_Kept, _figures), "aim": (_Aim, _aim), "save": (_Kept, _save), "done": (_Nothing, _done),
 }  # fmt: skip
+"""By the name of an action: what its body holds, and what it does."""

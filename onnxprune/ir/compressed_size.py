@@ -10,7 +10,8 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import SparseValues
 
 from onnxprune.ir import protobuf_wire
-from onnxprune.ir.model import Model, to_skeleton
+from onnxprune.ir.model import Model
+from onnxprune.ir.writer import to_skeleton
 
 LEVEL = 6
 """Default level of gzip and zip."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import onnx_graphsurgeon as gs
 
 from onnxprune.errors import OnnxPruneError, unknown
+from onnxprune.options.data import LAYOUTS as LAYOUTS
 
-LAYOUTS = ("auto", "nchw", "nhwc")
 OTHER = {"nchw": "nhwc", "nhwc": "nchw"}
 PERMUTATION = {"nchw": (0, 2, 3, 1), "nhwc": (0, 3, 1, 2)}  # from this layout to the other
 COLOURS = (1, 3, 4)  # channels of images in files

@@ -14,7 +14,8 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from onnxprune.ir.model import Array, Model, to_skeleton
+from onnxprune.ir.model import Array, Model
+from onnxprune.ir.writer import to_skeleton
 
 SIZE_OPS = frozenset(("Shape", "Size"))
 """Operators that read the shape of a tensor and no values."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from onnxprune._utils.formatting import count, counted, seconds, shortened, size
 from onnxprune._utils.html import html_table
+from onnxprune._utils.progress import Progress
 from onnxprune.analysis.cost import Cost, CostModel
 from onnxprune.execution.sessions import Session
 from onnxprune.execution.timing import Latency, measure
@@ -80,7 +81,7 @@ def bench(
     runs: int = 30,
     warmup: int = 5,
     device: str = "cpu",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> BenchResults:
     """Measure models in turns on random inputs.
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from onnxprune._utils.progress import Progress
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.execution.sessions import Session
 from onnxprune.execution.timing import measure
@@ -65,7 +65,7 @@ def measure_speedup(
     *,
     device: str = "cpu",
     runs: int = 30,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Speedup:
     """Measure original and pruned model in turns, under the conditions of the latency model.
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from onnxprune._utils.entry_points import PluginRegistry
+from onnxprune._utils.registry import Registry
 from onnxprune.errors import OnnxPruneError
 from onnxprune.ops.label_table import Array, CouplingOptions, LabelTable
 
@@ -80,8 +80,16 @@ class OpSpec:
     locked_reason: str = ""
 
 
-_registry: dict[tuple[str, str], OpSpec] = {}
-_origins: dict[tuple[str, str], str] = {}  # distribution of every third-party record
+def _label(key: tuple[str, str]) -> str:
+    return f"{key[0]}::{key[1]}" if key[0] else key[1]
+
+
+OPERATORS: Registry[tuple[str, str], OpSpec] = Registry(
+    "operator", key=lambda spec: (spec.domain, spec.op), label=_label, plugins="onnxprune.ops",
+    accept=lambda function: function(), plugin=lambda key: key[0],
+)  # fmt: skip
+"""Records by (domain, operator). Third-party ones are registered by functions, each under an entry point named after
+its domain."""
 
 
 def register(spec: OpSpec) -> OpSpec:
@@ -96,11 +104,7 @@ def register(spec: OpSpec) -> OpSpec:
         value = getattr(spec, rule)
         if not callable(value) and (value is not None or rule == "couple"):
             raise OnnxPruneError(f"the record of {spec.op!r} has {value!r} for {rule}, which is not a function")
-    key = (spec.domain, spec.op)
-    if key in _registry:
-        raise OnnxPruneError(f"operator {spec.op!r} (domain {spec.domain!r}) is registered twice")
-    _registry[key] = spec
-    return spec
+    return OPERATORS.register(spec)
 
 
 def register_locked(reason: str, *ops: str, domain: str = "", why: str = "") -> None:
@@ -125,21 +129,16 @@ def find(node: gs.Node) -> OpSpec | None:
     Raises:
         OnnxPruneError: There is no record, and the plug-in named after the operator's domain failed to load.
     """
-    domain = "" if node.domain in (None, "ai.onnx") else node.domain
-    spec = _registry.get((domain, node.op))
-    if spec is None:
-        plugins.load()
-        spec = _registry.get((domain, node.op))
-        if spec is None and domain in plugins.broken:
-            raise plugins.broken[domain].error(
-                f"no record of {domain}::{node.op}", where=f"{node.op} {node.name or node.outputs[0].name!r}"
-            )
+    key = ("" if node.domain in (None, "ai.onnx") else node.domain, node.op)
+    spec = OPERATORS.find(key)
+    if spec is None and (err := OPERATORS.broken(key, f"{node.op} {node.name or node.outputs[0].name!r}")) is not None:
+        raise err
     return spec
 
 
 def is_foreign(spec: OpSpec) -> bool:
     """Return whether a record belongs to another package."""
-    return (spec.domain, spec.op) in _origins
+    return OPERATORS.origin((spec.domain, spec.op)) is not None
 
 
 @contextlib.contextmanager
@@ -152,7 +151,7 @@ def guarded(spec: OpSpec, node: gs.Node) -> Iterator[bool]:
     Raises:
         OnnxPruneError: The rule failed; the fix names its package.
     """
-    whose = _origins.get((spec.domain, spec.op))
+    whose = OPERATORS.origin((spec.domain, spec.op))
     try:
         yield whose is not None
     except OnnxPruneError:
@@ -169,24 +168,7 @@ def guarded(spec: OpSpec, node: gs.Node) -> Iterator[bool]:
 
 def all_ops() -> dict[tuple[str, str], OpSpec]:
     """Return every record by (domain, operator), third-party ones included."""
-    plugins.load()
-    return dict(sorted(_registry.items()))
-
-
-def _accept(function: Any, distribution: str) -> None:
-    """Call a plug-in's function; if it raises, none of its records is registered."""
-    before = dict(_registry)
-    try:
-        function()
-    except BaseException:
-        _registry.clear()
-        _registry.update(before)
-        raise
-    _origins.update(dict.fromkeys(_registry.keys() - before.keys(), distribution))
-
-
-plugins = PluginRegistry("onnxprune.ops", _accept)
-"""Third-party records: functions that register them, each under an entry point named after its domain."""
+    return dict(sorted(OPERATORS.items()))
 
 
 def normal_axis(axis: int, rank: int) -> int:

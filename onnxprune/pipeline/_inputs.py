@@ -15,7 +15,8 @@ from onnxprune.execution.calibration import Calibration
 from onnxprune.execution.data import Data, Preprocess
 from onnxprune.execution.data import as_data as read_data
 from onnxprune.execution.synthetic_data import synthetic_data
-from onnxprune.ir.model import Model, load
+from onnxprune.ir.model import Model
+from onnxprune.ir.reader import load
 from onnxprune.planning.curves import Curves, load_curves
 from onnxprune.planning.targets import Target
 from onnxprune.plans import Plan, load_plan

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from onnxprune._utils.progress import Progress
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.criteria import AnyCriterion
 from onnxprune.errors import OnnxPruneError, VerificationError
@@ -34,7 +35,7 @@ from onnxprune.pipeline._inputs import (
     as_target,
     is_synthetic,
 )
-from onnxprune.pipeline._stages import Compiled, CriterionParams, Progress, compile_plan, plan, plan_steps, score
+from onnxprune.pipeline._stages import Compiled, CriterionParams, compile_plan, plan, plan_steps, score
 from onnxprune.planning.analyze import analyze, analyze_for
 from onnxprune.planning.constraints import Constraints
 from onnxprune.planning.curves import Curves

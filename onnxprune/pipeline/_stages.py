@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from onnxprune import __version__ as version
 from onnxprune._utils.html import html_table, share
+from onnxprune._utils.progress import Progress
 from onnxprune.analysis.cost import MEASURES, Cost, CostModel
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.criteria import AnyCriterion
@@ -17,7 +18,7 @@ from onnxprune.criteria.scoring import score as score_groups
 from onnxprune.execution.data import Preprocess, model_batches
 from onnxprune.ir.checker import check_weights
 from onnxprune.ir.model import PROVENANCE, Array, Model
-from onnxprune.ir.model import save as save_model
+from onnxprune.ir.writer import save as save_model
 from onnxprune.passes import Pipeline, SparsifyWeights, StripChannels
 from onnxprune.pipeline._inputs import (
     CurvesSource,
@@ -42,7 +43,6 @@ from onnxprune.plans import Plan
 from onnxprune.verification import Verification
 from onnxprune.verification import verify as prove
 
-Progress = Callable[[int, int], None]
 CriterionParams = Mapping[str, bool | int | float | str]
 """Parameters of a criterion, by name."""
 _VERIFIED = 64  # samples for whole runs unless `images` is given

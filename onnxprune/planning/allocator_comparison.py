@@ -9,7 +9,7 @@ from typing import Any
 from onnxprune.analysis.cost import MEASURES, CostModel
 from onnxprune.criteria.scoring import Scores
 from onnxprune.errors import OnnxPruneError
-from onnxprune.planning.allocators import ALLOCATORS
+from onnxprune.options.planning import ALLOCATORS
 from onnxprune.planning.constraints import Constraints
 from onnxprune.planning.curves import Curves
 from onnxprune.planning.planner import plan as make_plan

@@ -12,21 +12,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from heapq import heappop, heappush
 
 import numpy as np
 import numpy.typing as npt
 
+from onnxprune.planning._lazy_greedy import Price, lazy_greedy
 from onnxprune.planning._search import CountPath, TargetSearch
 from onnxprune.planning.constraints import Counts, FeasibleCounts
 from onnxprune.planning.targets import LatencyPredictor
 
-ALLOCATORS = ("global", "uniform", "sensitivity", "latency", "saving")
-
 Values = npt.NDArray[np.float64]
-
-# (whether a block saves nothing, price, group index, remaining count, stamp of the price)
-_Priced = tuple[bool, float, int, int, int]
 
 _RATIOS = 2048  # steps of the uniform path
 _NOTHING = 1e-6  # share of the baseline latency below which a saving counts as zero
@@ -110,6 +105,11 @@ class GreedyTrace:
             place += 1
 
 
+def _moves_peaks(search: TargetSearch) -> bool:
+    """Return whether a removal may make others cheaper: the peak of memory moves between nodes."""
+    return search.meter.measure == "memory"
+
+
 class SavingGreedy:
     """Removal block by block, each time the block with the least importance lost per unit of the target saved.
 
@@ -162,43 +162,27 @@ class SavingGreedy:
     def removals(self, counts: Counts, step: int) -> Steps:
         """Yield counts and their share, block after block, to the end; the order does not depend on the goal."""
         search = self.search
-        share = search.share(counts)
-        yield counts, share
-        queue: list[_Priced] = []
-        stamp = 0
-        for i in range(len(search.feasible.free)):
-            self._push(queue, i, counts, share, step, stamp)
-        while queue:
-            _, _, i, count, seen = heappop(queue)
-            if seen != stamp:
-                self._push(queue, i, counts, share, step, stamp)
-                continue
-            counts = {**counts, search.feasible.free[i].name: count}
-            share = search.share(counts)
-            yield counts, share
-            stamp += 1
-            if search.meter.measure == "memory":
-                # The peak moves between nodes: a block that saved nothing may save memory now, so price all again.
-                others = [i for _, _, i, _, _ in queue]
-                queue.clear()
-                for k in others:
-                    self._push(queue, k, counts, share, step, stamp)
-            self._push(queue, i, counts, share, step, stamp)
+        free = search.feasible.free
 
-    def _push(self, queue: list[_Priced], i: int, counts: Counts, share: float, step: int, stamp: int) -> None:
-        """Push the next block of a group, if it has one."""
-        g = self.search.feasible.free[i]
-        have = counts[g.name]
-        options = self.search.feasible.allowed(g, step)
-        options = options[options < have][::-1]
-        if not len(options):
-            return
-        lost = self.losses[g.name]
-        losses = lost[g.channels - options] - lost[g.channels - have]
-        best = int(np.argmin(losses / (have - options)))  # the smallest of equal ones
-        saved = share - self.search.share({**counts, g.name: int(options[best])})
-        price = float(losses[best]) / saved if saved > 0 else float(losses[best])
-        heappush(queue, (saved <= 0, price, i, int(options[best]), stamp))
+        def price(state: tuple[Counts, float], i: int) -> tuple[Price, int] | None:
+            counts, share = state
+            g, have = free[i], counts[free[i].name]
+            options = search.feasible.allowed(g, step)
+            options = options[options < have][::-1]
+            if not len(options):
+                return None
+            lost = self.losses[g.name]
+            losses = lost[g.channels - options] - lost[g.channels - have]
+            best = int(np.argmin(losses / (have - options)))  # the smallest of equal ones
+            count, loss = int(options[best]), float(losses[best])
+            saved = share - search.share({**counts, g.name: count})
+            return (saved <= 0, loss / saved if saved > 0 else loss), count
+
+        def without(state: tuple[Counts, float], i: int, count: int) -> tuple[Counts, float]:
+            counts = {**state[0], free[i].name: count}
+            return counts, search.share(counts)
+
+        return lazy_greedy((counts, search.share(counts)), len(free), price, without, eager=_moves_peaks(search))
 
 
 class LatencyGreedy:
@@ -248,39 +232,22 @@ class LatencyGreedy:
     def run(self) -> tuple[Counts, Counts]:
         """Return the last counts above the goal and the first that are not; twice the same if only one kind exists."""
         search = self.search
-        counts = search.feasible.uniform(0.0)
-        share = search.share(counts)
-        now = self.seconds(counts)
-        queue: list[tuple[tuple[int, float, float], int, int, int]] = []  # key, group, its next count, stamp
-        for i in range(len(search.feasible.free)):
-            self._push(queue, i, counts, now, share, 0)
-        stamp = 0
-        while share > search.goal and queue:
-            _, i, count, seen = heappop(queue)
-            if seen != stamp:
-                self._push(queue, i, counts, now, share, stamp)
-                continue
-            before = counts
-            counts = {**counts, search.feasible.free[i].name: count}
-            now = self.seconds(counts)
-            share = search.share(counts)
-            if share <= search.goal:
-                return before, counts
-            stamp += 1
-            if search.meter.measure == "memory":
-                # The peak moves between nodes: a block that saved nothing may save memory now, so price all again.
-                queue.clear()
-                for k in range(len(search.feasible.free)):
-                    self._push(queue, k, counts, now, share, stamp)
-            else:
-                self._push(queue, i, counts, now, share, stamp)
-        return counts, counts
+        free = search.feasible.free
 
-    def _push(
-        self, queue: list[tuple[tuple[int, float, float], int, int, int]], i: int, counts: Counts, now: float,
-        share: float, stamp: int,
-    ) -> None:  # fmt: skip
-        """Push the next worthwhile block of a group, if it has one."""
+        def state_of(counts: Counts) -> tuple[Counts, float, float]:
+            return counts, search.share(counts), self.seconds(counts)
+
+        def without(state: tuple[Counts, float, float], i: int, count: int) -> tuple[Counts, float, float]:
+            return state_of({**state[0], free[i].name: count})
+
+        steps = lazy_greedy(
+            state_of(search.feasible.uniform(0.0)), len(free), self._price, without, eager=_moves_peaks(search)
+        )
+        return GreedyTrace().passing(search.goal, lambda: ((counts, share) for counts, share, _ in steps))
+
+    def _price(self, state: tuple[Counts, float, float], i: int) -> tuple[Price, int] | None:
+        """Return the price of a group's next worthwhile block, and the count after it; None if it has none."""
+        counts, share, now = state
         feasible = self.search.feasible
         g = feasible.free[i]
         have = counts[g.name]
@@ -293,14 +260,13 @@ class LatencyGreedy:
                 if saved > _NOTHING * self.latency.baseline:
                     price = float(lost[g.channels - count] - lost[g.channels - have]) / saved
                     idle = measure == "memory" and self.search.share({**counts, g.name: count}) >= share
-                    heappush(queue, ((2 if idle else 0, price, -saved), i, count, stamp))
-                    return
+                    return (2 if idle else 0, price, -saved), count
             self._spent.add(g.name)
         if options and measure != "latency":
             saved = share - self.search.share({**counts, g.name: options[0]})
             price = float(lost[g.channels - options[0]] - lost[g.channels - have])
-            key = price / saved if saved > 0 else np.inf
-            heappush(queue, ((1, key, -saved), i, options[0], stamp))
+            return (1, price / saved if saved > 0 else np.inf, -saved), options[0]
+        return None
 
 
 def better(greedy: LatencyGreedy, ours: Counts, other: Counts) -> Counts:

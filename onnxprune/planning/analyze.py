@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from onnxprune._utils.gc_pause import gc_paused
 from onnxprune.analysis.coupling import Analysis, couple
-from onnxprune.ir.model import Model, gc_paused
+from onnxprune.ir.model import Model
 from onnxprune.ops import CouplingOptions
 from onnxprune.passes import NORMALIZE, Pipeline
 from onnxprune.passes.strip_channels import analysis_options, check_plan
@@ -20,8 +21,9 @@ def analyze(model: Model, *, attention: str = "heads", include_inexact: bool = F
             is not masking: it is proved against the original whose statistics run over the kept channels.
     """
     with gc_paused():
-        normal = Pipeline(NORMALIZE)(model)
-        return couple(normal, source=model, choices=CouplingOptions(attention, include_inexact))
+        normal = Pipeline(NORMALIZE).run(model)
+        choices = CouplingOptions(attention, include_inexact)
+        return couple(normal.model, shapes=normal.shapes, source=model, choices=choices)
 
 
 def analyze_for(model: Model, plan: Plan) -> Analysis:
@@ -30,7 +32,7 @@ def analyze_for(model: Model, plan: Plan) -> Analysis:
     Raises:
         OnnxPruneError: the plan does not fit the model.
     """
-    normal = Pipeline(NORMALIZE)(model)
-    analysis = couple(normal, source=model, **analysis_options(plan))
+    normal = Pipeline(NORMALIZE).run(model)
+    analysis = couple(normal.model, shapes=normal.shapes, source=model, **analysis_options(plan))
     check_plan(plan, analysis)
     return analysis

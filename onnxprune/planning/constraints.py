@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from math import ceil, floor, gcd
 from pathlib import Path
@@ -13,46 +12,29 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune._utils.formatting import short_repr
-from onnxprune.analysis.coupling import KINDS, Analysis, Group
+from onnxprune._utils.fields import Count, read_options
+from onnxprune._utils.strict import Format
+from onnxprune.analysis.coupling import Analysis, Group
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.execution.sessions import kernel_block
+from onnxprune.options.planning import Constraints as Constraints
 
-ONLY = ("attention", *KINDS)
-PROTECT = ("first", "residual", *ONLY)
-
+FORMAT = Format("overrides", 2**24, syntax="toml")
 Counts = dict[str, int]
 """Group name -> channels kept."""
 
 
-@dataclass(frozen=True, repr=False)
-class Constraints:
-    """Constraints of a plan.
+@dataclass(frozen=True)
+class _Override:
+    """Settings of the groups that match a pattern."""
 
-    Attributes:
-        round_to: Kept counts are multiples of this on the producing axis; "auto": block size of the CPU's kernels.
-        min_channels: Minimum number of channels of a group.
-        max_ratio: Maximum share removed from a group; prevents global rankings from emptying layers.
-        include: Glob patterns; only matching groups are pruned (empty: all).
-        exclude: Glob patterns of groups that are not pruned.
-        protect: Presets of groups that are not pruned: "first" (first layer of the network), "residual" (residual
-            streams; together with "first" the layers that the D-Score paper does not prune on ResNets), "attention"
-            (heads and positions in heads), or a kind of group (`onnxprune.analysis.coupling.KINDS`).
-        overrides: Glob pattern -> ratio (share removed) or {"ratio": r, "min_channels": n, "channels": kept}.
-        only: Kinds of groups that are pruned, "attention" for both of its kinds (empty: all).
-    """
+    ratio: float | None = None
+    min_channels: Count | None = None
+    channels: Count | None = None
 
-    round_to: int | str = "auto"
-    min_channels: int = 1
-    max_ratio: float = 0.9
-    include: Sequence[str] = ()
-    exclude: Sequence[str] = ()
-    protect: Sequence[str] = ()
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-    only: Sequence[str] = ()
-
-    def __repr__(self) -> str:
-        return short_repr(self)
+    def __post_init__(self) -> None:
+        if self.ratio is not None:
+            check_ratio(self.ratio)
 
 
 def load_overrides(path: Path) -> dict[str, Any]:
@@ -61,43 +43,22 @@ def load_overrides(path: Path) -> dict[str, Any]:
     Raises:
         OnnxPruneError: The file cannot be read or is invalid.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as err:
-        raise OnnxPruneError(f"cannot read {str(path)!r}: {err}") from err
-    try:
-        if path.suffix.lower() == ".json":
-            data = json.loads(text)
-        else:
-            import tomllib
-
-            data = tomllib.loads(text)
-    except ValueError as err:
-        raise OnnxPruneError(f"{str(path)!r} is not valid {path.suffix.lstrip('.') or 'TOML'}: {err}") from err
-    if not isinstance(data, dict):
-        raise OnnxPruneError(f"{str(path)!r} is not a table of groups")
-    groups = data.get("groups", data)
+    form = replace(FORMAT, syntax="json") if path.suffix.lower() == ".json" else FORMAT
+    data = form.load(path)
+    groups = data.get("groups", data) if isinstance(data, dict) else data
+    if not isinstance(groups, dict):
+        raise form.error("a table of groups is due", str(path))
     for pattern, entry in groups.items():
-        _override(pattern, entry)
-    return dict(groups)
+        _override(pattern, entry, f"{path}, ")
+    return groups
 
 
-def _override(pattern: str, entry: Any) -> dict[str, Any]:
-    where = f"override {pattern!r}"
-    if isinstance(entry, int | float) and not isinstance(entry, bool):
+def _override(pattern: str, entry: Any, file: str = "") -> _Override:
+    if type(entry) in (int, float):
         entry = {"ratio": entry}
     if not isinstance(entry, dict):
-        raise OnnxPruneError("an override is a ratio or a table", where=where)
-    for key, value in entry.items():
-        if key not in ("ratio", "min_channels", "channels"):
-            raise OnnxPruneError(f"unknown key {key!r}", where=where, fix="known: ratio, min_channels, channels")
-        if isinstance(value, bool) or not isinstance(value, int if key != "ratio" else (int, float)):
-            raise OnnxPruneError(f"{key!r} is not a number", where=where)
-        if key == "ratio":
-            check_ratio(float(value), where)
-        elif value < 1:
-            raise OnnxPruneError(f"{key!r} must be at least 1", where=where)
-    return entry
+        raise OnnxPruneError("an override is a ratio or a table", where=f"{file}override {pattern!r}")
+    return read_options(_Override, entry, f"{file}override {pattern!r}")
 
 
 def check_ratio(ratio: float, where: str | None = None) -> None:
@@ -129,8 +90,6 @@ class FeasibleCounts:
         self.groups = [g for g in _chosen(analysis, constraints) if g.name in scored]
         self._overrides(analysis)
         self.step = constraints.round_to if isinstance(constraints.round_to, int) else kernel_block()
-        if self.step < 1:
-            raise OnnxPruneError("--round-to must be at least 1, or auto")
         self.remaining = {g.name: (remaining or {}).get(g.name, g.channels) for g in self.groups}
         self.free = [g for g in self.groups if g.name not in self.fixed and g.name not in self.ratios]
         self._allowed: dict[tuple[str, int], npt.NDArray[np.int64]] = {}
@@ -142,12 +101,12 @@ class FeasibleCounts:
             for g in self.groups:
                 if g.name not in names:
                     continue
-                if "channels" in entry:
-                    self.fixed[g.name] = min(int(entry["channels"]), g.channels)
-                elif "ratio" in entry:
-                    self.ratios[g.name] = float(entry["ratio"])
-                if "min_channels" in entry:
-                    self._least[g.name] = int(entry["min_channels"])
+                if entry.channels is not None:
+                    self.fixed[g.name] = min(entry.channels, g.channels)
+                elif entry.ratio is not None:
+                    self.ratios[g.name] = entry.ratio
+                if entry.min_channels is not None:
+                    self._least[g.name] = entry.min_channels
 
     def minimum_of(self, g: Group) -> int:
         """Return the minimum number of channels of a group."""
@@ -211,12 +170,7 @@ def _chosen(analysis: Analysis, constraints: Constraints) -> list[Group]:
     for pattern in constraints.exclude:
         chosen -= _matching(analysis, pattern, "exclude")
     for preset in constraints.protect:
-        if preset not in PROTECT:
-            raise unknown("preset", preset, PROTECT)
         chosen -= {g.name for i, g in enumerate(analysis.groups) if _protected(preset, i, g)}
-    for kind in constraints.only:
-        if kind not in ONLY:
-            raise unknown("kind of group", kind, ONLY)
     if constraints.only:
         chosen &= {g.name for i, g in enumerate(analysis.groups) if any(_protected(k, i, g) for k in constraints.only)}
     if not chosen:

@@ -10,21 +10,18 @@ import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import isfinite
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from onnxprune._utils.atomic_files import write_text
+from onnxprune._utils.fields import Count, Index
 from onnxprune._utils.formatting import counted
 from onnxprune._utils.html import html_table
-from onnxprune.errors import OnnxPruneError
+from onnxprune._utils.strict import Format
 
 SCHEMA = 1
-MAX_BYTES = 256 * 2**20
-_KEYS = {
-    "schema", "tool", "model", "criterion", "options", "metric", "higher_is_better", "data", "settings", "baseline",
-    "bisected", "groups",
-}  # fmt: skip
+FORMAT = Format("curves", 256 * 2**20, SCHEMA, fix="create them again with `onnxprune sensitivity`")
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ class CurvePoint:
     """
 
     ratio: float
-    removed: int
+    removed: Index
     value: float
     error: float | None
 
@@ -48,7 +45,7 @@ class CurvePoint:
 class Curve:
     """Points of one group by ascending ratio, without ratio 0."""
 
-    channels: int
+    channels: Count
     points: tuple[CurvePoint, ...]
 
     def __repr__(self) -> str:
@@ -180,76 +177,9 @@ def load_curves(path: Path) -> Curves:
     Raises:
         OnnxPruneError: Not JSON, a duplicate, missing or unknown key, a wrong type, or points that are not ascending.
     """
-
-    def fail(what: str) -> OnnxPruneError:
-        return OnnxPruneError(
-            f"not valid curves: {what}", where=str(path), fix="create them again with `onnxprune sensitivity`"
-        )
-
-    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(dict(pairs)) != len(pairs):
-            raise fail("a key is given twice")
-        return dict(pairs)
-
-    def no_constant(name: str) -> Any:
-        raise fail(f"{name} is not JSON")
-
-    def number(value: Any, what: str) -> float:
-        if type(value) not in (int, float) or not isfinite(value):
-            raise fail(f"{what} is not a number")
-        return float(value)
-
-    def point(entry: Any, where: str) -> CurvePoint:
-        if not isinstance(entry, dict) or set(entry) != {"ratio", "removed", "value", "error"}:
-            raise fail(f"{where}: unexpected keys")
-        if type(entry["removed"]) is not int or entry["removed"] < 0:
-            raise fail(f"{where}: 'removed' is not a count")
-        error = None if entry["error"] is None else number(entry["error"], f"{where}: 'error'")
-        return CurvePoint(
-            number(entry["ratio"], f"{where}: 'ratio'"),
-            entry["removed"],
-            number(entry["value"], f"{where}: 'value'"),
-            error,
-        )
-
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise fail("too large")
-        text = path.read_text(encoding="utf-8")
-        data = json.loads(text, object_pairs_hook=no_duplicates, parse_constant=no_constant)
-    except OSError as err:
-        raise OnnxPruneError(f"cannot read {str(path)!r}: {err.strerror}") from err
-    except (ValueError, RecursionError) as err:
-        raise fail(f"not JSON ({err})") from err
-    if not isinstance(data, dict):
-        raise fail("not an object")
-    if data.get("schema") != SCHEMA or isinstance(data.get("schema"), bool):
-        raise fail(f"schema {data.get('schema')!r}; this version reads {SCHEMA}")
-    for key in sorted(data.keys() ^ _KEYS):
-        raise fail(f"unknown key {key!r}" if key in data else f"the key {key!r} is missing")
-    kinds = {"tool": str, "model": str, "metric": str, "higher_is_better": bool, "criterion": dict, "options": dict,
-             "data": dict, "settings": dict, "groups": dict}  # fmt: skip
-    for key, kind in kinds.items():
-        if not isinstance(data[key], kind):
-            raise fail(f"{key!r} has the wrong type")
-    groups = {}
-    for name, entry in data["groups"].items():
-        where = f"group {name!r}"
-        if not isinstance(entry, dict) or set(entry) != {"channels", "points"} or not isinstance(entry["points"], list):
-            raise fail(f"{where}: unexpected keys")
-        channels = entry["channels"]
-        if type(channels) is not int or channels < 1:
-            raise fail(f"{where}: 'channels' is not a positive integer")
-        points = tuple(point(p, where) for p in entry["points"])
-        last = 0.0
-        for p in points:
-            if not last < p.ratio < 1 or p.removed >= channels:
-                raise fail(f"{where}: ratios do not ascend inside (0, 1)")
-            last = p.ratio
-        groups[name] = Curve(channels, points)
-    bisected = None if data["bisected"] is None else number(data["bisected"], "'bisected'")
-    return Curves(
-        data["model"], data["criterion"], data["metric"], data["higher_is_better"],
-        point(data["baseline"], "baseline"), groups, data["data"], data["settings"], data["options"], bisected,
-        data["tool"],
-    )  # fmt: skip
+    curves = FORMAT.read(Curves, path)
+    for name, curve in curves.groups.items():
+        ratios = [0.0, *(p.ratio for p in curve.points), 1.0]
+        if any(a >= b for a, b in pairwise(ratios)) or any(p.removed >= curve.channels for p in curve.points):
+            raise FORMAT.error("ratios do not ascend inside (0, 1)", str(path), ("groups", name))
+    return curves

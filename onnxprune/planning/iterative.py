@@ -5,7 +5,7 @@ The result is one plan against the original, as if it had been made in one step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from onnxprune import __version__ as version
+from onnxprune._utils.progress import Progress
 from onnxprune.analysis.coupling import Analysis, Kept
 from onnxprune.analysis.shape_inference import witness
 from onnxprune.criteria import AnyCriterion
@@ -22,13 +23,12 @@ from onnxprune.criteria.scoring import Scores, score
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.execution.calibration import Calibration
 from onnxprune.ops.label_table import Axes, Labels, LabelTable
+from onnxprune.options.planning import SCHEDULES as SCHEDULES
 from onnxprune.passes import StripChannels
 from onnxprune.planning.constraints import Constraints
 from onnxprune.planning.planner import AllocationRequest, allocate, assembled, check_allocator
 from onnxprune.planning.targets import LatencyPredictor, Target
 from onnxprune.plans import Plan, Removal
-
-SCHEDULES = ("linear", "geometric")
 
 
 def plan_steps(
@@ -45,7 +45,7 @@ def plan_steps(
     constraints: Constraints | None = None,
     reduce: str | None = None,
     calibration: Calibration | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     **params: Any,
 ) -> Plan:
     """Return a plan made in several steps, with new scores between them.

@@ -13,9 +13,9 @@ from onnxprune.analysis.cost import CostModel
 from onnxprune.criteria.normalize import normalize as normalized
 from onnxprune.criteria.scoring import Scores
 from onnxprune.errors import OnnxPruneError, unknown
+from onnxprune.options.planning import ALLOCATORS
 from onnxprune.planning._search import CountPath, TargetSearch
 from onnxprune.planning.allocators import (
-    ALLOCATORS,
     GreedyTrace,
     LatencyGreedy,
     SavingGreedy,

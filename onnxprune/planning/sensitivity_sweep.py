@@ -1,4 +1,4 @@
-"""The sensitivity sweep: every group at every ratio, one group at a time, as the D-Score paper chooses its thresholds.
+"""Sensitivity sweep: every group at every ratio, one group at a time, as the D-Score paper chooses its thresholds.
 
 Points are measured by `criteria.masked_evaluation`, spread by `_utils.parallel`, and journaled one by one, by the
 workers themselves if there are any: a killed run continues where it stopped and ends with the same file.
@@ -6,14 +6,11 @@ workers themselves if there are any: a killed run continues where it stopped and
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-import platform
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -22,54 +19,24 @@ import numpy as np
 
 from onnxprune._utils.journal import Journal
 from onnxprune._utils.parallel import spread
-from onnxprune.analysis.coupling import Analysis, Group, couple
+from onnxprune._utils.progress import Progress
+from onnxprune.analysis.coupling import Analysis, Group
 from onnxprune.criteria.masked_evaluation import CACHE_MEMORY, MaskedEvaluator
 from onnxprune.criteria.scoring import Scores
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.execution.data import Data, Preprocess, as_data
 from onnxprune.execution.metrics import Metric, MetricValue, get_metric
-from onnxprune.ir.model import load, save
-from onnxprune.ops import CouplingOptions
-from onnxprune.passes import NORMALIZE, Pipeline
+from onnxprune.ir.writer import save
+from onnxprune.options.planning import RATIOS as RATIOS
+from onnxprune.planning._sweep_workers import (
+    CurveSearch,
+    WorkerSettings,
+    at_chance,
+    measure_task,
+    searched,
+    work_folder,
+)
 from onnxprune.planning.curves import Curve, CurvePoint, Curves
-
-RATIOS = tuple(round(0.05 * i, 2) for i in range(1, 20))
-Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class CurveSearch:
-    """How much of a curve is measured: all of it, its crossing of a threshold, or down to chance."""
-
-    threshold: float | None = None
-    stop_at_chance: bool = False
-
-    @property
-    def in_turn(self) -> bool:
-        """Whether one point decides about the next."""
-        return self.threshold is not None or self.stop_at_chance
-
-
-@dataclass(frozen=True)
-class WorkerSettings:
-    """What a worker needs to measure trials by itself; files lie where all workers see them."""
-
-    model: Path
-    fingerprint: str
-    choices: CouplingOptions
-    data: Path
-    name: str
-    preprocess: Preprocess
-    metric: str
-    orders: dict[str, list[int]] = field(repr=False)
-    batch: int
-    threads: int
-    device: str
-    cache_memory: int
-    search: CurveSearch
-    baseline: MetricValue
-    classes: int
-    journal: dict[str, Any]
 
 
 def sensitivity(
@@ -97,37 +64,37 @@ def sensitivity(
     progress: Progress | None = None,
     notice: Callable[[str], None] | None = None,
 ) -> Curves:
-    """Measures what a metric becomes as the least important channels of each group go, one group at a time.
+    """Measure a metric while the least important channels of each group are removed, one group at a time.
 
     Args:
-        scores: of the groups; they say which channels go first.
-        data: samples, and labels where the metric needs them; a source is read by `load_data`.
-        metric: see `onnxprune.execution.metrics`; default top1, without labels kl.
-        ratios: shares removed, in (0, 1); floor(channels x ratio) channels go.
-        include: glob patterns of the groups to sweep (default: all exact ones); `exclude`: of those to leave out.
-        threshold: search only for where each curve crosses it, by bisection. It takes curves to fall; where one rises
-            again a later crossing may be found.
-        stop_at_chance: end a curve at the first point within a standard error of guessing.
-        preprocess: how pixels become the model's input.
-        batch: samples per run; 0 keeps activations within the CPU's cache.
-        threads: batches that a job runs at a time; 0: all cores; default: the cores divided by the jobs.
+        scores: Scores of the groups; the lowest are removed first.
+        data: Samples, and labels if the metric needs them; a source is read by `load_data`.
+        metric: See `onnxprune.execution.metrics`; default top1, without labels kl.
+        ratios: Shares to remove, in (0, 1); floor(channels x ratio) channels are removed.
+        include: Glob patterns of the groups to sweep (default: all exact ones); `exclude`: of those to skip.
+        threshold: Search only for the crossing of each curve with it, by bisection. Curves are assumed to fall; if one
+            rises again, a later crossing may be found.
+        stop_at_chance: End a curve at the first point within a standard error of guessing.
+        preprocess: Conversion of pixels to the model's input.
+        batch: Samples per run; 0 keeps activations within the CPU's cache.
+        threads: Batches that a job runs at a time; 0: all cores; default: the cores divided by the jobs.
         device: "auto", "cpu" or "cuda".
-        cache_memory: bytes for cached activations.
-        jobs: processes (or workers of a cluster) at a time.
+        cache_memory: Bytes for cached activations.
+        jobs: Processes (or workers of a cluster) at a time.
         backend: "loky", "dask" or "ray"; `address` of the cluster.
-        journal: file that finished points are kept in until the sweep is done; the caller removes it.
-        restart: throw away an earlier journal.
-        partial_classes: accept labels that leave out a class.
-        progress: called with (done, total) units of work.
-        notice: called with lines for people: what runs where.
+        journal: File that holds finished points until the sweep is done; the caller removes it.
+        restart: Discard an earlier journal.
+        partial_classes: Accept labels without samples of some class.
+        progress: Called with (done, total) units of work.
+        notice: Called with lines for users: device, jobs and batch.
 
     Raises:
-        OnnxPruneError: data, metric, patterns or ratios that do not fit; outputs that are not finite; a journal of
-            other settings; workers that fail again and again. Finished points are in the journal.
+        OnnxPruneError: Data, metric, patterns or ratios do not fit, outputs are not finite, the journal is of other
+            settings, or workers fail repeatedly. Finished points are in the journal.
     """
     analysis, data = scores.analysis, as_data(data)
     rule = get_metric(metric or ("top1" if data.y is not None else "kl"))
-    # A mask is not the removal of an inexact group: a curve of it would not be of what pruning does.
+    # Masking an inexact group is not its removal, so it has no curve.
     counts = {g.name: _counts(g, ratios) for g in _chosen(analysis, include, exclude) if g.exact}
     _check_data(data, rule)
     if stop_at_chance and rule.chance is None:
@@ -138,7 +105,7 @@ def sensitivity(
         threads = 0 if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs) if backend == "loky" else 1
     how = preprocess or Preprocess()
     search = CurveSearch(threshold, stop_at_chance)
-    evaluator = MaskedEvaluator(  # with more jobs it measures the baseline only, and has all cores for it
+    evaluator = MaskedEvaluator(  # with several jobs it only measures the baseline, on all cores
         analysis, orders, data, rule, preprocess=how, batch=batch, threads=threads if jobs == 1 else 0, device=device,
         cache_memory=cache_memory,
     )  # fmt: skip
@@ -157,7 +124,7 @@ def sensitivity(
         "provider": evaluator.provider,
     }
     book = Journal(journal, settings, restart=restart)
-    work = None if journal is None else journal.with_name(journal.name + ".work")  # of an earlier run, maybe killed
+    work = None if journal is None else journal.with_name(journal.name + ".work")  # may exist from a killed run
     try:
         if work is not None and work.is_dir():
             if not restart:
@@ -167,7 +134,7 @@ def sensitivity(
         if jobs == 1:
             sweep.serial()
         else:
-            with _folder(work) as folder:
+            with work_folder(work) as folder:
                 try:
                     sweep.parallel(folder, data, how, jobs, backend, address, threads, device, cache_memory)
                 finally:
@@ -192,7 +159,7 @@ def sensitivity(
 
 
 class _Sweep:
-    """Points wanted, points known, and the ways from one to the other."""
+    """Points of a sweep: those requested, those in the journal, and the measurement of the missing ones."""
 
     def __init__(
         self,
@@ -202,18 +169,12 @@ class _Sweep:
         journal: Journal,
         progress: Progress | None,
     ) -> None:
-        self.evaluator, self.counts, self.search, self.journal, self.progress = (
-            evaluator,
-            counts,
-            search,
-            journal,
-            progress,
-        )
-        order = sorted(
-            counts, key=lambda n: evaluator.segmenter.consumers[n].first
-        )  # activations are handed on in this order
+        self.evaluator, self.counts, self.search = evaluator, counts, search
+        self.journal, self.progress = journal, progress
+        # Activations are advanced in this order.
+        order = sorted(counts, key=lambda n: evaluator.segmenter.consumers[n].first)
         self.order = [n for n in order if counts[n]]
-        # Progress counts the work of points, not their number: the first layers' take longest.
+        # Progress counts the work of points, not their number: those of the first layers take longest.
         work = {n: max(1, evaluator.segmenter.work(evaluator.segmenter.consumers[n].first)) for n in self.order}
         self.unit = {n: max(1, round(1000 * w / max(work.values()))) for n, w in work.items()}
         self.done = dict.fromkeys(self.order, 0)
@@ -221,7 +182,7 @@ class _Sweep:
             self._tick(name, len([n for n in counts[name] if self.known(name, n) is not None]))
 
     def known(self, group: str, removed: int) -> MetricValue | None:
-        """A point that is in the journal."""
+        """Return a point of the journal; None if it is not there."""
         found = self.journal.entries.get(f"{removed} {group}")
         if found is None:
             return None
@@ -230,7 +191,7 @@ class _Sweep:
         return MetricValue(found[0], found[1])
 
     def keep(self, group: str, removed: int, value: MetricValue) -> None:
-        """Journals a point."""
+        """Add a point to the journal."""
         if self.known(group, removed) is None:
             self.journal.add(f"{removed} {group}", [value.value, value.error])
             self._tick(group, 1)
@@ -242,11 +203,11 @@ class _Sweep:
             self.progress(sum(self.unit[n] * d for n, d in self.done.items()), total)
 
     def _finished(self, group: str) -> None:
-        """What a search leaves out needs not be waited for."""
+        """Count points that a search does not need as done."""
         self._tick(group, len(self.counts[group]) - self.done[group])
 
     def serial(self) -> None:
-        """One point after the other."""
+        """Measure one point after the other."""
         for name in self.order:
             missing = [n for n in self.counts[name] if self.known(name, n) is None]
             if not self.search.in_turn:
@@ -262,7 +223,7 @@ class _Sweep:
         self, folder: Path, data: Data, how: Preprocess, jobs: int, backend: str, address: str | None, threads: int,
         device: str, cache_memory: int,
     ) -> None:  # fmt: skip
-        """Groups on many workers, in parts where they are few; each worker journals its points in the folder."""
+        """Distribute groups to workers, divided if they are few; each worker journals its points in the folder."""
         tasks: list[tuple[str, list[int], dict[int, MetricValue]]] = []
         parts = 1 if self.search.in_turn else -(-4 * jobs // max(1, len(self.order)))
         for name in self.order:
@@ -273,7 +234,9 @@ class _Sweep:
             missing = [n for n in self.counts[name] if n not in known]
             tasks += [(name, missing[i::parts], {}) for i in range(parts) if missing[i::parts]]
         setting = self._setting(folder, data, how, threads, device, cache_memory)
-        for i, found in spread(_work, [(setting, *t) for t in tasks], jobs=jobs, backend=backend, address=address):
+        for i, found in spread(
+            measure_task, [(setting, *t) for t in tasks], jobs=jobs, backend=backend, address=address
+        ):
             for n, value in found:
                 self.keep(tasks[i][0], n, value)
             if self.search.in_turn:
@@ -313,7 +276,7 @@ class _Sweep:
         )
 
     def curve(self, group: str, ratios: Sequence[float]) -> Curve:
-        """The measured points of a group at the ratios asked for."""
+        """Return the measured points of a group at the requested ratios."""
         channels = self.evaluator.analysis[group].channels
         points: list[CurvePoint] = []
         for ratio in sorted(set(ratios)):
@@ -327,110 +290,13 @@ class _Sweep:
         return Curve(channels, tuple(points))
 
 
-def searched(
-    evaluator: MaskedEvaluator, search: CurveSearch, group: str, counts: Sequence[int], known: Mapping[int, MetricValue]
-) -> Iterator[tuple[int, MetricValue]]:
-    """Measures points of one group of which each decides about the next."""
-
-    def at(n: int) -> Iterator[tuple[int, MetricValue]]:
-        if n in known:
-            yield n, known[n]
-        else:
-            yield from evaluator.measure(group, [n])
-
-    if search.threshold is None:
-        for n in counts:
-            for found in at(n):
-                yield found
-                if at_chance(evaluator, found[1]):
-                    return
-        return
-    low, high = -1, len(counts)  # counts[low] reaches the threshold, counts[high] does not
-    better = evaluator.metric.higher_is_better
-    while high - low > 1:
-        middle = (low + high) // 2
-        for found in at(counts[middle]):
-            yield found
-            value = found[1].value
-            if value >= search.threshold if better else value <= search.threshold:
-                low = middle
-            else:
-                high = middle
-
-
-def at_chance(evaluator: MaskedEvaluator, measured: MetricValue) -> bool:
-    """Whether a value is within a standard error of guessing."""
-    assert evaluator.metric.chance is not None
-    chance = evaluator.metric.chance(evaluator.classes)
-    return measured.value <= chance + float(np.sqrt(chance * (1 - chance) / len(evaluator.feeds.data)))
-
-
-@contextlib.contextmanager
-def _folder(path: Path | None) -> Iterator[Path]:
-    """Where workers find the data and leave their journals: beside the journal, where a cluster's machines see it."""
-    if path is None:
-        with tempfile.TemporaryDirectory(prefix="onnxprune-") as name:
-            yield Path(name)
-        return
-    try:
-        path.mkdir(exist_ok=True)
-    except OSError as err:
-        raise OnnxPruneError(f"cannot make the folder {str(path)!r}: {err.strerror or err}") from err
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-
-
-# A worker keeps the trials of the last setting: sessions and activations serve the next task.
-_kept: tuple[WorkerSettings, MaskedEvaluator, Journal] | None = None
-
-
-def _work(task: tuple[WorkerSettings, str, list[int], dict[int, MetricValue]]) -> list[tuple[int, MetricValue]]:
-    """One task, in a worker."""
-    global _kept
-    setting, group, counts, known = task
-    if _kept is None or _kept[0] != setting:
-        if _kept is not None:
-            _kept[2].close()
-        _kept = None
-        own = setting.data / f"{platform.node()}-{os.getpid()}.journal"
-        _kept = setting, _evaluator(setting), Journal(own, setting.journal)
-    _, evaluator, book = _kept
-    points = (
-        searched(evaluator, setting.search, group, counts, known)
-        if setting.search.in_turn
-        else evaluator.measure(group, counts)
-    )
-    found = []
-    for n, value in points:
-        book.add(f"{n} {group}", [value.value, value.error])
-        found.append((n, value))
-    return found
-
-
-def _evaluator(setting: WorkerSettings) -> MaskedEvaluator:
-    model = load(setting.model)
-    if model.fingerprint != setting.fingerprint:
-        raise OnnxPruneError("the model changed while it was being measured", where=str(setting.model))
-    analysis = couple(Pipeline(NORMALIZE)(model), source=model, choices=setting.choices)
-    labels = setting.data / "y.npy"
-    x = np.load(setting.data / "x.npy", mmap_mode="r", allow_pickle=False)
-    y = np.load(labels, allow_pickle=False) if labels.exists() else None
-    return MaskedEvaluator(
-        analysis, {n: np.asarray(o, np.int64) for n, o in setting.orders.items()}, Data(x, y, setting.name),
-        get_metric(setting.metric), preprocess=setting.preprocess, batch=setting.batch, threads=setting.threads,
-        device=setting.device, cache_memory=setting.cache_memory, known=(setting.baseline, setting.classes),
-    )  # fmt: skip
-
-
 def removed_at(channels: int, ratio: float) -> int:
-    """Channels that a ratio removes."""
+    """Return the number of channels that a ratio removes."""
     return int(channels * ratio + 1e-9)
 
 
 def _counts(group: Group, ratios: Sequence[float]) -> list[int]:
-    """The different numbers of channels that go; 0 is the baseline."""
+    """Return the different numbers of removed channels, without 0, the baseline."""
     if not ratios:
         raise OnnxPruneError("no ratios to measure", fix="--ratios 0.05:0.95:0.05, or 0.1,0.3,0.5")
     for ratio in ratios:
@@ -464,7 +330,7 @@ def _check_data(data: Data, metric: Metric) -> None:
 
 
 def _check_classes(data: Data, classes: int) -> None:
-    """Whether every class of the model has samples: a curve says nothing about a class that is not there."""
+    """Check that every class of the model has samples: a curve would not show the loss of the others."""
     assert data.y is not None
     missing = np.setdiff1d(np.arange(classes), data.y)
     if len(missing):
@@ -496,7 +362,7 @@ def _digest(*arrays: Any) -> str:
 
 
 def data_digest(data: Data, how: Preprocess) -> str:
-    """Of labels, preparation and up to 2^20 evenly spaced numbers of the samples."""
+    """Return the digest of labels, preprocessing and up to 2^20 evenly spaced numbers of the samples."""
     flat = data.x.reshape(-1)
     sample = flat[:: max(1, flat.size // 2**20)]
     shape = np.asarray(data.x.shape, np.int64)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from itertools import product
 from typing import ClassVar
 
 from onnxprune import __version__ as version
 from onnxprune._utils.atomic_files import write_text
-from onnxprune.errors import unknown
 from onnxprune.execution.evaluation import evaluate
-from onnxprune.ir.model import Model, save
-from onnxprune.passes.sparsify_weights import METHODS, SparsifyWeights
-from onnxprune.recipes._steps import MODEL, RecipeStep, StepContext, StepResult, pick, require_positive
+from onnxprune.ir.model import Model
+from onnxprune.ir.writer import save
+from onnxprune.options import Execution, Sampling, SparsitySweep
+from onnxprune.recipes._steps import MODEL, RecipeStep, StepContext, StepResult, pick
 from onnxprune.studies.plots import check_plot, plot_study
-from onnxprune.studies.sparsity_study import ENDS, POINTS, SparsityPoint, study
+from onnxprune.studies.sparsity_study import SparsityPoint, study
 
 
 @dataclass(frozen=True)
@@ -24,21 +23,16 @@ class EvaluateStep(RecipeStep):
 
     Attributes:
         on: the data.
-        images: use only this many, evenly from the classes.
-        batch: samples per run.
     """
 
+    sampling: Sampling
+    execution: Execution
     on: str = "val_data"
-    images: int | None = None
-    batch: int = 64
-    threads: int = 0
-    device: str = "cpu"
 
     do: ClassVar[str] = "evaluate"
 
     def __post_init__(self) -> None:
         pick(self.on)
-        require_positive(images=self.images, batch=self.batch)
 
     @property
     def needs_data(self) -> tuple[str, ...]:
@@ -47,11 +41,11 @@ class EvaluateStep(RecipeStep):
     def run(self, context: StepContext) -> StepResult:
         found = evaluate(
             context.model,
-            context.samples(self.on, self.images),
+            context.samples(self.on, self.sampling.images),
             preprocess=context.defaults.preprocess,
-            batch=self.batch,
-            threads=self.threads,
-            device=self.device,
+            batch=self.execution.batch,
+            threads=self.execution.threads,
+            device=self.execution.device,
             progress=context.tick,
         )
         path = context.folder / "accuracy.json"
@@ -66,38 +60,21 @@ class SweepStep(RecipeStep):
 
     Attributes:
         on: the data that is measured on.
-        what: "weight", "unit" or both.
-        points: sparsities.
-        end: how units end: "zeros" or "strip".
-        scope, exclude, include_last: as of the step sparsify.
         models: keep every pruned model, too.
         plot: draw them, as sweep.svg.
-        images, batch: as of the step evaluate.
     """
 
+    study: SparsitySweep
+    sampling: Sampling
+    execution: Execution
     on: str = "test_data"
-    what: tuple[str, ...] = METHODS
-    points: tuple[float, ...] = POINTS
-    end: str = "zeros"
-    scope: str = "layer"
-    exclude: tuple[str, ...] = ()
-    include_last: bool = False
     models: bool = False
     plot: bool = False
-    images: int | None = None
-    batch: int = 64
-    threads: int = 0
-    device: str = "cpu"
 
     do: ClassVar[str] = "sweep"
 
     def __post_init__(self) -> None:
         pick(self.on)
-        require_positive(images=self.images, batch=self.batch)
-        if self.end not in ENDS:
-            raise unknown("end", self.end, ENDS)
-        for what, sparsity in product(self.what, self.points):
-            SparsifyWeights(sparsity, what, self.scope)  # refuses what makes no sense
 
     @property
     def needs_data(self) -> tuple[str, ...]:
@@ -114,13 +91,14 @@ class SweepStep(RecipeStep):
                 name = f"{point.what}-{point.sparsity!r}"
                 files[name] = save(pruned, context.folder / f"{name}.onnx")
 
+        how, execution = self.study, self.execution
         found = study(
-            context.model, context.samples(self.on, self.images), what=self.what, points=self.points, end=self.end,
-            scope=self.scope, exclude=self.exclude, include_last=self.include_last,
-            preprocess=context.defaults.preprocess, batch=self.batch, threads=self.threads, device=self.device,
-            tool=version, keep=kept, progress=context.tick,
+            context.model, context.samples(self.on, self.sampling.images), what=how.what, points=how.points,
+            end=how.end, scope=how.scope or "layer", exclude=how.exclude, include_last=how.include_last,
+            preprocess=context.defaults.preprocess, batch=execution.batch, threads=execution.threads,
+            device=execution.device, tool=version, keep=kept, progress=context.tick,
         )  # fmt: skip
         write_text(files["table"], found.to_csv())
         if self.plot:
             plot_study(found, files["picture"], name=context.files[MODEL].name)
-        return StepResult(files, f"{len(found.points)} points of {', '.join(self.what)} on {found.images} samples")
+        return StepResult(files, f"{len(found.points)} points of {', '.join(how.what)} on {found.images} samples")

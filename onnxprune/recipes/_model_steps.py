@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from onnxprune._utils.atomic_files import write_text
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Calibration
 from onnxprune.ir.compressed_size import compressed_size, nonzero_parameters
-from onnxprune.ir.model import Model, load, save
+from onnxprune.ir.model import Model
+from onnxprune.ir.reader import load
+from onnxprune.ir.writer import save
+from onnxprune.options import AfterPruning, Constraints, Sparsifying, Training, TrainingMethod, Verifying, option
 from onnxprune.passes import SparsifyWeights
 from onnxprune.pipeline import analyze_for, compile_plan, sparsify
-from onnxprune.planning.constraints import Constraints, FeasibleCounts, check_ratio
+from onnxprune.planning.constraints import FeasibleCounts
 from onnxprune.planning.targets import Target
 from onnxprune.plans import Plan, load_plan, save_plan
 from onnxprune.recipes._planning_steps import PlanningOptions, removal_note
-from onnxprune.recipes._steps import MODEL, PLAN, RecipeStep, StepContext, StepResult, require_positive
+from onnxprune.recipes._steps import MODEL, PLAN, RecipeStep, StepContext, StepResult
 from onnxprune.recovery.recover import recover
-from onnxprune.training import Settings
 
 ORIGINAL = "original"
 
@@ -33,35 +34,36 @@ def keep(model: Model, context: StepContext) -> Path:
     return save(model, context.folder / "model.onnx")
 
 
-@dataclass(frozen=True)
-class ProofOptions:
-    """How a pruned model is proved, and whether it is recovered then.
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Recovering(AfterPruning):
+    """Whether a pruned model is recovered at once, on `data` (see `onnxprune.recovery.recover`)."""
 
-    Attributes:
-        verify: whether it is proved.
-        tolerance: largest relative difference from the masked original; default by element type.
-        recover: solve for the weights that are left, on `data` (see `onnxprune.recovery.recover`).
-        recover_images: use only this many of `data` for it, evenly from the classes.
-    """
-
-    verify: bool = True
-    tolerance: float | None = None
-    recover: bool = False
-    recover_images: int | None = None
+    recover_images: int | None = option(
+        None, help="Use only this many of `data` for it, evenly from the classes.", heading="Data", ge=1
+    )
 
     def __post_init__(self) -> None:
-        require_positive(recover_images=self.recover_images)
+        super().__post_init__()
         if self.recover_images is not None and not self.recover:
             raise OnnxPruneError("'recover_images' goes with recover = true")
+
+
+@dataclass(frozen=True)
+class ProofOptions:
+    """How a pruned model is proved, and whether it is recovered then."""
+
+    verifying: Verifying
+    recovering: Recovering
 
     @property
     def needs_data(self) -> tuple[str, ...]:
         """The data it needs."""
-        return ("data",) if self.recover else ()
+        return ("data",) if self.recovering.recover else ()
 
     def compiled(self, context: StepContext, plan: Plan, analysis: Analysis) -> tuple[dict[str, Path], str]:
         """The files of the model that a plan leaves and of its verification, and a line about it."""
-        done = compile_plan(context.model, plan, analysis=analysis, check=self.verify, tolerance=self.tolerance)
+        how = self.verifying
+        done = compile_plan(context.model, plan, analysis=analysis, check=how.verify, tolerance=how.tolerance)
         note = removal_note(plan, analysis)
         files = {}
         if done.verification is not None:
@@ -72,10 +74,10 @@ class ProofOptions:
             write_text(files["verification"], text + "\n")
             note += f", equal to the masked model within {done.verification.max_relative:.1e}"
         model = done.model
-        if self.recover:
+        if self.recovering.recover:
             defaults = context.defaults
             samples = Calibration(
-                context.samples("data", self.recover_images), defaults.preprocess, device=defaults.device,
+                context.samples("data", self.recovering.recover_images), defaults.preprocess, device=defaults.device,
                 threads=defaults.threads,
             )  # fmt: skip
             recovered = recover(context.model, model, plan, samples, analysis=analysis, progress=context.tick)
@@ -147,18 +149,15 @@ class RetrainStep(RecipeStep):
     Where `keep = "best"` and no epoch is better on the validation data, the model stays as it was.
 
     Attributes:
+        settings: of the training.
+        pruning: method that prunes while training, and the budget of its plan, within `constraints`.
         teacher: "original" (the recipe's model), or the path of a model.
-        method: of training-time pruning, with `params`; then `ratio` or `target` say how much its plan takes, within
-            the limits.
     """
 
-    settings: Settings
+    settings: Training
+    pruning: TrainingMethod
     constraints: Constraints
     teacher: str = ""
-    method: str = ""
-    params: Mapping[str, Any] = field(default_factory=dict)
-    ratio: float | None = None
-    target: str | None = None
 
     do: ClassVar[str] = "retrain"
 
@@ -167,25 +166,24 @@ class RetrainStep(RecipeStep):
             raise OnnxPruneError(
                 "a recipe trains in one process", fix="`onnxprune retrain --devices` by hand, between two recipes"
             )
-        if not self.method:
-            if self.params or self.ratio is not None or self.target or self.constraints != Constraints():
+        pruning = self.pruning
+        if not pruning.method:
+            if pruning != TrainingMethod() or self.constraints != Constraints():
                 raise OnnxPruneError("'params', 'ratio', 'target' and limits go with a method")
             return
         from onnxprune.training import get_method
 
-        get_method(self.method, **self.params)
-        if self.ratio is not None and self.target is not None:
+        get_method(pruning.method, **pruning.params)
+        if pruning.ratio is not None and pruning.target is not None:
             raise OnnxPruneError("give either 'ratio' or 'target'")
-        if self.ratio is not None:
-            check_ratio(self.ratio)
         self._aim()
 
     def _aim(self) -> Target | None:
-        return Target.parse(self.target) if self.target is not None else None
+        return Target.parse(self.pruning.target) if self.pruning.target is not None else None
 
     @property
     def produces(self) -> tuple[str, ...]:
-        return (MODEL, PLAN) if self.method else (MODEL,)
+        return (MODEL, PLAN) if self.pruning.method else (MODEL,)
 
     @property
     def needs_data(self) -> tuple[str, ...]:
@@ -204,7 +202,8 @@ class RetrainStep(RecipeStep):
         from onnxprune.training.checkpoints import LAST
 
         folder = self._checkpoints(context.folder)
-        method = get_method(self.method, **self.params) if self.method else None
+        pruning = self.pruning
+        method = get_method(pruning.method, **pruning.params) if pruning.method else None
         teacher = context.original if self.teacher == ORIGINAL else context.base / self.teacher
         done = retrain(
             context.model,
@@ -223,7 +222,7 @@ class RetrainStep(RecipeStep):
         write_text(files["training"], json.dumps(done.as_dict(), indent=1, allow_nan=False) + "\n")
         if method is not None:
             files[PLAN] = context.folder / "plan.json"
-            save_plan(method.plan(done.model, self._aim(), self.ratio, self.constraints), files[PLAN])
+            save_plan(method.plan(done.model, self._aim(), pruning.ratio, self.constraints), files[PLAN])
         note = f"epoch {done.epoch} of {len(done.history) - 1} kept" if done.epoch else "no epoch was better"
         return StepResult(files, note + (f", stopped early: {done.stopped}" if done.stopped else ""))
 
@@ -239,33 +238,21 @@ class RetrainStep(RecipeStep):
 
 @dataclass(frozen=True)
 class SparsifyStep(RecipeStep):
-    """Sets the smallest weights, or the units of smallest norm, to zero; see the pass sparsify_weights.
+    """Sets the smallest weights, or the units of smallest norm, to zero; see the pass sparsify_weights."""
 
-    Attributes:
-        what: "weight" or "unit".
-        sparsity: share that becomes zero, or instead a `pattern` such as "2:4".
-        scope: "layer" or "global".
-        exclude: glob patterns of weights left whole.
-        include_last: prune last layers, too.
-    """
-
-    what: str = "weight"
-    sparsity: float | None = None
-    pattern: str = ""
-    scope: str = "layer"
-    exclude: tuple[str, ...] = ()
-    include_last: bool = False
+    sparsifying: Sparsifying
 
     do: ClassVar[str] = "sparsify"
 
     def __post_init__(self) -> None:
-        if (self.sparsity is None) == (not self.pattern):
+        if (self.sparsifying.sparsity is None) == (not self.sparsifying.pattern):
             raise OnnxPruneError("give either 'sparsity' or 'pattern'")
         self._rule()
 
     def _rule(self) -> SparsifyWeights:
+        how = self.sparsifying
         return SparsifyWeights(
-            self.sparsity or 0.0, self.what, self.scope, self.pattern, self.exclude, self.include_last
+            how.sparsity or 0.0, how.what, how.scope or "layer", how.pattern or "", how.exclude, how.include_last
         )
 
     @property

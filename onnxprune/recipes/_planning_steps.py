@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from onnxprune._utils.atomic_files import write_text
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.criteria import get as get_criterion
-from onnxprune.criteria.base import REDUCTIONS
-from onnxprune.criteria.normalize import METHODS
 from onnxprune.criteria.per_class import save_class_table
 from onnxprune.criteria.scoring import Scores, load_scores, save_scores, score
-from onnxprune.errors import OnnxPruneError, unknown
+from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Calibration
 from onnxprune.execution.metrics import get_metric
+from onnxprune.options import Constraints, Planning, Sampling, Scoring, SensitivitySweep
 from onnxprune.pipeline import plan
-from onnxprune.planning.allocators import ALLOCATORS
-from onnxprune.planning.constraints import Constraints, FeasibleCounts, check_ratio
+from onnxprune.planning.constraints import FeasibleCounts
 from onnxprune.planning.curves import Curves, load_curves, save_curves
-from onnxprune.planning.iterative import SCHEDULES, plan_steps
-from onnxprune.planning.sensitivity_sweep import RATIOS, sensitivity
+from onnxprune.planning.iterative import plan_steps
+from onnxprune.planning.sensitivity_sweep import sensitivity
 from onnxprune.planning.targets import LatencyPredictor, Target
 from onnxprune.plans import Plan, save_plan
 from onnxprune.recipes._steps import (
@@ -34,31 +31,16 @@ from onnxprune.recipes._steps import (
     StepContext,
     StepResult,
     pick,
-    require_positive,
 )
 from onnxprune.studies.plots import check_plot, plot_curves
 
 
-@dataclass(frozen=True)
-class ScoringOptions:
-    """How channels are scored.
-
-    Attributes:
-        criterion: its name.
-        params: its parameters.
-        reduce: how a group's tensors are joined; default: the criterion's own.
-        images: of `data`, for criteria that look at it: use only this many, evenly from the classes.
-    """
-
-    criterion: str = ""
-    params: Mapping[str, Any] = field(default_factory=dict)
-    reduce: str | None = None
-    images: int | None = None
+@dataclass(frozen=True, kw_only=True, repr=False)
+class ScoringOptions(Scoring, Sampling):
+    """How channels are scored; `images` are of `data`, for criteria that need it."""
 
     def __post_init__(self) -> None:
-        require_positive(images=self.images)
-        if self.reduce is not None and self.reduce not in REDUCTIONS:
-            raise unknown("reduction", self.reduce, REDUCTIONS)
+        super().__post_init__()
         if self.criterion:
             get_criterion(self.criterion, **self.params)
         elif self.params or self.reduce:
@@ -85,7 +67,7 @@ class ScoringOptions:
     def scores(self, context: StepContext) -> Scores:
         """Of the model as it is."""
         return score(
-            context.analysis, self.criterion, reduce=self.reduce, calibration=self.calibration(context),
+            context.analysis, self.name, reduce=self.reduce, calibration=self.calibration(context),
             progress=context.tick, **self.params,
         )  # fmt: skip
 
@@ -130,19 +112,8 @@ class SensitivityStep(RecipeStep):
     """
 
     scoring: ScoringOptions
+    sweep: SensitivitySweep
     on: str = ""
-    metric: str | None = None
-    ratios: tuple[float, ...] = RATIOS
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    min_group_accuracy: float | None = None
-    max_loss: float | None = None
-    stop_at_chance: bool = False
-    partial_classes: bool = False
-    batch: int = 0
-    threads: int = 0
-    device: str = "cpu"
-    jobs: int = 1
     plot: bool = False
 
     do: ClassVar[str] = "sensitivity"
@@ -155,11 +126,12 @@ class SensitivityStep(RecipeStep):
         self.scoring.demand()
         if self.on:
             pick(self.on)
-        metric = get_metric(self.metric or "top1")
-        if self.min_group_accuracy is not None and self.max_loss is not None:
+        sweep = self.sweep
+        metric = get_metric(sweep.metric or "top1")
+        if sweep.min_group_accuracy is not None and sweep.max_loss is not None:
             raise OnnxPruneError("give either 'min_group_accuracy' or 'max_loss'")
         wrong = "max_loss" if metric.higher_is_better else "min_group_accuracy"
-        if getattr(self, wrong) is not None:
+        if getattr(sweep, wrong) is not None:
             more = "more" if metric.higher_is_better else "less"
             raise OnnxPruneError(f"of {metric.name}, {more} is better: {wrong!r} does not go with it")
 
@@ -177,13 +149,14 @@ class SensitivityStep(RecipeStep):
         scores = self.scoring.scores(context)
         paths = {SCORES: context.folder / "scores.json", CURVES: context.folder / "curves.json"}
         save_scores(scores, paths[SCORES])
-        threshold = self.max_loss if self.min_group_accuracy is None else self.min_group_accuracy
+        sweep = self.sweep
+        threshold = sweep.max_loss if sweep.min_group_accuracy is None else sweep.min_group_accuracy
         curves = sensitivity(
-            scores, context.samples(on, self.scoring.images), metric=self.metric, ratios=self.ratios,
-            include=self.include, exclude=self.exclude, threshold=threshold, stop_at_chance=self.stop_at_chance,
-            preprocess=context.defaults.preprocess, batch=self.batch, threads=self.threads or None, device=self.device,
-            jobs=self.jobs, journal=self._journal(context.folder), partial_classes=self.partial_classes,
-            progress=context.tick, notice=context.notify,
+            scores, context.samples(on, self.scoring.images), metric=sweep.metric, ratios=sweep.ratios,
+            include=sweep.include, exclude=sweep.exclude, threshold=threshold, stop_at_chance=sweep.stop_at_chance,
+            preprocess=context.defaults.preprocess, batch=sweep.batch or 0, threads=sweep.threads or None,
+            device=sweep.device, jobs=sweep.jobs, journal=self._journal(context.folder),
+            partial_classes=sweep.partial_classes, progress=context.tick, notice=context.notify,
         )  # fmt: skip
         save_curves(curves, paths[CURVES])
         files = {**paths, "table": context.folder / "curves.csv"}
@@ -205,60 +178,39 @@ class PlanningOptions:
     some of the model as it is, unless there is a `ratio`, a criterion of its own, or an allocator they have no part in.
 
     Attributes:
-        ratio: share removed from every group.
-        target: share kept, such as "macs=0.5".
-        min_group_accuracy: no group's curve falls below this.
-        max_loss: the same for metrics of which less is better.
-        allocator: "global", "uniform", "saving", "sensitivity" or "latency".
-        normalize: how groups are compared.
-        steps: get there in so many steps with new scores between them, on the weights as they are; `schedule` is
-            "linear" or "geometric". Training between them is what `repeat` is for.
-        constraints: what may not be done.
+        scoring: criterion of its own, if any.
+        budget: how much is removed. With `steps` new scores are made between them, on the weights as they are;
+            training between them is what `repeat` is for.
+        constraints: bounds of the plan.
     """
 
     scoring: ScoringOptions
+    budget: Planning
     constraints: Constraints
-    ratio: float | None = None
-    target: str | None = None
-    min_group_accuracy: float | None = None
-    max_loss: float | None = None
-    allocator: str | None = None
-    normalize: str | None = None
-    steps: int | None = None
-    schedule: str = "linear"
 
     def __post_init__(self) -> None:
-        thresholds = self.min_group_accuracy is not None or self.max_loss is not None
-        if self.ratio is not None and (thresholds or self.target is not None):
+        budget = self.budget
+        if budget.ratio is not None and (self._thresholds or budget.target is not None):
             raise OnnxPruneError("a ratio takes the same from every group: it goes with no target and no threshold")
-        if self.ratio is None and self.target is None and not thresholds:
+        if budget.ratio is None and budget.target is None and not self._thresholds:
             raise OnnxPruneError(
                 "how much goes is missing", fix="ratio, target, or after a sensitivity min_group_accuracy"
             )
-        if self.ratio is not None:
-            check_ratio(self.ratio)
-        if self.steps is not None and (thresholds or not self.scoring.criterion):
+        if budget.steps is not None and (self._thresholds or not self.scoring.criterion):
             raise OnnxPruneError("'steps' score anew between them: name a criterion, and no threshold")
-        if not 0 <= self.constraints.max_ratio < 1:
-            raise OnnxPruneError(f"'max_ratio' is a share removed, in [0, 1); got {self.constraints.max_ratio:g}")
-        require_positive(steps=self.steps)
-        for what, name, known in (
-            ("allocator", self.allocator, ALLOCATORS), ("normalisation", self.normalize, METHODS),
-            ("schedule", self.schedule, SCHEDULES),
-        ):  # fmt: skip
-            if name is not None and name not in known:
-                raise unknown(what, name, known)
         self._aim()
 
+    @property
+    def _thresholds(self) -> bool:
+        return self.budget.min_group_accuracy is not None or self.budget.max_loss is not None
+
     def _aim(self) -> Target | None:
-        return Target.parse(self.target) if self.target is not None else None
+        return Target.parse(self.budget.target) if self.budget.target is not None else None
 
     @property
     def needs(self) -> tuple[str, ...]:
         """Of what earlier steps make."""
-        wants_curves = (
-            self.min_group_accuracy is not None or self.max_loss is not None or self.allocator == "sensitivity"
-        )
+        wants_curves = self._thresholds or self.budget.allocator == "sensitivity"
         return (*(() if self.scoring.criterion else (SCORES,)), *((CURVES,) if wants_curves else ()))
 
     def check(self, analysis: Analysis) -> None:
@@ -269,39 +221,30 @@ class PlanningOptions:
         """The plan; and the scores, where they were made for it."""
         aim = self._aim()
         latency = self._latency(context, aim)
-        shared: dict[str, Any] = {
-            "ratio": self.ratio,
-            "allocator": self.allocator,
-            "normalize": self.normalize,
-            "constraints": self.constraints,
-            "latency": latency,
-        }
-        s = self.scoring
-        if self.steps is not None:
+        s, budget = self.scoring, self.budget
+        if budget.steps is not None:
             return plan_steps(
-                context.analysis, s.criterion, aim, steps=self.steps, schedule=self.schedule, reduce=s.reduce,
-                calibration=s.calibration(context), progress=context.tick, **shared, **s.params,
+                context.analysis, s.name, aim, steps=budget.steps, schedule=budget.schedule, ratio=budget.ratio,
+                latency=latency, allocator=budget.allocator, normalize=budget.normalize, constraints=self.constraints,
+                reduce=s.reduce, calibration=s.calibration(context), progress=context.tick, **s.params,
             ), None  # fmt: skip
         own = s.scores(context) if s.criterion else None
         scores = own if own is not None else load_scores(context.files[SCORES], context.analysis)
         made = plan(
-            scores,
-            aim,
-            curves=self._curves(context),
-            min_group_accuracy=self.min_group_accuracy,
-            max_loss=self.max_loss,
-            **shared,
-        )
+            scores, aim, ratio=budget.ratio, curves=self._curves(context),
+            min_group_accuracy=budget.min_group_accuracy, max_loss=budget.max_loss, latency=latency,
+            allocator=budget.allocator, normalize=budget.normalize, constraints=self.constraints,
+        )  # fmt: skip
         return made, own
 
     def _curves(self, context: StepContext) -> Curves | None:
-        idle = self.ratio is not None or self.allocator in ("global", "uniform")
-        if self.min_group_accuracy is None and self.max_loss is None and (idle or self.scoring.criterion):
+        idle = self.budget.ratio is not None or self.budget.allocator in ("global", "uniform")
+        if not self._thresholds and (idle or self.scoring.criterion):
             return None
         return load_curves(context.files[CURVES]) if CURVES in context.files else None
 
     def _latency(self, context: StepContext, aim: Target | None) -> LatencyPredictor | None:
-        if self.allocator != "latency" and (aim is None or aim.measure != "latency"):
+        if self.budget.allocator != "latency" and (aim is None or aim.measure != "latency"):
             return None
         from onnxprune.latency.prediction import latency_model
 

@@ -7,12 +7,15 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from onnxprune._utils.progress import Progress
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import Data, Preprocess, subset
-from onnxprune.ir.model import Model, load
+from onnxprune.ir.model import Model
+from onnxprune.ir.reader import load
+from onnxprune.options import AnalysisOptions
 from onnxprune.pipeline import analyze
 
 MODEL, SCORES, CURVES, PLAN = "model", "scores", "curves", "plan"
@@ -29,20 +32,18 @@ class RecipeDefaults:
     Attributes:
         preprocess: how samples become the model's input.
         seed, threads, device: of every step that has such an option and does not say otherwise.
-        attention: what is removed from multi-head attention, "heads" or "head_dim".
-        include_inexact: channels that statistics run over are free as well.
+        analysis: channels that the analysis frees.
     """
 
     preprocess: Preprocess = field(default_factory=Preprocess)
     seed: int = 0
     threads: int = 0
     device: str = "cpu"
-    attention: str = "heads"
-    include_inexact: bool = False
+    analysis: AnalysisOptions = field(default_factory=AnalysisOptions)
 
     def analyze(self, model: Model) -> Analysis:
         """What may go from a model under the recipe."""
-        return analyze(model, attention=self.attention, include_inexact=self.include_inexact)
+        return analyze(model, attention=self.analysis.attention, include_inexact=self.analysis.include_inexact)
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class StepContext:
     base: Path
     data: Mapping[str, Data]
     defaults: RecipeDefaults
-    tick: Callable[[int, int], None]
+    tick: Progress
     notify: Callable[[str], None]
 
     @cached_property
@@ -161,14 +162,3 @@ def pick(name: str) -> str:
     if name not in DATA:
         raise OnnxPruneError(f"'on' names one of the recipe's data ({', '.join(DATA)}), not {name!r}")
     return name
-
-
-def require_positive(**counts: Any) -> None:
-    """Refuses counts below 1; None is none.
-
-    Raises:
-        OnnxPruneError: with the name.
-    """
-    for name, value in counts.items():
-        if value is not None and value < 1:
-            raise OnnxPruneError(f"{name!r} must be at least 1; got {value}")

@@ -5,30 +5,43 @@ ingredients no step before it makes.
 from __future__ import annotations
 
 import logging
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from onnxprune._utils.registry import Registry
+from onnxprune._utils.strict import Format
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.execution.data import Preprocess
-from onnxprune.ir.image_layout import LAYOUTS
+from onnxprune.options import (
+    AnalysisOptions,
+    Benchmark,
+    Planning,
+    Preprocessing,
+    Sampling,
+    SensitivitySweep,
+    declared,
+    option,
+)
 from onnxprune.recipes._measuring_steps import EvaluateStep, SweepStep
 from onnxprune.recipes._model_steps import ApplyStep, PruneStep, RetrainStep, SparsifyStep
 from onnxprune.recipes._options import options, read
 from onnxprune.recipes._planning_steps import PlanStep, ScoreStep, SensitivityStep
-from onnxprune.recipes._steps import DATA, MODEL, RecipeDefaults, RecipeStep, after, require_positive
+from onnxprune.recipes._steps import DATA, MODEL, RecipeDefaults, RecipeStep, after
 
-STEPS: dict[str, type[RecipeStep]] = {
-    cls.do: cls for cls in (
-        ScoreStep, SensitivityStep, PlanStep, ApplyStep, PruneStep, RetrainStep, SparsifyStep, EvaluateStep, SweepStep
-    )
-}  # fmt: skip
+STEPS: Registry[str, type[RecipeStep]] = Registry("step", key=lambda cls: cls.do)
 """Kinds of steps by the name a recipe calls them."""
+for _step in (
+    ScoreStep, SensitivityStep, PlanStep, ApplyStep, PruneStep, RetrainStep, SparsifyStep, EvaluateStep, SweepStep,
+):  # fmt: skip
+    STEPS.register(_step)
 
-RENAMED = {"min_accuracy": "min_group_accuracy", "scope": "allocator"}
+RENAMED = {
+    old.removeprefix("--").replace("-", "_"): d.name
+    for cls in (Planning, SensitivitySweep) for d in declared(cls) for old in d.spec.old
+}  # fmt: skip
 """Old keys of steps, which are still read, and what they are called now."""
 
 REPEAT = "repeat"
@@ -37,75 +50,36 @@ SHIPPED = "onnxprune:"
 
 _log = logging.getLogger(__name__)
 _MAX_STEPS = 999
-_MAX_BYTES = 2**20
+FORMAT = Format("recipe", 2**20, syntax="toml")
 Table = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class BenchSettings:
-    """How latency is measured for the table.
+@dataclass(frozen=True, kw_only=True, repr=False)
+class BenchSettings(Benchmark):
+    """How latency is measured for the table."""
 
-    Attributes:
-        runs: timed runs of each model; 0: latency is left out.
-        warmup: runs before them.
-        batch: samples per run.
-        threads: of onnxruntime; 0: all cores.
-        device: "auto", "cpu" or "cuda".
-    """
-
-    runs: int = 30
-    warmup: int = 5
-    batch: int = 1
-    threads: int = 1
-    device: str = "cpu"
-
-    def __post_init__(self) -> None:
-        require_positive(batch=self.batch)
-        if min(self.runs, self.warmup, self.threads) < 0:
-            raise OnnxPruneError("runs, warmup and threads are counts, at least 0")
+    runs: int = option(30, help="Timed runs of each model; 0: latency is left out.", heading="Latency", ge=0)
 
 
-@dataclass(frozen=True)
-class _PreprocessTable:
-    """The table `preprocess`."""
-
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
-    layout: str = "auto"
-    size: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.layout not in LAYOUTS:
-            raise unknown("layout", self.layout, LAYOUTS)
-        if self.size and (len(self.size) != 2 or min(self.size) < 1):
-            raise OnnxPruneError("'size' is [height, width]")
-
-
-@dataclass(frozen=True)
-class _Header:
-    """What a recipe says before its steps."""
+@dataclass(frozen=True, kw_only=True, repr=False)
+class _RecipeHeader(Sampling):
+    """Keys of a recipe before its steps."""
 
     name: str
     model: str
+    analysis: AnalysisOptions
     about: str = ""
     data: str = ""
     val_data: str = ""
     test_data: str = ""
-    images: int | None = None
-    seed: int = 0
-    threads: int = 0
+    seed: int = option(0, help="Seed of all steps.", heading="Runtime", ge=0)
+    threads: int = option(0, help="CPU threads of all steps; 0: all cores.", heading="Runtime", ge=0)
     device: str = "cpu"
-    attention: str = "heads"
-    include_inexact: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.name or not all(c.isalnum() or c in "-_." for c in self.name) or self.name.startswith("."):
             raise OnnxPruneError(f"'name' is of letters, digits and -_. only, not {self.name!r}")
-        if self.attention not in ("heads", "head_dim"):
-            raise unknown("attention", self.attention, ("heads", "head_dim"))
-        require_positive(images=self.images)
-        if min(self.seed, self.threads) < 0:
-            raise OnnxPruneError("'seed' and 'threads' are counts, at least 0")
 
 
 @dataclass(frozen=True)
@@ -180,15 +154,8 @@ def load_recipe(
         OnnxPruneError: unreadable, not TOML, an unknown or missing key, a value that makes no sense, a step that needs
             what no step before it makes.
     """
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise OnnxPruneError(f"{str(path)!r} is too large for a recipe")
-        text = path.read_text(encoding="utf-8")
-        table = tomllib.loads(text)
-    except OSError as err:
-        raise OnnxPruneError(f"cannot read the recipe {str(path)!r}: {err.strerror or err}") from err
-    except (ValueError, RecursionError) as err:  # TOML's own error and that of UTF-8 are ValueErrors
-        raise OnnxPruneError(f"{str(path)!r} is not valid TOML: {err}") from err
+    text = FORMAT.load_text(path)
+    table = FORMAT.parse(text, str(path))
     for do, step in _tables(table.get("step")):
         for key in [k for k in step if k in RENAMED]:
             _set(step, _current(do, key, path.name), step.pop(key), path.name)
@@ -205,14 +172,14 @@ def _recipe(table: Table, path: Path, text: str, overridden: set[str]) -> Recipe
     parts = {key: _part(table, key, where) for key in ("preprocess", "bench")}
     rest = {key: value for key, value in table.items() if key not in (*parts, "step")}
     for key in rest:
-        if key not in options(_Header):
-            err = unknown("key", key, [*options(_Header), *parts, "step"])
+        if key not in options(_RecipeHeader):
+            err = unknown("key", key, [*options(_RecipeHeader), *parts, "step"])
             raise OnnxPruneError(err.what, where=where, fix=err.fix)
-    head = read(_Header, rest, where)
-    pre = read(_PreprocessTable, parts["preprocess"], f"{where}, table preprocess")
+    head = read(_RecipeHeader, rest, where)
+    pre = read(Preprocessing, parts["preprocess"], f"{where}, table preprocess")
     bench = read(BenchSettings, parts["bench"], f"{where}, table bench", {"device": head.device})
     how = Preprocess(pre.mean, pre.std, pre.layout)
-    defaults = RecipeDefaults(how, head.seed, head.threads, head.device, head.attention, head.include_inexact)
+    defaults = RecipeDefaults(how, head.seed, head.threads, head.device, head.analysis)
     step_defaults = {"seed": head.seed, "threads": head.threads, "device": head.device}
     entries = tuple(
         StepEntry(i + 1, step, turn)
@@ -363,6 +330,6 @@ def _set(step: Table, key: str, value: Any, where: str) -> None:
 def _value(text: str) -> Any:
     """A value as TOML has it; what is none is text."""
     try:
-        return tomllib.loads(f"x = {text}")["x"]
-    except tomllib.TOMLDecodeError:
+        return FORMAT.parse(f"x = {text}", "")["x"]
+    except OnnxPruneError:
         return text

@@ -16,8 +16,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,12 +25,14 @@ import numpy as np
 
 from onnxprune._utils.atomic_files import check_output, write_text
 from onnxprune._utils.journal import Journal
+from onnxprune._utils.progress import StartProgress, no_progress
+from onnxprune._utils.strict import Format
 from onnxprune.analysis.cost import CostModel
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import Data, load_data
 from onnxprune.execution.evaluation import evaluate
-from onnxprune.ir.model import load
+from onnxprune.ir.reader import load
 from onnxprune.latency.bench import bench
 from onnxprune.planning.sensitivity_sweep import data_digest
 from onnxprune.recipes._steps import MODEL, StepContext, StepResult, after
@@ -39,20 +40,14 @@ from onnxprune.recipes._table import RunTable, StepRow
 from onnxprune.recipes.recipe import RENAMED, Recipe, StepEntry
 
 JOURNAL, LOG, COPY, MARK = "run.journal", "log.txt", "recipe.toml", "step.json"
+_MARK = Format("step file", 2**24)
 ORIGINAL, LATENCY = "00-original", "latency"
 _RECORD = {"step", "turn", "files", "digests", "figures", "note", "seconds", "resumed"}
 _RENAMED = {**RENAMED, "limits": "constraints"}  # old names in journals
 _FREE = {"threads", "device", "jobs", "workers"}
 _STEP = re.compile(r"\d{2,3}-[a-z]+")
 
-Tick = Callable[[int, int], None]
-Progress = Callable[[str], AbstractContextManager[Tick]]
 Record = dict[str, Any]
-
-
-@contextmanager
-def _no_progress(title: str) -> Iterator[Tick]:
-    yield lambda done, total: None
 
 
 def run_recipe(
@@ -60,7 +55,7 @@ def run_recipe(
     folder: Path,
     *,
     restart: bool = False,
-    progress: Progress = _no_progress,
+    progress: StartProgress = no_progress,
     notice: Callable[[str], None] | None = None,
 ) -> RunTable:
     """Run a recipe, or the rest of it.
@@ -113,7 +108,7 @@ class _RecipeRun:
 
     def __init__(
         self, recipe: Recipe, folder: Path, analysis: Analysis, data: Mapping[str, Data], journal: Journal,
-        progress: Progress, notice: Callable[[str], None] | None,
+        progress: StartProgress, notice: Callable[[str], None] | None,
     ) -> None:  # fmt: skip
         self.recipe, self.folder, self.data, self.journal = recipe, folder, data, journal
         self.analysis, self.progress, self.notice = analysis, progress, notice
@@ -223,7 +218,7 @@ class _RecipeRun:
             "from": {what: _digest(path) for what, path in self.files.items()},
         }  # fmt: skip
         try:
-            there = _json(folder / MARK) if folder.is_dir() else None
+            there = _read_mark(folder / MARK) if folder.is_dir() else None
             if isinstance(there, dict) and not _different(_renamed(there, mark), mark):
                 _forget_temporary(folder)
                 return True
@@ -363,10 +358,11 @@ def _digest(path: Path) -> str:
         return ""
 
 
-def _json(path: Path) -> Any:
+def _read_mark(path: Path) -> Any:
+    """Return what `step.json` holds; None if it is missing or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return _MARK.load(path)
+    except OnnxPruneError:
         return None
 
 
@@ -395,7 +391,7 @@ def _different(one: Any, other: Any) -> set[str]:
     for key in (one.keys() | other.keys()) - _FREE:
         a, b = one.get(key), other.get(key)
         if a != b:
-            out |= _different(a, b) or {key} if isinstance(a, dict) and isinstance(b, dict) else {key}
+            out |= _different(a, b) if isinstance(a, dict) and isinstance(b, dict) else {key}
     return out
 
 

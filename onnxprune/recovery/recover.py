@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from math import prod
@@ -23,6 +23,7 @@ from onnxprune._utils.atomic_files import atomic
 from onnxprune._utils.formatting import counted, percent, seconds
 from onnxprune._utils.html import html_table
 from onnxprune._utils.journal import Journal
+from onnxprune._utils.progress import Progress
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.execution.calibration import Calibration
@@ -31,7 +32,9 @@ from onnxprune.execution.evaluation import evaluate
 from onnxprune.execution.graph_segments import Segments
 from onnxprune.execution.output_distance import OutputDistance
 from onnxprune.execution.sessions import Session
-from onnxprune.ir.model import PROVENANCE, Model, save
+from onnxprune.ir.model import PROVENANCE, Model
+from onnxprune.ir.writer import save
+from onnxprune.options.recovery import STAGES as STAGES
 from onnxprune.planning.analyze import analyze_for
 from onnxprune.planning.sensitivity_sweep import data_digest
 from onnxprune.plans import Plan
@@ -39,7 +42,6 @@ from onnxprune.recovery._lockstep import check_wiring
 from onnxprune.recovery.recalibrate_batchnorm import RecalibrateBatchnorm
 from onnxprune.recovery.reconstruct_weights import ReconstructWeights, Solution
 
-STAGES = ("recalibrate_batchnorm", "reconstruct_weights")
 LEAST = 16  # samples
 _HOLDOUT_STRIDE = 8  # hold out every 8th sample
 _MAX_HOLDOUT = 512  # maximum number of held-out samples
@@ -172,7 +174,7 @@ def recover(
     rounds: int = 3,
     folder: Path | None = None,
     restart: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Recovered:
     """Re-solve the weights of a pruned model so that its outputs approach the original's.
 
@@ -320,7 +322,7 @@ class _SolutionCounter:
 
     store: _SolutionStore
     stage: int
-    progress: Callable[[int, int], None] | None
+    progress: Progress | None
     solved: int = 0
     total: int = 0
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from onnxprune._utils.strict import Format
 from onnxprune.errors import OnnxPruneError
 
-MAX_BYTES = 256 * 2**20
-Table = dict[str, Any]
+FORMAT = Format("document", 256 * 2**20)
 
 # A document has the first kind whose keys are all present.
 _KINDS = {
@@ -38,48 +37,13 @@ class Document:
     value: Any
 
 
-def parse_json(text: str) -> Any:
-    """Parse JSON text strictly.
-
-    Raises:
-        ValueError: not JSON, a key given twice, NaN or infinity.
-        RecursionError: nested too deep.
-    """
-
-    def no_duplicates(pairs: list[tuple[str, Any]]) -> Table:
-        if len(dict(pairs)) != len(pairs):
-            raise ValueError("a key is given twice")
-        return dict(pairs)
-
-    def no_constant(name: str) -> Any:
-        raise ValueError(f"{name} is not JSON")
-
-    return json.loads(text, object_pairs_hook=no_duplicates, parse_constant=no_constant)
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file strictly.
-
-    Raises:
-        OnnxPruneError: unreadable, too large, not UTF-8, not JSON, a key given twice, NaN or infinity.
-    """
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise OnnxPruneError("the file is too large", where=str(path))
-        return parse_json(path.read_text(encoding="utf-8"))
-    except OSError as err:
-        raise OnnxPruneError(f"cannot read the file: {err.strerror or err}", where=str(path)) from err
-    except (ValueError, RecursionError) as err:
-        raise OnnxPruneError(f"not JSON ({err})", where=str(path)) from err
-
-
 def recognise(path: Path) -> Document:
     """Return the document in a file.
 
     Raises:
-        OnnxPruneError: as `read_json`; or JSON of a kind that no report shows.
+        OnnxPruneError: Unreadable, not strict JSON, or JSON of a kind that no report shows.
     """
-    value = read_json(path)
+    value = FORMAT.load(path)
     if isinstance(value, dict):
         if value.keys() >= _CURVES:
             return Document("curves", path, value)
@@ -97,6 +61,8 @@ def recognise(path: Path) -> Document:
 
 class Fields:
     """Typed access to an untrusted table.
+
+    A report shows what there is: keys may be missing or unknown, so such a table is not read into a dataclass.
 
     Args:
         value: the table.
@@ -116,7 +82,7 @@ class Fields:
         """Return a finite number, or None if the key is absent.
 
         Raises:
-                        OnnxPruneError: the value is something else.
+            OnnxPruneError: the value is something else.
         """
         value = self.value.get(key)
         if value is None:

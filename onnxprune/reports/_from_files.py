@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from onnxprune._utils.formatting import seconds
+from onnxprune._utils.progress import Progress
 from onnxprune.analysis.cost import CostModel
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.criteria.scoring import load_scores
@@ -17,6 +18,7 @@ from onnxprune.execution.data import Data, Preprocess
 from onnxprune.execution.evaluation import evaluate
 from onnxprune.ir.model import Model
 from onnxprune.latency.bench import bench
+from onnxprune.options import ReportMeasurements
 from onnxprune.pipeline import analyze, analyze_for, compile_plan
 from onnxprune.planning.curves import load_curves
 from onnxprune.plans import Plan, load_plan
@@ -25,25 +27,16 @@ from onnxprune.reports._documents import Document, Fields
 from onnxprune.reports._report_data import GroupChannels, LockedChannels, ModelSnapshot, Proof, ReportData
 from onnxprune.studies.model_diff import differences
 
-Tick = Callable[[int, int], None]
 
-
-@dataclass(frozen=True)
-class MeasurementSettings:
-    """What a report measures itself, where files do not say it.
+@dataclass(frozen=True, kw_only=True)
+class MeasurementSettings(ReportMeasurements):
+    """Measurements that a report makes itself, if no file has them.
 
     Attributes:
-        latency: of models that no `bench --json` tells of, in turn; `batch`, `threads`, `runs`, `device` of it.
-        verify: prove the cut again.
-        data: labelled samples for accuracy, with how they become inputs.
+        data: labelled samples for accuracy.
+        preprocess: how they become the model's input.
     """
 
-    latency: bool = True
-    batch: int = 1
-    threads: int = 1
-    runs: int = 30
-    device: str = "cpu"
-    verify: bool = True
     data: Data | None = None
     preprocess: Preprocess = field(default_factory=Preprocess)
 
@@ -58,8 +51,11 @@ class NamedModel:
 
 
 def collect_files(
-    models: list[NamedModel], documents: list[Document], measuring: MeasurementSettings, progress: Tick | None = None
-) -> ReportData:  # fmt: skip
+    models: list[NamedModel],
+    documents: list[Document],
+    measuring: MeasurementSettings,
+    progress: Progress | None = None,
+) -> ReportData:
     """Collect report data from files: the first model is the original, the last one the result.
 
     Args:
@@ -73,8 +69,12 @@ def collect_files(
 
 class _FileCollector:
     def __init__(
-        self, models: list[NamedModel], documents: list[Document], measuring: MeasurementSettings, progress: Tick | None
-    ) -> None:  # fmt: skip
+        self,
+        models: list[NamedModel],
+        documents: list[Document],
+        measuring: MeasurementSettings,
+        progress: Progress | None,
+    ) -> None:
         self.models, self.documents, self.measuring = models, documents, measuring
         names = [m.name for m in models]
         self.report = ReportData(" → ".join([names[0], names[-1]] if len(names) > 1 else names) or "Report")
@@ -297,7 +297,7 @@ class _FileCollector:
 
     # ---------------------------------------------------------------------------------------------- measured here
 
-    def _measure(self, progress: Tick | None) -> None:
+    def _measure(self, progress: Progress | None) -> None:
         m = self.measuring
         if m.data is not None:
             for named in self.models:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 import shlex
-import tomllib
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,14 +13,16 @@ from typing import Any
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.criteria.scoring import load_scores
 from onnxprune.errors import OnnxPruneError
-from onnxprune.ir.model import Model, load
+from onnxprune.ir.model import Model
+from onnxprune.ir.reader import load
 from onnxprune.pipeline import analyze
 from onnxprune.planning.curves import load_curves
 from onnxprune.plans import Plan, load_plan
 from onnxprune.recipes import load_recipe
+from onnxprune.recipes.recipe import FORMAT as RECIPE
 from onnxprune.recipes.runner import COPY, JOURNAL, LATENCY, LOG, ORIGINAL
 from onnxprune.reports import _sections
-from onnxprune.reports._documents import MAX_BYTES, Fields, parse_json, read_json
+from onnxprune.reports._documents import FORMAT, Fields
 from onnxprune.reports._report_data import ModelSnapshot, ReportData
 
 TABLE = "table.json"
@@ -53,7 +54,7 @@ class _RunCollector:
         self.table: Fields | None = None
         self._read_journal()
         with _sections.noting(self.report, TABLE):
-            self.table = Fields(read_json(folder / TABLE), TABLE)
+            self.table = Fields(FORMAT.load(folder / TABLE), TABLE)
             self.report.title = self.table.text("recipe") or self.report.title
         self._read_recipe()
         self.keys = sorted(
@@ -83,41 +84,34 @@ class _RunCollector:
         """Read the journal without writing to it; damaged lines are left out."""
         path = self.folder / JOURNAL
         try:
-            if path.stat().st_size > MAX_BYTES:
-                raise OnnxPruneError("the file is too large", where=JOURNAL)
-            lines = path.read_bytes().split(b"\n")
-        except (OSError, OnnxPruneError) as err:
-            text = err.what if isinstance(err, OnnxPruneError) else err.strerror or str(err)
-            self.report.problems.append(f"{JOURNAL}: {text}; which files the steps made cannot be checked")
+            lines = FORMAT.load_bytes(path).split(b"\n")
+        except OnnxPruneError as err:
+            self.report.problems.append(f"{JOURNAL}: {err.what}; which files the steps made cannot be checked")
             return
         for i, line in enumerate(lines):
             if i and not line.strip():
                 continue
             try:
-                entry = parse_json(line.decode())
+                entry = FORMAT.parse(line, JOURNAL)
                 if i == 0:
                     self.head = dict(Fields(entry, JOURNAL).value)
                     self.head["journal"]  # no other line has it
                 else:
                     self.records[entry["key"]] = Fields(entry["value"], f"{JOURNAL}, {entry['key']}")
-            except (ValueError, KeyError, TypeError, RecursionError, OnnxPruneError):
+            except (KeyError, TypeError, OnnxPruneError):
                 self.report.problems.append(f"{JOURNAL}: line {i + 1} is damaged; what it recorded is left out")
 
     def _read_recipe(self) -> None:
         path = self.folder / COPY
         try:
-            if path.stat().st_size > 2**20:
-                raise OnnxPruneError("the file is too large")
-            self.report.recipe = path.read_text(encoding="utf-8")
-            table = tomllib.loads(self.report.recipe)
+            self.report.recipe = RECIPE.load_text(path)
+            table = RECIPE.parse(self.report.recipe, COPY)
             if not table.get("step"):
-                raise OnnxPruneError("it has no steps")
+                raise RECIPE.error("it has no steps", COPY)
             about = table.get("about")
             self.report.subtitle = about if isinstance(about, str) else ""
-        except OSError as err:
-            self.report.problems.append(f"{COPY}: {err.strerror or err}; the recipe cannot be shown")
-        except (ValueError, RecursionError, OnnxPruneError) as err:
-            self.report.problems.append(f"{COPY}: not a recipe ({err})")
+        except OnnxPruneError as err:
+            self.report.problems.append(f"{COPY}: {err.what}; what the recipe says is left out")
 
     def _stages(self) -> None:
         """Read the steps from the table, or from the journal if the table is missing."""
@@ -240,7 +234,7 @@ class _RunCollector:
                 if not (folder / name).is_file():
                     continue
                 with _sections.noting(self.report, f"{key}/{name}"):
-                    d = Fields(read_json(folder / name), f"{key}/{name}")
+                    d = Fields(FORMAT.load(folder / name), f"{key}/{name}")
                     if name == "verification.json":
                         self.report.proofs.append(_sections.proof_of(key, d))
                     elif name == "training.json":

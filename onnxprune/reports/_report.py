@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from onnxprune._utils.atomic_files import check_output, write_text
+from onnxprune._utils.progress import Progress
 from onnxprune.errors import OnnxPruneError
-from onnxprune.ir.model import load
+from onnxprune.ir.reader import load
 from onnxprune.reports import _sections
 from onnxprune.reports._documents import Document, recognise
 from onnxprune.reports._from_files import MeasurementSettings, NamedModel, collect_files
@@ -15,12 +16,10 @@ from onnxprune.reports._from_run_folder import collect_run, is_run
 from onnxprune.reports._report_data import ReportData
 from onnxprune.reports.html_page import check_extra, render
 
-Tick = Callable[[int, int], None]
-
 
 def write_report(
     sources: Sequence[Path], output: Path, *, measuring: MeasurementSettings | None = None, title: str = "",
-    progress: Tick | None = None,
+    progress: Progress | None = None,
 ) -> ReportData:  # fmt: skip
     """Write the page atomically and return its data.
 
@@ -45,7 +44,7 @@ def write_report(
 
 
 def collect(
-    sources: Sequence[Path], *, measuring: MeasurementSettings | None = None, progress: Tick | None = None
+    sources: Sequence[Path], *, measuring: MeasurementSettings | None = None, progress: Progress | None = None
 ) -> ReportData:
     """Collect the report data of sources; see `write_report`."""
     for path in sources:

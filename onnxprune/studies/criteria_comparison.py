@@ -21,12 +21,14 @@ import numpy.typing as npt
 
 from onnxprune._utils.atomic_files import write_text
 from onnxprune._utils.html import html_table, share
+from onnxprune._utils.progress import Progress
 from onnxprune.analysis.coupling import Analysis, Group
 from onnxprune.criteria import AnyCriterion
 from onnxprune.criteria import get as get_criterion
 from onnxprune.criteria.dscore import sign_sums
 from onnxprune.criteria.scoring import Scored, Scores, filters_first, score_together
 from onnxprune.errors import OnnxPruneError, unknown
+from onnxprune.execution.calibration import Calibration
 from onnxprune.planning.constraints import check_ratio
 from onnxprune.planning.sensitivity_sweep import removed_at
 
@@ -164,7 +166,14 @@ class CriteriaComparison:
 
 
 def compare_criteria(
-    analysis: Analysis, criteria: Sequence[str] | Mapping[str, AnyCriterion], *, ratio: float = 0.5, **options: Any
+    analysis: Analysis,
+    criteria: Sequence[str] | Mapping[str, AnyCriterion],
+    *,
+    ratio: float = 0.5,
+    reduce: str | None = None,
+    groups: list[str] | None = None,
+    calibration: Calibration | None = None,
+    progress: Progress | None = None,
 ) -> CriteriaComparison:
     """Return the comparison of several criteria, scored in one run over the data.
 
@@ -172,7 +181,7 @@ def compare_criteria(
         analysis: Coupling analysis of the model.
         criteria: At least two, in the form of `parsed`, or instances by name.
         ratio: Share that each would remove from every group, in [0, 1).
-        options: See `onnxprune.criteria.scoring.score_together`: reduce, groups, calibration, progress.
+        reduce, groups, calibration, progress: See `onnxprune.criteria.scoring.score_together`.
 
     Raises:
         OnnxPruneError: See `score_together`; or less than two criteria, a duplicate, or a ratio out of range.
@@ -185,14 +194,17 @@ def compare_criteria(
         criteria = {name: parsed(name) for name in criteria}
     if len(criteria) < 2:
         raise OnnxPruneError("a comparison needs at least two criteria", fix="for example l1,fpgm,dscore")
-    scores = dict(zip(criteria, score_together(analysis, list(criteria.values()), **options), strict=True))
+    found = score_together(
+        analysis, list(criteria.values()), reduce=reduce, groups=groups, calibration=calibration, progress=progress
+    )
+    scores = dict(zip(criteria, found, strict=True))
     names = next(iter(scores.values())).groups
     pairs = list(combinations(scores, 2))
-    groups = {
+    agreements = {
         name: {(a, b): agreement(scores[a].groups[name], scores[b].groups[name], ratio) for a, b in pairs}
         for name in names
     }
-    return CriteriaComparison(scores, ratio, groups)
+    return CriteriaComparison(scores, ratio, agreements)
 
 
 def parsed(text: str) -> AnyCriterion:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxprune._utils.progress import Progress
 from onnxprune.analysis.coupling import Analysis, Group
 from onnxprune.analysis.layer_weights import LayerWeight, layer_weights
 from onnxprune.criteria.scoring import score
@@ -25,13 +26,13 @@ from onnxprune.execution.data import Data, Preprocess
 from onnxprune.execution.evaluation import evaluate
 from onnxprune.ir.compressed_size import compressed_size, nonzero_parameters
 from onnxprune.ir.model import Model
+from onnxprune.options.sparsity import ENDS
+from onnxprune.options.sparsity import POINTS as POINTS
 from onnxprune.passes.sparsify_weights import METHODS, SparsifyWeights, prunable
 from onnxprune.pipeline import analyze, compile_plan, plan
 from onnxprune.planning.constraints import Constraints
 
-POINTS = (0.0, 0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99)
 """Sparsities of the study."""
-ENDS = ("zeros", "strip")
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def study(
     device: str = "cpu",
     tool: str = "",
     keep: Callable[[SparsityPoint, Model], None] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> SparsityStudy:
     """Prune one model to every sparsity and evaluate each result.
 

@@ -25,7 +25,8 @@ from torch import fx, nn
 from onnxprune.analysis.group_naming import human_name
 from onnxprune.analysis.shape_inference import Witness, witness
 from onnxprune.errors import OnnxPruneError, unknown
-from onnxprune.ir.model import Array, Model, to_skeleton
+from onnxprune.ir.model import Array, Model
+from onnxprune.ir.writer import to_skeleton
 from onnxprune.passes import NORMALIZE, Pipeline
 from onnxprune.passes.edit import drop_dead
 from onnxprune.torch_bridge import _families  # noqa: F401  (registers our converters)

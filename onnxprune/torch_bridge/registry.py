@@ -17,11 +17,15 @@ from onnx2torch.onnx_node import OnnxNode
 from onnx2torch.utils.common import OnnxMapping, OperationConverterResult
 from torch import nn
 
+from onnxprune._utils.registry import Registry
 from onnxprune.errors import OnnxPruneError
 
 Converter = Callable[[OnnxNode, OnnxGraph], OperationConverterResult]
 
-_ours: dict[tuple[str, str], list[tuple[int, Converter]]] = {}
+CONVERTERS: Registry[tuple[str, str, int], Converter] = Registry(
+    "converter to PyTorch", label=lambda key: f"{key[0] or 'ai.onnx'}::{key[1]} version {key[2]}"
+)
+"""Our converters by (domain, operator, schema version from which on they serve)."""
 # Later versions of these operators only add element types (or attributes whose default is the old behaviour), so
 # onnx2torch's converter of the version named here is valid for all of them.
 _older: dict[str, int] = {}
@@ -36,11 +40,7 @@ def converts(*ops: str, since: int = 1, domain: str = "") -> Callable[[Converter
 
     def register(converter: Converter) -> Converter:
         for op in ops:
-            known = _ours.setdefault((domain, op), [])
-            if any(version == since for version, _ in known):
-                raise OnnxPruneError(f"two converters to PyTorch for {op} {since}")
-            known.append((since, converter))
-            known.sort(key=lambda pair: -pair[0])
+            CONVERTERS.add((domain, op, since), converter)
         return converter
 
     return register
@@ -59,8 +59,9 @@ def find(node: OnnxNode, opset: int) -> Converter:
     """
     domain, op = node.domain if node.domain != "ai.onnx" else "", node.operation_type
     version = since_version(op, opset, domain)
-    for since, converter in _ours.get((domain, op), ()):
-        if version >= since:
+    for since in range(version, 0, -1):
+        converter = CONVERTERS.find((domain, op, since))
+        if converter is not None:
             return converter
     for candidate in (version, *([_older[op]] if op in _older and not domain and version > _older[op] else [])):
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 
+from onnxprune._utils.progress import Progress
 from onnxprune.training._learner import Learner, ValidationMetrics
 
 State = dict[str, torch.Tensor]
@@ -53,7 +54,7 @@ class Recorder(Callback):
         stopped: reason of an early end of the training.
     """
 
-    def __init__(self, progress: Callable[[int, int], None] | None = None) -> None:
+    def __init__(self, progress: Progress | None = None) -> None:
         self.history: list[Epoch] = []
         self.best = 0
         self.stopped: str | None = None

@@ -17,13 +17,12 @@ from onnxprune.analysis.shape_inference import witness
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.execution.sessions import Session
 from onnxprune.ir.model import PROVENANCE, Model
+from onnxprune.options.training import TEACHER_RUNTIMES as RUNTIMES
 from onnxprune.passes import NORMALIZE, Pipeline
 from onnxprune.passes.edit import drop_dead
 from onnxprune.planning.analyze import analyze_for
 from onnxprune.plans import Plan
 from onnxprune.torch_bridge import logits_of, to_torch
-
-RUNTIMES = ("auto", "onnxruntime", "torch")
 
 _log = logging.getLogger(__name__)
 

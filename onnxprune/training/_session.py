@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.tuner import Tuner
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from onnxprune._utils.progress import Progress
 from onnxprune.errors import OnnxPruneError
 from onnxprune.training._callbacks import MovingAverage, Recorder
 from onnxprune.training._datasets import Loaders
@@ -22,7 +23,6 @@ from onnxprune.training._guards import NullStream
 from onnxprune.training._learner import Diverged, Learner
 from onnxprune.training.checkpoints import LAST, AtomicCheckpointIO, Checkpoints, best_name, load_state, make_folder
 
-Progress = Callable[[int, int], None]
 _PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 _SEARCH = 100  # steps of the learning-rate range test
 

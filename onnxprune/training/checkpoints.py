@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from onnxprune._utils.atomic_files import atomic
+from onnxprune._utils.strict import Format
 from onnxprune.errors import OnnxPruneError
 from onnxprune.training._callbacks import Recorder
 from onnxprune.training._learner import Learner
@@ -20,6 +22,33 @@ from onnxprune.training._settings import different
 LAST = "last.ckpt"
 _HEADER = "onnxprune"
 _SCHEMA = 1
+FORMAT = Format("checkpoint", 0, _SCHEMA, fix="start anew with --restart")  # PyTorch reads the file
+
+
+@dataclass(frozen=True)
+class _RecorderState:
+    """State of `Recorder`."""
+
+    history: list[Any]
+    best: int
+    stopped: str | None
+
+
+@dataclass(frozen=True)
+class _CheckpointHeader:
+    """Header of a checkpoint, besides its schema.
+
+    Attributes:
+        run: Settings and inputs of the run; another run does not resume from it.
+        lr: Learning rate at the start.
+        recorder: State of the recorder.
+        method: State of the training-time pruning method.
+    """
+
+    run: Mapping[str, Any]
+    lr: float
+    recorder: _RecorderState
+    method: Mapping[str, Any] | None
 
 
 class Checkpoints(Checkpoint):
@@ -108,14 +137,12 @@ def saved_run(
             raise OnnxPruneError("there is no checkpoint to resume from", where=str(path), fix="leave out --resume")
         return None
     whole = load_state(path)
-    head = whole.get(_HEADER)
-    if not isinstance(head, dict) or head.get("schema") != _SCHEMA:
-        raise OnnxPruneError("not a checkpoint of this program", where=str(path), fix="start anew with --restart")
-    done = len(head["recorder"]["history"]) - 1
-    wrong = different(head["run"], run)
+    head = FORMAT.fields(_CheckpointHeader, whole.get(_HEADER), str(path))
+    done = len(head.recorder.history) - 1
+    wrong = different(head.run, run)
     if "settings" in wrong:
         wrong.remove("settings")
-        wrong += different(head["run"]["settings"], run["settings"])
+        wrong += different(head.run["settings"], run["settings"])
     if wrong:
         raise OnnxPruneError(
             f"the checkpoint is of another run (not the same: {', '.join(wrong)})",
@@ -128,7 +155,7 @@ def saved_run(
             where=str(path),
             fix="go on with --resume, or throw it away with --restart",
         )
-    return {**head, "state_dict": whole["state_dict"]}
+    return {**whole[_HEADER], "state_dict": whole["state_dict"]}
 
 
 def make_folder(folder: Path) -> None:

@@ -145,7 +145,7 @@ BROKEN = {
         "ops", "com.example",
         OPS.format(rule="pass", add="[register(OpSpec(n, rule, domain=d)) for n, d in (SNAKE, ('Relu', ''))]")
         + "SNAKE = ('Snake', 'com.example')",
-        "'Relu' (domain '') is registered twice",
+        "'Relu' is already registered",
     ),
     "bad pass": ("passes", "mine", "class add: name = 'mine'", "it does not derive from onnxprune.passes.Pass"),
     "duplicate pass": ("passes", "mine", "from onnxprune.passes import FoldShapes as add", "'fold_shapes' is"),

@@ -75,14 +75,25 @@ def test_restart_throws_it_away(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    [b"nonsense", b"[1]", b'{"key": 1, "value": 2}', b'{"key": "a"}', b'{"key": "a", "value": NaN}', b"\xff\xfe", b""],
+    [
+        b"nonsense",
+        b"[1]",
+        b'{"key": 1, "value": 2}',
+        b'{"key": "a"}',
+        b'{"key": "a", "value": NaN}',
+        b'{"key": "a", "key": "a", "value": 1}',
+        b"\xff\xfe",
+        b"",
+    ],
 )
 def test_a_damaged_line_is_one_error(tmp_path: Path, line: bytes) -> None:
     written(tmp_path / "j", a=1)
     with (tmp_path / "j").open("ab") as file:
         file.write(line + b"\n")
-    with pytest.raises(OnnxPruneError, match="not a journal: line 3"):
+    with pytest.raises(OnnxPruneError, match="not a valid journal") as err:
         Journal(tmp_path / "j", HEAD)
+    assert str(err.value.where).startswith(f"{tmp_path / 'j'}, line 3")
+    assert "--restart" in str(err.value.fix)
 
 
 def test_another_file_is_no_journal(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from planning import wide_model
 
 from onnxprune.analysis.cost import MEASURES, CostModel
 from onnxprune.analysis.coupling import Analysis
-from onnxprune.ir.model import load
+from onnxprune.ir.reader import load
 from onnxprune.pipeline import analyze, compile_plan, score
 from onnxprune.planning.constraints import Constraints
 from onnxprune.planning.planner import plan

@@ -16,7 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.analysis.linear_layers import LinearNode, linear_node
 from onnxprune.execution.sessions import Session
-from onnxprune.ir.model import Array, Model, load
+from onnxprune.ir.model import Array, Model
+from onnxprune.ir.reader import load
 
 RNG = np.random.default_rng(0)
 SAMPLES = 3

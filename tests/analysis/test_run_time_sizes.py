@@ -7,7 +7,8 @@ import onnx
 import pytest
 from onnx import numpy_helper, parser
 
-from onnxprune.ir.model import Model, load
+from onnxprune.ir.model import Model
+from onnxprune.ir.reader import load
 from onnxprune.passes import NORMALIZE, Pipeline
 from onnxprune.pipeline import analyze, compile_plan
 from onnxprune.plans import Plan, Removal

@@ -13,7 +13,9 @@ from structures import FOLDER, filled
 import onnxprune as op
 from onnxprune.analysis._type_inference import NodeTypes, captured, of_array
 from onnxprune.analysis.shape_inference import assignments, witness
-from onnxprune.ir.model import Model, to_skeleton, weightless
+from onnxprune.ir.model import Model
+from onnxprune.ir.reader import weightless
+from onnxprune.ir.writer import to_skeleton
 from onnxprune.passes import LiftConstants
 
 NAMES = (

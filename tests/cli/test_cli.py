@@ -14,7 +14,7 @@ from command_line import CommandLine
 from onnx import helper, numpy_helper
 
 from onnxprune.cli import main
-from onnxprune.ir.model import load
+from onnxprune.ir.reader import load
 from onnxprune.pipeline import analyze
 
 TRAINING = ["--data", "digits:train", "--images", 200, "--epochs", 1, "--keep", "last"]

@@ -17,7 +17,7 @@ from planning import FakeLatency, made_curves, mirrored
 
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.criteria.scoring import score
-from onnxprune.ir.model import load
+from onnxprune.ir.reader import load
 from onnxprune.latency import prediction as latency_model
 from onnxprune.pipeline import analyze
 from onnxprune.planning.curves import Curves, save_curves
@@ -173,7 +173,7 @@ def test_curves_that_are_none_or_do_not_fit_are_refused(curves: Path, tmp_path: 
     save_curves(replace(swept(), model="another"), tmp_path / "other")
     assert "another model" in fails("prune", DIGITS, "--curves", tmp_path / "other", "--min-group-accuracy", 0.9, *out)
     save_curves(replace(swept(), criterion={}), tmp_path / "nameless")
-    assert "do not say" in fails("prune", DIGITS, "--curves", tmp_path / "nameless", "--min-group-accuracy", 0.9, *out)
+    assert "do not name" in fails("prune", DIGITS, "--curves", tmp_path / "nameless", "--min-group-accuracy", 0.9, *out)
     save_curves(replace(swept(), criterion={"name": "dscor"}), tmp_path / "odd")
     assert "did you mean" in fails("prune", DIGITS, "--curves", tmp_path / "odd", "--min-group-accuracy", 0.9, *out)
     for args, says in (

@@ -16,7 +16,7 @@ import pytest
 from command_line import CommandLine
 from onnx import numpy_helper
 
-from onnxprune.ir.model import load
+from onnxprune.ir.reader import load
 from onnxprune.plans import load_plan
 from onnxprune.recovery.recover import STAGES
 

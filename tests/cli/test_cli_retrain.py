@@ -216,7 +216,7 @@ def test_two_processes_train_one_model_and_one_of_them_speaks(small: Path, tmp_p
         (("--target", "macs=0.5"), 2, "go with --method"),
         (("--method", "slimming"), 2, "--plan"),
         (("--method", "nothing", "--plan", "p.json", "--ratio", "0.5"), 1, "unknown method"),
-        (("--method", "slimming", "--plan", "p.json", "--ratio", "1.5"), 1, "a ratio is the share removed"),
+        (("--method", "slimming", "--plan", "p.json", "--ratio", "1.5"), 1, "--ratio must be in [0, 1)"),
         (("--resume",), 1, "no checkpoint to resume from"),
         (("--lr", "1e30", "--no-insert-batchnorm"), 1, "the loss became"),
     ],

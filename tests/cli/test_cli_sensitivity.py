@@ -189,7 +189,7 @@ def test_journal_of_other_settings_is_refused_until_restart(tmp_path: Path) -> N
     assert journal.exists()
     ok(*FAST, "-o", output, "--restart")
     journal.write_text("not a journal\n")
-    assert "not a journal" in fails(*FAST, "-o", output)
+    assert "not a valid journal" in fails(*FAST, "-o", output)
 
 
 def test_dask_spreads_the_points(tmp_path: Path) -> None:

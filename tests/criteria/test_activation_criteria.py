@@ -19,7 +19,8 @@ from onnxprune.criteria.scoring import score
 from onnxprune.execution.calibration import Calibration, exposing
 from onnxprune.execution.data import Data
 from onnxprune.execution.sessions import Session
-from onnxprune.ir.model import Model, load
+from onnxprune.ir.model import Model
+from onnxprune.ir.reader import load
 from onnxprune.pipeline import analyze
 
 Array = NDArray[Any]

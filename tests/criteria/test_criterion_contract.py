@@ -9,6 +9,7 @@ import math
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from onnxprune.criteria import Criterion, _registry, all_criteria, get, register
+from onnxprune.criteria import Criterion, all_criteria, get, register
+from onnxprune.criteria._registry import CRITERIA
 from onnxprune.criteria.dscore import ranks, sign_distance_sums, step_keys
 from onnxprune.criteria.geometric_median import Fpgm, distance_sums
 from onnxprune.criteria.normalize import METHODS, normalize
@@ -583,14 +585,11 @@ class Last(Criterion):
 
 
 @pytest.fixture
-def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Two third-party entry points, one of them broken; returns the groups that were asked for."""
     (tmp_path / "onnxprune_test_plugin.py").write_text(PLUGIN)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "onnxprune_test_plugin", raising=False)
-    monkeypatch.setattr(_registry, "_criteria", dict(_registry._criteria))
-    monkeypatch.setattr(_registry.plugins, "broken", {})
-    monkeypatch.setattr(_registry.plugins, "loaded", False)
     asked: list[str] = []
 
     def entry_points(*, group: str) -> list[importlib.metadata.EntryPoint]:
@@ -601,7 +600,8 @@ def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         ]
 
     monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
-    return asked
+    with CRITERIA.isolated(reload=True):
+        yield asked
 
 
 def test_entry_points_are_loaded_once_and_only_when_needed(plugins: list[str]) -> None:
@@ -664,8 +664,8 @@ def test_malformed_criteria_are_not_registered(cls: Any, reason: str) -> None:
     assert all_criteria() == before
 
 
-def test_registering_twice_is_harmless(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_registry, "_criteria", dict(_registry._criteria))
+@CRITERIA.isolated()
+def test_registering_twice_is_harmless() -> None:
     mine = make()
     assert register(register(mine)) is mine
     assert isinstance(get("mine"), mine)
@@ -680,7 +680,7 @@ def test_importing_criteria_stays_cheap() -> None:
 import sys, onnxprune.criteria
 heavy = {"scipy", "torch", "onnxruntime", "sklearn"} & set(sys.modules)
 assert not heavy, heavy
-assert "l1" in onnxprune.criteria._registry._criteria
+assert "l1" in onnxprune.criteria._registry.CRITERIA
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

@@ -24,7 +24,7 @@ from onnxprune.criteria.normalize import METHODS
 from onnxprune.criteria.scoring import Scores, score, score_together
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Calibration
-from onnxprune.ir.model import to_proto
+from onnxprune.ir.writer import to_proto
 
 MODELS = Path(__file__).parent.parent.parent / "models"
 GROUP = "residual1.a.conv"  # of digits_cnn: between two convolutions, in no residual stream

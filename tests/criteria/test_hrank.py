@@ -28,7 +28,8 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Calibration, exposing
 from onnxprune.execution.data import Data
 from onnxprune.execution.sessions import Session
-from onnxprune.ir.model import Model, load
+from onnxprune.ir.model import Model
+from onnxprune.ir.reader import load
 from onnxprune.pipeline import analyze
 
 GOLDENS = Path(__file__).parent.parent / "goldens"

@@ -23,7 +23,7 @@ from onnxprune.execution.calibration import exposing
 from onnxprune.execution.data import Data, load_data
 from onnxprune.execution.metrics import METRICS, Metric, MetricValue, get_metric
 from onnxprune.execution.sessions import Session
-from onnxprune.ir.model import load
+from onnxprune.ir.reader import load
 from onnxprune.passes import InsertMasks
 from onnxprune.pipeline import analyze, compile_plan, score
 from onnxprune.plans import Plan, Removal
@@ -47,7 +47,7 @@ def samples(spec: Spec) -> Data:
 def outputs_of(analysis: Analysis, data: Data, evaluator: MaskedEvaluator, plan: Plan) -> list[Any]:
     """The stripped model's outputs, batch by batch as the trials are run."""
     session = Session(compile_plan(analysis.source, plan, analysis=analysis, check=False).model, threads=1)
-    runs = [evaluator._real(session.run(evaluator.feeds[i][0]), i) for i in range(len(evaluator.feeds))]
+    runs = [evaluator.runner.real(session.run(evaluator.feeds[i][0]), i) for i in range(len(evaluator.feeds))]
     return [np.concatenate(column) for column in zip(*runs, strict=True)]
 
 
@@ -145,8 +145,8 @@ def test_dead_channels_cost_nothing(digits: tuple[Analysis, dict[str, Order], Da
     group = analysis.groups[1].name
     [name] = {n for n, _ in evaluator.segmenter.consumers[group].contractions}
     list(evaluator.measure(group, [2]))
-    assert evaluator.cached is not None
-    for values in evaluator.cached.values:  # the first channels of the order go to zero in every sample
+    assert evaluator.cache.activations is not None
+    for values in evaluator.cache.activations.values:  # the first channels of the order go to zero in every sample
         dead = values[name].numpy().copy()
         dead[:, orders[group][:8]] = 0
         values[name] = Session(analysis.model).to_device(dead)
@@ -188,8 +188,8 @@ def test_outputs_that_are_not_finite_name_the_trial(digits: tuple[Analysis, dict
     evaluator = MaskedEvaluator(analysis, orders, data, get_metric("top1"), batch=10, threads=1, strip="never")
     group = analysis.groups[0].name
     list(evaluator.measure(group, [1]))
-    assert evaluator.cached is not None
-    for values in evaluator.cached.values:
+    assert evaluator.cache.activations is not None
+    for values in evaluator.cache.activations.values:
         for name in values:
             values[name] = Session(analysis.model).to_device(np.full_like(values[name].numpy(), np.nan))
     with pytest.raises(OnnxPruneError, match="not finite") as err:
@@ -239,7 +239,7 @@ def masked_outputs(analysis: Analysis, data: Data, evaluator: MaskedEvaluator, g
     """Outputs of one full run of a copy in which nothing reads some channels: no pieces, no cached activations."""
     plan = Plan("", {n: Removal(analysis[n].channels, tuple(sorted(c))) for n, c in gone.items() if c})
     session = Session(InsertMasks(plan, analysis)(analysis.model), threads=1)
-    runs = [evaluator._real(session.run(evaluator.feeds[i][0]), i) for i in range(len(evaluator.feeds))]
+    runs = [evaluator.runner.real(session.run(evaluator.feeds[i][0]), i) for i in range(len(evaluator.feeds))]
     return [np.concatenate(column) for column in zip(*runs, strict=True)]
 
 
@@ -279,16 +279,16 @@ def test_removal_gives_the_same_bits_whatever_was_measured_before(
     order = sorted(analysis.groups, key=lambda g: stepping.segmenter.consumers[g.name].first)
     for i, g in enumerate(order):
         found = list(stepping.samples(g.name, [[], [0], [5]]))
-        assert stepping.cached is not None  # what was cached before is a start
+        assert stepping.cache.activations is not None  # what was cached before is a start
         anew = MaskedEvaluator(analysis, {}, data, get_metric("loss"), **options)
         for before in order[:i]:
             anew.remove(before.name, gone)
         fresh[g.name] = list(anew.samples(g.name, [[], [0], [5]]))
         for a, b in zip(found, fresh[g.name], strict=True):
             np.testing.assert_array_equal(a, b)
-        kept = stepping.cached
+        kept = stepping.cache.activations
         stepping.remove(g.name, gone)
-        assert stepping.cached is kept  # its first reader comes after them
+        assert stepping.cache.activations is kept  # its first reader comes after them
     whole = [
         s
         for g in order
@@ -356,7 +356,7 @@ def test_tensors_are_those_of_the_masked_model(spec: Spec) -> None:
         names = list(dict.fromkeys(s.tensor for s in feature_sites(analysis, [g], "active")))
         plan = Plan("", {n: Removal(analysis[n].channels, tuple(c)) for n, c in gone.items()})
         whole = Session(exposing(InsertMasks(plan, analysis)(analysis.model), names), threads=1)
-        wanted = [evaluator._real(whole.run(evaluator.feeds[i][0]), i) for i in range(len(evaluator.feeds))]
+        wanted = [evaluator.runner.real(whole.run(evaluator.feeds[i][0]), i) for i in range(len(evaluator.feeds))]
         found = list(evaluator.tensors(names))
         assert [i for r, _ in found for i in r] == list(range(len(data)))
         for (_, mine), theirs in zip(found, wanted, strict=True):

@@ -39,7 +39,7 @@ from onnxprune.execution.calibration import Calibration, exposing
 from onnxprune.execution.data import Data
 from onnxprune.execution.gram import consumers
 from onnxprune.execution.sessions import Session
-from onnxprune.ir.model import load
+from onnxprune.ir.reader import load
 from onnxprune.passes import InsertMasks
 from onnxprune.planning.iterative import plan_steps
 from onnxprune.plans import Plan, Removal

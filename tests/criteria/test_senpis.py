@@ -48,7 +48,7 @@ from onnxprune.execution.calibration import Calibration
 from onnxprune.execution.data import Data, load_data
 from onnxprune.execution.metrics import METRICS, cross_entropy
 from onnxprune.execution.sessions import Session
-from onnxprune.ir.model import load
+from onnxprune.ir.reader import load
 from onnxprune.passes import InsertMasks
 from onnxprune.passes.insert_masks import MASK_INPUT
 from onnxprune.pipeline import analyze, plan

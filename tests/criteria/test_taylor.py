@@ -32,7 +32,7 @@ from onnxprune.execution.calibration import Calibration
 from onnxprune.execution.data import Data, load_data
 from onnxprune.execution.metrics import cross_entropy
 from onnxprune.execution.sessions import Session
-from onnxprune.ir.model import load
+from onnxprune.ir.reader import load
 
 HERE = Path(__file__).parent.parent
 MODELS = HERE.parent / "models"

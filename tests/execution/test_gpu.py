@@ -8,7 +8,7 @@ import pytest
 
 from onnxprune.execution.data import load_data
 from onnxprune.execution.sessions import Session
-from onnxprune.ir.model import load
+from onnxprune.ir.reader import load
 from onnxprune.pipeline import analyze, score
 from onnxprune.planning.sensitivity_sweep import sensitivity
 from onnxprune.verification import relative_difference

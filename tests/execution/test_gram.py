@@ -32,7 +32,7 @@ from onnxprune.execution.gram import (
     stretches,
 )
 from onnxprune.execution.sessions import Session
-from onnxprune.ir.model import load
+from onnxprune.ir.reader import load
 from onnxprune.passes import InsertMasks
 from onnxprune.pipeline import analyze
 from onnxprune.plans import Plan, Removal

@@ -20,7 +20,8 @@ from onnxprune.execution.calibration import exposing
 from onnxprune.execution.data import Data, Feeds, Preprocess, load_data
 from onnxprune.execution.graph_segments import MEMORY, ActivationCursor, Segments
 from onnxprune.execution.sessions import Session
-from onnxprune.ir.model import Array, Model, load
+from onnxprune.ir.model import Array, Model
+from onnxprune.ir.reader import load
 from onnxprune.pipeline import analyze
 
 DIGITS = Path(__file__).parent.parent.parent / "models" / "digits_cnn.onnx"

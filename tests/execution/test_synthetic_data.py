@@ -16,7 +16,9 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import Feeds, Preprocess
 from onnxprune.execution.sessions import Session
 from onnxprune.execution.synthetic_data import synthetic_data
-from onnxprune.ir.model import Model, load, to_proto
+from onnxprune.ir.model import Model
+from onnxprune.ir.reader import load
+from onnxprune.ir.writer import to_proto
 
 Array = NDArray[Any]
 MODELS = Path(__file__).parent.parent.parent / "models"

@@ -27,7 +27,9 @@ from onnxprune import verification
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.errors import OnnxPruneError, VerificationError
 from onnxprune.execution.sessions import Session
-from onnxprune.ir.model import Array, Model, load, to_proto
+from onnxprune.ir.model import Array, Model
+from onnxprune.ir.reader import load
+from onnxprune.ir.writer import to_proto
 from onnxprune.latency.random_inputs import random_feeds
 from onnxprune.passes.slice_statistics import masked_reference
 from onnxprune.pipeline import Compiled, analyze, compile_plan

@@ -24,7 +24,9 @@ from widened import differs
 
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.errors import OnnxPruneError
-from onnxprune.ir.model import Model, load, to_proto
+from onnxprune.ir.model import Model
+from onnxprune.ir.reader import load
+from onnxprune.ir.writer import to_proto
 from onnxprune.passes import Pipeline, StripChannels
 from onnxprune.pipeline import analyze
 from onnxprune.plans import Plan

@@ -12,7 +12,8 @@ from onnx import numpy_helper
 from onnxprune.analysis.cost import CostModel
 from onnxprune.analysis.coupling import Analysis, Kept
 from onnxprune.criteria.scoring import Scores
-from onnxprune.ir.model import Model, load
+from onnxprune.ir.model import Model
+from onnxprune.ir.reader import load
 from onnxprune.planning.curves import Curve, CurvePoint, Curves
 from onnxprune.plans import Plan
 

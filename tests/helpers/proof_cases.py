@@ -18,7 +18,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.execution.sessions import Session
-from onnxprune.ir.model import Model, load, to_proto
+from onnxprune.ir.model import Model
+from onnxprune.ir.reader import load
+from onnxprune.ir.writer import to_proto
 from onnxprune.passes import Pipeline, StripChannels
 from onnxprune.passes.insert_masks import InsertMasks
 from onnxprune.pipeline import analyze

@@ -15,7 +15,7 @@ import onnxprune as op
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.execution.calibration import Calibration
 from onnxprune.execution.data import Data
-from onnxprune.ir.model import load
+from onnxprune.ir.reader import load
 
 Array = NDArray[Any]
 ALL = 10**9  # rows: every position of every sample

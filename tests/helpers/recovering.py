@@ -18,7 +18,9 @@ from onnxprune.analysis.coupling import Analysis
 from onnxprune.execution.calibration import Calibration, exposing
 from onnxprune.execution.data import Data, load_data
 from onnxprune.execution.sessions import Session
-from onnxprune.ir.model import Model, load, to_proto
+from onnxprune.ir.model import Model
+from onnxprune.ir.reader import load
+from onnxprune.ir.writer import to_proto
 from onnxprune.passes import Pipeline, StripChannels
 from onnxprune.pipeline import plan, score
 from onnxprune.planning.targets import Target

@@ -14,7 +14,9 @@ from onnxprune.analysis.coupling import Analysis
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.sessions import Session
 from onnxprune.ir._function_inlining import MOST_NODES
-from onnxprune.ir.model import Model, load, to_proto
+from onnxprune.ir.model import Model
+from onnxprune.ir.reader import load
+from onnxprune.ir.writer import to_proto
 from onnxprune.passes import NORMALIZE, Pipeline
 from onnxprune.pipeline import analyze, compile_plan
 from onnxprune.plans import Plan, Removal

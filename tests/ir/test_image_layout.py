@@ -17,7 +17,8 @@ import onnxprune as op
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import Feeds, InputSpec, Preprocess, input_of, to_input
 from onnxprune.ir.image_layout import layout_of
-from onnxprune.ir.model import Model, load
+from onnxprune.ir.model import Model
+from onnxprune.ir.reader import load
 from onnxprune.plans import load_plan
 
 Array = npt.NDArray[Any]

@@ -20,7 +20,9 @@ from onnxprune._utils.atomic_files import atomic, write_text
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.sessions import Session
 from onnxprune.ir import protobuf_wire
-from onnxprune.ir.model import Model, load, save, to_proto, to_skeleton
+from onnxprune.ir.model import Model
+from onnxprune.ir.reader import load
+from onnxprune.ir.writer import save, to_proto, to_skeleton
 
 SPEC = Spec(("conv", "residual"), seed=11)
 

@@ -17,18 +17,13 @@ from onnx import parser
 from onnxprune.analysis.coupling import Analysis, Kept
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.sessions import Kernel, Session
-from onnxprune.ir.model import Model, load
-from onnxprune.latency import prediction as module
-from onnxprune.latency.prediction import (
-    ChannelAxes,
-    LatencyModel,
-    VariantMeasurement,
-    VariantTimer,
-    design,
-    fit,
-    latency_model,
-    variant,
-)
+from onnxprune.ir.model import Model
+from onnxprune.ir.reader import load
+from onnxprune.latency import _measuring, prediction
+from onnxprune.latency._channel_axes import ChannelAxes
+from onnxprune.latency._fitting import fit
+from onnxprune.latency._measuring import VariantMeasurement, VariantTimer, design, variant
+from onnxprune.latency.prediction import LatencyModel, latency_model
 from onnxprune.latency.random_inputs import random_feeds
 from onnxprune.pipeline import analyze
 
@@ -261,7 +256,7 @@ class FakeBench:
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> type[FakeBench]:
     pytest.importorskip("onnxruntime")
-    monkeypatch.setattr(module, "VariantTimer", FakeBench)
+    monkeypatch.setattr(prediction, "VariantTimer", FakeBench)
     FakeBench.asked = 0
     return FakeBench
 
@@ -307,16 +302,16 @@ def test_retrained_weights_find_it_and_nothing_else_does(
     latency_model(digits(), threads=2)
     latency_model(digits(), batch=4)
     assert bench.asked == 4
-    monkeypatch.setattr(module, "machine", lambda: "another one")
+    monkeypatch.setattr(prediction, "machine", lambda: "another one")
     latency_model(digits())
     assert bench.asked == 5
     assert len(files(tmp_path)) == 5
 
 
 def test_structure_tells_models_apart() -> None:
-    same = module.structure(digits())
-    assert same == module.structure(digits()) == module.structure(digits(seed=1))
-    others = [module.structure(a) for a in (chain(24, 32), chain(32, 24), chain(24), analyzed("conv"))]
+    same = prediction.structure(digits())
+    assert same == prediction.structure(digits()) == prediction.structure(digits(seed=1))
+    others = [prediction.structure(a) for a in (chain(24, 32), chain(32, 24), chain(24), analyzed("conv"))]
     assert len({same, *others}) == 5
 
 
@@ -435,9 +430,9 @@ def test_the_body_of_a_loop_counts_once(tmp_path: Path) -> None:
 @pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measuring that is over soon, however slow or busy the machine."""
-    monkeypatch.setattr(module, "VARIANTS", 6)
-    monkeypatch.setattr(module, "_ROUNDS", (1, 2))
-    monkeypatch.setattr(module, "_ROUNDS_SECONDS", (0.0, 0.05))
+    monkeypatch.setattr(_measuring, "VARIANTS", 6)
+    monkeypatch.setattr(_measuring, "_ROUNDS", (1, 2))
+    monkeypatch.setattr(_measuring, "_ROUNDS_SECONDS", (0.0, 0.05))
 
 
 @pytest.mark.usefixtures("brief")
@@ -458,8 +453,8 @@ def test_measures_a_real_model(tmp_path: Path, batch: int) -> None:
 @pytest.mark.usefixtures("brief")
 def test_a_large_model_makes_do_with_fewer_variants(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime")
-    monkeypatch.setattr(module, "_PATIENCE", -1.0)
-    monkeypatch.setattr(module, "_LEAST_VARIANTS", 3)
+    monkeypatch.setattr(_measuring, "_PATIENCE", -1.0)
+    monkeypatch.setattr(_measuring, "_LEAST_VARIANTS", 3)
     ticks = []
     with VariantTimer(digits(), batch=1, threads=1, device="cpu") as real:
         samples = real.samples(8, lambda done, total: ticks.append((done, total)))

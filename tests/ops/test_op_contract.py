@@ -21,8 +21,9 @@ from onnxprune.analysis.coupling import Analysis
 from onnxprune.analysis.shape_inference import witness
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.sessions import Session
-from onnxprune.ir.model import load, to_proto
+from onnxprune.ir.reader import load
 from onnxprune.ir.symbolic import Atom, atom_of, evaluate, symbol
+from onnxprune.ir.writer import to_proto
 from onnxprune.latency.random_inputs import random_feeds
 from onnxprune.ops import all_ops
 from onnxprune.passes import InsertMasks

@@ -8,7 +8,8 @@ import pytest
 from onnx import numpy_helper
 
 from onnxprune.analysis.coupling import Analysis
-from onnxprune.ir.model import Model, load
+from onnxprune.ir.model import Model
+from onnxprune.ir.reader import load
 from onnxprune.passes import DropZeroStates, LiftConstants, Pipeline
 from onnxprune.pipeline import analyze, compile_plan
 from onnxprune.plans import Plan, Removal

@@ -20,7 +20,9 @@ import onnxprune as op
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.channel_moments import measure_statistics
 from onnxprune.execution.sessions import Session
-from onnxprune.ir.model import Model, load, to_proto
+from onnxprune.ir.model import Model
+from onnxprune.ir.reader import load
+from onnxprune.ir.writer import to_proto
 from onnxprune.passes import NORMALIZE, FuseBatchnorm, InsertBatchnorm, Pipeline
 from onnxprune.passes.insert_batchnorm import inserted
 

@@ -13,7 +13,8 @@ from onnx import numpy_helper
 import onnxprune as op
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.sessions import Session
-from onnxprune.ir.model import Model, load
+from onnxprune.ir.model import Model
+from onnxprune.ir.reader import load
 from onnxprune.passes import WidenFloats
 from onnxprune.pipeline import Compiled, analyze, compile_plan
 from onnxprune.verification import TOLERANCE

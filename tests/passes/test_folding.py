@@ -19,7 +19,8 @@ from onnx import numpy_helper, parser
 
 import onnxprune as op
 from onnxprune.execution.sessions import Session
-from onnxprune.ir.model import Model, load
+from onnxprune.ir.model import Model
+from onnxprune.ir.reader import load
 from onnxprune.passes import NORMALIZE, Pipeline
 from onnxprune.passes.slice_statistics import masked_reference
 

@@ -24,7 +24,8 @@ from onnxprune.analysis.coupling import Analysis
 from onnxprune.errors import OnnxPruneError, VerificationError
 from onnxprune.execution.data import Data
 from onnxprune.execution.sessions import Session
-from onnxprune.ir.model import load, save, to_proto
+from onnxprune.ir.reader import load
+from onnxprune.ir.writer import save, to_proto
 from onnxprune.latency.random_inputs import random_feeds
 from onnxprune.ops import find
 from onnxprune.passes import InsertMasks, SliceStatistics, strip_channels

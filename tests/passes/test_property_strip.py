@@ -16,7 +16,9 @@ from onnx import numpy_helper
 
 from onnxprune.analysis.cost import CostModel
 from onnxprune.analysis.coupling import Analysis, assemble, couple
-from onnxprune.ir.model import Model, load, to_proto
+from onnxprune.ir.model import Model
+from onnxprune.ir.reader import load
+from onnxprune.ir.writer import to_proto
 from onnxprune.passes import NORMALIZE, InsertMasks, Pipeline, StripChannels
 from onnxprune.pipeline import Compiled, analyze, compile_plan
 from onnxprune.plans import Plan, Removal

@@ -27,7 +27,9 @@ from onnxprune.criteria.scoring import score
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.sessions import Session
 from onnxprune.ir.compressed_size import compressed_size, nonzero_parameters
-from onnxprune.ir.model import Model, load, save
+from onnxprune.ir.model import Model
+from onnxprune.ir.reader import load
+from onnxprune.ir.writer import save
 from onnxprune.passes.sparsify_weights import SparsifyWeights, exact, prunable, smallest, unit_norms
 from onnxprune.pipeline import analyze, apply, plan
 from onnxprune.planning.constraints import Constraints

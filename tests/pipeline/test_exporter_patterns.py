@@ -8,7 +8,7 @@ import pytest
 from onnx import numpy_helper, parser
 
 from onnxprune.analysis.coupling import Analysis
-from onnxprune.ir.model import load
+from onnxprune.ir.reader import load
 from onnxprune.passes import NORMALIZE, Pipeline
 from onnxprune.pipeline import analyze, compile_plan
 from onnxprune.plans import Plan, Removal

@@ -12,7 +12,8 @@ from onnx import numpy_helper
 from structures import filled
 
 from onnxprune.analysis.coupling import Analysis
-from onnxprune.ir.model import Model, load
+from onnxprune.ir.model import Model
+from onnxprune.ir.reader import load
 from onnxprune.pipeline import analyze, compile_plan
 from onnxprune.plans import Plan, Removal
 
@@ -176,7 +177,7 @@ def test_transformer_layer_after_onnxruntimes_optimizer(tmp_path: Path) -> None:
 def test_structures_after_onnxruntimes_optimizer(tmp_path: Path, name: str) -> None:
     from structures import FOLDER
 
-    from onnxprune.ir.model import to_proto
+    from onnxprune.ir.writer import to_proto
 
     model = filled(FOLDER / f"{name}.onnx.xz")
     found = analyze(optimized(to_proto(model), tmp_path / "o.onnx"))

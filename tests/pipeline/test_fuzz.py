@@ -33,7 +33,7 @@ from graphs import BLOCKS, PROPERTY
 from hypothesis import given, reject
 from op_cases import CASES, TEXT, UNREACHABLE
 
-from onnxprune.ir.model import load
+from onnxprune.ir.reader import load
 from onnxprune.ops import all_ops
 from onnxprune.pipeline import analyze, compile_plan
 

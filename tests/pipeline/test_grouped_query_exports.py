@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from onnxprune.ir.model import Model, load
+from onnxprune.ir.model import Model
+from onnxprune.ir.reader import load
 from onnxprune.pipeline import analyze, compile_plan
 from onnxprune.plans import Plan, Removal
 

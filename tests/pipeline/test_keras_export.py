@@ -10,7 +10,7 @@ import pytest
 
 import onnxprune as op
 from onnxprune.execution.sessions import Session
-from onnxprune.ir.model import to_proto
+from onnxprune.ir.writer import to_proto
 from onnxprune.passes import InsertBatchnorm
 from onnxprune.torch_bridge import bindings, logits_of, to_torch
 

@@ -315,7 +315,7 @@ def test_reprs_name_what_counts(results: dict[str, Any]) -> None:
         (op.Target(macs=0.5), "Target(macs=0.5)"),
         (op.Constraints(), "Constraints()"),
         (op.Constraints(round_to=4, only=("mlp",)), "Constraints(round_to=4, only=('mlp',))"),
-        (op.Settings(epochs=3), "Settings(epochs=3)"),
+        (op.Settings(epochs=3), "Training(epochs=3)"),
         (op.Preprocess(mean=(0.5,)), "Preprocess(mean=(0.5,))"),
         (op.Removal(4, (1, 2)), "<Removal: 2 of 4 channels: 1, 2>"),
         (op.Data(np.zeros((2, 3)), None, "x.npz"), "<Data x.npz: 2 samples [3] float64, no labels>"),

@@ -8,7 +8,7 @@ import pytest
 from fuzzing import Fuzz, build, proved, random_plan
 from regression_files import FOLDER, names, plan_of, store, stored
 
-from onnxprune.ir.model import load
+from onnxprune.ir.reader import load
 from onnxprune.pipeline import analyze
 
 

@@ -16,7 +16,8 @@ from onnxprune.analysis.coupling import Analysis
 from onnxprune.criteria import all_criteria
 from onnxprune.criteria.scoring import Scores
 from onnxprune.errors import OnnxPruneError
-from onnxprune.ir.model import Model, load
+from onnxprune.ir.model import Model
+from onnxprune.ir.reader import load
 from onnxprune.pipeline import analyze, apply, compile_plan, plan, score
 from onnxprune.planning import iterative
 from onnxprune.planning.constraints import Constraints

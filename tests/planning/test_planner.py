@@ -20,7 +20,7 @@ from onnxprune.analysis.coupling import Analysis
 from onnxprune.criteria.scoring import Scores
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.sessions import kernel_block
-from onnxprune.ir.model import load
+from onnxprune.ir.reader import load
 from onnxprune.pipeline import analyze, compile_plan, score
 from onnxprune.planning.constraints import Constraints, load_overrides
 from onnxprune.planning.planner import plan
@@ -224,19 +224,33 @@ def test_protect_attention_leaves_heads_whole(scores: Scores) -> None:
     [
         (Constraints(include=["nothing"]), "unknown group .in include. 'nothing'"),
         (Constraints(exclude=["w9"]), "known: w0, w1"),
-        (Constraints(protect=["frist"]), "did you mean 'first'"),
         (Constraints(exclude=["*"]), "no group remains"),
         (Constraints(overrides={"zz": 0.5}), "unknown group .in override."),
         (Constraints(overrides={"w0": 1.0}), "share removed"),
         (Constraints(overrides={"w0": "half"}), "a ratio or a table"),
         (Constraints(overrides={"w0": {"ration": 0.5}}), "unknown key 'ration'"),
         (Constraints(overrides={"w0": {"channels": 0}}), "at least 1"),
-        (Constraints(overrides={"w0": {"channels": True}}), "not a number"),
+        (Constraints(overrides={"w0": {"channels": True}}), "takes a whole number"),
     ],
 )
 def test_limit_that_means_nothing_is_refused(wide: Scores, constraints: Constraints, message: str) -> None:
     with pytest.raises(OnnxPruneError, match=message):
         plan(wide, ratio=0.5, constraints=constraints)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"protect": ["frist"]}, "did you mean 'first'"),
+        ({"only": ["heds"]}, "did you mean 'heads'"),
+        ({"round_to": "8"}, "round to must be a number or auto; got '8'"),
+        ({"include": "w0"}, "include must be a tuple; got 'w0'"),
+        ({"max_ratio": 1}, r"max ratio must be in \[0, 1\); got 1"),
+    ],
+)
+def test_constraints_are_checked_when_they_are_made(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(OnnxPruneError, match=message):
+        Constraints(**wrong)
 
 
 OVERRIDES = {"w0": {"channels": 20}, "w1": 0.75}

@@ -16,7 +16,7 @@ from onnxprune.analysis.coupling import Analysis
 from onnxprune.criteria import all_criteria
 from onnxprune.criteria.scoring import Scores
 from onnxprune.errors import OnnxPruneError
-from onnxprune.ir.model import load
+from onnxprune.ir.reader import load
 from onnxprune.pipeline import analyze, compile_plan, score
 from onnxprune.planning.constraints import Constraints
 from onnxprune.planning.iterative import plan_steps

@@ -14,7 +14,7 @@ from planning import FakeLatency, kept_counts, share, wide_model
 from onnxprune.criteria.normalize import normalize
 from onnxprune.criteria.scoring import Scores
 from onnxprune.errors import OnnxPruneError
-from onnxprune.ir.model import load
+from onnxprune.ir.reader import load
 from onnxprune.pipeline import analyze, score
 from onnxprune.planning.constraints import Constraints
 from onnxprune.planning.planner import plan

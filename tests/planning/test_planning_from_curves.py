@@ -16,7 +16,7 @@ from planning import FakeLatency, kept_counts, made_curves, mirrored, share, wid
 from onnxprune.analysis.cost import CostModel
 from onnxprune.criteria.scoring import Scores
 from onnxprune.errors import OnnxPruneError
-from onnxprune.ir.model import load
+from onnxprune.ir.reader import load
 from onnxprune.pipeline import analyze, compile_plan, score
 from onnxprune.planning.constraints import Constraints, FeasibleCounts
 from onnxprune.planning.curves import Curves

@@ -22,8 +22,9 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import Data, load_data
 from onnxprune.execution.evaluation import evaluate
 from onnxprune.execution.metrics import MetricValue
-from onnxprune.ir.model import load
+from onnxprune.ir.reader import load
 from onnxprune.pipeline import analyze, apply, score
+from onnxprune.planning import _sweep_workers
 from onnxprune.planning import sensitivity_sweep as module
 from onnxprune.planning.curves import Curves, load_curves, save_curves
 from onnxprune.planning.sensitivity_sweep import RATIOS, removed_at, sensitivity
@@ -267,7 +268,7 @@ def _dies_once(task: Any) -> Any:
     if not flag.exists():
         flag.touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    return module._work(task)
+    return _sweep_workers.measure_task(task)
 
 
 def test_points_of_a_lost_worker_are_done_again(
@@ -424,12 +425,12 @@ def test_curves_files_are_read_strictly(whole: Curves, tmp_path: Path) -> None:
         "unknown key": {**good, "more": 1},
         "missing": {k: v for k, v in good.items() if k != "metric"},
         "schema": {**good, "schema": 2},
-        "wrong type": {**good, "metric": 1},
-        "not a number": {**good, "baseline": {**good["baseline"], "value": "high"}},
+        "takes text in quotes, not 1": {**good, "metric": 1},
+        "takes a number, not 'high'": {**good, "baseline": {**good["baseline"], "value": "high"}},
         "do not ascend": {**good, "groups": {"a": {"channels": 4, "points": [{"ratio": 0.5, "removed": 2, "value": 1,
                           "error": None}] * 2}}},
-        "positive integer": {**good, "groups": {"a": {"channels": 0, "points": []}}},
-        "unexpected keys": {**good, "groups": {"a": {"channels": 4}}},
+        "at least 1, not 0": {**good, "groups": {"a": {"channels": 0, "points": []}}},
+        "the key 'points' is missing": {**good, "groups": {"a": {"channels": 4}}},
     }  # fmt: skip
     for message, document in bad.items():
         path.write_text(json.dumps(document))

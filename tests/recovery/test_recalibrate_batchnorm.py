@@ -31,7 +31,9 @@ from onnxprune.analysis.coupling import Analysis
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.channel_moments import measure_statistics
 from onnxprune.execution.data import Data
-from onnxprune.ir.model import Model, load, to_proto
+from onnxprune.ir.model import Model
+from onnxprune.ir.reader import load
+from onnxprune.ir.writer import to_proto
 from onnxprune.passes import FuseBatchnorm
 from onnxprune.plans import Plan
 from onnxprune.recovery.recalibrate_batchnorm import RecalibrateBatchnorm

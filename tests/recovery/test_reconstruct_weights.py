@@ -33,7 +33,9 @@ import onnxprune as op
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import Data
-from onnxprune.ir.model import Model, load, to_proto
+from onnxprune.ir.model import Model
+from onnxprune.ir.reader import load
+from onnxprune.ir.writer import to_proto
 from onnxprune.plans import Plan
 from onnxprune.recovery import reconstruct_weights as module
 from onnxprune.recovery._lockstep import PairedCursor

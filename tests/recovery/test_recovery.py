@@ -21,7 +21,9 @@ from onnxprune.execution.calibration import Calibration
 from onnxprune.execution.data import Data
 from onnxprune.execution.evaluation import evaluate
 from onnxprune.execution.metrics import get_metric
-from onnxprune.ir.model import Model, load, to_proto
+from onnxprune.ir.model import Model
+from onnxprune.ir.reader import load
+from onnxprune.ir.writer import to_proto
 from onnxprune.passes import Pass, Pipeline, StripChannels
 from onnxprune.plans import Plan, Removal
 from onnxprune.recovery import recover as module

@@ -297,8 +297,8 @@ def test_a_plan_alone_shows_its_groups(files: Path) -> None:
 def test_truncated_json_beside_a_model(files: Path, tmp_path: Path) -> None:
     (tmp_path / "cut.json").write_text((files / "curves.json").read_text()[:200])
     text = line.ok(files / "model.onnx", tmp_path / "cut.json", "-o", tmp_path / "r.html", "--no-latency").stderr
-    assert "cut.json: not JSON" in text
-    assert "cut.json: not JSON" in text_of((tmp_path / "r.html").read_text())
+    assert "cut.json: not a valid document: not JSON" in text
+    assert "cut.json: not a valid document: not JSON" in text_of((tmp_path / "r.html").read_text())
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from onnxprune.criteria.scoring import score
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Calibration, Probe, Statistic
 from onnxprune.execution.data import load_data
-from onnxprune.ir.model import load
+from onnxprune.ir.reader import load
 from onnxprune.pipeline import analyze
 from onnxprune.studies.criteria_comparison import agreement, compare_criteria, parsed, signs
 from onnxprune.studies.plots import plot_criteria

@@ -326,7 +326,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("onnxprune._utils.atomic_files.os.access", lambda *args: False)  # root may write everywhere
-    monkeypatch.setattr(plots, "_render", lambda *args: pytest.fail("drawn for nothing"))
+    monkeypatch.setattr(plots, "render_curves", lambda *args: pytest.fail("drawn for nothing"))
     with pytest.raises(OnnxPruneError, match="not writable"):
         plot_curves(sweep(2), tmp_path / "a.png")
     assert not list(tmp_path.iterdir())
@@ -336,10 +336,10 @@ def test_matplotlib_comes_with_the_first_picture_and_pyplot_never(tmp_path: Path
     code = """
 import sys
 from pathlib import Path
-from onnxprune.planning.curves import Curve, Curves, Point
+from onnxprune.planning.curves import Curve, CurvePoint, Curves
 from onnxprune.studies.plots import plot_curves
 assert "matplotlib" not in sys.modules
-curves = Curves("m", {}, "top1", True, Point(0, 0, 0.9, None), {"a": Curve(4, (Point(0.5, 2, 0.4, None),))})
+curves = Curves("m", {}, "top1", True, CurvePoint(0, 0, 0.9, None), {"a": Curve(4, (CurvePoint(0.5, 2, 0.4, None),))})
 plot_curves(curves, Path(sys.argv[1]), kind="both")
 assert "matplotlib" in sys.modules
 assert "matplotlib.pyplot" not in sys.modules

@@ -19,7 +19,8 @@ from torch.optim.swa_utils import AveragedModel
 import onnxprune as op
 from onnxprune.execution.data import load_data
 from onnxprune.execution.sessions import Session
-from onnxprune.ir.model import load, to_proto
+from onnxprune.ir.reader import load
+from onnxprune.ir.writer import to_proto
 from onnxprune.latency.random_inputs import random_feeds
 from onnxprune.torch_bridge import Binding, bindings, logits_of, to_torch, write_back
 from onnxprune.verification import relative_difference

@@ -25,7 +25,7 @@ from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from onnxprune.errors import OnnxPruneError
-from onnxprune.ir.model import load
+from onnxprune.ir.reader import load
 from onnxprune.ops import all_ops
 from onnxprune.torch_bridge import bindings, to_torch
 from onnxprune.torch_bridge.registry import find, since_version

@@ -17,7 +17,8 @@ from scipy.special import log_softmax, rel_entr, softmax
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import load_data
 from onnxprune.execution.sessions import Session
-from onnxprune.ir.model import Model, load
+from onnxprune.ir.model import Model
+from onnxprune.ir.reader import load
 from onnxprune.pipeline import analyze, apply, plan, score
 from onnxprune.planning.constraints import Constraints
 from onnxprune.plans import Plan

@@ -25,7 +25,8 @@ from torch import nn
 import onnxprune as op
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import Data, InputSpec, Preprocess, to_input
-from onnxprune.ir.model import Array, Model, to_proto
+from onnxprune.ir.model import Array, Model
+from onnxprune.ir.writer import to_proto
 from onnxprune.training import Settings, ValidationMetrics, get_method, retrain
 from onnxprune.training._callbacks import MovingAverage
 from onnxprune.training._datasets import (
@@ -605,7 +606,7 @@ def test_checkpoints_of_other_runs_are_refused(tmp_path: Path) -> None:
     (folder / "last.ckpt").write_bytes((folder / "last.ckpt").read_bytes()[:1000])
     refused("damaged one")
     save_state({"something": torch.zeros(1)}, folder / "last.ckpt")
-    refused("not a checkpoint of this program")
+    refused("not a valid checkpoint")
     (folder / "last.ckpt").unlink()
     refused("no checkpoint to resume from")
     assert retrain(model, data, settings=TWO, folder=folder).improved

@@ -27,7 +27,9 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import load_data
 from onnxprune.execution.evaluation import evaluate
 from onnxprune.execution.sessions import Session
-from onnxprune.ir.model import Model, load, save
+from onnxprune.ir.model import Model
+from onnxprune.ir.reader import load
+from onnxprune.ir.writer import save
 from onnxprune.passes import FuseBatchnorm, InsertBatchnorm
 from onnxprune.pipeline import analyze, apply, compile_plan, score
 from onnxprune.planning.constraints import Constraints

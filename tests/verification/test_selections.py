@@ -9,8 +9,10 @@ from onnx import numpy_helper
 
 from onnxprune.analysis.shape_inference import witness
 from onnxprune.execution.sessions import Session
-from onnxprune.ir.model import Model, load, to_proto
+from onnxprune.ir.model import Model
+from onnxprune.ir.reader import load
 from onnxprune.ir.symbolic import Expr
+from onnxprune.ir.writer import to_proto
 from onnxprune.pipeline import analyze, compile_plan
 from onnxprune.plans import Plan, Removal
 from onnxprune.verification import verify

@@ -21,7 +21,7 @@ def valley(values: npt.NDArray[Any]) -> float:
     """Return the threshold between two clusters of values.
 
     The paper (Zhuang et al. 2020) scans a histogram of 100 bins for its first local minimum. With few channels every
-        histogram has chance minima, and a single cluster has them too, so here:
+    histogram has chance minima, and a single cluster has them too, so here:
 
     1. Values are transformed to `z = log(v / max v + 0.01)`: clusters differ by their order of magnitude.
     2. The split of z that explains most of its variance is found (Otsu 1979), with at least 5 % of the values on each

@@ -1,0 +1,57 @@
+"""Options of files that are written, of their proof and of interrupted runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from onnxprune.options._declare import OUTPUT, Options, option
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Output(Options):
+    """File to write."""
+
+    output: Path = option(help="File to write.", heading=OUTPUT, flag=("-o", "--output"))
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class ModelOutput(Output):
+    """Model file to write."""
+
+    external: bool | None = option(
+        None, help="Weights beside the model, or inside it.", heading=OUTPUT, advanced=True,
+        flag="--external-data/--single-file", shown="by size",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Tolerance(Options):
+    """How close a pruned model must be to its masked original."""
+
+    tolerance: float | None = option(
+        None, help="Largest relative difference allowed.", heading=OUTPUT, advanced=True, shown="by element type"
+    )
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Verifying(Tolerance):
+    """Whether and how a pruned model is proved."""
+
+    verify: bool = option(
+        True, help="Prove the result (default) or not.", heading=OUTPUT, advanced=True, flag="--verify/--no-verify"
+    )
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Restarting(Options):
+    """What happens to the files of an interrupted run."""
+
+    restart: bool = option(False, help="Discard the files of an interrupted run.", heading=OUTPUT)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Resuming(Restarting):
+    """What happens to the files of an interrupted run that is not resumed by itself."""
+
+    resume: bool = option(False, help="Resume an interrupted run.", heading=OUTPUT)

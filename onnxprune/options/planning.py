@@ -1,0 +1,201 @@
+"""Options of planning: the budget, the allocator, constraints, sensitivity curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onnxprune.options._declare import BUDGET, DATA, RUNTIME, SELECTION, OptionError, Options, option
+from onnxprune.options._text import BYTES, RATIO_RANGE, WHOLE_OR_AUTO
+
+ALLOCATORS = ("global", "uniform", "sensitivity", "latency", "saving")
+NORMALIZATIONS = ("none", "mean", "max", "sum", "gaussian", "lamp")
+RATIOS = tuple(round(0.05 * i, 2) for i in range(1, 20))
+SCHEDULES = ("linear", "geometric")
+GROUP_KINDS = ("heads", "head_dim", "stream", "mlp", "conv", "embedding", "padding", "other")
+ONLY = ("attention", *GROUP_KINDS)
+PROTECT = ("first", "residual", *ONLY)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Normalizing(Options):
+    """How scores of different groups are made comparable."""
+
+    normalize: str | None = option(
+        None, help="How groups are compared: none, mean, max, sum, gaussian, lamp.", heading=SELECTION, advanced=True,
+        choices=NORMALIZATIONS, shown="the criterion's own", title="normalization",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Planning(Normalizing):
+    """How much is removed, and how the budget is shared among the groups.
+
+    Attributes:
+        ratio: share of the channels removed from every group.
+        target: share of one measure that is kept, such as "macs=0.5".
+        min_group_accuracy: with curves: lowest value of every group's curve.
+        max_loss: the same for metrics where lower is better.
+        allocator: how a target is shared among the groups.
+        normalize: how scores of different groups are made comparable.
+        steps: number of steps, with new scores between them.
+        schedule: "linear" (the same share of the original in every step) or "geometric" (of the remaining channels).
+    """
+
+    ratio: float | None = option(
+        None, help="Share of the channels removed from every group.", heading=BUDGET, ge=0, lt=1
+    )
+    target: str | None = option(
+        None, heading=BUDGET, metavar="WHAT=SHARE",
+        help="Share kept of macs, params, bytes (weights), memory (activations alive at once), channels (removable "
+        "ones) or latency (predicted), e.g. macs=0.5.",
+    )  # fmt: skip
+    min_group_accuracy: float | None = option(
+        None, help="With --curves: lowest value of every group's curve.", heading=BUDGET, old=("--min-accuracy",)
+    )
+    max_loss: float | None = option(
+        None, help="The same for metrics where lower is better.", heading=BUDGET, advanced=True
+    )
+    allocator: str | None = option(
+        None, heading=BUDGET, advanced=True, choices=ALLOCATORS, old=("--scope",),
+        shown="sensitivity with --curves, latency for a latency target, else the criterion's own (`criteria`)",
+        help="How --target is shared: rank all channels together (global), the same share everywhere (uniform), all "
+        "curves down to the same value (sensitivity), least importance per unit of the target saved (saving) or per "
+        "predicted second saved (latency).",
+    )  # fmt: skip
+    steps: int | None = option(
+        None, heading=BUDGET, advanced=True, ge=1, usage=True,
+        help="Prune in this many steps, with new scores between them. Removing 10 % of the remaining filters eight "
+        "times, as PLS pruning does: --target channels=0.43 --steps 8 --schedule geometric.",
+    )  # fmt: skip
+    schedule: str = option(
+        "linear", heading=BUDGET, advanced=True, choices=SCHEDULES, usage=True,
+        help="With --steps: every step removes the same share of the original, or of the remaining channels.",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, repr=False)
+class Constraints(Options):
+    """Bounds of a plan.
+
+    Attributes:
+        round_to: kept counts are multiples of this on the producing axis; "auto": the block of the CPU's kernels.
+        min_channels: least channels a group keeps.
+        max_ratio: largest share a group loses; keeps global rankings from emptying layers.
+        include: glob patterns; only matching groups are pruned (empty: all).
+        exclude: glob patterns of groups that keep all channels.
+        protect: presets of groups that keep all channels: "first" (the network's first layer), "residual" (residual
+            streams; with "first" the layers that the D-Score paper does not prune in ResNets), "attention" (heads and
+            channels inside heads), or a kind of group (`GROUP_KINDS`).
+        overrides: glob pattern -> ratio (share removed) or {"ratio": r, "min_channels": n, "channels": kept}.
+        only: kinds of groups that are pruned, "attention" for both of its kinds (empty: all).
+    """
+
+    round_to: int | str = option(
+        "auto", help="Kept counts are multiples of this; auto: the block of the runtime's kernels.", heading=SELECTION,
+        advanced=True, text=WHOLE_OR_AUTO, metavar="N|auto", ge=1,
+    )  # fmt: skip
+    min_channels: int = option(
+        1, help="Least channels a group keeps.", heading=SELECTION, advanced=True, ge=1, usage=True
+    )
+    max_ratio: float = option(0.9, help="Largest share a group loses.", heading=SELECTION, advanced=True, ge=0, lt=1)
+    include: Sequence[str] = option(
+        (), help="Prune only these groups (repeatable).", heading=SELECTION, advanced=True, metavar="GLOB"
+    )
+    exclude: Sequence[str] = option(
+        (), help="Keep all channels of these groups (repeatable).", heading=SELECTION, metavar="GLOB"
+    )
+    protect: Sequence[str] = option(
+        (), heading=SELECTION, metavar="WHAT", choices=PROTECT, title="preset",
+        help="Keep all channels of: first, residual, attention, or a kind that `inspect` shows (repeatable).",
+    )  # fmt: skip
+    overrides: Mapping[str, Any] = option(
+        {}, help="TOML or JSON file: group glob = ratio or table.", heading=SELECTION, advanced=True, metavar="FILE"
+    )
+    only: Sequence[str] = option(
+        (), heading=SELECTION, advanced=True, metavar="KIND", choices=ONLY, title="kind of group",
+        help="Prune only this kind: heads, head_dim, attention (both), mlp, stream, conv, embedding (repeatable).",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.round_to, str) and self.round_to != "auto":
+            raise OptionError("round_to", f"must be a number or auto; got {self.round_to!r}")
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class ScoresInput(Options):
+    """Scores that were written before."""
+
+    scores_file: Path | None = option(
+        None, help="Use these scores instead (`score -o`).", heading=SELECTION, flag="--scores"
+    )
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class CurvesInput(Options):
+    """Sensitivity curves that were measured before."""
+
+    curves_file: Path | None = option(
+        None, help="Plan by these curves (`sensitivity`).", heading=BUDGET, flag="--curves"
+    )
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class SensitivitySweep(Options):
+    """How sensitivity curves are measured."""
+
+    metric: str | None = option(
+        None, heading=BUDGET, shown="top1; kl without labels",
+        help="top1, top5, loss; without labels kl, cosine, mse; or package.module:function.",
+    )  # fmt: skip
+    ratios: tuple[float, ...] = option(
+        RATIOS, heading=BUDGET, text=RATIO_RANGE, metavar="RATIOS",
+        help="Shares removed: FROM:TO:STEP, or a list 0.1,0.3,0.5.",
+    )  # fmt: skip
+    include: tuple[str, ...] = option(
+        (), help="Measure only these groups (repeatable).", heading=SELECTION, metavar="GLOB"
+    )
+    exclude: tuple[str, ...] = option(
+        (), help="Do not measure these groups (repeatable).", heading=SELECTION, metavar="GLOB"
+    )
+    min_group_accuracy: float | None = option(
+        None, help="Only search for the ratio at which each curve falls below this (bisection).", heading=BUDGET,
+        old=("--min-accuracy",),
+    )  # fmt: skip
+    max_loss: float | None = option(None, help="The same for metrics where lower is better.", heading=BUDGET)
+    stop_at_chance: bool = option(
+        False, help="End a curve once it is no better than guessing.", heading=BUDGET, advanced=True
+    )
+    partial_classes: bool = option(
+        False, help="Accept data without samples of some class.", heading=DATA, advanced=True
+    )
+    batch: int | None = option(
+        None, help="Samples per run.", heading=RUNTIME, advanced=True, ge=0, usage=True,
+        shown="8 to 64, activations within the cache",
+    )  # fmt: skip
+    threads: int | None = option(
+        None, help="CPU threads of a job; 0: all cores.", heading=RUNTIME, advanced=True, ge=0, usage=True,
+        shown="cores / jobs",
+    )  # fmt: skip
+    device: str = option(
+        "cpu", help="Device that onnxruntime runs on: auto, cpu or cuda.", heading=RUNTIME, advanced=True
+    )
+    jobs: int = option(1, help="Workers; 0: one for every core.", heading=RUNTIME, ge=0, usage=True)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Distribution(Options):
+    """Where the points of a sensitivity sweep are measured."""
+
+    cache_memory: int = option(
+        2 * 2**30, help="Memory for activations that are computed once.", heading=RUNTIME, advanced=True, text=BYTES,
+        metavar="SIZE",
+    )  # fmt: skip
+    backend: str = option("loky", help="loky (this machine), dask or ray (a cluster).", heading=RUNTIME, advanced=True)
+    address: str | None = option(
+        None, help="Address of the dask or ray cluster; its machines share this folder.", heading=RUNTIME,
+        advanced=True,
+    )  # fmt: skip
