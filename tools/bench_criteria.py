@@ -149,7 +149,7 @@ def point(bench: Bench, analysis: Analysis, plan: Plan) -> Figures:
 
 
 def uniform_ratio(analysis: Analysis, plan: Plan) -> float:
-    """The share that a uniform plan takes of its widest group."""
+    """Return the share that a uniform plan removes from its widest group."""
     widest = max((analysis[name] for name in plan.groups), key=lambda g: g.channels)
     return len(plan.groups[widest.name].removed) / widest.channels
 
@@ -166,7 +166,7 @@ def sequential(
 
 
 def spelled(rule: AnyCriterion) -> str:
-    """A criterion's name with the parameters that are not the default ones."""
+    """Return a criterion's name with its parameters other than the defaults."""
     usual = vars(type(rule)())
     return ":".join([rule.name, *(f"{k}={v}" for k, v in vars(rule).items() if usual[k] != v)])
 
@@ -216,7 +216,7 @@ class Peer:
         self.gradients: list[Any] = []
 
     def point(self, name: str, share: float, setting: str) -> Figures:
-        """The cut by a criterion nearest to the share of MACs, and its accuracies."""
+        """Prune by a criterion to the share of MACs and return the accuracies."""
         from bench_retrain import exported
 
         start = time.perf_counter()
@@ -262,7 +262,7 @@ class Peer:
         return module
 
     def _backward(self) -> None:
-        """Gradients of the mean loss over the calibration images, in inference mode."""
+        """Compute gradients of the mean loss over the calibration images, in inference mode."""
         from torch.nn import functional
 
         module = copy.deepcopy(self.network)
@@ -290,7 +290,7 @@ class Peer:
 
 
 def with_batchnorm(path: Path) -> Any:
-    """The CIFAR ResNet of a file that keeps BatchNormalization, checked against onnxruntime.
+    """Return the CIFAR ResNet of a file that keeps BatchNormalization, checked against onnxruntime.
 
     Raises:
         click.ClickException: another architecture.
@@ -405,12 +405,12 @@ def echo(model: str, name: str, setting: str, share: float, points: Figures) -> 
 
 
 def numbers(text: str) -> list[float]:
-    """Numbers separated by commas."""
+    """Parse numbers separated by commas."""
     return [float(part) for part in text.split(",")] if text else []
 
 
 def versions() -> dict[str, str]:
-    """Of what took part."""
+    """Return the versions of all packages involved."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -440,7 +440,7 @@ def main(
     models: tuple[Path, ...], train: str, test: str, mean: str, std: str, targets: str, criteria: str, settings: str,
     test_images: int, images: int, slow_images: int, recalibrate_images: int, peer: bool, threads: int, output: Path,
 ) -> None:  # fmt: skip
-    """Runs what is missing and prints the tables."""
+    """Run the missing measurements and print the tables."""
     bench = Bench(
         op.load_data(train, images=images), slow_images, recalibrate_images, op.load_data(test, images=test_images),
         Preprocess(numbers(mean), numbers(std)), threads,

@@ -51,7 +51,7 @@ PUBLISHED = {
 
 
 def from_scratch(name: str, path: Path, data: op.Data, how: Preprocess, epochs: int, device: str) -> Path:
-    """The network trained from random weights, in a file that is made once."""
+    """Return the file of the network trained from random weights, made once."""
     from cifar_networks import exported, network
 
     if not path.exists():
@@ -68,7 +68,7 @@ def from_scratch(name: str, path: Path, data: op.Data, how: Preprocess, epochs: 
 
 
 def floats(text: str) -> list[float]:
-    """Numbers separated by commas."""
+    """Parse numbers separated by commas."""
     return [float(part) for part in text.split(",")] if text else []
 
 

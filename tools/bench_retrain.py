@@ -85,7 +85,7 @@ def trained(
 
 
 def numbers(text: str) -> list[float]:
-    """Numbers separated by commas."""
+    """Parse numbers separated by commas."""
     return [float(part) for part in text.split(",")] if text else []
 
 
@@ -122,7 +122,7 @@ def main(
     alpha: float, temperature: float, ema: float | None, threads: int, schedule: str, augment: str, peer: bool,
     device: str, output: Path | None,
 ) -> None:  # fmt: skip
-    """Prunes, retrains, evaluates; then the same for the peer."""
+    """Prune, retrain and evaluate; then the same for the peer."""
     how, original = Preprocess(numbers(mean), numbers(std)), op.load(model)
     data, held_out = op.load_data(train), op.load_data(test)
     settings = Settings(

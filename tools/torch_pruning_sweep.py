@@ -36,7 +36,7 @@ TOLERANCE = 1e-4
 
 
 def from_onnx(path: Path) -> ResNet:
-    """The torch module with the file's weights: convolutions in the order of the graph, then the classifier.
+    """Return the torch module with the file's weights: convolutions in the order of the graph, then the classifier.
 
     Raises:
         click.ClickException: another architecture.
@@ -77,7 +77,7 @@ def top1(model: nn.Module, x: torch.Tensor, y: torch.Tensor, batch: int) -> floa
 
 
 def prune(model: ResNet, group: str, removed: int) -> ResNet:
-    """A copy whose convolution `group` lost its filters of least l1 norm, with all that depends on them."""
+    """Copy the model and remove the filters of least l1 norm of convolution `group`, with all dependents."""
     copied = copy.deepcopy(model)
     conv = copied.get_submodule(group)
     assert isinstance(conv, nn.Conv2d)
@@ -98,7 +98,7 @@ def sweep(
     limit: int | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """The full grid, one point after the other; see the head of this file.
+    """Run the full grid, one point after the other; see the head of this file.
 
     Args:
         ratios: shares of a group's channels to remove, rounded down to whole channels.
@@ -148,7 +148,7 @@ def parse_ratios(text: str) -> list[float]:
 def main(
     model: Path, data: Path, ratios: str, batch: int, threads: int, limit_groups: int | None, output: Path | None
 ) -> None:
-    """Checks the copy of the model, runs the sweep, prints the points."""
+    """Check the copy of the model, run the sweep, print the points."""
     torch.set_num_threads(threads)
     with np.load(data, allow_pickle=False) as arrays:
         x, y = np.ascontiguousarray(arrays["x"], np.float32), np.asarray(arrays["y"], np.int64)

@@ -120,7 +120,7 @@ def peak_memory() -> float:
 
 
 def measured(path: Path, macs: float, timeout: float, memory: float) -> Row:
-    """The row of one model and target, from a process of its own."""
+    """Return the row of one model and target, from a process of its own."""
     command = [sys.executable, str(Path(__file__).resolve()), "--one", str(path), str(macs), "--memory", str(memory)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
@@ -156,7 +156,7 @@ def cells(name: str, rows: dict[str, Row]) -> list[str]:
 
 
 def page(results: dict[str, dict[str, Row]]) -> str:
-    """The table in Markdown."""
+    """Return the table in Markdown."""
     head = ["file", "nodes", "groups", *(f"macs={m}" for m in TARGETS), "seconds"]
     lines = [head, ["---"] * len(head), *(cells(name, rows) for name, rows in results.items())]
     return "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in lines) + "\n"

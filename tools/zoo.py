@@ -161,7 +161,7 @@ class Zoo:
         return self.args.again or row is None or row.get("stamp") != mark or "error" in row
 
     def file(self, name: str, path: Path) -> None:
-        """A model that is there; a structure is given random weights first."""
+        """Return the file of an existing model; a structure gets random weights first."""
         if not self.wanted(name, stamp(path)):
             return
         row = {**self.rows.get(name, {}), "name": name, "stamp": stamp(path), "weights": "as they are"}
@@ -178,7 +178,7 @@ class Zoo:
         self.add(row)
 
     def make(self, entry: Entry) -> None:
-        """A model of the catalogue."""
+        """Build a model of the catalogue."""
         row = self.rows.get(entry.name, {})
         hopeless = not self.args.again and str(row.get("error", "")).startswith("exporter: ")
         if hopeless or not self.wanted(entry.name, "built"):
@@ -199,7 +199,7 @@ class Zoo:
 
 
 def main() -> int:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("places", type=Path, nargs="*", help="files and folders")
     parser.add_argument("--build", nargs="+", default=[], metavar="PATTERN", help="models of the catalogue, by name")

@@ -308,7 +308,7 @@ def _export_dynamo(model: nn.Module, inputs: Inputs, path: Path, dynamic: bool) 
 
 
 def _first(model: nn.Module) -> nn.Module:
-    """A module that returns the one tensor of a segmentation model's dictionary, or what the model returns."""
+    """Wrap a model to return the one tensor of a segmentation model's dictionary, or its output."""
     from torch import nn
 
     class First(nn.Module):
@@ -369,7 +369,7 @@ def _keras(name: str, exporter: str, path: Path, seed: int) -> list[list[int]]:
 
 
 def _light(name: str, path: Path) -> list[list[int]]:
-    """A model of the onnx wheel: what ConstantOfShape and equal values stood for becomes random weights."""
+    """Return a model of the onnx wheel, with random weights instead of ConstantOfShape and equal values."""
     import math
 
     import numpy as np
@@ -402,7 +402,7 @@ def _light(name: str, path: Path) -> list[list[int]]:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="names or patterns, such as 'timm_*.ts'")
     parser.add_argument("--out", type=Path, default=Path(".zoo/models"))

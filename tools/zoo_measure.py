@@ -169,7 +169,7 @@ def rounded(value: Any) -> Any:
 
 
 def main() -> int:
-    """The command line; prints the row even when something failed."""
+    """Run the command line; print the row even after a failure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--no-proofs", action="store_true")

@@ -1,4 +1,4 @@
-"""The coverage page and its numbers, from the rows of `tools/zoo.py`."""
+"""Write the coverage page and its numbers from the rows of `tools/zoo.py`."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def proved(row: Row) -> bool:
 
 
 def page(rows: Sequence[Row]) -> str:
-    """The coverage page."""
+    """Return the coverage page."""
     parts = [HEAD, _summary(rows)]
     for key, title in LIBRARIES.items():
         own = sorted((r for r in rows if library(r) == key), key=lambda r: str(r["name"]))

@@ -16,7 +16,7 @@ FORMAT = Format("request", 2**20)
 
 
 class BadRequest(ValueError):
-    """The request is not one of the page's."""
+    """Request that the page does not send."""
 
 
 @dataclass(frozen=True)

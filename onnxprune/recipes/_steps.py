@@ -42,7 +42,7 @@ class RecipeDefaults:
     analysis: AnalysisOptions = field(default_factory=AnalysisOptions)
 
     def analyze(self, model: Model) -> Analysis:
-        """What may go from a model under the recipe."""
+        """Return the analysis of a model under the recipe."""
         return analyze(model, attention=self.analysis.attention, include_inexact=self.analysis.include_inexact)
 
 

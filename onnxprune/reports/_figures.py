@@ -38,8 +38,7 @@ def scale(curves: Curves) -> float:
 
 
 def value_at(curves: Curves, curve: Curve, removed: int) -> tuple[float, bool]:
-    """The metric at a count of channels removed, on straight lines between measured points; whether it was measured
-    that far."""
+    """Return the metric at a removed count, linear between points, and False beyond the last measured point."""
     x = [0, *(p.removed for p in curve.points)]
     y = [curves.baseline.value, *(p.value for p in curve.points)]
     return float(np.interp(removed, x, y)), removed <= x[-1]

@@ -44,7 +44,7 @@ class ValidationMetrics:
 
 
 class Diverged(Exception):
-    """The loss is not finite; epoch and step count from 1."""
+    """Loss that is not finite; epoch and step count from 1."""
 
     def __init__(self, epoch: int, step: int, loss: float) -> None:
         super().__init__(f"the loss became {loss} at epoch {epoch}, step {step}")

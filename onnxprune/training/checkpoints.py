@@ -108,7 +108,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 def saved_run(
     folder: Path | None, run: Mapping[str, Any], *, resume: bool, restart: bool, rank: int
 ) -> dict[str, Any] | None:
-    """The checkpoint to go on from, None to begin anew.
+    """Return the checkpoint to resume from, None to start anew.
 
     Args:
         folder: of the run; it need not exist.
@@ -201,7 +201,7 @@ def save_state(state: Mapping[str, Any], path: Path) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Reads what `save_state` wrote; nothing is unpickled but tensors and plain values.
+    """Read a file of `save_state`; only tensors and plain values are unpickled.
 
     Raises:
         OnnxPruneError: there is no such file, or it is something else.

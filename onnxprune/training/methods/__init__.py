@@ -18,7 +18,7 @@ for _cls in (GroupLasso, Polarization, Slimming, SoftFilter):
 
 
 def get_method(name: str, **params: Any) -> Method:
-    """Makes a method with the user's parameters: `get_method("slimming", strength=1e-3)`.
+    """Make a method with the user's parameters: `get_method("slimming", strength=1e-3)`.
 
     Raises:
         OnnxPruneError: no such method (the nearest names are offered), no such parameter (the valid ones are), or a

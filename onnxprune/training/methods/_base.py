@@ -32,7 +32,7 @@ _ATTENTION = ("heads", "head_dim")
 
 @dataclass
 class Method(ABC):
-    """A training-time pruning method. Subclasses are dataclasses whose fields are the user's parameters.
+    """Training-time pruning method. Subclasses are dataclasses whose fields are the user's parameters.
 
         method.attach(module, analysis)       # before training, and before `load_state_dict` when a run is resumed
         loss = loss + method.penalty()        # at every step, where it is not None
