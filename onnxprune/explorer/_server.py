@@ -165,7 +165,7 @@ class _Handler(BaseHTTPRequestHandler):
         if path not in ACTIONS:
             raise _Refused(HTTPStatus.NOT_FOUND, "there is nothing here")
         if self.headers.get("Origin") is None:
-            raise _Refused(HTTPStatus.FORBIDDEN, "a request that says no origin is not the page's")
+            raise _Refused(HTTPStatus.FORBIDDEN, "requests without an origin are refused")
         document = answer(self.server.explorer, path, self._body())
         return json.dumps(document, allow_nan=False).encode(), _JSON
 
@@ -178,7 +178,7 @@ class _Handler(BaseHTTPRequestHandler):
             or not (lengths[0].isascii() and lengths[0].isdigit())
             or "Transfer-Encoding" in self.headers
         ):
-            raise _Refused(HTTPStatus.LENGTH_REQUIRED, "the body's length is not given")
+            raise _Refused(HTTPStatus.LENGTH_REQUIRED, "the body has no length")
         if len(lengths[0]) > 9 or int(lengths[0]) > MAX_BODY:
             raise _Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body has more than {MAX_BODY} bytes")
         return self.rfile.read(int(lengths[0]))

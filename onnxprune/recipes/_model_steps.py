@@ -45,7 +45,7 @@ class Recovering(AfterPruning):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.recover_images is not None and not self.recover:
-            raise OnnxPruneError("'recover_images' goes with recover = true")
+            raise OnnxPruneError("'recover_images' needs recover = true")
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ class RetrainStep(RecipeStep):
         pruning = self.pruning
         if not pruning.method:
             if pruning != TrainingMethod() or self.constraints != Constraints():
-                raise OnnxPruneError("'params', 'ratio', 'target' and limits go with a method")
+                raise OnnxPruneError("'params', 'ratio', 'target' and constraints need a method")
             return
         from onnxprune.training import get_method
 

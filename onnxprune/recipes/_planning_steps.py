@@ -44,7 +44,7 @@ class ScoringOptions(Scoring, Sampling):
         if self.criterion:
             get_criterion(self.criterion, **self.params)
         elif self.params or self.reduce:
-            raise OnnxPruneError("'params' and 'reduce' go with a criterion", fix='criterion = "l2"')
+            raise OnnxPruneError("'params' and 'reduce' need a criterion", fix='criterion = "l2"')
 
     def demand(self) -> None:
         """Raise if there is no criterion."""
@@ -133,7 +133,7 @@ class SensitivityStep(RecipeStep):
         wrong = "max_loss" if metric.higher_is_better else "min_group_accuracy"
         if getattr(sweep, wrong) is not None:
             more = "more" if metric.higher_is_better else "less"
-            raise OnnxPruneError(f"of {metric.name}, {more} is better: {wrong!r} does not go with it")
+            raise OnnxPruneError(f"of {metric.name}, {more} is better: {wrong!r} does not apply")
 
     @property
     def needs_data(self) -> tuple[str, ...]:
@@ -191,10 +191,10 @@ class PlanningOptions:
     def __post_init__(self) -> None:
         budget = self.budget
         if budget.ratio is not None and (self._thresholds or budget.target is not None):
-            raise OnnxPruneError("a ratio takes the same from every group: it goes with no target and no threshold")
+            raise OnnxPruneError("a ratio removes the same share of every group: it excludes a target and a threshold")
         if budget.ratio is None and budget.target is None and not self._thresholds:
             raise OnnxPruneError(
-                "how much goes is missing", fix="ratio, target, or after a sensitivity min_group_accuracy"
+                "the budget is missing", fix="ratio, target, or after a sensitivity min_group_accuracy"
             )
         if budget.steps is not None and (self._thresholds or not self.scoring.criterion):
             raise OnnxPruneError("'steps' score anew between them: name a criterion, and no threshold")

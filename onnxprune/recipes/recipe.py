@@ -214,7 +214,7 @@ def _steps(tables: Any, where: str, defaults: Mapping[str, Any], turn: str) -> I
         place = f"{where}, step {i + 1}"
         do = table.get("do")
         if not isinstance(do, str):
-            raise OnnxPruneError("a step says what to 'do'", where=place, fix=f"one of {', '.join((*STEPS, REPEAT))}")
+            raise OnnxPruneError("a step needs the key 'do'", where=place, fix=f"one of {', '.join((*STEPS, REPEAT))}")
         place += f" ({do})"
         if do == REPEAT:
             found = _repeated(table, place, defaults, turn)
@@ -237,7 +237,7 @@ def _repeated(table: Table, where: str, defaults: Mapping[str, Any], turn: str) 
             raise OnnxPruneError(err.what, where=where, fix=err.fix)
     times = table.get("times")
     if type(times) is not int or not 1 <= times <= _MAX_STEPS:
-        raise OnnxPruneError(f"'times' says how often, from 1 to {_MAX_STEPS}; got {times!r}", where=where)
+        raise OnnxPruneError(f"'times' must be from 1 to {_MAX_STEPS}; got {times!r}", where=where)
     for i in range(1, times + 1):
         yield from _steps(table.get("step"), where, defaults, f"{turn} {i}/{times}".strip())
 

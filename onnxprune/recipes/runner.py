@@ -158,7 +158,7 @@ class _RecipeRun:
         if done == len(entries):
             self._notify(f"all {done} steps are finished")
         elif done:
-            self._notify(f"going on after step {done} of {len(entries)}")
+            self._notify(f"resuming after step {done} of {len(entries)}")
         if ORIGINAL not in self.journal.entries:
             changes = "".join(f", {c}" for c in self.recipe.changes)
             self._log(f"{self.recipe.name}: {len(entries)} steps, from {self.recipe.model}{changes}")
@@ -175,7 +175,7 @@ class _RecipeRun:
     def _step(self, e: StepEntry) -> None:
         folder = self.folder / e.key
         resumed = self._begin(e, folder)
-        self._notify(f"{e.title} {'goes on' if resumed else 'begins'}")
+        self._notify(f"{e.title} {'resumes' if resumed else 'begins'}")
         start = time.perf_counter()
         try:
             with self.progress(e.title) as tick:
@@ -325,7 +325,7 @@ def _make_folder(folder: Path) -> None:
         raise OnnxPruneError(f"{str(folder)!r} is not a folder")
     if folder.is_dir() and not (folder / JOURNAL).exists() and any(folder.iterdir()):
         raise OnnxPruneError(
-            "the folder is not empty, and what it holds is no run of a recipe", where=str(folder), fix="another -o"
+            "the folder is not empty and holds no run of a recipe", where=str(folder), fix="another -o"
         )
     check_output(folder / JOURNAL) if folder.is_dir() else check_output(folder)
     try:

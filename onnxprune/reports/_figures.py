@@ -120,9 +120,7 @@ def sensitivity_summary(section: SensitivitySection) -> str:
             f"({by * last[best]:.4g}{unit})."
         )
     if section.chosen is not None:
-        text += (
-            f" The plan takes channels from {sum(map(bool, section.chosen.values()))} of them, marked as large points."
-        )
+        text += f" The plan removes channels from {sum(map(bool, section.chosen.values()))} of them: the large points."
     return text
 
 

@@ -141,7 +141,7 @@ class _FileCollector:
             cuts += [_sections.AppliedPlan(path.name, plan) for path, plan in left[:1]]
             left = left[1:]
             if cuts:
-                self.report.problems.append("the model is not given: groups that stay whole and what is locked are not "
+                self.report.problems.append("the model is not given: unpruned groups and locked channels are not "
                                            "known")  # fmt: skip
         self.report.problems += [f"{path.name}: another plan of the same model; it is left out" for path, _ in left]
         first = self.analyses.get(self.models[0].name) if self.models else None
@@ -185,14 +185,14 @@ class _FileCollector:
         if result is not None:
             found = differences(done.model, result.model)
             if found.identical:
-                note = f"{result.name} is this cut, to the last bit."
+                note = f"{result.name} equals this result, to the last bit."
             elif found.retrained:
                 note = (
-                    f"{result.name} has the structure of this cut and other values in {len(found.weights)} of "
+                    f"{result.name} has the structure of this result and other values in {len(found.weights)} of "
                     f"{len(found.weights) + found.same_weights} weights: it was recovered or retrained since."
                 )
             else:
-                note = f"{result.name} is not what this plan leaves: see `onnxprune diff`."
+                note = f"{result.name} differs from the result of this plan: see `onnxprune diff`."
                 self.report.problems.append(note)
         proof = done.verification
         if proof is None:

@@ -99,7 +99,7 @@ class _RunCollector:
                 else:
                     self.records[entry["key"]] = Fields(entry["value"], f"{JOURNAL}, {entry['key']}")
             except (KeyError, TypeError, OnnxPruneError):
-                self.report.problems.append(f"{JOURNAL}: line {i + 1} is damaged; what it recorded is left out")
+                self.report.problems.append(f"{JOURNAL}: line {i + 1} is damaged; its record is left out")
 
     def _read_recipe(self) -> None:
         path = self.folder / COPY
@@ -186,7 +186,7 @@ class _RunCollector:
                     changed = True
         what = "has changed" if changed else "is not where it was"
         self.report.problems.append(
-            f"the original model {what}: groups that stay whole and what is locked cannot be shown; name it beside the "
+            f"the original model {what}: unpruned groups and locked channels cannot be shown; name it beside the "
             f"run's folder, `onnxprune report {self.folder.name} MODEL`"
         )
         return None

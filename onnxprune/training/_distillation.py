@@ -188,7 +188,7 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> T
     if student.shape != teacher.shape or student.ndim < 2:
         raise OnnxPruneError(
             f"the student's logits are {list(student.shape)}, the teacher's {list(teacher.shape)}",
-            fix="both must be [samples, classes, ...]: take the model the student was pruned from as its teacher",
+            fix="both must be [samples, classes, ...]: use the model that the student was pruned from",
         )
     ours = fn.log_softmax(_wide(student) / temperature, 1)
     theirs = fn.log_softmax(_wide(teacher.detach()) / temperature, 1)
@@ -267,7 +267,9 @@ def features_under(plan: Plan, student: Model, teacher: Model) -> KeptIndices:
     """
     said = student.metadata
     if said.get(f"{PROVENANCE}.source") == teacher.fingerprint and said.get(f"{PROVENANCE}.plan") != plan.digest:
-        raise OnnxPruneError("the model was cut from this teacher by another plan", fix="name the plan it was cut by")
+        raise OnnxPruneError(
+            "the model was pruned from this teacher by another plan", fix="pass the plan that it was pruned by"
+        )
     analysis = analyze_for(teacher, plan)
     left = analysis.kept(plan)
     ours, theirs = _stage_outputs(student, activations=True), _stage_outputs(teacher, activations=True)

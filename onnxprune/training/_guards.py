@@ -56,7 +56,7 @@ def known_errors() -> Iterator[None]:
             raise
         raise OnnxPruneError(err.what.rpartition(name)[2].strip()) from err
     except SIGTERMException as err:
-        raise OnnxPruneError("ended from outside (SIGTERM)", fix="go on from the last epoch with --resume") from err
+        raise OnnxPruneError("ended from outside (SIGTERM)", fix="continue from the last epoch with --resume") from err
     except SystemExit as err:
         # Lightning turns Ctrl-C into an exit and switches Ctrl-C off.
         if isinstance(err.__context__, KeyboardInterrupt):
@@ -69,7 +69,7 @@ def known_errors() -> Iterator[None]:
             raise memory from err
         if any(sign in text for sign in _GONE):
             raise OnnxPruneError(
-                "another process of this training has ended", fix="see what it said, and go on with --resume"
+                "another process of this training has ended", fix="see its message, and continue with --resume"
             ) from err
         if "Expected more than 1 value per channel" in text:
             raise OnnxPruneError(

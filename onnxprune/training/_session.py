@@ -76,7 +76,7 @@ class TrainingSession:
             self._restore(saved)
             if len(self.recorder.history) > epochs or self.recorder.stopped is not None:
                 return
-            notify(f"going on after epoch {len(self.recorder.history) - 1} of {epochs}")
+            notify(f"resuming after epoch {len(self.recorder.history) - 1} of {epochs}")
         elif self.settings.lr == "auto":
             self.learner.lr = self._found_lr()
             notify(f"learning rate {self.learner.lr:.3g}, by a range test")

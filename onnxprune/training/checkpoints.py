@@ -147,13 +147,13 @@ def saved_run(
         raise OnnxPruneError(
             f"the checkpoint is of another run (not the same: {', '.join(wrong)})",
             where=str(path),
-            fix="repeat the command it was begun with and --resume, or throw it away with --restart",
+            fix="repeat its command with --resume, or discard it with --restart",
         )
     if not resume:
         raise OnnxPruneError(
             f"here is a run that has done {done} of {run['settings']['epochs']} epochs",
             where=str(path),
-            fix="go on with --resume, or throw it away with --restart",
+            fix="continue with --resume, or discard it with --restart",
         )
     return {**whole[_HEADER], "state_dict": whole["state_dict"]}
 
@@ -196,7 +196,7 @@ def save_state(state: Mapping[str, Any], path: Path) -> None:
         raise OnnxPruneError(
             f"cannot write the checkpoint: {getattr(err, 'strerror', None) or str(err).splitlines()[0]}",
             where=str(path),
-            fix="make room, and go on from the last epoch with --resume",
+            fix="free space, and continue from the last epoch with --resume",
         ) from err
 
 

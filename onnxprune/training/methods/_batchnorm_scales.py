@@ -65,7 +65,7 @@ class ScaleMethod(Method):
         bare = [g.name for g in self.analysis.groups if g.name not in set(self._groups)]
         if bare:
             _log.warning(
-                "%s: %d of %d groups have no BatchNormalization and stay whole: %s",
+                "%s: %d of %d groups have no BatchNormalization and are not pruned: %s",
                 self.name, len(bare), len(self.analysis), ", ".join(bare[:8]) + (", ..." if len(bare) > 8 else ""),
             )  # fmt: skip
         flags = np.concatenate([m.components for m in self._scales]) > 0

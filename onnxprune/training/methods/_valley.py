@@ -64,5 +64,5 @@ def valley(values: npt.NDArray[Any]) -> float:
 def _none() -> OnnxPruneError:
     return OnnxPruneError(
         "the scales have no valley: they are one heap, not one of small and one of large values",
-        fix="say how much is to go (--target macs=0.5, --ratio 0.3), or train longer or with more strength",
+        fix="set a budget (--target macs=0.5, --ratio 0.3), or train longer or with more strength",
     )

@@ -104,7 +104,7 @@ class Polarization(ScaleMethod):
         # The valley is that of removable channels; protected groups do not count.
         feasible = FeasibleCounts(scores.analysis, constraints, scores.groups)
         if not feasible.free:
-            raise OnnxPruneError("no group is left to cut", fix="protect or override less")
+            raise OnnxPruneError("no group can be pruned", fix="protect or override less")
         threshold = valley(np.concatenate([scores.groups[g.name] for g in feasible.free]))
         counts = {}
         for g in feasible.free:
