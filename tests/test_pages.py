@@ -19,7 +19,7 @@ from onnxprune.ops.op_spec import OPERATORS
 
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("docs/**/*.md"))]
 # Pages that speak of photographs get networks and data with three colours; all others get digits as they are.
-COLOUR = ("README.md", "docs/recover.md")
+COLOUR = ("README.md", "docs/commands.md", "docs/recover.md")
 SHIPPED = {"digits_keras.onnx": ("docs/howto/keras.md",), "digits_cnn_folded.onnx": ("docs/retraining.md",)}
 # Names that pages give to a model that is there before the page begins.
 MODELS = ("model.onnx", "mobilenet_v2.onnx", "resnet50.onnx", "small.onnx", "m.onnx")

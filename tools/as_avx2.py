@@ -2,9 +2,9 @@
 
     python tools/as_avx2.py python -m pytest tests/pipeline/test_quantized_models.py
 
-numpy, OpenBLAS, PyTorch and oneDNN have environment variables for this; onnxruntime asks the CPU itself. So the command
-gets a copy of it, in .avx2/, whose `cpuid` instructions trap into a handler that hides those features. That needs
-Linux, gcc and objdump.
+numpy, OpenBLAS, PyTorch and oneDNN have environment variables for this; onnxruntime asks the CPU itself. The command
+therefore gets a copy of it, in .avx2/, whose `cpuid` instructions trap into a handler that hides those features. This
+needs Linux, gcc and objdump.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def build() -> None:
     ).stdout
     code = bytearray(library.read_bytes())
     for address in re.findall(r"^ *([0-9a-f]+):\tcpuid", listing, re.MULTILINE):
-        place = int(address, 16)  # .text lies in the file where it lies in memory
+        place = int(address, 16)  # .text has the same offset in the file and in memory
         assert code[place : place + 2] == CPUID
         code[place : place + 2] = TRAP
     library.write_bytes(code)
@@ -98,7 +98,7 @@ def _version(source: Path) -> str:
 
 
 def environment() -> dict[str, str]:
-    """Variables under which every library makes do with AVX2."""
+    """Return the variables that limit every library to AVX2."""
     found = [str(f) for f in np.show_config(mode="dicts").get("SIMD Extensions", {}).get("found", [])]
     return {
         **os.environ,

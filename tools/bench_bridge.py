@@ -1,4 +1,4 @@
-"""What training through the bridge costs: the same steps on the native torchvision module and on `to_torch`'s.
+"""Measure the cost of training through the bridge: equal steps on the torchvision module and on `to_torch`'s.
 
     pip install 'onnxprune[train,cpu]'
     python tools/bench_bridge.py [--model resnet18] [--batch 32] [--steps 4] [--rounds 5] [--device cpu] [-o out.json]
@@ -32,10 +32,10 @@ from onnxprune.torch_bridge import to_torch
 
 
 def exported(module: nn.Module, side: int) -> op.Model:
-    """The module as its ONNX file would be read."""
+    """Export a module and read its ONNX file."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter announces its successor
+        warnings.simplefilter("ignore")  # the exporter warns about its deprecation
         torch.onnx.export(
             module.eval(), (torch.zeros(1, 3, side, side),), buffer, opset_version=17, dynamo=False,
             input_names=["input"], dynamic_axes={"input": {0: "batch"}},
@@ -47,7 +47,7 @@ PACKAGES = ("torch", "torchvision", "onnx2torch")
 
 
 class Trainee:
-    """A module with its optimizer; `step` is one step of training."""
+    """Module with its optimizer; `step` is one step of training."""
 
     def __init__(self, module: nn.Module, device: str) -> None:
         self.module = module.to(device).train()
@@ -55,7 +55,7 @@ class Trainee:
         self.device = device
 
     def steps(self, count: int, x: torch.Tensor, y: torch.Tensor) -> float:
-        """Seconds for so many steps."""
+        """Return the seconds of so many steps."""
         if self.device == "cuda":
             torch.cuda.synchronize()
         start = time.perf_counter()
@@ -77,7 +77,7 @@ class Trainee:
 @click.option("--device", default="cpu", show_default=True)
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Figures as JSON.")
 def main(model: str, batch: int, side: int, steps: int, rounds: int, device: str, output: Path | None) -> None:
-    """Measures in turn and prints the ratio of the medians."""
+    """Measure in turn and print the ratio of the medians."""
     torch.manual_seed(0)
     native = torchvision.models.get_model(model, weights=None)
     bridged = to_torch(InsertBatchnorm()(exported(native, side)))

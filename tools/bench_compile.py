@@ -1,4 +1,4 @@
-"""Compares compile costs with Torch-Pruning from PyPI, in one run on the same machine.
+"""Compare compile costs with Torch-Pruning from PyPI, in one run on the same machine.
 
     pip install torch torchvision torch-pruning
     python tools/bench_compile.py FOLDER [-m NAME ...] [-o out.json]
@@ -46,7 +46,7 @@ Times = dict[str, list[float]]
 
 
 def timed(call: Callable[[], Any], times: Times, name: str) -> Any:
-    """Runs once; CPU seconds are added under the name, wall seconds under `name wall`."""
+    """Run once; add CPU seconds under the name, wall seconds under `name wall`."""
     cpu, wall = time.process_time(), time.perf_counter()
     out = call()
     times.setdefault(name, []).append(time.process_time() - cpu)
@@ -58,7 +58,7 @@ def timed(call: Callable[[], Any], times: Times, name: str) -> Any:
 
 
 def ours_coupling(path: Path, times: Times) -> int:
-    """Analyses once; returns how many channels can go."""
+    """Analyse once and return the number of removable channels."""
     import onnxprune as op
     from onnxprune._utils.gc_pause import gc_paused
     from onnxprune.analysis.coupling import assemble, walk
@@ -75,7 +75,7 @@ def ours_coupling(path: Path, times: Times) -> int:
 
 
 def ours_work(path: Path, times: Times) -> None:
-    """From file to file."""
+    """Prune from file to file."""
     import onnxprune as op
 
     def work(out: Path) -> None:
@@ -89,7 +89,7 @@ def ours_work(path: Path, times: Times) -> None:
 
 
 def torch_model(name: str) -> tuple[Any, Any, dict[str, Any]]:
-    """A torchvision model with random weights, its input, and what Torch-Pruning needs to be told."""
+    """Return a torchvision model with random weights, its input, and Torch-Pruning's options for it."""
     import torch
     from torchvision.models import get_model
 
@@ -107,7 +107,7 @@ def torch_model(name: str) -> tuple[Any, Any, dict[str, Any]]:
 
 
 def theirs_coupling(name: str, times: Times) -> int:
-    """Builds Torch-Pruning's graph once and lists all groups; returns how many there are."""
+    """Build Torch-Pruning's graph once, list all groups and return their number."""
     import torch_pruning as tp
 
     model, example, told = torch_model(name)
@@ -117,7 +117,7 @@ def theirs_coupling(name: str, times: Times) -> int:
 
 
 def theirs_work(name: str, times: Times) -> None:
-    """Prunes in memory; the classifier stays."""
+    """Prune in memory, without the classifier."""
     import torch
     import torch_pruning as tp
 
@@ -139,11 +139,11 @@ def theirs_work(name: str, times: Times) -> None:
 
     timed(work, times, "tp work")
     with torch.no_grad():
-        model(example)  # outside the time: does what it pruned still run?
+        model(example)  # not timed: check that the pruned model runs
 
 
 def one_model(path: Path, name: str, repeats: int) -> None:
-    """Measures one model and prints its figures as JSON, line by line, so that a kill loses only what is missing."""
+    """Measure one model and print its figures as JSON, line by line, so that a kill loses only later ones."""
     import torch
 
     torch.set_num_threads(1)
@@ -152,7 +152,7 @@ def one_model(path: Path, name: str, repeats: int) -> None:
     import onnxprune.pipeline  # noqa: F401
 
     gc.collect()
-    gc.freeze()  # what the imports left (torch: much) is not searched for garbage again while either side works
+    gc.freeze()  # exclude the objects of imports (torch: many) from garbage collection while either side is timed
 
     steps: dict[str, Callable[[Times], Any]] = {
         "channels": lambda t: ours_coupling(path, t),
@@ -184,7 +184,7 @@ def one_model(path: Path, name: str, repeats: int) -> None:
 
 
 def run_model(folder: Path, name: str, repeats: int, limit: float) -> dict[str, Any]:
-    """Figures of one model, from its own process."""
+    """Return the figures of one model, from its own process."""
     command = [sys.executable, __file__, str(folder), "--one", name, "--repeats", str(repeats)]
     out: dict[str, Any] = {"times": {}, "failure": {}, "found": {}}
     with subprocess.Popen(
@@ -206,7 +206,7 @@ def run_model(folder: Path, name: str, repeats: int, limit: float) -> dict[str, 
 
 
 def child(command: list[str]) -> tuple[float, float, int]:
-    """(CPU seconds, peak MiB, exit status) of a command. This process stays small: a child's peak includes it."""
+    """Return (CPU seconds, peak MiB, exit status) of a command. The peak includes this process, which is small."""
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, **ONE_THREAD}
     )
@@ -216,7 +216,7 @@ def child(command: list[str]) -> tuple[float, float, int]:
 
 
 def start_up(folder: Path, repeats: int) -> dict[str, Any]:
-    """CPU seconds of the smallest commands, beside those of the interpreter with the libraries."""
+    """Return CPU seconds of the smallest commands, beside those of the interpreter with the libraries."""
     commands = {
         "python -c pass": ["-c", "pass"],
         "import numpy, onnx": ["-c", "import numpy, onnx"],
@@ -234,7 +234,7 @@ def start_up(folder: Path, repeats: int) -> dict[str, Any]:
 
 
 def memory(folder: Path, repeats: int) -> dict[str, Any]:
-    """Peak MiB of `prune --no-verify`, beside the file's and what the interpreter takes by itself."""
+    """Return peak MiB of `prune --no-verify`, beside the file's and the bare interpreter's."""
     imports = "import onnxprune.pipeline, onnxprune.cli"
     out: dict[str, Any] = {"baseline": {"peak": child([sys.executable, "-c", imports])[1]}}
     for name in MEMORY:
@@ -257,7 +257,7 @@ def _ms(figures: dict[str, Any], *names: str) -> str:
 
 
 def ratios(figures: dict[str, Any]) -> dict[str, float]:
-    """Torch-Pruning's time over ours: graph alone, graph with groups, whole work in CPU and wall time."""
+    """Return Torch-Pruning's time over ours: graph alone, graph with groups, whole work in CPU and wall time."""
     m = figures["median"]
     out = {}
     if "coupling" in m and "tp graph" in m:
@@ -272,7 +272,7 @@ def ratios(figures: dict[str, Any]) -> dict[str, float]:
 
 
 def show(results: dict[str, Any]) -> None:
-    """Prints the tables."""
+    """Print the tables."""
     coupling = Table(
         "model", "analyze", "of which coupling", "TP graph", "+ groups", "x graph", "x all", "failures",
         title="Coupling analysis, CPU ms",
@@ -312,7 +312,7 @@ def show(results: dict[str, Any]) -> None:
 def main(
     folder: Path, models: tuple[str, ...], repeats: int, limit: float, output: Path | None, one: str | None
 ) -> None:
-    """Runs all parts and prints tables."""
+    """Run all parts and print tables."""
     if one:
         one_model(folder / f"{one}.ts.onnx", one, repeats)
         return

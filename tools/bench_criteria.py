@@ -1,16 +1,16 @@
-"""Accuracy without training after pruning by every criterion, as cut and after BatchNorm recalibration; and its time.
+"""Measure accuracy without training for every criterion, before and after BatchNorm recalibration, and its time.
 
     pip install 'onnxprune[train,cpu]' torch-pruning
     python tools/bench_criteria.py resnet20_folded.onnx [resnet56_folded.onnx ...] --train TRAIN.npz --test TEST.npz
         --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 [--macs 0.7,0.5,0.35] [--peer] -o criteria.json
 
-TRAIN and TEST hold x (uint8 NHWC) and y. Criteria and recalibration see TRAIN, accuracies are on TEST. Every point is
-written to -o as soon as it is known, and a run goes on from there. Settings:
+TRAIN and TEST hold x (uint8 NHWC) and y. Criteria and recalibration use TRAIN, accuracies are on TEST. Every point is
+written to -o at once, and a run resumes from there. Settings:
 
 - *all*: every group may lose channels, shared as the criterion does by default (most rank all channels of the network).
-- *inner*: the same with the residual streams left whole (`--protect residual`).
+- *inner*: the same without pruning residual streams (`--protect residual`).
 - *inner uniform*: the same share of every group but the residual streams: only the order within groups counts.
-- *inner saving*: what loses least per MAC saved, as `obs` does by default.
+- *inner saving*: least importance per MAC saved, the default of `obs`.
 
 `senpis` takes the same share of every group by definition; it is scored anew for each point, with the share that
 reaches the MACs as its `amount`. `bn_scale` needs a model with BatchNormalization kept: MODEL_bn.onnx beside
@@ -64,13 +64,13 @@ Figures = dict[str, Any]
 
 @dataclass(frozen=True)
 class Bench:
-    """What stays the same for all criteria.
+    """Settings shared by all criteria.
 
     Attributes:
         train: calibration samples, all of them.
-        slow_images: how many of them slow criteria see.
-        recalibrate_images: how many of them recalibration sees.
-        test: what accuracies are measured on.
+        slow_images: number of them for slow criteria.
+        recalibrate_images: number of them for recalibration.
+        test: samples for accuracies.
         preprocess: of both.
         threads: of onnxruntime and torch; 0 leaves the choice to them.
     """
@@ -83,20 +83,20 @@ class Bench:
     threads: int
 
     def calibration(self, images: int) -> Calibration:
-        """So many of the calibration samples, evenly from the classes."""
+        """Return so many of the calibration samples, evenly from the classes."""
         return Calibration(subset(self.train, images), self.preprocess, threads=self.threads)
 
     def images_of(self, name: str) -> int:
-        """How many samples a criterion is given."""
+        """Return the number of samples for a criterion."""
         return min(len(self.train), self.slow_images) if name in SLOW else len(self.train)
 
     def top1(self, model: Model) -> float:
-        """Accuracy on the test images."""
+        """Return the accuracy on the test images."""
         return op.evaluate(model, self.test, preprocess=self.preprocess, threads=self.threads).top1
 
 
 class Log:
-    """The file of figures, written whole after every change."""
+    """File of figures, written atomically after every change."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -117,7 +117,7 @@ def macs(model: Model) -> int:
 
 
 def scored(bench: Bench, analysis: Analysis, rule: AnyCriterion, groups: list[str] | None = None) -> tuple[Scores, Any]:
-    """Scores, and what they cost."""
+    """Return scores and their cost."""
     images = bench.images_of(rule.name)
     calibration = bench.calibration(images) if rule.needs != "weights" else None
     start = time.perf_counter(), time.process_time()
@@ -132,7 +132,7 @@ def scored(bench: Bench, analysis: Analysis, rule: AnyCriterion, groups: list[st
 
 
 def planned(scores: Scores, share: float, setting: str, *, uniform: bool = False) -> Plan:
-    """The plan for a share of the MACs; uniform where the criterion forbids a ranking of all layers."""
+    """Return the plan for a share of the MACs; uniform if the criterion forbids a ranking of all layers."""
     allocator, protect = SETTINGS[setting]
     if uniform or "global" in scores.forbids:
         allocator = "uniform"
@@ -141,7 +141,7 @@ def planned(scores: Scores, share: float, setting: str, *, uniform: bool = False
 
 
 def point(bench: Bench, analysis: Analysis, plan: Plan) -> Figures:
-    """MACs and accuracies of what a plan leaves."""
+    """Return MACs and accuracies of the pruned model."""
     done = op.compile_plan(analysis.source, plan, analysis=analysis, check=False)
     cut = bench.top1(done.model)
     recalibrated = RecalibrateBatchnorm(plan, analysis, bench.calibration(bench.recalibrate_images))(done.model)
@@ -149,7 +149,7 @@ def point(bench: Bench, analysis: Analysis, plan: Plan) -> Figures:
 
 
 def uniform_ratio(analysis: Analysis, plan: Plan) -> float:
-    """The share that a uniform plan takes of its widest group."""
+    """Return the share that a uniform plan removes from its widest group."""
     widest = max((analysis[name] for name in plan.groups), key=lambda g: g.channels)
     return len(plan.groups[widest.name].removed) / widest.channels
 
@@ -166,7 +166,7 @@ def sequential(
 
 
 def spelled(rule: AnyCriterion) -> str:
-    """A criterion's name with the parameters that are not the default ones."""
+    """Return a criterion's name with its parameters other than the defaults."""
     usual = vars(type(rule)())
     return ":".join([rule.name, *(f"{k}={v}" for k, v in vars(rule).items() if usual[k] != v)])
 
@@ -174,7 +174,7 @@ def spelled(rule: AnyCriterion) -> str:
 def criterion(
     bench: Bench, analysis: Analysis, rule: AnyCriterion, shares: list[float], settings: list[str], mine: Figures
 ) -> Iterator[tuple[str, float]]:
-    """Fills in what is missing of a criterion's figures; yields the points as they come."""
+    """Add the missing figures of a criterion and yield the points."""
     points = mine.setdefault("points", {})
     scores: Scores | None = None
     for setting in settings:
@@ -216,7 +216,7 @@ class Peer:
         self.gradients: list[Any] = []
 
     def point(self, name: str, share: float, setting: str) -> Figures:
-        """The cut by a criterion nearest to the share of MACs, and its accuracies."""
+        """Prune by a criterion to the share of MACs and return the accuracies."""
         from bench_retrain import exported
 
         start = time.perf_counter()
@@ -262,7 +262,7 @@ class Peer:
         return module
 
     def _backward(self) -> None:
-        """Gradients of the mean loss over the calibration images, in inference mode."""
+        """Compute gradients of the mean loss over the calibration images, in inference mode."""
         from torch.nn import functional
 
         module = copy.deepcopy(self.network)
@@ -290,7 +290,7 @@ class Peer:
 
 
 def with_batchnorm(path: Path) -> Any:
-    """The CIFAR ResNet of a file that keeps BatchNormalization, checked against onnxruntime.
+    """Return the CIFAR ResNet of a file that keeps BatchNormalization, checked against onnxruntime.
 
     Raises:
         click.ClickException: another architecture.
@@ -405,12 +405,12 @@ def echo(model: str, name: str, setting: str, share: float, points: Figures) -> 
 
 
 def numbers(text: str) -> list[float]:
-    """Numbers separated by commas."""
+    """Parse numbers separated by commas."""
     return [float(part) for part in text.split(",")] if text else []
 
 
 def versions() -> dict[str, str]:
-    """Of what took part."""
+    """Return the versions of all packages involved."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -440,7 +440,7 @@ def main(
     models: tuple[Path, ...], train: str, test: str, mean: str, std: str, targets: str, criteria: str, settings: str,
     test_images: int, images: int, slow_images: int, recalibrate_images: int, peer: bool, threads: int, output: Path,
 ) -> None:  # fmt: skip
-    """Runs what is missing and prints the tables."""
+    """Run the missing measurements and print the tables."""
     bench = Bench(
         op.load_data(train, images=images), slow_images, recalibrate_images, op.load_data(test, images=test_images),
         Preprocess(numbers(mean), numbers(std)), threads,

@@ -1,8 +1,8 @@
-"""How long the explorer's page takes from an input event to the new numbers on it, in a headless Chromium.
+"""Measure the explorer's time from an input event to the new numbers on the page, in a headless Chromium.
 
     python tools/bench_explorer.py resnet50.onnx vit_b_32.onnx [--latency]
 
-Needs what `make test-browser` installs. Curves are made up: their values do not matter here, their number does.
+Needs what `make test-browser` installs. Curves are made up: only their number matters here.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ READY = "() => document.querySelector('#tiles .now')?.textContent && !document.q
 
 
 def drag(page: Page, selector: str) -> str:
-    """Drags a slider over four fifths of its length; what became of its events."""
+    """Drag a slider over four fifths of its length and return its events."""
     tab = page.tab
     tab.evaluate("performance.clearMeasures()")
     tab.locator(selector).scroll_into_view_if_needed()

@@ -1,4 +1,4 @@
-"""Time and memory of a prune of models of gigabytes, beside copying them through onnx.load and onnx.save.
+"""Measure time and memory of pruning models of gigabytes, beside a copy by onnx.load and onnx.save.
 
     python tools/bench_large.py vit_h_14.onnx --synthetic 4 -o large.json
 
@@ -40,7 +40,7 @@ WIDE, NARROW = 16_384, 4_096
 
 @dataclass
 class Run:
-    """One process: wall and CPU seconds, peaks in MiB."""
+    """Figures of one process: wall and CPU seconds, peaks in MiB."""
 
     wall: float
     cpu: float
@@ -49,7 +49,7 @@ class Run:
 
 
 def run(arguments: list[str]) -> Run:
-    """Runs Python with these arguments and watches it.
+    """Run Python with these arguments and sample its memory.
 
     Raises:
         CalledProcessError: it failed.
@@ -117,7 +117,7 @@ def synthetic(folder: Path, gib: float) -> Path:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a model with its external data."""
+    """Return the bytes of a model with its external data."""
     places = {
         e.value for t in onnx.load(path, load_external_data=False).graph.initializer for e in t.external_data
         if e.key == "location"
@@ -126,7 +126,7 @@ def size_of(path: Path) -> int:
 
 
 def best(runs: list[Run]) -> Run:
-    """Least times, largest peaks."""
+    """Return the least times and largest peaks."""
     return Run(
         min(r.wall for r in runs), min(r.cpu for r in runs), max(r.resident for r in runs),
         max(r.anonymous for r in runs),
@@ -134,7 +134,7 @@ def best(runs: list[Run]) -> Run:
 
 
 def measure(path: Path, repeats: int, verify: bool, scratch: Path) -> dict[str, Any]:
-    """All processes for one model, in turn."""
+    """Run all processes for one model in turn."""
     out = scratch / "out.onnx"
     prune = ["-m", "onnxprune", "prune", str(path), "-o", str(out), "--target", "macs=0.5"]
     commands = {
@@ -174,7 +174,7 @@ def measure(path: Path, repeats: int, verify: bool, scratch: Path) -> dict[str, 
 def main(
     models: tuple[Path, ...], gib: float | None, folder: Path | None, repeats: int, verify: bool, output: Path | None
 ) -> None:
-    """Measures one model after the other."""
+    """Measure one model after the other."""
     results = {}
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         for path in models:

@@ -1,4 +1,4 @@
-"""Measures what pruning buys in time: speed-up beside the share of MACs kept, one thread, batch 1.
+"""Measure the speed-up of pruning beside the share of MACs kept, one thread, batch 1.
 
     python tools/bench_latency.py FOLDER [-m NAME ...] [-o out.json]
 
@@ -44,7 +44,7 @@ ALTERNATIVES: Mapping[str, Mapping[str, Any]] = {
 
 
 def bench(path: Path, variants: Mapping[str, Mapping[str, Any]], keep: float, runs: int) -> list[dict[str, Any]]:
-    """Prunes one model in several ways and times all of them in turn."""
+    """Prune one model in several ways and time all of them in turn."""
     model = op.load(path)
     analysis = op.analyze(model)
     scores = op.score(analysis)
@@ -57,7 +57,7 @@ def bench(path: Path, variants: Mapping[str, Mapping[str, Any]], keep: float, ru
             rich.print(f"[yellow]{path.name} {name}: {err}")
             continue
         done = op.compile_plan(model, plan, analysis=analysis, check=False)
-        # In pairs: with many models in turn each would find the caches cold.
+        # In pairs: many models in turn would evict each other's caches.
         before, after = measure([original, Session(done.model, threads=1)], [feeds, feeds], runs=runs)
         kept, speed_up = done.after.ratio(done.before, "macs"), before.median / after.median
         row = {"variant": name, "macs": kept, "speed_up": speed_up, "efficiency": speed_up * kept}
@@ -77,7 +77,7 @@ def bench(path: Path, variants: Mapping[str, Mapping[str, Any]], keep: float, ru
 def main(
     folder: Path, models: tuple[str, ...], keep: float, runs: int, alternatives: bool, output: Path | None
 ) -> None:
-    """Times the models and prints the table."""
+    """Time the models and print the table."""
     table = Table("model", "variant", "ms before", "ms after", "speed-up", "MACs kept", "efficiency", "required")
     figures = {}
     for name in models or REQUIRED:

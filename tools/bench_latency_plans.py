@@ -1,11 +1,10 @@
-"""Measures how well latency is predicted: predicted against measured, for plans the latency model has not seen.
+"""Compare predicted with measured latency, for plans that the latency model was not fitted to.
 
     python tools/bench_latency_plans.py FOLDER [-m NAME ...] [-t THREADS ...] [-o out.json]
 
 FOLDER holds NAME.ts.onnx. Original and pruned run interleaved, and medians count. Runs in which threads had to wait for
-a processor because something else used it are left out, as far as there are others. A machine's pace drifts by more
-than the model errs, so the error is that of the share: predicted over measured pruned/original. "ms drift" says how far
-the original was from its prediction meanwhile.
+a processor are left out if there are others. A machine's speed drifts by more than the model's error, so the error is
+that of the share: predicted over measured pruned/original. "ms drift" is the original's distance from its prediction.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ DISTURBED = 0.01  # share of a run that its threads waited
 
 
 def plans(scores: op.Scores, model: LatencyModel) -> dict[str, op.Plan]:
-    """Plans to half of the MACs or of the latency."""
+    """Return plans to half of the MACs or of the latency."""
     return {
         "global, macs=0.5": op.plan(scores, op.Target(macs=0.5)),
         "latency, macs=0.5": op.plan(scores, op.Target(macs=0.5), allocator="latency", latency=model),
@@ -59,7 +58,7 @@ def interleaved(
 
 
 def bench(path: Path, threads: int, runs: int, patience: float, refresh: bool) -> dict[str, Any]:
-    """Predicts and measures one model on some threads."""
+    """Predict and measure one model with some threads."""
     model = op.load(path)
     analysis = op.analyze(model)
     start = time.monotonic()
@@ -106,7 +105,7 @@ def main(
     cached: bool,
     output: Path | None,
 ) -> None:
-    """Predicts, measures and prints the table."""
+    """Predict, measure and print the table."""
     table = Table("model", "threads", "plan", "MACs kept", "share pred.", "share meas.", "error", "ms before",
                   "ms after", "ms drift", "quiet", "measured in")  # fmt: skip
     figures: dict[str, dict[str, Any]] = {}

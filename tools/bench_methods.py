@@ -1,11 +1,11 @@
-"""Whole methods beside each other: the same recipe, the same MACs, the same training; only the criterion differs.
+"""Compare whole methods: the same recipe, the same MACs, the same training; only the criterion differs.
 
     python tools/bench_methods.py resnet20_bn.onnx --train train.npz --test test.npz --mean M --std S -o runs
     python tools/bench_methods.py vgg16 --published --scratch-epochs 160 --epochs 40 --device cuda --train ... -o runs
 
 Each method is a run of `examples/recipes/one-shot.toml` in a folder of its own below -o: resumable, with all its files.
 `vgg16` and `resnetN` instead of a file are trained from random weights first. With --published every method is cut to
-the MACs that its paper reports for that network, and what the paper reports stands beside; `bn_scale` is then network
+the MACs that its paper reports for that network, and the paper's figures are printed beside; `bn_scale` is then network
 slimming without its sparse training. Ends with a table in Markdown.
 """
 
@@ -32,7 +32,7 @@ PACKAGES = ("onnxprune", "onnxruntime", "torch", "lightning")
 
 @dataclass(frozen=True)
 class Published:
-    """What a paper reports on CIFAR-10, percent: MACs removed, parameters removed, accuracy lost."""
+    """Figures of a paper on CIFAR-10, percent: MACs removed, parameters removed, accuracy lost."""
 
     macs: float
     params: float | None
@@ -51,7 +51,7 @@ PUBLISHED = {
 
 
 def from_scratch(name: str, path: Path, data: op.Data, how: Preprocess, epochs: int, device: str) -> Path:
-    """The network trained from random weights, in a file that is made once."""
+    """Return the file of the network trained from random weights, made once."""
     from cifar_networks import exported, network
 
     if not path.exists():
@@ -68,7 +68,7 @@ def from_scratch(name: str, path: Path, data: op.Data, how: Preprocess, epochs: 
 
 
 def floats(text: str) -> list[float]:
-    """Numbers separated by commas."""
+    """Parse numbers separated by commas."""
     return [float(part) for part in text.split(",")] if text else []
 
 
@@ -92,7 +92,7 @@ def main(
     model: str, train: str, test: str, mean: str, std: str, criteria: str, macs: float, published: bool,
     images: int | None, epochs: int, scratch_epochs: int, lr: float, threads: int, device: str, output: Path,
 ) -> None:  # fmt: skip
-    """Runs every method, then prints the table."""
+    """Run every method, then print the table."""
     output.mkdir(parents=True, exist_ok=True)
     how = Preprocess(floats(mean), floats(std))
     path = Path(model)

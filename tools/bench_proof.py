@@ -1,4 +1,4 @@
-"""Time a whole prune with its proof over models/structures, here and with the code of another checkout.
+"""Time whole prunes with their proofs over models/structures, with this checkout and another one.
 
     python tools/bench_proof.py --against /path/to/other/.venv/bin/python [--only '*vit*'] [--every 5] [--json FILE]
 
@@ -44,7 +44,7 @@ def one(path: Path, macs: float) -> Row:
         marks.append(time.perf_counter())
         proof = op.compile_plan(model, plan, analysis=analysis).verification
         row |= {"result": "proved", "largest": getattr(proof, "max_relative", None)}
-    except Exception as err:  # a rejection is a result too, and takes its time
+    except Exception as err:  # a rejection is a result too
         row |= {"result": type(err).__name__, "error": (str(err).splitlines() or [""])[0][:200]}
     end = time.perf_counter()
     row |= {"seconds": end - marks[0], "compile_seconds": end - marks[-1], "cpu_seconds": time.process_time() - cpu}
@@ -54,7 +54,7 @@ def one(path: Path, macs: float) -> Row:
 
 
 def measured(python: str, path: Path, macs: float, cpu: int, timeout: float) -> Row:
-    """The row of one run, from a process of its own."""
+    """Return the row of one run, from a process of its own."""
     command = [python, str(Path(__file__).resolve()), "--one", str(path), "--macs", str(macs), "--cpu", str(cpu)]
     try:
         done = subprocess.run(
@@ -71,7 +71,7 @@ def measured(python: str, path: Path, macs: float, cpu: int, timeout: float) -> 
 
 
 def summary(runs: Sequence[Row]) -> Row:
-    """Medians of several runs."""
+    """Return medians of several runs."""
     row = {key: statistics.median(r[key] for r in runs) for key in ("seconds", "peak_mib")}
     for key in ("compile_seconds", "cpu_seconds"):
         if all(key in r for r in runs):
@@ -95,7 +95,7 @@ def ratio(sides: Mapping[str, Row]) -> float:
 
 
 def files(places: Sequence[Path], only: Sequence[str], every: int, limit: int | None) -> list[Path]:
-    """The models to run, by name."""
+    """Return the models to run, by name."""
     found = sorted(places) or sorted((ROOT / "models" / "structures").glob("*.onnx.xz"))
     chosen = [p for p in found if not only or any(fnmatch.fnmatch(_name(p), pattern) for pattern in only)]
     return chosen[::every][:limit]
@@ -106,7 +106,7 @@ def _name(path: Path) -> str:
 
 
 def _filled(path: Path, folder: Path) -> Path:
-    """A structure with random weights as a file; other models as they are."""
+    """Return a structure with random weights as a file, other models unchanged."""
     if path.suffix != ".xz":
         return path.resolve()
     sys.path.insert(0, str(ROOT / "tests" / "helpers"))

@@ -1,8 +1,8 @@
-"""What recovery without training wins back: as cut, after `recalibrate_batchnorm`, after `reconstruct_weights`.
+"""Measure recovery without training: pruned, after `recalibrate_batchnorm`, after `reconstruct_weights`.
 
     python tools/bench_recover.py resnet56.onnx train.npz test.npz --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
 
-Channels are chosen by `obs` on the calibration samples; accuracy is that of test samples, which nothing else sees.
+Channels are selected by `obs` on the calibration samples; accuracy is measured on separate test samples.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from onnxprune.recovery.recover import STAGES, recover
 
 
 def numbers(text: str) -> list[float]:
-    """Numbers separated by commas."""
+    """Parse numbers separated by commas."""
     return [float(part) for part in text.split(",")] if text else []
 
 
@@ -48,7 +48,7 @@ def main(
     model: Path, train: str, test: str, mean: str, std: str, shares: str, criterion: str, images: int,
     protect: tuple[str, ...], round_to: int, stages: str, output: Path | None,
 ) -> None:  # fmt: skip
-    """Cuts and recovers at every share."""
+    """Prune and recover at every share."""
     original, held_out = op.load(model), op.load_data(test)
     how = Preprocess(numbers(mean), numbers(std))
     if train == "none":

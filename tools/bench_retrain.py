@@ -1,4 +1,4 @@
-"""Retraining with distillation after pruning, beside the same epochs on what Torch-Pruning's l2 criterion leaves.
+"""Measure retraining with distillation after pruning, beside the same epochs after Torch-Pruning's l2 criterion.
 
     pip install 'onnxprune[train,cpu]' torch-pruning
     python tools/bench_retrain.py MODEL.onnx TRAIN.npz TEST.npz --mean M --std S [--macs 0.5] [--epochs 3] [-o out.json]
@@ -85,7 +85,7 @@ def trained(
 
 
 def numbers(text: str) -> list[float]:
-    """Numbers separated by commas."""
+    """Parse numbers separated by commas."""
     return [float(part) for part in text.split(",")] if text else []
 
 
@@ -122,7 +122,7 @@ def main(
     alpha: float, temperature: float, ema: float | None, threads: int, schedule: str, augment: str, peer: bool,
     device: str, output: Path | None,
 ) -> None:  # fmt: skip
-    """Prunes, retrains, evaluates; then the same for the peer."""
+    """Prune, retrain and evaluate; then the same for the peer."""
     how, original = Preprocess(numbers(mean), numbers(std)), op.load(model)
     data, held_out = op.load_data(train), op.load_data(test)
     settings = Settings(

@@ -1,4 +1,4 @@
-"""How the time of an analysis grows with the depth and the width of a network.
+"""Measure the time of an analysis against depth and width of a network.
 
     python tools/bench_scaling.py -o scaling.json
 
@@ -39,13 +39,13 @@ class Net:
         self.largest = 0
 
     def node(self, op: str, *inputs: str, **attrs: Any) -> str:
-        """Adds a node; the name of its output."""
+        """Add a node and return the name of its output."""
         name = f"{op.lower()}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(op, list(inputs), [name], name=name, **attrs))
         return name
 
     def weight(self, *shape: int) -> str:
-        """Adds a weight of that shape."""
+        """Add a weight of that shape."""
         size = 4 * math.prod(shape)
         self.largest = max(self.largest, size)
         name = f"w{len(self.weights)}"
@@ -57,7 +57,7 @@ class Net:
         return name
 
     def save(self, folder: Path, shape: list[Any], output: str) -> Path:
-        """Writes the model; its data file is a hole."""
+        """Write the model; its data file is sparse."""
         graph = helper.make_graph(
             self.nodes,
             "net",
@@ -120,7 +120,7 @@ def transformer(net: Net, nodes: int, width: int) -> tuple[list[Any], str]:
 
 
 def arithmetic(net: Net, nodes: int, width: int) -> tuple[list[Any], str]:
-    """Convolutions between reshapes and resizes whose sizes are computed in the graph, as TorchScript writes them."""
+    """Make convolutions between reshapes and resizes whose sizes are computed in the graph, as in TorchScript."""
     net.weights += [
         helper.make_tensor("zero", TensorProto.INT64, [1], [0]),
         helper.make_tensor("front", TensorProto.INT64, [2], [0, 1]),
@@ -182,7 +182,7 @@ def exponent(sizes: list[int], times: list[float]) -> float:
 @click.option("--kind", "kinds", multiple=True, type=click.Choice(list(KINDS)), help="Only these.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Figures as JSON.")
 def main(runs: int, kinds: tuple[str, ...], output: Path | None) -> None:
-    """Runs all series and prints one table for each kind."""
+    """Run all series and print one table for each kind."""
     results: dict[str, Any] = {}
     for kind in kinds or KINDS:
         for what, sizes in (("nodes", DEPTHS), ("width", WIDTHS)):

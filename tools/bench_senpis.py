@@ -89,13 +89,13 @@ def naive(
 
 
 def filters_of(analysis: Analysis) -> int:
-    """Filters that make channels of any group, of all weights."""
+    """Return the filters of all weights that produce channels of a group."""
     sites = {(site.tensor.name, site.axis): site for site in analysis.filter_sites}
     return sum(int((analysis.component[site.labels] > 0).sum()) for site in sites.values())
 
 
 def floats(text: str) -> list[float]:
-    """Numbers separated by commas."""
+    """Parse numbers separated by commas."""
     return [float(part) for part in text.split(",")] if text else []
 
 
@@ -111,7 +111,7 @@ def floats(text: str) -> list[float]:
 def main(
     model: Path, data: Path, mean: str, std: str, samples: int, filters: int, threads: int, output: Path | None
 ) -> None:  # fmt: skip
-    """Runs everything and prints the table."""
+    """Run everything and print the table."""
     analysis = op.analyze(op.load(model))
     source, how, rule = op.load_data(str(data)), Preprocess(floats(mean), floats(std)), Senpis(samples=samples)
     assert source.y is not None

@@ -62,7 +62,7 @@ def timed(scores: Scores, data: Data, how: Preprocess, **options: Any) -> tuple[
 
 
 def peer(python: str, path: Path, data: Data, how: Preprocess, ratios: str) -> dict[str, Any]:
-    """Seconds per point of Torch-Pruning's sweep on all cores, and for the whole grid of the groups it covers."""
+    """Return seconds per point of Torch-Pruning's sweep on all cores, and for the grid of the groups it covers."""
     feeds = Feeds(op.load(path), data, how, len(data))
     with tempfile.TemporaryDirectory() as folder:
         x, y = feeds[0]
@@ -103,7 +103,7 @@ def bench(path: Path, data: Data, how: Preprocess, drop: float, criterion: str) 
 
 
 def floats(text: str) -> list[float]:
-    """Numbers separated by commas."""
+    """Parse numbers separated by commas."""
     return [float(part) for part in text.split(",")] if text else []
 
 
@@ -122,7 +122,7 @@ def main(
     data: Path, models: tuple[Path, ...], mean: str, std: str, criterion: str, drop: float, peer_python: str | None,
     peer_ratios: str, jobs: bool, output: Path | None,
 ) -> None:  # fmt: skip
-    """Runs everything and prints the tables."""
+    """Run everything and print the tables."""
     samples, how = op.load_data(str(data)), Preprocess(floats(mean), floats(std))
     figures: dict[str, Any] = {}
     table = Table(

@@ -18,20 +18,20 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 
 
 def check(holds: bool, what: str) -> None:
-    """Ends with a message where something does not hold."""
+    """Exit with a message if a condition is false."""
     if not holds:
         sys.exit(f"broken package: {what}")
 
 
 def said(*command: str) -> str:
-    """What a command prints; it must succeed."""
+    """Return the output of a command, which must succeed."""
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
     check(done.returncode == 0, f"{' '.join(command)}\n{done.stdout}{done.stderr}")
     return done.stdout
 
 
 def main() -> None:
-    """Files, versions, both ways to call it, and the demo."""
+    """Check files, versions, both ways to call onnxprune, and the demo."""
     package = Path(onnxprune.__file__).resolve().parent
     check(package != CHECKOUT / "onnxprune", f"this is the checkout, not an installed copy: {package}")
     files = {file.as_posix() for file in metadata.files("onnxprune") or []}

@@ -1,4 +1,4 @@
-"""The two networks that pruning papers train on CIFAR-10, as torch modules with random weights."""
+"""Two networks of pruning papers for CIFAR-10, as torch modules with random weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ VGG16 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 5
 
 
 def conv(before: int, after: int, norm: bool, stride: int = 1) -> nn.Module:
-    """A 3 x 3 convolution, followed by BatchNormalization or with a bias of its own."""
+    """Return a 3 x 3 convolution, followed by BatchNormalization or with a bias."""
     plain = nn.Conv2d(before, after, 3, stride=stride, padding=1, bias=not norm)
     return nn.Sequential(plain, nn.BatchNorm2d(after)) if norm else plain
 
@@ -90,7 +90,7 @@ def network(name: str, seed: int = 0) -> nn.Module:
 
 
 def exported(module: nn.Module) -> op.Model:
-    """The module as its ONNX file would be read, BatchNormalization kept where there is one."""
+    """Export a module and read its ONNX file, with BatchNormalization kept."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter announces its successor

@@ -39,7 +39,7 @@ from onnxprune.plans import Plan  # noqa: E402
     "--folder", default=FOLDER, type=click.Path(path_type=Path), help="Of failures; default: tests/regressions/."
 )
 def main(examples: int, number: int | None, parts: int, keep: bool, folder: Path) -> None:
-    """Runs, and says how many graphs of which kind were proved."""
+    """Run, and print the number of proved graphs of each kind."""
     found: collections.Counter[str] = collections.Counter()
     removed: list[int] = []
     began = time.monotonic()

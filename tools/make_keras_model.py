@@ -45,7 +45,7 @@ def network() -> keras.Model:
 
 
 def main() -> None:
-    """Trains on digits:train, exports, and reports the accuracy on digits:test."""
+    """Train on digits:train, export, and print the accuracy on digits:test."""
     keras.utils.set_random_seed(0)
     train = op.load_data("digits:train")
     model = network()

@@ -46,7 +46,7 @@ class ConvBn(nn.Sequential):
 
     @property
     def member(self) -> Member:
-        """The two modules whose channels are the block's."""
+        """Return the two modules whose channels are the block's."""
         return self.conv, self.bn
 
 
@@ -115,7 +115,7 @@ class DigitsCnn(nn.Module):
         return self.fc(self.pool(x).flatten(1))
 
     def coupled(self) -> list[list[Member]]:
-        """Layers whose channels live and die together (a shortcut or a depthwise layer ties them)."""
+        """Return layers with coupled channels (tied by a shortcut or a depthwise layer)."""
         blocks = [
             [self.stem, self.residual1.b, self.down.depthwise],
             [self.residual1.a],
@@ -130,7 +130,7 @@ class DigitsCnn(nn.Module):
 
 @torch.no_grad()
 def decay_weak(groups: list[list[Member]], rate: float) -> None:
-    """Shrinks the weaker channels of each group: filter, scale and shift times (1 - rate)."""
+    """Shrink the weaker channels of each group: filter, scale and shift times (1 - rate)."""
     for group in groups:
         strength = torch.stack([bn.weight.abs() / bn.weight.abs().max() for _, bn in group]).sum(0)
         weak = strength.argsort()[: int(len(strength) * WEAK)]
@@ -141,7 +141,7 @@ def decay_weak(groups: list[list[Member]], rate: float) -> None:
 
 
 def augmented(x: Tensor, rng: torch.Generator) -> Tensor:
-    """Shifts by up to a pixel, turns by up to 12 degrees, scales by up to 10 %."""
+    """Shift by up to a pixel, rotate by up to 12 degrees, scale by up to 10 %."""
     n = len(x)
     u = torch.rand(n, 4, generator=rng) * 2 - 1
     angle, scale = u[:, 0] * 0.2, 1 + u[:, 1] * 0.1
@@ -154,7 +154,7 @@ def augmented(x: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def train(epochs: int, seed: int = 0, decay: float = 0.004) -> DigitsCnn:
-    """Trains from scratch; the same on every run of the same torch on the same machine."""
+    """Train from scratch, with equal results of equal torch versions on one machine."""
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True)
     torch.set_num_threads(1)
@@ -196,7 +196,7 @@ def accuracy(model: nn.Module) -> float:
 
 
 def export(model: DigitsCnn, path: Path, keep_batchnorm: bool) -> None:
-    """Writes a model by the TorchScript exporter, without the machine's paths."""
+    """Write a model by the TorchScript exporter, without the machine's paths."""
     kept = {"training": torch.onnx.TrainingMode.PRESERVE, "do_constant_folding": False} if keep_batchnorm else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -219,7 +219,7 @@ def export(model: DigitsCnn, path: Path, keep_batchnorm: bool) -> None:
 
 
 def train_mlp(widths: Sequence[int] = MLP, epochs: int = 30, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
-    """Weights [in, out] and biases [out] of a fully connected network with ReLU between, trained on `digits:train`.
+    """Return weights [in, out] and biases [out] of a fully connected network with ReLU, trained on `digits:train`.
 
     Plain Adam, nothing that makes weights sparse. The same on every run of the same torch on the same machine; global
     generators and settings of torch are left as they were.
@@ -272,7 +272,7 @@ def mlp_proto(layers: Sequence[tuple[Tensor, Tensor]]) -> onnx.ModelProto:
 
 
 def report(path: Path) -> None:
-    """Prints the accuracy before and after pruning to half the MACs."""
+    """Print the accuracy before and after pruning to half the MACs."""
     model, data = op.load(path), op.load_data("digits")
     groups = op.analyze(model)
     print(f"{path.name}: {path.stat().st_size / 1024:.0f} kB, {len(groups)} groups, "
@@ -289,7 +289,7 @@ def report(path: Path) -> None:
 
 
 def main() -> None:
-    """Trains, exports, reports."""
+    """Train, export and print the accuracy."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--epochs", type=int, help="default: 150, for the MLP 30")
     parser.add_argument("--seed", type=int, default=0)

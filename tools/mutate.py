@@ -38,7 +38,7 @@ COLUMNS = ("made", "equivalent", "unclear", "invalid", "rejected", "accepted", "
 
 @dataclass
 class Tally:
-    """What became of the mutants of one kind.
+    """Outcomes of the mutants of one kind.
 
     Attributes:
         counts: `made` of them; `equivalent` (same bits), `unclear` (differences no larger than rounding, whatever the
@@ -125,7 +125,7 @@ class Run:
         (folder / "notes.json").write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
 
     def table(self) -> str:
-        """Counts by kind, as Markdown."""
+        """Return counts by kind, as Markdown."""
         lines = ["| kind | " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * len(COLUMNS)]
         total: collections.Counter[str] = collections.Counter()
         for kind, tally in self.tallies.items():
@@ -135,7 +135,7 @@ class Run:
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return plain values for JSON."""
         kinds = {
             k: {**{c: t.counts[c] for c in COLUMNS}, "loose": dict(t.loose), "accepted_ones": t.accepted}
             for k, t in self.tallies.items()

@@ -316,7 +316,7 @@ DIGESTS: dict[str, tuple[str, Callable[[Path], str]]] = {
 
 
 class CommandLine:
-    """The command line of the installed onnxprune, in this process."""
+    """Command line of the installed onnxprune, in this process."""
 
     def __init__(self) -> None:
         from onnxprune.cli import main

@@ -1,7 +1,7 @@
-"""Pages of the site that are made while it is built (a hook of mkdocs): README, CHANGELOG, examples, registries.
+"""Generate pages of the site from README, CHANGELOG, examples and registries (a hook of mkdocs).
 
-So nothing is written twice. What a page links outside docs/ is led to the page made of it; a page that would fetch
-something from the network is a warning, which `mkdocs build --strict` makes an error.
+Links to files outside docs/ are rewritten to their generated pages. A page that would fetch something from the network
+causes a warning, which `mkdocs build --strict` makes an error.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ OUTSIDE = {
     "examples/extension": "examples/extension.md",
     **{f"examples/{path.name}": f"examples/{path.stem}.md" for path in EXAMPLES},
 }
-# The link of a page: not an image, not an address, not a place on the page itself.
-LINK = re.compile(r"(?<!!)(?P<text>\[[^\]]*\])\((?P<target>[^)#:\s]+)(?P<anchor>#[^)\s]*)?\)")
+# A link or image of a page that is no address and no anchor of the page itself.
+LINK = re.compile(r"(?P<text>\[[^\]]*\])\((?P<target>[^)#:\s]+)(?P<anchor>#[^)\s]*)?\)")
 FETCHED = re.compile(r"""<(?:script|img|iframe|source)[^>]*\ssrc=["']?(?:https?:)?//|<link[^>]*rel=["']?(?:stylesheet|preconnect|icon|preload)["']?[^>]*href=["']?(?:https?:)?//""")  # fmt: skip  # noqa: E501
 
 log = logging.getLogger("mkdocs.site_pages")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the made pages."""
+    """Add the generated pages."""
     made = {
         "index.md": (ROOT / "README.md").read_text(encoding="utf-8"),
         "changelog.md": (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"),
@@ -64,17 +64,17 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Leads links that go outside docs/, or come from there, to pages."""
+    """Rewrite links between docs/ and other files to pages."""
     here = page.file.src_uri
     sources = {site: source for source, site in OUTSIDE.items()}
-    # Where the page's file lies in the repository: links are relative to that.
+    # Links are relative to the page's file in the repository.
     source = sources.get(here, f"docs/{here}")
 
     def led(match: re.Match[str]) -> str:
         target = posixpath.normpath(posixpath.join(posixpath.dirname(source), match["target"]))
         site = OUTSIDE.get(target, target.removeprefix("docs/"))
         if site == target:
-            return match[0]  # mkdocs says what is wrong with it
+            return match[0]  # mkdocs reports it
         relative = posixpath.relpath(site, posixpath.dirname(here) or ".")
         return f"{match['text']}({relative}{match['anchor'] or ''})"
 
@@ -82,24 +82,24 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
-    """Warns of anything that a browser would fetch from elsewhere."""
+    """Warn of anything that a browser would fetch from elsewhere."""
     for found in FETCHED.findall(output):
         log.warning("%s fetches from the network: %s", page.file.src_uri, found)
     return output
 
 
 def cell(text: str) -> str:
-    """Text for a cell of a table."""
+    """Escape text for a cell of a table."""
     return " ".join(text.replace("|", "\\|").split())
 
 
 def summary(thing: Any) -> str:
-    """The first paragraph of a docstring."""
+    """Return the first paragraph of a docstring."""
     return (inspect.getdoc(thing) or "").split("\n\n")[0]
 
 
 def ops_page() -> str:
-    """The table of operators, from the registry."""
+    """Return the table of operators, from the registry."""
     records = sorted(all_ops().items())
     lines = [
         f"# Operators\n\n{len(records)} operators have a rule; any other locks what it touches, and `inspect` says so. "
@@ -115,7 +115,7 @@ def ops_page() -> str:
 
 
 def criteria_page() -> str:
-    """A section for each criterion, from the registry."""
+    """Return a section for each criterion, from the registry."""
     parts = ["# Criteria, one by one\n\nHow they compare, and which to take: [Criteria](../criteria.md).\n"]
     for name, cls in all_criteria().items():
         parts += [
@@ -127,7 +127,7 @@ def criteria_page() -> str:
 
 
 def passes_page() -> str:
-    """A section for each pass: what it does, and the head of its file (Before, After, Conditions)."""
+    """Return a section for each pass: its docstring and the head of its file (Before, After, Conditions)."""
     parts = [
         "# Passes\n\nA pass takes a model and returns a model. What every one of them promises (inputs and outputs "
         "unchanged, the graph well-formed) is checked around each call.\n"
@@ -139,7 +139,7 @@ def passes_page() -> str:
 
 
 def cli_page() -> str:
-    """The help of every command, as the terminal shows it."""
+    """Return the help of every command, as in the terminal."""
     top = click.Context(main, info_name="onnxprune", max_content_width=100, terminal_width=100)
     parts = [f"# Command line\n\n```text\n{main.get_help(top)}\n```\n"]
     for name, command in main.commands.items():
@@ -149,7 +149,7 @@ def cli_page() -> str:
 
 
 def python_page() -> str:
-    """The package's docstring, then every public name with its own, in the order of the job."""
+    """Return the package's docstring, then every public name with its own, in the order of the job."""
     head = inspect.getdoc(onnxprune) or ""
     lines = [f"# Python\n\nThe names of `import onnxprune`, from their docstrings.\n\n```text\n{head}\n```\n"]
     lines += [f"::: onnxprune.{name}\n" for name in onnxprune.__all__ if name != "__version__"]
@@ -157,21 +157,21 @@ def python_page() -> str:
 
 
 def head_of(path: Path) -> str:
-    """What an example says it is: its first heading, or the first line of its docstring."""
+    """Return the title of an example: its first heading, or the first line of its docstring."""
     text = path.read_text(encoding="utf-8")
     found = re.search(r"^# # (.*)$", text, re.M)
     return found[1] if found else (ast.get_docstring(ast.parse(text)) or "").split("\n")[0].rstrip(".")
 
 
 def examples_index() -> str:
-    """The list of examples."""
+    """Return the list of examples."""
     lines = ["# Examples\n\nEach of them runs in the tests, in seconds, on models and data that ship.\n"]
     lines += [f"- [{path.name}](examples/{path.name}): {head_of(path)}" for path in EXAMPLES]
     return "\n".join(lines) + "\n"
 
 
 def extension_page() -> str:
-    """The files of the package that extends onnxprune."""
+    """Return the files of the package that extends onnxprune."""
     folder = ROOT / "examples" / "extension"
     parts = ["# A package that extends onnxprune\n"]
     for path in sorted([*folder.rglob("*.toml"), *folder.rglob("*.py")]):
@@ -182,7 +182,7 @@ def extension_page() -> str:
 
 
 def example_page(path: Path) -> str:
-    """An example as a page: cells of markdown as text, the rest as code."""
+    """Return an example as a page: cells of markdown as text, the rest as code."""
     text = path.read_text(encoding="utf-8")
     if "# %%" not in text:
         return f"# {head_of(path)}\n\n`examples/{path.name}`\n\n```python\n{text}```\n"

@@ -1,11 +1,11 @@
-"""Weight-less structures of public architectures, small enough to ship: models/structures/NAME.onnx.xz.
+"""Pack weight-less structures of public architectures, small enough to ship: models/structures/NAME.onnx.xz.
 
     python tools/structures.py pack FILE.onnx OUT.onnx.xz
     python tools/structures.py pack-zoo FOLDER          # every NAME.onnx and NAME/model.onnx of a folder
     python tools/structures.py golden                   # writes tests/goldens/structures.json anew
 
-A structure is the ONNX file without the data of its large float tensors; names, shapes and types stay, and so do
-integers, tensors of at most 64 elements, and large constants that are no weights and compress to next to nothing
+A structure is the ONNX file without the data of its large float tensors. It keeps names, shapes, types, integers,
+tensors of at most 64 elements, and large constants that are no weights and compress to next to nothing
 (attention masks, coordinate grids). `tests/helpers/structures.py` reads it back and fills it with random weights.
 """
 
@@ -29,14 +29,14 @@ ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "models" / "structures"
 GOLDEN = ROOT / "tests" / "goldens" / "structures.json"
 SMALL = 64  # elements: kept as they are
-TINY = 1024  # compressed bytes: a constant that says so little is an array of a few values, not weights
+TINY = 1024  # compressed bytes: a constant that compresses to less is an array of a few values, not weights
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "LayerNormalization", "PRelu")
 FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME}]
 
 
 def strip_weights(path: Path) -> bytes:
-    """The packed structure of an ONNX file."""
+    """Return the packed structure of an ONNX file."""
     proto = onnx.load(path)
     graph = proto.graph
     weights = {name for n in graph.node if n.op_type in WEIGHTED for name in n.input[1:]}
@@ -73,7 +73,7 @@ def _strip(tensor: TensorProto, weight: bool) -> None:
 
 
 def pack(source: Path, target: Path) -> int:
-    """Packs one file and returns its size in bytes."""
+    """Pack one file and return its size in bytes."""
     data = strip_weights(source)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(data)
@@ -90,7 +90,7 @@ def models_in(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def golden() -> dict[str, object]:
-    """What is free and what is locked in every structure, with the random weights of the tests."""
+    """Record the free and locked channels of every structure, with the random weights of the tests."""
     tests = tests_module()
     rows = {}
     for path in tests.all_structures():
@@ -111,7 +111,7 @@ def tests_module() -> ModuleType:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("pack", help="pack one file")

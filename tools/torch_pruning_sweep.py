@@ -1,4 +1,4 @@
-"""The sensitivity sweep of `onnxprune sensitivity`, as one writes it with Torch-Pruning from PyPI in eager PyTorch.
+"""Run the sweep of `onnxprune sensitivity` with Torch-Pruning from PyPI in eager PyTorch, for comparison.
 
     pip install torch torch-pruning
     python tools/torch_pruning_sweep.py MODEL.onnx DATA.npz [--ratios 0.05:0.95:0.05] [--threads 1] [-o out.json]
@@ -36,7 +36,7 @@ TOLERANCE = 1e-4
 
 
 def from_onnx(path: Path) -> ResNet:
-    """The torch module with the file's weights: convolutions in the order of the graph, then the classifier.
+    """Return the torch module with the file's weights: convolutions in the order of the graph, then the classifier.
 
     Raises:
         click.ClickException: another architecture.
@@ -77,7 +77,7 @@ def top1(model: nn.Module, x: torch.Tensor, y: torch.Tensor, batch: int) -> floa
 
 
 def prune(model: ResNet, group: str, removed: int) -> ResNet:
-    """A copy whose convolution `group` lost its filters of least l1 norm, with all that depends on them."""
+    """Copy the model and remove the filters of least l1 norm of convolution `group`, with all dependents."""
     copied = copy.deepcopy(model)
     conv = copied.get_submodule(group)
     assert isinstance(conv, nn.Conv2d)
@@ -98,7 +98,7 @@ def sweep(
     limit: int | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """The full grid, one point after the other; see the head of this file.
+    """Run the full grid, one point after the other; see the head of this file.
 
     Args:
         ratios: shares of a group's channels to remove, rounded down to whole channels.
@@ -148,7 +148,7 @@ def parse_ratios(text: str) -> list[float]:
 def main(
     model: Path, data: Path, ratios: str, batch: int, threads: int, limit_groups: int | None, output: Path | None
 ) -> None:
-    """Checks the copy of the model, runs the sweep, prints the points."""
+    """Check the copy of the model, run the sweep, print the points."""
     torch.set_num_threads(threads)
     with np.load(data, allow_pickle=False) as arrays:
         x, y = np.ascontiguousarray(arrays["x"], np.float32), np.asarray(arrays["y"], np.int64)
@@ -156,7 +156,7 @@ def main(
     worst = difference(network, model, x[:64])
     if worst > TOLERANCE:
         raise click.ClickException(f"torch and onnxruntime differ by {worst:.1e}")
-    network(torch.from_numpy(x[:1]))  # first-call costs are nobody's point
+    network(torch.from_numpy(x[:1]))  # first-call costs belong to no point
     result = sweep(network, x, y, parse_ratios(ratios), batch=batch, limit=limit_groups, progress=True)
     result |= {"model": model.name, "difference": worst}
     count = max(1, len(result["points"]))

@@ -104,7 +104,7 @@ def one(path: Path, macs: float, memory: float) -> Row:
         row |= {"result": kind, "error": err.what + (f" (at {where})" if where else "")}
     except MemoryError:
         row |= {"result": "failed", "error": f"MemoryError within {memory:g} GiB"}
-    except Exception as err:  # a defect of the tool: it belongs in the table
+    except Exception as err:  # a defect of onnxprune: record it in the table
         frame = traceback.extract_tb(err.__traceback__)[-1]
         place = f"{Path(frame.filename).name}:{frame.lineno}"
         row |= {"result": "failed", "error": f"{type(err).__name__}: {_first(str(err))} (at {place})"}
@@ -120,7 +120,7 @@ def peak_memory() -> float:
 
 
 def measured(path: Path, macs: float, timeout: float, memory: float) -> Row:
-    """The row of one model and target, from a process of its own."""
+    """Return the row of one model and target, from a process of its own."""
     command = [sys.executable, str(Path(__file__).resolve()), "--one", str(path), str(macs), "--memory", str(memory)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
@@ -156,7 +156,7 @@ def cells(name: str, rows: dict[str, Row]) -> list[str]:
 
 
 def page(results: dict[str, dict[str, Row]]) -> str:
-    """The table in Markdown."""
+    """Return the table in Markdown."""
     head = ["file", "nodes", "groups", *(f"macs={m}" for m in TARGETS), "seconds"]
     lines = [head, ["---"] * len(head), *(cells(name, rows) for name, rows in results.items())]
     return "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in lines) + "\n"

@@ -1,4 +1,4 @@
-"""Builds, prunes, verifies and times a zoo of models, or whole folders of yours: the coverage page.
+"""Build, prune, verify and time a zoo of models or your own folders, and write the coverage page.
 
     python tools/zoo.py FOLDER_OR_FILE ...                   # NAME.onnx, NAME/model.onnx and NAME.onnx.xz of a folder
     python tools/zoo.py --build '*.ts' 'hf_*' --pack         # makes the models itself: tools/zoo_catalogue.py
@@ -35,7 +35,7 @@ TOOLS = Path(__file__).resolve().parent
 
 
 def collect(places: Sequence[Path]) -> Iterator[tuple[str, Path]]:
-    """(name, file) of every model named or found."""
+    """Return (name, file) of every model named or found."""
     for place in places:
         if place.is_file():
             yield _name(place), place
@@ -51,13 +51,13 @@ def _name(path: Path) -> str:
 
 
 def stamp(path: Path) -> list[int]:
-    """What tells a changed file."""
+    """Return a stamp by which a changed file is detected."""
     status = path.stat()
     return [status.st_size, status.st_mtime_ns]
 
 
 def measured(path: Path, timeout: float, proofs: bool) -> Row:
-    """The row of one model, from a process of its own; a failure is a row too."""
+    """Return the row of one model, from a process of its own; a failure is a row too."""
     command = [sys.executable, str(TOOLS / "zoo_measure.py"), str(path), *([] if proofs else ["--no-proofs"])]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
@@ -74,7 +74,7 @@ def measured(path: Path, timeout: float, proofs: bool) -> Row:
 
 
 def built(entry: Entry, folder: Path, timeout: float, memory: float, python: str | None) -> Row:
-    """Makes a model in a folder by a process of its own; `error` says why there is none.
+    """Build a model in a folder by a process of its own; `error` is the reason of a failure.
 
     A fork of this process, so that torch is imported once for all of them, or another interpreter: Keras wants its own.
     """
@@ -84,7 +84,7 @@ def built(entry: Entry, folder: Path, timeout: float, memory: float, python: str
             done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
         except subprocess.TimeoutExpired:
             return {"error": f"exporter: not done after {timeout:g} s"}
-        if done.returncode < 0:  # by a signal: its last words are about something else
+        if done.returncode < 0:  # killed by a signal: its last output is unrelated
             return {"error": f"exporter: ended with {done.returncode}, out of memory perhaps"}
         if done.returncode:
             return {"error": "exporter: " + _last_line(done.stderr)}
@@ -107,7 +107,7 @@ def _build(entry: Entry, folder: Path, note: Path, memory: float) -> None:
     from zoo_build import build
 
     resource.setrlimit(resource.RLIMIT_DATA, (int(memory * 2**30), int(memory * 2**30)))
-    log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT)  # exporters are talkative, in C++ too
+    log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT)  # exporters print a lot, from C++ too
     os.dup2(log, 1)
     os.dup2(log, 2)
     try:
@@ -118,7 +118,7 @@ def _build(entry: Entry, folder: Path, note: Path, memory: float) -> None:
 
 
 def _last_line(text: str) -> str:
-    """What of an error says the most: exporters' messages run over pages, the cause stands first or last."""
+    """Return the most informative line of an error: exporters' messages are long, with the cause first or last."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text)  # torch.export writes in colours
     lines = [" ".join(line.split()) for line in plain.strip().splitlines() if line.strip()]
     causes = [line for line in lines if "Error" in line or "nsupported" in line or "not supported" in line]
@@ -126,7 +126,7 @@ def _last_line(text: str) -> str:
 
 
 def read_lines(path: Path) -> dict[str, Row]:
-    """Earlier results by name, the last of each; a line that was cut off is dropped."""
+    """Read earlier results by name, the last of each; an incomplete line is dropped."""
     rows: dict[str, Row] = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:
@@ -138,7 +138,7 @@ def read_lines(path: Path) -> dict[str, Row]:
 
 
 class Zoo:
-    """Rows as they come, in a file that a later run goes on with."""
+    """Rows in a file from which a later run resumes."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
@@ -147,7 +147,7 @@ class Zoo:
         args.lines.parent.mkdir(parents=True, exist_ok=True)
 
     def add(self, row: Row) -> None:
-        """Keeps a row and says how it went."""
+        """Add a row and print its outcome."""
         self.rows[row["name"]] = row
         self.failed += "error" in row
         with self.args.lines.open("a", encoding="utf-8") as file:
@@ -156,12 +156,12 @@ class Zoo:
         print(f"{time.strftime('%H:%M:%S')} {row['name']}: {state}", file=sys.stderr, flush=True)
 
     def wanted(self, name: str, mark: object) -> bool:
-        """Whether a model is still to be measured."""
+        """Return True if a model remains to be measured."""
         row = self.rows.get(name)
         return self.args.again or row is None or row.get("stamp") != mark or "error" in row
 
     def file(self, name: str, path: Path) -> None:
-        """A model that is there; a structure is given random weights first."""
+        """Return the file of an existing model; a structure gets random weights first."""
         if not self.wanted(name, stamp(path)):
             return
         row = {**self.rows.get(name, {}), "name": name, "stamp": stamp(path), "weights": "as they are"}
@@ -178,7 +178,7 @@ class Zoo:
         self.add(row)
 
     def make(self, entry: Entry) -> None:
-        """A model of the catalogue."""
+        """Build a model of the catalogue."""
         row = self.rows.get(entry.name, {})
         hopeless = not self.args.again and str(row.get("error", "")).startswith("exporter: ")
         if hopeless or not self.wanted(entry.name, "built"):
@@ -199,7 +199,7 @@ class Zoo:
 
 
 def main() -> int:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("places", type=Path, nargs="*", help="files and folders")
     parser.add_argument("--build", nargs="+", default=[], metavar="PATTERN", help="models of the catalogue, by name")
@@ -235,7 +235,7 @@ def main() -> int:
 
 
 def _preload() -> None:
-    """Imports once what every fork needs."""
+    """Import once the modules that every fork needs."""
     import onnxscript  # noqa: F401
     import timm  # noqa: F401
     import torch.onnx

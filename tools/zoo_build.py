@@ -1,11 +1,11 @@
-"""Makes the models of the zoo: seeded random weights that prove something, then the library's own ONNX export.
+"""Build the models of the zoo: seeded random weights that make proofs meaningful, then the library's ONNX export.
 
     python tools/zoo_build.py NAME_OR_PATTERN ... --out FOLDER      # FOLDER/NAME/model.onnx
     python tools/zoo_build.py --list                                # what there is
 
-`tools/zoo.py --build` does the same and measures each model as soon as it is there. Freshly initialised networks prove
-little: BatchNorms do nothing, layer scales and last layers are zero, so a wrong channel would not show. Here running
-statistics are those of a random batch, jittered, and whatever is all zeros or all ones becomes random.
+`tools/zoo.py --build` does the same and then measures each model. Proofs on freshly initialised networks show little:
+BatchNorms do nothing, layer scales and last layers are zero, so a wrong channel would have no effect. Here running
+statistics are those of a random batch, jittered, and tensors of all zeros or ones become random.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Inputs = tuple[Any, ...]
 
 
 def build(entry: Entry, folder: Path, seed: int = 0) -> dict[str, Any]:
-    """Makes one model in a folder and says what was made.
+    """Build one model in a folder and return its description.
 
     Returns:
         input: shapes of the example inputs; parameters; seconds.
@@ -78,7 +78,7 @@ def _torch(entry: Entry, path: Path, seed: int) -> list[list[int]]:
 
 
 def randomise(model: nn.Module, inputs: Inputs, seed: int) -> None:
-    """Weights that are all equal become random; BatchNorm's statistics fit a random batch, but for a jitter."""
+    """Make equal weights random and BatchNorm's statistics those of a random batch, with a jitter."""
     import torch
     from torch import nn
 
@@ -102,7 +102,7 @@ def randomise(model: nn.Module, inputs: Inputs, seed: int) -> None:
         for m in norms:
             m.momentum = 1.0
             m.train(m.running_mean is not None)
-        with contextlib.suppress(ValueError):  # one value per channel: a batch of statistics is not to be had
+        with contextlib.suppress(ValueError):  # one value per channel: no statistics over a batch
             model(*inputs)
         for m in norms:
             m.eval()
@@ -308,7 +308,7 @@ def _export_dynamo(model: nn.Module, inputs: Inputs, path: Path, dynamic: bool) 
 
 
 def _first(model: nn.Module) -> nn.Module:
-    """A module that returns the one tensor of a segmentation model's dictionary, or what the model returns."""
+    """Wrap a model to return the one tensor of a segmentation model's dictionary, or its output."""
     from torch import nn
 
     class First(nn.Module):
@@ -369,7 +369,7 @@ def _keras(name: str, exporter: str, path: Path, seed: int) -> list[list[int]]:
 
 
 def _light(name: str, path: Path) -> list[list[int]]:
-    """A model of the onnx wheel: what ConstantOfShape and equal values stood for becomes random weights."""
+    """Return a model of the onnx wheel, with random weights instead of ConstantOfShape and equal values."""
     import math
 
     import numpy as np
@@ -402,7 +402,7 @@ def _light(name: str, path: Path) -> list[list[int]]:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="names or patterns, such as 'timm_*.ts'")
     parser.add_argument("--out", type=Path, default=Path(".zoo/models"))

@@ -1,4 +1,4 @@
-"""The models of the zoo, by name: torchvision, timm and transformers in two exporters, Keras in two, the onnx wheel's.
+"""Models of the zoo, by name: torchvision, timm and transformers in two exporters, Keras in two, the onnx wheel's.
 
 A name is `ARCHITECTURE.EXPORTER`: `.ts` is PyTorch's TorchScript exporter at opset 17, `.dyn` its dynamo exporter at
 opset 20, `.tf2onnx` and `.keras` are tf2onnx and Keras' own; models of the onnx wheel have no exporter.
@@ -183,7 +183,7 @@ _KERAS = _names("""
 
 @dataclass(frozen=True)
 class Entry:
-    """One model of the zoo.
+    """Model of the zoo.
 
     Attributes:
         name: unique, ends in the exporter.
@@ -214,7 +214,7 @@ _SIZES = {  # sides of images where 96 is too small, or where the architecture f
 
 
 def catalogue() -> list[Entry]:
-    """Every model, in the order in which they are built: all families early, the expensive ones late."""
+    """Return every model in the order of building: all families early, the expensive ones late."""
     out: list[Entry] = []
 
     def add(library: str, names: Sequence[str], exporter: str, prefix: str = "", size: int = 0) -> None:
@@ -246,7 +246,7 @@ def catalogue() -> list[Entry]:
 
 
 def chosen(patterns: Sequence[str]) -> list[Entry]:
-    """The models whose names match one of the patterns.
+    """Return the models whose names match one of the patterns.
 
     Raises:
         ValueError: a pattern that matches none.

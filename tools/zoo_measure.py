@@ -1,4 +1,4 @@
-"""Everything `tools/zoo.py` wants to know about one model; run in a process of its own.
+"""Measure one model for `tools/zoo.py`, in a process of its own.
 
     python tools/zoo_measure.py MODEL.onnx [--no-proofs]      # one line of JSON
 
@@ -41,7 +41,7 @@ class Clock:
 
 
 def measure(path: Path, row: Row, *, proofs: bool = True) -> None:
-    """Fills a row as far as it gets; `stage` says where that is.
+    """Fill a row as far as possible; `stage` names the last stage.
 
     Raises:
         Exception: whatever goes wrong.
@@ -83,7 +83,7 @@ def measure(path: Path, row: Row, *, proofs: bool = True) -> None:
 
 
 def _cut(row: Row, kind: str, analysis: op.Analysis, plan: op.Plan, proofs: bool) -> None:
-    """Prunes, measures what is left, and proves it: a random half at batch 1 and 5, a target at batch 1."""
+    """Prune, measure and prove: a random half at batch 1 and 5, a target at batch 1."""
     clock = Clock()
     row["stage"] = f"strip {kind}"
     result = op.compile_plan(analysis.source, plan, analysis=analysis, check=False)
@@ -103,7 +103,7 @@ def _cut(row: Row, kind: str, analysis: op.Analysis, plan: op.Plan, proofs: bool
 
 
 def random_half(analysis: op.Analysis, seed: int = 0, *, up: bool = False) -> op.Plan:
-    """Half of the channels of every group, rounded down (or up, as long as one stays), drawn at random."""
+    """Return half of the channels of every group, rounded down (or up, keeping at least one), drawn at random."""
     rng = np.random.default_rng(seed)
     half = {g.name: (g.channels + (up and g.channels > 1)) // 2 for g in analysis}
     gone = {g.name: rng.choice(g.channels, half[g.name], replace=False) for g in analysis}
@@ -121,12 +121,12 @@ def locked_causes(analysis: op.Analysis) -> list[list[object]]:
     return [[*key, *cause] for key, cause in sorted(causes.items())]
 
 
-# What reads the answers of a model: its output, or what a detector selects boxes by.
+# Consumers of a model's answers: its output, or a detector's selection of boxes.
 ANSWERS = ("output", "Gather", "GatherND", "NonZero", "Softmax", "TopK")
 
 
 def kept_aside(analysis: op.Analysis, plan: op.Plan) -> float:
-    """Share of parameters kept, those layers aside whose outputs are the model's answers."""
+    """Return the kept share of parameters, without the layers whose outputs are the model's answers."""
     table = analysis.table
     root = components(table.count, table.ties)
     last: set[int] = set()
@@ -160,7 +160,7 @@ def peak_mb() -> float:
 
 
 def rounded(value: Any) -> Any:
-    """Floats with four significant digits: nothing here is known better."""
+    """Round floats to four significant digits, the accuracy of these figures."""
     if isinstance(value, float):
         return float(f"{value:.4g}")
     if isinstance(value, dict):
@@ -169,7 +169,7 @@ def rounded(value: Any) -> Any:
 
 
 def main() -> int:
-    """The command line; prints the row even when something failed."""
+    """Run the command line; print the row even after a failure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--no-proofs", action="store_true")

@@ -1,4 +1,4 @@
-"""The coverage page and its numbers, from the rows of `tools/zoo.py`."""
+"""Write the coverage page and its numbers from the rows of `tools/zoo.py`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from zoo_catalogue import SKIPPED, catalogue
 KINDS = ("random", "target", "inexact")  # of cuts
 Row = dict[str, Any]
 VERSIONS = ("onnxprune", "onnx", "onnxruntime", "numpy")
-WEAK = 1e-3  # a masked model that is nearer than this to the original would prove little
+WEAK = 1e-3  # a masked model nearer to the original would make a weak test
 LIBRARIES = {
     "torchvision": "torchvision: classification and segmentation",
     "flow": "torchvision: optical flow",
@@ -80,7 +80,7 @@ _LIBRARY = {entry.name: entry.library for entry in catalogue()}
 
 
 def library(row: Row) -> str:
-    """Where a row's model comes from."""
+    """Return the library of a row's model."""
     name = str(row["name"])
     if name in _LIBRARY:
         return _LIBRARY[name]
@@ -90,12 +90,12 @@ def library(row: Row) -> str:
 
 
 def proved(row: Row) -> bool:
-    """Whether a random half of its channels was removed and the result equal."""
+    """Return True if a random half of the channels was removed and the result proved equal."""
     return "error" not in row and "max_relative" in row.get("random", {})
 
 
 def page(rows: Sequence[Row]) -> str:
-    """The coverage page."""
+    """Return the coverage page."""
     parts = [HEAD, _summary(rows)]
     for key, title in LIBRARIES.items():
         own = sorted((r for r in rows if library(r) == key), key=lambda r: str(r["name"]))
@@ -181,7 +181,7 @@ def _summary(rows: Sequence[Row]) -> str:
 
 
 def _most_kept(rows: Sequence[Row]) -> list[str]:
-    """Of convolutional networks, and of those with a normalised stream, the one that keeps most."""
+    """Describe the network that keeps most, among convolutional ones and those with a normalised stream."""
     ours = [r for r in rows if library(r) in ("torchvision", "flow", "video", "detection")]
     plain = [r for r in ours if not str(r["name"]).startswith(STREAMS)]
     streams = [r for r in ours if "max_relative" in r.get("inexact", {}) and str(r["name"]).startswith(STREAMS)]
@@ -202,7 +202,7 @@ def _most_kept(rows: Sequence[Row]) -> list[str]:
 
 
 def _inexact(rows: Sequence[Row]) -> str:
-    """The table of random halves with channels free that a statistic runs over."""
+    """Return the table of random halves with inexact groups."""
     own = sorted((r for r in rows if "max_relative" in r.get("inexact", {})), key=lambda r: str(r["name"]))
     head = (
         "model",
@@ -226,7 +226,7 @@ def _inexact(rows: Sequence[Row]) -> str:
 
 
 def _unrun(rows: Sequence[Row]) -> str:
-    """Models of the catalogue of which there is no row."""
+    """Return the models of the catalogue without a row."""
     missing = [name for name in _LIBRARY if name not in {str(r["name"]) for r in rows}]
     if not missing or len(missing) == len(_LIBRARY):
         return ""
@@ -256,7 +256,7 @@ def compact(rows: Sequence[Row]) -> str:
 
 
 def write(path: Path, text: str) -> None:
-    """Writes a file, whole or not at all."""
+    """Write a file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")

@@ -1,7 +1,7 @@
-"""A page on this machine on which ratios are dragged and costs follow: `onnxprune explore`.
+"""Local page with a slider for each group's ratio: `onnxprune explore`.
 
-`_flow` draws how data runs between groups, `_session` is all that the page can ask for, without HTTP; `_requests`
-checks what a browser sends; `_server` is HTTP and nothing else. `page/` holds the three files the browser gets.
+`_flow` lays out the data flow between groups, `_session` answers the page's questions without HTTP, `_requests`
+validates the browser's requests, and `_server` speaks HTTP. `page/` holds the three files that are served.
 """
 
 from __future__ import annotations

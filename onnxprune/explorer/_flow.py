@@ -1,7 +1,7 @@
-"""How data runs between groups, laid out like the history of a repository.
+"""Data flow between groups, laid out like the history of a repository.
 
-Groups are rows, in the order in which the graph first makes them. A group's line runs down its lane from there to the
-last layer that reads it or adds to it: a residual stream is a long line, the layers beside it branch off and return.
+Groups are rows, in the order of their first producer. A group's line runs down its lane to the last layer that consumes
+it or adds to it: a residual stream is a long line, the layers of its blocks branch off and return.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from onnxprune.ops.label_table import Contraction, FilterSite, Labels
 
 @dataclass(frozen=True)
 class FlowRow:
-    """A group, or channels that stay whole.
+    """Group, or locked channels.
 
     Attributes:
         name: of the group.
-        channels: how many it has.
-        op: operator that makes it first.
+        channels: their number.
+        op: operator of its first producer.
         group: its place in `analysis.groups`; None for locked channels.
-        reason: why it is locked.
+        reason: reason of the lock.
         lane: column of its line.
-        end: the last row that reads it or adds to it.
+        end: the last row that consumes it or adds to it.
     """
 
     name: str
@@ -43,7 +43,7 @@ class FlowRow:
 
 @dataclass(frozen=True)
 class Flow:
-    """Rows from top to bottom, and edges (source row, row of what is made from it).
+    """Rows from top to bottom, and edges (row of the consumed group, row of the produced group).
 
     An edge to a row above is an addition into a stream that began there.
     """
@@ -53,7 +53,7 @@ class Flow:
 
 
 def flow(analysis: Analysis) -> Flow:
-    """Who reads whom: an edge for every layer that sums over one group's channels and makes another's."""
+    """Return the flow: an edge for every layer that sums over one group's channels and produces another's."""
     table = analysis.table
     root = components(table.count, table.ties)
     owners = _Owners(analysis, root)
@@ -74,7 +74,7 @@ def flow(analysis: Analysis) -> Flow:
 
 
 def _layers(analysis: Analysis) -> Iterator[tuple[list[FilterSite], list[Contraction]]]:
-    """What every node makes and sums over, in the order of the graph; the tables were written in that order."""
+    """Return the labels that every node produces and sums over, in the order of the graph and its tables."""
     table = analysis.table
     sums: dict[str, list[Contraction]] = {}
     for c in table.contractions:
@@ -94,9 +94,9 @@ def _is_of(site: FilterSite, node: gs.Node) -> bool:
 
 
 class _Owners:
-    """Which row a label belongs to; rows are added as they are met.
+    """Rows by label; rows are added at their first use.
 
-    `found` holds what `FlowRow` begins with: name, channels, operator, group, reason.
+    `found` holds the first fields of `FlowRow`: name, channels, operator, group, reason.
     """
 
     def __init__(self, analysis: Analysis, root: npt.NDArray[np.int64]) -> None:
@@ -111,7 +111,7 @@ class _Owners:
         self._row_of_root = np.full(analysis.table.count, -1, np.int64)
 
     def of(self, labels: Labels, site: FilterSite | None = None) -> list[int]:
-        """Rows of some labels; locked ones get a row where a layer makes them."""
+        """Return the rows of some labels; locked channels get a row if a layer produces them."""
         component = self.analysis.component[labels]
         rows = [self._of_group(i) for i in np.unique(self._group[component[component > 0]]).tolist()]
         fixed = self._root[labels[(component == 0) & (labels > 0)]]
@@ -136,17 +136,17 @@ class _Owners:
         return self._row_of_group[i]
 
     def add_rest(self) -> None:
-        """Rows for groups that no layer makes or sums over."""
+        """Add rows for groups that no layer produces or sums over."""
         for i in range(len(self._row_of_group)):
             self._of_group(i)
 
 
 def _lanes(ends: Sequence[int], edges: set[tuple[int, int]]) -> list[int]:
-    """For every row the leftmost lane that is free from there to its end.
+    """Assign every row the leftmost lane that is free down to its end.
 
-    Where a line ends in the row that it feeds, that row goes on in its lane.
+    If a line ends in the row that it feeds, that row continues in its lane.
     """
-    busy: list[int] = []  # by lane: the row whose line runs there
+    busy: list[int] = []  # lane -> row whose line occupies it
     out = []
     for row in range(len(ends)):
 

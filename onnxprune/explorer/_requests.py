@@ -1,4 +1,4 @@
-"""What a browser may send, checked to the last key, and what it gets for it. No HTTP here."""
+"""Validation and answers of the browser's requests, without HTTP."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ FORMAT = Format("request", 2**20)
 
 
 class BadRequest(ValueError):
-    """What was sent is not what the page sends."""
+    """Request that the page does not send."""
 
 
 @dataclass(frozen=True)
 class _Nothing:
-    """Body of a request that says nothing."""
+    """Empty body of a request."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class _Aim:
 def answer(explorer: Explorer, action: str, body: bytes) -> Document:
     """Answer a request.
 
-    What cannot be done for a reason (a target out of reach, a full disk) is an answer, too: `problem`.
+    A failure with a reason (a target out of reach, a full disk) is an answer as well: `problem`.
 
     Args:
         explorer: Explorer of the model.

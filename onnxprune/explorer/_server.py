@@ -1,8 +1,8 @@
-"""HTTP for the page: one browser on this machine, nobody else.
+"""HTTP server of the page, for one browser on this machine.
 
-Bound to 127.0.0.1. Every path begins with a random token; a request without it, for another host or from another
-origin is refused before anything else is looked at. What is served: the three files of the page, the description of the
-model, and the answers of `requests.answer`.
+It binds to 127.0.0.1. Every path begins with a random token; a request without it, for another host or from another
+origin is refused before anything else is read. The server sends the three files of the page, the description of the
+model, and the answers of `_requests.answer`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from onnxprune.explorer._requests import ACTIONS, BadRequest, answer
 from onnxprune.explorer._session import Explorer
 
 ADDRESS = "127.0.0.1"
-MAX_BODY = 2**18  # bytes; counts of ten thousand groups take a quarter of it
+MAX_BODY = 2**18  # bytes; the counts of ten thousand groups need a quarter of it
 _PAGE = {
     "": ("explore.html", "text/html; charset=utf-8"),
     "explore.css": ("explore.css", "text/css; charset=utf-8"),
@@ -32,7 +32,7 @@ _HEADERS = {
     "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
-    # Not no-referrer: with that, browsers send `Origin: null` even from the page itself.
+    # Not no-referrer: browsers would send `Origin: null` even from the page itself.
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -42,7 +42,7 @@ _JSON = "application/json; charset=utf-8"
 
 
 class Server:
-    """Serves one explorer until its page says that it is done.
+    """Server of one explorer, until the page's Done.
 
     Args:
         explorer: of the model.
@@ -52,7 +52,7 @@ class Server:
         url: of the page, token included.
 
     Raises:
-        OnnxPruneError: the port cannot be had.
+        OnnxPruneError: the port is not available.
     """
 
     def __init__(self, explorer: Explorer, port: int = 0) -> None:
@@ -64,23 +64,23 @@ class Server:
         self.url = f"{self._http.origin}/{self._http.token}/"
 
     def serve(self) -> None:
-        """Answers until the page's Done, or until the caller is interrupted."""
+        """Answer requests until the page's Done or an interrupt."""
         try:
             self._http.serve_forever(poll_interval=0.1)
         finally:
             self.close()
 
     def close(self) -> None:
-        """Gives the port back, of a server that does not serve."""
+        """Release the port of a server that is not serving."""
         self._http.server_close()
 
     def stop(self) -> None:
-        """Ends `serve`, which runs in another thread."""
+        """End `serve`, which runs in another thread."""
         self._http.shutdown()
 
 
 class _Http(ThreadingHTTPServer):
-    daemon_threads = True  # a connection that a browser keeps open must not keep the command alive
+    daemon_threads = True  # a connection kept open by a browser must not keep the command running
 
     def __init__(self, explorer: Explorer, port: int) -> None:
         super().__init__((ADDRESS, port), _Handler)
@@ -93,7 +93,7 @@ class _Http(ThreadingHTTPServer):
         self.model = json.dumps(explorer.describe(), allow_nan=False).encode()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A browser that closes its connection early is nothing to report."""
+        """Ignore browsers that close their connection early."""
 
 
 class _Refused(Exception):
@@ -107,15 +107,15 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "onnxprune", ""
     timeout = 30  # seconds without a byte
-    wbufsize = 2**16  # head and body in one packet: two would wait for each other's acknowledgement
+    wbufsize = 2**16  # head and body in one packet: two would wait for an acknowledgement between them
     disable_nagle_algorithm = True
 
     def do_GET(self) -> None:
-        """The page and the description of the model."""
+        """Send the page or the description of the model."""
         self._respond(self._get)
 
     def do_POST(self) -> None:
-        """What the page asks for."""
+        """Answer a question of the page."""
         self._respond(self._post)
 
     def _respond(self, ask: Callable[[str], tuple[bytes, str]]) -> None:
@@ -128,11 +128,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.BAD_REQUEST, str(err))
         else:
             if path == "done":
-                self.wfile.flush()  # the answer leaves before the command ends
+                self.wfile.flush()  # send the answer before the command ends
                 threading.Thread(target=self.server.shutdown, daemon=True).start()
 
     def _checked_path(self) -> str:
-        """What follows the token.
+        """Check the request's origin and return its path after the token.
 
         Raises:
             _Refused: another host, another origin, no token.
@@ -165,7 +165,7 @@ class _Handler(BaseHTTPRequestHandler):
         if path not in ACTIONS:
             raise _Refused(HTTPStatus.NOT_FOUND, "there is nothing here")
         if self.headers.get("Origin") is None:
-            raise _Refused(HTTPStatus.FORBIDDEN, "a request that says no origin is not the page's")
+            raise _Refused(HTTPStatus.FORBIDDEN, "requests without an origin are refused")
         document = answer(self.server.explorer, path, self._body())
         return json.dumps(document, allow_nan=False).encode(), _JSON
 
@@ -178,7 +178,7 @@ class _Handler(BaseHTTPRequestHandler):
             or not (lengths[0].isascii() and lengths[0].isdigit())
             or "Transfer-Encoding" in self.headers
         ):
-            raise _Refused(HTTPStatus.LENGTH_REQUIRED, "the body's length is not given")
+            raise _Refused(HTTPStatus.LENGTH_REQUIRED, "the body has no length")
         if len(lengths[0]) > 9 or int(lengths[0]) > MAX_BODY:
             raise _Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body has more than {MAX_BODY} bytes")
         return self.rfile.read(int(lengths[0]))
@@ -193,12 +193,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def _refuse(self, status: HTTPStatus, what: str, headers: Mapping[str, str] | None = None) -> None:
-        """A short reason as JSON; whatever else comes on this connection is not read."""
+        """Send a short reason as JSON and read nothing more from this connection."""
         self.close_connection = True
         self._send(status, json.dumps({"error": what}).encode(), _JSON, {**(headers or {}), "Connection": "close"})
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """What http.server itself refuses: requests that are no HTTP, methods that are not there."""
+        """Refuse in our form the requests that http.server refuses: invalid HTTP, unknown methods."""
         status = HTTPStatus(code)
         if status is HTTPStatus.NOT_IMPLEMENTED:
             self._refuse(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and POST are answered", {"Allow": "GET, POST"})
@@ -206,4 +206,4 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(status, status.phrase)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """The terminal is the command's."""
+        """Print nothing: the terminal belongs to the command."""

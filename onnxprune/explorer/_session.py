@@ -1,8 +1,8 @@
-"""What the page can ask for, as plain values in and out: costs of counts, counts for an aim, a plan on disk.
+"""Questions of the page, as plain values in and out: costs of counts, counts for an aim, a plan on disk.
 
-A state is a list of counts, the channels every group keeps, in the order of `analysis.groups`. Which ones stay is
-decided by the scores, as in `planning.planner`. Nothing is remembered between two questions but what was saved, and
-what a greedy search found on its way, which the next value of the same aim goes on with.
+A state is a list of counts, the channels that every group keeps, in the order of `analysis.groups`. The scores decide
+which channels are kept, as in `planning.planner`. Between two questions only the saved file is kept, and the traces of
+greedy searches, from which the next value of the same aim continues.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ from onnxprune.plans import Plan, Removal, save_plan
 
 Counts = Sequence[int]
 RATIO, METRIC = "ratio", "metric"  # aims besides the measures of a target
-_TRACES = 8  # of the allocator "saving", remembered
+_TRACES = 8  # cached traces of the allocator "saving"
 
 
 class Explorer:
-    """Answers the page's questions. One at a time: costs remember what they have computed.
+    """Answers the page's questions, one at a time: the costs cache their results.
 
     Args:
         scores: of the groups.
-        output: where the plan goes; nothing else is ever written.
+        output: path of the plan, the only file that is written.
         name: of the model, for the title.
-        curves: made with the same criterion.
+        curves: curves of the same criterion.
         latency: a latency model.
         constraints: rounding, protection, overrides.
-        normalize: how groups are compared; default: the criterion's own.
-        overwrite: whether a file that lies at `output` already may be replaced.
+        normalize: normalisation of the groups; default: the criterion's own.
+        overwrite: allow replacing an existing file at `output`.
 
     Raises:
         OnnxPruneError: curves that do not belong to the scores or hold for one threshold only; limits that leave
@@ -72,7 +72,7 @@ class Explorer:
         self._traces: dict[tuple[object, ...], GreedyTrace] = {}
         if curves is not None:
             check_curves(curves, scores)
-            threshold_of(curves, None, None, target=True)  # refuses curves that were searched for one threshold
+            threshold_of(curves, None, None, target=True)  # refuses curves bisected for one threshold
         self._check_output()
         self._cost = CostModel(self.analysis)
         self._feasible = FeasibleCounts(self.analysis, self._constraints, scores.groups)
@@ -90,7 +90,7 @@ class Explorer:
     # ------------------------------------------------------------------------------------------------- questions
 
     def describe(self) -> dict[str, Any]:
-        """All that the page needs to know once: groups, how data runs between them, what can be aimed at."""
+        """Return the static description for the page: groups, the flow between them, the possible aims."""
         drawn = flow(self.analysis)
         whole = [g.channels for g in self.analysis.groups]
         return {
@@ -109,7 +109,7 @@ class Explorer:
         }
 
     def figures(self, counts: Counts) -> dict[str, Any]:
-        """What these counts cost: every measure, seconds, the metric as the curves predict it, the score kept.
+        """Return the costs of these counts: every measure, seconds, the metric predicted by the curves, the kept score.
 
         `metric` is the worst value of any group's own curve, `added` the value if all groups' losses added up; the
         truth is mostly between them. Both are None where a curve does not reach that far.
@@ -118,17 +118,17 @@ class Explorer:
             return self._figures(self._plan_groups(counts))
 
     def aim(self, what: str, value: float, allocator: str | None, pinned: Mapping[int, int]) -> list[int]:
-        """Counts for a goal.
+        """Return the counts for an aim.
 
         Args:
             what: a measure of `Target` (value: the share kept), "ratio" (the share removed from every group) or
-                "metric" (every group as far as its own curve stays at the value).
+                "metric" (every group as far as its own curve is at or above the value).
             value: of that.
-            allocator: how a target is shared; None for what suits it.
+            allocator: allocator of the target; None: the default one.
             pinned: index of a group -> the count it keeps whatever the goal.
 
         Raises:
-            OnnxPruneError: out of range, out of reach, or not possible with what is at hand.
+            OnnxPruneError: the value is out of range or reach, or needs curves or a latency model that are absent.
         """
         names = [g.name for g in self.analysis.groups]
         fixed = {escape(names[i]): {"channels": count} for i, count in pinned.items()}
@@ -158,7 +158,7 @@ class Explorer:
         return [g.channels - gone.get(g.name, 0) for g in self.analysis.groups]
 
     def plan(self, counts: Counts) -> Plan:
-        """The plan that keeps these counts."""
+        """Return the plan that keeps these counts."""
         groups = self._plan_groups(counts)
         record: dict[str, Any] = {"scope": "explore"}
         if self.curves is not None:
@@ -167,10 +167,10 @@ class Explorer:
         return assembled(self.scores, request, groups, record, version)
 
     def save(self, counts: Counts) -> Plan:
-        """Writes the plan to `output`, whole or not at all.
+        """Write the plan to `output` atomically.
 
         Raises:
-            OnnxPruneError: it cannot be written, or a file that is not ours lies there.
+            OnnxPruneError: it cannot be written, or would replace a file that this session did not write.
         """
         made = self.plan(counts)
         with self._lock:
@@ -186,7 +186,7 @@ class Explorer:
             raise OnnxPruneError(f"{str(self.output)!r} exists already", fix="name the plan with -o, or move the file")
 
     def _trace(self, what: str, pinned: Mapping[int, int]) -> GreedyTrace:
-        """What was found on the way to other values of this aim, with the same groups held; of the last few aims."""
+        """Return the cached trace of this aim with the same groups held; the last few aims are cached."""
         key = (what, *sorted(pinned.items()))
         trace = self._traces.pop(key, None) or GreedyTrace()
         self._traces[key] = trace
@@ -198,7 +198,7 @@ class Explorer:
         return [by_name.get(g.name, g.channels) for g in self.analysis.groups]
 
     def _plan_groups(self, counts: Counts) -> dict[str, Removal]:
-        """What goes: in every group the channels with the lowest scores."""
+        """Return the channels to remove: in every group those with the lowest scores."""
         return {
             g.name: Removal(g.channels, tuple(sorted(self._order[g.name][: g.channels - count].tolist())))
             for g, count in zip(self.analysis.groups, counts, strict=True)
@@ -222,7 +222,7 @@ class Explorer:
         }
 
     def _worths(self) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
-        """By group the summed normalized scores with 0, 1, 2 ... channels gone; the least score counts as 0 at most."""
+        """Return by group the summed normalized scores after removing 0, 1 ... channels; the least counts at most 0."""
         sizes = {
             name: normalized(self.scores.groups[name], self._normalize)[order] for name, order in self._order.items()
         }
@@ -230,7 +230,7 @@ class Explorer:
         return {name: np.concatenate([[0.0], np.cumsum(v - min(least, 0.0))]) for name, v in sizes.items()}
 
     def _group(self, i: int) -> dict[str, Any]:
-        """A group for the page: what it is, which counts its slider stops at, what its curve says."""
+        """Describe a group for the page: its kind, the counts of its slider, its curve."""
         g = self.analysis.groups[i]
         is_open = g.name in self._open
         stops = {self.start[i]} | (
@@ -258,7 +258,7 @@ class Explorer:
         return found
 
     def _aims(self) -> list[dict[str, Any]]:
-        """What can be aimed at, and from where to where: whole first."""
+        """Return the possible aims with their ranges, the unpruned end first."""
         smallest = self._kept(self._plan_groups(self._counts(self._feasible.smallest(1))))
         cost = self._cost.cost(smallest)
         aims = [{"what": RATIO, "from": 0.0, "to": self._constraints.max_ratio, "step": 0.01}]
@@ -275,7 +275,7 @@ class Explorer:
         return aims
 
     def _allocators(self) -> list[str]:
-        """Ways to share a target that are possible here; the first one is the default."""
+        """Return the allocators that are possible here; the first one is the default."""
         extra = [("sensitivity", self.curves is not None), ("latency", self.latency is not None)]
         names = [name for name, there in extra if there]
         names += ["global", "uniform", "saving"]

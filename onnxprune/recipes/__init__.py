@@ -1,4 +1,4 @@
-"""Whole methods as recipes: files of steps that are run, resumed and end in a table. See docs/recipes.md.
+"""Recipes: whole methods as files of steps, run, resumed and summed up in a table. See docs/recipes.md.
 
 recipe = load_recipe(Path("examples/recipes/dscore-parallel.toml"))
 table = run_recipe(recipe, Path("run"))

@@ -1,4 +1,4 @@
-"""Steps that measure and leave everything as it is."""
+"""Steps that measure and change nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from onnxprune.studies.sparsity_study import SparsityPoint, study
 
 @dataclass(frozen=True)
 class EvaluateStep(RecipeStep):
-    """Accuracy on other data than that of the table, or on less of it.
+    """Measure accuracy on other data than the table's, or on fewer samples.
 
     Attributes:
         on: the data.
@@ -56,12 +56,12 @@ class EvaluateStep(RecipeStep):
 
 @dataclass(frozen=True)
 class SweepStep(RecipeStep):
-    """Accuracy and compressed size against sparsity, weights beside units; see `onnxprune.studies.sparsity_study`.
+    """Measure accuracy and compressed size against sparsity; see `onnxprune.studies.sparsity_study`.
 
     Attributes:
-        on: the data that is measured on.
-        models: keep every pruned model, too.
-        plot: draw them, as sweep.svg.
+        on: data for the measurements.
+        models: also keep every pruned model.
+        plot: draw the results, as sweep.svg.
     """
 
     study: SparsitySweep

@@ -1,4 +1,4 @@
-"""Steps that make another model: apply, prune, retrain, sparsify."""
+"""Steps with a new model: apply, prune, retrain, sparsify."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ ORIGINAL = "original"
 
 
 def keep(model: Model, context: StepContext) -> Path:
-    """Writes a step's model."""
+    """Write a step's model."""
     return save(model, context.folder / "model.onnx")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Recovering(AfterPruning):
-    """Whether a pruned model is recovered at once, on `data` (see `onnxprune.recovery.recover`)."""
+    """Options of recovering a pruned model at once, on `data` (see `onnxprune.recovery.recover`)."""
 
     recover_images: int | None = option(
         None, help="Use only this many of `data` for it, evenly from the classes.", heading="Data", ge=1
@@ -45,23 +45,23 @@ class Recovering(AfterPruning):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.recover_images is not None and not self.recover:
-            raise OnnxPruneError("'recover_images' goes with recover = true")
+            raise OnnxPruneError("'recover_images' needs recover = true")
 
 
 @dataclass(frozen=True)
 class ProofOptions:
-    """How a pruned model is proved, and whether it is recovered then."""
+    """Options of proving and then recovering a pruned model."""
 
     verifying: Verifying
     recovering: Recovering
 
     @property
     def needs_data(self) -> tuple[str, ...]:
-        """The data it needs."""
+        """Return the data it needs."""
         return ("data",) if self.recovering.recover else ()
 
     def compiled(self, context: StepContext, plan: Plan, analysis: Analysis) -> tuple[dict[str, Path], str]:
-        """The files of the model that a plan leaves and of its verification, and a line about it."""
+        """Write the pruned model and its verification; return the files and a remark."""
         how = self.verifying
         done = compile_plan(context.model, plan, analysis=analysis, check=how.verify, tolerance=how.tolerance)
         note = removal_note(plan, analysis)
@@ -69,7 +69,7 @@ class ProofOptions:
         if done.verification is not None:
             files["verification"] = context.folder / "verification.json"
             certificate = done.verification.as_dict()
-            del certificate["seconds"]  # the same run writes the same bytes
+            del certificate["seconds"]  # equal runs write equal bytes
             text = json.dumps(certificate, indent=1, allow_nan=False)
             write_text(files["verification"], text + "\n")
             note += f", equal to the masked model within {done.verification.max_relative:.1e}"
@@ -89,7 +89,7 @@ class ProofOptions:
 
 @dataclass(frozen=True)
 class ApplyStep(RecipeStep):
-    """Removes what the plan names, and proves the result."""
+    """Remove the channels of the plan and prove the result."""
 
     proving: ProofOptions
 
@@ -114,7 +114,7 @@ class ApplyStep(RecipeStep):
 
 @dataclass(frozen=True)
 class PruneStep(RecipeStep):
-    """Plans and applies in one go."""
+    """Plan and apply in one step."""
 
     planning: PlanningOptions
     proving: ProofOptions
@@ -144,12 +144,12 @@ class PruneStep(RecipeStep):
 
 @dataclass(frozen=True)
 class RetrainStep(RecipeStep):
-    """Trains the weights; with a method, until channels can go, which ends in a plan.
+    """Train the weights; with a method, train channels to be removable and write a plan.
 
-    Where `keep = "best"` and no epoch is better on the validation data, the model stays as it was.
+    With `keep = "best"` the model is not changed if no epoch is better on the validation data.
 
     Attributes:
-        settings: of the training.
+        settings: settings of the training.
         pruning: method that prunes while training, and the budget of its plan, within `constraints`.
         teacher: "original" (the recipe's model), or the path of a model.
     """
@@ -169,7 +169,7 @@ class RetrainStep(RecipeStep):
         pruning = self.pruning
         if not pruning.method:
             if pruning != TrainingMethod() or self.constraints != Constraints():
-                raise OnnxPruneError("'params', 'ratio', 'target' and limits go with a method")
+                raise OnnxPruneError("'params', 'ratio', 'target' and constraints need a method")
             return
         from onnxprune.training import get_method
 
@@ -238,7 +238,7 @@ class RetrainStep(RecipeStep):
 
 @dataclass(frozen=True)
 class SparsifyStep(RecipeStep):
-    """Sets the smallest weights, or the units of smallest norm, to zero; see the pass sparsify_weights."""
+    """Set the smallest weights, or the units of smallest norm, to zero; see the pass sparsify_weights."""
 
     sparsifying: Sparsifying
 

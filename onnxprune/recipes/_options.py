@@ -1,7 +1,7 @@
-"""Flat tables of TOML read into the dataclasses of steps; see `onnxprune._utils.fields`.
+"""Reading of flat TOML tables into the dataclasses of steps; see `onnxprune._utils.fields`.
 
-A field whose type is a dataclass takes its own fields from the same table, so that a step can say which groups of
-options it has (`Training`, `Constraints` of a plan) and a recipe stays flat.
+A field whose type is a dataclass takes its own fields from the same table, so that a step can name its groups of
+options (`Training`, `Constraints` of a plan) while a recipe is flat.
 """
 
 from __future__ import annotations

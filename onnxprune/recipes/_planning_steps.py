@@ -1,4 +1,4 @@
-"""Steps that decide: scores, sensitivity curves, plans. They leave the model as it is."""
+"""Steps with scores, sensitivity curves and plans. They do not change the model."""
 
 from __future__ import annotations
 
@@ -37,27 +37,27 @@ from onnxprune.studies.plots import check_plot, plot_curves
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class ScoringOptions(Scoring, Sampling):
-    """How channels are scored; `images` are of `data`, for criteria that need it."""
+    """Options of scoring; `images` are of `data`, for criteria that need it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.criterion:
             get_criterion(self.criterion, **self.params)
         elif self.params or self.reduce:
-            raise OnnxPruneError("'params' and 'reduce' go with a criterion", fix='criterion = "l2"')
+            raise OnnxPruneError("'params' and 'reduce' need a criterion", fix='criterion = "l2"')
 
     def demand(self) -> None:
-        """Refuses to do without a criterion."""
+        """Raise if there is no criterion."""
         if not self.criterion:
             raise OnnxPruneError("the key 'criterion' is missing", fix="one of `onnxprune criteria`")
 
     @property
     def needs_data(self) -> tuple[str, ...]:
-        """The data that the criterion needs."""
+        """Return the data that the criterion needs."""
         return ("data",) if self.criterion and get_criterion(self.criterion, **self.params).needs != "weights" else ()
 
     def calibration(self, context: StepContext) -> Calibration | None:
-        """The samples, for criteria that need them."""
+        """Return the calibration data, for criteria that need it."""
         if not self.needs_data:
             return None
         c = context.defaults
@@ -65,7 +65,7 @@ class ScoringOptions(Scoring, Sampling):
         return Calibration(data, c.preprocess, device=c.device, threads=c.threads)
 
     def scores(self, context: StepContext) -> Scores:
-        """Of the model as it is."""
+        """Return scores of the current model."""
         return score(
             context.analysis, self.name, reduce=self.reduce, calibration=self.calibration(context),
             progress=context.tick, **self.params,
@@ -74,7 +74,7 @@ class ScoringOptions(Scoring, Sampling):
 
 @dataclass(frozen=True)
 class ScoreStep(RecipeStep):
-    """Scores every channel, also by class where the criterion knows that."""
+    """Score every channel, also by class if the criterion supports it."""
 
     scoring: ScoringOptions
 
@@ -103,12 +103,12 @@ class ScoreStep(RecipeStep):
 
 @dataclass(frozen=True)
 class SensitivityStep(RecipeStep):
-    """Measures what a metric becomes as channels leave, group by group; the scores it goes by are kept, too.
+    """Measure a metric against removed channels, group by group, and store the scores as well.
 
     Attributes:
-        on: the data that is measured on, default `val_data` where the recipe has it, else `data`.
+        on: data for the measurements, default `val_data` if the recipe has it, else `data`.
         plot: draw the curves, as curves.svg.
-        (the others are those of the command)
+        (the other options are those of the command)
     """
 
     scoring: ScoringOptions
@@ -133,7 +133,7 @@ class SensitivityStep(RecipeStep):
         wrong = "max_loss" if metric.higher_is_better else "min_group_accuracy"
         if getattr(sweep, wrong) is not None:
             more = "more" if metric.higher_is_better else "less"
-            raise OnnxPruneError(f"of {metric.name}, {more} is better: {wrong!r} does not go with it")
+            raise OnnxPruneError(f"of {metric.name}, {more} is better: {wrong!r} does not apply")
 
     @property
     def needs_data(self) -> tuple[str, ...]:
@@ -172,13 +172,13 @@ class SensitivityStep(RecipeStep):
 
 @dataclass(frozen=True)
 class PlanningOptions:
-    """How much goes, and from which groups.
+    """Options of a plan.
 
-    A plan goes by a criterion of its own, else by the scores made last. Curves are taken into account where there are
-    some of the model as it is, unless there is a `ratio`, a criterion of its own, or an allocator they have no part in.
+    A plan uses its own criterion, or else the latest scores. It uses curves of the current model if there are any,
+    unless it has a `ratio`, its own criterion, or an allocator without curves.
 
     Attributes:
-        scoring: criterion of its own, if any.
+        scoring: own criterion, if any.
         budget: how much is removed. With `steps` new scores are made between them, on the weights as they are;
             training between them is what `repeat` is for.
         constraints: bounds of the plan.
@@ -191,10 +191,10 @@ class PlanningOptions:
     def __post_init__(self) -> None:
         budget = self.budget
         if budget.ratio is not None and (self._thresholds or budget.target is not None):
-            raise OnnxPruneError("a ratio takes the same from every group: it goes with no target and no threshold")
+            raise OnnxPruneError("a ratio removes the same share of every group: it excludes a target and a threshold")
         if budget.ratio is None and budget.target is None and not self._thresholds:
             raise OnnxPruneError(
-                "how much goes is missing", fix="ratio, target, or after a sensitivity min_group_accuracy"
+                "the budget is missing", fix="ratio, target, or after a sensitivity min_group_accuracy"
             )
         if budget.steps is not None and (self._thresholds or not self.scoring.criterion):
             raise OnnxPruneError("'steps' score anew between them: name a criterion, and no threshold")
@@ -209,16 +209,16 @@ class PlanningOptions:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Of what earlier steps make."""
+        """Return the artifacts it needs."""
         wants_curves = self._thresholds or self.budget.allocator == "sensitivity"
         return (*(() if self.scoring.criterion else (SCORES,)), *((CURVES,) if wants_curves else ()))
 
     def check(self, analysis: Analysis) -> None:
-        """Whether the limits fit the groups."""
+        """Check the constraints against the groups."""
         FeasibleCounts(analysis, self.constraints, analysis.by_name)
 
     def plan(self, context: StepContext) -> tuple[Plan, Scores | None]:
-        """The plan; and the scores, where they were made for it."""
+        """Return the plan, and the scores if they were computed for it."""
         aim = self._aim()
         latency = self._latency(context, aim)
         s, budget = self.scoring, self.budget
@@ -251,7 +251,7 @@ class PlanningOptions:
         return latency_model(context.analysis, device=context.defaults.device, progress=context.tick)
 
     def save(self, context: StepContext) -> tuple[Plan, dict[str, Path]]:
-        """Makes the plan and writes it, with the scores that were made for it."""
+        """Write the plan, and the scores if they were computed for it."""
         made, scores = self.plan(context)
         files = {PLAN: context.folder / "plan.json"}
         if scores is not None:
@@ -263,7 +263,7 @@ class PlanningOptions:
 
 @dataclass(frozen=True)
 class PlanStep(RecipeStep):
-    """Decides which channels go."""
+    """Plan the channels to remove."""
 
     planning: PlanningOptions
 
@@ -290,6 +290,6 @@ class PlanStep(RecipeStep):
 
 
 def removal_note(plan: Plan, analysis: Analysis) -> str:
-    """How much a plan takes."""
+    """Describe the size of a plan."""
     total = sum(g.channels for g in analysis)
     return f"{plan.removed} of {total} channels"

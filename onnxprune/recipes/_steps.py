@@ -1,4 +1,4 @@
-"""What a step of a recipe is, what it works on and what it leaves."""
+"""Base class of a recipe's steps, with their context and result."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DATA = ("data", "val_data", "test_data")
 
 @dataclass(frozen=True)
 class RecipeDefaults:
-    """What all steps of a recipe share.
+    """Options shared by all steps of a recipe.
 
     Attributes:
         preprocess: how samples become the model's input.
@@ -42,23 +42,23 @@ class RecipeDefaults:
     analysis: AnalysisOptions = field(default_factory=AnalysisOptions)
 
     def analyze(self, model: Model) -> Analysis:
-        """What may go from a model under the recipe."""
+        """Return the analysis of a model under the recipe."""
         return analyze(model, attention=self.analysis.attention, include_inexact=self.analysis.include_inexact)
 
 
 @dataclass(frozen=True)
 class StepContext:
-    """Where a step works.
+    """Inputs of a step.
 
     Attributes:
-        folder: the step's own; whatever is there is of the same step, interrupted.
-        files: what earlier steps made of the model as it is now, by the names above.
+        folder: the step's own; existing files are those of the same step, interrupted.
+        files: artifacts of earlier steps for the current model, by the names above.
         original: the recipe's model.
-        base: folder of the recipe, that paths in it are relative to.
+        base: folder of the recipe, to which its paths are relative.
         data: the recipe's, by the names of `DATA`.
         defaults: what all steps share.
         tick: called with (done, total).
-        notify: called with lines for people.
+        notify: called with messages for the user.
     """
 
     folder: Path
@@ -72,25 +72,25 @@ class StepContext:
 
     @cached_property
     def model(self) -> Model:
-        """The model as it is now."""
+        """Return the current model."""
         return load(self.files[MODEL])
 
     @cached_property
     def analysis(self) -> Analysis:
-        """Of the model as it is now."""
+        """Return the analysis of the current model."""
         return self.defaults.analyze(self.model)
 
     def samples(self, name: str, images: int | None = None) -> Data:
-        """Data by its name in the recipe, or the first so many samples of it, evenly from the classes."""
+        """Return data by its name in the recipe, optionally the first `images` samples, evenly from the classes."""
         return subset(self.data[name], images) if images else self.data[name]
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step leaves.
+    """Result of a step.
 
     Attributes:
-        files: what it made, by the names above; files of other kinds under names of their own.
+        files: its artifacts, by the names above; files of other kinds under other names.
         note: a line for the log.
     """
 
@@ -99,32 +99,31 @@ class StepResult:
 
 
 class RecipeStep(ABC):
-    """A step. Subclasses are frozen dataclasses: their fields, and those of the dataclasses in them, are its options.
+    """Step of a recipe. Subclasses are frozen dataclasses; their fields, nested ones included, are its options.
 
-    A step that was killed is run again in the same folder, so what it does is either done from the start or resumed
-    from what it finds there; what it writes appears whole or not at all.
+    A killed step is run again in the same folder: it starts anew or resumes from the files there. It writes atomically.
     """
 
     do: ClassVar[str]
-    """What the recipe calls it: the command of the same name does the same."""
+    """Name in the recipe, that of the command with the same effect."""
 
     @property
     def produces(self) -> tuple[str, ...]:
-        """What it hands on."""
+        """Return the names of its artifacts."""
         return ()
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """What earlier steps must have made of the model as it is then."""
+        """Return the artifacts that earlier steps must have produced for the current model."""
         return ()
 
     @property
     def needs_data(self) -> tuple[str, ...]:
-        """Which data it needs, of `DATA`."""
+        """Return the data it needs, of `DATA`."""
         return ()
 
     def check(self, analysis: Analysis, base: Path) -> None:
-        """Refuses what can be known to be wrong before the first step: unknown names, patterns that match nothing.
+        """Raise on errors that can be found before the first step: unknown names, patterns that match nothing.
 
         Args:
             analysis: of the recipe's model.
@@ -137,25 +136,25 @@ class RecipeStep(ABC):
 
     @abstractmethod
     def run(self, context: StepContext) -> StepResult:
-        """Does the work.
+        """Run the step.
 
         Raises:
             OnnxPruneError: whatever the stage it calls raises.
         """
 
     def tidy(self, folder: Path) -> None:
-        """Removes what only a resumed step needs, once the step is on record as finished."""
+        """Remove the files that only a resumed step needs, after the step is recorded as finished."""
         return
 
 
 def after(have: Iterable[str], produces: Iterable[str]) -> set[str]:
-    """What is there for the next step."""
+    """Return the artifacts available to the next step."""
     made = set(produces)
     return made if MODEL in made else set(have) | made
 
 
 def pick(name: str) -> str:
-    """One of the recipe's data.
+    """Return the name if it is one of the recipe's data.
 
     Raises:
         OnnxPruneError: no such name.

@@ -1,4 +1,4 @@
-"""What a run of a recipe ends with: every step with what its model is worth, what it costs, and how long it took."""
+"""Table of a recipe's run: every step with the accuracy and cost of its model, and its duration."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Any
 
 @dataclass(frozen=True)
 class StepRow:
-    """A step. Figures are those of the model it made; None where it made none.
+    """Row of a step, with the figures of its model; None if it made none.
 
     Attributes:
         step: its folder; 00-original is the recipe's model.
-        turn: which turn of a loop, "2/8".
+        turn: iteration of a loop, "2/8".
         model: the file.
-        top1, top1_error, loss: on the test data; None where there is none.
+        top1, top1_error, loss: on the test data; None without test data.
         macs: per sample; `params`, `bytes` of the model.
-        latency: median seconds of a run; None where it was not asked for.
-        seconds: that the step took; of a step that was resumed, since then.
-        note: what it says of itself.
+        latency: median seconds of a run; None if not measured.
+        seconds: duration of the step; of a resumed step, since its resumption.
+        note: remark of the step.
     """
 
     step: str
@@ -40,13 +40,13 @@ class StepRow:
 
 @dataclass(frozen=True)
 class RunTable:
-    """A run of a recipe.
+    """Table of a recipe's run.
 
     Attributes:
         name: of the recipe.
         rows: its steps.
-        sources: what the data was loaded from.
-        changes: what was set besides the recipe's text.
+        sources: sources of the data.
+        changes: changes to the recipe's text.
     """
 
     name: str
@@ -56,18 +56,18 @@ class RunTable:
 
     @property
     def final(self) -> str:
-        """The file of the model that the last step left."""
+        """Return the file of the last model."""
         return next(r.model for r in reversed(self.rows) if r.model is not None)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return plain values for JSON."""
         return {
             "schema": 1, "recipe": self.name, "model": self.final, "sources": dict(self.sources),
             "changes": list(self.changes), "steps": [asdict(r) for r in self.rows],
         }  # fmt: skip
 
     def to_csv(self) -> str:
-        """One line per step."""
+        """Return CSV with one line per step."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow([f.name for f in fields(StepRow)])

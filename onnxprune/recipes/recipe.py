@@ -1,5 +1,5 @@
-"""A recipe: a whole method as a file of steps. Read strictly: an unknown key is an error, and so is a step whose
-ingredients no step before it makes.
+"""Recipes: whole methods as files of steps. Reading is strict: an unknown key is an error, and so is a step that needs
+an artifact no earlier step produces.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ Table = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class BenchSettings(Benchmark):
-    """How latency is measured for the table."""
+    """Options of measuring latency for the table."""
 
     runs: int = option(30, help="Timed runs of each model; 0: latency is left out.", heading="Latency", ge=0)
 
@@ -84,12 +84,12 @@ class _RecipeHeader(Sampling):
 
 @dataclass(frozen=True)
 class StepEntry:
-    """A step in its place.
+    """Step with its position.
 
     Attributes:
         number: from 1 on, repeated ones counted each time.
-        step: what is done.
-        turn: which turns of the loops around it this is: "2/8", or "" outside of any.
+        step: the step.
+        turn: iterations of the loops around it: "2/8", or "" outside of loops.
     """
 
     number: int
@@ -98,30 +98,30 @@ class StepEntry:
 
     @property
     def key(self) -> str:
-        """Name of its folder."""
+        """Return the name of its folder."""
         return f"{self.number:02d}-{self.step.do}"
 
     @property
     def title(self) -> str:
-        """For people."""
+        """Return the title for messages."""
         return f"step {self.number} ({self.step.do}{', turn ' + self.turn if self.turn else ''})"
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe as it is run.
+    """Recipe with its loops unrolled.
 
     Attributes:
-        name: of the run's folder, where none is given.
-        about: a line or two.
-        model: the file it begins with.
-        sources: what its data is loaded from, by the names of `DATA`; only what it has.
-        images: of `data`, only so many, evenly from the classes; `size`: of images in folders.
-        defaults: what all steps share.
-        bench: how latency is measured.
+        name: default name of the run's folder.
+        about: a line of description.
+        model: the original model's file.
+        sources: sources of its data, by the names of `DATA`.
+        images: use only so many of `data`, evenly from the classes; `size`: of images in folders.
+        defaults: options shared by all steps.
+        bench: options of measuring latency.
         entries: the steps, loops unrolled.
-        base: folder that paths are relative to.
-        text: of the file, and `changes` made to what it says.
+        base: folder to which paths are relative.
+        text: text of the file, and `changes` to it.
     """
 
     name: str
@@ -141,18 +141,18 @@ class Recipe:
 def load_recipe(
     path: Path, *, changes: Sequence[str] = (), model: Path | None = None, sources: Mapping[str, str] | None = None
 ) -> Recipe:
-    """Reads a recipe.
+    """Read a recipe.
 
     Args:
-        path: of the TOML file.
+        path: path of the TOML file.
         changes: "KEY=VALUE" for a key of the recipe, "preprocess.KEY=VALUE" and "bench.KEY=VALUE" for those tables,
             "STEP.KEY=VALUE" for all steps of a kind.
         model: instead of the recipe's.
         sources: instead of the recipe's data, by the names of `DATA`.
 
     Raises:
-        OnnxPruneError: unreadable, not TOML, an unknown or missing key, a value that makes no sense, a step that needs
-            what no step before it makes.
+        OnnxPruneError: unreadable, not TOML, an unknown or missing key, an invalid value, a step that needs an artifact
+            no earlier step produces.
     """
     text = FORMAT.load_text(path)
     table = FORMAT.parse(text, str(path))
@@ -206,7 +206,7 @@ def _part(table: Table, key: str, where: str) -> Table:
 
 
 def _steps(tables: Any, where: str, defaults: Mapping[str, Any], turn: str) -> Iterator[tuple[RecipeStep, str]]:
-    """The steps with their turns, loops unrolled."""
+    """Return the steps with their iterations, loops unrolled."""
     if not isinstance(tables, list) or not tables or not all(isinstance(t, dict) for t in tables):
         raise OnnxPruneError("there are no steps", where=where, fix='[[step]] do = "prune" ...')
     count = 0
@@ -214,7 +214,7 @@ def _steps(tables: Any, where: str, defaults: Mapping[str, Any], turn: str) -> I
         place = f"{where}, step {i + 1}"
         do = table.get("do")
         if not isinstance(do, str):
-            raise OnnxPruneError("a step says what to 'do'", where=place, fix=f"one of {', '.join((*STEPS, REPEAT))}")
+            raise OnnxPruneError("a step needs the key 'do'", where=place, fix=f"one of {', '.join((*STEPS, REPEAT))}")
         place += f" ({do})"
         if do == REPEAT:
             found = _repeated(table, place, defaults, turn)
@@ -237,13 +237,13 @@ def _repeated(table: Table, where: str, defaults: Mapping[str, Any], turn: str) 
             raise OnnxPruneError(err.what, where=where, fix=err.fix)
     times = table.get("times")
     if type(times) is not int or not 1 <= times <= _MAX_STEPS:
-        raise OnnxPruneError(f"'times' says how often, from 1 to {_MAX_STEPS}; got {times!r}", where=where)
+        raise OnnxPruneError(f"'times' must be from 1 to {_MAX_STEPS}; got {times!r}", where=where)
     for i in range(1, times + 1):
         yield from _steps(table.get("step"), where, defaults, f"{turn} {i}/{times}".strip())
 
 
 def _check_order(recipe: Recipe, where: str) -> None:
-    """Whether every step finds what it needs."""
+    """Check that earlier steps produce the needs of every step."""
     have = {MODEL}
     for e in recipe.entries:
         for what in e.step.needs:
@@ -272,13 +272,13 @@ def _model_path(source: str, base: Path) -> Path:
 
 
 def _data_source(source: str, base: Path) -> str:
-    """Files beside the recipe come first; everything else is for `load_data` to understand."""
+    """Resolve a data source: files beside the recipe come first; other sources are those of `load_data`."""
     beside = base / source
     return str(beside) if not source.startswith("digits") and beside.exists() else source
 
 
 def _change(table: Table, change: str) -> None:
-    """Sets one key, of the recipe or of all steps of a kind."""
+    """Set one key, of the recipe or of all steps of a kind."""
     name, equals, text = change.partition("=")
     *path, key = name.strip().split(".")
     if not equals or not key or len(path) > 1:
@@ -299,7 +299,7 @@ def _change(table: Table, change: str) -> None:
 
 
 def _tables(steps: Any) -> Iterator[tuple[str, Table]]:
-    """The tables of all steps, those in loops included, with what each does."""
+    """Return the tables of all steps, those in loops included, with the kind of each."""
     for table in steps if isinstance(steps, list) else ():
         if isinstance(table, dict):
             if isinstance(table.get("do"), str):
@@ -317,7 +317,7 @@ def _current(do: str, key: str, where: str) -> str:
 
 
 def _set(step: Table, key: str, value: Any, where: str) -> None:
-    """Sets a key that was spelled otherwise.
+    """Set a key that was given under its old name.
 
     Raises:
         OnnxPruneError: the step has the key under both names.
@@ -328,7 +328,7 @@ def _set(step: Table, key: str, value: Any, where: str) -> None:
 
 
 def _value(text: str) -> Any:
-    """A value as TOML has it; what is none is text."""
+    """Parse a value as TOML; anything else is text."""
     try:
         return FORMAT.parse(f"x = {text}", "")["x"]
     except OnnxPruneError:

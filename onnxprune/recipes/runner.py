@@ -1,13 +1,12 @@
-"""A run of a recipe in a folder of its own: step by step, each on record before the next one begins.
+"""Run of a recipe in its own folder: step by step, each recorded before the next one begins.
 
-    FOLDER/recipe.toml        the recipe as it was
-    FOLDER/run.journal        what is finished, with digests of the files (see `onnxprune._utils.journal`)
-    FOLDER/log.txt            what happened when
-    FOLDER/01-sensitivity/    what the first step made, and so on
+    FOLDER/recipe.toml        copy of the recipe
+    FOLDER/run.journal        finished steps, with digests of their files (see `onnxprune._utils.journal`)
+    FOLDER/log.txt            log with times
+    FOLDER/01-sensitivity/    artifacts of the first step, and so on
     FOLDER/table.csv, .json   every step with accuracy, cost and time
 
-A step's folder begins with `step.json`, which says of what the step is: what was left there by a step that was killed
-is used again only if it is the same.
+`step.json` in a step's folder identifies the step: files of a killed step are reused only if it is the same.
 """
 
 from __future__ import annotations
@@ -59,15 +58,15 @@ def run_recipe(
     progress: StartProgress = no_progress,
     notice: Callable[[str], None] | None = None,
 ) -> RunTable:
-    """Runs a recipe, or what is left of it.
+    """Run a recipe, or the rest of it.
 
     Args:
         recipe: from `load_recipe`.
-        folder: of the run; it is made where there is none. What it holds of a run of the same model and data is gone
-            on from, as long as the finished steps are those of the recipe; later ones may have changed.
-        restart: throw away what an earlier run has left.
-        progress: a context for a step's title, that gives what is called with (done, total).
-        notice: called with lines for people.
+        folder: folder of the run, made if missing. An earlier run of the same model and data is resumed if its finished
+            steps are those of the recipe; later ones may have changed.
+        restart: discard an earlier run.
+        progress: a context for a step's title, which returns a function of (done, total).
+        notice: called with messages for the user.
 
     Raises:
         OnnxPruneError: a missing model or data; a folder that is no run's, or one of other steps; whatever a step
@@ -84,7 +83,7 @@ def run_recipe(
             e.step.check(analysis, recipe.base)
         except OnnxPruneError as err:
             raise _at(err, e.title) from err
-    # What is wrong with model and data shows before there is a folder that only a restart would take again.
+    # Errors of model and data are raised before a folder exists that only a restart would reuse.
     figures = None if (folder / JOURNAL).exists() else _figures(recipe, analysis, data)
     _make_folder(folder)
     settings = {
@@ -105,7 +104,7 @@ def run_recipe(
 
 
 class _RecipeRun:
-    """A run under way."""
+    """Run in progress."""
 
     def __init__(
         self, recipe: Recipe, folder: Path, analysis: Analysis, data: Mapping[str, Data], journal: Journal,
@@ -120,7 +119,7 @@ class _RecipeRun:
     # ------------------------------------------------------------------------------------------------ the journal
 
     def _check_finished(self) -> None:
-        """Refuses a folder in which other steps are finished, or whose files are not what they were."""
+        """Raise if other steps are finished in the folder, or if its files have changed."""
         finished = [key for key in self.journal.entries if _STEP.fullmatch(key) and key != ORIGINAL]
         wanted = [e.key for e in self.recipe.entries[: len(finished)]]
         fix = "repeat the recipe it was begun with, use another folder (-o), or throw it away with --restart"
@@ -149,17 +148,17 @@ class _RecipeRun:
     # -------------------------------------------------------------------------------------------------- the steps
 
     def steps(self, figures: Record | None) -> None:
-        """Does what is left to do.
+        """Run the remaining steps.
 
         Args:
-            figures: of the recipe's model, where they are known.
+            figures: figures of the recipe's model, if known.
         """
         entries = self.recipe.entries
         done = sum(e.key in self.journal.entries for e in entries)
         if done == len(entries):
             self._notify(f"all {done} steps are finished")
         elif done:
-            self._notify(f"going on after step {done} of {len(entries)}")
+            self._notify(f"resuming after step {done} of {len(entries)}")
         if ORIGINAL not in self.journal.entries:
             changes = "".join(f", {c}" for c in self.recipe.changes)
             self._log(f"{self.recipe.name}: {len(entries)} steps, from {self.recipe.model}{changes}")
@@ -168,7 +167,7 @@ class _RecipeRun:
             if e.key not in self.journal.entries:
                 self._step(e)
             record = self.journal.entries[e.key]
-            e.step.tidy(self.folder / e.key)  # what a run that was killed just here has left, too
+            e.step.tidy(self.folder / e.key)  # also for a run that was killed here
             have = after(self.files, e.step.produces)
             self.files |= {what: self.folder / record["files"][what] for what in e.step.produces}
             self.files = {what: path for what, path in self.files.items() if what in have}
@@ -176,7 +175,7 @@ class _RecipeRun:
     def _step(self, e: StepEntry) -> None:
         folder = self.folder / e.key
         resumed = self._begin(e, folder)
-        self._notify(f"{e.title} {'goes on' if resumed else 'begins'}")
+        self._notify(f"{e.title} {'resumes' if resumed else 'begins'}")
         start = time.perf_counter()
         try:
             with self.progress(e.title) as tick:
@@ -213,7 +212,7 @@ class _RecipeRun:
         self._notify(f"{e.title} done in {seconds:.1f} s: {found.note}{_figures_text(record['figures'])}")
 
     def _begin(self, e: StepEntry, folder: Path) -> bool:
-        """Makes the step's folder; whether it goes on from what is there."""
+        """Make the step's folder; return True if the step resumes from files there."""
         mark = {
             "run": self.journal.settings, "do": e.step.do, "options": _options(e),
             "from": {what: _digest(path) for what, path in self.files.items()},
@@ -242,7 +241,7 @@ class _RecipeRun:
     # -------------------------------------------------------------------------------------------------- the table
 
     def table(self) -> RunTable:
-        """Every step with what its model is worth; latencies are measured now, all under the same conditions."""
+        """Return the table of all steps; latencies are measured now, all under the same conditions."""
         records = {ORIGINAL: self.journal.entries[ORIGINAL]} | {
             e.key: self.journal.entries[e.key] for e in self.recipe.entries
         }  # fmt: skip
@@ -264,7 +263,7 @@ class _RecipeRun:
         return table
 
     def _latencies(self, keys: list[str]) -> dict[str, float]:
-        """Seconds of a run of each model, by the step that made it."""
+        """Return the seconds of a run of each model, by the step that made it."""
         b = self.recipe.bench
         if not b.runs:
             return {}
@@ -272,7 +271,7 @@ class _RecipeRun:
         how = {**asdict(b), "models": keys}
         if known is not None and known["how"] == how:
             return dict(known["median"])
-        # Each beside the original, as `onnxprune bench` would: many in turn would take the cache from each other.
+        # Each in turn with the original, as in `onnxprune bench`: more models would evict each other's caches.
         whole: list[float] = []
         median: dict[str, float] = {}
         with self.progress("measuring latency") as tick:
@@ -304,7 +303,7 @@ class _RecipeRun:
 
 
 def _figures(recipe: Recipe, analysis: Analysis, data: Mapping[str, Data]) -> Record:
-    """Cost of a model and, where there is test data, its accuracy."""
+    """Return the cost of a model and, with test data, its accuracy."""
     defaults = recipe.defaults
     figures: Record = vars(CostModel(analysis).baseline).copy()
     if "test_data" in data:
@@ -317,7 +316,7 @@ def _figures(recipe: Recipe, analysis: Analysis, data: Mapping[str, Data]) -> Re
 
 
 def _make_folder(folder: Path) -> None:
-    """A folder for a run, if it can be one.
+    """Make or accept the folder of a run.
 
     Raises:
         OnnxPruneError: it holds something else, or cannot be made.
@@ -326,7 +325,7 @@ def _make_folder(folder: Path) -> None:
         raise OnnxPruneError(f"{str(folder)!r} is not a folder")
     if folder.is_dir() and not (folder / JOURNAL).exists() and any(folder.iterdir()):
         raise OnnxPruneError(
-            "the folder is not empty, and what it holds is no run of a recipe", where=str(folder), fix="another -o"
+            "the folder is not empty and holds no run of a recipe", where=str(folder), fix="another -o"
         )
     check_output(folder / JOURNAL) if folder.is_dir() else check_output(folder)
     try:
@@ -336,7 +335,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _clear(folder: Path) -> None:
-    """Removes what an earlier run has left, and nothing else."""
+    """Remove the files of an earlier run, and no others."""
     for path in folder.iterdir():
         if path.is_dir() and _STEP.fullmatch(path.name) and (path / MARK).exists():
             shutil.rmtree(path, ignore_errors=True)
@@ -345,13 +344,13 @@ def _clear(folder: Path) -> None:
 
 
 def _forget_temporary(folder: Path) -> None:
-    """Removes what was being written when an earlier run was killed."""
+    """Remove partial files of a killed run."""
     for path in folder.glob(".*.tmp"):
         path.unlink(missing_ok=True)
 
 
 def _digest(path: Path) -> str:
-    """SHA-256 of a file; nothing where there is none."""
+    """Return the SHA-256 of a file, or nothing if it does not exist."""
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -368,12 +367,12 @@ def _read_mark(path: Path) -> Any:
 
 
 def _options(e: StepEntry) -> Record:
-    """A step's options as JSON gives them back."""
+    """Return a step's options as read back from JSON."""
     return json.loads(json.dumps(asdict(e.step)))  # type: ignore[no-any-return, call-overload]  # a dataclass
 
 
 def _renamed(record: Any, like: Record) -> Any:
-    """A record of options under the names of `like`: runs begun by an earlier version have old ones."""
+    """Return recorded options under the names of `like`: earlier versions recorded old names."""
     if not isinstance(record, dict):
         return record
     names = {key: _RENAMED[key] if key not in like and key in _RENAMED else key for key in record}
@@ -384,9 +383,9 @@ def _renamed(record: Any, like: Record) -> Any:
 
 
 def _different(one: Any, other: Any) -> set[str]:
-    """Names of options under which two records differ, those of the groups inside included.
+    """Return the names of options in which two records differ, nested ones included.
 
-    How fast and where a step runs does not count: a run may go on elsewhere.
+    Speed and device of a step do not count: a run may be resumed elsewhere.
     """
     out: set[str] = set()
     for key in (one.keys() | other.keys()) - _FREE:
@@ -397,7 +396,7 @@ def _different(one: Any, other: Any) -> set[str]:
 
 
 def _at(err: OnnxPruneError, title: str) -> OnnxPruneError:
-    """The same error, with the step it happened in."""
+    """Return the error with the step it happened in."""
     return type(err)(err.what, where=f"{title}, {err.where}" if err.where else title, fix=err.fix)
 
 

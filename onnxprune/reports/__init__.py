@@ -1,4 +1,4 @@
-"""One HTML file that tells a pruning: what was cut, why, what it cost, how it was proved. See docs/report.md.
+"""HTML report of a pruning: removed channels, reasons, costs and proof. See docs/report.md.
 
 write_report([Path("run")], Path("report.html"))
 write_report([Path("model.onnx"), Path("small.onnx"), Path("plan.json")], Path("report.html"))

@@ -1,4 +1,4 @@
-"""JSON that commands wrote, recognised by what it holds, not by its name, and read strictly."""
+"""Strict reading of JSON that commands wrote, recognised by content instead of file name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from onnxprune.errors import OnnxPruneError
 
 FORMAT = Format("document", 256 * 2**20)
 
-# A document is of the first kind all of whose keys it has.
+# A document has the first kind whose keys are all present.
 _KINDS = {
     "plan": {"schema", "tool", "model", "criterion", "options", "groups"},
     "scores": {"schema", "model", "criterion", "normalize", "groups"},
@@ -30,7 +30,7 @@ _CURVES = {"baseline", "higher_is_better", "metric", "groups"}
 
 @dataclass(frozen=True)
 class Document:
-    """What a file holds: one of the kinds above, "curves" or "bench"."""
+    """Parsed file with its kind: one of those above, "curves" or "bench"."""
 
     kind: str
     path: Path
@@ -38,10 +38,10 @@ class Document:
 
 
 def recognise(path: Path) -> Document:
-    """A file with what it is.
+    """Return the document in a file.
 
     Raises:
-        OnnxPruneError: Unreadable, not strict JSON, or JSON that is of no kind that a report shows.
+        OnnxPruneError: Unreadable, not strict JSON, or JSON of a kind that no report shows.
     """
     value = FORMAT.load(path)
     if isinstance(value, dict):
@@ -60,7 +60,7 @@ def recognise(path: Path) -> Document:
 
 
 class Fields:
-    """Typed access to a table that someone else wrote.
+    """Typed access to an untrusted table.
 
     A report shows what there is: keys may be missing or unknown, so such a table is not read into a dataclass.
 
@@ -79,10 +79,10 @@ class Fields:
         return OnnxPruneError(f"{key!r} is not {kind}", where=self.where)
 
     def number(self, key: str) -> float | None:
-        """A finite number, or None where there is none.
+        """Return a finite number, or None if the key is absent.
 
         Raises:
-            OnnxPruneError: something else is there.
+            OnnxPruneError: the value is something else.
         """
         value = self.value.get(key)
         if value is None:
@@ -92,7 +92,7 @@ class Fields:
         return float(value)
 
     def count(self, key: str) -> int | None:
-        """A count, or None where there is none."""
+        """Return a count, or None if the key is absent."""
         value = self.number(key)
         if value is None:
             return None
@@ -101,7 +101,7 @@ class Fields:
         return int(value)
 
     def text(self, key: str) -> str:
-        """A text, "" where there is none."""
+        """Return a text, "" if the key is absent."""
         value = self.value.get(key)
         if value is None:
             return ""
@@ -110,18 +110,18 @@ class Fields:
         return value
 
     def flag(self, key: str) -> bool:
-        """True or false; false where there is none."""
+        """Return a boolean, false if the key is absent."""
         value = self.value.get(key, False)
         if not isinstance(value, bool):
             raise self._wrong(key, "true or false")
         return value
 
     def table(self, key: str) -> Fields:
-        """A table inside."""
+        """Return a nested table."""
         return Fields(self.value.get(key), f"{self.where}, {key}")
 
     def tables(self, key: str) -> list[Fields]:
-        """A list of tables inside."""
+        """Return a nested list of tables."""
         value = self.value.get(key)
         if not isinstance(value, list):
             raise self._wrong(key, "a list")

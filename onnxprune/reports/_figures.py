@@ -1,6 +1,6 @@
-"""Figures of a report as plotly takes them, without colours that belong to a theme: the page's script sets those.
+"""Figures of a report as plotly JSON, without theme colours: the page's script sets those.
 
-Text in plotly is markup of its own: every name of a file is escaped on its way in.
+Plotly interprets text as markup, so every name from a file is escaped.
 """
 
 from __future__ import annotations
@@ -23,30 +23,29 @@ Figure = dict[str, Any]
 
 
 def hue(index: int, count: int) -> int:
-    """Degrees on the colour wheel for a group by its depth in the network."""
+    """Return the hue of a group in degrees, by its depth in the network."""
     return round(float(np.interp(index / max(1, count - 1), np.linspace(0, 1, len(_HUES)), _HUES)))
 
 
 def metric_name(curves: Curves) -> str:
-    """What the vertical axis shows."""
+    """Return the label of the vertical axis."""
     return f"{RATES[curves.metric]} (%)" if curves.metric in RATES else curves.metric
 
 
 def scale(curves: Curves) -> float:
-    """Shares are shown in percent."""
+    """Return the factor that shows shares in percent."""
     return 100.0 if curves.metric in RATES else 1.0
 
 
 def value_at(curves: Curves, curve: Curve, removed: int) -> tuple[float, bool]:
-    """The metric at a count of channels removed, on straight lines between measured points; whether it was measured
-    that far."""
+    """Return the metric at a removed count, linear between points, and False beyond the last measured point."""
     x = [0, *(p.removed for p in curve.points)]
     y = [curves.baseline.value, *(p.value for p in curve.points)]
     return float(np.interp(removed, x, y)), removed <= x[-1]
 
 
 def sensitivity_figure(section: SensitivitySection) -> Figure:
-    """One line per group over the share of its channels removed; the plan's choice as a point on each."""
+    """Draw one line per group over the removed share of its channels, with the plan's choice as a point."""
     curves, by = section.curves, scale(section.curves)
     traces: list[Figure] = []
     count = len(curves.groups)
@@ -72,7 +71,7 @@ def sensitivity_figure(section: SensitivitySection) -> Figure:
         value, inside = value_at(curves, curve, removed)
         meta = {"group": i, "name": plotly_text(name), "channels": curve.channels, "hue": hue(i, count),
                 "removed": removed, "chosen": True, "hollow": not inside}  # fmt: skip
-        beyond = "" if inside else "<br>further than it was measured"
+        beyond = "" if inside else "<br>beyond the last measured point"
         traces.append({
             "type": "scatter", "mode": "markers", "name": f"{plotly_text(name)}, chosen", "meta": meta,
             "x": [_round(100 * removed / curve.channels)], "y": [_round(by * value)],
@@ -104,7 +103,7 @@ def sensitivity_figure(section: SensitivitySection) -> Figure:
 
 
 def sensitivity_summary(section: SensitivitySection) -> str:
-    """The figure in a sentence or two, for who cannot see it."""
+    """Describe the figure in a sentence or two, for screen readers."""
     curves = section.curves
     by, unit = scale(curves), " %" if curves.metric in RATES else ""
     last = {n: c.points[-1].value for n, c in curves.groups.items() if c.points}
@@ -121,14 +120,12 @@ def sensitivity_summary(section: SensitivitySection) -> str:
             f"({by * last[best]:.4g}{unit})."
         )
     if section.chosen is not None:
-        text += (
-            f" The plan takes channels from {sum(map(bool, section.chosen.values()))} of them, marked as large points."
-        )
+        text += f" The plan removes channels from {sum(map(bool, section.chosen.values()))} of them: the large points."
     return text
 
 
 def steps_figure(stages: list[ModelSnapshot]) -> Figure | None:
-    """Every measure of every model as a share of the first one's; accuracy as it is. Nothing for fewer than three."""
+    """Draw every measure of every model relative to the first model; accuracy unscaled. None for fewer than three."""
     models = [s for s in stages if s.model]
     if len(models) < 3:
         return None
@@ -159,12 +156,12 @@ def steps_figure(stages: list[ModelSnapshot]) -> Figure | None:
 
 
 def plotly_text(text: str) -> str:
-    """A text as plotly shows it literally: its labels know tags and entities."""
+    """Escape a text for plotly, whose labels interpret tags and entities."""
     return escape(_short(text), quote=True)
 
 
 def _short(text: str, limit: int = _NAME) -> str:
-    """A name with its middle left out: its end says which layer it is."""
+    """Shorten a name in its middle: its end identifies the layer."""
     if len(text) <= limit:
         return text
     head = limit // 3

@@ -1,4 +1,4 @@
-"""The story of single files: models, plan, curves, scores, and what commands printed with --json."""
+"""Report data from single files: models, plan, curves, scores, and --json output of commands."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class MeasurementSettings(ReportMeasurements):
 
 @dataclass(frozen=True)
 class NamedModel:
-    """A model with the name it is shown by: its file's, with the folder where two are called alike."""
+    """Model with its display name: the file name, with the folder if two files have the same name."""
 
     name: str
     path: Path
@@ -56,7 +56,7 @@ def collect_files(
     measuring: MeasurementSettings,
     progress: Progress | None = None,
 ) -> ReportData:
-    """Tells of files: the first model is the original, the last one the result.
+    """Collect report data from files: the first model is the original, the last one the result.
 
     Args:
         models: in order.
@@ -98,7 +98,7 @@ class _FileCollector:
         self._commands()
 
     def of(self, kind: str) -> list[Document]:
-        """Documents of a kind."""
+        """Return the documents of one kind."""
         return [d for d in self.documents if d.kind == kind]
 
     # -------------------------------------------------------------------------------------------- plans and the cut
@@ -114,7 +114,7 @@ class _FileCollector:
                 self.report.facts.append((f"Plan {d.path.name}", _sections.plan_facts(plan)))
 
     def _cut(self) -> None:
-        """Each model's plan leads to the next model; without one it is shown as what it would leave."""
+        """Assign each model's plan to the next model; without a next model, show the planned result."""
         cuts: list[_sections.AppliedPlan] = []
         left = list(self.plans)
         for i, m in enumerate(self.models):
@@ -127,7 +127,7 @@ class _FileCollector:
             with _sections.noting(self.report, path.name):
                 analysis = analyze_for(m.model, plan)
                 if i == 0:
-                    self.analyses[m.name] = analysis  # as the plan sees it: heads or head_dim
+                    self.analyses[m.name] = analysis  # with the plan's heads or head_dim
                 scores = self._scores(analysis, plan)
                 cuts.append(_sections.AppliedPlan(result.name if result else path.name, plan, scores))
                 self._prove(m, plan, analysis, result)
@@ -141,7 +141,7 @@ class _FileCollector:
             cuts += [_sections.AppliedPlan(path.name, plan) for path, plan in left[:1]]
             left = left[1:]
             if cuts:
-                self.report.problems.append("the model is not given: groups that stay whole and what is locked are not "
+                self.report.problems.append("the model is not given: unpruned groups and locked channels are not "
                                            "known")  # fmt: skip
         self.report.problems += [f"{path.name}: another plan of the same model; it is left out" for path, _ in left]
         first = self.analyses.get(self.models[0].name) if self.models else None
@@ -152,7 +152,7 @@ class _FileCollector:
             self._widths()
 
     def _widths(self) -> None:
-        """Without a plan: groups by name, and how many channels the last model has of them."""
+        """Without a plan: match groups by name and count the channels of the last model."""
         last = self.analyses.get(self.models[-1].name)
         if last is None or not self.report.groups:
             return
@@ -174,7 +174,7 @@ class _FileCollector:
         return again.groups if again is not None else None
 
     def _prove(self, original: NamedModel, plan: Plan, analysis: Analysis, result: NamedModel | None) -> None:
-        """Cuts again, proves that, and says whether the file given is that cut."""
+        """Apply the plan again, prove the result, and compare it with the file."""
         title = f"cut of {original.name}"
         try:
             done = compile_plan(original.model, plan, analysis=analysis, check=self.measuring.verify)
@@ -185,14 +185,14 @@ class _FileCollector:
         if result is not None:
             found = differences(done.model, result.model)
             if found.identical:
-                note = f"{result.name} is this cut, to the last bit."
+                note = f"{result.name} equals this result, to the last bit."
             elif found.retrained:
                 note = (
-                    f"{result.name} has the structure of this cut and other values in {len(found.weights)} of "
+                    f"{result.name} has the structure of this result and other values in {len(found.weights)} of "
                     f"{len(found.weights) + found.same_weights} weights: it was recovered or retrained since."
                 )
             else:
-                note = f"{result.name} is not what this plan leaves: see `onnxprune diff`."
+                note = f"{result.name} differs from the result of this plan: see `onnxprune diff`."
                 self.report.problems.append(note)
         proof = done.verification
         if proof is None:
@@ -215,7 +215,7 @@ class _FileCollector:
                 self.report.facts.append((f"Curves {d.path.name}", _sections.curves_facts(curves)))
 
     def _stage(self, written: str) -> ModelSnapshot | None:
-        """The model that a document names by path: the same path, else the only one of that file name."""
+        """Return the model that a document names: by path, else the only one with that file name."""
         same = [m for m in self.models if written and m.path.resolve() == Path(written).resolve()]
         alike = [m for m in self.models if written and m.path.name == Path(written).name]
         found = same or alike
@@ -246,7 +246,7 @@ class _FileCollector:
                         nameless.append(d)
                     else:
                         _sections.set_accuracy(stage, Fields(d.value, name))
-        # Files of older versions do not name their model: as many as models are theirs in order.
+        # Files of older versions do not name their model: equal numbers of both are matched in order.
         named = list(self.stages.values())
         for i, d in enumerate(nameless):
             with _sections.noting(self.report, d.path.name):
@@ -269,7 +269,7 @@ class _FileCollector:
             stage.latency, stage.low, stage.high = (latency.number(k) for k in ("median", "low", "high"))
 
     def _compiled(self, d: Fields) -> None:
-        """What `apply` and `prune` print."""
+        """Add the output of `apply` and `prune`."""
         if not self.models:
             for name, key in (("before", "before"), (Path(d.text("output")).name or "after", "after")):
                 stage = ModelSnapshot(name)

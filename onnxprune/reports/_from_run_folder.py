@@ -1,4 +1,4 @@
-"""The story of a run of a recipe, from its folder; what is missing or damaged there is said and left out."""
+"""Report data from the folder of a recipe's run; missing and damaged files are listed and left out."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ _FIGURES = ("top1", "top1_error", "loss", "latency", "seconds")
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is what `onnxprune run` leaves, or was once."""
+    """Return True if a folder is one of `onnxprune run`, even if files are missing."""
     return any((folder / name).is_file() for name in (JOURNAL, TABLE, COPY))
 
 
 def collect_run(folder: Path, models: list[Model]) -> ReportData:
-    """Collect the data of a run.
+    """Collect report data from a run.
 
     Args:
         folder: Folder of the run.
-        models: Models that the user named as well: one of them may be the original that the run no longer finds.
+        models: Models that the user named as well: one of them may be the original that the run cannot find.
     """
     return _RunCollector(folder, models).report
 
@@ -81,7 +81,7 @@ class _RunCollector:
     # ------------------------------------------------------------------------------------------- what the run wrote
 
     def _read_journal(self) -> None:
-        """The journal without writing to it; a damaged line costs that line."""
+        """Read the journal without writing to it; damaged lines are left out."""
         path = self.folder / JOURNAL
         try:
             lines = FORMAT.load_bytes(path).split(b"\n")
@@ -99,7 +99,7 @@ class _RunCollector:
                 else:
                     self.records[entry["key"]] = Fields(entry["value"], f"{JOURNAL}, {entry['key']}")
             except (KeyError, TypeError, OnnxPruneError):
-                self.report.problems.append(f"{JOURNAL}: line {i + 1} is damaged; what it recorded is left out")
+                self.report.problems.append(f"{JOURNAL}: line {i + 1} is damaged; its record is left out")
 
     def _read_recipe(self) -> None:
         path = self.folder / COPY
@@ -114,7 +114,7 @@ class _RunCollector:
             self.report.problems.append(f"{COPY}: {err.what}; what the recipe says is left out")
 
     def _stages(self) -> None:
-        """From the table; where that is lost, from the journal."""
+        """Read the steps from the table, or from the journal if the table is missing."""
         if self.table is not None:
             with _sections.noting(self.report, TABLE):
                 self.report.stages = [self._row(r) for r in self.table.tables("steps")]
@@ -148,7 +148,7 @@ class _RunCollector:
         return stage
 
     def _check_files(self) -> None:
-        """Every file that the journal knows is there, and the same."""
+        """Compare every file in the journal with its digest."""
         for key, record in self.records.items():
             if "digests" not in record.value:
                 continue
@@ -165,7 +165,7 @@ class _RunCollector:
     # --------------------------------------------------------------------------------------------------- the models
 
     def _original(self, given: list[Model]) -> Model | None:
-        """The recipe's model, if it can still be found and is the same."""
+        """Return the recipe's model if it exists and is unchanged."""
         wanted = self.head.get("model")
         for model in given:
             if model.fingerprint == wanted or not wanted:
@@ -186,7 +186,7 @@ class _RunCollector:
                     changed = True
         what = "has changed" if changed else "is not where it was"
         self.report.problems.append(
-            f"the original model {what}: groups that stay whole and what is locked cannot be shown; name it beside the "
+            f"the original model {what}: unpruned groups and locked channels cannot be shown; name it beside the "
             f"run's folder, `onnxprune report {self.folder.name} MODEL`"
         )
         return None
@@ -227,7 +227,7 @@ class _RunCollector:
         return again.groups if again is not None else None
 
     def _more(self) -> None:
-        """Verification, training, accuracy on other data: files of single steps."""
+        """Add files of single steps: verification, training, accuracy on other data."""
         for key in self.keys:
             folder = self.folder / key
             for name in ("verification.json", "training.json", "accuracy.json"):
@@ -256,7 +256,7 @@ class _RunCollector:
             self.report.facts.insert(1, ("The original model", [("file", name), *_sections.model_facts(original)]))
 
     def _times(self) -> list[tuple[str, str]]:
-        """First and last line of the log begin with when."""
+        """Read start and end from the first and last line of the log."""
         try:
             with open(self.folder / LOG, encoding="utf-8", errors="replace") as file:
                 times = re.findall(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", file.read(2**24), re.M)
@@ -266,7 +266,7 @@ class _RunCollector:
         return [("begun", times[0]), ("last entry", times[-1])] if times else []
 
     def _commands(self) -> None:
-        """The run again, and this report."""
+        """Return the commands that repeat the run and this report."""
         words = ["onnxprune", "run", COPY]
         if self.table is not None:
             with _sections.noting(self.report, TABLE):
@@ -277,7 +277,7 @@ class _RunCollector:
         ]  # fmt: skip
 
     def _changes(self, table: Fields) -> list[str]:
-        """What the run was given besides the recipe; paths in a recipe are relative to where it was."""
+        """Return the changes to the recipe; paths in a recipe are relative to its original folder."""
         out = []
         first = next(iter(table.tables("steps")), None)
         model = first.text("model") if first is not None else ""

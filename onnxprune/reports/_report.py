@@ -1,4 +1,4 @@
-"""From sources (a run's folder, models, JSON) to the story and the page."""
+"""Reports from sources: the folder of a run, models, JSON files."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def write_report(
     sources: Sequence[Path], output: Path, *, measuring: MeasurementSettings | None = None, title: str = "",
     progress: Progress | None = None,
 ) -> ReportData:  # fmt: skip
-    """Writes the page, whole or not at all, and gives what it tells.
+    """Write the page atomically and return its data.
 
     Args:
         sources: the folder of a run, or models (the original first) and JSON files, in any order otherwise.
         output: the HTML file.
-        measuring: what is measured where files do not say it; a run's folder is taken as it is.
+        measuring: measurements of figures that no file has; a run's folder is never measured.
         title: instead of the recipe's or the models' names.
         progress: called with (done, total) timed runs.
 
@@ -46,7 +46,7 @@ def write_report(
 def collect(
     sources: Sequence[Path], *, measuring: MeasurementSettings | None = None, progress: Progress | None = None
 ) -> ReportData:
-    """The story of sources; see `write_report`."""
+    """Collect the report data of sources; see `write_report`."""
     for path in sources:
         if not path.exists():
             raise OnnxPruneError(f"no such file or folder: {str(path)!r}")

@@ -1,4 +1,4 @@
-"""What a report tells, before it becomes a page: values only, each part there or not."""
+"""Data of a report before rendering: plain values; every part is optional."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from onnxprune.planning.curves import Curves
 
 @dataclass
 class ModelSnapshot:
-    """The model at one point: as it was given, after a step, at the end. What is not known is None.
+    """Model at one point: original, after a step, or final. Unknown figures are None.
 
     Attributes:
         name: of the step or file.
-        note: what it says of itself.
+        note: remark of the step.
         top1, top1_error, loss: accuracy with its standard error, mean cross-entropy.
         macs: per sample; `params`, `bytes` of the constants.
         latency: median seconds of a run; `low`, `high` its quartiles.
-        seconds: that the step took.
+        seconds: duration of the step.
         model: whether there is a model, so that figures belong to it.
     """
 
@@ -43,9 +43,9 @@ class GroupChannels:
 
     Attributes:
         channels: before.
-        kept: after each cut, the last one last.
+        kept: after each pruning, in order.
         about: operator, whether it is a residual stream.
-        lost: share of the group's score that went with the channels; None where scores are not known.
+        lost: share of the group's score on the removed channels; None if scores are unknown.
     """
 
     name: str
@@ -57,7 +57,7 @@ class GroupChannels:
 
 @dataclass(frozen=True)
 class LockedChannels:
-    """Channels that cannot go, and why."""
+    """Channels that cannot be removed, with the reason."""
 
     name: str
     channels: int
@@ -69,7 +69,7 @@ class LockedChannels:
 
 @dataclass(frozen=True)
 class SensitivitySection:
-    """Curves, and how many channels of each group the plan took; None where no plan belongs to them."""
+    """Curves, and the number of channels that the plan removes per group; None without a matching plan."""
 
     title: str
     curves: Curves
@@ -78,7 +78,7 @@ class SensitivitySection:
 
 @dataclass(frozen=True)
 class Proof:
-    """A comparison with the masked original. `figure` and `allowed` are relative differences; None: none was made."""
+    """Comparison with the masked original. `figure` and `allowed` are relative differences; None: not compared."""
 
     title: str
     figure: float | None
@@ -89,13 +89,13 @@ class Proof:
 
     @property
     def passed(self) -> bool:
-        """Whether it is a proof."""
+        """True if the comparison is a proof."""
         return self.figure is not None and self.allowed is not None and self.figure <= self.allowed
 
 
 @dataclass(frozen=True)
 class ReportTable:
-    """A table of its own: a training's epochs, a recovery's stages."""
+    """Separate table: the epochs of a training, the stages of a recovery."""
 
     title: str
     columns: tuple[str, ...]
@@ -105,12 +105,12 @@ class ReportTable:
 
 @dataclass
 class ReportData:
-    """All of it.
+    """All data of a report.
 
     Attributes:
-        why: sentences: how the channels were chosen.
-        cuts: names of the cuts that `GroupChannels.kept` counts.
-        facts: headings with their (name, value) lines: where everything comes from.
+        why: sentences on the selection of channels.
+        cuts: names of the prunings in `GroupChannels.kept`.
+        facts: headings with their (name, value) lines: the provenance.
         commands: to repeat it.
         recipe: text of the recipe.
         problems: what is missing or damaged.

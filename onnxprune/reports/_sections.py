@@ -1,4 +1,4 @@
-"""Parts of a story that both kinds of sources have: groups, cuts, curves, documents of commands."""
+"""Parts of a report that both kinds of sources share: groups, plans, curves, documents of commands."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from onnxprune.reports._report_data import (
 
 @dataclass(frozen=True)
 class AppliedPlan:
-    """A plan, the name of what it made, and scores of the model it was made for, where there are some."""
+    """Plan, name of its result, and scores of the model it was made for, if any."""
 
     name: str
     plan: Plan
@@ -40,7 +40,7 @@ class AppliedPlan:
 
 @contextmanager
 def noting(report: ReportData, what: str) -> Iterator[None]:
-    """A known error in the block is a problem of the story, not its end."""
+    """Record a known error in the block as a problem of the report and continue."""
     try:
         yield
     except OnnxPruneError as err:
@@ -49,7 +49,7 @@ def noting(report: ReportData, what: str) -> Iterator[None]:
 
 
 def add_groups(report: ReportData, analysis: Analysis | None, applied: Sequence[AppliedPlan]) -> None:
-    """Bars of every group through all cuts; groups of the plans alone where the model is not there."""
+    """Add the channels of every group after each plan; without the model only groups of the plans."""
     whole: dict[str, int] = {}
     about: dict[str, str] = {}
     if analysis is not None:
@@ -79,7 +79,7 @@ def add_groups(report: ReportData, analysis: Analysis | None, applied: Sequence[
 
 
 def _score_removed(cut: AppliedPlan) -> dict[str, float]:
-    """Share of each group's score that goes with the channels: 0 where the plan takes none."""
+    """Return the share of each group's score on its removed channels; 0 if the plan removes none."""
     out = {}
     for name, values in (cut.scores or {}).items():
         r = cut.plan.groups.get(name)
@@ -90,7 +90,7 @@ def _score_removed(cut: AppliedPlan) -> dict[str, float]:
 
 
 def rescored(analysis: Analysis, plan: Plan) -> Scores | None:
-    """Scores by the plan's criterion, where that looks at weights alone and is known here."""
+    """Return scores by the plan's criterion, if it is registered and needs weights only."""
     name = plan.criterion.get("name")
     rule = all_criteria().get(name) if isinstance(name, str) else None
     if rule is None or rule.needs != "weights" or name == "random":
@@ -100,25 +100,25 @@ def rescored(analysis: Analysis, plan: Plan) -> Scores | None:
     reduce = plan.criterion.get("reduce")
     try:
         return score(analysis, str(name), reduce=reduce if isinstance(reduce, str) else None, **params)
-    except (OnnxPruneError, TypeError, ValueError):  # parameters that someone else wrote
+    except (OnnxPruneError, TypeError, ValueError):  # parameters from an untrusted file
         return None
 
 
 def criterion_text(criterion: Mapping[str, Any]) -> str:
-    """A criterion with its parameters: "dscore (reduce mean, threshold 0.8)"."""
+    """Format a criterion with its parameters: "dscore (reduce mean, threshold 0.8)"."""
     rest = ", ".join(f"{k} {_plain(v)}" for k, v in sorted(criterion.items()) if k != "name" and v is not None)
     return f"{_plain(criterion.get('name', 'not recorded'))}{f' ({rest})' if rest else ''}"
 
 
 def selection_reasons(cut: AppliedPlan) -> list[str]:
-    """How the channels were chosen, in sentences."""
+    """Describe the selection of channels in sentences."""
     c = cut.plan.criterion
     name = c.get("name")
     if not isinstance(name, str):
-        return ["The plan does not say how its channels were chosen."]
+        return ["The plan does not record the selection of its channels."]
     rule = all_criteria().get(name)
     known = f": {rule.title} ({rule.source})" if rule is not None else ""
-    out = [f"Channels with the lowest score went first. Criterion {name}{known}."]
+    out = [f"Channels with the lowest scores were removed first. Criterion {name}{known}."]
     rest = criterion_text({k: v for k, v in c.items() if k != "name"}).removeprefix("not recorded").strip(" ()")
     if rest:
         out.append(f"Recorded with the plan: {rest}.")
@@ -126,7 +126,7 @@ def selection_reasons(cut: AppliedPlan) -> list[str]:
 
 
 def sensitivity(title: str, curves: Curves, plans: Sequence[Plan]) -> SensitivitySection:
-    """Curves with the choice of the plan made for the same model, the first one of those given."""
+    """Return curves with the first plan that was made for the same model."""
     for plan in plans:
         fits = all(n not in plan.groups or plan.groups[n].channels == c.channels for n, c in curves.groups.items())
         if plan.model == curves.model and fits:
@@ -137,7 +137,7 @@ def sensitivity(title: str, curves: Curves, plans: Sequence[Plan]) -> Sensitivit
 
 
 def curves_facts(curves: Curves) -> list[tuple[str, str]]:
-    """Where curves come from."""
+    """Return the provenance of curves."""
     data = curves.data
     rows = [("metric", curves.metric), ("criterion", criterion_text(curves.criterion))]
     rows += [(f"data {k}", _plain(v)) for k, v in data.items()]
@@ -146,7 +146,7 @@ def curves_facts(curves: Curves) -> list[tuple[str, str]]:
 
 
 def plan_facts(plan: Plan) -> list[tuple[str, str]]:
-    """Where a plan comes from."""
+    """Return the provenance of a plan."""
     return [
         ("criterion", criterion_text(plan.criterion)), ("removes", f"{plan.removed} channels"),
         ("made for the model", plan.model or "any"), ("digest", plan.digest),
@@ -155,7 +155,7 @@ def plan_facts(plan: Plan) -> list[tuple[str, str]]:
 
 
 def model_facts(model: Model) -> list[tuple[str, str]]:
-    """What identifies a model, and what onnxprune has signed it with."""
+    """Return the identity of a model and onnxprune's metadata in it."""
     shell = model.sidecar.shell
     rows = [("fingerprint", model.fingerprint), ("opset", str(model.opset))]
     if shell.producer_name:
@@ -164,13 +164,13 @@ def model_facts(model: Model) -> list[tuple[str, str]]:
 
 
 def proof_of(title: str, d: Fields, note: str = "") -> Proof:
-    """A verification that a command or a step wrote."""
+    """Read the verification of a command or a step."""
     how = d.text("summary") or f"{d.text('inputs')} inputs"
     return Proof(title, d.number("max_relative"), d.number("tolerance"), d.number("effect"), how, note)
 
 
 def recovery_table(title: str, d: Fields) -> ReportTable:
-    """What a recovery did, stage by stage."""
+    """Return the stages of a recovery as a table."""
     rows = []
     original = d.number("original_top1")
     if original is not None:
@@ -180,12 +180,12 @@ def recovery_table(title: str, d: Fields) -> ReportTable:
         name = s.text("name") + ("" if s.flag("kept") else " (undone)")
         rows.append((name, _text(top1, percent), _text(distance, "{:.4f}".format), _text(took or None, seconds),
                      s.text("note")))  # fmt: skip
-    note = f"{d.count('samples')} samples, {d.count('held_out')} held out to judge by"
+    note = f"{d.count('samples')} samples, {d.count('held_out')} held out"
     return ReportTable(title, ("stage", "top-1", "distance from the original", "took", "note"), tuple(rows), note)
 
 
 def training_table(title: str, d: Fields) -> ReportTable:
-    """A training, epoch by epoch."""
+    """Return the epochs of a training as a table."""
     best = d.count("epoch")
     rows = []
     for e in d.tables("history"):
@@ -201,12 +201,12 @@ def training_table(title: str, d: Fields) -> ReportTable:
 
 
 def set_accuracy(stage: ModelSnapshot, d: Fields) -> None:
-    """Accuracy that `evaluate` wrote."""
+    """Set the accuracy from `evaluate`."""
     stage.top1, stage.top1_error, stage.loss = d.number("top1"), d.number("top1_error"), d.number("loss")
 
 
 def set_cost(stage: ModelSnapshot, d: Fields) -> None:
-    """A cost that a command wrote."""
+    """Set a cost from the output of a command."""
     stage.macs, stage.params, stage.bytes = d.count("macs"), d.count("params"), d.count("bytes")
 
 

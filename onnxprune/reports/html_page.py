@@ -1,7 +1,7 @@
-"""From a story to one HTML file that asks for nothing: scripts, styles and figures are in it.
+"""Rendering of report data as one HTML file with embedded scripts, styles and figures.
 
-Names and texts of other people's files pass through jinja2's escaping, those in figures through `figures.plotly_text`
-as well; a content security policy lets only the page's own scripts run, by their digests, and nothing be fetched.
+Names and texts from files are escaped by jinja2, those in figures also by `figures.plotly_text`. A content security
+policy allows only the page's own scripts, by their digests, and forbids any request.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.reports import _figures
 from onnxprune.reports._report_data import ModelSnapshot, ReportData, SensitivitySection
 
-_COLUMNS = 20  # of a table of curves; beyond that each row lists its own points
+_COLUMNS = 20  # columns of a table of curves; with more counts each row lists its own points
 
 
 def check_extra() -> None:
-    """Whether jinja2 and plotly are here: asked before minutes of measuring.
+    """Check that jinja2 and plotly are installed, before minutes of measuring.
 
     Raises:
         OnnxPruneError: naming the extra.
@@ -37,7 +37,7 @@ def check_extra() -> None:
 
 
 def render(report: ReportData) -> str:
-    """The page.
+    """Return the page.
 
     Raises:
         OnnxPruneError: the extra is not installed.
@@ -80,7 +80,7 @@ def render(report: ReportData) -> str:
 
 
 def cards(stages: list[ModelSnapshot]) -> list[dict[str, Any]]:
-    """The headline: each measure of the first and the last model, and what is left of it."""
+    """Return the headline: each measure of the first and the last model, and the remaining share."""
     models = [s for s in stages if s.model]
     if not models:
         return []
@@ -110,13 +110,13 @@ def cards(stages: list[ModelSnapshot]) -> list[dict[str, Any]]:
 
 
 def _stage_columns(stages: list[ModelSnapshot]) -> dict[str, bool]:
-    """Which columns of the table of steps have anything in them."""
+    """Return the columns of the table of steps that are not empty."""
     names = ("top1", "loss", "macs", "params", "bytes", "latency", "seconds", "note")
     return {n: any(getattr(s, n) not in (None, "") for s in stages) for n in names}
 
 
 def _curves_part(i: int, section: SensitivitySection) -> dict[str, Any]:
-    """What the template needs for a figure of curves and its table."""
+    """Return the template values for a figure of curves and its table."""
     curves, by = section.curves, _figures.scale(section.curves)
     ratios = sorted({round(p.ratio, 9) for c in curves.groups.values() for p in c.points})
     wide = len(ratios) <= _COLUMNS
@@ -153,7 +153,7 @@ def _file(name: str) -> str:
 def _plotly() -> str:
     from plotly.offline import get_plotlyjs
 
-    # HTML turns carriage returns into newlines before the digest is taken.
+    # Browsers normalize carriage returns before they hash a script.
     return str(get_plotlyjs()).replace("\r\n", "\n").replace("\r", "\n")
 
 

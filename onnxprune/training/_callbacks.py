@@ -1,4 +1,4 @@
-"""What happens beside the training: history, best weights, a moving average."""
+"""Callbacks of the training: history, best weights, moving average."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ State = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Epoch:
-    """A line of the history.
+    """Line of the history.
 
     Attributes:
-        epoch: from 1; 0 is the model as it was given.
+        epoch: from 1; 0 is the input model.
         train_loss: mean over the epoch's steps, penalties included; None for epoch 0.
         top1: on the validation data; None without labels.
         loss: on the validation data.
@@ -39,19 +39,19 @@ class Epoch:
 
     @property
     def figures(self) -> ValidationMetrics:
-        """What the weights were worth after it."""
+        """Return the validation figures of the epoch."""
         return ValidationMetrics(self.top1, self.loss)
 
 
 class Recorder(Callback):
-    """Keeps the history, the weights of the best epoch and those of the last.
+    """Records the history, the weights of the best epoch and those of the last.
 
-    Stands before `MovingAverage` in the list of callbacks, so that what it takes are the weights that were validated.
+    It precedes `MovingAverage` in the list of callbacks, so that it records the weights that were validated.
 
     Attributes:
-        history: one line per epoch, from the model as it was given on.
+        history: one line per epoch, beginning with the input model.
         best: the best epoch.
-        stopped: why the training ended before its time.
+        stopped: reason of an early end of the training.
     """
 
     def __init__(self, progress: Progress | None = None) -> None:
@@ -65,12 +65,12 @@ class Recorder(Callback):
         self._start, self._lr = 0.0, 0.0
 
     def on_validation_start(self, trainer: Any, learner: Learner) -> None:
-        """The clock of epoch 0 is its validation."""
+        """Start the clock of epoch 0, which is a validation only."""
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._start = time.perf_counter()
 
     def on_validation_epoch_end(self, trainer: Any, learner: Learner) -> None:
-        """Takes figures and weights while they belong together."""
+        """Record figures and weights while they belong together."""
         self._found = learner.figures()
         if self._found.top1 is not None:
             learner.log("val_top1", self._found.top1, sync_dist=True)
@@ -82,17 +82,17 @@ class Recorder(Callback):
             self.last_weights = weights_of(learner)
 
     def on_train_epoch_start(self, trainer: Any, learner: Learner) -> None:
-        """Notes the time and the learning rate."""
+        """Record the time and the learning rate."""
         self._start = time.perf_counter()
         self._lr = float(trainer.optimizers[0].param_groups[0]["lr"])
 
     def on_train_batch_end(self, trainer: Any, learner: Learner, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Says how far the training is."""
+        """Report progress."""
         if self._progress is not None and trainer.is_global_zero:
             self._progress(trainer.global_step, learner.steps)
 
     def on_train_epoch_end(self, trainer: Any, learner: Learner) -> None:
-        """Adds a line to the history."""
+        """Add a line to the history."""
         assert self._found is not None
         learner.log("lr", self._lr, sync_dist=True)
         loss = float(trainer.callback_metrics["train_loss_epoch"])
@@ -101,24 +101,24 @@ class Recorder(Callback):
         if line.figures.better_than(self.history[self.best].figures):
             self.best, self.best_weights = line.epoch, self.last_weights
         self.history.append(line)
-        if trainer.should_stop and line.epoch < learner.settings.epochs:  # EarlyStopping has looked at the validation
+        if trainer.should_stop and line.epoch < learner.settings.epochs:  # EarlyStopping has seen the validation
             self.stopped = f"no better for {learner.settings.patience} epochs"
 
     def state_dict(self) -> dict[str, Any]:
-        """For the checkpoint."""
+        """Return the state for the checkpoint."""
         return {"history": [asdict(e) for e in self.history], "best": self.best, "stopped": self.stopped}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """From the checkpoint; the weights of the best epoch lie in a file of their own."""
+        """Restore the state from the checkpoint; the weights of the best epoch have their own file."""
         self.history = [Epoch(**e) for e in state["history"]]
         self.best, self.stopped = state["best"], state["stopped"]
 
 
 class MovingAverage(WeightAveraging):
-    """An exponential moving average of weights and BatchNorm statistics; validation and checkpoints use it.
+    """Exponential moving average of weights and BatchNorm statistics, used by validation and checkpoints.
 
     avg += (1 - d) (w - avg) after each step, with d = min(decay, (1 + n) / (10 + n)) after n steps, so that a short
-    training is not averaged with the weights it began from. Whole numbers and constants are taken over as they are.
+    training is not averaged with its initial weights. Integers and constants are copied.
     """
 
     def __init__(self, decay: float) -> None:
@@ -126,12 +126,12 @@ class MovingAverage(WeightAveraging):
             if not old.is_floating_point():
                 return new
             n = float(count)
-            # Equal ones are left alone: the difference of two infinities (masks) is no number.
+            # Equal values are not averaged: the difference of two infinities (masks) is NaN.
             return torch.where(old == new, old, torch.lerp(old, new, 1 - min(decay, (1 + n) / (10 + n))))
 
         super().__init__(avg_fn=average)
 
 
 def weights_of(learner: Learner) -> State:
-    """A copy of a learner's weights and statistics, on the CPU."""
+    """Copy a learner's weights and statistics to the CPU."""
     return {name: t.detach().cpu().clone() for name, t in learner.net.state_dict().items()}

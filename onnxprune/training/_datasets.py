@@ -1,8 +1,7 @@
-"""Batches for training and validation: the same way into the model as everywhere else,
-`onnxprune.execution.data.to_input`.
+"""Batches for training and validation, preprocessed by `onnxprune.execution.data.to_input` as everywhere else.
 
-Augmentation works on samples in the data's own dtype, as CHW tensors, before they are normalized. What is random about
-a batch is drawn from (seed, epoch, step), so it is the same with any number of workers and after a resume.
+Augmentation works on samples in the data's own dtype, as CHW tensors, before they are normalized. Random choices of a
+batch are drawn from (seed, epoch, step), so they are the same with any number of workers and after a resume.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ Transform = Callable[[torch.Tensor], torch.Tensor]
 
 
 class SampleIndices(NamedTuple):
-    """Which samples make a batch.
+    """Samples of one batch.
 
     Attributes:
         indices: of the samples.
-        real: how many of them count; the rest fill the batch up.
-        seed: of what is random about the batch.
+        real: number of samples that count; the rest only fill the batch.
+        seed: seed of the batch's random choices.
     """
 
     indices: npt.NDArray[np.int64]
@@ -43,7 +42,7 @@ class SampleIndices(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """A batch as the model takes it: inputs [n, ...], labels [n] or None, and how many of the samples count."""
+    """Batch for the model: inputs [n, ...], labels [n] or None, and the number of samples that count."""
 
     x: torch.Tensor
     y: torch.Tensor | None
@@ -51,14 +50,14 @@ class Batch(NamedTuple):
 
 
 class Batches(Sampler[SampleIndices]):
-    """Which samples each process sees at each step: whole batches, the last one filled up from the first.
+    """Samples of each process at each step: whole batches, the last one filled up from the first.
 
     Args:
-        count: of samples.
+        count: number of samples.
         batch: samples per step and process.
         rank: of this process, of `world`.
-        seed: of the order; None: as they come.
-        epoch: the first one that will be asked for.
+        seed: seed of the order; None: in order.
+        epoch: the first epoch.
     """
 
     def __init__(
@@ -68,7 +67,7 @@ class Batches(Sampler[SampleIndices]):
         self.epoch = epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Lightning calls it before every epoch."""
+        """Set the epoch; Lightning calls it before every one."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -88,13 +87,13 @@ class Batches(Sampler[SampleIndices]):
 
 
 def seed_of(*numbers: int) -> int:
-    """One 32-bit seed of several numbers."""
+    """Derive one 32-bit seed from several numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seeds Python's, numpy's and PyTorch's generators, and leaves them as they were: a user's function may use any."""
+    """Seed Python's, numpy's and PyTorch's generators and restore them after: a user's function may use any."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
     np.random.seed(seed)
@@ -108,14 +107,14 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 class Samples(Dataset[Batch]):
-    """Data, a batch at a time, as the model takes it.
+    """Data as batches for the model.
 
     Args:
         data: samples and labels.
         into: the model's input.
         how: normalisation and layout of the data.
-        transforms: of each sample; none for validation.
-        labelled: whether labels are handed out.
+        transforms: augmentations of each sample; none for validation.
+        labelled: whether batches have labels.
     """
 
     def __init__(
@@ -166,14 +165,14 @@ class Samples(Dataset[Batch]):
 
 
 class Loaders(pl.LightningDataModule):
-    """Loaders of training and validation data for the process that asks.
+    """Loaders of training and validation data for the calling process.
 
     Args:
         train: training samples, augmented.
         val: validation samples.
         settings: seed, workers.
         batch: samples per step and process.
-        start: epochs that are done already.
+        start: number of finished epochs.
     """
 
     def __init__(self, train: Samples, val: Samples, settings: Settings, batch: int, start: int = 0) -> None:
@@ -182,15 +181,15 @@ class Loaders(pl.LightningDataModule):
 
     @property
     def steps(self) -> int:
-        """Steps of an epoch."""
+        """Return the number of steps of an epoch."""
         return len(Batches(len(self.train), self.batch, world=self.settings.world))
 
     def train_dataloader(self) -> Any:
-        """Shuffled anew every epoch."""
+        """Return the loader of training data, shuffled anew every epoch."""
         return self._loader(self.train, self.settings.seed, self.start)
 
     def val_dataloader(self) -> Any:
-        """In order."""
+        """Return the loader of validation data, in order."""
         return self._loader(self.val, None, 0)
 
     def _loader(self, samples: Samples, seed: int | None, epoch: int) -> Any:
@@ -201,20 +200,20 @@ class Loaders(pl.LightningDataModule):
         return DataLoader(
             samples, sampler=batches, batch_size=None, num_workers=self.settings.workers,
             pin_memory=trainer.strategy.root_device.type == "cuda",
-            # Of its own, so that making an iterator does not draw from the generator that dropout draws from.
+            # A separate generator, so that making an iterator does not draw from dropout's.
             generator=torch.Generator().manual_seed(self.settings.seed),
         )  # fmt: skip
 
 
 def as_tensor(values: Array) -> torch.Tensor:
-    """An array as a tensor that shares its memory where it can."""
-    if values.dtype.name == "bfloat16":  # numpy has it from ml_dtypes, PyTorch does not take that
+    """Convert an array to a tensor that shares its memory if possible."""
+    if values.dtype.name == "bfloat16":  # a dtype of ml_dtypes, which PyTorch does not convert
         return torch.from_numpy(values.astype(np.float32)).to(torch.bfloat16)
     return torch.from_numpy(values)
 
 
 def find_transforms(augment: Sequence[str | Callable[..., Any]], data: Data, last: bool) -> list[tuple[str, Transform]]:
-    """Augmentations by name.
+    """Return augmentations by name.
 
     Raises:
         OnnxPruneError: an unknown one, a function that cannot be imported, crops and flips of what is no image.
@@ -259,7 +258,7 @@ def _crop(name: str, equals: str, value: str, height: int, width: int) -> Transf
 
 
 def split(data: Data, share: float, seed: int) -> tuple[Data, Data]:
-    """Training and validation part: the same share of every class where there are labels, drawn by the seed.
+    """Split into training and validation data: the same share of every class if there are labels, drawn by the seed.
 
     Raises:
         OnnxPruneError: one of the parts would be empty.
@@ -289,7 +288,7 @@ def _part(data: Data, mask: npt.NDArray[np.bool_]) -> Data:
 
 
 def check_classes(data: Data, classes: int) -> None:
-    """Refuses labels outside the classes of a model.
+    """Raise on labels outside the classes of a model.
 
     Raises:
         OnnxPruneError: names the first one.
@@ -305,7 +304,7 @@ def check_classes(data: Data, classes: int) -> None:
 
 
 def digest(*parts: Data | Preprocess | None) -> str:
-    """Identifies data: shapes, dtypes, all labels and a sample of the values."""
+    """Return a digest of data: shapes, dtypes, all labels and a sample of the values."""
     out = hashlib.sha256()
     for part in parts:
         if isinstance(part, Data):

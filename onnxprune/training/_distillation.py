@@ -1,4 +1,4 @@
-"""Distillation: the original model teaches the pruned one, by its logits and, where shapes allow, by its features."""
+"""Distillation from the original model, by its logits and, where shapes allow, by its features."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from onnxprune.torch_bridge import logits_of, to_torch
 _log = logging.getLogger(__name__)
 
 Run = Callable[[Tensor], list[Tensor]]
-# By the name of a feature: axes, and the indices on them that a pruned student still has.
+# Feature name -> axes, and the indices on them that a pruned student has.
 KeptIndices = Mapping[str, Sequence[tuple[int, npt.NDArray[np.int64]]]]
 
-# Operators after which a residual sum is the block's output: what the next blocks read.
+# Operators after which a residual sum is the block's output, which the next blocks consume.
 _ACTIVATIONS = frozenset(
     ("Relu", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh",
      "Softplus", "Gelu", "Mish", "Swish")
@@ -38,12 +38,12 @@ _ACTIVATIONS = frozenset(
 
 
 class Teacher:
-    """A trained model that is only asked: its logits, and the values of some of its tensors.
+    """Trained model in inference: returns its logits and the values of some of its tensors.
 
     Args:
         model: with one input. A Softmax or LogSoftmax at its end is cut off; of several outputs the first one teaches.
-        features: names of tensors of the normalized graph whose values are wanted beside the logits.
-        kept: of a feature by name, for some axes the indices that a pruned student still has; others are left out.
+        features: names of tensors of the normalized graph that are returned beside the logits.
+        kept: feature name -> axis -> the indices that a pruned student has; other indices are dropped.
         runtime: "onnxruntime", "torch" (converted), or "auto": onnxruntime on the CPU, torch on CUDA, where nothing
             then crosses to the host; the other one where the first cannot take the model.
         device: "cpu", "cuda" or "cuda:1"; onnxruntime knows the first CUDA device only.
@@ -82,7 +82,7 @@ class Teacher:
         self.runtime, self._run = self._started(view, runtime, threads)
 
     def _started(self, view: Model, runtime: str, threads: int) -> tuple[str, Run]:
-        """The runtime that takes the model, and what runs it."""
+        """Return a runtime that can run the model, and its runner."""
         order = [runtime]
         if runtime == "auto":
             order = ["torch", "onnxruntime"] if self._device.type == "cuda" else ["onnxruntime", "torch"]
@@ -91,7 +91,7 @@ class Teacher:
             try:
                 run = self._converted(view) if name == "torch" else self._loaded(view, threads)
             except OnnxPruneError as err:
-                problem = problem or err  # the runtime that was meant tells what is wrong with the model
+                problem = problem or err  # the error of the preferred runtime describes the model's problem
                 _log.info("the teacher does not run in %s: %s", name, err.what)
             else:
                 return name, run
@@ -121,10 +121,10 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor) -> list[Tensor]:
-        """Logits and features of a batch.
+        """Return logits and features of a batch.
 
         Args:
-            inputs: [n, ...] as the model takes them. A model with a fixed batch runs in pieces of that size.
+            inputs: the model's inputs [n, ...]. A model with a fixed batch runs in parts of that size.
 
         Returns:
             the tensors of `names`, without gradients, on the inputs' device.
@@ -155,7 +155,7 @@ def _device(name: str) -> torch.device:
 
 
 def _exposed(view: Model, names: Sequence[str]) -> Model:
-    """The model with these tensors as its outputs."""
+    """Return the model with these tensors as its outputs."""
     out = view.copy()
     tensors = out.graph.tensors()
     dtypes = witness(view).dtypes
@@ -168,27 +168,27 @@ def _exposed(view: Model, names: Sequence[str]) -> Model:
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """`T^2 * KL(softmax(teacher / T) || softmax(student / T))`, Hinton, Vinyals & Dean 2015.
+    """Return `T^2 * KL(softmax(teacher / T) || softmax(student / T))`, Hinton, Vinyals & Dean 2015.
 
     The factor T^2 keeps the gradients as large as those of the labels' loss, whatever the temperature.
 
     Args:
         student: logits [n, classes] or [n, classes, ...]; pixels count as samples.
         teacher: likewise; no gradient goes there.
-        temperature: T > 0; larger ones show more of what the teacher thinks of the wrong classes.
+        temperature: T > 0; larger values weigh the teacher's scores of wrong classes more.
 
     Returns:
         the mean over samples, >= 0, in nats; a scalar.
 
     Raises:
-        OnnxPruneError: other shapes than these, or a temperature that is none.
+        OnnxPruneError: other shapes, or a temperature that is not positive.
     """
     if not (isfinite(temperature) and temperature > 0):
         raise OnnxPruneError(f"a temperature is a number above 0; got {temperature!r}", fix="for example 4")
     if student.shape != teacher.shape or student.ndim < 2:
         raise OnnxPruneError(
             f"the student's logits are {list(student.shape)}, the teacher's {list(teacher.shape)}",
-            fix="both must be [samples, classes, ...]: take the model the student was pruned from as its teacher",
+            fix="both must be [samples, classes, ...]: use the model that the student was pruned from",
         )
     ours = fn.log_softmax(_wide(student) / temperature, 1)
     theirs = fn.log_softmax(_wide(teacher.detach()) / temperature, 1)
@@ -196,9 +196,9 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> T
 
 
 def feature_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-    """Mean squared difference of features, relative to the variance of the teacher's; Romero et al. 2015 (FitNets).
+    """Return the mean squared difference of features, relative to the teacher's variance; Romero et al. 2015 (FitNets).
 
-    The variance makes features of different depth count alike: a student that returns the teacher's mean scores 1.
+    Dividing by the variance weighs features of all depths alike: a student that returns the teacher's mean scores 1.
 
     Args:
         student: features [n, ...].
@@ -227,16 +227,16 @@ def feature_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor
 
 
 def _wide(t: Tensor) -> Tensor:
-    """At least float32: sums of exponentials and squares overflow in half precision."""
+    """Convert to at least float32: sums of exponentials and squares overflow in half precision."""
     return t if t.dtype == torch.float64 else t.float()
 
 
 def matching_features(student: Model, teacher: Model) -> tuple[str, ...]:
-    """Residual outputs that both models have under the same name and shape, in graph order.
+    """Return residual outputs that both models have under the same name and shape, in graph order.
 
-    A residual output is the sum of two activations, or what the activation function behind it makes of it where that
-    is all that reads the sum: what the next block sees. Where the channels of a residual stream were pruned the
-    shapes differ; `Constraints(protect=["residual"])` keeps them.
+    A residual output is the sum of two activations, or the output of the activation function after it if that is the
+    sum's only consumer: the input of the next block. If channels of a residual stream were removed, the shapes differ;
+    `Constraints(protect=["residual"])` prevents this.
 
     Args:
         student: the pruned model.
@@ -250,24 +250,26 @@ def matching_features(student: Model, teacher: Model) -> tuple[str, ...]:
 
 
 def features_under(plan: Plan, student: Model, teacher: Model) -> KeptIndices:
-    """Residual outputs and outputs of activation functions that a student still has of its teacher, in graph order.
+    """Return residual outputs and outputs of activation functions that student and teacher share, in graph order.
 
-    Knowing which channels went, features can be matched in pruned residual streams, too, and inside blocks.
+    The plan allows matching features in pruned residual streams and inside blocks as well.
 
     Args:
-        plan: by which the student was cut from the teacher.
-        student: cut, perhaps trained since.
+        plan: plan by which the student was pruned from the teacher.
+        student: the pruned model, trained or not.
         teacher: the original.
 
     Returns:
-        for every feature, by its name in the normalized graphs, the axes that lost indices and those that are left.
+        for every feature, by its name in the normalized graphs, the axes that lost indices and the remaining indices.
 
     Raises:
-        OnnxPruneError: the plan is not the teacher's, or the student says that it was cut from it by another one.
+        OnnxPruneError: the plan is not the teacher's, or the student's metadata names another plan.
     """
     said = student.metadata
     if said.get(f"{PROVENANCE}.source") == teacher.fingerprint and said.get(f"{PROVENANCE}.plan") != plan.digest:
-        raise OnnxPruneError("the model was cut from this teacher by another plan", fix="name the plan it was cut by")
+        raise OnnxPruneError(
+            "the model was pruned from this teacher by another plan", fix="pass the plan that it was pruned by"
+        )
     analysis = analyze_for(teacher, plan)
     left = analysis.kept(plan)
     ours, theirs = _stage_outputs(student, activations=True), _stage_outputs(teacher, activations=True)
@@ -282,7 +284,7 @@ def features_under(plan: Plan, student: Model, teacher: Model) -> KeptIndices:
 
 
 def _stage_outputs(model: Model, *, activations: bool = False) -> dict[str, tuple[int, ...]]:
-    """Residual outputs, and those of activation functions if asked for, with their shapes without the batch."""
+    """Return residual outputs, optionally those of activation functions, with their shapes without the batch."""
     normal = Pipeline(NORMALIZE)(model)
     seen = witness(normal)
     outputs = {t.name for t in normal.graph.outputs}
@@ -311,6 +313,6 @@ def _stage_outputs(model: Model, *, activations: bool = False) -> dict[str, tupl
 
 
 def _activated(t: gs.Variable) -> gs.Variable:
-    """What the only reader of a tensor makes of it, if that is an activation function."""
+    """Return the output of a tensor's only consumer if that is an activation function."""
     reader = t.outputs[0] if len(t.outputs) == 1 else None
     return reader.outputs[0] if reader is not None and reader.op in _ACTIVATIONS and not reader.domain else t

@@ -1,4 +1,4 @@
-"""Lightning's manners: what it says unasked is silenced, what it raises becomes an error that says what to do."""
+"""Guards around Lightning: silence its advice and convert its exceptions to errors with a remedy."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _GONE = ("Connection reset by peer", "Connection closed by peer", "remote proces
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Lightning's advice and banners are not for our users; what goes wrong is raised, not logged."""
+    """Silence Lightning's advice and banners; errors are raised, not logged."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            # Lightning uses a class that newer PyTorch has another way for.
+            # Lightning uses a class that newer PyTorch deprecates.
             warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`", category=FutureWarning)
-            # In half precision the first steps may be left out, until their gradients no longer overflow.
+            # In half precision the first steps may be skipped, until their gradients no longer overflow.
             warnings.filterwarnings("ignore", message=r"Detected call of `lr_scheduler\.step\(\)` before")
-            # Batches are cut from memory: worker processes would cost more than they bring.
+            # Batches are slices of memory: worker processes would cost more than they save.
             warnings.filterwarnings("ignore", message=r"The '\w+' does not have many workers")
             yield
     finally:
@@ -42,7 +42,7 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def known_errors() -> Iterator[None]:
-    """What PyTorch and Lightning raise for a user's mistake, as errors that say what to do."""
+    """Convert exceptions of PyTorch and Lightning for user mistakes to errors with a remedy."""
     handler = signal.getsignal(signal.SIGINT)
     memory = OnnxPruneError("not enough memory on the device", fix="a smaller --batch, or --precision bf16")
     try:
@@ -50,13 +50,13 @@ def known_errors() -> Iterator[None]:
     except torch.cuda.OutOfMemoryError as err:
         raise memory from err
     except OnnxPruneError as err:
-        # A loader's worker process sends its traceback as text; what counts is at the end.
+        # A loader's worker process sends its traceback as text; the message is at the end.
         name = f"{OnnxPruneError.__name__}: "
         if "DataLoader worker" not in err.what or name not in err.what:
             raise
         raise OnnxPruneError(err.what.rpartition(name)[2].strip()) from err
     except SIGTERMException as err:
-        raise OnnxPruneError("ended from outside (SIGTERM)", fix="go on from the last epoch with --resume") from err
+        raise OnnxPruneError("ended from outside (SIGTERM)", fix="continue from the last epoch with --resume") from err
     except SystemExit as err:
         # Lightning turns Ctrl-C into an exit and switches Ctrl-C off.
         if isinstance(err.__context__, KeyboardInterrupt):
@@ -69,7 +69,7 @@ def known_errors() -> Iterator[None]:
             raise memory from err
         if any(sign in text for sign in _GONE):
             raise OnnxPruneError(
-                "another process of this training has ended", fix="see what it said, and go on with --resume"
+                "another process of this training has ended", fix="see its message, and continue with --resume"
             ) from err
         if "Expected more than 1 value per channel" in text:
             raise OnnxPruneError(
@@ -79,17 +79,17 @@ def known_errors() -> Iterator[None]:
 
 
 def process_rank() -> int:
-    """0 in the process that writes and speaks, of several that train together.
+    """Return the rank of this process, 0 in the one that writes and prints.
 
-    Lightning knows it from the variables of torchrun, SLURM and its own launcher; before a Trainer exists, the first
-    process of another machine is told by that machine's number.
+    Lightning reads it from the variables of torchrun, SLURM and its own launcher; before a Trainer exists, the first
+    process of another machine is identified by that machine's number.
     """
     machine = os.environ.get("NODE_RANK") or os.environ.get("GROUP_RANK") or "0"
     return int(getattr(rank_zero_only, "rank", 0) or 0) or (int(machine) if machine.isdecimal() else 0)
 
 
 class NullStream:
-    """A stream that forgets."""
+    """Stream that discards its input."""
 
     def write(self, text: str) -> int:
         return len(text)

@@ -1,4 +1,4 @@
-"""What is minimised and what is measured: the LightningModule around a converted model."""
+"""LightningModule around a converted model: losses and validation metrics."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ValidationMetrics:
-    """What a model is worth on validation data.
+    """Figures of a model on validation data.
 
     Attributes:
         top1: share of samples whose largest output is their label; None without labels.
@@ -33,7 +33,7 @@ class ValidationMetrics:
     loss: float
 
     def better_than(self, other: ValidationMetrics) -> bool:
-        """Higher top-1 accuracy, or the same and a lower loss. What is not finite is never better."""
+        """Return True for higher top-1 accuracy, or the same and a lower loss; False if the loss is not finite."""
         if not math.isfinite(self.loss):
             return False
         if not math.isfinite(other.loss):
@@ -44,7 +44,7 @@ class ValidationMetrics:
 
 
 class Diverged(Exception):
-    """The loss is no longer finite; epoch and step count from 1."""
+    """Loss that is not finite; epoch and step count from 1."""
 
     def __init__(self, epoch: int, step: int, loss: float) -> None:
         super().__init__(f"the loss became {loss} at epoch {epoch}, step {step}")
@@ -52,7 +52,7 @@ class Diverged(Exception):
 
 
 class _Unowned:
-    """What a module uses without owning it: not copied with it, not moved, not saved."""
+    """Reference of a module that is not copied, moved or saved with it."""
 
     def __init__(self, teacher: Teacher | None, method: Method | None) -> None:
         self.teacher, self.method = teacher, method
@@ -69,11 +69,11 @@ class Learner(pl.LightningModule):
 
     Args:
         net: float inputs -> logits [n, classes, ...], or a tuple that begins with them.
-        settings: of the training.
-        steps: of the whole training.
+        settings: settings of the training.
+        steps: number of steps of the whole training.
         labelled: whether labels are used.
-        teacher: its logits and features are aimed at.
-        method: of training-time pruning; adds to the loss, changes weights after an epoch.
+        teacher: target of the distillation, by logits and features.
+        method: training-time pruning method; adds to the loss, changes weights after an epoch.
     """
 
     def __init__(
@@ -84,12 +84,12 @@ class Learner(pl.LightningModule):
         self.net = net
         self.settings, self.steps, self.labelled = settings, steps, labelled
         self.lr = settings.base_lr
-        self.searching = False  # for a learning rate: the loss may then do what it likes
+        self.searching = False  # during the range test the loss may diverge
         self.aside = _Unowned(teacher, method)
         self._hits, self._loss, self._count = 0.0, 0.0, 0
 
     def configure_optimizers(self) -> Any:
-        """An optimizer, and a schedule that is stepped with it."""
+        """Return an optimizer and its schedule."""
         optimizer = make_optimizer(self.net, self.settings, self.lr)
         schedule = make_schedule(optimizer, self.settings, self.steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -97,11 +97,11 @@ class Learner(pl.LightningModule):
     # --------------------------------------------------------------------------------------------------- training
 
     def on_train_epoch_start(self) -> None:
-        """Seeds what is random inside the model by the epoch, so that a resumed run draws the same."""
+        """Seed the model's random operators by the epoch, so that a resumed run draws the same numbers."""
         torch.manual_seed(seed_of(self.settings.seed, self.current_epoch, self.global_rank))
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
-        """The loss of a batch.
+        """Return the loss of a batch.
 
         Raises:
             Diverged: it is not finite, in any process.
@@ -119,7 +119,7 @@ class Learner(pl.LightningModule):
             loss = loss + penalty
         if not self.searching:
             finite = torch.isfinite(loss.detach()).float()
-            if self.trainer.world_size > 1:  # all processes stop, or none
+            if self.trainer.world_size > 1:  # all processes stop together
                 torch.distributed.all_reduce(finite, torch.distributed.ReduceOp.MIN)
             if not finite:
                 value = float(loss.detach())
@@ -128,7 +128,7 @@ class Learner(pl.LightningModule):
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Lets a method change weights after the last step of an epoch, before they are validated."""
+        """Let a method change weights after the last step of an epoch, before validation."""
         method = self.aside.method
         if method is not None and not self.searching and self.trainer.is_last_batch:
             method.after_epoch(self.current_epoch, self.settings.epochs)
@@ -163,14 +163,14 @@ class Learner(pl.LightningModule):
 
     def _taught(self, x: torch.Tensor) -> list[torch.Tensor]:
         assert self.aside.teacher is not None
-        with torch.autocast(x.device.type, enabled=False):  # mixed precision is for what trains
+        with torch.autocast(x.device.type, enabled=False):  # mixed precision is for the student only
             found: list[torch.Tensor] = self.aside.teacher(x)
         return found
 
     # ------------------------------------------------------------------------------------------------- validation
 
     def on_validation_epoch_start(self) -> None:
-        """Starts new sums. Every process validates the statistics that the first one has measured."""
+        """Reset the sums. Every process validates with the statistics of the first one."""
         self._hits, self._loss, self._count = 0.0, 0.0, 0
         if self.trainer.world_size > 1:
             measured = self.net.state_dict().keys()  # the other buffers are constants
@@ -179,7 +179,7 @@ class Learner(pl.LightningModule):
                     torch.distributed.broadcast(buffer, src=0)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Adds a batch to the sums; samples that fill it up do not count."""
+        """Add a batch to the sums; fill-up samples do not count."""
         logits = self._outputs(batch.x)[0].float()[: batch.real]
         if not batch.real:
             return
@@ -193,13 +193,13 @@ class Learner(pl.LightningModule):
         self._count += batch.real
 
     def figures(self) -> ValidationMetrics:
-        """What the validation epoch that has just ended came to, over all processes."""
+        """Return the figures of the last validation epoch over all processes."""
         sums = torch.tensor([self._hits, self._loss, self._count], dtype=torch.float64, device=self.device)
         hits, loss, count = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
         return ValidationMetrics(hits / count if self.labelled else None, loss / count)
 
 
 def _pairs(count: int, alpha: float) -> tuple[float, torch.Tensor]:
-    """Mixup's share, drawn from Beta(alpha, alpha), and with which other sample of the batch each one is mixed."""
+    """Draw mixup's share from Beta(alpha, alpha), and the other sample of the batch for each one."""
     share = float(torch.distributions.Beta(alpha, alpha).sample())
     return share, torch.randperm(count)

@@ -1,4 +1,4 @@
-"""Learning rate step by step, and which parameters decay."""
+"""Learning-rate schedules, and parameter groups with and without weight decay."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _ONE_CYCLE_RISE = 0.3  # Smith & Topin 2018
 
 
 def warmup_steps(settings: Settings, steps: int) -> int:
-    """Steps of linear rise, of `steps` in all."""
+    """Return the number of warmup steps, of `steps` in all."""
     share = settings.warmup if settings.warmup < 1 else settings.warmup / settings.epochs
     return min(steps - 1, round(share * steps))
 
 
 def factor(step: int, *, kind: str, steps: int, warmup: int) -> float:
-    """What the learning rate is multiplied by at a step (from 0) of `steps`.
+    """Return the factor of the learning rate at a step (from 0) of `steps`.
 
-    Rises linearly over the first `warmup` steps; then, t the share of the rest that is done: cosine (1 + cos pi t) / 2,
+    It rises linearly over the first `warmup` steps; then, t the finished share of the rest: cosine (1 + cos pi t) / 2,
     step 1, 0.1 from the middle and 0.01 from three quarters of all steps on, constant 1.
     """
     if step < warmup:
@@ -43,7 +43,7 @@ def factor(step: int, *, kind: str, steps: int, warmup: int) -> float:
 
 
 def make_optimizer(module: nn.Module, settings: Settings, lr: float) -> torch.optim.Optimizer:
-    """SGD or AdamW over all parameters of a module."""
+    """Make SGD or AdamW over all parameters of a module."""
     groups = parameter_groups(module, settings.decay)
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=lr)
@@ -52,7 +52,7 @@ def make_optimizer(module: nn.Module, settings: Settings, lr: float) -> torch.op
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, settings: Settings, steps: int) -> Any:
-    """The schedule of an optimizer, stepped after every one of `steps` steps."""
+    """Make the schedule of an optimizer, stepped after every one of `steps` steps."""
     warmup = warmup_steps(settings, steps)
     if settings.schedule == "onecycle":
         return OneCycleLR(
@@ -65,10 +65,10 @@ def make_schedule(optimizer: torch.optim.Optimizer, settings: Settings, steps: i
 
 
 def parameter_groups(module: nn.Module, decay: float) -> list[dict[str, Any]]:
-    """Two groups for an optimizer: weights, and what is spared weight decay.
+    """Return two groups for an optimizer: parameters with and without weight decay.
 
-    Spared are parameters of normalisations, everything called a bias, and whatever varies along one axis at most
-    (per-channel scales, slopes, layer scale).
+    Without decay are parameters of normalisations, everything called a bias, and parameters that vary along at most one
+    axis (per-channel scales, slopes, layer scale).
     """
     norms = {id(p) for m in module.modules() if isinstance(m, _NORMS) for p in m.parameters(recurse=False)}
     weights: list[nn.Parameter] = []

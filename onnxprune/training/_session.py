@@ -63,12 +63,12 @@ class TrainingSession:
             "enable_model_summary": False,
             "num_sanity_val_steps": 0,
             "use_distributed_sampler": False,
-            "inference_mode": False,  # what it makes could not be used in training afterwards
+            "inference_mode": False,  # tensors of inference mode cannot be used in training later
         }
         self.callbacks = callbacks
 
     def run(self, saved: dict[str, Any] | None, notify: Callable[[str], None]) -> None:
-        """Trains what is left to train."""
+        """Train the remaining epochs."""
         net, epochs = self.learner.net, self.settings.epochs
         for folder in filter(None, (self.folder, self.logs)):
             make_folder(folder)
@@ -76,7 +76,7 @@ class TrainingSession:
             self._restore(saved)
             if len(self.recorder.history) > epochs or self.recorder.stopped is not None:
                 return
-            notify(f"going on after epoch {len(self.recorder.history) - 1} of {epochs}")
+            notify(f"resuming after epoch {len(self.recorder.history) - 1} of {epochs}")
         elif self.settings.lr == "auto":
             self.learner.lr = self._found_lr()
             notify(f"learning rate {self.learner.lr:.3g}, by a range test")
@@ -100,13 +100,13 @@ class TrainingSession:
             self.diverged = err
 
     def _restore(self, saved: dict[str, Any]) -> None:
-        """History and best weights of the run that is resumed."""
+        """Restore history and best weights of a resumed run."""
         assert self.folder is not None
         self.recorder.load_state_dict(saved["recorder"])
         self.learner.lr = saved["lr"]
         if self.recorder.best:
             self.recorder.best_weights = load_state(self.folder / best_name(self.recorder.best))
-        # Of a moving average this is the average, which is what was validated.
+        # With a moving average this is the average, which was validated.
         prefix = "net."
         self.recorder.last_weights = {
             k.removeprefix(prefix): v for k, v in saved["state_dict"].items() if k.startswith(prefix)
@@ -132,7 +132,7 @@ class TrainingSession:
             raise OnnxPruneError("the logs need tensorboard", fix="pip install 'onnxprune[train]'") from err
 
     def _found_lr(self) -> float:
-        """A learning rate by Smith's range test (2017, as in the D-Score paper): where the loss falls fastest.
+        """Return a learning rate by Smith's range test (2017, as in the D-Score paper): where the loss falls fastest.
 
         Lightning raises the rate exponentially over the steps and smooths the loss; the slope is taken per decade.
         """
@@ -145,7 +145,7 @@ class TrainingSession:
             learner.searching = True
             learner.net.train()
             try:
-                # Lightning draws a bar of its own while it searches.
+                # Lightning draws its own progress bar during the search.
                 with contextlib.redirect_stderr(NullStream()):
                     found = Tuner(trainer).lr_find(
                         learner, datamodule=self.loaders, min_lr=1e-6, max_lr=1.0, num_training=_SEARCH,
@@ -162,9 +162,9 @@ class TrainingSession:
 
 
 def steepest(lrs: list[float], losses: list[float]) -> float | None:
-    """The learning rate at which a smoothed loss falls fastest per decade; None where it never falls.
+    """Return the learning rate at which a smoothed loss falls fastest per decade; None if it never falls.
 
-    The first ten points, where the smoothing has little to go by, and the last, where it has exploded, do not count.
+    The first ten points, with little history to smooth, and the last, after the loss exploded, do not count.
     """
     loss, rate = np.asarray(losses[10:-1], np.float64), np.log10(np.asarray(lrs[10 : len(losses) - 1], np.float64))
     finite = np.isfinite(loss)

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole after every epoch, read without unpickling objects, refused for another run."""
+"""Checkpoints: written atomically after every epoch, read without unpickling objects, refused for another run."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ class _CheckpointHeader:
 
 
 class Checkpoints(Checkpoint):
-    """After every epoch: the best weights, then everything that resuming needs.
+    """Writes the best weights and the state for resuming after every epoch.
 
-    The best weights are named by their epoch and older ones are removed last, so that `last.ckpt` always finds the
-    file it means, whenever the run is killed.
+    The best weights are named by their epoch and older ones are removed last, so that the file `last.ckpt` refers to
+    exists whenever the run is killed.
 
     Args:
         folder: where they go.
@@ -67,7 +67,7 @@ class Checkpoints(Checkpoint):
         self.folder, self.recorder, self.header = folder, recorder, dict(header)
 
     def on_save_checkpoint(self, trainer: Any, learner: Learner, checkpoint: dict[str, Any]) -> None:
-        """Adds the header, and the state of a method."""
+        """Add the header and the state of a method."""
         method = learner.aside.method
         checkpoint[_HEADER] = {
             "schema": _SCHEMA, "run": self.header, "lr": learner.lr, "recorder": self.recorder.state_dict(),
@@ -75,13 +75,13 @@ class Checkpoints(Checkpoint):
         }  # fmt: skip
 
     def on_load_checkpoint(self, trainer: Any, learner: Learner, checkpoint: dict[str, Any]) -> None:
-        """Gives a method its state back."""
+        """Restore the state of a method."""
         method, state = learner.aside.method, checkpoint[_HEADER]["method"]
         if method is not None and state is not None:
             method.load_state_dict(state)
 
     def on_train_epoch_end(self, trainer: Any, learner: Learner) -> None:
-        """Writes; Lightning calls it after all other callbacks."""
+        """Write the checkpoint; Lightning calls it after all other callbacks."""
         recorder = self.recorder
         done = len(recorder.history) - 1
         if trainer.is_global_zero and recorder.best == done and recorder.best_weights is not None:
@@ -94,21 +94,21 @@ class Checkpoints(Checkpoint):
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoints that appear whole or not at all, and are read without unpickling objects."""
+    """Checkpoint files written atomically and read without unpickling objects."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Writes a checkpoint."""
+        """Write a checkpoint."""
         save_state(checkpoint, Path(path))
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
-        """Reads one; `weights_only` is always on."""
+        """Read a checkpoint; `weights_only` is always on."""
         return load_state(Path(path))
 
 
 def saved_run(
     folder: Path | None, run: Mapping[str, Any], *, resume: bool, restart: bool, rank: int
 ) -> dict[str, Any] | None:
-    """The checkpoint to go on from, None to begin anew.
+    """Return the checkpoint to resume from, None to start anew.
 
     Args:
         folder: of the run; it need not exist.
@@ -147,19 +147,19 @@ def saved_run(
         raise OnnxPruneError(
             f"the checkpoint is of another run (not the same: {', '.join(wrong)})",
             where=str(path),
-            fix="repeat the command it was begun with and --resume, or throw it away with --restart",
+            fix="repeat its command with --resume, or discard it with --restart",
         )
     if not resume:
         raise OnnxPruneError(
             f"here is a run that has done {done} of {run['settings']['epochs']} epochs",
             where=str(path),
-            fix="go on with --resume, or throw it away with --restart",
+            fix="continue with --resume, or discard it with --restart",
         )
     return {**whole[_HEADER], "state_dict": whole["state_dict"]}
 
 
 def make_folder(folder: Path) -> None:
-    """Makes a folder for checkpoints or logs, once there is something to write.
+    """Make a folder for checkpoints or logs at the first write.
 
     Raises:
         OnnxPruneError: it cannot be made.
@@ -171,18 +171,18 @@ def make_folder(folder: Path) -> None:
 
 
 def best_name(epoch: int | str) -> str:
-    """The file of the best weights."""
+    """Return the file name of the best weights."""
     return f"best-{epoch}.pt"
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Removes what resuming needs; logs stay."""
+    """Remove the checkpoint; logs are kept."""
     for path in [folder / LAST, *folder.glob(best_name("*")), *folder.glob(".*.tmp"), *folder.glob(".lr_find*")]:
         path.unlink(missing_ok=True)
 
 
 def save_state(state: Mapping[str, Any], path: Path) -> None:
-    """Writes tensors and plain values; when this returns they are on the disk.
+    """Write tensors and plain values and flush them to the disk.
 
     Raises:
         OnnxPruneError: it cannot be written.
@@ -196,12 +196,12 @@ def save_state(state: Mapping[str, Any], path: Path) -> None:
         raise OnnxPruneError(
             f"cannot write the checkpoint: {getattr(err, 'strerror', None) or str(err).splitlines()[0]}",
             where=str(path),
-            fix="make room, and go on from the last epoch with --resume",
+            fix="free space, and continue from the last epoch with --resume",
         ) from err
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Reads what `save_state` wrote; nothing is unpickled but tensors and plain values.
+    """Read a file of `save_state`; only tensors and plain values are unpickled.
 
     Raises:
         OnnxPruneError: there is no such file, or it is something else.

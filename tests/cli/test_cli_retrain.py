@@ -142,7 +142,7 @@ def test_killed_and_resumed_is_the_same_file(small: Path, tmp_path: Path, monkey
     assert "--resume" in message
     assert "not the same: lr" in fails(*args, "-o", output, "--resume", "--lr", "0.01")
     result = ok(*args, "-o", output, "--resume")
-    assert "going on after epoch 1 of 2" in result.stderr
+    assert "resuming after epoch 1 of 2" in result.stderr
     ok(*args, "-o", tmp_path / "whole.onnx")
     assert output.read_bytes() == (tmp_path / "whole.onnx").read_bytes()
 

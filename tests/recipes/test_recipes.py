@@ -301,7 +301,7 @@ BAD = [
     (HEAD + step("sensitivity", 'criterion = "l1"\nmax_loss = 1'), "of top1, more is better"),
     (HEAD + step("sensitivity", 'criterion = "l1"\non = "train"'), "'on' names one of"),
     (HEAD + step("plan", 'ratio = 0.5'), "needs scores, and no step before it makes any"),
-    (HEAD + step("plan", 'criterion = "l1"'), "how much goes is missing"),
+    (HEAD + step("plan", 'criterion = "l1"'), "the budget is missing"),
     (HEAD + step("plan", 'criterion = "l1"\nratio = 0.5\ntarget = "macs=0.5"'), "goes with no target"),
     (HEAD + step("plan", 'criterion = "l1"\ntarget = "flops=0.5"'), "cannot read the target"),
     (HEAD + step("plan", 'criterion = "l1"\nmin_group_accuracy = 0.5'), "needs curves"),
@@ -347,7 +347,7 @@ def test_bad_recipes_give_one_error_and_no_folder(text: str, says: str, tmp_path
         (["--set", 'prune.exclude=["nosuch"]'], "unknown group (in exclude) 'nosuch'"),
         (["--set", 'prune.protect=["frist"]'], "did you mean 'first'"),
         (["-o", "no/run"], "does not exist"),
-        (["-o", "full"], "what it holds is no run of a recipe"),
+        (["-o", "full"], "holds no run of a recipe"),
         (["-o", "recipe.toml"], "is not a folder"),
     ],
 )
@@ -529,8 +529,8 @@ def test_what_is_half_there_is_thrown_away(whole: Path, tmp_path: Path) -> None:
     notes: list[str] = []
     run_recipe(load_recipe(written(tmp_path, DECIDE_AND_CUT)), run, notice=notes.append)
     assert files(run) == files(whole)
-    assert notes[:2] == ["going on after step 2 of 9", "step 3 (apply) begins"]
-    assert "step 4 (score, turn 1/2) goes on" in notes
+    assert notes[:2] == ["resuming after step 2 of 9", "step 3 (apply) begins"]
+    assert "step 4 (score, turn 1/2) resumes" in notes
 
 
 def test_a_finished_run_only_shows_its_table(whole: Path, tmp_path: Path) -> None:
@@ -568,7 +568,7 @@ def test_steps_that_are_not_begun_may_change_and_finished_ones_may_not(whole: Pa
     # Where it runs may change; and a step may be added.
     more = written(tmp_path, DECIDE_AND_CUT + STEP, "more.toml")
     result = line.ok("run", more, "-o", run, "--set", "threads=2")
-    assert "going on after step 9 of 10" in result.stderr
+    assert "resuming after step 9 of 10" in result.stderr
     assert (run / "10-sparsify" / "model.onnx").is_file()
 
 
@@ -631,7 +631,7 @@ def test_an_error_in_a_step_names_it_and_keeps_what_is_done(tmp_path: Path) -> N
     assert "at: step 2 (prune)" in message
     assert "step 2 (prune) failed: " in (run / "log.txt").read_text()
     result = line.ok("run", recipe, "-o", run, "--set", "prune.target=macs=0.5")
-    assert "going on after step 1 of 2" in result.stderr
+    assert "resuming after step 1 of 2" in result.stderr
 
 
 def test_a_plan_takes_curves_into_account_where_they_are_asked_for(tmp_path: Path) -> None:
@@ -728,8 +728,8 @@ def test_killed_while_it_trains_it_goes_on_from_its_checkpoint(tmp_path: Path, m
     assert (run / "02-retrain" / "training" / "last.ckpt").exists()
     monkeypatch.syspath_prepend(str(tmp_path))
     result = line.ok("run", recipe, "-o", run)
-    assert "going on after step 1 of 2" in result.stderr
-    assert "02-retrain: going on after epoch 1 of 2" in result.stderr
+    assert "resuming after step 1 of 2" in result.stderr
+    assert "02-retrain: resuming after epoch 1 of 2" in result.stderr
     assert not list((run / "02-retrain" / "training").glob("*.ckpt"))
     line.ok("run", recipe, "-o", tmp_path / "whole")
     assert files(run) == files(tmp_path / "whole")

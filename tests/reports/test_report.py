@@ -226,7 +226,7 @@ def test_two_models_and_a_plan(files: Path, tmp_path: Path) -> None:
     assert after.macs <= 0.5 * (before.macs or 0)
     (proof,) = report.proofs
     assert proof.passed
-    assert "is this cut, to the last bit" in proof.note
+    assert "equals this result, to the last bit" in proof.note
     assert [b.kept[0] for b in report.groups] == [g.channels for g in op.analyze(op.load(files / "small.onnx")).groups]
     assert sum(b.lost is not None for b in report.groups) == len(op.load_plan(files / "plan.json").groups)
 
@@ -252,7 +252,7 @@ def test_a_model_trained_since_is_told_from_its_cut(files: Path, tmp_path: Path)
     assert proof.passed
     assert "other values in 1 of" in proof.note
     report = collect([files / "model.onnx", files / "model.onnx", files / "plan.json"], measuring=QUICK)
-    assert any("is not what this plan leaves" in p for p in report.problems)
+    assert any("differs from the result of this plan" in p for p in report.problems)
 
 
 def test_what_commands_wrote_is_recognised(files: Path, tmp_path: Path) -> None:

@@ -556,7 +556,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path: Path, change: dict[s
         model, data, settings=replace(settings, workers=workers), teacher=model, folder=folder, resume=True,
         notice=lines.append,
     )  # fmt: skip
-    assert "going on after epoch 1 of 3" in lines[-1]
+    assert "resuming after epoch 1 of 3" in lines[-1]
     assert resumed.epoch == whole.epoch
     assert [e.figures for e in resumed.history] == [e.figures for e in whole.history]
     assert [(e.lr, e.train_loss) for e in resumed.history] == [(e.lr, e.train_loss) for e in whole.history]

@@ -795,7 +795,7 @@ def test_groups_without_batchnorm_stay_whole_and_are_named(caplog: pytest.LogCap
     model = load(proto)
     with caplog.at_level("WARNING"):
         method, _, analysis = attached("slimming", model)
-    assert "1 of 2 groups have no BatchNormalization and stay whole: w3" in caplog.text
+    assert "1 of 2 groups have no BatchNormalization and are not pruned: w3" in caplog.text
     method.after_epoch(0, 1)
     made = method.plan(model, ratio=0.5, constraints=Constraints(round_to=1))
     assert kept_counts(made, analysis) == {"w0": 4, "w3": 6}

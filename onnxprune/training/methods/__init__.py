@@ -1,4 +1,4 @@
-"""Pruning methods that act while the network trains; each ends in a plan. File = method = what the user types."""
+"""Training-time pruning methods; each returns a plan. A file is named like its method."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ for _cls in (GroupLasso, Polarization, Slimming, SoftFilter):
 
 
 def get_method(name: str, **params: Any) -> Method:
-    """Makes a method with the user's parameters: `get_method("slimming", strength=1e-3)`.
+    """Make a method with the user's parameters: `get_method("slimming", strength=1e-3)`.
 
     Raises:
         OnnxPruneError: no such method (the nearest names are offered), no such parameter (the valid ones are), or a

@@ -1,4 +1,4 @@
-"""What a training-time pruning method is: it acts while the network trains, and ends in a plan."""
+"""Base class of training-time pruning methods, which act during training and return a plan."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _ATTENTION = ("heads", "head_dim")
 
 @dataclass
 class Method(ABC):
-    """A training-time pruning method. Subclasses are dataclasses whose fields are the user's parameters.
+    """Training-time pruning method. Subclasses are dataclasses whose fields are the user's parameters.
 
         method.attach(module, analysis)       # before training, and before `load_state_dict` when a run is resumed
         loss = loss + method.penalty()        # at every step, where it is not None
@@ -60,12 +60,12 @@ class Method(ABC):
 
     @property
     def params(self) -> dict[str, Any]:
-        """The user's parameters."""
+        """Return the user's parameters."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.init}
 
     @property
     def analysis(self) -> Analysis:
-        """Of the model that trains.
+        """Return the analysis of the model in training.
 
         Raises:
             OnnxPruneError: the method is not attached.
@@ -78,7 +78,7 @@ class Method(ABC):
         return OnnxPruneError(f"the method {self.name!r} is not attached", fix="method.attach(module, analysis)")
 
     def attach(self, module: nn.Module, analysis: Analysis) -> None:
-        """Finds the parameters the method acts on, and forgets what it knew of others.
+        """Find the parameters the method acts on and reset its state.
 
         Args:
             module: from `to_torch`, before it is wrapped or compiled.
@@ -94,18 +94,18 @@ class Method(ABC):
 
     @abstractmethod
     def _resolve(self, axes: tuple[ChannelAxis, ...]) -> None:
-        """Picks what the method acts on."""
+        """Select the parameters that the method acts on."""
 
     def penalty(self) -> Tensor | None:
-        """What is added to the loss, a scalar on the parameters' device; None where the method adds nothing."""
+        """Return the term of the loss, a scalar on the parameters' device; None if there is none."""
         return None
 
     def after_epoch(self, epoch: int, epochs: int) -> None:
-        """Acts between two epochs and takes the scores.
+        """Act between two epochs and update the scores.
 
         Args:
-            epoch: the one that is done, from 0.
-            epochs: of the whole training.
+            epoch: the finished epoch, from 0.
+            epochs: number of epochs of the whole training.
 
         Raises:
             OnnxPruneError: weights that are not finite.
@@ -121,14 +121,14 @@ class Method(ABC):
 
     @abstractmethod
     def _measured(self) -> Mapping[str, Scored]:
-        """Group name -> one score per channel, higher = keep, by the weights as they are."""
+        """Return group name -> one score per channel, higher = keep, by the present weights."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What `plan` and a resumed training need: tensors and numbers only."""
+        """Return the state for `plan` and a resumed training: tensors and numbers only."""
         return {"attention": self._attention, "scores": {k: v.clone() for k, v in self._scores.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over a state that `state_dict` gave, after `attach` if the training goes on.
+        """Load a state from `state_dict`, after `attach` if the training continues.
 
         Raises:
             OnnxPruneError: another method's state, or one of other groups.
@@ -149,7 +149,7 @@ class Method(ABC):
         self._scores = {k: v.detach().to("cpu", torch.float64, copy=True) for k, v in scores.items()}
 
     def scores(self, model: Model) -> Scores:
-        """The scores taken last, of the trained model's groups: for `onnxprune.plan` with more options than `plan` has.
+        """Return the latest scores of the trained model's groups, for the further options of `onnxprune.plan`.
 
         Args:
             model: the trained one.
@@ -180,7 +180,7 @@ class Method(ABC):
         ratio: float | None = None,
         constraints: Constraints | None = None,
     ) -> Plan:
-        """Which channels of the trained model go.
+        """Return the plan of the trained model.
 
         Args:
             model: the trained one.
@@ -195,7 +195,7 @@ class Method(ABC):
 
 
 def check_number(method: str, name: str, value: object, low: float, high: float) -> None:
-    """Refuses a parameter that is no number strictly between two bounds; the upper one may be infinite.
+    """Raise on a parameter that is no number strictly between two bounds; the upper one may be infinite.
 
     Raises:
         OnnxPruneError: with the range.

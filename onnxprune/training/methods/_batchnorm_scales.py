@@ -1,4 +1,4 @@
-"""What methods on BatchNorm scales share: the scales that multiply prunable channels, and plans by |gamma|."""
+"""Base of methods on BatchNorm scales: the scales of prunable channels, and plans by |gamma|."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _TrainedScale(BnScale):
-    """`bn_scale` on scales as they are in the module, not in the file; by the weight's name in the graph."""
+    """`bn_scale` on the module's scales instead of the file's, by the weight's name in the graph."""
 
     values: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
 
@@ -39,9 +39,9 @@ class _TrainedScale(BnScale):
 
 @dataclass
 class ScaleMethod(Method):
-    """A method that trains BatchNorm scales to be small where a channel is not needed.
+    """Base of methods that shrink the BatchNorm scales of unneeded channels.
 
-    Groups without BatchNorm stay whole. Of several scales in one group (a residual stream) the mean counts.
+    Groups without BatchNorm lose nothing. The score of a channel with several scales (a residual stream) is their mean.
     """
 
     _scales: list[ChannelAxis] = field(init=False, repr=False, compare=False, default_factory=list)
@@ -54,7 +54,7 @@ class ScaleMethod(Method):
         for m in self._scales:
             scaled[m.components] = True
         scaled[0] = False
-        # All channels of a group sit on the same axes, so its first one tells.
+        # All channels of a group are on the same axes, so the first one decides.
         self._groups = [g.name for g in self.analysis.groups if scaled[g.components[0]]]
         if not self._groups:
             raise OnnxPruneError(
@@ -65,14 +65,14 @@ class ScaleMethod(Method):
         bare = [g.name for g in self.analysis.groups if g.name not in set(self._groups)]
         if bare:
             _log.warning(
-                "%s: %d of %d groups have no BatchNormalization and stay whole: %s",
+                "%s: %d of %d groups have no BatchNormalization and are not pruned: %s",
                 self.name, len(bare), len(self.analysis), ", ".join(bare[:8]) + (", ..." if len(bare) > 8 else ""),
             )  # fmt: skip
         flags = np.concatenate([m.components for m in self._scales]) > 0
         self._free = None if flags.all() else torch.from_numpy(np.flatnonzero(flags))
 
     def gammas(self) -> Tensor:
-        """The scales of all channels that can be removed, [n], at least float32; gradients flow back."""
+        """Return the scales of all removable channels, [n], at least float32, with gradients."""
         if not self._scales:
             raise self._unattached()
         values = torch.cat(
@@ -101,7 +101,7 @@ class ScaleMethod(Method):
         ratio: float | None = None,
         constraints: Constraints | None = None,
     ) -> Plan:
-        """One threshold on |gamma| over all groups.
+        """Return the plan by one threshold on |gamma| over all groups.
 
         Args:
             model: the trained one.

@@ -1,4 +1,4 @@
-"""From channels to the trained parameters they sit in: the bridge between an analysis and a module."""
+"""Trained parameters of each channel, from an analysis and a module."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from onnxprune.torch_bridge import bindings
 
 Role = Literal["filter", "scale", "vector", "reader"]
 
-# Operators whose weights produce channels along one axis and read them along another, with those inputs.
+# Operators whose weights produce channels along one axis and consume them along another, with those inputs.
 _PRODUCTS: Mapping[str, tuple[int, ...]] = {"Conv": (1,), "ConvTranspose": (1,), "Gemm": (0, 1), "MatMul": (0, 1)}
 
 
 @dataclass(frozen=True)
 class ChannelAxis:
-    """An axis of a trained parameter whose indices are channels.
+    """Axis of a trained parameter whose indices are channels.
 
     Attributes:
         parameter: of the module.
@@ -45,7 +45,7 @@ class ChannelAxis:
 
 
 def members(module: nn.Module, analysis: Analysis) -> tuple[ChannelAxis, ...]:
-    """Every axis of every trained parameter that channels of prunable groups sit on, in the order of the bindings.
+    """Return the axes of trained parameters that hold channels of prunable groups, in the order of the bindings.
 
     Args:
         module: from `to_torch`, not wrapped.
@@ -87,13 +87,13 @@ def _strangers(initializer: str) -> OnnxPruneError:
 
 
 def root(table: LabelTable, t: gs.Tensor) -> tuple[str, tuple[int, ...]]:
-    """The initializer behind a weight, and its axes in the weight's order: weights may be seen through a Transpose."""
+    """Return the initializer of a weight, and its axes in the weight's order: a Transpose may lie between."""
     constant, perm = table.views.get(t.name, (t, tuple(range(len(table.shape(t))))))
     return str(constant.name), perm
 
 
 class _Roles:
-    """What an axis of an initializer is to the channels on it."""
+    """Roles of an initializer's axes for their channels."""
 
     def __init__(self, analysis: Analysis) -> None:
         table = analysis.table
@@ -122,8 +122,8 @@ class _Roles:
 class SquaredNorms:
     """Sums of squares over all entries of each component, in a few operations per parameter.
 
-    An entry that lies on two axes of the same component (a weight that reads and produces one residual stream) counts
-    once for each.
+    An entry on two axes of the same component (a weight that consumes and produces one residual stream) counts once for
+    each.
 
     Args:
         chosen: what belongs to the components.
@@ -148,7 +148,7 @@ class SquaredNorms:
         self._index = torch.from_numpy(index)
 
     def __call__(self) -> Tensor:
-        """The sums, [count], on the parameters' device; what cannot be removed is summed in place 0."""
+        """Return the sums, [count], on the parameters' device; index 0 sums entries that cannot be removed."""
         if not self._parameters:
             return torch.zeros(self.count)
         values = _AxisSquares.apply(self._axes, *self._parameters)
@@ -171,7 +171,7 @@ class _AxisSquares(torch.autograd.Function):
         for t, mine in zip(tensors, axes, strict=True):
             squares = (t if t.dtype in (torch.float32, torch.float64) else t.float()).square()
             for axis in mine:
-                # Whole rows at a time: sums over the few places of a kernel are slow on the CPU.
+                # Whole rows at a time: sums over the few positions of a kernel are slow on the CPU.
                 before, n = prod(t.shape[:axis]), t.shape[axis]
                 part = squares.reshape(before, -1).sum(0) if before > 1 else squares
                 sums.append(part.reshape(n, -1).sum(1))

@@ -1,4 +1,4 @@
-"""The natural threshold of scales that a regularizer has pushed apart: the valley between two heaps."""
+"""Threshold of scales that a regularizer has pushed apart: the valley between two clusters."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import numpy.typing as npt
 
 from onnxprune.errors import OnnxPruneError
 
-_NOTHING = 1e-2  # as a share of the largest: smaller values are all the same
-_LEAST = 0.05  # the share of the values that makes a heap
-_SEPARATED = 0.83  # of the variance, that a cut into two heaps has to explain
+_NOTHING = 1e-2  # as a share of the largest: smaller values count as equal
+_LEAST = 0.05  # smallest share of the values in a cluster
+_SEPARATED = 0.83  # share of the variance that a split into two clusters must explain
 _APART = np.log(2)
 _BINS = 64
 
 
 def valley(values: npt.NDArray[Any]) -> float:
-    """The threshold between two heaps of values.
+    """Return the threshold between two clusters of values.
 
     The paper (Zhuang et al. 2020) scans a histogram of 100 bins for its first local minimum. With few channels every
-    histogram has chance minima, and one heap alone has them too, so here:
+    histogram has chance minima, and a single cluster has them too, so here:
 
-    1. Values are looked at as `z = log(v / max v + 0.01)`: heaps differ by their order of magnitude.
-    2. The cut of z that explains most of its variance is found (Otsu 1979), with at least 5 % of the values on each
+    1. Values are transformed to `z = log(v / max v + 0.01)`: clusters differ by their order of magnitude.
+    2. The split of z that explains most of its variance is found (Otsu 1979), with at least 5 % of the values on each
        side. A uniform density scores 0.75 at most, a normal one 0.64; below 0.83, or where the sides' means differ by
        less than a factor of two, there is no valley.
     3. The threshold is the middle of the widest run of emptiest bins, of 64 between the means of the two sides.
@@ -33,10 +33,10 @@ def valley(values: npt.NDArray[Any]) -> float:
         values: [n], >= 0.
 
     Returns:
-        a number v: values below it are one heap, the others the other.
+        a number v that separates the two clusters.
 
     Raises:
-        OnnxPruneError: there is one heap only.
+        OnnxPruneError: there is only one cluster.
     """
     v = np.asarray(values, np.float64)
     top = float(v.max(initial=0.0))
@@ -64,5 +64,5 @@ def valley(values: npt.NDArray[Any]) -> float:
 def _none() -> OnnxPruneError:
     return OnnxPruneError(
         "the scales have no valley: they are one heap, not one of small and one of large values",
-        fix="say how much is to go (--target macs=0.5, --ratio 0.3), or train longer or with more strength",
+        fix="set a budget (--target macs=0.5, --ratio 0.3), or train longer or with more strength",
     )

@@ -1,4 +1,4 @@
-"""Group lasso on coupled channels: everything that leaves with a channel shrinks together."""
+"""Group lasso on coupled channels: all weights of a channel shrink together."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class GroupLasso(Method):
     weights that read it; Wen et al. penalise the filters of single layers, Fang et al. (DepGraph) coupled ones. The
     root of n_c gives the gradient the same size per entry, `strength`, in groups of any size. An entry that both reads
     and produces the channel (within a residual stream) counts once for each. Where the norm is zero the subgradient 0
-    is taken, so zero is where a channel comes to rest.
+    is used, so channels converge to zero.
 
     The plan ranks channels by that norm, `||w_c|| / sqrt(n_c)`.
 
     Args:
         strength: lambda.
-        readers: penalise the weights that read a channel as well. Filters alone may shrink at no cost before a
-            BatchNorm that undoes it, so this is what makes a channel matter less.
+        readers: penalise the weights that consume a channel as well. Filters alone can shrink at no cost before a
+            BatchNorm that undoes it.
     """
 
     strength: float = 1e-4
@@ -65,11 +65,11 @@ class GroupLasso(Method):
             raise OnnxPruneError(f"{self.name}: no channel that trains can be removed", fix="see `onnxprune inspect`")
 
     def penalty(self) -> Tensor:
-        """The penalty, a scalar."""
+        """Return the penalty, a scalar."""
         if self._norms is None:
             raise self._unattached()
         squares = self._norms()[1:]  # without what cannot be removed
-        # The root has no slope at zero; below the smallest normal number the clamp's slope, 0, takes its place.
+        # The root has no slope at zero; below the smallest normal number the clamp's slope, 0, replaces it.
         norms = squares.clamp_min(torch.finfo(squares.dtype).tiny).sqrt()
         return self.strength * (self._norms.sizes[1:].sqrt() * norms).sum()
 

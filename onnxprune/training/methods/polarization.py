@@ -1,4 +1,4 @@
-"""The polarization regularizer: BatchNorm scales pushed apart, some to zero and the others away from it."""
+"""Polarization regularizer: pushes BatchNorm scales apart, some to zero and the others away from it."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class Polarization(ScaleMethod):
     own the regularizer is least where the share 1/2 - t/4 of the scales is as large as allowed and the rest is zero.
     The paper keeps gamma in [0, a]; here its sign is free and |gamma| <= bound is restored after every epoch.
 
-    Without a target or ratio the plan cuts in the valley between the two heaps (see `valley`); group by group the
-    count is rounded up, so that no channel above the valley goes. With one it is made as for `slimming`.
+    Without a target or ratio the plan's threshold is the valley between the two clusters (see `valley`); group by group
+    the kept count is rounded up, so that no channel above the valley is removed. With one, plans are as for `slimming`.
 
     Args:
-        strength: the paper's lambda, 1e-4 with training from scratch. A few epochs on a trained network take more.
-        t: pulls all scales towards zero; the paper takes 1.0 to 1.6. From 2 on nothing would be kept.
-        bound: largest |gamma|, the paper's a; None: the largest at the start, so that nothing is cut off then.
+        strength: the paper's lambda, 1e-4 with training from scratch. A few epochs on a trained network need more.
+        t: pulls all scales towards zero; the paper uses 1.0 to 1.6. From 2 on nothing would be kept.
+        bound: largest |gamma|, the paper's a; None: the largest at the start, so that nothing is clipped then.
     """
 
     strength: float = 1e-4
@@ -63,12 +63,12 @@ class Polarization(ScaleMethod):
         self._largest = self.bound if self.bound is not None else float(self.gammas().detach().abs().max())
 
     def penalty(self) -> Tensor:
-        """The penalty, a scalar; it may be negative."""
+        """Return the penalty, a scalar; it may be negative."""
         a = self.gammas().abs()
         return self.strength * (self.t * a.sum() - (a - a.mean()).abs().sum())
 
     def after_epoch(self, epoch: int, epochs: int) -> None:
-        """Restores |gamma| <= bound, then takes the scores."""
+        """Restore |gamma| <= bound, then update the scores."""
         with torch.no_grad():
             for m in self._scales:
                 free = torch.from_numpy(m.components > 0).to(m.parameter.device)
@@ -77,11 +77,11 @@ class Polarization(ScaleMethod):
         super().after_epoch(epoch, epochs)
 
     def state_dict(self) -> dict[str, Any]:
-        """As every method's, and the bound."""
+        """Return the state with the bound."""
         return {**super().state_dict(), "bound": self._largest}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over a state, with the bound of the start of the training."""
+        """Load a state, with the bound of the start of the training."""
         super().load_state_dict(state)
         self._largest = float(state["bound"])
 
@@ -92,7 +92,7 @@ class Polarization(ScaleMethod):
         ratio: float | None = None,
         constraints: Constraints | None = None,
     ) -> Plan:
-        """As `ScaleMethod.plan`; without target and ratio, what lies below the valley.
+        """Return the plan as `ScaleMethod.plan`; without target and ratio, remove the channels below the valley.
 
         Raises:
             OnnxPruneError: as there; no valley.
@@ -101,10 +101,10 @@ class Polarization(ScaleMethod):
             return super().plan(model, target, ratio, constraints)
         scores = self.scores(model)
         constraints = constraints or Constraints()
-        # The channels of protected groups are no part of the question, so only those that may go are looked at.
+        # The valley is that of removable channels; protected groups do not count.
         feasible = FeasibleCounts(scores.analysis, constraints, scores.groups)
         if not feasible.free:
-            raise OnnxPruneError("no group is left to cut", fix="protect or override less")
+            raise OnnxPruneError("no group can be pruned", fix="protect or override less")
         threshold = valley(np.concatenate([scores.groups[g.name] for g in feasible.free]))
         counts = {}
         for g in feasible.free:

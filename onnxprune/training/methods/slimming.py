@@ -20,7 +20,7 @@ class Slimming(ScaleMethod):
 
     Args:
         strength: the paper's lambda, 1e-4 (1e-5 for VGG-16) with training from scratch over 160 epochs. A few epochs
-            on a trained network take more, 1e-3 to 1e-2.
+            on a trained network need more, 1e-3 to 1e-2.
     """
 
     strength: float = 1e-4
@@ -33,5 +33,5 @@ class Slimming(ScaleMethod):
         check_number(self.name, "strength", self.strength, 0, inf)
 
     def penalty(self) -> Tensor:
-        """The penalty, a scalar."""
+        """Return the penalty, a scalar."""
         return self.strength * self.gammas().abs().sum()

@@ -1,4 +1,4 @@
-"""Soft filter pruning: the weakest filters are zeroed after every epoch and may grow back in the next."""
+"""Soft filter pruning: zeroes the weakest filters after every epoch; training may restore them."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from onnxprune.training.methods._channel_parameters import ChannelAxis, SquaredN
 
 @dataclass
 class SoftFilter(Method):
-    """After every epoch the share `ratio` of each group with the smallest Euclidean norm becomes zero, and trains on.
+    """Zeroes the share `ratio` of each group with the smallest Euclidean norm after every epoch; training continues.
 
     The norm of a channel is that of all filters that produce it together. With them its biases, BatchNorm scale and
-    shift and all else that is the channel's own become zero, so the network computes what the pruned one will (the
-    paper zeroes filters only). What reads the channel stays.
+    shift and other parameters of the channel become zero, so that the network computes what the pruned one will (the
+    paper zeroes filters only). The channel's consumers are not changed.
 
     Zeroed channels grow back by the optimizer's momentum, and by gradients where no rectifier that is flat at zero
     stands between them and the loss: train with momentum or Adam.
 
-    The plan takes the channels that were weakest in the end, those zeroed last: the same share of every group.
-    `Constraints(round_to=1)` takes exactly them.
+    The plan removes the channels that were zeroed last: the same share of every group, exactly them with
+    `Constraints(round_to=1)`.
 
     Args:
         ratio: the share zeroed, the paper's P; in (0, 1).
@@ -71,20 +71,20 @@ class SoftFilter(Method):
             raise OnnxPruneError(f"{self.name}: no filter that trains can be removed", fix="see `onnxprune inspect`")
 
     def share(self, epoch: int, epochs: int) -> float:
-        """The share that is zeroed after an epoch (from 0) of so many."""
+        """Return the share to zero after an epoch (from 0) of so many."""
         if not self.progressive:
             return self.ratio
         done = min(1.0, (epoch + 1) / max(1, epochs))
         return float(self.ratio * (1 - 4 ** (-8 * done)) / (1 - 4**-8))
 
     def after_epoch(self, epoch: int, epochs: int) -> None:
-        """Takes the scores, then zeroes the weakest channels of each group, never all of them."""
+        """Update the scores, then zero the weakest channels of each group, never all of them."""
         super().after_epoch(epoch, epochs)
         share = self.share(epoch, epochs)
         gone = np.zeros(self.analysis.count, bool)
         for name, components in self._groups:
             count = min(floor(len(components) * share + 1e-9), len(components) - 1)
-            # Equal ones by the lower index first, as plans do.
+            # Of equal scores the lower index first, as in plans.
             weakest = np.argsort(self._scores[name].numpy(), kind="stable")[:count]
             gone[components[weakest]] = True
         with torch.no_grad():
@@ -106,7 +106,7 @@ class SoftFilter(Method):
         ratio: float | None = None,
         constraints: Constraints | None = None,
     ) -> Plan:
-        """The weakest channels of every group, the same share of each: `self.ratio` where nothing else is said.
+        """Return a plan of the weakest channels, the same share of every group: `self.ratio` by default.
 
         Raises:
             OnnxPruneError: as `scores` and `onnxprune.plan`.
