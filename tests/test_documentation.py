@@ -1,4 +1,4 @@
-"""What pages and examples show is what comes out. That every code block runs is in test_pages.py."""
+"""Results shown on pages and by examples are those of the code; test_pages.py runs every code block."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def printed(name: str, target: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    """What an example prints."""
+    """Return the output of an example."""
     run_script(ROOT / "examples" / f"{name}.py", str(target))
     return capsys.readouterr().out
 

@@ -51,7 +51,7 @@ def guarded(tree: ast.AST) -> set[int]:
 
 
 def unportable(text: str) -> Iterator[str]:
-    """What a source asks of one system only, and text files without an encoding: each with its line."""
+    """Yield requirements of a source on one system, and text files opened without an encoding, with their lines."""
     tree = ast.parse(text)
     safe = guarded(tree)
     for node in ast.walk(tree):
@@ -69,7 +69,7 @@ def unportable(text: str) -> Iterator[str]:
 
 
 def encoded(call: ast.Call) -> bool:
-    """Whether a call opens no file, a binary one, or says how its text is encoded."""
+    """Return True if a call opens no file, a binary one, or a text file with an encoding."""
     name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
     owner = ast.unparse(call.func.value) if isinstance(call.func, ast.Attribute) else ""
     if name not in TEXT or owner in ("Image", "archive", "webbrowser"):

@@ -23,7 +23,7 @@ class FlowRow:
     """Group, or locked channels.
 
     Attributes:
-        name: of the group.
+        name: name of the group.
         channels: their number.
         op: operator of its first producer.
         group: its place in `analysis.groups`; None for locked channels.

@@ -45,11 +45,11 @@ class Server:
     """Server of one explorer, until the page's Done.
 
     Args:
-        explorer: of the model.
+        explorer: explorer of the model.
         port: 0 for a free one.
 
     Attributes:
-        url: of the page, token included.
+        url: address of the page, token included.
 
     Raises:
         OnnxPruneError: the port is not available.

@@ -41,9 +41,9 @@ class Explorer:
     """Answers the page's questions, one at a time: the costs cache their results.
 
     Args:
-        scores: of the groups.
+        scores: scores of the groups.
         output: path of the plan, the only file that is written.
-        name: of the model, for the title.
+        name: name of the model, for the title.
         curves: curves of the same criterion.
         latency: a latency model.
         constraints: rounding, protection, overrides.
@@ -123,7 +123,7 @@ class Explorer:
         Args:
             what: a measure of `Target` (value: the share kept), "ratio" (the share removed from every group) or
                 "metric" (every group as far as its own curve is at or above the value).
-            value: of that.
+            value: value of the measure, the ratio or the metric.
             allocator: allocator of the target; None: the default one.
             pinned: index of a group -> the count it keeps whatever the goal.
 

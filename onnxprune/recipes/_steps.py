@@ -19,8 +19,8 @@ from onnxprune.options import AnalysisOptions
 from onnxprune.pipeline import analyze
 
 MODEL, SCORES, CURVES, PLAN = "model", "scores", "curves", "plan"
-"""What is handed from step to step. All but the model belong to the model they were made from: a step that makes
-another model ends them."""
+"""Values passed from step to step. All but the model belong to the model they were computed from, and are dropped when
+a step makes another model."""
 
 DATA = ("data", "val_data", "test_data")
 
@@ -30,8 +30,8 @@ class RecipeDefaults:
     """Options shared by all steps of a recipe.
 
     Attributes:
-        preprocess: how samples become the model's input.
-        seed, threads, device: of every step that has such an option and does not say otherwise.
+        preprocess: conversion of samples into the model's input.
+        seed, threads, device: defaults for every step with such an option.
         analysis: channels that the analysis frees.
     """
 
@@ -126,7 +126,7 @@ class RecipeStep(ABC):
         """Raise on errors that can be found before the first step: unknown names, patterns that match nothing.
 
         Args:
-            analysis: of the recipe's model.
+            analysis: analysis of the recipe's model.
             base: folder that paths are relative to.
 
         Raises:

@@ -43,7 +43,7 @@ class RunTable:
     """Table of a recipe's run.
 
     Attributes:
-        name: of the recipe.
+        name: name of the recipe.
         rows: its steps.
         sources: sources of the data.
         changes: changes to the recipe's text.

@@ -66,7 +66,7 @@ class Fields:
 
     Args:
         value: the table.
-        where: for errors.
+        where: place in the document, for errors.
     """
 
     def __init__(self, value: Any, where: str) -> None:

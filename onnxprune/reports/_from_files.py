@@ -59,9 +59,9 @@ def collect_files(
     """Collect report data from files: the first model is the original, the last one the result.
 
     Args:
-        models: in order.
-        documents: of commands.
-        measuring: what is measured here.
+        models: models, in order.
+        documents: JSON documents of commands.
+        measuring: settings of the measurements.
         progress: called with (done, total) timed runs.
     """
     return _FileCollector(models, documents, measuring, progress).report

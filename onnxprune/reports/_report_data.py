@@ -13,7 +13,7 @@ class ModelSnapshot:
     """Model at one point: original, after a step, or final. Unknown figures are None.
 
     Attributes:
-        name: of the step or file.
+        name: name of the step or file.
         note: remark of the step.
         top1, top1_error, loss: accuracy with its standard error, mean cross-entropy.
         macs: per sample; `params`, `bytes` of the constants.
@@ -111,9 +111,9 @@ class ReportData:
         why: sentences on the selection of channels.
         cuts: names of the prunings in `GroupChannels.kept`.
         facts: headings with their (name, value) lines: the provenance.
-        commands: to repeat it.
+        commands: commands that repeat the run.
         recipe: text of the recipe.
-        problems: what is missing or damaged.
+        problems: missing or damaged parts.
     """
 
     title: str

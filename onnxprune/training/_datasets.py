@@ -31,7 +31,7 @@ class SampleIndices(NamedTuple):
     """Samples of one batch.
 
     Attributes:
-        indices: of the samples.
+        indices: indices of the samples.
         real: number of samples that count; the rest only fill the batch.
         seed: seed of the batch's random choices.
     """
@@ -55,7 +55,7 @@ class Batches(Sampler[SampleIndices]):
     Args:
         count: number of samples.
         batch: samples per step and process.
-        rank: of this process, of `world`.
+        rank: rank of this process, of `world`.
         seed: seed of the order; None: in order.
         epoch: the first epoch.
     """

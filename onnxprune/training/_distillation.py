@@ -41,7 +41,7 @@ class Teacher:
     """Trained model in inference: returns its logits and the values of some of its tensors.
 
     Args:
-        model: with one input. A Softmax or LogSoftmax at its end is cut off; of several outputs the first one teaches.
+        model: model with one input. A final Softmax or LogSoftmax is removed; only the first output is used.
         features: names of tensors of the normalized graph that are returned beside the logits.
         kept: feature name -> axis -> the indices that a pruned student has; other indices are dropped.
         runtime: "onnxruntime", "torch" (converted), or "auto": onnxruntime on the CPU, torch on CUDA, where nothing
@@ -50,8 +50,8 @@ class Teacher:
         threads: onnxruntime's, 0 for all cores; PyTorch's are set for the whole process by `torch.set_num_threads`.
 
     Attributes:
-        names: of the tensors a call returns, the logits first.
-        runtime: what it runs in, "onnxruntime" or "torch".
+        names: names of the tensors that a call returns, the logits first.
+        runtime: "onnxruntime" or "torch".
 
     Raises:
         OnnxPruneError: several inputs, an unknown feature, runtime or device, a model the runtime cannot take.
@@ -202,7 +202,7 @@ def feature_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor
 
     Args:
         student: features [n, ...].
-        teacher: of the same shapes; no gradient goes there.
+        teacher: features of the same shapes, without gradient.
 
     Returns:
         the mean over features; a scalar.

@@ -111,17 +111,17 @@ def saved_run(
     """Return the checkpoint to resume from, None to start anew.
 
     Args:
-        folder: of the run; it need not exist.
-        run: what the run is of.
-        resume: whether a checkpoint is wanted.
-        restart: throw one away.
-        rank: of this process; only the first removes files.
+        folder: folder of the run; it may be missing.
+        run: identity of the run.
+        resume: require a checkpoint of this run.
+        restart: discard a checkpoint.
+        rank: rank of this process; only the first removes files.
 
     Returns:
-        the header, and under "state_dict" the weights that were validated last.
+        Header, and under "state_dict" the weights that were validated last.
 
     Raises:
-        OnnxPruneError: it is another run's, or nobody said what to do with it.
+        OnnxPruneError: the checkpoint is of another run, or neither `resume` nor `restart` is set.
     """
     if folder is None:
         if resume:

@@ -42,7 +42,7 @@ def cut(tmp_path_factory: pytest.TempPathFactory) -> Cut:
 
 @pytest.fixture(scope="module")
 def recovered(cut: Cut, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `recover` makes of it in one go."""
+    """Model recovered in one uninterrupted run."""
     output = tmp_path_factory.mktemp("recovered") / "r.onnx"
     ok("recover", *cut, *QUICK, "-o", output)
     return output

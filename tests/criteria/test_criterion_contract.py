@@ -1,4 +1,4 @@
-"""What every criterion promises, run over the whole registry; then each definition against a naive loop."""
+"""Contract of every criterion, run over the whole registry; then each definition against a naive loop."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Array = NDArray[Any]
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What is true of one criterion beyond the common contract; a new criterion adds its line to `FACTS`."""
+    """Properties of one criterion beyond the common contract; a new criterion adds its line to `FACTS`."""
 
     scale: str  # scores of c * w, c > 0: "linear" (c * scores) or "invariant"
     permutes: str  # permuting the filters permutes the scores: "always", "untied" (ranks break ties by index), "never"

@@ -1,4 +1,4 @@
-"""What every criterion that looks at data promises, run over the whole registry on the models that ship.
+"""Contract of every criterion that uses data, run over the whole registry on the bundled models.
 
 A new criterion adds one line to `FACTS`. Its definition is tested in a file of its own.
 """
@@ -35,7 +35,7 @@ UNLABELLED = 16  # in batches of this size criteria that need no labels get none
 
 @dataclass(frozen=True)
 class Facts:
-    """What is true of one criterion beyond the common contract.
+    """Properties of one criterion beyond the common contract.
 
     Attributes:
         params: with which it is quick on few samples.

@@ -88,7 +88,7 @@ def test_contributions_are_products_of_what_channels_add(seed: int, sizes: list[
 
 
 def added_of(analysis: Analysis, group: Group) -> list[Array]:
-    """What each channel adds to the outputs of each layer that reads it, in units of the layer's output spread."""
+    """Return the contribution of each channel to the outputs of each consumer, in units of its output spread."""
     found = []
     for c in consumers(analysis, [group]):
         [x] = Session(exposing(analysis.model, [c.tensor]), threads=1).run({"x": noise().x})

@@ -44,7 +44,7 @@ class Open:
         self.tab: Any = self.page.tab
 
     def tile(self, label: str) -> str:
-        """What a tile says."""
+        """Return the text of a tile."""
         return str(self.tab.locator("#tiles div", has=self.tab.get_by_text(label, exact=True)).inner_text())
 
     def until(self, label: str, text: str) -> None:

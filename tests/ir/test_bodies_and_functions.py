@@ -1,4 +1,4 @@
-"""What hides nodes or shapes: bodies, local functions, sequences, dynamic channels, unknown operators. Never wrong."""
+"""Constructs that hide nodes or shapes: bodies, local functions, sequences, dynamic channels, unknown operators."""
 
 from __future__ import annotations
 

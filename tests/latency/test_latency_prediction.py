@@ -56,7 +56,7 @@ def seconds_of(op: str, ins: list[float], outs: list[float]) -> float:
 
 
 def kernels_of(analysis: Analysis, kept: Kept, formula: Formula = seconds_of, block: int = 1) -> list[Kernel]:
-    """What a runtime would report that runs node by node."""
+    """Return the kernels that a runtime without fusion would report."""
     out = []
     for node in analysis.model.graph.nodes:
         ins = tuple(shape(analysis, t, kept) for t in node.inputs if t.name)

@@ -1,4 +1,4 @@
-"""What records compute from values is what ONNX's own reference computes; every record with such a rule is here."""
+"""Values computed by records equal those of ONNX's reference implementation; every record with such a rule is here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every operator record promises, run over the whole registry: one table, a graph for every operator.
+"""Contract of every operator record, run over the whole registry: one table, a graph for every operator.
 
 In every case `h` [N, 8, 4, 4] comes from a convolution with weight `w0`, the case's lines make `m` of it, and what
 follows reads `m`. The table says how many channels of `w0` can be removed, or that the operator locks them.

@@ -1,4 +1,4 @@
-"""What every pass promises, run over the whole registry."""
+"""Contract of every pass, run over the whole registry."""
 
 from __future__ import annotations
 

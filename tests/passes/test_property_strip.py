@@ -1,4 +1,4 @@
-"""What must hold of any model and any plan, on random coupled networks (see graphs.py)."""
+"""Properties of any model and any plan, on random coupled networks (see graphs.py)."""
 
 from __future__ import annotations
 

@@ -389,7 +389,7 @@ def stripped(model: Model, share: float) -> Model:
 
 
 def effect(model: Model, share: float, x: Array) -> float:
-    """Whether zero units compute what removed ones do; how far that is from what the whole model does."""
+    """Assert that zero units compute the same as removed ones; return their relative difference from the original."""
     silent, small = SparsifyWeights(share, "unit")(model), stripped(model, share)
     wanted = run(small, x)
     assert np.abs(run(silent, x) - wanted).max() <= 1e-5 * np.abs(wanted).max()
@@ -530,7 +530,7 @@ def test_a_bias_that_others_read_stays_theirs() -> None:
 
 
 def test_a_residual_addition_is_no_bias() -> None:
-    """What another layer adds to a zero unit stays."""
+    """Values that another layer adds to a zero unit are kept."""
     nodes = [
         helper.make_node("Gemm", ["x", "w", "b"], ["a"]),
         helper.make_node("Add", ["a", "x"], ["s"]),

@@ -1,4 +1,4 @@
-"""What exporters write around a layer must not hide its channels: each pattern on the smallest graph that shows it."""
+"""Nodes that exporters write around a layer must not hide its channels: each pattern on a minimal graph."""
 
 from __future__ import annotations
 

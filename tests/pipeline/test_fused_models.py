@@ -21,7 +21,7 @@ MODELS = Path(__file__).resolve().parents[2] / "models"
 
 
 def optimized(model: Path | onnx.ModelProto, out: Path, level: str = "EXTENDED") -> Model:
-    """What onnxruntime makes of a model."""
+    """Return the model that onnxruntime optimizes a model to."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, f"ORT_ENABLE_{level}")

@@ -47,7 +47,7 @@ def product(name: str, data: str = "uint8", weight: str = "int8", size: int = 12
 
 
 def share(session: Session, data: str = "uint8", size: int = 127) -> float:
-    """What a session computes of `product`, over the exact sum."""
+    """Return the result of a session for `product`, relative to the exact sum."""
     shape = session.raw.get_inputs()[0].shape
     [y] = session.run({"a": np.full(shape, LARGE[data], data)})
     assert np.ptp(y) == 0

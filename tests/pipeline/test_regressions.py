@@ -1,4 +1,4 @@
-"""What `make fuzz` once found stays mended: every stored model is pruned as it was then, and proved."""
+"""Regressions found by `make fuzz`: every stored model is pruned as it was then, and proved."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def arithmetic(blocks: int) -> onnx.ModelProto:
 
 
 def comparisons(blocks: int, monkeypatch: pytest.MonkeyPatch) -> int:
-    """How often two nodes are compared while a model is analysed."""
+    """Return the number of comparisons of two nodes while a model is analysed."""
     count = [0]
     same = gs.Node.__eq__
 

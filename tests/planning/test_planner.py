@@ -1,4 +1,4 @@
-"""How much goes from which group: targets are met, limits are kept, and what cannot be reached says how far it went."""
+"""Shares removed from groups: targets are met, constraints hold, and an unreachable target reports the nearest one."""
 
 from __future__ import annotations
 

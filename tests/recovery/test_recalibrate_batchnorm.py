@@ -49,7 +49,7 @@ def moments(model: Model, name: str, x: Array, axis: int = 1) -> tuple[Array, Ar
 
 
 def kept(analysis: Analysis, plan: Plan, name: str, axis: int = 1) -> Array:
-    """Which channels of a tensor stay."""
+    """Return a mask of the kept channels of a tensor."""
     axes = analysis.table.variables[name]
     found = analysis.keep(name, axis % len(axes), analysis.kept(plan))
     return np.ones(analysis.table.shapes[name][axis], bool) if found is None else found
@@ -64,7 +64,7 @@ def assert_matched(analysis: Analysis, plan: Plan, result: Model, name: str, dat
 
 
 def differs(analysis: Analysis, plan: Plan, pruned: Model, name: str, data: Data) -> bool:
-    """Whether a tensor of a pruned model is not what the original computes."""
+    """Return True if a tensor of a pruned model differs from the original's."""
     [wanted], [found] = tensors(analysis.model, [name], data.x), tensors(pruned, [name], data.x)
     return bool(np.abs(wanted[:, kept(analysis, plan, name)] - found).max() > 1e-5 * np.abs(wanted).max())
 

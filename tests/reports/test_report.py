@@ -97,7 +97,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def text_of(page: str) -> str:
-    """What a reader sees: without scripts, styles and tags."""
+    """Return the visible text of a page, without scripts, styles and tags."""
     page = re.sub(r"(?s)<(script|style)\b.*?</\1>", " ", page)
     return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]*>", " ", page)))
 

@@ -74,7 +74,7 @@ def vertices(path: Path, gid: str) -> list[tuple[float, float]]:
 
 
 def marker(path: Path, gid: str) -> tuple[float, float]:
-    """Where a single marker is."""
+    """Return the position of a single marker."""
     (use,) = element(path, gid).iter(f"{SVG}use")
     return float(use.attrib["x"]), float(use.attrib["y"])
 

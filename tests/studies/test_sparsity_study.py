@@ -102,7 +102,7 @@ def by_unit(sparsity: float) -> Callable[[Array, Array], tuple[Array, Array]]:
 
 
 def kept(w: Array, sparsity: float) -> npt.NDArray[np.bool_]:
-    """Which columns stay."""
+    """Return a mask of the kept columns."""
     keep = np.ones(w.shape[1], np.bool_)
     keep[np.argsort(np.linalg.norm(w, axis=0), kind="stable")[: floor(w.shape[1] * exact(sparsity))]] = False
     return keep
@@ -186,7 +186,7 @@ def test_removed_units_compute_what_zeros_do_in_smaller_files() -> None:
 
 
 def test_single_weights_last_longer_than_units() -> None:
-    """What the study is about; by a wide margin, so that another machine's rounding in training does not decide."""
+    """Main result of the study; the margin is wide, so that rounding in training does not decide."""
     at = {(p.what, p.sparsity): p for p in measured("zeros").points}
     assert at["weight", 0.7].top1 > at["unit", 0.7].top1 + 0.1
     assert at["weight", 0.5].top1 > at["weight", 0.0].top1 - 0.1

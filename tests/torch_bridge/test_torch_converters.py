@@ -630,7 +630,7 @@ def module_of(c: Case, version: int) -> tuple[Any, list[Array], dict[str, Array]
 
 
 def check_gradients_of_data(module: Any, feeds: Mapping[str, Array]) -> None:
-    """Where the data has a gradient, it is finite."""
+    """Check that the gradients of the data are finite, if there are any."""
     inputs = tensors(feeds)
     floats = [t.requires_grad_() for t in inputs if t.is_floating_point() and torch.isfinite(t).all()]
     results = [r for r in as_tuple(module(*inputs)) if r.requires_grad]

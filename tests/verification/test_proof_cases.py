@@ -1,4 +1,4 @@
-"""What the proof accepts and rejects where comparing outputs on random inputs goes wrong: see proof_cases.py."""
+"""Verdicts of the proof on cases for which comparing outputs on random inputs fails; see proof_cases.py."""
 
 from __future__ import annotations
 

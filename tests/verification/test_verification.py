@@ -1,4 +1,4 @@
-"""What the proof accepts and what it refuses."""
+"""Models that the proof accepts and refuses."""
 
 from __future__ import annotations
 

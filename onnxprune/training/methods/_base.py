@@ -46,13 +46,13 @@ class Method(ABC):
     """
 
     name: ClassVar[str]
-    """What the user types."""
+    """Name on the command line."""
     title: ClassVar[str]
     """One line for `--help`."""
     source: ClassVar[str]
-    """The paper the definition is from."""
+    """Paper with the definition."""
     default_normalize: ClassVar[str] = "none"
-    """How scores of different groups are made comparable; see `onnxprune.criteria.normalize`."""
+    """Normalization that makes scores of groups comparable; see `onnxprune.criteria.normalize`."""
 
     _analysis: Analysis | None = field(init=False, repr=False, compare=False, default=None)
     _attention: int = field(init=False, repr=False, compare=False, default=0)
@@ -82,7 +82,7 @@ class Method(ABC):
 
         Args:
             module: from `to_torch`, before it is wrapped or compiled.
-            analysis: of the model the module was made of.
+            analysis: analysis of the model that was converted.
 
         Raises:
             OnnxPruneError: the two do not belong together, or the model lacks what the method needs.

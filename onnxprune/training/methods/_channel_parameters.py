@@ -29,8 +29,8 @@ class ChannelAxis:
     """Axis of a trained parameter whose indices are channels.
 
     Attributes:
-        parameter: of the module.
-        axis: of the parameter; where the module holds a transpose, the other one than the initializer's.
+        parameter: parameter of the module.
+        axis: axis of the parameter; if the module holds the transpose, not the initializer's axis.
         components: component of every index along the axis, int64 [n]; 0 for those that cannot be removed.
         role: "filter" (produces the channels), "scale" (BatchNorm's), "vector" (a bias, shift, slope or anything else
             that has its own numbers for a channel) or "reader" (weights that take the channels in).
@@ -49,7 +49,7 @@ def members(module: nn.Module, analysis: Analysis) -> tuple[ChannelAxis, ...]:
 
     Args:
         module: from `to_torch`, not wrapped.
-        analysis: of the model it was made of.
+        analysis: analysis of the model that was converted.
 
     Raises:
         OnnxPruneError: the module and the analysis do not belong together.
