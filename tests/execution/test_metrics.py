@@ -113,8 +113,8 @@ def test_a_tie_is_undecided_and_a_clear_lead_is_not() -> None:
         ("loss", LOGITS, None, "no labels"),
         ("top1", np.full((4, 3), np.nan), Y, "not finite"),
         ("mse", np.full((4, 3), np.inf), None, "not finite"),
-        ("mse", np.zeros((4, 2)), None, "the original's"),
-        ("kl", np.zeros(4), None, "the original's|one score per class"),
+        ("mse", np.zeros((4, 2)), None, "that of the original"),
+        ("kl", np.zeros(4), None, "that of the original|one score per class"),
     ],
 )
 def test_what_does_not_fit_is_refused(name: str, outputs: Any, labels: Any, message: str) -> None:

@@ -690,7 +690,7 @@ def test_feeds_that_do_not_fit_are_named(feed: dict[str, Array]) -> None:
 
 @pytest.mark.parametrize("feeds", [[], [{"x": np.zeros((0, 3, 6, 6), np.float32)}]], ids=["no batch", "no sample"])
 def test_no_data_to_measure_on_is_refused(feeds: list[dict[str, Array]]) -> None:
-    with pytest.raises(OnnxPruneError, match="no data"):
+    with pytest.raises(OnnxPruneError, match="the data has no samples"):
         measure_statistics(case(*PLAIN), ["c"], feeds)
 
 
