@@ -317,7 +317,7 @@ def _chosen(analysis: Analysis, include: Sequence[str], exclude: Sequence[str]) 
         and not any(fnmatchcase(g.name, p) for p in exclude)
     ]
     if not chosen:
-        raise OnnxPruneError("no group is left to measure", fix="see `onnxprune inspect`, and exclude less")
+        raise OnnxPruneError("no group remains to measure", fix="see `onnxprune inspect`, and exclude less")
     return chosen
 
 
