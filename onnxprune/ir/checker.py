@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -11,36 +11,31 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.ir import protobuf_wire
 
 
-def _sorted(graph: gs.Graph) -> Iterator[tuple[str, str]]:
-    """Yield violations of: every value is computed before it is used."""
+def _violations(graph: gs.Graph) -> Iterator[tuple[str, str]]:
+    """Yield violations of: every value is computed once and before it is used, and constants are never computed.
+
+    One walk for all, since it runs after every pass.
+    """
     defined = {t.name for t in graph.inputs}
+    constants: dict[str, gs.Constant] = {}
     for node in graph.nodes:
         for t in node.inputs:
-            if t.name not in defined and t.name and not isinstance(t, gs.Constant):
-                yield node.name or node.op, f"reads {t.name!r} before it is computed"
-        defined.update(t.name for t in node.outputs)
+            name = t.name
+            if isinstance(t, gs.Constant):
+                if constants.setdefault(name, t) is not t:
+                    yield node.name or node.op, f"reads a second constant named {name!r}"
+            elif name and name not in defined:
+                yield node.name or node.op, f"reads {name!r} before it is computed"
+        for t in node.outputs:
+            name = t.name
+            if name and name in defined:
+                yield node.name or node.op, f"computes {name!r}, which exists already"
+            defined.add(name)
     for t in graph.outputs:
         if t.name not in defined and not isinstance(t, gs.Constant):
             yield t.name, "is a graph output that nothing computes"
-
-
-def _single_assignment(graph: gs.Graph) -> Iterator[tuple[str, str]]:
-    """Yield violations of: every value is computed once, and constants are never computed."""
-    seen: set[str] = {t.name for t in graph.inputs}
-    constants: dict[str, int] = {}
-    for node in graph.nodes:
-        for t in node.inputs:
-            if isinstance(t, gs.Constant) and constants.setdefault(t.name, id(t)) != id(t):
-                yield node.name or node.op, f"reads a second constant named {t.name!r}"
-        for t in node.outputs:
-            if t.name and t.name in seen:
-                yield node.name or node.op, f"computes {t.name!r}, which exists already"
-            seen.add(t.name)
-    for name in constants.keys() & seen:
+    for name in constants.keys() & defined:
         yield name, "is both a constant and computed"
-
-
-RULES: tuple[Callable[[gs.Graph], Iterator[tuple[str, str]]], ...] = (_sorted, _single_assignment)
 
 
 def check_weights(graph: gs.Graph) -> None:
@@ -64,11 +59,11 @@ def check_weights(graph: gs.Graph) -> None:
 
 def violation(graph: gs.Graph) -> tuple[str, str] | None:
     """Return the first violation as (node or tensor, description); None if there is none."""
-    return next((found for rule in RULES for found in rule(graph)), None)
+    return next(_violations(graph), None)
 
 
 def check(graph: gs.Graph, after: str) -> None:
-    """Check all rules.
+    """Raise if a graph is not well-formed.
 
     Args:
         graph: Graph to check.
