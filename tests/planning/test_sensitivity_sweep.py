@@ -221,9 +221,10 @@ def points_in(journal: Path) -> int:
     return journal.read_bytes().count(b"\n") - 1 if journal.exists() else 0
 
 
-@pytest.mark.parametrize(
-    "more", [(), ("--jobs", "2"), ("--min-group-accuracy", "0.9"), ("--jobs", "2", "--stop-at-chance")]
-)
+SLOW_VARIANTS = (("--jobs", "2"), ("--min-group-accuracy", "0.9"), ("--jobs", "2", "--stop-at-chance"))
+
+
+@pytest.mark.parametrize("more", [(), *(pytest.param(v, marks=pytest.mark.slow) for v in SLOW_VARIANTS)])
 def test_kill_nine_and_the_same_command_ends_with_the_same_bytes(tmp_path: Path, more: tuple[str, ...]) -> None:
     subprocess.run(command(tmp_path / "whole.json", *more), check=True, capture_output=True)
     output, journal = tmp_path / "cut.json", tmp_path / "cut.json.journal"
