@@ -189,36 +189,27 @@ def test_arithmetic_that_agrees_for_some_sizes_is_not_a_constant(what: str) -> N
         assert [g.channels for g in analysis] == [8]
 
 
+IF_ON_A_LENGTH = """g (float[N, 3, H, W] x) => (float[N, 4, P, Q] y) {
+    a = Conv (x, w)
+    s = Shape (a)
+    n = Gather (s, %s)
+    large = Greater (n, six)
+    r = If (large) <
+        then_branch = t () => (float[N, 8, H, W] t1) { t1 = Relu (a) },
+        else_branch = e () => (float[N, 8, H, W] e1) { e1 = Neg (a) }
+    >
+    y = Conv (r, v)
+}"""
+
+
 def test_an_if_on_a_size_stays() -> None:
-    text = """g (float[N, 3, H, W] x) => (float[N, 4, P, Q] y) {
-        a = Conv (x, w)
-        s = Shape (a)
-        h = Gather (s, two)
-        large = Greater (h, six)
-        r = If (large) <
-            then_branch = t () => (float[N, 8, H, W] t1) { t1 = Relu (a) },
-            else_branch = e () => (float[N, 8, H, W] e1) { e1 = Neg (a) }
-        >
-        y = Conv (r, v)
-    }"""
-    analysis = compare(model_of(text, **CONV), images())
+    analysis = compare(model_of(IF_ON_A_LENGTH % "two", **CONV), images())
     assert "If" in {n.op for n in analysis.model.graph.nodes}
     assert "is used inside a subgraph" in {g.reason for g in analysis.locked}
 
 
-def test_an_if_on_a_constant_goes() -> None:
-    text = """g (float[N, 3, H, W] x) => (float[N, 4, P, Q] y) {
-        a = Conv (x, w)
-        s = Shape (a)
-        c = Gather (s, one)
-        large = Greater (c, six)
-        r = If (large) <
-            then_branch = t () => (float[N, 8, H, W] t1) { t1 = Relu (a) },
-            else_branch = e () => (float[N, 8, H, W] e1) { e1 = Neg (a) }
-        >
-        y = Conv (r, v)
-    }"""
-    analysis = compare(model_of(text, **CONV), images())
+def test_an_if_on_a_constant_is_replaced_by_its_branch() -> None:
+    analysis = compare(model_of(IF_ON_A_LENGTH % "one", **CONV), images())
     assert "If" not in {n.op for n in analysis.model.graph.nodes}
     assert [g.channels for g in analysis] == [8]
 
