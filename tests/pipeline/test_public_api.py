@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import pydoc
 import re
@@ -18,6 +19,7 @@ import pytest
 from click.testing import CliRunner
 
 import onnxprune as op
+from onnxprune import options
 from onnxprune.cli import main
 from onnxprune.planning.curves import Curve, CurvePoint
 from onnxprune.training import Epoch, Retrained, ValidationMetrics
@@ -185,6 +187,20 @@ def test_docstring_names_every_argument(name: str) -> None:
         return
     for p in inspect.signature(function).parameters:
         assert re.search(rf"^ +{p}: ", text, re.M), f"{name}: {p}"
+
+
+PRUNE_OPTIONS = (
+    options.Scoring, options.Planning, options.CurvesInput, options.AnalysisOptions, options.Measuring,
+    options.Verifying, options.AfterPruning,
+)  # fmt: skip
+
+
+def test_keywords_of_prune_have_the_defaults_of_its_options() -> None:
+    fields = [f for cls in PRUNE_OPTIONS for f in dataclasses.fields(cls)]
+    declared = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
+    keywords = {name: p.default for name, p in inspect.signature(op.prune).parameters.items() if name in declared}
+    assert len(keywords) >= 15
+    assert keywords == {name: declared[name] for name in keywords}
 
 
 def test_help_is_in_the_order_of_the_job() -> None:
