@@ -135,6 +135,11 @@ def couple_reshape(node: gs.Node, table: LabelTable) -> None:
         for labels in axes:
             table.lock(labels, "is reshaped by run-time arithmetic")
         return
+    if prod(shapes[0]) != prod(shapes[1]):
+        # The model fixes a size that its inputs leave open, so that the assumed sizes do not fit.
+        for labels in axes:
+            table.lock(labels, "is reshaped to a size that holds at some input sizes only")
+        return
     carried: dict[int, tuple[list[int], Labels]] = {}  # output axis -> factors that vary, labels over them
     for axis, labels in enumerate(axes):
         if labels is None:

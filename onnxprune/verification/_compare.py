@@ -161,7 +161,7 @@ class TensorComparison:
                 a.gap = np.maximum(a.gap - NOISE_FACTOR * less[i][1].gap - floor, 0)
             if not a.gap.any():
                 continue
-            with np.errstate(divide="ignore", invalid="ignore"):
+            with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
                 scale = np.fmax(np.abs(a.low), np.abs(a.high))
                 ratio = np.where(a.gap > 0, a.gap / np.where(np.isfinite(scale), scale, 0), 0)
             i = int(np.argmax(ratio))

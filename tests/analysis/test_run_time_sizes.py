@@ -195,3 +195,24 @@ def test_reshape_with_two_dynamic_dimensions_copies_one_and_infers_the_other(all
     (group,) = analyze(load(proto)).groups
     assert group.channels == 3
     compile_plan(load(proto), Plan("", {group.name: Removal(3, (1,))}))
+
+
+def test_a_reshape_to_a_size_that_a_dynamic_input_need_not_have_locks() -> None:
+    text = """
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[N, 3, H, 8] x) => (float[N, K, 5] z)
+        {
+          a = Conv <kernel_shape = [1, 1]> (x, w)
+          r = Relu (a)
+          shape = Constant <value = int64[3] {0, 384, 8}> ()
+          s = Reshape (r, shape)
+          z = MatMul (s, u)
+        }
+    """
+    proto = parser.parse_model(text)
+    rng = np.random.default_rng(0)
+    for name, shape in (("w", (8, 3, 1, 1)), ("u", (8, 5))):
+        proto.graph.initializer.append(numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name))
+    analysis = analyze(load(proto))
+    assert [g.name for g in analysis.groups] == []
+    assert "is reshaped to a size that holds at some input sizes only" in {lock.reason for lock in analysis.locked}
