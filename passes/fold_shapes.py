@@ -81,12 +81,15 @@ class FoldShapes(Pass):
                 if value is not None and id(t) not in outputs:
                     folded[id(node)] = t, value
         bodies = any(isinstance(a, gs.Graph) for node in old for a in node.attrs.values())  # may return outer tensors
-        for t, value in folded.values():
-            # A value read only by folded nodes is dead, so it needs no constant.
-            if bodies or not t.outputs or any(id(n) not in folded for n in t.outputs):
-                value = _rounded_once(t, value, folded, model.opset)  # condition 7
-                seen.values[t.name] = value
-                to_constant(t, np.ascontiguousarray(value).reshape(value.shape))
+        # What only others read that are folded as well is dead without being made a constant.
+        kept = [
+            (t, v) for t, v in folded.values() if bodies or not t.outputs or any(id(n) not in folded for n in t.outputs)
+        ]
+        # All values before the first constant is made: a constant ends the chain of nodes that computes the next one.
+        exact = [(t, _rounded_once(t, value, folded, model.opset)) for t, value in kept]  # condition 7
+        for t, value in exact:
+            seen.values[t.name] = value
+            to_constant(t, np.ascontiguousarray(value).reshape(value.shape))
         drop_dead(graph)
         return Rewritten(model, seen)
 

@@ -149,7 +149,10 @@ def test_a_weight_that_the_original_computes_is_the_exact_value_rounded(root: st
 
 def test_a_computed_weight_may_be_more_exact_than_the_runtime() -> None:
     # 1 - Sigmoid(6) has few digits in float32: a runtime is more than 64 units in the last place from the exact value.
-    text = "s = Sigmoid (gate) g = Sub (one, s) a = Conv (x, w0, b0) c = Mul (a, g) y = Conv (c, w1)"
+    text = """
+        s = Sigmoid (gate) g = Sub (one, s) a = Conv (x, w0, b0)
+        c = Mul (a, g) d = Mul (a, s) e = Add (c, d) y = Conv (e, w1)
+    """
     gate = np.linspace(5, 6, 16, dtype=np.float32).reshape(16, 1, 1)
     proto = made(
         f"g (float[N,3,H,8] x) => (float[N,6,P,Q] y) {{ {text} }}", {**CONV, "gate": gate, "one": np.float32(1)}
