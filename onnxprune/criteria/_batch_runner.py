@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import numpy as np
 
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import Feeds
+from onnxprune.execution.graph_segments import sample_numbers
 from onnxprune.execution.metrics import Metric, MetricValue
 from onnxprune.execution.sessions import Session
 from onnxprune.ir.model import Array
@@ -33,6 +35,7 @@ class BatchRunner:
 
     Attributes:
         provider: Execution provider of the sessions; "" before the first one.
+        samples: Sample numbers of every batch.
         reference: Outputs of the baseline by batch, where the metric compares with them.
     """
 
@@ -41,6 +44,7 @@ class BatchRunner:
         self.threads = threads or os.cpu_count() or 1
         self.provider = ""
         self.reference: list[list[Array]] = []
+        self.samples = sample_numbers(feeds)
         self._output_bytes = output_bytes
         self._pool: ThreadPoolExecutor | None = None
 
@@ -77,21 +81,31 @@ class BatchRunner:
     def labels(self, batches: range) -> Any:
         """Return the labels of consecutive batches; None if the data has none."""
         y = self.feeds.data.y
-        return None if y is None else y[batches[0] * self.feeds.batch : (batches[-1] + 1) * self.feeds.batch]
+        return None if y is None else y[self.samples[batches[0]].start : self.samples[batches[-1]].stop]
 
     def reduced(self, runs: Sequence[Sequence[Array]], batches: range) -> Any:
         """Return what is kept of consecutive batches: numbers per sample, or the outputs for a user's function."""
-        outputs = concatenated(runs)
         if self.metric.samples is None:
-            return outputs
-        reference = concatenated([self.reference[i] for i in batches]) if self.reference else ()
-        return self.metric.samples(outputs, self.labels(batches), reference)
+            return concatenated(runs)
+        found = []
+        for part in _of_one_shape(runs):  # outputs of images of different sizes are reduced apart
+            own = batches[part.start : part.stop]
+            reference = concatenated([self.reference[i] for i in own]) if self.reference else ()
+            found.append(self.metric.samples(concatenated(runs[part.start : part.stop]), self.labels(own), reference))
+        return found[0] if len(found) == 1 else np.concatenate(found)
 
     def joined(self, collected: Sequence[Any]) -> MetricValue:
         """Return the metric from what was kept of all batches."""
         if self.metric.samples is not None:
             return self.metric.mean(np.concatenate(collected))
         return self.metric.of_all(concatenated(collected), self.feeds.data.y, concatenated(self.reference))
+
+
+def _of_one_shape(runs: Sequence[Sequence[Array]]) -> list[range]:
+    """Return the stretches of consecutive runs whose outputs have equal shapes behind the first axis."""
+    shapes = [[o.shape[1:] for o in outputs] for outputs in runs]
+    starts = [i for i, shape in enumerate(shapes) if not i or shape != shapes[i - 1]]
+    return [range(a, b) for a, b in pairwise([*starts, len(runs)])]
 
 
 def concatenated(runs: Sequence[Sequence[Array]]) -> list[Array]:
@@ -106,5 +120,5 @@ def concatenated(runs: Sequence[Sequence[Array]]) -> list[Array]:
         shapes = [list(o.shape) for o in runs[0]]
         raise OnnxPruneError(
             f"outputs of different batches cannot be put together: {shapes} ({err})",
-            fix="the first axis of every output must be the samples",
+            fix="the first axis of every output must be the samples; a metric of all samples needs one size",
         ) from err

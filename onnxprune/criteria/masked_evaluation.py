@@ -98,8 +98,10 @@ class MaskedEvaluator:
     ) -> None:
         self.analysis, self.orders, self.metric, self.strip = analysis, orders, metric, strip
         self.segmenter = MaskedSegmenter(analysis)
+        how = preprocess or Preprocess()
+        self.segmenter.set_sizes(Feeds(analysis.model, data, how, 1))
         batch = batch or default_batch(self.segmenter, device)
-        self.feeds = Feeds(analysis.model, data, preprocess or Preprocess(), batch)
+        self.feeds = Feeds(analysis.model, data, how, batch)
         # Labels and scores of classes come from the first output; distances read all of them.
         count = 1 if metric.needs == "labels" or metric.name == "kl" else None
         self.outputs = self.segmenter.outputs[:count]
@@ -190,9 +192,9 @@ class MaskedEvaluator:
         def run(i: int) -> tuple[range, list[Array]]:
             values = runner.to_device(session, i) if cached is None else cached.values[i]
             found = [o.numpy() for o in session.run_bound({n: values[n] for n in session.inputs}, names)]
-            real, first = self.feeds.real(i), i * self.feeds.batch
+            real = self.feeds.real(i)
             size = self.feeds.fixed or real
-            return range(first, first + real), [v[: len(v) // size * real] for v in found]
+            return runner.samples[i], [v[: len(v) // size * real] for v in found]
 
         for i in range(0, len(self.feeds), runner.threads):
             yield from runner.parallel(run, range(i, min(i + runner.threads, len(self.feeds))))
