@@ -80,14 +80,14 @@ def _check(t: gs.Tensor, shape: Sequence[int | None]) -> None:
         if n is None:
             continue
         if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= LARGEST:
-            raise OnnxPruneError(
-                f"a size must be a whole number from 1 on, or ? to leave it open; got {n!r}", where=where
-            )
+            what = f"a size must be a whole number from 1 on, or ? to leave it open; got {n!r}"
+            raise OnnxPruneError(what, where=where)
         if isinstance(dim, int) and dim > 0 and n != dim:
+            fits = [d if isinstance(d, int) and d > 0 else m for m, d in zip(shape, own, strict=True)]
             raise OnnxPruneError(
                 f"axis {axis} of the input {t.name!r} is fixed to {dim} in the model: {described(own)}",
                 where=where,
-                fix=f"--shape {t.name}={text_of([d if isinstance(d, int) and d > 0 else m for m, d in zip(shape, own, strict=True)])}",
+                fix=f"--shape {t.name}={text_of(fits)}",
             )
 
 
