@@ -91,9 +91,15 @@ def violations(model: Model, seen: Any) -> list[Violation]:
         return []
     numbers, symbols = _Numbers(seen), _Symbols(seen)
     out = []
+    rules: dict[tuple[str, str | None], Rule | None] = {}
     for node in model.graph.nodes:
-        rule = _rule(node)
+        key = (node.op, node.domain)
+        if key not in rules:
+            rules[key] = _rule(node)
+        rule = rules[key]
         if rule is None or not any(t.name in seen.sizes or t.name in seen.formulas for t in node.inputs):
+            continue
+        if rule is _broadcast and len({seen.shapes.get(t.name) for t in node.inputs}) == 1:
             continue
         for i, (kind, a, b, says) in enumerate(rule(node, numbers)):
             if not isinstance(a, int) or not isinstance(b, int) or _HOLDS[kind](a, b):

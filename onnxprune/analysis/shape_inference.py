@@ -9,6 +9,7 @@ that a detector keeps depends on the data; such dimensions are numbers, and unkn
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -26,7 +27,7 @@ from onnxprune.analysis._type_inference import (
 )  # fmt: skip
 from onnxprune.analysis._witness_builder import WitnessBuilder
 from onnxprune.errors import OnnxPruneError
-from onnxprune.ir.input_sizes import dimension_name, template
+from onnxprune.ir.input_sizes import dimension_name, template, text_of
 from onnxprune.ir.model import Array, Model
 from onnxprune.ir.symbolic import Atom, Expr, Size, atom_of
 
@@ -92,12 +93,11 @@ def assignments(model: Model, *, single: bool = False) -> list[dict[tuple[str, i
     """Return numbers for the dynamic input dimensions: two different sets, or one if nothing is dynamic.
 
     Witnesses use the first set, in which sizes that were given (`Model.sizes`) have their numbers; the second serves to
-    check that symbolic forms hold for other numbers.
+    check that symbolic forms hold for other numbers. Batches keep theirs: with a batch of 1 or 8 more factors of a
+    Reshape are ambiguous.
     """
     sets: list[dict[tuple[str, int], int]] = []
-    names = {(t.name, axis): dim for t in model.graph.inputs for axis, dim in enumerate(t.shape or ())}
-    given = {_dimension(key, names.get(key)): n for key, n in model.sizes.items()}
-    batches = {n for (_, axis), n in model.sizes.items() if axis == 0}
+    given = _given(model)
     for which in range(2):
         numbers: dict[object, int] = {} if which else dict(given)
         used = {"length": 0, "side": 0}
@@ -112,8 +112,7 @@ def assignments(model: Model, *, single: bool = False) -> list[dict[tuple[str, i
             key = _dimension((t.name, axis), dim)
             if axis == 0:
                 # Exporters name the batch of every input differently or not at all, but it is one batch.
-                same = next(iter(batches)) if len(batches) == 1 and not which else _BATCH[which]
-                numbers.setdefault(key, same)
+                numbers[key] = _BATCH[which]
             elif key not in numbers:
                 kind = kind_of(axis, len(t.shape))
                 table = (_SIDE if kind == "side" else _LENGTH)[which]
@@ -122,6 +121,12 @@ def assignments(model: Model, *, single: bool = False) -> list[dict[tuple[str, i
             out[t.name, axis] = numbers[key]
         sets.append(out)
     return sets[:1] if single or not sets[0] else sets
+
+
+def _given(model: Model) -> dict[object, int]:
+    """Return the sizes that were given for other dimensions than batches, by name or by input and axis."""
+    names = {(t.name, axis): dim for t in model.graph.inputs for axis, dim in enumerate(t.shape or ())}
+    return {_dimension(key, names.get(key)): n for key, n in model.sizes.items() if key[1] > 0}
 
 
 def _dimension(key: tuple[str, int], dim: object) -> object:
@@ -199,7 +204,8 @@ def witness(model: Model, dims: Mapping[tuple[str, int], int] | None = None) -> 
     for _ in range(_TRIES):
         bad = violations(model, seen)
         if not bad:
-            settled = {key: n for key, n in seen.dims.items() if key in model.sizes or n != first[key]}
+            settled = {key: n for key, n in seen.dims.items() if n != first[key]}
+            settled |= {key: n for key, n in model.sizes.items() if key in seen.dims}
             return replace(seen, settled=settled) if settled else seen
         conditions += [v.condition for v in bad]
         numbers = _admitted(model, seen, conditions)
@@ -218,9 +224,11 @@ def _admitted(model: Model, seen: Witness, conditions: Sequence[Condition]) -> d
             if isinstance(size, Expr):
                 atoms[t.name, axis] = atom_of(size)
                 kinds.setdefault(atom_of(size), kind_of(axis, len(t.shape)))
-    names = {(t.name, axis): dim for t in model.graph.inputs for axis, dim in enumerate(t.shape or ())}
-    given = {_dimension(key, names.get(key)) for key in model.sizes}
-    free = frozenset(a for key, a in atoms.items() if _dimension(key, names[key]) not in given)
+    given = _given(model)
+    shapes = {t.name: t.shape for t in model.graph.inputs}
+    free = frozenset(
+        a for (name, axis), a in atoms.items() if _dimension((name, axis), shapes[name][axis]) not in given
+    )
     found = search(conditions, {a: seen.dims[key] for key, a in atoms.items()}, kinds, free)
     return None if found is None else {key: found[a] for key, a in atoms.items()}
 
@@ -232,6 +240,12 @@ def _refused(model: Model, seen: Witness, bad: Violation) -> OnnxPruneError:
     asked = " ".join(f"--shape {t.name}={template(t.shape)}" for t in inputs[:2])
     if model.sizes:
         what, fix = f"the model cannot run at the given size: {bad.says} ({shown})", f"another size: {asked}"
+        with contextlib.suppress(OnnxPruneError):
+            free = witness(replace(model, sizes={}))
+            fits = {t.name: [n if axis else None for axis, n in enumerate(free.shapes[t.name])] for t in inputs[:2]}
+            fix = "a size that it takes: " + " ".join(
+                f"--shape {name}={text_of(shape)}" for name, shape in fits.items()
+            )
     else:
         what = f"the model runs at some input sizes only, and none was found: {bad.says} at {shown}"
         fix = f"give a size that it takes: {asked}"

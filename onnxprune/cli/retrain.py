@@ -13,6 +13,7 @@ from onnxprune.cli._stages import constraints_on, image_size, load_model, prepro
 from onnxprune.errors import OnnxPruneError
 from onnxprune.options import (
     Constraints,
+    InputShapes,
     ModelOutput,
     Options,
     RequiredData,
@@ -66,6 +67,7 @@ def retrain(
     pruning: TrainingMethod,
     method_plan: MethodPlan,
     constraints: Constraints,
+    shapes: InputShapes,
     resuming: Resuming,
     as_json: bool,
 ) -> None:
@@ -94,10 +96,10 @@ def retrain(
         check_output(output.output, source)
     if method_plan.plan_file is not None:
         check_output(method_plan.plan_file, model)
-    pruned = load_model(model)
+    pruned = load_model(model, shapes)
     samples = read_data(data.data, data)
     val = load_data(validation.val_data, size=image_size(data)) if validation.val_data else None
-    teacher = load_model(taught.teacher) if taught.teacher is not None else None
+    teacher = load_model(taught.teacher, shapes) if taught.teacher is not None else None
     pruned_by = load_plan(taught.teacher_plan) if taught.teacher_plan is not None else None
     always = training.keep == "last" or pruning.method is not None
     replaces = load_model(output.output) if output.output.exists() and not always else None

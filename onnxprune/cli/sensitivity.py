@@ -13,6 +13,7 @@ from onnxprune.cli._stages import analyzed, calibration_of, load_model, preproce
 from onnxprune.options import (
     AttentionOptions,
     Distribution,
+    InputShapes,
     Output,
     RequiredData,
     Restarting,
@@ -44,6 +45,7 @@ def sensitivity(
     sweep: SensitivitySweep,
     distribution: Distribution,
     analysis: AttentionOptions,
+    shapes: InputShapes,
     restarting: Restarting,
     as_json: bool,
 ) -> None:
@@ -69,7 +71,7 @@ def sensitivity(
         check_plot(output.plot)
     threshold = _threshold(sweep)
     samples = read_data(data.data, data)
-    found = analyzed(load_model(model), analysis)
+    found = analyzed(load_model(model, shapes), analysis)
     if scores.scores_file is not None:
         ranked = load_scores(scores.scores_file, found)
     else:

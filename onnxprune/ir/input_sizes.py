@@ -12,11 +12,10 @@ import onnx_graphsurgeon as gs
 
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.ir.model import Model
+from onnxprune.options import Shape, shape_of
 
-Shapes = Mapping[str, Sequence[int | None]]
-"""Input name -> sizes; None leaves a dimension open."""
-
-LARGEST = 2**31 - 1
+Shapes = Mapping[str, Shape]
+"""Input name -> sizes, (1, 3, 48, 320) or "1x3x48x320"; None or "?" leaves a dimension open."""
 
 
 def with_shapes(model: Model, shapes: Shapes | None) -> Model:
@@ -38,10 +37,11 @@ def with_shapes(model: Model, shapes: Shapes | None) -> Model:
         model = model.copy()
         inputs = {t.name: t for t in model.graph.inputs}
         for name in ranked:
-            inputs[name].shape = [None] * len(shapes[name])
+            inputs[name].shape = [None] * len(_read(name, shapes[name]))
     sizes: dict[tuple[str, int], int] = {}
     named: dict[str, tuple[str, int, int]] = {}
-    for name, shape in shapes.items():
+    for name, given in shapes.items():
+        shape = _read(name, given)
         if name not in inputs:
             err = unknown("input", name, inputs)
             raise OnnxPruneError(err.what, where="--shape", fix=err.fix)
@@ -63,6 +63,17 @@ def with_shapes(model: Model, shapes: Shapes | None) -> Model:
     return replace(model, sizes={**model.sizes, **sizes})
 
 
+def _read(name: str, given: Shape) -> tuple[int | None, ...]:
+    try:
+        return shape_of(given)
+    except ValueError as err:
+        raise OnnxPruneError(
+            f"a shape is of whole numbers from 1 on, ? (or None) for any; got {given!r}",
+            where=f"--shape {name}={given if isinstance(given, str) else '...'}",
+            fix=f"--shape {name}=1x3x48x320",
+        ) from err
+
+
 def dimension_name(dim: object) -> str:
     """Return the name of a declared dimension; "" for a number and for "?", which exporters write for any number."""
     return dim if isinstance(dim, str) and dim != "?" else ""
@@ -77,12 +88,7 @@ def _check(t: gs.Tensor, shape: Sequence[int | None]) -> None:
             fix=f"--shape {t.name}={template(own)}",
         )
     for axis, (n, dim) in enumerate(zip(shape, own, strict=True)):
-        if n is None:
-            continue
-        if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= LARGEST:
-            what = f"a size must be a whole number from 1 on, or ? to leave it open; got {n!r}"
-            raise OnnxPruneError(what, where=where)
-        if isinstance(dim, int) and dim > 0 and n != dim:
+        if n is not None and isinstance(dim, int) and dim > 0 and n != dim:
             fits = [d if isinstance(d, int) and d > 0 else m for m, d in zip(shape, own, strict=True)]
             raise OnnxPruneError(
                 f"axis {axis} of the input {t.name!r} is fixed to {dim} in the model: {described(own)}",

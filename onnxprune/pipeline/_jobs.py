@@ -17,6 +17,7 @@ from onnxprune.execution.data import Preprocess
 from onnxprune.execution.evaluation import Accuracy
 from onnxprune.execution.evaluation import evaluate as evaluate_model
 from onnxprune.execution.sessions import kernel_block
+from onnxprune.ir.input_sizes import Shapes
 from onnxprune.ir.model import Model
 from onnxprune.latency.bench import BenchResults
 from onnxprune.latency.bench import bench as bench_models
@@ -109,6 +110,7 @@ def prune(
     constraints: Constraints | None = None,
     attention: str = "heads",
     include_inexact: bool = False,
+    shapes: Shapes | None = None,
     latency: bool = False,
     batch: int = 1,
     threads: int = 1,
@@ -143,6 +145,8 @@ def prune(
         constraints: Rounding, minimum counts, protected groups, overrides.
         attention: Channels to free in multi-head attention, "heads" or "head_dim".
         include_inexact: Free also channels that statistics run over.
+        shapes: Sizes of dynamic inputs that the model is analyzed and run at, {"x": (1, 3, 48, 320)}; None leaves a
+            dimension open. The result takes every size that the original takes.
         latency: Predict and measure latency, whatever the target is.
         batch: Samples per run, for latency.
         threads: CPU threads, for latency; 0: all cores.
@@ -162,7 +166,7 @@ def prune(
     if steps is not None and measured is not None:
         raise OnnxPruneError("steps compute new scores, so curves do not apply", fix="leave out steps or curves")
     rule, params, reduce = _criterion(criterion, params, reduce, measured, data is not None)
-    original = as_model(model)
+    original = as_model(model, shapes)
     samples = as_calibration(data, original, images=images, size=size, preprocess=preprocess, device=device)
     recovering = samples is not None and recover is not False
     if samples is not None and recovering:
@@ -240,6 +244,7 @@ def recover(
     images: int | None = None,
     size: Sequence[int] | None = None,
     preprocess: Preprocess | None = None,
+    shapes: Shapes | None = None,
     stages: Sequence[str] = STAGES,
     rows: int = 40_000,
     rounds: int = 3,
@@ -262,6 +267,8 @@ def recover(
         images: Number of samples to read from a source.
         size: Height and width that image files are resized to.
         preprocess: Conversion of the samples into the model's input.
+        shapes: Sizes of dynamic inputs that the model is analyzed and run at, {"x": (1, 3, 48, 320)}; None leaves a
+            dimension open. The result takes every size that the original takes.
         stages: Stages to run, in order.
         rows: Output positions that each layer is fitted on, in all samples together.
         rounds: Rounds of the alternation around Relu and Clip.
@@ -277,7 +284,7 @@ def recover(
         OnnxPruneError: models and plan do not belong together; too few samples, or samples that do not fit.
         VerificationError: the pruned model is not the one that the plan makes.
     """
-    model, small, made = as_model(original), as_model(pruned), as_plan(plan)
+    model, small, made = as_model(original, shapes), as_model(pruned, shapes), as_plan(plan)
     samples = as_calibration(data, model, images=images, size=size, preprocess=preprocess, device=device)
     if samples is None:
         raise OnnxPruneError("recovery needs samples", fix='pass data; data="none" makes synthetic samples')
@@ -306,6 +313,7 @@ def retrain(
     images: int | None = None,
     size: Sequence[int] | None = None,
     preprocess: Preprocess | None = None,
+    shapes: Shapes | None = None,
     teacher: ModelSource | None = None,
     teacher_plan: PlanSource | None = None,
     epochs: int | None = None,
@@ -326,6 +334,8 @@ def retrain(
         images: Number of samples to read from a source.
         size: Height and width that image files are resized to.
         preprocess: Conversion of the samples into the model's input.
+        shapes: Sizes of dynamic inputs that the model is analyzed and run at, {"x": (1, 3, 48, 320)}; None leaves a
+            dimension open. The result takes every size that the original takes.
         teacher: Original, for distillation.
         teacher_plan: Plan by which the model was pruned from the teacher; features are then matched in pruned channels.
         epochs: Number of epochs; overrides that of the settings.
@@ -346,10 +356,10 @@ def retrain(
 
     chosen = settings or Settings()
     return retrain_model(
-        as_model(model), as_data(data, images=images, size=size),
+        as_model(model, shapes), as_data(data, images=images, size=size),
         val=as_data(val_data, size=size) if val_data is not None else None,
         preprocess=_preprocess(data, preprocess), settings=replace(chosen, epochs=epochs) if epochs else chosen,
-        teacher=as_model(teacher) if teacher is not None else None,
+        teacher=as_model(teacher, shapes) if teacher is not None else None,
         plan=as_plan(teacher_plan) if teacher_plan is not None else None, method=method, folder=folder, resume=resume,
         restart=restart, progress=progress, notice=notice,
     )  # fmt: skip
@@ -427,6 +437,7 @@ def _preprocess(data: DataSource, given: Preprocess | None) -> Preprocess | None
 def bench(
     models: Sequence[ModelSource],
     *,
+    shapes: Shapes | None = None,
     batch: int = 1,
     threads: int = 1,
     runs: int = 30,
@@ -438,6 +449,7 @@ def bench(
 
     Args:
         models: Models, results that hold one, paths of files, or ModelProtos; speed-up is over the first.
+        shapes: Sizes of dynamic inputs, {"x": (1, 3, 48, 320)}.
         batch: Samples per run where a model's batch is dynamic.
         threads: CPU threads; 0: all cores.
         runs: Timed runs of each model; the median counts.
@@ -451,6 +463,6 @@ def bench(
     if not models or isinstance(models, str):
         raise OnnxPruneError("bench needs a list of models", fix='bench(["model.onnx", "small.onnx"])')
     return bench_models(
-        [as_model(m) for m in models], batch=batch, threads=threads, runs=runs, warmup=warmup, device=device,
+        [as_model(m, shapes) for m in models], batch=batch, threads=threads, runs=runs, warmup=warmup, device=device,
         progress=progress,
     )  # fmt: skip

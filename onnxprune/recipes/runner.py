@@ -32,7 +32,6 @@ from onnxprune.analysis.coupling import Analysis
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import Data, load_data
 from onnxprune.execution.evaluation import evaluate
-from onnxprune.ir.reader import load
 from onnxprune.latency.bench import bench
 from onnxprune.planning.sensitivity_sweep import data_digest
 from onnxprune.recipes._steps import MODEL, StepContext, StepResult, after
@@ -72,7 +71,7 @@ def run_recipe(
         OnnxPruneError: a missing model or data; a folder that is no run's, or one of other steps; whatever a step
             raises, with its number. What is finished stays.
     """
-    model = load(recipe.model)
+    model = recipe.defaults.load(recipe.model)
     data = {
         key: load_data(source, images=recipe.images if key == "data" else None, size=recipe.size)
         for key, source in recipe.sources.items()
@@ -91,6 +90,8 @@ def run_recipe(
         **{key: data_digest(d, recipe.defaults.preprocess) for key, d in data.items()},
         **analysis.choices.options(),
     }
+    if recipe.defaults.shapes.shapes:
+        settings["shapes"] = {name: list(shape) for name, shape in recipe.defaults.shapes.shapes.items()}
     book = Journal(folder / JOURNAL, settings, restart=restart)
     try:
         if restart:
@@ -196,7 +197,7 @@ class _RecipeRun:
         seconds = time.perf_counter() - start
         figures = None
         if MODEL in found.files:
-            made = self.recipe.defaults.analyze(load(found.files[MODEL]))
+            made = self.recipe.defaults.analyze(self.recipe.defaults.load(found.files[MODEL]))
             figures = _figures(self.recipe, made, self.data)
         record: Record = {
             "step": _options(e),
@@ -276,7 +277,7 @@ class _RecipeRun:
         median: dict[str, float] = {}
         with self.progress("measuring latency") as tick:
             for i, key in enumerate(k for k in keys if k != ORIGINAL):
-                other = load(self.folder / self.journal.entries[key]["files"][MODEL])
+                other = self.recipe.defaults.load(self.folder / self.journal.entries[key]["files"][MODEL])
                 pair = bench([self.analysis.source, other], **asdict(b))
                 whole.append(pair[0].latency.median)
                 median[key] = pair[1].latency.median
