@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations, product
 
-from onnxprune.analysis._size_constraints import Condition, symbols_of
+from onnxprune.analysis._size_constraints import BROADCAST, Condition, symbols_of
 from onnxprune.ir.symbolic import Atom
 
 Key = tuple[str, int]
@@ -41,11 +41,13 @@ def search(
     """
     involved = {atom for c in conditions for side in (c.a, c.b) for atom in symbols_of(side)} & free
     varied = sorted(involved, key=lambda a: (kinds[a] == "batch", a.serial))
-    for change in _changes(varied, kinds):
-        tried = {**numbers, **change}
-        known: dict[Atom, int | None] = {**tried}
-        if all(c.holds(known) is not False for c in conditions):
-            return tried
+    # A size of 1 hides how an axis meets others, so sizes that broadcast should be equal.
+    for strict in (True, False) if any(c.kind == BROADCAST for c in conditions) else (False,):
+        for change in _changes(varied, kinds):
+            tried = {**numbers, **change}
+            known: dict[Atom, int | None] = {**tried}
+            if all(c.holds(known, strict=strict) is not False for c in conditions):
+                return tried
     return None
 
 

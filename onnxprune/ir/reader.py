@@ -45,8 +45,8 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto, *, shapes: Shapes | N
             do not fit the inputs.
     """
     with gc_paused():
-        proto = isinstance(source, onnx.ModelProto)
-        return with_shapes(_from_proto(source, {}, None) if proto else _from_file(Path(source)), shapes)
+        model = _from_proto(source, {}, None) if isinstance(source, onnx.ModelProto) else _from_file(Path(source))
+        return with_shapes(model, shapes)
 
 
 def _from_file(path: Path) -> Model:
