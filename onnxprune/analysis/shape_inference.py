@@ -116,8 +116,9 @@ def assignments(model: Model, *, single: bool = False) -> list[dict[tuple[str, i
             elif key not in numbers:
                 kind = kind_of(axis, len(t.shape))
                 table = (_SIDE if kind == "side" else _LENGTH)[which]
-                numbers[key] = table[used[kind] % len(table)] * (1 + used[kind] // len(table))
-                used[kind] += 1
+                while key not in numbers or (not which and numbers[key] in given.values()):
+                    numbers[key] = table[used[kind] % len(table)] * (1 + used[kind] // len(table))
+                    used[kind] += 1
             out[t.name, axis] = numbers[key]
         sets.append(out)
     return sets[:1] if single or not sets[0] else sets
