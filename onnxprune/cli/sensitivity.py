@@ -57,7 +57,7 @@ def sensitivity(
     from onnxprune._utils.atomic_files import check_output, write_text
     from onnxprune.cli import _display
     from onnxprune.criteria.scoring import load_scores
-    from onnxprune.execution.evaluation import saturation_warning
+    from onnxprune.execution.tasks.evaluation import saturation_warning
     from onnxprune.planning.curves import save_curves
     from onnxprune.planning.sensitivity_sweep import sensitivity as run
 
@@ -107,7 +107,7 @@ def _threshold(sweep: SensitivitySweep) -> float | None:
     Raises:
         click.UsageError: both thresholds, the wrong one for the metric, or an accuracy out of range.
     """
-    from onnxprune.execution.metrics import get_metric
+    from onnxprune.execution.tasks.metrics import get_metric
 
     if sweep.min_group_accuracy is None and sweep.max_loss is None:
         return None

@@ -11,8 +11,8 @@ import numpy as np
 
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import Feeds
-from onnxprune.execution.metrics import Metric, MetricValue
 from onnxprune.execution.sessions import Session
+from onnxprune.execution.tasks.metrics import Metric, MetricValue
 from onnxprune.ir.model import Array
 
 A = TypeVar("A")

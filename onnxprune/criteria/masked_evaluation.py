@@ -25,8 +25,8 @@ from onnxprune.criteria._suffix_sessions import SuffixSessions
 from onnxprune.criteria.masked_segments import MaskedSegmenter
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import Data, Feeds, Preprocess
-from onnxprune.execution.metrics import Metric, MetricValue, Samples, scores_of
 from onnxprune.execution.sessions import provider_of
+from onnxprune.execution.tasks.metrics import Metric, MetricValue, Samples, scores_of
 from onnxprune.ir.model import Array
 from onnxprune.plans import Plan, Removal
 

@@ -19,7 +19,7 @@ from onnxprune.analysis.coupling import couple
 from onnxprune.criteria.masked_evaluation import MaskedEvaluator
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import Data, Preprocess
-from onnxprune.execution.metrics import MetricValue, get_metric
+from onnxprune.execution.tasks.metrics import MetricValue, get_metric
 from onnxprune.ir.reader import load
 from onnxprune.ops import CouplingOptions
 from onnxprune.passes import NORMALIZE, Pipeline

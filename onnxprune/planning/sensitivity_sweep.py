@@ -25,7 +25,7 @@ from onnxprune.criteria.masked_evaluation import CACHE_MEMORY, MaskedEvaluator
 from onnxprune.criteria.scoring import Scores
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.execution.data import Data, Preprocess, as_data
-from onnxprune.execution.metrics import Metric, MetricValue, get_metric
+from onnxprune.execution.tasks.metrics import Metric, MetricValue, get_metric
 from onnxprune.ir.writer import save
 from onnxprune.options.planning import RATIOS as RATIOS
 from onnxprune.planning._sweep_workers import (
@@ -69,7 +69,7 @@ def sensitivity(
     Args:
         scores: Scores of the groups; the lowest are removed first.
         data: Samples, and labels if the metric needs them; a source is read by `load_data`.
-        metric: See `onnxprune.execution.metrics`; default top1, without labels kl.
+        metric: See `onnxprune.execution.tasks.metrics`; default top1, without labels kl.
         ratios: Shares to remove, in (0, 1); floor(channels x ratio) channels are removed.
         include: Glob patterns of the groups to sweep (default: all exact ones); `exclude`: of those to skip.
         threshold: Search only for the crossing of each curve with it, by bisection. Curves are assumed to fall; if one

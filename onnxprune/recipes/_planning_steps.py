@@ -13,7 +13,7 @@ from onnxprune.criteria.per_class import save_class_table
 from onnxprune.criteria.scoring import Scores, load_scores, save_scores, score
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Calibration
-from onnxprune.execution.metrics import get_metric
+from onnxprune.execution.tasks.metrics import get_metric
 from onnxprune.options import Constraints, Planning, Sampling, Scoring, SensitivitySweep
 from onnxprune.pipeline import plan
 from onnxprune.planning.constraints import FeasibleCounts

@@ -13,8 +13,8 @@ from onnxprune._utils.html import html_table
 from onnxprune._utils.progress import Progress
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import Data, Preprocess, model_batches
-from onnxprune.execution.metrics import Samples, cross_entropy, hits, scores_of
 from onnxprune.execution.sessions import Session, saturates_integers
+from onnxprune.execution.tasks.metrics import Samples, cross_entropy, hits, scores_of
 from onnxprune.ir.model import Model
 
 # Indices of the weight inputs, and of the input with the data's zero point (-1: the data is always uint8).
