@@ -1,101 +1,189 @@
-"""Accuracy of a classifier on labelled data, in onnxruntime."""
+"""Evaluation of a model on data, in onnxruntime: the metrics of its task, with standard errors and warnings."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import sqrt
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
-import onnx_graphsurgeon as gs
 
 from onnxprune._utils.formatting import counted, percent
 from onnxprune._utils.html import html_table
 from onnxprune._utils.progress import Progress
 from onnxprune.errors import OnnxPruneError
-from onnxprune.execution.data import Data, Preprocess, model_batches
-from onnxprune.execution.sessions import Session, saturates_integers
-from onnxprune.execution.tasks.metrics import Samples, cross_entropy, hits, scores_of
-from onnxprune.ir.model import Model
+from onnxprune.execution.data import Data, Feeds, Preprocess
+from onnxprune.execution.sessions import Session
+from onnxprune.execution.tasks.metrics import SHARES, Metric, MetricValue, Outcome, Targets, get_metric, kind_of
+from onnxprune.execution.tasks.saturation import saturation_warning
+from onnxprune.execution.tasks.task import BoundTask, bind_task
+from onnxprune.ir.model import Array, Model
+from onnxprune.options.tasks import TaskOptions
 
-# Indices of the weight inputs, and of the input with the data's zero point (-1: the data is always uint8).
-_INTEGER_PRODUCTS = {
-    "QLinearConv": ((3,), 2), "QLinearMatMul": ((3,), 2), "QGemm": ((3,), 2), "MatMulInteger": ((1,), 2),
-    "MatMulIntegerToFloat": ((1,), 4), "QAttention": ((1,), 6), "DynamicQuantizeMatMul": ((1,), -1),
-    "DynamicQuantizeLSTM": ((1, 2), -1),
-}  # fmt: skip
-_SAFE = 64  # 2 x 255 x 64 fits into 16 bits; quantizers with reduce_range stay within it
+_TITLES = {"top1": "top-1", "top5": "top-5", "map": "mAP", "map50": "mAP50", "miou": "mIoU", "kl": "KL"}
+_SAME = 1e-6  # relative difference of outputs that count as equal
+
+
+def metric_title(name: str) -> str:
+    """Return the name of a metric as tables show it."""
+    return _TITLES.get(name, name.replace("_", " ") if ":" not in name else name)
+
+
+def metric_text(name: str, value: float) -> str:
+    """Return a value of a metric as tables show it: shares in percent."""
+    return percent(value) if name in SHARES else f"{value:.4f}"
 
 
 @dataclass(frozen=True, repr=False)
-class Accuracy:
-    """Top-1 and top-5 accuracy and mean cross-entropy.
+class Evaluation:
+    """Values of the metrics of a task.
 
     Attributes:
-        top1: Share of samples whose largest output is their label.
-        top1_error: Its standard error, sqrt(p (1 - p) / n).
-        top5: Share of samples whose label is among the five largest outputs.
-        loss: Mean cross-entropy in nats; outputs that are probabilities are used as such.
-        images: Number of samples.
+        task: Name of the task.
+        reason: Reason for which the task was chosen.
+        metrics: Value and standard error of each metric, the main one first.
+        samples: Number of samples.
         provider: Execution provider of onnxruntime.
-        warning: Reason why other CPUs may compute another accuracy; see `saturation_warning`.
+        warnings: Implausible results, each with the probable reason, and properties of the machine.
     """
 
-    top1: float
-    top1_error: float
-    top5: float
-    loss: float
-    images: int
+    task: str
+    metrics: Mapping[str, MetricValue]
+    samples: int
     provider: str
-    warning: str = ""
+    warnings: tuple[str, ...] = ()
+    reason: str = field(default="", compare=False)
 
     def __repr__(self) -> str:
-        figures = f"top-1 {percent(self.top1)} +- {percent(self.top1_error)}, top-5 {percent(self.top5)}"
-        return f"<Accuracy: {figures}, loss {self.loss:.4f}, {counted(self.images, 'sample')}, {self.provider}>"
+        figures = ", ".join(self._figure(name) for name in self.metrics)
+        return f"<Evaluation: {figures}, {counted(self.samples, 'sample')}, {self.provider}>"
+
+    def _figure(self, name: str) -> str:
+        found = self.metrics[name]
+        error = f" +- {metric_text(name, found.error)}" if found.error is not None and name != "loss" else ""
+        return f"{metric_title(name)} {metric_text(name, found.value)}{error}"
 
     def _repr_html_(self) -> str:
         """Table for notebooks."""
-        row = [percent(self.top1), percent(self.top1_error), percent(self.top5), f"{self.loss:.4f}"]
-        note = f"{counted(self.images, 'sample')}, {self.provider}. {self.warning}".strip(". ")
-        return html_table("accuracy", ["top-1", "+-", "top-5", "loss"], [row], text=(), note=note)
+        note = f"{counted(self.samples, 'sample')}, {self.provider}. {' '.join(self.warnings)}".strip(". ")
+        return html_table(self.task, ["metric", "value", "+-"], self.rows(), text=(0,), note=note)
+
+    def rows(self) -> list[list[str]]:
+        """Return the rows of a table: metric, value, standard error."""
+        return [
+            [metric_title(n), metric_text(n, v.value), "" if v.error is None else metric_text(n, v.error)]
+            for n, v in self.metrics.items()
+        ]
+
+    @property
+    def main(self) -> str:
+        """Name of the main metric."""
+        return next(iter(self.metrics))
+
+    @property
+    def value(self) -> float:
+        """Value of the main metric."""
+        return self.metrics[self.main].value
+
+    @property
+    def images(self) -> int:
+        """Number of samples."""
+        return self.samples
+
+    @property
+    def warning(self) -> str:
+        """The warnings in one line; "" for none."""
+        return "; ".join(self.warnings)
+
+    @property
+    def top1(self) -> float:
+        """Share of samples whose largest output is their label."""
+        return self._of("top1").value
+
+    @property
+    def top1_error(self) -> float:
+        """Standard error of `top1`."""
+        return self._of("top1").error or 0.0
+
+    @property
+    def top5(self) -> float:
+        """Share of samples whose label is among the five largest outputs."""
+        return self._of("top5").value
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy in nats; outputs that are probabilities are used as such."""
+        return self._of("loss").value
+
+    def _of(self, name: str) -> MetricValue:
+        found = self.metrics.get(name)
+        if found is None:
+            raise OnnxPruneError(f"{name} was not measured for the task {self.task}; {', '.join(self.metrics)} were")
+        return found
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the result as a JSON object: each metric, and its error with the suffix _error."""
+        out: dict[str, Any] = {"task": self.task, "reason": self.reason}
+        for name, found in self.metrics.items():
+            out[name] = found.value
+            if found.error is not None:
+                out[f"{name}_error"] = found.error
+        return {
+            **out, "metric": self.main, "samples": self.samples, "images": self.samples, "provider": self.provider,
+            "warning": self.warning, "warnings": list(self.warnings),
+        }  # fmt: skip
 
 
-def saturation_warning(model: Model) -> str:
-    """Return one line if the model multiplies uint8 by large int8 weights and this CPU's kernels saturate; else "".
-
-    The accuracy is that of the deployed kernels and is not corrected.
-    """
-    graphs = (model.graph, *model.graph.subgraphs(recursive=True))
-    if not any(_may_saturate(node) for graph in graphs for node in graph.nodes) or not saturates_integers():
-        return ""
-    return (
-        "the model multiplies uint8 by int8, and onnxruntime's kernels saturate on this CPU (it has no VNNI), so "
-        "accuracy may be lower than elsewhere; quantize with reduce_range=True, or use a CPU with VNNI"
-    )
+Accuracy = Evaluation
+"""Name of `Evaluation` in earlier versions."""
 
 
-def _may_saturate(node: gs.Node) -> bool:
-    """Return whether a node multiplies uint8 by int8 weights of which two can exceed 16 bits."""
-    if node.op in ("Conv", "MatMul", "Gemm"):  # between DequantizeLinear nodes it runs in integers
-        sources = [t.inputs[0] if t.inputs and t.inputs[0].op == "DequantizeLinear" else None for t in node.inputs[:2]]
-        data, weight = sources if len(sources) == 2 else (None, None)
-        if data is None or weight is None or isinstance(data.inputs[0], gs.Constant):
-            return False
-        return _is_large(weight.inputs[0]) and not _is_int8(data, 2)
-    if node.op not in _INTEGER_PRODUCTS:
-        return False
-    weights, zero = _INTEGER_PRODUCTS[node.op]
-    return any(i < len(node.inputs) and _is_large(node.inputs[i]) for i in weights) and not _is_int8(node, zero)
+class _Constancy:
+    """Watches whether outputs change from sample to sample."""
+
+    def __init__(self) -> None:
+        self.first: list[Array] | None = None
+        self.inputs: list[Array] | None = None
+        self.changed = self.inputs_changed = False
+        self.samples = 0
+
+    def add(self, feed: Mapping[str, Array], outputs: Sequence[Array], count: int) -> None:
+        """Compare the samples of a batch with the first sample."""
+        self.samples += count
+        if self.changed and self.inputs_changed:
+            return
+        if any(not o.ndim or len(o) < count or o.dtype.kind not in "fiub" for o in outputs):
+            self.changed = True  # outputs that are not listed by sample are not compared
+            return
+        inputs = [v[:count] for v in feed.values() if v.ndim and len(v) >= count]
+        if self.first is None or self.inputs is None:
+            self.first, self.inputs = [o[:1].copy() for o in outputs], [v[:1].copy() for v in inputs]
+        self.changed = self.changed or any(_differ(o[:count], f) for o, f in zip(outputs, self.first, strict=True))
+        self.inputs_changed = self.inputs_changed or any(
+            _differ(v, f) for v, f in zip(inputs, self.inputs, strict=True)
+        )
+
+    @property
+    def warning(self) -> str:
+        """One line if the outputs never change; "" otherwise."""
+        if self.samples < 2 or self.changed:
+            return ""
+        if not self.inputs_changed:
+            return f"all {self.samples} samples are equal"
+        return (
+            f"the outputs are the same for all {self.samples} samples: the values are outside the range that the model "
+            "expects (--mean, --std, --preprocess), or its weights are broken"
+        )
 
 
-def _is_large(tensor: gs.Tensor) -> bool:
-    if not isinstance(tensor, gs.Constant) or tensor.dtype != np.int8:
-        return False
-    return bool((np.abs(tensor.values.astype(np.int16)) > _SAFE).any())
-
-
-def _is_int8(node: gs.Node, zero: int) -> bool:
-    """Return whether data is int8, by its type or its zero point's; int8 x int8 does not saturate."""
-    return any(0 <= i < len(node.inputs) and node.inputs[i].dtype == np.int8 for i in (0, zero))
+def _differ(values: Array, first: Array) -> bool:
+    if values.shape[1:] != first.shape[1:]:
+        return True
+    if values.dtype.kind != "f":
+        return bool((values != first).any())
+    a, b = values.astype(np.float64), first.astype(np.float64)
+    scale = max(float(np.abs(b).max(initial=0)), 1e-12)
+    return bool((np.abs(a - b) > _SAME * scale).any())
 
 
 def evaluate(
@@ -103,28 +191,93 @@ def evaluate(
     data: Data,
     *,
     preprocess: Preprocess | None = None,
+    task: TaskOptions | None = None,
+    reference: Model | None = None,
     batch: int = 64,
     threads: int = 0,
     device: str = "cpu",
     progress: Progress | None = None,
-) -> Accuracy:
-    """Return the accuracy of a classifier on labelled data.
+) -> Evaluation:
+    """Return the metrics of a model's task on data: against its targets, or without them against another model.
+
+    Args:
+        model: The model.
+        data: Samples, and targets unless there is a reference.
+        preprocess: Conversion of pixels to the model's input.
+        task: Task and metric; default: guessed from the model and the targets.
+        reference: The original, whose outputs serve as targets if the data has none.
+        batch: Samples per run.
+        threads: CPU threads; 0: all cores.
+        device: "auto", "cpu" or "cuda".
+        progress: Called with (done, total) samples.
 
     Raises:
-        OnnxPruneError: The data has no labels, samples or labels do not fit the model, or outputs are not finite.
+        OnnxPruneError: The data has no targets and there is no reference; samples or targets do not fit the model;
+            outputs are not finite, or the labels are those of other classes.
     """
-    if data.y is None:
-        raise OnnxPruneError(f"the data {data.name!r} has no labels", fix="add an array y")
+    how, options = preprocess or Preprocess(), task or TaskOptions()
+    feed, targets = Feeds(model, data, how, 1)[0]
+    kind = kind_of(targets)
+    bound = bind_task(model, options, targets=kind, feed=feed)
+    metrics = _metrics(bound, options, labelled=targets is not None, compares=reference is not None)
+    if targets is None and reference is None and any(m.needs for m in metrics):
+        raise OnnxPruneError(
+            f"the data {data.name!r} has no labels", fix="add an array y, or compare with the original: --reference"
+        )
+    names = [t.name for t in model.graph.outputs]
+    watched = bound.metrics[0].outputs_read(names)
+    reads = list(dict.fromkeys([*(n for m in metrics for n in m.outputs_read(names)), *watched]))
     session = Session(model, device=device, threads=threads)
-    found: list[list[Samples]] = []
-    done = 0
-    for feed, y in model_batches(model, data, preprocess or Preprocess(), batch):
-        assert y is not None
-        scores = scores_of(session.run(feed)[0], len(next(iter(feed.values()))))[: len(y)]
-        found.append([hits(scores, y, 1), hits(scores, y, 5), cross_entropy(scores, y)])
-        done += len(y)
+    judge = Session(reference, device=device, threads=threads) if reference is not None else None
+    feeds = Feeds(model, data, how, bound.batch or batch)
+    kept: list[list[Any]] = [[] for _ in metrics]
+    watch, constancy, done = bound.watch(), _Constancy(), 0
+    for i in range(len(feeds)):
+        feed, targets = feeds[i]
+        real, size = feeds.real(i), bound.size(feed)
+        found = dict(zip(reads, session.run(feed, reads), strict=True))
+        theirs = dict(zip(reads, judge.run(feed, reads), strict=True)) if judge is not None else {}
+        shared: dict[int, Any] = {}
+        for metric, records in zip(metrics, kept, strict=True):
+            key = id(metric.collect) if metric.collect is not None else id(metric)
+            if key not in shared:  # several metrics may have the same records
+                shared[key] = metric.reduced(
+                    [_outcome(metric.outputs_read(names), found, theirs, targets, real, size, feeds.fixed)]
+                )
+            records.append(shared[key])
+        watch.add(_outcome(watched, found, {}, targets, real, size, feeds.fixed))
+        constancy.add(feed, [found[n] for n in reads], real)
+        done += real
         if progress is not None:
             progress(done, len(data))
-    top1, top5, loss = (float(np.concatenate(column).mean()) for column in zip(*found, strict=True))
-    warning = saturation_warning(model)
-    return Accuracy(top1, sqrt(top1 * (1 - top1) / done), top5, loss, done, session.provider, warning)
+    values = {m.name: m.joined(records) for m, records in zip(metrics, kept, strict=True)}
+    warnings = [constancy.warning] if constancy.warning else watch.warnings(values)
+    warnings += [w for w in (saturation_warning(model),) if w]
+    return Evaluation(bound.name, values, done, session.provider, tuple(warnings), bound.statement)
+
+
+def _outcome(
+    names: Sequence[str], found: Mapping[str, Array], theirs: Mapping[str, Array], targets: Targets, real: int,
+    size: tuple[int, int] | None, fixed: int | None,
+) -> Outcome:  # fmt: skip
+    reference = [theirs[n] for n in names] if theirs else ()
+    return Outcome([found[n] for n in names], targets, reference, real, size, fixed or real)
+
+
+def _metrics(bound: BoundTask, options: TaskOptions, *, labelled: bool, compares: bool) -> list[Metric]:
+    """Return the metrics to measure, the main one first.
+
+    Raises:
+        OnnxPruneError: The metric is unknown, or needs outputs of an original that is not given.
+    """
+    if options.metric is None:
+        against = list(bound.metrics) if labelled else []
+        return against + [m for m in bound.distances if compares and m.name not in {a.name for a in against}] or list(
+            bound.metrics
+        )
+    metric = get_metric(options.metric) if ":" in options.metric else bound.metric(options.metric, labelled=labelled)
+    if metric.wants_reference and not compares:
+        raise OnnxPruneError(
+            f"the metric {metric.name!r} compares with the outputs of the original", fix="--reference ORIGINAL"
+        )
+    return [metric]
