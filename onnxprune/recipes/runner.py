@@ -34,6 +34,7 @@ from onnxprune.execution.data import Data, load_data
 from onnxprune.execution.tasks.evaluation import evaluate
 from onnxprune.ir.reader import load
 from onnxprune.latency.bench import bench
+from onnxprune.options import TaskOptions
 from onnxprune.planning.sensitivity_sweep import data_digest
 from onnxprune.recipes._steps import MODEL, StepContext, StepResult, after
 from onnxprune.recipes._table import RunTable, StepRow
@@ -310,7 +311,7 @@ def _figures(recipe: Recipe, analysis: Analysis, data: Mapping[str, Data]) -> Re
     if "test_data" in data:
         found = evaluate(
             analysis.source, data["test_data"], preprocess=defaults.preprocess, task=defaults.task,
-            reference=load(recipe.model), threads=defaults.threads, device=defaults.device,
+            reference=load(recipe.model) if defaults.task != TaskOptions() else None, threads=defaults.threads, device=defaults.device,
         )  # fmt: skip
         if found.task == "classify" and found.main == "top1" and "loss" in found.metrics:
             figures |= {"top1": found.top1, "top1_error": found.top1_error, "loss": found.loss}

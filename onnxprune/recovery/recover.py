@@ -324,13 +324,12 @@ class _HoldoutEvaluator:
             if options != TaskOptions():
                 raise
             return options, ""  # targets of another kind are not needed
-        named = options.metric is not None
-        if bound.name in ("classify", "regress") and targets is None and not named:
+        if options == TaskOptions() and (
+            (bound.name == "classify" and (targets is None or not self.measure.classifier))
+            or (bound.name == "regress" and targets is None)
+        ):
             return options, ""
-        if targets is None and bound.name != "classify" and options.metric is None:
-            chosen = bound.distances[0].name
-        else:
-            chosen = bound.metric(options.metric, labelled=targets is not None).name
+        chosen = bound.metric(options.metric, labelled=targets is not None).name
         return TaskOptions(task=bound.name, metric=chosen, alphabet=options.alphabet, blank=options.blank), chosen
 
     def _outputs(self, model: Model) -> Iterator[dict[str, npt.NDArray[Any]]]:

@@ -7,7 +7,6 @@ from math import log
 from typing import ClassVar
 
 import numpy as np
-from scipy.special import bdtrc
 
 from onnxprune._utils.formatting import percent
 from onnxprune.errors import OnnxPruneError
@@ -30,6 +29,8 @@ def chance_warning(hits: int, samples: int, classes: int) -> str:
     """Return a line if so many hits are no better than guessing; "" otherwise, or with too few samples to tell."""
     if samples < _ENOUGH or classes < 2:
         return ""
+    from scipy.special import bdtrc  # slow import, rarely needed
+
     chance = 1 / classes
     # Probability of at least as many hits by guessing.
     if hits > 0 and bdtrc(hits - 1, samples, chance) < 0.05:
