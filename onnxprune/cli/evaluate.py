@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from onnxprune.cli._options import Command, json_option, model_argument, takes_options
-from onnxprune.cli._stages import load_model, preprocess_of, read_data
+from onnxprune.cli._stages import load_model, read_data
 from onnxprune.options import Execution, RequiredData
 
 
@@ -21,17 +21,21 @@ def evaluate(model: Path, data: RequiredData, execution: Execution, as_json: boo
     from onnxprune.cli import _display
     from onnxprune.execution.evaluation import evaluate as run
 
-    samples = read_data(data.data, data)
     loaded = load_model(model)
+    found = read_data(data.data, data, loaded, labels=True, device=execution.device)
+    samples = found.data
     with _display.progress("evaluating", quiet=as_json) as tick:
         result = run(
-            loaded, samples, preprocess=preprocess_of(data), batch=execution.batch, threads=execution.threads,
+            loaded, samples, preprocess=found.preprocess, batch=execution.batch, threads=execution.threads,
             device=execution.device, progress=tick,
         )  # fmt: skip
     if result.warning:
         _display.note(f"Warning: {result.warning}")
     if as_json:
-        _display.emit_json({"model": str(model), "data": samples.name, **vars(result)})
+        _display.emit_json({
+            "model": str(model), "data": samples.name, **vars(result),
+            "preprocess": found.preprocess.as_dict(), "warnings": list(samples.warnings),
+        })  # fmt: skip
         return
     _display.table(
         f"{model.name} on {samples.name}, {result.images} samples, {result.provider}",

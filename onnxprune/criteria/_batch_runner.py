@@ -69,18 +69,21 @@ class BatchRunner:
 
     def real(self, outputs: Sequence[Array], batch: int) -> list[Array]:
         """Return outputs without those of the copies that fill up the last batch."""
-        n = self.feeds.real(batch)
-        if n == self.feeds.batch:
+        n, size = self.feeds.real(batch), self.feeds.size(batch)
+        if n == size:
             return list(outputs)
-        return [o[:n] if o.ndim and len(o) == self.feeds.batch else o for o in outputs]
+        return [o[:n] if o.ndim and len(o) == size else o for o in outputs]
 
     def labels(self, batches: range) -> Any:
         """Return the labels of consecutive batches; None if the data has none."""
         y = self.feeds.data.y
-        return None if y is None else y[batches[0] * self.feeds.batch : (batches[-1] + 1) * self.feeds.batch]
+        return None if y is None else y[self.feeds.span(batches[0]).start : self.feeds.span(batches[-1]).stop]
 
     def reduced(self, runs: Sequence[Sequence[Array]], batches: range) -> Any:
         """Return what is kept of consecutive batches: numbers per sample, or the outputs for a user's function."""
+        if self.metric.samples is not None and len({tuple(o.shape[1:] for o in run) for run in runs}) > 1:
+            # Outputs of samples of several sizes are measured batch by batch.
+            return np.concatenate([self.reduced([run], batches[k : k + 1]) for k, run in enumerate(runs)])
         outputs = concatenated(runs)
         if self.metric.samples is None:
             return outputs

@@ -119,7 +119,7 @@ def evaluate(
     found: list[list[Samples]] = []
     done = 0
     for feed, y in model_batches(model, data, preprocess or Preprocess(), batch):
-        assert y is not None
+        assert isinstance(y, np.ndarray)
         scores = scores_of(session.run(feed)[0], len(next(iter(feed.values()))))[: len(y)]
         found.append([hits(scores, y, 1), hits(scores, y, 5), cross_entropy(scores, y)])
         done += len(y)

@@ -13,7 +13,6 @@ from onnxprune.analysis.coupling import Analysis
 from onnxprune.criteria import AnyCriterion
 from onnxprune.errors import OnnxPruneError, VerificationError
 from onnxprune.execution.calibration import Calibration
-from onnxprune.execution.data import Preprocess
 from onnxprune.execution.evaluation import Accuracy
 from onnxprune.execution.evaluation import evaluate as evaluate_model
 from onnxprune.execution.sessions import kernel_block
@@ -27,11 +26,12 @@ from onnxprune.pipeline._inputs import (
     DataSource,
     ModelSource,
     PlanSource,
+    PreprocessSource,
     as_calibration,
     as_curves,
-    as_data,
     as_model,
     as_plan,
+    as_samples,
     as_target,
     is_synthetic,
 )
@@ -97,7 +97,7 @@ def prune(
     data: DataSource | None = None,
     images: int | None = None,
     size: Sequence[int] | None = None,
-    preprocess: Preprocess | None = None,
+    preprocess: PreprocessSource | None = None,
     recover: bool | None = None,
     curves: CurvesSource | None = None,
     min_group_accuracy: float | None = None,
@@ -131,7 +131,7 @@ def prune(
             `Calibration`.
         images: Number of samples to read from a source.
         size: Height and width that image files are resized to.
-        preprocess: Conversion of the samples into the model's input.
+        preprocess: Conversion of the samples into the model's input, or the name of a preset.
         recover: Recover accuracy on the data; default: if there is data.
         curves: Sensitivity curves, or the path of their file.
         min_group_accuracy: Lowest value of each group's curve.
@@ -239,7 +239,7 @@ def recover(
     data: DataSource,
     images: int | None = None,
     size: Sequence[int] | None = None,
-    preprocess: Preprocess | None = None,
+    preprocess: PreprocessSource | None = None,
     stages: Sequence[str] = STAGES,
     rows: int = 40_000,
     rounds: int = 3,
@@ -261,7 +261,7 @@ def recover(
             `Calibration`.
         images: Number of samples to read from a source.
         size: Height and width that image files are resized to.
-        preprocess: Conversion of the samples into the model's input.
+        preprocess: Conversion of the samples into the model's input, or the name of a preset.
         stages: Stages to run, in order.
         rows: Output positions that each layer is fitted on, in all samples together.
         rounds: Rounds of the alternation around Relu and Clip.
@@ -305,7 +305,7 @@ def retrain(
     val_data: DataSource | None = None,
     images: int | None = None,
     size: Sequence[int] | None = None,
-    preprocess: Preprocess | None = None,
+    preprocess: PreprocessSource | None = None,
     teacher: ModelSource | None = None,
     teacher_plan: PlanSource | None = None,
     epochs: int | None = None,
@@ -325,7 +325,7 @@ def retrain(
         val_data: Validation data; default: a share of the data, the same of every class.
         images: Number of samples to read from a source.
         size: Height and width that image files are resized to.
-        preprocess: Conversion of the samples into the model's input.
+        preprocess: Conversion of the samples into the model's input, or the name of a preset.
         teacher: Original, for distillation.
         teacher_plan: Plan by which the model was pruned from the teacher; features are then matched in pruned channels.
         epochs: Number of epochs; overrides that of the settings.
@@ -345,10 +345,13 @@ def retrain(
     from onnxprune.training import retrain as retrain_model
 
     chosen = settings or Settings()
+    read = as_model(model)
+    labels = not chosen.unlabelled
+    found = as_samples(data, read, images=images, size=size, preprocess=preprocess, labels=labels)
+    held = as_samples(val_data, read, preprocess=found.preprocess, labels=labels) if val_data is not None else None
     return retrain_model(
-        as_model(model), as_data(data, images=images, size=size),
-        val=as_data(val_data, size=size) if val_data is not None else None,
-        preprocess=_preprocess(data, preprocess), settings=replace(chosen, epochs=epochs) if epochs else chosen,
+        read, found.data, val=held.data if held is not None else None, preprocess=found.preprocess,
+        settings=replace(chosen, epochs=epochs) if epochs else chosen,
         teacher=as_model(teacher) if teacher is not None else None,
         plan=as_plan(teacher_plan) if teacher_plan is not None else None, method=method, folder=folder, resume=resume,
         restart=restart, progress=progress, notice=notice,
@@ -392,7 +395,7 @@ def evaluate(
     *,
     images: int | None = None,
     size: Sequence[int] | None = None,
-    preprocess: Preprocess | None = None,
+    preprocess: PreprocessSource | None = None,
     batch: int = 64,
     threads: int = 0,
     device: str = "cpu",
@@ -405,7 +408,7 @@ def evaluate(
         data: Samples and labels: `Data`, a source that `load_data` reads, or a `Calibration`.
         images: Number of samples to read from a source.
         size: Height and width that image files are resized to.
-        preprocess: Conversion of the samples into the model's input.
+        preprocess: Conversion of the samples into the model's input, or the name of a preset.
         batch: Samples per run.
         threads: CPU threads; 0: all cores.
         device: Device of onnxruntime: "cpu", "cuda" or "auto".
@@ -414,14 +417,11 @@ def evaluate(
     Raises:
         OnnxPruneError: no labels, samples or labels that do not fit the model, outputs that are not finite.
     """
+    read = as_model(model)
+    found = as_samples(data, read, images=images, size=size, preprocess=preprocess, labels=True, device=device)
     return evaluate_model(
-        as_model(model), as_data(data, images=images, size=size), preprocess=_preprocess(data, preprocess),
-        batch=batch, threads=threads, device=device, progress=progress,
-    )  # fmt: skip
-
-
-def _preprocess(data: DataSource, given: Preprocess | None) -> Preprocess | None:
-    return data.preprocess if given is None and isinstance(data, Calibration) else given
+        read, found.data, preprocess=found.preprocess, batch=batch, threads=threads, device=device, progress=progress
+    )
 
 
 def bench(

@@ -7,10 +7,10 @@ workers themselves if there are any: a killed run continues where it stopped and
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from onnxprune.analysis.coupling import Analysis, Group
 from onnxprune.criteria.masked_evaluation import CACHE_MEMORY, MaskedEvaluator
 from onnxprune.criteria.scoring import Scores
 from onnxprune.errors import OnnxPruneError, unknown
-from onnxprune.execution.data import Data, Preprocess, as_data
+from onnxprune.execution.data import Data, Preprocess, SampleSource, as_data, fit
 from onnxprune.execution.metrics import Metric, MetricValue, get_metric
 from onnxprune.ir.writer import save
 from onnxprune.options.planning import RATIOS as RATIOS
@@ -41,7 +41,7 @@ from onnxprune.planning.curves import Curve, CurvePoint, Curves
 
 def sensitivity(
     scores: Scores,
-    data: Data | str | os.PathLike[str],
+    data: SampleSource,
     *,
     metric: str | None = None,
     ratios: Sequence[float] = RATIOS,
@@ -92,7 +92,7 @@ def sensitivity(
         OnnxPruneError: Data, metric, patterns or ratios do not fit, outputs are not finite, the journal is of other
             settings, or workers fail repeatedly. Finished points are in the journal.
     """
-    analysis, data = scores.analysis, as_data(data)
+    analysis, data = scores.analysis, as_data(data, model=scores.analysis.source)
     rule = get_metric(metric or ("top1" if data.y is not None else "kl"))
     # Masking an inexact group is not its removal, so it has no curve.
     counts = {g.name: _counts(g, ratios) for g in _chosen(analysis, include, exclude) if g.exact}
@@ -103,7 +103,9 @@ def sensitivity(
     jobs = jobs if jobs > 0 else os.cpu_count() or 1
     if threads is None:
         threads = 0 if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs) if backend == "loky" else 1
-    how = preprocess or Preprocess()
+    labelled = rule.needs == "labels"
+    fitted = fit(analysis.source, data, preprocess, labels=labelled and not partial_classes, run=False)
+    data, how = fitted.data, fitted.preprocess
     search = CurveSearch(threshold, stop_at_chance)
     evaluator = MaskedEvaluator(  # with several jobs it only measures the baseline, on all cores
         analysis, orders, data, rule, preprocess=how, batch=batch, threads=threads if jobs == 1 else 0, device=device,
@@ -251,9 +253,10 @@ class _Sweep:
         try:
             if model.path is None:
                 save(model, path)
-            np.save(folder / "x.npy", data.x, allow_pickle=False)
-            if data.y is not None:
-                np.save(folder / "y.npy", data.y, allow_pickle=False)
+            if isinstance(data.x, np.ndarray):
+                np.save(folder / "x.npy", data.x, allow_pickle=False)
+                if data.y is not None:
+                    np.save(folder / "y.npy", data.y, allow_pickle=False)
         except OSError as err:
             raise OnnxPruneError(f"cannot hand the data to the workers: {err.strerror or err}") from err
         return WorkerSettings(
@@ -262,6 +265,7 @@ class _Sweep:
             evaluator.analysis.choices,
             folder.resolve(),
             data.name,
+            None if isinstance(data.x, np.ndarray) else data,
             how,
             evaluator.metric.name,
             {n: o.tolist() for n, o in evaluator.orders.items()},
@@ -363,9 +367,11 @@ def _digest(*arrays: Any) -> str:
 
 def data_digest(data: Data, how: Preprocess) -> str:
     """Return the digest of labels, preprocessing and up to 2^20 evenly spaced numbers of the samples."""
+    text = np.frombuffer(json.dumps(how.as_dict(), sort_keys=True).encode(), np.uint8)
+    if not isinstance(data.x, np.ndarray):
+        return _digest(np.frombuffer(data.digest(), np.uint8), text)
     flat = data.x.reshape(-1)
     sample = flat[:: max(1, flat.size // 2**20)]
     shape = np.asarray(data.x.shape, np.int64)
     labels = data.y if data.y is not None else np.zeros(0, np.int64)
-    text = np.frombuffer(repr(sorted(asdict(how).items())).encode(), np.uint8)
     return _digest(shape, labels, sample, text)

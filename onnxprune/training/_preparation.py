@@ -165,7 +165,7 @@ def probe(net: nn.Module, train: Samples, val: Samples, batch: int, teacher: Tea
         OnnxPruneError: PyTorch cannot run the model on these samples, or the teacher has other outputs.
     """
     for samples in (val, train):
-        x = samples[next(iter(Batches(len(samples), batch)))].x
+        x = samples[next(iter(Batches(len(samples), batch, sizes=samples.sizes)))].x
         net.eval()
         try:
             with torch.no_grad():
