@@ -177,7 +177,7 @@ def split(data: Data) -> tuple[Data, Data]:
 
 
 def _part(data: Data, which: npt.NDArray[np.int64]) -> Data:
-    return Data(data.x[which], None if data.y is None else data.y[which], data.name)
+    return data.take(which)
 
 
 def recover(
@@ -338,7 +338,7 @@ class _HoldoutEvaluator:
         session = Session(model, device=self.calibration.device, threads=self.calibration.threads)
         for i in range(len(feeds)):
             values = dict(zip(self.names, session.run(feeds[i][0], self.names), strict=True))
-            length, real = feeds.fixed or feeds.real(i), feeds.real(i)
+            length, real = feeds.size(i), feeds.real(i)
             yield {n: v[: len(v) // length * real] if v.ndim and real < length else v for n, v in values.items()}
 
     def distance(self, model: Model) -> float:
