@@ -322,6 +322,7 @@ def finish(
     output: ModelOutput,
     speedup: Speedup | None = None,
     recovered: Recovered | None = None,
+    samples: Calibration | None = None,
     *,
     as_json: bool,
 ) -> None:
@@ -332,6 +333,8 @@ def finish(
     save(done.model, output.output, external=output.external)
     if as_json:
         document = _display.compiled_document(done, str(output.output), speedup)
+        if samples is not None:
+            document["data"] = samples.as_dict()
         _display.emit_json(document if recovered is None else {**document, "recovery": recovered.as_dict()})
         return
     _display.compiled_table(done, f"{source.name} -> {output.output}", speedup)

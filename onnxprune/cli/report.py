@@ -54,7 +54,7 @@ def report(
     measuring = MeasurementSettings(
         latency=measurements.latency, batch=measurements.batch, threads=measurements.threads, runs=measurements.runs,
         device=measurements.device, verify=measurements.verify,
-        data=_accuracy_data(data) if data.data else None, preprocess=preprocess_of(data),
+        data=_accuracy_data(data.data, data) if data.data else None, preprocess=preprocess_of(data),
     )  # fmt: skip
     with _display.progress("measuring", quiet=as_json) as tick:
         written = write_report(sources, page.output, measuring=measuring, title=page.title, progress=tick)
@@ -67,7 +67,7 @@ def report(
     click.echo(f"written: {page.output} ({formatting.size(size)})")
 
 
-def _accuracy_data(options: AccuracyData) -> Data:
+def _accuracy_data(source: str, options: AccuracyData) -> Data:
     """Read samples; the report matches them with its first model."""
     from onnxprune.execution.data import load_data
 

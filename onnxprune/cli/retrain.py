@@ -134,7 +134,8 @@ def retrain(
         written = str(method_plan.plan_file)
     remove_checkpoints(folder)  # the result is on disk
     if as_json:
-        _display.emit_json(_display.retrained_document(done, str(output.output), written))
+        document = _display.retrained_document(done, str(output.output), written)
+        _display.emit_json({**document, "preprocess": found.preprocess.as_dict(), "warnings": found.data.warnings})
     else:
         _display.retrained_table(done, f"{model.name} -> {output.output}")
 

@@ -164,7 +164,7 @@ def sensitivity(
         rule.higher_is_better,
         CurvePoint(0.0, 0, base.value, base.error),
         groups,
-        {"name": data.name, **settings["data"]},
+        {"name": data.name, **settings["data"], **({"preprocess": how.as_dict()} if how.as_dict() else {})},
         {"batch": evaluator.feeds.batch, "provider": evaluator.provider},
         analysis.choices.options(),
         threshold,

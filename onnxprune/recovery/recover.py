@@ -7,6 +7,7 @@ original's on held-out samples; a stage that does not reduce the distance is und
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -248,6 +249,8 @@ def recover(
                 model, best = new, distance
     finally:
         store.close()
+    if how := calibration.preprocess.as_dict():
+        model = model.with_metadata({f"{PROVENANCE}.preprocess": json.dumps(how, sort_keys=True)})
     helped = " ".join(s.name for s in done[1:] if s.kept)
     if helped:
         model = model.with_metadata({f"{PROVENANCE}.recovered": helped})

@@ -277,7 +277,7 @@ def retrain(
         result = write_back(net.cpu(), base)
         if settings.insert_batchnorm:
             result = FuseBatchnorm(only_inserted=True)(result)
-        result = _signed(result, epoch, history, before, after)
+        result = _signed(result, epoch, history, before, after, how)
     improved = after.better_than(before)
     if replaced is not None and improved:
         # Evaluate by the same runtime as `replaced`, so that equal models give equal metrics.
@@ -350,12 +350,16 @@ def _unsaid(text: str) -> None:
 
 
 def _signed(
-    model: Model, epoch: int, history: Sequence[Epoch], before: ValidationMetrics, after: ValidationMetrics
-) -> Model:
+    model: Model, epoch: int, history: Sequence[Epoch], before: ValidationMetrics, after: ValidationMetrics,
+    how: Preprocess,
+) -> Model:  # fmt: skip
     note = {
         "epoch": epoch, "epochs": len(history) - 1, "before": _plain(asdict(before)), "after": _plain(asdict(after)),
     }  # fmt: skip
-    return model.with_metadata({f"{PROVENANCE}.retrained": json.dumps(note, sort_keys=True, allow_nan=False)})
+    notes = {"retrained": note} | ({"preprocess": how.as_dict()} if how.as_dict() else {})
+    return model.with_metadata(
+        {f"{PROVENANCE}.{name}": json.dumps(v, sort_keys=True, allow_nan=False) for name, v in notes.items()}
+    )
 
 
 def _statement(

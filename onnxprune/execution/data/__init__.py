@@ -18,8 +18,8 @@ from onnxprune.execution.data._sources import Source
 from onnxprune.execution.data._targets import Boxes, Target, Targets
 
 __all__ = [
-    "IMAGES", "MAX_ARRAY_BYTES", "Boxes", "Data", "Feeds", "Fitted", "InputSpec", "Preprocess", "SampleSource", "Source", "Target",
-    "Targets", "arrangement", "as_data", "as_preprocess", "class_count", "fit", "fitted_labels", "input_of",
-    "inputs_of", "known_classes", "load_data", "model_batches", "preprocess_of", "preset", "read_class_map", "resolved",
-    "split_digits", "subset", "to_input",
+    "IMAGES", "MAX_ARRAY_BYTES", "Boxes", "Data", "Feeds", "Fitted", "InputSpec", "Preprocess", "SampleSource",
+    "Source", "Target", "Targets", "arrangement", "as_data", "as_preprocess", "class_count", "fit", "fitted_labels",
+    "input_of", "inputs_of", "known_classes", "load_data", "model_batches", "preprocess_of", "preset", "read_class_map",
+    "resolved", "split_digits", "subset", "to_input",
 ]  # fmt: skip

@@ -143,7 +143,8 @@ def check_labels_fit(data: Data, model: Model) -> None:
         if low == 1 and high == count:
             fix = "labels seem to count from 1: subtract 1"
         raise OnnxPruneError(
-            f"the data {data.name!r} has the label {wrong} (sample {at}), the model {count} classes, 0 to {count - 1}",
+            f"the data {data.name!r} has the label {wrong}, the model {count} classes, 0 to {count - 1}",
+            where=f"sample {at}",
             fix=fix,
         )
 

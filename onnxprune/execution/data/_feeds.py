@@ -33,6 +33,7 @@ class Feeds:
         how: Preprocessing, with what the model decides.
         batch: Samples of a batch at most.
         fixed: Samples of every batch if the model fixes them, else None.
+        mixed: Whether the samples differ in shape.
 
     Raises:
         OnnxPruneError: The data's names are not the model's inputs, or the samples do not fit them.
@@ -45,6 +46,7 @@ class Feeds:
         self.fixed = None if source.whole else _fixed_batch(list(self.inputs.values()))
         self.batch: int = 1 if source.whole else self.fixed or batch
         keys = source.sizes(self.how)
+        self.mixed = keys is not None and len(set(keys)) > 1
         self.order: npt.NDArray[np.int64] = np.arange(len(data))
         if keys is not None:
             numbers = {key: k for k, key in enumerate(dict.fromkeys(keys))}

@@ -85,10 +85,6 @@ def fit(
     return Fitted(replace(data, warnings=tuple(dict.fromkeys(warnings))), how)
 
 
-def _is_ordered(feeds: Feeds) -> bool:
-    return bool((feeds.order == np.arange(len(feeds.order))).all())
-
-
 def _check_values(data: Data, model: Model) -> None:
     """Raise if the labels of a classifier are floats.
 
@@ -209,7 +205,7 @@ def _run(model: Model, feeds: Feeds, device: str, threads: int) -> None:
         OnnxPruneError: onnxruntime fails, or an output is not finite.
     """
     session = Session(model, device=device, threads=threads)
-    for i in sorted({0, len(feeds) - 1}) if not _is_ordered(feeds) else (0,):
+    for i in sorted({0, len(feeds) - 1 if feeds.mixed else 0}):
         feed, _ = feeds[i]
         shapes = ", ".join(f"{name} {list(v.shape)}" for name, v in feed.items())
         try:

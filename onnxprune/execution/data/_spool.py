@@ -8,7 +8,7 @@ import tempfile
 import weakref
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -33,13 +33,14 @@ class Spool:
         self._file = os.fdopen(handle, "wb")
         self._entries: list[tuple[int, tuple[int, ...], np.dtype[Any]]] = []
         self._end = 0
-        self._remove = weakref.finalize(self, _remove, self.path)
+        self._remove = weakref.finalize(self, _remove, self.path, self._file)
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def __getstate__(self) -> dict[str, Any]:
-        self._file.flush()
+        if not self._file.closed:
+            self._file.flush()
         return {"path": self.path, "_entries": self._entries, "_end": self._end}
 
     def add(self, array: Array) -> None:
@@ -87,8 +88,9 @@ class Spool:
         return np.frombuffer(bytearray(data), dtype).reshape(shape)
 
 
-def _remove(path: Path) -> None:
+def _remove(path: Path, file: IO[bytes]) -> None:
     with contextlib.suppress(OSError):
+        file.close()
         path.unlink()
 
 

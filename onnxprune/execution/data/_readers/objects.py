@@ -87,7 +87,8 @@ def _is_array_like(value: Any) -> bool:
 
 def _is_dataset(given: Any) -> bool:
     """Return whether an object has random access to its samples, as a Dataset of PyTorch; a DataLoader has none."""
-    return hasattr(given, "__getitem__") and hasattr(given, "__len__") and not isinstance(given, Mapping | str | bytes)
+    random = hasattr(given, "__getitem__") and hasattr(given, "__len__")
+    return random and not isinstance(given, Mapping | str | bytes | list | tuple)
 
 
 def _dataset(given: Any, name: str, ranks: Ranks | None, images: int | None) -> Data:
