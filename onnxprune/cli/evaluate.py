@@ -52,6 +52,6 @@ def evaluate(
     _display.note(result.reason)
     _display.table(
         f"{model.name} on {samples.name}, {result.samples} samples, {result.provider}",
-        ["metric", "value", "+-"],
-        result.rows(),
+        [cell for title, _, error in result.rows() for cell in ((title, "+-") if error else (title,))],
+        [[cell for _, value, error in result.rows() for cell in ((value, error) if error else (value,))]],
     )

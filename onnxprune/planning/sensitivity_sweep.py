@@ -344,8 +344,6 @@ def _metric(analysis: Analysis, data: Data, how: Preprocess, options: TaskOption
     Raises:
         OnnxPruneError: There is no such metric or task, or the data does not fit it.
     """
-    if options.task is None and options.metric is not None and options.metric in METRICS:
-        return METRICS[options.metric], None
     feed, targets = Feeds(analysis.model, data, how, 1)[0]
     return find_metric(analysis.source, options, targets=kind_of(targets), feed=feed)
 
