@@ -79,10 +79,11 @@ def test_from_data_to_the_retrained_model(case: tuple[Path, Path, Path, str, str
     agreed = json.loads(line.out("evaluate", small, "--data", plain, "--reference", model, "--json"))
     assert 0 < agreed["agreement"] <= 1
 
-    args = ("--teacher", model, "--epochs", 1, "--batch", 8, "--keep", "last", "--threads", 1)
+    line.ok("apply", model, plan, "-o", small)  # without recovery
+    args = ("--teacher", model, "--epochs", 2, "--batch", 8, "--keep", "last", "--threads", 1, "--optimizer", "adamw")
     trained = json.loads(line.out("retrain", small, "--data", plain, "-o", better, *args, "--json"))
     assert trained["metric"] == ("word_accuracy" if unlabelled else "agreement")
-    assert trained["history"][1]["loss"] < trained["history"][0]["loss"]  # the distillation loss
+    assert trained["history"][2]["loss"] < trained["history"][0]["loss"]  # the distillation loss
     assert [t.shape for t in op.load(better).graph.outputs] == [t.shape for t in op.load(model).graph.outputs]
     assert "could" not in line.ok("recover", model, small, plan, "--data", plain, "-o", tmp_path / "v.onnx").stderr
 
@@ -96,7 +97,7 @@ def test_sensitivity_of_every_task(case: tuple[Path, Path, Path, str, str], tmp_
     line.ok("sensitivity", model, "--data", plain, "-o", two, *args)
     curves = op.load_curves(two)
     assert (curves.metric, curves.baseline.value) == ("agreement", 1)
-    assert all(0 <= p.value < 1 for c in curves.groups.values() for p in c.points)
+    assert all(0 <= p.value <= 1 for c in curves.groups.values() for p in c.points)
 
 
 def test_a_metric_of_ones_own_everywhere(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +192,7 @@ on = "test_data"
     )
     document = json.loads(line.out("run", tmp_path / "r.toml", "-o", tmp_path / "run", "--json"))
     rows = document["steps"]
-    assert [r["metric"] for r in rows if r["value"] is not None][0] == "agreement"
+    assert next(r["metric"] for r in rows if r["value"] is not None) == "agreement"
     assert rows[0]["value"] == 1
     assert 0 < rows[1]["value"] < 1
     assert "agreement" in (tmp_path / "run" / "02-evaluate" / "accuracy.json").read_text()

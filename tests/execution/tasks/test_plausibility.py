@@ -63,7 +63,7 @@ def test_labels_that_are_off_are_an_error_where_nothing_else_explains_it(shift: 
 def test_a_shift_that_fits_somewhat_better_is_a_warning() -> None:
     labels = RNG.integers(0, 9, 400)
     kind = RNG.uniform(size=400)
-    predicted = np.where(kind < 0.2, labels, np.where(kind < 0.65, labels + 1, RNG.integers(0, 10, 400)))
+    predicted = np.where(kind < 0.2, labels, np.where(kind < 0.8, labels + 1, RNG.integers(0, 10, 400)))
     [line] = warnings(predicted, labels)
     assert "off by 1" in line
 
