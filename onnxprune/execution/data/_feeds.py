@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune._utils.formatting import listed
+from onnxprune._utils.formatting import counted, listed
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data._data import Data
 from onnxprune.execution.data._inputs import InputSpec, inputs_of, to_input
@@ -136,8 +136,9 @@ def matched_inputs(model: Model, data: Data) -> dict[str, InputSpec]:
         return own
     needed = listed((repr(n) for n in own), 8)
     given = "one array without a name" if names == ("",) else listed((repr(n) for n in names), 8)
+    has = f"{counted(len(own), 'input')} ({needed})"
     raise OnnxPruneError(
-        f"the data {data.name!r} does not match the model's inputs: the model has {needed}, the data {given}",
+        f"the data {data.name!r} does not match the model: the model has {has}, the data has {given}",
         fix="name every array as the input it is for" if len(specs) > 1 else f"name the array {specs[0].name!r} or 'x'",
     )
 

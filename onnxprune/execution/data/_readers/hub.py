@@ -46,7 +46,9 @@ def read_hub(source: str, ranks: Ranks | None = None) -> Data:
     try:
         import datasets  # type: ignore[import-not-found, unused-ignore]
     except ImportError as err:
-        raise OnnxPruneError(f"hf: needs the library datasets ({err})", fix="pip install 'onnxprune[hf]'") from err
+        raise OnnxPruneError(
+            f"hf: needs the library datasets ({err})", fix="pip install 'onnxprune[datasets]'"
+        ) from err
     body = source.removeprefix("hf:")
     name, _, split = body.rpartition(":") if ":" in body else (body, "", "")
     name, _, config = name.partition("@")
