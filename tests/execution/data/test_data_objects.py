@@ -111,8 +111,8 @@ def test_a_calibration_reader_gives_its_samples() -> None:
     data = load_data(Reader(), model=MODEL)
     assert len(data) == len(load_data(Reader())) == 10
     np.testing.assert_array_equal(inputs_of(data), X)
-    with pytest.raises(OnnxPruneError, match=r"1 input \('x'\), the data has 'image'"):
-        Feeds(MODEL, load_data(Reader("image"), model=MODEL), Preprocess())
+    with pytest.raises(OnnxPruneError, match=r"1 input \('x'\), the data has 'z'"):
+        Feeds(MODEL, load_data(Reader("z"), model=MODEL), Preprocess())
 
 
 def test_a_named_function_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
