@@ -69,6 +69,7 @@ def fit(
     if labels:
         check_labels_fit(data, model)
     feeds = Feeds(model, data, how or Preprocess(), _SAMPLES)
+    data.source.check()
     how, found = _plausible(model, feeds, _first(feeds), feeds.how)
     warnings = list(data.warnings)
     warnings += found
