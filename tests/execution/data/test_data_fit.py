@@ -33,6 +33,7 @@ def test_plausible_data_has_no_warning() -> None:
     assert fitted(PIXELS / 255, how=Preprocess((0.5,), (0.25,))).data.warnings == ()
     assert fitted(PIXELS.astype(np.uint8).transpose(0, 2, 3, 1)).data.warnings == ()
     assert fitted(PIXELS, how=Preprocess((127,), (128,))).data.warnings == ()
+    assert fitted(PIXELS, how=Preprocess((103.9, 116.8, 123.7))).data.warnings == ()
 
 
 def test_floats_in_the_range_of_bytes_are_pointed_out() -> None:
