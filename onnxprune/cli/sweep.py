@@ -91,7 +91,7 @@ def sweep(
 
         plot_study(found, output.plot, name=model.name)
     if as_json:
-        _display.emit_json(found.as_dict())
+        _display.emit_json({**found.as_dict(), "preprocess": samples.preprocess.as_dict()})
         return
     ends = "units removed" if study.end == "strip" else "zeros"
     _display.table(
