@@ -137,8 +137,8 @@ def _on_grid(rows: Array, size: tuple[int, int]) -> Array:
     grid = np.concatenate(grids)
     if len(grid) != len(rows):
         raise OnnxPruneError(f"{len(rows)} boxes are not those of an image of {size[0]} by {size[1]} pixels")
-    stride = grid[:, 2:]
-    centres, sizes = (rows[:, :2] + grid[:, :2]) * stride, np.exp(np.clip(rows[:, 2:4], -50, 50)) * stride
+    strides = grid[:, 2:]
+    centres, sizes = (rows[:, :2] + grid[:, :2]) * strides, np.exp(np.clip(rows[:, 2:4], -50, 50)) * strides
     return np.concatenate([centres, sizes, rows[:, 4:]], 1)
 
 
