@@ -33,6 +33,7 @@ from onnxprune.options import (
     Options,
     Planning,
     Scoring,
+    TaskOptions,
     Verifying,
     option,
 )
@@ -54,6 +55,7 @@ def prune(
     output: ModelOutput,
     scoring: Scoring,
     data: CalibrationData,
+    tasks: TaskOptions,
     planning: Planning,
     curves: CurvesInput,
     constraints: Constraints,
@@ -108,9 +110,9 @@ def prune(
         from onnxprune.recovery.recover import recover as run
 
         with progress("recovering", quiet=as_json) as tick:
-            recovered = run(original, done.model, made.plan, samples, analysis=found, progress=tick)
+            recovered = run(original, done.model, made.plan, samples, analysis=found, task=tasks, progress=tick)
         done = replace(done, model=recovered.model)
     speedup = speedup_of(found, made, done.model, measuring, quiet=as_json)
     if second.plan_file is not None:
         save_plan(made.plan, second.plan_file)
-    finish(done, model, output, speedup, recovered, as_json=as_json)
+    finish(done, model, output, speedup, recovered, samples, as_json=as_json)

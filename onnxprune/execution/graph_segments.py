@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate, pairwise
 from math import prod
 from pathlib import Path
 
@@ -121,12 +120,6 @@ class Segments:
         return [n if isinstance(n, int) else f"{name}_{i}" for i, n in enumerate(sizes)]
 
 
-def sample_numbers(feeds: Feeds) -> list[range]:
-    """Return the sample numbers of every batch; batches may be of different lengths."""
-    ends = list(accumulate((feeds.real(i) for i in range(len(feeds))), initial=0))
-    return [range(a, b) for a, b in pairwise(ends)]
-
-
 class ActivationCursor:
     """Live tensors of all samples at one cut of a model. A context manager, because it may hold files.
 
@@ -144,7 +137,6 @@ class ActivationCursor:
         self.segments, self.feeds = segments, feeds
         self.device, self.threads = device, threads
         self.node_index = 0
-        self._samples = sample_numbers(feeds)
         self._store = _ArrayStore(memory)
         self._held: list[dict[str, int]] | None = None  # per batch: tensor -> key in the store; None: the feeds
 
@@ -158,8 +150,8 @@ class ActivationCursor:
         return len(self.feeds)
 
     def samples(self, batch: int) -> range:
-        """Return the sample numbers of a batch."""
-        return self._samples[batch]
+        """Return the sample numbers of a batch, in the order of the batches."""
+        return self.feeds.span(batch)
 
     def advance(self, node_index: int) -> None:
         """Advance to a cut; tensors before it are discarded.
@@ -206,9 +198,8 @@ class ActivationCursor:
         for batch in range(len(self)):
             values = self._run(session, batch, new) if session is not None else []
             found = dict(zip(new, values, strict=True))
-            real = self.feeds.real(batch)
+            real, length = self.feeds.real(batch), self.feeds.size(batch)
             out = {n: found[n] if n in found else self._get(batch, n) for n in names}
-            length = self.feeds.batch if self.feeds.fixed else real
             yield {n: v[: len(v) // length * real] if real < length and v.ndim else v for n, v in out.items()}
 
     def _session(self, start: int, stop: int, names: Sequence[str], model: Model | None = None) -> Session:
