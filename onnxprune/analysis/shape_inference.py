@@ -72,6 +72,11 @@ class Witness:
     numbers: Mapping[Atom, int | None] = field(default_factory=dict, repr=False)
     settled: Mapping[tuple[str, int], int] = field(default_factory=dict, repr=False)
 
+    @property
+    def assumed_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the inputs with dynamic dimensions besides the batch, by name."""
+        return {name: self.shapes[name] for name, axis in self.dims if axis and name in self.shapes}
+
     def symbolic(self, name: str) -> Dims | None:
         """Return the symbolic shape of a tensor; None if it is not known."""
         return self.sizes.get(name) or self.shapes.get(name)
