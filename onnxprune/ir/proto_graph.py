@@ -27,6 +27,11 @@ COMPUTED = "//computed"
 """Suffix of a computed tensor whose consumers read a substitute chosen by the checker."""
 
 
+def describe(node: NodeProto) -> str:
+    """Return the operator and the name of a node, for messages."""
+    return f"{node.op_type} {node.name or next((o for o in node.output if o), '')!r}"
+
+
 def reads(node: NodeProto) -> list[str]:
     """Return the tensor names a node reads, including outer tensors captured by its bodies."""
     names = [n for n in node.input if n]
@@ -144,8 +149,7 @@ class Graph:
         """Return a description of the producer of a tensor, for messages."""
         if tensor not in self.writer:
             return f"tensor {tensor!r}"
-        node = self.nodes[self.writer[tensor]]
-        return f"{node.op_type} {node.name or node.output[0]!r}"
+        return describe(self.nodes[self.writer[tensor]])
 
     def needed(self, targets: Collection[str], cuts: Collection[str]) -> tuple[list[int], set[str]]:
         """Return the indices of the nodes that compute the targets, and the cut tensors and inputs they start from."""
