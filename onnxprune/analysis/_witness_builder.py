@@ -29,6 +29,7 @@ from onnxprune.analysis._type_inference import (
     with_shape,
 )  # fmt: skip
 from onnxprune.analysis.node_evaluation import compute_node
+from onnxprune.ir.branches import FLAT
 from onnxprune.ir.model import Array
 from onnxprune.ir.symbolic import Atom, Expr, Size, atom_of, evaluate, opaque, product, symbol
 
@@ -92,6 +93,9 @@ class WitnessBuilder:
 
     def visit(self, node: gs.Node, node_types: NodeTypes, opset: int) -> None:
         """Infer the outputs of a node whose inputs were visited."""
+        if node.domain == FLAT:
+            self._select(node)
+            return
         read = [self.states.get(t.name) or self._state(t) for t in node.inputs]
         attributes = hashable(node.attrs)
         used = len(node.outputs) > 1 and [(t.name != "", bool(t.outputs)) for t in node.outputs]
@@ -105,6 +109,43 @@ class WitnessBuilder:
         value = self._find_out(node, node_types, opset)
         if unknowns == self._unknowns and (value is None or self._weights.isdisjoint(read)) and attributes is not None:
             self.alike[key] = [t.name for t in node.outputs]
+
+    def _select(self, node: gs.Node) -> None:
+        """Record the outputs of an If in flat form: those of one branch if the condition is known, else what both have.
+
+        Sizes in which the results differ are unknowns of their own, unless the condition is a constant.
+        """
+        condition, count = node.inputs[0], len(node.inputs) // 2
+        value = self._value(condition)
+        for k, output in enumerate(node.outputs):
+            results = [node.inputs[1 + k], node.inputs[1 + count + k]]
+            for t in results:
+                self.states.get(t.name) or self._state(t)
+            if value is not None and not bool(value.any()):
+                results.reverse()
+            first, other = results
+            if not output.name or first.name not in self.types:
+                continue
+            if value is not None and condition.name not in self.formulas:
+                self._repeat(output.name, first.name)
+                continue
+            kind = self.types[first.name]
+            shapes = [self.shapes.get(t.name) for t in results]
+            if shapes[0] is None or shapes[1] is None or len(shapes[0]) != len(shapes[1]):
+                if value is not None or kind == self.types.get(other.name):
+                    self.settle(output.name, kind)
+            elif value is not None or shapes[0] == shapes[1]:
+                self.settle(output.name, kind)
+            else:
+                seen = [n if n == m else _SELECTED for n, m in zip(*shapes, strict=True)]
+                self.settle(output.name, with_shape(kind, seen))
+                self.assumed.add(output.name)
+            if output.name in self.shapes:
+                one, two = self._dims(first) or (), self._dims(other) or ()
+                same = len(one) == len(two)
+                self._express_as(output.name, [
+                    n if same and two[i] == n else None for i, n in enumerate(one)
+                ])  # fmt: skip
 
     def _state(self, t: gs.Tensor) -> int:
         """Return the number of a tensor's state: all that is known of it."""

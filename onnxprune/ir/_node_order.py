@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import onnx
 
 from onnxprune.errors import OnnxPruneError
-from onnxprune.ir.proto_graph import describe, reads
+from onnxprune.ir.branches import describe, reads
 
 
 def in_order(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -23,6 +23,7 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.ir import protobuf_wire
 from onnxprune.ir._function_inlining import without_functions
 from onnxprune.ir._node_order import in_order
+from onnxprune.ir.branches import flat
 from onnxprune.ir.model import Array, Model, Sidecar, node_key
 
 # onnxruntime supports opset 7 and later; graphs below 9 use forms that no current exporter writes.
@@ -83,8 +84,9 @@ def _from_proto(proto: onnx.ModelProto, arrays: dict[str, Array], path: Path | N
             where=missing[0],
             fix="export the model with its parameters (torch: export_params=True)",
         )
+    proto, depth = flat(proto)
     graph = _import(proto)
-    # A weight that only bodies of If or Loop read is not a tensor of the graph itself.
+    # A weight that only bodies of Loop or Scan read is not a tensor of the graph itself.
     for t in (t for g in (graph, *graph.subgraphs(recursive=True)) for t in g.tensors().values()):
         if isinstance(t, gs.Constant) and t.name in arrays:
             t._values = arrays[t.name]
@@ -93,7 +95,7 @@ def _from_proto(proto: onnx.ModelProto, arrays: dict[str, Array], path: Path | N
             t._values = t.values
     if graph.ir_version < 4:
         graph.ir_version = IR_WITHOUT_INPUTS
-    return Model(graph, _sidecar(proto), path, frozenset(data_files))
+    return Model(graph, _sidecar(proto, depth), path, frozenset(data_files))
 
 
 def _import(proto: onnx.ModelProto) -> gs.Graph:
@@ -318,7 +320,7 @@ def _valueless_weights(proto: onnx.ModelProto) -> tuple[str, str] | None:
     return None
 
 
-def _sidecar(proto: onnx.ModelProto) -> Sidecar:
+def _sidecar(proto: onnx.ModelProto, depth: dict[str, int]) -> Sidecar:
     shell = onnx.ModelProto()
     shell.CopyFrom(proto)
     graph = onnx.GraphProto()
@@ -341,4 +343,4 @@ def _sidecar(proto: onnx.ModelProto) -> Sidecar:
     graph.quantization_annotation.extend(proto.graph.quantization_annotation)
     shell.ClearField("graph")
     shell.ClearField("functions")
-    return Sidecar(shell, graph, nodes, values, tensors)
+    return Sidecar(shell, graph, nodes, values, tensors, depth)

@@ -31,6 +31,7 @@ class Dimension:
     axis: int
     name: str
     kind: str
+    first: bool  # whether it is the first dynamic dimension of its input: a state is [layers, batch, hidden]
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,13 @@ def dynamic(graph: Graph) -> list[Dimension]:
     out = []
     for name, info in graph.inputs.items():
         dims = info.type.tensor_type.shape.dim
+        first = True
         for axis, dim in enumerate(dims):
             if dim.HasField("dim_value") and dim.dim_value > 0:
                 continue
             kind = "batch" if axis == 0 else "side" if len(dims) > 3 and axis > 1 else "length"
-            out.append(Dimension(name, axis, dim.dim_param or f"{name}:{axis}", kind))
+            out.append(Dimension(name, axis, dim.dim_param or f"{name}:{axis}", kind, first))
+            first = False
     return out
 
 
@@ -186,7 +189,11 @@ def _kind_together(d: Dimension) -> object:
     return d.kind
 
 
-_TIES = (_by_name, _batch_together, _same_axis_together, _kind_together)
+def _first_together(d: Dimension) -> object:
+    return "batch" if d.first else d.name
+
+
+_TIES = (_by_name, _batch_together, _first_together, _same_axis_together, _kind_together)
 
 
 def _assigned(dims: list[Dimension], profile: Profile, tie: Callable[[Dimension], object]) -> dict[str, int]:
