@@ -24,10 +24,17 @@ from onnxprune.ir.model import Array, Model, Sidecar, node_key
 LARGEST_SINGLE_FILE = protobuf_wire.TWO_GIB - 64 * 2**20
 
 
-def to_skeleton(model: Model, graph: gs.Graph | None = None) -> tuple[onnx.ModelProto, dict[str, Array]]:
+def to_skeleton(
+    model: Model, graph: gs.Graph | None = None, *, nest: bool = True
+) -> tuple[onnx.ModelProto, dict[str, Array]]:
     """Return the ModelProto without large weights, and those weights by name.
 
     All initializers are listed with type and shape; the data of the large ones is in the dict.
+
+    Args:
+        model: Model to write.
+        graph: Graph to write instead of the model's.
+        nest: Write an If with branches; otherwise in flat form, which no runtime reads.
     """
     graph = model.graph if graph is None else graph
     side = model.sidecar
@@ -51,7 +58,7 @@ def to_skeleton(model: Model, graph: gs.Graph | None = None) -> tuple[onnx.Model
         for t in tensors:
             field_.append(side.values.get(t.name) or OnnxExporter.export_value_info_proto(t, True))
     ours = None
-    if any(map(is_flat_if, out.node)):
+    if nest and any(map(is_flat_if, out.node)):
         nodes = nested(out.node, {t.name for t in graph.outputs}, side.depth, [reads(n) for n in out.node])
         ours = {o for n in nodes for o in n.output}
         del out.node[:]
