@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 
 import numpy as np
@@ -23,6 +23,7 @@ _ROWS = {"Gather": (1, 0), "GatherElements": (1, 0), "GatherND": (1, 0), "EmbedL
 """Operators that look up rows: (input of the indices, input of the table)."""
 _VIEWS = frozenset(("Cast", "Identity", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "Transpose", "Concat", "Expand"))
 _FEW_NUMBERS = 8
+_RANDOM_TRUTHS = 4  # runs in which single truth values are random
 STYLES = ("unit", "image", "wide", "positive", "huge")
 """N(0, 1); min(100 |N|, 255); N(0, 100 squared); min(|N| / 3, 1); N(0, 10,000 squared)."""
 
@@ -128,6 +129,8 @@ class Values:
         self.thresholds = thresholds(pruned) | thresholds(graph)
         self.rows = rows(graph)
         self.decisive = decisive(graph)
+        self._codes: dict[str, int] = {}
+        self._digits = 0
 
     @property
     def choices(self) -> int:
@@ -152,7 +155,7 @@ class Values:
         key = zlib.crc32(f"{name}/{run}/{style}/{self.seed}".encode())
         count = int(np.prod(shape))
         if dtype.kind == "b":
-            flat = normal(count, key) > 0 if count > 1 else np.full(count, (run + zlib.crc32(name.encode())) % 2 == 0)
+            flat = normal(count, key) > 0 if count > 1 else np.full(count, self._truth(name, run))
             return flat.reshape(shape)
         if dtype.kind in "iu":
             rng = np.random.default_rng(key)
@@ -167,6 +170,24 @@ class Values:
         if dtype.itemsize < 4 and style in ("wide", "huge"):  # sums of large numbers would overflow
             values = values * np.float32(0.1 if style == "wide" else 3e-3)
         return values.reshape(shape).astype(dtype)
+
+    def distinguish(self, names: Collection[str]) -> int:
+        """Choose truth values such that single truth values have both values, and no two are equal in all runs.
+
+        Args:
+            names: Tensors that hold a single truth value.
+
+        Returns:
+            Number of runs, from 0 on, in which this is so.
+        """
+        self._codes = {name: i + 1 for i, name in enumerate(sorted(names))}
+        self._digits = (len(self._codes) + 1).bit_length()
+        return self._digits + _RANDOM_TRUTHS
+
+    def _truth(self, name: str, run: int) -> bool:
+        if run < self._digits and name in self._codes:
+            return bool(self._codes[name] >> run & 1)
+        return zlib.crc32(f"{name}/{run // 2}".encode()) >> 7 & 1 == run % 2
 
     def _floats(self, name: str, count: int, key: int, style: str) -> Array:
         x = normal(count, key)

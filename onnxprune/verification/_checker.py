@@ -141,10 +141,13 @@ class _Job:
         data = [{k: v.astype(np.float32) if narrow(v.dtype) else v for k, v in feeds.items()} for feeds in data]
         runs = self._runs(data)
         self.induction.sizes = [r.shapes for r in runs] + [self.claims.shapes]
+        decided, truths = self.induction.with_single_truths()
+        combinations = self.values.distinguish(truths)
         self.induction.run_once(0, self.cut.targets)
         for run in runs[1:]:
             self.induction.run(run.shapes, run.number, self.induction.computed(self.cut.always, run.shapes))
-        self.induction.run_once(1, self.induction.with_single_truths())
+        for number in range(1, combinations if decided else 1):
+            self.induction.run_once(number, decided)
         if len(runs) == 1:  # a model of fixed sizes: use other values instead
             self.induction.run_once(2, self.cut.always)
         # Other styles of values activate channels that were constant, and test nodes with another operator.

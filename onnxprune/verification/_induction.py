@@ -378,15 +378,15 @@ class Induction:
         seen = {t for (t, _), c in self.styles.items() if c.has_elements or c.problem}
         return [t for t, c in self.results.items() if not c.has_elements and not c.problem and t not in seen]
 
-    def with_single_truths(self) -> list[str]:
-        """Return the targets whose regions read a single truth value: both values must be run."""
+    def with_single_truths(self) -> tuple[list[str], set[str]]:
+        """Return the targets whose regions read single truth values, and these: all values must be run."""
         shapes = {n: s for known in reversed(self.sizes) for n, s in known.items()}
         single = {
             n
             for n, k in self.cut.kinds.items()
             if k == onnx.TensorProto.BOOL and int(np.prod(shapes.get(n, (2,)))) == 1
         }
-        return [t for t in self.cut.once if single & self.leaves([t])] if single else []
+        return [t for t in self.cut.targets if single & self.leaves([t])] if single else [], single
 
     def other_operators(self) -> list[str]:
         """Return the targets computed by another operator than in the original."""
