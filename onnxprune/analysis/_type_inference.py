@@ -159,6 +159,12 @@ def with_shape(kind: bytes, shape: Sequence[int]) -> bytes:
     return out
 
 
+def is_tensor(kind: bytes) -> bool:
+    """Return whether a type is that of a tensor of known rank."""
+    parsed = onnx.TypeProto.FromString(kind)
+    return bool(parsed.HasField("tensor_type") and parsed.tensor_type.HasField("shape"))
+
+
 def known_axes(kind: bytes) -> list[bool]:
     """Return, for every axis of a tensor type, whether its dimension is known."""
     return [dim.HasField("dim_value") for dim in onnx.TypeProto.FromString(kind).tensor_type.shape.dim]

@@ -282,6 +282,7 @@ def walk(model: Model, witness: Witness, choices: CouplingOptions | None = None)
     """Return the label table of a model: run the rule of every operator once, in graph order."""
     graph = model.graph
     table = LabelTable(witness.shapes, witness.values, model.opset, choices, witness.sizes, witness.formulas)
+    table.impossible = witness.impossible
     table.outputs = frozenset(t.name for t in graph.outputs)
     for node in graph.nodes:
         table.node = node

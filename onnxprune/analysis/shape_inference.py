@@ -51,6 +51,7 @@ class Witness:
             (a sequence of tensors).
         formulas: Symbolic elements of the values that are not constant; None if they are not known.
         numbers: Numbers assigned to the unknowns of both.
+        impossible: Output of an If -> result of the branch that the nodes after the If reject whatever its sizes are.
     """
 
     dims: Mapping[tuple[str, int], int]
@@ -63,6 +64,7 @@ class Witness:
     sizes: Mapping[str, Dims] = field(default_factory=dict, repr=False)
     formulas: Mapping[str, Elements | None] = field(default_factory=dict, repr=False)
     numbers: Mapping[Atom, int | None] = field(default_factory=dict, repr=False)
+    impossible: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def symbolic(self, name: str) -> Dims | None:
         """Return the symbolic shape of a tensor; None if it is not known."""
@@ -183,5 +185,5 @@ def witness(model: Model, dims: Mapping[tuple[str, int], int] | None = None) -> 
     names |= {t.name for t in graph.outputs}
     return Witness(
         dims, found.shapes, found.values, found.dtypes, found.types, frozenset(found.assumed), frozenset(names),
-        found.sizes, found.formulas, found.numbers,
+        found.sizes, found.formulas, found.numbers, found.impossible,
     )  # fmt: skip

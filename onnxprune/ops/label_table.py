@@ -152,6 +152,7 @@ class LabelTable:
         self.choices = choices or CouplingOptions()
         self.sizes = sizes
         self.formulas = formulas
+        self.impossible: Mapping[str, str] = {}  # output of an If -> result that the nodes after the If reject
         self.count = 1
         self.variables: dict[str, Axes] = {}
         self.constants: dict[str, Axes] = {}
