@@ -25,6 +25,7 @@ Array = npt.NDArray[Any]
 
 _INTEGERS = (np.dtype(np.int64), np.dtype(np.int32), np.dtype(np.bool_))
 
+FIXED = "meets an axis that is fixed"
 STATISTIC = "takes a statistic over these channels: removing one is not masking it"
 
 
@@ -285,7 +286,7 @@ class LabelTable:
         if a is b:
             return
         if a is None or b is None:
-            self.lock(a if b is None else b, "meets an axis that is fixed")
+            self.lock(a if b is None else b, FIXED)
             return
         if self._partial:
             zero = (a == 0) | (b == 0)

@@ -65,7 +65,7 @@ class SizeFinder:
         self._tried.append(assigned)
         graph, number = self._graph, len(self.runs)
         shapes = {n: sizes.shape(n, graph, assigned) for n in graph.inputs}
-        if self.runs and not sizes.affordable(shapes, self.runs[0].shapes, graph):
+        if not sizes.affordable(shapes, self.runs[0].shapes, graph) if self.runs else sizes.excessive(assigned):
             return False
         style = ("unit", "positive", "unit", "image")[number % 4]
         for largest, choice in itertools.product((2, 1) if number else (2, 10, 1), range(self._values.choices)):

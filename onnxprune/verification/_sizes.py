@@ -17,6 +17,7 @@ from onnxprune.ir.proto_graph import Graph
 
 WANTED = 3
 _LARGEST_TENSOR = 2**26  # elements
+_LARGEST_PAIR = 2**24  # elements that two sizes span, as in attention
 _LARGEST_INPUT = 2**21  # elements of the inputs at large sizes
 LARGEST_NUMBER = 2**20  # larger sizes would not fit into memory
 _NEIGHBOURS = 6  # constants of the shape arithmetic whose neighbours are tried
@@ -31,6 +32,7 @@ class Dimension:
     axis: int
     name: str
     kind: str
+    integer: bool
     first: bool  # whether it is the first dynamic dimension of its input: a state is [layers, batch, hidden]
 
 
@@ -72,7 +74,8 @@ def dynamic(graph: Graph) -> list[Dimension]:
             if dim.HasField("dim_value") and dim.dim_value > 0:
                 continue
             kind = "batch" if axis == 0 else "side" if len(dims) > 3 and axis > 1 else "length"
-            out.append(Dimension(name, axis, dim.dim_param or f"{name}:{axis}", kind, first))
+            integer = info.type.tensor_type.elem_type in (TensorProto.INT32, TensorProto.INT64)
+            out.append(Dimension(name, axis, dim.dim_param or f"{name}:{axis}", kind, integer, first))
             first = False
     return out
 
@@ -84,11 +87,24 @@ def candidates(dims: list[Dimension]) -> Iterator[dict[str, int]]:
         return
     for profile in PROFILES:
         seen = []
+        for tie in (_batch_together, _kind_together):
+            for found in _with_cache(dims, _assigned(dims, profile, tie)):
+                seen.append(found)
+                yield found
         for tie in _TIES:
             found = _assigned(dims, profile, tie)
             if found not in seen:
                 seen.append(found)
                 yield found
+
+
+def _with_cache(dims: list[Dimension], found: dict[str, int]) -> Iterator[dict[str, int]]:
+    """Yield variants in which a mask is as long as the cached tokens and the new ones together."""
+    tokens = list(dict.fromkeys(d.name for d in dims if d.integer and d.kind == "length"))
+    cached = {found[d.name] for d in dims if d.kind == "side" and not d.integer}
+    if len(tokens) > 1 and len(cached) == 1:
+        for mask in tokens[1:]:
+            yield found | {mask: found[tokens[0]] + next(iter(cached))}
 
 
 @dataclass(frozen=True)
@@ -141,6 +157,11 @@ def shape(info_name: str, graph: Graph, sizes: dict[str, int]) -> tuple[int, ...
         int(d.dim_value) if d.HasField("dim_value") and d.dim_value > 0 else sizes[d.dim_param or f"{info_name}:{axis}"]
         for axis, d in enumerate(dims)
     )
+
+
+def excessive(assigned: Mapping[str, int]) -> bool:
+    """Return whether a product of two independent sizes alone is too large, before the size of any tensor is known."""
+    return math.prod(sorted(assigned.values())[-2:]) > _LARGEST_PAIR
 
 
 def affordable(shapes: Mapping[str, tuple[int, ...]], first: Mapping[str, tuple[int, ...]], graph: Graph) -> bool:
