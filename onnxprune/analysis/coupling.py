@@ -18,7 +18,7 @@ import onnx_graphsurgeon as gs
 from onnxprune._utils.formatting import counted, shortened
 from onnxprune._utils.html import html_table
 from onnxprune.analysis._lock_reasons import lock_dynamic, name_inputs
-from onnxprune.analysis._type_inference import captured
+from onnxprune.analysis._type_inference import body_constants, captured
 from onnxprune.analysis.group_naming import Namer
 from onnxprune.analysis.shape_inference import Witness, known_or_witness
 from onnxprune.errors import OnnxPruneError, unknown
@@ -265,6 +265,16 @@ def _show_weights(node: gs.Node, table: LabelTable) -> None:
             table.filters(t, 0, table.produce(t, 0))
 
 
+def _show_body_weights(node: gs.Node, table: LabelTable) -> None:
+    """Label the weights in the bodies of a Loop or Scan, so that they are reported as locked."""
+    if not any(isinstance(a, gs.Graph) for a in node.attrs.values()):
+        return
+    for t in body_constants(node):
+        if len(t.shape) > 1 and t.name not in table.constants:
+            table.filters(t, 0, table.produce(t, 0))
+            table.lock_tensor(t, f"is in the body of a {node.op}, where channels are not analysed; unroll it on export")
+
+
 def _lock_all(tensors: Sequence[gs.Tensor], table: LabelTable, reason: str) -> None:
     for t in tensors:
         if t.name and (isinstance(t, gs.Constant) or t.name in table.shapes):
@@ -302,6 +312,7 @@ def walk(model: Model, witness: Witness, choices: CouplingOptions | None = None)
             _lock_all(node.inputs, table, _no_record(node) if spec is None else "is used where a shape is not known")
         name_inputs(node, table, start, sources)
         _lock_all(outer, table, "is used inside a subgraph")
+        _show_body_weights(node, table)
         for t in outer:
             table.seal(t)  # in any order of nodes: other consumers of the constant keep it complete
         if not any(t.name in table.views for t in node.outputs):

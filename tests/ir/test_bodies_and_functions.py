@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
+from onnxprune.analysis.cost import CostModel
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.sessions import Session
@@ -129,6 +130,26 @@ def test_loop_keeps_what_it_carries_and_captures() -> None:
     analysis = prune(model_of(text, n=np.array(2), go=np.array(True)))
     assert names(analysis) == {"v0"}
     assert {k.op for k in analysis.locked if k.name == "w0"} == {"Loop"}
+
+
+@pytest.mark.parametrize("constant", [False, True])
+def test_weights_in_the_body_of_a_loop_are_counted_and_named(constant: bool) -> None:
+    model = model_of(
+        f"{SIGNATURE} {{ h = Conv (x, w0) i = Loop (n, go, h) <body = body (int64 i, bool c, float[N,8,4,4] a) => "
+        "(bool d, float[N,8,4,4] b) { d = Identity (c) b = Conv (a, w1) }> y = Conv (i, w2) FREE }",
+        n=np.array(2), go=np.array(True),
+    )  # fmt: skip
+    proto = to_proto(model)
+    body = next(n for n in proto.graph.node if n.op_type == "Loop").attribute[0].g
+    (weight,) = body.initializer
+    if constant:
+        body.node.insert(0, helper.make_node("Constant", [], ["w1"], value=weight))
+        del body.initializer[:]
+    analysis = analyze(load(proto))
+    assert CostModel(analysis).baseline.params == sum(int(np.prod(s)) for s in SHAPES.values())
+    (lock,) = [k for k in analysis.locked if k.name == "w1"]
+    assert (lock.channels, lock.op) == (8, "Loop")
+    assert "body of a Loop" in lock.reason
 
 
 def test_functions_are_inlined_and_their_channels_free() -> None:
