@@ -183,6 +183,29 @@ def test_pointwise_convolution_leaves_the_other_axes_alone(attributes: str, free
         assert [lock.reason for lock in analyze(load(proto)).locked if lock.name == "w"] == ["convolves over it"]
 
 
+@pytest.mark.parametrize("side", [264, 276])
+def test_large_computed_weight_is_no_batch(side: int) -> None:
+    # Above 65,536 elements, and the side is a multiple of 11 or 23, the numbers that stand for the batch.
+    proto = model(
+        f"""
+        g (float[N, {side}, 4, 4] x) => (float[N, 5, 4, 4] y)
+        {{
+          flat = Constant <value = int64[3] {{1, {side}, -1}}> ()
+          f = Reshape(w, flat)
+          b, m, s = BatchNormalization <training_mode = 1> (f, gain, shift, zero, one)
+          back = Constant <value = int64[4] {{{side}, {side}, 1, 1}}> ()
+          k = Reshape(b, back)
+          a = Conv <kernel_shape = [1, 1]> (x, k)
+          y = Conv <kernel_shape = [1, 1]> (a, v)
+        }}
+        """,
+        {"w": (side, side, 1, 1), "gain": (side,), "shift": (side,), "v": (5, side, 1, 1)},
+    )
+    for name, value in (("zero", 0), ("one", 1)):
+        proto.graph.initializer.append(numpy_helper.from_array(np.full(side, value, np.float32), name))
+    assert [g.channels for g in analyze(load(proto)).groups] == [side]
+
+
 def test_constant_expression_passes_through_infinity_without_a_warning() -> None:
     # T5's buckets of distances: the logarithm of 0, of which a Where takes nothing.
     proto = model(
