@@ -264,6 +264,7 @@ def test_the_checker_shares_no_code_with_what_it_checks() -> None:
         "onnxprune.errors", "onnxprune.ir.model", "onnxprune.ir.writer", "onnxprune.ir.protobuf_wire",
         "onnxprune.execution.sessions", "onnxprune.plans", "onnxprune._utils.formatting", "onnxprune._utils.html",
         "onnxprune.passes.widen_floats", "onnxprune.ir.proto_graph", "onnxprune.execution.random_values",
+        "onnxprune.ir.branches",
     }  # fmt: skip
     folder = Path(package.__file__).parent
     for path in (
