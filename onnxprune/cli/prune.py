@@ -27,11 +27,13 @@ from onnxprune.options import (
     CalibrationData,
     Constraints,
     CurvesInput,
+    InputShapes,
     Measuring,
     ModelOutput,
     Options,
     Planning,
     Scoring,
+    TaskOptions,
     Verifying,
     option,
 )
@@ -53,10 +55,12 @@ def prune(
     output: ModelOutput,
     scoring: Scoring,
     data: CalibrationData,
+    tasks: TaskOptions,
     planning: Planning,
     curves: CurvesInput,
     constraints: Constraints,
     analysis: AnalysisOptions,
+    shapes: InputShapes,
     measuring: Measuring,
     verifying: Verifying,
     second: PlanFile,
@@ -85,7 +89,7 @@ def prune(
     check_output(output.output, model)
     if second.plan_file is not None:
         check_output(second.plan_file, model)
-    original = load_model(model)
+    original = load_model(model, shapes)
     samples = calibration_of(data.data, data, original, measuring.device)
     recovering = samples is not None and after.recover is not False
     if recovering and samples is not None:
@@ -106,9 +110,9 @@ def prune(
         from onnxprune.recovery.recover import recover as run
 
         with progress("recovering", quiet=as_json) as tick:
-            recovered = run(original, done.model, made.plan, samples, analysis=found, progress=tick)
+            recovered = run(original, done.model, made.plan, samples, analysis=found, task=tasks, progress=tick)
         done = replace(done, model=recovered.model)
     speedup = speedup_of(found, made, done.model, measuring, quiet=as_json)
     if second.plan_file is not None:
         save_plan(made.plan, second.plan_file)
-    finish(done, model, output, speedup, recovered, as_json=as_json)
+    finish(done, model, output, speedup, recovered, samples, as_json=as_json)

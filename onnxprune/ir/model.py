@@ -2,7 +2,8 @@
 
 The working graph is an onnx-graphsurgeon `Graph`, which loses documentation strings, metadata and more; `Model` keeps
 those in a `Sidecar`, keyed by names, and `onnxprune.ir.writer` merges back what still applies. Weights are numpy
-arrays, read-only views over the memory-mapped file where they are large.
+arrays, read-only views over the memory-mapped file where they are large. If nodes are in flat form
+(`onnxprune.ir.branches`).
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class Sidecar:
         nodes: NodeProto with only doc string and metadata, by the name of the first output, for nodes that have any.
         values: Complete ValueInfoProto of graph inputs and outputs, by name.
         tensors: TensorProto with only doc string and metadata, by name, for initializers that have any.
+        depth: Number of Ifs around each node in the file, by its first output; empty if the file has no If.
     """
 
     shell: onnx.ModelProto
@@ -49,6 +51,7 @@ class Sidecar:
     nodes: dict[str, onnx.NodeProto]
     values: dict[str, onnx.ValueInfoProto]
     tensors: dict[str, onnx.TensorProto]
+    depth: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(repr=False)
@@ -60,12 +63,15 @@ class Model:
         sidecar: Parts of the file that the graph cannot hold.
         path: File it was read from, if any.
         data_files: External data files of its weights; empty if the model file itself holds them.
+        sizes: Numbers assumed for dynamic input dimensions, by input name and axis (see `with_shapes`); the file does
+            not hold them.
     """
 
     graph: gs.Graph
     sidecar: Sidecar
     path: Path | None = None
     data_files: frozenset[Path] = frozenset()
+    sizes: Mapping[tuple[str, int], int] = field(default_factory=dict)
     _fingerprint: str | None = field(default=None, repr=False)
 
     def __repr__(self) -> str:
