@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 
 import onnxprune as op
 from onnxprune.errors import OnnxPruneError
-from onnxprune.execution.data import Data, Feeds, Fitted, Preprocess, fit, load_data
+from onnxprune.execution.data import Data, Feeds, Fitted, Preprocess, fit, load_data, resolved
 from onnxprune.options import Training
 
 MODEL = loaded(classifier())
@@ -239,3 +239,7 @@ def test_the_preprocessing_is_recorded(tmp_path: Path) -> None:
     assert found["data"]["preprocess"]["preset"] == "imagenet"
     kept = op.load(tmp_path / "s.onnx").metadata["onnxprune.preprocess"]
     assert json.loads(kept) == found["data"]["preprocess"]
+    again = resolved(Preprocess(), op.load(tmp_path / "s.onnx"), load_data(tmp_path / "d"))
+    assert again.as_dict() == found["data"]["preprocess"], "the pruned model is evaluated as it was calibrated"
+    broken = op.load(tmp_path / "s.onnx").with_metadata({"onnxprune.preprocess": '{"mean": 5, "nothing": 1}'})
+    assert resolved(Preprocess(), broken, load_data(tmp_path / "d")).preset == ""
