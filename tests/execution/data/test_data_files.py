@@ -391,3 +391,16 @@ def test_a_folder_of_nothing_is_one_error(tmp_path: Path) -> None:
     with pytest.raises(OnnxPruneError, match="holds no images and no class folders") as caught:
         load_data(tmp_path)
     assert caught.value.fix == "pass one of its folders: train, val"
+
+
+def test_some_samples_of_a_mapped_array_are_an_array_if_they_are_few(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = np.random.default_rng(0).standard_normal((40, 3, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "d.npz", x=x, y=np.arange(40) % 4)
+    few = load_data(tmp_path / "d.npz", images=8)
+    assert type(few.x) is np.ndarray
+    monkeypatch.setattr("onnxprune.execution.data._data._COPIED", 1000)
+    many = load_data(tmp_path / "d.npz", images=8)
+    assert not isinstance(many.x, np.ndarray)
+    np.testing.assert_array_equal(batches(classifier(), many, batch=8)[0][0]["x"], few.x)
