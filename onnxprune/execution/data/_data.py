@@ -158,13 +158,20 @@ def with_targets(data: Data, y: Any, count: int) -> Data:
 
 
 def as_array(value: Any) -> Array:
-    """Return numbers of any library (a tensor of PyTorch, a list) as an array."""
-    if hasattr(value, "detach"):
-        value = value.detach().cpu()
-        if "bfloat16" in str(getattr(value, "dtype", "")):
-            value = value.float()
-        value = value.numpy()
-    return value if isinstance(value, np.ndarray) else np.asarray(value)
+    """Return numbers of any library (a tensor of PyTorch, a list) as an array.
+
+    Raises:
+        OnnxPruneError: The value is none.
+    """
+    if isinstance(value, np.ndarray):
+        return value
+    try:
+        if hasattr(value, "detach"):
+            value = value.detach().cpu()
+            value = (value.float() if "bfloat16" in str(value.dtype) else value).numpy()
+        return np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as err:
+        raise OnnxPruneError(f"a {type(value).__name__} is no array of numbers: {err}") from err
 
 
 def subset(data: Data, images: int) -> Data:

@@ -243,3 +243,26 @@ def test_the_preprocessing_is_recorded(tmp_path: Path) -> None:
     assert again.as_dict() == found["data"]["preprocess"], "the pruned model is evaluated as it was calibrated"
     broken = op.load(tmp_path / "s.onnx").with_metadata({"onnxprune.preprocess": '{"mean": 5, "nothing": 1}'})
     assert resolved(Preprocess(), broken, load_data(tmp_path / "d")).preset == ""
+
+
+def test_a_function_of_ones_own_feeds_every_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = saved(classifier(), tmp_path / "m.onnx")
+    (tmp_path / "own_stream_of_images.py").write_text(
+        "import numpy as np\n\n\ndef stream():\n    rng = np.random.default_rng(0)\n    for i in range(5):\n"
+        "        yield rng.random((8, 3, 8, 8)).astype('f'), np.arange(8) % 4\n\n\ndef short():\n"
+        "    yield np.zeros((8, 3, 9, 9), 'f')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    line = CommandLine()
+    data = ("--data", "own_stream_of_images:stream")
+    assert json.loads(line.out("evaluate", model, *data, "--json"))["images"] == 40
+    small = tmp_path / "s.onnx"
+    plan = tmp_path / "plan.json"
+    line.ok("prune", model, "-o", small, "--plan", plan, "--ratio", "0.3", "--no-recover", *data)
+    line.ok("recover", model, small, plan, "-o", tmp_path / "r.onnx", *data)
+    line.ok("verify", model, small, plan, *data)
+    line.ok("score", model, "-c", "obs", *data)
+    for command in (("score", model, "-c", "obs"), ("plan", model, "-o", tmp_path / "p.json", "--ratio", "0.3")):
+        said = line.fails(*command, "--data", "own_stream_of_images:short")
+        assert "samples [3, 9, 9] of 'own_stream_of_images:short' do not fit the model's input" in said
+    assert not (tmp_path / "p.json").exists()
