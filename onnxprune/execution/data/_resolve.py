@@ -106,8 +106,9 @@ def _recorded(values: Any) -> Preprocess | None:
     """Return the preprocessing that recovery or training recorded in the model."""
     if not isinstance(values, dict):
         return None
+    known: dict[str, Any] = {str(k): tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     try:
-        return Preprocess(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        return Preprocess(**known)
     except (TypeError, OnnxPruneError):  # of another version, or changed by hand
         return None
 
