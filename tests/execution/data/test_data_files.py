@@ -105,6 +105,14 @@ def test_a_flat_folder_has_no_labels_and_takes_the_size_of_the_model(tmp_path: P
     np.testing.assert_allclose(feeds["x"][2], pixels[2].transpose(2, 0, 1) / 255, rtol=1e-6)
 
 
+def test_folders_beside_images_are_said_not_to_be_read(tmp_path: Path) -> None:
+    pictures(tmp_path, [(8, 8)] * 2)
+    class_folders(tmp_path, "a")
+    data = load_data(tmp_path)
+    assert len(data) == 2
+    assert "not its folders a" in data.warnings[0]
+
+
 def test_images_are_decoded_batch_by_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures(tmp_path / "d", [(8, 8)] * 20)
     opened: list[int] = []

@@ -68,6 +68,11 @@ def test_constant_inputs_are_pointed_out() -> None:
     assert line == "all values of input 'x' are 0 in the first 4 samples; check the data"
 
 
+def test_equal_samples_are_pointed_out() -> None:
+    [line] = fitted(np.repeat(PIXELS[:1] / 255, 4, axis=0)).data.warnings
+    assert line == "the first 4 samples of 'd' are equal; check how they are made"
+
+
 def test_missing_classes_are_pointed_out() -> None:
     [line] = fitted(PIXELS / 255, np.arange(40) % 2, labels=True).data.warnings
     assert line == "2 of the model's 4 classes have no samples (2, 3)"
