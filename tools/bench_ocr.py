@@ -4,12 +4,12 @@
     python tools/bench_ocr.py [--model rec|det] [--macs 0.8,0.7,0.6,0.5] [--steps 0.5=0.7,0.714]
 
 The models are those of the wheel rapidocr-onnxruntime, downloaded by pip to .zoo/. Lines and pages are rendered
-(tools/rendered_text.py): words, numbers, dates and codes in Debian's fonts with noise, blur and rotation. The pruner gets
-calibration images without labels. No word and no line of the test occurs in them. Height is 48, widths are mixed, and
-dynamic dimensions stay dynamic.
+(tools/rendered_text.py): words, numbers, dates and codes in Debian's fonts with noise, blur and rotation. The pruner
+gets calibration images without labels. No word and no line of the test occurs in them. Height is 48, widths are mixed,
+and dynamic dimensions stay dynamic.
 
-Models are read with onnxruntime and decoded here, without onnxprune. Figures go to JSON, tables to Markdown, pictures to
---pictures.
+Models are read with onnxruntime and decoded here, without onnxprune. Figures go to JSON, tables to Markdown, a picture
+to --pictures.
 """
 
 from __future__ import annotations
@@ -37,7 +37,10 @@ from rendered_text import HEIGHT, Line, Page, fonts, lines, pages
 from wild import ROOT, download, extract
 
 PACKAGE = "rapidocr-onnxruntime"
-FILES = {"rec": "rapidocr_onnxruntime__ch_PP-OCRv4_rec_infer.onnx", "det": "rapidocr_onnxruntime__ch_PP-OCRv4_det_infer.onnx"}
+FILES = {
+    "rec": "rapidocr_onnxruntime__ch_PP-OCRv4_rec_infer.onnx",
+    "det": "rapidocr_onnxruntime__ch_PP-OCRv4_det_infer.onnx",
+}
 PRESETS = {"rec": "paddleocr-rec", "det": "paddleocr-det"}
 SHAPES = {"rec": "x=1x3x48x320", "det": "x=1x3x320x320"}
 MULTIPLE = {"rec": 8, "det": 32}  # widths, and sides of pages, are multiples of these
@@ -56,6 +59,7 @@ class Pruned:
     name: str
     path: Path
     seconds: float
+    cpu_seconds: float
     macs: float
     peak_mib: float
 
@@ -189,7 +193,7 @@ def latencies(paths: Sequence[Path], inputs: Sequence[Floats], threads: int) -> 
 
 def pruned(model: Path, folder: Path, name: str, steps: Sequence[float], data: Path, kind: str, threads: int) -> Pruned:
     """Run `onnxprune prune` in one or several steps, each on the result of the last."""
-    began, macs, peak, current = time.perf_counter(), 1.0, 0.0, model
+    began, cpu, macs, peak, current = time.perf_counter(), 0.0, 1.0, 0.0, model
     for i, share in enumerate(steps):
         out = folder / (f"{name}.onnx" if i == len(steps) - 1 else f"{name}.step{i + 1}.onnx")
         command = [
@@ -206,8 +210,9 @@ def pruned(model: Path, folder: Path, name: str, steps: Sequence[float], data: P
             raise SystemExit(f"the command ended with {os.waitstatus_to_exitcode(status)}")
         report = json.loads(text)
         macs *= report["after"]["macs"] / report["before"]["macs"]
+        cpu += usage.ru_utime + usage.ru_stime
         peak, current = max(peak, usage.ru_maxrss / 1024), out
-    return Pruned(name, current, time.perf_counter() - began, macs, peak)
+    return Pruned(name, current, time.perf_counter() - began, cpu, macs, peak)
 
 
 def written(images: Sequence[Line | Page], folder: Path) -> Path:
@@ -278,7 +283,9 @@ def table(kind: str, rows: Sequence[Row]) -> str:
     lines_ = [head, ["---"] * len(head)]
     for row in rows:
         cells = [form.format(row[key]) if key in row else "-" for _, key, form in columns]
-        cost = [f"{row['seconds']:.0f} s", f"{row['peak_mib'] / 1024:.2f} GiB"] if "seconds" in row else ["-", "-"]
+        cost = ["-", "-"]
+        if "seconds" in row:
+            cost = [f"{row['seconds']:.0f} s ({row['cpu_seconds']:.0f} s CPU)", f"{row['peak_mib'] / 1024:.2f} GiB"]
         lines_.append([row["name"], f"{row['macs']:.3f}", *cells, f"{row['ms']:.2f}", *cost])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines_) + "\n"
 
@@ -314,17 +321,22 @@ def main(
         data, test = written(lines("calibration", calibration), work / "lines"), lines("test", count)
         inputs = [line_input(line) for line in test]
     else:
-        data, test = written(pages("calibration", calibration, PAGES), work / "pages"), pages("test", count // 10, PAGES)
+        data, test = (
+            written(pages("calibration", calibration, PAGES), work / "pages"),
+            pages("test", count // 10, PAGES),
+        )
         inputs = [page_input(page) for page in test]
     made: list[Pruned] = []
     for name, parts in plans:
         there = work / f"{name}.onnx"
         if reuse and there.exists():
-            made.append(Pruned(name, there, float("nan"), float(np.prod(parts)), float("nan")))
+            made.append(Pruned(name, there, 0.0, 0.0, float(np.prod(parts)), 0.0))
             continue
         made.append(pruned(original, work, name, parts, data, kind, threads))
     rows: list[Row] = [{"name": "original", "macs": 1.0}]
-    rows += [{"name": m.name, "macs": m.macs, "seconds": m.seconds, "peak_mib": m.peak_mib} for m in made]
+    for m in made:
+        cost = {"seconds": m.seconds, "cpu_seconds": m.cpu_seconds, "peak_mib": m.peak_mib} if m.seconds else {}
+        rows.append({"name": m.name, "macs": m.macs, **cost})
     paths = [original, *(m.path for m in made)]
     details = []
     for row, path in zip(rows, paths, strict=True):

@@ -1,8 +1,8 @@
 """Train the detector of digit scenes that ships as models/digits_detector.onnx; run by make_models.py --detector.
 
-An Ultralytics-like network: C2f blocks, a neck over two strides, a decoupled head, outputs [n, 4 + classes, anchors] with
-boxes (centre x, centre y, width, height) in pixels and sigmoid scores, without suppression of overlaps. The assignment
-of boxes to anchors is task-aligned (Feng et al. 2021), the loss of boxes is the complete IoU (Zheng et al. 2020).
+An Ultralytics-like network: C2f blocks, a neck over two strides, a decoupled head, outputs [n, 4 + classes, anchors]
+with boxes (centre x, centre y, width, height) in pixels and sigmoid scores, overlaps not suppressed. The assignment of
+boxes to anchors is task-aligned (Feng et al. 2021), the loss of boxes is the complete IoU (Zheng et al. 2020).
 """
 
 from __future__ import annotations
@@ -188,7 +188,9 @@ def train(steps: int, seed: int = 0, batch: int = 32, rate: float = 4e-3) -> Det
     model = Detector().train()
     decay = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": 0.01}, {"params": rest, "weight_decay": 0.0}], rate)
+    optimizer = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": 0.01}, {"params": rest, "weight_decay": 0.0}], rate
+    )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.1)
     total, start = 0.0, time.perf_counter()
     for step in range(steps):

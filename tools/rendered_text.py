@@ -1,7 +1,7 @@
-"""Rendered lines and pages of text with ground truth, from Debian's fonts and the licence texts of every Debian machine.
+"""Rendered lines and pages of text with ground truth, from Debian's fonts and the licence texts of every Debian.
 
-Lines (words, numbers, dates, codes) are for recognizers, pages with several lines for detectors. Everything follows from
-a seed. The words of the calibration part and those of the test part are disjoint, and so are all whole lines.
+Lines (words, numbers, dates, codes) are for recognizers, pages with several lines for detectors. Everything follows
+from a seed. The words of the calibration part and those of the test part are disjoint, and so are all whole lines.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ PACKAGES = ("fonts-dejavu-core", "fonts-dejavu-extra", "fonts-liberation")
 LICENCES = Path("/usr/share/common-licenses")
 PARTS = ("calibration", "test")
 HEIGHT = 48  # of a line, in pixels
-MONTHS = "January February March April May June July August September October November December".split()
+MONTHS = (
+    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+    "December",
+)  # fmt: skip
 UNUSABLE = ("MathTeXGyre",)  # glyphs of formulas
 Pixels = npt.NDArray[np.uint8]
 
@@ -78,7 +81,14 @@ def _phrase(rng: np.random.Generator, part: str) -> str:
 
 def _number(rng: np.random.Generator, part: str) -> str:
     value = float(rng.uniform(1, 10 ** rng.uniform(1, 6)))
-    forms = (f"{value:.0f}", f"{value:,.2f}", f"{value:.2f}", f"${value:,.2f}", f"{value % 100:.1f}%", f"{value:.0f} kg")
+    forms = (
+        f"{value:.0f}",
+        f"{value:,.2f}",
+        f"{value:.2f}",
+        f"${value:,.2f}",
+        f"{value % 100:.1f}%",
+        f"{value:.0f} kg",
+    )
     return str(forms[rng.integers(len(forms))])
 
 
@@ -139,7 +149,9 @@ def _coverage(text: str, font: ImageFont.FreeTypeFont, margin: tuple[int, int]) 
 def _photographed(coverage: Image.Image, rng: np.random.Generator) -> Pixels:
     """Return ink on paper with blur, uneven light and sensor noise."""
     paper, ink = _colours(rng)
-    alpha = np.asarray(coverage.filter(ImageFilter.GaussianBlur(float(rng.uniform(0, 1.3)))), np.float32)[..., None] / 255
+    alpha = (
+        np.asarray(coverage.filter(ImageFilter.GaussianBlur(float(rng.uniform(0, 1.3)))), np.float32)[..., None] / 255
+    )
     h, w = alpha.shape[:2]
     light = 1 + rng.uniform(-0.12, 0.12) * np.linspace(-1, 1, w)[None, :, None] * np.ones((h, 1, 1))
     image = (paper * (1 - alpha) + ink * alpha) * light + rng.normal(0, rng.uniform(0, 14), (h, w, 3))

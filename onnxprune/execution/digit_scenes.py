@@ -74,7 +74,7 @@ def _background(rng: np.random.Generator, size: tuple[int, int], paper: Floats) 
 def _ink(rng: np.random.Generator, digit: Floats) -> tuple[Floats, tuple[int, int, int, int]] | None:
     """Return the coverage of one digit at a random scale and angle, and the box (x1, y1, x2, y2) of its ink."""
     image_module, _ = _pillow()
-    height = int(round(np.exp(rng.uniform(np.log(_SMALLEST), np.log(_LARGEST)))))
+    height = round(float(np.exp(rng.uniform(np.log(_SMALLEST), np.log(_LARGEST)))))
     width = max(8, round(height * float(rng.uniform(0.75, 1.15))))
     image = image_module.fromarray((digit * 255).astype(np.uint8))
     image = image.resize((width, height), image_module.Resampling.BICUBIC)
