@@ -15,7 +15,7 @@ from onnxprune.cli import _display
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Calibration
 from onnxprune.execution.data import Data, load_data, subset
-from onnxprune.execution.evaluation import Accuracy, evaluate
+from onnxprune.execution.tasks.evaluation import Accuracy, evaluate
 from onnxprune.ir.model import Model
 from onnxprune.ir.reader import load
 from onnxprune.ir.writer import save

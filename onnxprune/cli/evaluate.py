@@ -19,7 +19,7 @@ def evaluate(model: Path, data: RequiredData, execution: Execution, as_json: boo
     """Measure the accuracy of a classifier on labelled data."""
     from onnxprune._utils import formatting
     from onnxprune.cli import _display
-    from onnxprune.execution.evaluation import evaluate as run
+    from onnxprune.execution.tasks.evaluation import evaluate as run
 
     samples = read_data(data.data, data)
     loaded = load_model(model)

@@ -14,9 +14,9 @@ from onnxprune.criteria import AnyCriterion
 from onnxprune.errors import OnnxPruneError, VerificationError
 from onnxprune.execution.calibration import Calibration
 from onnxprune.execution.data import Preprocess
-from onnxprune.execution.evaluation import Accuracy
-from onnxprune.execution.evaluation import evaluate as evaluate_model
 from onnxprune.execution.sessions import kernel_block
+from onnxprune.execution.tasks.evaluation import Accuracy
+from onnxprune.execution.tasks.evaluation import evaluate as evaluate_model
 from onnxprune.ir.model import Model
 from onnxprune.latency.bench import BenchResults
 from onnxprune.latency.bench import bench as bench_models

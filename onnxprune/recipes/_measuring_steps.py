@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from onnxprune import __version__ as version
 from onnxprune._utils.atomic_files import write_text
-from onnxprune.execution.evaluation import evaluate
+from onnxprune.execution.tasks.evaluation import evaluate
 from onnxprune.ir.model import Model
 from onnxprune.ir.writer import save
 from onnxprune.options import Execution, Sampling, SparsitySweep

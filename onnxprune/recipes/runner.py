@@ -31,7 +31,7 @@ from onnxprune.analysis.cost import CostModel
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import Data, load_data
-from onnxprune.execution.evaluation import evaluate
+from onnxprune.execution.tasks.evaluation import evaluate
 from onnxprune.ir.reader import load
 from onnxprune.latency.bench import bench
 from onnxprune.planning.sensitivity_sweep import data_digest

@@ -28,10 +28,10 @@ from onnxprune.analysis.coupling import Analysis
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.execution.calibration import Calibration
 from onnxprune.execution.data import Data
-from onnxprune.execution.evaluation import evaluate
 from onnxprune.execution.graph_segments import Segments
-from onnxprune.execution.output_distance import OutputDistance
 from onnxprune.execution.sessions import Session
+from onnxprune.execution.tasks.evaluation import evaluate
+from onnxprune.execution.tasks.output_distance import OutputDistance
 from onnxprune.ir.model import PROVENANCE, Model
 from onnxprune.ir.writer import save
 from onnxprune.options.recovery import STAGES as STAGES

@@ -15,7 +15,7 @@ from onnxprune.analysis.coupling import Analysis
 from onnxprune.criteria.scoring import load_scores
 from onnxprune.errors import OnnxPruneError, VerificationError
 from onnxprune.execution.data import Data, Preprocess
-from onnxprune.execution.evaluation import evaluate
+from onnxprune.execution.tasks.evaluation import evaluate
 from onnxprune.ir.model import Model
 from onnxprune.latency.bench import bench
 from onnxprune.options import ReportMeasurements

@@ -23,7 +23,7 @@ from onnxprune.analysis.layer_weights import LayerWeight, layer_weights
 from onnxprune.criteria.scoring import score
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.execution.data import Data, Preprocess
-from onnxprune.execution.evaluation import evaluate
+from onnxprune.execution.tasks.evaluation import evaluate
 from onnxprune.ir.compressed_size import compressed_size, nonzero_parameters
 from onnxprune.ir.model import Model
 from onnxprune.options.sparsity import ENDS

@@ -24,7 +24,7 @@ from onnxprune._utils.html import html_table
 from onnxprune._utils.progress import Progress
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import Data, Preprocess, input_of
-from onnxprune.execution.evaluation import evaluate
+from onnxprune.execution.tasks.evaluation import evaluate
 from onnxprune.ir.model import PROVENANCE, Model
 from onnxprune.ir.writer import save
 from onnxprune.passes import FuseBatchnorm, InsertBatchnorm
