@@ -288,7 +288,7 @@ class _HoldoutEvaluator:
                 "the original's outputs are not finite on this data",
                 fix="check the data and its scaling (--mean, --std); a float16 model may overflow",
             )
-        self.measure = OutputDistance(self.names, reference)
+        self.measure = OutputDistance(self.names, reference, analysis.source)
 
     def _outputs(self, model: Model) -> Iterator[dict[str, npt.NDArray[Any]]]:
         """Yield outputs batch by batch, without the copies that pad the last one."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -17,6 +18,7 @@ from onnxprune.training._schedules import make_optimizer, make_schedule
 from onnxprune.training._settings import Settings
 
 if TYPE_CHECKING:
+    from onnxprune.training._teacher_losses import TeacherLoss
     from onnxprune.training.methods import Method
 
 
@@ -65,7 +67,8 @@ class Learner(pl.LightningModule):
     """Trains a module that returns logits, or logits and features.
 
     loss = (1 - a) cross-entropy + a distillation + f features + the method's penalty, where a is `settings.alpha` with
-    a teacher and 0 without, 1 without labels; and f is `settings.features`.
+    a teacher and 0 without, 1 without labels; and f is `settings.features`. The distillation is that of the output's
+    form, see `teacher_loss`.
 
     Args:
         net: float inputs -> logits [n, classes, ...], or a tuple that begins with them.
@@ -74,16 +77,18 @@ class Learner(pl.LightningModule):
         labelled: whether labels are used.
         teacher: target of the distillation, by logits and features.
         method: training-time pruning method; adds to the loss, changes weights after an epoch.
+        distance: distance of the first output from the teacher's; default: that of class scores.
     """
 
     def __init__(
         self, net: nn.Module, settings: Settings, steps: int, *, labelled: bool, teacher: Teacher | None = None,
-        method: Method | None = None,
+        method: Method | None = None, distance: TeacherLoss | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.net = net
         self.settings, self.steps, self.labelled = settings, steps, labelled
         self.lr = settings.base_lr
+        self.distance = distance or partial(distillation_loss, temperature=settings.temperature)
         self.searching = False  # during the range test the loss may diverge
         self.aside = _Unowned(teacher, method)
         self._hits, self._loss, self._count = 0.0, 0.0, 0
@@ -154,7 +159,7 @@ class Learner(pl.LightningModule):
             loss = loss + (1 - alpha) * entropy
         if self.aside.teacher is not None and (alpha > 0 or s.features):
             wanted = self._taught(x)
-            loss = loss + alpha * distillation_loss(logits, wanted[0].float(), s.temperature)
+            loss = loss + alpha * self.distance(logits, wanted[0].float())
             if s.features:
                 loss = loss + s.features * feature_loss(
                     [f.float() for f in outputs[1:]], [f.float() for f in wanted[1:]]
@@ -189,7 +194,7 @@ class Learner(pl.LightningModule):
             self._loss += float(functional.cross_entropy(flat, y, reduction="sum"))
         else:
             wanted = self._taught(batch.x)[0].float()[: batch.real]
-            self._loss += float(distillation_loss(logits, wanted, self.settings.temperature)) * batch.real
+            self._loss += float(self.distance(logits, wanted)) * batch.real
         self._count += batch.real
 
     def figures(self) -> ValidationMetrics:

@@ -42,7 +42,7 @@ from onnxprune.training._datasets import (
     find_transforms,
     split,
 )
-from onnxprune.training._distillation import Teacher, distillation_loss
+from onnxprune.training._distillation import Teacher
 from onnxprune.training._guards import known_errors, process_rank, quiet
 from onnxprune.training._learner import Learner, ValidationMetrics
 from onnxprune.training._preparation import (
@@ -57,6 +57,7 @@ from onnxprune.training._preparation import (
 )
 from onnxprune.training._session import TrainingSession
 from onnxprune.training._settings import Settings
+from onnxprune.training._teacher_losses import teacher_loss
 from onnxprune.training.checkpoints import saved_run
 
 if TYPE_CHECKING:
@@ -232,7 +233,10 @@ def retrain(
             train_samples, val_samples, settings, batch, len(saved["recorder"]["history"]) - 1 if saved else 0
         )
         steps = settings.epochs * loaders.steps
-        learner = Learner(net, settings, steps, labelled=labelled, teacher=guide, method=method)
+        learner = Learner(
+            net, settings, steps, labelled=labelled, teacher=guide, method=method,
+            distance=teacher_loss(model, settings.temperature),
+        )  # fmt: skip
         session = TrainingSession(learner, loaders, accelerator, folder, run, progress)
         say(_statement(settings, accelerator, train, held, batch, trained, frozen))
         session.run(saved, say)
@@ -293,11 +297,11 @@ def measure(
     student = Teacher(model, runtime="onnxruntime")
     into = input_of(model)
     samples = Samples(data, into, how, labelled=False)
-    total = 0.0
+    total, distance = 0.0, teacher_loss(model, settings.temperature)
     for pick in Batches(len(data), into.batch or settings.batch):
         x = samples[pick].x
         ours, theirs = (side(x)[0].float().cpu()[: pick.real] for side in (student, teacher))
-        total += float(distillation_loss(ours, theirs, settings.temperature)) * pick.real
+        total += float(distance(ours, theirs)) * pick.real
     return ValidationMetrics(None, total / len(data))
 
 
