@@ -23,13 +23,23 @@ class TaskOptions(Options):
         None, heading=DATA, shown="the first of the task", metavar="NAME",
         help="Metric of the task (docs/tasks.md), or package.module:function of (outputs, targets).",
     )  # fmt: skip
-    alphabet: Path | None = option(
+    alphabet: str | None = option(
         None, heading=DATA, advanced=True, metavar="FILE", shown="the model's metadata",
         help="Characters that a recognizer reads, one a line, in the order of its classes.",
     )  # fmt: skip
     blank: str = option(
         "auto", heading=DATA, advanced=True, choices=BLANKS,
         help="Class of a recognizer that stands for no character: first, last, or auto (the most frequent one).",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class ReferenceModel(Options):
+    """Original that a model is compared with."""
+
+    reference: Path | None = option(
+        None, heading=DATA, metavar="ORIGINAL",
+        help="Compare with the outputs of this model: agreement, also without targets.",
     )  # fmt: skip
 
 

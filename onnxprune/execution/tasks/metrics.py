@@ -252,18 +252,18 @@ def numbers(values: Array) -> list[float]:
 
 
 def kind_of(targets: Targets) -> str:
-    """Return the kind of targets: "none", "labels", "boxes", "masks", "text" or "numbers"."""
+    """Return the kind of targets: "none", "labels", "boxes", "masks", "texts" or "values"."""
     if targets is None:
         return "none"
     if isinstance(targets, np.ndarray):
-        return "labels" if targets.ndim == 1 and targets.dtype.kind in "iu" else "numbers"
+        return "labels" if targets.ndim == 1 and targets.dtype.kind in "iu" else "values"
     first = targets[0]
     if isinstance(first, str):
-        return "text"
+        return "texts"
     if hasattr(first, "boxes"):
         return "boxes"
     array = np.asarray(first)
-    return "masks" if array.ndim == 2 and array.dtype.kind in "iub" else "numbers"
+    return "masks" if array.ndim == 2 and array.dtype.kind in "iub" else "values"
 
 
 def _positional(function: Callable[..., Any]) -> int:

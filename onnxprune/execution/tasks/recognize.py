@@ -217,7 +217,7 @@ class Recognize(Task):
 
     name: ClassVar[str] = "recognize"
     title: ClassVar[str] = "scores of characters for every frame (CTC)"
-    targets: ClassVar[tuple[str, ...]] = ("text",)
+    targets: ClassVar[tuple[str, ...]] = ("texts",)
     metrics: ClassVar[tuple[str, ...]] = ("word_accuracy", "character_accuracy", "agreement", "kl")
     precedence: ClassVar[int] = 1
 
@@ -246,7 +246,7 @@ class Recognize(Task):
         if classes is None and feed is not None:
             classes = Session(view.model).run(feed, [output.name])[0].shape[-1]
         if options.alphabet is not None and classes is not None:
-            alphabet = alphabet_of(read_alphabet(options.alphabet), classes, last, str(options.alphabet))
+            alphabet = alphabet_of(read_alphabet(Path(options.alphabet)), classes, last, options.alphabet)
         elif metadata is not None and classes is not None:
             alphabet = alphabet_of(metadata.strip("\n").split("\n"), classes, last, "the model's metadata 'character'")
         frames = Frames(axis, -1 if last else 0, alphabet)

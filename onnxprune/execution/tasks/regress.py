@@ -95,7 +95,7 @@ class Regress(Task):
 
     name: ClassVar[str] = "regress"
     title: ClassVar[str] = "numbers"
-    targets: ClassVar[tuple[str, ...]] = ("numbers", "labels")
+    targets: ClassVar[tuple[str, ...]] = ("values", "labels")
     metrics: ClassVar[tuple[str, ...]] = ("mse", "mae", "r2", "cosine")
     precedence: ClassVar[int] = 5
 

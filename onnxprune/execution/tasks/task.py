@@ -234,7 +234,8 @@ TASKS: Registry[str, Task] = Registry(
 )
 """Tasks by name."""
 
-_BY_TARGETS = {"boxes": "detect", "masks": "segment", "text": "recognize", "numbers": "regress"}
+_KINDS = {"labels": "class labels", "boxes": "boxes", "masks": "masks", "texts": "texts", "values": "numbers"}
+_BY_TARGETS = {"boxes": "detect", "masks": "segment", "texts": "recognize", "values": "regress"}
 
 
 def bind_task(
@@ -258,9 +259,9 @@ def bind_task(
     else:
         task, reason = guess_task(view, targets)
     if targets != "none" and targets not in task.targets:
-        given = "the targets are class labels" if targets == "labels" else f"the targets are {targets}"
         raise OnnxPruneError(
-            f"{given}, and the task {task.name} takes {' or '.join(task.targets)}",
+            f"the targets are {_KINDS[targets]}, and the task {task.name} takes "
+            f"{' or '.join(_KINDS[t] for t in task.targets)}",
             fix=f"choose another --task ({', '.join(t.name for t in TASKS.values() if targets in t.targets)})",
         )
     bound = task.bind(view, options, feed)
@@ -270,7 +271,7 @@ def bind_task(
 def guess_task(view: ModelView, targets: str = "none") -> tuple[Task, str]:
     """Return the task that a model and its targets suggest, with the reason."""
     if targets in _BY_TARGETS:
-        return TASKS[_BY_TARGETS[targets]], f"the targets are {targets}"
+        return TASKS[_BY_TARGETS[targets]], f"the targets are {_KINDS[targets]}"
     for task in sorted(TASKS.values(), key=lambda t: t.precedence):
         reason = task.guess(view) if targets == "none" or targets in task.targets else None
         if reason is not None and not (targets == "labels" and task.name == "regress"):
