@@ -308,10 +308,7 @@ class _HoldoutEvaluator:
                 "the original's outputs are not finite on this data",
                 fix="check the data and its scaling (--mean, --std); a float16 model may overflow",
             )
-<<<<<<< HEAD
         self.measure = OutputDistance(self.names, reference, analysis.source)
-=======
-        self.measure = OutputDistance(self.names, reference)
         self.task, self.metric = self._task(task)
 
     def _task(self, options: TaskOptions) -> tuple[TaskOptions, str]:
@@ -335,7 +332,6 @@ class _HoldoutEvaluator:
         else:
             chosen = bound.metric(options.metric, labelled=targets is not None).name
         return TaskOptions(task=bound.name, metric=chosen, alphabet=options.alphabet, blank=options.blank), chosen
->>>>>>> wip-tasks
 
     def _outputs(self, model: Model) -> Iterator[dict[str, npt.NDArray[Any]]]:
         """Yield outputs batch by batch, without the copies that pad the last one."""
