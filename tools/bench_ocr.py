@@ -3,6 +3,10 @@
     apt-get install fonts-dejavu-core fonts-dejavu-extra fonts-liberation
     python tools/bench_ocr.py [--model rec|det] [--macs 0.8,0.7,0.6,0.5] [--steps 0.5=0.7,0.714]
 
+A row is what this command does; the scores of one model serve all shares, and their time counts in each:
+
+    onnxprune prune rec.onnx -o small.onnx --target macs=0.5 --data lines/ --preprocess paddleocr-rec
+
 The models are those of the wheel rapidocr-onnxruntime, downloaded by pip to .zoo/. Lines and pages are rendered
 (tools/rendered_text.py): words, numbers, dates and codes in Debian's fonts with noise, blur and rotation. The pruner
 gets calibration images without labels. No word and no line of the test occurs in them. Height is 48, widths are mixed,
@@ -17,9 +21,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-import re
-import subprocess
-import sys
+import resource
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -36,13 +38,17 @@ from PIL import Image, ImageDraw, ImageFont
 from rendered_text import HEIGHT, Line, Page, fonts, lines, pages
 from wild import ROOT, download, extract
 
+import onnxprune as op
+from onnxprune.execution.data import preset
+from onnxprune.recovery.recover import recover
+
 PACKAGE = "rapidocr-onnxruntime"
 FILES = {
     "rec": "rapidocr_onnxruntime__ch_PP-OCRv4_rec_infer.onnx",
     "det": "rapidocr_onnxruntime__ch_PP-OCRv4_det_infer.onnx",
 }
 PRESETS = {"rec": "paddleocr-rec", "det": "paddleocr-det"}
-SHAPES = {"rec": "x=1x3x48x320", "det": "x=1x3x320x320"}
+SHAPES = {"rec": (1, 3, 48, 320), "det": (1, 3, 320, 320)}  # of the MACs that are counted
 MULTIPLE = {"rec": 8, "det": 32}  # widths, and sides of pages, are multiples of these
 PAGES = ((320, 320), (256, 416), (416, 288))  # sizes of pages
 THRESHOLD = 0.3  # of the detector's probability map, as in PaddleOCR
@@ -54,14 +60,13 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Pruned:
-    """Pruned model, and the commands that made it."""
+    """Pruned model, with the time it took, scoring included, and its share of the MACs."""
 
     name: str
     path: Path
     seconds: float
     cpu_seconds: float
     macs: float
-    peak_mib: float
 
 
 def session(path: Path, threads: int) -> onnxruntime.InferenceSession:
@@ -191,28 +196,40 @@ def latencies(paths: Sequence[Path], inputs: Sequence[Floats], threads: int) -> 
     return [float(t) for t in times.min(0).mean(1) * 1000]
 
 
-def pruned(model: Path, folder: Path, name: str, steps: Sequence[float], data: Path, kind: str, threads: int) -> Pruned:
-    """Run `onnxprune prune` in one or several steps, each on the result of the last."""
-    began, cpu, macs, peak, current = time.perf_counter(), 0.0, 1.0, 0.0, model
-    for i, share in enumerate(steps):
-        out = folder / (f"{name}.onnx" if i == len(steps) - 1 else f"{name}.step{i + 1}.onnx")
-        command = [
-            sys.executable, "-m", "onnxprune", "prune", str(current), "-o", str(out), "--target", f"macs={share:g}",
-            "--data", str(data), "--preprocess", PRESETS[kind], "--shape", SHAPES[kind], "--threads", str(threads),
-            "--json",
-        ]  # fmt: skip
-        click.echo("$ " + re.sub(re.escape(str(ROOT)) + "/?", "", " ".join(["onnxprune", *command[3:]])))
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        text = process.stdout.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        if status:
-            raise SystemExit(f"the command ended with {os.waitstatus_to_exitcode(status)}")
-        report = json.loads(text)
-        macs *= report["after"]["macs"] / report["before"]["macs"]
-        cpu += usage.ru_utime + usage.ru_stime
-        peak, current = max(peak, usage.ru_maxrss / 1024), out
-    return Pruned(name, current, time.perf_counter() - began, cpu, macs, peak)
+class Pruner:
+    """Prunes one model to several shares of its MACs; scores of equal models are computed once, their time counts."""
+
+    def __init__(self, folder: Path, samples: op.Calibration, shape: tuple[int, ...]) -> None:
+        self.folder, self.samples, self.shape = folder, samples, shape
+        self._scores: dict[Path, tuple[op.Analysis, op.Scores, float, float]] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def __call__(self, model: Path, name: str, steps: Sequence[float]) -> Pruned:
+        """Prune, recover and save in one or several steps, each on the result of the last."""
+        seconds, cpu, macs, current = 0.0, 0.0, 1.0, model
+        for i, share in enumerate(steps):
+            last = i == len(steps) - 1
+            out = self.folder / (f"{name}.onnx" if last else f"{name}-step{i + 1}.onnx")
+            analysis, scores, *spent = self._scored(current)
+            start, began = time.perf_counter(), time.process_time()
+            plan = op.plan(scores, op.Target(macs=share))
+            cut = op.compile_plan(analysis.source, plan, analysis=analysis)
+            better = recover(analysis.source, cut.model, plan, self.samples, analysis=analysis)
+            better.save(out)
+            seconds += spent[0] + time.perf_counter() - start
+            cpu += spent[1] + time.process_time() - began
+            macs *= cut.after.macs / cut.before.macs
+            current = out
+            click.echo(f"{name}: {share:g} of the MACs, {better.summary}", err=True)
+        return Pruned(name, current, seconds, cpu, macs)
+
+    def _scored(self, path: Path) -> tuple[op.Analysis, op.Scores, float, float]:
+        if path not in self._scores:
+            start, began = time.perf_counter(), time.process_time()
+            analysis = op.analyze(path, shapes={"x": self.shape})
+            scores = op.score(analysis, "obs", data=self.samples)
+            self._scores[path] = analysis, scores, time.perf_counter() - start, time.process_time() - began
+        return self._scores[path]
 
 
 def written(images: Sequence[Line | Page], folder: Path) -> Path:
@@ -279,14 +296,12 @@ def table(kind: str, rows: Sequence[Row]) -> str:
             ("IoU with the original", "agreement", "{:.2f} %"), ("boxes as the original", "boxes", "{:.2f} %"),
         ),
     }[kind]  # fmt: skip
-    head = ["model", "MACs", *(c[0] for c in columns), "ms per image", "pruned in", "peak memory"]
+    head = ["model", "MACs", *(c[0] for c in columns), "ms per image", "pruned in"]
     lines_ = [head, ["---"] * len(head)]
     for row in rows:
         cells = [form.format(row[key]) if key in row else "-" for _, key, form in columns]
-        cost = ["-", "-"]
-        if "seconds" in row:
-            cost = [f"{row['seconds']:.0f} s ({row['cpu_seconds']:.0f} s CPU)", f"{row['peak_mib'] / 1024:.2f} GiB"]
-        lines_.append([row["name"], f"{row['macs']:.3f}", *cells, f"{row['ms']:.2f}", *cost])
+        cost = f"{row['seconds']:.0f} s ({row['cpu_seconds']:.0f} s CPU)" if "seconds" in row else "-"
+        lines_.append([row["name"], f"{row['macs']:.3f}", *cells, f"{row['ms']:.2f}", cost])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines_) + "\n"
 
 
@@ -326,16 +341,17 @@ def main(
             pages("test", count // 10, PAGES),
         )
         inputs = [page_input(page) for page in test]
-    made: list[Pruned] = []
+    samples = op.Calibration(op.load_data(data), preset(PRESETS[kind]), threads=threads)
+    prune, made = Pruner(work, samples, SHAPES[kind]), list[Pruned]()
     for name, parts in plans:
         there = work / f"{name}.onnx"
         if reuse and there.exists():
-            made.append(Pruned(name, there, 0.0, 0.0, float(np.prod(parts)), 0.0))
+            made.append(Pruned(name, there, 0.0, 0.0, float(np.prod(parts))))
             continue
-        made.append(pruned(original, work, name, parts, data, kind, threads))
+        made.append(prune(original, name, parts))
     rows: list[Row] = [{"name": "original", "macs": 1.0}]
     for m in made:
-        cost = {"seconds": m.seconds, "cpu_seconds": m.cpu_seconds, "peak_mib": m.peak_mib} if m.seconds else {}
+        cost = {"seconds": m.seconds, "cpu_seconds": m.cpu_seconds} if m.seconds else {}
         rows.append({"name": m.name, "macs": m.macs, **cost})
     paths = [original, *(m.path for m in made)]
     details = []
@@ -351,7 +367,15 @@ def main(
         row["ms"] = ms
     click.echo(table(kind, rows))
     if json_file is not None:
-        report = {"machine": machine(), "calibration": calibration, "test": len(test), "threads": threads, "rows": rows}
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        report = {
+            "machine": machine(),
+            "peak_mib": peak,
+            "calibration": calibration,
+            "test": len(test),
+            "threads": threads,
+            "rows": rows,
+        }
         json_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     if page_file is not None:
         page_file.write_text(table(kind, rows), encoding="utf-8")
