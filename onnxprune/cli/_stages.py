@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from onnxprune.analysis.coupling import Analysis
     from onnxprune.criteria.scoring import Scores
     from onnxprune.execution.calibration import Calibration
-    from onnxprune.execution.data import Data, Preprocess
+    from onnxprune.execution.data import Fitted, Preprocess
     from onnxprune.ir.model import Array, Model
     from onnxprune.latency.speedup import Speedup
     from onnxprune.pipeline import Compiled
@@ -92,22 +92,40 @@ def target_of(planning: Planning, curves: Path | None, scores: Path | None = Non
 
 def preprocess_of(options: Preprocessing) -> Preprocess:
     """Return the conversion of samples into the model's input."""
-    from onnxprune.execution.data import Preprocess
+    from onnxprune.execution.data import preprocess_of as read
 
-    # Lists, not tuples: curves and journals hold digests of the preprocessing's repr.
-    return Preprocess(list(options.mean), list(options.std), options.layout)
-
-
-def image_size(options: Preprocessing) -> tuple[int, int] | None:
-    """Return the height and width that image files are resized to; None: no resizing."""
-    return (options.size[0], options.size[1]) if options.size else None
+    return read(options)
 
 
-def read_data(source: str, options: SampleOptions) -> Data:
-    """Read samples."""
-    from onnxprune.execution.data import load_data
+def read_data(
+    source: str,
+    options: SampleOptions,
+    model: Model,
+    *,
+    labels: bool = False,
+    device: str = "cpu",
+    images: int | None = None,
+) -> Fitted:
+    """Read samples, match them with the model and run the first ones; lines about them go to stderr.
 
-    return load_data(source, images=options.images, size=image_size(options))
+    Args:
+        source: Source of the samples.
+        options: Preprocessing and number of samples.
+        model: Model that the samples are for.
+        labels: Whether labels of classes are needed.
+        device: Device of the run.
+        images: Number of samples if the options set none.
+    """
+    from onnxprune.cli import _display
+    from onnxprune.execution.data import fit, load_data
+
+    data = load_data(
+        source, images=options.images or images, model=model, class_map=options.class_map, images_dir=options.images_dir
+    )
+    found = fit(model, data, preprocess_of(options), labels=labels, device=device)
+    for line in found.data.warnings:
+        _display.note(f"Warning: {line}")
+    return found
 
 
 def calibration_of(source: str | None, options: SampleOptions, model: Model, device: str) -> Calibration | None:
@@ -120,7 +138,8 @@ def calibration_of(source: str | None, options: SampleOptions, model: Model, dev
         from onnxprune.execution.synthetic_data import synthetic_data
 
         return Calibration(synthetic_data(model, options.images or SYNTHETIC), device=device)
-    return Calibration(read_data(source, options), preprocess_of(options), device=device)
+    found = read_data(source, options, model, device=device)
+    return Calibration(found.data, found.preprocess, device=device)
 
 
 def proof_feeds(source: str | None, samples: Calibration | None, model: Model) -> Sequence[dict[str, Array]] | None:
@@ -303,6 +322,7 @@ def finish(
     output: ModelOutput,
     speedup: Speedup | None = None,
     recovered: Recovered | None = None,
+    samples: Calibration | None = None,
     *,
     as_json: bool,
 ) -> None:
@@ -313,6 +333,8 @@ def finish(
     save(done.model, output.output, external=output.external)
     if as_json:
         document = _display.compiled_document(done, str(output.output), speedup)
+        if samples is not None:
+            document["data"] = samples.as_dict()
         _display.emit_json(document if recovered is None else {**document, "recovery": recovered.as_dict()})
         return
     _display.compiled_table(done, f"{source.name} -> {output.output}", speedup)

@@ -94,6 +94,6 @@ def recover(
     save(done.model, output.output, external=output.external)
     shutil.rmtree(folder, ignore_errors=True)  # the result is on disk
     if as_json:
-        _display.emit_json({"output": str(output.output), **done.as_dict()})
+        _display.emit_json({"output": str(output.output), "data": samples.as_dict(), **done.as_dict()})
     else:
         _display.recovered_table(done, f"{pruned.name} -> {output.output}")

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from onnxprune.cli._options import Command, json_option, takes_options
-from onnxprune.cli._stages import image_size, load_model, preprocess_of
+from onnxprune.cli._stages import load_model, read_data
 from onnxprune.options import Device, Tolerance, VerificationData
 
 
@@ -28,7 +28,7 @@ def verify(
 ) -> None:
     """Prove a pruned model against its masked original."""
     from onnxprune.cli import _display
-    from onnxprune.execution.data import load_data, model_batches
+    from onnxprune.execution.data import model_batches
     from onnxprune.pipeline import analyze_for
     from onnxprune.plans import load_plan
     from onnxprune.verification import verify as check
@@ -38,8 +38,8 @@ def verify(
     analysis = analyze_for(whole, plan)
     feeds = None
     if data.data:
-        samples = load_data(data.data, images=data.images or 64, size=image_size(data))
-        feeds = [feed for feed, _ in model_batches(whole, samples, preprocess_of(data))]
+        found = read_data(data.data, data, whole, device=device.device, images=64)
+        feeds = [feed for feed, _ in model_batches(whole, found.data, found.preprocess)]
     proof = check(analysis, plan, load_model(pruned), feeds=feeds, tolerance=tolerance.tolerance, device=device.device)
     if as_json:
         _display.emit_json(proof.as_dict())

@@ -149,7 +149,8 @@ class SuffixSessions:
             if undecided is not None:
                 scores = concatenated(runs)[0]
                 near = np.flatnonzero(undecided(scores_of(scores, len(scores)), self.runner.labels(batches)))
-                for k in np.unique(near // self.runner.feeds.batch).tolist():
+                edges = np.cumsum([self.runner.feeds.real(i) for i in batches])
+                for k in np.unique(np.searchsorted(edges, near, side="right")).tolist():
                     runs[k] = self._outputs(self.session, cached, wave[k : k + 1], self._mask(kept))[0][0]
             out.append(self.runner.reduced(runs, batches))
         return out, seconds

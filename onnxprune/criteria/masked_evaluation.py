@@ -191,9 +191,8 @@ class MaskedEvaluator:
         def run(i: int) -> tuple[range, list[Array]]:
             values = runner.to_device(session, i) if cached is None else cached.values[i]
             found = [o.numpy() for o in session.run_bound({n: values[n] for n in session.inputs}, names)]
-            real, first = self.feeds.real(i), i * self.feeds.batch
-            size = self.feeds.fixed or real
-            return range(first, first + real), [v[: len(v) // size * real] for v in found]
+            real, size = self.feeds.real(i), self.feeds.size(i)
+            return self.feeds.span(i), [v[: len(v) // size * real] for v in found]
 
         for i in range(0, len(self.feeds), runner.threads):
             yield from runner.parallel(run, range(i, min(i + runner.threads, len(self.feeds))))

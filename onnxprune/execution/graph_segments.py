@@ -123,9 +123,8 @@ class ActivationCursor:
         return len(self.feeds)
 
     def samples(self, batch: int) -> range:
-        """Return the sample numbers of a batch."""
-        start = batch * self.feeds.batch
-        return range(start, start + self.feeds.real(batch))
+        """Return the sample numbers of a batch, in the order of the batches."""
+        return self.feeds.span(batch)
 
     def advance(self, node_index: int) -> None:
         """Advance to a cut; tensors before it are discarded.
@@ -172,9 +171,8 @@ class ActivationCursor:
         for batch in range(len(self)):
             values = self._run(session, batch, new) if session is not None else []
             found = dict(zip(new, values, strict=True))
-            real = self.feeds.real(batch)
+            real, length = self.feeds.real(batch), self.feeds.size(batch)
             out = {n: found[n] if n in found else self._get(batch, n) for n in names}
-            length = self.feeds.batch if self.feeds.fixed else real
             yield {n: v[: len(v) // length * real] if real < length and v.ndim else v for n, v in out.items()}
 
     def _session(self, start: int, stop: int, names: Sequence[str], model: Model | None = None) -> Session:

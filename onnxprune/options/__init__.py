@@ -17,6 +17,7 @@ from onnxprune.options._text import PAIRS as PAIRS
 from onnxprune.options.data import AccuracyData as AccuracyData
 from onnxprune.options.data import CalibrationData as CalibrationData
 from onnxprune.options.data import Preprocessing as Preprocessing
+from onnxprune.options.data import Reading as Reading
 from onnxprune.options.data import RecoveryData as RecoveryData
 from onnxprune.options.data import RequiredData as RequiredData
 from onnxprune.options.data import SampleOptions as SampleOptions

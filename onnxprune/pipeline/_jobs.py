@@ -13,7 +13,6 @@ from onnxprune.analysis.coupling import Analysis
 from onnxprune.criteria import AnyCriterion
 from onnxprune.errors import OnnxPruneError, VerificationError
 from onnxprune.execution.calibration import Calibration
-from onnxprune.execution.data import Preprocess
 from onnxprune.execution.sessions import kernel_block
 from onnxprune.execution.tasks.evaluation import Evaluation
 from onnxprune.execution.tasks.evaluation import evaluate as evaluate_model
@@ -28,11 +27,12 @@ from onnxprune.pipeline._inputs import (
     DataSource,
     ModelSource,
     PlanSource,
+    PreprocessSource,
     as_calibration,
     as_curves,
-    as_data,
     as_model,
     as_plan,
+    as_samples,
     as_target,
     is_synthetic,
 )
@@ -98,7 +98,7 @@ def prune(
     data: DataSource | None = None,
     images: int | None = None,
     size: Sequence[int] | None = None,
-    preprocess: Preprocess | None = None,
+    preprocess: PreprocessSource | None = None,
     task: TaskOptions | str | None = None,
     metric: str | None = None,
     recover: bool | None = None,
@@ -134,7 +134,7 @@ def prune(
             `Calibration`.
         images: Number of samples to read from a source.
         size: Height and width that image files are resized to.
-        preprocess: Conversion of the samples into the model's input.
+        preprocess: Conversion of the samples into the model's input, or the name of a preset.
         task: Task that the result is measured on, by name or with its options; default: guessed.
         metric: Metric that is reported on held-out samples; default: the first of the task.
         recover: Recover accuracy on the data; default: if there is data.
@@ -247,7 +247,7 @@ def recover(
     data: DataSource,
     images: int | None = None,
     size: Sequence[int] | None = None,
-    preprocess: Preprocess | None = None,
+    preprocess: PreprocessSource | None = None,
     task: TaskOptions | str | None = None,
     metric: str | None = None,
     stages: Sequence[str] = STAGES,
@@ -271,7 +271,7 @@ def recover(
             `Calibration`.
         images: Number of samples to read from a source.
         size: Height and width that image files are resized to.
-        preprocess: Conversion of the samples into the model's input.
+        preprocess: Conversion of the samples into the model's input, or the name of a preset.
         task: Task that the result is measured on, by name or with its options; default: guessed.
         metric: Metric that is reported on held-out samples; default: the first of the task.
         stages: Stages to run, in order.
@@ -317,7 +317,7 @@ def retrain(
     val_data: DataSource | None = None,
     images: int | None = None,
     size: Sequence[int] | None = None,
-    preprocess: Preprocess | None = None,
+    preprocess: PreprocessSource | None = None,
     task: TaskOptions | str | None = None,
     metric: str | None = None,
     teacher: ModelSource | None = None,
@@ -339,7 +339,7 @@ def retrain(
         val_data: Validation data; default: a share of the data, the same of every class.
         images: Number of samples to read from a source.
         size: Height and width that image files are resized to.
-        preprocess: Conversion of the samples into the model's input.
+        preprocess: Conversion of the samples into the model's input, or the name of a preset.
         task: Task, by name or with its options; default: guessed from the model and the targets.
         metric: Metric that chooses the epoch; default: the first of the task.
         teacher: Original, for distillation.
@@ -361,10 +361,13 @@ def retrain(
     from onnxprune.training import retrain as retrain_model
 
     chosen = settings or Settings()
+    read = as_model(model)
+    labels = not chosen.unlabelled
+    found = as_samples(data, read, images=images, size=size, preprocess=preprocess, labels=labels)
+    held = as_samples(val_data, read, preprocess=found.preprocess, labels=labels) if val_data is not None else None
     return retrain_model(
-        as_model(model), as_data(data, images=images, size=size),
-        val=as_data(val_data, size=size) if val_data is not None else None,
-        preprocess=_preprocess(data, preprocess), task=task_options(task, metric),
+        read, found.data, val=held.data if held is not None else None, preprocess=found.preprocess,
+        task=task_options(task, metric),
         settings=replace(chosen, epochs=epochs) if epochs else chosen,
         teacher=as_model(teacher) if teacher is not None else None,
         plan=as_plan(teacher_plan) if teacher_plan is not None else None, method=method, folder=folder, resume=resume,
@@ -409,7 +412,7 @@ def evaluate(
     *,
     images: int | None = None,
     size: Sequence[int] | None = None,
-    preprocess: Preprocess | None = None,
+    preprocess: PreprocessSource | None = None,
     task: TaskOptions | str | None = None,
     metric: str | None = None,
     reference: ModelSource | None = None,
@@ -426,7 +429,7 @@ def evaluate(
             `Calibration`.
         images: Number of samples to read from a source.
         size: Height and width that image files are resized to.
-        preprocess: Conversion of the samples into the model's input.
+        preprocess: Conversion of the samples into the model's input, or the name of a preset.
         task: Task, by name or with its options; default: guessed from the model and the targets.
         metric: The one metric to measure, or "package.module:function"; default: all of the task.
         reference: The original, whose outputs serve as targets if the data has none.
@@ -439,15 +442,14 @@ def evaluate(
         OnnxPruneError: neither targets nor a reference, samples or targets that do not fit the model, outputs that are
             not finite, labels that are those of other classes.
     """
+    read, chosen = as_model(model), task_options(task, metric)
+    whole = as_model(reference) if reference is not None else None
+    labels = whole is None and chosen.task in (None, "classify")
+    found = as_samples(data, read, images=images, size=size, preprocess=preprocess, labels=labels, device=device)
     return evaluate_model(
-        as_model(model), as_data(data, images=images, size=size), preprocess=_preprocess(data, preprocess),
-        task=task_options(task, metric), reference=as_model(reference) if reference is not None else None,
-        batch=batch, threads=threads, device=device, progress=progress,
+        read, found.data, preprocess=found.preprocess, task=chosen, reference=whole, batch=batch, threads=threads,
+        device=device, progress=progress,
     )  # fmt: skip
-
-
-def _preprocess(data: DataSource, given: Preprocess | None) -> Preprocess | None:
-    return data.preprocess if given is None and isinstance(data, Calibration) else given
 
 
 def bench(

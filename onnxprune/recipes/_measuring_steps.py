@@ -46,7 +46,7 @@ class EvaluateStep(RecipeStep):
             context.samples(self.on, self.sampling.images),
             preprocess=context.defaults.preprocess,
             task=self.tasks,
-            reference=load(context.original),
+            reference=load(context.original) if self.tasks != TaskOptions() else None,
             batch=self.execution.batch,
             threads=self.execution.threads,
             device=self.execution.device,

@@ -14,7 +14,7 @@ from typing import Any
 from onnxprune._utils.registry import Registry
 from onnxprune._utils.strict import Format
 from onnxprune.errors import OnnxPruneError, unknown
-from onnxprune.execution.data import Preprocess
+from onnxprune.execution.data import preprocess_of
 from onnxprune.options import (
     AnalysisOptions,
     Benchmark,
@@ -74,6 +74,8 @@ class _RecipeHeader(Sampling):
     data: str = ""
     val_data: str = ""
     test_data: str = ""
+    class_map: str = ""
+    images_dir: str = ""
     seed: int = option(0, help="Seed of all steps.", heading="Runtime", ge=0)
     threads: int = option(0, help="CPU threads of all steps; 0: all cores.", heading="Runtime", ge=0)
     device: str = "cpu"
@@ -118,7 +120,8 @@ class Recipe:
         about: a line of description.
         model: the original model's file.
         sources: sources of its data, by the names of `DATA`.
-        images: use only so many of `data`, evenly from the classes; `size`: of images in folders.
+        beside: files beside the data: "class_map" and "images_dir".
+        images: use only so many of `data`, evenly from the classes.
         defaults: options shared by all steps.
         bench: options of measuring latency.
         entries: the steps, loops unrolled.
@@ -130,8 +133,8 @@ class Recipe:
     about: str
     model: Path
     sources: Mapping[str, str]
+    beside: Mapping[str, str]
     images: int | None
-    size: tuple[int, int] | None
     defaults: RecipeDefaults
     bench: BenchSettings
     entries: tuple[StepEntry, ...]
@@ -180,7 +183,7 @@ def _recipe(table: Table, path: Path, text: str, overridden: set[str]) -> Recipe
     head = read(_RecipeHeader, rest, where)
     pre = read(Preprocessing, parts["preprocess"], f"{where}, table preprocess")
     bench = read(BenchSettings, parts["bench"], f"{where}, table bench", {"device": head.device})
-    how = Preprocess(pre.mean, pre.std, pre.layout)
+    how = preprocess_of(pre)
     task = head.task_options
     if task.alphabet is not None:
         task = replace(task, alphabet=str(base / task.alphabet))
@@ -198,7 +201,8 @@ def _recipe(table: Table, path: Path, text: str, overridden: set[str]) -> Recipe
             sources[key] = source if key in overridden else _data_source(source, base)
     recipe = Recipe(
         head.name, head.about, Path(head.model) if "model" in overridden else _model_path(head.model, base), sources,
-        head.images, (pre.size[0], pre.size[1]) if pre.size else None, defaults, bench, entries, base, text,
+        {k: _data_source(v, base) for k in ("class_map", "images_dir") if (v := getattr(head, k))},
+        head.images, defaults, bench, entries, base, text,
     )  # fmt: skip
     _check_order(recipe, where)
     return recipe

@@ -17,7 +17,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,12 @@ from onnxprune._utils.strict import Format
 from onnxprune.analysis.cost import CostModel
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.errors import OnnxPruneError
-from onnxprune.execution.data import Data, load_data
+from onnxprune.execution.data import Data, fit, load_data
 from onnxprune.execution.tasks.evaluation import evaluate
+from onnxprune.ir.model import Model
 from onnxprune.ir.reader import load
 from onnxprune.latency.bench import bench
+from onnxprune.options import TaskOptions
 from onnxprune.planning.sensitivity_sweep import data_digest
 from onnxprune.recipes._steps import MODEL, StepContext, StepResult, after
 from onnxprune.recipes._table import RunTable, StepRow
@@ -74,10 +76,7 @@ def run_recipe(
             raises, with its number. What is finished stays.
     """
     model = load(recipe.model)
-    data = {
-        key: load_data(source, images=recipe.images if key == "data" else None, size=recipe.size)
-        for key, source in recipe.sources.items()
-    }
+    recipe, data = _read_data(recipe, model, notice)
     analysis = recipe.defaults.analyze(model)
     for e in recipe.entries:
         try:
@@ -102,6 +101,25 @@ def run_recipe(
         return run.table()
     finally:
         book.close()
+
+
+def _read_data(recipe: Recipe, model: Model, notice: Callable[[str], None] | None) -> tuple[Recipe, dict[str, Data]]:
+    """Read all data, match it with the model, and return the recipe with the preprocessing that the model decides."""
+    data = {}
+    labels = recipe.defaults.task == TaskOptions()
+    for key, source in recipe.sources.items():
+        images = recipe.images if key == "data" else None
+        read = load_data(
+            source, images=images, model=model, images_dir=recipe.beside.get("images_dir"),
+            class_map=recipe.beside.get("class_map"),
+        )  # fmt: skip
+        found = fit(model, read, recipe.defaults.preprocess, labels=labels and key == "test_data")
+        recipe = replace(recipe, defaults=replace(recipe.defaults, preprocess=found.preprocess))
+        data[key] = found.data
+        for line in found.data.warnings:
+            if notice is not None:
+                notice(f"Warning: {key}: {line}")
+    return recipe, data
 
 
 class _RecipeRun:
@@ -310,7 +328,8 @@ def _figures(recipe: Recipe, analysis: Analysis, data: Mapping[str, Data]) -> Re
     if "test_data" in data:
         found = evaluate(
             analysis.source, data["test_data"], preprocess=defaults.preprocess, task=defaults.task,
-            reference=load(recipe.model), threads=defaults.threads, device=defaults.device,
+            reference=load(recipe.model) if defaults.task != TaskOptions() else None, threads=defaults.threads,
+            device=defaults.device,
         )  # fmt: skip
         if found.task == "classify" and found.main == "top1" and "loss" in found.metrics:
             figures |= {"top1": found.top1, "top1_error": found.top1_error, "loss": found.loss}
