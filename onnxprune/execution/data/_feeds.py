@@ -8,10 +8,10 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune._utils.formatting import listed
+from onnxprune._utils.formatting import counted, listed
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data._data import Data
-from onnxprune.execution.data._inputs import InputSpec, inputs_of, to_input
+from onnxprune.execution.data._inputs import InputSpec, inputs_of, samples_first, to_input
 from onnxprune.execution.data._preprocess import Preprocess
 from onnxprune.execution.data._resolve import resolved
 from onnxprune.execution.data._targets import Targets
@@ -136,21 +136,21 @@ def matched_inputs(model: Model, data: Data) -> dict[str, InputSpec]:
         return own
     needed = listed((repr(n) for n in own), 8)
     given = "one array without a name" if names == ("",) else listed((repr(n) for n in names), 8)
+    has = f"{counted(len(own), 'input')} ({needed})"
     raise OnnxPruneError(
-        f"the data {data.name!r} does not match the model's inputs: the model has {needed}, the data {given}",
+        f"the data {data.name!r} does not match the model: the model has {has}, the data has {given}",
         fix="name every array as the input it is for" if len(specs) > 1 else f"name the array {specs[0].name!r} or 'x'",
     )
 
 
 def _fixed_batch(specs: Sequence[InputSpec]) -> int | None:
-    found = {spec.batch for spec in specs if spec.shape} - {None}
-    if len(found) > 1:
-        sizes = ", ".join(f"{spec.name!r}: {spec.batch}" for spec in specs if spec.batch)
+    if not samples_first(specs):
+        sizes = ", ".join(f"{spec.name!r}: {spec.batch or '?'}" for spec in specs if spec.shape)
         raise OnnxPruneError(
-            f"the first axes of the model's inputs are fixed to different sizes ({sizes}), so they are not the samples",
+            f"the first axes of the model's inputs differ ({sizes}), so they are not the samples",
             fix="pass complete feeds: a CalibrationDataReader, or dicts of arrays as the model takes them",
         )
-    return found.pop() if found else None
+    return next((spec.batch for spec in specs if spec.shape), None)
 
 
 def _scalar(x: Array, spec: InputSpec, name: str) -> Array:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -59,6 +59,32 @@ class InputSpec:
 def inputs_of(model: Model) -> list[InputSpec]:
     """Return the inputs of a model."""
     return [InputSpec(list(t.shape or []), np.dtype(t.dtype), layout_of(t), t.name) for t in model.graph.inputs]
+
+
+def samples_first(specs: Sequence[InputSpec]) -> bool:
+    """Return whether the first axis of all inputs can be the samples: all of them fixed to one size, or all dynamic."""
+    return len({spec.batch for spec in specs if spec.shape}) <= 1
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Form of the samples that a model takes.
+
+    Attributes:
+        ranks: Number of axes of each input, the samples' included.
+        whole: Whether samples are complete feeds, because the first axes of the inputs are not all the samples.
+    """
+
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    whole: bool = False
+
+
+def expected_by(model: Model | None) -> Expected:
+    """Return the form of the samples that a model takes; of none nothing is known."""
+    if model is None:
+        return Expected()
+    specs = inputs_of(model)
+    return Expected({spec.name: len(spec.shape) for spec in specs}, not samples_first(specs))
 
 
 def input_of(model: Model) -> InputSpec:

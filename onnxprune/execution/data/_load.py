@@ -15,12 +15,12 @@ from onnxprune._utils.import_strings import find_function
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data._classes import mapped
 from onnxprune.execution.data._data import Data, subset
-from onnxprune.execution.data._inputs import inputs_of
+from onnxprune.execution.data._inputs import Expected, expected_by
 from onnxprune.execution.data._readers.arrays import read_npy, read_npz
 from onnxprune.execution.data._readers.coco import read_coco
 from onnxprune.execution.data._readers.folders import read_folder, read_texts
 from onnxprune.execution.data._readers.hub import read_hub
-from onnxprune.execution.data._readers.objects import Ranks, read_object
+from onnxprune.execution.data._readers.objects import read_object
 from onnxprune.execution.data._sources import Source
 from onnxprune.ir.model import Array, Model
 from onnxprune.options.data import SOURCES
@@ -56,11 +56,11 @@ def load_data(
     Raises:
         OnnxPruneError: The source is unknown, or its contents are not valid data.
     """
-    ranks = None if model is None else {spec.name: len(spec.shape) for spec in inputs_of(model)}
+    expected = expected_by(model)
     if isinstance(source, str | os.PathLike):
-        data = _named(os.fspath(source), images, ranks, None if images_dir is None else Path(images_dir))
+        data = _named(os.fspath(source), images, expected, None if images_dir is None else Path(images_dir))
     else:
-        data = read_object(source, getattr(source, "__name__", type(source).__name__), ranks, images)
+        data = read_object(source, getattr(source, "__name__", type(source).__name__), expected, images)
     if class_map is not None:
         data = mapped(data, Path(class_map))
     if size:
@@ -68,14 +68,14 @@ def load_data(
     return subset(data, images) if images else data
 
 
-def _named(source: str, images: int | None, ranks: Ranks | None, images_dir: Path | None) -> Data:
+def _named(source: str, images: int | None, expected: Expected, images_dir: Path | None) -> Data:
     path = Path(source)
     if source in ("digits", "digits:test", "digits:train"):
         return _digits(source.partition(":")[2] or "test")
     if source.startswith("hf:"):
-        return read_hub(source, ranks)
+        return read_hub(source, expected)
     if ":" in source and not path.exists():
-        return _function(source, images, ranks)
+        return _function(source, images, expected)
     if path.is_dir():
         return read_folder(path)
     suffix = path.suffix.lower()
@@ -86,7 +86,7 @@ def _named(source: str, images: int | None, ranks: Ranks | None, images_dir: Pat
     if suffix in (".txt", ".tsv") and path.is_file():
         return read_texts(path)
     if suffix == ".npz" or path.is_file():
-        return read_npz(path, tuple(ranks or ()))
+        return read_npz(path, tuple(expected.ranks))
     raise OnnxPruneError(f"cannot find the data {source!r}", fix=f"use one of: {SOURCES}")
 
 
@@ -124,6 +124,6 @@ def _digits(part: str) -> Data:
     return Data(x, digits.target[index].astype(np.int64), f"digits:{part}")
 
 
-def _function(source: str, images: int | None, ranks: Ranks | None) -> Data:
+def _function(source: str, images: int | None, expected: Expected) -> Data:
     function = find_function(source, "data function")
-    return read_object(function, source, ranks, images)
+    return read_object(function, source, expected, images)

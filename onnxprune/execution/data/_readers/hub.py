@@ -10,8 +10,9 @@ import numpy as np
 from onnxprune._utils.formatting import listed
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data._data import Data
+from onnxprune.execution.data._inputs import Expected
 from onnxprune.execution.data._readers.images import Images, ImageSource, is_image
-from onnxprune.execution.data._readers.objects import Ranks, read_object
+from onnxprune.execution.data._readers.objects import ANYTHING, read_object
 
 _IMAGES = ("image", "img", "images", "pixel_values")
 _LABELS = ("label", "labels", "fine_label", "target", "y")
@@ -37,7 +38,7 @@ class HubImages(Images):
         digest.update(str(getattr(self.dataset, "_fingerprint", self.name)).encode())
 
 
-def read_hub(source: str, ranks: Ranks | None = None) -> Data:
+def read_hub(source: str, expected: Expected = ANYTHING) -> Data:
     """Read a dataset: `hf:NAME:SPLIT`, or `hf:NAME@CONFIG:SPLIT` for one of several configurations.
 
     Raises:
@@ -46,7 +47,9 @@ def read_hub(source: str, ranks: Ranks | None = None) -> Data:
     try:
         import datasets  # type: ignore[import-not-found, unused-ignore]
     except ImportError as err:
-        raise OnnxPruneError(f"hf: needs the library datasets ({err})", fix="pip install 'onnxprune[hf]'") from err
+        raise OnnxPruneError(
+            f"hf: needs the library datasets ({err})", fix="pip install 'onnxprune[datasets]'"
+        ) from err
     body = source.removeprefix("hf:")
     name, _, split = body.rpartition(":") if ":" in body else (body, "", "")
     name, _, config = name.partition("@")
@@ -73,14 +76,14 @@ def read_hub(source: str, ranks: Ranks | None = None) -> Data:
         found = found[chosen]
     if not len(found):
         raise OnnxPruneError(f"the dataset {source!r} is empty")
-    return _columns(found, source, ranks)
+    return _columns(found, source, expected)
 
 
-def _columns(dataset: Any, source: str, ranks: Ranks | None) -> Data:
+def _columns(dataset: Any, source: str, expected: Expected) -> Data:
     columns = list(dataset.column_names)
     first = dataset[0]
     image = next((c for c in (*_IMAGES, *columns) if c in columns and is_image(first[c])), None)
-    inputs = tuple(ranks or ())
+    inputs = tuple(expected.ranks)
     label = next((c for c in _LABELS if c in columns and c not in inputs), None)
     if image is not None:
         text = next((c for c in _TEXTS if c in columns and isinstance(first[c], str)), None)
@@ -108,4 +111,4 @@ def _columns(dataset: Any, source: str, ranks: Ranks | None) -> Data:
             x = np.asarray(row[named[0]]) if named[0] not in inputs else {c: np.asarray(row[c]) for c in named}
             return x if label is None else (x, row[label])
 
-    return read_object(_HubRows(), source, ranks)
+    return read_object(_HubRows(), source, expected)

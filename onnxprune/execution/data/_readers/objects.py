@@ -10,6 +10,7 @@ import numpy as np
 from onnxprune._utils.formatting import listed
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data._data import Data, as_array, checked_data, with_targets
+from onnxprune.execution.data._inputs import Expected
 from onnxprune.execution.data._readers.arrays import named
 from onnxprune.execution.data._readers.images import Images, ImageSource, SpooledImages, is_image
 from onnxprune.execution.data._sources import Source
@@ -17,10 +18,10 @@ from onnxprune.execution.data._spool import Spool, SpooledSource
 from onnxprune.execution.data._targets import Boxes, kind_of
 from onnxprune.ir.model import Array
 
-Ranks = Mapping[str, int]
+ANYTHING = Expected()
 
 
-def read_object(given: Any, name: str, ranks: Ranks | None = None, images: int | None = None) -> Data:
+def read_object(given: Any, name: str, expected: Expected = ANYTHING, images: int | None = None) -> Data:
     """Return data from a Python object.
 
     Streams are read once and written to temporary files, batch by batch.
@@ -29,7 +30,7 @@ def read_object(given: Any, name: str, ranks: Ranks | None = None, images: int |
         given: Data, a `Source`; (x, y), x, or a dict of arrays by input name (and y); a Dataset with a length; a
             DataLoader, an iterable, a generator or a function that returns one; or a CalibrationDataReader.
         name: Name in messages.
-        ranks: Numbers of axes of the model's inputs, which tell single samples from batches.
+        expected: Form of the samples that the model takes, which tells single samples from batches.
         images: Samples to read of a stream without a length.
 
     Raises:
@@ -39,7 +40,7 @@ def read_object(given: Any, name: str, ranks: Ranks | None = None, images: int |
         return given
     if isinstance(given, Source):
         return Data(given, None, name)
-    inputs = tuple(ranks or ())
+    inputs = tuple(expected.ranks)
     if _is_array(given):
         return checked_data(given, None, name)
     if isinstance(given, Mapping):
@@ -53,13 +54,15 @@ def read_object(given: Any, name: str, ranks: Ranks | None = None, images: int |
     if isinstance(given, list) and given and isinstance(given[0], float | int):
         return checked_data(given, None, name)
     if hasattr(given, "get_next"):
-        return _Stream(name, ranks, images, whole=True).read(iter(given.get_next, None))
+        return _Stream(name, expected, images, whole=expected.whole, batched=None if expected.ranks else True).read(
+            iter(given.get_next, None)
+        )
     if _is_dataset(given):
-        return _dataset(given, name, ranks, images)
+        return _dataset(given, name, expected, images)
     if callable(given) and not isinstance(given, Iterable):
-        return read_object(_called(given, name), name, ranks, images)
+        return read_object(_called(given, name), name, expected, images)
     if isinstance(given, Iterable) and not isinstance(given, str | bytes):
-        return _Stream(name, ranks, images, whole=False).read(iter(given))
+        return _Stream(name, expected, images, whole=expected.whole).read(iter(given))
     raise OnnxPruneError(
         f"the data {name!r} is a {type(given).__name__}, which is no source of samples",
         fix="use (x, y), x, a dict of arrays, a Dataset, a DataLoader, a generator, or a CalibrationDataReader",
@@ -91,7 +94,7 @@ def _is_dataset(given: Any) -> bool:
     return random and not isinstance(given, Mapping | str | bytes | list | tuple)
 
 
-def _dataset(given: Any, name: str, ranks: Ranks | None, images: int | None) -> Data:
+def _dataset(given: Any, name: str, expected: Expected, images: int | None) -> Data:
     count = len(given) if images is None else min(images, len(given))
     if not count:
         raise OnnxPruneError(f"the data {name!r} is empty")
@@ -100,7 +103,7 @@ def _dataset(given: Any, name: str, ranks: Ranks | None, images: int | None) -> 
         for i in np.linspace(0, len(given) - 1, count).astype(np.int64).tolist():
             yield given[i]
 
-    return _Stream(name, ranks, None, whole=False, batched=False).read(samples())
+    return _Stream(name, expected, None, whole=expected.whole, batched=False).read(samples())
 
 
 class _Stream:
@@ -108,16 +111,16 @@ class _Stream:
 
     Args:
         name: Name in messages.
-        ranks: Numbers of axes of the model's inputs.
+        expected: Form of the samples that the model takes.
         images: Samples to read at most; None: all.
         whole: Whether items are complete feeds.
         batched: Whether items are batches; None: by the number of axes, else yes.
     """
 
     def __init__(
-        self, name: str, ranks: Ranks | None, images: int | None, *, whole: bool, batched: bool | None = None
+        self, name: str, expected: Expected, images: int | None, *, whole: bool, batched: bool | None = None
     ) -> None:
-        self.name, self.ranks, self.images, self.whole, self.batched = name, ranks, images, whole, batched
+        self.name, self.ranks, self.images, self.whole, self.batched = name, expected.ranks, images, whole, batched
         self.spools: dict[str, Spool] = {}
         self.targets: list[Any] = []
         self.pictures = False
@@ -190,7 +193,7 @@ class _Stream:
         if isinstance(item, tuple | list) and len(item) == 1:
             return item[0], None
         if isinstance(item, Mapping) and not self.whole:
-            inputs = tuple(self.ranks or ())
+            inputs = tuple(self.ranks)
             x, y = named(item, inputs)
             if len(x) == 1 and (key := next(iter(x))) in ("x", "image", "img", "pixel_values") and key not in inputs:
                 return x[key], y
@@ -200,14 +203,14 @@ class _Stream:
     def _is_batch(self, arrays: Mapping[str, Array], y: Any) -> bool:
         lengths = {len(a) for a in arrays.values() if a.ndim}
         if self.batched is not None:
-            return self.batched and len(lengths) == 1
-        known = self.ranks or {}
+            self.whole = self.whole or (self.batched and len(lengths) != 1)
+            return self.batched and not self.whole
+        known = self.ranks
         found = {known.get(k, next(iter(known.values())) if len(known) == 1 and not k else -1) for k in arrays}
         if -1 not in found and known:
             pairs = [(a.ndim, known.get(k, next(iter(known.values())))) for k, a in arrays.items()]
             if all(n == rank for n, rank in pairs):
-                if len(lengths) != 1:  # complete feeds, in which the first axes are not all samples
-                    self.whole = True
+                self.whole = self.whole or len(lengths) != 1  # complete feeds, whose first axes are not all samples
                 return len(lengths) == 1
             return not all(n == rank - 1 or rank == 0 for n, rank in pairs)
         labels = None if y is None or isinstance(y, str | Boxes) else as_array(y)
@@ -216,7 +219,7 @@ class _Stream:
         return len(lengths) == 1 and all(a.ndim not in (1, 3) for a in arrays.values())
 
     def _check_rank(self, sample: Array, where: str) -> None:
-        [rank] = (self.ranks or {}).values()
+        [rank] = self.ranks.values()
         if sample.ndim != rank - 1:
             raise OnnxPruneError(
                 f"a sample {list(sample.shape)} does not fit the model's input of {rank} axes",
