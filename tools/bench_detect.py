@@ -31,7 +31,7 @@ from PIL import Image, ImageDraw
 from wild import ROOT
 
 import onnxprune as op
-from onnxprune.execution.digit_scenes import NAMES, SIZE, digit_scene
+from onnxprune.execution.data.digit_scenes import NAMES, SIZE, digit_scene
 
 SHIPPED = ROOT / "models" / "digits_detector.onnx"
 TRAIN_SCENES, VAL_SCENES = 3200, 100  # of Ultralytics' training

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as fn
 
-from onnxprune.execution.digit_scenes import NAMES, SIZE, digit_scene
+from onnxprune.execution.data.digit_scenes import NAMES, SIZE, digit_scene
 
 STRIDES = (8, 16)
 TOP = 8  # anchors per box at most

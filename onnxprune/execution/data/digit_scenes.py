@@ -1,11 +1,14 @@
 """Scenes with scikit-learn's digits: several digits at varying scales on a cluttered, noisy background, with boxes.
 
+The data source `digit-scenes:train` or `digit-scenes:test`, for models/digits_detector.onnx.
+
 Every scene follows from (seed, part, index), so any one of them can be drawn without the others. Digits of the test
 part occur in no scene of the train part.
 """
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from functools import cache
 from typing import Any
 
@@ -13,7 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.errors import OnnxPruneError
-from onnxprune.execution.data import split_digits
+from onnxprune.execution.data._data import Data
+from onnxprune.execution.data._preprocess import Preprocess
+from onnxprune.execution.data._sources import Arrays, Indices, Source
+from onnxprune.execution.data._targets import Boxes, Target
 
 SIZE = 96  # pixels of the scene's height and width
 COUNTS = {"train": 8000, "test": 500}  # scenes of the data source `digit-scenes`
@@ -25,6 +31,12 @@ _INK = 0.3  # coverage from which a pixel belongs to the box
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 Scene = tuple[Pixels, Floats, npt.NDArray[np.int64]]
+
+
+def split_digits(count: int, part: str) -> npt.NDArray[np.int64]:
+    """Return indices of the train (three of four) or test (every fourth) part of a dataset of `count` samples."""
+    index = np.arange(count)
+    return np.flatnonzero(index % 4 == 0 if part == "test" else index % 4 != 0)
 
 
 @cache
@@ -140,3 +152,42 @@ def digit_scene(part: str, index: int, *, size: tuple[int, int] = (SIZE, SIZE), 
     canvas += rng.normal(0, rng.uniform(2, 14), canvas.shape).astype(np.float32)
     pixels = np.clip(canvas, 0, 255).astype(np.uint8)
     return pixels, np.array(boxes, np.float32).reshape(-1, 4), np.array(classes, np.int64)
+
+
+class SceneSource(Source):
+    """Scenes of one part, drawn when they are read."""
+
+    targets = "boxes"
+
+    def __init__(self, part: str) -> None:
+        if part not in COUNTS:
+            raise OnnxPruneError(f"the digit scenes have no part {part!r}", fix="use digit-scenes:train or :test")
+        _digits(part)  # an error names what is not installed
+        _pillow()
+        self.part = part
+
+    def __len__(self) -> int:
+        return COUNTS[self.part]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("",)
+
+    def read(self, indices: Sequence[int] | Indices, how: Preprocess) -> tuple[Arrays, list[Target] | None]:
+        scenes = [digit_scene(self.part, int(i)) for i in indices]
+        targets = [Boxes(boxes, classes, np.zeros(len(classes), np.bool_)) for _, boxes, classes in scenes]
+        return {"": np.stack([pixels for pixels, _, _ in scenes])}, list(targets)
+
+    def sizes(self, how: Preprocess) -> Sequence[Hashable] | None:
+        return None
+
+    def update(self, digest: Any) -> None:
+        digest.update(f"digit-scenes {self.part} 1".encode())
+
+    def shown(self) -> str:
+        return f"[{SIZE}, {SIZE}, 3] uint8"
+
+
+def read_scenes(part: str) -> Data:
+    """Return the scenes of one part as data, with boxes."""
+    return Data(SceneSource(part), None, f"digit-scenes:{part}")

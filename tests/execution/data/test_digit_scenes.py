@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxprune.errors import OnnxPruneError
-from onnxprune.execution.digit_scenes import NAMES, SIZE, digit_scene
+from onnxprune.execution.data import Feeds, Preprocess, load_data
+from onnxprune.execution.data.digit_scenes import COUNTS, NAMES, SIZE, digit_scene
+from onnxprune.ir.reader import load
+
+ROOT = Path(__file__).parent.parent.parent.parent
 
 
 def test_a_scene_follows_from_part_index_and_seed() -> None:
@@ -55,3 +61,24 @@ def test_an_unknown_part_is_refused() -> None:
     with pytest.raises(OnnxPruneError, match="no part 'val'") as refused:
         digit_scene("val", 0)
     assert "digit-scenes:train" in str(refused.value)
+
+
+def test_the_source_yields_bytes_and_boxes_of_the_scenes() -> None:
+    data = load_data("digit-scenes:test", images=5)
+    model = load(ROOT / "models" / "digits_detector.onnx")
+    feeds = Feeds(model, data, Preprocess(), 3)
+    feed, targets = feeds[1]
+    assert len(feeds) == 2
+    assert data.kind == "boxes"
+    pixels, boxes, classes = digit_scene("test", 3)
+    np.testing.assert_allclose(feed["images"][0], pixels.transpose(2, 0, 1) / np.float32(255), rtol=1e-6)
+    assert targets is not None
+    np.testing.assert_array_equal(targets[0].boxes, boxes)
+    np.testing.assert_array_equal(targets[0].classes, classes)
+    assert len(load_data("digit-scenes")) == COUNTS["test"]
+    assert load_data("digit-scenes:train").digest() != load_data("digit-scenes:test").digest()
+
+
+def test_an_unknown_part_of_the_source_is_refused() -> None:
+    with pytest.raises(OnnxPruneError, match="no part 'val'"):
+        load_data("digit-scenes:val")
