@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from onnxprune.errors import OnnxPruneError
+from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.options import (
     AnalysisOptions,
     AttentionOptions,
     Constraints,
+    InputShapes,
     Machine,
     ModelOutput,
     Planning,
@@ -41,11 +42,27 @@ if TYPE_CHECKING:
 SYNTHETIC = 512  # synthetic samples for `--data none`
 
 
-def load_model(path: Path) -> Model:
-    """Read a model."""
+def load_model(path: Path, shapes: InputShapes | None = None) -> Model:
+    """Read a model, with the sizes of its inputs as far as they are given."""
     from onnxprune.ir.reader import load
 
-    return load(path)
+    return load(path, shapes=shapes.shapes if shapes is not None else None)
+
+
+def load_models(paths: Sequence[Path], shapes: InputShapes) -> list[Model]:
+    """Read models that may have different inputs: sizes are those of the inputs that a model has."""
+    from onnxprune.ir.input_sizes import with_shapes
+    from onnxprune.ir.reader import load
+
+    models = [load(path) for path in paths]
+    inputs = [{t.name for t in m.graph.inputs} for m in models]
+    for name in shapes.shapes:
+        if not any(name in own for own in inputs):
+            raise unknown("input", name, set().union(*inputs))
+    return [
+        with_shapes(model, {name: shape for name, shape in shapes.shapes.items() if name in own})
+        for model, own in zip(models, inputs, strict=True)
+    ]
 
 
 def analyzed(model: Model, options: AttentionOptions) -> Analysis:

@@ -27,6 +27,7 @@ from onnxprune.options import (
     CalibrationData,
     Constraints,
     CurvesInput,
+    InputShapes,
     Measuring,
     ModelOutput,
     Options,
@@ -59,6 +60,7 @@ def prune(
     curves: CurvesInput,
     constraints: Constraints,
     analysis: AnalysisOptions,
+    shapes: InputShapes,
     measuring: Measuring,
     verifying: Verifying,
     second: PlanFile,
@@ -87,7 +89,7 @@ def prune(
     check_output(output.output, model)
     if second.plan_file is not None:
         check_output(second.plan_file, model)
-    original = load_model(model)
+    original = load_model(model, shapes)
     samples = calibration_of(data.data, data, original, measuring.device)
     recovering = samples is not None and after.recover is not False
     if recovering and samples is not None:

@@ -13,6 +13,7 @@ from onnxprune.cli._stages import constraints_on, load_model, read_data
 from onnxprune.errors import OnnxPruneError
 from onnxprune.options import (
     Constraints,
+    InputShapes,
     ModelOutput,
     Options,
     RequiredData,
@@ -68,6 +69,7 @@ def retrain(
     pruning: TrainingMethod,
     method_plan: MethodPlan,
     constraints: Constraints,
+    shapes: InputShapes,
     resuming: Resuming,
     as_json: bool,
 ) -> None:
@@ -95,13 +97,13 @@ def retrain(
         check_output(output.output, source)
     if method_plan.plan_file is not None:
         check_output(method_plan.plan_file, model)
-    pruned = load_model(model)
+    pruned = load_model(model, shapes)
     found = read_data(data.data, data, pruned, labels=not training.unlabelled, device=training.device)
     val = None
     if validation.val_data:
         every = replace(data, images=None)
         val = read_data(validation.val_data, every, pruned, labels=not training.unlabelled).data
-    teacher = load_model(taught.teacher) if taught.teacher is not None else None
+    teacher = load_model(taught.teacher, shapes) if taught.teacher is not None else None
     pruned_by = load_plan(taught.teacher_plan) if taught.teacher_plan is not None else None
     always = training.keep == "last" or pruning.method is not None
     replaces = load_model(output.output) if output.output.exists() and not always else None

@@ -13,6 +13,7 @@ from onnxprune.cli._stages import analyzed, load_model, read_data, scored
 from onnxprune.options import (
     AttentionOptions,
     Distribution,
+    InputShapes,
     Output,
     RequiredData,
     Restarting,
@@ -44,6 +45,7 @@ def sensitivity(
     sweep: SensitivitySweep,
     distribution: Distribution,
     analysis: AttentionOptions,
+    shapes: InputShapes,
     restarting: Restarting,
     as_json: bool,
 ) -> None:
@@ -69,7 +71,7 @@ def sensitivity(
 
         check_plot(output.plot)
     threshold = _threshold(sweep)
-    original = load_model(model)
+    original = load_model(model, shapes)
     samples = read_data(data.data, data, original, device=sweep.device)
     found = analyzed(original, analysis)
     if scores.scores_file is not None:

@@ -8,7 +8,7 @@ import click
 
 from onnxprune.cli._options import Command, json_option, takes_options
 from onnxprune.cli._stages import load_model, read_data
-from onnxprune.options import Device, Tolerance, VerificationData
+from onnxprune.options import Device, InputShapes, Tolerance, VerificationData
 
 
 @click.command(cls=Command)
@@ -24,6 +24,7 @@ def verify(
     tolerance: Tolerance,
     data: VerificationData,
     device: Device,
+    shapes: InputShapes,
     as_json: bool,
 ) -> None:
     """Prove a pruned model against its masked original."""
@@ -34,7 +35,7 @@ def verify(
     from onnxprune.verification import verify as check
 
     plan = load_plan(plan_file)
-    whole = load_model(original)
+    whole = load_model(original, shapes)
     analysis = analyze_for(whole, plan)
     feeds = None
     if data.data:

@@ -101,8 +101,10 @@ class MaskedEvaluator:
     ) -> None:
         self.analysis, self.orders, self.metric, self.strip = analysis, orders, metric, strip
         self.segmenter = MaskedSegmenter(analysis)
+        how = preprocess or Preprocess()
+        self.segmenter.set_sizes(Feeds(analysis.model, data, how, 1))
         batch = (task.batch if task is not None else None) or batch or default_batch(self.segmenter, device)
-        self.feeds = Feeds(analysis.model, data, preprocess or Preprocess(), batch)
+        self.feeds = Feeds(analysis.model, data, how, batch)
         self.outputs = metric.outputs_read(self.segmenter.outputs)
         output_bytes = self.segmenter.bytes_of(self.outputs)
         self.runner = BatchRunner(self.feeds, metric, output_bytes, device=device, threads=threads, task=task)

@@ -141,11 +141,14 @@ def calibrate(
         return 0
     session = Session(exposing(model, list(wanted)), device=device, threads=threads)
     fixed = any(not t.shape or (isinstance(t.shape[0], int) and t.shape[0] > 0) for t in model.graph.inputs)
-    step = done = 0  # samples per part, set by the first sample; samples done
+    steps: dict[object, int] = {}  # samples per part, by the sizes of a batch
+    done = 0  # samples
     for i, feed in enumerate(feeds):
         length = 0 if fixed else _length(feed)
+        step = steps.get(sizes := tuple(np.shape(v)[1:] for v in feed.values()), 0)
         if length and not step:
             step = max(1, _MEMORY // max(1, sum(v.nbytes for v in _run(session, _part(feed, 0, 1), i))))
+            steps[sizes] = step
         for part in [_part(feed, start, step) for start in range(0, length, step)] if length else [feed]:
             run = _length(part) or 1
             real = run if samples is None else min(run, samples - done)

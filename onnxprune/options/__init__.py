@@ -49,6 +49,9 @@ from onnxprune.options.recovery import Recovery as Recovery
 from onnxprune.options.scoring import AnalysisOptions as AnalysisOptions
 from onnxprune.options.scoring import AttentionOptions as AttentionOptions
 from onnxprune.options.scoring import Scoring as Scoring
+from onnxprune.options.shapes import InputShapes as InputShapes
+from onnxprune.options.shapes import Shape as Shape
+from onnxprune.options.shapes import shape_of as shape_of
 from onnxprune.options.sparsity import Sparsifying as Sparsifying
 from onnxprune.options.sparsity import SparsityScope as SparsityScope
 from onnxprune.options.sparsity import SparsitySweep as SparsitySweep

@@ -17,6 +17,7 @@ from onnxprune.execution.calibration import Calibration
 from onnxprune.execution.data import Data, Fitted, Preprocess, SampleSource, as_preprocess, fit
 from onnxprune.execution.data import as_data as read_data
 from onnxprune.execution.synthetic_data import synthetic_data
+from onnxprune.ir.input_sizes import Shapes, with_shapes
 from onnxprune.ir.model import Model
 from onnxprune.ir.reader import load
 from onnxprune.planning.curves import Curves, load_curves
@@ -46,22 +47,23 @@ PreprocessSource = Preprocess | str
 """Preprocessing or the name of a preset."""
 
 
-def as_model(given: ModelSource) -> Model:
-    """Return the model, read if it is a path.
+def as_model(given: ModelSource, shapes: Shapes | None = None) -> Model:
+    """Return the model, read if it is a path, with the sizes of its inputs as far as they are given.
 
     Raises:
-        OnnxPruneError: the argument is neither a model nor the source of one, or the file cannot be read.
+        OnnxPruneError: the argument is neither a model nor the source of one, the file cannot be read, or the shapes do
+            not fit the inputs.
     """
     if isinstance(given, Model):
-        return given
+        return with_shapes(given, shapes)
     if isinstance(given, str | os.PathLike | onnx.ModelProto):
-        return load(given)
+        return load(given, shapes=shapes)
     model = given.source if isinstance(given, Analysis) else getattr(given, "model", None)
     if not isinstance(model, Model):
         raise OnnxPruneError(
             f"a model is expected, not a {type(given).__name__}", fix="pass a Model, a path or a ModelProto"
         )
-    return model
+    return with_shapes(model, shapes)
 
 
 def as_plan(given: PlanSource) -> Plan:

@@ -17,6 +17,7 @@ from onnxprune.criteria.scoring import Scores
 from onnxprune.criteria.scoring import score as score_groups
 from onnxprune.execution.data import model_batches
 from onnxprune.ir.checker import check_weights
+from onnxprune.ir.input_sizes import Shapes
 from onnxprune.ir.model import PROVENANCE, Array, Model
 from onnxprune.ir.writer import save as save_model
 from onnxprune.passes import Pipeline, SparsifyWeights, StripChannels
@@ -97,7 +98,9 @@ class Compiled:
         return f"proved equal to the {v.reference}: {v.summary}"
 
 
-def analyze(model: ModelSource, *, attention: str = "heads", include_inexact: bool = False) -> Analysis:
+def analyze(
+    model: ModelSource, *, attention: str = "heads", include_inexact: bool = False, shapes: Shapes | None = None
+) -> Analysis:
     """Find the channels that can be removed from a model, and the locked ones with the reason.
 
     Args:
@@ -105,11 +108,13 @@ def analyze(model: ModelSource, *, attention: str = "heads", include_inexact: bo
         attention: Channels to free in multi-head attention, "heads" or "head_dim".
         include_inexact: Free also channels that statistics (LayerNorm, GroupNorm, a mean, ...) run over. Their removal
             is not masking: it is proved against the original whose statistics run over the kept channels.
+        shapes: Sizes of dynamic inputs that the model is analyzed at, {"x": (1, 3, 48, 320)}; None leaves a dimension
+            open. Default: sizes that the nodes of the model admit.
 
     Raises:
-        OnnxPruneError: the model cannot be read.
+        OnnxPruneError: the model cannot be read, or not run at the sizes that are given.
     """
-    return analyze_model(as_model(model), attention=attention, include_inexact=include_inexact)
+    return analyze_model(as_model(model, shapes), attention=attention, include_inexact=include_inexact)
 
 
 def score(

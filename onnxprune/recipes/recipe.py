@@ -18,6 +18,7 @@ from onnxprune.execution.data import preprocess_of
 from onnxprune.options import (
     AnalysisOptions,
     Benchmark,
+    InputShapes,
     Planning,
     Preprocessing,
     Sampling,
@@ -46,6 +47,7 @@ RENAMED = {
 """Old keys of steps, which are still read, and what they are called now."""
 
 REPEAT = "repeat"
+_PARTS = ("preprocess", "bench", "shapes")  # tables of the recipe's own
 SHIPPED = "onnxprune:"
 """Begins the name of a model that comes with the package."""
 
@@ -150,8 +152,8 @@ def load_recipe(
 
     Args:
         path: path of the TOML file.
-        changes: "KEY=VALUE" for a key of the recipe, "preprocess.KEY=VALUE" and "bench.KEY=VALUE" for those tables,
-            "STEP.KEY=VALUE" for all steps of a kind.
+        changes: "KEY=VALUE" for a key of the recipe, "preprocess.KEY=VALUE", "bench.KEY=VALUE" and "shapes.KEY=VALUE"
+            for those tables, "STEP.KEY=VALUE" for all steps of a kind.
         model: instead of the recipe's.
         sources: instead of the recipe's data, by the names of `DATA`.
 
@@ -174,7 +176,7 @@ def load_recipe(
 
 def _recipe(table: Table, path: Path, text: str, overridden: set[str]) -> Recipe:
     where, base = path.name, path.parent
-    parts = {key: _part(table, key, where) for key in ("preprocess", "bench")}
+    parts = {key: _part(table, key, where) for key in _PARTS}
     rest = {key: value for key, value in table.items() if key not in (*parts, "step")}
     for key in rest:
         if key not in options(_RecipeHeader):
@@ -183,11 +185,12 @@ def _recipe(table: Table, path: Path, text: str, overridden: set[str]) -> Recipe
     head = read(_RecipeHeader, rest, where)
     pre = read(Preprocessing, parts["preprocess"], f"{where}, table preprocess")
     bench = read(BenchSettings, parts["bench"], f"{where}, table bench", {"device": head.device})
+    shapes = read(InputShapes, {"shapes": parts["shapes"]}, f"{where}, table shapes")
     how = preprocess_of(pre)
     task = head.task_options
     if task.alphabet is not None:
         task = replace(task, alphabet=str(base / task.alphabet))
-    defaults = RecipeDefaults(how, head.seed, head.threads, head.device, head.analysis, task)
+    defaults = RecipeDefaults(how, head.seed, head.threads, head.device, head.analysis, task, shapes)
     step_defaults = {"seed": head.seed, "threads": head.threads, "device": head.device}
     step_defaults |= {f.name: getattr(task, f.name) for f in fields(task) if getattr(task, f.name) is not None}
     entries = tuple(
@@ -296,7 +299,7 @@ def _change(table: Table, change: str) -> None:
     value = _value(text.strip())
     if not path:
         table[key] = value
-    elif path[0] in ("preprocess", "bench"):
+    elif path[0] in _PARTS:
         _part(table, path[0], change)
         table[path[0]] = {**table.get(path[0], {}), key: value}
     else:

@@ -33,7 +33,6 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import Data, fit, load_data
 from onnxprune.execution.tasks.evaluation import evaluate
 from onnxprune.ir.model import Model
-from onnxprune.ir.reader import load
 from onnxprune.latency.bench import bench
 from onnxprune.options import TaskOptions
 from onnxprune.planning.sensitivity_sweep import data_digest
@@ -75,7 +74,7 @@ def run_recipe(
         OnnxPruneError: a missing model or data; a folder that is no run's, or one of other steps; whatever a step
             raises, with its number. What is finished stays.
     """
-    model = load(recipe.model)
+    model = recipe.defaults.load(recipe.model)
     recipe, data = _read_data(recipe, model, notice)
     analysis = recipe.defaults.analyze(model)
     for e in recipe.entries:
@@ -91,6 +90,8 @@ def run_recipe(
         **{key: data_digest(d, recipe.defaults.preprocess) for key, d in data.items()},
         **analysis.choices.options(),
     }
+    if recipe.defaults.shapes.shapes:
+        settings["shapes"] = {name: list(shape) for name, shape in recipe.defaults.shapes.shapes.items()}
     book = Journal(folder / JOURNAL, settings, restart=restart)
     try:
         if restart:
@@ -215,7 +216,7 @@ class _RecipeRun:
         seconds = time.perf_counter() - start
         figures = None
         if MODEL in found.files:
-            made = self.recipe.defaults.analyze(load(found.files[MODEL]))
+            made = self.recipe.defaults.analyze(self.recipe.defaults.load(found.files[MODEL]))
             figures = _figures(self.recipe, made, self.data)
         record: Record = {
             "step": _options(e),
@@ -295,7 +296,7 @@ class _RecipeRun:
         median: dict[str, float] = {}
         with self.progress("measuring latency") as tick:
             for i, key in enumerate(k for k in keys if k != ORIGINAL):
-                other = load(self.folder / self.journal.entries[key]["files"][MODEL])
+                other = self.recipe.defaults.load(self.folder / self.journal.entries[key]["files"][MODEL])
                 pair = bench([self.analysis.source, other], **asdict(b))
                 whole.append(pair[0].latency.median)
                 median[key] = pair[1].latency.median
@@ -328,7 +329,7 @@ def _figures(recipe: Recipe, analysis: Analysis, data: Mapping[str, Data]) -> Re
     if "test_data" in data:
         found = evaluate(
             analysis.source, data["test_data"], preprocess=defaults.preprocess, task=defaults.task,
-            reference=load(recipe.model) if defaults.task != TaskOptions() else None, threads=defaults.threads,
+            reference=defaults.load(recipe.model) if defaults.task != TaskOptions() else None, threads=defaults.threads,
             device=defaults.device,
         )  # fmt: skip
         if found.task == "classify" and found.main == "top1" and "loss" in found.metrics:

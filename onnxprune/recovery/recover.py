@@ -259,7 +259,9 @@ def recover(
 
 def _bounded(analysis: Analysis, calibration: Calibration) -> Calibration:
     """Reduce the batch if activations are large: the cursors of both models hold several of them."""
-    each = Segments(analysis.model, analysis.witness).largest()
+    segments = Segments(analysis.model, analysis.witness)
+    segments.set_sizes(replace(calibration, batch=1).feeds(analysis.model))
+    each = segments.largest()
     return replace(calibration, batch=max(1, min(calibration.batch, _RUN // max(1, each))))
 
 

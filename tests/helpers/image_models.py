@@ -50,20 +50,21 @@ def classifier(
 
 
 def two_inputs() -> onnx.ModelProto:
-    """`y = relu(a @ w + b)`, with inputs a [n, 3] and b [n, 5]."""
-    w = np.random.default_rng(1).standard_normal((3, 5)).astype(np.float32)
-    v = np.random.default_rng(2).standard_normal((5, 2)).astype(np.float32)
+    """`y = relu(a @ w + b @ u) @ v`, with inputs a [n, 3] and b [n, 5]."""
+    rng = np.random.default_rng(1)
+    w, u, v = (rng.standard_normal(shape).astype(np.float32) for shape in ((3, 10), (5, 10), (10, 2)))
     graph = helper.make_graph(
         [
             helper.make_node("MatMul", ["a", "w"], ["m"], "left"),
-            helper.make_node("Add", ["m", "b"], ["s"], "sum"),
+            helper.make_node("MatMul", ["b", "u"], ["k"], "middle"),
+            helper.make_node("Add", ["m", "k"], ["s"], "sum"),
             helper.make_node("Relu", ["s"], ["r"], "relu"),
             helper.make_node("MatMul", ["r", "v"], ["y"], "right"),
         ],
         "two",
         [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", k]) for n, k in (("a", 3), ("b", 5))],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2])],
-        [numpy_helper.from_array(w, "w"), numpy_helper.from_array(v, "v")],
+        [numpy_helper.from_array(a, name) for a, name in ((w, "w"), (u, "u"), (v, "v"))],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 

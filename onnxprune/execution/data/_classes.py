@@ -14,7 +14,9 @@ from onnxprune._utils.formatting import listed
 from onnxprune._utils.strict import Format
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data._data import Data
+from onnxprune.execution.data._readers.images import ImageSource
 from onnxprune.execution.data._resolve import beside, literal
+from onnxprune.execution.data._targets import Boxes
 from onnxprune.ir.model import Model
 
 _FORMAT = Format(
@@ -26,23 +28,26 @@ _FILES = ("labels.txt", "classes.txt", "synset.txt", "imagenet_classes.txt")
 
 
 def mapped(data: Data, path: Path) -> Data:
-    """Return data whose folder labels are numbered by a class map.
+    """Return data whose class folders, or categories of boxes, are numbered by a class map.
 
     Raises:
-        OnnxPruneError: The data has no class folders, the file is no class map, or a folder is not in it.
+        OnnxPruneError: The data has no named classes, the file is no class map, or a class is not in it.
     """
-    if not data.classes or data.y is None:
+    if not data.classes or data.kind not in ("labels", "boxes"):
         raise OnnxPruneError(
-            f"a class map is for class folders, and the data {data.name!r} has none", fix="leave out --class-map"
+            f"a class map is for class folders and COCO categories, and the data {data.name!r} has none",
+            fix="leave out --class-map",
         )
     numbers = read_class_map(path)
     missing = [name for name in data.classes if _number(name, numbers) is None]
     if missing:
         raise OnnxPruneError(
-            f"{len(missing)} of {len(data.classes)} class folders are not in the class map: {listed(missing)}",
+            f"{len(missing)} of {len(data.classes)} classes are not in the class map: {listed(missing)}",
             where=str(path),
             fix=f"add them (it has {listed(numbers)}), or remove the folders",
         )
+    if data.kind == "boxes":
+        return _renumbered_boxes(data, [_number(name, numbers) or 0 for name in data.classes])
     return _renumbered(data, [_number(name, numbers) or 0 for name in data.classes])
 
 
@@ -124,6 +129,24 @@ def fitted_labels(data: Data, model: Model, *, required: bool) -> Data:
     if required:
         raise OnnxPruneError(what, where=data.name, fix=fix)
     return replace(data, y=None, classes=(), warnings=(*data.warnings, f"{what}: labels are not used; {fix}"))
+
+
+def fitted_boxes(data: Data, model: Model) -> Data:
+    """Return detection data with the classes numbered as the model's, if both name them."""
+    if data.kind != "boxes" or not data.classes:
+        return data
+    known = known_classes(model)
+    if not known or not all(name in known for name in data.classes):
+        return data
+    return _renumbered_boxes(data, [known[name] for name in data.classes])
+
+
+def _renumbered_boxes(data: Data, numbers: Sequence[int]) -> Data:
+    source, table = data.source, np.asarray(numbers, np.int64)
+    if not isinstance(source, ImageSource) or source.own is None:
+        return data
+    boxes = [replace(b, classes=table[b.classes]) if isinstance(b, Boxes) else b for b in source.own]
+    return replace(data, x=ImageSource(source.of, boxes), classes=())
 
 
 def check_labels_fit(data: Data, model: Model) -> None:

@@ -15,7 +15,7 @@ from onnxprune._utils.formatting import shortened
 from onnxprune._utils.html import html_table
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data._sources import ArraySource, Source, digest_of
-from onnxprune.execution.data._targets import Target, Targets, kind_of
+from onnxprune.execution.data._targets import PickedTargets, Target, Targets, kind_of
 from onnxprune.ir.model import Array
 
 
@@ -75,7 +75,7 @@ class Data:
         in_memory = isinstance(self.x, np.ndarray) and not isinstance(self.x, np.memmap)
         return replace(
             self, x=self.x[at] if in_memory else self.source.take(at), y=None if self.y is None else self.y[at],
-            targets=None if self.targets is None else [self.targets[i] for i in at.tolist()],
+            targets=None if self.targets is None else PickedTargets(self.targets, at),
         )  # fmt: skip
 
     def targets_of(self, part: slice, read: Sequence[Target] | None) -> Targets:

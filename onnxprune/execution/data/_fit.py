@@ -10,13 +10,11 @@ import numpy as np
 
 from onnxprune._utils.formatting import listed
 from onnxprune.errors import OnnxPruneError
-from onnxprune.execution.data._classes import check_labels_fit, class_count, fitted_labels, known_classes
+from onnxprune.execution.data._classes import check_labels_fit, class_count, fitted_boxes, fitted_labels
 from onnxprune.execution.data._data import Data, missing_classes
 from onnxprune.execution.data._feeds import Feeds
 from onnxprune.execution.data._inputs import BYTES, InputSpec, in_bytes
 from onnxprune.execution.data._preprocess import Preprocess
-from onnxprune.execution.data._readers.images import ImageSource
-from onnxprune.execution.data._targets import Boxes
 from onnxprune.execution.sessions import Session
 from onnxprune.ir.model import Array, Model
 
@@ -65,10 +63,11 @@ def fit(
         OnnxPruneError: Samples or labels do not fit the model; a file cannot be read; inputs or outputs are not finite.
     """
     _check_values(data, model)
-    data = fitted_labels(_with_class_numbers(data, model), model, required=labels)
+    data = fitted_labels(fitted_boxes(data, model), model, required=labels)
     if labels:
         check_labels_fit(data, model)
     feeds = Feeds(model, data, how or Preprocess(), _SAMPLES)
+    data.source.check()
     how, found = _plausible(model, feeds, _first(feeds), feeds.how)
     warnings = list(data.warnings)
     warnings += found
@@ -100,20 +99,6 @@ def _check_values(data: Data, model: Model) -> None:
             f"y in {data.name!r} holds whole numbers as {numbers[0].dtype}, and the model {count} classes",
             fix="save y as integer labels: y.astype('int64')",
         )
-
-
-def _with_class_numbers(data: Data, model: Model) -> Data:
-    """Return detection data with the classes numbered as the model's, if both name them."""
-    source, known = data.source, known_classes(model)
-    if not isinstance(source, ImageSource) or source.targets != "boxes" or not data.classes or source.own is None:
-        return data
-    if not known or not all(name in known for name in data.classes):
-        return data
-    table = np.array([known[name] for name in data.classes], np.int64)
-    if (table == np.arange(len(table))).all():
-        return data
-    boxes = [replace(b, classes=table[b.classes]) if isinstance(b, Boxes) else b for b in source.own]
-    return replace(data, x=ImageSource(source.of, boxes))
 
 
 def _first(feeds: Feeds) -> dict[str, Array]:
@@ -160,7 +145,7 @@ def _plausible(model: Model, feeds: Feeds, raw: Mapping[str, Array], how: Prepro
                     f"values of {what} reach {high:g} and nothing scales them, as pixels in 0..255 would; models of "
                     "images expect about -3..3: use --scale 255, --mean and --std, or --preprocess"
                 )
-        elif _scaled(how) and (furthest := _furthest(feeds, spec)) > _FAR:
+        elif _standardized(how) and (furthest := _furthest(feeds, spec)) > _FAR:
             warnings.append(
                 f"values of {what} reach {furthest:.0f} after mean and std: the samples are in "
                 f"{low:g}..{high:g}; check --mean, --std and --scale"
@@ -175,6 +160,11 @@ def _constant(x: Array) -> bool:
 
 def _scaled(how: Preprocess) -> bool:
     return bool(how.mean or how.std or how.scale is not None)
+
+
+def _standardized(how: Preprocess) -> bool:
+    """Return whether values are expected near 0: not if the means of bytes are subtracted alone."""
+    return bool(how.std or how.mean) and not (in_bytes(how) and not how.std)
 
 
 def _scales_itself(model: Model, spec: InputSpec) -> bool:

@@ -61,6 +61,13 @@ class Source(ABC):
     def shown(self) -> str:
         """Return shape and type of the samples for messages."""
 
+    def check(self) -> None:  # noqa: B027  # most sources have nothing to check
+        """Check what can be checked without reading all samples.
+
+        Raises:
+            OnnxPruneError: A file is not what it should be.
+        """
+
     def take(self, indices: Indices) -> Source:
         """Return the source of some of the samples."""
         return TakenSource(self, np.asarray(indices, np.int64))
@@ -93,6 +100,9 @@ class TakenSource(Source):
 
     def shown(self) -> str:
         return self.source.shown()
+
+    def check(self) -> None:
+        self.source.check()
 
     def take(self, indices: Indices) -> Source:
         return TakenSource(self.source, self.indices[indices])

@@ -101,6 +101,21 @@ def _unwritable(err: OSError) -> OnnxPruneError:
     )
 
 
+class SpooledTargets(Sequence[Target]):
+    """Masks and other large targets in a temporary file."""
+
+    def __init__(self, spool: Spool) -> None:
+        self.spool = spool
+
+    def __len__(self) -> int:
+        return len(self.spool)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self.spool[i] for i in range(*index.indices(len(self)))]
+        return self.spool[range(len(self))[index]]
+
+
 class SpooledSource(Source):
     """Samples that were written to temporary files, possibly of different shapes."""
 

@@ -38,6 +38,22 @@ Target = Boxes | Array | str
 Targets = npt.NDArray[np.int64] | Sequence[Target] | None
 """Targets of a batch: labels [n], one target per sample, or none."""
 
+
+class PickedTargets(Sequence[Target]):
+    """Some of a sequence of targets, by index; they are read when they are needed."""
+
+    def __init__(self, targets: Sequence[Target], indices: npt.NDArray[np.int64]) -> None:
+        self.targets, self.indices = targets, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self.targets[i] for i in self.indices[index].tolist()]
+        return self.targets[int(self.indices[index])]
+
+
 KINDS = ("labels", "boxes", "masks", "texts", "values")
 
 

@@ -5,6 +5,7 @@ Boxes are x1 y1 x2 y2 in pixels of the model's input.
 | head | outputs | scores |
 |---|---|---|
 | v5 | [n, boxes, 5 + classes]: centre, size, objectness, classes | objectness times class |
+| yolox | [n, cells, 5 + classes]: offset in a cell, logarithm of size, objectness, classes | objectness times class |
 | v8 | [n, 4 + classes (+ more), boxes]: centre, size, classes | class |
 | end2end | [n, boxes, 6]: corners, score, class | score |
 | detr | logits [n, queries, classes + 1], boxes [n, queries, 4]: centre, size, as shares of the image | softmax |
@@ -26,11 +27,12 @@ from onnxprune.ir.model import Array
 
 LEAST_SCORE = 0.001  # of boxes that count for mean average precision
 OVERLAP = 0.7  # from which a box with a lower score is suppressed
+GRIDS = (8, 16, 32)  # strides of the usual three grids
 MOST_BOXES = 100  # boxes of an image that COCO counts
 _TINY = 1e-7  # least distance of a score from 0 and 1 in a divergence
 CANDIDATES = 1000  # boxes of an image before suppression, those of the largest scores
 
-HEADS = ("v5", "v8", "end2end", "detr", "rtdetr", "torchvision")
+HEADS = ("v5", "yolox", "v8", "end2end", "detr", "rtdetr", "torchvision")
 RAW_HEADS = ("v5", "v8", "detr", "rtdetr")
 """Heads that return every box, before any is selected."""
 
@@ -93,8 +95,8 @@ class Head:
             raise OnnxPruneError(
                 f"the outputs {[list(v.shape) for v in values]} are not those of {count} images of a {self.kind} head"
             )
-        if self.kind in ("detr", "rtdetr") and size is None:
-            raise OnnxPruneError("boxes are shares of the image, and the model has no image input")
+        if self.kind in ("detr", "rtdetr", "yolox") and size is None:
+            raise OnnxPruneError("boxes are relative to the image, and the model has no image input")
         return [self._one([v[i] for v in values], size or (1, 1)) for i in range(count)]
 
     def raw(self, outputs: Outputs) -> tuple[Array, Array] | None:
@@ -136,9 +138,29 @@ class Head:
             rows = rows.T
             scores = rows[:, 4 : None if self.classes is None else 4 + self.classes]
         else:
+            if self.kind == "yolox":
+                rows = _on_grid(rows, size)
             end = None if self.classes is None else 5 + self.classes
             scores = rows[:, 5:end] * rows[:, 4:5] if rows.shape[1] > 5 else rows[:, 4:5]
         return suppressed(_best(corners(rows[:, :4]), scores, CANDIDATES))
+
+
+def _on_grid(rows: Array, size: tuple[int, int]) -> Array:
+    """Return rows of a YOLOX head with centres and sizes in pixels.
+
+    Raises:
+        OnnxPruneError: The rows are not those of the grids with strides 8, 16 and 32.
+    """
+    grids = []
+    for stride in GRIDS:
+        y, x = np.mgrid[: -(-size[0] // stride), : -(-size[1] // stride)]
+        grids.append(np.stack([x, y, np.full_like(x, stride)], -1).reshape(-1, 3))
+    grid = np.concatenate(grids)
+    if len(grid) != len(rows):
+        raise OnnxPruneError(f"{len(rows)} boxes are not those of an image of {size[0]} by {size[1]} pixels")
+    strides = grid[:, 2:]
+    centres, sizes = (rows[:, :2] + grid[:, :2]) * strides, np.exp(np.clip(rows[:, 2:4], -50, 50)) * strides
+    return np.concatenate([centres, sizes, rows[:, 4:]], 1)
 
 
 def softmax(x: Array) -> Array:

@@ -103,10 +103,15 @@ class ClassificationWatch(Watch):
 
 
 def is_classifier(view: ModelView) -> bool:
-    """Return whether the first output is one score for each of several classes."""
+    """Return whether the first output is one score for each of several classes.
+
+    Outputs of two axes and other sizes beside it are not those of a classifier, such as landmarks beside boxes.
+    """
     first = view.outputs[0]
-    spatial = first.shape[2:] if first.rank > 2 else ()
-    return first.rank >= 2 and first.size(1) != 1 and all(n == 1 for n in spatial) and first.dtype.kind in "fV"
+    if first.rank < 2 or (first.size(1) or 0) < 2 or first.dtype.kind not in "fV":
+        return False
+    others = {t.size(1) for t in view.outputs[1:] if t.rank == 2}
+    return all(n == 1 for n in first.shape[2:]) and others <= {first.size(1)}
 
 
 class Classify(Task):

@@ -16,6 +16,7 @@ import numpy as np
 
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.tasks._boxes import (
+    GRIDS,
     LEAST_SCORE,
     RAW_HEADS,
     BoxTargets,
@@ -266,6 +267,9 @@ def _raw_head(view: ModelView, raw: Tensor, lenient: bool) -> tuple[Head, str] |
         return Head("v8", (raw.name,)), f"one output [n, 4 + {rows - 4} classes, {columns} boxes]"
     if cells is not None and rows == 3 * cells and columns is not None and columns > 4:
         return Head("v5", (raw.name,)), f"one output [n, {rows} boxes, 5 + {columns - 5} classes]"
+    if cells is not None and rows == cells and columns is not None and columns > 5:
+        kind = "yolox" if _is_raw(view, raw) else "v5"
+        return Head(kind, (raw.name,)), f"one output [n, {rows} boxes, 5 + {columns - 5} classes]"
     if not lenient:
         return None
     if rows is not None and rows > 4 and (columns is None or columns > rows):
@@ -275,6 +279,23 @@ def _raw_head(view: ModelView, raw: Tensor, lenient: bool) -> tuple[Head, str] |
     return None
 
 
+def _is_raw(view: ModelView, output: Tensor) -> bool:
+    """Return whether no arithmetic lies between the last convolutions and an output: boxes are not decoded."""
+    todo = [t for t in view.model.graph.outputs if t.name == output.name]
+    seen: set[str] = set()
+    while todo:
+        tensor = todo.pop()
+        if tensor.name in seen or not tensor.inputs:
+            continue
+        seen.add(tensor.name)
+        node = tensor.inputs[0]
+        if node.op in ("Mul", "Add", "Exp", "Pow", "Sub", "Div"):
+            return False
+        if node.op not in ("Conv", "Gemm", "MatMul", "Shape"):
+            todo += list(node.inputs)
+    return True
+
+
 def _cells(view: ModelView) -> int | None:
     """Return the cells of the usual three grids (strides 8, 16, 32) of the image input; None if its size is dynamic."""
     if view.image is None:
@@ -282,7 +303,7 @@ def _cells(view: ModelView) -> int | None:
     height, width = (view.image[0].size(axis) for axis in view.image_axes)
     if height is None or width is None:
         return None
-    return sum(-(-height // stride) * -(-width // stride) for stride in (8, 16, 32))
+    return sum(-(-height // stride) * -(-width // stride) for stride in GRIDS)
 
 
 class Detect(Task):

@@ -35,17 +35,14 @@ class OutputDistance:
         self.rest = [n for n in names if n not in boxes]
         first = reference[0][names[0]]
         self.classifier = len(names) == 1 and first.ndim == 2 and first.shape[1] > 1
-        self.spread = {}  # variance of every element over the samples, summed
-        for n in names:
-            values = np.concatenate([np.asarray(r[n], np.float64).reshape(len(r[n]), -1) for r in reference])
-            self.spread[n] = float(values.var(0).sum()) or 1.0
+        self.spreads = {n: _spreads([np.asarray(r[n]) for r in reference]) for n in self.rest}
 
     def __call__(self, outputs: Iterable[Mapping[str, Array]]) -> float:
         """Return the distance of outputs, given as a mapping per batch."""
         divergence = get_metric("kl").samples
         assert divergence is not None
         total, samples = 0.0, 0
-        for ours, theirs in zip(outputs, self.reference, strict=True):
+        for i, (ours, theirs) in enumerate(zip(outputs, self.reference, strict=True)):
             if self.detection is not None:
                 total += self._detection(ours, theirs)
             for name, values in ours.items():
@@ -55,7 +52,7 @@ class OutputDistance:
                     total += float(divergence([values], None, [theirs[name]]).sum())
                 else:
                     gap = np.asarray(values, np.float64) - np.asarray(theirs[name], np.float64)
-                    total += float(np.square(gap).sum()) / self.spread[name] / len(self.names)
+                    total += float(np.square(gap).sum()) / self.spreads[name][i] / len(self.names)
             samples += len(theirs[self.names[0]])
         return total / samples
 
@@ -79,3 +76,24 @@ def detection_divergence(model: Model, names: Sequence[str]) -> Metric | None:
         return None  # a model of another task
     found = next((m for m in bound.distances if m.name == "divergence"), None)
     return found if found is not None and set(found.reads or ()) <= set(names) else None
+
+
+def _spreads(batches: Sequence[Array]) -> list[float]:
+    """Return, for every batch, the variance of an output's elements over the samples, summed over its elements.
+
+    Elements along an axis whose size differs between batches have one mean and one variance.
+    """
+    shapes = [values.shape for values in batches]
+    ranks = {len(shape) for shape in shapes}
+    pooled = tuple(a for a in range(1, min(ranks)) if len({shape[a] for shape in shapes}) > 1)
+    if len(ranks) > 1:
+        pooled = tuple(range(1, min(ranks)))
+    if not pooled:
+        flat = np.concatenate([np.asarray(v, np.float64).reshape(len(v), -1) for v in batches])
+        return [float(flat.var(0).sum()) or 1.0] * len(batches)
+    rows = [np.moveaxis(np.asarray(v, np.float64), pooled, range(1, 1 + len(pooled))) for v in batches]
+    rows = [v.reshape(-1, *v.shape[1 + len(pooled) :]) for v in rows]
+    count = sum(map(len, rows)) or 1
+    mean = sum(v.sum(0) for v in rows) / count
+    variance = float(np.sum(sum(np.square(v - mean).sum(0) for v in rows) / count))
+    return [(variance * np.prod([shape[a] for a in pooled])) or 1.0 for shape in shapes]

@@ -251,6 +251,21 @@ def test_coco_classes_are_numbered_as_the_names_of_the_model(tmp_path: Path) -> 
     assert [t.classes.tolist() for t in targets] == [[2], [0, 2]]  # type: ignore[union-attr]
 
 
+def test_a_class_map_numbers_coco_categories(tmp_path: Path) -> None:
+    (tmp_path / "map.json").write_text('{"dog": 5, "car": 0}')
+    data = load_data(coco(tmp_path / "d"), class_map=tmp_path / "map.json")
+    targets = Feeds(loaded(classifier()), data, PLAIN)[0][1]
+    assert targets is not None
+    assert [t.classes.tolist() for t in targets] == [[0], [5, 0]]  # type: ignore[union-attr]
+
+
+def test_images_beside_labels_of_another_tool_are_images(tmp_path: Path) -> None:
+    pictures(tmp_path / "images", [(8, 8)] * 2)
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "000.txt").write_text("0 0.5 0.5 1 1")
+    assert (len(load_data(tmp_path)), load_data(tmp_path).kind) == (2, "")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -357,7 +372,7 @@ def test_folders_of_synsets_match_a_list_of_synsets(tmp_path: Path) -> None:
 
 def test_a_class_map_without_a_folder_names_it(tmp_path: Path) -> None:
     (tmp_path / "map.json").write_text('{"cat": 3}')
-    with pytest.raises(OnnxPruneError, match="1 of 2 class folders are not in the class map: dog"):
+    with pytest.raises(OnnxPruneError, match="1 of 2 classes are not in the class map: dog"):
         load_data(class_folders(tmp_path / "d", "cat", "dog"), class_map=tmp_path / "map.json")
     (tmp_path / "map.json").write_text('{"cat": 3, "dog": 9}')
     data = load_data(tmp_path / "d", class_map=tmp_path / "map.json")
@@ -371,3 +386,8 @@ def test_a_class_map_without_a_folder_names_it(tmp_path: Path) -> None:
 def test_a_folder_of_nothing_is_one_error(tmp_path: Path) -> None:
     with pytest.raises(OnnxPruneError, match="holds no images and no class folders"):
         load_data(tmp_path)
+    for part in ("train", "val"):
+        class_folders(tmp_path / part, "a", "b")
+    with pytest.raises(OnnxPruneError, match="holds no images and no class folders") as caught:
+        load_data(tmp_path)
+    assert caught.value.fix == "pass one of its folders: train, val"

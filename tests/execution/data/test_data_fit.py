@@ -10,12 +10,13 @@ import numpy as np
 import onnx
 import pytest
 from command_line import CommandLine
-from image_models import classifier, loaded, picture, pictures, saved
+from image_models import classifier, loaded, picture, pictures, saved, two_inputs
 from onnx import TensorProto, helper
 
 import onnxprune as op
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import Data, Feeds, Fitted, Preprocess, fit, load_data
+from onnxprune.options import Training
 
 MODEL = loaded(classifier())
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 3, 8, 8)).astype(np.float32)
@@ -32,6 +33,7 @@ def test_plausible_data_has_no_warning() -> None:
     assert fitted(PIXELS / 255, how=Preprocess((0.5,), (0.25,))).data.warnings == ()
     assert fitted(PIXELS.astype(np.uint8).transpose(0, 2, 3, 1)).data.warnings == ()
     assert fitted(PIXELS, how=Preprocess((127,), (128,))).data.warnings == ()
+    assert fitted(PIXELS, how=Preprocess((103.9, 116.8, 123.7))).data.warnings == ()
 
 
 def test_floats_in_the_range_of_bytes_are_pointed_out() -> None:
@@ -126,6 +128,14 @@ def test_a_mixed_folder_is_run_at_two_sizes(tmp_path: Path, monkeypatch: pytest.
     assert shapes == [(2, 3, 8, 8), (1, 3, 8, 12)]
 
 
+def test_a_file_in_the_middle_that_is_no_image_is_found_first(tmp_path: Path) -> None:
+    pictures(tmp_path / "d", [(8, 8)] * 40)
+    (tmp_path / "d" / "023.png").write_text("no image")
+    with pytest.raises(OnnxPruneError, match="cannot read the image") as caught:
+        fit(MODEL, load_data(tmp_path / "d"))
+    assert str(caught.value.where).endswith("023.png")
+
+
 # --------------------------------------------------------------------------------------------------- end to end
 
 
@@ -170,6 +180,39 @@ def test_the_command_line_says_what_looks_wrong_and_refuses_what_is(tmp_path: Pa
 def test_the_python_api_warns_once(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="reach 255"):
         op.evaluate(classifier(), (PIXELS, np.arange(40) % 4))
+
+
+def test_prune_runs_on_two_inputs(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "d.npz", a=rng.standard_normal((64, 3)).astype("f"), b=rng.standard_normal((64, 5)).astype("f"))
+    done = op.prune(two_inputs(), ratio=0.4, data=tmp_path / "d.npz")
+    assert done.recovery is not None
+    assert done.after.params < done.before.params
+    with pytest.raises(OnnxPruneError, match="needs a model with one"):
+        op.score(op.analyze(two_inputs()), "taylor", data=load_labelled(tmp_path / "d.npz"))
+
+
+def load_labelled(path: Path) -> Data:
+    """The arrays of a file with labels 0 and 1."""
+    data = load_data(path, model=loaded(two_inputs()))
+    return Data(data.x, np.arange(len(data)) % 2, "labelled")
+
+
+@pytest.mark.parametrize("form", ["folder", "mixed"])
+def test_sensitivity_and_retraining_run_on_images(tmp_path: Path, form: str) -> None:
+    pytest.importorskip("lightning")
+    model = op.load(classifier(size=("h", "w") if form == "mixed" else (8, 8)))
+    for k in range(4):
+        pictures(tmp_path / "d" / str(k), [(8, 8 + (4 * (i % 2) if form == "mixed" else 0)) for i in range(8)])
+    scores = op.score(op.analyze(model), "l2")
+    one = op.sensitivity(scores, tmp_path / "d", ratios=(0.25, 0.5), jobs=1, threads=1)
+    two = op.sensitivity(scores, tmp_path / "d", ratios=(0.25, 0.5), jobs=2, threads=1)
+    assert one.groups == two.groups
+    assert one.baseline.value == op.evaluate(model, tmp_path / "d").top1
+    settings = Training(epochs=1, batch=4, val_share=0.25, device="cpu", threads=1)
+    done = op.retrain(model, data=tmp_path / "d", settings=settings)
+    assert len(done.history) == 2
+    assert np.isfinite(done.after.loss)
 
 
 @pytest.mark.parametrize("form", ["folder", "generator", "mixed"])

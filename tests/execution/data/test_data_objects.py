@@ -248,6 +248,31 @@ def test_a_stream_that_fails_names_the_item() -> None:
     assert caught.value.where == "item 1"
 
 
+def test_masks_of_a_stream_are_held_in_a_file() -> None:
+    masks = [np.full((8, 8), i, np.uint8) for i in range(5)]
+    data = load_data(((X[i], masks[i]) for i in range(5)), model=MODEL)
+    assert data.kind == "masks"
+    assert not isinstance(data.targets, list)
+    feeds = Feeds(MODEL, data.take(np.array([4, 1])), Preprocess())
+    targets = feeds[0][1]
+    assert targets is not None
+    np.testing.assert_array_equal(targets[0], masks[4])
+    np.testing.assert_array_equal(targets[1], masks[1])
+
+
+def test_a_stream_that_ends_early_is_pointed_out() -> None:
+    class Short:
+        def __len__(self) -> int:
+            return 5
+
+        def __iter__(self) -> Iterator[Any]:
+            yield from by_batch()
+
+    with pytest.raises(OnnxPruneError, match="ended after 3 of the 5 items"):
+        load_data(Short(), model=MODEL)
+    assert "ended after 10 samples, and 300 were asked for" in load_data(by_batch, model=MODEL, images=300).warnings[0]
+
+
 def test_a_used_generator_says_that_it_is_empty() -> None:
     used = by_batch()
     list(used)

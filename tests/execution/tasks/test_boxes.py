@@ -79,6 +79,17 @@ def test_v5_head_of_one_class_without_a_class_column() -> None:
     assert (boxes.classes.tolist(), boxes.scores.tolist()) == ([0], [0.5])
 
 
+def test_yolox_head_is_placed_on_its_grids() -> None:
+    out = np.zeros((1, 16 + 4 + 1, 7))  # an image of 32 by 32: grids of 4, 2 and 1 cells
+    out[0, 5] = [0.5, 0.25, np.log(2), 0, 1, 0.9, 0]  # second row, second cell of the stride 8
+    out[0, 20] = [0.5, 0.5, 0, 0, 1, 0, 0.8]
+    [boxes] = Head("yolox", ("o",)).decode([out], 1, (32, 32))
+    assert boxes.boxes.tolist() == [[4, 6, 20, 14], [0, 0, 32, 32]]
+    assert boxes.classes.tolist() == [0, 1]
+    with pytest.raises(OnnxPruneError, match="not those of an image of 64 by 64"):
+        Head("yolox", ("o",)).decode([out], 1, (64, 64))
+
+
 def test_end_to_end_head_drops_empty_rows() -> None:
     out = np.array([[[1, 2, 3, 4, 0.3, 2], [5, 6, 7, 8, 0.9, 1], [0, 0, 0, 0, 0, 0]]])
     [boxes] = Head("end2end", ("o",)).decode([out], 1, SIZE)

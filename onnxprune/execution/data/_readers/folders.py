@@ -33,13 +33,16 @@ def read_folder(path: Path) -> Data:
     flat = images_in(path)
     if flat:
         return Data(ImageSource(ImageFiles(flat)), None, str(path))
-    if len(folders) == 1 and folders[0].name in _PICTURES:
-        return Data(ImageSource(ImageFiles(_some(folders[0]))), None, str(path))
+    if pair[0] is not None and all(d == pair[0] or not images_in(d) for d in folders):
+        return Data(ImageSource(ImageFiles(_some(pair[0]))), None, str(path))
     found = [(f, k) for k, d in enumerate(folders) for f in images_in(d)]
     if not found:
+        inner = [d.name for d in folders if any(e.is_dir() and images_in(e) for e in d.iterdir())]
         raise OnnxPruneError(
             f"{str(path)!r} holds no images and no class folders with images ({', '.join(IMAGES)})",
-            fix="pass a folder of images, or of a folder per class",
+            fix=f"pass one of its folders: {listed(inner)}"
+            if inner
+            else "pass a folder of images, or of a folder per class",
         )
     empty = set(range(len(folders))) - {k for _, k in found}
     if empty:

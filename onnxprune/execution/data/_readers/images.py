@@ -18,6 +18,7 @@ from onnxprune.execution.data._spool import Spool
 from onnxprune.execution.data._targets import Boxes, Target, kind_of
 from onnxprune.ir.model import Array
 
+_CHECKED = 2000  # images whose headers are read first
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".webp", ".tif", ".tiff", ".pgm", ".gif")
 
 
@@ -151,6 +152,12 @@ class ImageSource(Source):
 
     def shown(self) -> str:
         return "images"
+
+    def check(self) -> None:
+        """Read the headers of images, evenly spread."""
+        if self._sizes is None:
+            for i in np.linspace(0, len(self) - 1, min(len(self), _CHECKED)).astype(int).tolist():
+                self.of.size(i)
 
 
 def pillow() -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from onnxprune.execution.data._inputs import Expected
 from onnxprune.execution.data._readers.arrays import named
 from onnxprune.execution.data._readers.images import Images, ImageSource, SpooledImages, is_image
 from onnxprune.execution.data._sources import Source
-from onnxprune.execution.data._spool import Spool, SpooledSource
+from onnxprune.execution.data._spool import Spool, SpooledSource, SpooledTargets
 from onnxprune.execution.data._targets import Boxes, kind_of
 from onnxprune.ir.model import Array
 
@@ -62,7 +63,7 @@ def read_object(given: Any, name: str, expected: Expected = ANYTHING, images: in
     if callable(given) and not isinstance(given, Iterable):
         return read_object(_called(given, name), name, expected, images)
     if isinstance(given, Iterable) and not isinstance(given, str | bytes):
-        return _Stream(name, expected, images, whole=expected.whole).read(iter(given))
+        return _Stream(name, expected, images, whole=expected.whole).read(iter(given), _length(given))
     raise OnnxPruneError(
         f"the data {name!r} is a {type(given).__name__}, which is no source of samples",
         fix="use (x, y), x, a dict of arrays, a Dataset, a DataLoader, a generator, or a CalibrationDataReader",
@@ -94,6 +95,14 @@ def _is_dataset(given: Any) -> bool:
     return random and not isinstance(given, Mapping | str | bytes | list | tuple)
 
 
+def _length(given: Any) -> int | None:
+    """Return the number of items that an iterable says it has; None if it says none."""
+    try:
+        return len(given)
+    except (TypeError, NotImplementedError):
+        return None
+
+
 def _dataset(given: Any, name: str, expected: Expected, images: int | None) -> Data:
     count = len(given) if images is None else min(images, len(given))
     if not count:
@@ -123,10 +132,12 @@ class _Stream:
         self.name, self.ranks, self.images, self.whole, self.batched = name, expected.ranks, images, whole, batched
         self.spools: dict[str, Spool] = {}
         self.targets: list[Any] = []
+        self.masks: Spool | None = None
         self.pictures = False
         self.count = 0
 
-    def read(self, items: Iterator[Any]) -> Data:
+    def read(self, items: Iterator[Any], length: int | None = None) -> Data:
+        """Read all items; `length` is the number that the object says it has."""
         number = 0
         while self.images is None or self.count < self.images:
             try:
@@ -137,6 +148,11 @@ class _Stream:
                     where=f"item {number}",
                 ) from err
             if item is _END:
+                if length is not None and number < length:
+                    raise OnnxPruneError(
+                        f"the data {self.name!r} ended after {number} of the {length} items that it says it has",
+                        fix="check its __len__ and __iter__",
+                    )
                 break
             self._add(item, number)
             number += 1
@@ -145,11 +161,21 @@ class _Stream:
                 f"the data {self.name!r} has no samples",
                 fix="a generator can be read once: pass the function that makes it, or a new one",
             )
-        for spool in self.spools.values():
+        for spool in (*self.spools.values(), *filter(None, [self.masks])):
             spool.finish()
-        return self._data()
+        data = self._data()
+        if self.images is not None and self.count < self.images:
+            line = f"the data ended after {self.count} samples, and {self.images} were asked for"
+            data = replace(data, warnings=(*data.warnings, line))
+        return data
 
     def _data(self) -> Data:
+        if self.masks is not None:
+            targets = SpooledTargets(self.masks)
+            source: Source = SpooledSource(self.spools, whole=self.whole)
+            if self.pictures:
+                return Data(ImageSource(SpooledImages(self.spools[""], self.name), targets), None, self.name)
+            return Data(source, None, self.name, targets=targets)
         if self.pictures:
             pictures: Images = SpooledImages(self.spools[""], self.name)
             masks = len(self.targets) and kind_of(self.targets[0]) in ("boxes", "masks")
@@ -259,15 +285,25 @@ class _Stream:
         if self.count - samples and not self.targets:
             raise OnnxPruneError("a sample has a target, and those before have none", where=where)
         if not batched:
-            self.targets.append(y if isinstance(y, str | Boxes) else as_array(y))
+            self._add_target(y)
             return
         own = list(y) if isinstance(y, list | tuple) else list(as_array(y))
         if len(own) < samples:
             raise OnnxPruneError(f"a batch of {samples} samples has {len(own)} targets", where=where)
-        self.targets += [t if isinstance(t, str | Boxes) else as_array(t) for t in own[:samples]]
+        for target in own[:samples]:
+            self._add_target(target)
+
+    def _add_target(self, y: Any) -> None:
+        target = y if isinstance(y, str | Boxes) else np.asarray(y) if is_image(y) else as_array(y)
+        if isinstance(target, np.ndarray) and target.ndim >= 2:
+            self.masks = Spool() if self.masks is None else self.masks
+            self.masks.add(target)
+            target = _STORED
+        self.targets.append(target)
 
 
 _END = object()
+_STORED = np.zeros(())  # stands for a target in the temporary file
 
 
 def _stacked(targets: Sequence[Any]) -> Any:
