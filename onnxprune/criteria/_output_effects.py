@@ -63,7 +63,7 @@ def output_effects(
     effects: dict[str, dict[int, float]] = {g.name: {} for g, _ in ablations}
     with ActivationCursor(segmenter, feeds, device=calibration.device, threads=calibration.threads) as cursor:
         names = _measured(segmenter)
-        distance = OutputDistance(names, list(cursor.values(names)))
+        distance = OutputDistance(names, list(cursor.values(names)), analysis.source)
         for group, of_group in sorted(ablations, key=lambda item: segmenter.consumers[item[0].name].first):
             node_index = segmenter.consumers[group.name].first
             late = [n for n in names if segmenter.producer_index[n] >= node_index]

@@ -12,7 +12,9 @@ LAYOUTS = ("auto", "nchw", "nhwc")
 RESIZES = ("stretch", "crop", "letterbox", "height", "fit", "none")
 COLORS = ("rgb", "bgr", "gray", "rgba")
 PRESETS = ("imagenet", "clip", "inception", "caffe", "yolo", "paddleocr-rec", "paddleocr-det", "segmentation")
-SOURCES = ".npz, .npy, folder of images, COCO .json, labels.txt, hf:NAME:SPLIT, digits, or module:function."
+SOURCES = (
+    ".npz, .npy, folder of images, COCO .json, labels.txt, hf:NAME:SPLIT, digits, digit-scenes, or module:function."
+)
 NO_DATA = "none"
 """Source of synthetic samples: noise with the statistics of natural images."""
 

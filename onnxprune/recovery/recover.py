@@ -313,7 +313,7 @@ class _HoldoutEvaluator:
                 "the original's outputs are not finite on this data",
                 fix="check the data and its scaling (--mean, --std); a float16 model may overflow",
             )
-        self.measure = OutputDistance(self.names, reference)
+        self.measure = OutputDistance(self.names, reference, analysis.source)
         self.task, self.metric = self._task(task)
 
     def _task(self, options: TaskOptions) -> tuple[TaskOptions, str]:

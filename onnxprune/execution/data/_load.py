@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from onnxprune._utils.import_strings import find_function
 from onnxprune.errors import OnnxPruneError
@@ -22,6 +21,7 @@ from onnxprune.execution.data._readers.folders import read_folder, read_texts
 from onnxprune.execution.data._readers.hub import read_hub
 from onnxprune.execution.data._readers.objects import read_object
 from onnxprune.execution.data._sources import Source
+from onnxprune.execution.data.digit_scenes import read_scenes, split_digits
 from onnxprune.ir.model import Array, Model
 from onnxprune.options.data import SOURCES
 
@@ -45,8 +45,8 @@ def load_data(
     Args:
         source: A path or a name: an .npz with x and y or with arrays by input name, an .npy, a folder of images (flat,
             with a folder per class, with images/ and masks/, with labels.txt), COCO annotations (.json), a list of
-            FILE<TAB>TEXT (.txt), digits, hf:NAME:SPLIT, or package.module:function. Or a Python object: (x, y), x, a
-            dict of arrays, a Dataset, a DataLoader, a generator or its function, a CalibrationDataReader.
+            FILE<TAB>TEXT (.txt), digits, digit-scenes, hf:NAME:SPLIT, or package.module:function. Or a Python object:
+            (x, y), x, a dict of arrays, a Dataset, a DataLoader, a generator or its function, a CalibrationDataReader.
         images: Number of samples to use, the same share of every class if there are labels.
         size: Height and width for image files if neither the preprocessing nor the model has one.
         model: Model that the data is for; its inputs tell samples from batches and targets.
@@ -72,6 +72,8 @@ def _named(source: str, images: int | None, expected: Expected, images_dir: Path
     path = Path(source)
     if source in ("digits", "digits:test", "digits:train"):
         return _digits(source.partition(":")[2] or "test")
+    if source.partition(":")[0] == "digit-scenes" and not path.exists():
+        return read_scenes(source.partition(":")[2] or "test")
     if source.startswith("hf:"):
         return read_hub(source, expected)
     if ":" in source and not path.exists():
@@ -103,12 +105,6 @@ def as_data(
     if isinstance(given, Data):
         return given
     return load_data(given, images=images, size=size, model=model, class_map=class_map, images_dir=images_dir)
-
-
-def split_digits(count: int, part: str) -> npt.NDArray[np.int64]:
-    """Return indices of the train (three of four) or test (every fourth) part of a dataset of `count` samples."""
-    index = np.arange(count)
-    return np.flatnonzero(index % 4 == 0 if part == "test" else index % 4 != 0)
 
 
 def _digits(part: str) -> Data:

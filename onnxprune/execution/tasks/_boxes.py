@@ -29,9 +29,12 @@ LEAST_SCORE = 0.001  # of boxes that count for mean average precision
 OVERLAP = 0.7  # from which a box with a lower score is suppressed
 GRIDS = (8, 16, 32)  # strides of the usual three grids
 MOST_BOXES = 100  # boxes of an image that COCO counts
+_TINY = 1e-7  # least distance of a score from 0 and 1 in a divergence
 CANDIDATES = 1000  # boxes of an image before suppression, those of the largest scores
 
 HEADS = ("v5", "yolox", "v8", "end2end", "detr", "rtdetr", "torchvision")
+RAW_HEADS = ("v5", "v8", "detr", "rtdetr")
+"""Heads that return every box, before any is selected."""
 
 
 class Detections(NamedTuple):
@@ -95,6 +98,24 @@ class Head:
         if self.kind in ("detr", "rtdetr", "yolox") and size is None:
             raise OnnxPruneError("boxes are relative to the image, and the model has no image input")
         return [self._one([v[i] for v in values], size or (1, 1)) for i in range(count)]
+
+    def raw(self, outputs: Outputs) -> tuple[Array, Array] | None:
+        """Return corners [n, boxes, 4] and scores [n, boxes, classes] before suppression; None for lists of boxes.
+
+        The boxes of DETR are shares of the image.
+        """
+        rows = np.asarray(outputs[0], np.float64)
+        if self.kind == "detr":
+            return corners(np.asarray(outputs[1], np.float64)), softmax(rows)[..., :-1]
+        if self.kind == "rtdetr":
+            return corners(np.asarray(outputs[1], np.float64)), 1 / (1 + np.exp(-np.clip(rows, -60, 60)))
+        if self.kind == "v8":
+            rows = rows.swapaxes(1, 2)
+            return corners(rows), rows[..., 4 : None if self.classes is None else 4 + self.classes]
+        if self.kind == "v5":
+            end = None if self.classes is None else 5 + self.classes
+            return corners(rows), rows[..., 5:end] * rows[..., 4:5] if rows.shape[2] > 5 else rows[..., 4:5]
+        return None
 
     def _torchvision(self, values: list[Array], count: int) -> Detections:
         boxes, scores, labels = values
@@ -197,6 +218,21 @@ def suppressed(found: Detections, threshold: float = OVERLAP) -> Detections:
         kept = new
     chosen = np.flatnonzero(kept)[:MOST_BOXES]
     return Detections(found.boxes[chosen], found.classes[chosen], found.scores[chosen])
+
+
+def divergence(ours: tuple[Array, Array], theirs: tuple[Array, Array]) -> npt.NDArray[np.float64]:
+    """Return the distance of raw boxes and scores from a reference's, of each image; 0: equal.
+
+    The divergence of every score, in nats, plus 1 - overlap of every box times the reference's largest score for it:
+    boxes of the background do not count. It has no threshold, so small changes give small distances.
+    """
+    q, p = (np.clip(side[1], _TINY, 1 - _TINY) for side in (ours, theirs))
+    scores = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
+    a, b = ours[0], theirs[0]
+    shared = np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0, None).prod(-1)
+    union = sum(np.clip(x[..., 2:] - x[..., :2], 0, None).prod(-1) for x in (a, b)) - shared
+    overlap = np.divide(shared, union, out=np.ones_like(shared), where=union > 0)
+    return np.asarray(scores.sum((1, 2)) + ((1 - overlap) * theirs[1].max(-1)).sum(1), np.float64)
 
 
 def agreement(found: Detections, reference: Detections) -> float:

@@ -15,8 +15,18 @@ from typing import Any, ClassVar
 import numpy as np
 
 from onnxprune.errors import OnnxPruneError
-from onnxprune.execution.tasks._boxes import GRIDS, LEAST_SCORE, BoxTargets, Detections, Head, agreement, overlaps
-from onnxprune.execution.tasks.metrics import Metric, MetricValue, Outcome
+from onnxprune.execution.tasks._boxes import (
+    GRIDS,
+    LEAST_SCORE,
+    RAW_HEADS,
+    BoxTargets,
+    Detections,
+    Head,
+    agreement,
+    divergence,
+    overlaps,
+)
+from onnxprune.execution.tasks.metrics import Metric, MetricValue, Outcome, numbers
 from onnxprune.execution.tasks.task import TASKS, BoundTask, ModelView, Task, Tensor, Watch
 from onnxprune.ir.model import Array
 from onnxprune.options.tasks import TaskOptions
@@ -124,6 +134,17 @@ class _Collector:
         return [
             agreement(ours.above(least), theirs.above(least)) for ours, theirs in pairs for least in [_least(theirs)]
         ]
+
+    def divergence(self, outcome: Outcome) -> Sequence[float]:
+        """Return the divergence of raw boxes and scores from the original's, of each image.
+
+        Raises:
+            OnnxPruneError: The outputs are lists of boxes.
+        """
+        ours, theirs = (self.head.raw(side) for side in (outcome.outputs, outcome.reference))
+        if ours is None or theirs is None:
+            raise OnnxPruneError("the model's boxes have been selected, so that they cannot be compared one by one")
+        return numbers(divergence(ours, theirs)[: outcome.count])
 
 
 def _least(reference: Detections) -> float:
@@ -320,6 +341,8 @@ class Detect(Task):
                 Metric("agreement", True, "reference", collect=original.agreement, reads=reads),
                 Metric("map_to_original", True, "reference", collect=original, combine=mean_average_precision,
                        reads=reads),
+                *([Metric("divergence", False, "reference", collect=original.divergence, reads=reads)]
+                  if head.kind in RAW_HEADS else []),
             ),
             view,
             batch=1 if head.kind == "torchvision" else None,

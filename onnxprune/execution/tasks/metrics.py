@@ -45,7 +45,7 @@ SHARES = frozenset(
      "character_accuracy", "retrieval")
 )  # fmt: skip
 """Metrics that are shares, shown in percent."""
-LOWER_IS_BETTER = frozenset(("loss", "kl", "mse", "mae"))
+LOWER_IS_BETTER = frozenset(("loss", "kl", "mse", "mae", "divergence"))
 
 
 @dataclass(frozen=True)
