@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from onnxprune.execution.data import Data as Data
     from onnxprune.execution.data import Preprocess as Preprocess
     from onnxprune.execution.data import load_data as load_data
-    from onnxprune.execution.evaluation import Accuracy as Accuracy
+    from onnxprune.execution.tasks.evaluation import Accuracy as Accuracy
     from onnxprune.ir.model import Model as Model
     from onnxprune.ir.reader import load as load
     from onnxprune.ir.writer import save as save
@@ -109,7 +109,7 @@ _MODULES = {
     "recover": "pipeline", "Recovered": "recovery.recover",
     "retrain": "pipeline", "Settings": "training",
     "to_torch": "pipeline", "write_back": "pipeline",
-    "evaluate": "pipeline", "Accuracy": "execution.evaluation",
+    "evaluate": "pipeline", "Accuracy": "execution.tasks.evaluation",
     "bench": "pipeline", "BenchResults": "latency.bench", "BenchResult": "latency.bench",
     "OnnxPruneError": "errors", "VerificationError": "errors",
 }  # fmt: skip

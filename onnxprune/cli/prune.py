@@ -32,6 +32,7 @@ from onnxprune.options import (
     Options,
     Planning,
     Scoring,
+    TaskOptions,
     Verifying,
     option,
 )
@@ -53,6 +54,7 @@ def prune(
     output: ModelOutput,
     scoring: Scoring,
     data: CalibrationData,
+    tasks: TaskOptions,
     planning: Planning,
     curves: CurvesInput,
     constraints: Constraints,
@@ -106,7 +108,7 @@ def prune(
         from onnxprune.recovery.recover import recover as run
 
         with progress("recovering", quiet=as_json) as tick:
-            recovered = run(original, done.model, made.plan, samples, analysis=found, progress=tick)
+            recovered = run(original, done.model, made.plan, samples, analysis=found, task=tasks, progress=tick)
         done = replace(done, model=recovered.model)
     speedup = speedup_of(found, made, done.model, measuring, quiet=as_json)
     if second.plan_file is not None:

@@ -10,7 +10,7 @@ import click
 from onnxprune.cli._options import Command, json_option, takes_options
 from onnxprune.cli._stages import calibration_of, load_model, proof_feeds
 from onnxprune.errors import OnnxPruneError, VerificationError
-from onnxprune.options import Execution, ModelOutput, Options, Recovery, RecoveryData, Resuming, option
+from onnxprune.options import Execution, ModelOutput, Options, Recovery, RecoveryData, Resuming, TaskOptions, option
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -35,6 +35,7 @@ def recover(
     plan_file: Path,
     output: ModelOutput,
     data: RecoveryData,
+    tasks: TaskOptions,
     recovery: Recovery,
     proof: ProofBefore,
     resuming: Resuming,
@@ -88,7 +89,7 @@ def recover(
         done = run(
             whole, small, plan, replace(samples, batch=execution.batch, threads=execution.threads), analysis=analysis,
             stages=recovery.stages, rows=recovery.rows, rounds=recovery.rounds, folder=folder,
-            restart=resuming.restart, progress=tick,
+            restart=resuming.restart, task=tasks, progress=tick,
         )  # fmt: skip
     save(done.model, output.output, external=output.external)
     shutil.rmtree(folder, ignore_errors=True)  # the result is on disk

@@ -17,6 +17,7 @@ from onnxprune.options import (
     Options,
     RequiredData,
     Resuming,
+    TaskOptions,
     Training,
     TrainingMethod,
     option,
@@ -61,6 +62,7 @@ def retrain(
     output: ModelOutput,
     data: RequiredData,
     validation: ValidationData,
+    tasks: TaskOptions,
     training: Training,
     taught: TeacherFiles,
     pruning: TrainingMethod,
@@ -109,7 +111,7 @@ def retrain(
     folder = output.output.with_name(output.output.name + ".training")
     with _display.progress("training", quiet=as_json or process_rank() > 0) as tick:
         done = run(
-            pruned, samples, val=val, preprocess=preprocess_of(data), settings=training, teacher=teacher,
+            pruned, samples, val=val, preprocess=preprocess_of(data), task=tasks, settings=training, teacher=teacher,
             plan=pruned_by, method=method, replaces=replaces, folder=folder, resume=resuming.resume,
             restart=resuming.restart, progress=tick, notice=_display.note,
         )  # fmt: skip

@@ -15,7 +15,7 @@ from onnxprune.criteria.masked_segments import MaskedSegmenter
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import Feeds, subset
 from onnxprune.execution.graph_segments import ActivationCursor, Segments
-from onnxprune.execution.output_distance import OutputDistance
+from onnxprune.execution.tasks.output_distance import OutputDistance
 from onnxprune.ir.model import Model
 from onnxprune.passes import InsertMasks
 from onnxprune.plans import Plan, Removal

@@ -20,10 +20,10 @@ import numpy.typing as npt
 
 from onnxprune.analysis.coupling import Group, Kept
 from onnxprune.criteria._activation_cache import CachedActivations
-from onnxprune.criteria._batch_runner import BatchRunner, concatenated
+from onnxprune.criteria._batch_runner import BatchRunner
 from onnxprune.criteria.masked_segments import MASK_INPUT, MaskedSegmenter
-from onnxprune.execution.metrics import scores_of
 from onnxprune.execution.sessions import Session
+from onnxprune.execution.tasks.metrics import concatenated, scores_of
 from onnxprune.ir.model import Array
 from onnxprune.plans import Plan, Removal
 

@@ -15,8 +15,8 @@ from torch.nn import functional
 
 from onnxprune.criteria.base import ScoringContext
 from onnxprune.errors import OnnxPruneError
-from onnxprune.execution.metrics import check_labels, scores_of
 from onnxprune.execution.sessions import DEVICES
+from onnxprune.execution.tasks.metrics import check_labels, scores_of
 from onnxprune.ir.model import Array, Model
 from onnxprune.torch_bridge import logits_of, to_torch
 from onnxprune.torch_bridge.running import cpu_threads

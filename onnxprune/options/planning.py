@@ -9,6 +9,7 @@ from typing import Any
 
 from onnxprune.options._declare import BUDGET, DATA, RUNTIME, SELECTION, OptionError, Options, option
 from onnxprune.options._text import BYTES, RATIO_RANGE, WHOLE_OR_AUTO
+from onnxprune.options.tasks import TaskOptions
 
 ALLOCATORS = ("global", "uniform", "sensitivity", "latency", "saving")
 NORMALIZATIONS = ("none", "mean", "max", "sum", "gaussian", "lamp")
@@ -146,12 +147,13 @@ class CurvesInput(Options):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class SensitivitySweep(Options):
+class SensitivitySweep(TaskOptions):
     """Measurement of sensitivity curves."""
 
     metric: str | None = option(
-        None, heading=BUDGET, shown="top1; kl without labels",
-        help="top1, top5, loss; without labels kl, cosine, mse; or package.module:function.",
+        None, heading=BUDGET, shown="the first of the task, for classifiers top1, without labels kl",
+        help="Metric of the task, such as top1, top5, loss, map, miou, word_accuracy; without labels kl, agreement, "
+        "cosine, mse; or package.module:function.",
     )  # fmt: skip
     ratios: tuple[float, ...] = option(
         RATIOS, heading=BUDGET, text=RATIO_RANGE, metavar="RATIOS",

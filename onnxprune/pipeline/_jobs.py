@@ -14,14 +14,15 @@ from onnxprune.criteria import AnyCriterion
 from onnxprune.errors import OnnxPruneError, VerificationError
 from onnxprune.execution.calibration import Calibration
 from onnxprune.execution.data import Preprocess
-from onnxprune.execution.evaluation import Accuracy
-from onnxprune.execution.evaluation import evaluate as evaluate_model
 from onnxprune.execution.sessions import kernel_block
+from onnxprune.execution.tasks.evaluation import Evaluation
+from onnxprune.execution.tasks.evaluation import evaluate as evaluate_model
 from onnxprune.ir.model import Model
 from onnxprune.latency.bench import BenchResults
 from onnxprune.latency.bench import bench as bench_models
 from onnxprune.latency.prediction import latency_model
 from onnxprune.latency.speedup import Speedup, measure_speedup
+from onnxprune.options.tasks import TaskOptions, task_options
 from onnxprune.pipeline._inputs import (
     CurvesSource,
     DataSource,
@@ -68,7 +69,7 @@ class Pruned(Compiled):
 
     @property
     def metrics(self) -> Mapping[str, tuple[float, float]]:
-        """Figures on held-out samples, name -> (original, result): "top1" with labels, "distance" of the outputs.
+        """Figures on held-out samples, name -> (original, result): the metric of the task, "distance" of the outputs.
 
         Empty without recovery.
         """
@@ -98,6 +99,8 @@ def prune(
     images: int | None = None,
     size: Sequence[int] | None = None,
     preprocess: Preprocess | None = None,
+    task: TaskOptions | str | None = None,
+    metric: str | None = None,
     recover: bool | None = None,
     curves: CurvesSource | None = None,
     min_group_accuracy: float | None = None,
@@ -132,6 +135,8 @@ def prune(
         images: Number of samples to read from a source.
         size: Height and width that image files are resized to.
         preprocess: Conversion of the samples into the model's input.
+        task: Task that the result is measured on, by name or with its options; default: guessed.
+        metric: Metric that is reported on held-out samples; default: the first of the task.
         recover: Recover accuracy on the data; default: if there is data.
         curves: Sensitivity curves, or the path of their file.
         min_group_accuracy: Lowest value of each group's curve.
@@ -193,7 +198,10 @@ def prune(
     done = compile_plan(original, made, analysis=analysis, check=verify, feeds=feeds, tolerance=tolerance)
     result, recovery = done.model, None
     if samples is not None and recovering:
-        recovery = recover_model(original, result, made, samples, analysis=analysis, progress=tick("recovering"))
+        recovery = recover_model(
+            original, result, made, samples, analysis=analysis, task=task_options(task, metric),
+            progress=tick("recovering"),
+        )  # fmt: skip
         result = recovery.model
     speedup = _speedup(analysis, made, result, predictor, device, runs, tick("measuring"))
     return Pruned(result, made, analysis, done.before, done.after, done.verification, recovery, speedup)
@@ -240,6 +248,8 @@ def recover(
     images: int | None = None,
     size: Sequence[int] | None = None,
     preprocess: Preprocess | None = None,
+    task: TaskOptions | str | None = None,
+    metric: str | None = None,
     stages: Sequence[str] = STAGES,
     rows: int = 40_000,
     rounds: int = 3,
@@ -262,6 +272,8 @@ def recover(
         images: Number of samples to read from a source.
         size: Height and width that image files are resized to.
         preprocess: Conversion of the samples into the model's input.
+        task: Task that the result is measured on, by name or with its options; default: guessed.
+        metric: Metric that is reported on held-out samples; default: the first of the task.
         stages: Stages to run, in order.
         rows: Output positions that each layer is fitted on, in all samples together.
         rounds: Rounds of the alternation around Relu and Clip.
@@ -294,7 +306,7 @@ def recover(
             raise VerificationError(err.what, where=err.where, fix=fix) from err
     return recover_model(
         model, small, made, samples, analysis=analysis, stages=tuple(stages), rows=rows, rounds=rounds, folder=folder,
-        restart=restart, progress=progress,
+        restart=restart, task=task_options(task, metric), progress=progress,
     )  # fmt: skip
 
 
@@ -306,6 +318,8 @@ def retrain(
     images: int | None = None,
     size: Sequence[int] | None = None,
     preprocess: Preprocess | None = None,
+    task: TaskOptions | str | None = None,
+    metric: str | None = None,
     teacher: ModelSource | None = None,
     teacher_plan: PlanSource | None = None,
     epochs: int | None = None,
@@ -326,6 +340,8 @@ def retrain(
         images: Number of samples to read from a source.
         size: Height and width that image files are resized to.
         preprocess: Conversion of the samples into the model's input.
+        task: Task, by name or with its options; default: guessed from the model and the targets.
+        metric: Metric that chooses the epoch; default: the first of the task.
         teacher: Original, for distillation.
         teacher_plan: Plan by which the model was pruned from the teacher; features are then matched in pruned channels.
         epochs: Number of epochs; overrides that of the settings.
@@ -348,7 +364,8 @@ def retrain(
     return retrain_model(
         as_model(model), as_data(data, images=images, size=size),
         val=as_data(val_data, size=size) if val_data is not None else None,
-        preprocess=_preprocess(data, preprocess), settings=replace(chosen, epochs=epochs) if epochs else chosen,
+        preprocess=_preprocess(data, preprocess), task=task_options(task, metric),
+        settings=replace(chosen, epochs=epochs) if epochs else chosen,
         teacher=as_model(teacher) if teacher is not None else None,
         plan=as_plan(teacher_plan) if teacher_plan is not None else None, method=method, folder=folder, resume=resume,
         restart=restart, progress=progress, notice=notice,
@@ -393,29 +410,38 @@ def evaluate(
     images: int | None = None,
     size: Sequence[int] | None = None,
     preprocess: Preprocess | None = None,
+    task: TaskOptions | str | None = None,
+    metric: str | None = None,
+    reference: ModelSource | None = None,
     batch: int = 64,
     threads: int = 0,
     device: str = "cpu",
     progress: Progress | None = None,
-) -> Accuracy:
-    """Return the accuracy of a classifier on labelled data.
+) -> Evaluation:
+    """Return the metrics of a model's task on data: accuracy, mAP, mIoU, text, or agreement with the original.
 
     Args:
         model: Model, result that holds one, path of a file, or ModelProto.
-        data: Samples and labels: `Data`, a source that `load_data` reads, or a `Calibration`.
+        data: Samples, and targets unless there is a reference: `Data`, a source that `load_data` reads, or a
+            `Calibration`.
         images: Number of samples to read from a source.
         size: Height and width that image files are resized to.
         preprocess: Conversion of the samples into the model's input.
+        task: Task, by name or with its options; default: guessed from the model and the targets.
+        metric: The one metric to measure, or "package.module:function"; default: all of the task.
+        reference: The original, whose outputs serve as targets if the data has none.
         batch: Samples per run.
         threads: CPU threads; 0: all cores.
         device: Device of onnxruntime: "cpu", "cuda" or "auto".
         progress: Called with (done, total) samples.
 
     Raises:
-        OnnxPruneError: no labels, samples or labels that do not fit the model, outputs that are not finite.
+        OnnxPruneError: neither targets nor a reference, samples or targets that do not fit the model, outputs that are
+            not finite, labels that are those of other classes.
     """
     return evaluate_model(
         as_model(model), as_data(data, images=images, size=size), preprocess=_preprocess(data, preprocess),
+        task=task_options(task, metric), reference=as_model(reference) if reference is not None else None,
         batch=batch, threads=threads, device=device, progress=progress,
     )  # fmt: skip
 

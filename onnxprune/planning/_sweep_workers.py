@@ -18,10 +18,12 @@ from onnxprune._utils.journal import Journal
 from onnxprune.analysis.coupling import couple
 from onnxprune.criteria.masked_evaluation import MaskedEvaluator
 from onnxprune.errors import OnnxPruneError
-from onnxprune.execution.data import Data, Preprocess
-from onnxprune.execution.metrics import MetricValue, get_metric
+from onnxprune.execution.data import Data, Feeds, Preprocess
+from onnxprune.execution.tasks.metrics import MetricValue, kind_of
+from onnxprune.execution.tasks.task import find_metric
 from onnxprune.ir.reader import load
 from onnxprune.ops import CouplingOptions
+from onnxprune.options.tasks import TaskOptions
 from onnxprune.passes import NORMALIZE, Pipeline
 
 
@@ -48,7 +50,7 @@ class WorkerSettings:
     data: Path
     name: str
     preprocess: Preprocess
-    metric: str
+    task: TaskOptions
     orders: dict[str, list[int]] = field(repr=False)
     batch: int
     threads: int
@@ -151,8 +153,11 @@ def _evaluator(setting: WorkerSettings) -> MaskedEvaluator:
     labels = setting.data / "y.npy"
     x = np.load(setting.data / "x.npy", mmap_mode="r", allow_pickle=False)
     y = np.load(labels, allow_pickle=False) if labels.exists() else None
+    data = Data(x, y, setting.name)
+    feed, targets = Feeds(analysis.model, data, setting.preprocess, 1)[0]
+    metric, task = find_metric(model, setting.task, targets=kind_of(targets), feed=feed)
     return MaskedEvaluator(
-        analysis, {n: np.asarray(o, np.int64) for n, o in setting.orders.items()}, Data(x, y, setting.name),
-        get_metric(setting.metric), preprocess=setting.preprocess, batch=setting.batch, threads=setting.threads,
-        device=setting.device, cache_memory=setting.cache_memory, known=(setting.baseline, setting.classes),
+        analysis, {n: np.asarray(o, np.int64) for n, o in setting.orders.items()}, data, metric,
+        preprocess=setting.preprocess, batch=setting.batch, threads=setting.threads, device=setting.device,
+        cache_memory=setting.cache_memory, task=task, known=(setting.baseline, setting.classes),
     )  # fmt: skip

@@ -80,7 +80,9 @@ class ProofOptions:
                 context.samples("data", self.recovering.recover_images), defaults.preprocess, device=defaults.device,
                 threads=defaults.threads,
             )  # fmt: skip
-            recovered = recover(context.model, model, plan, samples, analysis=analysis, progress=context.tick)
+            recovered = recover(
+                context.model, model, plan, samples, analysis=analysis, task=defaults.task, progress=context.tick
+            )
             model = recovered.model
             best = [s for s in recovered.stages if s.kept][-1]
             note += f", distance from the outputs {recovered.stages[0].distance:.3g} -> {best.distance:.3g}"
@@ -210,6 +212,7 @@ class RetrainStep(RecipeStep):
             context.data["data"],
             val=context.data.get("val_data"),
             preprocess=context.defaults.preprocess,
+            task=context.defaults.task,
             settings=self.settings,
             teacher=load(teacher) if self.teacher else None,
             method=method,

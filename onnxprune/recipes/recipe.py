@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from onnxprune.options import (
     Preprocessing,
     Sampling,
     SensitivitySweep,
+    TaskOptions,
     declared,
     option,
 )
@@ -68,6 +69,7 @@ class _RecipeHeader(Sampling):
     name: str
     model: str
     analysis: AnalysisOptions
+    task_options: TaskOptions
     about: str = ""
     data: str = ""
     val_data: str = ""
@@ -179,8 +181,12 @@ def _recipe(table: Table, path: Path, text: str, overridden: set[str]) -> Recipe
     pre = read(Preprocessing, parts["preprocess"], f"{where}, table preprocess")
     bench = read(BenchSettings, parts["bench"], f"{where}, table bench", {"device": head.device})
     how = Preprocess(pre.mean, pre.std, pre.layout)
-    defaults = RecipeDefaults(how, head.seed, head.threads, head.device, head.analysis)
+    task = head.task_options
+    if task.alphabet is not None:
+        task = replace(task, alphabet=str(base / task.alphabet))
+    defaults = RecipeDefaults(how, head.seed, head.threads, head.device, head.analysis, task)
     step_defaults = {"seed": head.seed, "threads": head.threads, "device": head.device}
+    step_defaults |= {f.name: getattr(task, f.name) for f in fields(task) if getattr(task, f.name) is not None}
     entries = tuple(
         StepEntry(i + 1, step, turn)
         for i, (step, turn) in enumerate(_steps(table.get("step"), where, step_defaults, ""))

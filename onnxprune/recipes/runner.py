@@ -31,7 +31,7 @@ from onnxprune.analysis.cost import CostModel
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import Data, load_data
-from onnxprune.execution.evaluation import evaluate
+from onnxprune.execution.tasks.evaluation import evaluate
 from onnxprune.ir.reader import load
 from onnxprune.latency.bench import bench
 from onnxprune.planning.sensitivity_sweep import data_digest
@@ -45,6 +45,7 @@ ORIGINAL, LATENCY = "00-original", "latency"
 _RECORD = {"step", "turn", "files", "digests", "figures", "note", "seconds", "resumed"}
 _RENAMED = {**RENAMED, "limits": "constraints"}  # old names in journals
 _FREE = {"threads", "device", "jobs", "workers"}
+_FIGURES = ("top1", "top1_error", "loss", "macs", "params", "bytes", "metric", "value", "value_error")
 _STEP = re.compile(r"\d{2,3}-[a-z]+")
 
 Record = dict[str, Any]
@@ -250,7 +251,7 @@ class _RecipeRun:
         for key, r in records.items():
             figures = r["figures"] or {}
             path = self.recipe.model if key == ORIGINAL else self.folder / r["files"].get(MODEL, "")
-            worth = {name: figures.get(name) for name in ("top1", "top1_error", "loss", "macs", "params", "bytes")}
+            worth = {name: figures.get(name) for name in _FIGURES}
             rows.append(
                 StepRow(
                     step=key, turn=r.get("turn", ""), model=str(path) if figures else None, **worth,
@@ -308,10 +309,13 @@ def _figures(recipe: Recipe, analysis: Analysis, data: Mapping[str, Data]) -> Re
     figures: Record = vars(CostModel(analysis).baseline).copy()
     if "test_data" in data:
         found = evaluate(
-            analysis.source, data["test_data"], preprocess=defaults.preprocess, threads=defaults.threads,
-            device=defaults.device,
+            analysis.source, data["test_data"], preprocess=defaults.preprocess, task=defaults.task,
+            reference=load(recipe.model), threads=defaults.threads, device=defaults.device,
         )  # fmt: skip
-        figures |= {"top1": found.top1, "top1_error": found.top1_error, "loss": found.loss}
+        if found.task == "classify" and found.main == "top1" and "loss" in found.metrics:
+            figures |= {"top1": found.top1, "top1_error": found.top1_error, "loss": found.loss}
+        else:
+            figures |= {"metric": found.main, "value": found.value, "value_error": found.metrics[found.main].error}
     return figures
 
 
@@ -401,6 +405,8 @@ def _at(err: OnnxPruneError, title: str) -> OnnxPruneError:
 
 
 def _figures_text(figures: Record | None) -> str:
+    if figures is not None and "metric" in figures:
+        return f"; {figures['metric']} {figures['value']:.4f}, {figures['macs']} MACs"
     if figures is None or "top1" not in figures:
         return ""
     return f"; top-1 {figures['top1']:.4f}, loss {figures['loss']:.4f}, {figures['macs']} MACs"

@@ -15,10 +15,10 @@ from onnxprune.analysis.coupling import Analysis
 from onnxprune.criteria.scoring import load_scores
 from onnxprune.errors import OnnxPruneError, VerificationError
 from onnxprune.execution.data import Data, Preprocess
-from onnxprune.execution.evaluation import evaluate
+from onnxprune.execution.tasks.evaluation import evaluate
 from onnxprune.ir.model import Model
 from onnxprune.latency.bench import bench
-from onnxprune.options import ReportMeasurements
+from onnxprune.options import ReportMeasurements, TaskOptions
 from onnxprune.pipeline import analyze, analyze_for, compile_plan
 from onnxprune.planning.curves import load_curves
 from onnxprune.plans import Plan, load_plan
@@ -302,7 +302,9 @@ class _FileCollector:
         if m.data is not None:
             for named in self.models:
                 with _sections.noting(self.report, f"accuracy of {named.name}"):
-                    found = evaluate(named.model, m.data, preprocess=m.preprocess, device=m.device)
+                    found = evaluate(
+                        named.model, m.data, preprocess=m.preprocess, task=TaskOptions(task="classify"), device=m.device
+                    )
                     stage = self.stages[named.name]
                     stage.top1, stage.top1_error, stage.loss = found.top1, found.top1_error, found.loss
                     rows = [("data", m.data.name), ("samples", str(found.images)), ("provider", found.provider)]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from onnxprune.execution.metrics import get_metric
+from onnxprune.execution.tasks.metrics import get_metric
 from onnxprune.ir.model import Array
 
 
