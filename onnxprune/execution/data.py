@@ -80,6 +80,10 @@ class Data:
     def __len__(self) -> int:
         return len(self.x)
 
+    def take(self, indices: Any) -> Data:
+        """Return the samples at indices."""
+        return Data(self.x[indices], None if self.y is None else self.y[indices], self.name)
+
 
 def load_data(source: str, *, images: int | None = None, size: tuple[int, int] | None = None) -> Data:
     """Read data; the form of the source selects the reader.

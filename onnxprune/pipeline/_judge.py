@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
+from typing import Any
 
 import numpy as np
 
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Calibration
 from onnxprune.execution.data import Data
-from onnxprune.execution.metrics import Labels, Metric, Outputs, Samples, get_metric, scores_of
 from onnxprune.execution.sessions import Session
+from onnxprune.execution.tasks.metrics import SHARES, Metric, MetricValue, Outcome, kind_of
+from onnxprune.execution.tasks.task import bind_task, find_metric
 from onnxprune.ir.model import Array, Model
+from onnxprune.options.tasks import TaskOptions
 
 EVERY = 4  # every 4th sample is held out of calibration
-_SHARES = ("top1", "top5", "agreement")  # metrics that are shares of the samples, given in points
+LEAST = 32  # samples of which some can be held out
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,8 @@ class Reading:
     Attributes:
         value: Value of the metric.
         error: Its standard error; None if it has none.
-        drop: Loss against the original, positive if the model is worse: percentage points for a metric that is a share
-            of the samples, the metric's own unit otherwise.
+        drop: Loss against the original, positive if the model is worse: percentage points for a metric that is a share,
+            the metric's own unit otherwise.
         drop_error: Standard error of the drop, from the differences of the samples; None if it is not known.
     """
 
@@ -43,19 +45,18 @@ def held_out(data: Data) -> tuple[Data, Data]:
     Raises:
         OnnxPruneError: There are fewer than 32 samples.
     """
-    if len(data) < 32:
+    if len(data) < LEAST:
         raise OnnxPruneError(
-            f"a budget needs at least 32 samples; there are {len(data)}",
+            f"a budget needs at least {LEAST} samples; there are {len(data)}",
             fix="use more data, or give samples for the evaluation with --val-data",
         )
     rank = np.arange(len(data))
-    if data.y is not None:
+    if isinstance(data.y, np.ndarray):
         for label in np.unique(data.y):
             own = np.flatnonzero(data.y == label)
             rank[own] = np.arange(len(own)) + int(label)  # classes smaller than 4 are held out in turn
     out = rank % EVERY == EVERY - 1
-    parts = [Data(data.x[w], None if data.y is None else data.y[w], data.name) for w in (~out, out)]
-    return parts[0], parts[1]
+    return data.take(np.flatnonzero(~out)), data.take(np.flatnonzero(out))
 
 
 class Judge:
@@ -64,24 +65,28 @@ class Judge:
     Args:
         original: Original model.
         calibration: Samples for the evaluation, and how to run them.
-        metric: Name of a metric, or `package.module:function`; None: top1 with labels, else agreement with the
-            original's largest outputs.
+        options: Task and metric. Default: guessed from the model and the targets; without targets the task's agreement
+            with the original.
 
     Raises:
-        OnnxPruneError: The metric is unknown, or the data has no labels that it needs.
+        OnnxPruneError: Task or metric are unknown or do not fit, or the metric needs targets that the data lacks.
     """
 
-    def __init__(self, original: Model, calibration: Calibration, metric: str | None = None) -> None:
+    def __init__(self, original: Model, calibration: Calibration, options: TaskOptions | None = None) -> None:
         self.calibration = calibration
-        self.metric = _metric(metric, calibration.data)
-        self._reference = self._outputs(original)
-        self._samples, value, error = self._evaluate(self._reference)
-        self.original = Reading(value, error, 0.0, 0.0)
+        c = calibration
+        feed, targets = c.feeds(original)[0]
+        self.metric, self._bound = _metric(original, options or TaskOptions(), kind_of(targets), feed)
+        names = [t.name for t in original.graph.outputs]
+        self._reads = self.metric.outputs_read(names)
+        self._reference = Session(original, device=c.device, threads=c.threads)
+        self._records, found = self._evaluate(original)
+        self.original = Reading(found.value, found.error, 0.0, 0.0)
 
     @property
     def unit(self) -> str:
-        """Unit of a drop: "points" or the metric's name."""
-        return "points" if self.metric.name in _SHARES else self.metric.name
+        """Unit of a drop: "points" for a share, else the metric's name."""
+        return "points" if self.metric.name in SHARES else self.metric.name
 
     def read(self, model: Model) -> Reading:
         """Return the metric of a model and its drop.
@@ -89,40 +94,42 @@ class Judge:
         Raises:
             OnnxPruneError: Outputs that are not finite, or that the metric does not accept.
         """
-        samples, value, error = self._evaluate(self._outputs(model))
+        records, found = self._evaluate(model)
+        if not np.isfinite(found.value):
+            raise OnnxPruneError(
+                f"the metric {self.metric.name!r} is {found.value} for the smaller model",
+                fix="check the data, or choose another --metric",
+            )
         scale = (100.0 if self.unit == "points" else 1.0) * (1.0 if self.metric.higher_is_better else -1.0)
         drop_error = None
-        if samples is not None and self._samples is not None:
-            drop_error = abs(scale) * float(np.std(self._samples - samples)) / sqrt(len(samples))
-        return Reading(value, error, scale * (self.original.value - value), drop_error)
+        if records is not None and self._records is not None:
+            drop_error = abs(scale) * float(np.std(self._records - records)) / sqrt(len(records))
+        return Reading(found.value, found.error, scale * (self.original.value - found.value), drop_error)
 
-    def _outputs(self, model: Model) -> list[Array]:
-        c = self.calibration
+    def _evaluate(self, model: Model) -> tuple[Array | None, MetricValue]:
+        """Return the numbers of the samples (None if the metric is not their mean), and the value."""
+        c, metric = self.calibration, self.metric
         session, feeds = Session(model, device=c.device, threads=c.threads), c.feeds(model)
-        found: list[list[Array]] = []
+        kept: list[Any] = []
         for i in range(len(feeds)):
-            length, real = feeds.fixed or feeds.real(i), feeds.real(i)
-            values = session.run(feeds[i][0])
-            found.append([v[: len(v) // length * real] if v.ndim and real < length else v for v in values])
-        return [np.concatenate(column) for column in zip(*found, strict=True)]
-
-    def _evaluate(self, outputs: Sequence[Array]) -> tuple[Samples | None, float, float | None]:
-        labels = self.calibration.data.y
-        if self.metric.samples is None:
-            found = self.metric.of_all(outputs, labels, self._reference)
-            return None, found.value, found.error
-        samples = self.metric.samples(outputs, labels, self._reference)
-        mean = self.metric.mean(samples)
-        return samples, mean.value, mean.error
-
-
-def _metric(name: str | None, data: Data) -> Metric:
-    if name == "agreement" or (name is None and data.y is None):
-        return Metric("agreement", True, "reference", _agreement)
-    return get_metric(name or "top1")
+            feed, targets = feeds[i]
+            theirs = self._reference.run(feed, self._reads) if metric.wants_reference else ()
+            size = self._bound.size(feed) if self._bound is not None else None
+            real = feeds.real(i)
+            outcome = Outcome(session.run(feed, self._reads), targets, theirs, real, size, feeds.fixed or real)
+            kept.append(metric.reduced([outcome]))
+        found = metric.joined(kept)
+        if metric.samples is not None:
+            return np.concatenate(kept), found
+        if metric.collect is not None and metric.combine is None:
+            return np.array([record for batch in kept for record in batch], np.float64), found
+        return None, found
 
 
-def _agreement(outputs: Outputs, labels: Labels, reference: Outputs) -> Samples:
-    """Return 1.0 where the largest output is that of the original, [n]."""
-    ours, theirs = (scores_of(o[0], len(o[0])).argmax(1) for o in (outputs, reference))
-    return np.asarray(ours == theirs, np.float64)
+def _metric(model: Model, options: TaskOptions, targets: str, feed: Any) -> tuple[Metric, Any]:
+    """Return the metric, and the task that it belongs to if any."""
+    if options.metric is not None or targets != "none":
+        return find_metric(model, options, targets=targets, feed=feed)
+    bound = bind_task(model, options, targets=targets, feed=feed)
+    shares = [m for m in bound.distances if m.name in SHARES]
+    return (shares or bound.distances)[0], bound

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import sqrt
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from onnxprune._utils.formatting import percent
 from onnxprune.errors import OnnxPruneError, VerificationError
+from onnxprune.execution.calibration import Calibration
+from onnxprune.options.tasks import TaskOptions
 from onnxprune.pipeline._judge import Judge, Reading
 from onnxprune.pipeline._path import PathPoint, PrunePath
+from onnxprune.pipeline._point_store import point_store
+from onnxprune.planning.sensitivity_sweep import data_digest
 
 FACTOR = 0.8  # share of the last point within the budget that the next point keeps, until one exceeds it
 RESOLUTION = 0.03  # the search ends when the smallest point within the budget is so close to one beyond it
@@ -64,6 +70,8 @@ class BudgetSearch:
         samples: Number of held-out samples.
         points: All models that were tried, in the order of the share they keep, largest first.
         warning: Reason why the claim is weaker than asked for; "" if there is none.
+        judge: Evaluation on the held-out samples.
+        folder: Folder with the points, if they are stored.
     """
 
     measure: str
@@ -73,7 +81,14 @@ class BudgetSearch:
     original: float
     samples: int
     points: tuple[BudgetPoint, ...]
+    judge: Judge = field(repr=False)
     warning: str = ""
+    folder: Path | None = None
+
+    def remove_points(self) -> None:
+        """Remove the stored points, after the result was written."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     @property
     def best(self) -> BudgetPoint:
@@ -114,6 +129,48 @@ class BudgetSearch:
 
 PointMaker = Callable[[float, PathPoint | None], PathPoint]
 """Maker of the point that keeps a share, from an earlier point; `PrunePath.point`, or one that stores points."""
+
+
+def prune_to_budget(
+    path: PrunePath,
+    evaluation: Calibration,
+    max_drop: float,
+    *,
+    task: TaskOptions | None = None,
+    folder: Path | None = None,
+    restart: bool = False,
+    notice: Callable[[BudgetPoint], None] | None = None,
+) -> BudgetSearch:
+    """Search for the cheapest model whose metric drops by at most `max_drop`; see `smallest_within`.
+
+    Args:
+        path: Settings of the points.
+        evaluation: Samples for the metric, apart from those of the path.
+        max_drop: Largest drop.
+        task: Task and metric.
+        folder: Folder for the points, so that an interrupted search continues; see `BudgetSearch.remove_points`.
+        restart: Discard the points of an interrupted search.
+        notice: Called with each point.
+
+    Raises:
+        OnnxPruneError: See `smallest_within`; the folder holds points of other settings.
+    """
+    original = path.analysis.source
+    judge = Judge(original, evaluation, task)
+    if folder is None:
+        return smallest_within(path, judge, max_drop, notice=notice)
+    settings = {
+        "kind": "max-drop", "model": original.fingerprint, "path": path.identity,
+        "data": data_digest(path.calibration.data, path.calibration.preprocess),
+    }  # fmt: skip
+    with point_store(folder, settings, restart=restart) as store:
+
+        def make(share: float, since: PathPoint | None) -> PathPoint:
+            name = f"{'whole' if since is None else f'{since.kept:.6f}'}-{share:.6f}"
+            found = store.read(name, path.analysis)
+            return found or store.write(name, path.point(share, since), path.analysis)
+
+        return replace(smallest_within(path, judge, max_drop, make=make, notice=notice), folder=folder)
 
 
 def smallest_within(
@@ -184,8 +241,9 @@ def smallest_within(
             "use more samples"
         )
     return BudgetSearch(
-        path.measure, judge.metric.name, judge.unit, max_drop, judge.original.value, count, tuple(points), warning
-    )
+        path.measure, judge.metric.name, judge.unit, max_drop, judge.original.value, count, tuple(points), judge,
+        warning,
+    )  # fmt: skip
 
 
 def _margin(reading: Reading, max_drop: float) -> tuple[float, bool]:

@@ -15,20 +15,21 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune import __version__ as version
-from onnxprune.analysis.cost import CostModel
+from onnxprune._utils.formatting import percent
+from onnxprune.analysis.cost import Cost, CostModel
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.criteria import AnyCriterion
 from onnxprune.criteria import get as get_criterion
 from onnxprune.criteria.scoring import Scores
 from onnxprune.execution.calibration import Calibration
 from onnxprune.ir.model import Array, Model
-from onnxprune.pipeline._stages import Compiled, compile_plan
+from onnxprune.pipeline._stages import compile_plan
 from onnxprune.planning.constraints import Constraints
 from onnxprune.planning.iterative import rescored
 from onnxprune.planning.planner import AllocationRequest, allocate, assembled, check_allocator
 from onnxprune.planning.targets import LatencyPredictor, MeasureShare, Target
 from onnxprune.plans import Plan
-from onnxprune.recovery.recover import Recovered, recover
+from onnxprune.recovery.recover import recover
 
 
 @dataclass(frozen=True, repr=False)
@@ -38,29 +39,27 @@ class PathPoint:
     Attributes:
         target: Share of the measure that was asked for.
         kept: Share of the measure that the plan keeps.
-        compiled: Stripped and proved model, with its plan.
-        recovered: Recovered model.
+        plan: Channels removed from the original.
+        model: Stripped, proved and recovered model.
         scores: Scores of all channels, by their indices in the original.
+        before: Cost of the original.
+        after: Cost of the model.
+        certificate: Certificate of the proof, see `Verification.as_dict`.
+        recovery: Stages of the recovery, see `Recovered.as_dict`.
     """
 
     target: float
     kept: float
-    compiled: Compiled
-    recovered: Recovered
+    plan: Plan
+    model: Model
     scores: Scores = field(repr=False)
-
-    @property
-    def plan(self) -> Plan:
-        """Channels removed from the original."""
-        return self.compiled.plan
-
-    @property
-    def model(self) -> Model:
-        """Recovered model."""
-        return self.recovered.model
+    before: Cost
+    after: Cost
+    certificate: Mapping[str, Any] = field(repr=False)
+    recovery: Mapping[str, Any] = field(repr=False)
 
     def __repr__(self) -> str:
-        return f"<PathPoint: {self.kept:.3f} kept, {self.recovered.summary}>"
+        return f"<PathPoint: {percent(self.kept)} kept, proved: {self.certificate['summary']}>"
 
 
 @dataclass(frozen=True)
@@ -125,13 +124,27 @@ class PrunePath:
             analysis.source, plan, analysis=analysis, feeds=self.feeds, tolerance=self.tolerance,
             device=self.calibration.device,
         )  # fmt: skip
+        assert compiled.verification is not None
         recovered = recover(analysis.source, compiled.model, plan, self.calibration, analysis=analysis)
-        return PathPoint(share, self.kept(plan), compiled, recovered, scores)
+        return PathPoint(
+            share, self.kept(plan), plan, recovered.model, scores, compiled.before, compiled.after,
+            compiled.verification.as_dict(), recovered.as_dict(),
+        )  # fmt: skip
 
     def kept(self, plan: Plan) -> float:
         """Return the share of the measure that a plan keeps."""
         shares = MeasureShare(CostModel(self.analysis), self.measure, self.latency)
         return shares.share(self.analysis.kept(plan))
+
+    @property
+    def identity(self) -> str:
+        """Text of the settings that the points depend on, besides the model and the samples."""
+        rule = self.criterion if isinstance(self.criterion, str) else repr(self.criterion)
+        parts = (
+            self.measure, rule, sorted(self.params.items()), self.reduce, self.allocator, self.normalize,
+            sorted(vars(self.constraints).items()), self.analysis.choices.options(), self.tolerance,
+        )  # fmt: skip
+        return repr(parts)
 
     @property
     def _own_allocator(self) -> str:

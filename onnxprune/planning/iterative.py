@@ -156,8 +156,13 @@ def rescored(
 def stripped(analysis: Analysis, plan: Plan, pruned: Model | None = None) -> Analysis:
     """Return the analysis of the model pruned by a plan, in the components of the original.
 
-    The pruned model can be given if its weights have changed since. Labels are those of the original without the removed ones. An analysis of the pruned graph would find the same
+    Labels are those of the original without the removed ones. An analysis of the pruned graph would find the same
     channels, but a Reshape may split an axis the other way round there, because another factor is larger.
+
+    Args:
+        analysis: Coupling analysis of the original.
+        plan: Channels that were removed.
+        pruned: Pruned model, if its weights have changed since (recovered or retrained).
     """
     kept = analysis.kept(plan)
     if kept.all() and pruned is None:
