@@ -8,6 +8,7 @@ data are accepted.
 
 from onnxprune.pipeline._frontier import Frontier as Frontier
 from onnxprune.pipeline._frontier import FrontierPoint as FrontierPoint
+from onnxprune.pipeline._frontier import load_frontier as load_frontier
 from onnxprune.pipeline._frontier_run import FrontierSettings as FrontierSettings
 from onnxprune.pipeline._frontier_run import measure_frontier as measure_frontier
 from onnxprune.pipeline._inputs import CurvesSource as CurvesSource

@@ -11,9 +11,12 @@ from typing import Any
 
 from onnxprune._utils.formatting import counted, percent
 from onnxprune._utils.html import html_table
+from onnxprune._utils.strict import Format
 from onnxprune.analysis.cost import MEASURES
 from onnxprune.errors import OnnxPruneError
 
+RESULT, TABLE = "frontier.json", "frontier.csv"
+FORMAT = Format("frontier", 2**26, fix="make it anew with `onnxprune frontier`")
 COSTS = (*MEASURES, "latency")
 """Costs that points are compared by, as shares of the original's."""
 
@@ -135,3 +138,31 @@ class Frontier:
             errors = ["" if v is None else v for v in (p.error, p.drop, p.drop_error)]
             out.writerow([p.curve, p.target, *costs, p.value, *errors, int(id(p) in best), p.path])
         return text.getvalue()
+
+
+@dataclass(frozen=True)
+class _FrontierFile:
+    """Contents of `frontier.json`."""
+
+    model: str
+    measure: str
+    metric: str
+    unit: str
+    higher_is_better: bool
+    original: float
+    samples: int
+    notes: tuple[str, ...]
+    points: tuple[FrontierPoint, ...]
+
+
+def load_frontier(folder: Path) -> Frontier:
+    """Read the frontier that `onnxprune frontier` wrote into a folder.
+
+    Raises:
+        OnnxPruneError: The file is missing or not valid.
+    """
+    found = FORMAT.read(_FrontierFile, folder / RESULT)
+    for i, point in enumerate(found.points):
+        if not {"macs", found.measure} <= point.costs.keys() <= set(COSTS):
+            raise FORMAT.error(f"the costs of point {i} are not complete or not known", str(folder / RESULT))
+    return Frontier(**vars(found), folder=folder)

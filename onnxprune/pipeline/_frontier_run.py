@@ -21,16 +21,16 @@ from onnxprune.ir.reader import load
 from onnxprune.ir.writer import save
 from onnxprune.latency.bench import bench
 from onnxprune.options.tasks import TaskOptions
-from onnxprune.pipeline._frontier import Frontier, FrontierPoint
+from onnxprune.pipeline._frontier import RESULT, TABLE, Frontier, FrontierPoint
 from onnxprune.pipeline._judge import Judge
 from onnxprune.pipeline._path import PathPoint, PrunePath
 from onnxprune.pipeline._point_store import MODEL, PointRecord, PointStore, point_store
-from onnxprune.pipeline._quantize import quantize_int8
+from onnxprune.pipeline._quantize import quantize_int8, weight_bytes
 from onnxprune.planning.analyze import analyze
 from onnxprune.planning.constraints import Constraints
 from onnxprune.planning.sensitivity_sweep import data_digest
 
-RESULT, TABLE, INT8 = "frontier.json", "frontier.csv", "model-int8.onnx"
+INT8 = "model-int8.onnx"
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ def _evaluate(
     if how.quantize and "int8" not in figures:
         quantized = quantize_int8(model, fit)
         save(quantized, store.folder / name / INT8)
-        figures["int8"] = vars(judge.read(quantized))
+        figures["int8"] = {**vars(judge.read(quantized)), "bytes": weight_bytes(quantized)}
     store.add_figures(name, figures)
 
 
@@ -260,15 +260,8 @@ def _measure_latency(model: Model, store: PointStore, how: FrontierSettings) -> 
                 if kind not in record.figures or f"{kind}_latency" in record.figures or not path.exists():
                     continue
                 whole, small = bench([model, load(path)], threads=how.threads, runs=how.runs)
-                record = store.add_figures(
-                    name,
-                    {
-                        f"{kind}_latency": {
-                            "seconds": small.latency.median,
-                            "share": small.latency.median / whole.latency.median,
-                        }
-                    },
-                )
+                before, after = whole.latency.median, small.latency.median
+                record = store.add_figures(name, {f"{kind}_latency": {"seconds": after, "share": after / before}})
 
 
 def _collected(model: Model, store: PointStore, judge: Judge, how: FrontierSettings, notes: Sequence[str]) -> Frontier:
@@ -284,8 +277,9 @@ def _collected(model: Model, store: PointStore, judge: Judge, how: FrontierSetti
                 points.append(_point(curve, f"{name}/{file}", kind, record))
     if not points:
         raise OnnxPruneError("the frontier has no points: " + "; ".join(notes or ["nothing can be removed"]))
+    name = model.path.name if model.path is not None else "model"
     return Frontier(
-        model.name, how.measure, judge.metric.name, judge.unit, judge.metric.higher_is_better, judge.original.value,
+        name, how.measure, judge.metric.name, judge.unit, judge.metric.higher_is_better, judge.original.value,
         len(judge.calibration), tuple(points), tuple(notes), store.folder,
     )  # fmt: skip
 
@@ -296,6 +290,8 @@ def _point(curve: str, path: str, kind: str, record: PointRecord) -> FrontierPoi
     if timed is not None:
         costs["latency"] = float(timed["share"])
     read = record.figures[kind]
+    if "bytes" in read:
+        costs["bytes"] = read["bytes"] / max(1, record.before.bytes)
     return FrontierPoint(
         curve, record.target, costs, float(read["value"]), read["error"], float(read["drop"]), read["drop_error"], path
     )

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import onnx_graphsurgeon as gs
+
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Calibration
 from onnxprune.execution.sessions import import_onnxruntime, saturates_integers
@@ -65,6 +67,11 @@ def quantize_int8(model: Model, calibration: Calibration, *, samples: int = SAMP
             ) from err
         quantized = load(target)
     return quantized.with_metadata({**model.metadata, f"{PROVENANCE}.quantized": "int8"})
+
+
+def weight_bytes(model: Model) -> int:
+    """Return the bytes of all constants."""
+    return sum(int(t.values.nbytes) for t in model.graph.tensors().values() if isinstance(t, gs.Constant))
 
 
 @contextlib.contextmanager
