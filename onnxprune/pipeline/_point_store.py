@@ -80,7 +80,7 @@ def point_store(folder: Path, settings: Mapping[str, Any], *, restart: bool = Fa
     journal = Journal(folder / JOURNAL, settings, restart=restart)
     try:
         if restart:
-            for record in folder.glob(f"**/{RECORD}"):
+            for record in list(folder.glob(f"**/{RECORD}")):
                 shutil.rmtree(record.parent)
         yield PointStore(folder)
     finally:
