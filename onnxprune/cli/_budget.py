@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -24,7 +24,7 @@ from onnxprune.options import (
 
 if TYPE_CHECKING:
     from onnxprune.ir.model import Model
-    from onnxprune.pipeline import BudgetPoint, BudgetSearch
+    from onnxprune.pipeline import BudgetPoint, BudgetSearch, Polished, Reading
 
 
 def check_usage(
@@ -96,7 +96,17 @@ def prune_within(
     folder = output.output.with_name(output.output.name + ".points")
     search = prune_to_budget(path, evaluation, budget.max_drop, task=tasks, folder=folder, notice=show)
     best = search.best
-    result = best.point.model
+    result, polished = best.point.model, []
+    for epochs, unlabelled in ((budget.polish, True), (budget.retrain, False)):
+        if epochs:
+            from onnxprune.pipeline import polish
+
+            with _display.progress("training", quiet=as_json) as tick:
+                trained = polish(
+                    result, original, fit, search.judge, epochs=epochs, unlabelled=unlabelled, progress=tick
+                )
+            result = trained.model
+            polished.append(trained)
     quantized = None
     if budget.quantize:
         from onnxprune.pipeline import quantize_int8
@@ -116,14 +126,16 @@ def prune_within(
             "output": str(output.output), **search.as_dict(), "neighbours": written,
             "before": vars(best.point.before), "after": vars(best.point.after),
             "plan_digest": best.point.plan.digest, "verification": dict(best.point.certificate),
-            "recovery": dict(best.point.recovery), "int8": None if quantized is None else vars(quantized),
+            "recovery": dict(best.point.recovery), "int8": None if quantized is None else vars(quantized), "polished": [p.as_dict() for p in polished],
         }  # fmt: skip
         _display.emit_json(document)
         return
-    _show(search, f"{source.name} -> {output.output}", written, quantized)
+    _show(search, f"{source.name} -> {output.output}", written, quantized, polished)
 
 
-def _show(search: BudgetSearch, title: str, written: dict[str, str], quantized: Any) -> None:
+def _show(
+    search: BudgetSearch, title: str, written: dict[str, str], quantized: Reading | None, polished: list[Polished]
+) -> None:
     from onnxprune.cli import _display
 
     rows = []
@@ -136,6 +148,10 @@ def _show(search: BudgetSearch, title: str, written: dict[str, str], quantized: 
         f"{title}: {search.metric} of the original {search.original:.4f}, {search.samples} held-out samples",
         [f"{search.measure} kept", search.metric, f"drop ({search.unit})", "+-", ""], rows,
     )  # fmt: skip
+    for step in polished:
+        a, b = step.before, step.after
+        fate = "" if step.kept else " (undone)"
+        click.echo(f"after {step.epochs} epochs: drop {a.drop:.2f} -> {b.drop:.2f} {search.unit}{fate}")
     if quantized is not None:
         click.echo(f"int8: {search.metric} {quantized.value:.4f}, drop {quantized.drop:.2f} {search.unit}")
     for name, path in written.items():

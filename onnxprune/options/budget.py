@@ -45,6 +45,14 @@ class Budget(EvaluationData, Quantizing):
         "macs", help="With --max-drop: the cost to minimize.", heading=BUDGET, advanced=True, choices=MINIMIZED,
         title="cost",
     )  # fmt: skip
+    polish: int = option(
+        0, heading=BUDGET, advanced=True, ge=0, usage=True, metavar="EPOCHS",
+        help="With --max-drop: train the result for some epochs towards the original's outputs, without labels.",
+    )  # fmt: skip
+    retrain: int = option(
+        0, heading=BUDGET, advanced=True, ge=0, usage=True, metavar="EPOCHS",
+        help="The same with the labels of --data as well.",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -23,11 +23,14 @@ from onnxprune.pipeline._jobs import recover as recover
 from onnxprune.pipeline._jobs import retrain as retrain
 from onnxprune.pipeline._jobs import to_torch as to_torch
 from onnxprune.pipeline._jobs import write_back as write_back
+from onnxprune.pipeline._judge import Reading as Reading
 from onnxprune.pipeline._judge import held_out as held_out
 from onnxprune.pipeline._max_drop import BudgetPoint as BudgetPoint
 from onnxprune.pipeline._max_drop import BudgetSearch as BudgetSearch
 from onnxprune.pipeline._max_drop import prune_to_budget as prune_to_budget
 from onnxprune.pipeline._path import PrunePath as PrunePath
+from onnxprune.pipeline._polish import Polished as Polished
+from onnxprune.pipeline._polish import polish as polish
 from onnxprune.pipeline._quantize import quantize_int8 as quantize_int8
 from onnxprune.pipeline._stages import Compiled as Compiled
 from onnxprune.pipeline._stages import analyze as analyze

@@ -134,3 +134,13 @@ def test_a_damaged_frontier_is_refused(frontier: Path, tmp_path: Path) -> None:
 )
 def test_frontiers_that_cannot_be_measured(more: tuple[Any, ...], says: str, tmp_path: Path) -> None:
     assert says in fails("frontier", DIGITS, *DATA, "-o", tmp_path / "out", *more)
+
+
+def test_polish_is_kept_only_if_the_drop_shrinks(tmp_path: Path) -> None:
+    pytest.importorskip("onnx2torch")
+    text = ok(
+        "prune", DIGITS, "-o", tmp_path / "s.onnx", *DATA, "--max-drop", 20, "--round-to", 16, "--polish", 1, "--json"
+    )  # fmt: skip
+    [step] = json.loads(text)["polished"]
+    assert step["epochs"] == 1
+    assert step["kept"] == (step["after"]["drop"] < step["before"]["drop"])
