@@ -126,7 +126,8 @@ def prune_within(
             "output": str(output.output), **search.as_dict(), "neighbours": written,
             "before": vars(best.point.before), "after": vars(best.point.after),
             "plan_digest": best.point.plan.digest, "verification": dict(best.point.certificate),
-            "recovery": dict(best.point.recovery), "int8": None if quantized is None else vars(quantized), "polished": [p.as_dict() for p in polished],
+            "recovery": dict(best.point.recovery), "int8": None if quantized is None else vars(quantized),
+            "polished": [p.as_dict() for p in polished],
         }  # fmt: skip
         _display.emit_json(document)
         return
