@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from onnxprune.execution.data import Preprocess as Preprocess
     from onnxprune.execution.data import load_data as load_data
     from onnxprune.execution.tasks.evaluation import Accuracy as Accuracy
+    from onnxprune.execution.tasks.evaluation import Evaluation as Evaluation
     from onnxprune.ir.model import Model as Model
     from onnxprune.ir.reader import load as load
     from onnxprune.ir.writer import save as save
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from onnxprune.latency.bench import BenchResults as BenchResults
     from onnxprune.latency.prediction import LatencyModel as LatencyModel
     from onnxprune.latency.prediction import latency_model as latency_model
+    from onnxprune.options import TaskOptions as TaskOptions
     from onnxprune.pipeline import Compiled as Compiled
     from onnxprune.pipeline import Pruned as Pruned
     from onnxprune.pipeline import analyze as analyze
@@ -109,7 +111,8 @@ _MODULES = {
     "recover": "pipeline", "Recovered": "recovery.recover",
     "retrain": "pipeline", "Settings": "training",
     "to_torch": "pipeline", "write_back": "pipeline",
-    "evaluate": "pipeline", "Accuracy": "execution.tasks.evaluation",
+    "evaluate": "pipeline", "Evaluation": "execution.tasks.evaluation", "Accuracy": "execution.tasks.evaluation",
+    "TaskOptions": "options",
     "bench": "pipeline", "BenchResults": "latency.bench", "BenchResult": "latency.bench",
     "OnnxPruneError": "errors", "VerificationError": "errors",
 }  # fmt: skip

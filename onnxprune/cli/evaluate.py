@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from onnxprune.cli._options import Command, json_option, model_argument, takes_options
-from onnxprune.cli._stages import load_model, preprocess_of, read_data
+from onnxprune.cli._stages import load_model, read_data
 from onnxprune.options import Execution, ReferenceModel, RequiredData, TaskOptions
 
 
@@ -31,22 +31,27 @@ def evaluate(
     from onnxprune.cli import _display
     from onnxprune.execution.tasks.evaluation import evaluate as run
 
-    samples = read_data(data.data, data)
     loaded = load_model(model)
     whole = load_model(original.reference) if original.reference is not None else None
+    labels = whole is None and tasks.task in (None, "classify")
+    found = read_data(data.data, data, loaded, labels=labels, device=execution.device)
+    samples = found.data
     with _display.progress("evaluating", quiet=as_json) as tick:
         result = run(
-            loaded, samples, preprocess=preprocess_of(data), task=tasks, reference=whole, batch=execution.batch,
+            loaded, samples, preprocess=found.preprocess, task=tasks, reference=whole, batch=execution.batch,
             threads=execution.threads, device=execution.device, progress=tick,
         )  # fmt: skip
     for warning in result.warnings:
         _display.note(f"Warning: {warning}")
     if as_json:
-        _display.emit_json({"model": str(model), "data": samples.name, **result.as_dict()})
+        document = {"model": str(model), "data": samples.name, **result.as_dict()}
+        document["preprocess"] = found.preprocess.as_dict()
+        document["warnings"] = [*samples.warnings, *result.warnings]
+        _display.emit_json(document)
         return
     _display.note(result.reason)
     _display.table(
         f"{model.name} on {samples.name}, {result.samples} samples, {result.provider}",
-        ["metric", "value", "+-"],
-        result.rows(),
+        [cell for title, _, error in result.rows() for cell in ((title, "+-") if error else (title,))],
+        [[cell for _, value, error in result.rows() for cell in ((value, error) if error else (value,))]],
     )

@@ -29,6 +29,7 @@ from onnxprune.options import (
     CalibrationData,
     Constraints,
     CurvesInput,
+    InputShapes,
     Measuring,
     ModelOutput,
     Options,
@@ -62,6 +63,7 @@ def prune(
     curves: CurvesInput,
     constraints: Constraints,
     analysis: AnalysisOptions,
+    shapes: InputShapes,
     measuring: Measuring,
     verifying: Verifying,
     second: PlanFile,
@@ -101,7 +103,7 @@ def prune(
     check_output(output.output, model)
     if second.plan_file is not None:
         check_output(second.plan_file, model)
-    original = load_model(model)
+    original = load_model(model, shapes)
     samples = calibration_of(data.data, data, original, measuring.device)
     recovering = samples is not None and after.recover is not False
     if recovering and samples is not None:
@@ -127,4 +129,4 @@ def prune(
     speedup = speedup_of(found, made, done.model, measuring, quiet=as_json)
     if second.plan_file is not None:
         save_plan(made.plan, second.plan_file)
-    finish(done, model, output, speedup, recovered, as_json=as_json)
+    finish(done, model, output, speedup, recovered, samples, as_json=as_json)

@@ -79,10 +79,10 @@ class BatchRunner:
 
     def real(self, outputs: Sequence[Array], batch: int) -> list[Array]:
         """Return outputs without those of the copies that fill up the last batch, for metrics that count rows."""
-        n = self.feeds.real(batch)
-        if n == self.feeds.batch or self.metric.collect is not None:
+        n, size = self.feeds.real(batch), self.feeds.size(batch)
+        if n == size or self.metric.collect is not None:
             return list(outputs)
-        return [o[:n] if o.ndim and len(o) == self.feeds.batch else o for o in outputs]
+        return [o[:n] if o.ndim and len(o) == size else o for o in outputs]
 
     def labels(self, batches: range) -> Any:
         """Return the targets of consecutive batches; None if the data has none."""
@@ -99,8 +99,7 @@ class BatchRunner:
         for i, outputs in zip(batches, runs, strict=True):
             targets, size = self._targets_of(i)
             reference = self.reference[i] if self.reference else ()
-            count = self.feeds.real(i)
-            outcomes.append(Outcome(outputs, targets, reference, count, size, self.feeds.fixed or count))
+            outcomes.append(Outcome(outputs, targets, reference, self.feeds.real(i), size, self.feeds.size(i)))
         return self.metric.reduced(outcomes)
 
     def joined(self, collected: Sequence[Any]) -> MetricValue:

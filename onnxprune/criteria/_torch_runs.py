@@ -107,7 +107,7 @@ def each_part(context: ScoringContext, module: fx.GraphModule, visit: Visit) -> 
     with cpu_threads(context.calibration.threads):
         for i in range(len(feeds)):
             feed, y = feeds[i]
-            assert y is not None
+            assert isinstance(y, np.ndarray)
             x = _tensor(feed[feeds.name])
             if not step:
                 step = _step(module, x.to(device) if feeds.fixed else x[:1].to(device), context)

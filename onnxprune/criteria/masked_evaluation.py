@@ -101,8 +101,10 @@ class MaskedEvaluator:
     ) -> None:
         self.analysis, self.orders, self.metric, self.strip = analysis, orders, metric, strip
         self.segmenter = MaskedSegmenter(analysis)
+        how = preprocess or Preprocess()
+        self.segmenter.set_sizes(Feeds(analysis.model, data, how, 1))
         batch = (task.batch if task is not None else None) or batch or default_batch(self.segmenter, device)
-        self.feeds = Feeds(analysis.model, data, preprocess or Preprocess(), batch)
+        self.feeds = Feeds(analysis.model, data, how, batch)
         self.outputs = metric.outputs_read(self.segmenter.outputs)
         output_bytes = self.segmenter.bytes_of(self.outputs)
         self.runner = BatchRunner(self.feeds, metric, output_bytes, device=device, threads=threads, task=task)
@@ -191,9 +193,8 @@ class MaskedEvaluator:
         def run(i: int) -> tuple[range, list[Array]]:
             values = runner.to_device(session, i) if cached is None else cached.values[i]
             found = [o.numpy() for o in session.run_bound({n: values[n] for n in session.inputs}, names)]
-            real, first = self.feeds.real(i), i * self.feeds.batch
-            size = self.feeds.fixed or real
-            return range(first, first + real), [v[: len(v) // size * real] for v in found]
+            real, size = self.feeds.real(i), self.feeds.size(i)
+            return self.feeds.span(i), [v[: len(v) // size * real] for v in found]
 
         for i in range(0, len(self.feeds), runner.threads):
             yield from runner.parallel(run, range(i, min(i + runner.threads, len(self.feeds))))

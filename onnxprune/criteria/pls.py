@@ -323,7 +323,7 @@ class PlsVip(DataCriterion):
         return 2  # a standard deviation needs two
 
     def probes(self, context: ScoringContext) -> Sequence[Probe]:
-        labels = context.labels
+        labels = context.running_labels
         if len(np.unique(labels)) < 2:
             raise OnnxPruneError(
                 f"criterion 'pls_vip' needs two classes; all samples are of class {labels[0]}",

@@ -21,6 +21,7 @@ from onnxprune.options.budget import FrontierOutput as FrontierOutput
 from onnxprune.options.data import AccuracyData as AccuracyData
 from onnxprune.options.data import CalibrationData as CalibrationData
 from onnxprune.options.data import Preprocessing as Preprocessing
+from onnxprune.options.data import Reading as Reading
 from onnxprune.options.data import RecoveryData as RecoveryData
 from onnxprune.options.data import RequiredData as RequiredData
 from onnxprune.options.data import SampleOptions as SampleOptions
@@ -52,6 +53,9 @@ from onnxprune.options.recovery import Recovery as Recovery
 from onnxprune.options.scoring import AnalysisOptions as AnalysisOptions
 from onnxprune.options.scoring import AttentionOptions as AttentionOptions
 from onnxprune.options.scoring import Scoring as Scoring
+from onnxprune.options.shapes import InputShapes as InputShapes
+from onnxprune.options.shapes import Shape as Shape
+from onnxprune.options.shapes import shape_of as shape_of
 from onnxprune.options.sparsity import Sparsifying as Sparsifying
 from onnxprune.options.sparsity import SparsityScope as SparsityScope
 from onnxprune.options.sparsity import SparsitySweep as SparsitySweep

@@ -13,10 +13,10 @@ from onnxprune.analysis.coupling import Analysis
 from onnxprune.criteria import AnyCriterion
 from onnxprune.errors import OnnxPruneError, VerificationError
 from onnxprune.execution.calibration import Calibration
-from onnxprune.execution.data import Preprocess
 from onnxprune.execution.sessions import kernel_block
 from onnxprune.execution.tasks.evaluation import Evaluation
 from onnxprune.execution.tasks.evaluation import evaluate as evaluate_model
+from onnxprune.ir.input_sizes import Shapes
 from onnxprune.ir.model import Model
 from onnxprune.latency.bench import BenchResults
 from onnxprune.latency.bench import bench as bench_models
@@ -28,11 +28,12 @@ from onnxprune.pipeline._inputs import (
     DataSource,
     ModelSource,
     PlanSource,
+    PreprocessSource,
     as_calibration,
     as_curves,
-    as_data,
     as_model,
     as_plan,
+    as_samples,
     as_target,
     is_synthetic,
 )
@@ -98,7 +99,7 @@ def prune(
     data: DataSource | None = None,
     images: int | None = None,
     size: Sequence[int] | None = None,
-    preprocess: Preprocess | None = None,
+    preprocess: PreprocessSource | None = None,
     task: TaskOptions | str | None = None,
     metric: str | None = None,
     recover: bool | None = None,
@@ -112,6 +113,7 @@ def prune(
     constraints: Constraints | None = None,
     attention: str = "heads",
     include_inexact: bool = False,
+    shapes: Shapes | None = None,
     latency: bool = False,
     batch: int = 1,
     threads: int = 1,
@@ -134,7 +136,7 @@ def prune(
             `Calibration`.
         images: Number of samples to read from a source.
         size: Height and width that image files are resized to.
-        preprocess: Conversion of the samples into the model's input.
+        preprocess: Conversion of the samples into the model's input, or the name of a preset.
         task: Task that the result is measured on, by name or with its options; default: guessed.
         metric: Metric that is reported on held-out samples; default: the first of the task.
         recover: Recover accuracy on the data; default: if there is data.
@@ -148,6 +150,8 @@ def prune(
         constraints: Rounding, minimum counts, protected groups, overrides.
         attention: Channels to free in multi-head attention, "heads" or "head_dim".
         include_inexact: Free also channels that statistics run over.
+        shapes: Sizes of dynamic inputs that the model is analyzed and run at, {"x": (1, 3, 48, 320)}; None leaves a
+            dimension open. The result takes every size that the original takes.
         latency: Predict and measure latency, whatever the target is.
         batch: Samples per run, for latency.
         threads: CPU threads, for latency; 0: all cores.
@@ -167,7 +171,7 @@ def prune(
     if steps is not None and measured is not None:
         raise OnnxPruneError("steps compute new scores, so curves do not apply", fix="leave out steps or curves")
     rule, params, reduce = _criterion(criterion, params, reduce, measured, data is not None)
-    original = as_model(model)
+    original = as_model(model, shapes)
     samples = as_calibration(data, original, images=images, size=size, preprocess=preprocess, device=device)
     recovering = samples is not None and recover is not False
     if samples is not None and recovering:
@@ -247,7 +251,8 @@ def recover(
     data: DataSource,
     images: int | None = None,
     size: Sequence[int] | None = None,
-    preprocess: Preprocess | None = None,
+    preprocess: PreprocessSource | None = None,
+    shapes: Shapes | None = None,
     task: TaskOptions | str | None = None,
     metric: str | None = None,
     stages: Sequence[str] = STAGES,
@@ -271,7 +276,9 @@ def recover(
             `Calibration`.
         images: Number of samples to read from a source.
         size: Height and width that image files are resized to.
-        preprocess: Conversion of the samples into the model's input.
+        preprocess: Conversion of the samples into the model's input, or the name of a preset.
+        shapes: Sizes of dynamic inputs that the model is analyzed and run at, {"x": (1, 3, 48, 320)}; None leaves a
+            dimension open. The result takes every size that the original takes.
         task: Task that the result is measured on, by name or with its options; default: guessed.
         metric: Metric that is reported on held-out samples; default: the first of the task.
         stages: Stages to run, in order.
@@ -289,7 +296,7 @@ def recover(
         OnnxPruneError: models and plan do not belong together; too few samples, or samples that do not fit.
         VerificationError: the pruned model is not the one that the plan makes.
     """
-    model, small, made = as_model(original), as_model(pruned), as_plan(plan)
+    model, small, made = as_model(original, shapes), as_model(pruned, shapes), as_plan(plan)
     samples = as_calibration(data, model, images=images, size=size, preprocess=preprocess, device=device)
     if samples is None:
         raise OnnxPruneError("recovery needs samples", fix='pass data; data="none" makes synthetic samples')
@@ -317,7 +324,8 @@ def retrain(
     val_data: DataSource | None = None,
     images: int | None = None,
     size: Sequence[int] | None = None,
-    preprocess: Preprocess | None = None,
+    preprocess: PreprocessSource | None = None,
+    shapes: Shapes | None = None,
     task: TaskOptions | str | None = None,
     metric: str | None = None,
     teacher: ModelSource | None = None,
@@ -339,7 +347,9 @@ def retrain(
         val_data: Validation data; default: a share of the data, the same of every class.
         images: Number of samples to read from a source.
         size: Height and width that image files are resized to.
-        preprocess: Conversion of the samples into the model's input.
+        preprocess: Conversion of the samples into the model's input, or the name of a preset.
+        shapes: Sizes of dynamic inputs that the model is analyzed and run at, {"x": (1, 3, 48, 320)}; None leaves a
+            dimension open. The result takes every size that the original takes.
         task: Task, by name or with its options; default: guessed from the model and the targets.
         metric: Metric that chooses the epoch; default: the first of the task.
         teacher: Original, for distillation.
@@ -361,12 +371,15 @@ def retrain(
     from onnxprune.training import retrain as retrain_model
 
     chosen = settings or Settings()
+    read = as_model(model, shapes)
+    labels = not chosen.unlabelled
+    found = as_samples(data, read, images=images, size=size, preprocess=preprocess, labels=labels)
+    held = as_samples(val_data, read, preprocess=found.preprocess, labels=labels) if val_data is not None else None
     return retrain_model(
-        as_model(model), as_data(data, images=images, size=size),
-        val=as_data(val_data, size=size) if val_data is not None else None,
-        preprocess=_preprocess(data, preprocess), task=task_options(task, metric),
+        read, found.data, val=held.data if held is not None else None, preprocess=found.preprocess,
+        task=task_options(task, metric),
         settings=replace(chosen, epochs=epochs) if epochs else chosen,
-        teacher=as_model(teacher) if teacher is not None else None,
+        teacher=as_model(teacher, shapes) if teacher is not None else None,
         plan=as_plan(teacher_plan) if teacher_plan is not None else None, method=method, folder=folder, resume=resume,
         restart=restart, progress=progress, notice=notice,
     )  # fmt: skip
@@ -409,7 +422,7 @@ def evaluate(
     *,
     images: int | None = None,
     size: Sequence[int] | None = None,
-    preprocess: Preprocess | None = None,
+    preprocess: PreprocessSource | None = None,
     task: TaskOptions | str | None = None,
     metric: str | None = None,
     reference: ModelSource | None = None,
@@ -426,7 +439,7 @@ def evaluate(
             `Calibration`.
         images: Number of samples to read from a source.
         size: Height and width that image files are resized to.
-        preprocess: Conversion of the samples into the model's input.
+        preprocess: Conversion of the samples into the model's input, or the name of a preset.
         task: Task, by name or with its options; default: guessed from the model and the targets.
         metric: The one metric to measure, or "package.module:function"; default: all of the task.
         reference: The original, whose outputs serve as targets if the data has none.
@@ -439,20 +452,20 @@ def evaluate(
         OnnxPruneError: neither targets nor a reference, samples or targets that do not fit the model, outputs that are
             not finite, labels that are those of other classes.
     """
+    read, chosen = as_model(model), task_options(task, metric)
+    whole = as_model(reference) if reference is not None else None
+    labels = whole is None and chosen.task in (None, "classify")
+    found = as_samples(data, read, images=images, size=size, preprocess=preprocess, labels=labels, device=device)
     return evaluate_model(
-        as_model(model), as_data(data, images=images, size=size), preprocess=_preprocess(data, preprocess),
-        task=task_options(task, metric), reference=as_model(reference) if reference is not None else None,
-        batch=batch, threads=threads, device=device, progress=progress,
+        read, found.data, preprocess=found.preprocess, task=chosen, reference=whole, batch=batch, threads=threads,
+        device=device, progress=progress,
     )  # fmt: skip
-
-
-def _preprocess(data: DataSource, given: Preprocess | None) -> Preprocess | None:
-    return data.preprocess if given is None and isinstance(data, Calibration) else given
 
 
 def bench(
     models: Sequence[ModelSource],
     *,
+    shapes: Shapes | None = None,
     batch: int = 1,
     threads: int = 1,
     runs: int = 30,
@@ -464,6 +477,7 @@ def bench(
 
     Args:
         models: Models, results that hold one, paths of files, or ModelProtos; speed-up is over the first.
+        shapes: Sizes of dynamic inputs, {"x": (1, 3, 48, 320)}.
         batch: Samples per run where a model's batch is dynamic.
         threads: CPU threads; 0: all cores.
         runs: Timed runs of each model; the median counts.
@@ -477,6 +491,6 @@ def bench(
     if not models or isinstance(models, str):
         raise OnnxPruneError("bench needs a list of models", fix='bench(["model.onnx", "small.onnx"])')
     return bench_models(
-        [as_model(m) for m in models], batch=batch, threads=threads, runs=runs, warmup=warmup, device=device,
+        [as_model(m, shapes) for m in models], batch=batch, threads=threads, runs=runs, warmup=warmup, device=device,
         progress=progress,
     )  # fmt: skip

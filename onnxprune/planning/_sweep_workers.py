@@ -42,13 +42,17 @@ class CurveSearch:
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """Inputs of a worker; its files are where all workers can read them."""
+    """Inputs of a worker; its files are where all workers can read them.
+
+    `samples` is data that is no array: its files are read by every worker.
+    """
 
     model: Path
     fingerprint: str
     choices: CouplingOptions
     data: Path
     name: str
+    samples: Data | None = field(repr=False, compare=False)
     preprocess: Preprocess
     task: TaskOptions
     orders: dict[str, list[int]] = field(repr=False)
@@ -150,10 +154,11 @@ def _evaluator(setting: WorkerSettings) -> MaskedEvaluator:
         raise OnnxPruneError("the model changed while it was being measured", where=str(setting.model))
     normal = Pipeline(NORMALIZE).run(model)
     analysis = couple(normal.model, shapes=normal.shapes, source=model, choices=setting.choices)
-    labels = setting.data / "y.npy"
-    x = np.load(setting.data / "x.npy", mmap_mode="r", allow_pickle=False)
-    y = np.load(labels, allow_pickle=False) if labels.exists() else None
-    data = Data(x, y, setting.name)
+    data = setting.samples
+    if data is None:
+        labels = setting.data / "y.npy"
+        x = np.load(setting.data / "x.npy", mmap_mode="r", allow_pickle=False)
+        data = Data(x, np.load(labels, allow_pickle=False) if labels.exists() else None, setting.name)
     feed, targets = Feeds(analysis.model, data, setting.preprocess, 1)[0]
     metric, task = find_metric(model, setting.task, targets=kind_of(targets), feed=feed)
     return MaskedEvaluator(

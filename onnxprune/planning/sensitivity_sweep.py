@@ -7,10 +7,11 @@ workers themselves if there are any: a killed run continues where it stopped and
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from onnxprune.analysis.coupling import Analysis, Group
 from onnxprune.criteria.masked_evaluation import CACHE_MEMORY, MaskedEvaluator
 from onnxprune.criteria.scoring import Scores
 from onnxprune.errors import OnnxPruneError, unknown
-from onnxprune.execution.data import Data, Feeds, Preprocess, as_data
+from onnxprune.execution.data import Data, Feeds, Preprocess, SampleSource, as_data, fit
 from onnxprune.execution.tasks.classify import chance_warning
 from onnxprune.execution.tasks.metrics import METRICS, Metric, MetricValue, kind_of
 from onnxprune.execution.tasks.task import BoundTask, find_metric
@@ -44,7 +45,7 @@ from onnxprune.planning.curves import Curve, CurvePoint, Curves
 
 def sensitivity(
     scores: Scores,
-    data: Data | str | os.PathLike[str],
+    data: SampleSource,
     *,
     metric: str | None = None,
     task: TaskOptions | str | None = None,
@@ -98,9 +99,11 @@ def sensitivity(
         OnnxPruneError: Data, metric, patterns or ratios do not fit, outputs are not finite, the journal is of other
             settings, or workers fail repeatedly. Finished points are in the journal.
     """
-    analysis, data = scores.analysis, as_data(data)
-    how = preprocess or Preprocess()
+    analysis, data = scores.analysis, as_data(data, model=scores.analysis.source)
     chosen = task_options(task, metric)
+    labels = _wants_labels(data, chosen) and not partial_classes
+    fitted = fit(analysis.source, data, preprocess, labels=labels, run=False)
+    data, how = fitted.data, fitted.preprocess
     rule, bound = _metric(analysis, data, how, chosen)
     # Masking an inexact group is not its removal, so it has no curve.
     counts = {g.name: _counts(g, ratios) for g in _chosen(analysis, include, exclude) if g.exact}
@@ -161,7 +164,7 @@ def sensitivity(
         rule.higher_is_better,
         CurvePoint(0.0, 0, base.value, base.error),
         groups,
-        {"name": data.name, **settings["data"]},
+        {"name": data.name, **settings["data"], **({"preprocess": how.as_dict()} if how.as_dict() else {})},
         {"batch": evaluator.feeds.batch, "provider": evaluator.provider},
         analysis.choices.options(),
         threshold,
@@ -263,9 +266,10 @@ class _Sweep:
         try:
             if model.path is None:
                 save(model, path)
-            np.save(folder / "x.npy", data.x, allow_pickle=False)
-            if data.y is not None:
-                np.save(folder / "y.npy", data.y, allow_pickle=False)
+            if isinstance(data.x, np.ndarray):
+                np.save(folder / "x.npy", data.x, allow_pickle=False)
+                if data.y is not None:
+                    np.save(folder / "y.npy", data.y, allow_pickle=False)
         except OSError as err:
             raise OnnxPruneError(f"cannot hand the data to the workers: {err.strerror or err}") from err
         return WorkerSettings(
@@ -274,6 +278,7 @@ class _Sweep:
             evaluator.analysis.choices,
             folder.resolve(),
             data.name,
+            None if isinstance(data.x, np.ndarray) and data.targets is None else data,
             how,
             replace(task, metric=evaluator.metric.name),
             {n: o.tolist() for n, o in evaluator.orders.items()},
@@ -339,8 +344,6 @@ def _metric(analysis: Analysis, data: Data, how: Preprocess, options: TaskOption
     Raises:
         OnnxPruneError: There is no such metric or task, or the data does not fit it.
     """
-    if options.task is None and options.metric is not None and options.metric in METRICS:
-        return METRICS[options.metric], None
     feed, targets = Feeds(analysis.model, data, how, 1)[0]
     return find_metric(analysis.source, options, targets=kind_of(targets), feed=feed)
 
@@ -352,8 +355,16 @@ def _baseline_warning(evaluator: MaskedEvaluator, metric: Metric, samples: int) 
     return chance_warning(round(evaluator.baseline.value * samples), samples, evaluator.classes)
 
 
+def _wants_labels(data: Data, options: TaskOptions) -> bool:
+    """Return whether the metric compares with labels of classes."""
+    if data.y is None or options.task not in (None, "classify"):
+        return False
+    general = METRICS.find(options.metric) if options.metric is not None else None
+    return general is None or general.needs == "labels"
+
+
 def _check_data(data: Data, metric: Metric) -> None:
-    if metric.needs == "labels" and data.y is None:
+    if metric.classifies and data.y is None:
         raise OnnxPruneError(
             f"the metric {metric.name!r} needs labels, and the data {data.name!r} has none",
             fix="add an array y, or use --metric kl, cosine or mse",
@@ -394,9 +405,11 @@ def _digest(*arrays: Any) -> str:
 
 def data_digest(data: Data, how: Preprocess) -> str:
     """Return the digest of labels, preprocessing and up to 2^20 evenly spaced numbers of the samples."""
+    text = np.frombuffer(json.dumps(how.as_dict(), sort_keys=True).encode(), np.uint8)
+    if not isinstance(data.x, np.ndarray):
+        return _digest(np.frombuffer(data.digest(), np.uint8), text)
     flat = data.x.reshape(-1)
     sample = flat[:: max(1, flat.size // 2**20)]
     shape = np.asarray(data.x.shape, np.int64)
     labels = data.y if data.y is not None else np.zeros(0, np.int64)
-    text = np.frombuffer(repr(sorted(asdict(how).items())).encode(), np.uint8)
     return _digest(shape, labels, sample, text)

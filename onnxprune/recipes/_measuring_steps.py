@@ -10,7 +10,6 @@ from onnxprune import __version__ as version
 from onnxprune._utils.atomic_files import write_text
 from onnxprune.execution.tasks.evaluation import evaluate, metric_title
 from onnxprune.ir.model import Model
-from onnxprune.ir.reader import load
 from onnxprune.ir.writer import save
 from onnxprune.options import Execution, Sampling, SparsitySweep, TaskOptions
 from onnxprune.recipes._steps import MODEL, RecipeStep, StepContext, StepResult, pick
@@ -46,7 +45,7 @@ class EvaluateStep(RecipeStep):
             context.samples(self.on, self.sampling.images),
             preprocess=context.defaults.preprocess,
             task=self.tasks,
-            reference=load(context.original),
+            reference=context.defaults.load(context.original) if self.tasks != TaskOptions() else None,
             batch=self.execution.batch,
             threads=self.execution.threads,
             device=self.execution.device,

@@ -14,7 +14,6 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Calibration
 from onnxprune.ir.compressed_size import compressed_size, nonzero_parameters
 from onnxprune.ir.model import Model
-from onnxprune.ir.reader import load
 from onnxprune.ir.writer import save
 from onnxprune.options import AfterPruning, Constraints, Sparsifying, Training, TrainingMethod, Verifying, option
 from onnxprune.passes import SparsifyWeights
@@ -214,7 +213,7 @@ class RetrainStep(RecipeStep):
             preprocess=context.defaults.preprocess,
             task=context.defaults.task,
             settings=self.settings,
-            teacher=load(teacher) if self.teacher else None,
+            teacher=context.defaults.load(teacher) if self.teacher else None,
             method=method,
             folder=folder,
             resume=(folder / LAST).exists(),

@@ -15,7 +15,7 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import Data, Preprocess, subset
 from onnxprune.ir.model import Model
 from onnxprune.ir.reader import load
-from onnxprune.options import AnalysisOptions, TaskOptions
+from onnxprune.options import AnalysisOptions, InputShapes, TaskOptions
 from onnxprune.pipeline import analyze
 
 MODEL, SCORES, CURVES, PLAN = "model", "scores", "curves", "plan"
@@ -34,6 +34,7 @@ class RecipeDefaults:
         seed, threads, device: defaults for every step with such an option.
         analysis: channels that the analysis frees.
         task: task of the model, and its metric.
+        shapes: sizes of dynamic inputs.
     """
 
     preprocess: Preprocess = field(default_factory=Preprocess)
@@ -42,6 +43,11 @@ class RecipeDefaults:
     device: str = "cpu"
     analysis: AnalysisOptions = field(default_factory=AnalysisOptions)
     task: TaskOptions = field(default_factory=TaskOptions)
+    shapes: InputShapes = field(default_factory=InputShapes)
+
+    def load(self, path: Path) -> Model:
+        """Read a model, with the recipe's sizes of its inputs."""
+        return load(path, shapes=self.shapes.shapes)
 
     def analyze(self, model: Model) -> Analysis:
         """Return the analysis of a model under the recipe."""
@@ -75,7 +81,7 @@ class StepContext:
     @cached_property
     def model(self) -> Model:
         """Return the current model."""
-        return load(self.files[MODEL])
+        return self.defaults.load(self.files[MODEL])
 
     @cached_property
     def analysis(self) -> Analysis:

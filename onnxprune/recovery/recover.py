@@ -7,6 +7,7 @@ original's on held-out samples; a stage that does not reduce the distance is und
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -177,7 +178,7 @@ def split(data: Data) -> tuple[Data, Data]:
 
 
 def _part(data: Data, which: npt.NDArray[np.int64]) -> Data:
-    return Data(data.x[which], None if data.y is None else data.y[which], data.name)
+    return data.take(which)
 
 
 def recover(
@@ -248,6 +249,8 @@ def recover(
                 model, best = new, distance
     finally:
         store.close()
+    if how := calibration.preprocess.as_dict():
+        model = model.with_metadata({f"{PROVENANCE}.preprocess": json.dumps(how, sort_keys=True)})
     helped = " ".join(s.name for s in done[1:] if s.kept)
     if helped:
         model = model.with_metadata({f"{PROVENANCE}.recovered": helped})
@@ -256,7 +259,9 @@ def recover(
 
 def _bounded(analysis: Analysis, calibration: Calibration) -> Calibration:
     """Reduce the batch if activations are large: the cursors of both models hold several of them."""
-    each = Segments(analysis.model, analysis.witness).largest()
+    segments = Segments(analysis.model, analysis.witness)
+    segments.set_sizes(replace(calibration, batch=1).feeds(analysis.model))
+    each = segments.largest()
     return replace(calibration, batch=max(1, min(calibration.batch, _RUN // max(1, each))))
 
 
@@ -324,13 +329,12 @@ class _HoldoutEvaluator:
             if options != TaskOptions():
                 raise
             return options, ""  # targets of another kind are not needed
-        named = options.metric is not None
-        if bound.name in ("classify", "regress") and targets is None and not named:
+        if options == TaskOptions() and (
+            (bound.name == "classify" and (targets is None or not self.measure.classifier))
+            or (bound.name == "regress" and targets is None)
+        ):
             return options, ""
-        if targets is None and bound.name != "classify" and options.metric is None:
-            chosen = bound.distances[0].name
-        else:
-            chosen = bound.metric(options.metric, labelled=targets is not None).name
+        chosen = bound.metric(options.metric, labelled=targets is not None).name
         return TaskOptions(task=bound.name, metric=chosen, alphabet=options.alphabet, blank=options.blank), chosen
 
     def _outputs(self, model: Model) -> Iterator[dict[str, npt.NDArray[Any]]]:
@@ -339,7 +343,7 @@ class _HoldoutEvaluator:
         session = Session(model, device=self.calibration.device, threads=self.calibration.threads)
         for i in range(len(feeds)):
             values = dict(zip(self.names, session.run(feeds[i][0], self.names), strict=True))
-            length, real = feeds.fixed or feeds.real(i), feeds.real(i)
+            length, real = feeds.size(i), feeds.real(i)
             yield {n: v[: len(v) // length * real] if v.ndim and real < length else v for n, v in values.items()}
 
     def distance(self, model: Model) -> float:

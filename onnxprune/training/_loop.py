@@ -24,7 +24,7 @@ from onnxprune._utils.formatting import counted, percent
 from onnxprune._utils.html import html_table
 from onnxprune._utils.progress import Progress
 from onnxprune.errors import OnnxPruneError
-from onnxprune.execution.data import Data, Preprocess, input_of
+from onnxprune.execution.data import Data, Preprocess, input_of, resolved
 from onnxprune.execution.tasks.evaluation import evaluate, metric_text, metric_title
 from onnxprune.ir.model import PROVENANCE, Model
 from onnxprune.ir.writer import save
@@ -202,7 +202,7 @@ def retrain(
             `resume` nor `restart` is given for it; the loss is not finite before any epoch was better; memory is
             exhausted; an operator cannot be converted.
     """
-    settings, how = settings or Settings(), preprocess or Preprocess()
+    settings, how = settings or Settings(), resolved(preprocess or Preprocess(), model, data)
     labelled = data.y is not None and not settings.unlabelled
     judging = training_task(model, val or data, how, task or TaskOptions(), unlabelled=settings.unlabelled)
     if judging is not None and not judging.classifies:
@@ -224,8 +224,8 @@ def retrain(
 
     into = input_of(model)
     val_samples = Samples(held, into, how, labelled=labelled)
-    transforms = find_transforms(settings.augment, train, val_samples.last)
-    train_samples = Samples(train, into, how, transforms, labelled=labelled)
+    train_samples = Samples(train, into, how, labelled=labelled)
+    train_samples.transforms = find_transforms(settings.augment, train, train_samples.last, train_samples.shape)
     with known_errors(), quiet(), isolate_rng(include_cuda=False), cpu_threads(settings.threads):
         torch.manual_seed(settings.seed)
         base = model
@@ -277,7 +277,7 @@ def retrain(
         result = write_back(net.cpu(), base)
         if settings.insert_batchnorm:
             result = FuseBatchnorm(only_inserted=True)(result)
-        result = _signed(result, epoch, history, before, after)
+        result = _signed(result, epoch, history, before, after, how)
     improved = after.better_than(before)
     if replaced is not None and improved:
         # Evaluate by the same runtime as `replaced`, so that equal models give equal metrics.
@@ -338,7 +338,7 @@ def measure(
     into = input_of(model)
     samples = Samples(data, into, how, labelled=False)
     total = 0.0
-    for pick in Batches(len(data), into.batch or settings.batch):
+    for pick in Batches(len(data), into.batch or settings.batch, sizes=samples.sizes):
         x = samples[pick].x
         ours, theirs = (side(x)[0].float().cpu()[: pick.real] for side in (student, teacher))
         total += float(distillation_loss(ours, theirs, settings.temperature)) * pick.real
@@ -350,12 +350,16 @@ def _unsaid(text: str) -> None:
 
 
 def _signed(
-    model: Model, epoch: int, history: Sequence[Epoch], before: ValidationMetrics, after: ValidationMetrics
-) -> Model:
+    model: Model, epoch: int, history: Sequence[Epoch], before: ValidationMetrics, after: ValidationMetrics,
+    how: Preprocess,
+) -> Model:  # fmt: skip
     note = {
         "epoch": epoch, "epochs": len(history) - 1, "before": _plain(asdict(before)), "after": _plain(asdict(after)),
     }  # fmt: skip
-    return model.with_metadata({f"{PROVENANCE}.retrained": json.dumps(note, sort_keys=True, allow_nan=False)})
+    notes = {"retrained": note} | ({"preprocess": how.as_dict()} if how.as_dict() else {})
+    return model.with_metadata(
+        {f"{PROVENANCE}.{name}": json.dumps(v, sort_keys=True, allow_nan=False) for name, v in notes.items()}
+    )
 
 
 def _statement(

@@ -182,7 +182,7 @@ def probe(
         OnnxPruneError: PyTorch cannot run the model on these samples, or the teacher has other outputs.
     """
     for samples in (val, train):
-        x = samples[next(iter(Batches(len(samples), batch)))].x
+        x = samples[next(iter(Batches(len(samples), batch, sizes=samples.sizes)))].x
         net.eval()
         try:
             with torch.no_grad():

@@ -7,7 +7,6 @@ from math import log
 from typing import ClassVar
 
 import numpy as np
-from scipy.special import bdtrc
 
 from onnxprune._utils.formatting import percent
 from onnxprune.errors import OnnxPruneError
@@ -17,7 +16,6 @@ from onnxprune.ir.model import Array
 from onnxprune.options.tasks import TaskOptions
 
 _ENOUGH = 30  # samples from which a figure is judged implausible
-_LISTED = 5  # missing classes that are named
 
 
 def agreement_of_classes(outcome: Outcome) -> Sequence[float]:
@@ -30,6 +28,8 @@ def chance_warning(hits: int, samples: int, classes: int) -> str:
     """Return a line if so many hits are no better than guessing; "" otherwise, or with too few samples to tell."""
     if samples < _ENOUGH or classes < 2:
         return ""
+    from scipy.special import bdtrc  # slow import, rarely needed
+
     chance = 1 / classes
     # Probability of at least as many hits by guessing.
     if hits > 0 and bdtrc(hits - 1, samples, chance) < 0.05:
@@ -41,7 +41,7 @@ def chance_warning(hits: int, samples: int, classes: int) -> str:
 
 
 class ClassificationWatch(Watch):
-    """Looks for accuracy at chance, shifted labels, missing classes and a huge loss."""
+    """Looks for accuracy at chance, shifted labels and a huge loss."""
 
     def __init__(self) -> None:
         self.classes = 0
@@ -66,12 +66,6 @@ class ClassificationWatch(Watch):
         shifted = self._shifted(predicted, labels, hits, at_chance=bool(low))
         if shifted or low:
             found.append(shifted or low)
-        present = np.unique(labels)
-        missing = np.setdiff1d(np.arange(self.classes), present)
-        if len(missing) and samples >= 5 * self.classes:
-            names = ", ".join(map(str, missing[:_LISTED])) + (", ..." if len(missing) > _LISTED else "")
-            verb = "has" if len(missing) == 1 else "have"
-            found.append(f"{len(missing)} of {self.classes} classes {verb} no samples: {names}")
         loss = values.get("loss")
         if loss is not None and self.classes > 1 and samples >= _ENOUGH and loss.value > 3 * log(self.classes) + 2:
             found.append(

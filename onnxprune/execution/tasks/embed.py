@@ -9,12 +9,12 @@ import numpy as np
 
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.tasks.metrics import METRICS, Metric, MetricValue, Outcome, numbers, scores_of
-from onnxprune.execution.tasks.task import TASKS, BoundTask, ModelView, Task, Tensor
+from onnxprune.execution.tasks.task import TASKS, BoundTask, ModelView, Task, Tensor, deciding_node
 from onnxprune.ir.model import Array
 from onnxprune.options.tasks import TaskOptions
 
-_NORMS = ("LpNormalization", "ReduceL2", "Normalize")
 _NAMES = ("embed", "feature", "descriptor")
+_DEPTH = 4  # nodes between a length and the division by it
 _BLOCK = 1024  # rows of the table of cosines at a time
 
 
@@ -98,17 +98,18 @@ def _vector(view: ModelView) -> Tensor | None:
 def _normalized(view: ModelView, output: Tensor) -> bool:
     """Return whether an output is divided by its own length."""
     tensor = next(t for t in view.model.graph.outputs if t.name == output.name)
-    node = tensor.inputs[0] if tensor.inputs else None
-    if node is None:
+    node = deciding_node(tensor)
+    if node is None or node.op in ("LpNormalization", "Normalize"):
+        return node is not None
+    if node.op != "Div" or len(node.inputs) < 2:
         return False
-    if node.op == "LpNormalization":
-        return True
-    if node.op not in ("Div", "Mul"):
-        return False
-    before = [n for t in node.inputs for n in t.inputs]
-    nodes = [*before, *(n for m in before for t in m.inputs for n in t.inputs),
-             *(n for m in before for t in m.inputs for k in t.inputs for s in k.inputs for n in s.inputs)]  # fmt: skip
-    return node.op == "Div" and any(n.op in _NORMS for n in nodes)
+    tensors = [node.inputs[1]]
+    for _ in range(_DEPTH):
+        nodes = [n for t in tensors for n in t.inputs]
+        if any(n.op in ("ReduceL2", "Sqrt") for n in nodes):
+            return True
+        tensors = [t for n in nodes for t in n.inputs]
+    return False
 
 
 TASKS.register(Embed())

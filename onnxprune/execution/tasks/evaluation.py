@@ -237,7 +237,7 @@ def evaluate(
     watch, constancy, done = bound.watch(), _Constancy(), 0
     for i in range(len(feeds)):
         feed, targets = feeds[i]
-        real, size = feeds.real(i), bound.size(feed)
+        real, size, filled = feeds.real(i), bound.size(feed), feeds.size(i)
         found = dict(zip(reads, session.run(feed, reads), strict=True))
         theirs = dict(zip(reads, judge.run(feed, reads), strict=True)) if judge is not None else {}
         shared: dict[int, Any] = {}
@@ -245,11 +245,11 @@ def evaluate(
             key = id(metric.collect) if metric.collect is not None else id(metric)
             if key not in shared:  # several metrics may have the same records
                 shared[key] = metric.reduced(
-                    [_outcome(metric.outputs_read(names), found, theirs, targets, real, size, feeds.fixed)]
+                    [_outcome(metric.outputs_read(names), found, theirs, targets, real, size, filled)]
                 )
             records.append(shared[key])
         if check:
-            watch.add(_outcome(watched, found, {}, targets, real, size, feeds.fixed))
+            watch.add(_outcome(watched, found, {}, targets, real, size, filled))
             constancy.add(feed, [found[n] for n in reads], real)
         done += real
         if progress is not None:
@@ -264,10 +264,10 @@ def evaluate(
 
 def _outcome(
     names: Sequence[str], found: Mapping[str, Array], theirs: Mapping[str, Array], targets: Targets, real: int,
-    size: tuple[int, int] | None, fixed: int | None,
+    size: tuple[int, int] | None, filled: int,
 ) -> Outcome:  # fmt: skip
     reference = [theirs[n] for n in names] if theirs else ()
-    return Outcome([found[n] for n in names], targets, reference, real, size, fixed or real)
+    return Outcome([found[n] for n in names], targets, reference, real, size, filled)
 
 
 def _metrics(bound: BoundTask, options: TaskOptions, *, labelled: bool, compares: bool) -> list[Metric]:

@@ -147,8 +147,8 @@ class Metric:
             return list(outcomes)
         if _same_shapes([o.outputs for o in outcomes]):
             whole = _whole(outcomes)
-            return self.samples(whole.outputs, _labels(whole.targets), whole.reference)
-        return np.concatenate([self.samples(o.outputs, _labels(o.targets), o.reference) for o in outcomes])
+            return self.samples(whole.outputs, self._labels(whole.targets), whole.reference)
+        return np.concatenate([self.samples(o.outputs, self._labels(o.targets), o.reference) for o in outcomes])
 
     def joined(self, collected: Sequence[Any]) -> MetricValue:
         """Return the value from what was kept of all batches."""
@@ -164,6 +164,9 @@ class Metric:
             _by_sample([o.outputs for o in records]), all_targets([o.targets for o in records]),
             _by_sample([o.reference for o in records]),
         )  # fmt: skip
+
+    def _labels(self, targets: Targets) -> Labels:
+        return _labels(targets) if self.needs == "labels" else None
 
     def of_all(self, outputs: Sequence[Any], targets: Targets, reference: Sequence[Any]) -> MetricValue:
         """Return the result of a user's function.

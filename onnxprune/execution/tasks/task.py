@@ -111,15 +111,20 @@ class ModelView:
 
 
 def _operator(tensor: gs.Tensor) -> str:
-    """Return the operator that decides the meaning of a tensor; "" for none."""
+    node = deciding_node(tensor)
+    return str(node.op) if node is not None else ""
+
+
+def deciding_node(tensor: gs.Tensor) -> gs.Node | None:
+    """Return the node that decides the meaning of a tensor; None for an input or a constant."""
     for _ in range(64):
         if not tensor.inputs:
-            return ""
+            return None
         node = tensor.inputs[0]
         if node.op not in _TRANSPARENT or not node.inputs:
-            return str(node.op)
+            return node
         tensor = node.inputs[0]
-    return ""
+    return None
 
 
 class Watch:
