@@ -9,16 +9,15 @@ data are accepted.
 from onnxprune.pipeline._frontier import Frontier as Frontier
 from onnxprune.pipeline._frontier import FrontierPoint as FrontierPoint
 from onnxprune.pipeline._frontier import load_frontier as load_frontier
+from onnxprune.pipeline._frontier_job import frontier as frontier
 from onnxprune.pipeline._frontier_run import FrontierSettings as FrontierSettings
 from onnxprune.pipeline._frontier_run import measure_frontier as measure_frontier
 from onnxprune.pipeline._inputs import CurvesSource as CurvesSource
 from onnxprune.pipeline._inputs import DataSource as DataSource
 from onnxprune.pipeline._inputs import ModelSource as ModelSource
 from onnxprune.pipeline._inputs import PlanSource as PlanSource
-from onnxprune.pipeline._jobs import Pruned as Pruned
 from onnxprune.pipeline._jobs import bench as bench
 from onnxprune.pipeline._jobs import evaluate as evaluate
-from onnxprune.pipeline._jobs import prune as prune
 from onnxprune.pipeline._jobs import recover as recover
 from onnxprune.pipeline._jobs import retrain as retrain
 from onnxprune.pipeline._jobs import to_torch as to_torch
@@ -31,6 +30,8 @@ from onnxprune.pipeline._max_drop import prune_to_budget as prune_to_budget
 from onnxprune.pipeline._path import PrunePath as PrunePath
 from onnxprune.pipeline._polish import Polished as Polished
 from onnxprune.pipeline._polish import polish as polish
+from onnxprune.pipeline._prune import Pruned as Pruned
+from onnxprune.pipeline._prune import prune as prune
 from onnxprune.pipeline._quantize import quantize_int8 as quantize_int8
 from onnxprune.pipeline._stages import Compiled as Compiled
 from onnxprune.pipeline._stages import analyze as analyze

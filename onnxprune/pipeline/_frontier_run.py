@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -175,9 +176,12 @@ def _run(
         if progress is not None:
             progress(int(done * each), len(tasks) * each)
 
+    def within(before: int, points: int) -> None:
+        tick(before + points / each)
+
     if jobs == 1 and backend == "loky":
         for i, task in enumerate(tasks):
-            yield i, _measure_curve(task, lambda n, before=i: tick(before + n / each))
+            yield i, _measure_curve(task, partial(within, i))
             tick(i + 1)
         return
     for done, (i, note) in enumerate(spread(_measure_curve, tasks, jobs=jobs, backend=backend, address=address)):

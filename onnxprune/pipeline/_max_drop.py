@@ -11,6 +11,7 @@ from time import perf_counter
 from typing import Any
 
 from onnxprune._utils.formatting import percent
+from onnxprune._utils.progress import Progress
 from onnxprune.errors import OnnxPruneError, VerificationError
 from onnxprune.execution.calibration import Calibration
 from onnxprune.options.tasks import TaskOptions
@@ -21,6 +22,7 @@ from onnxprune.planning.sensitivity_sweep import data_digest
 
 FACTOR = 0.8  # share of the last point within the budget that the next point keeps, until one exceeds it
 RESOLUTION = 0.03  # the search ends when the smallest point within the budget is so close to one beyond it
+EXPECTED = 10  # points of a search, for its progress
 LEAST = 0.05  # share of the measure below which the search does not go
 
 
@@ -140,6 +142,7 @@ def prune_to_budget(
     folder: Path | None = None,
     restart: bool = False,
     notice: Callable[[BudgetPoint], None] | None = None,
+    progress: Progress | None = None,
 ) -> BudgetSearch:
     """Search for the cheapest model whose metric drops by at most `max_drop`; see `smallest_within`.
 
@@ -151,14 +154,25 @@ def prune_to_budget(
         folder: Folder for the points, so that an interrupted search continues; see `BudgetSearch.remove_points`.
         restart: Discard the points of an interrupted search.
         notice: Called with each point.
+        progress: Called with (points tried, points expected).
 
     Raises:
         OnnxPruneError: See `smallest_within`; the folder holds points of other settings.
     """
     original = path.analysis.source
     judge = Judge(original, evaluation, task)
+    tried = 0
+
+    def count(point: BudgetPoint) -> None:
+        nonlocal tried
+        tried += 1
+        if notice is not None:
+            notice(point)
+        if progress is not None:
+            progress(tried, max(tried, EXPECTED))
+
     if folder is None:
-        return smallest_within(path, judge, max_drop, notice=notice)
+        return smallest_within(path, judge, max_drop, notice=count)
     settings = {
         "kind": "max-drop", "model": original.fingerprint, "path": path.identity,
         "data": data_digest(path.calibration.data, path.calibration.preprocess),
@@ -170,7 +184,7 @@ def prune_to_budget(
             found = store.read(name, path.analysis)
             return found or store.write(name, path.point(share, since), path.analysis)
 
-        return replace(smallest_within(path, judge, max_drop, make=make, notice=notice), folder=folder)
+        return replace(smallest_within(path, judge, max_drop, make=make, notice=count), folder=folder)
 
 
 def smallest_within(

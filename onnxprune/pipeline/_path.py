@@ -30,6 +30,7 @@ from onnxprune.planning.planner import AllocationRequest, allocate, assembled, c
 from onnxprune.planning.targets import LatencyPredictor, MeasureShare, Target
 from onnxprune.plans import Plan
 from onnxprune.recovery.recover import recover
+from onnxprune.verification import Verification
 
 
 @dataclass(frozen=True, repr=False)
@@ -46,6 +47,7 @@ class PathPoint:
         after: Cost of the model.
         certificate: Certificate of the proof, see `Verification.as_dict`.
         recovery: Stages of the recovery, see `Recovered.as_dict`.
+        verification: Certificate as an object; None if the point was read from its files.
     """
 
     target: float
@@ -57,6 +59,7 @@ class PathPoint:
     after: Cost
     certificate: Mapping[str, Any] = field(repr=False)
     recovery: Mapping[str, Any] = field(repr=False)
+    verification: Verification | None = field(default=None, repr=False)
 
     def __repr__(self) -> str:
         return f"<PathPoint: {percent(self.kept)} kept, proved: {self.certificate['summary']}>"
@@ -128,7 +131,7 @@ class PrunePath:
         recovered = recover(analysis.source, compiled.model, plan, self.calibration, analysis=analysis)
         return PathPoint(
             share, self.kept(plan), plan, recovered.model, scores, compiled.before, compiled.after,
-            compiled.verification.as_dict(), recovered.as_dict(),
+            compiled.verification.as_dict(), recovered.as_dict(), compiled.verification,
         )  # fmt: skip
 
     def kept(self, plan: Plan) -> float:
