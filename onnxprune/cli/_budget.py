@@ -24,7 +24,7 @@ from onnxprune.options import (
 
 if TYPE_CHECKING:
     from onnxprune.ir.model import Model
-    from onnxprune.pipeline import BudgetPoint, BudgetSearch, Polished, Reading
+    from onnxprune.pipeline import BudgetPoint, BudgetSearch, Polished, Judgement
 
 
 def check_usage(
@@ -135,7 +135,7 @@ def prune_within(
 
 
 def _show(
-    search: BudgetSearch, title: str, written: dict[str, str], quantized: Reading | None, polished: list[Polished]
+    search: BudgetSearch, title: str, written: dict[str, str], quantized: Judgement | None, polished: list[Polished]
 ) -> None:
     from onnxprune.cli import _display
 

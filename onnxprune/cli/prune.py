@@ -45,7 +45,9 @@ from onnxprune.options import (
 class PlanFile(Options):
     """Plan file that `prune` writes beside the model."""
 
-    plan_file: Path | None = option(None, help="Write the plan to this file as well.", heading="Output", flag="--plan")
+    plan_file: Path | None = option(
+        None, help="Write the plan to this file as well.", heading="Output", advanced=True, flag="--plan"
+    )
 
 
 @click.command(cls=Command)

@@ -6,12 +6,6 @@
 data are accepted.
 """
 
-from onnxprune.pipeline._frontier import Frontier as Frontier
-from onnxprune.pipeline._frontier import FrontierPoint as FrontierPoint
-from onnxprune.pipeline._frontier import load_frontier as load_frontier
-from onnxprune.pipeline._frontier_job import frontier as frontier
-from onnxprune.pipeline._frontier_run import FrontierSettings as FrontierSettings
-from onnxprune.pipeline._frontier_run import measure_frontier as measure_frontier
 from onnxprune.pipeline._inputs import CurvesSource as CurvesSource
 from onnxprune.pipeline._inputs import DataSource as DataSource
 from onnxprune.pipeline._inputs import ModelSource as ModelSource
@@ -22,17 +16,8 @@ from onnxprune.pipeline._jobs import recover as recover
 from onnxprune.pipeline._jobs import retrain as retrain
 from onnxprune.pipeline._jobs import to_torch as to_torch
 from onnxprune.pipeline._jobs import write_back as write_back
-from onnxprune.pipeline._judge import Reading as Reading
-from onnxprune.pipeline._judge import held_out as held_out
-from onnxprune.pipeline._max_drop import BudgetPoint as BudgetPoint
-from onnxprune.pipeline._max_drop import BudgetSearch as BudgetSearch
-from onnxprune.pipeline._max_drop import prune_to_budget as prune_to_budget
-from onnxprune.pipeline._path import PrunePath as PrunePath
-from onnxprune.pipeline._polish import Polished as Polished
-from onnxprune.pipeline._polish import polish as polish
 from onnxprune.pipeline._prune import Pruned as Pruned
 from onnxprune.pipeline._prune import prune as prune
-from onnxprune.pipeline._quantize import quantize_int8 as quantize_int8
 from onnxprune.pipeline._stages import Compiled as Compiled
 from onnxprune.pipeline._stages import analyze as analyze
 from onnxprune.pipeline._stages import analyze_for as analyze_for
@@ -43,3 +28,18 @@ from onnxprune.pipeline._stages import plan_steps as plan_steps
 from onnxprune.pipeline._stages import score as score
 from onnxprune.pipeline._stages import sparsify as sparsify
 from onnxprune.pipeline._stages import verify as verify
+from onnxprune.pipeline.budget.frontier import Frontier as Frontier
+from onnxprune.pipeline.budget.frontier import FrontierPoint as FrontierPoint
+from onnxprune.pipeline.budget.frontier import load_frontier as load_frontier
+from onnxprune.pipeline.budget.frontier_job import frontier as frontier
+from onnxprune.pipeline.budget.frontier_run import FrontierSettings as FrontierSettings
+from onnxprune.pipeline.budget.frontier_run import measure_frontier as measure_frontier
+from onnxprune.pipeline.budget.judge import Judgement as Judgement
+from onnxprune.pipeline.budget.judge import held_out as held_out
+from onnxprune.pipeline.budget.max_drop import BudgetPoint as BudgetPoint
+from onnxprune.pipeline.budget.max_drop import BudgetSearch as BudgetSearch
+from onnxprune.pipeline.budget.max_drop import prune_to_budget as prune_to_budget
+from onnxprune.pipeline.budget.path import PrunePath as PrunePath
+from onnxprune.pipeline.budget.polish import Polished as Polished
+from onnxprune.pipeline.budget.polish import polish as polish
+from onnxprune.pipeline.budget.quantize import quantize_int8 as quantize_int8

@@ -28,10 +28,10 @@ from onnxprune.pipeline._inputs import (
     as_target,
     is_synthetic,
 )
-from onnxprune.pipeline._judge import held_out
-from onnxprune.pipeline._max_drop import BudgetSearch, prune_to_budget
-from onnxprune.pipeline._path import PrunePath
 from onnxprune.pipeline._stages import Compiled, CriterionParams, compile_plan, plan, plan_steps, score
+from onnxprune.pipeline.budget.judge import held_out
+from onnxprune.pipeline.budget.max_drop import BudgetSearch, prune_to_budget
+from onnxprune.pipeline.budget.path import PrunePath
 from onnxprune.planning.analyze import analyze
 from onnxprune.planning.constraints import Constraints
 from onnxprune.planning.curves import Curves

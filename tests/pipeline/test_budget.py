@@ -17,11 +17,11 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Calibration
 from onnxprune.execution.data import Data
 from onnxprune.options.tasks import TaskOptions
-from onnxprune.pipeline._judge import EVERY, Judge, Reading, held_out
-from onnxprune.pipeline._max_drop import FACTOR, LEAST, RESOLUTION, BudgetSearch, smallest_within
-from onnxprune.pipeline._path import PrunePath
-from onnxprune.pipeline._point_store import RECORD, point_store
-from onnxprune.pipeline._quantize import quantize_int8
+from onnxprune.pipeline.budget.judge import EVERY, Judge, Judgement, held_out
+from onnxprune.pipeline.budget.max_drop import FACTOR, LEAST, RESOLUTION, BudgetSearch, smallest_within
+from onnxprune.pipeline.budget.path import PrunePath
+from onnxprune.pipeline.budget.point_store import RECORD, point_store
+from onnxprune.pipeline.budget.quantize import quantize_int8
 
 DIGITS = Path(__file__).parent.parent.parent / "models" / "digits_cnn.onnx"
 
@@ -40,8 +40,8 @@ def search(
         return SimpleNamespace(kept=kept, model=kept)
 
     judge = SimpleNamespace(
-        read=lambda kept: Reading(1 - drop(kept) / 100, error, drop(kept), error), unit="points",
-        metric=SimpleNamespace(name="top1"), original=Reading(1.0, 0.0, 0.0, 0.0), calibration=range(100),
+        read=lambda kept: Judgement(1 - drop(kept) / 100, error, drop(kept), error), unit="points",
+        metric=SimpleNamespace(name="top1"), original=Judgement(1.0, 0.0, 0.0, 0.0), calibration=range(100),
     )  # fmt: skip
     path = SimpleNamespace(measure="macs", point=make)
     return smallest_within(path, judge, budget), calls  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from typing import Any
 from onnxprune._utils.progress import Progress
 from onnxprune.execution.calibration import Calibration
 from onnxprune.ir.model import Model
-from onnxprune.pipeline._judge import Judge, Reading
+from onnxprune.pipeline.budget.judge import Judge, Judgement
 
 LR = {True: 1e-3, False: 1e-2}
 """Learning rate of SGD without and with labels: weights that already fit move little without them."""
@@ -27,8 +27,8 @@ class Polished:
     """
 
     model: Model
-    before: Reading
-    after: Reading
+    before: Judgement
+    after: Judgement
     kept: bool
     epochs: int
 

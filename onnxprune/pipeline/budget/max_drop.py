@@ -15,9 +15,9 @@ from onnxprune._utils.progress import Progress
 from onnxprune.errors import OnnxPruneError, VerificationError
 from onnxprune.execution.calibration import Calibration
 from onnxprune.options.tasks import TaskOptions
-from onnxprune.pipeline._judge import Judge, Reading
-from onnxprune.pipeline._path import PathPoint, PrunePath
-from onnxprune.pipeline._point_store import point_store
+from onnxprune.pipeline.budget.judge import Judge, Judgement
+from onnxprune.pipeline.budget.path import PathPoint, PrunePath
+from onnxprune.pipeline.budget.point_store import point_store
 from onnxprune.planning.sensitivity_sweep import data_digest
 
 FACTOR = 0.8  # share of the last point within the budget that the next point keeps, until one exceeds it
@@ -41,7 +41,7 @@ class BudgetPoint:
 
     target: float
     kept: float
-    reading: Reading
+    reading: Judgement
     within: bool
     seconds: float
     point: PathPoint = field(repr=False)
@@ -260,7 +260,7 @@ def smallest_within(
     )  # fmt: skip
 
 
-def _margin(reading: Reading, max_drop: float) -> tuple[float, bool]:
+def _margin(reading: Judgement, max_drop: float) -> tuple[float, bool]:
     """Return what is added to a drop before it is compared with the budget, and whether the samples are too few."""
     if reading.drop_error is None:
         return 0.0, False

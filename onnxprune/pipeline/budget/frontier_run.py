@@ -22,11 +22,11 @@ from onnxprune.ir.reader import load
 from onnxprune.ir.writer import save
 from onnxprune.latency.bench import bench
 from onnxprune.options.tasks import TaskOptions
-from onnxprune.pipeline._frontier import RESULT, TABLE, Frontier, FrontierPoint
-from onnxprune.pipeline._judge import Judge
-from onnxprune.pipeline._path import PathPoint, PrunePath
-from onnxprune.pipeline._point_store import MODEL, PointRecord, PointStore, point_store
-from onnxprune.pipeline._quantize import quantize_int8, weight_bytes
+from onnxprune.pipeline.budget.frontier import RESULT, TABLE, Frontier, FrontierPoint
+from onnxprune.pipeline.budget.judge import Judge
+from onnxprune.pipeline.budget.path import PathPoint, PrunePath
+from onnxprune.pipeline.budget.point_store import MODEL, PointRecord, PointStore, point_store
+from onnxprune.pipeline.budget.quantize import quantize_int8, weight_bytes
 from onnxprune.planning.analyze import analyze
 from onnxprune.planning.constraints import Constraints
 from onnxprune.planning.sensitivity_sweep import data_digest

@@ -12,10 +12,10 @@ from onnxprune._utils.progress import Progress
 from onnxprune.errors import OnnxPruneError
 from onnxprune.ir.input_sizes import Shapes
 from onnxprune.options.tasks import TaskOptions, task_options
-from onnxprune.pipeline._frontier import Frontier
-from onnxprune.pipeline._frontier_run import FrontierSettings, measure_frontier
 from onnxprune.pipeline._inputs import DataSource, ModelSource, PreprocessSource, as_calibration, as_model, is_synthetic
-from onnxprune.pipeline._judge import held_out
+from onnxprune.pipeline.budget.frontier import Frontier
+from onnxprune.pipeline.budget.frontier_run import FrontierSettings, measure_frontier
+from onnxprune.pipeline.budget.judge import held_out
 from onnxprune.planning.constraints import Constraints
 
 

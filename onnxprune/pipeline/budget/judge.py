@@ -22,7 +22,7 @@ LEAST = 32  # samples of which some can be held out
 
 
 @dataclass(frozen=True)
-class Reading:
+class Judgement:
     """Metric of one model.
 
     Attributes:
@@ -81,14 +81,14 @@ class Judge:
         self._reads = self.metric.outputs_read(names)
         self._reference = Session(original, device=c.device, threads=c.threads)
         self._records, found = self._evaluate(original)
-        self.original = Reading(found.value, found.error, 0.0, 0.0)
+        self.original = Judgement(found.value, found.error, 0.0, 0.0)
 
     @property
     def unit(self) -> str:
         """Unit of a drop: "points" for a share, else the metric's name."""
         return "points" if self.metric.name in SHARES else self.metric.name
 
-    def read(self, model: Model) -> Reading:
+    def read(self, model: Model) -> Judgement:
         """Return the metric of a model and its drop.
 
         Raises:
@@ -104,7 +104,7 @@ class Judge:
         drop_error = None
         if records is not None and self._records is not None:
             drop_error = abs(scale) * float(np.std(self._records - records)) / sqrt(len(records))
-        return Reading(found.value, found.error, scale * (self.original.value - found.value), drop_error)
+        return Judgement(found.value, found.error, scale * (self.original.value - found.value), drop_error)
 
     def _evaluate(self, model: Model) -> tuple[Array | None, MetricValue]:
         """Return the numbers of the samples (None if the metric is not their mean), and the value."""

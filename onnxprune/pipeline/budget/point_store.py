@@ -26,7 +26,7 @@ from onnxprune.criteria.scoring import load_scores, save_scores
 from onnxprune.errors import OnnxPruneError
 from onnxprune.ir.reader import load
 from onnxprune.ir.writer import save
-from onnxprune.pipeline._path import PathPoint
+from onnxprune.pipeline.budget.path import PathPoint
 from onnxprune.plans import load_plan, save_plan
 
 MODEL, PLAN, SCORES, RECORD = "model.onnx", "plan.json", "scores.json", "point.json"

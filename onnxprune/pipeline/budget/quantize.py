@@ -44,7 +44,7 @@ def quantize_int8(model: Model, calibration: Calibration, *, samples: int = SAMP
     count = max(1, min(len(feeds), -(-samples // max(1, feeds.batch))))
     chosen = iter([round(i * (len(feeds) - 1) / max(1, count - 1)) for i in range(count)])
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]  # untyped base class
+    class _SampleReader(CalibrationDataReader):  # type: ignore[misc]  # untyped base class
         def get_next(self) -> Any:
             index = next(chosen, None)
             return None if index is None else feeds[index][0]
@@ -55,7 +55,7 @@ def quantize_int8(model: Model, calibration: Calibration, *, samples: int = SAMP
         try:
             with _silent_root():
                 quantize_static(
-                    source, target, Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
+                    source, target, _SampleReader(), quant_format=QuantFormat.QDQ, per_channel=True,
                     reduce_range=saturates_integers(), activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
                 )  # fmt: skip
         except OnnxPruneError:

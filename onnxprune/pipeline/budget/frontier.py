@@ -31,7 +31,7 @@ class FrontierPoint:
         costs: Share of the original's cost that is kept, by its name in `COSTS`; latency is missing if not measured.
         value: Metric on held-out samples.
         error: Standard error of the metric; None if it has none.
-        drop: Loss against the original, see `Reading`.
+        drop: Loss against the original, see `Judgement`.
         drop_error: Standard error of the drop; None if it is not known.
         path: File of the model, relative to the folder.
     """
