@@ -159,6 +159,28 @@ def calibration_of(source: str | None, options: SampleOptions, model: Model, dev
     return Calibration(found.data, found.preprocess, device=device)
 
 
+def evaluation_split(
+    source: str, val_source: str | None, options: SampleOptions, model: Model, device: str
+) -> tuple[Calibration, Calibration]:
+    """Return (calibration, evaluation) samples; without a source of its own the evaluation gets every 4th sample.
+
+    Raises:
+        OnnxPruneError: Synthetic samples, too few samples, or a source that cannot be read.
+    """
+    from onnxprune.pipeline import held_out
+
+    if NO_DATA in (source, val_source):
+        raise OnnxPruneError("a metric needs real samples, not synthetic ones", fix="--data images/, labels not needed")
+    samples = calibration_of(source, options, model, device)
+    assert samples is not None
+    if val_source is not None:
+        evaluation = calibration_of(val_source, replace(options, images=None), model, device)
+        assert evaluation is not None
+        return samples, evaluation
+    fit, rest = held_out(samples.data)
+    return replace(samples, data=fit), replace(samples, data=rest)
+
+
 def proof_feeds(source: str | None, samples: Calibration | None, model: Model) -> Sequence[dict[str, Array]] | None:
     """Return the first samples for a proof; None for synthetic ones, which prove no more than random inputs."""
     return samples.first(model) if samples is not None and source != NO_DATA else None

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from onnxprune.cli._budget import check_usage, prune_within
 from onnxprune.cli._options import Command, json_option, model_argument, takes_options
 from onnxprune.cli._stages import (
     PlanInputs,
@@ -24,6 +25,7 @@ from onnxprune.cli._stages import (
 from onnxprune.options import (
     AfterPruning,
     AnalysisOptions,
+    Budget,
     CalibrationData,
     Constraints,
     CurvesInput,
@@ -43,7 +45,9 @@ from onnxprune.options import (
 class PlanFile(Options):
     """Plan file that `prune` writes beside the model."""
 
-    plan_file: Path | None = option(None, help="Write the plan to this file as well.", heading="Output", flag="--plan")
+    plan_file: Path | None = option(
+        None, help="Write the plan to this file as well.", heading="Output", advanced=True, flag="--plan"
+    )
 
 
 @click.command(cls=Command)
@@ -56,6 +60,7 @@ def prune(
     scoring: Scoring,
     data: CalibrationData,
     tasks: TaskOptions,
+    budget: Budget,
     planning: Planning,
     curves: CurvesInput,
     constraints: Constraints,
@@ -74,6 +79,7 @@ def prune(
 
     \b
     onnxprune prune m.onnx -o s.onnx --target macs=0.5 --data images/
+    onnxprune prune m.onnx -o s.onnx --max-drop 1.0 --data images/
     onnxprune prune m.onnx -o s.onnx --target latency=0.6
     onnxprune prune m.onnx -o s.onnx --curves c.json --min-group-accuracy 0.9
     onnxprune prune m.onnx -o s.onnx --target macs=0.4 --steps 5
@@ -81,6 +87,16 @@ def prune(
     from onnxprune._utils.atomic_files import check_output
     from onnxprune.plans import save_plan
 
+    if budget.max_drop is not None:
+        check_usage(budget, planning, curves, data, after.recover, verifying)
+        check_output(output.output, model)
+        if second.plan_file is not None:
+            check_output(second.plan_file, model)
+        prune_within(
+            load_model(model), model, output, second.plan_file, budget, scoring, data, tasks, planning, constraints,
+            analysis, measuring, verifying, as_json=as_json,
+        )  # fmt: skip
+        return
     target = target_of(planning, curves.curves_file)
     if after.recover and not data.data:
         raise click.UsageError("--recover needs --data")

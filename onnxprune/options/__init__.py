@@ -14,6 +14,10 @@ from onnxprune.options._declare import check as check
 from onnxprune.options._declare import declared as declared
 from onnxprune.options._declare import option as option
 from onnxprune.options._text import PAIRS as PAIRS
+from onnxprune.options.budget import Budget as Budget
+from onnxprune.options.budget import EvaluationData as EvaluationData
+from onnxprune.options.budget import FrontierOptions as FrontierOptions
+from onnxprune.options.budget import FrontierOutput as FrontierOutput
 from onnxprune.options.data import AccuracyData as AccuracyData
 from onnxprune.options.data import CalibrationData as CalibrationData
 from onnxprune.options.data import Preprocessing as Preprocessing

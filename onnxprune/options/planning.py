@@ -54,7 +54,11 @@ class Planning(Normalizing):
         "ones) or latency (predicted), e.g. macs=0.5.",
     )  # fmt: skip
     min_group_accuracy: float | None = option(
-        None, help="With --curves: lowest value of every group's curve.", heading=BUDGET, old=("--min-accuracy",)
+        None,
+        help="With --curves: lowest value of every group's curve.",
+        heading=BUDGET,
+        advanced=True,
+        old=("--min-accuracy",),
     )
     max_loss: float | None = option(
         None, help="The same for metrics where lower is better.", heading=BUDGET, advanced=True
