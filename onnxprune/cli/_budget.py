@@ -24,7 +24,7 @@ from onnxprune.options import (
 
 if TYPE_CHECKING:
     from onnxprune.ir.model import Model
-    from onnxprune.pipeline import BudgetPoint, BudgetSearch, Polished, Judgement
+    from onnxprune.pipeline import BudgetPoint, BudgetSearch, Judgement, Polished
 
 
 def check_usage(
