@@ -194,3 +194,18 @@ on = "test_data"
     assert 0 < rows[1]["value"] < 1
     assert "agreement" in (tmp_path / "run" / "02-evaluate" / "accuracy.json").read_text()
     assert "agreement" in line.out("run", tmp_path / "r.toml", "-o", tmp_path / "again")
+    line.ok("report", tmp_path / "run", "-o", tmp_path / "run.html")
+    assert "agreement on the test data" in (tmp_path / "run.html").read_text()
+
+
+def test_a_report_shows_the_metrics_of_a_task(folder: Path, tmp_path: Path) -> None:
+    model, data = folder / "seg.onnx", ("--data", folder / "masks.npz")
+    small = tmp_path / "s.onnx"
+    line.ok("prune", model, "-o", small, "--plan", tmp_path / "p.json", "--target", "macs=0.7", *data, "--no-recover")
+    (tmp_path / "e.json").write_text(line.out("evaluate", small, *data, "--json"))
+    args = ("recover", model, small, tmp_path / "p.json", *data, "-o", tmp_path / "r.onnx", "--json")
+    (tmp_path / "r.json").write_text(line.out(*args))
+    line.ok("report", model, small, tmp_path / "e.json", tmp_path / "r.json", "-o", tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "Evaluation of s.onnx" in page
+    assert page.count("mIoU") >= 2
