@@ -34,8 +34,8 @@ from onnxprune.options import (
     ModelOutput,
     Options,
     Planning,
+    ReportedMetric,
     Scoring,
-    TaskOptions,
     Verifying,
     option,
 )
@@ -59,7 +59,7 @@ def prune(
     output: ModelOutput,
     scoring: Scoring,
     data: CalibrationData,
-    tasks: TaskOptions,
+    tasks: ReportedMetric,
     budget: Budget,
     planning: Planning,
     curves: CurvesInput,

@@ -34,6 +34,20 @@ class TaskOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
+class ReportedMetric(TaskOptions):
+    """Task of the model, and the metric that is reported on held-out samples."""
+
+    task: str | None = option(
+        None, heading=DATA, advanced=True, choices=TASK_NAMES, shown="guessed from the model and the targets",
+        help="Kind of the outputs: classify, detect, segment, recognize, embed or regress.",
+    )  # fmt: skip
+    metric: str | None = option(
+        None, heading=DATA, advanced=True, shown="the first of the task", metavar="NAME",
+        help="Metric to report on held-out samples (docs/tasks.md), or package.module:function.",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ReferenceModel(Options):
     """Original that a model is compared with."""
 

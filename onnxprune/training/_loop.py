@@ -376,4 +376,6 @@ def _statement(
 
 
 def _plain(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: None if isinstance(v, float) and not isfinite(v) else v for k, v in record.items()}
+    """Return a record for JSON; without a task's metric its fields are left out."""
+    unused = ("metric", "value", "higher_is_better") if record.get("metric") == "" else ()
+    return {k: None if isinstance(v, float) and not isfinite(v) else v for k, v in record.items() if k not in unused}

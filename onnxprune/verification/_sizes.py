@@ -98,8 +98,9 @@ def candidates(dims: list[Dimension], known: Mapping[str, int] | None = None) ->
         return
     if known:
         yield _assigned(dims, PROFILES[0], _by_name) | dict(known)
-        others = [_assigned(dims, profile, _by_name) for profile in PROFILES[1:3]]
+        others = [_assigned(dims, profile, _by_name) for profile in PROFILES[1:6]]
         yield from others
+        del others[2:]
         for name in known:
             yield from (found | {name: known[name]} for found in others)
         for name in known if len(known) > 2 else ():

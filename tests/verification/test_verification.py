@@ -394,6 +394,21 @@ def test_every_dimension_has_a_number_of_its_own_at_first() -> None:
     assert tied
 
 
+def test_known_sizes_are_tried_first_and_then_in_part() -> None:
+    graph = _inputs(("N", 3, "H", "W"))
+    known = {"N": 1, "H": 48, "W": 320}
+    found = [a for a, _ in zip(sizes.candidates(sizes.dynamic(graph), known), range(24), strict=False)]
+    assert found[0] == known
+    assert any(a["H"] == 48 and a["W"] != 320 and a["N"] != 1 for a in found)
+    assert any(a["H"] == 48 and a["W"] == 320 and a["N"] != 1 for a in found)
+    assert any(not set(a.items()) & set(known.items()) for a in found)
+
+
+def test_question_marks_are_dimensions_of_their_own() -> None:
+    dims = sizes.dynamic(_inputs(("?", 3, "?", "?")))
+    assert [d.name for d in dims] == ["x0:0", "x0:2", "x0:3"]
+
+
 def test_no_dynamic_dimension_gives_one_assignment() -> None:
     graph = _inputs((2, 3))
     assert list(sizes.candidates(sizes.dynamic(graph))) == [{}]

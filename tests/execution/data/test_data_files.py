@@ -116,13 +116,13 @@ def test_folders_beside_images_are_said_not_to_be_read(tmp_path: Path) -> None:
 def test_images_are_decoded_batch_by_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures(tmp_path / "d", [(8, 8)] * 20)
     opened: list[int] = []
-    own = ImageFiles.open
+    own = ImageFiles.image
 
     def counted(files: ImageFiles, index: int) -> Any:
         opened.append(index)
         return own(files, index)
 
-    monkeypatch.setattr(ImageFiles, "open", counted)
+    monkeypatch.setattr(ImageFiles, "image", counted)
     data = load_data(tmp_path / "d")
     feeds = Feeds(loaded(classifier()), data, PLAIN, 4)
     assert opened == []

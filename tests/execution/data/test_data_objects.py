@@ -40,6 +40,16 @@ class Rows:
         return X[i], int(Y[i])
 
 
+class Blocks:
+    """Dataset of Keras, whose items are batches."""
+
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, i: int) -> Any:
+        return X[2 * i : 2 * i + 2], Y[2 * i : 2 * i + 2]
+
+
 class Reader:
     """CalibrationDataReader of onnxruntime."""
 
@@ -70,6 +80,7 @@ LABELLED: dict[str, Callable[[], Any]] = {
     "tuple": lambda: (X, Y),
     "dict": lambda: {"x": X, "y": Y},
     "Dataset": Rows,
+    "Dataset of batches": Blocks,
     "DataLoader": loader,
     "generator of batches": lambda: by_batch(),
     "generator of samples": lambda: by_sample(),

@@ -112,7 +112,9 @@ def _dataset(given: Any, name: str, expected: Expected, images: int | None) -> D
         for i in np.linspace(0, len(given) - 1, count).astype(np.int64).tolist():
             yield given[i]
 
-    return _Stream(name, expected, None, whole=expected.whole, batched=False).read(samples())
+    limit = images if images is not None and images < len(given) else None
+    batched = None if expected.ranks else False  # a Dataset of Keras has batches
+    return _Stream(name, expected, limit, whole=expected.whole, batched=batched).read(samples())
 
 
 class _Stream:
@@ -189,8 +191,7 @@ class _Stream:
         where = f"item {number} of {self.name!r}"
         if is_image(x):
             self.pictures = True
-            arrays, samples = {"": np.asarray(x.convert("L" if x.mode in ("1", "L") else "RGB"))}, 1
-            self._store(arrays, where)
+            self._store({"": np.asarray(x.convert("L" if x.mode in ("1", "L") else "RGB"))}, where)
             self._add_targets(y, 1, False, where)
             return
         if isinstance(x, tuple | list) and len(x) > 1 and _is_array(x[0]):
