@@ -115,16 +115,37 @@ def test_bodies_see_what_they_capture() -> None:
         g (float[N,4] x, bool c) => (float[N,K] y) {
             h = MatMul (x, w)
             size = Constant <value_ints = [0, 3, 2]> ()
-            y = If (c) <
-                then_branch = t () => (float[A,B,C] p) { p = Reshape (h, size) },
-                else_branch = e () => (float[D,E,F] q) { r = Relu (h) q = Reshape (r, size) }
-            >
-        }""",
+            y = Loop (, c, x) <body = b (int64 i, bool d, float[N,4] s) => (bool e, float[N,4] t, float[A,B,C] q) {
+                e = Identity (d) t = Identity (s) r = Relu (h) q = Reshape (r, size)
+            }>
+        }""".replace("y = Loop", "last, y = Loop"),
         w=np.zeros((4, 6), np.float32),
     )
     node = model.graph.nodes[-1]
     assert {t.name for t in captured(node)} == {"h", "size"}
-    assert witness(LiftConstants()(model)).shapes["y"] == (11, 3, 2)
+    assert witness(LiftConstants()(model)).shapes["y"] == (101, 11, 3, 2)
+
+
+def test_an_if_has_the_shape_of_both_branches() -> None:
+    model = model_of(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (float[N,4] x, bool c) => (float[N,K] y, float[L,M] z) {
+            h = MatMul (x, w)
+            size = Constant <value_ints = [0, 3, 2]> ()
+            y, z = If (c) <
+                then_branch = t () => (float[A,B,C] p, float[G,H] u) { p = Reshape (h, size) u = Relu (h) },
+                else_branch = e () => (float[D,E,F] q, float[I,J] v) {
+                    r = Relu (h) q = Reshape (r, size) v = Concat <axis = 0> (h, h)
+                }
+            >
+        }""",
+        w=np.zeros((4, 6), np.float32),
+    )
+    seen = witness(LiftConstants()(model))
+    assert seen.shapes["y"] == (11, 3, 2)
+    assert seen.symbolic("y")[1:] == (3, 2)  # type: ignore[index]
+    assert seen.shapes["z"] == (101, 6)
+    assert "z" in seen.assumed
 
 
 def test_what_nobody_knows_stays_unknown() -> None:
