@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxprune.ir.branches import FLAT
 from onnxprune.ir.model import Model
 from onnxprune.ir.symbolic import Atom, Expr, Size, evaluate, product
 from onnxprune.ops import find
@@ -29,8 +30,8 @@ _HOLDS: Mapping[str, Callable[[int, int], bool]] = {
 Dims = Sequence[Size | None]
 
 
-class Sizes(Protocol):
-    """Sizes of tensors, in numbers or in symbols."""
+class NodeSizes(Protocol):
+    """NodeSizes of tensors, in numbers or in symbols."""
 
     def dims(self, t: gs.Tensor) -> Dims | None:
         """Return the shape of a tensor; None if it is not known."""
@@ -54,10 +55,17 @@ class Condition:
     b: Size
     says: str
 
-    def holds(self, numbers: dict[Atom, int | None]) -> bool | None:
-        """Return whether the relation holds; None if an expression has no number."""
+    def holds(self, numbers: dict[Atom, int | None], *, strict: bool = False) -> bool | None:
+        """Return whether the relation holds; None if an expression has no number.
+
+        Args:
+            numbers: Numbers of the dimensions; values of functions of them are added.
+            strict: NodeSizes that broadcast must be equal.
+        """
         a, b = evaluate(self.a, numbers), evaluate(self.b, numbers)
-        return None if a is None or b is None else _HOLDS[self.kind](a, b)
+        return (
+            None if a is None or b is None else _HOLDS[EQUAL if strict and self.kind == BROADCAST else self.kind](a, b)
+        )
 
 
 @dataclass(frozen=True)
@@ -68,14 +76,16 @@ class Violation:
         node: The node.
         says: Sentence for a message.
         condition: Violated condition, in symbols.
+        certain: False for a node in the branch of an If, which may not be executed.
     """
 
     node: gs.Node
     says: str
     condition: Condition
+    certain: bool
 
 
-Rule = Callable[[gs.Node, Sizes], Iterator[tuple[str, Size | None, Size | None, str]]]
+Rule = Callable[[gs.Node, NodeSizes], Iterator[tuple[str, Size | None, Size | None, str]]]
 
 
 def violations(model: Model, seen: Any) -> list[Violation]:
@@ -91,6 +101,7 @@ def violations(model: Model, seen: Any) -> list[Violation]:
         return []
     numbers, symbols = _Numbers(seen), _Symbols(seen)
     out = []
+    always = _always_run(model)
     rules: dict[tuple[str, str | None], Rule | None] = {}
     for node in model.graph.nodes:
         key = (node.op, node.domain)
@@ -107,9 +118,25 @@ def violations(model: Model, seen: Any) -> list[Violation]:
             found = list(rule(node, symbols))
             if i < len(found):
                 kind, x, y, says = found[i]
+                certain = always is None or id(node) in always
                 if x is not None and y is not None and _of_dimensions(x - y):
-                    out.append(Violation(node, says.format(a=a, b=b), Condition(kind, x, y, says)))
+                    out.append(Violation(node, says.format(a=a, b=b), Condition(kind, x, y, says), certain))
     return out
+
+
+def _always_run(model: Model) -> set[int] | None:
+    """Return the identities of the nodes outside of branches; None if there is no If."""
+    if not any(node.domain == FLAT for node in model.graph.nodes):
+        return None
+    seen: set[int] = set()
+    front = [node for t in model.graph.outputs for node in t.inputs]
+    while front:
+        node = front.pop()
+        if id(node) not in seen:
+            seen.add(id(node))
+            reads = node.inputs[:1] if node.domain == FLAT else node.inputs
+            front += [producer for t in reads for producer in t.inputs]
+    return seen
 
 
 def symbols_of(size: Size) -> set[Atom]:
@@ -162,7 +189,7 @@ class _Symbols(_Numbers):
 # ------------------------------------------------------------------------------------------------------------- rules
 
 
-def _reshape(node: gs.Node, sizes: Sizes) -> Iterator[tuple[str, Size | None, Size | None, str]]:
+def _reshape(node: gs.Node, sizes: NodeSizes) -> Iterator[tuple[str, Size | None, Size | None, str]]:
     source, target = sizes.dims(node.inputs[0]), sizes.values(node.inputs[1])
     if source is None or target is None:
         return
@@ -177,7 +204,7 @@ def _reshape(node: gs.Node, sizes: Sizes) -> Iterator[tuple[str, Size | None, Si
     yield kind, product(source), product(stated), says
 
 
-def _concat(node: gs.Node, sizes: Sizes) -> Iterator[tuple[str, Size | None, Size | None, str]]:
+def _concat(node: gs.Node, sizes: NodeSizes) -> Iterator[tuple[str, Size | None, Size | None, str]]:
     shapes = [sizes.dims(t) for t in node.inputs]
     first = next((s for s in shapes if s is not None), None)
     if first is None:
@@ -189,7 +216,7 @@ def _concat(node: gs.Node, sizes: Sizes) -> Iterator[tuple[str, Size | None, Siz
                 yield EQUAL, a, b, f"it joins tensors of {{a}} and {{b}} on axis {axis}"
 
 
-def _broadcast(node: gs.Node, sizes: Sizes) -> Iterator[tuple[str, Size | None, Size | None, str]]:
+def _broadcast(node: gs.Node, sizes: NodeSizes) -> Iterator[tuple[str, Size | None, Size | None, str]]:
     shapes = [s for t in node.inputs if t.name and (s := sizes.dims(t)) is not None]
     rank = max(map(len, shapes), default=0)
     full = [(1,) * (rank - len(s)) + tuple(s) for s in shapes]
@@ -199,7 +226,7 @@ def _broadcast(node: gs.Node, sizes: Sizes) -> Iterator[tuple[str, Size | None, 
                 yield BROADCAST, other[axis], shape[axis], f"it combines {{a}} and {{b}} on axis {axis}"
 
 
-def _matmul(node: gs.Node, sizes: Sizes) -> Iterator[tuple[str, Size | None, Size | None, str]]:
+def _matmul(node: gs.Node, sizes: NodeSizes) -> Iterator[tuple[str, Size | None, Size | None, str]]:
     a, b = sizes.dims(node.inputs[0]), sizes.dims(node.inputs[1])
     if a is None or b is None or min(len(a), len(b)) < 2:
         return
@@ -208,7 +235,7 @@ def _matmul(node: gs.Node, sizes: Sizes) -> Iterator[tuple[str, Size | None, Siz
     yield EQUAL, a[-1], b[-2], "it sums over {a} and {b} elements"
 
 
-def _window(node: gs.Node, sizes: Sizes) -> Iterator[tuple[str, Size | None, Size | None, str]]:
+def _window(node: gs.Node, sizes: NodeSizes) -> Iterator[tuple[str, Size | None, Size | None, str]]:
     x, attrs = sizes.dims(node.inputs[0]), node.attrs
     kernel = attrs.get("kernel_shape")
     if kernel is None and node.op == "Conv":
@@ -226,7 +253,7 @@ def _window(node: gs.Node, sizes: Sizes) -> Iterator[tuple[str, Size | None, Siz
             yield LEAST, n, need, f"it needs at least {{b}} elements on axis {2 + i} and gets {{a}}"
 
 
-def _pad(node: gs.Node, sizes: Sizes) -> Iterator[tuple[str, Size | None, Size | None, str]]:
+def _pad(node: gs.Node, sizes: NodeSizes) -> Iterator[tuple[str, Size | None, Size | None, str]]:
     x = sizes.dims(node.inputs[0])
     given = sizes.values(node.inputs[1]) if len(node.inputs) > 1 else node.attrs.get("pads")
     mode = node.attrs.get("mode", "constant")
@@ -242,7 +269,7 @@ def _pad(node: gs.Node, sizes: Sizes) -> Iterator[tuple[str, Size | None, Size |
                 yield LEAST, n, least, f"it needs at least {{b}} elements on axis {axis} and gets {{a}}"
 
 
-def _split(node: gs.Node, sizes: Sizes) -> Iterator[tuple[str, Size | None, Size | None, str]]:
+def _split(node: gs.Node, sizes: NodeSizes) -> Iterator[tuple[str, Size | None, Size | None, str]]:
     x = sizes.dims(node.inputs[0])
     if x is None:
         return
@@ -258,7 +285,7 @@ def _split(node: gs.Node, sizes: Sizes) -> Iterator[tuple[str, Size | None, Size
         yield DIVIDES, n, len(node.outputs), "it splits {a} elements into {b} equal parts"
 
 
-def _squeeze(node: gs.Node, sizes: Sizes) -> Iterator[tuple[str, Size | None, Size | None, str]]:
+def _squeeze(node: gs.Node, sizes: NodeSizes) -> Iterator[tuple[str, Size | None, Size | None, str]]:
     x, axes = sizes.dims(node.inputs[0]), node.attrs.get("axes")
     if len(node.inputs) > 1 and node.inputs[1].name:
         axes = sizes.values(node.inputs[1])
@@ -267,7 +294,7 @@ def _squeeze(node: gs.Node, sizes: Sizes) -> Iterator[tuple[str, Size | None, Si
             yield EQUAL, x[axis], 1, f"it drops axis {axis}, which has {{a}} elements"
 
 
-def _expand(node: gs.Node, sizes: Sizes) -> Iterator[tuple[str, Size | None, Size | None, str]]:
+def _expand(node: gs.Node, sizes: NodeSizes) -> Iterator[tuple[str, Size | None, Size | None, str]]:
     x, target = sizes.dims(node.inputs[0]), sizes.values(node.inputs[1])
     if x is None or target is None:
         return
@@ -275,7 +302,7 @@ def _expand(node: gs.Node, sizes: Sizes) -> Iterator[tuple[str, Size | None, Siz
         yield BROADCAST, a, b, f"it stretches {{a}} elements to {{b}} on axis {-1 - k}"
 
 
-def _gather(node: gs.Node, sizes: Sizes) -> Iterator[tuple[str, Size | None, Size | None, str]]:
+def _gather(node: gs.Node, sizes: NodeSizes) -> Iterator[tuple[str, Size | None, Size | None, str]]:
     x, wanted = sizes.dims(node.inputs[0]), sizes.values(node.inputs[1])
     if x is None or wanted is None or len(wanted) > 8:
         return
@@ -286,12 +313,12 @@ def _gather(node: gs.Node, sizes: Sizes) -> Iterator[tuple[str, Size | None, Siz
             yield LEAST, n, least, f"it reads element {index} of {{a}}"
 
 
-def _space_to_depth(node: gs.Node, sizes: Sizes) -> Iterator[tuple[str, Size | None, Size | None, str]]:
+def _space_to_depth(node: gs.Node, sizes: NodeSizes) -> Iterator[tuple[str, Size | None, Size | None, str]]:
     for n in (sizes.dims(node.inputs[0]) or ())[2:]:
         yield DIVIDES, n, int(node.attrs["blocksize"]), "it splits {a} elements into blocks of {b}"
 
 
-def _recurrent(node: gs.Node, sizes: Sizes) -> Iterator[tuple[str, Size | None, Size | None, str]]:
+def _recurrent(node: gs.Node, sizes: NodeSizes) -> Iterator[tuple[str, Size | None, Size | None, str]]:
     x, batch = sizes.dims(node.inputs[0]), 0 if node.attrs.get("layout", 0) else 1
     for t in node.inputs[5:7]:
         state = sizes.dims(t) if t.name else None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import combinations, product
+from itertools import chain, combinations, product
 
-from onnxprune.analysis._size_constraints import Condition, symbols_of
+from onnxprune.analysis._size_constraints import BROADCAST, Condition, symbols_of
 from onnxprune.ir.symbolic import Atom
 
 Key = tuple[str, int]
@@ -31,7 +31,7 @@ def search(
 ) -> dict[Atom, int] | None:
     """Return numbers near the present ones that meet all conditions; None if none were found.
 
-    One dimension is varied, then all together, then two; batches last.
+    One dimension is varied, then each by the conditions on it alone, then all together, then two; batches last.
 
     Args:
         conditions: Conditions on the dimensions.
@@ -41,12 +41,31 @@ def search(
     """
     involved = {atom for c in conditions for side in (c.a, c.b) for atom in symbols_of(side)} & free
     varied = sorted(involved, key=lambda a: (kinds[a] == "batch", a.serial))
-    for change in _changes(varied, kinds):
-        tried = {**numbers, **change}
-        known: dict[Atom, int | None] = {**tried}
-        if all(c.holds(known) is not False for c in conditions):
-            return tried
+    # A size of 1 hides how an axis meets others, so sizes that broadcast should be equal.
+    for strict in (True, False) if any(c.kind == BROADCAST for c in conditions) else (False,):
+        changes = _changes(varied, kinds)
+        for change in chain(_separate(conditions, varied, numbers, kinds, strict), changes):
+            tried = {**numbers, **change}
+            known: dict[Atom, int | None] = {**tried}
+            if all(c.holds(known, strict=strict) is not False for c in conditions):
+                return tried
     return None
+
+
+def _separate(
+    conditions: Sequence[Condition], varied: Sequence[Atom], numbers: Mapping[Atom, int], kinds: Mapping[Atom, str],
+    strict: bool,
+) -> Iterator[dict[Atom, int]]:  # fmt: skip
+    """Yield a number for every dimension that has conditions of its own, met one dimension after the other."""
+    change: dict[Atom, int] = {}
+    for atom in varied:
+        own = [c for c in conditions if (symbols_of(c.a) | symbols_of(c.b)) & set(varied) == {atom}]
+        for n in _candidates(kinds[atom]) if own else ():
+            known: dict[Atom, int | None] = {**numbers, atom: n}
+            if all(c.holds(known, strict=strict) is not False for c in own):
+                change[atom] = n
+                break
+    yield change
 
 
 def _changes(varied: Sequence[Atom], kinds: Mapping[Atom, str]) -> Iterator[dict[Atom, int]]:

@@ -92,6 +92,7 @@ def inspect_document(analysis: Analysis, name: str) -> dict[str, Any]:
         "opset": analysis.source.opset,
         "inputs": {t.name: [n if isinstance(n, int) else str(n) for n in t.shape or ()] for t in graph.inputs},
         "outputs": [t.name for t in graph.outputs],
+        "sizes": {name: list(shape) for name, shape in analysis.witness.assumed_shapes.items()},
         "macs": cost.macs,
         "params": cost.params,
         "bytes": cost.bytes,
@@ -130,7 +131,9 @@ def inspect_tables(analysis: Analysis, name: str) -> None:
     doc = inspect_document(analysis, name)
     inputs = ", ".join(f"{n} [{', '.join(map(str, s))}]" for n, s in doc["inputs"].items())
     sys.stdout.write(f"{name}: opset {doc['opset']}, input {inputs}\n")
-    sys.stdout.write(f"{count(doc['macs'])} MACs per sample, {count(doc['params'])} parameters, {size(doc['bytes'])}, ")
+    at = ", ".join(f"{n} {'x'.join(map(str, shape[1:]))}" for n, shape in doc["sizes"].items())
+    sys.stdout.write(f"{count(doc['macs'])} MACs per sample{f' ({at})' if at else ''}, ")
+    sys.stdout.write(f"{count(doc['params'])} parameters, {size(doc['bytes'])}, ")
     sys.stdout.write(f"{size(doc['memory'])} of activations\n")
     rows = [
         [

@@ -32,12 +32,6 @@ def with_shapes(model: Model, shapes: Shapes | None) -> Model:
     if not shapes:
         return model
     inputs = {t.name: t for t in model.graph.inputs}
-    ranked = [name for name in shapes if name in inputs and inputs[name].shape is None]
-    if ranked:
-        model = model.copy()
-        inputs = {t.name: t for t in model.graph.inputs}
-        for name in ranked:
-            inputs[name].shape = [None] * len(_read(name, shapes[name]))
     sizes: dict[tuple[str, int], int] = {}
     named: dict[str, tuple[str, int, int]] = {}
     for name, given in shapes.items():

@@ -25,6 +25,7 @@ Array = npt.NDArray[Any]
 
 _INTEGERS = (np.dtype(np.int64), np.dtype(np.int32), np.dtype(np.bool_))
 
+FIXED = "meets an axis that is fixed"
 STATISTIC = "takes a statistic over these channels: removing one is not masking it"
 
 
@@ -152,6 +153,7 @@ class LabelTable:
         self.choices = choices or CouplingOptions()
         self.sizes = sizes
         self.formulas = formulas
+        self.impossible: Mapping[str, str] = {}  # output of an If -> result that the nodes after the If reject
         self.count = 1
         self.variables: dict[str, Axes] = {}
         self.constants: dict[str, Axes] = {}
@@ -276,15 +278,23 @@ class LabelTable:
         """Bind a tensor that broadcasts against `axes`, aligned at the last one; axes of size 1 stay free."""
         shape = self.shape(t)
         for i, n in enumerate(shape):
+            labels = axes[len(axes) - len(shape) + i]
             if n > 1:
-                self.bind(t, i, axes[len(axes) - len(shape) + i])
+                self.bind(t, i, labels)
+            else:
+                self.lock_unless_one(t, i, labels)
+
+    def lock_unless_one(self, t: gs.Tensor, axis: int, labels: Labels | None) -> None:
+        """Lock labels that broadcast against an axis of size 1, unless it has that size at all input sizes."""
+        if t.name in self.sizes and not isinstance(self.size(t)[axis], int):
+            self.lock(labels, "meets an axis that has size 1 at some input sizes only")
 
     def tie(self, a: Labels | None, b: Labels | None) -> None:
         """Tie two arrays index by index; a tie with None locks the other array."""
         if a is b:
             return
         if a is None or b is None:
-            self.lock(a if b is None else b, "meets an axis that is fixed")
+            self.lock(a if b is None else b, FIXED)
             return
         if self._partial:
             zero = (a == 0) | (b == 0)

@@ -34,7 +34,7 @@ def _size_of(part: Any) -> int | None:
         return None
     if isinstance(part, str) and part.strip().isascii() and part.strip().isdecimal():
         part = int(part)
-    if isinstance(part, bool) or not isinstance(part, Integral) or not 1 <= part <= _MOST:
+    if isinstance(part, bool) or not isinstance(part, Integral) or not 1 <= int(part) <= _MOST:
         raise ValueError(part)
     return int(part)
 
