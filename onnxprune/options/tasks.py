@@ -8,6 +8,10 @@ from pathlib import Path
 from onnxprune.options._declare import DATA, Options, option
 
 TASK_NAMES = ("classify", "detect", "segment", "recognize", "embed", "regress")
+_NOUNS = {
+    "classification": "classify", "detection": "detect", "segmentation": "segment", "recognition": "recognize",
+    "embedding": "embed", "regression": "regress",
+}  # fmt: skip
 BLANKS = ("auto", "first", "last")
 
 
@@ -58,7 +62,10 @@ class ReferenceModel(Options):
 
 
 def task_options(task: TaskOptions | str | None, metric: str | None = None) -> TaskOptions:
-    """Return the options of a task that is given by name or with options, and a metric if it is named."""
+    """Return the options of a task that is given by name or with options, and a metric if it is named.
+
+    A name may be the noun as well: "detection" for detect.
+    """
     if isinstance(task, TaskOptions):
         return TaskOptions(task=task.task, metric=metric or task.metric, alphabet=task.alphabet, blank=task.blank)
-    return TaskOptions(task=task, metric=metric)
+    return TaskOptions(task=_NOUNS.get(task, task) if task is not None else None, metric=metric)
