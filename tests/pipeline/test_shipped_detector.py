@@ -49,8 +49,8 @@ def test_evaluate_finds_the_digits() -> None:
     pytest.importorskip("faster_coco_eval")
     found = json.loads(line.out("evaluate", MODEL, "--data", "digit-scenes:test", "--images", 100, "--json"))
     assert found["task"] == "detect"
-    assert found["map"] > 0.7
-    assert found["map50"] > 0.9
+    assert found["map"] > 0.6
+    assert found["map50"] > 0.85
     assert not found["warnings"]
 
 
@@ -67,7 +67,7 @@ def test_the_pruned_detector_is_as_precise(pruned: Pruned) -> None:
     pytest.importorskip("faster_coco_eval")
     test = op.load_data("digit-scenes:test", images=100)
     before, after = (op.evaluate(op.load(path), test).value for path in (MODEL, pruned.path))
-    assert after > before - 0.03
+    assert after > before - 0.02
 
 
 def test_the_pruned_detector_takes_every_size_and_batch(pruned: Pruned) -> None:

@@ -91,7 +91,7 @@ def _ink(rng: np.random.Generator, digit: Floats) -> tuple[Floats, tuple[int, in
     image = image_module.fromarray((digit * 255).astype(np.uint8))
     image = image.resize((width, height), image_module.Resampling.BICUBIC)
     image = image.rotate(float(rng.uniform(-15, 15)), image_module.Resampling.BILINEAR, expand=True)
-    ink = np.asarray(np.asarray(image, np.float32) / np.float32(255), np.float32)
+    ink: Floats = np.asarray(image, np.float32) / np.float32(255)
     rows, columns = np.flatnonzero((ink > _INK).any(1)), np.flatnonzero((ink > _INK).any(0))
     if not len(rows) or not len(columns):
         return None
