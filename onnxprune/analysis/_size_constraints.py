@@ -31,7 +31,7 @@ Dims = Sequence[Size | None]
 
 
 class NodeSizes(Protocol):
-    """NodeSizes of tensors, in numbers or in symbols."""
+    """Sizes of tensors, in numbers or in symbols."""
 
     def dims(self, t: gs.Tensor) -> Dims | None:
         """Return the shape of a tensor; None if it is not known."""
@@ -42,30 +42,27 @@ class NodeSizes(Protocol):
 
 @dataclass(frozen=True)
 class Condition:
-    """Relation between two sizes, and a sentence for a message with the numbers that contradict it.
+    """Relation between two sizes.
 
     Attributes:
         kind: "equal", "least" (a >= b), "divides" (b divides a) or "broadcast" (equal, or one of them is 1).
         a, b: The two sizes.
-        says: Sentence with {a} and {b}.
     """
 
     kind: str
     a: Size
     b: Size
-    says: str
 
     def holds(self, numbers: dict[Atom, int | None], *, strict: bool = False) -> bool | None:
         """Return whether the relation holds; None if an expression has no number.
 
         Args:
             numbers: Numbers of the dimensions; values of functions of them are added.
-            strict: NodeSizes that broadcast must be equal.
+            strict: Sizes that broadcast must be equal.
         """
         a, b = evaluate(self.a, numbers), evaluate(self.b, numbers)
-        return (
-            None if a is None or b is None else _HOLDS[EQUAL if strict and self.kind == BROADCAST else self.kind](a, b)
-        )
+        kind = EQUAL if strict and self.kind == BROADCAST else self.kind
+        return None if a is None or b is None else _HOLDS[kind](a, b)
 
 
 @dataclass(frozen=True)
@@ -85,7 +82,9 @@ class Violation:
     certain: bool
 
 
-Rule = Callable[[gs.Node, NodeSizes], Iterator[tuple[str, Size | None, Size | None, str]]]
+Found = tuple[str, Size | None, Size | None, str, int]
+"""Kind of a condition, its two sizes, a sentence with {a}, {b} and {n}, and the number n: an axis or an index."""
+Rule = Callable[[gs.Node, NodeSizes], Iterator[Found]]
 
 
 def violations(model: Model, seen: Any) -> list[Violation]:
@@ -112,15 +111,15 @@ def violations(model: Model, seen: Any) -> list[Violation]:
             continue
         if rule is _broadcast and len({seen.shapes.get(t.name) for t in node.inputs}) == 1:
             continue
-        for i, (kind, a, b, says) in enumerate(rule(node, numbers)):
+        for i, (kind, a, b, says, n) in enumerate(rule(node, numbers)):
             if not isinstance(a, int) or not isinstance(b, int) or _HOLDS[kind](a, b):
                 continue
             found = list(rule(node, symbols))
             if i < len(found):
-                kind, x, y, says = found[i]
+                kind, x, y, says, n = found[i]
                 certain = always is None or id(node) in always
                 if x is not None and y is not None and _of_dimensions(x - y):
-                    out.append(Violation(node, says.format(a=a, b=b), Condition(kind, x, y, says), certain))
+                    out.append(Violation(node, says.format(a=a, b=b, n=n), Condition(kind, x, y), certain))
     return out
 
 
@@ -160,10 +159,8 @@ class _Numbers:
         self._seen = seen
 
     def dims(self, t: gs.Tensor) -> Dims | None:
-        if isinstance(t, gs.Constant):
-            return tuple(int(n) for n in t.shape)
         found: Dims | None = self._seen.shapes.get(t.name)
-        return found
+        return tuple(int(n) for n in t.shape) if found is None and isinstance(t, gs.Constant) else found
 
     def values(self, t: gs.Tensor) -> Dims | None:
         value = np.asarray(t.values) if isinstance(t, gs.Constant) else self._seen.values.get(t.name)
@@ -188,8 +185,10 @@ class _Symbols(_Numbers):
 
 # ------------------------------------------------------------------------------------------------------------- rules
 
+_TOO_FEW = "it needs at least {b} elements on axis {n} and gets {a}"
 
-def _reshape(node: gs.Node, sizes: NodeSizes) -> Iterator[tuple[str, Size | None, Size | None, str]]:
+
+def _reshape(node: gs.Node, sizes: NodeSizes) -> Iterator[Found]:
     source, target = sizes.dims(node.inputs[0]), sizes.values(node.inputs[1])
     if source is None or target is None:
         return
@@ -201,10 +200,10 @@ def _reshape(node: gs.Node, sizes: NodeSizes) -> Iterator[tuple[str, Size | None
     kind, says = EQUAL, "it reshapes {a} elements to {b}"
     if len(stated) < len(full):
         kind, says = DIVIDES, "it reshapes {a} elements to rows of {b}"
-    yield kind, product(source), product(stated), says
+    yield kind, product(source), product(stated), says, 0
 
 
-def _concat(node: gs.Node, sizes: NodeSizes) -> Iterator[tuple[str, Size | None, Size | None, str]]:
+def _concat(node: gs.Node, sizes: NodeSizes) -> Iterator[Found]:
     shapes = [sizes.dims(t) for t in node.inputs]
     first = next((s for s in shapes if s is not None), None)
     if first is None:
@@ -213,29 +212,29 @@ def _concat(node: gs.Node, sizes: NodeSizes) -> Iterator[tuple[str, Size | None,
     for shape in shapes:
         for axis, (a, b) in enumerate(zip(first, shape or (), strict=False)):
             if axis != joined:
-                yield EQUAL, a, b, f"it joins tensors of {{a}} and {{b}} on axis {axis}"
+                yield EQUAL, a, b, "it joins tensors of {a} and {b} on axis {n}", axis
 
 
-def _broadcast(node: gs.Node, sizes: NodeSizes) -> Iterator[tuple[str, Size | None, Size | None, str]]:
+def _broadcast(node: gs.Node, sizes: NodeSizes) -> Iterator[Found]:
     shapes = [s for t in node.inputs if t.name and (s := sizes.dims(t)) is not None]
     rank = max(map(len, shapes), default=0)
     full = [(1,) * (rank - len(s)) + tuple(s) for s in shapes]
     for axis in range(rank):
         for k, shape in enumerate(full):
             for other in full[:k]:
-                yield BROADCAST, other[axis], shape[axis], f"it combines {{a}} and {{b}} on axis {axis}"
+                yield BROADCAST, other[axis], shape[axis], "it combines {a} and {b} on axis {n}", axis
 
 
-def _matmul(node: gs.Node, sizes: NodeSizes) -> Iterator[tuple[str, Size | None, Size | None, str]]:
+def _matmul(node: gs.Node, sizes: NodeSizes) -> Iterator[Found]:
     a, b = sizes.dims(node.inputs[0]), sizes.dims(node.inputs[1])
     if a is None or b is None or min(len(a), len(b)) < 2:
         return
     if node.op == "Gemm":
         a, b = (a[::-1] if node.attrs.get("transA", 0) else a), (b[::-1] if node.attrs.get("transB", 0) else b)
-    yield EQUAL, a[-1], b[-2], "it sums over {a} and {b} elements"
+    yield EQUAL, a[-1], b[-2], "it sums over {a} and {b} elements", 0
 
 
-def _window(node: gs.Node, sizes: NodeSizes) -> Iterator[tuple[str, Size | None, Size | None, str]]:
+def _window(node: gs.Node, sizes: NodeSizes) -> Iterator[Found]:
     x, attrs = sizes.dims(node.inputs[0]), node.attrs
     kernel = attrs.get("kernel_shape")
     if kernel is None and node.op == "Conv":
@@ -250,10 +249,10 @@ def _window(node: gs.Node, sizes: NodeSizes) -> Iterator[tuple[str, Size | None,
     for i, (n, k) in enumerate(zip(x[2:], kernel, strict=False)):
         if n is not None and isinstance(k, int):
             need = (k - 1) * dilations[i] + 1 - pads[i] - pads[i + rank]
-            yield LEAST, n, need, f"it needs at least {{b}} elements on axis {2 + i} and gets {{a}}"
+            yield LEAST, n, need, _TOO_FEW, 2 + i
 
 
-def _pad(node: gs.Node, sizes: NodeSizes) -> Iterator[tuple[str, Size | None, Size | None, str]]:
+def _pad(node: gs.Node, sizes: NodeSizes) -> Iterator[Found]:
     x = sizes.dims(node.inputs[0])
     given = sizes.values(node.inputs[1]) if len(node.inputs) > 1 else node.attrs.get("pads")
     mode = node.attrs.get("mode", "constant")
@@ -266,10 +265,10 @@ def _pad(node: gs.Node, sizes: NodeSizes) -> Iterator[tuple[str, Size | None, Si
         for pad in (given[i], given[i + len(given) // 2]):
             if isinstance(axis, int) and (n := x[axis]) is not None and pad is not None:
                 least = pad + 1 if mode == "reflect" else 1
-                yield LEAST, n, least, f"it needs at least {{b}} elements on axis {axis} and gets {{a}}"
+                yield LEAST, n, least, _TOO_FEW, axis
 
 
-def _split(node: gs.Node, sizes: NodeSizes) -> Iterator[tuple[str, Size | None, Size | None, str]]:
+def _split(node: gs.Node, sizes: NodeSizes) -> Iterator[Found]:
     x = sizes.dims(node.inputs[0])
     if x is None:
         return
@@ -280,29 +279,29 @@ def _split(node: gs.Node, sizes: NodeSizes) -> Iterator[tuple[str, Size | None, 
         if parts is None or None in parts:
             return
     if parts is not None:
-        yield EQUAL, n, sum(parts, start=0), "it splits {a} elements into parts of {b} together"
+        yield EQUAL, n, sum(parts, start=0), "it splits {a} elements into parts of {b} together", 0
     elif "num_outputs" not in node.attrs:
-        yield DIVIDES, n, len(node.outputs), "it splits {a} elements into {b} equal parts"
+        yield DIVIDES, n, len(node.outputs), "it splits {a} elements into {b} equal parts", 0
 
 
-def _squeeze(node: gs.Node, sizes: NodeSizes) -> Iterator[tuple[str, Size | None, Size | None, str]]:
+def _squeeze(node: gs.Node, sizes: NodeSizes) -> Iterator[Found]:
     x, axes = sizes.dims(node.inputs[0]), node.attrs.get("axes")
     if len(node.inputs) > 1 and node.inputs[1].name:
         axes = sizes.values(node.inputs[1])
     for axis in axes or () if x is not None else ():
         if isinstance(axis, int) and x is not None and -len(x) <= axis < len(x):
-            yield EQUAL, x[axis], 1, f"it drops axis {axis}, which has {{a}} elements"
+            yield EQUAL, x[axis], 1, "it drops axis {n}, which has {a} elements", axis
 
 
-def _expand(node: gs.Node, sizes: NodeSizes) -> Iterator[tuple[str, Size | None, Size | None, str]]:
+def _expand(node: gs.Node, sizes: NodeSizes) -> Iterator[Found]:
     x, target = sizes.dims(node.inputs[0]), sizes.values(node.inputs[1])
     if x is None or target is None:
         return
     for k, (a, b) in enumerate(zip(reversed(x), reversed(target), strict=False)):
-        yield BROADCAST, a, b, f"it stretches {{a}} elements to {{b}} on axis {-1 - k}"
+        yield BROADCAST, a, b, "it stretches {a} elements to {b} on axis {n}", -1 - k
 
 
-def _gather(node: gs.Node, sizes: NodeSizes) -> Iterator[tuple[str, Size | None, Size | None, str]]:
+def _gather(node: gs.Node, sizes: NodeSizes) -> Iterator[Found]:
     x, wanted = sizes.dims(node.inputs[0]), sizes.values(node.inputs[1])
     if x is None or wanted is None or len(wanted) > 8:
         return
@@ -310,20 +309,20 @@ def _gather(node: gs.Node, sizes: NodeSizes) -> Iterator[tuple[str, Size | None,
     for index in wanted:
         if n is not None and isinstance(index, int):
             least = index + 1 if index >= 0 else -index
-            yield LEAST, n, least, f"it reads element {index} of {{a}}"
+            yield LEAST, n, least, "it reads element {n} of {a}", index
 
 
-def _space_to_depth(node: gs.Node, sizes: NodeSizes) -> Iterator[tuple[str, Size | None, Size | None, str]]:
+def _space_to_depth(node: gs.Node, sizes: NodeSizes) -> Iterator[Found]:
     for n in (sizes.dims(node.inputs[0]) or ())[2:]:
-        yield DIVIDES, n, int(node.attrs["blocksize"]), "it splits {a} elements into blocks of {b}"
+        yield DIVIDES, n, int(node.attrs["blocksize"]), "it splits {a} elements into blocks of {b}", 0
 
 
-def _recurrent(node: gs.Node, sizes: NodeSizes) -> Iterator[tuple[str, Size | None, Size | None, str]]:
+def _recurrent(node: gs.Node, sizes: NodeSizes) -> Iterator[Found]:
     x, batch = sizes.dims(node.inputs[0]), 0 if node.attrs.get("layout", 0) else 1
     for t in node.inputs[5:7]:
         state = sizes.dims(t) if t.name else None
         if x is not None and state is not None and len(x) == len(state) == 3:
-            yield EQUAL, x[batch], state[batch], "it reads {a} samples with the states of {b}"
+            yield EQUAL, x[batch], state[batch], "it reads {a} samples with the states of {b}", 0
 
 
 _RULES: Mapping[str, Rule] = {
