@@ -236,6 +236,7 @@ def retrain(
         points = distillation_points(base, teacher) if raw and teacher is not None else ()
         first = tuple(p.name for p in points) or (cut.graph.outputs[0].name,)
         kept = features_to_match(cut, teacher, plan) if teacher is not None and settings.features else {}
+        kept = {name: axes for name, axes in kept.items() if name not in first}
         features = tuple(kept)
         net = to_torch(cut, outputs=[*first, *features], freeze=settings.freeze)
         trained, frozen = listed_weights(net, base, model)
