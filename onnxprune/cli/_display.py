@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from onnxprune.studies.model_diff import Differences
     from onnxprune.training import Retrained, ValidationMetrics
     from onnxprune.verification import Verification
-from onnxprune._utils.formatting import count, percent, seconds, size
+from onnxprune._utils.formatting import count, decimal, percent, seconds, size
 from onnxprune._utils.progress import Progress
 
 WIDTH = 80
@@ -383,7 +383,7 @@ def retrained_figures(done: Retrained) -> str:
 
     def text(f: ValidationMetrics) -> str:
         shown = value_text(f)
-        return f"{shown} (loss {f.loss:.4f})" if shown else f"{f.loss:.4f}"
+        return f"{shown} (loss {decimal(f.loss)})" if shown else decimal(f.loss)
 
     name = "distillation loss" if done.metric == "distillation" else metric_title(done.metric)
     best = done.history[1] if len(done.history) > 1 else done.history[0]
@@ -403,9 +403,9 @@ def retrained_table(done: Retrained, title: str) -> None:
     rows = []
     for e in done.history:
         name = ("* " if e.epoch == done.epoch else "  ") + (str(e.epoch) if e.epoch else "as given")
-        row = [name, f"{e.train_loss:.4f}" if e.train_loss is not None else ""]
+        row = [name, decimal(e.train_loss) if e.train_loss is not None else ""]
         row += [value_text(e.figures)] if valued else []
-        row += [f"{e.loss:.4f}", f"{e.lr:.3g}" if e.lr is not None else "", seconds(e.seconds)]
+        row += [decimal(e.loss), f"{e.lr:.3g}" if e.lr is not None else "", seconds(e.seconds)]
         rows.append(row)
     loss = "loss" if done.metric == "top1" else "distillation"
     columns = ["epoch", "training loss", *([metric_title(done.metric)] if valued else []), loss, "lr", "time"]

@@ -24,7 +24,7 @@ class TaskOptions(Options):
         help="Kind of the outputs: classify, detect, segment, recognize, embed or regress.",
     )  # fmt: skip
     metric: str | None = option(
-        None, heading=DATA, shown="the first of the task", metavar="NAME",
+        None, heading=DATA, shown="those of the task", metavar="NAME",
         help="Metric of the task (docs/tasks.md), or package.module:function of (outputs, targets).",
     )  # fmt: skip
     alphabet: str | None = option(

@@ -101,6 +101,13 @@ def test_sensitivity_of_every_task(case: tuple[Path, Path, Path, str, str], tmp_
     assert all(0 <= p.value <= 1 for c in curves.groups.values() for p in c.points)
 
 
+def test_a_baseline_at_chance_is_named_before_the_sweep(folder: Path, tmp_path: Path) -> None:
+    x = RNG.standard_normal((40, 3, 32, 32)).astype(np.float32)
+    np.savez(tmp_path / "chance.npz", x=x, y=np.arange(40) % 10)
+    args = ("--data", tmp_path / "chance.npz", "-o", tmp_path / "c.json", "--ratios", "0.5")
+    assert "no better than guessing among 10 classes" in line.ok("sensitivity", folder / "cls.onnx", *args).stderr
+
+
 def test_a_metric_of_ones_own_everywhere(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.py").write_text(
         "import numpy as np\ndef f(outputs, targets):\n    return float(np.abs(outputs).mean())\n"

@@ -92,6 +92,18 @@ def test_the_distance_is_zero_for_the_teacher_and_falls_in_training() -> None:
     assert "agreement" in done._repr_html_()
 
 
+def test_features_are_matched_beside_the_points() -> None:
+    b = Builder()
+    x = backbone(b)
+    b.output(b.conv(b.add("Add", x, b.conv(x, 16, 16)), 16, 5, kernel=1, relu=False), "masks", ["n", 5, 16, 16])
+    original = op.load(b.model())
+    made = op.prune(original, ratio=0.3, constraints=op.Constraints(round_to=1, protect=("residual",)))
+    settings = Settings(**{**vars(QUICK), "features": 1.0})
+    done = retrain(made.model, Data(images(), None, "d"), teacher=original, settings=settings)
+    assert done.history[-1].train_loss is not None
+    assert np.isfinite(done.history[-1].train_loss)
+
+
 def test_targets_serve_the_validation_of_a_detector() -> None:
     original, pruned = cut(detector())
     low = RNG.uniform(0, 20, (32, 1, 2))

@@ -63,7 +63,7 @@ class ClassificationWatch(Watch):
         hits, samples = int((predicted == labels).sum()), len(labels)
         found = []
         low = chance_warning(hits, samples, self.classes)
-        shifted = self._shifted(predicted, labels, hits, at_chance=bool(low))
+        shifted = self._shifted(predicted, labels, hits)
         if shifted or low:
             found.append(shifted or low)
         loss = values.get("loss")
@@ -74,11 +74,11 @@ class ClassificationWatch(Watch):
             )
         return found
 
-    def _shifted(self, predicted: Array, labels: Array, hits: int, *, at_chance: bool) -> str:
+    def _shifted(self, predicted: Array, labels: Array, hits: int) -> str:
         """Return a line if the labels fit better when all are moved by a constant.
 
         Raises:
-            OnnxPruneError: They fit well when moved, and no better than guessing as they are.
+            OnnxPruneError: They fit half of the samples when moved, and fewer than guesses would as they are.
         """
         samples = len(labels)
         if samples < _ENOUGH or len(np.unique(labels)) < 3:
@@ -97,7 +97,7 @@ class ClassificationWatch(Watch):
             "number the labels as the model's outputs (class folders are numbered in alphabetical order unless a class "
             "map names them)"
         )
-        if at_chance and fits >= samples / 2:
+        if hits * self.classes <= samples and fits >= samples / 2:
             raise OnnxPruneError(what, fix=fix)
         return f"{what}; {fix}"
 

@@ -160,6 +160,18 @@ def test_targets_of_another_kind_are_refused() -> None:
         evaluate(op.load(MODELS["classify"]()), data_of("detect"), task=TaskOptions(task="classify"))
 
 
+def test_boxes_of_a_class_that_the_model_does_not_have_are_refused() -> None:
+    target = Boxes(np.array([[1, 1, 9, 9]], np.float32), np.array([7]), np.zeros(1, np.bool_))
+    with pytest.raises(OnnxPruneError, match="boxes of the class 7, the model 3 classes"):
+        evaluate(op.load(detector()), Data(images(1), None, "d", [target]))
+
+
+@pytest.mark.parametrize("names", ["", "{", "[]", "7", "{" * 5000])
+def test_names_in_the_metadata_that_are_none_are_ignored(names: str) -> None:
+    model = op.load(detector(metadata=False)).with_metadata({"names": names})
+    assert bind_task(model, TaskOptions(task="detect")).name == "detect"
+
+
 def test_targets_decide_where_the_model_does_not() -> None:
     bound = bind_task(op.load(detector(metadata=False)), targets="boxes")
     assert (bound.name, bound.reason) == ("detect", "the targets are boxes")
