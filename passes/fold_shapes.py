@@ -4,7 +4,7 @@ Before:  Reshape(x, Concat(Gather(Shape(x), 0), [2], Div(Gather(Shape(x), 1), 2)
 After:   Reshape(x, [0, 2, 58, ...])
 Conditions: 1. a value is folded if its symbolic value contains no dynamic dimension.
 2. a Reshape target with elements that depend on one: an element equal to the input's dimension of the same index
-becomes 0 (copy it); one other may become -1 (infer it); with more of them the Reshape is unchanged.
+becomes 0 (copy it); one other may become -1 (infer it); with more of them see condition 8.
 3. elements of an Expand target that do not stretch become 1, those of Resize sizes that do not resize are read from
 the data's shape: both then follow the data when channels are removed.
 4. a Gather that selects every element of a flattened tensor once and in order (`as_strided` of dynamo exports, whose
@@ -15,6 +15,8 @@ that was expanded to the data's shape becomes a division by the norm.
 has an axis for channels; indices expanded to the size of the updates read that size from the updates.
 7. float32 weights computed with a sum, a root or a power (weight standardization) are computed in float64 and rounded
 once: runtimes round such operators differently, and the exact value can be checked on any CPU.
+8. a Reshape target with several computed elements (height and width of a sequence of places) is joined anew, for this
+Reshape alone, from these elements and constants, so that constants can be patched when channels are removed.
 """
 
 from __future__ import annotations
@@ -290,7 +292,8 @@ def _soften(node: gs.Node, index: int, graph: gs.Graph, witness: Witness, names:
         if target is not None:
             node.attrs.pop("allowzero", None)  # no element was 0; copying an empty dimension is equivalent
             node.inputs[index] = gs.Constant(unique_name(names, f"{y}_shape"), target)
-        return
+        if target is not None or not any(isinstance(n, int) and n > 1 for n in wanted) or _in_elements(operand):
+            return
     if len(wanted) != len(after):
         return  # Resize with `axes`: the other axes follow the data
     new: list[gs.Node] = []
@@ -305,7 +308,7 @@ def _soften(node: gs.Node, index: int, graph: gs.Graph, witness: Witness, names:
     parts: list[gs.Tensor] = []
     lead = len(after) - len(before)
     for i, n in enumerate(wanted):
-        if i >= lead and after[i] is not None and after[i] == before[i - lead]:  # condition 3
+        if node.op != "Reshape" and i >= lead and after[i] is not None and after[i] == before[i - lead]:  # condition 3
             if node.op == "Expand":
                 parts.append(gs.Constant(unique_name(names, f"{y}_shape_{i}"), int64(1)))
                 continue
@@ -321,6 +324,14 @@ def _soften(node: gs.Node, index: int, graph: gs.Graph, witness: Witness, names:
     new.append(gs.Node("Concat", joined.name, {"axis": 0}, parts, [joined]))
     graph.nodes.extend(new)
     node.inputs[index] = joined
+
+
+def _in_elements(operand: gs.Tensor) -> bool:
+    """Return whether a shape operand is joined from single elements for one node (condition 8)."""
+    joined = operand.inputs[0] if operand.inputs else None
+    return joined is not None and joined.op == "Concat" and len(operand.outputs) == 1 and all(
+        list(t.shape or ()) == [1] for t in joined.inputs
+    )  # fmt: skip
 
 
 def _in_order(old: list[gs.Node], new: list[gs.Node]) -> list[gs.Node]:

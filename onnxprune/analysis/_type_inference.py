@@ -106,6 +106,21 @@ def captured(node: gs.Node) -> list[gs.Tensor]:
     return [t for t in used if t.name not in made]
 
 
+def body_constants(node: gs.Node) -> list[gs.Constant]:
+    """Return the constants of the bodies of a Loop or Scan, those that Constant nodes hold included.
+
+    The value of a Constant node has the name of the node's output.
+    """
+    out: list[gs.Constant] = []
+    for body in node.subgraphs(recursive=True):
+        for inner in body.nodes:
+            value = inner.attrs.get("value") if inner.op == "Constant" else None
+            if isinstance(value, gs.Constant):
+                out.append(gs.Constant(inner.outputs[0].name, np.asarray(value.values)))
+            out += [t for t in inner.inputs if isinstance(t, gs.Constant)]
+    return list({t.name: t for t in out}.values())
+
+
 def of_input(t: gs.Tensor, dims: Mapping[tuple[str, int], int]) -> bytes:
     """Return the type of a model input with its dynamic dimensions, by (name, axis), set to numbers."""
     kind = OnnxExporter.export_value_info_proto(t, True).type
@@ -157,6 +172,12 @@ def with_shape(kind: bytes, shape: Sequence[int]) -> bytes:
         parsed.tensor_type.shape.dim.add(dim_value=n)
     out: bytes = parsed.SerializeToString()
     return out
+
+
+def is_tensor(kind: bytes) -> bool:
+    """Return whether a type is that of a tensor of known rank."""
+    parsed = onnx.TypeProto.FromString(kind)
+    return bool(parsed.HasField("tensor_type") and parsed.tensor_type.HasField("shape"))
 
 
 def known_axes(kind: bytes) -> list[bool]:

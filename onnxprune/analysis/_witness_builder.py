@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxprune.analysis._rank_check import can_pass
 from onnxprune.analysis._symbolic_shape_rules import AS_SEEN, Dims, sizes
 from onnxprune.analysis._symbolic_value_rules import PLAIN, Elements, elements, values
 from onnxprune.analysis._type_inference import (
@@ -22,6 +23,7 @@ from onnxprune.analysis._type_inference import (
     array_contents,
     captured,
     hashable,
+    is_tensor,
     known_axes,
     of_array,
     shape_and_dtype,
@@ -29,6 +31,7 @@ from onnxprune.analysis._type_inference import (
     with_shape,
 )  # fmt: skip
 from onnxprune.analysis.node_evaluation import compute_node
+from onnxprune.ir.branches import FLAT
 from onnxprune.ir.input_sizes import dimension_name
 from onnxprune.ir.model import Array
 from onnxprune.ir.symbolic import Atom, Expr, Size, atom_of, evaluate, opaque, product, symbol
@@ -65,6 +68,7 @@ class WitnessBuilder:
     sizes: dict[str, Dims] = field(default_factory=dict)
     formulas: dict[str, Elements | None] = field(default_factory=dict)
     numbers: dict[Atom, int | None] = field(default_factory=dict)
+    impossible: dict[str, str] = field(default_factory=dict)
     # Nodes with equal operators and attributes, and inputs in equal states, have outputs in equal states.
     states: dict[str, int] = field(default_factory=dict)
     alike: dict[Any, list[str]] = field(default_factory=dict)
@@ -93,6 +97,9 @@ class WitnessBuilder:
 
     def visit(self, node: gs.Node, node_types: NodeTypes, opset: int) -> None:
         """Infer the outputs of a node whose inputs were visited."""
+        if node.domain == FLAT:
+            self._select(node, opset)
+            return
         read = [self.states.get(t.name) or self._state(t) for t in node.inputs]
         attributes = hashable(node.attrs)
         used = len(node.outputs) > 1 and [(t.name != "", bool(t.outputs)) for t in node.outputs]
@@ -106,6 +113,59 @@ class WitnessBuilder:
         value = self._find_out(node, node_types, opset)
         if unknowns == self._unknowns and (value is None or self._weights.isdisjoint(read)) and attributes is not None:
             self.alike[key] = [t.name for t in node.outputs]
+
+    def _select(self, node: gs.Node, opset: int) -> None:
+        """Record the outputs of an If in flat form: those of one branch if the condition is known, else what both have.
+
+        Sizes in which the results differ are unknowns of their own, unless the condition is a constant.
+        """
+        condition, count = node.inputs[0], len(node.inputs) // 2
+        value = self._value(condition)
+        for k, output in enumerate(node.outputs):
+            results = [node.inputs[1 + k], node.inputs[1 + count + k]]
+            for t in results:
+                self.states.get(t.name) or self._state(t)
+            if value is not None and not bool(value.any()):
+                results.reverse()
+            if not output.name:
+                continue
+            decided = value is not None and condition.name not in self.formulas
+            only = results[0] if decided else self._possible(output, results, opset)
+            if only is not None:
+                self._repeat(output.name, only.name)
+                continue
+            first, other = results
+            if first.name not in self.types:
+                continue
+            kind = self.types[first.name]
+            shapes = [self.shapes.get(t.name) for t in results]
+            if shapes[0] is None or shapes[1] is None or len(shapes[0]) != len(shapes[1]):
+                if value is not None or kind == self.types.get(other.name):
+                    self.settle(output.name, kind)
+            elif value is not None or shapes[0] == shapes[1]:
+                self.settle(output.name, kind)
+            else:
+                seen = [n if n == m else _SELECTED for n, m in zip(*shapes, strict=True)]
+                self.settle(output.name, with_shape(kind, seen))
+                self.assumed.add(output.name)
+            if output.name in self.shapes:
+                one, two = self._dims(first) or (), self._dims(other) or ()
+                same = len(one) == len(two)
+                self._express_as(output.name, [
+                    n if same and two[i] == n else None for i, n in enumerate(one)
+                ])  # fmt: skip
+
+    def _possible(self, output: gs.Tensor, results: Sequence[gs.Tensor], opset: int) -> gs.Tensor | None:
+        """Return the only result of an If that the nodes after it accept; None if there is not exactly one."""
+        kinds = [self.types.get(t.name) for t in results]
+        ranks = {len(known_axes(kind)) if kind is not None and is_tensor(kind) else -1 for kind in kinds}
+        if len(ranks) < 2 or -1 in ranks:
+            return None
+        able = [t for t, k in zip(results, kinds, strict=True) if k and can_pass(output, k, self.types, opset)]
+        if len(able) != 1:
+            return None
+        self.impossible[output.name] = next(t.name for t in results if t is not able[0])
+        return able[0]
 
     def _state(self, t: gs.Tensor) -> int:
         """Return the number of a tensor's state: all that is known of it."""

@@ -14,6 +14,7 @@ Results of a selection (boxes of a detector), whose number depends on data, coun
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -21,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
+from onnxprune.analysis._type_inference import body_constants
 from onnxprune.analysis.coupling import Analysis, Kept
 from onnxprune.ops import find
 from onnxprune.ops.label_table import Axes
@@ -129,7 +131,8 @@ class CostModel:
         aside |= {t.name for n in nodes if n.op in _SCALED or n.op.startswith("QLinear") for t in n.inputs}
         integers = {root.name for root, _ in table.views.values() if root.dtype.kind != "f"} | table.quantized.keys()
         found: dict[str, tuple[_Template, int, bool]] = {}
-        for t in (t for n in nodes for t in n.inputs):
+        inside = (t for n in nodes if any(isinstance(a, gs.Graph) for a in n.attrs.values()) for t in body_constants(n))
+        for t in itertools.chain((t for n in nodes for t in n.inputs), inside):
             if isinstance(t, gs.Constant) and t.name not in found:
                 template = self._template(tuple(t.shape), self.analysis.table.constants.get(t.name))
                 floating = t.dtype.kind == "f" or t.dtype.name.startswith(("bfloat", "float"))

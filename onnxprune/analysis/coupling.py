@@ -17,13 +17,13 @@ import onnx_graphsurgeon as gs
 
 from onnxprune._utils.formatting import counted, shortened
 from onnxprune._utils.html import html_table
-from onnxprune.analysis._type_inference import captured
+from onnxprune.analysis._lock_reasons import lock_dynamic, name_inputs
+from onnxprune.analysis._type_inference import body_constants, captured
 from onnxprune.analysis.group_naming import Namer
 from onnxprune.analysis.shape_inference import Witness, known_or_witness
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.ir import protobuf_wire
 from onnxprune.ir.model import Array, Model
-from onnxprune.ir.symbolic import Expr
 from onnxprune.ops import OpSpec, find, guarded, is_foreign
 from onnxprune.ops.label_table import Contraction, CouplingOptions, FilterSite, Labels, LabelTable, Lock, ScaleSite
 from onnxprune.ops.quantize import dequantized
@@ -265,6 +265,16 @@ def _show_weights(node: gs.Node, table: LabelTable) -> None:
             table.filters(t, 0, table.produce(t, 0))
 
 
+def _show_body_weights(node: gs.Node, table: LabelTable) -> None:
+    """Label the weights in the bodies of a Loop or Scan, so that they are reported as locked."""
+    if not any(isinstance(a, gs.Graph) for a in node.attrs.values()):
+        return
+    for t in body_constants(node):
+        if len(t.shape) > 1 and t.name not in table.constants:
+            table.filters(t, 0, table.produce(t, 0))
+            table.lock_tensor(t, f"is in the body of a {node.op}, where channels are not analysed; unroll it on export")
+
+
 def _lock_all(tensors: Sequence[gs.Tensor], table: LabelTable, reason: str) -> None:
     for t in tensors:
         if t.name and (isinstance(t, gs.Constant) or t.name in table.shapes):
@@ -282,22 +292,27 @@ def walk(model: Model, witness: Witness, choices: CouplingOptions | None = None)
     """Return the label table of a model: run the rule of every operator once, in graph order."""
     graph = model.graph
     table = LabelTable(witness.shapes, witness.values, model.opset, choices, witness.sizes, witness.formulas)
+    table.impossible = witness.impossible
     table.outputs = frozenset(t.name for t in graph.outputs)
+    sources = {t.name: t.name for t in graph.inputs}
     for node in graph.nodes:
         table.node = node
         outer = captured(node)
+        start = len(table.locks)
         spec = find(node)
         tensors = [*node.inputs, *node.outputs]
         known = all(not t.name or isinstance(t, gs.Constant) or t.name in witness.shapes for t in tensors)
         if spec is not None and (known or spec.locked_reason):
             _couple(spec, node, table)
             if witness.sizes:
-                _lock_dynamic(node, table)
+                lock_dynamic(node, table)
         else:
             if spec is None:
                 _show_weights(node, table)
             _lock_all(node.inputs, table, _no_record(node) if spec is None else "is used where a shape is not known")
+        name_inputs(node, table, start, sources)
         _lock_all(outer, table, "is used inside a subgraph")
+        _show_body_weights(node, table)
         for t in outer:
             table.seal(t)  # in any order of nodes: other consumers of the constant keep it complete
         if not any(t.name in table.views for t in node.outputs):
@@ -312,34 +327,6 @@ def walk(model: Model, witness: Witness, choices: CouplingOptions | None = None)
                 if labels is not None:
                     table.locks.append(Lock(labels, t.name, "output", "is an output of the model"))
     return table
-
-
-_BY_INDEX = frozenset(("Gather", "GatherElements", "GatherND", "ScatterElements", "ScatterND", "Slice", "Split"))
-
-
-def _lock_dynamic(node: gs.Node, table: LabelTable) -> None:
-    """Lock channels on an axis of dynamic size, unless a Reshape merges them into it or they are only passed on.
-
-    The index of a channel then depends on the size, so no operator may select it by number.
-    """
-    if node.op in ("Reshape", "Flatten"):
-        return
-    read = _on_dynamic(node.inputs, table)
-    made = _on_dynamic(node.outputs, table)
-    for labels, size in [*made, *(read if node.op in _BY_INDEX else ())]:
-        if not any(size == n for _, n in read) or not any(size == n for _, n in made):
-            table.lock(labels, "is on an axis whose size is not constant")
-
-
-def _on_dynamic(tensors: Sequence[gs.Tensor], table: LabelTable) -> list[tuple[Labels, Expr]]:
-    """Return the labels on axes whose size depends on a dimension, with that size."""
-    out = []
-    for t in tensors:
-        sizes, axes = table.sizes.get(t.name), table.variables.get(t.name)
-        for labels, size in zip(axes or (), sizes or (), strict=False):
-            if labels is not None and isinstance(size, Expr):
-                out.append((labels, size))
-    return out
 
 
 def _couple(spec: OpSpec, node: gs.Node, table: LabelTable) -> None:

@@ -111,7 +111,7 @@ class LayerWeight:
 def layer_weights(graph: gs.Graph) -> list[LayerWeight]:
     """Return the floating-point weights of a graph's layers, in the order of first use; shared weights once.
 
-    Excluded are one-dimensional, integer (quantized) and sparse weights, weights inside bodies of If and Loop, and
+    Excluded are one-dimensional, integer (quantized) and sparse weights, weights inside bodies of Loop and Scan, and
     products of two constants.
     """
     last = _last_layers(graph)

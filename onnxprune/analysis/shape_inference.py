@@ -57,6 +57,7 @@ class Witness:
             (a sequence of tensors).
         formulas: Symbolic elements of the values that are not constant; None if they are not known.
         numbers: Numbers assigned to the unknowns of both.
+        impossible: Output of an If -> result of the branch that the nodes after the If reject whatever its sizes are.
         settled: Part of `dims` that was given, or that nodes of the model require.
     """
 
@@ -70,7 +71,13 @@ class Witness:
     sizes: Mapping[str, Dims] = field(default_factory=dict, repr=False)
     formulas: Mapping[str, Elements | None] = field(default_factory=dict, repr=False)
     numbers: Mapping[Atom, int | None] = field(default_factory=dict, repr=False)
+    impossible: Mapping[str, str] = field(default_factory=dict, repr=False)
     settled: Mapping[tuple[str, int], int] = field(default_factory=dict, repr=False)
+
+    @property
+    def assumed_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the inputs with dynamic dimensions besides the batch, by name."""
+        return {name: self.shapes[name] for name, axis in self.dims if axis and name in self.shapes}
 
     def symbolic(self, name: str) -> Dims | None:
         """Return the symbolic shape of a tensor; None if it is not known."""
@@ -201,19 +208,24 @@ def witness(model: Model, dims: Mapping[tuple[str, int], int] | None = None) -> 
         return _walked(model, dims)
     first = assignments(model, single=True)[0]
     seen = _walked(model, first)
-    conditions: list[Condition] = []
+    conditions: list[Violation] = []
     for _ in range(_TRIES):
         bad = violations(model, seen)
         if not bad:
-            settled = {key: n for key, n in seen.dims.items() if n != first[key]}
-            settled |= {key: n for key, n in model.sizes.items() if key in seen.dims}
-            return replace(seen, settled=settled) if settled else seen
-        conditions += [v.condition for v in bad]
-        numbers = _admitted(model, seen, conditions)
+            break
+        conditions += bad
+        numbers = _admitted(model, seen, [v.condition for v in conditions])
+        if numbers is None and any(v.certain for v in bad):  # branches may exclude each other
+            numbers = _admitted(model, seen, [v.condition for v in conditions if v.certain])
         if numbers is None:
             break
         seen = _walked(model, numbers)
-    raise _refused(model, seen, violations(model, seen)[0])
+    certain = [v for v in violations(model, seen) if v.certain] if conditions else []
+    if certain:
+        raise _refused(model, seen, certain[0])
+    settled = {key: n for key, n in seen.dims.items() if n != first[key]}
+    settled |= {key: n for key, n in model.sizes.items() if key in seen.dims}
+    return replace(seen, settled=settled) if settled else seen
 
 
 def _admitted(model: Model, seen: Witness, conditions: Sequence[Condition]) -> dict[tuple[str, int], int] | None:
@@ -266,5 +278,5 @@ def _walked(model: Model, dims: Mapping[tuple[str, int], int]) -> Witness:
     names |= {t.name for t in graph.outputs}
     return Witness(
         dims, found.shapes, found.values, found.dtypes, found.types, frozenset(found.assumed), frozenset(names),
-        found.sizes, found.formulas, found.numbers,
+        found.sizes, found.formulas, found.numbers, found.impossible,
     )  # fmt: skip

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from onnxprune.studies.model_diff import Differences
     from onnxprune.training import Retrained, ValidationMetrics
     from onnxprune.verification import Verification
-from onnxprune._utils.formatting import count, percent, seconds, size
+from onnxprune._utils.formatting import count, decimal, percent, seconds, size
 from onnxprune._utils.progress import Progress
 
 WIDTH = 80
@@ -92,6 +92,7 @@ def inspect_document(analysis: Analysis, name: str) -> dict[str, Any]:
         "opset": analysis.source.opset,
         "inputs": {t.name: [n if isinstance(n, int) else str(n) for n in t.shape or ()] for t in graph.inputs},
         "outputs": [t.name for t in graph.outputs],
+        "sizes": {name: list(shape) for name, shape in analysis.witness.assumed_shapes.items()},
         "macs": cost.macs,
         "params": cost.params,
         "bytes": cost.bytes,
@@ -130,7 +131,9 @@ def inspect_tables(analysis: Analysis, name: str) -> None:
     doc = inspect_document(analysis, name)
     inputs = ", ".join(f"{n} [{', '.join(map(str, s))}]" for n, s in doc["inputs"].items())
     sys.stdout.write(f"{name}: opset {doc['opset']}, input {inputs}\n")
-    sys.stdout.write(f"{count(doc['macs'])} MACs per sample, {count(doc['params'])} parameters, {size(doc['bytes'])}, ")
+    at = ", ".join(f"{n} {'x'.join(map(str, shape[1:]))}" for n, shape in doc["sizes"].items())
+    sys.stdout.write(f"{count(doc['macs'])} MACs per sample{f' ({at})' if at else ''}, ")
+    sys.stdout.write(f"{count(doc['params'])} parameters, {size(doc['bytes'])}, ")
     sys.stdout.write(f"{size(doc['memory'])} of activations\n")
     rows = [
         [
@@ -380,7 +383,7 @@ def retrained_figures(done: Retrained) -> str:
 
     def text(f: ValidationMetrics) -> str:
         shown = value_text(f)
-        return f"{shown} (loss {f.loss:.4f})" if shown else f"{f.loss:.4f}"
+        return f"{shown} (loss {decimal(f.loss)})" if shown else decimal(f.loss)
 
     name = "distillation loss" if done.metric == "distillation" else metric_title(done.metric)
     best = done.history[1] if len(done.history) > 1 else done.history[0]
@@ -400,9 +403,9 @@ def retrained_table(done: Retrained, title: str) -> None:
     rows = []
     for e in done.history:
         name = ("* " if e.epoch == done.epoch else "  ") + (str(e.epoch) if e.epoch else "as given")
-        row = [name, f"{e.train_loss:.4f}" if e.train_loss is not None else ""]
+        row = [name, decimal(e.train_loss) if e.train_loss is not None else ""]
         row += [value_text(e.figures)] if valued else []
-        row += [f"{e.loss:.4f}", f"{e.lr:.3g}" if e.lr is not None else "", seconds(e.seconds)]
+        row += [decimal(e.loss), f"{e.lr:.3g}" if e.lr is not None else "", seconds(e.seconds)]
         rows.append(row)
     loss = "loss" if done.metric == "top1" else "distillation"
     columns = ["epoch", "training loss", *([metric_title(done.metric)] if valued else []), loss, "lr", "time"]

@@ -270,6 +270,8 @@ def planned(analysis: Analysis, inputs: PlanInputs) -> Planned:
 
     planning, scoring, target = inputs.planning, inputs.scoring, inputs.target
     curves = load_curves(inputs.curves_file) if inputs.curves_file is not None else None
+    scored_here = planning.steps is not None or inputs.scores_file is None
+    samples = inputs.calibration(analysis.source) if scored_here else None  # before latency, which takes long
     wanted = inputs.predict or needs_latency(planning, target)
     latency = latency_predictor(analysis, inputs.machine, quiet=inputs.quiet) if wanted else None
     if planning.steps is not None:
@@ -278,14 +280,14 @@ def planned(analysis: Analysis, inputs: PlanInputs) -> Planned:
                 analysis, scoring.name, target, steps=planning.steps, schedule=planning.schedule, ratio=planning.ratio,
                 latency=latency, allocator=planning.allocator, normalize=planning.normalize,
                 constraints=inputs.constraints, reduce=scoring.reduce,
-                calibration=inputs.calibration(analysis.source), progress=tick, **scoring.params,
+                calibration=samples, progress=tick, **scoring.params,
             )  # fmt: skip
         return Planned(made, None, None, latency)
     if inputs.scores_file is not None:
         scores = load_scores(inputs.scores_file, analysis)
     else:
         own = scoring_of(curves, scoring)
-        scores = scored(analysis, own, inputs.calibration(analysis.source), quiet=inputs.quiet)
+        scores = scored(analysis, own, samples, quiet=inputs.quiet)
     made = plan(
         scores, target, ratio=planning.ratio, curves=curves, min_group_accuracy=planning.min_group_accuracy,
         max_loss=planning.max_loss, latency=latency, allocator=planning.allocator, normalize=planning.normalize,

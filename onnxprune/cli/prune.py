@@ -32,8 +32,8 @@ from onnxprune.options import (
     ModelOutput,
     Options,
     Planning,
+    ReportedMetric,
     Scoring,
-    TaskOptions,
     Verifying,
     option,
 )
@@ -55,7 +55,7 @@ def prune(
     output: ModelOutput,
     scoring: Scoring,
     data: CalibrationData,
-    tasks: TaskOptions,
+    tasks: ReportedMetric,
     planning: Planning,
     curves: CurvesInput,
     constraints: Constraints,

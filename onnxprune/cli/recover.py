@@ -17,8 +17,8 @@ from onnxprune.options import (
     Options,
     Recovery,
     RecoveryData,
+    ReportedMetric,
     Resuming,
-    TaskOptions,
     option,
 )
 
@@ -45,7 +45,7 @@ def recover(
     plan_file: Path,
     output: ModelOutput,
     data: RecoveryData,
-    tasks: TaskOptions,
+    tasks: ReportedMetric,
     recovery: Recovery,
     proof: ProofBefore,
     resuming: Resuming,

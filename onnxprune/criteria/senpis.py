@@ -357,6 +357,12 @@ class Senpis(DataCriterion):
         chosen = class_samples(context.labels, _classes(context), self.samples, self.seed, name=data.name)
         data = data.take(chosen)
         evaluator = loss_evaluator(context, data)
+        if evaluator.feeds.mixed:
+            raise OnnxPruneError(
+                "senpis compares mean feature maps of a class, and the samples differ in size",
+                where=f"data {data.name!r}",
+                fix="resize them (--size HxW), or choose another criterion, such as loss_change",
+            )
         tick = WorkProgress(context, evaluator)
         for group in in_reading_order(evaluator, context.groups):
             layer = self._layer(evaluator, group, tick, similarity)

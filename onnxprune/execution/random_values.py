@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 
 import numpy as np
@@ -22,6 +22,8 @@ _THRESHOLDS = {
 _ROWS = {"Gather": (1, 0), "GatherElements": (1, 0), "GatherND": (1, 0), "EmbedLayerNormalization": (0, 2)}
 """Operators that look up rows: (input of the indices, input of the table)."""
 _VIEWS = frozenset(("Cast", "Identity", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "Transpose", "Concat", "Expand"))
+_FEW_NUMBERS = 8
+_RANDOM_TRUTHS = 4  # runs in which single truth values are random
 STYLES = ("unit", "image", "wide", "positive", "huge")
 """N(0, 1); min(100 |N|, 255); N(0, 100 squared); min(|N| / 3, 1); N(0, 10,000 squared)."""
 
@@ -89,6 +91,29 @@ def rows(graph: Graph) -> dict[str, int]:
     return out
 
 
+_COMPARISONS = frozenset(("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"))
+_PICKS = _VIEWS | {"Gather", "Slice"}
+
+
+def decisive(graph: Graph) -> dict[str, list[int]]:
+    """Return, for each integer input that the graph compares with constants, those constants."""
+    out: dict[str, list[int]] = {}
+    for name, info in graph.inputs.items():
+        if info.type.tensor_type.elem_type not in (TensorProto.INT32, TensorProto.INT64):
+            continue
+        front = {name}
+        numbers: set[int] = set()
+        for node in graph.nodes:
+            if node.op_type in _PICKS and node.input[0] in front:
+                front.update(node.output)
+            elif node.op_type in _COMPARISONS and front.intersection(node.input):
+                known = [graph.value(n) for n in node.input if n in graph.constants]
+                numbers.update(int(v) for value in known if value.size <= _FEW_NUMBERS for v in value.reshape(-1))
+        if numbers:
+            out[name] = sorted(numbers)[:_FEW_NUMBERS]
+    return out
+
+
 class Values:
     """Random values by name, the same for the same name, run and seed.
 
@@ -103,10 +128,19 @@ class Values:
         self.seed = seed
         self.thresholds = thresholds(pruned) | thresholds(graph)
         self.rows = rows(graph)
+        self.decisive = decisive(graph)
+        self._codes: dict[str, int] = {}
+        self._digits = 0
+
+    @property
+    def choices(self) -> int:
+        """Number of values to try for the integer inputs that the graph compares with constants."""
+        return max((len(numbers) for numbers in self.decisive.values()), default=0) + 1
 
     def tensor(
-        self, name: str, shape: tuple[int, ...], dtype: np.dtype, run: int, style: str = "unit", largest: int = 2
-    ) -> Array:
+        self, name: str, shape: tuple[int, ...], dtype: np.dtype, run: int, style: str = "unit", largest: int = 2,
+        choice: int = 0,
+    ) -> Array:  # fmt: skip
         """Return values for one tensor.
 
         Args:
@@ -116,14 +150,19 @@ class Values:
             run: Number of the run.
             style: Distribution of floats, one of `STYLES`.
             largest: Exclusive upper bound of integers, for inputs that look up no table.
+            choice: Which of the constants that the graph compares this input with; one after the last: random values.
         """
         key = zlib.crc32(f"{name}/{run}/{style}/{self.seed}".encode())
         count = int(np.prod(shape))
         if dtype.kind == "b":
-            flat = normal(count, key) > 0 if count > 1 else np.full(count, (run + zlib.crc32(name.encode())) % 2 == 0)
+            flat = normal(count, key) > 0 if count > 1 else np.full(count, self._truth(name, run))
             return flat.reshape(shape)
         if dtype.kind in "iu":
             rng = np.random.default_rng(key)
+            numbers = [*self.decisive.get(name, ()), None]
+            number = numbers[(run + choice) % len(numbers)]
+            if number is not None:
+                return np.full(shape, number, dtype)
             info = np.iinfo(dtype)
             low, high = (info.min, info.max + 1) if dtype.itemsize == 1 else (0, self.rows.get(name, largest))
             return rng.integers(low, max(high, low + 1), shape, np.int64).astype(dtype)
@@ -131,6 +170,24 @@ class Values:
         if dtype.itemsize < 4 and style in ("wide", "huge"):  # sums of large numbers would overflow
             values = values * np.float32(0.1 if style == "wide" else 3e-3)
         return values.reshape(shape).astype(dtype)
+
+    def distinguish(self, names: Collection[str]) -> int:
+        """Choose truth values such that single truth values have both values, and no two are equal in all runs.
+
+        Args:
+            names: Tensors that hold a single truth value.
+
+        Returns:
+            Number of runs, from 0 on, in which this is so.
+        """
+        self._codes = {name: i + 1 for i, name in enumerate(sorted(names))}
+        self._digits = (len(self._codes) + 1).bit_length()
+        return self._digits + _RANDOM_TRUTHS
+
+    def _truth(self, name: str, run: int) -> bool:
+        if run < self._digits and name in self._codes:
+            return bool(self._codes[name] >> run & 1)
+        return zlib.crc32(f"{name}/{run // 2}".encode()) >> 7 & 1 == run % 2
 
     def _floats(self, name: str, count: int, key: int, style: str) -> Array:
         x = normal(count, key)
@@ -149,7 +206,9 @@ class Values:
                 x[at] = np.float32(centre) + x[at] * spread[i]
         return x
 
-    def inputs(self, shapes: Mapping[str, tuple[int, ...]], run: int, style: str, largest: int) -> dict[str, Array]:
+    def inputs(
+        self, shapes: Mapping[str, tuple[int, ...]], run: int, style: str, largest: int, choice: int = 0
+    ) -> dict[str, Array]:
         """Return feeds of the model.
 
         Raises:
@@ -164,7 +223,7 @@ class Values:
                     fix="verify on real inputs with --data, or skip the proof with --no-verify",
                 )
             dtype = np.dtype(helper.tensor_dtype_to_np_dtype(kind))
-            feeds[name] = self.tensor(name, shapes[name], dtype, run, style, largest)
+            feeds[name] = self.tensor(name, shapes[name], dtype, run, style, largest, choice)
             if dtype.kind == "f" and style == "unit" and name in self.thresholds:
                 feeds[name] = normal(feeds[name].size, run).reshape(shapes[name]).astype(dtype)
         return feeds

@@ -2,7 +2,8 @@
 
 The working graph is an onnx-graphsurgeon `Graph`, which loses documentation strings, metadata and more; `Model` keeps
 those in a `Sidecar`, keyed by names, and `onnxprune.ir.writer` merges back what still applies. Weights are numpy
-arrays, read-only views over the memory-mapped file where they are large.
+arrays, read-only views over the memory-mapped file where they are large. If nodes are in flat form
+(`onnxprune.ir.branches`).
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class Sidecar:
         nodes: NodeProto with only doc string and metadata, by the name of the first output, for nodes that have any.
         values: Complete ValueInfoProto of graph inputs and outputs, by name.
         tensors: TensorProto with only doc string and metadata, by name, for initializers that have any.
+        depth: Number of Ifs around each node in the file, by its first output; empty if the file has no If.
     """
 
     shell: onnx.ModelProto
@@ -49,6 +51,7 @@ class Sidecar:
     nodes: dict[str, onnx.NodeProto]
     values: dict[str, onnx.ValueInfoProto]
     tensors: dict[str, onnx.TensorProto]
+    depth: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(repr=False)

@@ -14,6 +14,8 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from onnxprune.ir.branches import describe, flat, is_flat_if, nested, places
+from onnxprune.ir.branches import reads as reads
 from onnxprune.ir.model import Array, Model
 from onnxprune.ir.writer import to_skeleton
 
@@ -23,28 +25,10 @@ _LISTS = {"value_float": np.float32, "value_floats": np.float32, "value_int": np
 _EXTERNAL = 2**16  # constants of at least this many bytes are passed to onnxruntime without a copy
 INSERTED = "//"
 """Part of every name that the checker inserts."""
+EXECUTED, SKIPPED = f"{INSERTED}executed", f"{INSERTED}skipped"
+"""Constants [1] and [], by which a branch shows whether it was executed."""
 COMPUTED = "//computed"
 """Suffix of a computed tensor whose consumers read a substitute chosen by the checker."""
-
-
-def reads(node: NodeProto) -> list[str]:
-    """Return the tensor names a node reads, including outer tensors captured by its bodies."""
-    names = [n for n in node.input if n]
-    for attribute in node.attribute:
-        for body in (attribute.g, *attribute.graphs) if attribute.type in (5, 10) else ():
-            names += captured(body)
-    return names
-
-
-def captured(body: onnx.GraphProto) -> list[str]:
-    """Return the names that a body uses and does not define."""
-    own = {v.name for v in body.input} | {t.name for t in body.initializer}
-    own |= {t.values.name for t in body.sparse_initializer}
-    used: list[str] = []
-    for node in body.node:
-        used += [n for n in reads(node) if n not in own]
-        own.update(node.output)
-    return used + [v.name for v in body.output if v.name not in own]
 
 
 def bodies(nodes: Sequence[NodeProto]) -> Iterator[onnx.GraphProto]:
@@ -58,7 +42,7 @@ def bodies(nodes: Sequence[NodeProto]) -> Iterator[onnx.GraphProto]:
 
 @dataclass
 class Graph:
-    """Nodes of a model in topological order, its constants, and the producer of each tensor.
+    """Nodes of a model in topological order, Ifs in flat form, its constants, and the producer of each tensor.
 
     Attributes:
         shell: Model with IR version, opsets and functions only.
@@ -88,6 +72,7 @@ class Graph:
     def of(cls, model: Model) -> Graph:
         """Return the graph of a model; it shares the model's weights."""
         proto, arrays = to_skeleton(model)
+        proto, _ = flat(proto)
         shell = onnx.ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import, functions=proto.functions)
         constants = {t.name: t for t in proto.graph.initializer}
         nodes = []
@@ -144,8 +129,7 @@ class Graph:
         """Return a description of the producer of a tensor, for messages."""
         if tensor not in self.writer:
             return f"tensor {tensor!r}"
-        node = self.nodes[self.writer[tensor]]
-        return f"{node.op_type} {node.name or node.output[0]!r}"
+        return describe(self.nodes[self.writer[tensor]])
 
     def needed(self, targets: Collection[str], cuts: Collection[str]) -> tuple[list[int], set[str]]:
         """Return the indices of the nodes that compute the targets, and the cut tensors and inputs they start from."""
@@ -190,7 +174,8 @@ class Graph:
         proto = onnx.ModelProto()
         proto.CopyFrom(self.shell)
         proto.graph.name = "checked"
-        proto.graph.node.extend(nodes)
+        made = {name + COMPUTED if name in cuts else name for name in outputs}
+        proto.graph.node.extend(nested(nodes, made, {}, [reads(n) for n in nodes]))
         for name, kind in leaves.items():
             info = proto.graph.input.add(name=name)
             info.type.tensor_type.elem_type = kind
@@ -215,6 +200,49 @@ class Graph:
         proto.graph.input.extend(self.inputs.values())
         return proto, external
 
+    def outside_branches(self, names: Sequence[str]) -> list[str]:
+        """Return the tensors that are computed whichever branches are executed."""
+        inside = places(self.nodes, self.outputs, {}, self.read)
+        return [n for n in names if n not in self.writer or not inside[self.writer[n]]]
+
+    def with_sizes(
+        self, outputs: Sequence[str], sized: Sequence[str]
+    ) -> tuple[onnx.ModelProto, dict[str, Array], list[str]]:
+        """Return the model with these outputs and the shapes of other tensors.
+
+        A shape is followed by a 1; it is empty if the branch that computes the tensor is not executed.
+
+        Args:
+            outputs: Tensors to return.
+            sized: Tensors of which the shape is returned.
+
+        Returns:
+            The model, the values of its large constants, and the names of the shapes.
+        """
+        graph = Graph(**{**self.__dict__, "nodes": list(self.nodes), "constants": dict(self.constants)})
+        inside = places(self.nodes, [*outputs, *self.outputs], {}, self.read)
+        for name, values in ((EXECUTED, [1]), (SKIPPED, [])):
+            graph.constants[name] = numpy_helper.from_array(np.array(values, np.int64), name)
+        names = []
+        for i, name in enumerate(sized):
+            shape, found = f"{INSERTED}shape{i}", f"{INSERTED}size{i}"
+            graph.nodes.append(helper.make_node("Shape", [name], [shape]))
+            graph.nodes.append(helper.make_node("Concat", [shape, EXECUTED], [found], axis=0))
+            around = inside[self.writer[name]] if name in self.writer else ()
+            for level, (at, side) in enumerate(reversed(around or ())):
+                node = graph.nodes[at]
+                count = len(node.output)
+                added = [SKIPPED, found] if side else [found, SKIPPED]
+                found = f"{INSERTED}size{i}/{level}"
+                results = [*node.input[1 : 1 + count], added[0], *node.input[1 + count :], added[1]]
+                graph.nodes[at] = helper.make_node(
+                    node.op_type, [node.input[0], *results], [*node.output, found], node.name, domain=node.domain
+                )
+            names.append(found)
+        graph.index()
+        proto, external = graph.with_outputs([*outputs, *names])
+        return proto, external, names
+
     def selected(self) -> set[str]:
         """Return the tensors whose shapes may depend on data: selections, and everything computed from them."""
         out: set[str] = set()
@@ -225,9 +253,8 @@ class Graph:
 
     def _decided_by_sizes(self, node: NodeProto) -> bool:
         """Return whether the number of results of a selection depends on sizes only."""
-        if node.op_type == "If":
-            inner = (n for body in bodies([node]) for n in body.node)
-            return node.input[0] in self.fixed and not any(_selects(n) for n in inner)
+        if is_flat_if(node):
+            return node.input[0] in self.fixed
         return node.op_type == "TopK" and all(n in self.fixed for n in node.input[1:])
 
     def discontinuous(self, rounded: Collection[str]) -> set[str]:
@@ -244,6 +271,8 @@ class Graph:
             moved.update(o for o in node.output if o)
             inserted = any(INSERTED in o for o in node.output)  # masking integers does not round
             jumps = not inserted and (node.op_type in DISCONTINUOUS or _makes_integers(node))
+            if is_flat_if(node):
+                jumps = node.input[0] in moved
             if jumps or any(r in out for r in names):
                 out.update(o for o in node.output if o)
         return out

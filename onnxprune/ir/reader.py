@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ import onnx_graphsurgeon as gs
 from onnx import numpy_helper
 from onnx_graphsurgeon.ir.tensor import SparseValues
 
+from onnxprune._utils.formatting import shortened
 from onnxprune._utils.gc_pause import gc_paused
 from onnxprune.errors import OnnxPruneError
 from onnxprune.ir import protobuf_wire
 from onnxprune.ir._function_inlining import without_functions
+from onnxprune.ir._node_order import in_order
+from onnxprune.ir.branches import flat
 from onnxprune.ir.input_sizes import Shapes, with_shapes
 from onnxprune.ir.model import Array, Model, Sidecar, node_key
 
@@ -40,9 +44,9 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto, *, shapes: Shapes | N
             it open. The dimensions stay dynamic in all results.
 
     Raises:
-        OnnxPruneError: The file is missing, not ONNX, truncated, rejected by the ONNX checker, its opset is older
-            than 9, its external data is missing or lies elsewhere, a convolution's weight has no value, or the shapes
-            do not fit the inputs.
+        OnnxPruneError: The file is missing, not ONNX, truncated, rejected by the ONNX checker, its nodes depend on each
+            other in a cycle, its opset is older than 9, its external data is missing or lies elsewhere, a
+            convolution's weight has no value, or the shapes do not fit the inputs.
     """
     with gc_paused():
         model = _from_proto(source, {}, None) if isinstance(source, onnx.ModelProto) else _from_file(Path(source))
@@ -77,6 +81,7 @@ def _from_proto(proto: onnx.ModelProto, arrays: dict[str, Array], path: Path | N
             arrays[tensor.name] = _external(tensor, path, data_files)
         elif tensor.name not in arrays:
             arrays[tensor.name] = _inline(tensor)
+    proto = in_order(proto)
     _check(proto, arrays)
     proto = without_functions(proto)
     missing = _valueless_weights(proto)
@@ -86,8 +91,9 @@ def _from_proto(proto: onnx.ModelProto, arrays: dict[str, Array], path: Path | N
             where=missing[0],
             fix="export the model with its parameters (torch: export_params=True)",
         )
+    proto, depth = flat(proto)
     graph = _import(proto)
-    # A weight that only bodies of If or Loop read is not a tensor of the graph itself.
+    # A weight that only bodies of Loop or Scan read is not a tensor of the graph itself.
     for t in (t for g in (graph, *graph.subgraphs(recursive=True)) for t in g.tensors().values()):
         if isinstance(t, gs.Constant) and t.name in arrays:
             t._values = arrays[t.name]
@@ -96,7 +102,7 @@ def _from_proto(proto: onnx.ModelProto, arrays: dict[str, Array], path: Path | N
             t._values = t.values
     if graph.ir_version < 4:
         graph.ir_version = IR_WITHOUT_INPUTS
-    return Model(graph, _sidecar(proto), path, frozenset(data_files))
+    return Model(graph, _sidecar(proto, depth), path, frozenset(data_files))
 
 
 def _import(proto: onnx.ModelProto) -> gs.Graph:
@@ -279,13 +285,30 @@ def _check(proto: onnx.ModelProto, arrays: dict[str, Array]) -> None:
     try:
         onnx.checker.check_model(skeleton)
     except onnx.checker.ValidationError as err:
-        message = str(err).strip().splitlines()
-        raise OnnxPruneError(f"the ONNX checker rejects the model: {message[0]}") from err
+        raise _rejected(str(err)) from err
     except Exception as err:  # names that are not UTF-8 fail while the checker words its message
         raise OnnxPruneError(f"the ONNX checker cannot read the model: {err}") from err
     for tensor in proto.graph.initializer:
         if arrays[tensor.name].shape != tuple(tensor.dims):
             raise OnnxPruneError("its data does not fit its shape", where=f"initializer {tensor.name!r}")
+
+
+def _rejected(message: str) -> OnnxPruneError:
+    """Return the error for a message of the ONNX checker; the nodes are in order already."""
+    unknown = re.search(r"however input '(.*)' of node: *\nname: *(.*) OpType: (.*)", message)
+    if unknown is not None:
+        name, node, op = unknown.groups()
+        return OnnxPruneError(
+            f"the ONNX checker rejects the model: a node reads {name!r}, which nothing computes",
+            where=f"{op} {node!r}".removesuffix(" ''"),
+            fix="the file is damaged: export it again",
+        )
+    what, _, context = message.partition("==> Context:")
+    place = re.search(r"Name: *(.*) OpType: (.*)", context)
+    return OnnxPruneError(
+        f"the ONNX checker rejects the model: {shortened(' '.join(what.split()), 400)}",
+        where=f"{place[2]} {place[1]!r}".removesuffix(" ''") if place is not None else None,
+    )
 
 
 def _valueless_weights(proto: onnx.ModelProto) -> tuple[str, str] | None:
@@ -304,7 +327,7 @@ def _valueless_weights(proto: onnx.ModelProto) -> tuple[str, str] | None:
     return None
 
 
-def _sidecar(proto: onnx.ModelProto) -> Sidecar:
+def _sidecar(proto: onnx.ModelProto, depth: dict[str, int]) -> Sidecar:
     shell = onnx.ModelProto()
     shell.CopyFrom(proto)
     graph = onnx.GraphProto()
@@ -327,4 +350,4 @@ def _sidecar(proto: onnx.ModelProto) -> Sidecar:
     graph.quantization_annotation.extend(proto.graph.quantization_annotation)
     shell.ClearField("graph")
     shell.ClearField("functions")
-    return Sidecar(shell, graph, nodes, values, tensors)
+    return Sidecar(shell, graph, nodes, values, tensors, depth)

@@ -17,16 +17,24 @@ from onnx_graphsurgeon.ir.tensor import SparseValues
 from onnxprune._utils.atomic_files import atomic, check_output
 from onnxprune.errors import OnnxPruneError
 from onnxprune.ir import protobuf_wire
+from onnxprune.ir.branches import FLAT, is_flat_if, nested, reads
 from onnxprune.ir.model import Array, Model, Sidecar, node_key
 
 # Protobuf refuses messages above 2 GiB; leave room for the graph itself.
 LARGEST_SINGLE_FILE = protobuf_wire.TWO_GIB - 64 * 2**20
 
 
-def to_skeleton(model: Model, graph: gs.Graph | None = None) -> tuple[onnx.ModelProto, dict[str, Array]]:
+def to_skeleton(
+    model: Model, graph: gs.Graph | None = None, *, nest: bool = True
+) -> tuple[onnx.ModelProto, dict[str, Array]]:
     """Return the ModelProto without large weights, and those weights by name.
 
     All initializers are listed with type and shape; the data of the large ones is in the dict.
+
+    Args:
+        model: Model to write.
+        graph: Graph to write instead of the model's.
+        nest: Write an If with branches; otherwise in flat form, which no runtime reads.
     """
     graph = model.graph if graph is None else graph
     side = model.sidecar
@@ -35,6 +43,8 @@ def to_skeleton(model: Model, graph: gs.Graph | None = None) -> tuple[onnx.Model
     proto.ir_version = graph.ir_version
     del proto.opset_import[:]
     proto.opset_import.extend(update_import_domains(graph))
+    for i in [i for i, o in enumerate(proto.opset_import) if o.domain == FLAT]:
+        del proto.opset_import[i]
     out = proto.graph
     out.CopyFrom(side.graph)
     out.name = graph.name or "graph"
@@ -47,6 +57,12 @@ def to_skeleton(model: Model, graph: gs.Graph | None = None) -> tuple[onnx.Model
     for tensors, field_ in ((graph.inputs, out.input), (graph.outputs, out.output)):
         for t in tensors:
             field_.append(side.values.get(t.name) or OnnxExporter.export_value_info_proto(t, True))
+    ours = None
+    if nest and any(map(is_flat_if, out.node)):
+        nodes = nested(out.node, {t.name for t in graph.outputs}, side.depth, [reads(n) for n in out.node])
+        ours = {o for n in nodes for o in n.output}
+        del out.node[:]
+        out.node.extend(nodes)
     arrays: dict[str, Array] = {}
     interface = {t.name for t in [*graph.inputs, *graph.outputs]}
     for t in _tensors(graph):
@@ -55,7 +71,7 @@ def to_skeleton(model: Model, graph: gs.Graph | None = None) -> tuple[onnx.Model
                 out.sparse_initializer.append(t._values.tensor)
                 continue
             out.initializer.append(_initializer(t, arrays, side))
-        elif t.name not in interface and t.dtype is not None:
+        elif t.name not in interface and t.dtype is not None and (ours is None or t.name in ours):
             out.value_info.append(OnnxExporter.export_value_info_proto(t, False))
     present = {t.name for t in out.initializer} | {v.name for v in out.value_info} | interface
     notes = [q for q in out.quantization_annotation if q.tensor_name in present]

@@ -2,6 +2,7 @@
 
 from onnxprune.ops import attention as attention
 from onnxprune.ops import concat as concat
+from onnxprune.ops import control_flow as control_flow
 from onnxprune.ops import conv as conv
 from onnxprune.ops import elementwise as elementwise
 from onnxprune.ops import fused as fused

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 
+import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
@@ -235,6 +236,30 @@ def _like_product(b: int, floats: bool) -> StandIn:
     return stand_in
 
 
+PACKED = "packs several weights into each byte; prune the model before it is quantized to 4 bits"
+
+
+def couple_packed(node: gs.Node, table: LabelTable) -> None:
+    """Lock every input: weights of a few bits are packed in blocks along the summed axis."""
+    table.lock_inputs(PACKED)
+
+
+def _macs_packed(node: gs.Node, ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
+    return prod(ins[0]) * int(node.attrs["N"])
+
+
+def _like_packed(node: gs.Node) -> list[onnx.NodeProto]:
+    """Return a product with a weight [K, N] of zeros in the data's element type."""
+    out, data = node.outputs[0].name, node.inputs[0].name
+    size = onnx.numpy_helper.from_array(np.array([node.attrs["K"], node.attrs["N"]], np.int64))
+    return [
+        onnx.helper.make_node("Constant", [], [f"{out}/size"], value=size),
+        onnx.helper.make_node("ConstantOfShape", [f"{out}/size"], [f"{out}/zeros"]),
+        onnx.helper.make_node("CastLike", [f"{out}/zeros", data], [f"{out}/weight"]),
+        onnx.helper.make_node("MatMul", [data, f"{out}/weight"], [out]),
+    ]
+
+
 register(OpSpec("QLinearConv", couple_qlinear_conv, patch=patch_qlinear_conv, macs=_macs_conv(3)))
 register(OpSpec("ConvInteger", couple_conv_integer, patch=patch_conv_group, macs=_macs_conv(1)))
 register(OpSpec("QLinearMatMul", couple_qlinear_matmul, macs=macs_product))
@@ -245,6 +270,7 @@ for _spec in (
     OpSpec("MatMulIntegerToFloat", couple_matmul_integer_to_float, macs=macs_product,
            stand_in=_like_product(1, floats=True)),
     OpSpec("DynamicQuantizeMatMul", couple_dynamic_matmul, macs=macs_product, stand_in=_like_product(1, floats=True)),
+    OpSpec("MatMulNBits", couple_packed, macs=_macs_packed, stand_in=_like_packed, locked_reason=PACKED),
     OpSpec("QLinearAdd", couple_qlinear_binary, stand_in=_like("Add", 0, 3)),
     OpSpec("QLinearMul", couple_qlinear_binary, stand_in=_like("Mul", 0, 3)),
     OpSpec("QLinearLeakyRelu", couple_qlinear_unary, stand_in=_like("LeakyRelu", 0)),

@@ -25,6 +25,7 @@ Array = npt.NDArray[Any]
 
 _INTEGERS = (np.dtype(np.int64), np.dtype(np.int32), np.dtype(np.bool_))
 
+FIXED = "meets an axis that is fixed"
 STATISTIC = "takes a statistic over these channels: removing one is not masking it"
 
 
@@ -152,6 +153,7 @@ class LabelTable:
         self.choices = choices or CouplingOptions()
         self.sizes = sizes
         self.formulas = formulas
+        self.impossible: Mapping[str, str] = {}  # output of an If -> result that the nodes after the If reject
         self.count = 1
         self.variables: dict[str, Axes] = {}
         self.constants: dict[str, Axes] = {}
@@ -292,7 +294,7 @@ class LabelTable:
         if a is b:
             return
         if a is None or b is None:
-            self.lock(a if b is None else b, "meets an axis that is fixed")
+            self.lock(a if b is None else b, FIXED)
             return
         if self._partial:
             zero = (a == 0) | (b == 0)

@@ -19,6 +19,7 @@ import onnx_graphsurgeon as gs
 
 from onnxprune._utils.registry import Registry
 from onnxprune.errors import OnnxPruneError
+from onnxprune.ir.branches import FLAT
 from onnxprune.ops.label_table import Array, CouplingOptions, LabelTable
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def find(node: gs.Node) -> OpSpec | None:
     Raises:
         OnnxPruneError: There is no record, and the plug-in named after the operator's domain failed to load.
     """
-    key = ("" if node.domain in (None, "ai.onnx") else node.domain, node.op)
+    key = ("" if node.domain in (None, "ai.onnx", FLAT) else node.domain, node.op)
     spec = OPERATORS.find(key)
     if spec is None and (err := OPERATORS.broken(key, f"{node.op} {node.name or node.outputs[0].name!r}")) is not None:
         raise err

@@ -131,7 +131,8 @@ def couple_reshape(node: gs.Node, table: LabelTable) -> None:
         return
     shapes, dynamic = (table.shape(x), table.shape(y)), x.name in table.sizes or y.name in table.sizes
     found, opaque, nested = _matched(shapes, (tuple(table.size(x)), tuple(table.size(y))) if dynamic else None)
-    if len(node.inputs) > 1 and not isinstance(node.inputs[1], gs.Constant):
+    stated = _stated(node, len(shapes[1]))
+    if stated is None:
         for labels in axes:
             table.lock(labels, "is reshaped by run-time arithmetic")
         return
@@ -174,7 +175,33 @@ def couple_reshape(node: gs.Node, table: LabelTable) -> None:
         shape = [found[k].size if k in varying else 1 for k in mine]
         full = np.broadcast_to(grid.reshape(shape), [found[k].size for k in mine])
         out[target] = full.reshape(-1)
+        if not stated[target]:
+            table.lock(out[target], "is reshaped by run-time arithmetic")
     table.put(y, out)
+
+
+def _stated(node: gs.Node, rank: int) -> list[bool] | None:
+    """Return of every output axis whether its size is stated by a constant, which can be patched, or inferred.
+
+    The operand is a constant, or joined from single elements for this node alone (by the pass fold_shapes).
+    """
+    if len(node.inputs) < 2 or isinstance(node.inputs[1], gs.Constant):
+        return [True] * rank
+    joined = _elements(node)
+    if joined is None or len(joined.inputs) != rank:
+        return None
+    return [isinstance(t, gs.Constant) and int(t.values.reshape(-1)[0]) != 0 for t in joined.inputs]
+
+
+def _elements(node: gs.Node) -> gs.Node | None:
+    """Return the Concat of single elements that computes the shape operand; None if there is none."""
+    if len(node.inputs) < 2 or not node.inputs[1].inputs:
+        return None
+    operand = node.inputs[1]
+    joined = operand.inputs[0]
+    if joined.op != "Concat" or len(operand.outputs) > 1:
+        return None
+    return joined if all(list(t.shape or ()) == [1] for t in joined.inputs) else None
 
 
 def _choose(node: gs.Node, table: LabelTable, found: Sequence[Factor], varying: Sequence[int]) -> int:
@@ -276,6 +303,12 @@ def patch_reshape(node: gs.Node, patcher: Patcher) -> None:
     """Update stated sizes; -1 (infer) adapts itself, and 0 (copy) is kept where both axes have the same size."""
     value = patcher.constant(node, 1)
     if value is None:
+        joined = _elements(node)
+        for axis in range(len(joined.inputs)) if joined is not None else ():
+            keep = patcher.keep(node.outputs[0], axis)
+            element = patcher.constant(joined, axis)
+            if keep is not None and element is not None and int(element.reshape(-1)[0]) > 0:
+                patcher.replace(joined, axis, np.full(1, keep.sum(), element.dtype))
         return
     value = value.copy()
     changed = False

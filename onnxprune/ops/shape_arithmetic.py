@@ -104,7 +104,6 @@ register_locked(
     "SplitToSequence", "ConcatFromSequence", "SequenceMap",
 )  # fmt: skip
 register_locked("is optional", "Optional", "OptionalGetElement", "OptionalHasElement")
-register_locked("is read or written inside a subgraph", "If", "Loop", "Scan")
 register_locked(
     "reads text or files",
     "StringNormalizer", "StringConcat", "StringSplit", "RegexFullMatch", "TfIdfVectorizer", "ImageDecoder",

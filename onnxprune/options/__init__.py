@@ -56,6 +56,7 @@ from onnxprune.options.sparsity import Sparsifying as Sparsifying
 from onnxprune.options.sparsity import SparsityScope as SparsityScope
 from onnxprune.options.sparsity import SparsitySweep as SparsitySweep
 from onnxprune.options.tasks import ReferenceModel as ReferenceModel
+from onnxprune.options.tasks import ReportedMetric as ReportedMetric
 from onnxprune.options.tasks import TaskOptions as TaskOptions
 from onnxprune.options.tasks import task_options as task_options
 from onnxprune.options.training import Distillation as Distillation

@@ -8,6 +8,10 @@ from pathlib import Path
 from onnxprune.options._declare import DATA, Options, option
 
 TASK_NAMES = ("classify", "detect", "segment", "recognize", "embed", "regress")
+_NOUNS = {
+    "classification": "classify", "detection": "detect", "segmentation": "segment", "recognition": "recognize",
+    "embedding": "embed", "regression": "regress",
+}  # fmt: skip
 BLANKS = ("auto", "first", "last")
 
 
@@ -34,6 +38,20 @@ class TaskOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
+class ReportedMetric(TaskOptions):
+    """Task of the model, and the metric that is reported on held-out samples."""
+
+    task: str | None = option(
+        None, heading=DATA, advanced=True, choices=TASK_NAMES, shown="guessed from the model and the targets",
+        help="Kind of the outputs: classify, detect, segment, recognize, embed or regress.",
+    )  # fmt: skip
+    metric: str | None = option(
+        None, heading=DATA, advanced=True, shown="the first of the task", metavar="NAME",
+        help="Metric to report on held-out samples (docs/tasks.md), or package.module:function.",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ReferenceModel(Options):
     """Original that a model is compared with."""
 
@@ -44,7 +62,10 @@ class ReferenceModel(Options):
 
 
 def task_options(task: TaskOptions | str | None, metric: str | None = None) -> TaskOptions:
-    """Return the options of a task that is given by name or with options, and a metric if it is named."""
+    """Return the options of a task that is given by name or with options, and a metric if it is named.
+
+    A name may be the noun as well: "detection" for detect.
+    """
     if isinstance(task, TaskOptions):
         return TaskOptions(task=task.task, metric=metric or task.metric, alphabet=task.alphabet, blank=task.blank)
-    return TaskOptions(task=task, metric=metric)
+    return TaskOptions(task=_NOUNS.get(task, task) if task is not None else None, metric=metric)

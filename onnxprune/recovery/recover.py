@@ -38,7 +38,7 @@ from onnxprune.execution.tasks.task import bind_task
 from onnxprune.ir.model import PROVENANCE, Model
 from onnxprune.ir.writer import save
 from onnxprune.options.recovery import STAGES as STAGES
-from onnxprune.options.tasks import TaskOptions
+from onnxprune.options.tasks import TaskOptions, task_options
 from onnxprune.planning.analyze import analyze_for
 from onnxprune.planning.sensitivity_sweep import data_digest
 from onnxprune.plans import Plan
@@ -224,7 +224,7 @@ def recover(
     calibration = _bounded(analysis, calibration)
     solving, judging = split(calibration.data)
     inside = replace(calibration, data=solving)
-    judge = _HoldoutEvaluator(analysis, replace(calibration, data=judging), task or TaskOptions())
+    judge = _HoldoutEvaluator(analysis, replace(calibration, data=judging), task_options(task))
     model = pruned
     best = judge.distance(pruned)
     done = [judge.stage("as cut", pruned, best, 0.0, True)]

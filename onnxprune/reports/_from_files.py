@@ -236,6 +236,10 @@ class _FileCollector:
                     self.report.tables.append(_sections.recovery_table(f"Recovery: {name}", Fields(d.value, name)))
                 elif d.kind == "training":
                     self.report.tables.append(_sections.training_table(f"Training: {name}", Fields(d.value, name)))
+                elif d.kind == "evaluation":
+                    fields = Fields(d.value, name)
+                    title = f"Evaluation of {Path(fields.text('model')).name or name}"
+                    self.report.facts.append((title, _sections.evaluation_facts(fields)))
                 elif d.kind == "inspection" and not self.models:
                     self._inspection(Fields(d.value, name))
                 elif d.kind == "run":

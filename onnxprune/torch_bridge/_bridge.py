@@ -241,7 +241,7 @@ class _Assembly:
         for pattern in freeze:
             if not any(fnmatchcase(name, pattern) for name in self.constants):
                 raise OnnxPruneError(f"nothing to freeze: no weight is named like {pattern!r}")
-        proto = to_skeleton(prepared)[0]
+        proto = to_skeleton(prepared, nest=False)[0]
         _describe(proto, witness(prepared))
         shared = {name for name, n in uses.items() if n > 1}
         self.onnx = _BridgeGraph(proto.graph, self.constants, shared)

@@ -1,6 +1,7 @@
 """Import of every converter family, which registers the converters."""
 
 from onnxprune.torch_bridge import activation as activation
+from onnxprune.torch_bridge import control_flow as control_flow
 from onnxprune.torch_bridge import conv as conv
 from onnxprune.torch_bridge import elementwise as elementwise
 from onnxprune.torch_bridge import gather as gather

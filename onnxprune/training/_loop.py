@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from onnxprune._utils.formatting import counted, percent
+from onnxprune._utils.formatting import counted, decimal, percent
 from onnxprune._utils.html import html_table
 from onnxprune._utils.progress import Progress
 from onnxprune.errors import OnnxPruneError
@@ -113,8 +113,8 @@ class Retrained:
         for e in self.history:
             name = ("* " if e.epoch == self.epoch else "") + (str(e.epoch) if e.epoch else "as given")
             rows.append(
-                [name, "-" if e.train_loss is None else f"{e.train_loss:.4f}", value_text(e.figures) or "-",
-                 f"{e.loss:.4f}"]
+                [name, "-" if e.train_loss is None else decimal(e.train_loss), value_text(e.figures) or "-",
+                 decimal(e.loss)]
             )  # fmt: skip
         title = metric_title(self.before.metric or "top1")
         return html_table("retrained", ["epoch", "training loss", title, "loss"], rows, note=self._change)
@@ -128,7 +128,7 @@ class Retrained:
         if self.before.metric:
             return f"{metric_title(self.before.metric)} {value_text(self.before)} -> {value_text(self.after)}"
         if self.before.top1 is None or self.after.top1 is None:
-            return f"distillation loss {self.before.loss:.4f} -> {self.after.loss:.4f}"
+            return f"distillation loss {decimal(self.before.loss)} -> {decimal(self.after.loss)}"
         return f"top-1 {percent(self.before.top1)} -> {percent(self.after.top1)}"
 
     @property
@@ -376,4 +376,6 @@ def _statement(
 
 
 def _plain(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: None if isinstance(v, float) and not isfinite(v) else v for k, v in record.items()}
+    """Return a record for JSON; without a task's metric its fields are left out."""
+    unused = ("metric", "value", "higher_is_better") if record.get("metric") == "" else ()
+    return {k: None if isinstance(v, float) and not isfinite(v) else v for k, v in record.items() if k not in unused}

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 Feeds = Mapping[str, Array]
 _MOST_SIZES = 10  # assignments, including those next to constants of the shape arithmetic
-_TRIES = 24  # assignments tried on the original
+_TRIES = 40  # assignments tried on the original
 
 
 def verify(
@@ -142,22 +142,27 @@ class _Job:
         """Run the induction at all sizes, then whole runs; return the certificate."""
         data = [{k: v.astype(np.float32) if narrow(v.dtype) else v for k, v in feeds.items()} for feeds in data]
         runs = self._runs(data)
-        for i, run in enumerate(runs):
-            self.induction.run(run.shapes, run.number, self.cut.targets if i == 0 else self.cut.always)
-        self.induction.run(runs[0].shapes, 1, self.induction.with_single_truths(runs[0].shapes))
+        self.induction.sizes = [r.shapes for r in runs] + [self.claims.shapes]
+        decided, truths = self.induction.with_single_truths()
+        combinations = self.values.distinguish(truths)
+        self.induction.run_once(0, self.cut.targets)
+        for run in runs[1:]:
+            self.induction.run(run.shapes, run.number, self.induction.computed(self.cut.always, run.shapes))
+        for number in range(1, combinations if decided else 1):
+            self.induction.run_once(number, decided)
         if len(runs) == 1:  # a model of fixed sizes: use other values instead
-            self.induction.run(runs[0].shapes, 2, self.cut.always)
+            self.induction.run_once(2, self.cut.always)
         # Other styles of values activate channels that were constant, and test nodes with another operator.
         for i, style in enumerate(("wide", "image", "positive", "huge")):
             quiet = [*self.induction.quiet(), *(self.induction.other_operators())]
             if quiet:
-                self.induction.run(runs[0].shapes, 100 + i, list(dict.fromkeys(quiet)), style)
+                self.induction.run_once(100 + i, list(dict.fromkeys(quiet)), style)
         for number in range(200, 206):  # one value per channel may be near zero by chance, several are not
             exceeding = self.induction.exceeding()
             if not exceeding:
                 break
             for style, again in exceeding.items():
-                self.induction.run(runs[0].shapes, number, again, style)
+                self.induction.run_once(number, again, style)
         self._run_on_derived_values(runs)
         self._compare_computed(runs)
         self.induction.raise_on_difference()
@@ -187,7 +192,8 @@ class _Job:
     def _runs(self, data: Sequence[Feeds]) -> list[SizedRun]:
         """Return runs at assignments that the original accepts, with the shapes of the leaves under each.
 
-        The first run records the shapes of all leaves, the others those of regions that are run at every size.
+        The first run records the shapes of all leaves, the others those of regions that are run at every size, and of
+        leaves in branches that were not executed before.
         """
         dims = sizes.dynamic(self.reference)
         probes = sizes.probes(self.reference) if dims else []
@@ -207,7 +213,8 @@ class _Job:
                 fix="name a size that it takes with --shape, verify on real inputs with --data, or skip the proof with "
                 "--no-verify",
             )
-        if not dims:
+        missing = wanted - finder.runs[0].shapes.keys()
+        if not dims and not missing:
             return finder.runs
         # Tensors that are empty at the first size (half of a batch of one) are compared at the other sizes, too.
         empty = {n for n, s in finder.runs[0].shapes.items() if 0 in s}
@@ -217,11 +224,14 @@ class _Job:
         tested = sorted({n for p in probes for n in p.operands if n in self.reference.fixed})
         runs = finder.runs
         del finder  # releases its copy of the weights
-        more = self._finder(self.induction.leaves(self.cut.always) | sized, tested, runs)
-        for _, assigned in zip(range(_TRIES), offers, strict=False):
-            if len(more.runs) >= sizes.WANTED:
+        more = self._finder(self.induction.leaves(self.cut.always) | sized | missing, tested, runs)
+        for _, assigned in zip(range(_TRIES), offers if dims else [{}] * self.values.choices, strict=False):
+            if more.attempt(assigned):
+                missing -= more.runs[-1].shapes.keys()
+            if (len(more.runs) >= sizes.WANTED or not dims) and not missing:
                 break
-            more.attempt(assigned)
+        if not dims:
+            return more.runs
         numbers = more.compared(probes)
         around = sizes.neighbours(dims, self.reference, numbers or set(), more.runs[0].sizes)
         for assigned in around if numbers is not None else ():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -70,6 +70,7 @@ class Claims:
         dtypes: Element types of tensors; graphs are not cut at tensors without one.
         losses: (constant, axis) -> kept, for every axis that must lose channels by the plan.
         inexact: Names of inexact groups that lose channels.
+        shapes: Shapes of tensors at sizes of the compiler's choice, for branches that no run of the checker executes.
     """
 
     kept: Mapping[str, tuple[Mask | None, ...]]
@@ -78,6 +79,7 @@ class Claims:
     dtypes: Mapping[str, np.dtype]
     losses: Mapping[tuple[str, int], Mask]
     inexact: tuple[str, ...]
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, analysis: Analysis, plan: Plan) -> Claims:
@@ -130,7 +132,8 @@ class Claims:
         if not bits[~planned].all():
             raise VerificationError("channels are removed that the plan does not name")
         inexact = tuple(g.name for g in analysis.inexact(plan))
-        return cls(kept, tuple(sites), tuple(statistics), dict(analysis.witness.dtypes), losses, inexact)
+        dtypes, shapes = dict(analysis.witness.dtypes), dict(analysis.witness.shapes)
+        return cls(kept, tuple(sites), tuple(statistics), dtypes, losses, inexact, shapes)
 
     def removes(self, name: str) -> bool:
         """Return whether a tensor loses entries."""

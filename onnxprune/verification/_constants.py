@@ -204,20 +204,14 @@ def compare_nodes(original: Graph, pruned: Graph, constants: Constants) -> None:
     uses = _uses(original)
     known = [*original.nodes, *(n for b in bodies(original.nodes) for n in b.node)]
     writers = {o: n for n in reversed(known) for o in n.output if o}
-    taken = [n for n in known if n.op_type not in MOVES] if any(n.op_type == "If" for n in original.nodes) else []
     for node in [*pruned.nodes, *(n for b in bodies(pruned.nodes) for n in b.node)]:
         output = next((o for o in node.output if o), "")
         if node.op_type in MOVES or node.op_type in SIZE_OPS:
             continue
         source = writers.get(output)
         if source is None or source.op_type != node.op_type or source.domain != node.domain:
-            # A result of an If branch has the If's name in the pruned model, or one made unique.
-            text = (node.op_type, node.domain, attributes(node))
-            like = any((n.op_type, n.domain, attributes(n)) == text for n in taken)
-            if (source is not None and source.op_type != "If") or not like:
-                was = f"where the original has {source.op_type}" if source is not None else "that the original has not"
-                raise VerificationError(f"the pruned model computes {node.op_type} {was}", where=pruned.where(output))
-            continue
+            was = f"where the original has {source.op_type}" if source is not None else "that the original has not"
+            raise VerificationError(f"the pruned model computes {node.op_type} {was}", where=pruned.where(output))
         for i, name in enumerate(node.input):
             before, after = uses.get((output, i)), constants.origin.get(name)
             if before is None or after is None or before == after:

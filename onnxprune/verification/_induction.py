@@ -189,6 +189,9 @@ class Induction:
         values: Source of random values.
         tolerance: (element type) -> largest allowed difference.
         session: Factory of onnxruntime sessions.
+
+    Attributes:
+        sizes: Shapes of leaves at the assignments that were tried, in order of preference.
     """
 
     def __init__(
@@ -211,6 +214,7 @@ class Induction:
         self.used: set[str] = set()
         self._position = {t: i for i, t in enumerate(reference.writer)}
         self._selected = reference.selected()
+        self.sizes: list[Mapping[str, tuple[int, ...]]] = []
 
     def leaves(self, targets: Iterable[str]) -> set[str]:
         """Return the cut tensors that the regions of these targets read."""
@@ -236,6 +240,20 @@ class Induction:
         """
         for part in self._segments(shapes, sorted(targets, key=self._position.__getitem__)):
             self._segment(shapes, number, part, style)
+
+    def computed(self, targets: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+        """Return the targets of which all leaves have shapes: the others are in branches that were not executed."""
+        return [t for t in targets if self.leaves([t]) <= shapes.keys()]
+
+    def run_once(self, number: int, targets: Sequence[str], style: str = "unit") -> None:
+        """Run every region at the first sizes at which its branch was executed; see `run`."""
+        left = list(targets)
+        for shapes in self.sizes:
+            part = self.computed(left, shapes)
+            if part:
+                self.run(shapes, number, part, style)
+            done = set(part)
+            left = [t for t in left if t not in done]
 
     def _segments(self, shapes: Mapping[str, tuple[int, ...]], targets: Sequence[str]) -> Iterable[list[str]]:
         part: list[str] = []
@@ -360,14 +378,15 @@ class Induction:
         seen = {t for (t, _), c in self.styles.items() if c.has_elements or c.problem}
         return [t for t, c in self.results.items() if not c.has_elements and not c.problem and t not in seen]
 
-    def with_single_truths(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-        """Return the targets whose regions read a single truth value: both values must be run."""
+    def with_single_truths(self) -> tuple[list[str], set[str]]:
+        """Return the targets whose regions read single truth values, and these: all values must be run."""
+        shapes = {n: s for known in reversed(self.sizes) for n, s in known.items()}
         single = {
             n
             for n, k in self.cut.kinds.items()
             if k == onnx.TensorProto.BOOL and int(np.prod(shapes.get(n, (2,)))) == 1
         }
-        return [t for t in self.cut.once if single & self.leaves([t])] if single else []
+        return [t for t in self.cut.targets if single & self.leaves([t])] if single else [], single
 
     def other_operators(self) -> list[str]:
         """Return the targets computed by another operator than in the original."""

@@ -15,7 +15,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from onnxprune.errors import VerificationError
 from onnxprune.ir.model import Array
-from onnxprune.ir.proto_graph import Graph
+from onnxprune.ir.proto_graph import Graph, bodies
 from onnxprune.verification._claims import Claims, MaskSite, StatisticSite
 
 CONTRACTIONS: Mapping[str, frozenset[int]] = {
@@ -212,18 +212,20 @@ class Reference:
         out = onnx.ModelProto()
         out.CopyFrom(model)
         kept = {t.name: t for t in model.graph.initializer}
-        del out.graph.node[:]
-        mask = None
-        for node in model.graph.node:
-            out.graph.node.append(node)
-            mask = kept.get(node.input[0], mask) if node.op_type == "Where" else mask
-            kind = self._selected.get(node.output[0])
-            if kind is None or mask is None:
-                continue
-            eps = max(NOISE, 4 * float(np.finfo(kind).eps)) if kind.itemsize < 8 else 2.0**-48
-            name = node.output[0]
-            noise = (1 + eps * rng.choice([-1.0, 1.0], tuple(mask.dims))).astype(kind)
-            out.graph.node[-1].output[0] = f"{name}//before noise"
-            out.graph.node.add(op_type="Mul", input=[f"{name}//before noise", f"{name}//noise"], output=[name])
-            out.graph.initializer.append(numpy_helper.from_array(noise, f"{name}//noise"))
+        for graph in [*bodies(out.graph.node)][::-1] + [out.graph]:
+            nodes = list(graph.node)
+            del graph.node[:]
+            mask = None
+            for node in nodes:
+                graph.node.append(node)
+                mask = kept.get(node.input[0], mask) if node.op_type == "Where" else mask
+                kind = self._selected.get(node.output[0])
+                if kind is None or mask is None:
+                    continue
+                eps = max(NOISE, 4 * float(np.finfo(kind).eps)) if kind.itemsize < 8 else 2.0**-48
+                name = node.output[0]
+                noise = (1 + eps * rng.choice([-1.0, 1.0], tuple(mask.dims))).astype(kind)
+                graph.node[-1].output[0] = f"{name}//before noise"
+                graph.node.add(op_type="Mul", input=[f"{name}//before noise", f"{name}//noise"], output=[name])
+                out.graph.initializer.append(numpy_helper.from_array(noise, f"{name}//noise"))
         return out

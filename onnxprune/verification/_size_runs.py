@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import helper
 
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.random_values import Values
@@ -18,7 +18,7 @@ from onnxprune.verification._sessions import Sessions
 
 @dataclass(frozen=True)
 class SizedRun:
-    """Run at one admissible assignment: shapes of all leaves, inputs, and results of the reference."""
+    """Run at one admissible assignment: inputs, results of the reference, and shapes of all leaves that it computed."""
 
     number: int
     sizes: dict[str, int]
@@ -50,13 +50,11 @@ class SizeFinder:
         self._values = values
         self._observed = observed
         self._inner = sorted(n for n in leaves if n not in graph.inputs)
-        self._tested = [n for n in tested if n in graph.fixed]
+        self._tested = graph.outside_branches([n for n in tested if n in graph.fixed])
         self._seen: dict[str, list[Array]] = {n: [] for n in self._tested}
         self._tried: list[dict[str, int]] = [r.sizes for r in runs]
-        proto, external = graph.with_outputs(list(dict.fromkeys([*observed, *self._tested])))
-        for i, name in enumerate(self._inner):
-            proto.graph.node.append(helper.make_node("Shape", [name], [f"//shape{i}"]))
-            proto.graph.output.add(name=f"//shape{i}")
+        outputs = list(dict.fromkeys([*observed, *self._tested]))
+        proto, external, self._sizes = graph.with_sizes(outputs, self._inner)
         self._names = [o.name for o in proto.graph.output]
         self._session = sessions.model_session(proto, external)
 
@@ -67,12 +65,12 @@ class SizeFinder:
         self._tried.append(assigned)
         graph, number = self._graph, len(self.runs)
         shapes = {n: sizes.shape(n, graph, assigned) for n in graph.inputs}
-        if self.runs and not sizes.affordable(shapes, self.runs[0].shapes, graph):
+        if not sizes.affordable(shapes, self.runs[0].shapes, graph) if self.runs else sizes.excessive(assigned):
             return False
         style = ("unit", "positive", "unit", "image")[number % 4]
-        for largest in (2, 1) if number else (2, 10, 1):
+        for largest, choice in itertools.product((2, 1) if number else (2, 10, 1), range(self._values.choices)):
             try:
-                feeds = self._values.inputs(shapes, number, style, largest)
+                feeds = self._values.inputs(shapes, number, style, largest, choice)
             except OnnxPruneError as err:  # an input that is not numeric
                 self.error = err.what
                 return False
@@ -89,7 +87,11 @@ class SizeFinder:
         except OnnxPruneError as err:
             self.error = err.what
             return False
-        shapes = {n: tuple(found.pop(f"//shape{i}").tolist()) for i, n in enumerate(self._inner)}
+        shapes = {}
+        for name, size in zip(self._inner, self._sizes, strict=True):
+            *shape, executed = found.pop(size).tolist() or (0,)
+            if executed:
+                shapes[name] = tuple(shape)
         for name, values in self._seen.items():
             values.append(found[name])
         shapes |= {n: v.shape for n, v in feeds.items()}

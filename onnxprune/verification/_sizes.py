@@ -17,6 +17,7 @@ from onnxprune.ir.proto_graph import Graph
 
 WANTED = 3
 _LARGEST_TENSOR = 2**26  # elements
+_LARGEST_PAIR = 2**24  # elements that two sizes span, as in attention
 _LARGEST_INPUT = 2**21  # elements of the inputs at large sizes
 LARGEST_NUMBER = 2**20  # larger sizes would not fit into memory
 _NEIGHBOURS = 6  # constants of the shape arithmetic whose neighbours are tried
@@ -31,6 +32,8 @@ class Dimension:
     axis: int
     name: str
     kind: str
+    integer: bool
+    first: bool  # whether it is the first dynamic dimension of its input: a state is [layers, batch, hidden]
 
 
 @dataclass(frozen=True)
@@ -66,11 +69,14 @@ def dynamic(graph: Graph) -> list[Dimension]:
     out = []
     for name, info in graph.inputs.items():
         dims = info.type.tensor_type.shape.dim
+        first = True
         for axis, dim in enumerate(dims):
             if dim.HasField("dim_value") and dim.dim_value > 0:
                 continue
             kind = "batch" if axis == 0 else "side" if len(dims) > 3 and axis > 1 else "length"
-            out.append(Dimension(name, axis, _name(name, axis, dim), kind))
+            integer = info.type.tensor_type.elem_type in (TensorProto.INT32, TensorProto.INT64)
+            out.append(Dimension(name, axis, _name(name, axis, dim), kind, integer, first))
+            first = False
     return out
 
 
@@ -92,19 +98,33 @@ def candidates(dims: list[Dimension], known: Mapping[str, int] | None = None) ->
         return
     if known:
         yield _assigned(dims, PROFILES[0], _by_name) | dict(known)
-        others = [_assigned(dims, profile, _by_name) for profile in PROFILES[1:3]]
+        others = [_assigned(dims, profile, _by_name) for profile in PROFILES[1:6]]
         yield from others
+        del others[2:]
         for name in known:
             yield from (found | {name: known[name]} for found in others)
         for name in known if len(known) > 2 else ():
             yield from (found | {n: size for n, size in known.items() if n != name} for found in others)
     for profile in PROFILES:
         seen = []
+        for tie in (_batch_together, _kind_together):
+            for found in _with_cache(dims, _assigned(dims, profile, tie)):
+                seen.append(found)
+                yield found
         for tie in _TIES:
             found = _assigned(dims, profile, tie)
             if found not in seen:
                 seen.append(found)
                 yield found
+
+
+def _with_cache(dims: list[Dimension], found: dict[str, int]) -> Iterator[dict[str, int]]:
+    """Yield variants in which a mask is as long as the cached tokens and the new ones together."""
+    tokens = list(dict.fromkeys(d.name for d in dims if d.integer and d.kind == "length"))
+    cached = {found[d.name] for d in dims if d.kind == "side" and not d.integer}
+    if len(tokens) > 1 and len(cached) == 1:
+        for mask in tokens[1:]:
+            yield found | {mask: found[tokens[0]] + next(iter(cached))}
 
 
 @dataclass(frozen=True)
@@ -159,6 +179,11 @@ def shape(info_name: str, graph: Graph, sizes: dict[str, int]) -> tuple[int, ...
     )
 
 
+def excessive(assigned: Mapping[str, int]) -> bool:
+    """Return whether a product of two independent sizes alone is too large, before the size of any tensor is known."""
+    return math.prod(sorted(assigned.values())[-2:]) > _LARGEST_PAIR
+
+
 def affordable(shapes: Mapping[str, tuple[int, ...]], first: Mapping[str, tuple[int, ...]], graph: Graph) -> bool:
     """Return whether no tensor becomes too large at these input shapes.
 
@@ -205,7 +230,11 @@ def _kind_together(d: Dimension) -> object:
     return d.kind
 
 
-_TIES = (_by_name, _batch_together, _same_axis_together, _kind_together)
+def _first_together(d: Dimension) -> object:
+    return "batch" if d.first else d.name
+
+
+_TIES = (_by_name, _batch_together, _first_together, _same_axis_together, _kind_together)
 
 
 def _assigned(dims: list[Dimension], profile: Profile, tie: Callable[[Dimension], object]) -> dict[str, int]:

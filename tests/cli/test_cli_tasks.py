@@ -101,6 +101,13 @@ def test_sensitivity_of_every_task(case: tuple[Path, Path, Path, str, str], tmp_
     assert all(0 <= p.value <= 1 for c in curves.groups.values() for p in c.points)
 
 
+def test_a_baseline_at_chance_is_named_before_the_sweep(folder: Path, tmp_path: Path) -> None:
+    x = RNG.standard_normal((40, 3, 32, 32)).astype(np.float32)
+    np.savez(tmp_path / "chance.npz", x=x, y=np.arange(40) % 10)
+    args = ("--data", tmp_path / "chance.npz", "-o", tmp_path / "c.json", "--ratios", "0.5")
+    assert "no better than guessing among 10 classes" in line.ok("sensitivity", folder / "cls.onnx", *args).stderr
+
+
 def test_a_metric_of_ones_own_everywhere(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.py").write_text(
         "import numpy as np\ndef f(outputs, targets):\n    return float(np.abs(outputs).mean())\n"
@@ -194,3 +201,18 @@ on = "test_data"
     assert 0 < rows[1]["value"] < 1
     assert "agreement" in (tmp_path / "run" / "02-evaluate" / "accuracy.json").read_text()
     assert "agreement" in line.out("run", tmp_path / "r.toml", "-o", tmp_path / "again")
+    line.ok("report", tmp_path / "run", "-o", tmp_path / "run.html")
+    assert "agreement on the test data" in (tmp_path / "run.html").read_text()
+
+
+def test_a_report_shows_the_metrics_of_a_task(folder: Path, tmp_path: Path) -> None:
+    model, data = folder / "seg.onnx", ("--data", folder / "masks.npz")
+    small = tmp_path / "s.onnx"
+    line.ok("prune", model, "-o", small, "--plan", tmp_path / "p.json", "--target", "macs=0.7", *data, "--no-recover")
+    (tmp_path / "e.json").write_text(line.out("evaluate", small, *data, "--json"))
+    args = ("recover", model, small, tmp_path / "p.json", *data, "-o", tmp_path / "r.onnx", "--json")
+    (tmp_path / "r.json").write_text(line.out(*args))
+    line.ok("report", model, small, tmp_path / "e.json", tmp_path / "r.json", "-o", tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "Evaluation of s.onnx" in page
+    assert page.count("mIoU") >= 2

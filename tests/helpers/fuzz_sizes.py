@@ -270,6 +270,39 @@ def if_size(b: FuzzBuilder, x: T) -> T:
 
 
 @sized
+def if_layers(b: FuzzBuilder, x: T) -> T:
+    """One of two branches with layers of their own, perhaps nested, by a decision on sizes or by an input."""
+    return _either(b, b.conv(x, b.width(), kernel=1), b.width(), 2)
+
+
+def _either(b: FuzzBuilder, x: T, out: int, depth: int) -> T:
+    if b.rng.random() < 0.5:
+        decided = b.node("Squeeze", condition(b, x.name), b.const([0]))
+    else:
+        decided = b.input(str(b.rng.choice(["flag", "other_flag"])), TensorProto.BOOL, [])
+    sides = []
+    for _ in range(2):
+        before, held = b.nodes, len(b.initializers)
+        b.nodes = []
+        how = int(b.rng.integers(4))
+        if how == 0 and depth:
+            y = _either(b, x, out, depth - 1)
+        elif how == 1:
+            y = b.conv(b.act(b.conv(x, b.width(), kernel=1)), out, kernel=1)
+        elif how == 2 and x.c == out:
+            y = b.act(x)
+        else:
+            y = b.act(b.conv(x, out, kernel=1))
+        result = b.node("Identity", y.name) if b.rng.random() < 0.3 else y.name
+        inside = b.initializers[held:] if b.rng.random() < 0.5 else []
+        b.initializers = b.initializers[: len(b.initializers) - len(inside)]
+        info = helper.make_tensor_value_info(result, b.kind, None)
+        sides.append(helper.make_graph(b.nodes, b.fresh("g_"), [], [info], inside))
+        b.nodes = before
+    return T(b.node("If", decided, then_branch=sides[0], else_branch=sides[1]), out, UNKNOWN, UNKNOWN)
+
+
+@sized
 def positions(b: FuzzBuilder, x: T) -> T:
     """Coordinates of every row or column, weighted by channel."""
     x = b.conv(x, b.width(), kernel=1)

@@ -207,7 +207,7 @@ def _feeds(proto: onnx.ModelProto, numbers: Mapping[object, int], kind: str, lar
         ]
         dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
         if dtype.kind == "b":
-            out[value.name] = rng.random(shape) < 0.5
+            out[value.name] = np.asarray(rng.random(shape) < 0.5)
         elif dtype.kind in "iu":
             out[value.name] = rng.integers(0, largest, shape).astype(dtype)
         elif kind == "image":

@@ -120,9 +120,11 @@ NEWER: list[Case] = [
     Case("OptionalGetElement", "o = Optional (h) m = OptionalGetElement (o)", LOCKED, opset=18),
     Case("OptionalHasElement", "b = OptionalHasElement (h) f = Cast <to = 1> (b) m = Mul (h, f)", LOCKED, opset=18),
     # Bodies: what they capture, and what is handed to them.
-    Case("If", "f = ReduceMean <keepdims = 0> (h) p = Greater (f, zero) m = If (p) <then_branch = then () => "
-         "(float[N,8,4,4] o1) { o1 = Relu (h) }, else_branch = else () => (float[N,8,4,4] o2) { o2 = Neg (h) }>",
-         LOCKED, {"zero": np.array(0, np.float32)}),
+    Case("If", "m = If (p) <then_branch = then () => (float[N,8,4,4] o1) { o1 = Relu (h) }, "
+         "else_branch = else () => (float[N,8,4,4] o2) { o2 = Neg (h) }>", 8, inputs=", bool p"),
+    Case("If", "c = Concat <axis = 1> (h, h) m = If (p) <then_branch = then () => (float[N,16,4,4] o1) "
+         "{ o1 = Relu (c) }, else_branch = else () => (float[N,8,4,4] o2) { o2 = Neg (h) }>", LOCKED, reads=0,
+         inputs=", bool p"),
     Case("Loop", "m = Loop (n, go, h) <body = body (int64 i, bool c, float[N,8,4,4] a) => (bool d, float[N,8,4,4] b) "
          "{ d = Identity (c) b = Sin (a) }>", LOCKED, {"n": np.array(2, np.int64), "go": np.array(True)}),
     Case("Scan", "r = ReduceMean <axes = [3], keepdims = 0> (h) t = Transpose <perm = [2, 0, 1]> (r) "

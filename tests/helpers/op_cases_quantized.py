@@ -6,7 +6,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from op_case import INEXACT, LOCKED, Case
+from op_case import INEXACT, LOCKED, Case, i64
 
 MS = "com.microsoft."
 
@@ -103,6 +103,16 @@ QUANTIZED: list[Case] = [
          {"c": random_int8(8, 5), "b": np.zeros(5, np.int8), "w": FEW}, reads=0, rank=2),
     Case(MS + "MatMulIntegerToFloat", f"{ROWS} m = {MS}MatMulIntegerToFloat (q, c, s, a, z, b, d)", 8,
          {**Z, "c": random_int8(8, 5), "a": FEW, "b": np.zeros(5, np.int8), "d": (5,)}, reads=0, rank=2),
+    Case(MS + "MatMulNBits", "t = Transpose <perm = [0, 2, 3, 1]> (h) "
+         f"q = {MS}MatMulNBits <K = 8, N = 8, bits = 4, block_size = 16> (t, b, s) "
+         "m = Transpose <perm = [0, 3, 1, 2]> (q)",
+         LOCKED, {"b": np.arange(64).reshape(8, 1, 8).astype(np.uint8), "s": MANY}),
+    Case(MS + "DynamicQuantizeLSTM", "t = Reshape (h, flat) u = Transpose <perm = [2, 0, 1]> (t) "
+         f"k = {MS}DynamicQuantizeLSTM <hidden_size = 3> (u, w, r, , , , , , ws, wz, rs, rz) "
+         "l = Squeeze (k, one) m0 = Transpose <perm = [1, 2, 0]> (l) m = Unsqueeze (m0, last)",
+         8, {"flat": i64(0, 0, 16), "w": random_int8(1, 8, 12), "r": random_int8(1, 3, 12), "ws": f32([0.01]),
+             "wz": np.zeros(1, np.int8), "rs": f32([0.02]), "rz": np.zeros(1, np.int8), "one": i64(1), "last": i64(3)},
+         reads=0),
     Case(MS + "DynamicQuantizeMatMul", "p = GlobalAveragePool (h) f = Flatten (p) "
          f"m = {MS}DynamicQuantizeMatMul (f, c, a, b, d)", 8,
          {"c": random_int8(8, 5), "a": FEW, "b": np.zeros(5, np.int8), "d": (5,)}, reads=0, rank=2),

@@ -255,6 +255,54 @@ def branch_on_size() -> Iterator[ProofCase]:
     yield ProofCase("branch_on_size_folded", original, taken, "reject", feeds)
 
 
+LAYERS = """
+    then_branch = t () => (float[N,6,H,8] ty) {
+      td = Conv <pads = [1, 1, 1, 1]> (r, w2) te = Relu (td) ty = Conv (te, w3) },
+    else_branch = e () => (float[N,6,H,8] ey) { ey = If (%s) <
+      then_branch = u () => (float[N,6,H,8] uy) { ud = Conv (r, w4) uy = Relu (ud) },
+      else_branch = v () => (float[N,6,H,8] vy) { vd = Neg (r) vy = Conv (vd, w1) }> }"""
+INNER = {"w2": (12, 16, 3, 3), "w3": (6, 12, 1, 1), "w4": (6, 16, 1, 1)}
+
+
+def branches_with_layers() -> Iterator[ProofCase]:
+    """Nested branches with layers, by the input's own number, by a flag, and by the sign of a mean."""
+    start = BODY.removesuffix("c = Conv (r, w1)") % "x"
+    for name, more, conditions in (
+        ("rate", ", int64 rate", "f = Equal (rate, high) o = Greater (rate, low)"),
+        ("flag", ", bool f, bool o", ""),
+        ("mean", "", "m = ReduceMean <keepdims = 0> (x) f = Greater (m, zero) i = Neg (m) o = Greater (i, zero)"),
+    ):
+        numbers = {"high": np.int64(16000), "low": np.int64(8000), "zero": np.float32(0)}
+        text = (
+            f"g (float[N,3,H,8] x{more}) => (float[N,6,H,8] y) {{ {start} {conditions} y = If (f) <{LAYERS % 'o'}> }}"
+        )
+        used = {n: v for n, v in numbers.items() if f" {n})" in text}
+        original = made(text, {**CONV, **INNER, **used})
+        feeds: list[Feeds] = []
+        for i, feed in enumerate(images((1, 3, 8, 8), (2, 3, 5, 8), (2, 3, 9, 8))):
+            extra: dict[str, Any] = {"rate": np.array((16000, 16001, 7)[i])} if name == "rate" else {}
+            extra |= {"f": np.array(i == 0), "o": np.array(i == 1)} if name == "flag" else {}
+            feeds.append({**feed, **extra})
+        given = tuple(feeds) if name != "mean" else ()
+        yield ProofCase(f"branches_by_{name}", original, None, "accept", given)
+        for weight in ("w2", "w3", "w4", "w1"):
+            wrong = scaled_weight(weight, -1.0, 0)
+            yield ProofCase(f"branches_by_{name}_{weight}", original, wrong, "reject", given)
+        for op, at in (("Relu", "te"), ("Neg", "vd")):
+
+            def other(proto: onnx.ModelProto, op: str = op, at: str = at) -> None:
+                node = next(n for n in _nodes(proto.graph) if at in n.output)
+                assert node.op_type == op
+                node.op_type = "Abs"
+
+            yield ProofCase(f"branches_by_{name}_{at}", original, other, "reject", given)
+
+
+def _nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    inner = [m for n in graph.node for a in n.attribute if a.HasField("g") for m in _nodes(a.g)]
+    return [*graph.node, *inner]
+
+
 def quotient_of_lengths() -> Iterator[ProofCase]:
     """Outputs scaled by 1 + L // M of two inputs' lengths: 0 wherever L < M."""
     original = made(
@@ -628,9 +676,10 @@ def constant_output() -> Iterator[ProofCase]:
 
 
 FAMILIES = (
-    pad_to_seven, parity_of_batch, bounded_side, branch_on_size, quotient_of_lengths, dynamic_batch_reshape, windows,
-    bool_inputs, dead_activation, alive_on_images, saturated_activation, integer_inputs, small_columns, not_a_number,
-    output_type, near_zero, detector, jumps, quantized, constant_output,
+    pad_to_seven, parity_of_batch, bounded_side, branch_on_size, branches_with_layers, quotient_of_lengths,
+    dynamic_batch_reshape, windows, bool_inputs, dead_activation, alive_on_images, saturated_activation,
+    integer_inputs, small_columns, not_a_number, output_type, near_zero, detector, jumps, quantized,
+    constant_output,
 )  # fmt: skip
 
 

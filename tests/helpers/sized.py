@@ -1,9 +1,7 @@
-"""Small models with dynamic heights and widths, as detectors and text recognizers have them, and batches for them."""
+"""Small models with dynamic heights and widths, as detectors and text recognizers have them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,10 +9,6 @@ import onnx
 import onnx.parser
 from numpy.typing import NDArray
 from onnx import numpy_helper
-
-from onnxprune.execution.calibration import Calibration
-from onnxprune.execution.data import Data, Feeds, Preprocess
-from onnxprune.ir.model import Model
 
 Array = NDArray[Any]
 
@@ -85,68 +79,3 @@ def proto_of(source: tuple[str, str, dict[str, tuple[int, ...]]], *, seed: int =
         proto.graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), name))
     onnx.checker.check_model(proto, full_check=False)
     return proto
-
-
-class MixedFeeds(Feeds):
-    """Batches of several sizes: those of one array of images after those of another."""
-
-    def __init__(self, model: Model, parts: Sequence[Data], how: Preprocess, batch: int = 64) -> None:
-        self.parts = [Feeds(model, part, how, batch) for part in parts]
-        first = self.parts[0]
-        self.data, self.how, self.into = Pieces.of(parts), how, first.into
-        self.name, self.fixed, self.batch = first.name, first.fixed, first.batch
-        self._at = [(feeds, i) for feeds in self.parts for i in range(len(feeds))]
-
-    def __len__(self) -> int:
-        return len(self._at)
-
-    def __getitem__(self, i: int) -> tuple[dict[str, Array], Any]:
-        feeds, inside = self._at[i]
-        return feeds[inside]
-
-    def real(self, i: int) -> int:
-        feeds, inside = self._at[i]
-        return feeds.real(inside)
-
-
-@dataclass(frozen=True, repr=False)
-class Pieces(Data):
-    """Samples of several sizes."""
-
-    parts: tuple[Data, ...] = ()
-
-    @classmethod
-    def of(cls, parts: Sequence[Data]) -> Pieces:
-        count = sum(map(len, parts))
-        y = None if any(p.y is None for p in parts) else np.concatenate([p.y for p in parts if p.y is not None])
-        return cls(np.zeros(count, np.uint8), y, "mixed", tuple(parts))
-
-
-@dataclass(frozen=True)
-class MixedCalibration(Calibration):
-    """Calibration data of several sizes."""
-
-    parts: tuple[Data, ...] = field(default=())
-
-    @classmethod
-    def of(cls, parts: Sequence[Data], batch: int = 8) -> MixedCalibration:
-        return cls(Pieces.of(parts), batch=batch, threads=1, parts=tuple(parts))
-
-    def feeds(self, model: Model) -> Feeds:
-        return MixedFeeds(model, self.parts, self.preprocess, self.batch)
-
-
-def images(count: int, *sides: tuple[int, int], seed: int = 1, classes: int = 0) -> list[Data]:
-    """Return `count` random images of each size."""
-    rng = np.random.default_rng(seed)
-    out = []
-    for height, width in sides:
-        x = rng.standard_normal((count, 3, height, width)).astype(np.float32)
-        y = rng.integers(0, classes, count) if classes else None
-        out.append(Data(x, y, f"{height}x{width}"))
-    return out
-
-
-def mixed(calibration: MixedCalibration, batch: int) -> MixedCalibration:
-    """Return the same data in batches of another length."""
-    return replace(calibration, batch=batch)

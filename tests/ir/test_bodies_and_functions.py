@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
+from onnxprune.analysis.cost import CostModel
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.sessions import Session
@@ -77,16 +78,16 @@ def branching(before: str, a: str, b: str, after: str) -> Model:
     return model_of(f"{SIGNATURE} {{ {TEST} {before} i = If (p) <{BRANCHES.format(a=a, b=b)}> {after} FREE }}", **ZERO)
 
 
-def test_weight_inside_a_body_stays_whole() -> None:
+def test_results_of_both_branches_are_tied() -> None:
     model = branching("h = Conv (x, w0)", "Conv (h, w1)", "Relu (h)", "y = Conv (i, w2)")
     analysis = prune(model)
-    assert names(analysis) == {"v0"}
-    assert {(k.op, k.reason) for k in analysis.locked if k.name == "w0"} == {("If", "is used inside a subgraph")}
+    assert names(analysis) == {"v0", "w0"}
+    assert set(analysis["w0"].sites) == {("w0", 0), ("w1", 0), ("w1", 1), ("w2", 1)}
 
 
 @pytest.mark.parametrize("first", ["body", "graph"])
-def test_weight_that_a_body_shares_with_the_graph_stays_whole(first: str) -> None:
-    # The body's use may come before the graph's, which alone would free it.
+def test_weight_that_a_body_shares_with_the_graph_is_one_weight(first: str) -> None:
+    # The body's use may come before the graph's.
     own = "h = Conv (x, w0) k = Relu (h) s = Conv (k, w1)"
     if first == "graph":
         model = branching(f"{own} r = Relu (s)", "Conv (r, w1)", "Relu (r)", "y = Conv (i, w2)")
@@ -96,9 +97,9 @@ def test_weight_that_a_body_shares_with_the_graph_stays_whole(first: str) -> Non
             f"{{ {TEST} y1 = If (p) <{BRANCHES.format(a='Conv (z, w1)', b='Relu (z)')}> {own} y = Conv (s, w2) FREE }}"
         )
         model = model_of(text, **ZERO)
-    analysis = prune(model)
-    assert names(analysis) == {"v0"}
-    assert any(k.name == "w0" for k in analysis.locked)
+    sites = {site for g in prune(model) for site in g.sites}
+    # The input z is an input of the model: the columns of w1 that read it cannot be removed.
+    assert sites >= {("w1", 0), ("w1", 1)} if first == "graph" else ("w1", 1) not in sites
 
 
 def test_constants_of_bodies_survive_the_passes() -> None:
@@ -117,7 +118,8 @@ def test_body_inside_a_body_captures_as_well() -> None:
     inner = inner.replace("then ()", "deep ()").replace("other ()", "deeper ()")
     model = branching("h = Conv (x, w0)", f"If (p) <{inner}>", "Relu (h)", "y = Conv (i, w2)")
     analysis = prune(model)
-    assert names(analysis) == {"v0"}
+    assert names(analysis) == {"v0", "w0"}
+    assert ("w1", 1) in analysis["w0"].sites
 
 
 def test_loop_keeps_what_it_carries_and_captures() -> None:
@@ -128,6 +130,26 @@ def test_loop_keeps_what_it_carries_and_captures() -> None:
     analysis = prune(model_of(text, n=np.array(2), go=np.array(True)))
     assert names(analysis) == {"v0"}
     assert {k.op for k in analysis.locked if k.name == "w0"} == {"Loop"}
+
+
+@pytest.mark.parametrize("constant", [False, True])
+def test_weights_in_the_body_of_a_loop_are_counted_and_named(constant: bool) -> None:
+    model = model_of(
+        f"{SIGNATURE} {{ h = Conv (x, w0) i = Loop (n, go, h) <body = body (int64 i, bool c, float[N,8,4,4] a) => "
+        "(bool d, float[N,8,4,4] b) { d = Identity (c) b = Conv (a, w1) }> y = Conv (i, w2) FREE }",
+        n=np.array(2), go=np.array(True),
+    )  # fmt: skip
+    proto = to_proto(model)
+    body = next(n for n in proto.graph.node if n.op_type == "Loop").attribute[0].g
+    (weight,) = body.initializer
+    if constant:
+        body.node.insert(0, helper.make_node("Constant", [], ["w1"], value=weight))
+        del body.initializer[:]
+    analysis = analyze(load(proto))
+    assert CostModel(analysis).baseline.params == sum(int(np.prod(s)) for s in SHAPES.values())
+    (lock,) = [k for k in analysis.locked if k.name == "w1"]
+    assert (lock.channels, lock.op) == (8, "Loop")
+    assert "body of a Loop" in lock.reason
 
 
 def test_functions_are_inlined_and_their_channels_free() -> None:

@@ -693,6 +693,7 @@ def test_copies_compute_the_same(op: str) -> None:
 WITHOUT_CONVERTER = {
     "BitShift": "shifts integers; no network that trains has one",
     "Constant": "the passes before turn it into an initializer",
+    "If": "converted in flat form (test_control_flow)",
     "RandomNormal": "PyTorch's random numbers are others than onnxruntime's",
     "RandomUniform": "likewise",
     "SimplifiedLayerNormalization": "the checker knows no such operator",
@@ -705,7 +706,7 @@ WITHOUT_CONVERTER = {
         "computes with integers; train the model before it is quantized",
     ),
     **dict.fromkeys(
-        ("If", "Loop", "Scan", "Optional", "OptionalGetElement", "OptionalHasElement", "ConcatFromSequence",
+        ("Loop", "Scan", "Optional", "OptionalGetElement", "OptionalHasElement", "ConcatFromSequence",
          "SequenceAt", "SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert", "SequenceLength",
          "SequenceMap", "SplitToSequence"),
         "not converted yet: control flow and sequences",

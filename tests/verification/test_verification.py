@@ -264,6 +264,7 @@ def test_the_checker_shares_no_code_with_what_it_checks() -> None:
         "onnxprune.errors", "onnxprune.ir.model", "onnxprune.ir.writer", "onnxprune.ir.protobuf_wire",
         "onnxprune.execution.sessions", "onnxprune.plans", "onnxprune._utils.formatting", "onnxprune._utils.html",
         "onnxprune.passes.widen_floats", "onnxprune.ir.proto_graph", "onnxprune.execution.random_values",
+        "onnxprune.ir.branches",
     }  # fmt: skip
     folder = Path(package.__file__).parent
     for path in (
@@ -391,6 +392,21 @@ def test_every_dimension_has_a_number_of_its_own_at_first() -> None:
     assert first["H"] != first["W"]
     tied = [a for a in sizes.candidates(dims) if a["N"] == a["M"] == a["x2:0"]]
     assert tied
+
+
+def test_known_sizes_are_tried_first_and_then_in_part() -> None:
+    graph = _inputs(("N", 3, "H", "W"))
+    known = {"N": 1, "H": 48, "W": 320}
+    found = [a for a, _ in zip(sizes.candidates(sizes.dynamic(graph), known), range(24), strict=False)]
+    assert found[0] == known
+    assert any(a["H"] == 48 and a["W"] != 320 and a["N"] != 1 for a in found)
+    assert any(a["H"] == 48 and a["W"] == 320 and a["N"] != 1 for a in found)
+    assert any(not set(a.items()) & set(known.items()) for a in found)
+
+
+def test_question_marks_are_dimensions_of_their_own() -> None:
+    dims = sizes.dynamic(_inputs(("?", 3, "?", "?")))
+    assert [d.name for d in dims] == ["x0:0", "x0:2", "x0:3"]
 
 
 def test_no_dynamic_dimension_gives_one_assignment() -> None:

@@ -18,6 +18,8 @@ from onnxprune.execution.data._sources import ArraySource, Source, digest_of
 from onnxprune.execution.data._targets import PickedTargets, Target, Targets, kind_of
 from onnxprune.ir.model import Array
 
+_COPIED = 2**28  # bytes of samples of a mapped array that are read at once
+
 
 @dataclass(frozen=True, repr=False)
 class Data:
@@ -69,12 +71,15 @@ class Data:
         return kind_of(self.targets[0]) if self.targets is not None and len(self.targets) else self.source.targets
 
     def take(self, indices: Any) -> Data:
-        """Return some of the samples, by index; files are not read."""
+        """Return some of the samples, by index; image files are not read, and little of a mapped array."""
         at = np.asarray(indices)
         at = np.flatnonzero(at) if at.dtype == np.bool_ else at.astype(np.int64)
-        in_memory = isinstance(self.x, np.ndarray) and not isinstance(self.x, np.memmap)
+        in_memory = isinstance(self.x, np.ndarray) and (
+            not isinstance(self.x, np.memmap) or self.x.nbytes // max(1, len(self.x)) * len(at) <= _COPIED
+        )
         return replace(
-            self, x=self.x[at] if in_memory else self.source.take(at), y=None if self.y is None else self.y[at],
+            self, x=np.asarray(self.x[at]) if in_memory else self.source.take(at),
+            y=None if self.y is None else self.y[at],
             targets=None if self.targets is None else PickedTargets(self.targets, at),
         )  # fmt: skip
 
@@ -153,13 +158,20 @@ def with_targets(data: Data, y: Any, count: int) -> Data:
 
 
 def as_array(value: Any) -> Array:
-    """Return numbers of any library (a tensor of PyTorch, a list) as an array."""
-    if hasattr(value, "detach"):
-        value = value.detach().cpu()
-        if "bfloat16" in str(getattr(value, "dtype", "")):
-            value = value.float()
-        value = value.numpy()
-    return value if isinstance(value, np.ndarray) else np.asarray(value)
+    """Return numbers of any library (a tensor of PyTorch, a list) as an array.
+
+    Raises:
+        OnnxPruneError: The value is none.
+    """
+    if isinstance(value, np.ndarray):
+        return value
+    try:
+        if hasattr(value, "detach"):
+            value = value.detach().cpu()
+            value = (value.float() if "bfloat16" in str(value.dtype) else value).numpy()
+        return np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as err:
+        raise OnnxPruneError(f"a {type(value).__name__} is no array of numbers: {err}") from err
 
 
 def subset(data: Data, images: int) -> Data:

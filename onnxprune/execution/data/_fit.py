@@ -131,6 +131,8 @@ def _plausible(model: Model, feeds: Feeds, raw: Mapping[str, Array], how: Prepro
         if _constant(x):
             warnings.append(f"all values of {what} are {low:g} in the first {len(x)} samples; check the data")
             continue
+        if len(x) > 1 and not feeds.data.source.whole and bool((x == x[:1]).all()):
+            warnings.append(f"the first {len(x)} samples of {feeds.data.name!r} are equal; check how they are made")
         if spec.dtype.kind not in "fV":
             continue
         if x.dtype.kind == "f" and in_bytes(how) and how.scale is None and low >= 0 and high <= 1:

@@ -15,7 +15,7 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data._data import Data
 from onnxprune.execution.data._inputs import input_of
 from onnxprune.execution.data._preprocess import DEFAULT_SIZES, Preprocess, preset
-from onnxprune.ir.model import Model
+from onnxprune.ir.model import PROVENANCE, Model
 
 _MAX_CONFIG_BYTES = 2**20
 _CONFIG = Format("model configuration", _MAX_CONFIG_BYTES)
@@ -26,7 +26,8 @@ def resolved(how: Preprocess, model: Model, data: Data) -> Preprocess:
     """Return the preprocessing of image files with what the model decides; of other data as it is.
 
     Size and channels are those of the model's input where it fixes them. Without a preset, a resize mode, mean or std,
-    Ultralytics metadata and files of timm and transformers beside the model are read.
+    the model's record of its calibration, Ultralytics metadata, and files of timm and transformers beside the model are
+    read.
 
     Raises:
         OnnxPruneError: The model's input is not an image, or contradicts the preprocessing.
@@ -87,6 +88,8 @@ _CHANNELS = {"rgb": "rgb", "bgr": "bgr", "gray": "g", "rgba": "rgba"}
 def known_preprocess(model: Model) -> Preprocess | None:
     """Return the preprocessing that a model's metadata or the files beside it state; None if they state none."""
     metadata = model.metadata
+    if (found := _recorded(literal(metadata.get(f"{PROVENANCE}.preprocess", "")))) is not None:
+        return found
     if "ultralytics" in (metadata.get("description", "") + metadata.get("author", "")).lower():
         return _ultralytics(metadata)
     folder = model.path.parent if model.path is not None else None
@@ -97,6 +100,17 @@ def known_preprocess(model: Model) -> Preprocess | None:
         if isinstance(config, dict) and (found := read(config)) is not None:
             return replace(found, preset=name)
     return None
+
+
+def _recorded(values: Any) -> Preprocess | None:
+    """Return the preprocessing that recovery or training recorded in the model."""
+    if not isinstance(values, dict):
+        return None
+    known: dict[str, Any] = {str(k): tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    try:
+        return Preprocess(**known)
+    except (TypeError, OnnxPruneError):  # of another version, or changed by hand
+        return None
 
 
 def _ultralytics(metadata: Mapping[str, str]) -> Preprocess:

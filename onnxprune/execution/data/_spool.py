@@ -6,6 +6,7 @@ import contextlib
 import os
 import tempfile
 import weakref
+from array import array
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -18,6 +19,7 @@ from onnxprune.execution.data._sources import Arrays, Indices, Source
 from onnxprune.execution.data._targets import Target
 from onnxprune.ir.model import Array
 
+_Form = tuple[tuple[int, ...], np.dtype[Any]]
 MAX_SPOOL_BYTES = 256 * 2**30
 
 
@@ -31,25 +33,28 @@ class Spool:
         handle, name = tempfile.mkstemp(prefix="onnxprune-", suffix=".samples")
         self.path = Path(name)
         self._file = os.fdopen(handle, "wb")
-        self._entries: list[tuple[int, tuple[int, ...], np.dtype[Any]]] = []
+        self._starts, self._forms = array("q"), array("l")
+        self._known: dict[_Form, int] = {}
+        self._listed: list[_Form] = []
         self._end = 0
         self._remove = weakref.finalize(self, _remove, self.path, self._file)
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._starts)
 
     def __getstate__(self) -> dict[str, Any]:
-        if not self._file.closed:
-            self._file.flush()
-        return {"path": self.path, "_entries": self._entries, "_end": self._end}
+        if (file := getattr(self, "_file", None)) is not None and not file.closed:
+            file.flush()
+        names = ("path", "_starts", "_forms", "_known", "_listed", "_end")
+        return {name: getattr(self, name) for name in names}
 
-    def add(self, array: Array) -> None:
+    def add(self, values: Array) -> None:
         """Append an array.
 
         Raises:
             OnnxPruneError: The disk is full, or the stream does not end.
         """
-        data = np.ascontiguousarray(array)
+        data = np.ascontiguousarray(values)
         if self._end + data.nbytes > MAX_SPOOL_BYTES:
             raise OnnxPruneError(
                 f"the data has not ended after {MAX_SPOOL_BYTES >> 30} GiB", fix="use only some samples (--images)"
@@ -58,7 +63,12 @@ class Spool:
             self._file.write(data.reshape(-1).view(np.uint8).data)
         except OSError as err:
             raise _unwritable(err) from err
-        self._entries.append((self._end, np.shape(array), data.dtype))
+        form = np.shape(values), data.dtype
+        if form not in self._known:
+            self._known[form] = len(self._listed)
+            self._listed.append(form)
+        self._starts.append(self._end)
+        self._forms.append(self._known[form])
         self._end += data.nbytes
 
     def finish(self) -> None:
@@ -74,14 +84,22 @@ class Spool:
 
     def shape(self, index: int) -> tuple[int, ...]:
         """Return the shape of an array."""
-        return self._entries[index][1]
+        return self._form(index)[0]
 
     def dtype(self, index: int) -> np.dtype[Any]:
         """Return the element type of an array."""
-        return self._entries[index][2]
+        return self._form(index)[1]
+
+    @property
+    def shapes(self) -> set[tuple[int, ...]]:
+        """Shapes of all arrays."""
+        return {shape for shape, _ in self._known}
+
+    def _form(self, index: int) -> _Form:
+        return self._listed[self._forms[index]]
 
     def __getitem__(self, index: int) -> Array:
-        start, shape, dtype = self._entries[index]
+        start, (shape, dtype) = self._starts[index], self._form(index)
         with self.path.open("rb") as file:
             file.seek(start)
             data = file.read(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
@@ -136,12 +154,13 @@ class SpooledSource(Source):
         return {name: np.stack([spool[i] for i in at]) for name, spool in self.spools.items()}, None
 
     def sizes(self, how: Preprocess) -> Sequence[Hashable] | None:
-        keys = [tuple(spool.shape(i) for spool in self.spools.values()) for i in range(len(self))]
-        return None if len(set(keys)) == 1 else keys
+        if all(len(spool.shapes) == 1 for spool in self.spools.values()):
+            return None
+        return [tuple(spool.shape(i) for spool in self.spools.values()) for i in range(len(self))]
 
     def update(self, digest: Any) -> None:
         for name, spool in self.spools.items():
-            shapes = sorted({spool.shape(i) for i in range(len(self))})
+            shapes = sorted(spool.shapes)
             digest.update(f"{name} {len(spool)} {shapes} {spool.dtype(0)}".encode())
             for i in np.linspace(0, len(spool) - 1, min(len(spool), 64)).astype(int).tolist():
                 digest.update(spool[i].tobytes())
@@ -149,7 +168,6 @@ class SpooledSource(Source):
     def shown(self) -> str:
         parts = []
         for name, spool in self.spools.items():
-            shapes = {spool.shape(i) for i in range(len(spool))}
-            form = str(list(spool.shape(0))) if len(shapes) == 1 else f"{len(shapes)} shapes"
+            form = str(list(spool.shape(0))) if len(spool.shapes) == 1 else f"{len(spool.shapes)} shapes"
             parts.append(f"{name + ' ' if name else ''}{form} {spool.dtype(0)}")
         return ", ".join(parts)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune._utils.formatting import counted, percent
+from onnxprune._utils.formatting import counted, decimal, percent
 from onnxprune._utils.html import html_table
 from onnxprune._utils.progress import Progress
 from onnxprune.errors import OnnxPruneError
@@ -31,7 +31,7 @@ def metric_title(name: str) -> str:
 
 def metric_text(name: str, value: float) -> str:
     """Return a value of a metric as tables show it: shares in percent."""
-    return percent(value) if name in SHARES else f"{value:.4f}"
+    return percent(value) if name in SHARES else decimal(value)
 
 
 @dataclass(frozen=True, repr=False)

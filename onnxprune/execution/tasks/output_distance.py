@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import prod
 
 import numpy as np
 
@@ -96,4 +97,4 @@ def _spreads(batches: Sequence[Array]) -> list[float]:
     count = sum(map(len, rows)) or 1
     mean = sum(v.sum(0) for v in rows) / count
     variance = float(np.sum(sum(np.square(v - mean).sum(0) for v in rows) / count))
-    return [(variance * np.prod([shape[a] for a in pooled])) or 1.0 for shape in shapes]
+    return [variance * prod(shape[a] for a in pooled) or 1.0 for shape in shapes]

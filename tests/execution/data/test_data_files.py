@@ -105,16 +105,24 @@ def test_a_flat_folder_has_no_labels_and_takes_the_size_of_the_model(tmp_path: P
     np.testing.assert_allclose(feeds["x"][2], pixels[2].transpose(2, 0, 1) / 255, rtol=1e-6)
 
 
+def test_folders_beside_images_are_said_not_to_be_read(tmp_path: Path) -> None:
+    pictures(tmp_path, [(8, 8)] * 2)
+    class_folders(tmp_path, "a")
+    data = load_data(tmp_path)
+    assert len(data) == 2
+    assert "not its folders a" in data.warnings[0]
+
+
 def test_images_are_decoded_batch_by_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures(tmp_path / "d", [(8, 8)] * 20)
     opened: list[int] = []
-    own = ImageFiles.open
+    own = ImageFiles.image
 
     def counted(files: ImageFiles, index: int) -> Any:
         opened.append(index)
         return own(files, index)
 
-    monkeypatch.setattr(ImageFiles, "open", counted)
+    monkeypatch.setattr(ImageFiles, "image", counted)
     data = load_data(tmp_path / "d")
     feeds = Feeds(loaded(classifier()), data, PLAIN, 4)
     assert opened == []
@@ -391,3 +399,16 @@ def test_a_folder_of_nothing_is_one_error(tmp_path: Path) -> None:
     with pytest.raises(OnnxPruneError, match="holds no images and no class folders") as caught:
         load_data(tmp_path)
     assert caught.value.fix == "pass one of its folders: train, val"
+
+
+def test_some_samples_of_a_mapped_array_are_an_array_if_they_are_few(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = np.random.default_rng(0).standard_normal((40, 3, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "d.npz", x=x, y=np.arange(40) % 4)
+    few = load_data(tmp_path / "d.npz", images=8)
+    assert type(few.x) is np.ndarray
+    monkeypatch.setattr("onnxprune.execution.data._data._COPIED", 1000)
+    many = load_data(tmp_path / "d.npz", images=8)
+    assert not isinstance(many.x, np.ndarray)
+    np.testing.assert_array_equal(batches(classifier(), many, batch=8)[0][0]["x"], few.x)

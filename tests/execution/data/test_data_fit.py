@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 
 import onnxprune as op
 from onnxprune.errors import OnnxPruneError
-from onnxprune.execution.data import Data, Feeds, Fitted, Preprocess, fit, load_data
+from onnxprune.execution.data import Data, Feeds, Fitted, Preprocess, fit, load_data, resolved
 from onnxprune.options import Training
 
 MODEL = loaded(classifier())
@@ -66,6 +66,11 @@ def test_values_far_from_what_mean_and_std_suppose_are_pointed_out() -> None:
 def test_constant_inputs_are_pointed_out() -> None:
     [line] = fitted(np.zeros((4, 3, 8, 8), np.float32)).data.warnings
     assert line == "all values of input 'x' are 0 in the first 4 samples; check the data"
+
+
+def test_equal_samples_are_pointed_out() -> None:
+    [line] = fitted(np.repeat(PIXELS[:1] / 255, 4, axis=0)).data.warnings
+    assert line == "the first 4 samples of 'd' are equal; check how they are made"
 
 
 def test_missing_classes_are_pointed_out() -> None:
@@ -170,7 +175,7 @@ def test_the_command_line_says_what_looks_wrong_and_refuses_what_is(tmp_path: Pa
     np.savez(tmp_path / "d.npz", x=PIXELS, y=np.arange(40) % 4)
     done = EVALUATE.ok(model, "--data", tmp_path / "d.npz")
     assert "Warning: values of input 'x' reach 255" in done.stderr
-    assert "Warning" not in EVALUATE.ok(model, "--data", tmp_path / "d.npz", "--scale", "255").stderr
+    assert "values of input" not in EVALUATE.ok(model, "--data", tmp_path / "d.npz", "--scale", "255").stderr
     data = class_folders(tmp_path / "d", ["cat", "dog"])
     assert "--class-map" in EVALUATE.fails(model, "--data", data)
     (tmp_path / "map.txt").write_text("bird\ndog\nfish\ncat\n")
@@ -239,3 +244,30 @@ def test_the_preprocessing_is_recorded(tmp_path: Path) -> None:
     assert found["data"]["preprocess"]["preset"] == "imagenet"
     kept = op.load(tmp_path / "s.onnx").metadata["onnxprune.preprocess"]
     assert json.loads(kept) == found["data"]["preprocess"]
+    again = resolved(Preprocess(), op.load(tmp_path / "s.onnx"), load_data(tmp_path / "d"))
+    assert again.as_dict() == found["data"]["preprocess"], "the pruned model is evaluated as it was calibrated"
+    broken = op.load(tmp_path / "s.onnx").with_metadata({"onnxprune.preprocess": '{"mean": 5, "nothing": 1}'})
+    assert resolved(Preprocess(), broken, load_data(tmp_path / "d")).preset == ""
+
+
+def test_a_function_of_ones_own_feeds_every_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = saved(classifier(), tmp_path / "m.onnx")
+    (tmp_path / "own_stream_of_images.py").write_text(
+        "import numpy as np\n\n\ndef stream():\n    rng = np.random.default_rng(0)\n    for i in range(5):\n"
+        "        yield rng.random((8, 3, 8, 8)).astype('f'), np.arange(8) % 4\n\n\ndef short():\n"
+        "    yield np.zeros((8, 3, 9, 9), 'f')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    line = CommandLine()
+    data = ("--data", "own_stream_of_images:stream")
+    assert json.loads(line.out("evaluate", model, *data, "--json"))["images"] == 40
+    small = tmp_path / "s.onnx"
+    plan = tmp_path / "plan.json"
+    line.ok("prune", model, "-o", small, "--plan", plan, "--ratio", "0.3", "--no-recover", *data)
+    line.ok("recover", model, small, plan, "-o", tmp_path / "r.onnx", *data)
+    line.ok("verify", model, small, plan, *data)
+    line.ok("score", model, "-c", "obs", *data)
+    for command in (("score", model, "-c", "obs"), ("plan", model, "-o", tmp_path / "p.json", "--ratio", "0.3")):
+        said = line.fails(*command, "--data", "own_stream_of_images:short")
+        assert "samples [3, 9, 9] of 'own_stream_of_images:short' do not fit the model's input" in said
+    assert not (tmp_path / "p.json").exists()

@@ -40,6 +40,16 @@ class Rows:
         return X[i], int(Y[i])
 
 
+class Blocks:
+    """Dataset of Keras, whose items are batches."""
+
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, i: int) -> Any:
+        return X[2 * i : 2 * i + 2], Y[2 * i : 2 * i + 2]
+
+
 class Reader:
     """CalibrationDataReader of onnxruntime."""
 
@@ -70,6 +80,7 @@ LABELLED: dict[str, Callable[[], Any]] = {
     "tuple": lambda: (X, Y),
     "dict": lambda: {"x": X, "y": Y},
     "Dataset": Rows,
+    "Dataset of batches": Blocks,
     "DataLoader": loader,
     "generator of batches": lambda: by_batch(),
     "generator of samples": lambda: by_sample(),
@@ -230,6 +241,10 @@ def test_calibration_holds_one_batch_whatever_the_number_of_samples(count: int) 
         ([X[0], (X[1], 1)], "those before have none"),
         ([{"x": X[:2]}, {"z": X[:2]}], "the samples hold 'z', those before 'x'"),
         ([np.array(["a", "b"])], "not numbers"),
+        ([(X[:2], Y[:2], Y[:2])], "an item is a tuple of 3"),
+        ([(X[0], {"mask": 1})], "a target of 'list_iterator' is a dict of 'mask'"),
+        ([(X[0], {"boxes": np.zeros((2, 4)), "labels": [1]})], "2 boxes and 1 labels"),
+        ([[[1, 2], [3], [4]]], "no array of numbers"),
         ([(X[:4], Y[:3])], "a batch of 4 samples has 3 targets|integer labels"),
     ],
 )
@@ -246,6 +261,17 @@ def test_a_stream_that_fails_names_the_item() -> None:
     with pytest.raises(OnnxPruneError, match="failed after 4 samples: RuntimeError: gone") as caught:
         load_data(stream, model=MODEL)
     assert caught.value.where == "item 1"
+
+
+def test_targets_of_torchvision_detectors_are_boxes() -> None:
+    target = {"boxes": np.array([[1, 2, 5, 6]]), "labels": np.array([3])}
+    for x, wanted in ((X[0], [[1, 2, 5, 6]]), (picture(16, 8), [[1, 1, 5, 3]])):
+        data = load_data([(x, target)], model=MODEL)
+        assert data.kind == "boxes"
+        targets = Feeds(MODEL, data, Preprocess())[0][1]
+        assert targets is not None
+        [boxes] = targets
+        np.testing.assert_allclose(boxes.boxes, wanted)  # type: ignore[union-attr]
 
 
 def test_masks_of_a_stream_are_held_in_a_file() -> None:

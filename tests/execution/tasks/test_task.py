@@ -17,7 +17,7 @@ from onnxprune.execution.data import Boxes, Data, load_data
 from onnxprune.execution.tasks.evaluation import evaluate, metric_title
 from onnxprune.execution.tasks.metrics import LOWER_IS_BETTER, SHARES, kind_of
 from onnxprune.execution.tasks.task import TASKS, ModelView, bind_task, guess_task, higher_is_better
-from onnxprune.options.tasks import TASK_NAMES, TaskOptions
+from onnxprune.options.tasks import TASK_NAMES, TaskOptions, task_options
 
 RNG = np.random.default_rng(3)
 N = 12
@@ -54,6 +54,14 @@ def task(request: pytest.FixtureRequest) -> str:
 def test_the_registry_holds_the_declared_tasks() -> None:
     assert set(TASKS) == set(TASK_NAMES)
     assert len({t.precedence for t in TASKS.values()}) == len(TASK_NAMES)
+
+
+def test_the_python_api_takes_nouns_as_well() -> None:
+    nouns = ("classification", "detection", "segmentation", "recognition", "embedding", "regression")
+    assert tuple(task_options(n).task for n in nouns) == TASK_NAMES
+    assert task_options(TaskOptions(task="detect", alphabet="a"), "map50") == TaskOptions(
+        task="detect", metric="map50", alphabet="a"
+    )
 
 
 def test_every_task_guesses_its_own_model(task: str) -> None:

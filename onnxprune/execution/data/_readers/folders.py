@@ -32,7 +32,9 @@ def read_folder(path: Path) -> Data:
     folders = sorted(d for d in path.iterdir() if d.is_dir() and not d.name.startswith("."))
     flat = images_in(path)
     if flat:
-        return Data(ImageSource(ImageFiles(flat)), None, str(path))
+        inner = [d.name for d in folders if images_in(d)]
+        line = f"only the {len(flat)} images directly in {str(path)!r} are read, not its folders {listed(inner)}"
+        return Data(ImageSource(ImageFiles(flat)), None, str(path), warnings=(line,) if inner else ())
     if pair[0] is not None and all(d == pair[0] or not images_in(d) for d in folders):
         return Data(ImageSource(ImageFiles(_some(pair[0]))), None, str(path))
     found = [(f, k) for k, d in enumerate(folders) for f in images_in(d)]

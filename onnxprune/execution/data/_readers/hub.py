@@ -28,7 +28,7 @@ class HubImages(Images):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def open(self, index: int) -> Any:
+    def image(self, index: int) -> Any:
         return self.dataset[int(index)][self.column]
 
     def where(self, index: int) -> str:

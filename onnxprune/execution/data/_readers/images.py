@@ -29,7 +29,7 @@ class Images(ABC):
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def open(self, index: int) -> Any:
+    def image(self, index: int) -> Any:
         """Return a Pillow image; its pixels may not be decoded yet."""
 
     @abstractmethod
@@ -42,7 +42,7 @@ class Images(ABC):
 
     def size(self, index: int) -> tuple[int, int]:
         """Return height and width, from the header where there is one."""
-        with readable(self.where(index)), self.open(index) as image:
+        with readable(self.where(index)), self.image(index) as image:
             return int(image.height), int(image.width)
 
 
@@ -55,8 +55,10 @@ class ImageFiles(Images):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def open(self, index: int) -> Any:
-        return pillow().open(self.paths[index])
+    def image(self, index: int) -> Any:
+        from PIL import Image
+
+        return Image.open(self.paths[index])
 
     def where(self, index: int) -> str:
         return str(self.paths[index])
@@ -79,7 +81,7 @@ class SpooledImages(Images):
     def __len__(self) -> int:
         return len(self.spool)
 
-    def open(self, index: int) -> Any:
+    def image(self, index: int) -> Any:
         return pillow().fromarray(self.spool[index])
 
     def where(self, index: int) -> str:
@@ -120,7 +122,7 @@ class ImageSource(Source):
         pixels: list[Array] = []
         targets: list[Target] = []
         for i in map(int, indices):
-            with readable(self.of.where(i)), self.of.open(i) as image:
+            with readable(self.of.where(i)), self.of.image(i) as image:
                 at = placement(how, image.height, image.width)
                 pixels.append(placed_image(image, how, at))
             if self.own is not None:
@@ -192,7 +194,9 @@ def is_image(value: Any) -> bool:
 
 def _mask(path: Path) -> Array:
     """Return the classes of a mask file, [height, width]: palette indices or gray values."""
-    with readable(str(path)), pillow().open(path) as image:
+    from PIL import Image
+
+    with readable(str(path)), Image.open(path) as image:
         if image.mode not in ("P", "L", "I", "I;16", "1"):
             bands = np.asarray(image.convert("RGB"))
             if not (bands == bands[..., :1]).all():

@@ -112,7 +112,9 @@ def _dataset(given: Any, name: str, expected: Expected, images: int | None) -> D
         for i in np.linspace(0, len(given) - 1, count).astype(np.int64).tolist():
             yield given[i]
 
-    return _Stream(name, expected, None, whole=expected.whole, batched=False).read(samples())
+    limit = images if images is not None and images < len(given) else None
+    batched = None if expected.ranks else False  # a Dataset of Keras has batches
+    return _Stream(name, expected, limit, whole=expected.whole, batched=batched).read(samples())
 
 
 class _Stream:
@@ -189,10 +191,14 @@ class _Stream:
         where = f"item {number} of {self.name!r}"
         if is_image(x):
             self.pictures = True
-            arrays, samples = {"": np.asarray(x.convert("L" if x.mode in ("1", "L") else "RGB"))}, 1
-            self._store(arrays, where)
+            self._store({"": np.asarray(x.convert("L" if x.mode in ("1", "L") else "RGB"))}, where)
             self._add_targets(y, 1, False, where)
             return
+        if isinstance(x, tuple | list) and len(x) > 1 and _is_array(x[0]):
+            raise OnnxPruneError(
+                f"an item is a {type(x).__name__} of {len(x)}", where=where,
+                fix="yield x, (x, y), or a dict of arrays by input name",
+            )  # fmt: skip
         arrays = {str(k): as_array(v) for k, v in x.items()} if isinstance(x, Mapping) else {"": as_array(x)}
         for key, a in arrays.items():
             if a.dtype.kind not in "fiubV":
@@ -294,12 +300,29 @@ class _Stream:
             self._add_target(target)
 
     def _add_target(self, y: Any) -> None:
+        if isinstance(y, Mapping):
+            y = _boxes_of(y, self.name)
         target = y if isinstance(y, str | Boxes) else np.asarray(y) if is_image(y) else as_array(y)
         if isinstance(target, np.ndarray) and target.ndim >= 2:
             self.masks = Spool() if self.masks is None else self.masks
             self.masks.add(target)
             target = _STORED
         self.targets.append(target)
+
+
+def _boxes_of(target: Mapping[str, Any], name: str) -> Boxes:
+    """Return the target of a detector of torchvision, a dict of boxes and labels."""
+    if not {"boxes", "labels"} <= set(target):
+        raise OnnxPruneError(
+            f"a target of {name!r} is a dict of {listed(map(repr, target))}",
+            fix="use labels, arrays, texts, Boxes, or a dict of boxes [k, 4] and labels [k]",
+        )
+    boxes = as_array(target["boxes"]).astype(np.float32).reshape(-1, 4)
+    classes = as_array(target["labels"]).astype(np.int64).reshape(-1)
+    crowd = as_array(target.get("iscrowd", np.zeros(len(classes)))).astype(np.bool_).reshape(-1)
+    if not len(boxes) == len(classes) == len(crowd):
+        raise OnnxPruneError(f"a target of {name!r} has {len(boxes)} boxes and {len(classes)} labels")
+    return Boxes(boxes, classes, crowd)
 
 
 _END = object()
