@@ -60,8 +60,8 @@ def run(arguments: Sequence[str]) -> tuple[dict[str, Any], Row]:
 
 def precision(model: Path, test: int) -> Row:
     """Return the mean average precision (50:95 and 50) on the test scenes, in per cent."""
-    found, _ = run(["evaluate", str(model), "--data", "digit-scenes:test", "--images", str(test), "--task", "detect"])
-    return {"map": 100 * found["map"], "map50": 100 * found["map50"]}
+    found = op.evaluate(model, op.load_data("digit-scenes:test", images=test), task="detect")
+    return {"map": 100 * found.metrics["map"].value, "map50": 100 * found.metrics["map50"].value}
 
 
 def write_scenes(folder: Path) -> Path:
@@ -115,42 +115,41 @@ def trained_yolo(epochs: int, folder: Path, threads: int) -> tuple[Path, Row]:
 
 def benchmark(model: Path, shares: Sequence[str], work: Path, options: dict[str, int]) -> list[Row]:
     """Prune a detector at every share, without recovery, with it, and with training after it."""
-    name, rows = model.stem, [{"name": model.stem, "macs": 1.0, "file": model, **precision(model, options["test"])}]
+    rows: list[Row] = []
+
+    def row(name: str, macs: float, file: Path, cost: Row) -> None:
+        rows.append({"name": name, "macs": macs, "file": file, **precision(file, options["test"]), **cost})
+        click.echo(json.dumps({k: v for k, v in rows[-1].items() if k != "file"}))
+
+    row(model.stem, 1.0, model, {})
     work.mkdir(parents=True, exist_ok=True)
     threads = ["--threads", str(options["threads"])]
     data = ["--data", "digit-scenes:train", "--images", str(options["calibration"])]
+    scenes = ["--data", "digit-scenes:train", "--images", str(options["scenes"])]
+    # A recovered model is near its original: a low rate, and the last epoch whatever it is.
+    training = [
+        "--epochs", str(options["epochs"]), "--optimizer", "adamw", "--lr", "0.0003", "--batch", "32", "--unlabelled",
+        "--keep", "last", "--restart",
+    ]  # fmt: skip
     for share in shares:
-        small, plan, tuned = (work / f"{name}-{share}{end}" for end in (".onnx", ".json", "-retrained.onnx"))
-        found, cost = run(
-            ["prune", str(model), "-o", str(small), "--plan", str(plan), "--target", f"macs={share}", *data, *threads]
+        small, plan, bare, tuned = (
+            work / f"{model.stem}-{share}{end}" for end in (".onnx", ".json", "-cut.onnx", "-retrained.onnx")
         )
+        target = ["--target", f"macs={share}"]
+        found, cost = run(["prune", str(model), "-o", str(small), "--plan", str(plan), *target, *data, *threads])
         macs = found["after"]["macs"] / found["before"]["macs"]
-        rows.append(
-            {"name": f"{share} recovered", "macs": macs, "file": small, **precision(small, options["test"]), **cost}
-        )
-        bare = work / f"{name}-{share}-bare.onnx"
         run(["apply", str(model), str(plan), "-o", str(bare)])
-        rows.insert(-1, {"name": f"{share} as cut", "macs": macs, "file": bare, **precision(bare, options["test"])})
+        row(f"{share} as cut", macs, bare, {})
+        row(f"{share} recovered", macs, small, cost)
         if options["epochs"]:
             _, cost = run(
-                ["retrain", str(small), "-o", str(tuned), "--teacher", str(model), "--unlabelled", "--restart",
-                 "--data", "digit-scenes:train", "--images", str(options["scenes"]), "--epochs", str(options["epochs"]),
-                 "--optimizer", "adamw", "--batch", "32", *threads]
-            )  # fmt: skip
-            if tuned.exists():
-                rows.append(
-                    {
-                        "name": f"{share} retrained",
-                        "macs": macs,
-                        "file": tuned,
-                        **precision(tuned, options["test"]),
-                        **cost,
-                    }
-                )
+                ["retrain", str(small), "-o", str(tuned), "--teacher", str(model), *scenes, *training, *threads]
+            )
+            row(f"{share} retrained", macs, tuned, cost)
     inputs = [digit_scene("test", i)[0].transpose(2, 0, 1).astype(np.float32) / 255 for i in range(TIMED)]
-    timed = [r for r in rows if "as cut" not in r["name"] and "retrained" not in r["name"]]
-    for row, ms in zip(timed, latencies([r["file"] for r in timed], inputs, options["threads"]), strict=True):
-        row["ms"] = ms
+    timed = [r for r in rows if r is rows[0] or "recovered" in r["name"]]
+    for r, ms in zip(timed, latencies([r["file"] for r in timed], inputs, options["threads"]), strict=True):
+        r["ms"] = ms
     return rows
 
 

@@ -29,7 +29,8 @@ class Pruned:
 
 @pytest.fixture(scope="module")
 def pruned(tmp_path_factory: pytest.TempPathFactory) -> Pruned:
-    """60 % of the MACs; kept counts are multiples of 8 on every processor."""
+    """Model with 60 % of the MACs, recovered; kept counts are multiples of 8 on every processor."""
+    pytest.importorskip("faster_coco_eval")  # recovery reports the metric of the task
     out = tmp_path_factory.mktemp("detector") / "small.onnx"
     options = ("--target", "macs=0.6", "--round-to", 8, "--threads", 1, "--json")
     return Pruned(out, json.loads(line.out("prune", MODEL, "-o", out, *DATA, *options)))
@@ -58,9 +59,10 @@ def test_recovery_brings_the_boxes_back(pruned: Pruned) -> None:
     assert pruned.report["after"]["macs"] <= 0.61 * pruned.report["before"]["macs"]
     stages = pruned.report["recovery"]["stages"]
     assert stages[-1]["kept"]
-    assert stages[-1]["distance"] < 0.1 * stages[0]["distance"]
-    assert pruned.report["recovery"]["metric"] == "agreement"
-    assert stages[-1]["value"] > 0.85
+    assert stages[-1]["distance"] < 0.7 * stages[0]["distance"]
+    assert stages[-1]["distance"] < 0.1
+    assert pruned.report["recovery"]["metric"] == "map"  # the scenes have boxes
+    assert stages[-1]["value"] > pruned.report["recovery"]["original"] - 0.05
 
 
 def test_the_pruned_detector_is_as_precise(pruned: Pruned) -> None:

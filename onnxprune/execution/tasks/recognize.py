@@ -55,12 +55,19 @@ class Frames:
         return values
 
     def decode(self, scores: Array) -> list[Indices]:
-        """Return the classes of each sample, without repetitions and blanks."""
+        """Return the classes of each sample, without repetitions, blanks, and spaces at either end."""
         best = scores.argmax(-1)
         new = np.ones(best.shape, np.bool_)
         new[:, 1:] = best[:, 1:] != best[:, :-1]
         new &= best != self.blank % scores.shape[-1]
-        return [tuple(row[mask].tolist()) for row, mask in zip(best, new, strict=True)]
+        return [self._trimmed(tuple(row[mask].tolist())) for row, mask in zip(best, new, strict=True)]
+
+    def _trimmed(self, indices: Indices) -> Indices:
+        """Return classes without spaces at either end, which recognizers read in the margins of an image."""
+        if self.alphabet is None:
+            return indices
+        inked = [i for i, index in enumerate(indices) if self.alphabet[index].strip()]
+        return indices[inked[0] : inked[-1] + 1] if inked else ()
 
     def text(self, indices: Indices) -> str:
         """Return the text of some classes."""
@@ -91,13 +98,13 @@ class _Reader:
     def words(self, outcome: Outcome) -> Sequence[float]:
         """Return 1 for each sample that is read without an error."""
         assert outcome.targets is not None
-        return [float(a == b) for a, b in zip(self.texts(outcome), outcome.targets, strict=True)]
+        return [float(a == b.strip()) for a, b in zip(self.texts(outcome), outcome.targets, strict=True)]
 
     def edits(self, outcome: Outcome) -> Sequence[tuple[int, int]]:
         """Return the edits that turn each text into its target, and the target's characters."""
         assert outcome.targets is not None
         distance = _levenshtein()
-        pairs = zip(self.texts(outcome), outcome.targets, strict=True)
+        pairs = zip(self.texts(outcome), [t.strip() for t in outcome.targets], strict=True)
         return [(distance(ours, theirs), len(theirs)) for ours, theirs in pairs]
 
     def agreement(self, outcome: Outcome) -> Sequence[float]:

@@ -108,3 +108,14 @@ def test_a_model_that_reads_nothing_is_named() -> None:
     watch.add(Outcome([frames(*["---"] * 12)], ["abc"] * 12, (), 12))
     [warning] = watch.warnings({"word_accuracy": MetricValue(0.0, 0.0)})
     assert "reads no character" in warning
+
+
+def test_spaces_in_the_margins_do_not_count() -> None:
+    spaced = Frames(0, 0, ("", "a", "b", " "))
+    scores = np.eye(4)[None, [3, 1, 0, 3, 2, 3, 0]]
+    reader = _Reader(spaced)
+    outcome = Outcome([scores], ["a b "], [np.eye(4)[None, [1, 0, 3, 2, 0, 0, 0]]], 1)
+    assert reader.texts(outcome) == ["a b"]
+    assert reader.words(outcome) == [1.0]
+    assert reader.agreement(outcome) == [1.0]
+    assert spaced.decode(np.eye(4)[None, [3, 0, 3]]) == [()]
