@@ -197,6 +197,8 @@ def _reshape(node: gs.Node, sizes: NodeSizes) -> Iterator[Found]:
         source[i] if copies and isinstance(n, int) and n == 0 and i < len(source) else n for i, n in enumerate(target)
     ]
     stated = [n for n in full if not (isinstance(n, int) and n == -1)]
+    if any(isinstance(n, int) and n == 0 for n in stated):
+        return  # an empty tensor only, and sizes count as at least 1
     kind, says = EQUAL, "it reshapes {a} elements to {b}"
     if len(stated) < len(full):
         kind, says = DIVIDES, "it reshapes {a} elements to rows of {b}"

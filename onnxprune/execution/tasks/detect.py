@@ -312,7 +312,7 @@ class Detect(Task):
     name: ClassVar[str] = "detect"
     title: ClassVar[str] = "boxes with classes"
     targets: ClassVar[tuple[str, ...]] = ("boxes",)
-    metrics: ClassVar[tuple[str, ...]] = ("map", "map50", "agreement", "map_to_original")
+    metrics: ClassVar[tuple[str, ...]] = ("map", "map50", "agreement", "map_to_original", "divergence")
     precedence: ClassVar[int] = 0
 
     def guess(self, view: ModelView) -> str | None:
