@@ -16,8 +16,8 @@ from test_quantized_models import DIGITS, digits
 
 import onnxprune as op
 from onnxprune.execution import sessions
-from onnxprune.execution.tasks import saturation
 from onnxprune.execution.sessions import Session, saturates_integers
+from onnxprune.execution.tasks import saturation
 from onnxprune.execution.tasks.saturation import saturation_warning
 
 # Values at which two products exceed 16 bits. Weights are constants of the model, as quantizers write them.
