@@ -1,4 +1,4 @@
-"""Whether a value of another rank can pass through the nodes after it.
+"""Check that a value of another rank can pass through the nodes after it.
 
 TorchScript writes `squeeze` as an If whose branches return other ranks. Often only one of them is possible: an LSTM
 after it requires three axes. Ranks do not depend on sizes, so such a branch never returns in a run that succeeds.

@@ -94,7 +94,9 @@ def prune_within(
             _display.note(f"{point.kept:.1%} of the {budget.minimize}: drop {point.reading.drop:.2f}, {verdict}")
 
     folder = output.output.with_name(output.output.name + ".points")
-    search = prune_to_budget(path, evaluation, budget.max_drop, task=tasks, folder=folder, notice=show)
+    search = prune_to_budget(
+        path, evaluation, budget.max_drop, task=tasks, folder=folder, restart=budget.restart, notice=show
+    )
     best = search.best
     result, polished = best.point.model, []
     for epochs, unlabelled in ((budget.polish, True), (budget.retrain, False)):

@@ -53,6 +53,9 @@ class Budget(EvaluationData, Quantizing):
         0, heading=BUDGET, advanced=True, ge=0, usage=True, metavar="EPOCHS",
         help="The same with the labels of --data as well.",
     )  # fmt: skip
+    restart: bool = option(
+        False, help="Discard the points of an interrupted --max-drop search.", heading=OUTPUT, advanced=True
+    )
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

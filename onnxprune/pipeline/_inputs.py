@@ -15,7 +15,7 @@ from onnxprune.analysis.coupling import Analysis
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Calibration
 from onnxprune.execution.data import Data, Fitted, Preprocess, SampleSource, as_preprocess, fit
-from onnxprune.execution.data import as_data as read_data
+from onnxprune.execution.data import load_data as read_data
 from onnxprune.execution.synthetic_data import synthetic_data
 from onnxprune.ir.input_sizes import Shapes, with_shapes
 from onnxprune.ir.model import Model

@@ -25,7 +25,7 @@ from onnxprune.analysis.coupling import Analysis, Group
 from onnxprune.criteria.masked_evaluation import CACHE_MEMORY, MaskedEvaluator
 from onnxprune.criteria.scoring import Scores
 from onnxprune.errors import OnnxPruneError, unknown
-from onnxprune.execution.data import Data, Feeds, Preprocess, SampleSource, as_data, fit
+from onnxprune.execution.data import Data, Feeds, Preprocess, SampleSource, fit, load_data
 from onnxprune.execution.tasks.classify import chance_warning
 from onnxprune.execution.tasks.metrics import METRICS, Metric, MetricValue, kind_of
 from onnxprune.execution.tasks.task import BoundTask, find_metric
@@ -99,7 +99,7 @@ def sensitivity(
         OnnxPruneError: Data, metric, patterns or ratios do not fit, outputs are not finite, the journal is of other
             settings, or workers fail repeatedly. Finished points are in the journal.
     """
-    analysis, data = scores.analysis, as_data(data, model=scores.analysis.source)
+    analysis, data = scores.analysis, load_data(data, model=scores.analysis.source)
     chosen = task_options(task, metric)
     labels = _wants_labels(data, chosen) and not partial_classes
     fitted = fit(analysis.source, data, preprocess, labels=labels, run=False)

@@ -35,7 +35,7 @@ class TrainingTask:
 
     @property
     def classifies(self) -> bool:
-        """Whether the model is trained on scores of classes."""
+        """True if the model is trained on scores of classes."""
         return self.bound.name == "classify"
 
 

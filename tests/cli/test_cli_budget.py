@@ -144,3 +144,16 @@ def test_polish_is_kept_only_if_the_drop_shrinks(tmp_path: Path) -> None:
     [step] = json.loads(text)["polished"]
     assert step["epochs"] == 1
     assert step["kept"] == (step["after"]["drop"] < step["before"]["drop"])
+
+
+def test_a_search_of_other_settings_is_refused_until_it_is_discarded(tmp_path: Path) -> None:
+    small = tmp_path / "s.onnx"
+    folder = small.with_name("s.onnx.points")
+    folder.mkdir()
+    (folder / "journal").write_text('{"journal": 1, "kind": "max-drop", "model": "another"}\n')
+    command = ("prune", DIGITS, "-o", small, *DATA, "--max-drop", 20, "--round-to", 16)
+    assert "--restart" in fails(*command)
+    assert not small.exists()
+    ok(*command, "--restart")
+    assert small.exists()
+    assert not folder.exists()

@@ -8,8 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from onnxprune._utils.import_strings import find_function
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data._classes import mapped
@@ -21,7 +19,7 @@ from onnxprune.execution.data._readers.folders import read_folder, read_texts
 from onnxprune.execution.data._readers.hub import read_hub
 from onnxprune.execution.data._readers.objects import read_object
 from onnxprune.execution.data._sources import Source
-from onnxprune.execution.data.digit_scenes import read_scenes, split_digits
+from onnxprune.execution.data.digit_scenes import read_digits, read_scenes
 from onnxprune.ir.model import Array, Model
 from onnxprune.options.data import SOURCES
 
@@ -92,32 +90,9 @@ def _named(source: str, images: int | None, expected: Expected, images_dir: Path
     raise OnnxPruneError(f"cannot find the data {source!r}", fix=f"use one of: {SOURCES}")
 
 
-def as_data(
-    given: SampleSource,
-    *,
-    images: int | None = None,
-    size: Sequence[int] | None = None,
-    model: Model | None = None,
-    class_map: str | os.PathLike[str] | None = None,
-    images_dir: str | os.PathLike[str] | None = None,
-) -> Data:
-    """Return the data that is given, read if it is a source; see `load_data`."""
-    if isinstance(given, Data):
-        return given
-    return load_data(given, images=images, size=size, model=model, class_map=class_map, images_dir=images_dir)
-
-
 def _digits(part: str) -> Data:
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as err:
-        raise OnnxPruneError(
-            f"the digits data needs scikit-learn ({err})", fix="pip install 'onnxprune[data]'"
-        ) from err
-    digits = load_digits()
-    index = split_digits(len(digits.target), part)
-    x = (digits.images[index, None] / 16.0).astype(np.float32)
-    return Data(x, digits.target[index].astype(np.int64), f"digits:{part}")
+    images, labels = read_digits(part)
+    return Data(images[:, None], labels, f"digits:{part}")
 
 
 def _function(source: str, images: int | None, expected: Expected) -> Data:

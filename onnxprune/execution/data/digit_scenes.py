@@ -40,13 +40,17 @@ def split_digits(count: int, part: str) -> npt.NDArray[np.int64]:
 
 
 @cache
-def _digits(part: str) -> tuple[Floats, npt.NDArray[np.int64]]:
-    """Return the images [n, 8, 8] in [0, 1] and labels of one part."""
+def read_digits(part: str) -> tuple[Floats, npt.NDArray[np.int64]]:
+    """Return scikit-learn's digits [n, 8, 8] in [0, 1] and their labels, "train" or "test".
+
+    Raises:
+        OnnxPruneError: scikit-learn is not installed.
+    """
     try:
         from sklearn.datasets import load_digits
     except ImportError as err:
         raise OnnxPruneError(
-            f"the digit scenes need scikit-learn ({err})", fix="pip install 'onnxprune[data]'"
+            f"the digits data needs scikit-learn ({err})", fix="pip install 'onnxprune[data]'"
         ) from err
     digits = load_digits()
     index = split_digits(len(digits.target), part)
@@ -122,7 +126,7 @@ def digit_scene(part: str, index: int, *, size: tuple[int, int] = (SIZE, SIZE), 
     if part not in COUNTS:
         raise OnnxPruneError(f"the digit scenes have no part {part!r}", fix="use digit-scenes:train or :test")
     rng = np.random.default_rng([seed, int(part == "test"), index])
-    images, labels = _digits(part)
+    images, labels = read_digits(part)
     h, w = size
     paper = rng.uniform(20, 235, 3).astype(np.float32)
     canvas = _background(rng, size, paper).astype(np.float32)
@@ -162,7 +166,7 @@ class SceneSource(Source):
     def __init__(self, part: str) -> None:
         if part not in COUNTS:
             raise OnnxPruneError(f"the digit scenes have no part {part!r}", fix="use digit-scenes:train or :test")
-        _digits(part)  # an error names what is not installed
+        read_digits(part)  # an error names what is not installed
         _pillow()
         self.part = part
 

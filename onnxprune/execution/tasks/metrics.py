@@ -118,12 +118,12 @@ class Metric:
 
     @property
     def classifies(self) -> bool:
-        """Whether it reads the scores of a classifier."""
+        """True if it reads the scores of a classifier."""
         return self.needs == "labels" and self.samples is not None
 
     @property
     def wants_reference(self) -> bool:
-        """Whether it compares with the original's outputs."""
+        """True if it compares with the original's outputs."""
         return self.needs == "reference" or (self.function is not None and _positional(self.function) > 2)
 
     def outputs_read(self, names: Sequence[str]) -> list[str]:

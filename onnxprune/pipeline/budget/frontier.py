@@ -50,8 +50,8 @@ class FrontierPoint:
 
 
 @dataclass(frozen=True, repr=False)
-class Frontier:
-    """Accuracy over cost.
+class FrontierFile:
+    """Contents of `frontier.json`.
 
     Attributes:
         model: Name of the original.
@@ -63,7 +63,6 @@ class Frontier:
         samples: Number of held-out samples.
         points: All points, curve by curve, largest first.
         notes: Remarks, such as a curve that ends early.
-        folder: Folder with the points.
     """
 
     model: str
@@ -75,6 +74,16 @@ class Frontier:
     samples: int
     points: tuple[FrontierPoint, ...]
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, repr=False)
+class Frontier(FrontierFile):
+    """Accuracy over cost.
+
+    Attributes:
+        folder: Folder with the points.
+    """
+
     folder: Path | None = field(default=None, compare=False)
 
     def __repr__(self) -> str:
@@ -140,28 +149,13 @@ class Frontier:
         return text.getvalue()
 
 
-@dataclass(frozen=True)
-class _FrontierFile:
-    """Contents of `frontier.json`."""
-
-    model: str
-    measure: str
-    metric: str
-    unit: str
-    higher_is_better: bool
-    original: float
-    samples: int
-    notes: tuple[str, ...]
-    points: tuple[FrontierPoint, ...]
-
-
 def load_frontier(folder: Path) -> Frontier:
     """Read the frontier that `onnxprune frontier` wrote into a folder.
 
     Raises:
         OnnxPruneError: The file is missing or not valid.
     """
-    found = FORMAT.read(_FrontierFile, folder / RESULT)
+    found = FORMAT.read(FrontierFile, folder / RESULT)
     for i, point in enumerate(found.points):
         if not {"macs", found.measure} <= point.costs.keys() <= set(COSTS):
             raise FORMAT.error(f"the costs of point {i} are not complete or not known", str(folder / RESULT))
