@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from onnxprune._utils.formatting import counted, percent
@@ -159,4 +159,9 @@ def load_frontier(folder: Path) -> Frontier:
     for i, point in enumerate(found.points):
         if not {"macs", found.measure} <= point.costs.keys() <= set(COSTS):
             raise FORMAT.error(f"the costs of point {i} are not complete or not known", str(folder / RESULT))
+        path = PurePosixPath(point.path)
+        if path.is_absolute() or ".." in path.parts or len(path.parts) < 2 or "\\" in point.path:
+            raise FORMAT.error(f"the file of point {i} is not in a subfolder", str(folder / RESULT))
+    if not found.points:
+        raise FORMAT.error("there are no points", str(folder / RESULT))
     return Frontier(**vars(found), folder=folder)
