@@ -48,7 +48,6 @@ def collect_frontier(folder: Path) -> ReportData:
         ("samples", f"{counted(found.samples, 'sample')} held out of the calibration"),
         ("points", f"{len(found.points)} on {counted(len(curves), 'curve')}"),
     ]))  # fmt: skip
-    report.why += found.notes
     return report
 
 
