@@ -206,7 +206,7 @@ def prune(
             normalize=normalize, constraints=limits, latency=predictor, feeds=fit.first(original), tolerance=tolerance,
         )  # fmt: skip
         search = prune_to_budget(
-            path, evaluation, max_drop, task=task_options(task, metric), progress=tick("points tried")
+            path, evaluation, max_drop, task=task_options(task, metric), runs=runs, progress=tick("points tried")
         )
         best = search.best.point
         speedup = _speedup(analysis, best.plan, best.model, predictor, device, runs, tick("measuring"))

@@ -10,6 +10,7 @@ from onnxprune._utils.formatting import count, counted, percent, seconds, size
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.tasks.evaluation import metric_text, metric_title
 from onnxprune.pipeline import Frontier, FrontierPoint, PointRecord, PointStore, load_frontier
+from onnxprune.pipeline.budget.frontier import PREDICTED
 from onnxprune.plans import load_plan
 from onnxprune.reports import _sections
 from onnxprune.reports._report_data import FrontierRow, FrontierSection, PointDetails, PointFile, ReportData
@@ -17,7 +18,8 @@ from onnxprune.reports._report_data import FrontierRow, FrontierSection, PointDe
 FILE = "frontier.json"
 DRAWN = ("macs", "latency", "bytes")
 """Costs that the chart can show, if they were measured."""
-_NAMES = {"macs": "MACs", "params": "parameters", "bytes": "bytes of the weights", "memory": "peak memory"}
+_NAMES = {"macs": "MACs", "params": "parameters", "bytes": "bytes of the weights", "memory": "peak memory",
+          PREDICTED: "latency, predicted"}  # fmt: skip
 
 
 def is_frontier(folder: Path) -> bool:
@@ -100,8 +102,6 @@ def _costs(p: FrontierPoint, record: PointRecord | None) -> list[tuple[str, str]
             timed = record.figures.get("int8_latency" if p.curve.endswith(", int8") else "float_latency", {})
             text += f" ({seconds(timed['seconds'])})" if "seconds" in timed else ""
         facts.append((_NAMES.get(name, name), text))
-    if record is not None and "predicted_latency" in record.figures:
-        facts.append(("latency, predicted", percent(record.figures["predicted_latency"])))
     return facts
 
 

@@ -16,6 +16,7 @@ import onnxprune as op
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Calibration
 from onnxprune.execution.data import Data
+from onnxprune.latency.speedup import LatencyPair
 from onnxprune.options.tasks import TaskOptions
 from onnxprune.pipeline.budget.judge import EVERY, Judge, Judgement, held_out
 from onnxprune.pipeline.budget.max_drop import FACTOR, LEAST, RESOLUTION, BudgetSearch, smallest_within
@@ -101,6 +102,18 @@ def test_the_standard_error_is_added_where_the_samples_allow_it() -> None:
     found, _ = search(lambda kept: 2 * (1 - kept), 1.0, error=0.6)
     assert 0.9 < found.best.reading.drop <= 1.0
     assert "cannot support a drop of 1 points" in found.warning
+
+
+def test_a_measured_candidate_that_is_clearly_faster_precedes() -> None:
+    found, _ = search(lambda kept: 0.0 if kept >= 0.5 else 5.0, 1.0)
+    best = found.best
+    assert found.larger is not None
+    for share, chosen in ((0.40, found.larger), (0.495, best)):  # 0.495: within the noise of measuring
+        pairs = {found.larger.kept: LatencyPair(1.0, share), best.kept: LatencyPair(1.0, 0.5)}
+        timed = replace(found, measured=pairs)
+        assert timed.best is chosen
+        assert f"{100 * pairs[chosen.kept].share:.1f} % measured" in timed.summary
+        assert timed.best.within
 
 
 @pytest.mark.parametrize("budget", [-1.0, float("nan"), float("inf")])

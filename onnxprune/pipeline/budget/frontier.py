@@ -17,7 +17,8 @@ from onnxprune.errors import OnnxPruneError
 
 RESULT, TABLE = "frontier.json", "frontier.csv"
 FORMAT = Format("frontier", 2**26, fix="make it anew with `onnxprune frontier`")
-COSTS = (*MEASURES, "latency")
+PREDICTED = "latency_predicted"
+COSTS = (*MEASURES, "latency", PREDICTED)
 """Costs that points are compared by, as shares of the original's."""
 
 
@@ -28,7 +29,8 @@ class FrontierPoint:
     Attributes:
         curve: Name of its curve: criterion and allocator, with ", int8" if it is quantized.
         target: Share of the measure that was asked for.
-        costs: Share of the original's cost that is kept, by its name in `COSTS`; latency is missing if not measured.
+        costs: Share of the original's cost that is kept, by its name in `COSTS`; latency is missing if not measured,
+            and its prediction unless the points were placed by it.
         value: Metric on held-out samples.
         error: Standard error of the metric; None if it has none.
         drop: Loss against the original, see `Judgement`.
