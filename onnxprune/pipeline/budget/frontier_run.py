@@ -229,7 +229,8 @@ def _measure_curve(task: _CurveTask, tick: Callable[[int], None] | None = None) 
         if record is None:
             last = last or _read_last(store, task, analysis, i)
             try:
-                point = path.point(share, last)
+                first = store.shared_scores(task.criterion, path) if i == 0 and len(how.allocators) > 1 else None
+                point = path.point(share, last, first=first)
             except VerificationError:
                 raise
             except OnnxPruneError as err:
