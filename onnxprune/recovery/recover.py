@@ -43,6 +43,7 @@ from onnxprune.planning.analyze import analyze_for
 from onnxprune.planning.sensitivity_sweep import data_digest
 from onnxprune.plans import Plan
 from onnxprune.recovery._lockstep import check_wiring
+from onnxprune.recovery._original_activations import OriginalActivations as OriginalActivations
 from onnxprune.recovery.recalibrate_batchnorm import RecalibrateBatchnorm
 from onnxprune.recovery.reconstruct_weights import ReconstructWeights, Solution
 
@@ -194,6 +195,7 @@ def recover(
     folder: Path | None = None,
     restart: bool = False,
     task: TaskOptions | None = None,
+    originals: OriginalActivations | None = None,
     progress: Progress | None = None,
 ) -> Recovered:
     """Re-solve the weights of a pruned model so that its outputs approach the original's.
@@ -210,6 +212,7 @@ def recover(
         folder: Folder that stores solved layers, so that an interrupted run continues; the caller removes it.
         restart: Discard the layers of an interrupted run.
         task: Task and metric that are reported; default: guessed from the model and the targets.
+        originals: Activations of the original, shared by several recoveries on the same samples.
         progress: Called with (layers done, layers in all).
 
     Raises:
@@ -238,7 +241,14 @@ def recover(
             else:
                 counts = _SolutionCounter(store, i, progress)
                 new = ReconstructWeights(
-                    plan, analysis, inside, rows=rows, rounds=rounds, known=partial(store.load, i), done=counts
+                    plan,
+                    analysis,
+                    inside,
+                    rows=rows,
+                    rounds=rounds,
+                    known=partial(store.load, i),
+                    done=counts,
+                    originals=originals,
                 )(model)
                 note = f"{counts.solved} of {counts.total} layers"
             seconds = time.perf_counter() - start

@@ -16,6 +16,7 @@ from planning import FakeLatency
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.latency import prediction
 from onnxprune.pipeline.budget import frontier_run, max_drop
+from onnxprune.pipeline.budget.path import PrunePath
 
 DIGITS = Path(__file__).parent.parent.parent / "models" / "digits_cnn.onnx"
 DATA = ("--data", "digits:train", "--images", 100)
@@ -103,6 +104,23 @@ def test_an_interrupted_frontier_ends_with_the_same_bytes(frontier: Path, tmp_pa
     (copy / "obs" / "0.3000" / "point.json").unlink()  # killed before the record was written
     ok("frontier", DIGITS, *DATA, "-o", copy, *CURVES)
     assert files(copy) == files(frontier)
+
+
+def test_allocators_share_the_scores_of_the_original(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[str] = []
+    score = PrunePath.first_scores
+
+    def first_scores(self: PrunePath) -> Any:
+        counted.append(str(self.allocator))
+        return score(self)
+
+    monkeypatch.setattr(PrunePath, "first_scores", first_scores)
+    command = ("frontier", DIGITS, *DATA, "-o", tmp_path / "out", "--points", 1, "--least", 0.6, "--criteria", "l2")
+    ok(*command, "--allocators", "global,uniform", "--no-latency", "--round-to", 8)
+    assert counted == ["global"]
+    assert (tmp_path / "out" / "l2-scores.json").exists()
+    ok(*command, "--allocators", "uniform,global", "--no-latency", "--round-to", 8, "--restart")
+    assert counted == ["global", "uniform"]
 
 
 def test_other_data_than_the_journal_s_is_refused(frontier: Path) -> None:

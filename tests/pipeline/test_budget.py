@@ -206,6 +206,20 @@ def test_later_points_remove_more_of_the_original(path: PrunePath) -> None:
     assert second.certificate["weights"] == "identical"  # as stripped, before the recovery
 
 
+def test_scores_are_computed_anew_only_after_a_step(path: PrunePath) -> None:
+    first = path.point(0.9)
+    near, far = path.point(0.75, first), path.point(0.6, first)
+    assert (first.scored, near.scored) == (1.0, 1.0)
+    assert near.scores is first.scores
+    assert far.scored == first.kept
+    assert path.point(0.6, near).scored == near.kept
+    known = path.point(0.9, first=first.scores)
+    assert known.plan.digest == first.plan.digest
+    always = replace(path, rescore=1.0)
+    assert always.point(0.75, first).scored == first.kept
+    assert always.identity != path.identity
+
+
 def test_points_are_read_back_as_they_were_written(path: PrunePath, tmp_path: Path) -> None:
     point = path.point(0.5)
     with point_store(tmp_path / "points", {"kind": "test"}) as store:
@@ -213,6 +227,8 @@ def test_points_are_read_back_as_they_were_written(path: PrunePath, tmp_path: Pa
         again = store.write("a/b", point, path.analysis)
         assert again.plan.digest == point.plan.digest
         assert (again.kept, again.before, again.after) == (point.kept, point.before, point.after)
+        scored = replace(point, scored=0.75)
+        assert store.write("c", scored, path.analysis).scored == 0.75
         for name, scores in point.scores.groups.items():
             np.testing.assert_array_equal(again.scores.groups[name], scores)
         assert store.add_figures("a/b", {"x": 1.0}).figures == {"x": 1.0}

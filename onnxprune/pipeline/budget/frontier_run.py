@@ -31,8 +31,10 @@ from onnxprune.pipeline.budget.quantize import quantize_int8, weight_bytes
 from onnxprune.planning.analyze import analyze
 from onnxprune.planning.constraints import Constraints
 from onnxprune.planning.sensitivity_sweep import data_digest
+from onnxprune.recovery.recover import OriginalActivations
 
 INT8, LATENCY = "model-int8.onnx", "latency.json"
+TOGETHER = 8  # models in memory whose latency is measured in turns
 
 
 @dataclass(frozen=True)
@@ -203,8 +205,9 @@ def _run(
         tick(before + points / each)
 
     if jobs == 1 and backend == "loky":
+        originals = OriginalActivations()
         for i, task in enumerate(tasks):
-            yield i, _measure_curve(task, partial(within, i))
+            yield i, _measure_curve(task, partial(within, i), originals)
             tick(i + 1)
         return
     for done, (i, note) in enumerate(spread(_measure_curve, tasks, jobs=jobs, backend=backend, address=address)):
@@ -212,7 +215,9 @@ def _run(
         tick(done + 1)
 
 
-def _measure_curve(task: _CurveTask, tick: Callable[[int], None] | None = None) -> str:
+def _measure_curve(
+    task: _CurveTask, tick: Callable[[int], None] | None = None, originals: OriginalActivations | None = None
+) -> str:
     """Measure the points of one curve that are missing; return a remark if it ends early."""
     how, store = task.settings, PointStore(task.folder)
     model = replace(load(task.model), sizes=task.sizes)
@@ -220,6 +225,7 @@ def _measure_curve(task: _CurveTask, tick: Callable[[int], None] | None = None) 
     path = PrunePath(
         analysis, task.fit, measure=how.measure, criterion=task.criterion, allocator=task.allocator,
         constraints=how.constraints, latency=task.latency, feeds=task.fit.first(model),
+        originals=originals or OriginalActivations(),
     )  # fmt: skip
     judge: Judge | None = None
     last: PathPoint | None = None
@@ -276,20 +282,24 @@ def _evaluate(
 
 
 def _measure_latency(model: Model, store: PointStore, how: FrontierSettings, device: str) -> None:
-    """Measure points whose latency is missing, each in turn with the original."""
+    """Measure points whose latency is missing, a few in turns with the original."""
+    missing = []
     for criterion, allocator in how.curves():
         for share in how.shares():
             name = _point_name(criterion, allocator, share)
             record = store.record(name)
-            if record is None:
-                continue
             for kind, file in (("float", MODEL), ("int8", INT8)):
-                path = store.folder / name / file
-                if kind not in record.figures or f"{kind}_latency" in record.figures or not path.exists():
+                if record is None or kind not in record.figures or f"{kind}_latency" in record.figures:
                     continue
-                whole, small = bench([model, load(path)], threads=how.threads, runs=how.runs, device=device)
-                before, after = whole.latency.median, small.latency.median
-                record = store.add_figures(name, {f"{kind}_latency": {"seconds": after, "share": after / before}})
+                if (store.folder / name / file).exists():
+                    missing.append((name, kind, file))
+    for i in range(0, len(missing), TOGETHER):
+        some = missing[i : i + TOGETHER]
+        models = [model, *(load(store.folder / name / file) for name, _, file in some)]
+        whole, *found = bench(models, threads=how.threads, runs=how.runs, device=device)
+        for (name, kind, _), small in zip(some, found, strict=True):
+            before, after = whole.latency.median, small.latency.median
+            store.add_figures(name, {f"{kind}_latency": {"seconds": after, "share": after / before}})
 
 
 def _collected(model: Model, store: PointStore, judge: Judge, how: FrontierSettings, notes: Sequence[str]) -> Frontier:

@@ -21,6 +21,7 @@ from onnxprune.pipeline.budget.judge import Judge, Judgement
 from onnxprune.pipeline.budget.path import PathPoint, PrunePath
 from onnxprune.pipeline.budget.point_store import point_store
 from onnxprune.planning.sensitivity_sweep import data_digest
+from onnxprune.recovery.recover import OriginalActivations
 
 FACTOR = 0.8  # share of the last point within the budget that the next point keeps, until one exceeds it
 RESOLUTION = 0.03  # the search ends when the smallest point within the budget is so close to one beyond it
@@ -180,6 +181,7 @@ def prune_to_budget(
     """
     original = path.analysis.source
     judge = Judge(original, evaluation, task)
+    path = replace(path, originals=path.originals or OriginalActivations())
     tried = 0
 
     def count(point: BudgetPoint) -> None:

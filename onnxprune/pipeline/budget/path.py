@@ -31,7 +31,7 @@ from onnxprune.planning.iterative import rescored
 from onnxprune.planning.planner import AllocationRequest, allocate, assembled, check_allocator
 from onnxprune.planning.targets import LatencyPredictor, MeasureShare, Target
 from onnxprune.plans import Plan
-from onnxprune.recovery.recover import recover
+from onnxprune.recovery.recover import OriginalActivations, recover
 from onnxprune.verification import Verification
 
 RESCORE = 0.7  # with steps of this share or more, new scores gain less than the standard error of the metric
@@ -88,6 +88,7 @@ class PrunePath:
         latency: Latency model, if the measure or the allocator is latency.
         feeds: Inputs for whole runs of the proof, beside random ones.
         tolerance: Largest relative difference that the proof allows; None: by element type.
+        originals: Activations of the original, shared by the recoveries of the points; they do not change results.
         rescore: Channels are scored anew if a point keeps less than this share of the model that was scored last.
     """
 
@@ -103,6 +104,7 @@ class PrunePath:
     latency: LatencyPredictor | None = None
     feeds: Sequence[Mapping[str, Array]] | None = None
     tolerance: float | None = None
+    originals: OriginalActivations | None = field(default=None, compare=False)
     rescore: float = RESCORE
 
     def first_scores(self) -> Scores:
@@ -148,7 +150,9 @@ class PrunePath:
             device=self.calibration.device,
         )  # fmt: skip
         assert compiled.verification is not None
-        recovered = recover(analysis.source, compiled.model, plan, self.calibration, analysis=analysis)
+        recovered = recover(
+            analysis.source, compiled.model, plan, self.calibration, analysis=analysis, originals=self.originals
+        )
         return PathPoint(
             share, self.kept(plan), plan, recovered.model, scores, compiled.before, compiled.after,
             compiled.verification.as_dict(), recovered.as_dict(), scored, compiled.verification,
