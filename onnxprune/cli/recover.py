@@ -99,7 +99,7 @@ def recover(
     with _display.progress("recovering", quiet=as_json) as tick:
         done = run(
             whole, small, plan, replace(samples, batch=execution.batch, threads=execution.threads), analysis=analysis,
-            stages=recovery.stages, rows=recovery.rows, rounds=recovery.rounds, folder=folder,
+            stages=recovery.stages, rows=recovery.rows, rounds=recovery.rounds, epochs=recovery.epochs, folder=folder,
             restart=resuming.restart, task=tasks, progress=tick,
         )  # fmt: skip
     save(done.model, output.output, external=output.external)

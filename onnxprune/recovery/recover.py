@@ -1,12 +1,11 @@
 """Recovery without training: better weights for a pruned model from its original, the plan and calibration data.
 
-Stages run in order: `recalibrate_batchnorm`, then `reconstruct_weights`. After each, the outputs are compared with the
-original's on held-out samples; a stage that does not reduce the distance is undone.
+Stages run in order: `recalibrate_batchnorm`, `reconstruct_weights`, and if asked for `reconstruct_blocks`. After each,
+the outputs are compared with the original's on held-out samples; a stage that does not reduce the distance is undone.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import time
@@ -20,10 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune._utils.atomic_files import atomic
 from onnxprune._utils.formatting import counted, seconds
 from onnxprune._utils.html import html_table
-from onnxprune._utils.journal import Journal
 from onnxprune._utils.progress import Progress
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.errors import OnnxPruneError, unknown
@@ -37,13 +34,17 @@ from onnxprune.execution.tasks.output_distance import OutputDistance
 from onnxprune.execution.tasks.task import bind_task
 from onnxprune.ir.model import PROVENANCE, Model
 from onnxprune.ir.writer import save
+from onnxprune.options.recovery import ALL_STAGES as ALL_STAGES
 from onnxprune.options.recovery import STAGES as STAGES
 from onnxprune.options.tasks import TaskOptions, task_options
 from onnxprune.planning.analyze import analyze_for
 from onnxprune.planning.sensitivity_sweep import data_digest
 from onnxprune.plans import Plan
 from onnxprune.recovery._lockstep import check_wiring
+from onnxprune.recovery._solutions import SolutionStore
 from onnxprune.recovery.recalibrate_batchnorm import RecalibrateBatchnorm
+from onnxprune.recovery.reconstruct_blocks import EPOCHS as EPOCHS
+from onnxprune.recovery.reconstruct_blocks import BlockSolution, ReconstructBlocks
 from onnxprune.recovery.reconstruct_weights import ReconstructWeights, Solution
 
 LEAST = 16  # samples
@@ -191,6 +192,7 @@ def recover(
     stages: Sequence[str] = STAGES,
     rows: int = 40_000,
     rounds: int = 3,
+    epochs: int = EPOCHS,
     folder: Path | None = None,
     restart: bool = False,
     task: TaskOptions | None = None,
@@ -207,6 +209,7 @@ def recover(
         stages: Names of the stages, in order.
         rows: Output positions used for each layer, over all samples.
         rounds: Rounds of the alternation if Relu or Clip follows a layer.
+        epochs: Epochs of `reconstruct_blocks`, for each block.
         folder: Folder that stores solved layers, so that an interrupted run continues; the caller removes it.
         restart: Discard the layers of an interrupted run.
         task: Task and metric that are reported; default: guessed from the model and the targets.
@@ -217,8 +220,8 @@ def recover(
             activations are not finite; or the folder holds another run's layers.
     """
     for name in stages:
-        if name not in STAGES:
-            raise unknown("stage", name, STAGES)
+        if name not in ALL_STAGES:
+            raise unknown("stage", name, ALL_STAGES)
     analysis = analysis or analyze_for(original, plan)
     check_belongs(analysis, plan, pruned)
     calibration = _bounded(analysis, calibration)
@@ -228,17 +231,29 @@ def recover(
     model = pruned
     best = judge.distance(pruned)
     done = [judge.stage("as cut", pruned, best, 0.0, True)]
-    store = _SolutionStore(folder, _settings(pruned, plan, calibration, stages, rows, rounds), restart)
+    store = SolutionStore(folder, _settings(pruned, plan, calibration, stages, rows, rounds, epochs), restart)
     try:
         for i, name in enumerate(stages):
             start = time.perf_counter()
             note = ""
             if name == "recalibrate_batchnorm":
                 new = RecalibrateBatchnorm(plan, analysis, inside)(model)
+            elif name == "reconstruct_blocks":
+                counts = _SolutionCounter(store, i, progress)
+                new = ReconstructBlocks(
+                    plan, analysis, inside, epochs, known=partial(store.load_block, i), done=counts.add_block
+                )(model)
+                note = f"{counts.solved} of {counts.total} blocks"
             else:
                 counts = _SolutionCounter(store, i, progress)
                 new = ReconstructWeights(
-                    plan, analysis, inside, rows=rows, rounds=rounds, known=partial(store.load, i), done=counts
+                    plan,
+                    analysis,
+                    inside,
+                    rows=rows,
+                    rounds=rounds,
+                    known=partial(store.load_layer, i),
+                    done=counts.add_layer,
                 )(model)
                 note = f"{counts.solved} of {counts.total} layers"
             seconds = time.perf_counter() - start
@@ -375,24 +390,37 @@ class _HoldoutEvaluator:
 
 @dataclass
 class _SolutionCounter:
-    """Callback that stores solutions and reports progress."""
+    """Callbacks that store solutions and report progress."""
 
-    store: _SolutionStore
+    store: SolutionStore
     stage: int
     progress: Progress | None
     solved: int = 0
     total: int = 0
 
-    def __call__(self, solution: Solution, done: int, total: int) -> None:
-        self.store.save(self.stage, solution)
-        self.solved += solution.matrix is not None
+    def add_layer(self, solution: Solution, done: int, total: int) -> None:
+        self.store.save_layer(self.stage, solution)
+        self._count(solution.matrix is not None, done, total)
+
+    def add_block(self, solution: BlockSolution, done: int, total: int) -> None:
+        self.store.save_block(self.stage, solution)
+        self._count(solution.weights is not None, done, total)
+
+    def _count(self, solved: bool, done: int, total: int) -> None:
+        self.solved += solved
         self.total = total
         if self.progress is not None:
             self.progress(done, total)
 
 
 def _settings(
-    pruned: Model, plan: Plan, calibration: Calibration, stages: Sequence[str], rows: int, rounds: int
+    pruned: Model,
+    plan: Plan,
+    calibration: Calibration,
+    stages: Sequence[str],
+    rows: int,
+    rounds: int,
+    epochs: int,
 ) -> dict[str, Any]:
     return {
         "kind": "recovery",
@@ -402,63 +430,4 @@ def _settings(
         "stages": list(stages),
         "rows": rows,
         "rounds": rounds,
-    }
-
-
-class _SolutionStore:
-    """Solved layers in a folder: a journal, and one file of arrays per layer."""
-
-    def __init__(self, folder: Path | None, settings: dict[str, Any], restart: bool) -> None:
-        self.folder = folder
-        if folder is not None:
-            try:
-                folder.mkdir(exist_ok=True)
-            except OSError as err:
-                raise OnnxPruneError(f"cannot create the folder {str(folder)!r}: {err.strerror or err}") from err
-        self.journal = Journal(folder / "journal" if folder is not None else None, settings, restart=restart)
-
-    def load(self, stage: int, node: str) -> Solution | None:
-        """Return the solution of an earlier run, or None."""
-        entry = self.journal.entries.get(f"{stage} {node}")
-        if entry is None or self.folder is None:
-            return None
-        before, after, ridge = (float(v) for v in entry["errors"])
-        if entry["file"] is None:
-            return Solution(node, None, None, before, after, ridge)
-        path = self.folder / Path(str(entry["file"])).name
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                matrix, shift = arrays["matrix"], arrays["shift"] if "shift" in arrays.files else None
-        except (OSError, ValueError, KeyError) as err:
-            raise OnnxPruneError(
-                f"cannot read a layer of the interrupted run: {err}", where=str(path), fix="start again with --restart"
-            ) from err
-        return Solution(node, matrix, shift, before, after, ridge)
-
-    def save(self, stage: int, solution: Solution) -> None:
-        """Store a solution; the journal entry follows after the arrays are on disk."""
-        key = f"{stage} {solution.node}"
-        if self.folder is None or key in self.journal.entries:
-            return
-        name = None
-        if solution.matrix is not None:
-            name = f"{len(self.journal.entries):04d}.npz"
-            arrays = {"matrix": solution.matrix} | ({} if solution.shift is None else {"shift": solution.shift})
-            try:
-                with atomic(self.folder / name) as file:
-                    np.savez(file, **arrays)  # type: ignore[arg-type]  # mypy matches names to flags
-            except OSError as err:
-                raise OnnxPruneError(
-                    f"cannot write a solved layer: {err.strerror or err}", where=str(self.folder),
-                    fix="free disk space and continue with --resume",
-                ) from err  # fmt: skip
-        errors = [solution.before, solution.after, solution.ridge]
-        self.journal.add(key, {"file": name, "errors": errors})
-
-    def close(self) -> None:
-        """Close the journal; remove the folder if it holds no solutions."""
-        self.journal.close()
-        if self.folder is not None and not self.journal.entries:
-            self.journal.finish()
-            with contextlib.suppress(OSError):
-                self.folder.rmdir()
+    } | ({"epochs": epochs} if "reconstruct_blocks" in stages else {})

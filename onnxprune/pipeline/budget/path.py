@@ -29,7 +29,7 @@ from onnxprune.planning.iterative import rescored
 from onnxprune.planning.planner import AllocationRequest, allocate, assembled, check_allocator
 from onnxprune.planning.targets import LatencyPredictor, MeasureShare, Target
 from onnxprune.plans import Plan
-from onnxprune.recovery.recover import recover
+from onnxprune.recovery.recover import STAGES, recover
 from onnxprune.verification import Verification
 
 
@@ -82,6 +82,7 @@ class PrunePath:
         latency: Latency model, if the measure or the allocator is latency.
         feeds: Inputs for whole runs of the proof, beside random ones.
         tolerance: Largest relative difference that the proof allows; None: by element type.
+        stages: Stages of the recovery.
     """
 
     analysis: Analysis
@@ -96,6 +97,7 @@ class PrunePath:
     latency: LatencyPredictor | None = None
     feeds: Sequence[Mapping[str, Array]] | None = None
     tolerance: float | None = None
+    stages: tuple[str, ...] = STAGES
 
     def point(self, share: float, since: PathPoint | None = None) -> PathPoint:
         """Return the point that keeps a share of the measure, chosen on the recovered model of an earlier point.
@@ -128,7 +130,9 @@ class PrunePath:
             device=self.calibration.device,
         )  # fmt: skip
         assert compiled.verification is not None
-        recovered = recover(analysis.source, compiled.model, plan, self.calibration, analysis=analysis)
+        recovered = recover(
+            analysis.source, compiled.model, plan, self.calibration, analysis=analysis, stages=self.stages
+        )
         return PathPoint(
             share, self.kept(plan), plan, recovered.model, scores, compiled.before, compiled.after,
             compiled.verification.as_dict(), recovered.as_dict(), compiled.verification,
@@ -145,7 +149,7 @@ class PrunePath:
         rule = self.criterion if isinstance(self.criterion, str) else repr(self.criterion)
         parts = (
             self.measure, rule, sorted(self.params.items()), self.reduce, self.allocator, self.normalize,
-            sorted(vars(self.constraints).items()), self.analysis.choices.options(), self.tolerance,
+            sorted(vars(self.constraints).items()), self.analysis.choices.options(), self.tolerance, self.stages,
         )  # fmt: skip
         return repr(parts)
 
