@@ -10,6 +10,7 @@ Functions, in the order of the job:
     load, save            read and write a model
     load_data             read samples, with labels or without
     prune                 run the full pipeline: score, plan, remove, prove, recover
+    frontier              measure accuracy over cost
 
     analyze               find the channels that can be removed
     score                 score every channel by a criterion
@@ -50,7 +51,8 @@ if TYPE_CHECKING:
     from onnxprune.execution.data import Data as Data
     from onnxprune.execution.data import Preprocess as Preprocess
     from onnxprune.execution.data import load_data as load_data
-    from onnxprune.execution.evaluation import Accuracy as Accuracy
+    from onnxprune.execution.tasks.evaluation import Accuracy as Accuracy
+    from onnxprune.execution.tasks.evaluation import Evaluation as Evaluation
     from onnxprune.ir.model import Model as Model
     from onnxprune.ir.reader import load as load
     from onnxprune.ir.writer import save as save
@@ -59,13 +61,17 @@ if TYPE_CHECKING:
     from onnxprune.latency.bench import BenchResults as BenchResults
     from onnxprune.latency.prediction import LatencyModel as LatencyModel
     from onnxprune.latency.prediction import latency_model as latency_model
+    from onnxprune.options import TaskOptions as TaskOptions
     from onnxprune.pipeline import Compiled as Compiled
+    from onnxprune.pipeline import Frontier as Frontier
+    from onnxprune.pipeline import FrontierPoint as FrontierPoint
     from onnxprune.pipeline import Pruned as Pruned
     from onnxprune.pipeline import analyze as analyze
     from onnxprune.pipeline import apply as apply
     from onnxprune.pipeline import bench as bench
     from onnxprune.pipeline import compile_plan as compile_plan
     from onnxprune.pipeline import evaluate as evaluate
+    from onnxprune.pipeline import frontier as frontier
     from onnxprune.pipeline import plan as plan
     from onnxprune.pipeline import plan_steps as plan_steps
     from onnxprune.pipeline import prune as prune
@@ -92,6 +98,7 @@ if TYPE_CHECKING:
 # In the order of the job: each function with the types of its arguments and results.
 _MODULES = {
     "prune": "pipeline", "Pruned": "pipeline",
+    "frontier": "pipeline", "Frontier": "pipeline", "FrontierPoint": "pipeline",
     "load": "ir.reader", "save": "ir.writer", "Model": "ir.model", "to_proto": "ir.writer",
     "load_data": "execution.data", "Data": "execution.data", "Preprocess": "execution.data",
     "Calibration": "execution.calibration",
@@ -109,7 +116,8 @@ _MODULES = {
     "recover": "pipeline", "Recovered": "recovery.recover",
     "retrain": "pipeline", "Settings": "training",
     "to_torch": "pipeline", "write_back": "pipeline",
-    "evaluate": "pipeline", "Accuracy": "execution.evaluation",
+    "evaluate": "pipeline", "Evaluation": "execution.tasks.evaluation", "Accuracy": "execution.tasks.evaluation",
+    "TaskOptions": "options",
     "bench": "pipeline", "BenchResults": "latency.bench", "BenchResult": "latency.bench",
     "OnnxPruneError": "errors", "VerificationError": "errors",
 }  # fmt: skip

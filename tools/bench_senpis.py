@@ -37,8 +37,8 @@ from onnxprune.criteria.loss_change import class_means
 from onnxprune.criteria.senpis import Senpis, SenpisResult, class_samples
 from onnxprune.execution.calibration import Calibration
 from onnxprune.execution.data import Data, Feeds, Preprocess
-from onnxprune.execution.metrics import cross_entropy
 from onnxprune.execution.sessions import Session
+from onnxprune.execution.tasks.metrics import cross_entropy
 from onnxprune.ir.model import Array
 from onnxprune.passes import InsertMasks
 from onnxprune.passes.insert_masks import MASK_INPUT

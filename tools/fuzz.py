@@ -4,13 +4,16 @@
 
 Hypothesis draws and shrinks. The smallest graph of every failure is stored in tests/regressions/ (the model, what was
 removed, what went wrong), where `make test` replays it from then on; the examples themselves stay in .hypothesis/ and
-are tried first next time. Exit status 1 if anything failed.
+are tried first next time. Exit status 1 if anything failed. More than 1,000 graphs are shared among processes, one
+after the other, because the memory of thousands of sessions does not come back.
 """
 
 from __future__ import annotations
 
+import ast
 import collections
 import re
+import subprocess
 import sys
 import time
 import traceback
@@ -21,6 +24,7 @@ from hypothesis import HealthCheck, Phase, given, reject, seed, settings
 from hypothesis.database import DirectoryBasedExampleDatabase
 
 ROOT = Path(__file__).parent.parent
+AT_ONCE = 1000  # graphs of one process
 sys.path.insert(0, str(ROOT / "tests" / "helpers"))
 
 from fuzzing import Fuzz, NotTaken, build, fuzzes, proved, random_plan, runs  # noqa: E402
@@ -40,6 +44,30 @@ from onnxprune.plans import Plan  # noqa: E402
 )
 def main(examples: int, number: int | None, parts: int, keep: bool, folder: Path) -> None:
     """Run, and print the number of proved graphs of each kind."""
+    if examples > AT_ONCE:
+        raise SystemExit(in_turn(examples, number, parts, keep, folder))
+    raise SystemExit(in_this_process(examples, number, parts, keep, folder))
+
+
+def in_turn(examples: int, number: int | None, parts: int, keep: bool, folder: Path) -> int:
+    """Run a process for every thousand graphs; return 1 if one of them failed."""
+    found: collections.Counter[str] = collections.Counter()
+    began, failed = time.monotonic(), 0
+    for i, start in enumerate(range(0, examples, AT_ONCE)):
+        command = [sys.executable, str(Path(__file__).resolve()), "-n", str(min(AT_ONCE, examples - start))]
+        command += ["--parts", str(parts), "--store" if keep else "--no-store", "--folder", str(folder)]
+        command += [] if number is None else ["--seed", str(number + i)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        failed |= done.returncode != 0
+        counts = re.search(r"{.*}", done.stdout)
+        found.update(ast.literal_eval(counts[0]) if counts else {"processes that ended early": 1})
+        click.echo(f"{time.monotonic() - began:.0f} s: {dict(sorted(found.items()))}", err=True)
+    click.echo(f"{time.monotonic() - began:.0f} s: {dict(sorted(found.items()))}")
+    return int(failed)
+
+
+def in_this_process(examples: int, number: int | None, parts: int, keep: bool, folder: Path) -> int:
+    """Run all graphs here; return 1 if one failed."""
     found: collections.Counter[str] = collections.Counter()
     removed: list[int] = []
     began = time.monotonic()
@@ -86,7 +114,7 @@ def main(examples: int, number: int | None, parts: int, keep: bool, folder: Path
         failure = err
         traceback.print_exception(err, limit=4)
     click.echo(f"{time.monotonic() - began:.0f} s: {dict(sorted(found.items()))}, {sum(removed)} channels removed")
-    raise SystemExit(failure is not None)
+    return int(failure is not None)
 
 
 if __name__ == "__main__":

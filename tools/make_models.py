@@ -1,7 +1,8 @@
-"""Trains the demo model on scikit-learn's digits and writes it to models/.
+"""Trains the models on scikit-learn's digits that ship, and writes them to models/.
 
     pip install -e '.[train,dev]'
-    python tools/make_models.py                # about two minutes on one core
+    python tools/make_models.py                # the demo model, about two minutes on one core
+    python tools/make_models.py --detector     # instead the detector of digit scenes, about eight minutes
     python tools/make_models.py --mlp mlp.onnx # instead the MLP of docs/unstructured.md, half a minute, 6.7 MB
 
 `digits_cnn.onnx` keeps BatchNormalization (criterion bn_scale reads it), `digits_cnn_folded.onnx` is what the exporter
@@ -295,11 +296,21 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--decay", type=float, default=0.004, help="of the weaker half, for every step")
     parser.add_argument("--out", type=Path, default=ROOT / "models")
+    parser.add_argument("--detector", action="store_true", help="train models/digits_detector.onnx instead")
+    parser.add_argument("--steps", type=int, default=2400, help="of the detector's training")
     parser.add_argument("--mlp", type=Path, help="train the MLP 64-1000-1000-500-200-10 instead, and write it here")
     args = parser.parse_args()
     if args.mlp is not None:
         onnx.save(mlp_proto(train_mlp(MLP, args.epochs or 30, args.seed)), args.mlp)
         print(f"{args.mlp}: test accuracy {op.evaluate(op.load(args.mlp), op.load_data('digits')).top1:.4f}")
+        return
+    if args.detector:
+        import detector_training
+
+        target = args.out / "digits_detector.onnx"
+        detector_training.export(detector_training.train(args.steps, args.seed), target)
+        found = op.evaluate(op.load(target), op.load_data("digit-scenes:test"))
+        print(f"{target}: {target.stat().st_size / 1024:.0f} kB, {found!r}")
         return
     model = train(args.epochs or 150, args.seed, args.decay)
     count = sum(int(np.prod(p.shape)) for p in model.parameters())

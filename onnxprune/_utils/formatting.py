@@ -35,6 +35,11 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
+def decimal(value: float) -> str:
+    """Return a number with four decimals, or with three digits if those would show nothing or too much."""
+    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.3g}"
+
+
 def short_repr(value: DataclassInstance) -> str:
     """A dataclass by the fields that differ from their defaults: `Target(macs=0.5)`."""
     shown = []

@@ -32,6 +32,7 @@ from onnxprune.analysis._type_inference import (
 )  # fmt: skip
 from onnxprune.analysis.node_evaluation import compute_node
 from onnxprune.ir.branches import FLAT, LOOP_START
+from onnxprune.ir.input_sizes import dimension_name
 from onnxprune.ir.model import Array
 from onnxprune.ir.symbolic import Atom, Expr, Size, atom_of, evaluate, opaque, product, symbol
 
@@ -310,7 +311,7 @@ class WitnessBuilder:
             if (t.name, axis) not in dims:
                 out.append(int(dim))
                 continue
-            out.append(size := symbol(dim if isinstance(dim, str) and dim else (t.name, axis)))
+            out.append(size := symbol(dimension_name(dim) or (t.name, axis)))
             self.numbers[atom_of(size)] = dims[t.name, axis]
         self._express_as(t.name, out)
 

@@ -9,6 +9,7 @@ that a detector keeps depends on the data; such dimensions are numbers, and unkn
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,6 +17,8 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxprune.analysis._size_constraints import Condition, Violation, violations
+from onnxprune.analysis._size_search import kind_of, search
 from onnxprune.analysis._symbolic_shape_rules import Dims
 from onnxprune.analysis._symbolic_value_rules import Elements, elements
 from onnxprune.analysis._type_inference import (
@@ -23,8 +26,10 @@ from onnxprune.analysis._type_inference import (
     of_input,
 )  # fmt: skip
 from onnxprune.analysis._witness_builder import WitnessBuilder
+from onnxprune.errors import OnnxPruneError
+from onnxprune.ir.input_sizes import dimension_name, template, text_of
 from onnxprune.ir.model import Array, Model
-from onnxprune.ir.symbolic import Atom, Size
+from onnxprune.ir.symbolic import Atom, Expr, Size, atom_of
 
 # Batch sizes: primes that divide no usual channel count, so that no factor of a Reshape is ambiguous.
 _BATCH = (11, 23)
@@ -32,6 +37,7 @@ _BATCH = (11, 23)
 _LENGTH = ((41, 43, 47, 53), (59, 61, 67, 71))
 # Image sides: large enough for five strided layers, and divisible by usual strides and windows.
 _SIDE = ((224, 448, 672, 896), (1120, 1344, 1568, 1792))
+_TRIES = 8  # witnesses, if a node cannot run at the sizes of one
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,7 @@ class Witness:
         formulas: Symbolic elements of the values that are not constant; None if they are not known.
         numbers: Numbers assigned to the unknowns of both.
         impossible: Output of an If -> result of the branch that the nodes after the If reject whatever its sizes are.
+        settled: Part of `dims` that was given, or that nodes of the model require.
     """
 
     dims: Mapping[tuple[str, int], int]
@@ -65,6 +72,12 @@ class Witness:
     formulas: Mapping[str, Elements | None] = field(default_factory=dict, repr=False)
     numbers: Mapping[Atom, int | None] = field(default_factory=dict, repr=False)
     impossible: Mapping[str, str] = field(default_factory=dict, repr=False)
+    settled: Mapping[tuple[str, int], int] = field(default_factory=dict, repr=False)
+
+    @property
+    def assumed_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the inputs with dynamic dimensions besides the batch, by name."""
+        return {name: self.shapes[name] for name, axis in self.dims if axis and name in self.shapes}
 
     def symbolic(self, name: str) -> Dims | None:
         """Return the symbolic shape of a tensor; None if it is not known."""
@@ -86,11 +99,14 @@ class Witness:
 def assignments(model: Model, *, single: bool = False) -> list[dict[tuple[str, int], int]]:
     """Return numbers for the dynamic input dimensions: two different sets, or one if nothing is dynamic.
 
-    Witnesses use the first set; the second serves to check that symbolic forms hold for other numbers.
+    Witnesses use the first set, in which sizes that were given (`Model.sizes`) have their numbers; the second serves to
+    check that symbolic forms hold for other numbers. Batches keep theirs: with a batch of 1 or 8 more factors of a
+    Reshape are ambiguous.
     """
     sets: list[dict[tuple[str, int], int]] = []
+    given = _given(model)
     for which in range(2):
-        numbers: dict[object, int] = {}
+        numbers: dict[object, int] = {} if which else dict(given)
         used = {"length": 0, "side": 0}
         out: dict[tuple[str, int], int] = {}
         dynamic = [
@@ -100,18 +116,30 @@ def assignments(model: Model, *, single: bool = False) -> list[dict[tuple[str, i
             if not (isinstance(dim, int) and dim > 0)
         ]
         for t, axis, dim in sorted(dynamic, key=lambda item: item[1]):
-            key: object = dim if isinstance(dim, str) and dim else (t.name, axis)
+            key = _dimension((t.name, axis), dim)
             if axis == 0:
                 # Exporters name the batch of every input differently or not at all, but it is one batch.
                 numbers[key] = _BATCH[which]
             elif key not in numbers:
-                kind = "side" if len(t.shape) > 3 else "length"
+                kind = kind_of(axis, len(t.shape))
                 table = (_SIDE if kind == "side" else _LENGTH)[which]
-                numbers[key] = table[used[kind] % len(table)] * (1 + used[kind] // len(table))
-                used[kind] += 1
+                while key not in numbers or (not which and numbers[key] in given.values()):
+                    numbers[key] = table[used[kind] % len(table)] * (1 + used[kind] // len(table))
+                    used[kind] += 1
             out[t.name, axis] = numbers[key]
         sets.append(out)
     return sets[:1] if single or not sets[0] else sets
+
+
+def _given(model: Model) -> dict[object, int]:
+    """Return the sizes that were given for other dimensions than batches, by name or by input and axis."""
+    names = {(t.name, axis): dim for t in model.graph.inputs for axis, dim in enumerate(t.shape or ())}
+    return {_dimension(key, names.get(key)): n for key, n in model.sizes.items() if key[1] > 0}
+
+
+def _dimension(key: tuple[str, int], dim: object) -> object:
+    """Return the name of a dynamic dimension, or its input and axis if it has none."""
+    return dimension_name(dim) or key
 
 
 def known_or_witness(model: Model, seen: Witness | None = None) -> Witness:
@@ -170,10 +198,75 @@ def witness(model: Model, dims: Mapping[tuple[str, int], int] | None = None) -> 
 
     Args:
         model: Model to visit.
-        dims: Numbers of dynamic input dimensions, one of `assignments` (default: the first).
+        dims: Numbers of dynamic input dimensions, one of `assignments` (default: the first; if a node cannot run at
+            these sizes, others that it admits).
+
+    Raises:
+        OnnxPruneError: A node cannot run at the sizes that were given, or at none that were found (names the node).
     """
+    if dims is not None:
+        return _walked(model, dims)
+    first = assignments(model, single=True)[0]
+    seen = _walked(model, first)
+    conditions: list[Violation] = []
+    for _ in range(_TRIES):
+        bad = violations(model, seen)
+        if not bad:
+            break
+        conditions += bad
+        numbers = _admitted(model, seen, [v.condition for v in conditions])
+        if numbers is None and any(v.certain for v in bad):  # branches may exclude each other
+            numbers = _admitted(model, seen, [v.condition for v in conditions if v.certain])
+        if numbers is None:
+            break
+        seen = _walked(model, numbers)
+    certain = [v for v in violations(model, seen) if v.certain] if conditions else []
+    if certain:
+        raise _refused(model, seen, certain[0])
+    settled = {key: n for key, n in seen.dims.items() if n != first[key]}
+    settled |= {key: n for key, n in model.sizes.items() if key in seen.dims}
+    return replace(seen, settled=settled) if settled else seen
+
+
+def _admitted(model: Model, seen: Witness, conditions: Sequence[Condition]) -> dict[tuple[str, int], int] | None:
+    """Return numbers of the dynamic dimensions that meet the conditions; None if none were found."""
+    atoms: dict[tuple[str, int], Atom] = {}
+    kinds: dict[Atom, str] = {}
+    for t in model.graph.inputs:
+        for axis, size in enumerate(seen.sizes.get(t.name, ())):
+            if isinstance(size, Expr):
+                atoms[t.name, axis] = atom_of(size)
+                kinds.setdefault(atom_of(size), kind_of(axis, len(t.shape)))
+    given = _given(model)
+    shapes = {t.name: t.shape for t in model.graph.inputs}
+    free = frozenset(
+        a for (name, axis), a in atoms.items() if _dimension((name, axis), shapes[name][axis]) not in given
+    )
+    found = search(conditions, {a: seen.dims[key] for key, a in atoms.items()}, kinds, free)
+    return None if found is None else {key: found[a] for key, a in atoms.items()}
+
+
+def _refused(model: Model, seen: Witness, bad: Violation) -> OnnxPruneError:
+    inputs = [t for t in model.graph.inputs if t.name in seen.sizes]
+    shown = ", ".join(f"{t.name} {list(seen.shapes[t.name])}" for t in inputs)
+    name = bad.node.name or (bad.node.outputs[0].name if bad.node.outputs else "")
+    asked = " ".join(f"--shape {t.name}={template(t.shape)}" for t in inputs[:2])
+    if model.sizes:
+        what, fix = f"the model cannot run at the given size: {bad.says} ({shown})", f"another size: {asked}"
+        with contextlib.suppress(OnnxPruneError):
+            free = witness(replace(model, sizes={}))
+            fits = {t.name: [n if axis else None for axis, n in enumerate(free.shapes[t.name])] for t in inputs[:2]}
+            fix = "a size that it takes: " + " ".join(
+                f"--shape {name}={text_of(shape)}" for name, shape in fits.items()
+            )
+    else:
+        what = f"the model runs at some input sizes only, and none was found: {bad.says} at {shown}"
+        fix = f"give a size that it takes: {asked}"
+    return OnnxPruneError(what, where=f"{bad.node.op} {name!r}", fix=fix)
+
+
+def _walked(model: Model, dims: Mapping[tuple[str, int], int]) -> Witness:
     graph = model.graph
-    dims = assignments(model, single=True)[0] if dims is None else dims
     node_types = NodeTypes(model)
     found = WitnessBuilder()
     for t in graph.inputs:

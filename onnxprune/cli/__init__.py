@@ -18,6 +18,7 @@ from onnxprune.cli import (
     diff,
     evaluate,
     explore,
+    frontier,
     inspect,
     list_registries,
     plan,
@@ -83,7 +84,7 @@ def main() -> None:
 # In the order of the work, which is the order of the help.
 for command in (
     inspect.inspect, score.score, sensitivity.sensitivity, plan.plan, explore.explore, apply.apply,
-    prune.prune, sparsify.sparsify, sweep.sweep, verify.verify, diff.diff, recover.recover,
+    prune.prune, frontier.frontier, sparsify.sparsify, sweep.sweep, verify.verify, diff.diff, recover.recover,
     retrain.retrain, evaluate.evaluate, bench.bench, report.report, run.run_recipe,
     run_passes.run_passes, list_registries.ops, list_registries.criteria, list_registries.passes, demo.demo,
 ):  # fmt: skip

@@ -15,7 +15,7 @@ from onnxprune.cli import _display
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Calibration
 from onnxprune.execution.data import Data, load_data, subset
-from onnxprune.execution.evaluation import Accuracy, evaluate
+from onnxprune.execution.tasks.evaluation import Accuracy, evaluate
 from onnxprune.ir.model import Model
 from onnxprune.ir.reader import load
 from onnxprune.ir.writer import save
@@ -74,14 +74,14 @@ def run(output: Path, as_json: bool = False) -> None:
         _display.emit_json(
             {
                 **_display.compiled_document(done, str(output)),
-                "accuracy": {"before": vars(before), "after": vars(evaluate(done.model, test))},
+                "accuracy": {"before": before.as_dict(), "after": evaluate(done.model, test).as_dict()},
                 "retrained": [
                     {
                         "macs": share,
-                        "as_cut": vars(t.as_cut),
-                        "recovered": vars(t.recovered),
+                        "as_cut": t.as_cut.as_dict(),
+                        "recovered": t.recovered.as_dict(),
                         "recovery_seconds": t.recovery_seconds,
-                        "after": vars(t.after) if t.after else None,
+                        "after": t.after.as_dict() if t.after else None,
                         "seconds": t.seconds,
                     }
                     for share, t in zip((HALF, HARD), trained, strict=True)

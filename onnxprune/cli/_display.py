@@ -7,6 +7,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from onnxprune.studies.model_diff import Differences
     from onnxprune.training import Retrained, ValidationMetrics
     from onnxprune.verification import Verification
-from onnxprune._utils.formatting import count, percent, seconds, size
+from onnxprune._utils.formatting import count, decimal, percent, seconds, size
 from onnxprune._utils.progress import Progress
 
 WIDTH = 80
@@ -91,6 +92,7 @@ def inspect_document(analysis: Analysis, name: str) -> dict[str, Any]:
         "opset": analysis.source.opset,
         "inputs": {t.name: [n if isinstance(n, int) else str(n) for n in t.shape or ()] for t in graph.inputs},
         "outputs": [t.name for t in graph.outputs],
+        "sizes": {name: list(shape) for name, shape in analysis.witness.assumed_shapes.items()},
         "macs": cost.macs,
         "params": cost.params,
         "bytes": cost.bytes,
@@ -129,7 +131,9 @@ def inspect_tables(analysis: Analysis, name: str) -> None:
     doc = inspect_document(analysis, name)
     inputs = ", ".join(f"{n} [{', '.join(map(str, s))}]" for n, s in doc["inputs"].items())
     sys.stdout.write(f"{name}: opset {doc['opset']}, input {inputs}\n")
-    sys.stdout.write(f"{count(doc['macs'])} MACs per sample, {count(doc['params'])} parameters, {size(doc['bytes'])}, ")
+    at = ", ".join(f"{n} {'x'.join(map(str, shape[1:]))}" for n, shape in doc["sizes"].items())
+    sys.stdout.write(f"{count(doc['macs'])} MACs per sample{f' ({at})' if at else ''}, ")
+    sys.stdout.write(f"{count(doc['params'])} parameters, {size(doc['bytes'])}, ")
     sys.stdout.write(f"{size(doc['memory'])} of activations\n")
     rows = [
         [
@@ -355,15 +359,14 @@ def recovered_table(done: Recovered, title: str) -> None:
     """Print the effect of each stage of a recovery on held-out samples."""
     rows: list[list[Cell]] = []
     if done.original is not None:
-        rows.append(["original", percent(done.original), "0", "", ""])
+        rows.append(["original", done.text(done.original), "0", "", ""])
     for stage in done.stages:
-        top1 = "" if stage.top1 is None else percent(stage.top1)
         name = stage.name if stage.kept else f"{stage.name} (undone)"
         took = seconds(stage.seconds) if stage.seconds else ""
-        rows.append([name, top1, f"{stage.distance:.4f}", took, stage.note])
+        rows.append([name, done.text(stage.value), f"{stage.distance:.4f}", took, stage.note])
     table(
         f"{title}: {done.samples[0]} samples, {done.samples[1]} held out",
-        ["stage", "top-1", "distance", "time", ""],
+        ["stage", done.title, "distance", "time", ""],
         rows,
     )
 
@@ -375,12 +378,17 @@ def retrained_document(done: Retrained, output: str, plan: str | None) -> dict[s
 
 def retrained_figures(done: Retrained) -> str:
     """Return the metric before and after training in one line."""
+    from onnxprune.execution.tasks.evaluation import metric_title
+    from onnxprune.training import value_text
 
     def text(f: ValidationMetrics) -> str:
-        return f"{f.loss:.4f}" if f.top1 is None else f"{percent(f.top1)} (loss {f.loss:.4f})"
+        shown = value_text(f)
+        return f"{shown} (loss {decimal(f.loss)})" if shown else decimal(f.loss)
 
-    name = "top-1" if done.metric == "top1" else "distillation loss"
-    best = max(done.history[1:], key=lambda e: (e.top1 or 0.0, -e.loss), default=done.history[0])
+    name = "distillation loss" if done.metric == "distillation" else metric_title(done.metric)
+    best = done.history[1] if len(done.history) > 1 else done.history[0]
+    for epoch in done.history[2:]:
+        best = epoch if epoch.figures.better_than(best.figures) else best
     after = done.after if done.epoch else best.figures
     line = f"{name} {text(done.before)} before, {text(after)} after epoch {done.epoch or best.epoch}"
     return line + (f", {text(done.replaced)} of what it would replace" if done.replaced else "")
@@ -388,15 +396,19 @@ def retrained_figures(done: Retrained) -> str:
 
 def retrained_table(done: Retrained, title: str) -> None:
     """Print the table of `retrain`: the history, the kept epoch and its metric."""
-    top1 = done.metric == "top1"
+    from onnxprune.execution.tasks.evaluation import metric_title
+    from onnxprune.training import value_text
+
+    valued = done.metric != "distillation"
     rows = []
     for e in done.history:
         name = ("* " if e.epoch == done.epoch else "  ") + (str(e.epoch) if e.epoch else "as given")
-        row = [name, f"{e.train_loss:.4f}" if e.train_loss is not None else ""]
-        row += [percent(e.top1)] if e.top1 is not None else []
-        row += [f"{e.loss:.4f}", f"{e.lr:.3g}" if e.lr is not None else "", seconds(e.seconds)]
+        row = [name, decimal(e.train_loss) if e.train_loss is not None else ""]
+        row += [value_text(e.figures)] if valued else []
+        row += [decimal(e.loss), f"{e.lr:.3g}" if e.lr is not None else "", seconds(e.seconds)]
         rows.append(row)
-    columns = ["epoch", "training loss", *(["top-1"] if top1 else []), "loss" if top1 else "distillation", "lr", "time"]
+    loss = "loss" if done.metric == "top1" else "distillation"
+    columns = ["epoch", "training loss", *([metric_title(done.metric)] if valued else []), loss, "lr", "time"]
     table(title, columns, rows)
     sys.stdout.write(f"{retrained_figures(done)}\n  on {len(done.val)} samples\n")
     if done.stopped:
@@ -411,15 +423,24 @@ def run_table(done: RunTable, folder: str) -> None:
     def text(value: Any, form: Callable[[Any], str]) -> str:
         return "" if value is None else form(value)
 
+    from onnxprune.execution.tasks.evaluation import metric_text, metric_title
+
+    metric = next((r.metric for r in done.rows if r.metric is not None), None)
     rows = [
         [
-            r.step + (f" ({r.turn})" if r.turn else ""), text(r.top1, percent), text(r.loss, "{:.3f}".format),
+            r.step + (f" ({r.turn})" if r.turn else ""),
+            *(
+                [text(r.top1, percent), text(r.loss, "{:.3f}".format)]
+                if metric is None
+                else [text(r.value, partial(metric_text, metric))]
+            ),
             text(r.macs, count), text(r.params, count), text(r.bytes, size), text(r.latency, seconds),
             text(r.seconds, seconds),
         ]
         for r in done.rows
     ]  # fmt: skip
-    table(done.name, ["step", "top-1", "loss", "MACs", "params", "weights", "latency", "took"], rows)
+    worth = ["top-1", "loss"] if metric is None else [metric_title(metric)]
+    table(done.name, ["step", *worth, "MACs", "params", "weights", "latency", "took"], rows)
     sys.stdout.write(f"last model: {done.final}\nall files and table.csv: {folder}\n")
 
 

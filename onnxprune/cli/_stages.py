@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from onnxprune.errors import OnnxPruneError
+from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.options import (
     AnalysisOptions,
     AttentionOptions,
     Constraints,
+    InputShapes,
     Machine,
     ModelOutput,
     Planning,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from onnxprune.analysis.coupling import Analysis
     from onnxprune.criteria.scoring import Scores
     from onnxprune.execution.calibration import Calibration
-    from onnxprune.execution.data import Data, Preprocess
+    from onnxprune.execution.data import Fitted, Preprocess
     from onnxprune.ir.model import Array, Model
     from onnxprune.latency.speedup import Speedup
     from onnxprune.pipeline import Compiled
@@ -41,11 +42,27 @@ if TYPE_CHECKING:
 SYNTHETIC = 512  # synthetic samples for `--data none`
 
 
-def load_model(path: Path) -> Model:
-    """Read a model."""
+def load_model(path: Path, shapes: InputShapes | None = None) -> Model:
+    """Read a model, with the sizes of its inputs as far as they are given."""
     from onnxprune.ir.reader import load
 
-    return load(path)
+    return load(path, shapes=shapes.shapes if shapes is not None else None)
+
+
+def load_models(paths: Sequence[Path], shapes: InputShapes) -> list[Model]:
+    """Read models that may have different inputs: sizes are those of the inputs that a model has."""
+    from onnxprune.ir.input_sizes import with_shapes
+    from onnxprune.ir.reader import load
+
+    models = [load(path) for path in paths]
+    inputs = [{t.name for t in m.graph.inputs} for m in models]
+    for name in shapes.shapes:
+        if not any(name in own for own in inputs):
+            raise unknown("input", name, set().union(*inputs))
+    return [
+        with_shapes(model, {name: shape for name, shape in shapes.shapes.items() if name in own})
+        for model, own in zip(models, inputs, strict=True)
+    ]
 
 
 def analyzed(model: Model, options: AttentionOptions) -> Analysis:
@@ -92,22 +109,40 @@ def target_of(planning: Planning, curves: Path | None, scores: Path | None = Non
 
 def preprocess_of(options: Preprocessing) -> Preprocess:
     """Return the conversion of samples into the model's input."""
-    from onnxprune.execution.data import Preprocess
+    from onnxprune.execution.data import preprocess_of as read
 
-    # Lists, not tuples: curves and journals hold digests of the preprocessing's repr.
-    return Preprocess(list(options.mean), list(options.std), options.layout)
-
-
-def image_size(options: Preprocessing) -> tuple[int, int] | None:
-    """Return the height and width that image files are resized to; None: no resizing."""
-    return (options.size[0], options.size[1]) if options.size else None
+    return read(options)
 
 
-def read_data(source: str, options: SampleOptions) -> Data:
-    """Read samples."""
-    from onnxprune.execution.data import load_data
+def read_data(
+    source: str,
+    options: SampleOptions,
+    model: Model,
+    *,
+    labels: bool = False,
+    device: str = "cpu",
+    images: int | None = None,
+) -> Fitted:
+    """Read samples, match them with the model and run the first ones; lines about them go to stderr.
 
-    return load_data(source, images=options.images, size=image_size(options))
+    Args:
+        source: Source of the samples.
+        options: Preprocessing and number of samples.
+        model: Model that the samples are for.
+        labels: Whether labels of classes are needed.
+        device: Device of the run.
+        images: Number of samples if the options set none.
+    """
+    from onnxprune.cli import _display
+    from onnxprune.execution.data import fit, load_data
+
+    data = load_data(
+        source, images=options.images or images, model=model, class_map=options.class_map, images_dir=options.images_dir
+    )
+    found = fit(model, data, preprocess_of(options), labels=labels, device=device)
+    for line in found.data.warnings:
+        _display.note(f"Warning: {line}")
+    return found
 
 
 def calibration_of(source: str | None, options: SampleOptions, model: Model, device: str) -> Calibration | None:
@@ -120,7 +155,30 @@ def calibration_of(source: str | None, options: SampleOptions, model: Model, dev
         from onnxprune.execution.synthetic_data import synthetic_data
 
         return Calibration(synthetic_data(model, options.images or SYNTHETIC), device=device)
-    return Calibration(read_data(source, options), preprocess_of(options), device=device)
+    found = read_data(source, options, model, device=device)
+    return Calibration(found.data, found.preprocess, device=device)
+
+
+def evaluation_split(
+    source: str, val_source: str | None, options: SampleOptions, model: Model, device: str
+) -> tuple[Calibration, Calibration]:
+    """Return (calibration, evaluation) samples; without a source of its own the evaluation gets every 4th sample.
+
+    Raises:
+        OnnxPruneError: Synthetic samples, too few samples, or a source that cannot be read.
+    """
+    from onnxprune.pipeline import held_out
+
+    if NO_DATA in (source, val_source):
+        raise OnnxPruneError("a metric needs real samples, not synthetic ones", fix="--data images/, labels not needed")
+    samples = calibration_of(source, options, model, device)
+    assert samples is not None
+    if val_source is not None:
+        evaluation = calibration_of(val_source, replace(options, images=None), model, device)
+        assert evaluation is not None
+        return samples, evaluation
+    fit, rest = held_out(samples.data)
+    return replace(samples, data=fit), replace(samples, data=rest)
 
 
 def proof_feeds(source: str | None, samples: Calibration | None, model: Model) -> Sequence[dict[str, Array]] | None:
@@ -234,6 +292,8 @@ def planned(analysis: Analysis, inputs: PlanInputs) -> Planned:
 
     planning, scoring, target = inputs.planning, inputs.scoring, inputs.target
     curves = load_curves(inputs.curves_file) if inputs.curves_file is not None else None
+    scored_here = planning.steps is not None or inputs.scores_file is None
+    samples = inputs.calibration(analysis.source) if scored_here else None  # before latency, which takes long
     wanted = inputs.predict or needs_latency(planning, target)
     latency = latency_predictor(analysis, inputs.machine, quiet=inputs.quiet) if wanted else None
     if planning.steps is not None:
@@ -242,14 +302,14 @@ def planned(analysis: Analysis, inputs: PlanInputs) -> Planned:
                 analysis, scoring.name, target, steps=planning.steps, schedule=planning.schedule, ratio=planning.ratio,
                 latency=latency, allocator=planning.allocator, normalize=planning.normalize,
                 constraints=inputs.constraints, reduce=scoring.reduce,
-                calibration=inputs.calibration(analysis.source), progress=tick, **scoring.params,
+                calibration=samples, progress=tick, **scoring.params,
             )  # fmt: skip
         return Planned(made, None, None, latency)
     if inputs.scores_file is not None:
         scores = load_scores(inputs.scores_file, analysis)
     else:
         own = scoring_of(curves, scoring)
-        scores = scored(analysis, own, inputs.calibration(analysis.source), quiet=inputs.quiet)
+        scores = scored(analysis, own, samples, quiet=inputs.quiet)
     made = plan(
         scores, target, ratio=planning.ratio, curves=curves, min_group_accuracy=planning.min_group_accuracy,
         max_loss=planning.max_loss, latency=latency, allocator=planning.allocator, normalize=planning.normalize,
@@ -303,6 +363,7 @@ def finish(
     output: ModelOutput,
     speedup: Speedup | None = None,
     recovered: Recovered | None = None,
+    samples: Calibration | None = None,
     *,
     as_json: bool,
 ) -> None:
@@ -313,6 +374,8 @@ def finish(
     save(done.model, output.output, external=output.external)
     if as_json:
         document = _display.compiled_document(done, str(output.output), speedup)
+        if samples is not None:
+            document["data"] = samples.as_dict()
         _display.emit_json(document if recovered is None else {**document, "recovery": recovered.as_dict()})
         return
     _display.compiled_table(done, f"{source.name} -> {output.output}", speedup)

@@ -8,7 +8,7 @@ import click
 
 from onnxprune.cli._options import Command, json_option, model_argument, takes_options
 from onnxprune.cli._stages import compiled, finish, load_model
-from onnxprune.options import ModelOutput, Verifying
+from onnxprune.options import InputShapes, ModelOutput, Verifying
 
 
 @click.command(cls=Command)
@@ -16,11 +16,13 @@ from onnxprune.options import ModelOutput, Verifying
 @click.argument("plan_file", metavar="PLAN", type=click.Path(path_type=Path))
 @takes_options
 @json_option
-def apply(model: Path, plan_file: Path, output: ModelOutput, verifying: Verifying, as_json: bool) -> None:
+def apply(
+    model: Path, plan_file: Path, output: ModelOutput, verifying: Verifying, shapes: InputShapes, as_json: bool
+) -> None:
     """Remove a plan's channels, prove the result and write it."""
     from onnxprune._utils.atomic_files import check_output
     from onnxprune.plans import load_plan
 
     check_output(output.output, model)
     made = load_plan(plan_file)
-    finish(compiled(load_model(model), made, verifying, quiet=as_json), model, output, as_json=as_json)
+    finish(compiled(load_model(model, shapes), made, verifying, quiet=as_json), model, output, as_json=as_json)

@@ -7,15 +7,15 @@ from pathlib import Path
 import click
 
 from onnxprune.cli._options import Command, json_option, takes_options
-from onnxprune.cli._stages import load_model
-from onnxprune.options import Benchmark
+from onnxprune.cli._stages import load_models
+from onnxprune.options import Benchmark, InputShapes
 
 
 @click.command(cls=Command)
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
 @takes_options
 @json_option
-def bench(models: tuple[Path, ...], timing: Benchmark, as_json: bool) -> None:
+def bench(models: tuple[Path, ...], timing: Benchmark, shapes: InputShapes, as_json: bool) -> None:
     """Measure latency beside MACs, parameters and bytes.
 
     Models run in turn, A B A B ..., so that a drift of the machine affects all of them. Speed-up and efficiency
@@ -25,7 +25,7 @@ def bench(models: tuple[Path, ...], timing: Benchmark, as_json: bool) -> None:
     from onnxprune.cli import _display
     from onnxprune.latency.bench import bench as run
 
-    loaded = [load_model(path) for path in models]
+    loaded = load_models(models, shapes)
     with _display.progress("measuring", quiet=as_json) as tick:
         rows = run(
             loaded, batch=timing.batch, threads=timing.threads, runs=timing.runs, warmup=timing.warmup,

@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from onnxprune.cli._options import Command, json_option, takes_options
-from onnxprune.cli._stages import load_model
-from onnxprune.options import Options, option
+from onnxprune.cli._stages import load_models
+from onnxprune.options import InputShapes, Options, option
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -26,7 +26,7 @@ class Rows(Options):
 @click.argument("other", metavar="B", type=click.Path(path_type=Path))
 @takes_options
 @json_option
-def diff(one: Path, other: Path, rows: Rows, as_json: bool) -> None:
+def diff(one: Path, other: Path, rows: Rows, shapes: InputShapes, as_json: bool) -> None:
     """Compare two models: nodes, shapes, weights, sizes.
 
     Nodes are matched by name, then by their outputs, then by the order of their operators. For weights of the same
@@ -35,7 +35,7 @@ def diff(one: Path, other: Path, rows: Rows, as_json: bool) -> None:
     from onnxprune.cli import _display
     from onnxprune.studies.model_diff import differences
 
-    found = differences(load_model(one), load_model(other))
+    found = differences(*load_models([one, other], shapes))
     if as_json:
         _display.emit_json({"one": str(one), "other": str(other), **found.as_dict()})
     else:

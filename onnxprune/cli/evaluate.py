@@ -7,41 +7,51 @@ from pathlib import Path
 import click
 
 from onnxprune.cli._options import Command, json_option, model_argument, takes_options
-from onnxprune.cli._stages import load_model, preprocess_of, read_data
-from onnxprune.options import Execution, RequiredData
+from onnxprune.cli._stages import load_model, read_data
+from onnxprune.options import Execution, ReferenceModel, RequiredData, TaskOptions
 
 
 @click.command(cls=Command)
 @model_argument
 @takes_options
 @json_option
-def evaluate(model: Path, data: RequiredData, execution: Execution, as_json: bool) -> None:
-    """Measure the accuracy of a classifier on labelled data."""
-    from onnxprune._utils import formatting
-    from onnxprune.cli import _display
-    from onnxprune.execution.evaluation import evaluate as run
+def evaluate(
+    model: Path, data: RequiredData, tasks: TaskOptions, original: ReferenceModel, execution: Execution, as_json: bool
+) -> None:
+    """Measure a model on data: accuracy, mAP, mIoU, text, or agreement with the original.
 
-    samples = read_data(data.data, data)
+    \b
+    onnxprune evaluate m.onnx --data val/
+    onnxprune evaluate s.onnx --data images/ --reference m.onnx
+    onnxprune evaluate d.onnx --data coco.json --task detect
+
+    The task is guessed from the model and the targets, and stated. Data without targets is compared with the outputs
+    of --reference.
+    """
+    from onnxprune.cli import _display
+    from onnxprune.execution.tasks.evaluation import evaluate as run
+
     loaded = load_model(model)
+    whole = load_model(original.reference) if original.reference is not None else None
+    labels = whole is None and tasks.task in (None, "classify")
+    found = read_data(data.data, data, loaded, labels=labels, device=execution.device)
+    samples = found.data
     with _display.progress("evaluating", quiet=as_json) as tick:
         result = run(
-            loaded, samples, preprocess=preprocess_of(data), batch=execution.batch, threads=execution.threads,
-            device=execution.device, progress=tick,
+            loaded, samples, preprocess=found.preprocess, task=tasks, reference=whole, batch=execution.batch,
+            threads=execution.threads, device=execution.device, progress=tick,
         )  # fmt: skip
-    if result.warning:
-        _display.note(f"Warning: {result.warning}")
+    for warning in result.warnings:
+        _display.note(f"Warning: {warning}")
     if as_json:
-        _display.emit_json({"model": str(model), "data": samples.name, **vars(result)})
+        document = {"model": str(model), "data": samples.name, **result.as_dict()}
+        document["preprocess"] = found.preprocess.as_dict()
+        document["warnings"] = [*samples.warnings, *result.warnings]
+        _display.emit_json(document)
         return
+    _display.note(result.reason)
     _display.table(
-        f"{model.name} on {samples.name}, {result.images} samples, {result.provider}",
-        ["top-1", "+-", "top-5", "loss"],
-        [
-            [
-                formatting.percent(result.top1),
-                formatting.percent(result.top1_error),
-                formatting.percent(result.top5),
-                f"{result.loss:.4f}",
-            ]
-        ],
+        f"{model.name} on {samples.name}, {result.samples} samples, {result.provider}",
+        [cell for title, _, error in result.rows() for cell in ((title, "+-") if error else (title,))],
+        [[cell for _, value, error in result.rows() for cell in ((value, error) if error else (value,))]],
     )

@@ -23,6 +23,7 @@ from onnxprune.options import (
     CalibrationData,
     Constraints,
     CurvesInput,
+    InputShapes,
     Normalizing,
     Options,
     Prediction,
@@ -58,6 +59,7 @@ def explore(
     curves: CurvesInput,
     constraints: Constraints,
     analysis: AnalysisOptions,
+    shapes: InputShapes,
     prediction: Prediction,
     as_json: bool,
 ) -> None:
@@ -77,7 +79,7 @@ def explore(
 
     output = page.output or model.with_name(f"{model.stem}-plan.json")
     check_output(output, model)
-    found = analyzed(load_model(model), analysis)
+    found = analyzed(load_model(model, shapes), analysis)
     measured = load_curves(curves.curves_file) if curves.curves_file is not None else None
     if scores.scores_file is not None:
         ranked = load_scores(scores.scores_file, found)

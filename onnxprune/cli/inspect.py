@@ -8,18 +8,18 @@ import click
 
 from onnxprune.cli._options import Command, json_option, model_argument, takes_options
 from onnxprune.cli._stages import analyzed, load_model
-from onnxprune.options import AnalysisOptions
+from onnxprune.options import AnalysisOptions, InputShapes
 
 
 @click.command(cls=Command)
 @model_argument
 @takes_options
 @json_option
-def inspect(model: Path, analysis: AnalysisOptions, as_json: bool) -> None:
+def inspect(model: Path, analysis: AnalysisOptions, shapes: InputShapes, as_json: bool) -> None:
     """List removable groups, and locked ones with the reason."""
     from onnxprune.cli import _display
 
-    found = analyzed(load_model(model), analysis)
+    found = analyzed(load_model(model, shapes), analysis)
     if as_json:
         _display.emit_json(_display.inspect_document(found, str(model)))
     else:

@@ -15,6 +15,7 @@ from onnxprune.options import (
     CalibrationData,
     Constraints,
     CurvesInput,
+    InputShapes,
     Measuring,
     Options,
     Planning,
@@ -56,6 +57,7 @@ def plan(
     curves: CurvesInput,
     constraints: Constraints,
     analysis: AnalysisOptions,
+    shapes: InputShapes,
     measuring: Measuring,
     as_json: bool,
 ) -> None:
@@ -77,7 +79,7 @@ def plan(
         from onnxprune.studies.plots import check_plot
 
         check_plot(output.plot)
-    found = analyzed(load_model(model), analysis)
+    found = analyzed(load_model(model, shapes), analysis)
     limits = constraints_on(measuring.device, constraints)
     inputs = PlanInputs(
         planning, scoring, limits, target, measuring, measuring.latency, data, data.data,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from onnxprune.cli._budget import check_usage, prune_within
 from onnxprune.cli._options import Command, json_option, model_argument, takes_options
 from onnxprune.cli._stages import (
     PlanInputs,
@@ -24,13 +25,16 @@ from onnxprune.cli._stages import (
 from onnxprune.options import (
     AfterPruning,
     AnalysisOptions,
+    Budget,
     CalibrationData,
     Constraints,
     CurvesInput,
+    InputShapes,
     Measuring,
     ModelOutput,
     Options,
     Planning,
+    ReportedMetric,
     Scoring,
     Verifying,
     option,
@@ -41,7 +45,9 @@ from onnxprune.options import (
 class PlanFile(Options):
     """Plan file that `prune` writes beside the model."""
 
-    plan_file: Path | None = option(None, help="Write the plan to this file as well.", heading="Output", flag="--plan")
+    plan_file: Path | None = option(
+        None, help="Write the plan to this file as well.", heading="Output", advanced=True, flag="--plan"
+    )
 
 
 @click.command(cls=Command)
@@ -53,10 +59,13 @@ def prune(
     output: ModelOutput,
     scoring: Scoring,
     data: CalibrationData,
+    tasks: ReportedMetric,
+    budget: Budget,
     planning: Planning,
     curves: CurvesInput,
     constraints: Constraints,
     analysis: AnalysisOptions,
+    shapes: InputShapes,
     measuring: Measuring,
     verifying: Verifying,
     second: PlanFile,
@@ -70,6 +79,7 @@ def prune(
 
     \b
     onnxprune prune m.onnx -o s.onnx --target macs=0.5 --data images/
+    onnxprune prune m.onnx -o s.onnx --max-drop 1.0 --data images/
     onnxprune prune m.onnx -o s.onnx --target latency=0.6
     onnxprune prune m.onnx -o s.onnx --curves c.json --min-group-accuracy 0.9
     onnxprune prune m.onnx -o s.onnx --target macs=0.4 --steps 5
@@ -77,6 +87,16 @@ def prune(
     from onnxprune._utils.atomic_files import check_output
     from onnxprune.plans import save_plan
 
+    if budget.max_drop is not None:
+        check_usage(budget, planning, curves, data, after.recover, verifying)
+        check_output(output.output, model)
+        if second.plan_file is not None:
+            check_output(second.plan_file, model)
+        prune_within(
+            load_model(model), model, output, second.plan_file, budget, scoring, data, tasks, planning, constraints,
+            analysis, measuring, verifying, as_json=as_json,
+        )  # fmt: skip
+        return
     target = target_of(planning, curves.curves_file)
     if after.recover and not data.data:
         raise click.UsageError("--recover needs --data")
@@ -85,7 +105,7 @@ def prune(
     check_output(output.output, model)
     if second.plan_file is not None:
         check_output(second.plan_file, model)
-    original = load_model(model)
+    original = load_model(model, shapes)
     samples = calibration_of(data.data, data, original, measuring.device)
     recovering = samples is not None and after.recover is not False
     if recovering and samples is not None:
@@ -106,9 +126,9 @@ def prune(
         from onnxprune.recovery.recover import recover as run
 
         with progress("recovering", quiet=as_json) as tick:
-            recovered = run(original, done.model, made.plan, samples, analysis=found, progress=tick)
+            recovered = run(original, done.model, made.plan, samples, analysis=found, task=tasks, progress=tick)
         done = replace(done, model=recovered.model)
     speedup = speedup_of(found, made, done.model, measuring, quiet=as_json)
     if second.plan_file is not None:
         save_plan(made.plan, second.plan_file)
-    finish(done, model, output, speedup, recovered, as_json=as_json)
+    finish(done, model, output, speedup, recovered, samples, as_json=as_json)

@@ -10,7 +10,17 @@ import click
 from onnxprune.cli._options import Command, json_option, takes_options
 from onnxprune.cli._stages import calibration_of, load_model, proof_feeds
 from onnxprune.errors import OnnxPruneError, VerificationError
-from onnxprune.options import Execution, ModelOutput, Options, Recovery, RecoveryData, Resuming, option
+from onnxprune.options import (
+    Execution,
+    InputShapes,
+    ModelOutput,
+    Options,
+    Recovery,
+    RecoveryData,
+    ReportedMetric,
+    Resuming,
+    option,
+)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -35,10 +45,12 @@ def recover(
     plan_file: Path,
     output: ModelOutput,
     data: RecoveryData,
+    tasks: ReportedMetric,
     recovery: Recovery,
     proof: ProofBefore,
     resuming: Resuming,
     execution: Execution,
+    shapes: InputShapes,
     as_json: bool,
 ) -> None:
     """Recover accuracy without training: re-solve the weights.
@@ -73,7 +85,7 @@ def recover(
         raise OnnxPruneError(
             "an interrupted run exists", where=str(folder), fix="--resume to continue it, or --restart to discard it"
         )
-    plan, whole, small = load_plan(plan_file), load_model(original), load_model(pruned)
+    plan, whole, small = load_plan(plan_file), load_model(original, shapes), load_model(pruned, shapes)
     samples = calibration_of(data.data, data, whole, execution.device)
     assert samples is not None
     analysis = analyze_for(whole, plan)
@@ -88,11 +100,11 @@ def recover(
         done = run(
             whole, small, plan, replace(samples, batch=execution.batch, threads=execution.threads), analysis=analysis,
             stages=recovery.stages, rows=recovery.rows, rounds=recovery.rounds, folder=folder,
-            restart=resuming.restart, progress=tick,
+            restart=resuming.restart, task=tasks, progress=tick,
         )  # fmt: skip
     save(done.model, output.output, external=output.external)
     shutil.rmtree(folder, ignore_errors=True)  # the result is on disk
     if as_json:
-        _display.emit_json({"output": str(output.output), **done.as_dict()})
+        _display.emit_json({"output": str(output.output), "data": samples.as_dict(), **done.as_dict()})
     else:
         _display.recovered_table(done, f"{pruned.name} -> {output.output}")

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from onnxprune.cli._options import Command, json_option, takes_options
-from onnxprune.cli._stages import preprocess_of, read_data
+from onnxprune.cli._stages import preprocess_of
 from onnxprune.options import AccuracyData, Options, ReportMeasurements, option
+
+if TYPE_CHECKING:
+    from onnxprune.execution.data import Data
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -50,7 +54,7 @@ def report(
     measuring = MeasurementSettings(
         latency=measurements.latency, batch=measurements.batch, threads=measurements.threads, runs=measurements.runs,
         device=measurements.device, verify=measurements.verify,
-        data=read_data(data.data, data) if data.data else None, preprocess=preprocess_of(data),
+        data=_accuracy_data(data.data, data) if data.data else None, preprocess=preprocess_of(data),
     )  # fmt: skip
     with _display.progress("measuring", quiet=as_json) as tick:
         written = write_report(sources, page.output, measuring=measuring, title=page.title, progress=tick)
@@ -61,3 +65,10 @@ def report(
     for problem in written.problems:
         _display.note(f"note: {problem}")
     click.echo(f"written: {page.output} ({formatting.size(size)})")
+
+
+def _accuracy_data(source: str, options: AccuracyData) -> Data:
+    """Read samples; the report matches them with its first model."""
+    from onnxprune.execution.data import load_data
+
+    return load_data(source, images=options.images, class_map=options.class_map, images_dir=options.images_dir)

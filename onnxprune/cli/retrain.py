@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from onnxprune.cli._options import Command, json_option, model_argument, takes_options
-from onnxprune.cli._stages import constraints_on, image_size, load_model, preprocess_of, read_data
+from onnxprune.cli._stages import constraints_on, load_model, read_data
 from onnxprune.errors import OnnxPruneError
 from onnxprune.options import (
     Constraints,
+    InputShapes,
     ModelOutput,
     Options,
     RequiredData,
     Resuming,
+    TaskOptions,
     Training,
     TrainingMethod,
     option,
@@ -61,11 +63,13 @@ def retrain(
     output: ModelOutput,
     data: RequiredData,
     validation: ValidationData,
+    tasks: TaskOptions,
     training: Training,
     taught: TeacherFiles,
     pruning: TrainingMethod,
     method_plan: MethodPlan,
     constraints: Constraints,
+    shapes: InputShapes,
     resuming: Resuming,
     as_json: bool,
 ) -> None:
@@ -85,7 +89,6 @@ def retrain(
     """
     from onnxprune._utils.atomic_files import check_output
     from onnxprune.cli import _display
-    from onnxprune.execution.data import load_data
     from onnxprune.ir.writer import save
     from onnxprune.plans import load_plan, save_plan
 
@@ -94,10 +97,13 @@ def retrain(
         check_output(output.output, source)
     if method_plan.plan_file is not None:
         check_output(method_plan.plan_file, model)
-    pruned = load_model(model)
-    samples = read_data(data.data, data)
-    val = load_data(validation.val_data, size=image_size(data)) if validation.val_data else None
-    teacher = load_model(taught.teacher) if taught.teacher is not None else None
+    pruned = load_model(model, shapes)
+    found = read_data(data.data, data, pruned, labels=not training.unlabelled, device=training.device)
+    val = None
+    if validation.val_data:
+        every = replace(data, images=None)
+        val = read_data(validation.val_data, every, pruned, labels=not training.unlabelled).data
+    teacher = load_model(taught.teacher, shapes) if taught.teacher is not None else None
     pruned_by = load_plan(taught.teacher_plan) if taught.teacher_plan is not None else None
     always = training.keep == "last" or pruning.method is not None
     replaces = load_model(output.output) if output.output.exists() and not always else None
@@ -109,7 +115,7 @@ def retrain(
     folder = output.output.with_name(output.output.name + ".training")
     with _display.progress("training", quiet=as_json or process_rank() > 0) as tick:
         done = run(
-            pruned, samples, val=val, preprocess=preprocess_of(data), settings=training, teacher=teacher,
+            pruned, found.data, val=val, preprocess=found.preprocess, task=tasks, settings=training, teacher=teacher,
             plan=pruned_by, method=method, replaces=replaces, folder=folder, resume=resuming.resume,
             restart=resuming.restart, progress=tick, notice=_display.note,
         )  # fmt: skip
@@ -130,7 +136,8 @@ def retrain(
         written = str(method_plan.plan_file)
     remove_checkpoints(folder)  # the result is on disk
     if as_json:
-        _display.emit_json(_display.retrained_document(done, str(output.output), written))
+        document = _display.retrained_document(done, str(output.output), written)
+        _display.emit_json({**document, "preprocess": found.preprocess.as_dict(), "warnings": found.data.warnings})
     else:
         _display.retrained_table(done, f"{model.name} -> {output.output}")
 

@@ -10,7 +10,7 @@ import click
 from onnxprune.cli._options import Command, json_option, model_argument, read_pairs, takes_options
 from onnxprune.cli._stages import load_model
 from onnxprune.errors import OnnxPruneError
-from onnxprune.options import ModelOutput
+from onnxprune.options import InputShapes, ModelOutput
 
 if TYPE_CHECKING:
     from onnxprune.passes import Pass
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.argument("passes", nargs=-1, required=True, metavar="PASS...")
 @takes_options
 @json_option
-def run_passes(model: Path, passes: tuple[str, ...], output: ModelOutput, as_json: bool) -> None:
+def run_passes(model: Path, passes: tuple[str, ...], output: ModelOutput, shapes: InputShapes, as_json: bool) -> None:
     """Apply passes by name, in order (`passes` lists them).
 
     Parameters follow colons. The rewritten graph is checked; its outputs are not compared.
@@ -37,7 +37,7 @@ def run_passes(model: Path, passes: tuple[str, ...], output: ModelOutput, as_jso
 
     check_output(output.output, model)
     steps = [_made(text) for text in passes]
-    original = load_model(model)
+    original = load_model(model, shapes)
     after = Pipeline(steps)(original)
     save(after, output.output, external=output.external)
     counts = [len(m.graph.nodes) for m in (original, after)]

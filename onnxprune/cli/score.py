@@ -9,7 +9,7 @@ import click
 
 from onnxprune.cli._options import Command, json_option, model_argument, takes_options
 from onnxprune.cli._stages import analyzed, calibration_of, load_model, scored
-from onnxprune.options import AnalysisOptions, CalibrationData, Device, Options, Scoring, option
+from onnxprune.options import AnalysisOptions, CalibrationData, Device, InputShapes, Options, Scoring, option
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -49,6 +49,7 @@ def score(
     data: CalibrationData,
     device: Device,
     analysis: AnalysisOptions,
+    shapes: InputShapes,
     as_json: bool,
 ) -> None:
     """Score every channel; channels with higher scores are kept.
@@ -67,13 +68,13 @@ def score(
     if output.compare is not None and output.per_class is not None:
         raise click.UsageError("--per-class needs a single criterion: leave out --compare")
     if output.compare is not None:
-        _compared(model, output, output.compare, scoring, data, device, analysis, as_json)
+        _compared(model, output, output.compare, scoring, data, device, analysis, shapes, as_json)
         return
     if output.ratio is not None or output.plot is not None or output.layer:
         raise click.UsageError("--ratio, --plot and --layer need --compare")
     if output.per_class is not None:
         check_class_table(output.per_class, scoring.name)
-    found = analyzed(load_model(model), analysis)
+    found = analyzed(load_model(model, shapes), analysis)
     samples = calibration_of(data.data, data, found.source, device.device)
     scores = scored(found, scoring, samples, quiet=as_json)
     if output.output is not None:
@@ -100,6 +101,7 @@ def _compared(
     data: CalibrationData,
     device: Device,
     analysis: AnalysisOptions,
+    shapes: InputShapes,
     as_json: bool,
 ) -> None:
     """Compare criteria, for `score --compare`."""
@@ -114,7 +116,7 @@ def _compared(
         from onnxprune.studies.plots import check_plot
 
         check_plot(output.plot)
-    found = analyzed(load_model(model), analysis)
+    found = analyzed(load_model(model, shapes), analysis)
     names = [name.strip() for name in criteria.split(",") if name.strip()]
     with _display.progress("scoring", quiet=as_json) as tick:
         compared = compare_criteria(

@@ -9,10 +9,11 @@ import click
 
 from onnxprune import __version__
 from onnxprune.cli._options import Command, json_option, model_argument, takes_options
-from onnxprune.cli._stages import analyzed, calibration_of, load_model, preprocess_of, read_data, scored
+from onnxprune.cli._stages import analyzed, load_model, read_data, scored
 from onnxprune.options import (
     AttentionOptions,
     Distribution,
+    InputShapes,
     Output,
     RequiredData,
     Restarting,
@@ -44,6 +45,7 @@ def sensitivity(
     sweep: SensitivitySweep,
     distribution: Distribution,
     analysis: AttentionOptions,
+    shapes: InputShapes,
     restarting: Restarting,
     as_json: bool,
 ) -> None:
@@ -57,7 +59,8 @@ def sensitivity(
     from onnxprune._utils.atomic_files import check_output, write_text
     from onnxprune.cli import _display
     from onnxprune.criteria.scoring import load_scores
-    from onnxprune.execution.evaluation import saturation_warning
+    from onnxprune.execution.calibration import Calibration
+    from onnxprune.execution.tasks.saturation import saturation_warning
     from onnxprune.planning.curves import save_curves
     from onnxprune.planning.sensitivity_sweep import sensitivity as run
 
@@ -68,19 +71,20 @@ def sensitivity(
 
         check_plot(output.plot)
     threshold = _threshold(sweep)
-    samples = read_data(data.data, data)
-    found = analyzed(load_model(model), analysis)
+    original = load_model(model, shapes)
+    samples = read_data(data.data, data, original, device=sweep.device)
+    found = analyzed(original, analysis)
     if scores.scores_file is not None:
         ranked = load_scores(scores.scores_file, found)
     else:
-        calibration = calibration_of(data.data, data, found.source, sweep.device)
+        calibration = Calibration(samples.data, samples.preprocess, device=sweep.device)
         ranked = scored(found, scoring, calibration, quiet=as_json)
     journal = output.output.with_name(output.output.name + ".journal")
     with _display.progress("measuring", quiet=as_json) as tick:
         curves = run(
-            ranked, samples, metric=sweep.metric, ratios=sweep.ratios, include=sweep.include, exclude=sweep.exclude,
-            threshold=threshold, stop_at_chance=sweep.stop_at_chance, preprocess=preprocess_of(data),
-            batch=sweep.batch or 0, threads=sweep.threads, device=sweep.device,
+            ranked, samples.data, task=sweep, ratios=sweep.ratios, include=sweep.include,
+            exclude=sweep.exclude, threshold=threshold, stop_at_chance=sweep.stop_at_chance,
+            preprocess=samples.preprocess, batch=sweep.batch or 0, threads=sweep.threads, device=sweep.device,
             cache_memory=distribution.cache_memory, jobs=sweep.jobs, backend=distribution.backend,
             address=distribution.address, journal=journal, restart=restarting.restart,
             partial_classes=sweep.partial_classes, tool=__version__, progress=tick, notice=_display.note,
@@ -107,20 +111,20 @@ def _threshold(sweep: SensitivitySweep) -> float | None:
     Raises:
         click.UsageError: both thresholds, the wrong one for the metric, or an accuracy out of range.
     """
-    from onnxprune.execution.metrics import get_metric
+    from onnxprune.execution.tasks.metrics import SHARES
+    from onnxprune.execution.tasks.task import higher_is_better
 
+    better = higher_is_better(sweep)
     if sweep.min_group_accuracy is None and sweep.max_loss is None:
         return None
     if sweep.min_group_accuracy is not None and sweep.max_loss is not None:
         raise click.UsageError("use either --min-group-accuracy or --max-loss")
-    metric = get_metric(sweep.metric or "top1")
-    if metric.higher_is_better != (sweep.min_group_accuracy is not None):
-        right = "--min-group-accuracy" if metric.higher_is_better else "--max-loss"
-        raise click.UsageError(
-            f"{metric.name} is {'higher' if metric.higher_is_better else 'lower'}-is-better; use {right}"
-        )
+    name = sweep.metric or "top1"
+    if better != (sweep.min_group_accuracy is not None):
+        right = "--min-group-accuracy" if better else "--max-loss"
+        raise click.UsageError(f"{name} is {'higher' if better else 'lower'}-is-better; use {right}")
     value = sweep.max_loss if sweep.min_group_accuracy is None else sweep.min_group_accuracy
     assert value is not None
-    if metric.name in ("top1", "top5") and not 0 <= value <= 1:
+    if name in SHARES and not 0 <= value <= 1:
         raise click.UsageError(f"--min-group-accuracy is a share in [0, 1], not {value:g}")
     return float(value)

@@ -10,9 +10,9 @@ import click
 
 from onnxprune import __version__
 from onnxprune.cli._options import Command, json_option, model_argument, takes_options
-from onnxprune.cli._stages import load_model, preprocess_of, read_data
+from onnxprune.cli._stages import load_model, read_data
 from onnxprune.errors import OnnxPruneError
-from onnxprune.options import Execution, Options, RequiredData, SparsitySweep, option
+from onnxprune.options import Execution, InputShapes, Options, RequiredData, SparsitySweep, option
 
 if TYPE_CHECKING:
     from onnxprune.ir.model import Model
@@ -34,7 +34,13 @@ class SweepOutput(Options):
 @takes_options
 @json_option
 def sweep(
-    model: Path, output: SweepOutput, data: RequiredData, study: SparsitySweep, execution: Execution, as_json: bool
+    model: Path,
+    output: SweepOutput,
+    data: RequiredData,
+    study: SparsitySweep,
+    execution: Execution,
+    shapes: InputShapes,
+    as_json: bool,
 ) -> None:
     """Measure accuracy and compressed size over sparsity.
 
@@ -64,8 +70,8 @@ def sweep(
 
         check_plot(output.plot)
         check_output(output.plot, model)
-    samples = read_data(data.data, data)
-    original = load_model(model)
+    original = load_model(model, shapes)
+    samples = read_data(data.data, data, original, labels=True, device=execution.device)
 
     def keep(point: SparsityPoint, pruned: Model) -> None:
         if folder is not None:
@@ -74,8 +80,8 @@ def sweep(
 
     with _display.progress("measuring", quiet=as_json) as tick:
         found = run(
-            original, samples, what=study.what, points=study.points, end=study.end, scope=study.scope or "layer",
-            exclude=study.exclude, include_last=study.include_last, preprocess=preprocess_of(data),
+            original, samples.data, what=study.what, points=study.points, end=study.end, scope=study.scope or "layer",
+            exclude=study.exclude, include_last=study.include_last, preprocess=samples.preprocess,
             batch=execution.batch, threads=execution.threads, device=execution.device, tool=__version__, keep=keep,
             progress=tick,
         )  # fmt: skip
@@ -85,7 +91,7 @@ def sweep(
 
         plot_study(found, output.plot, name=model.name)
     if as_json:
-        _display.emit_json(found.as_dict())
+        _display.emit_json({**found.as_dict(), "preprocess": samples.preprocess.as_dict()})
         return
     ends = "units removed" if study.end == "strip" else "zeros"
     _display.table(

@@ -7,12 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-import numpy as np
-
-from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import Feeds
-from onnxprune.execution.metrics import Metric, MetricValue
 from onnxprune.execution.sessions import Session
+from onnxprune.execution.tasks.metrics import Metric, MetricValue, Outcome, Targets, all_targets
+from onnxprune.execution.tasks.task import BoundTask
 from onnxprune.ir.model import Array
 
 A = TypeVar("A")
@@ -27,6 +25,7 @@ class BatchRunner:
     Args:
         feeds: Batches of inputs.
         metric: Metric that the outputs are reduced to.
+        task: Task that the metric belongs to; None for a general metric.
         output_bytes: Bytes of one sample's outputs.
         device: "auto", "cpu" or "cuda".
         threads: Batches at a time, each on one core; 0: as many as there are cores. On CUDA one after the other.
@@ -36,8 +35,13 @@ class BatchRunner:
         reference: Outputs of the baseline by batch, where the metric compares with them.
     """
 
-    def __init__(self, feeds: Feeds, metric: Metric, output_bytes: int, *, device: str, threads: int) -> None:
-        self.feeds, self.metric, self.device = feeds, metric, device
+    def __init__(
+        self, feeds: Feeds, metric: Metric, output_bytes: int, *, device: str, threads: int,
+        task: BoundTask | None = None,
+    ) -> None:  # fmt: skip
+        self.feeds, self.metric, self.device, self.task = feeds, metric, device, task
+        # Targets and sizes of images by batch: batches are prepared once for each cut of the graph, not for each trial.
+        self._targets: dict[int, tuple[Targets, tuple[int, int] | None]] = {}
         self.threads = threads or os.cpu_count() or 1
         self.provider = ""
         self.reference: list[list[Array]] = []
@@ -63,48 +67,41 @@ class BatchRunner:
         step = max(self.threads, _WAVE // max(1, size))
         return [batches[i : i + step] for i in range(0, len(batches), step)]
 
+    def feed(self, batch: int) -> dict[str, Array]:
+        """Return the inputs of a batch; its targets are kept."""
+        feed, targets = self.feeds[batch]
+        self._targets[batch] = targets, self.task.size(feed) if self.task is not None else None
+        return feed
+
     def to_device(self, session: Session, batch: int) -> dict[str, Any]:
         """Return the inputs of a batch on a session's device."""
-        return {n: session.to_device(v) for n, v in self.feeds[batch][0].items()}
+        return {n: session.to_device(v) for n, v in self.feed(batch).items()}
 
     def real(self, outputs: Sequence[Array], batch: int) -> list[Array]:
-        """Return outputs without those of the copies that fill up the last batch."""
-        n = self.feeds.real(batch)
-        if n == self.feeds.batch:
+        """Return outputs without those of the copies that fill up the last batch, for metrics that count rows."""
+        n, size = self.feeds.real(batch), self.feeds.size(batch)
+        if n == size or self.metric.collect is not None:
             return list(outputs)
-        return [o[:n] if o.ndim and len(o) == self.feeds.batch else o for o in outputs]
+        return [o[:n] if o.ndim and len(o) == size else o for o in outputs]
 
     def labels(self, batches: range) -> Any:
-        """Return the labels of consecutive batches; None if the data has none."""
-        y = self.feeds.data.y
-        return None if y is None else y[batches[0] * self.feeds.batch : (batches[-1] + 1) * self.feeds.batch]
+        """Return the targets of consecutive batches; None if the data has none."""
+        return all_targets([self._targets_of(i)[0] for i in batches])
+
+    def _targets_of(self, batch: int) -> tuple[Targets, tuple[int, int] | None]:
+        if batch not in self._targets:
+            self.feed(batch)
+        return self._targets[batch]
 
     def reduced(self, runs: Sequence[Sequence[Array]], batches: range) -> Any:
-        """Return what is kept of consecutive batches: numbers per sample, or the outputs for a user's function."""
-        outputs = concatenated(runs)
-        if self.metric.samples is None:
-            return outputs
-        reference = concatenated([self.reference[i] for i in batches]) if self.reference else ()
-        return self.metric.samples(outputs, self.labels(batches), reference)
+        """Return what is kept of consecutive batches; see `Metric.reduced`."""
+        outcomes = []
+        for i, outputs in zip(batches, runs, strict=True):
+            targets, size = self._targets_of(i)
+            reference = self.reference[i] if self.reference else ()
+            outcomes.append(Outcome(outputs, targets, reference, self.feeds.real(i), size, self.feeds.size(i)))
+        return self.metric.reduced(outcomes)
 
     def joined(self, collected: Sequence[Any]) -> MetricValue:
         """Return the metric from what was kept of all batches."""
-        if self.metric.samples is not None:
-            return self.metric.mean(np.concatenate(collected))
-        return self.metric.of_all(concatenated(collected), self.feeds.data.y, concatenated(self.reference))
-
-
-def concatenated(runs: Sequence[Sequence[Array]]) -> list[Array]:
-    """Return the outputs of several batches as those of one.
-
-    Raises:
-        OnnxPruneError: The outputs of the batches have other shapes behind the first axis.
-    """
-    try:
-        return [c[0] if len(c) == 1 else np.concatenate(c) for c in zip(*runs, strict=True)]
-    except ValueError as err:
-        shapes = [list(o.shape) for o in runs[0]]
-        raise OnnxPruneError(
-            f"outputs of different batches cannot be put together: {shapes} ({err})",
-            fix="the first axis of every output must be the samples",
-        ) from err
+        return self.metric.joined(collected)

@@ -19,9 +19,21 @@ from onnxprune.ir.model import Array as Values
 Indices = npt.NDArray[np.int64]
 
 ROWS = 30_000  # per consumer; more change the choice little
-WIDE = 5_000  # inputs x kernel; above, a Gram matrix needs 200 MB and its inverse minutes
-_MEMORY = 2**30  # most bytes of Gram matrices at a time
-_OUTPUTS = 64  # sampled outputs of a wide layer
+
+
+@dataclass(frozen=True)
+class StatisticLimits:
+    """Limits of the statistics of consumers.
+
+    Attributes:
+        width: Inputs x kernel of a layer with a Gram matrix; above, it needs 200 MB and its inverse minutes.
+        outputs: Sampled outputs of wider layers.
+        memory: Bytes of Gram matrices at a time.
+    """
+
+    width: int = 5_000
+    outputs: int = 64
+    memory: int = 2**30
 
 
 class Contributions(Statistic):
@@ -34,13 +46,14 @@ class Contributions(Statistic):
         wanted: Components of the channels.
         positions: Most output positions used in every sample.
         seed: Seed of the choice of outputs and positions.
+        outputs: Number of sampled outputs.
     """
 
-    def __init__(self, consumer: Consumer, wanted: Indices, positions: int, seed: int) -> None:
+    def __init__(self, consumer: Consumer, wanted: Indices, positions: int, seed: int, outputs: int) -> None:
         self.node, self.wanted, self.seed = consumer.node, positions, seed
         self.blocks = [consumer.blocks(q, wanted) for q in range(self.node.groups)]
         each, groups = self.node.outputs // self.node.groups, self.node.groups
-        self.weights = self.node.matrix(picked_positions(each, max(1, _OUTPUTS // groups), 0, seed))
+        self.weights = self.node.matrix(picked_positions(each, max(1, outputs // groups), 0, seed))
         self._products = np.zeros((len(wanted), len(wanted)))
         # Sums use differences from the first mean, as in `Gram`.
         self._sums, self._origin = np.zeros((2, len(wanted), groups * self.weights.shape[2]))
@@ -111,7 +124,7 @@ def energy(moments: Array, weight: Array) -> float:
     return float(np.sum(weight * (moments @ weight)))
 
 
-def consumer_probes(context: ScoringContext, rows: int, seed: int) -> list[ConsumerProbe]:
+def consumer_probes(context: ScoringContext, rows: int, seed: int, limits: StatisticLimits) -> list[ConsumerProbe]:
     """Return probes for all groups, if their statistics fit into memory together; else none.
 
     Raises:
@@ -124,11 +137,12 @@ def consumer_probes(context: ScoringContext, rows: int, seed: int) -> list[Consu
             "this criterion re-solves weights, and this model's are quantized",
             fix="score and prune the model before it is quantized, or choose another criterion",
         )
-    return _probes(context, context.groups, rows, seed) if len(_portions(context)) == 1 else []
+    one = len(_portions(context, limits)) == 1
+    return _probes(context, context.groups, rows, seed, limits) if one else []
 
 
 def consumer_statistics(
-    context: ScoringContext, probes: Sequence[Probe], rows: int, seed: int
+    context: ScoringContext, probes: Sequence[Probe], rows: int, seed: int, limits: StatisticLimits
 ) -> Iterator[list[tuple[Group, list[ConsumerStatistics]]]]:
     """Yield groups with their consumers, as many at a time as fit into memory.
 
@@ -137,13 +151,14 @@ def consumer_statistics(
         probes: Filled probes from `consumer_probes`. If empty, the samples are run for each portion.
         rows: Output positions of each layer, over all samples.
         seed: Seed of the choice of positions.
+        limits: Limits of the statistics.
     """
     filled = [p for p in probes if isinstance(p, ConsumerProbe)]
     if filled:
         yield _known(context.groups, filled)
         return
-    for groups in _portions(context):
-        own = _probes(context, groups, rows, seed)
+    for groups in _portions(context, limits):
+        own = _probes(context, groups, rows, seed, limits)
         context.calibration.collect(context.analysis.model, own, progress=context.progress)
         yield _known(groups, own)
 
@@ -162,11 +177,11 @@ def _known(groups: Sequence[Group], probes: Sequence[ConsumerProbe]) -> list[tup
     ]
 
 
-def _wide(consumer: Consumer) -> bool:
-    return consumer.node.inputs * consumer.node.kernel > WIDE
+def _wide(consumer: Consumer, limits: StatisticLimits) -> bool:
+    return consumer.node.inputs * consumer.node.kernel > limits.width
 
 
-def _portions(context: ScoringContext) -> list[list[Group]]:
+def _portions(context: ScoringContext, limits: StatisticLimits) -> list[list[Group]]:
     """Return groups, in order, in portions whose statistics fit into memory together."""
     found = consumers(context.analysis, context.groups)
     portions: list[list[Group]] = [[]]
@@ -174,32 +189,34 @@ def _portions(context: ScoringContext) -> list[list[Group]]:
     counted: set[str] = set()  # layers that also read an earlier group of the portion
     for group in context.groups:
         own = [c for c in found if c.reads(group)]
-        need = sum(_bytes(c, group) for c in own if c.node.output not in counted)
-        if portions[-1] and used + need > _MEMORY:
+        need = sum(_bytes(c, group, limits) for c in own if c.node.output not in counted)
+        if portions[-1] and used + need > limits.memory:
             portions.append([])
             used, counted = 0, set()
-            need = sum(_bytes(c, group) for c in own)
+            need = sum(_bytes(c, group, limits) for c in own)
         portions[-1].append(group)
         used += need
-        counted |= {c.node.output for c in own if not _wide(c)}
+        counted |= {c.node.output for c in own if not _wide(c, limits)}
     return portions
 
 
-def _bytes(consumer: Consumer, group: Group) -> int:
+def _bytes(consumer: Consumer, group: Group, limits: StatisticLimits) -> int:
     """Return the bytes of a layer's statistic."""
     node = consumer.node
-    return 8 * group.channels**2 if _wide(consumer) else 8 * node.groups * (node.inputs * node.kernel) ** 2
+    return 8 * group.channels**2 if _wide(consumer, limits) else 8 * node.groups * (node.inputs * node.kernel) ** 2
 
 
-def _probes(context: ScoringContext, groups: Sequence[Group], rows: int, seed: int) -> list[ConsumerProbe]:
+def _probes(
+    context: ScoringContext, groups: Sequence[Group], rows: int, seed: int, limits: StatisticLimits
+) -> list[ConsumerProbe]:
     positions = ceil(rows / len(context.calibration))
     out = []
     for c in consumers(context.analysis, groups):
-        if not _wide(c):
+        if not _wide(c, limits):
             out.append(ConsumerProbe(c.tensor, Gram(c.node, positions, seed), c, None))
             continue
         out += [
-            ConsumerProbe(c.tensor, Contributions(c, g.components, positions, seed), c, g.name)
+            ConsumerProbe(c.tensor, Contributions(c, g.components, positions, seed, limits.outputs), c, g.name)
             for g in groups
             if c.reads(g)
         ]

@@ -15,7 +15,7 @@ from onnxprune.criteria.masked_segments import MaskedSegmenter
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import Feeds, subset
 from onnxprune.execution.graph_segments import ActivationCursor, Segments
-from onnxprune.execution.output_distance import OutputDistance
+from onnxprune.execution.tasks.output_distance import OutputDistance
 from onnxprune.ir.model import Model
 from onnxprune.passes import InsertMasks
 from onnxprune.plans import Plan, Removal
@@ -63,7 +63,7 @@ def output_effects(
     effects: dict[str, dict[int, float]] = {g.name: {} for g, _ in ablations}
     with ActivationCursor(segmenter, feeds, device=calibration.device, threads=calibration.threads) as cursor:
         names = _measured(segmenter)
-        distance = OutputDistance(names, list(cursor.values(names)))
+        distance = OutputDistance(names, list(cursor.values(names)), analysis.source)
         for group, of_group in sorted(ablations, key=lambda item: segmenter.consumers[item[0].name].first):
             node_index = segmenter.consumers[group.name].first
             late = [n for n in names if segmenter.producer_index[n] >= node_index]

@@ -20,10 +20,10 @@ import numpy.typing as npt
 
 from onnxprune.analysis.coupling import Group, Kept
 from onnxprune.criteria._activation_cache import CachedActivations
-from onnxprune.criteria._batch_runner import BatchRunner, concatenated
+from onnxprune.criteria._batch_runner import BatchRunner
 from onnxprune.criteria.masked_segments import MASK_INPUT, MaskedSegmenter
-from onnxprune.execution.metrics import scores_of
 from onnxprune.execution.sessions import Session
+from onnxprune.execution.tasks.metrics import scores_of
 from onnxprune.ir.model import Array
 from onnxprune.plans import Plan, Removal
 
@@ -147,10 +147,9 @@ class SuffixSessions:
             seconds += took
             batches = cached.batches(wave)
             if undecided is not None:
-                scores = concatenated(runs)[0]
-                near = np.flatnonzero(undecided(scores_of(scores, len(scores)), self.runner.labels(batches)))
-                for k in np.unique(near // self.runner.feeds.batch).tolist():
-                    runs[k] = self._outputs(self.session, cached, wave[k : k + 1], self._mask(kept))[0][0]
+                for k, (scores, *_) in enumerate(runs):
+                    if undecided(scores_of(scores, len(scores)), self.runner.labels(batches[k : k + 1])).any():
+                        runs[k] = self._outputs(self.session, cached, wave[k : k + 1], self._mask(kept))[0][0]
             out.append(self.runner.reduced(runs, batches))
         return out, seconds
 

@@ -15,8 +15,8 @@ from torch.nn import functional
 
 from onnxprune.criteria.base import ScoringContext
 from onnxprune.errors import OnnxPruneError
-from onnxprune.execution.metrics import check_labels, scores_of
 from onnxprune.execution.sessions import DEVICES
+from onnxprune.execution.tasks.metrics import check_labels, scores_of
 from onnxprune.ir.model import Array, Model
 from onnxprune.torch_bridge import logits_of, to_torch
 from onnxprune.torch_bridge.running import cpu_threads
@@ -107,7 +107,7 @@ def each_part(context: ScoringContext, module: fx.GraphModule, visit: Visit) -> 
     with cpu_threads(context.calibration.threads):
         for i in range(len(feeds)):
             feed, y = feeds[i]
-            assert y is not None
+            assert isinstance(y, np.ndarray)
             x = _tensor(feed[feeds.name])
             if not step:
                 step = _step(module, x.to(device) if feeds.fixed else x[:1].to(device), context)

@@ -148,6 +148,13 @@ class ScoringContext:
         assert self.calibration.data.y is not None
         return self.calibration.data.y
 
+    @property
+    def running_labels(self) -> NDArray[np.int64]:
+        """Return the classes of the samples in the order in which statistics receive them."""
+        labels = self.calibration.feeds(self.analysis.model).data.y
+        assert labels is not None
+        return labels
+
 
 @dataclass(frozen=True)
 class SiteScores:

@@ -19,15 +19,19 @@ _BLOCK = 128
 # The Gram form has an error of about 1e-15 (at worst n * 1e-16) times |a|^2 + |b|^2 in the squared distance. Above
 # this share of |a|^2 + |b|^2 the distance is accurate to about 1e-9; below it, the pair's difference is used.
 _NEAR = 1e-5
-_PAIR_VALUES = 1 << 20  # values per chunk of such differences: 8 MB
+PAIR_VALUES = 1 << 20  # values per chunk of such differences: 8 MB
 
 
-def distance_sums(rows: Array) -> Array:
+def distance_sums(rows: Array, *, pair_values: int = PAIR_VALUES) -> Array:
     """Return `d_f = sum_g ||rows_f - rows_g||_2`, `[filters, n] -> [filters]`, bit-identical in any order of the rows.
 
     Distances come from `|a|^2 + |b|^2 - 2 a.b`, one matrix product, an order of magnitude faster than the differences.
     Equal rows are merged (and counted) first: their distance is exactly 0, their scores are equal, and the sorting that
     finds them fixes the order of summation. Near-equal rows, where the form above cancels, use their differences.
+
+    Args:
+        rows: Filters, flattened.
+        pair_values: Most values of such differences at a time.
     """
     rows = np.ascontiguousarray(rows) + 0.0  # converts -0.0 to 0.0: equal numbers must have equal bytes
     as_bytes = rows.view(np.dtype((np.void, rows.shape[1] * rows.itemsize))).ravel()
@@ -38,20 +42,20 @@ def distance_sums(rows: Array) -> Array:
     for start in range(0, len(merged), _BLOCK):
         block = slice(start, min(start + _BLOCK, len(merged)))
         rest = slice(start, len(merged))  # earlier blocks counted the pairs with earlier rows, both ways
-        distances = _block_distances(merged, squares, block, rest)
+        distances = _block_distances(merged, squares, block, rest, pair_values)
         width = distances.shape[0]
         sums[block] += distances @ weights[rest]
         sums[block.stop :] += weights[block] @ distances[:, width:]
     return sums[inverse]
 
 
-def _block_distances(rows: Array, squares: Array, block: slice, rest: slice) -> Array:
+def _block_distances(rows: Array, squares: Array, block: slice, rest: slice, pair_values: int) -> Array:
     """Return the distances of the rows in `block` to those in `rest`, which begins with the block itself."""
     scale = squares[block, None] + squares[None, rest]
     squared = scale - 2.0 * (rows[block] @ rows[rest].T)
     near = squared < _NEAR * scale  # includes the diagonal, and squares that rounding made negative
     left, right = np.nonzero(near)
-    step = max(1, _PAIR_VALUES // rows.shape[1])
+    step = max(1, pair_values // rows.shape[1])
     for at in range(0, len(left), step):
         i, j = left[at : at + step], right[at : at + step]
         squared[i, j] = np.square(rows[block][i] - rows[rest][j]).sum(axis=1)

@@ -24,8 +24,8 @@ from onnxprune.criteria.masked_segments import MaskedSegmenter
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Probe
 from onnxprune.execution.data import Data
-from onnxprune.execution.metrics import METRICS
 from onnxprune.execution.sessions import provider_of
+from onnxprune.execution.tasks.metrics import METRICS
 
 Labels = NDArray[np.int64]
 

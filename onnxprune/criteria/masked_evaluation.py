@@ -25,8 +25,9 @@ from onnxprune.criteria._suffix_sessions import SuffixSessions
 from onnxprune.criteria.masked_segments import MaskedSegmenter
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import Data, Feeds, Preprocess
-from onnxprune.execution.metrics import Metric, MetricValue, Samples, scores_of
 from onnxprune.execution.sessions import provider_of
+from onnxprune.execution.tasks.metrics import Metric, MetricValue, Samples, scores_of
+from onnxprune.execution.tasks.task import BoundTask
 from onnxprune.ir.model import Array
 from onnxprune.plans import Plan, Removal
 
@@ -67,6 +68,7 @@ class MaskedEvaluator:
             time.
         strip: "auto" uses dedicated sessions where they are measured to be faster; "never", and for tests "folded" and
             "stripped", say which to use.
+        task: Task that the metric belongs to; None for a general metric.
         known: Baseline and number of classes, if they were measured before: then only metrics that compare with the
             baseline's outputs run it again.
 
@@ -94,17 +96,18 @@ class MaskedEvaluator:
         device: str = "cpu",
         cache_memory: int = CACHE_MEMORY,
         strip: str = "auto",
+        task: BoundTask | None = None,
         known: tuple[MetricValue, int] | None = None,
     ) -> None:
         self.analysis, self.orders, self.metric, self.strip = analysis, orders, metric, strip
         self.segmenter = MaskedSegmenter(analysis)
-        batch = batch or default_batch(self.segmenter, device)
-        self.feeds = Feeds(analysis.model, data, preprocess or Preprocess(), batch)
-        # Labels and scores of classes come from the first output; distances read all of them.
-        count = 1 if metric.needs == "labels" or metric.name == "kl" else None
-        self.outputs = self.segmenter.outputs[:count]
+        how = preprocess or Preprocess()
+        self.segmenter.set_sizes(Feeds(analysis.model, data, how, 1))
+        batch = (task.batch if task is not None else None) or batch or default_batch(self.segmenter, device)
+        self.feeds = Feeds(analysis.model, data, how, batch)
+        self.outputs = metric.outputs_read(self.segmenter.outputs)
         output_bytes = self.segmenter.bytes_of(self.outputs)
-        self.runner = BatchRunner(self.feeds, metric, output_bytes, device=device, threads=threads)
+        self.runner = BatchRunner(self.feeds, metric, output_bytes, device=device, threads=threads, task=task)
         self.cache = ActivationCache(self.runner, self.segmenter, cache_memory)
         self.current: SuffixSessions | None = None
         if known is not None and metric.needs == "labels":
@@ -190,9 +193,8 @@ class MaskedEvaluator:
         def run(i: int) -> tuple[range, list[Array]]:
             values = runner.to_device(session, i) if cached is None else cached.values[i]
             found = [o.numpy() for o in session.run_bound({n: values[n] for n in session.inputs}, names)]
-            real, first = self.feeds.real(i), i * self.feeds.batch
-            size = self.feeds.fixed or real
-            return range(first, first + real), [v[: len(v) // size * real] for v in found]
+            real, size = self.feeds.real(i), self.feeds.size(i)
+            return self.feeds.span(i), [v[: len(v) // size * real] for v in found]
 
         for i in range(0, len(self.feeds), runner.threads):
             yield from runner.parallel(run, range(i, min(i + runner.threads, len(self.feeds))))
@@ -205,10 +207,10 @@ class MaskedEvaluator:
         session = runner.session(model)
         collected = []
         for wave in runner.waves(range(len(self.feeds))):
-            runs = runner.parallel(lambda i: runner.real(session.run(self.feeds[i][0], self.outputs), i), wave)
+            runs = runner.parallel(lambda i: runner.real(session.run(runner.feed(i), self.outputs), i), wave)
             if self.metric.needs != "labels" and len(runner.reference) < len(self.feeds):
                 runner.reference += runs
-            elif not self.classes:
+            elif not self.classes and self.metric.classifies:
                 self.classes = scores_of(runs[0][0], len(runs[0][0])).shape[1]
             collected.append(runner.reduced(runs, wave))
         return collected

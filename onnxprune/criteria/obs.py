@@ -13,6 +13,7 @@ from onnxprune.criteria._consumer_errors import (
     ROWS,
     ConsumerStatistics,
     RemovalOrder,
+    StatisticLimits,
     check_rows,
     consumer_probes,
     consumer_statistics,
@@ -139,6 +140,7 @@ class Obs(DataCriterion):
     title: ClassVar[str] = "error of the next layers when the channel is removed and the rest re-solved"
     source: ClassVar[str] = "Hassibi & Stork 1993, Second Order Derivatives for Network Pruning: Optimal Brain Surgeon"
     needs: ClassVar[str] = "data"
+    limits: ClassVar[StatisticLimits] = StatisticLimits()
     default_reduce: ClassVar[str] = "sum"
     reductions: ClassVar[tuple[str, ...]] = ("sum",)
     default_normalize: ClassVar[str] = "none"
@@ -159,12 +161,12 @@ class Obs(DataCriterion):
 
     def probes(self, context: ScoringContext) -> Sequence[Probe]:
         """Return Gram matrix probes of all consumers, if they fit into memory together."""
-        return consumer_probes(context, self.rows, self.seed)
+        return consumer_probes(context, self.rows, self.seed, self.limits)
 
     def score_sites(self, context: ScoringContext, probes: Sequence[Probe]) -> Sequence[SiteScores]:
         """Return one set of scores for each group."""
         scores = []
-        for portion in consumer_statistics(context, probes, self.rows, self.seed):
+        for portion in consumer_statistics(context, probes, self.rows, self.seed, self.limits):
             orders = [(group, removal_order(group, known, self.ridge)) for group, known in portion]
             effects: Mapping[str, Mapping[int, float]] = {}
             if self.weigh == "outputs":

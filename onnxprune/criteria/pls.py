@@ -35,8 +35,8 @@ from onnxprune.execution.calibration import Probe, Statistic
 
 POOLS = ("max", "mean")
 
-_ROWS = 512  # samples whose products are computed at once
-_COLUMNS = 1024  # columns of a panel of X'X, which bounds the memory of an update
+ROWS = 512  # samples whose products are computed at once
+COLUMNS = 1024  # columns of a panel of X'X, which bounds the memory of an update
 # Below this share of the first singular value, X'Y is rounding error.
 _EXHAUSTED = 1e-10
 
@@ -73,10 +73,12 @@ class Products:
 
     Args:
         rows: Number of rows in all.
+        at_once: Rows whose products are computed at once.
+        panel: Columns of X'X that are updated at once.
     """
 
-    def __init__(self, rows: int) -> None:
-        self.rows = rows
+    def __init__(self, rows: int, *, at_once: int = ROWS, panel: int = COLUMNS) -> None:
+        self.rows, self.at_once, self.panel = rows, at_once, panel
         self.count = 0
         self.pending: list[Array] = []  # rows whose products are not computed yet
 
@@ -100,7 +102,7 @@ class Products:
             self.kept[self.count : self.count + len(x)] = x
         else:
             self.pending.append(x)
-            if sum(map(len, self.pending)) >= _ROWS:
+            if sum(map(len, self.pending)) >= self.at_once:
                 self._multiply()
         self.count += len(x)
 
@@ -108,8 +110,8 @@ class Products:
         """Add the pending rows' products to the lower half of X'X, panel by panel."""
         x = np.concatenate(self.pending) if self.pending else np.zeros((0, len(self.sum_x)))
         self.pending = []
-        for start in range(0, x.shape[1], _COLUMNS):
-            panel = slice(start, start + _COLUMNS)
+        for start in range(0, x.shape[1], self.panel):
+            panel = slice(start, start + self.panel)
             self.kept[start:, panel] += x[:, start:].T @ x[:, panel]
 
     def vip(self, components: int) -> Array:
@@ -127,8 +129,8 @@ class Products:
             squares = np.einsum("np,np->p", kept, kept)
         else:
             self._multiply()
-            for start in range(0, len(mean_x), _COLUMNS):
-                stop = start + _COLUMNS
+            for start in range(0, len(mean_x), self.panel):
+                stop = start + self.panel
                 self.kept[start:stop, stop:] = self.kept[stop:, start:stop].T
             squares = np.diagonal(self.kept)
         spread_x = _spread(squares, mean_x, n)
@@ -321,7 +323,7 @@ class PlsVip(DataCriterion):
         return 2  # a standard deviation needs two
 
     def probes(self, context: ScoringContext) -> Sequence[Probe]:
-        labels = context.labels
+        labels = context.running_labels
         if len(np.unique(labels)) < 2:
             raise OnnxPruneError(
                 f"criterion 'pls_vip' needs two classes; all samples are of class {labels[0]}",

@@ -32,7 +32,6 @@ from onnxprune.criteria.loss_change import Labels, WorkProgress, class_losses, i
 from onnxprune.criteria.masked_evaluation import MaskedEvaluator
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Probe
-from onnxprune.execution.data import Data
 
 _C1, _C2 = 1e-4, 9e-4  # (0.01 L)^2 and (0.03 L)^2 of SSIM, for values of range L = 1
 _SIDE = float(np.exp(-1 / (2 * 1.5**2)))  # weight of a neighbour in a Gaussian of standard deviation 1.5
@@ -356,8 +355,14 @@ class Senpis(DataCriterion):
         """
         data = context.calibration.data
         chosen = class_samples(context.labels, _classes(context), self.samples, self.seed, name=data.name)
-        data = Data(data.x[chosen], context.labels[chosen], data.name)
+        data = data.take(chosen)
         evaluator = loss_evaluator(context, data)
+        if evaluator.feeds.mixed:
+            raise OnnxPruneError(
+                "senpis compares mean feature maps of a class, and the samples differ in size",
+                where=f"data {data.name!r}",
+                fix="resize them (--size HxW), or choose another criterion, such as loss_change",
+            )
         tick = WorkProgress(context, evaluator)
         for group in in_reading_order(evaluator, context.groups):
             layer = self._layer(evaluator, group, tick, similarity)

@@ -14,6 +14,7 @@ from onnxprune.criteria._consumer_errors import (
     ROWS,
     ConsumerStatistics,
     RemovalOrder,
+    StatisticLimits,
     check_rows,
     consumer_probes,
     consumer_statistics,
@@ -83,6 +84,7 @@ class ThiNet(DataCriterion):
     title: ClassVar[str] = "error of the next layer when the channel is removed, chosen greedily"
     source: ClassVar[str] = "Luo et al. 2017, ThiNet: A Filter Level Pruning Method for Deep Neural Network Compression"
     needs: ClassVar[str] = "data"
+    limits: ClassVar[StatisticLimits] = StatisticLimits()
     default_reduce: ClassVar[str] = "sum"
     reductions: ClassVar[tuple[str, ...]] = ("sum",)
     default_normalize: ClassVar[str] = "none"  # already shares of output energy
@@ -93,13 +95,13 @@ class ThiNet(DataCriterion):
 
     def probes(self, context: ScoringContext) -> Sequence[Probe]:
         """Return Gram matrix probes of all consumers, if they fit into memory together."""
-        return consumer_probes(context, self.rows, self.seed)
+        return consumer_probes(context, self.rows, self.seed, self.limits)
 
     def score_sites(self, context: ScoringContext, probes: Sequence[Probe]) -> Sequence[SiteScores]:
         """Return one set of scores for each group."""
         return [
             SiteScores(group.components, ordered_scores(greedy_order(_contributions(group, known))))
-            for portion in consumer_statistics(context, probes, self.rows, self.seed)
+            for portion in consumer_statistics(context, probes, self.rows, self.seed, self.limits)
             for group, known in portion
         ]
 

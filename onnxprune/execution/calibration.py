@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -46,6 +47,8 @@ class Probe:
 class Calibration:
     """Samples for criteria and recovery, and how to run them.
 
+    Statistics receive samples in the order of the batches: that of the data, or sizes one after the other.
+
     Attributes:
         data: Inputs and optional labels.
         preprocess: Conversion to the model's input.
@@ -63,22 +66,29 @@ class Calibration:
     def __len__(self) -> int:
         return len(self.data)
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return name, number of samples, preprocessing and warnings, as JSON."""
+        return {
+            "name": self.data.name, "samples": len(self), "preprocess": self.preprocess.as_dict(),
+            "warnings": list(self.data.warnings),
+        }  # fmt: skip
+
     def first(self, model: Model, samples: int = 16) -> list[dict[str, Array]]:
-        """Return the first samples as one batch of feeds, for verification on real inputs.
+        """Return the first samples as one batch of feeds, for verification on real inputs; of several sizes two.
 
         Raises:
             OnnxPruneError: See `feeds`.
         """
-        feed, _ = Feeds(model, self.data, self.preprocess, min(samples, self.batch))[0]
-        return [feed]
+        feeds = self.feeds(model, min(samples, self.batch))
+        return [feeds[i][0] for i in sorted({0, len(feeds) - 1 if feeds.mixed else 0})]
 
-    def feeds(self, model: Model) -> Feeds:
-        """Return the data in the form of the model's input.
+    def feeds(self, model: Model, batch: int | None = None) -> Feeds:
+        """Return the data in the form of the model's inputs, in batches of one size.
 
         Raises:
-            OnnxPruneError: The model has several inputs, or the samples do not fit its input.
+            OnnxPruneError: The data does not match the model's inputs.
         """
-        return Feeds(model, self.data, self.preprocess, self.batch)
+        return Feeds(model, self.data, self.preprocess, batch or self.batch)
 
     def collect(self, model: Model, probes: Sequence[Probe], *, progress: Progress | None = None) -> None:
         """Run all samples through a model and update the probes' statistics.
@@ -131,11 +141,14 @@ def calibrate(
         return 0
     session = Session(exposing(model, list(wanted)), device=device, threads=threads)
     fixed = any(not t.shape or (isinstance(t.shape[0], int) and t.shape[0] > 0) for t in model.graph.inputs)
-    step = done = 0  # samples per part, set by the first sample; samples done
+    steps: dict[object, int] = {}  # samples per part, by the sizes of a batch
+    done = 0  # samples
     for i, feed in enumerate(feeds):
         length = 0 if fixed else _length(feed)
+        step = steps.get(sizes := tuple(np.shape(v)[1:] for v in feed.values()), 0)
         if length and not step:
             step = max(1, _MEMORY // max(1, sum(v.nbytes for v in _run(session, _part(feed, 0, 1), i))))
+            steps[sizes] = step
         for part in [_part(feed, start, step) for start in range(0, length, step)] if length else [feed]:
             run = _length(part) or 1
             real = run if samples is None else min(run, samples - done)

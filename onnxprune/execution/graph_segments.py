@@ -20,6 +20,7 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import Feeds
 from onnxprune.execution.sessions import Session
 from onnxprune.ir.model import Array, Model
+from onnxprune.ir.symbolic import Atom, Expr, atom_of, evaluate
 
 MEMORY = 2 * 2**30  # bytes of live tensors held in memory; the others are stored in files
 
@@ -41,6 +42,8 @@ class Segments:
         graph = model.graph
         self.nodes: Sequence[gs.Node] = graph.nodes
         self.outputs = [t.name for t in graph.outputs]
+        self._numbers: dict[Atom, int | None] | None = None  # None: those of the witness
+        self._batch = next((s[0] for t in graph.inputs if (s := witness.shapes.get(t.name))), 1) or 1
         self.producer_index = {o.name: i for i, n in enumerate(self.nodes) for o in n.outputs if o.name}
         self.producer_index |= {t.name: -1 for t in graph.inputs}
         self.consumer_indices: dict[str, list[int]] = {}  # name -> indices of its consumers, ascending
@@ -57,12 +60,36 @@ class Segments:
         crossing |= {n for n in self.outputs if self.producer_index[n] < node_index}
         return sorted(crossing, key=lambda n: (self.producer_index[n], n))
 
+    def set_sizes(self, feeds: Feeds) -> None:
+        """Estimate bytes at the largest size of some batches, instead of the witness's sizes."""
+        if not self.witness.dims or not len(feeds):
+            return
+        some = [feeds[i][0] for i in {0, len(feeds) // 2, len(feeds) - 1}]
+        feed = max(some, key=lambda f: sum(v.nbytes // max(1, len(v)) for v in f.values() if np.ndim(v)))
+        known = {
+            atom: n
+            for atom, n in self.witness.numbers.items()
+            if atom.kind in ("symbol", "opaque")  # values of functions follow from these
+        }
+        for name, values in feed.items():
+            sizes = self.witness.symbolic(name) or ()
+            if len(sizes) == np.ndim(values):
+                known |= {atom_of(s): n for s, n in zip(sizes, values.shape, strict=True) if isinstance(s, Expr)}
+        self._numbers = known
+        self._batch = next((len(v) for v in feed.values() if np.ndim(v)), 1) or 1
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """Return the shape of a tensor at the present sizes; None if it is not known."""
+        if name not in self.witness.sizes or self._numbers is None:
+            return self.witness.shapes.get(name)
+        sizes = [evaluate(n, self._numbers) for n in self.witness.sizes[name] if n is not None]
+        return tuple(n or 0 for n in sizes) or self.witness.shapes.get(name)
+
     def bytes_of(self, names: Sequence[str]) -> int:
-        """Return the bytes of tensors for one sample, by the witness shapes (0 for data-dependent shapes)."""
-        seen = self.witness
-        batch = next((s[0] for t in self.model.graph.inputs if (s := seen.shapes.get(t.name))), 1) or 1
-        known = [n for n in names if n in seen.shapes]
-        return sum(prod(seen.shapes[n]) * seen.dtypes.get(n, np.dtype(np.float32)).itemsize for n in known) // batch
+        """Return the bytes of tensors for one sample, at the present sizes (0 for shapes that are not known)."""
+        dtypes, plain = self.witness.dtypes, np.dtype(np.float32)
+        shapes = {n: shape for n in names if (shape := self.shape(n)) is not None}
+        return sum(prod(shape) * dtypes.get(n, plain).itemsize for n, shape in shapes.items()) // self._batch
 
     def largest(self) -> int:
         """Return the bytes of the largest activation for one sample."""
@@ -85,12 +112,12 @@ class Segments:
         return model
 
     def declared(self, name: str) -> list[int | str] | None:
-        """Return a shape with symbolic names for sizes that may follow a dynamic input dimension; None if unknown."""
+        """Return a shape with a name for every size that is not the same for all inputs; None if it is unknown."""
         shape = self.witness.shapes.get(name)
         if shape is None:
             return None
-        dynamic = set(self.witness.dims.values())
-        return [f"{name}_{i}" if any(n % d == 0 for d in dynamic) else n for i, n in enumerate(shape)]
+        sizes = self.witness.symbolic(name) or ()
+        return [n if isinstance(n, int) else f"{name}_{i}" for i, n in enumerate(sizes)]
 
 
 class ActivationCursor:
@@ -123,9 +150,8 @@ class ActivationCursor:
         return len(self.feeds)
 
     def samples(self, batch: int) -> range:
-        """Return the sample numbers of a batch."""
-        start = batch * self.feeds.batch
-        return range(start, start + self.feeds.real(batch))
+        """Return the sample numbers of a batch, in the order of the batches."""
+        return self.feeds.span(batch)
 
     def advance(self, node_index: int) -> None:
         """Advance to a cut; tensors before it are discarded.
@@ -172,9 +198,8 @@ class ActivationCursor:
         for batch in range(len(self)):
             values = self._run(session, batch, new) if session is not None else []
             found = dict(zip(new, values, strict=True))
-            real = self.feeds.real(batch)
+            real, length = self.feeds.real(batch), self.feeds.size(batch)
             out = {n: found[n] if n in found else self._get(batch, n) for n in names}
-            length = self.feeds.batch if self.feeds.fixed else real
             yield {n: v[: len(v) // length * real] if real < length and v.ndim else v for n, v in out.items()}
 
     def _session(self, start: int, stop: int, names: Sequence[str], model: Model | None = None) -> Session:

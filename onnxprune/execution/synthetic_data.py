@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxprune.analysis.shape_inference import witness
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Calibration, Probe
 from onnxprune.execution.channel_moments import Moments
@@ -17,7 +18,7 @@ from onnxprune.execution.data import Data, input_of
 from onnxprune.ir.model import Array, Model
 
 _GREY = 0.8  # share of the variance common to the colour channels
-_SIDE = 224  # image size if the model does not fix it
+_SIDE = 224  # image size if neither the model nor the user (`Model.sizes`) fixes it
 
 
 def synthetic_data(model: Model, samples: int, *, seed: int = 0) -> Data:
@@ -38,6 +39,9 @@ def synthetic_data(model: Model, samples: int, *, seed: int = 0) -> Data:
     if len(model.graph.inputs) != 1 or (into := input_of(model)).dtype.kind not in "fV":
         raise OnnxPruneError("synthetic inputs need a model with one floating-point input", fix="use --data")
     shape = [d if isinstance(d, int) and d > 0 else 0 for d in into.shape or [0]]
+    if 0 in shape[1:]:
+        settled = witness(model).settled
+        shape = [d or settled.get((into.name, axis), 0) for axis, d in enumerate(shape)]
     rng = np.random.default_rng(seed)
     if len(shape) != 4:
         sizes = [d or 16 for d in shape[1:]]

@@ -63,12 +63,15 @@ class Model:
         sidecar: Parts of the file that the graph cannot hold.
         path: File it was read from, if any.
         data_files: External data files of its weights; empty if the model file itself holds them.
+        sizes: Numbers assumed for dynamic input dimensions, by input name and axis (see `with_shapes`); the file does
+            not hold them.
     """
 
     graph: gs.Graph
     sidecar: Sidecar
     path: Path | None = None
     data_files: frozenset[Path] = frozenset()
+    sizes: Mapping[tuple[str, int], int] = field(default_factory=dict)
     _fingerprint: str | None = field(default=None, repr=False)
 
     def __repr__(self) -> str:

@@ -24,6 +24,7 @@ from onnxprune.ir import protobuf_wire
 from onnxprune.ir._function_inlining import without_functions
 from onnxprune.ir._node_order import in_order
 from onnxprune.ir.branches import flat
+from onnxprune.ir.input_sizes import Shapes, with_shapes
 from onnxprune.ir.model import Array, Model, Sidecar, node_key
 
 # onnxruntime supports opset 7 and later; graphs below 9 use forms that no current exporter writes.
@@ -32,18 +33,24 @@ OLDEST_OPSET = 9
 IR_WITHOUT_INPUTS = 8
 
 
-def load(source: str | os.PathLike[str] | onnx.ModelProto) -> Model:
+def load(source: str | os.PathLike[str] | onnx.ModelProto, *, shapes: Shapes | None = None) -> Model:
     """Read a model from a file or a ModelProto.
 
     Large weights are memory-mapped, not copied. External data is read only from files inside the model's folder.
 
+    Args:
+        source: Path of the file, or the message.
+        shapes: Sizes assumed for dynamic dimensions of the inputs, {"x": (1, 3, 48, 320)}; None for a dimension leaves
+            it open. The dimensions stay dynamic in all results.
+
     Raises:
         OnnxPruneError: The file is missing, not ONNX, truncated, rejected by the ONNX checker, its nodes depend on each
-            other in a cycle, its opset is older than 9, its external data is missing or lies elsewhere, or a
-            convolution's weight has no value.
+            other in a cycle, its opset is older than 9, its external data is missing or lies elsewhere, a
+            convolution's weight has no value, or the shapes do not fit the inputs.
     """
     with gc_paused():
-        return _from_proto(source, {}, None) if isinstance(source, onnx.ModelProto) else _from_file(Path(source))
+        model = _from_proto(source, {}, None) if isinstance(source, onnx.ModelProto) else _from_file(Path(source))
+        return with_shapes(model, shapes)
 
 
 def _from_file(path: Path) -> Model:

@@ -21,14 +21,38 @@ from onnxprune.latency.random_inputs import random_feeds
 from onnxprune.passes import Pipeline, StripChannels
 from onnxprune.plans import Plan, Removal
 
-VARIANTS = 32
-_LEAST_VARIANTS = 14
-_PATIENCE = 100.0  # seconds; after that a large model is measured with fewer variants
 _SMALLEST = 0.2  # share of channels kept in the smallest variants
 _WARMUP = 2
-_ROUNDS = (6, 24)  # undisturbed rounds: minimum, and maximum if they are short
-_ROUNDS_SECONDS = (0.25, 1.5)  # seconds of short rounds, and of waiting for undisturbed ones
 _DISTURBED = 0.01  # share of a run in which its threads waited for a processor
+
+
+@dataclass(frozen=True)
+class MeasuringEffort:
+    """Number of variants and of their runs.
+
+    Attributes:
+        variants: Variants of the model.
+        least_variants: Variants of a model that is too large for all within `seconds`.
+        seconds: Seconds after which a large model is measured with fewer variants.
+        least_rounds: Least number of undisturbed runs of each variant.
+        rounds: Number of undisturbed runs if they are short.
+        short: Seconds of all runs of a variant up to which more than the least number are made.
+        patience: Seconds of waiting for undisturbed runs.
+    """
+
+    variants: int = 32
+    least_variants: int = 14
+    seconds: float = 100.0
+    least_rounds: int = 6
+    rounds: int = 24
+    short: float = 0.25
+    patience: float = 1.5
+
+    def is_enough(self, rounds: int, quiet: int, seconds: float) -> bool:
+        """Return True if a variant was measured often enough."""
+        if rounds < _WARMUP + self.least_rounds:
+            return False
+        return quiet >= self.rounds or (quiet >= self.least_rounds and seconds > self.short) or seconds > self.patience
 
 
 @dataclass(frozen=True)
@@ -51,8 +75,11 @@ class VariantMeasurement:
 class VariantTimer:
     """Run variants of a model in turn with the unpruned one, which cancels drift of the machine."""
 
-    def __init__(self, analysis: Analysis, *, batch: int, threads: int, device: str) -> None:
+    def __init__(
+        self, analysis: Analysis, *, batch: int, threads: int, device: str, effort: MeasuringEffort | None = None
+    ) -> None:
         self.analysis = analysis
+        self.effort = effort or MeasuringEffort()
         self.feeds = random_feeds(analysis, batch)
         self.threads = threads
         self.device = device
@@ -73,14 +100,14 @@ class VariantTimer:
 
     def samples(self, block: int, progress: Progress | None = None) -> list[VariantMeasurement]:
         """Measure a designed set of variants, as many as the time limit allows."""
-        variants = design(self.analysis, block, VARIANTS)
+        variants = design(self.analysis, block, self.effort.variants)
         for _ in range(_WARMUP):
             self._reference.run(self.feeds)
         out = []
         start = time.monotonic()
         for i, counts in enumerate(variants):
             out.append(self._sample(counts))
-            late = i + 1 >= _LEAST_VARIANTS and time.monotonic() - start > _PATIENCE
+            late = i + 1 >= self.effort.least_variants and time.monotonic() - start > self.effort.seconds
             if progress is not None:
                 progress(len(variants) if late else i + 1, len(variants))
             if late:
@@ -99,7 +126,7 @@ class VariantTimer:
         quiet: list[list[float]] = []  # rounds in which no other process used the processor
         start = time.monotonic()
         # In turn, because caches are as warm as the previous run left them.
-        while not _enough(len(rounds), len(quiet), time.monotonic() - start):
+        while not self.effort.is_enough(len(rounds), len(quiet), time.monotonic() - start):
             runs = [timed_run(s, self.feeds) for s in (self._reference, plain, profiled)]
             rounds.append([seconds for seconds, _ in runs])
             if len(rounds) > _WARMUP and all(waited <= _DISTURBED * seconds for seconds, waited in runs):
@@ -146,14 +173,6 @@ def _waited() -> float:
     return total * 1e-9
 
 
-def _enough(rounds: int, quiet: int, seconds: float) -> bool:
-    """Return True if a variant was measured often enough."""
-    short, long = _ROUNDS_SECONDS
-    if rounds < _WARMUP + _ROUNDS[0]:
-        return False
-    return quiet >= _ROUNDS[1] or (quiet >= _ROUNDS[0] and seconds > short) or seconds > long
-
-
 def _fastest(runs: Sequence[Sequence[Kernel]]) -> list[Kernel]:
     """Return the kernels of the last run, each with its least time of all runs: disturbances only add time.
 
@@ -166,7 +185,7 @@ def _fastest(runs: Sequence[Sequence[Kernel]]) -> list[Kernel]:
     return [replace(k, seconds=min(run[i].seconds for run in same)) for i, k in enumerate(last)]
 
 
-def design(analysis: Analysis, block: int, variants: int = VARIANTS, seed: int = 0) -> list[dict[str, int]]:
+def design(analysis: Analysis, block: int, variants: int, seed: int = 0) -> list[dict[str, int]]:
     """Return channel counts per group: the unpruned model first, then sizes from full to small, groups around these.
 
     Counts are whole blocks on the producing axis, as in plans.

@@ -15,7 +15,7 @@ from onnxprune.execution.sessions import import_onnxruntime, kernel_block, provi
 from onnxprune.latency._channel_axes import ChannelAxes
 from onnxprune.latency._fit_cache import cache_file, machine, read_fit, structure, write_fit
 from onnxprune.latency._fitting import LatencyFit, fit
-from onnxprune.latency._measuring import VariantTimer
+from onnxprune.latency._measuring import MeasuringEffort, VariantTimer
 
 _FASTEST = 1e-6
 
@@ -60,6 +60,7 @@ def latency_model(
     device: str = "cpu",
     cache: bool = True,
     refresh: bool = False,
+    effort: MeasuringEffort | None = None,
     progress: Progress | None = None,
 ) -> LatencyModel:
     """Measure a model in onnxruntime on this machine, or read an earlier measurement from the cache.
@@ -74,6 +75,7 @@ def latency_model(
         device: "auto" (CUDA if it loads), "cpu" or "cuda".
         cache: Read and write the cache.
         refresh: Measure even if the cache has an entry.
+        effort: Number of variants and of their runs.
         progress: Called with (done, total) variants.
 
     Raises:
@@ -90,7 +92,7 @@ def latency_model(
     path = cache_file(settings)
     fitted = read_fit(path, settings, axes) if cache and not refresh else None
     if fitted is None:
-        with VariantTimer(analysis, batch=batch, threads=threads, device=device) as bench:
+        with VariantTimer(analysis, batch=batch, threads=threads, device=device, effort=effort) as bench:
             provider = bench.provider
             fitted = fit(analysis, bench.samples(axes.block, progress), axes, clocked=provider.startswith("CPU"))
         if cache and provider == settings["provider"]:  # "auto" may have fallen back

@@ -31,10 +31,11 @@ def broadcast(table: LabelTable, operands: Sequence[tuple[gs.Tensor, int]]) -> A
     out: Axes = [None] * rank
     for place in range(rank):
         takes: list[tuple[gs.Tensor, int]] = []
+        ones: list[tuple[gs.Tensor, int]] = []
         for t, n in operands:
             axis = n - rank + place
-            if axis >= 0 and table.shape(t)[axis] > 1:
-                takes.append((t, axis))
+            if axis >= 0:
+                (takes if table.shape(t)[axis] > 1 else ones).append((t, axis))
         data = [(t, axis) for t, axis in takes if not table.is_const(t)]
         if not data:
             # The data has size 1 along this axis: a constant offers channels (a bias of each attention head, the weight
@@ -43,6 +44,8 @@ def broadcast(table: LabelTable, operands: Sequence[tuple[gs.Tensor, int]]) -> A
             out[place] = table.produce(*takes[0]) if stretched else None
             for t, axis in takes:
                 table.bind(t, axis, out[place])
+            for t, axis in ones:
+                table.lock_unless_one(t, axis, out[place])
             continue
         first = table.get(data[0][0])[data[0][1]]
         for t, axis in data[1:]:
@@ -54,6 +57,8 @@ def broadcast(table: LabelTable, operands: Sequence[tuple[gs.Tensor, int]]) -> A
         for t, axis in takes:
             if table.is_const(t):
                 table.bind(t, axis, first)
+        for t, axis in ones:
+            table.lock_unless_one(t, axis, first)
         out[place] = first
     return out
 

@@ -278,8 +278,16 @@ class LabelTable:
         """Bind a tensor that broadcasts against `axes`, aligned at the last one; axes of size 1 stay free."""
         shape = self.shape(t)
         for i, n in enumerate(shape):
+            labels = axes[len(axes) - len(shape) + i]
             if n > 1:
-                self.bind(t, i, axes[len(axes) - len(shape) + i])
+                self.bind(t, i, labels)
+            else:
+                self.lock_unless_one(t, i, labels)
+
+    def lock_unless_one(self, t: gs.Tensor, axis: int, labels: Labels | None) -> None:
+        """Lock labels that broadcast against an axis of size 1, unless it has that size at all input sizes."""
+        if t.name in self.sizes and not isinstance(self.size(t)[axis], int):
+            self.lock(labels, "meets an axis that has size 1 at some input sizes only")
 
     def tie(self, a: Labels | None, b: Labels | None) -> None:
         """Tie two arrays index by index; a tie with None locks the other array."""

@@ -38,9 +38,14 @@ def _listed_axes(node: gs.Node, value: Any) -> list[int] | None:
 
 def couple_squeeze(node: gs.Node, table: LabelTable) -> None:
     """Drop axes of size 1, which have no labels."""
-    axes = table.get(node.inputs[0])
-    shape = table.shape(node.inputs[0])
+    source = node.inputs[0]
+    axes, shape = table.get(source), table.shape(source)
     listed = _listed_axes(node, table.value)
+    if listed is None and any(
+        n == 1 and not isinstance(m, int) for n, m in zip(shape, table.size(source), strict=True)
+    ):
+        table.lock_tensor(source, "is squeezed to a rank that depends on input sizes")
+        axes = table.get(source)
     drop = [i for i, n in enumerate(shape) if n == 1] if listed is None else [normal_axis(a, len(axes)) for a in listed]
     table.put(node.outputs[0], [a for i, a in enumerate(axes) if i not in drop])
 

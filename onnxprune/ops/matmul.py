@@ -86,6 +86,7 @@ def multiply_terms(node: gs.Node, table: LabelTable, terms: Sequence[str], right
             places.setdefault(letter, []).append((i, axis))
     for letter, where in places.items():
         size = max(table.shape(node.inputs[i])[axis] for i, axis in where)
+        ones = [(node.inputs[i], axis) for i, axis in where if table.shape(node.inputs[i])[axis] < size]
         where = [(i, axis) for i, axis in where if table.shape(node.inputs[i])[axis] == size]
         data = [(i, axis) for i, axis in where if not table.is_const(node.inputs[i])]
         weights = [(i, axis) for i, axis in where if table.is_const(node.inputs[i])]
@@ -102,6 +103,8 @@ def multiply_terms(node: gs.Node, table: LabelTable, terms: Sequence[str], right
             table.filters(node.inputs[i], axis, labels)
         for i, axis in weights:
             table.bind(node.inputs[i], axis, labels)
+        for t, axis in ones:
+            table.lock_unless_one(t, axis, labels)
         found[letter] = labels
         if len(data) == len(where) > 1 or (data and not any(table.is_const(t) for t in node.inputs)):
             table.mark(labels, "heads" if len(data) > 1 and letter in right else "head_dim")

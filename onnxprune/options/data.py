@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from onnxprune.options._declare import DATA, OptionError, Options, option
 from onnxprune.options._text import NUMBERS, SIZE
 
 LAYOUTS = ("auto", "nchw", "nhwc")
-SOURCES = ".npz with x and y, folder of class folders, digits, or module:function."
+RESIZES = ("stretch", "crop", "letterbox", "height", "fit", "none")
+COLORS = ("rgb", "bgr", "gray", "rgba")
+PRESETS = ("imagenet", "clip", "inception", "caffe", "yolo", "paddleocr-rec", "paddleocr-det", "segmentation")
+SOURCES = (
+    ".npz, .npy, folder of images, COCO .json, labels.txt, hf:NAME:SPLIT, digits, digit-scenes, or module:function."
+)
 NO_DATA = "none"
 """Source of synthetic samples: noise with the statistics of natural images."""
 
@@ -17,6 +23,23 @@ NO_DATA = "none"
 class Preprocessing(Options):
     """Conversion of samples into the model's input."""
 
+    preset: str | None = option(
+        None, flag="--preprocess", heading=DATA, choices=PRESETS, metavar="NAME", title="preprocess",
+        help=f"Preprocessing of image files: {', '.join(PRESETS)}. Other options override its values.",
+    )  # fmt: skip
+    resize: str | None = option(
+        None, heading=DATA, advanced=True, choices=RESIZES,
+        help="Resizing of image files: stretch, crop (shorter side, then the centre), letterbox, height (width kept in "
+        "proportion), fit (sides rounded to multiples), none.",
+    )  # fmt: skip
+    color: str | None = option(
+        None, heading=DATA, advanced=True, choices=COLORS, help="Channels of image files; default: the model's.",
+        shown="rgb, or by the model's channels",
+    )  # fmt: skip
+    scale: float | None = option(
+        None, heading=DATA, advanced=True, gt=0, shown="255 for bytes, 1 for floats",
+        help="Number that samples are divided by first.",
+    )  # fmt: skip
     mean: tuple[float, ...] = option(
         (), help="Mean of each channel, of pixels in [0, 1]: 0.485,0.456,0.406", heading=DATA, advanced=True,
         text=NUMBERS, metavar="NUMBERS",
@@ -31,8 +54,9 @@ class Preprocessing(Options):
         "if the model has another layout.",
     )  # fmt: skip
     size: tuple[int, ...] = option(
-        (), help="Resize image files to HEIGHTxWIDTH.", heading=DATA, advanced=True, text=SIZE, metavar="HxW"
-    )
+        (), help="Size of image files, HEIGHTxWIDTH.", heading=DATA, advanced=True, text=SIZE, metavar="HxW",
+        shown="the model's",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,7 +74,21 @@ class Sampling(Options):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class SampleOptions(Preprocessing, Sampling):
+class Reading(Options):
+    """Files beside the source of the samples."""
+
+    class_map: Path | None = option(
+        None, heading=DATA, advanced=True, metavar="FILE",
+        help="Classes of folders: JSON {folder: index}, or one name per line in the order of the model's outputs.",
+    )  # fmt: skip
+    images_dir: Path | None = option(
+        None, heading=DATA, advanced=True, metavar="FOLDER", help="Images that COCO annotations name.",
+        shown="images/ beside the file",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class SampleOptions(Preprocessing, Sampling, Reading):
     """Samples, their number and preprocessing; the subclasses add the source."""
 
 

@@ -60,7 +60,9 @@ class Prediction(Machine):
 class Measuring(Timing):
     """Latency prediction and measurement."""
 
-    latency: bool = option(False, help="Predict and measure latency, whatever the target is.", heading=LATENCY)
+    latency: bool = option(
+        False, help="Predict and measure latency, whatever the target is.", heading=LATENCY, advanced=True
+    )
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -9,6 +9,7 @@ from typing import Any
 
 from onnxprune.options._declare import BUDGET, DATA, RUNTIME, SELECTION, OptionError, Options, option
 from onnxprune.options._text import BYTES, RATIO_RANGE, WHOLE_OR_AUTO
+from onnxprune.options.tasks import TaskOptions
 
 ALLOCATORS = ("global", "uniform", "sensitivity", "latency", "saving")
 NORMALIZATIONS = ("none", "mean", "max", "sum", "gaussian", "lamp")
@@ -53,7 +54,11 @@ class Planning(Normalizing):
         "ones) or latency (predicted), e.g. macs=0.5.",
     )  # fmt: skip
     min_group_accuracy: float | None = option(
-        None, help="With --curves: lowest value of every group's curve.", heading=BUDGET, old=("--min-accuracy",)
+        None,
+        help="With --curves: lowest value of every group's curve.",
+        heading=BUDGET,
+        advanced=True,
+        old=("--min-accuracy",),
     )
     max_loss: float | None = option(
         None, help="The same for metrics where lower is better.", heading=BUDGET, advanced=True
@@ -146,12 +151,13 @@ class CurvesInput(Options):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class SensitivitySweep(Options):
+class SensitivitySweep(TaskOptions):
     """Measurement of sensitivity curves."""
 
     metric: str | None = option(
-        None, heading=BUDGET, shown="top1; kl without labels",
-        help="top1, top5, loss; without labels kl, cosine, mse; or package.module:function.",
+        None, heading=BUDGET, shown="the first of the task, for classifiers top1, without labels kl",
+        help="Metric of the task, such as top1, top5, loss, map, miou, word_accuracy; without labels kl, agreement, "
+        "cosine, mse; or package.module:function.",
     )  # fmt: skip
     ratios: tuple[float, ...] = option(
         RATIOS, heading=BUDGET, text=RATIO_RANGE, metavar="RATIOS",

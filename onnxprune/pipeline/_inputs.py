@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -12,9 +14,10 @@ import onnx
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Calibration
-from onnxprune.execution.data import Data, Preprocess
+from onnxprune.execution.data import Data, Fitted, Preprocess, SampleSource, as_preprocess, fit
 from onnxprune.execution.data import as_data as read_data
 from onnxprune.execution.synthetic_data import synthetic_data
+from onnxprune.ir.input_sizes import Shapes, with_shapes
 from onnxprune.ir.model import Model
 from onnxprune.ir.reader import load
 from onnxprune.planning.curves import Curves, load_curves
@@ -38,26 +41,29 @@ PlanSource = Plan | str | os.PathLike[str]
 """A plan or the path of its file."""
 CurvesSource = Curves | str | os.PathLike[str]
 """Sensitivity curves or the path of their file."""
-DataSource = Data | Calibration | str | os.PathLike[str]
+DataSource = Calibration | SampleSource
 """Data, data with the settings of its runs, or a source that `load_data` reads."""
+PreprocessSource = Preprocess | str
+"""Preprocessing or the name of a preset."""
 
 
-def as_model(given: ModelSource) -> Model:
-    """Return the model, read if it is a path.
+def as_model(given: ModelSource, shapes: Shapes | None = None) -> Model:
+    """Return the model, read if it is a path, with the sizes of its inputs as far as they are given.
 
     Raises:
-        OnnxPruneError: the argument is neither a model nor the source of one, or the file cannot be read.
+        OnnxPruneError: the argument is neither a model nor the source of one, the file cannot be read, or the shapes do
+            not fit the inputs.
     """
     if isinstance(given, Model):
-        return given
+        return with_shapes(given, shapes)
     if isinstance(given, str | os.PathLike | onnx.ModelProto):
-        return load(given)
+        return load(given, shapes=shapes)
     model = given.source if isinstance(given, Analysis) else getattr(given, "model", None)
     if not isinstance(model, Model):
         raise OnnxPruneError(
             f"a model is expected, not a {type(given).__name__}", fix="pass a Model, a path or a ModelProto"
         )
-    return model
+    return with_shapes(model, shapes)
 
 
 def as_plan(given: PlanSource) -> Plan:
@@ -75,9 +81,29 @@ def as_target(given: Target | str | None) -> Target | None:
     return Target.parse(given) if isinstance(given, str) else given
 
 
-def as_data(given: DataSource, *, images: int | None = None, size: Sequence[int] | None = None) -> Data:
-    """Return the data, read if it is the name of a source; see `load_data`."""
-    return read_data(given.data if isinstance(given, Calibration) else given, images=images, size=size)
+def as_samples(
+    given: DataSource,
+    model: Model,
+    *,
+    images: int | None = None,
+    size: Sequence[int] | None = None,
+    preprocess: PreprocessSource | None = None,
+    labels: bool = False,
+    device: str = "cpu",
+) -> Fitted:
+    """Return data and preprocessing for a model, read if it is a source; its first samples are run.
+
+    Lines about what looks wrong are given as Python warnings.
+    """
+    how = as_preprocess(preprocess)
+    if isinstance(given, Calibration):
+        how, given = (how if preprocess is not None else given.preprocess), given.data
+    if size:
+        how = replace(how, size=(int(size[0]), int(size[1])))
+    found = fit(model, read_data(given, images=images, model=model), how, labels=labels, device=device)
+    for line in found.data.warnings:
+        warnings.warn(line, stacklevel=3)
+    return found
 
 
 def as_calibration(
@@ -86,7 +112,7 @@ def as_calibration(
     *,
     images: int | None = None,
     size: Sequence[int] | None = None,
-    preprocess: Preprocess | None = None,
+    preprocess: PreprocessSource | None = None,
     device: str = "cpu",
 ) -> Calibration | None:
     """Return calibration data; "none" makes synthetic data for the model.
@@ -97,10 +123,11 @@ def as_calibration(
         return given
     if is_synthetic(given):
         return Calibration(synthetic_data(model, images or SYNTHETIC), device=device)
-    return Calibration(as_data(given, images=images, size=size), preprocess or Preprocess(), device=device)
+    found = as_samples(given, model, images=images, size=size, preprocess=preprocess, device=device)
+    return Calibration(found.data, found.preprocess, device=device)
 
 
 def is_synthetic(given: DataSource | None) -> bool:
     """Return True if the data is synthetic."""
     name = given.data.name if isinstance(given, Calibration) else given.name if isinstance(given, Data) else given
-    return name == "none"
+    return isinstance(name, str) and name == "none"

@@ -15,8 +15,9 @@ from onnxprune.analysis.coupling import Analysis
 from onnxprune.criteria import AnyCriterion
 from onnxprune.criteria.scoring import Scores
 from onnxprune.criteria.scoring import score as score_groups
-from onnxprune.execution.data import Preprocess, model_batches
+from onnxprune.execution.data import model_batches
 from onnxprune.ir.checker import check_weights
+from onnxprune.ir.input_sizes import Shapes
 from onnxprune.ir.model import PROVENANCE, Array, Model
 from onnxprune.ir.writer import save as save_model
 from onnxprune.passes import Pipeline, SparsifyWeights, StripChannels
@@ -25,11 +26,12 @@ from onnxprune.pipeline._inputs import (
     DataSource,
     ModelSource,
     PlanSource,
+    PreprocessSource,
     as_calibration,
     as_curves,
-    as_data,
     as_model,
     as_plan,
+    as_samples,
     as_target,
     is_synthetic,
 )
@@ -96,7 +98,9 @@ class Compiled:
         return f"proved equal to the {v.reference}: {v.summary}"
 
 
-def analyze(model: ModelSource, *, attention: str = "heads", include_inexact: bool = False) -> Analysis:
+def analyze(
+    model: ModelSource, *, attention: str = "heads", include_inexact: bool = False, shapes: Shapes | None = None
+) -> Analysis:
     """Find the channels that can be removed from a model, and the locked ones with the reason.
 
     Args:
@@ -104,11 +108,13 @@ def analyze(model: ModelSource, *, attention: str = "heads", include_inexact: bo
         attention: Channels to free in multi-head attention, "heads" or "head_dim".
         include_inexact: Free also channels that statistics (LayerNorm, GroupNorm, a mean, ...) run over. Their removal
             is not masking: it is proved against the original whose statistics run over the kept channels.
+        shapes: Sizes of dynamic inputs that the model is analyzed at, {"x": (1, 3, 48, 320)}; None leaves a dimension
+            open. Default: sizes that the nodes of the model admit.
 
     Raises:
-        OnnxPruneError: the model cannot be read.
+        OnnxPruneError: the model cannot be read, or not run at the sizes that are given.
     """
-    return analyze_model(as_model(model), attention=attention, include_inexact=include_inexact)
+    return analyze_model(as_model(model, shapes), attention=attention, include_inexact=include_inexact)
 
 
 def score(
@@ -121,7 +127,7 @@ def score(
     data: DataSource | None = None,
     images: int | None = None,
     size: Sequence[int] | None = None,
-    preprocess: Preprocess | None = None,
+    preprocess: PreprocessSource | None = None,
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> Scores:
@@ -137,7 +143,7 @@ def score(
             samples, or a `Calibration`.
         images: Number of samples to read from a source.
         size: Height and width that image files are resized to.
-        preprocess: Conversion of the samples into the model's input.
+        preprocess: Conversion of the samples into the model's input, or the name of a preset.
         device: Device of onnxruntime: "cpu", "cuda" or "auto".
         progress: Called with (done, total) weights or samples.
 
@@ -208,7 +214,7 @@ def plan_steps(
     data: DataSource | None = None,
     images: int | None = None,
     size: Sequence[int] | None = None,
-    preprocess: Preprocess | None = None,
+    preprocess: PreprocessSource | None = None,
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> Plan:
@@ -314,7 +320,7 @@ def verify(
     data: DataSource | None = None,
     images: int | None = None,
     size: Sequence[int] | None = None,
-    preprocess: Preprocess | None = None,
+    preprocess: PreprocessSource | None = None,
     tolerance: float | None = None,
     device: str = "cpu",
 ) -> Verification:
@@ -329,7 +335,7 @@ def verify(
         data: Samples for whole runs, beside random inputs.
         images: Number of samples to use; default: 64.
         size: Height and width that image files are resized to.
-        preprocess: Conversion of the samples into the model's input.
+        preprocess: Conversion of the samples into the model's input, or the name of a preset.
         tolerance: Largest relative difference; default: by element type.
         device: Device of onnxruntime: "cpu", "cuda" or "auto".
 
@@ -341,8 +347,8 @@ def verify(
     analysis = analyze_for(model, made)
     feeds = None
     if data is not None and not is_synthetic(data):
-        samples = as_data(data, images=images or _VERIFIED, size=size)
-        feeds = [feed for feed, _ in model_batches(model, samples, preprocess or Preprocess())]
+        found = as_samples(data, model, images=images or _VERIFIED, size=size, preprocess=preprocess, device=device)
+        feeds = [feed for feed, _ in model_batches(model, found.data, found.preprocess)]
     return prove(analysis, made, as_model(pruned), feeds=feeds, tolerance=tolerance, device=device)
 
 

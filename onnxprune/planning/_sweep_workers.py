@@ -18,10 +18,12 @@ from onnxprune._utils.journal import Journal
 from onnxprune.analysis.coupling import couple
 from onnxprune.criteria.masked_evaluation import MaskedEvaluator
 from onnxprune.errors import OnnxPruneError
-from onnxprune.execution.data import Data, Preprocess
-from onnxprune.execution.metrics import MetricValue, get_metric
+from onnxprune.execution.data import Data, Feeds, Preprocess
+from onnxprune.execution.tasks.metrics import MetricValue, kind_of
+from onnxprune.execution.tasks.task import find_metric
 from onnxprune.ir.reader import load
 from onnxprune.ops import CouplingOptions
+from onnxprune.options.tasks import TaskOptions
 from onnxprune.passes import NORMALIZE, Pipeline
 
 
@@ -40,15 +42,19 @@ class CurveSearch:
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """Inputs of a worker; its files are where all workers can read them."""
+    """Inputs of a worker; its files are where all workers can read them.
+
+    `samples` is data that is no array: its files are read by every worker.
+    """
 
     model: Path
     fingerprint: str
     choices: CouplingOptions
     data: Path
     name: str
+    samples: Data | None = field(repr=False, compare=False)
     preprocess: Preprocess
-    metric: str
+    task: TaskOptions
     orders: dict[str, list[int]] = field(repr=False)
     batch: int
     threads: int
@@ -148,11 +154,15 @@ def _evaluator(setting: WorkerSettings) -> MaskedEvaluator:
         raise OnnxPruneError("the model changed while it was being measured", where=str(setting.model))
     normal = Pipeline(NORMALIZE).run(model)
     analysis = couple(normal.model, shapes=normal.shapes, source=model, choices=setting.choices)
-    labels = setting.data / "y.npy"
-    x = np.load(setting.data / "x.npy", mmap_mode="r", allow_pickle=False)
-    y = np.load(labels, allow_pickle=False) if labels.exists() else None
+    data = setting.samples
+    if data is None:
+        labels = setting.data / "y.npy"
+        x = np.load(setting.data / "x.npy", mmap_mode="r", allow_pickle=False)
+        data = Data(x, np.load(labels, allow_pickle=False) if labels.exists() else None, setting.name)
+    feed, targets = Feeds(analysis.model, data, setting.preprocess, 1)[0]
+    metric, task = find_metric(model, setting.task, targets=kind_of(targets), feed=feed)
     return MaskedEvaluator(
-        analysis, {n: np.asarray(o, np.int64) for n, o in setting.orders.items()}, Data(x, y, setting.name),
-        get_metric(setting.metric), preprocess=setting.preprocess, batch=setting.batch, threads=setting.threads,
-        device=setting.device, cache_memory=setting.cache_memory, known=(setting.baseline, setting.classes),
+        analysis, {n: np.asarray(o, np.int64) for n, o in setting.orders.items()}, data, metric,
+        preprocess=setting.preprocess, batch=setting.batch, threads=setting.threads, device=setting.device,
+        cache_memory=setting.cache_memory, task=task, known=(setting.baseline, setting.classes),
     )  # fmt: skip

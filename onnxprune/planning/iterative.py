@@ -22,6 +22,7 @@ from onnxprune.criteria import get as get_criterion
 from onnxprune.criteria.scoring import Scores, score
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.execution.calibration import Calibration
+from onnxprune.ir.model import Model
 from onnxprune.ops.label_table import Axes, Labels, LabelTable
 from onnxprune.options.planning import SCHEDULES as SCHEDULES
 from onnxprune.passes import StripChannels
@@ -91,7 +92,8 @@ def plan_steps(
     groups: dict[str, Removal] = {}
     scores: Scores | None = None
     for i in range(1, steps + 1):
-        scores = _rescored(analysis, scores, gone, criterion, {"reduce": reduce, "calibration": calibration, **params})
+        options = {"reduce": reduce, "calibration": calibration, **params}
+        scores = rescored(analysis, scores, gone, criterion, options)
         request = AllocationRequest(
             Target(**{target.measure: _share(target.share, i, steps, schedule)}) if target else None,
             1 - _share(1 - ratio, i, steps, schedule) if ratio is not None else None,
@@ -117,20 +119,31 @@ def _share(goal: float, i: int, steps: int, schedule: str) -> float:
     return float(1 - (1 - goal) * i / steps if schedule == "linear" else goal ** (i / steps))
 
 
-def _rescored(
+def rescored(
     analysis: Analysis,
     scores: Scores | None,
     removed: Mapping[str, npt.NDArray[np.int64]],
     criterion: str | AnyCriterion,
     options: Mapping[str, Any],
+    *,
+    pruned: Model | None = None,
 ) -> Scores:
-    """Return scores of the remaining channels by their original indices; removed channels keep their last score."""
+    """Return scores of the remaining channels by their original indices; removed channels keep their last score.
+
+    Args:
+        analysis: Coupling analysis of the original.
+        scores: Scores of the step before; None in the first step.
+        removed: Group -> indices of the removed channels.
+        criterion: Name or instance.
+        options: Arguments of `score`.
+        pruned: Model without these channels, if its weights have changed since (recovered or retrained).
+    """
     if scores is None:
         return score(analysis, criterion, **options)
     plan = Plan(
         "", {name: Removal(analysis[name].channels, tuple(places.tolist())) for name, places in removed.items()}
     )
-    new = score(stripped(analysis, plan), criterion, **options)
+    new = score(stripped(analysis, plan, pruned), criterion, **options)
     groups = {}
     for name, old in scores.groups.items():
         left = np.ones(len(old), bool)
@@ -140,16 +153,21 @@ def _rescored(
     return replace(scores, groups=groups)
 
 
-def stripped(analysis: Analysis, plan: Plan) -> Analysis:
+def stripped(analysis: Analysis, plan: Plan, pruned: Model | None = None) -> Analysis:
     """Return the analysis of the model pruned by a plan, in the components of the original.
 
     Labels are those of the original without the removed ones. An analysis of the pruned graph would find the same
     channels, but a Reshape may split an axis the other way round there, because another factor is larger.
+
+    Args:
+        analysis: Coupling analysis of the original.
+        plan: Channels that were removed.
+        pruned: Pruned model, if its weights have changed since (recovered or retrained).
     """
     kept = analysis.kept(plan)
-    if kept.all():
+    if kept.all() and pruned is None:
         return analysis
-    model = StripChannels(plan, analysis)(analysis.model)
+    model = pruned if pruned is not None else StripChannels(plan, analysis)(analysis.model)
     seen = witness(model)
     groups = tuple(replace(g, components=g.components[kept[g.components]]) for g in analysis.groups)
     tensors = model.graph.tensors()

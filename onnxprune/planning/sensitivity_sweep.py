@@ -7,10 +7,11 @@ workers themselves if there are any: a killed run continues where it stopped and
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,13 @@ from onnxprune.analysis.coupling import Analysis, Group
 from onnxprune.criteria.masked_evaluation import CACHE_MEMORY, MaskedEvaluator
 from onnxprune.criteria.scoring import Scores
 from onnxprune.errors import OnnxPruneError, unknown
-from onnxprune.execution.data import Data, Preprocess, as_data
-from onnxprune.execution.metrics import Metric, MetricValue, get_metric
+from onnxprune.execution.data import Data, Feeds, Preprocess, SampleSource, as_data, fit
+from onnxprune.execution.tasks.classify import chance_warning
+from onnxprune.execution.tasks.metrics import METRICS, Metric, MetricValue, kind_of
+from onnxprune.execution.tasks.task import BoundTask, find_metric
 from onnxprune.ir.writer import save
 from onnxprune.options.planning import RATIOS as RATIOS
+from onnxprune.options.tasks import TaskOptions, task_options
 from onnxprune.planning._sweep_workers import (
     CurveSearch,
     WorkerSettings,
@@ -41,9 +45,10 @@ from onnxprune.planning.curves import Curve, CurvePoint, Curves
 
 def sensitivity(
     scores: Scores,
-    data: Data | str | os.PathLike[str],
+    data: SampleSource,
     *,
     metric: str | None = None,
+    task: TaskOptions | str | None = None,
     ratios: Sequence[float] = RATIOS,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
@@ -69,7 +74,9 @@ def sensitivity(
     Args:
         scores: Scores of the groups; the lowest are removed first.
         data: Samples, and labels if the metric needs them; a source is read by `load_data`.
-        metric: See `onnxprune.execution.metrics`; default top1, without labels kl.
+        metric: Metric of the task, or "package.module:function"; default: the first of the task, for classifiers top1,
+            without labels kl.
+        task: Task, by name or with its options; default: guessed from the model and the targets.
         ratios: Shares to remove, in (0, 1); floor(channels x ratio) channels are removed.
         include: Glob patterns of the groups to sweep (default: all exact ones); `exclude`: of those to skip.
         threshold: Search only for the crossing of each curve with it, by bisection. Curves are assumed to fall; if one
@@ -92,8 +99,12 @@ def sensitivity(
         OnnxPruneError: Data, metric, patterns or ratios do not fit, outputs are not finite, the journal is of other
             settings, or workers fail repeatedly. Finished points are in the journal.
     """
-    analysis, data = scores.analysis, as_data(data)
-    rule = get_metric(metric or ("top1" if data.y is not None else "kl"))
+    analysis, data = scores.analysis, as_data(data, model=scores.analysis.source)
+    chosen = task_options(task, metric)
+    labels = _wants_labels(data, chosen) and not partial_classes
+    fitted = fit(analysis.source, data, preprocess, labels=labels, run=False)
+    data, how = fitted.data, fitted.preprocess
+    rule, bound = _metric(analysis, data, how, chosen)
     # Masking an inexact group is not its removal, so it has no curve.
     counts = {g.name: _counts(g, ratios) for g in _chosen(analysis, include, exclude) if g.exact}
     _check_data(data, rule)
@@ -103,16 +114,19 @@ def sensitivity(
     jobs = jobs if jobs > 0 else os.cpu_count() or 1
     if threads is None:
         threads = 0 if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs) if backend == "loky" else 1
-    how = preprocess or Preprocess()
     search = CurveSearch(threshold, stop_at_chance)
     evaluator = MaskedEvaluator(  # with several jobs it only measures the baseline, on all cores
         analysis, orders, data, rule, preprocess=how, batch=batch, threads=threads if jobs == 1 else 0, device=device,
-        cache_memory=cache_memory,
+        cache_memory=cache_memory, task=bound,
     )  # fmt: skip
-    if rule.needs == "labels" and not partial_classes:
+    if rule.classifies and not partial_classes:
         _check_classes(data, evaluator.classes)
     if notice is not None:
         notice(_statement(evaluator, device, jobs, threads, backend))
+        if bound is not None and bound.name != "classify":
+            notice(bound.statement)
+        if warning := _baseline_warning(evaluator, rule, len(data)):
+            notice(f"Warning: {warning}")
     settings: dict[str, Any] = {
         "model": analysis.source.fingerprint,
         "criterion": dict(scores.criterion),
@@ -136,7 +150,7 @@ def sensitivity(
         else:
             with work_folder(work) as folder:
                 try:
-                    sweep.parallel(folder, data, how, jobs, backend, address, threads, device, cache_memory)
+                    sweep.parallel(folder, data, how, chosen, jobs, backend, address, threads, device, cache_memory)
                 finally:
                     book.adopt(folder)
         groups = {name: sweep.curve(name, ratios) for name in counts}
@@ -150,7 +164,7 @@ def sensitivity(
         rule.higher_is_better,
         CurvePoint(0.0, 0, base.value, base.error),
         groups,
-        {"name": data.name, **settings["data"]},
+        {"name": data.name, **settings["data"], **({"preprocess": how.as_dict()} if how.as_dict() else {})},
         {"batch": evaluator.feeds.batch, "provider": evaluator.provider},
         analysis.choices.options(),
         threshold,
@@ -220,8 +234,8 @@ class _Sweep:
             self._finished(name)
 
     def parallel(
-        self, folder: Path, data: Data, how: Preprocess, jobs: int, backend: str, address: str | None, threads: int,
-        device: str, cache_memory: int,
+        self, folder: Path, data: Data, how: Preprocess, task: TaskOptions, jobs: int, backend: str,
+        address: str | None, threads: int, device: str, cache_memory: int,
     ) -> None:  # fmt: skip
         """Distribute groups to workers, divided if they are few; each worker journals its points in the folder."""
         tasks: list[tuple[str, list[int], dict[int, MetricValue]]] = []
@@ -233,7 +247,7 @@ class _Sweep:
                 continue
             missing = [n for n in self.counts[name] if n not in known]
             tasks += [(name, missing[i::parts], {}) for i in range(parts) if missing[i::parts]]
-        setting = self._setting(folder, data, how, threads, device, cache_memory)
+        setting = self._setting(folder, data, how, task, threads, device, cache_memory)
         for i, found in spread(
             measure_task, [(setting, *t) for t in tasks], jobs=jobs, backend=backend, address=address
         ):
@@ -243,17 +257,19 @@ class _Sweep:
                 self._finished(tasks[i][0])
 
     def _setting(
-        self, folder: Path, data: Data, how: Preprocess, threads: int, device: str, cache_memory: int
-    ) -> WorkerSettings:
+        self, folder: Path, data: Data, how: Preprocess, task: TaskOptions, threads: int, device: str,
+        cache_memory: int,
+    ) -> WorkerSettings:  # fmt: skip
         evaluator = self.evaluator
         model = evaluator.analysis.source
         path = model.path.resolve() if model.path is not None else folder.resolve() / "model.onnx"
         try:
             if model.path is None:
                 save(model, path)
-            np.save(folder / "x.npy", data.x, allow_pickle=False)
-            if data.y is not None:
-                np.save(folder / "y.npy", data.y, allow_pickle=False)
+            if isinstance(data.x, np.ndarray):
+                np.save(folder / "x.npy", data.x, allow_pickle=False)
+                if data.y is not None:
+                    np.save(folder / "y.npy", data.y, allow_pickle=False)
         except OSError as err:
             raise OnnxPruneError(f"cannot hand the data to the workers: {err.strerror or err}") from err
         return WorkerSettings(
@@ -262,8 +278,9 @@ class _Sweep:
             evaluator.analysis.choices,
             folder.resolve(),
             data.name,
+            None if isinstance(data.x, np.ndarray) and data.targets is None else data,
             how,
-            evaluator.metric.name,
+            replace(task, metric=evaluator.metric.name),
             {n: o.tolist() for n, o in evaluator.orders.items()},
             evaluator.feeds.batch,
             threads,
@@ -321,8 +338,33 @@ def _chosen(analysis: Analysis, include: Sequence[str], exclude: Sequence[str]) 
     return chosen
 
 
+def _metric(analysis: Analysis, data: Data, how: Preprocess, options: TaskOptions) -> tuple[Metric, BoundTask | None]:
+    """Return the metric, and the task that it belongs to.
+
+    Raises:
+        OnnxPruneError: There is no such metric or task, or the data does not fit it.
+    """
+    feed, targets = Feeds(analysis.model, data, how, 1)[0]
+    return find_metric(analysis.source, options, targets=kind_of(targets), feed=feed)
+
+
+def _baseline_warning(evaluator: MaskedEvaluator, metric: Metric, samples: int) -> str:
+    """Return a line if the original is no better than guessing; "" otherwise."""
+    if metric.name != "top1" or not metric.classifies:
+        return ""
+    return chance_warning(round(evaluator.baseline.value * samples), samples, evaluator.classes)
+
+
+def _wants_labels(data: Data, options: TaskOptions) -> bool:
+    """Return whether the metric compares with labels of classes."""
+    if data.y is None or options.task not in (None, "classify"):
+        return False
+    general = METRICS.find(options.metric) if options.metric is not None else None
+    return general is None or general.needs == "labels"
+
+
 def _check_data(data: Data, metric: Metric) -> None:
-    if metric.needs == "labels" and data.y is None:
+    if metric.classifies and data.y is None:
         raise OnnxPruneError(
             f"the metric {metric.name!r} needs labels, and the data {data.name!r} has none",
             fix="add an array y, or use --metric kl, cosine or mse",
@@ -363,9 +405,11 @@ def _digest(*arrays: Any) -> str:
 
 def data_digest(data: Data, how: Preprocess) -> str:
     """Return the digest of labels, preprocessing and up to 2^20 evenly spaced numbers of the samples."""
+    text = np.frombuffer(json.dumps(how.as_dict(), sort_keys=True).encode(), np.uint8)
+    if not isinstance(data.x, np.ndarray):
+        return _digest(np.frombuffer(data.digest(), np.uint8), text)
     flat = data.x.reshape(-1)
     sample = flat[:: max(1, flat.size // 2**20)]
     shape = np.asarray(data.x.shape, np.int64)
     labels = data.y if data.y is not None else np.zeros(0, np.int64)
-    text = np.frombuffer(repr(sorted(asdict(how).items())).encode(), np.uint8)
     return _digest(shape, labels, sample, text)

@@ -12,11 +12,12 @@ import numpy.typing as npt
 
 from onnxprune.criteria.scoring import Scores
 from onnxprune.errors import OnnxPruneError
+from onnxprune.execution.tasks.metrics import SHARES
 from onnxprune.planning._search import CountPath
 from onnxprune.planning.constraints import Counts, FeasibleCounts
 from onnxprune.planning.curves import Curves
 
-_SHARES = ("top1", "top5")  # metrics that lie in [0, 1]
+_SHARES = SHARES - {"character_accuracy"}  # metrics that lie in [0, 1]
 _SUBSTEPS = 64
 
 

@@ -8,10 +8,10 @@ from typing import ClassVar
 
 from onnxprune import __version__ as version
 from onnxprune._utils.atomic_files import write_text
-from onnxprune.execution.evaluation import evaluate
+from onnxprune.execution.tasks.evaluation import evaluate, metric_title
 from onnxprune.ir.model import Model
 from onnxprune.ir.writer import save
-from onnxprune.options import Execution, Sampling, SparsitySweep
+from onnxprune.options import Execution, Sampling, SparsitySweep, TaskOptions
 from onnxprune.recipes._steps import MODEL, RecipeStep, StepContext, StepResult, pick
 from onnxprune.studies.plots import check_plot, plot_study
 from onnxprune.studies.sparsity_study import SparsityPoint, study
@@ -27,6 +27,7 @@ class EvaluateStep(RecipeStep):
 
     sampling: Sampling
     execution: Execution
+    tasks: TaskOptions
     on: str = "val_data"
 
     do: ClassVar[str] = "evaluate"
@@ -43,14 +44,17 @@ class EvaluateStep(RecipeStep):
             context.model,
             context.samples(self.on, self.sampling.images),
             preprocess=context.defaults.preprocess,
+            task=self.tasks,
+            reference=context.defaults.load(context.original) if self.tasks != TaskOptions() else None,
             batch=self.execution.batch,
             threads=self.execution.threads,
             device=self.execution.device,
             progress=context.tick,
         )
         path = context.folder / "accuracy.json"
-        write_text(path, json.dumps(vars(found), indent=1, allow_nan=False) + "\n")
-        result = f"top-1 {found.top1:.4f}, loss {found.loss:.4f} on {found.images} samples"
+        write_text(path, json.dumps(found.as_dict(), indent=1, allow_nan=False) + "\n")
+        figures = ", ".join(f"{metric_title(n)} {v.value:.4f}" for n, v in found.metrics.items() if n != "top5")
+        result = f"{figures} on {found.samples} samples"
         return StepResult({"accuracy": path}, f"{result}; {found.warning}" if found.warning else result)
 
 

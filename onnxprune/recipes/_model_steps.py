@@ -14,7 +14,6 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Calibration
 from onnxprune.ir.compressed_size import compressed_size, nonzero_parameters
 from onnxprune.ir.model import Model
-from onnxprune.ir.reader import load
 from onnxprune.ir.writer import save
 from onnxprune.options import AfterPruning, Constraints, Sparsifying, Training, TrainingMethod, Verifying, option
 from onnxprune.passes import SparsifyWeights
@@ -80,7 +79,9 @@ class ProofOptions:
                 context.samples("data", self.recovering.recover_images), defaults.preprocess, device=defaults.device,
                 threads=defaults.threads,
             )  # fmt: skip
-            recovered = recover(context.model, model, plan, samples, analysis=analysis, progress=context.tick)
+            recovered = recover(
+                context.model, model, plan, samples, analysis=analysis, task=defaults.task, progress=context.tick
+            )
             model = recovered.model
             best = [s for s in recovered.stages if s.kept][-1]
             note += f", distance from the outputs {recovered.stages[0].distance:.3g} -> {best.distance:.3g}"
@@ -210,8 +211,9 @@ class RetrainStep(RecipeStep):
             context.data["data"],
             val=context.data.get("val_data"),
             preprocess=context.defaults.preprocess,
+            task=context.defaults.task,
             settings=self.settings,
-            teacher=load(teacher) if self.teacher else None,
+            teacher=context.defaults.load(teacher) if self.teacher else None,
             method=method,
             folder=folder,
             resume=(folder / LAST).exists(),

@@ -13,7 +13,7 @@ from onnxprune.criteria.per_class import save_class_table
 from onnxprune.criteria.scoring import Scores, load_scores, save_scores, score
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Calibration
-from onnxprune.execution.metrics import get_metric
+from onnxprune.execution.tasks.task import higher_is_better
 from onnxprune.options import Constraints, Planning, Sampling, Scoring, SensitivitySweep
 from onnxprune.pipeline import plan
 from onnxprune.planning.constraints import FeasibleCounts
@@ -127,13 +127,13 @@ class SensitivityStep(RecipeStep):
         if self.on:
             pick(self.on)
         sweep = self.sweep
-        metric = get_metric(sweep.metric or "top1")
+        better = higher_is_better(sweep)
         if sweep.min_group_accuracy is not None and sweep.max_loss is not None:
             raise OnnxPruneError("give either 'min_group_accuracy' or 'max_loss'")
-        wrong = "max_loss" if metric.higher_is_better else "min_group_accuracy"
+        wrong = "max_loss" if better else "min_group_accuracy"
         if getattr(sweep, wrong) is not None:
-            more = "more" if metric.higher_is_better else "less"
-            raise OnnxPruneError(f"of {metric.name}, {more} is better: {wrong!r} does not apply")
+            more = "more" if better else "less"
+            raise OnnxPruneError(f"of {sweep.metric or 'top1'}, {more} is better: {wrong!r} does not apply")
 
     @property
     def needs_data(self) -> tuple[str, ...]:
@@ -152,7 +152,7 @@ class SensitivityStep(RecipeStep):
         sweep = self.sweep
         threshold = sweep.max_loss if sweep.min_group_accuracy is None else sweep.min_group_accuracy
         curves = sensitivity(
-            scores, context.samples(on, self.scoring.images), metric=sweep.metric, ratios=sweep.ratios,
+            scores, context.samples(on, self.scoring.images), task=sweep, ratios=sweep.ratios,
             include=sweep.include, exclude=sweep.exclude, threshold=threshold, stop_at_chance=sweep.stop_at_chance,
             preprocess=context.defaults.preprocess, batch=sweep.batch or 0, threads=sweep.threads or None,
             device=sweep.device, jobs=sweep.jobs, journal=self._journal(context.folder),

@@ -15,7 +15,7 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import Data, Preprocess, subset
 from onnxprune.ir.model import Model
 from onnxprune.ir.reader import load
-from onnxprune.options import AnalysisOptions
+from onnxprune.options import AnalysisOptions, InputShapes, TaskOptions
 from onnxprune.pipeline import analyze
 
 MODEL, SCORES, CURVES, PLAN = "model", "scores", "curves", "plan"
@@ -33,6 +33,8 @@ class RecipeDefaults:
         preprocess: conversion of samples into the model's input.
         seed, threads, device: defaults for every step with such an option.
         analysis: channels that the analysis frees.
+        task: task of the model, and its metric.
+        shapes: sizes of dynamic inputs.
     """
 
     preprocess: Preprocess = field(default_factory=Preprocess)
@@ -40,6 +42,12 @@ class RecipeDefaults:
     threads: int = 0
     device: str = "cpu"
     analysis: AnalysisOptions = field(default_factory=AnalysisOptions)
+    task: TaskOptions = field(default_factory=TaskOptions)
+    shapes: InputShapes = field(default_factory=InputShapes)
+
+    def load(self, path: Path) -> Model:
+        """Read a model, with the recipe's sizes of its inputs."""
+        return load(path, shapes=self.shapes.shapes)
 
     def analyze(self, model: Model) -> Analysis:
         """Return the analysis of a model under the recipe."""
@@ -73,7 +81,7 @@ class StepContext:
     @cached_property
     def model(self) -> Model:
         """Return the current model."""
-        return load(self.files[MODEL])
+        return self.defaults.load(self.files[MODEL])
 
     @cached_property
     def analysis(self) -> Analysis:

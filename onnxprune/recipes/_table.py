@@ -22,6 +22,7 @@ class StepRow:
         latency: median seconds of a run; None if not measured.
         seconds: duration of the step; of a resumed step, since its resumption.
         note: remark of the step.
+        metric, value, value_error: on the test data, for other metrics than those of classifiers.
     """
 
     step: str
@@ -36,6 +37,9 @@ class StepRow:
     latency: float | None
     seconds: float | None
     note: str = ""
+    metric: str | None = None
+    value: float | None = None
+    value_error: float | None = None
 
 
 @dataclass(frozen=True)

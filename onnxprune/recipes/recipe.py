@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,16 @@ from typing import Any
 from onnxprune._utils.registry import Registry
 from onnxprune._utils.strict import Format
 from onnxprune.errors import OnnxPruneError, unknown
-from onnxprune.execution.data import Preprocess
+from onnxprune.execution.data import preprocess_of
 from onnxprune.options import (
     AnalysisOptions,
     Benchmark,
+    InputShapes,
     Planning,
     Preprocessing,
     Sampling,
     SensitivitySweep,
+    TaskOptions,
     declared,
     option,
 )
@@ -45,6 +47,7 @@ RENAMED = {
 """Old keys of steps, which are still read, and what they are called now."""
 
 REPEAT = "repeat"
+_PARTS = ("preprocess", "bench", "shapes")  # tables of the recipe's own
 SHIPPED = "onnxprune:"
 """Begins the name of a model that comes with the package."""
 
@@ -68,10 +71,13 @@ class _RecipeHeader(Sampling):
     name: str
     model: str
     analysis: AnalysisOptions
+    task_options: TaskOptions
     about: str = ""
     data: str = ""
     val_data: str = ""
     test_data: str = ""
+    class_map: str = ""
+    images_dir: str = ""
     seed: int = option(0, help="Seed of all steps.", heading="Runtime", ge=0)
     threads: int = option(0, help="CPU threads of all steps; 0: all cores.", heading="Runtime", ge=0)
     device: str = "cpu"
@@ -116,7 +122,8 @@ class Recipe:
         about: a line of description.
         model: the original model's file.
         sources: sources of its data, by the names of `DATA`.
-        images: use only so many of `data`, evenly from the classes; `size`: of images in folders.
+        beside: files beside the data: "class_map" and "images_dir".
+        images: use only so many of `data`, evenly from the classes.
         defaults: options shared by all steps.
         bench: options of measuring latency.
         entries: the steps, loops unrolled.
@@ -128,8 +135,8 @@ class Recipe:
     about: str
     model: Path
     sources: Mapping[str, str]
+    beside: Mapping[str, str]
     images: int | None
-    size: tuple[int, int] | None
     defaults: RecipeDefaults
     bench: BenchSettings
     entries: tuple[StepEntry, ...]
@@ -145,8 +152,8 @@ def load_recipe(
 
     Args:
         path: path of the TOML file.
-        changes: "KEY=VALUE" for a key of the recipe, "preprocess.KEY=VALUE" and "bench.KEY=VALUE" for those tables,
-            "STEP.KEY=VALUE" for all steps of a kind.
+        changes: "KEY=VALUE" for a key of the recipe, "preprocess.KEY=VALUE", "bench.KEY=VALUE" and "shapes.KEY=VALUE"
+            for those tables, "STEP.KEY=VALUE" for all steps of a kind.
         model: instead of the recipe's.
         sources: instead of the recipe's data, by the names of `DATA`.
 
@@ -169,7 +176,7 @@ def load_recipe(
 
 def _recipe(table: Table, path: Path, text: str, overridden: set[str]) -> Recipe:
     where, base = path.name, path.parent
-    parts = {key: _part(table, key, where) for key in ("preprocess", "bench")}
+    parts = {key: _part(table, key, where) for key in _PARTS}
     rest = {key: value for key, value in table.items() if key not in (*parts, "step")}
     for key in rest:
         if key not in options(_RecipeHeader):
@@ -178,9 +185,14 @@ def _recipe(table: Table, path: Path, text: str, overridden: set[str]) -> Recipe
     head = read(_RecipeHeader, rest, where)
     pre = read(Preprocessing, parts["preprocess"], f"{where}, table preprocess")
     bench = read(BenchSettings, parts["bench"], f"{where}, table bench", {"device": head.device})
-    how = Preprocess(pre.mean, pre.std, pre.layout)
-    defaults = RecipeDefaults(how, head.seed, head.threads, head.device, head.analysis)
+    shapes = read(InputShapes, {"shapes": parts["shapes"]}, f"{where}, table shapes")
+    how = preprocess_of(pre)
+    task = head.task_options
+    if task.alphabet is not None:
+        task = replace(task, alphabet=str(base / task.alphabet))
+    defaults = RecipeDefaults(how, head.seed, head.threads, head.device, head.analysis, task, shapes)
     step_defaults = {"seed": head.seed, "threads": head.threads, "device": head.device}
+    step_defaults |= {f.name: getattr(task, f.name) for f in fields(task) if getattr(task, f.name) is not None}
     entries = tuple(
         StepEntry(i + 1, step, turn)
         for i, (step, turn) in enumerate(_steps(table.get("step"), where, step_defaults, ""))
@@ -192,7 +204,8 @@ def _recipe(table: Table, path: Path, text: str, overridden: set[str]) -> Recipe
             sources[key] = source if key in overridden else _data_source(source, base)
     recipe = Recipe(
         head.name, head.about, Path(head.model) if "model" in overridden else _model_path(head.model, base), sources,
-        head.images, (pre.size[0], pre.size[1]) if pre.size else None, defaults, bench, entries, base, text,
+        {k: _data_source(v, base) for k in ("class_map", "images_dir") if (v := getattr(head, k))},
+        head.images, defaults, bench, entries, base, text,
     )  # fmt: skip
     _check_order(recipe, where)
     return recipe
@@ -286,7 +299,7 @@ def _change(table: Table, change: str) -> None:
     value = _value(text.strip())
     if not path:
         table[key] = value
-    elif path[0] in ("preprocess", "bench"):
+    elif path[0] in _PARTS:
         _part(table, path[0], change)
         table[path[0]] = {**table.get(path[0], {}), key: value}
     else:

@@ -17,7 +17,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,11 @@ from onnxprune._utils.strict import Format
 from onnxprune.analysis.cost import CostModel
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.errors import OnnxPruneError
-from onnxprune.execution.data import Data, load_data
-from onnxprune.execution.evaluation import evaluate
-from onnxprune.ir.reader import load
+from onnxprune.execution.data import Data, fit, load_data
+from onnxprune.execution.tasks.evaluation import evaluate
+from onnxprune.ir.model import Model
 from onnxprune.latency.bench import bench
+from onnxprune.options import TaskOptions
 from onnxprune.planning.sensitivity_sweep import data_digest
 from onnxprune.recipes._steps import MODEL, StepContext, StepResult, after
 from onnxprune.recipes._table import RunTable, StepRow
@@ -45,6 +46,7 @@ ORIGINAL, LATENCY = "00-original", "latency"
 _RECORD = {"step", "turn", "files", "digests", "figures", "note", "seconds", "resumed"}
 _RENAMED = {**RENAMED, "limits": "constraints"}  # old names in journals
 _FREE = {"threads", "device", "jobs", "workers"}
+_FIGURES = ("top1", "top1_error", "loss", "macs", "params", "bytes", "metric", "value", "value_error")
 _STEP = re.compile(r"\d{2,3}-[a-z]+")
 
 Record = dict[str, Any]
@@ -72,11 +74,8 @@ def run_recipe(
         OnnxPruneError: a missing model or data; a folder that is no run's, or one of other steps; whatever a step
             raises, with its number. What is finished stays.
     """
-    model = load(recipe.model)
-    data = {
-        key: load_data(source, images=recipe.images if key == "data" else None, size=recipe.size)
-        for key, source in recipe.sources.items()
-    }
+    model = recipe.defaults.load(recipe.model)
+    recipe, data = _read_data(recipe, model, notice)
     analysis = recipe.defaults.analyze(model)
     for e in recipe.entries:
         try:
@@ -91,6 +90,8 @@ def run_recipe(
         **{key: data_digest(d, recipe.defaults.preprocess) for key, d in data.items()},
         **analysis.choices.options(),
     }
+    if recipe.defaults.shapes.shapes:
+        settings["shapes"] = {name: list(shape) for name, shape in recipe.defaults.shapes.shapes.items()}
     book = Journal(folder / JOURNAL, settings, restart=restart)
     try:
         if restart:
@@ -101,6 +102,25 @@ def run_recipe(
         return run.table()
     finally:
         book.close()
+
+
+def _read_data(recipe: Recipe, model: Model, notice: Callable[[str], None] | None) -> tuple[Recipe, dict[str, Data]]:
+    """Read all data, match it with the model, and return the recipe with the preprocessing that the model decides."""
+    data = {}
+    labels = recipe.defaults.task == TaskOptions()
+    for key, source in recipe.sources.items():
+        images = recipe.images if key == "data" else None
+        read = load_data(
+            source, images=images, model=model, images_dir=recipe.beside.get("images_dir"),
+            class_map=recipe.beside.get("class_map"),
+        )  # fmt: skip
+        found = fit(model, read, recipe.defaults.preprocess, labels=labels and key == "test_data")
+        recipe = replace(recipe, defaults=replace(recipe.defaults, preprocess=found.preprocess))
+        data[key] = found.data
+        for line in found.data.warnings:
+            if notice is not None:
+                notice(f"Warning: {key}: {line}")
+    return recipe, data
 
 
 class _RecipeRun:
@@ -196,7 +216,7 @@ class _RecipeRun:
         seconds = time.perf_counter() - start
         figures = None
         if MODEL in found.files:
-            made = self.recipe.defaults.analyze(load(found.files[MODEL]))
+            made = self.recipe.defaults.analyze(self.recipe.defaults.load(found.files[MODEL]))
             figures = _figures(self.recipe, made, self.data)
         record: Record = {
             "step": _options(e),
@@ -250,7 +270,7 @@ class _RecipeRun:
         for key, r in records.items():
             figures = r["figures"] or {}
             path = self.recipe.model if key == ORIGINAL else self.folder / r["files"].get(MODEL, "")
-            worth = {name: figures.get(name) for name in ("top1", "top1_error", "loss", "macs", "params", "bytes")}
+            worth = {name: figures.get(name) for name in _FIGURES}
             rows.append(
                 StepRow(
                     step=key, turn=r.get("turn", ""), model=str(path) if figures else None, **worth,
@@ -276,7 +296,7 @@ class _RecipeRun:
         median: dict[str, float] = {}
         with self.progress("measuring latency") as tick:
             for i, key in enumerate(k for k in keys if k != ORIGINAL):
-                other = load(self.folder / self.journal.entries[key]["files"][MODEL])
+                other = self.recipe.defaults.load(self.folder / self.journal.entries[key]["files"][MODEL])
                 pair = bench([self.analysis.source, other], **asdict(b))
                 whole.append(pair[0].latency.median)
                 median[key] = pair[1].latency.median
@@ -308,10 +328,14 @@ def _figures(recipe: Recipe, analysis: Analysis, data: Mapping[str, Data]) -> Re
     figures: Record = vars(CostModel(analysis).baseline).copy()
     if "test_data" in data:
         found = evaluate(
-            analysis.source, data["test_data"], preprocess=defaults.preprocess, threads=defaults.threads,
+            analysis.source, data["test_data"], preprocess=defaults.preprocess, task=defaults.task,
+            reference=defaults.load(recipe.model) if defaults.task != TaskOptions() else None, threads=defaults.threads,
             device=defaults.device,
         )  # fmt: skip
-        figures |= {"top1": found.top1, "top1_error": found.top1_error, "loss": found.loss}
+        if found.task == "classify" and found.main == "top1" and "loss" in found.metrics:
+            figures |= {"top1": found.top1, "top1_error": found.top1_error, "loss": found.loss}
+        else:
+            figures |= {"metric": found.main, "value": found.value, "value_error": found.metrics[found.main].error}
     return figures
 
 
@@ -401,6 +425,8 @@ def _at(err: OnnxPruneError, title: str) -> OnnxPruneError:
 
 
 def _figures_text(figures: Record | None) -> str:
+    if figures is not None and "metric" in figures:
+        return f"; {figures['metric']} {figures['value']:.4f}, {figures['macs']} MACs"
     if figures is None or "top1" not in figures:
         return ""
     return f"; top-1 {figures['top1']:.4f}, loss {figures['loss']:.4f}, {figures['macs']} MACs"

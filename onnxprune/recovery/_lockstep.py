@@ -25,6 +25,7 @@ from onnxprune.execution.channel_moments import Moments
 from onnxprune.execution.gram import Indices, picked_positions, stretches
 from onnxprune.execution.graph_segments import ActivationCursor, Segments
 from onnxprune.ir.model import Array, Model
+from onnxprune.ir.symbolic import quotient
 from onnxprune.plans import Plan
 
 MEMORY = 2**29  # bytes of live tensors of each model held in memory; the others are stored in files
@@ -226,10 +227,10 @@ class PairedCursor:
             else:
                 node = None
         reads = linear.node.inputs[0].name
-        batch = seen.shapes[self.pruned.graph.inputs[0].name][:1]
+        batch = (seen.symbolic(self.pruned.graph.inputs[0].name) or (None,))[0]
         for name in (reads, t.name):
-            shape = seen.shapes.get(name)
-            if not shape or not batch or shape[0] % batch[0]:
+            length = (seen.symbolic(name) or (None,))[0]
+            if batch is None or length is None or quotient(length, batch) is None:
                 return None
         low, high = bounds(node)
         kept = self.kept_channels(t.name, linear.spatial)

@@ -7,6 +7,7 @@ original's on held-out samples; a stage that does not reduce the distance is und
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune._utils.atomic_files import atomic
-from onnxprune._utils.formatting import counted, percent, seconds
+from onnxprune._utils.formatting import counted, seconds
 from onnxprune._utils.html import html_table
 from onnxprune._utils.journal import Journal
 from onnxprune._utils.progress import Progress
@@ -28,13 +29,16 @@ from onnxprune.analysis.coupling import Analysis
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.execution.calibration import Calibration
 from onnxprune.execution.data import Data
-from onnxprune.execution.evaluation import evaluate
 from onnxprune.execution.graph_segments import Segments
-from onnxprune.execution.output_distance import OutputDistance
 from onnxprune.execution.sessions import Session
+from onnxprune.execution.tasks.evaluation import evaluate, metric_text, metric_title
+from onnxprune.execution.tasks.metrics import kind_of
+from onnxprune.execution.tasks.output_distance import OutputDistance
+from onnxprune.execution.tasks.task import bind_task
 from onnxprune.ir.model import PROVENANCE, Model
 from onnxprune.ir.writer import save
 from onnxprune.options.recovery import STAGES as STAGES
+from onnxprune.options.tasks import TaskOptions, task_options
 from onnxprune.planning.analyze import analyze_for
 from onnxprune.planning.sensitivity_sweep import data_digest
 from onnxprune.plans import Plan
@@ -57,10 +61,11 @@ class RecoveryStage:
         name: "as cut" for the pruned model, or the name of the stage.
         distance: Distance of the outputs from the original's on held-out samples (`OutputDistance`); inf if one is not
             finite.
-        top1: Accuracy on held-out samples; None without labels or with outputs that are not finite.
+        top1: Accuracy on held-out samples, if that is the metric; else None.
         seconds: Duration.
         kept: Whether the result was kept; a stage without improvement is undone.
         note: Remark for the user, such as the number of solved layers.
+        value: Value of the metric on held-out samples; None without one, or with outputs that are not finite.
     """
 
     name: str
@@ -69,6 +74,7 @@ class RecoveryStage:
     seconds: float
     kept: bool
     note: str = ""
+    value: float | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -78,26 +84,37 @@ class Recovered:
     Attributes:
         model: Pruned model with recovered weights.
         stages: Stages in order, the pruned model first.
-        original: Accuracy of the original on held-out samples; None without labels.
+        original: Value of the metric for the original on held-out samples; None without a metric.
         samples: Numbers of samples (used by the stages, held out).
+        metric: Name of the metric; "" for none.
     """
 
     model: Model = field(repr=False)
     stages: tuple[RecoveryStage, ...]
     original: float | None
     samples: tuple[int, int]
+    metric: str = ""
 
     def __repr__(self) -> str:
         return f"<Recovered: {self.summary}>"
 
     def _repr_html_(self) -> str:
         """Table for notebooks: every stage, on held-out samples."""
-        rows = [["original", percent(self.original), "0", ""]] if self.original is not None else []
+        rows = [["original", self.text(self.original), "0", ""]] if self.original is not None else []
         for s in self.stages:
-            top1 = "-" if s.top1 is None else percent(s.top1)
-            rows.append([s.name + ("" if s.kept else " (undone)"), top1, f"{s.distance:.4f}", seconds(s.seconds)])
+            name = s.name + ("" if s.kept else " (undone)")
+            rows.append([name, self.text(s.value) or "-", f"{s.distance:.4f}", seconds(s.seconds)])
         note = f"{self.samples[0]} samples, {self.samples[1]} held out"
-        return html_table("recovered", ["stage", "top-1", "distance", "time"], rows, note=note)
+        return html_table("recovered", ["stage", self.title, "distance", "time"], rows, note=note)
+
+    @property
+    def title(self) -> str:
+        """Name of the metric, as tables show it."""
+        return metric_title(self.metric or "top1")
+
+    def text(self, value: float | None) -> str:
+        """Return a value of the metric, as tables show it; "" for None."""
+        return "" if value is None else metric_text(self.metric, value)
 
     def save(self, path: str | os.PathLike[str], *, external: bool | None = None) -> Path:
         """Write the model; see `onnxprune.save`."""
@@ -105,10 +122,10 @@ class Recovered:
 
     @property
     def metrics(self) -> dict[str, tuple[float, float]]:
-        """Figures on held-out samples, name -> (original, result): "top1" with labels, "distance" of the outputs."""
+        """Figures on held-out samples, name -> (original, result): the metric, if any, "distance" of the outputs."""
         best = self.best
-        top1 = {} if self.original is None or best.top1 is None else {"top1": (self.original, best.top1)}
-        return {**top1, "distance": (0.0, best.distance)}
+        figures = {} if self.original is None or best.value is None else {self.metric: (self.original, best.value)}
+        return {**figures, "distance": (0.0, best.distance)}
 
     @property
     def best(self) -> RecoveryStage:
@@ -120,15 +137,17 @@ class Recovered:
         """The result in one line."""
         cut, best = self.stages[0], self.best
         line = f"output distance {cut.distance:.3g} -> {best.distance:.3g}"
-        if cut.top1 is not None and best.top1 is not None:
-            line += f", top-1 {percent(cut.top1)} -> {percent(best.top1)}"
-            line += f" (original {percent(self.original)})" if self.original is not None else ""
+        if cut.value is not None and best.value is not None:
+            line += f", {self.title} {self.text(cut.value)} -> {self.text(best.value)}"
+            line += f" (original {self.text(self.original)})" if self.original is not None else ""
         return f"{line} on {counted(self.samples[1], 'held-out sample')}"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the result as a JSON object; infinite distances become None."""
         return {
-            "original_top1": self.original,
+            "metric": self.metric,
+            "original": self.original,
+            "original_top1": self.original if self.metric == "top1" else None,
             "samples": self.samples[0],
             "held_out": self.samples[1],
             "stages": [asdict(s) | {"distance": s.distance if np.isfinite(s.distance) else None} for s in self.stages],
@@ -159,7 +178,7 @@ def split(data: Data) -> tuple[Data, Data]:
 
 
 def _part(data: Data, which: npt.NDArray[np.int64]) -> Data:
-    return Data(data.x[which], None if data.y is None else data.y[which], data.name)
+    return data.take(which)
 
 
 def recover(
@@ -174,6 +193,7 @@ def recover(
     rounds: int = 3,
     folder: Path | None = None,
     restart: bool = False,
+    task: TaskOptions | None = None,
     progress: Progress | None = None,
 ) -> Recovered:
     """Re-solve the weights of a pruned model so that its outputs approach the original's.
@@ -182,13 +202,14 @@ def recover(
         original: Model before pruning.
         pruned: Model pruned by the plan, possibly retrained since.
         plan: Channels that were removed.
-        calibration: Calibration data; labels are only used to report accuracy.
+        calibration: Calibration data; targets are only used to report the metric.
         analysis: Coupling analysis of the original, if available.
         stages: Names of the stages, in order.
         rows: Output positions used for each layer, over all samples.
         rounds: Rounds of the alternation if Relu or Clip follows a layer.
         folder: Folder that stores solved layers, so that an interrupted run continues; the caller removes it.
         restart: Discard the layers of an interrupted run.
+        task: Task and metric that are reported; default: guessed from the model and the targets.
         progress: Called with (layers done, layers in all).
 
     Raises:
@@ -203,10 +224,10 @@ def recover(
     calibration = _bounded(analysis, calibration)
     solving, judging = split(calibration.data)
     inside = replace(calibration, data=solving)
-    judge = _HoldoutEvaluator(analysis, replace(calibration, data=judging))
+    judge = _HoldoutEvaluator(analysis, replace(calibration, data=judging), task_options(task))
     model = pruned
     best = judge.distance(pruned)
-    done = [RecoveryStage("as cut", best, judge.top1(pruned) if np.isfinite(best) else None, 0.0, True)]
+    done = [judge.stage("as cut", pruned, best, 0.0, True)]
     store = _SolutionStore(folder, _settings(pruned, plan, calibration, stages, rows, rounds), restart)
     try:
         for i, name in enumerate(stages):
@@ -223,21 +244,24 @@ def recover(
             seconds = time.perf_counter() - start
             distance = judge.distance(new)
             kept = distance < best
-            top1 = judge.top1(new) if np.isfinite(distance) else None
-            done.append(RecoveryStage(name, distance, top1, seconds, kept, note))
+            done.append(judge.stage(name, new, distance, seconds, kept, note))
             if kept:
                 model, best = new, distance
     finally:
         store.close()
+    if how := calibration.preprocess.as_dict():
+        model = model.with_metadata({f"{PROVENANCE}.preprocess": json.dumps(how, sort_keys=True)})
     helped = " ".join(s.name for s in done[1:] if s.kept)
     if helped:
         model = model.with_metadata({f"{PROVENANCE}.recovered": helped})
-    return Recovered(model, tuple(done), judge.top1(original), (len(solving), len(judge.calibration)))
+    return Recovered(model, tuple(done), judge.value(original), (len(solving), len(judge.calibration)), judge.metric)
 
 
 def _bounded(analysis: Analysis, calibration: Calibration) -> Calibration:
     """Reduce the batch if activations are large: the cursors of both models hold several of them."""
-    each = Segments(analysis.model, analysis.witness).largest()
+    segments = Segments(analysis.model, analysis.witness)
+    segments.set_sizes(replace(calibration, batch=1).feeds(analysis.model))
+    each = segments.largest()
     return replace(calibration, batch=max(1, min(calibration.batch, _RUN // max(1, each))))
 
 
@@ -269,7 +293,8 @@ def check_belongs(analysis: Analysis, plan: Plan, pruned: Model) -> None:
 class _HoldoutEvaluator:
     """Comparison of models with the original on held-out samples."""
 
-    def __init__(self, analysis: Analysis, calibration: Calibration) -> None:
+    def __init__(self, analysis: Analysis, calibration: Calibration, task: TaskOptions) -> None:
+        self.original = analysis.source
         seen = analysis.witness
         outputs = [t.name for t in analysis.source.graph.outputs]
         self.names = [n for n in outputs if n in seen.shapes and seen.dtypes.get(n, np.dtype(np.float32)).kind in "fV"]
@@ -288,7 +313,29 @@ class _HoldoutEvaluator:
                 "the original's outputs are not finite on this data",
                 fix="check the data and its scaling (--mean, --std); a float16 model may overflow",
             )
-        self.measure = OutputDistance(self.names, reference)
+        self.measure = OutputDistance(self.names, reference, analysis.source)
+        self.task, self.metric = self._task(task)
+
+    def _task(self, options: TaskOptions) -> tuple[TaskOptions, str]:
+        """Return the task with the metric to report, and the metric's name; "" for none.
+
+        Classifiers report none without labels, unless it is named: their distance from the original is shown anyway.
+        """
+        c = self.calibration
+        feed, targets = replace(c, batch=1).feeds(self.original)[0]
+        try:
+            bound = bind_task(self.original, options, targets=kind_of(targets), feed=feed)
+        except OnnxPruneError:
+            if options != TaskOptions():
+                raise
+            return options, ""  # targets of another kind are not needed
+        if options == TaskOptions() and (
+            (bound.name == "classify" and (targets is None or not self.measure.classifier))
+            or (bound.name == "regress" and targets is None)
+        ):
+            return options, ""
+        chosen = bound.metric(options.metric, labelled=targets is not None).name
+        return TaskOptions(task=bound.name, metric=chosen, alphabet=options.alphabet, blank=options.blank), chosen
 
     def _outputs(self, model: Model) -> Iterator[dict[str, npt.NDArray[Any]]]:
         """Yield outputs batch by batch, without the copies that pad the last one."""
@@ -296,7 +343,7 @@ class _HoldoutEvaluator:
         session = Session(model, device=self.calibration.device, threads=self.calibration.threads)
         for i in range(len(feeds)):
             values = dict(zip(self.names, session.run(feeds[i][0], self.names), strict=True))
-            length, real = feeds.fixed or feeds.real(i), feeds.real(i)
+            length, real = feeds.size(i), feeds.real(i)
             yield {n: v[: len(v) // length * real] if v.ndim and real < length else v for n, v in values.items()}
 
     def distance(self, model: Model) -> float:
@@ -308,12 +355,22 @@ class _HoldoutEvaluator:
             found.append(values)
         return self.measure(found)
 
-    def top1(self, model: Model) -> float | None:
-        """Return the accuracy; None without labels or classes."""
-        if self.calibration.data.y is None or not self.measure.classifier:
+    def value(self, model: Model) -> float | None:
+        """Return the value of the metric; None if there is none."""
+        if not self.metric:
             return None
         c = self.calibration
-        return evaluate(model, c.data, preprocess=c.preprocess, device=c.device, threads=c.threads).top1
+        return evaluate(
+            model, c.data, preprocess=c.preprocess, task=self.task, reference=self.original, device=c.device,
+            threads=c.threads, check=False,
+        ).value  # fmt: skip
+
+    def stage(
+        self, name: str, model: Model, distance: float, seconds: float, kept: bool, note: str = ""
+    ) -> RecoveryStage:
+        """Return the result of a stage."""
+        value = self.value(model) if np.isfinite(distance) else None
+        return RecoveryStage(name, distance, value if self.metric == "top1" else None, seconds, kept, note, value)
 
 
 @dataclass

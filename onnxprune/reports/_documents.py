@@ -23,6 +23,7 @@ _KINDS = {
     "recovery": {"stages", "samples", "held_out", "original_top1"},
     "training": {"metric", "before", "after", "history", "epoch"},
     "accuracy": {"top1", "top1_error", "loss", "images"},
+    "evaluation": {"task", "metric", "samples", "provider"},
     "inspection": {"fingerprint", "groups", "locked", "macs"},
 }
 _CURVES = {"baseline", "higher_is_better", "metric", "groups"}

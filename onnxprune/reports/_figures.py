@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from onnxprune.execution.tasks.evaluation import metric_title
+from onnxprune.execution.tasks.metrics import SHARES
 from onnxprune.planning.curves import Curve, Curves
-from onnxprune.reports._report_data import ModelSnapshot, SensitivitySection
+from onnxprune.reports._report_data import FrontierSection, ModelSnapshot, SensitivitySection
 
 RATES = {"top1": "top-1 accuracy", "top5": "top-5 accuracy"}
 _DASHES = ("solid", "dash", "dot", "dashdot")
@@ -151,6 +153,45 @@ def steps_figure(stages: list[ModelSnapshot]) -> Figure | None:
         "xaxis": {"type": "category", "automargin": True}, "showlegend": True,
         "yaxis": {"title": {"text": "% of the original; accuracy in %"}, "rangemode": "tozero"},
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}, "hovermode": "closest",
+    }  # fmt: skip
+    return {"data": traces, "layout": layout}
+
+
+COST_NAMES = {"macs": "MACs", "latency": "latency", "bytes": "bytes of the weights"}
+
+
+def frontier_figure(section: FrontierSection, cost: str) -> Figure:
+    """Draw one line per curve over the share of a cost, the original, and the Pareto-optimal points as stars."""
+    found = section.frontier
+    by = 100.0 if found.metric in SHARES else 1.0
+    curves = list(dict.fromkeys(p.curve for p in found.points))
+    best = {id(p) for p in found.pareto(cost)}
+    traces: list[Figure] = []
+    for i, curve in enumerate(curves):
+        points = sorted((p for p in found.points if p.curve == curve and cost in p.costs), key=lambda p: p.costs[cost])
+        if not points:
+            continue
+        label = plotly_text(curve)
+        traces.append({
+            "type": "scatter", "mode": "lines+markers", "name": label, "meta": {"hue": hue(i, len(curves)), "group": i},
+            "x": [_round(100 * p.costs[cost]) for p in points], "y": [_round(by * p.value) for p in points],
+            "error_y": {"type": "data", "array": [_round(by * (p.error or 0)) for p in points], "thickness": 1},
+            "text": [plotly_text(p.path) for p in points],
+            "line": {"width": 2, "dash": _DASHES[i % len(_DASHES)]},
+            "marker": {"symbol": ["star" if id(p) in best else "circle" for p in points],
+                       "size": [13 if id(p) in best else 7 for p in points]},
+            "hovertemplate": f"<b>{label}</b><br>%{{x:.1f}} % of the {COST_NAMES[cost]}<br>%{{y:.4g}}<br>%{{text}}"
+                             "<extra></extra>",
+        })  # fmt: skip
+    unit = " (%)" if by == 100 else ""
+    layout: Figure = {
+        "xaxis": {"title": {"text": f"{COST_NAMES[cost]} kept (%)"}, "rangemode": "tozero"}, "showlegend": True,
+        "yaxis": {"title": {"text": f"{metric_title(found.metric)}{unit}"}}, "hovermode": "closest",
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        "shapes": [{"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": _round(by * found.original),
+                    "y1": _round(by * found.original), "line": {"dash": "dot", "width": 1}}],
+        "annotations": [{"xref": "paper", "x": 1, "y": _round(by * found.original), "text": "original",
+                         "showarrow": False, "yanchor": "bottom", "xanchor": "right"}],
     }  # fmt: skip
     return {"data": traces, "layout": layout}
 

@@ -14,11 +14,11 @@ from onnxprune.analysis.cost import CostModel
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.criteria.scoring import load_scores
 from onnxprune.errors import OnnxPruneError, VerificationError
-from onnxprune.execution.data import Data, Preprocess
-from onnxprune.execution.evaluation import evaluate
+from onnxprune.execution.data import Data, Preprocess, fit
+from onnxprune.execution.tasks.evaluation import evaluate
 from onnxprune.ir.model import Model
 from onnxprune.latency.bench import bench
-from onnxprune.options import ReportMeasurements
+from onnxprune.options import ReportMeasurements, TaskOptions
 from onnxprune.pipeline import analyze, analyze_for, compile_plan
 from onnxprune.planning.curves import load_curves
 from onnxprune.plans import Plan, load_plan
@@ -236,6 +236,10 @@ class _FileCollector:
                     self.report.tables.append(_sections.recovery_table(f"Recovery: {name}", Fields(d.value, name)))
                 elif d.kind == "training":
                     self.report.tables.append(_sections.training_table(f"Training: {name}", Fields(d.value, name)))
+                elif d.kind == "evaluation":
+                    fields = Fields(d.value, name)
+                    title = f"Evaluation of {Path(fields.text('model')).name or name}"
+                    self.report.facts.append((title, _sections.evaluation_facts(fields)))
                 elif d.kind == "inspection" and not self.models:
                     self._inspection(Fields(d.value, name))
                 elif d.kind == "run":
@@ -302,10 +306,17 @@ class _FileCollector:
         if m.data is not None:
             for named in self.models:
                 with _sections.noting(self.report, f"accuracy of {named.name}"):
-                    found = evaluate(named.model, m.data, preprocess=m.preprocess, device=m.device)
+                    own = fit(named.model, m.data, m.preprocess, labels=True, run=False)
+                    found = evaluate(
+                        named.model, own.data, preprocess=own.preprocess, task=TaskOptions(task="classify"),
+                        device=m.device,
+                    )  # fmt: skip
                     stage = self.stages[named.name]
                     stage.top1, stage.top1_error, stage.loss = found.top1, found.top1_error, found.loss
-                    rows = [("data", m.data.name), ("samples", str(found.images)), ("provider", found.provider)]
+                    how = ", ".join(f"{k} {v}" for k, v in own.preprocess.as_dict().items()) or "none"
+                    rows = [("data", m.data.name), ("samples", str(found.images)), ("preprocessing", how),
+                            ("provider", found.provider)]  # fmt: skip
+                    rows += [("warning", line) for line in own.data.warnings]
             self.report.facts.append(("Accuracy, measured for this report", rows if self.models else []))
         if m.latency and self.models and all(s.latency is None for s in self.stages.values()):
             with _sections.noting(self.report, "latency"):
@@ -316,9 +327,9 @@ class _FileCollector:
                 for n, row in zip(self.models, rows_, strict=True):
                     stage, time = self.stages[n.name], row.latency
                     stage.latency, stage.low, stage.high = time.median, time.low, time.high
-                how = [("batch", str(m.batch)), ("threads", str(m.threads or "all")), ("runs", str(m.runs)),
+                runs = [("batch", str(m.batch)), ("threads", str(m.threads or "all")), ("runs", str(m.runs)),
                        ("provider", rows_[0].provider), ("models", "in turn, medians and quartiles")]  # fmt: skip
-                self.report.facts.append(("Latency, measured for this report", how))
+                self.report.facts.append(("Latency, measured for this report", runs))
 
     def _commands(self) -> None:
         paths = [str(n.path) for n in self.models]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shlex
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.criteria.scoring import load_scores
 from onnxprune.errors import OnnxPruneError
+from onnxprune.execution.tasks.evaluation import metric_text, metric_title
 from onnxprune.ir.model import Model
 from onnxprune.ir.reader import load
 from onnxprune.pipeline import analyze
@@ -117,8 +119,11 @@ class _RunCollector:
         """Read the steps from the table, or from the journal if the table is missing."""
         if self.table is not None:
             with _sections.noting(self.report, TABLE):
-                self.report.stages = [self._row(r) for r in self.table.tables("steps")]
+                rows = self.table.tables("steps")
+                self.report.stages = [self._row(r) for r in rows]
+                self._values([(r.text("step"), r) for r in rows])
                 return
+        valued: list[tuple[str, Fields]] = []
         known = self.records.get(LATENCY)
         latency: dict[str, Any] = dict(known.value.get("median") or {}) if known is not None else {}
         for key in (ORIGINAL, *self.keys):
@@ -134,8 +139,17 @@ class _RunCollector:
                     stage.model = True
                     _sections.set_cost(stage, figures)
                     _sections.set_accuracy(stage, figures)
+                    valued.append((key, figures))
                     stage.latency = Fields(latency, JOURNAL).number(key)
                 self.report.stages.append(stage)
+        self._values(valued)
+
+    def _values(self, steps: Sequence[tuple[str, Fields]]) -> None:
+        """Add the metric of a task other than classification, step by step."""
+        metric = next((d.text("metric") for _, d in steps if d.text("metric")), "")
+        rows = [(key, metric_text(metric, value)) for key, d in steps if (value := d.number("value")) is not None]
+        if rows:
+            self.report.facts.append((f"{metric_title(metric)} on the test data", rows))
 
     def _row(self, r: Fields) -> ModelSnapshot:
         turn = r.text("turn")

@@ -12,6 +12,7 @@ from onnxprune.ir.reader import load
 from onnxprune.reports import _sections
 from onnxprune.reports._documents import Document, recognise
 from onnxprune.reports._from_files import MeasurementSettings, NamedModel, collect_files
+from onnxprune.reports._from_frontier import collect_frontier, is_frontier
 from onnxprune.reports._from_run_folder import collect_run, is_run
 from onnxprune.reports._report_data import ReportData
 from onnxprune.reports.html_page import check_extra, render
@@ -54,10 +55,10 @@ def collect(
     files = [p for p in sources if not p.is_dir()]
     if len(folders) > 1:
         raise OnnxPruneError("a report is of one run", fix="make one report for each folder")
-    if folders and not is_run(folders[0]):
+    if folders and not is_run(folders[0]) and not is_frontier(folders[0]):
         raise OnnxPruneError(
-            "the folder holds no run of a recipe", where=str(folders[0]),
-            fix="give a folder that `onnxprune run` wrote, or the files themselves",
+            "the folder holds no run of a recipe and no frontier", where=str(folders[0]),
+            fix="give a folder that `onnxprune run` or `onnxprune frontier` wrote, or the files themselves",
         )  # fmt: skip
     problems = ReportData("")
     models: list[NamedModel] = []
@@ -70,14 +71,26 @@ def collect(
                 documents.append(recognise(path))
             else:
                 models.append(NamedModel(name, path, load(path)))
-    if folders:
+    if folders and is_frontier(folders[0]):
+        report = collect_frontier(folders[0])
+        report.problems += [f"{name}: not shown beside a frontier" for name in stems]
+    elif folders:
         report = collect_run(folders[0], [m.model for m in models])
         report.problems += [f"{d.path.name}: not shown beside the folder of a run" for d in documents]
     else:
         report = collect_files(models, documents, measuring or MeasurementSettings(), progress)
     report.problems = problems.problems + report.problems
     if not any(
-        (report.stages, report.groups, report.curves, report.proofs, report.tables, report.locked, report.recipe)
+        (
+            report.stages,
+            report.groups,
+            report.curves,
+            report.proofs,
+            report.tables,
+            report.locked,
+            report.recipe,
+            report.frontier,
+        )
     ):
         raise OnnxPruneError("nothing to report:\n  " + "\n  ".join(report.problems or ["no sources"]))
     return report

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from onnxprune.pipeline import Frontier
 from onnxprune.planning.curves import Curves
 
 
@@ -77,6 +78,31 @@ class SensitivitySection:
 
 
 @dataclass(frozen=True)
+class FrontierRow:
+    """One model of a frontier as the table shows it: shares kept, metric, drop, Pareto mark, file."""
+
+    curve: str
+    macs: str
+    bytes: str
+    latency: str
+    value: str
+    drop: str
+    pareto: bool
+    path: str
+
+
+@dataclass(frozen=True)
+class FrontierSection:
+    """Frontier with the costs that have a chart, the rows of its table, and its files as links."""
+
+    frontier: Frontier
+    costs: list[str]
+    rows: list[FrontierRow]
+    csv: str
+    json: str
+
+
+@dataclass(frozen=True)
 class Proof:
     """Comparison with the masked original. `figure` and `allowed` are relative differences; None: not compared."""
 
@@ -123,6 +149,7 @@ class ReportData:
     groups: list[GroupChannels] = field(default_factory=list)
     cuts: list[str] = field(default_factory=list)
     curves: list[SensitivitySection] = field(default_factory=list)
+    frontier: FrontierSection | None = None
     locked: list[LockedChannels] = field(default_factory=list)
     locked_known: bool = False
     proofs: list[Proof] = field(default_factory=list)

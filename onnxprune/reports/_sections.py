@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from onnxprune._utils.formatting import percent, seconds
+from onnxprune._utils.formatting import seconds
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.criteria import all_criteria
 from onnxprune.criteria.scoring import Scores, score
 from onnxprune.errors import OnnxPruneError
+from onnxprune.execution.tasks.evaluation import metric_text, metric_title
+from onnxprune.execution.tasks.metrics import LOWER_IS_BETTER, SHARES
 from onnxprune.ir.model import PROVENANCE, Model
 from onnxprune.planning.curves import Curves
 from onnxprune.plans import Plan
@@ -172,37 +175,60 @@ def proof_of(title: str, d: Fields, note: str = "") -> Proof:
 def recovery_table(title: str, d: Fields) -> ReportTable:
     """Return the stages of a recovery as a table."""
     rows = []
-    original = d.number("original_top1")
+    metric = d.text("metric") or "top1"
+    shown = partial(metric_text, metric)
+    original = d.number("original_top1" if metric == "top1" else "original")
     if original is not None:
-        rows.append(("original", percent(original), "0", "", ""))
+        rows.append(("original", shown(original), "0", "", ""))
     for s in d.tables("stages"):
-        top1, distance, took = s.number("top1"), s.number("distance"), s.number("seconds")
+        value, distance, took = (
+            s.number("top1" if metric == "top1" else "value"),
+            s.number("distance"),
+            s.number("seconds"),
+        )
         name = s.text("name") + ("" if s.flag("kept") else " (undone)")
-        rows.append((name, _text(top1, percent), _text(distance, "{:.4f}".format), _text(took or None, seconds),
+        rows.append((name, _text(value, shown), _text(distance, "{:.4f}".format), _text(took or None, seconds),
                      s.text("note")))  # fmt: skip
     note = f"{d.count('samples')} samples, {d.count('held_out')} held out"
-    return ReportTable(title, ("stage", "top-1", "distance from the original", "took", "note"), tuple(rows), note)
+    return ReportTable(
+        title, ("stage", metric_title(metric), "distance from the original", "took", "note"), tuple(rows), note
+    )
 
 
 def training_table(title: str, d: Fields) -> ReportTable:
     """Return the epochs of a training as a table."""
     best = d.count("epoch")
+    metric = d.text("metric")
+    if metric in ("", "distillation"):
+        metric = "top1"
     rows = []
     for e in d.tables("history"):
         epoch = e.count("epoch")
         name = ("as given" if not epoch else str(epoch)) + (" (kept)" if epoch == best else "")
-        rows.append((name, _text(e.number("train_loss"), "{:.4f}".format), _text(e.number("top1"), percent),
+        value = e.number("top1" if metric == "top1" else "value")
+        rows.append((name, _text(e.number("train_loss"), "{:.4f}".format), _text(value, partial(metric_text, metric)),
                      _text(e.number("loss"), "{:.4f}".format), _text(e.number("lr"), "{:.3g}".format),
                      _text(e.number("seconds"), seconds)))  # fmt: skip
     samples = d.count("validation_samples")
     note = f"validated on {samples} samples" if samples is not None else ""
-    columns = ("epoch", "training loss", "top-1", "loss", "learning rate", "took")
+    columns = ("epoch", "training loss", metric_title(metric), "loss", "learning rate", "took")
     return ReportTable(title, columns, tuple(rows), note)
 
 
 def set_accuracy(stage: ModelSnapshot, d: Fields) -> None:
     """Set the accuracy from `evaluate`."""
     stage.top1, stage.top1_error, stage.loss = d.number("top1"), d.number("top1_error"), d.number("loss")
+
+
+def evaluation_facts(d: Fields) -> list[tuple[str, str]]:
+    """Return the metrics of `evaluate` for another task than classification, with errors, samples and warnings."""
+    rows = [("task", d.text("task")), ("samples", str(d.count("samples") or 0)), ("provider", d.text("provider"))]
+    for name in d.value:
+        if name in SHARES | LOWER_IS_BETTER | {"r2", d.text("metric")} and name != "metric":
+            error = d.number(f"{name}_error")
+            value = _text(d.number(name), partial(metric_text, name))
+            rows.append((metric_title(name), value + ("" if error is None else f" ± {metric_text(name, error)}")))
+    return rows
 
 
 def set_cost(stage: ModelSnapshot, d: Fields) -> None:

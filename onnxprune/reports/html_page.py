@@ -54,6 +54,8 @@ def render(report: ReportData) -> str:
         "percent": partial(_or_dash, percent), "relative": partial(_or_dash, "{:.1e}".format),
     }  # fmt: skip
     found = {f"curves-{i}": _figures.sensitivity_figure(s) for i, s in enumerate(report.curves)}
+    costs = report.frontier.costs if report.frontier is not None else []
+    found |= {f"frontier-{c}": _figures.frontier_figure(report.frontier, c) for c in costs if report.frontier}
     steps = _figures.steps_figure(report.stages)
     if steps is not None:
         found["steps"] = steps
@@ -66,6 +68,7 @@ def render(report: ReportData) -> str:
         digests=[_digest(s) for s in scripts],
         figures=found,
         has_steps=steps is not None,
+        cost_names=_figures.COST_NAMES,
         cards=cards(report.stages),
         stages=report.stages,
         columns=_stage_columns(report.stages),

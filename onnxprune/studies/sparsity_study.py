@@ -23,11 +23,12 @@ from onnxprune.analysis.layer_weights import LayerWeight, layer_weights
 from onnxprune.criteria.scoring import score
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.execution.data import Data, Preprocess
-from onnxprune.execution.evaluation import evaluate
+from onnxprune.execution.tasks.evaluation import evaluate
 from onnxprune.ir.compressed_size import compressed_size, nonzero_parameters
 from onnxprune.ir.model import Model
 from onnxprune.options.sparsity import ENDS
 from onnxprune.options.sparsity import POINTS as POINTS
+from onnxprune.options.tasks import TaskOptions
 from onnxprune.passes.sparsify_weights import METHODS, SparsifyWeights, prunable
 from onnxprune.pipeline import analyze, compile_plan, plan
 from onnxprune.planning.constraints import Constraints
@@ -154,7 +155,10 @@ def study(
         else:
             small = SparsifyWeights(sparsity, method, scope, exclude=tuple(exclude), include_last=include_last)(model)
             reached = 1 - _remaining_weights(small.graph, layers, np.count_nonzero) / whole
-        result = evaluate(small, data, preprocess=preprocess, batch=batch, threads=threads, device=device)
+        result = evaluate(
+            small, data, preprocess=preprocess, task=TaskOptions(task="classify"), batch=batch, threads=threads,
+            device=device,
+        )  # fmt: skip
         found.append(
             SparsityPoint(
                 method, end if method == "unit" else "zeros", sparsity, reached, result.top1, result.top1_error,

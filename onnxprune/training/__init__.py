@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from onnxprune.training._loop import Retrained as Retrained
     from onnxprune.training._loop import measure as measure
     from onnxprune.training._loop import retrain as retrain
+    from onnxprune.training._loop import value_text as value_text
     from onnxprune.training._settings import Settings as Settings
     from onnxprune.training.checkpoints import remove_checkpoints as remove_checkpoints
     from onnxprune.training.methods import METHODS as METHODS
@@ -31,6 +32,7 @@ _WHERE = {
     "Epoch": "_callbacks", "METHODS": "methods", "Method": "methods", "Retrained": "_loop", "Settings": "_settings",
     "Teacher": "_distillation", "ValidationMetrics": "_learner", "get_method": "methods", "measure": "_loop",
     "process_rank": "_guards", "remove_checkpoints": "checkpoints", "retrain": "_loop",
+    "value_text": "_loop",
 }  # fmt: skip
 
 __all__ = sorted(_WHERE)

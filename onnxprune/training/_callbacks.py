@@ -28,6 +28,7 @@ class Epoch:
         loss: on the validation data.
         lr: learning rate at the epoch's start; None for epoch 0.
         seconds: training and validation.
+        metric, value, higher_is_better: of the task, on the validation data; see `ValidationMetrics`.
     """
 
     epoch: int
@@ -36,11 +37,14 @@ class Epoch:
     loss: float
     lr: float | None
     seconds: float
+    metric: str = ""
+    value: float | None = None
+    higher_is_better: bool = True
 
     @property
     def figures(self) -> ValidationMetrics:
         """Return the validation figures of the epoch."""
-        return ValidationMetrics(self.top1, self.loss)
+        return ValidationMetrics(self.top1, self.loss, self.metric, self.value, self.higher_is_better)
 
 
 class Recorder(Callback):
@@ -74,10 +78,12 @@ class Recorder(Callback):
         self._found = learner.figures()
         if self._found.top1 is not None:
             learner.log("val_top1", self._found.top1, sync_dist=True)
+        if self._found.value is not None:
+            learner.log("val_metric", self._found.value, sync_dist=True)
         learner.log("val_loss", self._found.loss, sync_dist=True)
         if trainer.state.fn == TrainerFn.VALIDATING:
             took = time.perf_counter() - self._start
-            self.history = [Epoch(0, None, self._found.top1, self._found.loss, None, took)]
+            self.history = [_line(0, None, self._found, None, took)]
         else:
             self.last_weights = weights_of(learner)
 
@@ -97,7 +103,7 @@ class Recorder(Callback):
         learner.log("lr", self._lr, sync_dist=True)
         loss = float(trainer.callback_metrics["train_loss_epoch"])
         took = time.perf_counter() - self._start
-        line = Epoch(trainer.current_epoch + 1, loss, self._found.top1, self._found.loss, self._lr, took)
+        line = _line(trainer.current_epoch + 1, loss, self._found, self._lr, took)
         if line.figures.better_than(self.history[self.best].figures):
             self.best, self.best_weights = line.epoch, self.last_weights
         self.history.append(line)
@@ -112,6 +118,10 @@ class Recorder(Callback):
         """Restore the state from the checkpoint; the weights of the best epoch have their own file."""
         self.history = [Epoch(**e) for e in state["history"]]
         self.best, self.stopped = state["best"], state["stopped"]
+
+
+def _line(epoch: int, train_loss: float | None, found: ValidationMetrics, lr: float | None, took: float) -> Epoch:
+    return Epoch(epoch, train_loss, found.top1, found.loss, lr, took, found.metric, found.value, found.higher_is_better)
 
 
 class MovingAverage(WeightAveraging):

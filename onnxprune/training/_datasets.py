@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -58,11 +59,14 @@ class Batches(Sampler[SampleIndices]):
         rank: rank of this process, of `world`.
         seed: seed of the order; None: in order.
         epoch: the first epoch.
+        sizes: number of each sample's size; batches have samples of one size.
     """
 
     def __init__(
-        self, count: int, batch: int, *, rank: int = 0, world: int = 1, seed: int | None = None, epoch: int = 0
-    ) -> None:
+        self, count: int, batch: int, *, rank: int = 0, world: int = 1, seed: int | None = None, epoch: int = 0,
+        sizes: npt.NDArray[np.int64] | None = None,
+    ) -> None:  # fmt: skip
+        self.sizes = sizes
         self.count, self.batch, self.rank, self.world, self.seed = count, batch, rank, world, seed
         self.epoch = epoch
 
@@ -71,19 +75,43 @@ class Batches(Sampler[SampleIndices]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return -(-self.count // (self.batch * self.world))
+        if self.sizes is None:
+            return -(-self.count // (self.batch * self.world))
+        batches = sum(-(-int(n) // self.batch) for n in np.bincount(self.sizes))
+        return -(-batches // self.world)
 
     def __iter__(self) -> Iterator[SampleIndices]:
         epoch, steps = self.epoch, len(self)
         order = np.arange(self.count)
         if self.seed is not None:
             order = np.random.default_rng([self.seed, epoch]).permutation(order)
+        if self.sizes is not None:
+            yield from self._by_size(order, self.sizes, epoch, steps)
+            return
         order = np.resize(order, steps * self.world * self.batch)  # repeats it from the start
         for step in range(steps):
             place = step * self.world + self.rank
             start = place * self.batch
             real = max(0, min(self.batch, self.count - start))
             yield SampleIndices(order[start : start + self.batch], real, seed_of(self.seed or 0, epoch, place))
+
+    def _by_size(
+        self, order: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64], epoch: int, steps: int
+    ) -> Iterator[SampleIndices]:
+        """Yield batches of one size each, every one filled up from the samples of its size, in random order."""
+        batches: list[tuple[npt.NDArray[np.int64], int]] = []
+        for size in np.unique(sizes):
+            own = order[sizes[order] == size]
+            for start in range(0, len(own), self.batch):
+                part = own[start : start + self.batch]
+                batches.append((np.resize(np.concatenate([part, own]), self.batch), len(part)))
+        turn = np.arange(len(batches))
+        if self.seed is not None:
+            turn = np.random.default_rng([self.seed, epoch, 1]).permutation(turn)
+        for step in range(steps):
+            place = step * self.world + self.rank
+            indices, real = batches[turn[place % len(batches)]]
+            yield SampleIndices(indices, real if place < len(batches) else 0, seed_of(self.seed or 0, epoch, place))
 
 
 def seed_of(*numbers: int) -> int:
@@ -112,9 +140,14 @@ class Samples(Dataset[Batch]):
     Args:
         data: samples and labels.
         into: the model's input.
-        how: normalisation and layout of the data.
+        how: preprocessing, with what the model decides.
         transforms: augmentations of each sample; none for validation.
         labelled: whether batches have labels.
+
+    Attributes:
+        last: whether channels are on the last axis of the samples.
+        sizes: number of each sample's size, if they are of several; a batch has samples of one.
+        shape: shape of a sample; None if they differ.
     """
 
     def __init__(
@@ -123,20 +156,28 @@ class Samples(Dataset[Batch]):
     ) -> None:  # fmt: skip
         self.data, self.into, self.how = data, into, how
         self.transforms = list(transforms)
-        self.last = data.x.ndim == 4 and arrangement(data.x, into, how, data.name).layout == "nhwc"
+        first = self._read(np.zeros(1, np.int64))
+        self.last = first.ndim == 4 and arrangement(first, into, how, data.name).layout == "nhwc"
+        self.sizes = sizes_of(data, how)
+        self.shape = first.shape[1:] if self.sizes is None else None
         self.labelled = labelled and data.y is not None
 
     def __len__(self) -> int:
         return len(self.data)
 
     def __getitem__(self, pick: SampleIndices) -> Batch:
-        x = self.data.x[pick.indices]
+        x = self._read(pick.indices)
         if self.transforms:
             with seeded(pick.seed):
                 x = self._augmented(x)
         values = to_input(x, self.into, self.how, self.data.name)
         y = torch.from_numpy(self.data.y[pick.indices]) if self.labelled and self.data.y is not None else None
         return Batch(as_tensor(values), y, pick.real)
+
+    def _read(self, indices: npt.NDArray[np.int64]) -> Array:
+        """Return samples as they are before normalization, never a view of the data."""
+        [x] = self.data.source.read(indices, self.how)[0].values()
+        return x if x.flags.owndata and x.flags.writeable else np.array(x)
 
     def _augmented(self, x: Array) -> Array:
         out: list[torch.Tensor] = []
@@ -182,7 +223,7 @@ class Loaders(pl.LightningDataModule):
     @property
     def steps(self) -> int:
         """Return the number of steps of an epoch."""
-        return len(Batches(len(self.train), self.batch, world=self.settings.world))
+        return len(Batches(len(self.train), self.batch, world=self.settings.world, sizes=self.train.sizes))
 
     def train_dataloader(self) -> Any:
         """Return the loader of training data, shuffled anew every epoch."""
@@ -195,8 +236,9 @@ class Loaders(pl.LightningDataModule):
     def _loader(self, samples: Samples, seed: int | None, epoch: int) -> Any:
         trainer = self.trainer
         batches = Batches(
-            len(samples), self.batch, rank=trainer.global_rank, world=trainer.world_size, seed=seed, epoch=epoch
-        )
+            len(samples), self.batch, rank=trainer.global_rank, world=trainer.world_size, seed=seed, epoch=epoch,
+            sizes=samples.sizes,
+        )  # fmt: skip
         return DataLoader(
             samples, sampler=batches, batch_size=None, num_workers=self.settings.workers,
             pin_memory=trainer.strategy.root_device.type == "cuda",
@@ -212,8 +254,25 @@ def as_tensor(values: Array) -> torch.Tensor:
     return torch.from_numpy(values)
 
 
-def find_transforms(augment: Sequence[str | Callable[..., Any]], data: Data, last: bool) -> list[tuple[str, Transform]]:
+def sizes_of(data: Data, how: Preprocess) -> npt.NDArray[np.int64] | None:
+    """Return the number of each sample's size; None if all are equal."""
+    keys = data.source.sizes(how)
+    if keys is None or len(set(keys)) < 2:
+        return None
+    numbers = {key: k for k, key in enumerate(dict.fromkeys(keys))}
+    return np.array([numbers[key] for key in keys], np.int64)
+
+
+def find_transforms(
+    augment: Sequence[str | Callable[..., Any]], data: Data, last: bool, shape: Sequence[int] | None = None
+) -> list[tuple[str, Transform]]:
     """Return augmentations by name.
+
+    Args:
+        augment: names or functions.
+        data: samples that they change.
+        last: whether channels are on the last axis of the samples.
+        shape: shape of a sample; default: that of the data's array, if it is one.
 
     Raises:
         OnnxPruneError: an unknown one, a function that cannot be imported, crops and flips of what is no image.
@@ -226,11 +285,15 @@ def find_transforms(augment: Sequence[str | Callable[..., Any]], data: Data, las
             continue
         kind, equals, value = entry.partition("=")
         if kind in ("crop", "flip") and ":" not in entry:
-            if data.x.ndim != 4:
+            shape = data.x.shape[1:] if shape is None and isinstance(data.x, np.ndarray) else shape
+            if shape is None:
                 raise OnnxPruneError(
-                    f"{kind} is for images; the data {data.name!r} holds samples {list(data.x.shape[1:])}"
+                    f"{kind} is for images of one size; the data {data.name!r} has several",
+                    fix="set a size (--size HEIGHTxWIDTH), or use a function of your own",
                 )
-            height, width = data.x.shape[1:3] if last else data.x.shape[2:4]
+            if len(shape) != 3:
+                raise OnnxPruneError(f"{kind} is for images; the data {data.name!r} holds samples {list(shape)}")
+            height, width = shape[:2] if last else shape[1:]
             found.append((name, _flip(name, equals) if kind == "flip" else _crop(name, equals, value, height, width)))
         elif ":" in entry:
             found.append((name, find_function(entry, "augmentation")))
@@ -284,7 +347,7 @@ def split(data: Data, share: float, seed: int) -> tuple[Data, Data]:
 
 
 def _part(data: Data, mask: npt.NDArray[np.bool_]) -> Data:
-    return Data(data.x[mask], None if data.y is None else data.y[mask], data.name)
+    return data.take(mask)
 
 
 def check_classes(data: Data, classes: int) -> None:
@@ -307,12 +370,14 @@ def digest(*parts: Data | Preprocess | None) -> str:
     """Return a digest of data: shapes, dtypes, all labels and a sample of the values."""
     out = hashlib.sha256()
     for part in parts:
-        if isinstance(part, Data):
+        if isinstance(part, Data) and not isinstance(part.x, np.ndarray):
+            out.update(part.digest())
+        elif isinstance(part, Data):
             flat = part.x.reshape(-1)
             out.update(f"{part.x.shape} {part.x.dtype} {part.y is not None}".encode())
             out.update(np.ascontiguousarray(flat[:: max(1, flat.size // 4096)]).tobytes())
             if part.y is not None:
                 out.update(part.y.tobytes())
         elif part is not None:
-            out.update(f"{list(part.mean)} {list(part.std)} {part.layout}".encode())
+            out.update(json.dumps(part.as_dict(), sort_keys=True).encode())
     return out.hexdigest()

@@ -43,6 +43,7 @@ class Teacher:
     Args:
         model: model with one input. A final Softmax or LogSoftmax is removed; only the first output is used.
         features: names of tensors of the normalized graph that are returned beside the logits.
+        outputs: names of tensors that are returned in place of the logits.
         kept: feature name -> axis -> the indices that a pruned student has; other indices are dropped.
         runtime: "onnxruntime", "torch" (converted), or "auto": onnxruntime on the CPU, torch on CUDA, where nothing
             then crosses to the host; the other one where the first cannot take the model.
@@ -59,26 +60,27 @@ class Teacher:
 
     def __init__(
         self, model: Model, *, features: Sequence[str] = (), runtime: str = "auto", device: str = "cpu",
-        threads: int = 0, kept: KeptIndices | None = None,
+        threads: int = 0, kept: KeptIndices | None = None, outputs: Sequence[str] = (),
     ) -> None:  # fmt: skip
         if runtime not in RUNTIMES:
             raise unknown("runtime", runtime, RUNTIMES)
         self._device = _device(device)
-        view = Pipeline(NORMALIZE)(logits_of(model))
+        view = Pipeline(NORMALIZE)(model if outputs else logits_of(model))
         if len(view.graph.inputs) != 1:
             raise OnnxPruneError(f"the teacher has {len(view.graph.inputs)} inputs; training feeds one")
         known = {t.name for n in view.graph.nodes for t in n.outputs if t.name}
-        for name in features:
+        for name in (*outputs, *features):
             if name not in known:
                 raise unknown("tensor of the teacher", name, known)
         source = view.graph.inputs[0]
         self._input: str = source.name
         bfloat = np.dtype(source.dtype).name == "bfloat16"  # which numpy does not know
         self._dtype = torch.bfloat16 if bfloat else torch.from_numpy(np.zeros(0, source.dtype)).dtype
-        first = (source.shape or [None])[0]
-        self._batch = first if isinstance(first, int) and first > 0 else None
-        self.names: tuple[str, ...] = (view.graph.outputs[0].name, *features)
-        self._kept = [() if i == 0 else tuple((kept or {}).get(name, ())) for i, name in enumerate(self.names)]
+        samples = (source.shape or [None])[0]
+        self._batch = samples if isinstance(samples, int) and samples > 0 else None
+        first = tuple(outputs) or (view.graph.outputs[0].name,)
+        self.names: tuple[str, ...] = (*first, *features)
+        self._kept = [() if name in first else tuple((kept or {}).get(name, ())) for name in self.names]
         self.runtime, self._run = self._started(view, runtime, threads)
 
     def _started(self, view: Model, runtime: str, threads: int) -> tuple[str, Run]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,12 @@ from torch.nn import functional
 
 from onnxprune.training._datasets import Batch, seed_of
 from onnxprune.training._distillation import Teacher, distillation_loss, feature_loss
+from onnxprune.training._distillation_points import DistillationPoint
 from onnxprune.training._schedules import make_optimizer, make_schedule
 from onnxprune.training._settings import Settings
 
 if TYPE_CHECKING:
+    from onnxprune.training._task_metric import ValidationMetric
     from onnxprune.training.methods import Method
 
 
@@ -25,19 +28,28 @@ class ValidationMetrics:
     """Figures of a model on validation data.
 
     Attributes:
-        top1: share of samples whose largest output is their label; None without labels.
+        top1: share of samples whose largest output is their label; None without labels and for other metrics.
         loss: mean cross-entropy in nats; without labels the distillation loss.
+        metric: name of the task's metric; "" for top-1 accuracy or the distillation loss.
+        value: value of that metric.
+        higher_is_better: whether larger values of it are better.
     """
 
     top1: float | None
     loss: float
+    metric: str = ""
+    value: float | None = None
+    higher_is_better: bool = True
 
     def better_than(self, other: ValidationMetrics) -> bool:
-        """Return True for higher top-1 accuracy, or the same and a lower loss; False if the loss is not finite."""
+        """Return True for a better metric, or the same and a lower loss; False if the loss is not finite."""
         if not math.isfinite(self.loss):
             return False
         if not math.isfinite(other.loss):
             return True
+        if self.value is not None and other.value is not None:
+            sign = 1 if self.higher_is_better else -1
+            return (sign * self.value, -self.loss) > (sign * other.value, -other.loss)
         if self.top1 is None or other.top1 is None:
             return self.loss < other.loss
         return (self.top1, -self.loss) > (other.top1, -other.loss)
@@ -54,8 +66,8 @@ class Diverged(Exception):
 class _Unowned:
     """Reference of a module that is not copied, moved or saved with it."""
 
-    def __init__(self, teacher: Teacher | None, method: Method | None) -> None:
-        self.teacher, self.method = teacher, method
+    def __init__(self, teacher: Teacher | None, method: Method | None, judge: ValidationMetric | None) -> None:
+        self.teacher, self.method, self.judge = teacher, method, judge
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Unowned:
         return self
@@ -74,18 +86,21 @@ class Learner(pl.LightningModule):
         labelled: whether labels are used.
         teacher: target of the distillation, by logits and features.
         method: training-time pruning method; adds to the loss, changes weights after an epoch.
+        points: tensors that are compared with the teacher's, for outputs that are no scores of classes: the first
+            outputs of `net` and of the teacher; without them both begin with logits.
+        judge: measures the task's metric after an epoch; None: top-1 accuracy or the distillation loss.
     """
 
     def __init__(
         self, net: nn.Module, settings: Settings, steps: int, *, labelled: bool, teacher: Teacher | None = None,
-        method: Method | None = None,
+        method: Method | None = None, points: Sequence[DistillationPoint] = (), judge: ValidationMetric | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.net = net
+        self.net, self.points = net, tuple(points)
         self.settings, self.steps, self.labelled = settings, steps, labelled
         self.lr = settings.base_lr
         self.searching = False  # during the range test the loss may diverge
-        self.aside = _Unowned(teacher, method)
+        self.aside = _Unowned(teacher, method, judge)
         self._hits, self._loss, self._count = 0.0, 0.0, 0
 
     def configure_optimizers(self) -> Any:
@@ -142,6 +157,8 @@ class Learner(pl.LightningModule):
         other: torch.Tensor | None,
     ) -> torch.Tensor:  # fmt: skip
         s = self.settings
+        if self.points:
+            return self._distance(outputs, self._taught(x))
         logits = outputs[0].float()
         alpha = 0.0 if self.aside.teacher is None else s.alpha if self.labelled else 1.0
         loss = logits.new_zeros(())
@@ -159,6 +176,19 @@ class Learner(pl.LightningModule):
                 loss = loss + s.features * feature_loss(
                     [f.float() for f in outputs[1:]], [f.float() for f in wanted[1:]]
                 )
+        return loss
+
+    def _distance(self, outputs: list[torch.Tensor], wanted: list[torch.Tensor]) -> torch.Tensor:
+        """Return the mean distance of the points from the teacher's, and that of the features."""
+        s, count = self.settings, len(self.points)
+        terms = [
+            point.loss(ours, theirs, s.temperature)
+            for point, ours, theirs in zip(self.points, outputs[:count], wanted[:count], strict=True)
+        ]
+        loss = torch.stack(terms).mean()
+        if s.features:
+            pairs = [f.float() for f in outputs[count:]], [f.float() for f in wanted[count:]]
+            loss = loss + s.features * feature_loss(*pairs)
         return loss
 
     def _taught(self, x: torch.Tensor) -> list[torch.Tensor]:
@@ -180,9 +210,14 @@ class Learner(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch to the sums; fill-up samples do not count."""
-        logits = self._outputs(batch.x)[0].float()[: batch.real]
+        outputs = self._outputs(batch.x)
         if not batch.real:
             return
+        if self.points:  # rows of points may be others than those of samples, so fill-up samples count here
+            self._loss += float(self._distance(outputs, self._taught(batch.x))) * batch.real
+            self._count += batch.real
+            return
+        logits = outputs[0].float()[: batch.real]
         if self.labelled and batch.y is not None:
             y, flat = batch.y[: batch.real], logits.flatten(1)
             self._hits += float((flat.argmax(1) == y).sum())
@@ -196,7 +231,15 @@ class Learner(pl.LightningModule):
         """Return the figures of the last validation epoch over all processes."""
         sums = torch.tensor([self._hits, self._loss, self._count], dtype=torch.float64, device=self.device)
         hits, loss, count = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
-        return ValidationMetrics(hits / count if self.labelled else None, loss / count)
+        judge = self.aside.judge
+        if judge is None:
+            return ValidationMetrics(hits / count if self.labelled else None, loss / count)
+        # All processes have the same weights; the first one measures for all.
+        value = judge.of_module(self.net) if self.trainer.is_global_zero else 0.0
+        if self.trainer.world_size > 1:
+            value = float(self.trainer.strategy.broadcast(value))
+        metric = judge.task.metric
+        return ValidationMetrics(None, loss / count, metric.name, value, metric.higher_is_better)
 
 
 def _pairs(count: int, alpha: float) -> tuple[float, torch.Tensor]:

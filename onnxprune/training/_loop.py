@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,14 +20,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from onnxprune._utils.formatting import counted, percent
+from onnxprune._utils.formatting import counted, decimal, percent
 from onnxprune._utils.html import html_table
 from onnxprune._utils.progress import Progress
 from onnxprune.errors import OnnxPruneError
-from onnxprune.execution.data import Data, Preprocess, input_of
-from onnxprune.execution.evaluation import evaluate
+from onnxprune.execution.data import Data, Preprocess, input_of, resolved
+from onnxprune.execution.tasks.evaluation import evaluate, metric_text, metric_title
 from onnxprune.ir.model import PROVENANCE, Model
 from onnxprune.ir.writer import save
+from onnxprune.options.tasks import TaskOptions
 from onnxprune.passes import FuseBatchnorm, InsertBatchnorm
 from onnxprune.planning.analyze import analyze
 from onnxprune.plans import Plan
@@ -43,6 +45,7 @@ from onnxprune.training._datasets import (
     split,
 )
 from onnxprune.training._distillation import Teacher, distillation_loss
+from onnxprune.training._distillation_points import distillation_points
 from onnxprune.training._guards import known_errors, process_rank, quiet
 from onnxprune.training._learner import Learner, ValidationMetrics
 from onnxprune.training._preparation import (
@@ -57,6 +60,7 @@ from onnxprune.training._preparation import (
 )
 from onnxprune.training._session import TrainingSession
 from onnxprune.training._settings import Settings
+from onnxprune.training._task_metric import ValidationMetric, training_task
 from onnxprune.training.checkpoints import saved_run
 
 if TYPE_CHECKING:
@@ -108,9 +112,12 @@ class Retrained:
         rows = []
         for e in self.history:
             name = ("* " if e.epoch == self.epoch else "") + (str(e.epoch) if e.epoch else "as given")
-            top1 = "-" if e.top1 is None else percent(e.top1)
-            rows.append([name, "-" if e.train_loss is None else f"{e.train_loss:.4f}", top1, f"{e.loss:.4f}"])
-        return html_table("retrained", ["epoch", "training loss", "top-1", "loss"], rows, note=self._change)
+            rows.append(
+                [name, "-" if e.train_loss is None else decimal(e.train_loss), value_text(e.figures) or "-",
+                 decimal(e.loss)]
+            )  # fmt: skip
+        title = metric_title(self.before.metric or "top1")
+        return html_table("retrained", ["epoch", "training loss", title, "loss"], rows, note=self._change)
 
     def save(self, path: str | os.PathLike[str], *, external: bool | None = None) -> Path:
         """Write the model; see `onnxprune.save`."""
@@ -118,13 +125,17 @@ class Retrained:
 
     @property
     def _change(self) -> str:
+        if self.before.metric:
+            return f"{metric_title(self.before.metric)} {value_text(self.before)} -> {value_text(self.after)}"
         if self.before.top1 is None or self.after.top1 is None:
-            return f"distillation loss {self.before.loss:.4f} -> {self.after.loss:.4f}"
+            return f"distillation loss {decimal(self.before.loss)} -> {decimal(self.after.loss)}"
         return f"top-1 {percent(self.before.top1)} -> {percent(self.after.top1)}"
 
     @property
     def metric(self) -> str:
-        """Metric that chooses the epoch: "top1", or without labels the "distillation" loss."""
+        """Metric that chooses the epoch: "top1", without labels the "distillation" loss, or that of the task."""
+        if self.before.metric:
+            return self.before.metric
         return "distillation" if self.before.top1 is None else "top1"
 
     def as_dict(self) -> dict[str, Any]:
@@ -152,6 +163,7 @@ def retrain(
     *,
     val: Data | None = None,
     preprocess: Preprocess | None = None,
+    task: TaskOptions | None = None,
     settings: Settings | None = None,
     teacher: Model | None = None,
     plan: Plan | None = None,
@@ -166,10 +178,12 @@ def retrain(
     """Train a model's weights in PyTorch and write them back into its graph.
 
     Args:
-        model: Model with one input; its first output is logits, or their Softmax, which remains in the graph.
+        model: Model with one input. The first output of a classifier is logits, or their Softmax, which remains in the
+            graph; models of other tasks are trained on the outputs of a teacher.
         data: Samples and, unless only a teacher is learnt from, labels.
         val: Validation data; default: a share of the data, the same of every class.
         preprocess: Conversion of pixels to the model's input.
+        task: Task, and the metric that chooses the epoch; default: guessed from the model and the targets.
         settings: Settings of the training.
         teacher: The original, for distillation; it has the same input.
         plan: Plan that pruned the teacher to the model: features are then matched in pruned channels, too, and after
@@ -188,9 +202,12 @@ def retrain(
             `resume` nor `restart` is given for it; the loss is not finite before any epoch was better; memory is
             exhausted; an operator cannot be converted.
     """
-    settings, how = settings or Settings(), preprocess or Preprocess()
+    settings, how = settings or Settings(), resolved(preprocess or Preprocess(), model, data)
     labelled = data.y is not None and not settings.unlabelled
-    check_call(data, labelled, settings, teacher, plan, method)
+    judging = training_task(model, val or data, how, task or TaskOptions(), unlabelled=settings.unlabelled)
+    if judging is not None and not judging.classifies:
+        labelled = False
+    check_call(data, labelled, settings, teacher, plan, method, judging)
     rank = process_rank()
     say = notice if notice is not None and rank == 0 else _unsaid
     train, held = (data, val) if val is not None else split(data, settings.val_share, settings.seed)
@@ -201,30 +218,41 @@ def retrain(
         "teacher": teacher.fingerprint if teacher is not None else None,
         "plan": plan.digest if plan is not None else None,
         "method": [method.name, method.params] if method is not None else None, "settings": settings.signature(),
+        **({"task": judging.options.task, "metric": judging.metric.name} if judging is not None else {}),
     }  # fmt: skip
     saved = saved_run(folder, run, resume=resume, restart=restart, rank=rank)
 
     into = input_of(model)
     val_samples = Samples(held, into, how, labelled=labelled)
-    transforms = find_transforms(settings.augment, train, val_samples.last)
-    train_samples = Samples(train, into, how, transforms, labelled=labelled)
+    train_samples = Samples(train, into, how, labelled=labelled)
+    train_samples.transforms = find_transforms(settings.augment, train, train_samples.last, train_samples.shape)
     with known_errors(), quiet(), isolate_rng(include_cuda=False), cpu_threads(settings.threads):
         torch.manual_seed(settings.seed)
         base = model
         if settings.insert_batchnorm:
             base = InsertBatchnorm(feeds=StatisticsFeeds(model, train, how, batch))(model)
-        cut = logits_of(base)
+        raw = judging is not None and not judging.classifies
+        cut = base if raw else logits_of(base)
+        points = distillation_points(base, teacher) if raw and teacher is not None else ()
+        first = tuple(p.name for p in points) or (cut.graph.outputs[0].name,)
         kept = features_to_match(cut, teacher, plan) if teacher is not None and settings.features else {}
+        kept = {name: axes for name, axes in kept.items() if name not in first}
         features = tuple(kept)
-        net = to_torch(cut, outputs=[cut.graph.outputs[0].name, *features], freeze=settings.freeze)
+        net = to_torch(cut, outputs=[*first, *features], freeze=settings.freeze)
         trained, frozen = listed_weights(net, base, model)
-        guide = load_teacher(teacher, kept, settings, accelerator) if teacher is not None else None
-        classes = probe(net, train_samples, val_samples, batch, guide)
+        guide = None
+        if teacher is not None:
+            guide = load_teacher(teacher, kept, settings, accelerator, first if points else ())
+        classes = probe(net, train_samples, val_samples, batch, guide, points=bool(points))
         if labelled:
             check_classes(train, classes)
             check_classes(held, classes)
         judge = None if labelled else guide
-        replaced = measure(replaces, held, how, settings=settings, teacher=judge) if replaces is not None else None
+        valued = None
+        if judging is not None:
+            valued = ValidationMetric(judging, base, settings.insert_batchnorm, held, how, teacher, settings.batch)
+        figures = partial(measure, data=held, how=how, settings=settings, teacher=judge, valued=valued)
+        replaced = figures(replaces) if replaces is not None else None
         if method is not None:
             method.attach(net, analyze(cut))
 
@@ -232,8 +260,12 @@ def retrain(
             train_samples, val_samples, settings, batch, len(saved["recorder"]["history"]) - 1 if saved else 0
         )
         steps = settings.epochs * loaders.steps
-        learner = Learner(net, settings, steps, labelled=labelled, teacher=guide, method=method)
+        learner = Learner(
+            net, settings, steps, labelled=labelled, teacher=guide, method=method, points=points, judge=valued
+        )
         session = TrainingSession(learner, loaders, accelerator, folder, run, progress)
+        if judging is not None:
+            say(judging.bound.statement)
         say(_statement(settings, accelerator, train, held, batch, trained, frozen))
         session.run(saved, say)
 
@@ -246,15 +278,22 @@ def retrain(
         result = write_back(net.cpu(), base)
         if settings.insert_batchnorm:
             result = FuseBatchnorm(only_inserted=True)(result)
-        result = _signed(result, epoch, history, before, after)
+        result = _signed(result, epoch, history, before, after, how)
     improved = after.better_than(before)
     if replaced is not None and improved:
         # Evaluate by the same runtime as `replaced`, so that equal models give equal metrics.
-        improved = measure(result, held, how, settings=settings, teacher=judge).better_than(replaced)
+        improved = figures(result).better_than(replaced)
     return Retrained(
         result, before, after, epoch, history, session.recorder.stopped, improved, replaced, learner.lr, trained,
         frozen, held, session.logs, process_rank(),
     )  # fmt: skip
+
+
+def value_text(found: ValidationMetrics) -> str:
+    """Return the metric that chooses the epoch as tables show it; "" if that is the loss."""
+    if found.value is not None:
+        return metric_text(found.metric, found.value)
+    return "" if found.top1 is None else percent(found.top1)
 
 
 def _kept_weights(session: TrainingSession, *, last: bool) -> tuple[Mapping[str, Any] | None, int]:
@@ -280,21 +319,27 @@ def _kept_weights(session: TrainingSession, *, last: bool) -> tuple[Mapping[str,
 
 
 def measure(
-    model: Model, data: Data, how: Preprocess, *, settings: Settings, teacher: Teacher | None = None
-) -> ValidationMetrics:
-    """Evaluate a model in onnxruntime: on labels, or by its distance from a teacher.
+    model: Model, data: Data, how: Preprocess, *, settings: Settings, teacher: Teacher | None = None,
+    valued: ValidationMetric | None = None,
+) -> ValidationMetrics:  # fmt: skip
+    """Evaluate a model in onnxruntime: by a task's metric, on labels, or by its distance from a teacher.
 
     Raises:
         OnnxPruneError: The data does not fit the model.
     """
+    if valued is not None:
+        metric = valued.task.metric
+        return ValidationMetrics(None, 0.0, metric.name, valued.of_model(model), metric.higher_is_better)
     if teacher is None:
-        found = evaluate(model, data, preprocess=how, batch=settings.batch)
+        found = evaluate(
+            model, data, preprocess=how, task=TaskOptions(task="classify"), batch=settings.batch, check=False
+        )
         return ValidationMetrics(found.top1, found.loss)
     student = Teacher(model, runtime="onnxruntime")
     into = input_of(model)
     samples = Samples(data, into, how, labelled=False)
     total = 0.0
-    for pick in Batches(len(data), into.batch or settings.batch):
+    for pick in Batches(len(data), into.batch or settings.batch, sizes=samples.sizes):
         x = samples[pick].x
         ours, theirs = (side(x)[0].float().cpu()[: pick.real] for side in (student, teacher))
         total += float(distillation_loss(ours, theirs, settings.temperature)) * pick.real
@@ -306,12 +351,16 @@ def _unsaid(text: str) -> None:
 
 
 def _signed(
-    model: Model, epoch: int, history: Sequence[Epoch], before: ValidationMetrics, after: ValidationMetrics
-) -> Model:
+    model: Model, epoch: int, history: Sequence[Epoch], before: ValidationMetrics, after: ValidationMetrics,
+    how: Preprocess,
+) -> Model:  # fmt: skip
     note = {
         "epoch": epoch, "epochs": len(history) - 1, "before": _plain(asdict(before)), "after": _plain(asdict(after)),
     }  # fmt: skip
-    return model.with_metadata({f"{PROVENANCE}.retrained": json.dumps(note, sort_keys=True, allow_nan=False)})
+    notes = {"retrained": note} | ({"preprocess": how.as_dict()} if how.as_dict() else {})
+    return model.with_metadata(
+        {f"{PROVENANCE}.{name}": json.dumps(v, sort_keys=True, allow_nan=False) for name, v in notes.items()}
+    )
 
 
 def _statement(
@@ -328,4 +377,6 @@ def _statement(
 
 
 def _plain(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: None if isinstance(v, float) and not isfinite(v) else v for k, v in record.items()}
+    """Return a record for JSON; without a task's metric its fields are left out."""
+    unused = ("metric", "value", "higher_is_better") if record.get("metric") == "" else ()
+    return {k: None if isinstance(v, float) and not isfinite(v) else v for k, v in record.items() if k not in unused}

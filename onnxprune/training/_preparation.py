@@ -23,6 +23,7 @@ from onnxprune.training._distillation import KeptIndices, Teacher, features_unde
 from onnxprune.training._settings import Settings
 
 if TYPE_CHECKING:
+    from onnxprune.training._task_metric import TrainingTask
     from onnxprune.training.methods import Method
 
 
@@ -30,8 +31,19 @@ STATISTICS = 1000  # samples for the statistics of inserted BatchNorm
 
 
 def check_call(
-    data: Data, labelled: bool, settings: Settings, teacher: Model | None, plan: Plan | None, method: Method | None
-) -> None:
+    data: Data, labelled: bool, settings: Settings, teacher: Model | None, plan: Plan | None, method: Method | None,
+    task: TrainingTask | None = None,
+) -> None:  # fmt: skip
+    """Raise on arguments that do not fit each other.
+
+    Raises:
+        OnnxPruneError: Nothing to learn from, or options without the others that they need.
+    """
+    if task is not None and not task.classifies and teacher is None:
+        raise OnnxPruneError(
+            f"a model of the task {task.bound.name} ({task.bound.reason}) is trained on the outputs of its original",
+            fix="name the original with --teacher; for a classifier --task classify",
+        )
     if not labelled and teacher is None:
         why = "labels are left out (--unlabelled)" if settings.unlabelled else f"the data {data.name!r} has no labels"
         raise OnnxPruneError(f"{why}, so there is nothing to learn from", fix="name the original with --teacher")
@@ -121,7 +133,9 @@ def features_to_match(model: Model, teacher: Model, plan: Plan | None) -> KeptIn
     return dict.fromkeys(names, ())
 
 
-def load_teacher(model: Model, kept: KeptIndices, settings: Settings, accelerator: str) -> Teacher:
+def load_teacher(
+    model: Model, kept: KeptIndices, settings: Settings, accelerator: str, outputs: Sequence[str] = ()
+) -> Teacher:
     # Lightning assigns one device to each process of a machine, in this order.
     place = int(os.environ.get("LOCAL_RANK", 0))
     device = (
@@ -130,8 +144,9 @@ def load_teacher(model: Model, kept: KeptIndices, settings: Settings, accelerato
     shared = 0 if settings.devices == 1 else max(1, (os.cpu_count() or 1) // settings.devices)
     threads = settings.threads or shared
     return Teacher(
-        model, features=tuple(kept), kept=kept, runtime=settings.teacher_runtime, device=device, threads=threads
-    )
+        model, features=tuple(kept), kept=kept, runtime=settings.teacher_runtime, device=device, threads=threads,
+        outputs=outputs,
+    )  # fmt: skip
 
 
 def listed_weights(net: nn.Module, base: Model, model: Model) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -158,14 +173,16 @@ def listed_weights(net: nn.Module, base: Model, model: Model) -> tuple[tuple[str
     return tuple(sorted(trained & own)), tuple(sorted(frozen - trained))
 
 
-def probe(net: nn.Module, train: Samples, val: Samples, batch: int, teacher: Teacher | None) -> int:
-    """Run a batch through model and teacher, and return the number of classes.
+def probe(
+    net: nn.Module, train: Samples, val: Samples, batch: int, teacher: Teacher | None, *, points: bool = False
+) -> int:
+    """Run a batch through model and teacher, and return the number of classes; 0 for outputs that are no scores.
 
     Raises:
         OnnxPruneError: PyTorch cannot run the model on these samples, or the teacher has other outputs.
     """
     for samples in (val, train):
-        x = samples[next(iter(Batches(len(samples), batch)))].x
+        x = samples[next(iter(Batches(len(samples), batch, sizes=samples.sizes)))].x
         net.eval()
         try:
             with torch.no_grad():
@@ -179,6 +196,8 @@ def probe(net: nn.Module, train: Samples, val: Samples, batch: int, teacher: Tea
         finally:
             net.train()
     logits = found[0] if isinstance(found, tuple | list) else found
+    if points:
+        return 0
     if logits.ndim < 2 or len(logits) != len(x) or not logits.is_floating_point():
         raise OnnxPruneError(f"the model's output {list(logits.shape)} is not one score per class")
     if teacher is not None:

@@ -45,6 +45,9 @@ class TrainingSession:
             callbacks.append(MovingAverage(s.ema))
         if s.patience is not None:
             monitor, mode = ("val_top1", "max") if learner.labelled else ("val_loss", "min")
+            judge = learner.aside.judge
+            if judge is not None:
+                monitor, mode = "val_metric", "max" if judge.task.metric.higher_is_better else "min"
             callbacks.append(
                 EarlyStopping(
                     monitor, patience=s.patience, mode=mode, check_finite=False, check_on_train_epoch_end=False

@@ -71,6 +71,7 @@ def verify(
     started = time.perf_counter()
     session = functools.partial(Session, device=device, threads=threads, arena=False)
     job = _Job(analysis.source, plan, pruned, Claims.of(analysis, plan), tolerance, session, seed)
+    job.admitted = analysis.witness.settled
     return job.prove(feeds or (), started)
 
 
@@ -81,6 +82,7 @@ class _Job:
     ) -> None:  # fmt: skip
         self.claims, self.seed = claims, seed
         self.own_tolerance = tolerance
+        self.admitted: Mapping[tuple[str, int], int] = {}  # sizes to try first, by input and axis
         self.changed = any(f"{PROVENANCE}.{what}" in pruned.metadata for what in ("recovered", "retrained"))
         check_belongs(original, plan, pruned)
         one, other = Graph.of(original), Graph.of(pruned)
@@ -198,7 +200,7 @@ class _Job:
         sized = self.plain.needed(self.computed, self.cut.tensors)[1]
         wanted = self.induction.leaves(self.cut.targets) | sized | (self.cut.tensors & set(self.cut.targets))
         finder = self._finder(wanted)
-        offers = sizes.candidates(dims)
+        offers = sizes.candidates(dims, {d.name: n for d in dims if (n := self.admitted.get((d.input, d.axis)))})
         for _, assigned in zip(range(_TRIES), offers, strict=False):
             if finder.attempt(assigned):
                 break
@@ -208,7 +210,8 @@ class _Job:
         if not finder.runs:
             raise OnnxPruneError(
                 f"onnxruntime failed to run the original on random inputs of all sizes tried: {finder.error}",
-                fix="verify on real inputs with --data, or skip the proof with --no-verify",
+                fix="name a size that it takes with --shape, verify on real inputs with --data, or skip the proof with "
+                "--no-verify",
             )
         missing = wanted - finder.runs[0].shapes.keys()
         if not dims and not missing:

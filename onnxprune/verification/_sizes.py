@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import TensorProto
+from onnx import TensorProto, TensorShapeProto
 
 from onnxprune.ir.proto_graph import Graph
 
@@ -75,16 +75,36 @@ def dynamic(graph: Graph) -> list[Dimension]:
                 continue
             kind = "batch" if axis == 0 else "side" if len(dims) > 3 and axis > 1 else "length"
             integer = info.type.tensor_type.elem_type in (TensorProto.INT32, TensorProto.INT64)
-            out.append(Dimension(name, axis, dim.dim_param or f"{name}:{axis}", kind, integer, first))
+            out.append(Dimension(name, axis, _name(name, axis, dim), kind, integer, first))
             first = False
     return out
 
 
-def candidates(dims: list[Dimension]) -> Iterator[dict[str, int]]:
-    """Yield assignments by name: independent sizes first, then equal ones for dimensions that may belong together."""
+def _name(input_name: str, axis: int, dim: TensorShapeProto.Dimension) -> str:
+    """Return the parameter of a dimension; exporters write "?" for several that are independent."""
+    return dim.dim_param if dim.dim_param not in ("", "?") else f"{input_name}:{axis}"
+
+
+def candidates(dims: list[Dimension], known: Mapping[str, int] | None = None) -> Iterator[dict[str, int]]:
+    """Yield assignments by name: independent sizes first, then equal ones for dimensions that may belong together.
+
+    Args:
+        dims: Dynamic dimensions.
+        known: Sizes that the original is said to take. They are tried first, then some of them with other sizes of the
+            rest: a model may require one side only.
+    """
     if not dims:
         yield {}
         return
+    if known:
+        yield _assigned(dims, PROFILES[0], _by_name) | dict(known)
+        others = [_assigned(dims, profile, _by_name) for profile in PROFILES[1:6]]
+        yield from others
+        del others[2:]
+        for name in known:
+            yield from (found | {name: known[name]} for found in others)
+        for name in known if len(known) > 2 else ():
+            yield from (found | {n: size for n, size in known.items() if n != name} for found in others)
     for profile in PROFILES:
         seen = []
         for tie in (_batch_together, _kind_together):
@@ -154,7 +174,7 @@ def shape(info_name: str, graph: Graph, sizes: dict[str, int]) -> tuple[int, ...
     """Return the shape of an input under an assignment."""
     dims = graph.inputs[info_name].type.tensor_type.shape.dim
     return tuple(
-        int(d.dim_value) if d.HasField("dim_value") and d.dim_value > 0 else sizes[d.dim_param or f"{info_name}:{axis}"]
+        int(d.dim_value) if d.HasField("dim_value") and d.dim_value > 0 else sizes[_name(info_name, axis, d)]
         for axis, d in enumerate(dims)
     )
 

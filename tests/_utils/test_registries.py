@@ -10,7 +10,7 @@ from onnxprune._utils.registry import Registry
 from onnxprune.criteria._registry import CRITERIA
 from onnxprune.criteria.normalize import METHODS as NORMALIZATIONS
 from onnxprune.errors import OnnxPruneError
-from onnxprune.execution.metrics import METRICS
+from onnxprune.execution.tasks.metrics import METRICS
 from onnxprune.ops.op_spec import OPERATORS
 from onnxprune.passes.base import PASSES
 from onnxprune.recipes.recipe import STEPS

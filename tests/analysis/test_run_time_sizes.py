@@ -7,6 +7,8 @@ import onnx
 import pytest
 from onnx import numpy_helper, parser
 
+from onnxprune.analysis.coupling import couple
+from onnxprune.analysis.shape_inference import witness
 from onnxprune.ir.model import Model
 from onnxprune.ir.reader import load
 from onnxprune.passes import NORMALIZE, Pipeline
@@ -213,6 +215,9 @@ def test_a_reshape_to_a_size_that_a_dynamic_input_need_not_have_locks() -> None:
     rng = np.random.default_rng(0)
     for name, shape in (("w", (8, 3, 1, 1)), ("u", (8, 5))):
         proto.graph.initializer.append(numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name))
-    analysis = analyze(load(proto))
-    assert [g.name for g in analysis.groups] == []
-    assert "is reshaped to a size that holds at some input sizes only" in {lock.reason for lock in analysis.locked}
+    fixed = load(proto)
+    assert analyze(fixed).witness.settled == {("x", 2): 48}
+    normal = Pipeline(NORMALIZE)(fixed)
+    other = couple(normal, shapes=witness(normal, {("x", 0): 11, ("x", 2): 224}))
+    assert [g.name for g in other.groups] == []
+    assert "is reshaped to a size that holds at some input sizes only" in {lock.reason for lock in other.locked}

@@ -85,6 +85,8 @@ def test_json_is_one_document_on_stdout_for_every_command(pruned: tuple[Path, Pa
         ["plan", DIGITS, "--ratio", 0.3, "-o", tmp_path / "p.json"],
         ["apply", DIGITS, plan, "-o", tmp_path / "a.onnx"],
         ["prune", DIGITS, "--ratio", 0.3, "-o", tmp_path / "b.onnx"],
+        ["frontier", DIGITS, "--data", "digits", "--images", 40, "--points", 1, "--least", 0.5, "--criteria", "l2",
+         "--no-latency", "-o", tmp_path / "frontier"],
         ["sparsify", DIGITS, "--sparsity", 0.9, "-o", tmp_path / "z.onnx"],
         ["sweep", DIGITS, "--data", "digits", "--points", "0.5", "-o", tmp_path / "w.csv"],
         ["verify", DIGITS, small, plan],

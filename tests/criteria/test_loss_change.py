@@ -20,8 +20,8 @@ from onnxprune.criteria.scoring import Scores, score
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Calibration
 from onnxprune.execution.data import Data, load_data
-from onnxprune.execution.metrics import cross_entropy
 from onnxprune.execution.sessions import Session
+from onnxprune.execution.tasks.metrics import cross_entropy
 from onnxprune.ir.reader import load
 from onnxprune.passes import InsertMasks
 from onnxprune.pipeline import analyze, plan

@@ -26,8 +26,8 @@ from onnxprune.criteria.scoring import score
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Calibration
 from onnxprune.execution.data import Data, load_data
-from onnxprune.execution.metrics import cross_entropy
 from onnxprune.execution.sessions import Session
+from onnxprune.execution.tasks.metrics import cross_entropy
 from onnxprune.ir.reader import load
 from onnxprune.torch_bridge import to_torch
 

@@ -21,8 +21,8 @@ from onnxprune.criteria.masked_segments import MaskedSegmenter
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import exposing
 from onnxprune.execution.data import Data, load_data
-from onnxprune.execution.metrics import METRICS, Metric, MetricValue, get_metric
 from onnxprune.execution.sessions import Session
+from onnxprune.execution.tasks.metrics import METRICS, Metric, MetricValue, get_metric
 from onnxprune.ir.reader import load
 from onnxprune.passes import InsertMasks
 from onnxprune.pipeline import analyze, compile_plan, score

@@ -20,13 +20,13 @@ from reading_layers import ALL, BODIES, IMAGE, W, analysis_of, calibration, nois
 import onnxprune as op
 from onnxprune.analysis.coupling import Analysis, Group
 from onnxprune.analysis.linear_layers import linear_node
-from onnxprune.criteria import _consumer_errors as readers_module
 from onnxprune.criteria import _output_effects as effects_module
 from onnxprune.criteria import obs as module
 from onnxprune.criteria._consumer_errors import (
     ConsumerStatistics,
     Contributions,
     RemovalOrder,
+    StatisticLimits,
     consumer_statistics,
     ordered_scores,
 )
@@ -119,6 +119,13 @@ def test_few_rows_give_nearly_the_same() -> None:
     np.testing.assert_allclose(some, every, rtol=0.25)
 
 
+def limited(limits_: StatisticLimits, **params: Any) -> Obs:
+    class Limited(Obs):
+        limits = limits_
+
+    return Limited(**params)
+
+
 @pytest.mark.parametrize("weigh", ["layer", "outputs"])
 def test_portions_give_what_one_gives(weigh: str, monkeypatch: pytest.MonkeyPatch) -> None:
     analysis = network()
@@ -126,8 +133,7 @@ def test_portions_give_what_one_gives(weigh: str, monkeypatch: pytest.MonkeyPatc
     runs = []
     collect = Calibration.collect
     monkeypatch.setattr(Calibration, "collect", lambda *a, **k: (runs.append(len(a[2])), collect(*a, **k))[1])
-    monkeypatch.setattr(readers_module, "_MEMORY", 2**16)
-    apart = score(analysis, "obs", weigh=weigh, calibration=calibration())
+    apart = score(analysis, limited(StatisticLimits(memory=2**16), weigh=weigh), calibration=calibration())
     assert len([n for n in runs if n]) > 2
     for group, scores in whole.groups.items():
         # What the outputs lose comes from float32 sessions, cut in other places.
@@ -203,7 +209,7 @@ def test_effects_are_those_of_a_whole_run_with_weights_by_numpy(name: str) -> No
     analysis, data = analysis_of(name), noise()
     case = ScoringContext(analysis, analysis.groups, calibration())
     [group] = analysis.groups
-    [[(_, known)]] = list(consumer_statistics(case, [], ALL, 0))
+    [[(_, known)]] = list(consumer_statistics(case, [], ALL, 0, StatisticLimits()))
     order = removal_order(group, known, RIDGE)
     found = output_effects(case, [(group, ablations(group, known, order, RIDGE))], 1)[group.name]
     assert list(found) == levels(group.channels)
@@ -240,7 +246,7 @@ def test_scores_sum_to_what_the_outputs_lose() -> None:
     analysis = network()
     case = ScoringContext(analysis, analysis.groups, calibration())
     scores = score(analysis, "obs", calibration=calibration()).groups
-    [portion] = list(consumer_statistics(case, [], Obs().rows, 0))
+    [portion] = list(consumer_statistics(case, [], Obs().rows, 0, StatisticLimits()))
     touched = 0
     for group, known in portion:
         order = removal_order(group, known, RIDGE)
@@ -293,7 +299,7 @@ def wide_case(name: str) -> tuple[Analysis, Group, ConsumerStatistics]:
     analysis = analysis_of(name)
     [group] = analysis.groups
     case = ScoringContext(analysis, analysis.groups, calibration())
-    [[(_, [known])]] = list(consumer_statistics(case, [], ALL, 0))
+    [[(_, [known])]] = list(consumer_statistics(case, [], ALL, 0, StatisticLimits(width=1)))
     assert isinstance(known.statistic, Contributions)
     return analysis, group, known
 
@@ -301,7 +307,6 @@ def wide_case(name: str) -> tuple[Analysis, Group, ConsumerStatistics]:
 @pytest.mark.parametrize("name", ["conv", "grouped", "flatten", "matmul", "transposed"])
 @pytest.mark.parametrize("block", [2**22, 300])
 def test_wide_layers_give_a_factor_to_each_channel(name: str, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers_module, "WIDE", 1)
     monkeypatch.setattr("onnxprune.execution.gram._BLOCK", block)
     analysis, group, known = wide_case(name)
     node = known.consumer.node
@@ -325,12 +330,13 @@ def test_wide_layers_give_a_factor_to_each_channel(name: str, block: int, monkey
     layer = Layer(z.reshape(-1, group.channels), np.ones((group.channels, 1)), list(np.arange(group.channels)[:, None]))
     energy = float(np.square(z.sum(2)).sum()) / z.shape[0] / z.shape[1]
     order, rises = greedy([(layer, energy)], group.channels, RIDGE)
-    found = score(analysis, "obs", weigh="layer", rows=ALL, calibration=calibration()).groups["w"]
+    criterion = limited(StatisticLimits(width=1), weigh="layer", rows=ALL)
+    found = score(analysis, criterion, calibration=calibration()).groups["w"]
     wanted = ordered_scores(RemovalOrder(np.array(order), np.array(rises)))
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-9)
 
 
-def test_wide_layers_keep_the_order_of_clear_cases(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wide_layers_keep_the_order_of_clear_cases() -> None:
     analysis = op.analyze(analysis_of("conv").source)
     for node in analysis.model.graph.nodes:
         if node.op == "Conv" and node.inputs[1].name == "v":
@@ -338,9 +344,7 @@ def test_wide_layers_keep_the_order_of_clear_cases(monkeypatch: pytest.MonkeyPat
                 np.float32
             )
     narrow = score(analysis, "obs", calibration=calibration()).groups["w"]
-    monkeypatch.setattr(readers_module, "WIDE", 4)
-    monkeypatch.setattr(readers_module, "_OUTPUTS", 2)
-    wide = score(analysis, "obs", calibration=calibration()).groups["w"]
+    wide = score(analysis, limited(StatisticLimits(width=4, outputs=2)), calibration=calibration()).groups["w"]
     assert np.argsort(narrow).tolist() == np.argsort(wide).tolist() == [4, 1, 3, 0, 2, 5]
     assert np.isfinite(wide).all()
 

@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from onnxprune.criteria import get
-from onnxprune.criteria import pls as module
 from onnxprune.criteria.pls import Products, pooled, threshold_rule, vip
 from onnxprune.criteria.scoring import score
 from onnxprune.errors import OnnxPruneError
@@ -239,15 +238,13 @@ def test_what_changes_nothing_and_what_permutes(problem: tuple[Array, Array], se
     np.testing.assert_allclose(vip(scaled, y), scores, atol=1e-8)
 
 
-def test_products_of_columns_in_panels(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_products_of_columns_in_panels() -> None:
     """More columns than a panel, more rows than are multiplied at once."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((200, 23))
     y = (rng.integers(0, 3, 200)[:, None] == np.arange(3)).astype(np.float64)
     x[:, :3] += y
-    monkeypatch.setattr(module, "_COLUMNS", 5)
-    monkeypatch.setattr(module, "_ROWS", 16)
-    sums = Products(len(x))
+    sums = Products(len(x), at_once=16, panel=5)
     for i in range(0, 200, 6):
         sums.add(x[i : i + 6], y[i : i + 6])
         assert sum(map(len, sums.pending)) < 16

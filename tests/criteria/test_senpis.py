@@ -46,8 +46,8 @@ from onnxprune.criteria.senpis import (
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Calibration
 from onnxprune.execution.data import Data, load_data
-from onnxprune.execution.metrics import METRICS, cross_entropy
 from onnxprune.execution.sessions import Session
+from onnxprune.execution.tasks.metrics import METRICS, cross_entropy
 from onnxprune.ir.reader import load
 from onnxprune.passes import InsertMasks
 from onnxprune.passes.insert_masks import MASK_INPUT

@@ -30,8 +30,8 @@ from onnxprune.criteria.taylor import Gradient, Taylor, layer_normalized, raw_sc
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Calibration
 from onnxprune.execution.data import Data, load_data
-from onnxprune.execution.metrics import cross_entropy
 from onnxprune.execution.sessions import Session
+from onnxprune.execution.tasks.metrics import cross_entropy
 from onnxprune.ir.reader import load
 
 HERE = Path(__file__).parent.parent

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from reading_layers import ALL, BODIES, analysis_of, calibration, noise
 
 from onnxprune.analysis.coupling import Analysis, Group
-from onnxprune.criteria import _consumer_errors as readers_module
-from onnxprune.criteria._consumer_errors import RemovalOrder, ordered_scores
+from onnxprune.criteria._consumer_errors import RemovalOrder, StatisticLimits, ordered_scores
 from onnxprune.criteria.scoring import score
 from onnxprune.criteria.thinet import ThiNet, contribution_moments, greedy_order
 from onnxprune.errors import OnnxPruneError
@@ -115,24 +114,28 @@ def test_scores_are_those_of_the_paper_s_loop(name: str) -> None:
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6 * np.abs(wanted).max())
 
 
-def test_wide_layers_are_looked_at_through_some_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+def limited(limits_: StatisticLimits) -> ThiNet:
+    class Limited(ThiNet):
+        limits = limits_
+
+    return Limited(rows=ALL)
+
+
+def test_wide_layers_are_looked_at_through_some_outputs() -> None:
     analysis = analysis_of("conv")
     whole = score(analysis, "thinet", rows=ALL, calibration=calibration()).groups["w"]
-    monkeypatch.setattr(readers_module, "WIDE", 1)
-    every = score(analysis, "thinet", rows=ALL, calibration=calibration()).groups["w"]
+    every = score(analysis, limited(StatisticLimits(width=1)), calibration=calibration()).groups["w"]
     assert np.argsort(every).tolist() == np.argsort(whole).tolist()
-    monkeypatch.setattr(readers_module, "_OUTPUTS", 1)
-    some = score(analysis, "thinet", rows=ALL, calibration=calibration()).groups["w"]
+    some = score(analysis, limited(StatisticLimits(width=1, outputs=1)), calibration=calibration()).groups["w"]
     assert np.isfinite(some).all()
     assert np.ptp(some) > 0
     assert np.abs(some - every).max() > 1e-3
 
 
-def test_groups_of_one_portion_at_a_time_score_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_groups_of_one_portion_at_a_time_score_the_same() -> None:
     analysis = analysis_of("concat")
     whole = score(analysis, "thinet", rows=ALL, calibration=calibration()).groups
-    monkeypatch.setattr(readers_module, "_MEMORY", 1)
-    apart = score(analysis, "thinet", rows=ALL, calibration=calibration()).groups
+    apart = score(analysis, limited(StatisticLimits(memory=1)), calibration=calibration()).groups
     assert len(whole) == 2
     for name, values in whole.items():
         np.testing.assert_allclose(apart[name], values, rtol=1e-9)

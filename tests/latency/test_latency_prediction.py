@@ -19,10 +19,10 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.sessions import Kernel, Session
 from onnxprune.ir.model import Model
 from onnxprune.ir.reader import load
-from onnxprune.latency import _measuring, prediction
+from onnxprune.latency import prediction
 from onnxprune.latency._channel_axes import ChannelAxes
 from onnxprune.latency._fitting import fit
-from onnxprune.latency._measuring import VariantMeasurement, VariantTimer, design, variant
+from onnxprune.latency._measuring import MeasuringEffort, VariantMeasurement, VariantTimer, design, variant
 from onnxprune.latency.prediction import LatencyModel, latency_model
 from onnxprune.latency.random_inputs import random_feeds
 from onnxprune.pipeline import analyze
@@ -239,7 +239,7 @@ class FakeBench:
     asked = 0
     provider = "CPUExecutionProvider"
 
-    def __init__(self, analysis: Analysis, *, batch: int, threads: int, device: str) -> None:
+    def __init__(self, analysis: Analysis, **_: object) -> None:
         self.analysis = analysis
 
     def __enter__(self) -> FakeBench:
@@ -427,20 +427,15 @@ def test_the_body_of_a_loop_counts_once(tmp_path: Path) -> None:
     assert [k.op for k in run if k.op != "Constant"] == ["Loop"]
 
 
-@pytest.fixture
-def brief(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measuring that is over soon, however slow or busy the machine."""
-    monkeypatch.setattr(_measuring, "VARIANTS", 6)
-    monkeypatch.setattr(_measuring, "_ROUNDS", (1, 2))
-    monkeypatch.setattr(_measuring, "_ROUNDS_SECONDS", (0.0, 0.05))
+# Over soon, however slow or busy the machine.
+BRIEF = MeasuringEffort(variants=6, least_rounds=1, rounds=2, short=0.0, patience=0.05)
 
 
-@pytest.mark.usefixtures("brief")
 @pytest.mark.parametrize("batch", [1, 3])
 def test_measures_a_real_model(tmp_path: Path, batch: int) -> None:
     pytest.importorskip("onnxruntime")
     analysis, ticks = digits(), []
-    model = latency_model(analysis, batch=batch, progress=lambda done, total: ticks.append((done, total)))
+    model = latency_model(analysis, batch=batch, effort=BRIEF, progress=lambda done, total: ticks.append((done, total)))
     assert ticks == [(i, 6) for i in range(1, 7)]
     assert (model.batch, model.threads, model.provider) == (batch, 1, "CPUExecutionProvider")
     assert np.isfinite(model.baseline)
@@ -450,13 +445,11 @@ def test_measures_a_real_model(tmp_path: Path, batch: int) -> None:
     assert len(files(tmp_path)) == 1
 
 
-@pytest.mark.usefixtures("brief")
-def test_a_large_model_makes_do_with_fewer_variants(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_model_makes_do_with_fewer_variants() -> None:
     pytest.importorskip("onnxruntime")
-    monkeypatch.setattr(_measuring, "_PATIENCE", -1.0)
-    monkeypatch.setattr(_measuring, "_LEAST_VARIANTS", 3)
+    effort = replace(BRIEF, least_variants=3, seconds=-1.0)
     ticks = []
-    with VariantTimer(digits(), batch=1, threads=1, device="cpu") as real:
+    with VariantTimer(digits(), batch=1, threads=1, device="cpu", effort=effort) as real:
         samples = real.samples(8, lambda done, total: ticks.append((done, total)))
     assert len(samples) == 3
     assert ticks == [(1, 6), (2, 6), (6, 6)]

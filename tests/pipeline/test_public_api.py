@@ -264,14 +264,14 @@ def results(pruned: op.Pruned, data: op.Data) -> dict[str, Any]:
         "Group": pruned.analysis.groups[0], "Scores": scores, "Curves": curves_of({"name": "l2"}), "Plan": pruned.plan,
         "Pruned": pruned, "Verification": pruned.verification, "Recovered": pruned.recovery, "Retrained": retrained,
         "Compiled": op.compile_plan(op.load(DIGITS), pruned.plan, check=False),
-        "Accuracy": op.evaluate(pruned, "digits:test", images=50),
+        "Evaluation": op.evaluate(pruned, "digits:test", images=50),
         "BenchResults": op.bench([DIGITS] * 8, runs=1, warmup=0), "BenchResult": op.bench([pruned], runs=1)[0],
     }  # fmt: skip
 
 
 RESULTS = [
     "Model", "pruned Model", "Data", "Analysis", "Group", "Scores", "Curves", "Plan", "Pruned", "Verification",
-    "Recovered", "Retrained", "Compiled", "Accuracy", "BenchResults", "BenchResult",
+    "Recovered", "Retrained", "Compiled", "Evaluation", "BenchResults", "BenchResult",
 ]  # fmt: skip
 
 
@@ -321,7 +321,7 @@ def test_reprs_name_what_counts(results: dict[str, Any]) -> None:
     assert "distance" in repr(results["Recovered"])
     assert "held-out samples" in repr(results["Pruned"])
     assert "epoch 3 of 59" in repr(results["Retrained"])
-    assert "top-1" in repr(results["Accuracy"])
+    assert "top-1" in repr(results["Evaluation"])
     assert "speed-up 1.00" in repr(results["BenchResults"])
 
 

@@ -160,9 +160,9 @@ def test_between_steps_nothing_is_taken_that_the_share_does_not_ask_for(
     seen: list[Plan] = []
     inner = iterative.stripped
 
-    def spy(analysis: Analysis, made: Plan) -> Analysis:
+    def spy(analysis: Analysis, made: Plan, pruned: Model | None = None) -> Analysis:
         seen.append(made)
-        return inner(analysis, made)
+        return inner(analysis, made, pruned)
 
     monkeypatch.setattr(iterative, "stripped", spy)
     for schedule, wanted in (("linear", (0.85, 0.7, 0.55)), ("geometric", (0.4**0.25, 0.4**0.5, 0.4**0.75))):
@@ -180,9 +180,9 @@ def test_steps_only_ever_take_more(groups: Analysis, monkeypatch: pytest.MonkeyP
     seen: list[Plan] = []
     inner = iterative.stripped
 
-    def spy(analysis: Analysis, made: Plan) -> Analysis:
+    def spy(analysis: Analysis, made: Plan, pruned: Model | None = None) -> Analysis:
         seen.append(made)
-        return inner(analysis, made)
+        return inner(analysis, made, pruned)
 
     monkeypatch.setattr(iterative, "stripped", spy)
     made = plan_steps(groups, "random", Target(params=0.3), steps=6, constraints=FINE)

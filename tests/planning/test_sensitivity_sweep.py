@@ -20,8 +20,8 @@ from onnxprune.criteria import masked_evaluation as trials_module
 from onnxprune.criteria.scoring import Scores
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import Data, load_data
-from onnxprune.execution.evaluation import evaluate
-from onnxprune.execution.metrics import MetricValue
+from onnxprune.execution.tasks.evaluation import evaluate
+from onnxprune.execution.tasks.metrics import MetricValue
 from onnxprune.ir.reader import load
 from onnxprune.pipeline import analyze, apply, score
 from onnxprune.planning import _sweep_workers

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 from command_line import CommandLine
+from image_models import classifier, pictures, saved
 from planning import FakeLatency
 
 import onnxprune as op
@@ -797,3 +798,30 @@ def test_the_page_names_every_step_and_option_and_its_recipe_is_one(tmp_path: Pa
     assert tomllib.loads(block)["step"]
     recipe = load_recipe(written(tmp_path, block))
     assert [e.step.do for e in recipe.entries][:3] == ["score", "prune", "retrain"]
+
+
+def test_a_recipe_reads_folders_of_images_as_the_command_line_does(tmp_path: Path) -> None:
+    model = saved(classifier(classes=4), tmp_path / "m.onnx")
+    for k, name in enumerate(("cat", "dog")):
+        pictures(tmp_path / "val" / name, [(20, 30 + k)] * 3)
+    (tmp_path / "map.json").write_text('{"cat": 3, "dog": 1}')
+    text = """
+name = "folders"
+model = "m.onnx"
+test_data = "val"
+class_map = "map.json"
+[preprocess]
+preset = "imagenet"
+[bench]
+runs = 0
+[[step]]
+do = "evaluate"
+on = "test_data"
+"""
+    line.ok("run", written(tmp_path, text), "-o", tmp_path / "run")
+    found = json.loads((tmp_path / "run" / "01-evaluate" / "accuracy.json").read_text())
+    options_ = ("--data", tmp_path / "val", "--class-map", tmp_path / "map.json", "--preprocess", "imagenet")
+    wanted = json.loads(line.out("evaluate", model, *options_, "--json"))
+    assert {k: found[k] for k in ("top1", "loss", "images")} == {k: wanted[k] for k in ("top1", "loss", "images")}
+    broken = written(tmp_path, text.replace("imagenet", "imagnet"))
+    assert "did you mean 'imagenet'" in line.fails("run", broken, "-o", tmp_path / "other")

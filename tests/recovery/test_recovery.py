@@ -19,8 +19,8 @@ from onnxprune.analysis.coupling import Analysis
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Calibration
 from onnxprune.execution.data import Data
-from onnxprune.execution.evaluation import evaluate
-from onnxprune.execution.metrics import get_metric
+from onnxprune.execution.tasks.evaluation import evaluate
+from onnxprune.execution.tasks.metrics import get_metric
 from onnxprune.ir.model import Model
 from onnxprune.ir.reader import load
 from onnxprune.ir.writer import to_proto

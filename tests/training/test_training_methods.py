@@ -25,8 +25,8 @@ from onnxprune.analysis.coupling import Analysis
 from onnxprune.criteria.scoring import Scores
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import load_data
-from onnxprune.execution.evaluation import evaluate
 from onnxprune.execution.sessions import Session
+from onnxprune.execution.tasks.evaluation import evaluate
 from onnxprune.ir.model import Model
 from onnxprune.ir.reader import load
 from onnxprune.ir.writer import save

@@ -196,7 +196,7 @@ def test_data_is_run_besides_random_inputs() -> None:
     assert proof.inputs == "random and data"
 
 
-def test_a_model_that_takes_one_size_only_is_proved_at_that_of_the_data() -> None:
+def test_a_model_that_takes_one_size_only_is_proved_at_it() -> None:
     proto = made(
         """g (float[N,3,H,8] x) => (float[N,6,29,8] y) {
         a = Conv <pads = [1, 1, 1, 1]> (x, w0, b0) r = Relu (a) c = Conv (r, w1) s = Reshape (c, shape)
@@ -207,10 +207,13 @@ def test_a_model_that_takes_one_size_only_is_proved_at_that_of_the_data() -> Non
     analysis = analyze(model)
     plan = Plan(model.fingerprint, {g.name: Removal(g.channels, (0, 1)) for g in analysis.groups if g.name == "w0"})
     done = compile_plan(model, plan, analysis=analysis, check=False)
-    with pytest.raises(OnnxPruneError, match="all sizes tried"):
-        verify(analysis, plan, done.model)
+    assert {int(size.split(",")[-2]) for size in verify(analysis, plan, done.model).sizes} == {29}
+    unaware = dataclasses.replace(analysis, witness=dataclasses.replace(analysis.witness, settled={}))
+    with pytest.raises(OnnxPruneError, match="all sizes tried") as err:
+        verify(unaware, plan, done.model)
+    assert "--shape" in str(err.value.fix)
     feeds = [{"x": np.zeros((2, 3, 29, 8), np.float32)}]
-    assert verify(analysis, plan, done.model, feeds=feeds).sizes == ["x [2, 3, 29, 8]"]
+    assert verify(unaware, plan, done.model, feeds=feeds).sizes == ["x [2, 3, 29, 8]"]
 
 
 def test_tolerance_is_the_callers_where_given() -> None:
@@ -389,6 +392,21 @@ def test_every_dimension_has_a_number_of_its_own_at_first() -> None:
     assert first["H"] != first["W"]
     tied = [a for a in sizes.candidates(dims) if a["N"] == a["M"] == a["x2:0"]]
     assert tied
+
+
+def test_known_sizes_are_tried_first_and_then_in_part() -> None:
+    graph = _inputs(("N", 3, "H", "W"))
+    known = {"N": 1, "H": 48, "W": 320}
+    found = [a for a, _ in zip(sizes.candidates(sizes.dynamic(graph), known), range(24), strict=False)]
+    assert found[0] == known
+    assert any(a["H"] == 48 and a["W"] != 320 and a["N"] != 1 for a in found)
+    assert any(a["H"] == 48 and a["W"] == 320 and a["N"] != 1 for a in found)
+    assert any(not set(a.items()) & set(known.items()) for a in found)
+
+
+def test_question_marks_are_dimensions_of_their_own() -> None:
+    dims = sizes.dynamic(_inputs(("?", 3, "?", "?")))
+    assert [d.name for d in dims] == ["x0:0", "x0:2", "x0:3"]
 
 
 def test_no_dynamic_dimension_gives_one_assignment() -> None:

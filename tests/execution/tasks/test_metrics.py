@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from onnxprune.errors import OnnxPruneError
-from onnxprune.execution.metrics import METRICS, NEAR, Metric, get_metric
+from onnxprune.execution.tasks.metrics import METRICS, NEAR, Metric, get_metric
 
 Y = np.array([0, 1, 2, 2])
 LOGITS = np.array([[2.0, 1, 0], [0, 3, 1], [5, 1, 4], [1, 1, 1]])

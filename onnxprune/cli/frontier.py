@@ -1,0 +1,71 @@
+"""The command `onnxprune frontier`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from onnxprune.cli._options import Command, json_option, model_argument, takes_options
+from onnxprune.cli._stages import constraints_on, evaluation_split, load_model
+from onnxprune.options import (
+    AnalysisOptions,
+    Constraints,
+    FrontierOptions,
+    FrontierOutput,
+    RequiredData,
+    Restarting,
+    TaskOptions,
+)
+
+
+@click.command(cls=Command)
+@model_argument
+@takes_options
+@json_option
+def frontier(
+    model: Path,
+    output: FrontierOutput,
+    data: RequiredData,
+    tasks: TaskOptions,
+    options: FrontierOptions,
+    constraints: Constraints,
+    analysis: AnalysisOptions,
+    restarting: Restarting,
+    as_json: bool,
+) -> None:
+    """Measure accuracy over cost: a model at every point of whole curves.
+
+    \b
+    onnxprune frontier m.onnx --data images/ -o frontier/
+    onnxprune frontier m.onnx --data images/ -o frontier/ --criteria obs,l2 --quantize int8
+
+    Every point is planned on the recovered model of the point before, stripped from the original, proved, recovered
+    and evaluated on samples held out of the calibration. It is a folder with model.onnx, plan.json and point.json.
+    The same command continues an interrupted run. `report FOLDER` draws the curves.
+    """
+    from onnxprune.cli import _display
+    from onnxprune.pipeline import FrontierSettings
+    from onnxprune.pipeline import measure_frontier as run
+
+    original = load_model(model)
+    fit, evaluation = evaluation_split(data.data, options.val_data, data, original, options.device)
+    settings = FrontierSettings(
+        measure=options.minimize, points=options.points, least=options.least, criteria=options.criteria,
+        allocators=options.allocators or (None,), constraints=constraints_on(options.device, constraints),
+        attention=analysis.attention, include_inexact=analysis.include_inexact, quantize=options.quantize or "",
+        task=tasks, latency=options.latency, threads=options.threads, runs=options.runs,
+    )  # fmt: skip
+    with _display.progress("measuring points", quiet=as_json) as tick:
+        found = run(
+            original, fit, evaluation, output.output, settings, jobs=options.jobs, backend=options.backend,
+            address=options.address, restart=restarting.restart, progress=tick,
+        )  # fmt: skip
+    if as_json:
+        _display.emit_json({"output": str(output.output), **found.as_dict()})
+        return
+    columns = ["curve", f"{found.measure} kept", found.metric, "drop", "Pareto"]
+    _display.table(f"{model.name} -> {output.output}", columns, found.rows())
+    for note in found.notes:
+        _display.note(f"note: {note}")
+    click.echo(f"written: {output.output / 'frontier.json'}; draw it with: onnxprune report {output.output}")

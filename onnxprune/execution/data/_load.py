@@ -1,0 +1,125 @@
+"""Data by the name of its source."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxprune._utils.import_strings import find_function
+from onnxprune.errors import OnnxPruneError
+from onnxprune.execution.data._classes import mapped
+from onnxprune.execution.data._data import Data, subset
+from onnxprune.execution.data._inputs import Expected, expected_by
+from onnxprune.execution.data._readers.arrays import read_npy, read_npz
+from onnxprune.execution.data._readers.coco import read_coco
+from onnxprune.execution.data._readers.folders import read_folder, read_texts
+from onnxprune.execution.data._readers.hub import read_hub
+from onnxprune.execution.data._readers.objects import read_object
+from onnxprune.execution.data._sources import Source
+from onnxprune.execution.data.digit_scenes import read_scenes, split_digits
+from onnxprune.ir.model import Array, Model
+from onnxprune.options.data import SOURCES
+
+Samples = Array | tuple[Any, Any] | Mapping[str, Any] | Iterable[Any] | Callable[[], Any]
+"""(x, y), x, a dict of arrays, a Dataset, a DataLoader, a generator or its function, a CalibrationDataReader."""
+SampleSource = Data | Source | str | os.PathLike[str] | Samples
+"""Data, or what `load_data` reads."""
+
+
+def load_data(
+    source: SampleSource,
+    *,
+    images: int | None = None,
+    size: Sequence[int] | None = None,
+    model: Model | None = None,
+    class_map: str | os.PathLike[str] | None = None,
+    images_dir: str | os.PathLike[str] | None = None,
+) -> Data:
+    """Read data; the form of the source selects the reader.
+
+    Args:
+        source: A path or a name: an .npz with x and y or with arrays by input name, an .npy, a folder of images (flat,
+            with a folder per class, with images/ and masks/, with labels.txt), COCO annotations (.json), a list of
+            FILE<TAB>TEXT (.txt), digits, digit-scenes, hf:NAME:SPLIT, or package.module:function. Or a Python object:
+            (x, y), x, a dict of arrays, a Dataset, a DataLoader, a generator or its function, a CalibrationDataReader.
+        images: Number of samples to use, the same share of every class if there are labels.
+        size: Height and width for image files if neither the preprocessing nor the model has one.
+        model: Model that the data is for; its inputs tell samples from batches and targets.
+        class_map: File that maps class folders to the model's outputs: JSON {folder: index} or one name per line.
+        images_dir: Folder of the images that COCO annotations name.
+
+    Raises:
+        OnnxPruneError: The source is unknown, or its contents are not valid data.
+    """
+    expected = expected_by(model)
+    if isinstance(source, str | os.PathLike):
+        data = _named(os.fspath(source), images, expected, None if images_dir is None else Path(images_dir))
+    else:
+        data = read_object(source, getattr(source, "__name__", type(source).__name__), expected, images)
+    if class_map is not None:
+        data = mapped(data, Path(class_map))
+    if size:
+        data = replace(data, size=(int(size[0]), int(size[1])))
+    return subset(data, images) if images else data
+
+
+def _named(source: str, images: int | None, expected: Expected, images_dir: Path | None) -> Data:
+    path = Path(source)
+    if source in ("digits", "digits:test", "digits:train"):
+        return _digits(source.partition(":")[2] or "test")
+    if source.partition(":")[0] == "digit-scenes" and not path.exists():
+        return read_scenes(source.partition(":")[2] or "test")
+    if source.startswith("hf:"):
+        return read_hub(source, expected)
+    if ":" in source and not path.exists():
+        return _function(source, images, expected)
+    if path.is_dir():
+        return read_folder(path)
+    suffix = path.suffix.lower()
+    if suffix == ".json":
+        return read_coco(path, images_dir)
+    if suffix == ".npy":
+        return read_npy(path)
+    if suffix in (".txt", ".tsv") and path.is_file():
+        return read_texts(path)
+    if suffix == ".npz" or path.is_file():
+        return read_npz(path, tuple(expected.ranks))
+    raise OnnxPruneError(f"cannot find the data {source!r}", fix=f"use one of: {SOURCES}")
+
+
+def as_data(
+    given: SampleSource,
+    *,
+    images: int | None = None,
+    size: Sequence[int] | None = None,
+    model: Model | None = None,
+    class_map: str | os.PathLike[str] | None = None,
+    images_dir: str | os.PathLike[str] | None = None,
+) -> Data:
+    """Return the data that is given, read if it is a source; see `load_data`."""
+    if isinstance(given, Data):
+        return given
+    return load_data(given, images=images, size=size, model=model, class_map=class_map, images_dir=images_dir)
+
+
+def _digits(part: str) -> Data:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as err:
+        raise OnnxPruneError(
+            f"the digits data needs scikit-learn ({err})", fix="pip install 'onnxprune[data]'"
+        ) from err
+    digits = load_digits()
+    index = split_digits(len(digits.target), part)
+    x = (digits.images[index, None] / 16.0).astype(np.float32)
+    return Data(x, digits.target[index].astype(np.int64), f"digits:{part}")
+
+
+def _function(source: str, images: int | None, expected: Expected) -> Data:
+    function = find_function(source, "data function")
+    return read_object(function, source, expected, images)

@@ -1,0 +1,208 @@
+"""Images that are decoded when a batch is read, with their targets."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxprune.errors import OnnxPruneError
+from onnxprune.execution.data._geometry import constant_size, placed_boxes, placed_image, placed_mask, placement
+from onnxprune.execution.data._preprocess import Preprocess
+from onnxprune.execution.data._sources import Arrays, Indices, Source
+from onnxprune.execution.data._spool import Spool
+from onnxprune.execution.data._targets import Boxes, Target, kind_of
+from onnxprune.ir.model import Array
+
+_CHECKED = 2000  # images whose headers are read first
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".webp", ".tif", ".tiff", ".pgm", ".gif")
+
+
+class Images(ABC):
+    """Images by number."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def image(self, index: int) -> Any:
+        """Return a Pillow image; its pixels may not be decoded yet."""
+
+    @abstractmethod
+    def where(self, index: int) -> str:
+        """Return the place of an image for messages."""
+
+    @abstractmethod
+    def update(self, digest: Any) -> None:
+        """Add what identifies the images to a digest."""
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Return height and width, from the header where there is one."""
+        with readable(self.where(index)), self.image(index) as image:
+            return int(image.height), int(image.width)
+
+
+class ImageFiles(Images):
+    """Image files."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = list(paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def image(self, index: int) -> Any:
+        from PIL import Image
+
+        return Image.open(self.paths[index])
+
+    def where(self, index: int) -> str:
+        return str(self.paths[index])
+
+    def update(self, digest: Any) -> None:
+        for path in self.paths:
+            try:
+                size = path.stat().st_size
+            except OSError:
+                size = -1
+            digest.update(f"{path.name} {size}\n".encode(errors="replace"))
+
+
+class SpooledImages(Images):
+    """Images that were written to a temporary file as pixels [height, width, channels]."""
+
+    def __init__(self, spool: Spool, name: str) -> None:
+        self.spool, self.name = spool, name
+
+    def __len__(self) -> int:
+        return len(self.spool)
+
+    def image(self, index: int) -> Any:
+        return pillow().fromarray(self.spool[index])
+
+    def where(self, index: int) -> str:
+        return f"{self.name}, sample {index}"
+
+    def size(self, index: int) -> tuple[int, int]:
+        shape = self.spool.shape(index)
+        return shape[0], shape[1]
+
+    def update(self, digest: Any) -> None:
+        for i in np.linspace(0, len(self) - 1, min(len(self), 64)).astype(int).tolist():
+            digest.update(self.spool[i].tobytes())
+
+
+class ImageSource(Source):
+    """Images, resized by the preprocessing when they are read.
+
+    Args:
+        images: Images by number.
+        targets: One for each image: boxes in its own pixels, masks of its size (or paths of mask files), texts.
+    """
+
+    def __init__(self, images: Images, targets: Sequence[Target | Path] | None = None) -> None:
+        self.of, self.own = images, targets
+        self.images = True
+        if targets is not None and len(targets):
+            self.targets = "masks" if isinstance(targets[0], Path) else kind_of(targets[0])
+        self._sizes: list[tuple[int, int]] | None = None
+
+    def __len__(self) -> int:
+        return len(self.of)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("",)
+
+    def read(self, indices: Sequence[int] | Indices, how: Preprocess) -> tuple[Arrays, list[Target] | None]:
+        pixels: list[Array] = []
+        targets: list[Target] = []
+        for i in map(int, indices):
+            with readable(self.of.where(i)), self.of.image(i) as image:
+                at = placement(how, image.height, image.width)
+                pixels.append(placed_image(image, how, at))
+            if self.own is not None:
+                target = self.own[i]
+                if isinstance(target, Path):
+                    target = placed_mask(_mask(target), at, str(target))
+                elif isinstance(target, Boxes):
+                    target = placed_boxes(target, at)
+                elif isinstance(target, np.ndarray) and self.targets == "masks":
+                    target = placed_mask(target, at, self.of.where(i))
+                targets.append(target)
+        return {"": np.stack(pixels)}, targets if self.own is not None else None
+
+    def sizes(self, how: Preprocess) -> Sequence[Hashable] | None:
+        if constant_size(how) is not None:
+            return None
+        if self._sizes is None:  # read once: headers of files do not change
+            self._sizes = [self.of.size(i) for i in range(len(self))]
+        keys = [placement(how, *size).frame for size in self._sizes]
+        return None if len(set(keys)) == 1 else keys
+
+    def update(self, digest: Any) -> None:
+        self.of.update(digest)
+        for target in self.own or ():
+            if isinstance(target, Boxes):
+                digest.update(target.boxes.tobytes() + target.classes.tobytes())
+            elif isinstance(target, str | Path):
+                digest.update(str(target).encode(errors="replace"))
+
+    def shown(self) -> str:
+        return "images"
+
+    def check(self) -> None:
+        """Read the headers of images, evenly spread."""
+        if self._sizes is None:
+            for i in np.linspace(0, len(self) - 1, min(len(self), _CHECKED)).astype(int).tolist():
+                self.of.size(i)
+
+
+def pillow() -> Any:
+    """Return Pillow's module Image.
+
+    Raises:
+        OnnxPruneError: Pillow is not installed.
+    """
+    try:
+        from PIL import Image
+    except ImportError as err:
+        raise OnnxPruneError(f"reading images needs pillow ({err})", fix="pip install 'onnxprune[data]'") from err
+    return Image
+
+
+@contextmanager
+def readable(where: str) -> Iterator[None]:
+    """Raise errors of Pillow as ones that name the image."""
+    pil = pillow()
+    try:
+        yield
+    except (OSError, SyntaxError, ValueError, pil.DecompressionBombError) as err:
+        raise OnnxPruneError(
+            f"cannot read the image: {err}", where=where, fix="repair or remove the file, and the line that names it"
+        ) from err
+
+
+def is_image(value: Any) -> bool:
+    """Return whether a value is a Pillow image."""
+    return type(value).__module__.startswith("PIL.") and hasattr(value, "convert")
+
+
+def _mask(path: Path) -> Array:
+    """Return the classes of a mask file, [height, width]: palette indices or gray values."""
+    from PIL import Image
+
+    with readable(str(path)), Image.open(path) as image:
+        if image.mode not in ("P", "L", "I", "I;16", "1"):
+            bands = np.asarray(image.convert("RGB"))
+            if not (bands == bands[..., :1]).all():
+                raise OnnxPruneError(
+                    "the mask is a colour image, and a mask holds the number of the class in every pixel",
+                    where=str(path), fix="save it as a gray or palette PNG",
+                )  # fmt: skip
+            return np.asarray(bands[..., 0])
+        return np.asarray(image).astype(np.int64 if image.mode.startswith("I") else np.uint8)

@@ -1,0 +1,282 @@
+"""The whole job in one call: score, plan, remove, prove, recover."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from onnxprune._utils.progress import Progress
+from onnxprune.analysis.coupling import Analysis
+from onnxprune.criteria import AnyCriterion
+from onnxprune.errors import OnnxPruneError
+from onnxprune.execution.sessions import kernel_block
+from onnxprune.ir.input_sizes import Shapes
+from onnxprune.ir.model import Model
+from onnxprune.latency.prediction import latency_model
+from onnxprune.latency.speedup import Speedup, measure_speedup
+from onnxprune.options.tasks import TaskOptions, task_options
+from onnxprune.pipeline._inputs import (
+    CurvesSource,
+    DataSource,
+    ModelSource,
+    PreprocessSource,
+    as_calibration,
+    as_curves,
+    as_model,
+    as_target,
+    is_synthetic,
+)
+from onnxprune.pipeline._stages import Compiled, CriterionParams, compile_plan, plan, plan_steps, score
+from onnxprune.pipeline.budget.judge import held_out
+from onnxprune.pipeline.budget.max_drop import BudgetSearch, prune_to_budget
+from onnxprune.pipeline.budget.path import PrunePath
+from onnxprune.planning.analyze import analyze
+from onnxprune.planning.constraints import Constraints
+from onnxprune.planning.curves import Curves
+from onnxprune.planning.targets import LatencyPredictor, Target
+from onnxprune.plans import Plan
+from onnxprune.recovery.recover import Recovered, check_samples
+from onnxprune.recovery.recover import recover as recover_model
+
+if TYPE_CHECKING:
+    pass
+
+StageProgress = Callable[[str, int, int], None]
+"""Called with the stage and (done, total) of it."""
+
+
+@dataclass(frozen=True, repr=False)
+class Pruned(Compiled):
+    """Result of `prune`.
+
+    Attributes:
+        recovery: Stages of the recovery, on samples held out of it; None without recovery.
+        speedup: Predicted and measured latency; None unless latency was requested.
+        budget: Points that were tried; None without a budget.
+    """
+
+    recovery: Recovered | None = None
+    speedup: Speedup | None = None
+    budget: BudgetSearch | None = None
+
+    @property
+    def metrics(self) -> Mapping[str, tuple[float, float]]:
+        """Figures on held-out samples, name -> (original, result): the metric of the task, "distance" of the outputs.
+
+        Empty without recovery.
+        """
+        if self.budget is not None:
+            return {self.budget.metric: (self.budget.original, self.budget.best.reading.value)}
+        if self.recovery is None:
+            return {}
+        return self.recovery.metrics
+
+    @property
+    def _facts(self) -> list[str]:
+        facts = super()._facts
+        if self.recovery is not None:
+            facts.append(self.recovery.summary)
+        if self.budget is not None:
+            facts.append(self.budget.summary)
+        if self.speedup is not None:
+            facts.append(f"{self.speedup.measured.share:.1%} of the latency kept")
+        return facts
+
+
+def prune(
+    model: ModelSource,
+    *,
+    target: Target | str | None = None,
+    ratio: float | None = None,
+    max_drop: float | None = None,
+    minimize: str = "macs",
+    criterion: str | AnyCriterion | None = None,
+    params: CriterionParams | None = None,
+    reduce: str | None = None,
+    data: DataSource | None = None,
+    val_data: DataSource | None = None,
+    images: int | None = None,
+    size: Sequence[int] | None = None,
+    preprocess: PreprocessSource | None = None,
+    task: TaskOptions | str | None = None,
+    metric: str | None = None,
+    recover: bool | None = None,
+    curves: CurvesSource | None = None,
+    min_group_accuracy: float | None = None,
+    max_loss: float | None = None,
+    allocator: str | None = None,
+    normalize: str | None = None,
+    steps: int | None = None,
+    schedule: str = "linear",
+    constraints: Constraints | None = None,
+    attention: str = "heads",
+    include_inexact: bool = False,
+    shapes: Shapes | None = None,
+    latency: bool = False,
+    batch: int = 1,
+    threads: int = 1,
+    runs: int = 30,
+    device: str = "cpu",
+    verify: bool = True,
+    tolerance: float | None = None,
+    progress: StageProgress | None = None,
+) -> Pruned:
+    """Run the full pipeline: score, plan, remove and prove, then recover accuracy if data is given.
+
+    Args:
+        model: Model, result that holds one, path of a file, or ModelProto.
+        target: Share of a measure to keep: `Target(macs=0.5)` or "macs=0.5".
+        ratio: Share of channels to remove from every group, instead of a target.
+        max_drop: Largest drop of the metric, instead of a target: the smallest model within it is searched for. In
+            percentage points for metrics that are shares, in the metric's own unit otherwise.
+        minimize: With `max_drop`, the cost to minimize: "macs", "latency", "bytes" or another measure of `Target`.
+        criterion: Name of a criterion, or an instance; default: that of the curves, `obs` with data, else `l2`.
+        params: Parameters of a criterion that is given by name.
+        reduce: Reduction over the weights of a group; default: the criterion's own.
+        data: Samples, labels not needed: `Data`, a source that `load_data` reads, "none" for synthetic samples, or a
+            `Calibration`.
+        val_data: With `max_drop`, samples for the metric; default: every fourth sample of the data.
+        images: Number of samples to read from a source.
+        size: Height and width that image files are resized to.
+        preprocess: Conversion of the samples into the model's input, or the name of a preset.
+        task: Task that the result is measured on, by name or with its options; default: guessed.
+        metric: Metric that is reported on held-out samples; default: the first of the task.
+        recover: Recover accuracy on the data; default: if there is data.
+        curves: Sensitivity curves, or the path of their file.
+        min_group_accuracy: Lowest value of each group's curve.
+        max_loss: Highest value of each group's curve, for metrics where lower is better.
+        allocator: Rule that shares the target among the groups; see `plan`.
+        normalize: Normalization that makes scores of groups comparable; default: the criterion's own.
+        steps: Number of steps, with new scores between them.
+        schedule: With steps: "linear" or "geometric".
+        constraints: Rounding, minimum counts, protected groups, overrides.
+        attention: Channels to free in multi-head attention, "heads" or "head_dim".
+        include_inexact: Free also channels that statistics run over.
+        shapes: Sizes of dynamic inputs that the model is analyzed and run at, {"x": (1, 3, 48, 320)}; None leaves a
+            dimension open. The result takes every size that the original takes.
+        latency: Predict and measure latency, whatever the target is.
+        batch: Samples per run, for latency.
+        threads: CPU threads, for latency; 0: all cores.
+        runs: Timed runs of each model, for latency.
+        device: Device of onnxruntime: "cpu", "cuda" or "auto".
+        verify: Prove the result.
+        tolerance: Largest relative difference that the proof allows; default: by element type.
+        progress: Called with (stage, done, total).
+
+    Raises:
+        OnnxPruneError: options that exclude each other, a target that cannot be reached, too few samples.
+        VerificationError: the pruned model does not compute what the masked original computes.
+    """
+    aim, measured = as_target(target), as_curves(curves)
+    if recover and data is None:
+        raise OnnxPruneError("recovery needs samples", fix="pass data, or recover=False")
+    if steps is not None and measured is not None:
+        raise OnnxPruneError("steps compute new scores, so curves do not apply", fix="leave out steps or curves")
+    if max_drop is not None:
+        _check_budget(aim, ratio, measured, steps, recover, verify, data)
+    rule, params, reduce = _criterion(criterion, params, reduce, measured, data is not None)
+    original = as_model(model, shapes)
+    samples = as_calibration(data, original, images=images, size=size, preprocess=preprocess, device=device)
+    recovering = samples is not None and recover is not False
+    if samples is not None and recovering:
+        check_samples(samples.data)
+    limits = constraints or Constraints()
+    if limits.round_to == "auto" and device == "cuda":
+        limits = replace(limits, round_to=kernel_block("cuda"))
+    tick = _stages_of(progress)
+    analysis = analyze(original, attention=attention, include_inexact=include_inexact)
+    predictor = None
+    measure = minimize if max_drop is not None else aim.measure if aim is not None else ""
+    if latency or "latency" in (allocator, measure):
+        predictor = latency_model(
+            analysis, batch=batch, threads=threads, device=device, progress=tick("measuring latency")
+        )
+    if max_drop is not None:
+        assert samples is not None
+        fit, evaluation = samples, as_calibration(
+            val_data, original, size=size, preprocess=preprocess, device=device
+        )  # fmt: skip
+        if evaluation is None:
+            parts = held_out(samples.data)
+            fit, evaluation = (replace(samples, data=part) for part in parts)
+        path = PrunePath(
+            analysis, fit, measure=minimize, criterion=rule, params=params or {}, reduce=reduce, allocator=allocator,
+            normalize=normalize, constraints=limits, latency=predictor, feeds=fit.first(original), tolerance=tolerance,
+        )  # fmt: skip
+        search = prune_to_budget(
+            path, evaluation, max_drop, task=task_options(task, metric), progress=tick("points tried")
+        )
+        best = search.best.point
+        speedup = _speedup(analysis, best.plan, best.model, predictor, device, runs, tick("measuring"))
+        return Pruned(
+            best.model, best.plan, analysis, best.before, best.after, best.verification, None, speedup, search
+        )
+    if steps is not None:
+        made = plan_steps(
+            analysis, rule, aim, steps=steps, schedule=schedule, params=params, reduce=reduce, ratio=ratio,
+            latency=predictor, allocator=allocator, normalize=normalize, constraints=limits, data=samples,
+            progress=tick("scoring"),
+        )  # fmt: skip
+    else:
+        scores = score(analysis, rule, params=params, reduce=reduce, data=samples, progress=tick("scoring"))
+        made = plan(
+            scores, aim, ratio=ratio, curves=measured, min_group_accuracy=min_group_accuracy, max_loss=max_loss,
+            latency=predictor, allocator=allocator, normalize=normalize, constraints=limits,
+        )  # fmt: skip
+    feeds = samples.first(original) if verify and samples is not None and not is_synthetic(samples) else None
+    done = compile_plan(original, made, analysis=analysis, check=verify, feeds=feeds, tolerance=tolerance)
+    result, recovery = done.model, None
+    if samples is not None and recovering:
+        recovery = recover_model(
+            original, result, made, samples, analysis=analysis, task=task_options(task, metric),
+            progress=tick("recovering"),
+        )  # fmt: skip
+        result = recovery.model
+    speedup = _speedup(analysis, made, result, predictor, device, runs, tick("measuring"))
+    return Pruned(result, made, analysis, done.before, done.after, done.verification, recovery, speedup)
+
+
+def _check_budget(
+    target: Target | None, ratio: float | None, curves: Curves | None, steps: int | None, recover: bool | None,
+    verify: bool, data: DataSource | None,
+) -> None:  # fmt: skip
+    if data is None or is_synthetic(data):
+        raise OnnxPruneError("a budget needs real samples, labels not needed", fix='data="images/"')
+    if any(v is not None for v in (target, ratio, curves, steps)):
+        raise OnnxPruneError("a budget finds the target itself", fix="leave out target, ratio, curves and steps")
+    if recover is False or not verify:
+        raise OnnxPruneError("a budget proves and recovers every point", fix="leave out recover and verify")
+
+
+def _criterion(
+    criterion: str | AnyCriterion | None,
+    params: CriterionParams | None,
+    reduce: str | None,
+    curves: Curves | None,
+    with_data: bool,
+) -> tuple[str | AnyCriterion, CriterionParams | None, str | None]:
+    """Return criterion, parameters and reduction; the defaults are those that the curves were measured with."""
+    if criterion is not None:
+        return criterion, params, reduce
+    if curves is None:
+        return "obs" if with_data else "l2", params, reduce
+    name, own = curves.criterion.get("name"), curves.criterion.get("reduce")
+    if not isinstance(name, str):
+        raise OnnxPruneError("the curves do not name the criterion they were measured with", fix="pass the criterion")
+    recorded = {k: v for k, v in curves.criterion.items() if k not in ("name", "reduce", "normalize")}
+    return name, {**recorded, **(params or {})}, reduce or own
+
+
+def _stages_of(progress: StageProgress | None) -> Callable[[str], Progress | None]:
+    return lambda stage: None if progress is None else partial(progress, stage)
+
+
+def _speedup(
+    analysis: Analysis, made: Plan, pruned: Model, predictor: LatencyPredictor | None, device: str, runs: int,
+    progress: Progress | None,
+) -> Speedup | None:  # fmt: skip
+    if predictor is None:
+        return None
+    return measure_speedup(analysis, made, pruned, predictor, device=device, runs=runs, progress=progress)

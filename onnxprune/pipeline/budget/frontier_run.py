@@ -1,0 +1,301 @@
+"""Measurement of a frontier: models along whole paths of plans, for several criteria and allocators, in a folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from onnxprune._utils.atomic_files import write_text
+from onnxprune._utils.formatting import percent
+from onnxprune._utils.parallel import spread
+from onnxprune._utils.progress import Progress
+from onnxprune.analysis.cost import MEASURES
+from onnxprune.analysis.coupling import Analysis
+from onnxprune.errors import OnnxPruneError, VerificationError
+from onnxprune.execution.calibration import Calibration
+from onnxprune.ir.model import Model
+from onnxprune.ir.reader import load
+from onnxprune.ir.writer import save
+from onnxprune.latency.bench import bench
+from onnxprune.options.tasks import TaskOptions
+from onnxprune.pipeline.budget.frontier import RESULT, TABLE, Frontier, FrontierPoint
+from onnxprune.pipeline.budget.judge import Judge
+from onnxprune.pipeline.budget.path import PathPoint, PrunePath
+from onnxprune.pipeline.budget.point_store import MODEL, PointRecord, PointStore, point_store
+from onnxprune.pipeline.budget.quantize import quantize_int8, weight_bytes
+from onnxprune.planning.analyze import analyze
+from onnxprune.planning.constraints import Constraints
+from onnxprune.planning.sensitivity_sweep import data_digest
+
+INT8 = "model-int8.onnx"
+
+
+@dataclass(frozen=True)
+class FrontierSettings:
+    """Settings of a frontier.
+
+    Attributes:
+        measure: Measure that the points save.
+        points: Number of points of a curve.
+        least: Share of the measure that the last point keeps.
+        criteria: Names of criteria, a curve for each with each allocator.
+        allocators: Names of allocators; None: the criterion's own.
+        constraints: Rounding, minimum counts, protected groups.
+        attention: Channels to free in multi-head attention.
+        include_inexact: Free also channels that statistics run over.
+        quantize: "int8", or "" for none.
+        task: Task and metric.
+        latency: Whether latency is measured; the runs for it.
+        threads, runs: Threads and timed runs for latency.
+    """
+
+    measure: str = "macs"
+    points: int = 10
+    least: float = 0.2
+    criteria: tuple[str, ...] = ("obs",)
+    allocators: tuple[str | None, ...] = (None,)
+    constraints: Constraints = field(default_factory=Constraints)
+    attention: str = "heads"
+    include_inexact: bool = False
+    quantize: str = ""
+    task: TaskOptions = field(default_factory=TaskOptions)
+    latency: bool = True
+    threads: int = 1
+    runs: int = 30
+
+    def shares(self) -> list[float]:
+        """Return the shares of a curve: evenly spaced from just below 1 to the least."""
+        return [round(1 - (1 - self.least) * i / self.points, 6) for i in range(1, self.points + 1)]
+
+    def curves(self) -> list[tuple[str, str | None]]:
+        """Return (criterion, allocator) of each curve."""
+        return [(c, a) for c in dict.fromkeys(self.criteria) for a in dict.fromkeys(self.allocators)]
+
+
+def curve_name(criterion: str, allocator: str | None) -> str:
+    """Return the name of a curve, and of its subfolder."""
+    return criterion if allocator is None else f"{criterion}-{allocator}"
+
+
+@dataclass(frozen=True)
+class _CurveTask:
+    """Inputs of a worker: one curve."""
+
+    model: Path
+    folder: Path
+    criterion: str
+    allocator: str | None
+    fit: Calibration
+    evaluation: Calibration
+    settings: FrontierSettings
+
+
+def measure_frontier(
+    model: Model,
+    fit: Calibration,
+    evaluation: Calibration,
+    folder: Path,
+    settings: FrontierSettings | None = None,
+    *,
+    jobs: int = 1,
+    backend: str = "loky",
+    address: str | None = None,
+    restart: bool = False,
+    progress: Progress | None = None,
+) -> Frontier:
+    """Measure accuracy over cost, point by point; an interrupted run continues in the same folder.
+
+    Args:
+        model: Original.
+        fit: Samples for the criteria and the recovery.
+        evaluation: Samples for the metric, apart from those.
+        folder: Folder for the points, a subfolder for each curve; `frontier.json` and `frontier.csv` are written last.
+        settings: Measure, points, criteria and the like.
+        jobs: Curves at a time.
+        backend: "loky" (processes on this machine), "dask" or "ray".
+        address: Address of the cluster.
+        restart: Discard the points of an earlier run.
+        progress: Called with (points done, points in all).
+
+    Raises:
+        OnnxPruneError: Settings out of range, a folder of another run, data that does not fit.
+        VerificationError: A stripped model does not compute what the masked original computes.
+    """
+    how = settings or FrontierSettings()
+    _check(how)
+    judge = Judge(model, evaluation, how.task)
+    with point_store(folder, _identity(model, fit, evaluation, how), restart=restart) as store:
+        source = folder / "original.onnx"
+        if not source.exists():
+            save(model, source)
+        tasks = [_CurveTask(source, folder, c, a, fit, evaluation, how) for c, a in how.curves()]
+        notes = []
+        for i, note in _run(tasks, jobs, backend, address, progress):
+            if note:
+                notes.append(f"{curve_name(*how.curves()[i])}: {note}")
+        if how.latency:
+            _measure_latency(model, store, how)
+        found = _collected(model, store, judge, how, notes)
+        write_text(folder / TABLE, found.to_csv())
+        write_text(folder / RESULT, json.dumps(found.as_dict(), indent=1, allow_nan=False) + "\n")
+    return found
+
+
+def _check(how: FrontierSettings) -> None:
+    if how.points < 1 or not 0 < how.least < 1:
+        raise OnnxPruneError(
+            f"a frontier of {how.points} points down to {how.least:g} is not possible", fix="--points 10 --least 0.2"
+        )
+    if how.quantize not in ("", "int8"):
+        raise OnnxPruneError(f"cannot quantize to {how.quantize!r}", fix="--quantize int8")
+    if how.measure == "latency" or "latency" in how.allocators:
+        raise OnnxPruneError("a frontier saves macs, params, bytes, memory or channels", fix="--minimize macs")
+
+
+def _identity(model: Model, fit: Calibration, evaluation: Calibration, how: FrontierSettings) -> dict[str, Any]:
+    """Return the settings that the points depend on."""
+    return {
+        "kind": "frontier", "model": model.fingerprint, "data": data_digest(fit.data, fit.preprocess),
+        "evaluation": data_digest(evaluation.data, evaluation.preprocess), "measure": how.measure,
+        "points": how.points, "least": how.least, "constraints": repr(vars(how.constraints)),
+        "attention": how.attention, "inexact": how.include_inexact, "task": repr(vars(how.task)),
+    }  # fmt: skip
+
+
+def _run(
+    tasks: Sequence[_CurveTask], jobs: int, backend: str, address: str | None, progress: Progress | None
+) -> Iterator[tuple[int, str]]:
+    """Yield (index, remark) of every curve that is done."""
+    each = tasks[0].settings.points
+
+    def tick(done: float) -> None:
+        if progress is not None:
+            progress(int(done * each), len(tasks) * each)
+
+    def within(before: int, points: int) -> None:
+        tick(before + points / each)
+
+    if jobs == 1 and backend == "loky":
+        for i, task in enumerate(tasks):
+            yield i, _measure_curve(task, partial(within, i))
+            tick(i + 1)
+        return
+    for done, (i, note) in enumerate(spread(_measure_curve, tasks, jobs=jobs, backend=backend, address=address)):
+        yield i, note
+        tick(done + 1)
+
+
+def _measure_curve(task: _CurveTask, tick: Callable[[int], None] | None = None) -> str:
+    """Measure the points of one curve that are missing; return a remark if it ends early."""
+    how, store = task.settings, PointStore(task.folder)
+    model = load(task.model)
+    analysis = analyze(model, attention=how.attention, include_inexact=how.include_inexact)
+    path = PrunePath(
+        analysis, task.fit, measure=how.measure, criterion=task.criterion, allocator=task.allocator,
+        constraints=how.constraints, feeds=task.fit.first(model),
+    )  # fmt: skip
+    judge: Judge | None = None
+    last: PathPoint | None = None
+    for i, share in enumerate(how.shares()):
+        name = _point_name(task.criterion, task.allocator, share)
+        record = store.record(name)
+        if record is None:
+            last = last or _read_last(store, task, analysis, i)
+            try:
+                point = path.point(share, last)
+            except VerificationError:
+                raise
+            except OnnxPruneError as err:
+                return f"ends at {percent(share)} of the {how.measure}: {err.what}"
+            last = store.write(name, point, analysis)
+            record = store.record(name)
+        else:
+            last = None
+        assert record is not None
+        wanted = {"float"} | ({"int8"} if how.quantize else set())
+        if wanted - record.figures.keys():
+            judge = judge or Judge(model, task.evaluation, how.task)
+            _evaluate(store, name, judge, task.fit, how, record)
+        if tick is not None:
+            tick(i + 1)
+    return ""
+
+
+def _read_last(store: PointStore, task: _CurveTask, analysis: Analysis, index: int) -> PathPoint | None:
+    """Return the point before the one with an index; None at the start."""
+    if index == 0:
+        return None
+    share = task.settings.shares()[index - 1]
+    return store.read(_point_name(task.criterion, task.allocator, share), analysis)
+
+
+def _point_name(criterion: str, allocator: str | None, share: float) -> str:
+    return f"{curve_name(criterion, allocator)}/{share:.4f}"
+
+
+def _evaluate(
+    store: PointStore, name: str, judge: Judge, fit: Calibration, how: FrontierSettings, record: PointRecord
+) -> None:
+    model = load(store.folder / name / MODEL)
+    figures: dict[str, Any] = dict(record.figures)
+    if "float" not in figures:
+        figures["float"] = vars(judge.read(model))
+    if how.quantize and "int8" not in figures:
+        quantized = quantize_int8(model, fit)
+        save(quantized, store.folder / name / INT8)
+        figures["int8"] = {**vars(judge.read(quantized)), "bytes": weight_bytes(quantized)}
+    store.add_figures(name, figures)
+
+
+def _measure_latency(model: Model, store: PointStore, how: FrontierSettings) -> None:
+    """Measure points whose latency is missing, each in turn with the original."""
+    for criterion, allocator in how.curves():
+        for share in how.shares():
+            name = _point_name(criterion, allocator, share)
+            record = store.record(name)
+            if record is None:
+                continue
+            for kind, file in (("float", MODEL), ("int8", INT8)):
+                path = store.folder / name / file
+                if kind not in record.figures or f"{kind}_latency" in record.figures or not path.exists():
+                    continue
+                whole, small = bench([model, load(path)], threads=how.threads, runs=how.runs)
+                before, after = whole.latency.median, small.latency.median
+                record = store.add_figures(name, {f"{kind}_latency": {"seconds": after, "share": after / before}})
+
+
+def _collected(model: Model, store: PointStore, judge: Judge, how: FrontierSettings, notes: Sequence[str]) -> Frontier:
+    points = []
+    for kind, file in (("float", MODEL), ("int8", INT8)):
+        for criterion, allocator in how.curves():
+            curve = curve_name(criterion, allocator) + (", int8" if kind == "int8" else "")
+            for share in how.shares():
+                name = _point_name(criterion, allocator, share)
+                record = store.record(name)
+                if record is None or kind not in record.figures or (kind == "int8" and not how.quantize):
+                    continue
+                points.append(_point(curve, f"{name}/{file}", kind, record))
+    if not points:
+        raise OnnxPruneError("the frontier has no points: " + "; ".join(notes or ["nothing can be removed"]))
+    name = model.path.name if model.path is not None else "model"
+    return Frontier(
+        name, how.measure, judge.metric.name, judge.unit, judge.metric.higher_is_better, judge.original.value,
+        len(judge.calibration), tuple(points), tuple(notes), store.folder,
+    )  # fmt: skip
+
+
+def _point(curve: str, path: str, kind: str, record: PointRecord) -> FrontierPoint:
+    costs = {m: record.after.ratio(record.before, m) for m in MEASURES}
+    timed = record.figures.get(f"{kind}_latency")
+    if timed is not None:
+        costs["latency"] = float(timed["share"])
+    read = record.figures[kind]
+    if "bytes" in read:
+        costs["bytes"] = read["bytes"] / max(1, record.before.bytes)
+    return FrontierPoint(
+        curve, record.target, costs, float(read["value"]), read["error"], float(read["drop"]), read["drop_error"], path
+    )

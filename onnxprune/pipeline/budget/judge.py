@@ -1,0 +1,135 @@
+"""Drop of a metric between the original and a smaller model, on samples held out of calibration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import sqrt
+from typing import Any
+
+import numpy as np
+
+from onnxprune.errors import OnnxPruneError
+from onnxprune.execution.calibration import Calibration
+from onnxprune.execution.data import Data
+from onnxprune.execution.sessions import Session
+from onnxprune.execution.tasks.metrics import SHARES, Metric, MetricValue, Outcome, kind_of
+from onnxprune.execution.tasks.task import bind_task, find_metric
+from onnxprune.ir.model import Array, Model
+from onnxprune.options.tasks import TaskOptions
+
+EVERY = 4  # every 4th sample is held out of calibration
+LEAST = 32  # samples of which some can be held out
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Metric of one model.
+
+    Attributes:
+        value: Value of the metric.
+        error: Its standard error; None if it has none.
+        drop: Loss against the original, positive if the model is worse: percentage points for a metric that is a share,
+            the metric's own unit otherwise.
+        drop_error: Standard error of the drop, from the differences of the samples; None if it is not known.
+    """
+
+    value: float
+    error: float | None
+    drop: float
+    drop_error: float | None
+
+
+def held_out(data: Data) -> tuple[Data, Data]:
+    """Return (samples for calibration, samples for evaluation): every 4th sample of each class is held out.
+
+    Raises:
+        OnnxPruneError: There are fewer than 32 samples.
+    """
+    if len(data) < LEAST:
+        raise OnnxPruneError(
+            f"a budget needs at least {LEAST} samples; there are {len(data)}",
+            fix="use more data, or give samples for the evaluation with --val-data",
+        )
+    rank = np.arange(len(data))
+    if isinstance(data.y, np.ndarray):
+        for label in np.unique(data.y):
+            own = np.flatnonzero(data.y == label)
+            rank[own] = np.arange(len(own)) + int(label)  # classes smaller than 4 are held out in turn
+    out = rank % EVERY == EVERY - 1
+    return data.take(np.flatnonzero(~out)), data.take(np.flatnonzero(out))
+
+
+class Judge:
+    """Evaluation of models against the original on the same samples.
+
+    Args:
+        original: Original model.
+        calibration: Samples for the evaluation, and how to run them.
+        options: Task and metric. Default: guessed from the model and the targets; without targets the task's agreement
+            with the original.
+
+    Raises:
+        OnnxPruneError: Task or metric are unknown or do not fit, or the metric needs targets that the data lacks.
+    """
+
+    def __init__(self, original: Model, calibration: Calibration, options: TaskOptions | None = None) -> None:
+        self.calibration = calibration
+        c = calibration
+        feed, targets = c.feeds(original)[0]
+        self.metric, self._bound = _metric(original, options or TaskOptions(), kind_of(targets), feed)
+        names = [t.name for t in original.graph.outputs]
+        self._reads = self.metric.outputs_read(names)
+        self._reference = Session(original, device=c.device, threads=c.threads)
+        self._records, found = self._evaluate(original)
+        self.original = Judgement(found.value, found.error, 0.0, 0.0)
+
+    @property
+    def unit(self) -> str:
+        """Unit of a drop: "points" for a share, else the metric's name."""
+        return "points" if self.metric.name in SHARES else self.metric.name
+
+    def read(self, model: Model) -> Judgement:
+        """Return the metric of a model and its drop.
+
+        Raises:
+            OnnxPruneError: Outputs that are not finite, or that the metric does not accept.
+        """
+        records, found = self._evaluate(model)
+        if not np.isfinite(found.value):
+            raise OnnxPruneError(
+                f"the metric {self.metric.name!r} is {found.value} for the smaller model",
+                fix="check the data, or choose another --metric",
+            )
+        scale = (100.0 if self.unit == "points" else 1.0) * (1.0 if self.metric.higher_is_better else -1.0)
+        drop_error = None
+        if records is not None and self._records is not None:
+            drop_error = abs(scale) * float(np.std(self._records - records)) / sqrt(len(records))
+        return Judgement(found.value, found.error, scale * (self.original.value - found.value), drop_error)
+
+    def _evaluate(self, model: Model) -> tuple[Array | None, MetricValue]:
+        """Return the numbers of the samples (None if the metric is not their mean), and the value."""
+        c, metric = self.calibration, self.metric
+        session, feeds = Session(model, device=c.device, threads=c.threads), c.feeds(model)
+        kept: list[Any] = []
+        for i in range(len(feeds)):
+            feed, targets = feeds[i]
+            theirs = self._reference.run(feed, self._reads) if metric.wants_reference else ()
+            size = self._bound.size(feed) if self._bound is not None else None
+            real = feeds.real(i)
+            outcome = Outcome(session.run(feed, self._reads), targets, theirs, real, size, feeds.fixed or real)
+            kept.append(metric.reduced([outcome]))
+        found = metric.joined(kept)
+        if metric.samples is not None:
+            return np.concatenate(kept), found
+        if metric.collect is not None and metric.combine is None:
+            return np.array([record for batch in kept for record in batch], np.float64), found
+        return None, found
+
+
+def _metric(model: Model, options: TaskOptions, targets: str, feed: Any) -> tuple[Metric, Any]:
+    """Return the metric, and the task that it belongs to if any."""
+    if options.metric is not None or targets != "none":
+        return find_metric(model, options, targets=targets, feed=feed)
+    bound = bind_task(model, options, targets=targets, feed=feed)
+    shares = [m for m in bound.distances if m.name in SHARES]
+    return (shares or bound.distances)[0], bound

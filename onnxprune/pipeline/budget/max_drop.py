@@ -1,0 +1,290 @@
+"""The cheapest model whose metric stays within a budget: a search along one path of plans."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from math import sqrt
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from onnxprune._utils.formatting import percent
+from onnxprune._utils.progress import Progress
+from onnxprune.errors import OnnxPruneError, VerificationError
+from onnxprune.execution.calibration import Calibration
+from onnxprune.options.tasks import TaskOptions
+from onnxprune.pipeline.budget.judge import Judge, Judgement
+from onnxprune.pipeline.budget.path import PathPoint, PrunePath
+from onnxprune.pipeline.budget.point_store import point_store
+from onnxprune.planning.sensitivity_sweep import data_digest
+
+FACTOR = 0.8  # share of the last point within the budget that the next point keeps, until one exceeds it
+RESOLUTION = 0.03  # the search ends when the smallest point within the budget is so close to one beyond it
+EXPECTED = 10  # points of a search, for its progress
+LEAST = 0.05  # share of the measure below which the search does not go
+
+
+@dataclass(frozen=True, repr=False)
+class BudgetPoint:
+    """Model that the search tried.
+
+    Attributes:
+        target: Share of the measure that was asked for.
+        kept: Share of the measure that the model keeps.
+        reading: Metric and drop on held-out samples.
+        within: True if the drop is within the budget.
+        seconds: Duration of choosing, proving, recovering and evaluating.
+        point: Model, plan, proof and recovery.
+    """
+
+    target: float
+    kept: float
+    reading: Judgement
+    within: bool
+    seconds: float
+    point: PathPoint = field(repr=False)
+
+    def __repr__(self) -> str:
+        verdict = "within" if self.within else "beyond"
+        return f"<BudgetPoint: {percent(self.kept)} kept, drop {self.reading.drop:.2f}, {verdict} the budget>"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the figures as a JSON object."""
+        r = self.reading
+        return {
+            "target": self.target, "kept": self.kept, "value": r.value, "error": r.error, "drop": r.drop,
+            "drop_error": r.drop_error, "within": self.within, "seconds": self.seconds,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, repr=False)
+class BudgetSearch:
+    """Result of a search for the cheapest model within a budget.
+
+    Attributes:
+        measure: Measure that was minimized.
+        metric: Name of the metric.
+        unit: Unit of the drops.
+        max_drop: Budget.
+        original: Value of the metric for the original.
+        samples: Number of held-out samples.
+        points: All models that were tried, in the order of the share they keep, largest first.
+        warning: Reason why the claim is weaker than asked for; "" if there is none.
+        judge: Evaluation on the held-out samples.
+        folder: Folder with the points, if they are stored.
+    """
+
+    measure: str
+    metric: str
+    unit: str
+    max_drop: float
+    original: float
+    samples: int
+    points: tuple[BudgetPoint, ...]
+    judge: Judge = field(repr=False)
+    warning: str = ""
+    folder: Path | None = None
+
+    def remove_points(self) -> None:
+        """Remove the stored points, after the result was written."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    @property
+    def best(self) -> BudgetPoint:
+        """The cheapest point within the budget."""
+        return min((p for p in self.points if p.within), key=lambda p: p.kept)
+
+    @property
+    def larger(self) -> BudgetPoint | None:
+        """The neighbour that keeps more; None if there is none."""
+        return min((p for p in self.points if p.kept > self.best.kept), key=lambda p: p.kept, default=None)
+
+    @property
+    def smaller(self) -> BudgetPoint | None:
+        """The neighbour that keeps less, beyond the budget; None if there is none."""
+        return max((p for p in self.points if p.kept < self.best.kept), key=lambda p: p.kept, default=None)
+
+    @property
+    def summary(self) -> str:
+        """The result in one line."""
+        best = self.best
+        error = "" if best.reading.drop_error is None else f" +- {best.reading.drop_error:.2g}"
+        return (
+            f"{percent(best.kept)} of the {self.measure} kept, {self.metric} drops by {best.reading.drop:.2f}{error} "
+            f"{self.unit} of {self.max_drop:g} on {self.samples} held-out samples"
+        )
+
+    def __repr__(self) -> str:
+        return f"<BudgetSearch: {self.summary}>"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the result as a JSON object."""
+        return {
+            "measure": self.measure, "metric": self.metric, "unit": self.unit, "max_drop": self.max_drop,
+            "original": self.original, "samples": self.samples, "warning": self.warning or None,
+            "points": [p.as_dict() for p in self.points],
+        }  # fmt: skip
+
+
+PointMaker = Callable[[float, PathPoint | None], PathPoint]
+"""Maker of the point that keeps a share, from an earlier point; `PrunePath.point`, or one that stores points."""
+
+
+def prune_to_budget(
+    path: PrunePath,
+    evaluation: Calibration,
+    max_drop: float,
+    *,
+    task: TaskOptions | None = None,
+    folder: Path | None = None,
+    restart: bool = False,
+    notice: Callable[[BudgetPoint], None] | None = None,
+    progress: Progress | None = None,
+) -> BudgetSearch:
+    """Search for the cheapest model whose metric drops by at most `max_drop`; see `smallest_within`.
+
+    Args:
+        path: Settings of the points.
+        evaluation: Samples for the metric, apart from those of the path.
+        max_drop: Largest drop.
+        task: Task and metric.
+        folder: Folder for the points, so that an interrupted search continues; see `BudgetSearch.remove_points`.
+        restart: Discard the points of an interrupted search.
+        notice: Called with each point.
+        progress: Called with (points tried, points expected).
+
+    Raises:
+        OnnxPruneError: See `smallest_within`; the folder holds points of other settings.
+    """
+    original = path.analysis.source
+    judge = Judge(original, evaluation, task)
+    tried = 0
+
+    def count(point: BudgetPoint) -> None:
+        nonlocal tried
+        tried += 1
+        if notice is not None:
+            notice(point)
+        if progress is not None:
+            progress(tried, max(tried, EXPECTED))
+
+    if folder is None:
+        return smallest_within(path, judge, max_drop, notice=count)
+    settings = {
+        "kind": "max-drop", "model": original.fingerprint, "path": path.identity,
+        "data": data_digest(path.calibration.data, path.calibration.preprocess),
+    }  # fmt: skip
+    with point_store(folder, settings, restart=restart) as store:
+
+        def make(share: float, since: PathPoint | None) -> PathPoint:
+            name = f"{'whole' if since is None else f'{since.kept:.6f}'}-{share:.6f}"
+            found = store.read(name, path.analysis)
+            return found or store.write(name, path.point(share, since), path.analysis)
+
+        return replace(smallest_within(path, judge, max_drop, make=make, notice=count), folder=folder)
+
+
+def smallest_within(
+    path: PrunePath,
+    judge: Judge,
+    max_drop: float,
+    *,
+    make: PointMaker | None = None,
+    notice: Callable[[BudgetPoint], None] | None = None,
+) -> BudgetSearch:
+    """Search for the point with the smallest share of the measure whose drop is within the budget.
+
+    The first points each keep 0.8 of the point before. When one exceeds the budget, the interval between it and the
+    last point within is halved (geometrically) until it is narrower than 3 %; every point starts from the smallest one
+    within the budget so far. A drop counts as within the budget if it is so with one standard error added; where that
+    error is larger than half of the budget, the samples cannot support this and the drop alone counts (with a warning).
+
+    Args:
+        path: Settings of the points.
+        judge: Evaluation on held-out samples.
+        max_drop: Largest drop, in the unit of the judge.
+        make: Maker of the points; default: `path.point`.
+        notice: Called with each point.
+
+    Raises:
+        OnnxPruneError: The budget is not a positive number, or no point meets it (names the best one).
+    """
+    if not 0 <= max_drop < float("inf"):
+        raise OnnxPruneError(f"the budget {max_drop:g} is not a drop of at least 0", fix="--max-drop 1.0")
+    make = make or path.point
+    points: list[BudgetPoint] = []
+    weak = False
+    good: BudgetPoint | None = None
+    for share in _Shares(points):
+        began = perf_counter()
+        try:
+            point = make(share, good.point if good is not None else None)
+        except VerificationError:
+            raise
+        except OnnxPruneError:
+            if not points:
+                raise
+            break  # the constraints allow no smaller model
+        if any(point.kept == p.kept for p in points):
+            break
+        reading = judge.read(point.model)
+        margin, hard = _margin(reading, max_drop)
+        weak |= hard
+        within = reading.drop + margin <= max_drop
+        points.append(BudgetPoint(share, point.kept, reading, within, perf_counter() - began, point))
+        if notice is not None:
+            notice(points[-1])
+        if within:
+            good = points[-1]
+    points.sort(key=lambda p: -p.kept)
+    if good is None:
+        best = min(points, key=lambda p: p.reading.drop)
+        raise OnnxPruneError(
+            f"no smaller model is within a drop of {max_drop:g} {judge.unit}: the best one keeps {percent(best.kept)} "
+            f"of the {path.measure} and drops by {best.reading.drop:.2f}",
+            fix="allow a larger drop, use more samples, or retrain (`onnxprune retrain`)",
+        )
+    count = len(judge.calibration)
+    warning = ""
+    if weak:
+        warning = (
+            f"{count} held-out samples cannot support a drop of {max_drop:g} {judge.unit} within one standard error; "
+            "use more samples"
+        )
+    return BudgetSearch(
+        path.measure, judge.metric.name, judge.unit, max_drop, judge.original.value, count, tuple(points), judge,
+        warning,
+    )  # fmt: skip
+
+
+def _margin(reading: Judgement, max_drop: float) -> tuple[float, bool]:
+    """Return what is added to a drop before it is compared with the budget, and whether the samples are too few."""
+    if reading.drop_error is None:
+        return 0.0, False
+    if reading.drop_error > max_drop / 2:
+        return 0.0, True
+    return reading.drop_error, False
+
+
+class _Shares:
+    """Shares to try next, from the points tried so far."""
+
+    def __init__(self, points: list[BudgetPoint]) -> None:
+        self.points = points
+
+    def __iter__(self) -> Iterator[float]:
+        while True:
+            good = min((p.kept for p in self.points if p.within), default=1.0)
+            bad = max((p.kept for p in self.points if not p.within and p.kept < good), default=None)
+            if bad is None:
+                share = good * FACTOR
+            elif bad >= good * (1 - RESOLUTION):
+                return
+            else:
+                share = sqrt(good * bad)
+            if share < LEAST:
+                return
+            yield share

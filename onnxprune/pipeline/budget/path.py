@@ -1,0 +1,155 @@
+"""Models along one path of plans: every point removes more channels than the point it starts from.
+
+A point is chosen on the recovered model of the point before (scores of the remaining channels, on weights that already
+compensate for the removed ones), stripped from the original, proved against the masked original, and recovered with the
+original as teacher. Its plan therefore refers to the original, whatever the number of points before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxprune import __version__ as version
+from onnxprune._utils.formatting import percent
+from onnxprune.analysis.cost import Cost, CostModel
+from onnxprune.analysis.coupling import Analysis
+from onnxprune.criteria import AnyCriterion
+from onnxprune.criteria import get as get_criterion
+from onnxprune.criteria.scoring import Scores
+from onnxprune.execution.calibration import Calibration
+from onnxprune.ir.model import Array, Model
+from onnxprune.pipeline._stages import compile_plan
+from onnxprune.planning.constraints import Constraints
+from onnxprune.planning.iterative import rescored
+from onnxprune.planning.planner import AllocationRequest, allocate, assembled, check_allocator
+from onnxprune.planning.targets import LatencyPredictor, MeasureShare, Target
+from onnxprune.plans import Plan
+from onnxprune.recovery.recover import recover
+from onnxprune.verification import Verification
+
+
+@dataclass(frozen=True, repr=False)
+class PathPoint:
+    """Model at one point of a path.
+
+    Attributes:
+        target: Share of the measure that was asked for.
+        kept: Share of the measure that the plan keeps.
+        plan: Channels removed from the original.
+        model: Stripped, proved and recovered model.
+        scores: Scores of all channels, by their indices in the original.
+        before: Cost of the original.
+        after: Cost of the model.
+        certificate: Certificate of the proof, see `Verification.as_dict`.
+        recovery: Stages of the recovery, see `Recovered.as_dict`.
+        verification: Certificate as an object; None if the point was read from its files.
+    """
+
+    target: float
+    kept: float
+    plan: Plan
+    model: Model
+    scores: Scores = field(repr=False)
+    before: Cost
+    after: Cost
+    certificate: Mapping[str, Any] = field(repr=False)
+    recovery: Mapping[str, Any] = field(repr=False)
+    verification: Verification | None = field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        return f"<PathPoint: {percent(self.kept)} kept, proved: {self.certificate['summary']}>"
+
+
+@dataclass(frozen=True)
+class PrunePath:
+    """Settings of a path.
+
+    Attributes:
+        analysis: Coupling analysis of the original.
+        calibration: Samples for the criterion and the recovery.
+        measure: Measure that the points save: "macs", "bytes", "latency" or another of `Target`.
+        criterion: Name or instance.
+        params: Parameters of a criterion that is given by name.
+        reduce: Reduction over the weights of a group; None: the criterion's own.
+        allocator: Allocator; None: the criterion's own.
+        normalize: Normalization of scores; None: the criterion's own.
+        constraints: Rounding, minimum counts, protected groups.
+        latency: Latency model, if the measure or the allocator is latency.
+        feeds: Inputs for whole runs of the proof, beside random ones.
+        tolerance: Largest relative difference that the proof allows; None: by element type.
+    """
+
+    analysis: Analysis
+    calibration: Calibration
+    measure: str = "macs"
+    criterion: str | AnyCriterion = "obs"
+    params: Mapping[str, Any] = field(default_factory=dict)
+    reduce: str | None = None
+    allocator: str | None = None
+    normalize: str | None = None
+    constraints: Constraints = field(default_factory=Constraints)
+    latency: LatencyPredictor | None = None
+    feeds: Sequence[Mapping[str, Array]] | None = None
+    tolerance: float | None = None
+
+    def point(self, share: float, since: PathPoint | None = None) -> PathPoint:
+        """Return the point that keeps a share of the measure, chosen on the recovered model of an earlier point.
+
+        Args:
+            share: Share of the original's measure to keep.
+            since: Point that keeps more; None: the original.
+
+        Raises:
+            OnnxPruneError: The share cannot be reached; see `score`, `plan` and `recover` for others.
+            VerificationError: The stripped model does not compute what the masked original computes.
+        """
+        analysis = self.analysis
+        target = Target(**{self.measure: share})
+        gone: dict[str, npt.NDArray[np.int64]] = {}
+        if since is not None:
+            gone = {name: np.array(r.removed, np.int64) for name, r in since.plan.groups.items()}
+        options = {"reduce": self.reduce, "calibration": self.calibration, **self.params}
+        scores = rescored(
+            analysis, since.scores if since is not None else None, gone, self.criterion, options,
+            pruned=since.model if since is not None else None,
+        )  # fmt: skip
+        allocator = check_allocator(self.allocator, target, None, latency=self.latency, default=self._own_allocator)
+        request = AllocationRequest(target, None, allocator, self.normalize or scores.normalize, self.constraints)
+        groups = allocate(scores, request, latency=self.latency, removed=gone, final=True)
+        record = {"scope": allocator} if allocator in ("latency", "saving") else {}
+        plan = assembled(scores, request, groups, record, version)
+        compiled = compile_plan(
+            analysis.source, plan, analysis=analysis, feeds=self.feeds, tolerance=self.tolerance,
+            device=self.calibration.device,
+        )  # fmt: skip
+        assert compiled.verification is not None
+        recovered = recover(analysis.source, compiled.model, plan, self.calibration, analysis=analysis)
+        return PathPoint(
+            share, self.kept(plan), plan, recovered.model, scores, compiled.before, compiled.after,
+            compiled.verification.as_dict(), recovered.as_dict(), compiled.verification,
+        )  # fmt: skip
+
+    def kept(self, plan: Plan) -> float:
+        """Return the share of the measure that a plan keeps."""
+        shares = MeasureShare(CostModel(self.analysis), self.measure, self.latency)
+        return shares.share(self.analysis.kept(plan))
+
+    @property
+    def identity(self) -> str:
+        """Text of the settings that the points depend on, besides the model and the samples."""
+        rule = self.criterion if isinstance(self.criterion, str) else repr(self.criterion)
+        parts = (
+            self.measure, rule, sorted(self.params.items()), self.reduce, self.allocator, self.normalize,
+            sorted(vars(self.constraints).items()), self.analysis.choices.options(), self.tolerance,
+        )  # fmt: skip
+        return repr(parts)
+
+    @property
+    def _own_allocator(self) -> str:
+        rule = get_criterion(self.criterion, **self.params) if isinstance(self.criterion, str) else self.criterion
+        return rule.default_allocator

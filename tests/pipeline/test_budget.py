@@ -1,0 +1,251 @@
+"""Search for a budget: which points are tried, what counts as within, and what is kept on disk."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import onnxprune as op
+from onnxprune.errors import OnnxPruneError
+from onnxprune.execution.calibration import Calibration
+from onnxprune.execution.data import Data
+from onnxprune.options.tasks import TaskOptions
+from onnxprune.pipeline.budget.judge import EVERY, Judge, Judgement, held_out
+from onnxprune.pipeline.budget.max_drop import FACTOR, LEAST, RESOLUTION, BudgetSearch, smallest_within
+from onnxprune.pipeline.budget.path import PrunePath
+from onnxprune.pipeline.budget.point_store import RECORD, point_store
+from onnxprune.pipeline.budget.quantize import quantize_int8
+
+DIGITS = Path(__file__).parent.parent.parent / "models" / "digits_cnn.onnx"
+
+
+def search(
+    drop: Any, budget: float, *, floor: float = 0.0, error: float | None = None, block: float = 0.0
+) -> tuple[BudgetSearch, list[tuple[float, float | None]]]:
+    """Search with points whose drop is a function of the share kept; return the calls as well."""
+    calls: list[tuple[float, float | None]] = []
+
+    def make(share: float, since: Any) -> Any:
+        if share < floor:
+            raise OnnxPruneError("the target cannot be reached")
+        calls.append((share, None if since is None else since.kept))
+        kept = share if not block else max(block, block * round(share / block))
+        return SimpleNamespace(kept=kept, model=kept)
+
+    judge = SimpleNamespace(
+        read=lambda kept: Judgement(1 - drop(kept) / 100, error, drop(kept), error), unit="points",
+        metric=SimpleNamespace(name="top1"), original=Judgement(1.0, 0.0, 0.0, 0.0), calibration=range(100),
+    )  # fmt: skip
+    path = SimpleNamespace(measure="macs", point=make)
+    return smallest_within(path, judge, budget), calls  # type: ignore[arg-type]
+
+
+@given(st.floats(0.06, 0.97))
+def test_the_smallest_point_is_close_to_the_border(border: float) -> None:
+    found, calls = search(lambda kept: 0.0 if kept >= border else 5.0, 1.0)
+    assert found.best.kept >= border
+    assert found.smaller is None or found.best.kept <= border / (1 - RESOLUTION)
+    assert len(calls) <= 22
+    kept = [p.kept for p in found.points]
+    assert kept == sorted(kept, reverse=True)
+
+
+@given(st.floats(0.06, 0.9))
+def test_every_point_starts_from_the_smallest_one_within(border: float) -> None:
+    _, calls = search(lambda kept: 0.0 if kept >= border else 5.0, 1.0)
+    within: list[float] = []
+    for share, since in calls:
+        assert since == (min(within) if within else None)
+        assert since is None or share < since
+        if share >= border:
+            within.append(share)
+
+
+def test_shares_shrink_by_a_factor_until_one_exceeds_the_budget() -> None:
+    _, calls = search(lambda kept: 0.0, 1.0)
+    shares = [share for share, _ in calls]
+    np.testing.assert_allclose(shares, [FACTOR**i for i in range(1, len(shares) + 1)])
+    assert shares[-1] * FACTOR < LEAST
+
+
+def test_no_point_within_names_the_best_one() -> None:
+    with pytest.raises(OnnxPruneError, match=r"no smaller model is within a drop of 1 points: the best one keeps 9"):
+        search(lambda kept: 5.0 + (1 - kept), 1.0)
+
+
+def test_constraints_that_allow_no_less_end_the_search() -> None:
+    found, _ = search(lambda kept: 0.0, 1.0, floor=0.5)
+    assert found.best.kept == pytest.approx(FACTOR**3)
+    assert found.smaller is None
+    with pytest.raises(OnnxPruneError, match="cannot be reached"):
+        search(lambda kept: 0.0, 1.0, floor=0.9)
+
+
+def test_blocks_that_give_the_same_model_end_the_search() -> None:
+    found, calls = search(lambda kept: 0.0 if kept > 0.45 else 9.0, 1.0, block=0.25)
+    assert found.best.kept == 0.5
+    assert len(calls) < 8
+
+
+def test_the_standard_error_is_added_where_the_samples_allow_it() -> None:
+    found, _ = search(lambda kept: 2 * (1 - kept), 1.0, error=0.4)
+    assert found.best.reading.drop + 0.4 <= 1.0
+    assert not found.warning
+    found, _ = search(lambda kept: 2 * (1 - kept), 1.0, error=0.6)
+    assert 0.9 < found.best.reading.drop <= 1.0
+    assert "cannot support a drop of 1 points" in found.warning
+
+
+@pytest.mark.parametrize("budget", [-1.0, float("nan"), float("inf")])
+def test_budgets_that_are_no_drop_are_refused(budget: float) -> None:
+    with pytest.raises(OnnxPruneError, match="budget"):
+        search(lambda kept: 0.0, budget)
+
+
+# ------------------------------------------------------------------------------------------------ the held-out samples
+
+
+@given(st.lists(st.integers(0, 4), min_size=40, max_size=90))
+def test_samples_are_held_out_of_every_class(labels: list[int]) -> None:
+    y = np.array(labels, np.int64)
+    fit, out = held_out(Data(np.arange(len(y), dtype=np.float32)[:, None], y, "made"))
+    both = np.concatenate([fit.x, out.x]).ravel()
+    assert sorted(both.tolist()) == list(range(len(y)))
+    for label in np.unique(y):
+        assert abs(int((out.y == label).sum()) - int((y == label).sum()) / EVERY) < 1
+
+
+def test_too_few_samples_are_refused() -> None:
+    with pytest.raises(OnnxPruneError, match="at least 32 samples"):
+        held_out(Data(np.zeros((31, 1), np.float32), None, "made"))
+
+
+def digits(count: int = 120, *, labels: bool = True) -> Data:
+    data = op.load_data("digits:train", images=count)
+    return data if labels else Data(data.x, None, data.name)
+
+
+def test_drops_are_in_points_and_their_error_is_of_pairs() -> None:
+    model = op.load(DIGITS)
+    judge = Judge(model, Calibration(digits()))
+    assert (judge.metric.name, judge.unit) == ("top1", "points")
+    same = judge.read(model)
+    assert (same.drop, same.drop_error) == (0.0, 0.0)
+    worse = judge.read(_damaged(model))
+    assert worse.drop == pytest.approx(100 * (judge.original.value - worse.value))
+    assert worse.drop > 0
+    share = 1 - worse.value
+    assert worse.drop_error == pytest.approx(100 * np.sqrt(share * (1 - share) / 120), rel=1e-6)
+
+
+def test_without_labels_agreement_with_the_original_counts() -> None:
+    model = op.load(DIGITS)
+    judge = Judge(model, Calibration(digits(labels=False)))
+    assert judge.metric.name == "agreement"
+    assert judge.original.value == 1.0
+    assert judge.read(_damaged(model)).drop > 0
+
+
+def test_metrics_where_less_is_better_drop_by_what_they_rise() -> None:
+    model = op.load(DIGITS)
+    judge = Judge(model, Calibration(digits()), TaskOptions(metric="loss"))
+    reading = judge.read(_damaged(model))
+    assert judge.unit == "loss"
+    assert reading.drop == pytest.approx(reading.value - judge.original.value)
+    assert reading.drop > 0
+
+
+def _damaged(model: op.Model) -> op.Model:
+    """Return the model with half of the first weights set to zero."""
+    copy = model.copy()
+    weight = next(n for n in copy.graph.nodes if n.op == "Conv").inputs[1]
+    values = np.array(weight.values)
+    values[::2] = 0
+    weight.values = values
+    return copy
+
+
+# ------------------------------------------------------------------------------------------------------------- points
+
+
+@pytest.fixture(scope="module")
+def path() -> PrunePath:
+    model = op.load(DIGITS)
+    fit = Calibration(digits(64, labels=False), threads=1)
+    return PrunePath(op.analyze(model), fit, constraints=op.Constraints(round_to=4))
+
+
+def test_later_points_remove_more_of_the_original(path: PrunePath) -> None:
+    first = path.point(0.6)
+    second = path.point(0.4, first)
+    assert first.kept == pytest.approx(0.6, abs=0.05)
+    assert second.kept == pytest.approx(0.4, abs=0.05)
+    for name, removal in first.plan.groups.items():
+        assert set(removal.removed) <= set(second.plan.groups[name].removed)
+    assert op.verify(path.analysis.source, second.model, second.plan).weights == "not compared"
+    assert second.certificate["weights"] == "identical"  # as stripped, before the recovery
+
+
+def test_points_are_read_back_as_they_were_written(path: PrunePath, tmp_path: Path) -> None:
+    point = path.point(0.5)
+    with point_store(tmp_path / "points", {"kind": "test"}) as store:
+        assert store.read("a/b", path.analysis) is None
+        again = store.write("a/b", point, path.analysis)
+        assert again.plan.digest == point.plan.digest
+        assert (again.kept, again.before, again.after) == (point.kept, point.before, point.after)
+        for name, scores in point.scores.groups.items():
+            np.testing.assert_array_equal(again.scores.groups[name], scores)
+        assert store.add_figures("a/b", {"x": 1.0}).figures == {"x": 1.0}
+        with pytest.raises(OnnxPruneError, match="another run"), point_store(tmp_path / "points", {"kind": "test"}):
+            pass
+    with pytest.raises(OnnxPruneError, match="other settings"), point_store(tmp_path / "points", {"kind": "other"}):
+        pass
+    with point_store(tmp_path / "points", {"kind": "other"}, restart=True) as store:
+        assert store.record("a/b") is None
+
+
+def test_a_point_without_its_record_is_made_again(path: PrunePath, tmp_path: Path) -> None:
+    with point_store(tmp_path / "points", {}) as store:
+        store.write("a", path.point(0.5), path.analysis)
+        (tmp_path / "points" / "a" / RECORD).unlink()
+        assert store.read("a", path.analysis) is None
+
+
+def test_folders_with_other_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(OnnxPruneError, match="other files"), point_store(tmp_path, {}):
+        pass
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+# ------------------------------------------------------------------------------------------------------------- int8
+
+
+@pytest.mark.parametrize("name", ["digits_cnn", "digits_cnn_folded"])
+def test_quantized_models_keep_their_answers(name: str) -> None:
+    model = op.load(DIGITS.with_name(f"{name}.onnx"))
+    quantized = quantize_int8(model, Calibration(digits(64, labels=False), threads=1))
+    assert sum(n.op == "QuantizeLinear" for n in quantized.graph.nodes) > 5
+    assert [t.name for t in quantized.graph.outputs] == [t.name for t in model.graph.outputs]
+    reading = Judge(model, Calibration(digits(labels=False))).read(quantized)
+    assert reading.drop < 5
+    assert quantized.metadata["onnxprune.quantized"] == "int8"
+
+
+def test_samples_that_do_not_fit_are_named_before_quantization() -> None:
+    data = Data(np.zeros((40, 3, 5), np.float32), None, "made")
+    with pytest.raises(OnnxPruneError, match="'made'"):
+        quantize_int8(op.load(DIGITS), Calibration(data))
+
+
+def test_identity_of_a_path_holds_its_settings(path: PrunePath) -> None:
+    assert replace(path, measure="bytes").identity != path.identity
+    assert replace(path, constraints=op.Constraints(round_to=8)).identity != path.identity
+    assert replace(path).identity == path.identity
