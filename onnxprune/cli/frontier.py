@@ -13,6 +13,7 @@ from onnxprune.options import (
     Constraints,
     FrontierOptions,
     FrontierOutput,
+    InputShapes,
     RequiredData,
     Restarting,
     TaskOptions,
@@ -26,6 +27,7 @@ from onnxprune.options import (
 def frontier(
     model: Path,
     output: FrontierOutput,
+    shapes: InputShapes,
     data: RequiredData,
     tasks: TaskOptions,
     options: FrontierOptions,
@@ -48,7 +50,7 @@ def frontier(
     from onnxprune.pipeline import FrontierSettings
     from onnxprune.pipeline import measure_frontier as run
 
-    original = load_model(model)
+    original = load_model(model, shapes)
     fit, evaluation = evaluation_split(data.data, options.val_data, data, original, options.device)
     settings = FrontierSettings(
         measure=options.minimize, points=options.points, least=options.least, criteria=options.criteria,

@@ -93,8 +93,8 @@ def prune(
         if second.plan_file is not None:
             check_output(second.plan_file, model)
         prune_within(
-            load_model(model), model, output, second.plan_file, budget, scoring, data, tasks, planning, constraints,
-            analysis, measuring, verifying, as_json=as_json,
+            load_model(model, shapes), model, output, second.plan_file, budget, scoring, data, tasks, planning,
+            constraints, analysis, measuring, verifying, as_json=as_json,
         )  # fmt: skip
         return
     target = target_of(planning, curves.curves_file)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,7 @@ class _CurveTask:
     """Inputs of a worker: one curve."""
 
     model: Path
+    sizes: Mapping[tuple[str, int], int]
     folder: Path
     criterion: str
     allocator: str | None
@@ -132,7 +133,7 @@ def measure_frontier(
         source = folder / "original.onnx"
         if not source.exists():
             save(model, source)
-        tasks = [_CurveTask(source, folder, c, a, fit, evaluation, how) for c, a in how.curves()]
+        tasks = [_CurveTask(source, model.sizes, folder, c, a, fit, evaluation, how) for c, a in how.curves()]
         notes = []
         for i, note in _run(tasks, jobs, backend, address, progress):
             if note:
@@ -159,7 +160,8 @@ def _check(how: FrontierSettings) -> None:
 def _identity(model: Model, fit: Calibration, evaluation: Calibration, how: FrontierSettings) -> dict[str, Any]:
     """Return the settings that the points depend on."""
     return {
-        "kind": "frontier", "model": model.fingerprint, "data": data_digest(fit.data, fit.preprocess),
+        "kind": "frontier", "model": model.fingerprint, "sizes": repr(sorted(model.sizes.items())),
+        "data": data_digest(fit.data, fit.preprocess),
         "evaluation": data_digest(evaluation.data, evaluation.preprocess), "measure": how.measure,
         "points": how.points, "least": how.least, "constraints": repr(vars(how.constraints)),
         "attention": how.attention, "inexact": how.include_inexact, "task": repr(vars(how.task)),
@@ -192,7 +194,7 @@ def _run(
 def _measure_curve(task: _CurveTask, tick: Callable[[int], None] | None = None) -> str:
     """Measure the points of one curve that are missing; return a remark if it ends early."""
     how, store = task.settings, PointStore(task.folder)
-    model = load(task.model)
+    model = replace(load(task.model), sizes=task.sizes)
     analysis = analyze(model, attention=how.attention, include_inexact=how.include_inexact)
     path = PrunePath(
         analysis, task.fit, measure=how.measure, criterion=task.criterion, allocator=task.allocator,
