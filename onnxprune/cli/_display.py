@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -200,7 +200,7 @@ def curves_table(curves: Curves, name: str) -> None:
 
 def plan_document(
     analysis: Analysis, plan: Plan, output: str | None, curves: Curves | None, speedup: Speedup | None,
-    rows: Sequence[AllocatorRow] | None,
+    rows: Sequence[AllocatorRow] | None, data: Mapping[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     """Return the document of `plan --json`."""
     from onnxprune.analysis.cost import CostModel
@@ -215,6 +215,7 @@ def plan_document(
         "metric": _metric(plan, curves),
         "latency": speedup.as_dict() if speedup else None,
         "compare": [row.as_dict() for row in rows] if rows is not None else None,
+        "data": dict(data) or None,
     }
 
 
