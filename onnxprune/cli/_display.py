@@ -370,6 +370,7 @@ def recovered_table(done: Recovered, title: str) -> None:
         ["stage", done.title, "distance", "time", ""],
         rows,
     )
+    sys.stdout.write(done.rule + "\n")
 
 
 def retrained_document(done: Retrained, output: str, plan: str | None) -> dict[str, Any]:
