@@ -346,6 +346,9 @@ def proof_line(proof: Verification | None) -> str:
     line = "\n  ".join(textwrap.wrap(f"proved: {proof.summary}", 76, break_long_words=False, break_on_hyphens=False))
     if proof.inputs != "random":
         line += f"\n  whole runs on {proof.inputs.replace('random', 'random inputs')}"
+    if proof.unexecuted:
+        text = textwrap.wrap(proof.unexecuted, 76, break_long_words=False, break_on_hyphens=False)
+        line += "\n  " + "\n  ".join(text)
     if proof.inexact:
         plural = "s are" if len(proof.inexact) > 1 else " is"
         line += f"\n  {len(proof.inexact)} group{plural} inexact: statistics run over the kept channels"

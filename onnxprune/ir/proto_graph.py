@@ -218,6 +218,17 @@ class Graph:
         found = zip(self.nodes, inside, strict=True)
         return {o for n, p in found for o in n.output if any(is_loop_end(self.nodes[at]) for at, _ in p or ())}
 
+    def branches_of(self, names: Sequence[str]) -> list[str]:
+        """Return descriptions of the innermost branches, or bodies of Loops, that compute tensors; none outside."""
+        inside = places(self.nodes, self.outputs, {}, self.read)
+        found = {place[-1]: None for n in names if n in self.writer and (place := inside[self.writer[n]])}
+        return [
+            f"body of {describe(self.nodes[at])}"
+            if is_loop_end(self.nodes[at])
+            else f"{('then', 'else')[side]} branch of {describe(self.nodes[at])}"
+            for at, side in sorted(found)
+        ]
+
     def outside_branches(self, names: Sequence[str]) -> list[str]:
         """Return the tensors that are computed whichever branches are executed."""
         inside = places(self.nodes, self.outputs, {}, self.read)

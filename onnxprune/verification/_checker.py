@@ -182,8 +182,17 @@ class _Job:
             weights="not compared" if self.changed else "identical",
             inexact=self.claims.inexact,
             computed_in="float32" if self.widened else "",
+            branches=self._never_executed(runs),
             seconds=time.perf_counter() - started,
         )
+
+    def _never_executed(self, runs: Sequence[SizedRun]) -> list[str]:
+        """Return the branches with nodes that were checked at the sizes of the analysis only."""
+        left = list(self.cut.targets)
+        for run in runs:
+            done = set(self.induction.computed(left, run.shapes))
+            left = [t for t in left if t not in done]
+        return self.reference.branches_of(left) if left else []
 
     def _overall_tolerance(self) -> float:
         kinds = [self.tolerance(d) for d in self.induction.dtypes.values()]
