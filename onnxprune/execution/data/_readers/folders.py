@@ -30,9 +30,9 @@ def read_folder(path: Path) -> Data:
     pair = [next((path / n for n in names if (path / n).is_dir()), None) for names in (_PICTURES, _MASKS)]
     if pair[0] is not None and pair[1] is not None and images_in(pair[1]):
         return _masked(path, pair[0], pair[1])
-    for inner in (path / "images", path):
-        if inner.is_dir() and images_in(inner) and (labels := label_folder(inner)) is not None:
-            return read_yolo(str(path), inner, labels)
+    for pictures in (path / "images", path):
+        if pictures.is_dir() and images_in(pictures) and (boxes := label_folder(pictures)) is not None:
+            return read_yolo(str(path), pictures, boxes)
     folders = sorted(d for d in path.iterdir() if d.is_dir() and not d.name.startswith("."))
     flat = images_in(path)
     if flat:
