@@ -30,6 +30,7 @@ class _Options:
 
     attention: Literal["heads", "head_dim"] = "heads"
     inexact: bool = False
+    shapes: Mapping[str, tuple[Count | None, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, repr=False)
@@ -52,7 +53,7 @@ class Plan:
         model: Fingerprint of the model; "" matches any model.
         groups: Group name -> removal; other groups keep all channels.
         criterion: Name and parameters of the criterion, for the record.
-        options: Options of the analysis (attention, inexact), needed to find the same groups again.
+        options: Options of the analysis (attention, inexact, shapes), needed to find the same groups again.
         tool: Version that wrote the plan.
     """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -200,7 +200,7 @@ def curves_table(curves: Curves, name: str) -> None:
 
 def plan_document(
     analysis: Analysis, plan: Plan, output: str | None, curves: Curves | None, speedup: Speedup | None,
-    rows: Sequence[AllocatorRow] | None,
+    rows: Sequence[AllocatorRow] | None, data: Mapping[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     """Return the document of `plan --json`."""
     from onnxprune.analysis.cost import CostModel
@@ -215,6 +215,7 @@ def plan_document(
         "metric": _metric(plan, curves),
         "latency": speedup.as_dict() if speedup else None,
         "compare": [row.as_dict() for row in rows] if rows is not None else None,
+        "data": dict(data) or None,
     }
 
 
@@ -345,6 +346,9 @@ def proof_line(proof: Verification | None) -> str:
     line = "\n  ".join(textwrap.wrap(f"proved: {proof.summary}", 76, break_long_words=False, break_on_hyphens=False))
     if proof.inputs != "random":
         line += f"\n  whole runs on {proof.inputs.replace('random', 'random inputs')}"
+    if proof.unexecuted:
+        text = textwrap.wrap(proof.unexecuted, 76, break_long_words=False, break_on_hyphens=False)
+        line += "\n  " + "\n  ".join(text)
     if proof.inexact:
         plural = "s are" if len(proof.inexact) > 1 else " is"
         line += f"\n  {len(proof.inexact)} group{plural} inexact: statistics run over the kept channels"
@@ -369,6 +373,7 @@ def recovered_table(done: Recovered, title: str) -> None:
         ["stage", done.title, "distance", "time", ""],
         rows,
     )
+    sys.stdout.write(done.rule + "\n")
 
 
 def retrained_document(done: Retrained, output: str, plan: str | None) -> dict[str, Any]:

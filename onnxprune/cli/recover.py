@@ -60,8 +60,8 @@ def recover(
     onnxprune recover m.onnx s.onnx plan.json --data none -o r.onnx
 
     The remaining weights of each layer are fitted by least squares to the original's outputs. A stage that does not
-    bring the model's outputs closer to the original's on held-out samples is undone. Solved layers are stored in
-    OUTPUT.recovery until the end.
+    improve the metric on held-out samples (with labels or --metric), or bring the outputs closer to the original's
+    (without), is undone. Solved layers are stored in OUTPUT.recovery until the end.
     """
     import shutil
 

@@ -13,6 +13,7 @@ from onnxprune.analysis.cost import CostModel
 from onnxprune.criteria.normalize import normalize as normalized
 from onnxprune.criteria.scoring import Scores
 from onnxprune.errors import OnnxPruneError, unknown
+from onnxprune.ir.input_sizes import given_shapes
 from onnxprune.options.planning import ALLOCATORS
 from onnxprune.planning._search import CountPath, TargetSearch
 from onnxprune.planning.allocators import (
@@ -311,10 +312,11 @@ def assembled(
 ) -> Plan:
     """Return the plan with a record of its criterion and options."""
     analysis = scores.analysis
+    shapes = given_shapes(analysis.source)
     return Plan(
         analysis.source.fingerprint,
         groups,
         {**scores.criterion, "normalize": request.normalize, **record},
-        analysis.choices.options(),
+        {**analysis.choices.options(), **({"shapes": shapes} if shapes else {})},
         tool,
     )

@@ -1,7 +1,8 @@
 """Recovery without training: better weights for a pruned model from its original, the plan and calibration data.
 
 Stages run in order: `recalibrate_batchnorm`, `reconstruct_weights`, and if asked for `reconstruct_blocks`. After each,
-the outputs are compared with the original's on held-out samples; a stage that does not reduce the distance is undone.
+the model is evaluated on held-out samples: by the metric of its task if there are targets or a metric is named, else by the distance of its outputs from
+the original's. A stage that does not improve it is undone.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from math import prod
+from math import prod, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,8 @@ from onnxprune.execution.data import Data
 from onnxprune.execution.graph_segments import Segments
 from onnxprune.execution.sessions import Session
 from onnxprune.execution.tasks.evaluation import evaluate, metric_text, metric_title
-from onnxprune.execution.tasks.metrics import kind_of
-from onnxprune.execution.tasks.output_distance import OutputDistance
+from onnxprune.execution.tasks.metrics import Metric, kind_of
+from onnxprune.execution.tasks.output_distance import OutputDistance, detection_divergence
 from onnxprune.execution.tasks.task import bind_task
 from onnxprune.ir.model import PROVENANCE, Model
 from onnxprune.ir.writer import save
@@ -88,6 +89,7 @@ class Recovered:
         original: Value of the metric for the original on held-out samples; None without a metric.
         samples: Numbers of samples (used by the stages, held out).
         metric: Name of the metric; "" for none.
+        accepted_by: Figure by which stages are kept or undone: the name of the metric, or "distance".
     """
 
     model: Model = field(repr=False)
@@ -95,6 +97,7 @@ class Recovered:
     original: float | None
     samples: tuple[int, int]
     metric: str = ""
+    accepted_by: str = "distance"
 
     def __repr__(self) -> str:
         return f"<Recovered: {self.summary}>"
@@ -105,7 +108,7 @@ class Recovered:
         for s in self.stages:
             name = s.name + ("" if s.kept else " (undone)")
             rows.append([name, self.text(s.value) or "-", f"{s.distance:.4f}", seconds(s.seconds)])
-        note = f"{self.samples[0]} samples, {self.samples[1]} held out"
+        note = f"{self.samples[0]} samples, {self.samples[1]} held out; {self.rule}"
         return html_table("recovered", ["stage", self.title, "distance", "time"], rows, note=note)
 
     @property
@@ -120,6 +123,12 @@ class Recovered:
     def save(self, path: str | os.PathLike[str], *, external: bool | None = None) -> Path:
         """Write the model; see `onnxprune.save`."""
         return save(self.model, path, external=external)
+
+    @property
+    def rule(self) -> str:
+        """The rule by which stages are kept or undone."""
+        by = "output distance" if self.accepted_by == "distance" else self.title
+        return f"stages kept by {by} on held-out samples"
 
     @property
     def metrics(self) -> dict[str, tuple[float, float]]:
@@ -147,6 +156,7 @@ class Recovered:
         """Return the result as a JSON object; infinite distances become None."""
         return {
             "metric": self.metric,
+            "accepted_by": self.accepted_by,
             "original": self.original,
             "original_top1": self.original if self.metric == "top1" else None,
             "samples": self.samples[0],
@@ -200,11 +210,14 @@ def recover(
 ) -> Recovered:
     """Re-solve the weights of a pruned model so that its outputs approach the original's.
 
+    A stage is kept if the metric on held-out samples improves, or is equal and the distance of the outputs falls.
+    Without a metric that is named, or one of the task with targets, the distance alone decides.
+
     Args:
         original: Model before pruning.
         pruned: Model pruned by the plan, possibly retrained since.
         plan: Channels that were removed.
-        calibration: Calibration data; targets are only used to report the metric.
+        calibration: Calibration data; targets serve the metric on held-out samples only.
         analysis: Coupling analysis of the original, if available.
         stages: Names of the stages, in order.
         rows: Output positions used for each layer, over all samples.
@@ -212,7 +225,7 @@ def recover(
         epochs: Epochs of `reconstruct_blocks`, for each block.
         folder: Folder that stores solved layers, so that an interrupted run continues; the caller removes it.
         restart: Discard the layers of an interrupted run.
-        task: Task and metric that are reported; default: guessed from the model and the targets.
+        task: Task and metric; default: guessed from the model and the targets.
         progress: Called with (layers done, layers in all).
 
     Raises:
@@ -229,8 +242,8 @@ def recover(
     inside = replace(calibration, data=solving)
     judge = _HoldoutEvaluator(analysis, replace(calibration, data=judging), task_options(task))
     model = pruned
-    best = judge.distance(pruned)
-    done = [judge.stage("as cut", pruned, best, 0.0, True)]
+    best = judge.stage("as cut", pruned, 0.0)
+    done = [best]
     store = SolutionStore(folder, _settings(pruned, plan, calibration, stages, rows, rounds, epochs), restart)
     try:
         for i, name in enumerate(stages):
@@ -256,12 +269,11 @@ def recover(
                     done=counts.add_layer,
                 )(model)
                 note = f"{counts.solved} of {counts.total} layers"
-            seconds = time.perf_counter() - start
-            distance = judge.distance(new)
-            kept = distance < best
-            done.append(judge.stage(name, new, distance, seconds, kept, note))
-            if kept:
-                model, best = new, distance
+            stage = judge.stage(name, new, time.perf_counter() - start, note)
+            stage = replace(stage, kept=judge.improves(stage, best))
+            done.append(stage)
+            if stage.kept:
+                model, best = new, stage
     finally:
         store.close()
     if how := calibration.preprocess.as_dict():
@@ -269,7 +281,10 @@ def recover(
     helped = " ".join(s.name for s in done[1:] if s.kept)
     if helped:
         model = model.with_metadata({f"{PROVENANCE}.recovered": helped})
-    return Recovered(model, tuple(done), judge.value(original), (len(solving), len(judge.calibration)), judge.metric)
+    return Recovered(
+        model, tuple(done), judge.value(original), (len(solving), len(judge.calibration)), judge.metric,
+        judge.metric if judge.decides else "distance",
+    )  # fmt: skip
 
 
 def _bounded(analysis: Analysis, calibration: Calibration) -> Calibration:
@@ -313,13 +328,15 @@ class _HoldoutEvaluator:
         seen = analysis.witness
         outputs = [t.name for t in analysis.source.graph.outputs]
         self.names = [n for n in outputs if n in seen.shapes and seen.dtypes.get(n, np.dtype(np.float32)).kind in "fV"]
+        if detection := detection_divergence(analysis.source, outputs):  # boxes have labels of integers
+            self.names += [n for n in detection.reads or () if n not in self.names]
         if not self.names:
             raise OnnxPruneError(
                 "the model has no output of floats whose size is known, so recovery cannot be evaluated",
                 fix="use a model with its scores as an output",
             )
         batch = (seen.shapes.get(analysis.source.graph.inputs[0].name) or (1,))[0]
-        each = sum(prod(seen.shapes[n]) * 8 for n in self.names) // batch
+        each = sum(prod(seen.shapes.get(n, ())) * 8 for n in self.names) // max(1, batch)
         fit = np.linspace(0, len(calibration) - 1, min(len(calibration), max(1, _MEMORY // max(1, each))))
         self.calibration = replace(calibration, data=_part(calibration.data, fit.astype(np.int64)))
         reference = list(self._outputs(analysis.source))
@@ -329,10 +346,12 @@ class _HoldoutEvaluator:
                 fix="check the data and its scaling (--mean, --std); a float16 model may overflow",
             )
         self.measure = OutputDistance(self.names, reference, analysis.source)
-        self.task, self.metric = self._task(task)
+        self.task, found, self.decides = self._task(task)
+        self.metric = found.name if found is not None else ""
+        self.higher = found is None or found.higher_is_better
 
-    def _task(self, options: TaskOptions) -> tuple[TaskOptions, str]:
-        """Return the task with the metric to report, and the metric's name; "" for none.
+    def _task(self, options: TaskOptions) -> tuple[TaskOptions, Metric | None, bool]:
+        """Return the task with its metric, the metric, and whether it decides about stages.
 
         Classifiers report none without labels, unless it is named: their distance from the original is shown anyway.
         """
@@ -343,14 +362,16 @@ class _HoldoutEvaluator:
         except OnnxPruneError:
             if options != TaskOptions():
                 raise
-            return options, ""  # targets of another kind are not needed
+            return options, None, False  # targets of another kind are not needed
         if options == TaskOptions() and (
             (bound.name == "classify" and (targets is None or not self.measure.classifier))
             or (bound.name == "regress" and targets is None)
         ):
-            return options, ""
-        chosen = bound.metric(options.metric, labelled=targets is not None).name
-        return TaskOptions(task=bound.name, metric=chosen, alphabet=options.alphabet, blank=options.blank), chosen
+            return options, None, False
+        metric = bound.metric(options.metric, labelled=targets is not None)
+        decides = options.metric is not None or (targets is not None and metric.needs == "labels")
+        own = TaskOptions(task=bound.name, metric=metric.name, alphabet=options.alphabet, blank=options.blank)
+        return own, metric, decides
 
     def _outputs(self, model: Model) -> Iterator[dict[str, npt.NDArray[Any]]]:
         """Yield outputs batch by batch, without the copies that pad the last one."""
@@ -380,12 +401,25 @@ class _HoldoutEvaluator:
             threads=c.threads, check=False,
         ).value  # fmt: skip
 
-    def stage(
-        self, name: str, model: Model, distance: float, seconds: float, kept: bool, note: str = ""
-    ) -> RecoveryStage:
-        """Return the result of a stage."""
+    def stage(self, name: str, model: Model, seconds: float, note: str = "") -> RecoveryStage:
+        """Return the result of a stage, kept."""
+        distance = self.distance(model)
         value = self.value(model) if np.isfinite(distance) else None
-        return RecoveryStage(name, distance, value if self.metric == "top1" else None, seconds, kept, note, value)
+        return RecoveryStage(name, distance, value if self.metric == "top1" else None, seconds, True, note, value)
+
+    def improves(self, new: RecoveryStage, best: RecoveryStage) -> bool:
+        """Return whether a stage is better than the best one so far.
+
+        The metric decides if it differs by more than the standard error of a share over the held-out samples.
+        """
+        if not np.isfinite(new.distance):
+            return False
+        if not self.decides or best.value is None or new.value is None:
+            return new.distance < best.distance
+        share = min(max(best.value, 0.0), 1.0)
+        if abs(new.value - best.value) <= sqrt(share * (1 - share) / max(1, len(self.calibration))):
+            return new.distance < best.distance
+        return (new.value > best.value) == self.higher
 
 
 @dataclass
