@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 import onnxprune as op
-from onnxprune.explorer import Explorer, Server
+from onnxprune.explorer import Explorer, Server, plan_site
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "helpers"))
 from browser import Browser, Page
@@ -57,7 +57,7 @@ def main() -> None:
         latency = op.latency_model(analysis) if args.latency else None
         with tempfile.TemporaryDirectory() as folder, Browser() as browser:
             explorer = Explorer(scores, Path(folder) / "plan.json", name=name, curves=curves, latency=latency)
-            server = Server(explorer)
+            server = Server(plan_site(explorer))
             threading.Thread(target=server.serve, daemon=True).start()
             page = browser.open(server.url)
             page.tab.wait_for_function(READY)

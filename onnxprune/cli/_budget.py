@@ -96,7 +96,14 @@ def prune_within(
 
     folder = output.output.with_name(output.output.name + ".points")
     search = prune_to_budget(
-        path, evaluation, budget.max_drop, task=tasks, folder=folder, restart=budget.restart, notice=show
+        path,
+        evaluation,
+        budget.max_drop,
+        task=tasks,
+        folder=folder,
+        restart=budget.restart,
+        runs=measuring.runs,
+        notice=show,
     )
     best = search.best
     result, polished = best.point.model, []
@@ -143,14 +150,17 @@ def _show(
     from onnxprune.cli import _display
 
     rows = []
+    columns = ["latency, predicted", "measured"] if search.measured else [f"{search.measure} kept"]
     for p in search.points:
         r = p.reading
         error = "" if r.drop_error is None else f"{r.drop_error:.2f}"
         mark = "<- written" if p is search.best else "within" if p.within else "beyond"
-        rows.append([f"{p.kept:.1%}", f"{r.value:.4f}", f"{r.drop:.2f}", error, mark])
+        pair = search.measured.get(p.kept)
+        timed = [] if not search.measured else [f"{pair.share:.1%}" if pair is not None else ""]
+        rows.append([f"{p.kept:.1%}", *timed, f"{r.value:.4f}", f"{r.drop:.2f}", error, mark])
     _display.table(
         f"{title}: {search.metric} of the original {search.original:.4f}, {search.samples} held-out samples",
-        [f"{search.measure} kept", search.metric, f"drop ({search.unit})", "+-", ""], rows,
+        [*columns, search.metric, f"drop ({search.unit})", "+-", ""], rows,
     )  # fmt: skip
     for step in polished:
         a, b = step.before, step.after

@@ -5,10 +5,12 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
-from onnxprune.cli._options import Command, json_option, model_argument, takes_options
+from onnxprune.cli._options import Command, json_option, takes_options
 from onnxprune.cli._stages import (
     analyzed,
     calibration_of,
@@ -32,6 +34,9 @@ from onnxprune.options import (
     option,
 )
 
+if TYPE_CHECKING:
+    from onnxprune.explorer import Site
+
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Page(Options):
@@ -46,7 +51,7 @@ class Page(Options):
 
 
 @click.command(cls=Command)
-@model_argument
+@click.argument("model", metavar="MODEL | FRONTIER", type=click.Path(path_type=Path))
 @takes_options
 @json_option
 def explore(
@@ -63,18 +68,22 @@ def explore(
     prediction: Prediction,
     as_json: bool,
 ) -> None:
-    """Make a plan on a local page that shows the cost of ratios.
+    """Make a plan on a local page that shows the cost of ratios, or compare the models of a frontier.
 
     The page is served to this machine only; its address, on stderr, holds a secret. Done or Ctrl-C ends the command.
 
     \b
     onnxprune explore model.onnx --curves curves.json -o plan.json
     onnxprune apply model.onnx plan.json -o small.onnx
+    onnxprune explore frontier/
     """
+    if model.is_dir():
+        _explore_frontier(model, page, as_json=as_json)
+        return
     from onnxprune._utils.atomic_files import check_output
     from onnxprune.cli import _display
     from onnxprune.criteria.scoring import load_scores
-    from onnxprune.explorer import Explorer, Server
+    from onnxprune.explorer import Explorer, plan_site
     from onnxprune.planning.curves import load_curves
 
     output = page.output or model.with_name(f"{model.stem}-plan.json")
@@ -92,12 +101,7 @@ def explore(
         constraints=constraints_on(prediction.device, constraints), normalize=normalizing.normalize,
         overwrite=page.output is not None,
     )  # fmt: skip
-    server = Server(explorer, page.port)
-    _display.note(f"exploring {model.name} at {server.url}\nend with Done on the page, or with Ctrl-C")
-    if not page.no_browser:
-        _open(server.url)
-    with suppress(KeyboardInterrupt):
-        server.serve()
+    _serve(plan_site(explorer), model, page)
     made = explorer.saved
     if as_json:
         nothing = {"output": None, "digest": None, "removed_channels": 0}
@@ -108,6 +112,44 @@ def explore(
         _display.note("no plan was saved")
     else:
         _display.plan_table(found, made, f"plan {output}", measured)
+
+
+def _explore_frontier(folder: Path, page: Page, *, as_json: bool) -> None:
+    """Serve the page of a frontier's report, with the files of its points."""
+    from onnxprune.cli import _display
+    from onnxprune.errors import OnnxPruneError
+    from onnxprune.explorer import page_site
+    from onnxprune.reports import frontier_page
+
+    context = click.get_current_context()
+    given = [
+        p.opts[-1] for p in context.command.params
+        if isinstance(p, click.Option) and not {"--port", "--no-browser", "--json"} & set(p.opts)
+        and context.get_parameter_source(p.name or "") == ParameterSource.COMMANDLINE
+    ]  # fmt: skip
+    if given:
+        raise OnnxPruneError(
+            f"{given[0]} is for a model, and this is a folder", where=str(folder), fix=f"onnxprune explore {folder}"
+        )
+    shown = frontier_page(folder)
+    for problem in shown.problems:
+        _display.note(f"note: {problem}")
+    _serve(page_site(shown.html, shown.files), folder, page)
+    if as_json:
+        _display.emit_json({"frontier": str(folder), "points": shown.points, "problems": shown.problems})
+
+
+def _serve(site: Site, source: Path, page: Page) -> None:
+    """Serve a site until Done or Ctrl-C."""
+    from onnxprune.cli import _display
+    from onnxprune.explorer import Server
+
+    server = Server(site, page.port)
+    _display.note(f"exploring {source.name or source} at {server.url}\nend with Done on the page, or with Ctrl-C")
+    if not page.no_browser:
+        _open(server.url)
+    with suppress(KeyboardInterrupt):
+        server.serve()
 
 
 def _open(url: str) -> None:

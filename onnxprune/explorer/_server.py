@@ -1,35 +1,30 @@
 """HTTP server of the page, for one browser on this machine.
 
 It binds to 127.0.0.1. Every path begins with a random token; a request without it, for another host or from another
-origin is refused before anything else is read. The server sends the three files of the page, the description of the
-model, and the answers of `_requests.answer`.
+origin is refused before anything else is read. The server sends the documents of a site and the answers of its actions.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
+import shutil
 import threading
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from onnxprune.errors import OnnxPruneError
-from onnxprune.explorer._requests import ACTIONS, BadRequest, answer
-from onnxprune.explorer._session import Explorer
+from onnxprune.explorer._requests import BadRequest
+from onnxprune.explorer._site import JSON, Site
 
 ADDRESS = "127.0.0.1"
 MAX_BODY = 2**18  # bytes; the counts of ten thousand groups need a quarter of it
-_PAGE = {
-    "": ("explore.html", "text/html; charset=utf-8"),
-    "explore.css": ("explore.css", "text/css; charset=utf-8"),
-    "explore.js": ("explore.js", "text/javascript; charset=utf-8"),
-}
 _HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     # Not no-referrer: browsers would send `Origin: null` even from the page itself.
@@ -38,14 +33,13 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-_JSON = "application/json; charset=utf-8"
 
 
 class Server:
-    """Server of one explorer, until the page's Done.
+    """Server of one site, until the page's Done.
 
     Args:
-        explorer: explorer of the model.
+        site: contents of the site.
         port: 0 for a free one.
 
     Attributes:
@@ -55,9 +49,9 @@ class Server:
         OnnxPruneError: the port is not available.
     """
 
-    def __init__(self, explorer: Explorer, port: int = 0) -> None:
+    def __init__(self, site: Site, port: int = 0) -> None:
         try:
-            self._http = _Http(explorer, port)
+            self._http = _Http(site, port)
         except (OSError, OverflowError) as err:
             fix = "leave out --port: any free one is taken"
             raise OnnxPruneError(f"cannot listen on port {port} of {ADDRESS}: {err}", fix=fix) from err
@@ -82,15 +76,13 @@ class Server:
 class _Http(ThreadingHTTPServer):
     daemon_threads = True  # a connection kept open by a browser must not keep the command running
 
-    def __init__(self, explorer: Explorer, port: int) -> None:
+    def __init__(self, site: Site, port: int) -> None:
         super().__init__((ADDRESS, port), _Handler)
-        self.explorer = explorer
+        self.site = site
+        self.headers = {**_HEADERS, **({} if site.policy is None else {"Content-Security-Policy": site.policy})}
         self.token = secrets.token_urlsafe(24)
         self.host = f"{ADDRESS}:{self.server_address[1]}"
         self.origin = f"http://{self.host}"
-        folder = files("onnxprune.explorer") / "page"
-        self.page = {path: ((folder / name).read_bytes(), kind) for path, (name, kind) in _PAGE.items()}
-        self.model = json.dumps(explorer.describe(), allow_nan=False).encode()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Ignore browsers that close their connection early."""
@@ -118,7 +110,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Answer a question of the page."""
         self._respond(self._post)
 
-    def _respond(self, ask: Callable[[str], tuple[bytes, str]]) -> None:
+    def _respond(self, ask: Callable[[str], tuple[bytes | Path, str]]) -> None:
         try:
             path = self._checked_path()
             self._send(HTTPStatus.OK, *ask(path))
@@ -150,24 +142,23 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Refused(HTTPStatus.NOT_FOUND, "the page's address ends with a slash")
         return path
 
-    def _get(self, path: str) -> tuple[bytes, str]:
-        if path in ACTIONS:
+    def _get(self, path: str) -> tuple[bytes | Path, str]:
+        if path in self.server.site.actions:
             raise _Refused(HTTPStatus.METHOD_NOT_ALLOWED, "this is asked for with POST", Allow="POST")
-        if path == "model":
-            return self.server.model, _JSON
-        if path not in self.server.page:
+        found = self.server.site.documents.get(unquote(path))
+        if found is None or (isinstance(found[0], Path) and not found[0].is_file()):
             raise _Refused(HTTPStatus.NOT_FOUND, "there is nothing here")
-        return self.server.page[path]
+        return found
 
     def _post(self, path: str) -> tuple[bytes, str]:
-        if path == "model" or path in self.server.page:
+        if path in self.server.site.documents:
             raise _Refused(HTTPStatus.METHOD_NOT_ALLOWED, "this is asked for with GET", Allow="GET")
-        if path not in ACTIONS:
+        if path not in self.server.site.actions:
             raise _Refused(HTTPStatus.NOT_FOUND, "there is nothing here")
         if self.headers.get("Origin") is None:
             raise _Refused(HTTPStatus.FORBIDDEN, "requests without an origin are refused")
-        document = answer(self.server.explorer, path, self._body())
-        return json.dumps(document, allow_nan=False).encode(), _JSON
+        document = self.server.site.actions[path](self._body())
+        return json.dumps(document, allow_nan=False).encode(), JSON
 
     def _body(self) -> bytes:
         if self.headers.get_content_type() != "application/json":
@@ -183,19 +174,31 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body has more than {MAX_BODY} bytes")
         return self.rfile.read(int(lengths[0]))
 
-    def _send(self, status: HTTPStatus, body: bytes, kind: str, headers: Mapping[str, str] | None = None) -> None:
-        self.send_response(status)
-        for name, value in {**_HEADERS, **(headers or {}), "Content-Type": kind}.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
+    def _send(
+        self, status: HTTPStatus, body: bytes | Path, kind: str, headers: Mapping[str, str] | None = None
+    ) -> None:
+        with contextlib.ExitStack() as stack:
+            file = stack.enter_context(open(body, "rb")) if isinstance(body, Path) else None
+            length = len(body) if isinstance(body, bytes) else body.stat().st_size
+            self.send_response(status)
+            for name, value in {**self.server.headers, **(headers or {}), "Content-Type": kind}.items():
+                self.send_header(name, value)
+            if file is not None:
+                self.send_header("Content-Disposition", "attachment")
+            self.send_header("Content-Length", str(length))
+            self.end_headers()
+            if self.command == "HEAD":
+                return
+            if file is not None:
+                shutil.copyfileobj(file, self.wfile)
+            else:
+                assert isinstance(body, bytes)
+                self.wfile.write(body)
 
     def _refuse(self, status: HTTPStatus, what: str, headers: Mapping[str, str] | None = None) -> None:
         """Send a short reason as JSON and read nothing more from this connection."""
         self.close_connection = True
-        self._send(status, json.dumps({"error": what}).encode(), _JSON, {**(headers or {}), "Connection": "close"})
+        self._send(status, json.dumps({"error": what}).encode(), JSON, {**(headers or {}), "Connection": "close"})
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Refuse in our form the requests that http.server refuses: invalid HTTP, unknown methods."""

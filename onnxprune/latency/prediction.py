@@ -6,6 +6,8 @@ polynomial in the counts (`_fitting`), which a cache keeps (`_fit_cache`). Weigh
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from onnxprune._utils.progress import Progress
@@ -61,6 +63,7 @@ def latency_model(
     cache: bool = True,
     refresh: bool = False,
     effort: MeasuringEffort | None = None,
+    file: Path | None = None,
     progress: Progress | None = None,
 ) -> LatencyModel:
     """Measure a model in onnxruntime on this machine, or read an earlier measurement from the cache.
@@ -76,10 +79,12 @@ def latency_model(
         cache: Read and write the cache.
         refresh: Measure even if the cache has an entry.
         effort: Number of variants and of their runs.
+        file: File that keeps this measurement, so that a later call returns the same predictions.
         progress: Called with (done, total) variants.
 
     Raises:
-        OnnxPruneError: onnxruntime is missing, rejects the model or has no such device.
+        OnnxPruneError: onnxruntime is missing, rejects the model or has no such device; or `file` holds another
+            measurement.
     """
     if batch < 1 or threads < 0:
         raise OnnxPruneError(f"batch {batch} and threads {threads} are no counts", fix="batch >= 1, threads >= 0")
@@ -89,6 +94,14 @@ def latency_model(
         "onnxruntime": import_onnxruntime().__version__, "provider": provider, "threads": threads, "batch": batch,
         "machine": machine(), "block": axes.block, "structure": structure(analysis),
     }  # fmt: skip
+    if file is not None and file.exists():
+        kept = read_fit(file, settings, axes)
+        if kept is None:
+            raise OnnxPruneError(
+                "the latency was measured on another machine, with other settings, or the file is damaged",
+                where=str(file), fix="start again with --restart",
+            )  # fmt: skip
+        return LatencyModel(axes, kept, batch=batch, threads=threads, provider=provider)
     path = cache_file(settings)
     fitted = read_fit(path, settings, axes) if cache and not refresh else None
     if fitted is None:
@@ -97,4 +110,6 @@ def latency_model(
             fitted = fit(analysis, bench.samples(axes.block, progress), axes, clocked=provider.startswith("CPU"))
         if cache and provider == settings["provider"]:  # "auto" may have fallen back
             write_fit(path, settings, fitted)
+    if file is not None:
+        write_fit(file, settings, fitted)
     return LatencyModel(axes, fitted, batch=batch, threads=threads, provider=provider)

@@ -42,8 +42,8 @@ class Budget(EvaluationData, Quantizing):
         "or the metric's own unit. Needs --data; without labels the metric is agreement with the original.",
     )  # fmt: skip
     minimize: str = option(
-        "macs", help="With --max-drop: the cost to minimize.", heading=BUDGET, advanced=True, choices=MINIMIZED,
-        title="cost",
+        "macs", heading=BUDGET, advanced=True, choices=MINIMIZED, title="cost",
+        help="With --max-drop: the cost to minimize; latency is predicted, and measured for the last candidates.",
     )  # fmt: skip
     polish: int = option(
         0, heading=BUDGET, advanced=True, ge=0, usage=True, metavar="EPOCHS",
@@ -65,7 +65,12 @@ class FrontierOptions(EvaluationData, Quantizing):
     points: int = option(10, help="Points of every curve.", heading=BUDGET, ge=1, usage=True)
     least: float = option(0.2, help="Share of the cost that the last point keeps.", heading=BUDGET, gt=0, lt=1)
     minimize: str = option(
-        "macs", help="Cost that the points save.", heading=BUDGET, advanced=True, choices=MINIMIZED, title="cost"
+        "macs",
+        help="Cost that the points save; latency is predicted to place them, and measured.",
+        heading=BUDGET,
+        advanced=True,
+        choices=MINIMIZED,
+        title="cost",
     )
     criteria: tuple[str, ...] = option(
         ("obs",), help="Criteria, a curve for each: obs,l2,dscore.", heading=BUDGET, text=NAMES, metavar="NAMES"

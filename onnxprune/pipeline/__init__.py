@@ -40,6 +40,8 @@ from onnxprune.pipeline.budget.max_drop import BudgetPoint as BudgetPoint
 from onnxprune.pipeline.budget.max_drop import BudgetSearch as BudgetSearch
 from onnxprune.pipeline.budget.max_drop import prune_to_budget as prune_to_budget
 from onnxprune.pipeline.budget.path import PrunePath as PrunePath
+from onnxprune.pipeline.budget.point_store import PointRecord as PointRecord
+from onnxprune.pipeline.budget.point_store import PointStore as PointStore
 from onnxprune.pipeline.budget.polish import Polished as Polished
 from onnxprune.pipeline.budget.polish import polish as polish
 from onnxprune.pipeline.budget.quantize import quantize_int8 as quantize_int8

@@ -210,7 +210,7 @@ def prune(
             stages=stages,
         )  # fmt: skip
         search = prune_to_budget(
-            path, evaluation, max_drop, task=task_options(task, metric), progress=tick("points tried")
+            path, evaluation, max_drop, task=task_options(task, metric), runs=runs, progress=tick("points tried")
         )
         best = search.best.point
         speedup = _speedup(analysis, best.plan, best.model, predictor, device, runs, tick("measuring"))

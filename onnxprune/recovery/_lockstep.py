@@ -7,6 +7,7 @@ the original, given the inputs of the node and the shortcut in the pruned model.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import zip_longest
@@ -27,6 +28,7 @@ from onnxprune.execution.graph_segments import ActivationCursor, Segments
 from onnxprune.ir.model import Array, Model
 from onnxprune.ir.symbolic import quotient
 from onnxprune.plans import Plan
+from onnxprune.recovery._original_activations import OriginalActivations
 
 MEMORY = 2**29  # bytes of live tensors of each model held in memory; the others are stored in files
 
@@ -100,17 +102,20 @@ class PairedCursor:
         pruned: Pruned model; weights before or at the current node may change between steps.
         calibration: Calibration data.
         memory: Bytes of live tensors of each model held in memory.
+        originals: Activations of the original from earlier recoveries; None: they are not kept.
 
     Raises:
         OnnxPruneError: The pruned model is not the original pruned by the plan.
     """
 
     def __init__(
-        self, analysis: Analysis, plan: Plan, pruned: Model, calibration: Calibration, *, memory: int = MEMORY
-    ) -> None:
+        self, analysis: Analysis, plan: Plan, pruned: Model, calibration: Calibration, *, memory: int = MEMORY,
+        originals: OriginalActivations | None = None,
+    ) -> None:  # fmt: skip
         check_wiring(analysis.model, pruned)
         self.analysis, self.pruned, self.calibration = analysis, pruned, calibration
         self.kept = analysis.kept(plan)
+        self.originals = originals
         run = {"device": calibration.device, "threads": calibration.threads, "memory": memory}
         before = Segments(_in_order_of(pruned, analysis.model), analysis.witness)
         after = Segments(pruned, witness(pruned))
@@ -164,9 +169,10 @@ class PairedCursor:
         return self.analysis.keep(name, 1 if spatial else len(labels) - 1, self.kept)
 
     def advance(self, step: PairedLayer) -> None:
-        """Advance both models to a step's node."""
+        """Advance both models to a step's node; with a store the original runs only for what is not there."""
         output = step.linear.node.outputs[0].name
-        self.original_cursor.advance(self.original_cursor.segments.producer_index[output])
+        if self.originals is None:
+            self.original_cursor.advance(self.original_cursor.segments.producer_index[output])
         self.pruned_cursor.advance(self.pruned_cursor.segments.producer_index[output])
 
     def rows(self, step: PairedLayer, positions: int, *, seed: int = 0) -> RegressionRows:
@@ -179,7 +185,7 @@ class PairedCursor:
         """
         linear, names = step.linear, [step.reads, *([step.shortcut] if step.shortcut else [])]
         inputs, wanted, shortcut, samples = [], [], [], []
-        pairs = zip(self.original_cursor.values([step.point]), self.pruned_cursor.values(names), strict=True)
+        pairs = zip(self._original_values(step), self.pruned_cursor.values(names), strict=True)
         for batch, (theirs, ours) in enumerate(pairs):
             span = self.pruned_cursor.samples(batch)
             count, each = linear.count(ours[step.reads]), len(ours[step.reads]) // len(span)
@@ -190,7 +196,7 @@ class PairedCursor:
                 picks = picked_positions(count, ceil(positions / min(few, each)), part.start, seed)
                 own = partial(_picked, first=part.start - span.start, count=len(part), each=each, folds=folds)
                 inputs.append(linear.rows(own(ours[step.reads]), picks))
-                z = own(theirs[step.point])
+                z = own(theirs)
                 if step.kept is not None:
                     z = np.compress(step.kept, z, 1 if linear.spatial else -1)
                 wanted.append(linear.picked(z, picks))
@@ -201,6 +207,13 @@ class PairedCursor:
             np.concatenate(inputs, axis=1), np.concatenate(wanted), np.concatenate(shortcut) if shortcut else None,
             np.concatenate(samples),
         )  # fmt: skip
+
+    def _original_values(self, step: PairedLayer) -> Iterator[Array]:
+        """Yield the stable point of a step in the original, batch by batch."""
+        if self.originals is None:
+            return (values[step.point] for values in self.original_cursor.values([step.point]))
+        index = self.original_cursor.segments.producer_index[step.linear.node.outputs[0].name]
+        return self.originals.values(self.original_cursor, step.point, index)
 
     def _step(self, linear: LinearNode, outputs: frozenset[str]) -> PairedLayer | None:
         """Return a node with its stable point; None if samples are not on the first axis of its tensors."""

@@ -32,6 +32,7 @@ from onnxprune.ir.model import Array, Model
 from onnxprune.passes.base import Pass, register
 from onnxprune.plans import NOTHING, Plan
 from onnxprune.recovery._lockstep import PairedCursor, PairedLayer, RegressionRows
+from onnxprune.recovery._original_activations import OriginalActivations
 
 Matrix = npt.NDArray[np.float64]
 
@@ -82,6 +83,7 @@ class ReconstructWeights(Pass):
         seed: Seed of the choice of positions.
         known: Called with each node before it is solved; returns a solution from an earlier run, or None.
         done: Called with each solution and (nodes done, nodes in all).
+        originals: Activations of the original, shared with other recoveries on the same samples.
 
     Raises:
         OnnxPruneError: Parameters out of range.
@@ -96,6 +98,7 @@ class ReconstructWeights(Pass):
     seed: int = 0
     known: Callable[[str], Solution | None] | None = field(default=None, repr=False)
     done: Callable[[Solution, int, int], None] | None = field(default=None, repr=False)
+    originals: OriginalActivations | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if type(self.rows) is not int or self.rows < 1 or type(self.rounds) is not int or self.rounds < 0:
@@ -112,7 +115,9 @@ class ReconstructWeights(Pass):
         """
         if self.analysis is None or self.calibration is None:
             return model
-        with PairedCursor(self.analysis, self.plan, model, self.calibration) as cursor:
+        with PairedCursor(
+            self.analysis, self.plan, model, self.calibration, originals=self.originals
+        ) as cursor:  # fmt: skip
             steps = cursor.steps()
             names = set(model.graph.tensors())
             for i, step in enumerate(steps):

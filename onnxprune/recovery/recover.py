@@ -42,6 +42,7 @@ from onnxprune.planning.analyze import analyze_for
 from onnxprune.planning.sensitivity_sweep import data_digest
 from onnxprune.plans import Plan
 from onnxprune.recovery._lockstep import check_wiring
+from onnxprune.recovery._original_activations import OriginalActivations as OriginalActivations
 from onnxprune.recovery._solutions import SolutionStore
 from onnxprune.recovery.recalibrate_batchnorm import RecalibrateBatchnorm
 from onnxprune.recovery.reconstruct_blocks import EPOCHS as EPOCHS
@@ -206,6 +207,7 @@ def recover(
     folder: Path | None = None,
     restart: bool = False,
     task: TaskOptions | None = None,
+    originals: OriginalActivations | None = None,
     progress: Progress | None = None,
 ) -> Recovered:
     """Re-solve the weights of a pruned model so that its outputs approach the original's.
@@ -226,6 +228,7 @@ def recover(
         folder: Folder that stores solved layers, so that an interrupted run continues; the caller removes it.
         restart: Discard the layers of an interrupted run.
         task: Task and metric; default: guessed from the model and the targets.
+        originals: Activations of the original, shared by several recoveries on the same samples.
         progress: Called with (layers done, layers in all).
 
     Raises:
@@ -267,6 +270,7 @@ def recover(
                     rounds=rounds,
                     known=partial(store.load_layer, i),
                     done=counts.add_layer,
+                    originals=originals,
                 )(model)
                 note = f"{counts.solved} of {counts.total} layers"
             stage = judge.stage(name, new, time.perf_counter() - start, note)

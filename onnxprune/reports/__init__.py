@@ -5,8 +5,10 @@ write_report([Path("model.onnx"), Path("small.onnx"), Path("plan.json")], Path("
 """
 
 from onnxprune.reports._from_files import MeasurementSettings as MeasurementSettings
+from onnxprune.reports._report import FrontierPage as FrontierPage
 from onnxprune.reports._report import collect as collect
+from onnxprune.reports._report import frontier_page as frontier_page
 from onnxprune.reports._report import write_report as write_report
 from onnxprune.reports._report_data import ReportData as ReportData
 
-__all__ = ["MeasurementSettings", "ReportData", "collect", "write_report"]
+__all__ = ["FrontierPage", "MeasurementSettings", "ReportData", "collect", "frontier_page", "write_report"]

@@ -157,28 +157,37 @@ def steps_figure(stages: list[ModelSnapshot]) -> Figure | None:
     return {"data": traces, "layout": layout}
 
 
+INT8 = ", int8"  # end of the name of a quantized curve
 COST_NAMES = {"macs": "MACs", "latency": "latency", "bytes": "bytes of the weights"}
 
 
 def frontier_figure(section: FrontierSection, cost: str) -> Figure:
-    """Draw one line per curve over the share of a cost, the original, and the Pareto-optimal points as stars."""
+    """Draw one line per curve over the share of a cost, the original, and the Pareto-optimal points as stars.
+
+    The quantized curve of a criterion has the colour of the float one and hollow points. `customdata` holds the index
+    of each point in the frontier.
+    """
     found = section.frontier
     by = 100.0 if found.metric in SHARES else 1.0
     curves = list(dict.fromkeys(p.curve for p in found.points))
+    kinds = list(dict.fromkeys(c.removesuffix(INT8) for c in curves))
     best = {id(p) for p in found.pareto(cost)}
+    places = {id(p): i for i, p in enumerate(found.points)}
     traces: list[Figure] = []
     for i, curve in enumerate(curves):
         points = sorted((p for p in found.points if p.curve == curve and cost in p.costs), key=lambda p: p.costs[cost])
         if not points:
             continue
-        label = plotly_text(curve)
+        label, kind = plotly_text(curve), kinds.index(curve.removesuffix(INT8))
+        hollow = "-open" if curve.endswith(INT8) else ""
         traces.append({
-            "type": "scatter", "mode": "lines+markers", "name": label, "meta": {"hue": hue(i, len(curves)), "group": i},
+            "type": "scatter", "mode": "lines+markers", "name": label,
+            "meta": {"hue": hue(kind, len(kinds)), "group": i},
             "x": [_round(100 * p.costs[cost]) for p in points], "y": [_round(by * p.value) for p in points],
             "error_y": {"type": "data", "array": [_round(by * (p.error or 0)) for p in points], "thickness": 1},
-            "text": [plotly_text(p.path) for p in points],
-            "line": {"width": 2, "dash": _DASHES[i % len(_DASHES)]},
-            "marker": {"symbol": ["star" if id(p) in best else "circle" for p in points],
+            "text": [plotly_text(p.path) for p in points], "customdata": [places[id(p)] for p in points],
+            "line": {"width": 2, "dash": _DASHES[kind % len(_DASHES)]},
+            "marker": {"symbol": [("star" if id(p) in best else "circle") + hollow for p in points],
                        "size": [13 if id(p) in best else 7 for p in points]},
             "hovertemplate": f"<b>{label}</b><br>%{{x:.1f}} % of the {COST_NAMES[cost]}<br>%{{y:.4g}}<br>%{{text}}"
                              "<extra></extra>",

@@ -1,4 +1,4 @@
-"""Report data of a frontier: curves, the table of points, downloads."""
+"""Report data of a frontier: curves, the table of points, details of each point, downloads."""
 
 from __future__ import annotations
 
@@ -6,14 +6,20 @@ import base64
 import json
 from pathlib import Path
 
-from onnxprune._utils.formatting import counted, percent
+from onnxprune._utils.formatting import count, counted, percent, seconds, size
+from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.tasks.evaluation import metric_text, metric_title
-from onnxprune.pipeline import Frontier, load_frontier
-from onnxprune.reports._report_data import FrontierRow, FrontierSection, ReportData
+from onnxprune.pipeline import Frontier, FrontierPoint, PointRecord, PointStore, load_frontier
+from onnxprune.pipeline.budget.frontier import PREDICTED
+from onnxprune.plans import load_plan
+from onnxprune.reports import _sections
+from onnxprune.reports._report_data import FrontierRow, FrontierSection, PointDetails, PointFile, ReportData
 
 FILE = "frontier.json"
 DRAWN = ("macs", "latency", "bytes")
-"""Costs that have a chart, if they were measured."""
+"""Costs that the chart can show, if they were measured."""
+_NAMES = {"macs": "MACs", "params": "parameters", "bytes": "bytes of the weights", "memory": "peak memory",
+          PREDICTED: "latency, predicted"}  # fmt: skip
 
 
 def is_frontier(folder: Path) -> bool:
@@ -24,14 +30,18 @@ def is_frontier(folder: Path) -> bool:
 def collect_frontier(folder: Path) -> ReportData:
     """Collect report data from the folder of a frontier.
 
+    Files of points that are missing or damaged are named in the report's problems.
+
     Raises:
-        OnnxPruneError: Its file is not valid.
+        OnnxPruneError: `frontier.json` is missing or not valid.
     """
     found = load_frontier(folder)
     curves = list(dict.fromkeys(p.curve for p in found.points))
     report = ReportData(f"Frontier of {found.model}", f"{metric_title(found.metric)} over cost")
+    costs = [c for c in DRAWN if any(c in p.costs for p in found.points)]
+    costs.sort(key=lambda c: c != found.measure)
     report.frontier = FrontierSection(
-        found, [c for c in DRAWN if any(c in p.costs for p in found.points)], _rows(found),
+        found, costs, _rows(found, costs), [_details(found, p, folder, report) for p in found.points],
         _link(found.to_csv(), "text/csv"), _link(json.dumps(found.as_dict(), indent=1), "application/json"),
     )  # fmt: skip
     report.facts.append(("Frontier", [
@@ -40,21 +50,73 @@ def collect_frontier(folder: Path) -> ReportData:
         ("samples", f"{counted(found.samples, 'sample')} held out of the calibration"),
         ("points", f"{len(found.points)} on {counted(len(curves), 'curve')}"),
     ]))  # fmt: skip
-    report.why += found.notes
     return report
 
 
-def _rows(found: Frontier) -> list[FrontierRow]:
-    best = set(map(id, found.pareto(found.measure)))
+def _rows(found: Frontier, costs: list[str]) -> list[FrontierRow]:
+    best = {c: set(map(id, found.pareto(c))) for c in costs}
     rows = []
     for p in found.points:
-        error = "" if p.drop_error is None else f" +- {p.drop_error:.2f}"
         latency = percent(p.costs["latency"]) if "latency" in p.costs else "-"
         rows.append(FrontierRow(
             p.curve, percent(p.costs["macs"]), percent(p.costs["bytes"]) if "bytes" in p.costs else "-", latency,
-            metric_text(found.metric, p.value), f"{p.drop:.2f}{error}", id(p) in best, p.path,
+            metric_text(found.metric, p.value), _drop(p), [c for c in costs if id(p) in best[c]], p.path,
         ))  # fmt: skip
     return rows
+
+
+def _drop(p: FrontierPoint) -> str:
+    return f"{p.drop:.2f}" + ("" if p.drop_error is None else f" +- {p.drop_error:.2f}")
+
+
+def _details(found: Frontier, p: FrontierPoint, folder: Path, report: ReportData) -> PointDetails:
+    home = (folder / p.path).parent
+    name = home.relative_to(folder).as_posix()
+    record = None
+    channels: list[tuple[str, int, int]] = []
+    with _sections.noting(report, f"{name}/point.json"):
+        record = PointStore(folder).record(name)
+        if record is None:
+            raise OnnxPruneError("the file is missing")
+    with _sections.noting(report, f"{name}/plan.json"):
+        plan = load_plan(home / "plan.json")
+        channels = [(group, r.channels - len(r.removed), r.channels) for group, r in plan.groups.items()]
+    facts = [("curve", p.curve), (metric_title(found.metric), metric_text(found.metric, p.value))]
+    facts.append((f"drop ({found.unit})", _drop(p)))
+    facts += _costs(p, record)
+    wanted = (folder / p.path, home / "plan.json", home / "point.json")
+    files = [PointFile(f.relative_to(folder).as_posix(), size(f.stat().st_size)) for f in wanted if f.is_file()]
+    title = f"{p.curve}, {percent(p.costs[found.measure])} of the {_NAMES.get(found.measure, found.measure)}"
+    return PointDetails(title, facts, _certificate(record), channels, files)
+
+
+def _costs(p: FrontierPoint, record: PointRecord | None) -> list[tuple[str, str]]:
+    facts = []
+    for name, share in p.costs.items():
+        text = percent(share)
+        before = getattr(record.before, name, None) if record is not None else None
+        if before is not None:
+            form = size if name in ("bytes", "memory") else count
+            text += f" ({form(round(share * before))} of {form(before)})"
+        if record is not None and name == "latency":
+            timed = record.figures.get("int8_latency" if p.curve.endswith(", int8") else "float_latency", {})
+            text += f" ({seconds(timed['seconds'])})" if "seconds" in timed else ""
+        facts.append((_NAMES.get(name, name), text))
+    return facts
+
+
+def _certificate(record: PointRecord | None) -> list[tuple[str, str]]:
+    if record is None:
+        return []
+    found = record.certificate
+    facts = [("proof", str(found.get("summary", "-")))]
+    for key, name in (("nodes", "nodes checked"), ("max_relative", "largest difference"), ("tolerance", "allowed")):
+        value = found.get(key)
+        if isinstance(value, int | float):
+            facts.append((name, f"{value:.3g}"))
+    stages = [s.get("name", "") for s in record.recovery.get("stages", []) if s.get("kept")]
+    facts.append(("recovered by", ", ".join(stages[1:]) or "nothing"))
+    return facts
 
 
 def _link(text: str, kind: str) -> str:

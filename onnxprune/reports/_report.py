@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onnxprune._utils.atomic_files import check_output, write_text
@@ -44,6 +44,42 @@ def write_report(
     report.title = title or report.title
     write_text(output, render(report))
     return report
+
+
+@dataclass(frozen=True)
+class FrontierPage:
+    """Page of a frontier for `explore`.
+
+    Attributes:
+        html: The page; it links the files below `files/`.
+        files: Path of each linked file, by its path relative to the folder.
+        points: Number of points.
+        problems: Missing or damaged files.
+    """
+
+    html: str
+    files: dict[str, Path]
+    points: int
+    problems: list[str]
+
+
+def frontier_page(folder: Path) -> FrontierPage:
+    """Return the page of a frontier, the same as its report, with links to the files of the points.
+
+    Raises:
+        OnnxPruneError: The folder holds no finished frontier; the extra `report` is not installed.
+    """
+    check_extra()
+    if not is_frontier(folder):
+        raise OnnxPruneError(
+            "the folder holds no frontier", where=str(folder),
+            fix="name the folder of a finished `onnxprune frontier`; the same command finishes an interrupted one",
+        )  # fmt: skip
+    report = collect_frontier(folder)
+    assert report.frontier is not None
+    paths = [f.path for d in report.frontier.details for f in d.files]
+    inside = {name: folder / name for name in dict.fromkeys(paths)}
+    return FrontierPage(render(report, served=True), inside, len(report.frontier.rows), report.problems)
 
 
 def collect(

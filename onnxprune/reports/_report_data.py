@@ -79,7 +79,11 @@ class SensitivitySection:
 
 @dataclass(frozen=True)
 class FrontierRow:
-    """One model of a frontier as the table shows it: shares kept, metric, drop, Pareto mark, file."""
+    """One model of a frontier as the table shows it: shares kept, metric, drop, file.
+
+    Attributes:
+        pareto: Costs for which it is Pareto-optimal.
+    """
 
     curve: str
     macs: str
@@ -87,17 +91,53 @@ class FrontierRow:
     latency: str
     value: str
     drop: str
-    pareto: bool
+    pareto: list[str]
     path: str
 
 
 @dataclass(frozen=True)
+class PointFile:
+    """File of a point: its path relative to the folder, and its size as a text."""
+
+    path: str
+    size: str
+
+
+@dataclass(frozen=True)
+class PointDetails:
+    """Details of a point that was picked.
+
+    Attributes:
+        title: Curve and share.
+        facts: Names and values: costs, metric, drop.
+        certificate: Names and values of the proof.
+        channels: Group, kept and original channels, for every group of the plan.
+        files: Its files.
+    """
+
+    title: str
+    facts: list[tuple[str, str]]
+    certificate: list[tuple[str, str]]
+    channels: list[tuple[str, int, int]]
+    files: list[PointFile]
+
+
+@dataclass(frozen=True)
 class FrontierSection:
-    """Frontier with the costs that have a chart, the rows of its table, and its files as links."""
+    """Frontier with the costs that the chart can show, the rows of its table, and its files as links.
+
+    Attributes:
+        frontier: The frontier.
+        costs: Costs that were measured; the chart begins with the first.
+        rows: Rows of the table, one for each point.
+        details: Details of the points, in the same order.
+        csv, json: Contents of its files, as data links.
+    """
 
     frontier: Frontier
     costs: list[str]
     rows: list[FrontierRow]
+    details: list[PointDetails]
     csv: str
     json: str
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from dataclasses import asdict
 from functools import partial
 from importlib import resources
 from typing import Any
@@ -36,8 +37,12 @@ def check_extra() -> None:
         ) from err
 
 
-def render(report: ReportData) -> str:
+def render(report: ReportData, *, served: bool = False) -> str:
     """Return the page.
+
+    Args:
+        report: Contents.
+        served: The page is served by `explore`: files of points are links below `files/`, and a button ends it.
 
     Raises:
         OnnxPruneError: the extra is not installed.
@@ -60,6 +65,8 @@ def render(report: ReportData) -> str:
     if steps is not None:
         found["steps"] = steps
     scripts = [_plotly(), _file("report.js")] if found else []
+    if costs:
+        scripts.append(_file("frontier.js"))
     html = env.get_template("report.html.jinja").render(
         report=report,
         version=__version__,
@@ -67,6 +74,8 @@ def render(report: ReportData) -> str:
         scripts=scripts,
         digests=[_digest(s) for s in scripts],
         figures=found,
+        served=served,
+        details=[asdict(d) for d in report.frontier.details] if report.frontier is not None else [],
         has_steps=steps is not None,
         cost_names=_figures.COST_NAMES,
         cards=cards(report.stages),

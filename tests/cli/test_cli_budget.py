@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from command_line import CommandLine
+from planning import FakeLatency
+
+from onnxprune.analysis.coupling import Analysis
+from onnxprune.latency import prediction
+from onnxprune.pipeline.budget import frontier_run, max_drop
+from onnxprune.pipeline.budget.path import PrunePath
 
 DIGITS = Path(__file__).parent.parent.parent / "models" / "digits_cnn.onnx"
 DATA = ("--data", "digits:train", "--images", 100)
@@ -98,6 +106,23 @@ def test_an_interrupted_frontier_ends_with_the_same_bytes(frontier: Path, tmp_pa
     assert files(copy) == files(frontier)
 
 
+def test_allocators_share_the_scores_of_the_original(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[str] = []
+    score = PrunePath.first_scores
+
+    def first_scores(self: PrunePath) -> Any:
+        counted.append(str(self.allocator))
+        return score(self)
+
+    monkeypatch.setattr(PrunePath, "first_scores", first_scores)
+    command = ("frontier", DIGITS, *DATA, "-o", tmp_path / "out", "--points", 1, "--least", 0.6, "--criteria", "l2")
+    ok(*command, "--allocators", "global,uniform", "--no-latency", "--round-to", 8)
+    assert counted == ["global"]
+    assert (tmp_path / "out" / "l2-scores.json").exists()
+    ok(*command, "--allocators", "uniform,global", "--no-latency", "--round-to", 8, "--restart")
+    assert counted == ["global", "uniform"]
+
+
 def test_other_data_than_the_journal_s_is_refused(frontier: Path) -> None:
     says = fails("frontier", DIGITS, "--data", "digits:train", "--images", 80, "-o", frontier, *CURVES)
     assert "other settings (data, evaluation)" in says
@@ -126,7 +151,7 @@ def test_a_damaged_frontier_is_refused(frontier: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (("--minimize", "latency"), "a frontier saves"),
+        (("--minimize", "latency", "--no-latency"), "leave out --no-latency"),
         (("--criteria", "nonsense"), "nonsense"),
         (("--data", "none"), "real samples"),
         (("--least", 0.0), "least"),
@@ -134,6 +159,55 @@ def test_a_damaged_frontier_is_refused(frontier: Path, tmp_path: Path) -> None:
 )
 def test_frontiers_that_cannot_be_measured(more: tuple[Any, ...], says: str, tmp_path: Path) -> None:
     assert says in fails("frontier", DIGITS, *DATA, "-o", tmp_path / "out", *more)
+
+
+def test_a_frontier_of_latency_records_predictions_and_measurements(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = []
+
+    def predictor(analysis: Analysis, *, file: Path, **_: Any) -> FakeLatency:
+        files.append(file)
+        return FakeLatency(analysis, block=8)
+
+    def timed(models: Sequence[Any], **_: Any) -> list[SimpleNamespace]:
+        return [SimpleNamespace(latency=SimpleNamespace(median=seconds)) for seconds in (2.0, 1.5)]
+
+    monkeypatch.setattr(frontier_run, "latency_model", predictor)
+    monkeypatch.setattr(frontier_run, "bench", timed)
+    folder = tmp_path / "out"
+    options = ("--points", 2, "--least", 0.5, "--criteria", "l2", "--minimize", "latency", "--round-to", 8)
+    ok("frontier", DIGITS, *DATA, "-o", folder, *options)
+    document = json.loads((folder / "frontier.json").read_text())
+    assert [p["target"] for p in document["points"]] == [0.75, 0.5]
+    for point in document["points"]:
+        assert point["costs"]["latency"] == 0.75
+        assert point["costs"]["latency_predicted"] == pytest.approx(point["target"], abs=0.06)
+    head, *lines = (folder / "frontier.csv").read_text().splitlines()
+    assert head.split(",")[7:9] == ["latency", "latency_predicted"]
+    assert len(lines) == 2
+    assert files == [folder / "latency.json"]
+    ok("report", folder, "-o", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert 'data-figure="frontier-latency"' in page  # the chart begins with the cost that was saved
+    assert "latency, predicted" in page
+    says = fails("frontier", DIGITS, *DATA, "-o", folder, *options, "--threads", 2)
+    assert "other settings (threads)" in says
+
+
+def test_the_last_candidates_of_a_latency_budget_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def timed(models: Sequence[Any], **_: Any) -> list[SimpleNamespace]:
+        return [SimpleNamespace(latency=SimpleNamespace(median=1.0 / (1 + i))) for i in range(len(models))]
+
+    monkeypatch.setattr(prediction, "latency_model", lambda analysis, **_: FakeLatency(analysis, block=8))
+    monkeypatch.setattr(max_drop, "bench", timed)
+    command = ("prune", DIGITS, *DATA, "--max-drop", 20, "--minimize", "latency", "--criterion", "l2", "--round-to", 16)
+    found = json.loads(ok(*command, "-o", tmp_path / "s.onnx", "--json"))
+    assert 1 <= len(found["measured"]) <= 3
+    assert all(m["before"] == 1.0 and m["share"] == m["after"] for m in found["measured"])
+    text = ok(*command, "-o", tmp_path / "t.onnx")
+    assert "latency, predicted" in text
+    assert "measured" in text
 
 
 def test_polish_is_kept_only_if_the_drop_shrinks(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from command_line import CommandLine
 from planning import FakeLatency, kept_counts, made_curves, wide_model
 
 import onnxprune as op
-from onnxprune.explorer import Explorer, Server
+from onnxprune.explorer import Explorer, Server, plan_site
 from onnxprune.planning.constraints import Constraints
 
 pytestmark = pytest.mark.browser
@@ -75,7 +75,7 @@ def opened(request: pytest.FixtureRequest, browser: Browser, tmp_path: Path) -> 
     values = {"w0": [0.88, 0.85, 0.8, 0.7, 0.6], "w1": [0.9, 0.89, 0.88, 0.86, 0.8]}
     more = {} if bare else {"curves": made_curves(scores, values), "latency": FakeLatency(analysis)}
     explorer = Explorer(scores, tmp_path / "plan.json", name=NAME, constraints=Constraints(round_to=16), **more)
-    server = Server(explorer)
+    server = Server(plan_site(explorer))
     thread = threading.Thread(target=server.serve, daemon=True)
     thread.start()
     page = browser.open(server.url, **options)

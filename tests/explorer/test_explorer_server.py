@@ -18,7 +18,7 @@ from planning import kept_counts, wide_model
 
 import onnxprune as op
 from onnxprune.errors import OnnxPruneError
-from onnxprune.explorer import Explorer, Server, _server
+from onnxprune.explorer import Explorer, Server, _server, plan_site
 from onnxprune.planning.constraints import Constraints
 
 JSON = {"Content-Type": "application/json"}
@@ -68,7 +68,7 @@ def explorer(output: Path) -> Explorer:
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
-    running = Server(explorer(tmp_path / "plan.json"))
+    running = Server(plan_site(explorer(tmp_path / "plan.json")))
     thread = threading.Thread(target=running.serve, daemon=True)
     thread.start()
     yield Site(running.url, tmp_path / "plan.json", thread)
@@ -125,7 +125,7 @@ def test_requests_without_the_token_are_refused(site: Site) -> None:
         assert token not in str(headers) + body.decode()
     assert site.ask("POST", "/done", b"{}", Origin=site.origin, Content_Type="application/json")[0] == 403
     assert site.ask("GET", f"/{token}")[0] == 404
-    other = Server(explorer(site.output))
+    other = Server(plan_site(explorer(site.output)))
     other.close()
     assert other.url.strip("/").split("/")[-1] != token
 
@@ -203,7 +203,7 @@ def test_what_is_no_http_gets_a_short_answer_and_hurts_nobody(site: Site) -> Non
 def test_it_listens_on_loopback_only_and_says_when_a_port_is_taken(site: Site) -> None:
     assert site.host == f"127.0.0.1:{site.port}"
     with pytest.raises(OnnxPruneError, match=f"cannot listen on port {site.port}"):
-        Server(explorer(site.output), site.port)
+        Server(plan_site(explorer(site.output)), site.port)
 
 
 # ------------------------------------------------------------------------------------------------------ the command

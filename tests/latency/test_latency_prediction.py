@@ -349,6 +349,22 @@ def test_a_damaged_cache_is_measured_anew(bench: type[FakeBench], tmp_path: Path
     assert bench.asked == 2  # it was written over
 
 
+def test_a_file_keeps_the_measurement(bench: type[FakeBench], tmp_path: Path) -> None:
+    file, analysis = tmp_path / "latency.json", digits()
+    first = latency_model(analysis, file=file)
+    (tmp_path / "cache").rename(tmp_path / "elsewhere")
+    again = latency_model(analysis, file=file, refresh=True)
+    kept = np.ones(analysis.count, bool)
+    kept[analysis.groups[0].components[:8]] = False
+    assert again.seconds(kept) == first.seconds(kept)
+    with pytest.raises(OnnxPruneError, match="with other settings") as err:
+        latency_model(analysis, file=file, threads=2)
+    assert err.value.where == str(file)
+    file.write_text("{")
+    with pytest.raises(OnnxPruneError, match="damaged"):
+        latency_model(analysis, file=file)
+
+
 def test_without_a_cache_nothing_is_read_or_written(bench: type[FakeBench], tmp_path: Path) -> None:
     latency_model(digits(), cache=False)
     latency_model(digits(), cache=False)

@@ -16,10 +16,20 @@ import onnxprune as op
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Calibration
 from onnxprune.execution.data import Data
+from onnxprune.execution.tasks.metrics import MetricValue
+from onnxprune.latency.speedup import LatencyPair
 from onnxprune.options.tasks import TaskOptions
 from onnxprune.pipeline.budget.judge import EVERY, Judge, Judgement, held_out
-from onnxprune.pipeline.budget.max_drop import FACTOR, LEAST, RESOLUTION, BudgetSearch, smallest_within
-from onnxprune.pipeline.budget.path import PrunePath
+from onnxprune.pipeline.budget.max_drop import (
+    FACTOR,
+    LEAST,
+    RESOLUTION,
+    BudgetPoint,
+    BudgetSearch,
+    prune_to_budget,
+    smallest_within,
+)
+from onnxprune.pipeline.budget.path import PathPoint, PrunePath
 from onnxprune.pipeline.budget.point_store import RECORD, point_store
 from onnxprune.pipeline.budget.quantize import quantize_int8
 
@@ -103,6 +113,18 @@ def test_the_standard_error_is_added_where_the_samples_allow_it() -> None:
     assert "cannot support a drop of 1 points" in found.warning
 
 
+def test_a_measured_candidate_that_is_clearly_faster_precedes() -> None:
+    found, _ = search(lambda kept: 0.0 if kept >= 0.5 else 5.0, 1.0)
+    best = found.best
+    assert found.larger is not None
+    for share, chosen in ((0.40, found.larger), (0.495, best)):  # 0.495: within the noise of measuring
+        pairs = {found.larger.kept: LatencyPair(1.0, share), best.kept: LatencyPair(1.0, 0.5)}
+        timed = replace(found, measured=pairs)
+        assert timed.best is chosen
+        assert f"{100 * pairs[chosen.kept].share:.1f} % measured" in timed.summary
+        assert timed.best.within
+
+
 @pytest.mark.parametrize("budget", [-1.0, float("nan"), float("inf")])
 def test_budgets_that_are_no_drop_are_refused(budget: float) -> None:
     with pytest.raises(OnnxPruneError, match="budget"):
@@ -162,6 +184,15 @@ def test_metrics_where_less_is_better_drop_by_what_they_rise() -> None:
     assert reading.drop > 0
 
 
+@pytest.mark.parametrize("which", ["original", "smaller model"])
+def test_metrics_that_are_not_finite_are_named(which: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, values = op.load(DIGITS), iter([float("nan")] if which == "original" else [1.0, float("nan")])
+    monkeypatch.setattr(Judge, "_evaluate", lambda self, model: (None, MetricValue(next(values), None)))
+    with pytest.raises(OnnxPruneError, match=f"the metric 'top1' is nan for the {which}") as err:
+        Judge(model, Calibration(digits())).read(model)
+    assert "--metric" in err.value.fix
+
+
 def _damaged(model: op.Model) -> op.Model:
     """Return the model with half of the first weights set to zero."""
     copy = model.copy()
@@ -193,6 +224,20 @@ def test_later_points_remove_more_of_the_original(path: PrunePath) -> None:
     assert second.certificate["weights"] == "identical"  # as stripped, before the recovery
 
 
+def test_scores_are_computed_anew_only_after_a_step(path: PrunePath) -> None:
+    first = path.point(0.9)
+    near, far = path.point(0.75, first), path.point(0.6, first)
+    assert (first.scored, near.scored) == (1.0, 1.0)
+    assert near.scores is first.scores
+    assert far.scored == first.kept
+    assert path.point(0.6, near).scored == near.kept
+    known = path.point(0.9, first=first.scores)
+    assert known.plan.digest == first.plan.digest
+    always = replace(path, rescore=1.0)
+    assert always.point(0.75, first).scored == first.kept
+    assert always.identity != path.identity
+
+
 def test_points_are_read_back_as_they_were_written(path: PrunePath, tmp_path: Path) -> None:
     point = path.point(0.5)
     with point_store(tmp_path / "points", {"kind": "test"}) as store:
@@ -200,6 +245,8 @@ def test_points_are_read_back_as_they_were_written(path: PrunePath, tmp_path: Pa
         again = store.write("a/b", point, path.analysis)
         assert again.plan.digest == point.plan.digest
         assert (again.kept, again.before, again.after) == (point.kept, point.before, point.after)
+        scored = replace(point, scored=0.75)
+        assert store.write("c", scored, path.analysis).scored == 0.75
         for name, scores in point.scores.groups.items():
             np.testing.assert_array_equal(again.scores.groups[name], scores)
         assert store.add_figures("a/b", {"x": 1.0}).figures == {"x": 1.0}
@@ -216,6 +263,37 @@ def test_a_point_without_its_record_is_made_again(path: PrunePath, tmp_path: Pat
         store.write("a", path.point(0.5), path.analysis)
         (tmp_path / "points" / "a" / RECORD).unlink()
         assert store.read("a", path.analysis) is None
+
+
+def test_an_interrupted_search_continues_and_other_data_is_refused(
+    path: PrunePath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coarse = replace(path, criterion="l2", constraints=op.Constraints(round_to=16))
+    evaluation, folder = Calibration(digits(), threads=1), tmp_path / "points"
+    made: list[float] = []
+    point = PrunePath.point
+
+    def counted(self: PrunePath, share: float, *rest: Any, **more: Any) -> PathPoint:
+        made.append(share)
+        return point(self, share, *rest, **more)
+
+    def interrupt(_: BudgetPoint) -> None:
+        if len(made) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(PrunePath, "point", counted)
+    whole = prune_to_budget(coarse, evaluation, 30.0, folder=tmp_path / "whole")
+    every = len(made)
+    made.clear()
+    with pytest.raises(KeyboardInterrupt):
+        prune_to_budget(coarse, evaluation, 30.0, folder=folder, notice=interrupt)
+    found = prune_to_budget(coarse, evaluation, 30.0, folder=folder)
+    assert len(made) == every
+    assert found.best.point.plan.digest == whole.best.point.plan.digest
+    assert [p.reading for p in found.points] == [p.reading for p in whole.points]
+    other = replace(coarse, calibration=Calibration(digits(80, labels=False), threads=1))
+    with pytest.raises(OnnxPruneError, match=r"other settings \(data\)"):
+        prune_to_budget(other, evaluation, 30.0, folder=folder)
 
 
 def test_folders_with_other_files_are_refused(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from onnxprune._utils.formatting import counted, percent
@@ -17,7 +17,8 @@ from onnxprune.errors import OnnxPruneError
 
 RESULT, TABLE = "frontier.json", "frontier.csv"
 FORMAT = Format("frontier", 2**26, fix="make it anew with `onnxprune frontier`")
-COSTS = (*MEASURES, "latency")
+PREDICTED = "latency_predicted"
+COSTS = (*MEASURES, "latency", PREDICTED)
 """Costs that points are compared by, as shares of the original's."""
 
 
@@ -28,7 +29,8 @@ class FrontierPoint:
     Attributes:
         curve: Name of its curve: criterion and allocator, with ", int8" if it is quantized.
         target: Share of the measure that was asked for.
-        costs: Share of the original's cost that is kept, by its name in `COSTS`; latency is missing if not measured.
+        costs: Share of the original's cost that is kept, by its name in `COSTS`; latency is missing if not measured,
+            and its prediction unless the points were placed by it.
         value: Metric on held-out samples.
         error: Standard error of the metric; None if it has none.
         drop: Loss against the original, see `Judgement`.
@@ -159,4 +161,9 @@ def load_frontier(folder: Path) -> Frontier:
     for i, point in enumerate(found.points):
         if not {"macs", found.measure} <= point.costs.keys() <= set(COSTS):
             raise FORMAT.error(f"the costs of point {i} are not complete or not known", str(folder / RESULT))
+        path = PurePosixPath(point.path)
+        if path.is_absolute() or ".." in path.parts or len(path.parts) < 2 or "\\" in point.path:
+            raise FORMAT.error(f"the file of point {i} is not in a subfolder", str(folder / RESULT))
+    if not found.points:
+        raise FORMAT.error("there are no points", str(folder / RESULT))
     return Frontier(**vars(found), folder=folder)

@@ -57,7 +57,8 @@ def frontier(
         folder: Folder for the points, so that an interrupted run continues; default: only the figures are returned.
         points: Points of every curve.
         least: Share of the cost that the last point keeps.
-        minimize: Cost that the points save: "macs", "bytes", "params", "memory" or "channels".
+        minimize: Cost that the points save: "macs", "latency" (placed by prediction, and measured), "bytes", "params",
+            "memory" or "channels".
         criteria: Names of criteria, a curve for each.
         allocators: Names of allocators, a curve for each; default: the criterion's own.
         quantize: "int8" adds quantized models.

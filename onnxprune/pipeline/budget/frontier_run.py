@@ -21,8 +21,9 @@ from onnxprune.ir.model import Model
 from onnxprune.ir.reader import load
 from onnxprune.ir.writer import save
 from onnxprune.latency.bench import bench
+from onnxprune.latency.prediction import LatencyModel, latency_model
 from onnxprune.options.tasks import TaskOptions
-from onnxprune.pipeline.budget.frontier import RESULT, TABLE, Frontier, FrontierPoint
+from onnxprune.pipeline.budget.frontier import PREDICTED, RESULT, TABLE, Frontier, FrontierPoint
 from onnxprune.pipeline.budget.judge import Judge
 from onnxprune.pipeline.budget.path import PathPoint, PrunePath
 from onnxprune.pipeline.budget.point_store import MODEL, PointRecord, PointStore, point_store
@@ -30,8 +31,10 @@ from onnxprune.pipeline.budget.quantize import quantize_int8, weight_bytes
 from onnxprune.planning.analyze import analyze
 from onnxprune.planning.constraints import Constraints
 from onnxprune.planning.sensitivity_sweep import data_digest
+from onnxprune.recovery.recover import OriginalActivations
 
-INT8 = "model-int8.onnx"
+INT8, LATENCY = "model-int8.onnx", "latency.json"
+TOGETHER = 8  # models in memory whose latency is measured in turns
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class FrontierSettings:
         include_inexact: Free also channels that statistics run over.
         quantize: "int8", or "" for none.
         task: Task and metric.
-        latency: Whether latency is measured; the runs for it.
+        latency: Whether latency is measured.
         threads, runs: Threads and timed runs for latency.
     """
 
@@ -70,6 +73,11 @@ class FrontierSettings:
     def shares(self) -> list[float]:
         """Return the shares of a curve: evenly spaced from just below 1 to the least."""
         return [round(1 - (1 - self.least) * i / self.points, 6) for i in range(1, self.points + 1)]
+
+    @property
+    def predicts(self) -> bool:
+        """True if points are placed by predicted latency."""
+        return self.measure == "latency" or "latency" in self.allocators
 
     def curves(self) -> list[tuple[str, str | None]]:
         """Return (criterion, allocator) of each curve."""
@@ -93,6 +101,7 @@ class _CurveTask:
     fit: Calibration
     evaluation: Calibration
     settings: FrontierSettings
+    latency: LatencyModel | None
 
 
 def measure_frontier(
@@ -125,6 +134,8 @@ def measure_frontier(
     Raises:
         OnnxPruneError: Settings out of range, a folder of another run, data that does not fit.
         VerificationError: A stripped model does not compute what the masked original computes.
+
+    Points that save latency are placed by a prediction, and each is measured beside the original.
     """
     how = settings or FrontierSettings()
     _check(how)
@@ -133,13 +144,16 @@ def measure_frontier(
         source = folder / "original.onnx"
         if not source.exists():
             save(model, source)
-        tasks = [_CurveTask(source, model.sizes, folder, c, a, fit, evaluation, how) for c, a in how.curves()]
+        predictor = _predictor(model, folder / LATENCY, fit.device, how, restart) if how.predicts else None
+        tasks = [
+            _CurveTask(source, model.sizes, folder, c, a, fit, evaluation, how, predictor) for c, a in how.curves()
+        ]
         notes = []
         for i, note in _run(tasks, jobs, backend, address, progress):
             if note:
                 notes.append(f"{curve_name(*how.curves()[i])}: {note}")
         if how.latency:
-            _measure_latency(model, store, how)
+            _measure_latency(model, store, how, fit.device)
         found = _collected(model, store, judge, how, notes)
         write_text(folder / TABLE, found.to_csv())
         write_text(folder / RESULT, json.dumps(found.as_dict(), indent=1, allow_nan=False) + "\n")
@@ -153,8 +167,8 @@ def _check(how: FrontierSettings) -> None:
         )
     if how.quantize not in ("", "int8"):
         raise OnnxPruneError(f"cannot quantize to {how.quantize!r}", fix="--quantize int8")
-    if how.measure == "latency" or "latency" in how.allocators:
-        raise OnnxPruneError("a frontier saves macs, params, bytes, memory or channels", fix="--minimize macs")
+    if how.measure == "latency" and not how.latency:
+        raise OnnxPruneError("points that save latency are measured", fix="leave out --no-latency")
 
 
 def _identity(model: Model, fit: Calibration, evaluation: Calibration, how: FrontierSettings) -> dict[str, Any]:
@@ -165,7 +179,16 @@ def _identity(model: Model, fit: Calibration, evaluation: Calibration, how: Fron
         "evaluation": data_digest(evaluation.data, evaluation.preprocess), "measure": how.measure,
         "points": how.points, "least": how.least, "constraints": repr(vars(how.constraints)),
         "attention": how.attention, "inexact": how.include_inexact, "task": repr(vars(how.task)),
+        **({"threads": how.threads} if how.predicts else {}),
     }  # fmt: skip
+
+
+def _predictor(model: Model, file: Path, device: str, how: FrontierSettings, restart: bool) -> LatencyModel:
+    """Return the latency model of a folder; its measurement is kept there, so that a continued run uses the same."""
+    if restart:
+        file.unlink(missing_ok=True)
+    analysis = analyze(model, attention=how.attention, include_inexact=how.include_inexact)
+    return latency_model(analysis, threads=how.threads, device=device, file=file)
 
 
 def _run(
@@ -182,8 +205,9 @@ def _run(
         tick(before + points / each)
 
     if jobs == 1 and backend == "loky":
+        originals = OriginalActivations()
         for i, task in enumerate(tasks):
-            yield i, _measure_curve(task, partial(within, i))
+            yield i, _measure_curve(task, partial(within, i), originals)
             tick(i + 1)
         return
     for done, (i, note) in enumerate(spread(_measure_curve, tasks, jobs=jobs, backend=backend, address=address)):
@@ -191,14 +215,17 @@ def _run(
         tick(done + 1)
 
 
-def _measure_curve(task: _CurveTask, tick: Callable[[int], None] | None = None) -> str:
+def _measure_curve(
+    task: _CurveTask, tick: Callable[[int], None] | None = None, originals: OriginalActivations | None = None
+) -> str:
     """Measure the points of one curve that are missing; return a remark if it ends early."""
     how, store = task.settings, PointStore(task.folder)
     model = replace(load(task.model), sizes=task.sizes)
     analysis = analyze(model, attention=how.attention, include_inexact=how.include_inexact)
     path = PrunePath(
         analysis, task.fit, measure=how.measure, criterion=task.criterion, allocator=task.allocator,
-        constraints=how.constraints, feeds=task.fit.first(model),
+        constraints=how.constraints, latency=task.latency, feeds=task.fit.first(model),
+        originals=originals or OriginalActivations(),
     )  # fmt: skip
     judge: Judge | None = None
     last: PathPoint | None = None
@@ -208,7 +235,8 @@ def _measure_curve(task: _CurveTask, tick: Callable[[int], None] | None = None) 
         if record is None:
             last = last or _read_last(store, task, analysis, i)
             try:
-                point = path.point(share, last)
+                first = store.shared_scores(task.criterion, path) if i == 0 and len(how.allocators) > 1 else None
+                point = path.point(share, last, first=first)
             except VerificationError:
                 raise
             except OnnxPruneError as err:
@@ -253,21 +281,25 @@ def _evaluate(
     store.add_figures(name, figures)
 
 
-def _measure_latency(model: Model, store: PointStore, how: FrontierSettings) -> None:
-    """Measure points whose latency is missing, each in turn with the original."""
+def _measure_latency(model: Model, store: PointStore, how: FrontierSettings, device: str) -> None:
+    """Measure points whose latency is missing, a few in turns with the original."""
+    missing = []
     for criterion, allocator in how.curves():
         for share in how.shares():
             name = _point_name(criterion, allocator, share)
             record = store.record(name)
-            if record is None:
-                continue
             for kind, file in (("float", MODEL), ("int8", INT8)):
-                path = store.folder / name / file
-                if kind not in record.figures or f"{kind}_latency" in record.figures or not path.exists():
+                if record is None or kind not in record.figures or f"{kind}_latency" in record.figures:
                     continue
-                whole, small = bench([model, load(path)], threads=how.threads, runs=how.runs)
-                before, after = whole.latency.median, small.latency.median
-                record = store.add_figures(name, {f"{kind}_latency": {"seconds": after, "share": after / before}})
+                if (store.folder / name / file).exists():
+                    missing.append((name, kind, file))
+    for i in range(0, len(missing), TOGETHER):
+        some = missing[i : i + TOGETHER]
+        models = [model, *(load(store.folder / name / file) for name, _, file in some)]
+        whole, *found = bench(models, threads=how.threads, runs=how.runs, device=device)
+        for (name, kind, _), small in zip(some, found, strict=True):
+            before, after = whole.latency.median, small.latency.median
+            store.add_figures(name, {f"{kind}_latency": {"seconds": after, "share": after / before}})
 
 
 def _collected(model: Model, store: PointStore, judge: Judge, how: FrontierSettings, notes: Sequence[str]) -> Frontier:
@@ -280,7 +312,7 @@ def _collected(model: Model, store: PointStore, judge: Judge, how: FrontierSetti
                 record = store.record(name)
                 if record is None or kind not in record.figures or (kind == "int8" and not how.quantize):
                     continue
-                points.append(_point(curve, f"{name}/{file}", kind, record))
+                points.append(_point(curve, f"{name}/{file}", kind, record, predicted=how.measure == "latency"))
     if not points:
         raise OnnxPruneError("the frontier has no points: " + "; ".join(notes or ["nothing can be removed"]))
     name = model.path.name if model.path is not None else "model"
@@ -290,11 +322,13 @@ def _collected(model: Model, store: PointStore, judge: Judge, how: FrontierSetti
     )  # fmt: skip
 
 
-def _point(curve: str, path: str, kind: str, record: PointRecord) -> FrontierPoint:
+def _point(curve: str, path: str, kind: str, record: PointRecord, *, predicted: bool) -> FrontierPoint:
     costs = {m: record.after.ratio(record.before, m) for m in MEASURES}
     timed = record.figures.get(f"{kind}_latency")
     if timed is not None:
         costs["latency"] = float(timed["share"])
+    if predicted and kind == "float":
+        costs[PREDICTED] = record.kept
     read = record.figures[kind]
     if "bytes" in read:
         costs["bytes"] = read["bytes"] / max(1, record.before.bytes)

@@ -69,7 +69,8 @@ class Judge:
             with the original.
 
     Raises:
-        OnnxPruneError: Task or metric are unknown or do not fit, or the metric needs targets that the data lacks.
+        OnnxPruneError: Task or metric are unknown or do not fit, the metric needs targets that the data lacks, or it is
+            not finite for the original.
     """
 
     def __init__(self, original: Model, calibration: Calibration, options: TaskOptions | None = None) -> None:
@@ -81,6 +82,7 @@ class Judge:
         self._reads = self.metric.outputs_read(names)
         self._reference = Session(original, device=c.device, threads=c.threads)
         self._records, found = self._evaluate(original)
+        self._check_finite(found.value, "original")
         self.original = Judgement(found.value, found.error, 0.0, 0.0)
 
     @property
@@ -95,16 +97,19 @@ class Judge:
             OnnxPruneError: Outputs that are not finite, or that the metric does not accept.
         """
         records, found = self._evaluate(model)
-        if not np.isfinite(found.value):
-            raise OnnxPruneError(
-                f"the metric {self.metric.name!r} is {found.value} for the smaller model",
-                fix="check the data, or choose another --metric",
-            )
+        self._check_finite(found.value, "smaller model")
         scale = (100.0 if self.unit == "points" else 1.0) * (1.0 if self.metric.higher_is_better else -1.0)
         drop_error = None
         if records is not None and self._records is not None:
             drop_error = abs(scale) * float(np.std(self._records - records)) / sqrt(len(records))
         return Judgement(found.value, found.error, scale * (self.original.value - found.value), drop_error)
+
+    def _check_finite(self, value: float, what: str) -> None:
+        if not np.isfinite(value):
+            raise OnnxPruneError(
+                f"the metric {self.metric.name!r} is {value} for the {what}",
+                fix="check the data, or choose another --metric",
+            )
 
     def _evaluate(self, model: Model) -> tuple[Array | None, MetricValue]:
         """Return the numbers of the samples (None if the metric is not their mean), and the value."""

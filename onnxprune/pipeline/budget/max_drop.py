@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import sqrt
 from pathlib import Path
@@ -14,11 +14,14 @@ from onnxprune._utils.formatting import percent
 from onnxprune._utils.progress import Progress
 from onnxprune.errors import OnnxPruneError, VerificationError
 from onnxprune.execution.calibration import Calibration
+from onnxprune.latency.bench import bench
+from onnxprune.latency.speedup import LatencyPair
 from onnxprune.options.tasks import TaskOptions
 from onnxprune.pipeline.budget.judge import Judge, Judgement
 from onnxprune.pipeline.budget.path import PathPoint, PrunePath
 from onnxprune.pipeline.budget.point_store import point_store
 from onnxprune.planning.sensitivity_sweep import data_digest
+from onnxprune.recovery.recover import OriginalActivations
 
 FACTOR = 0.8  # share of the last point within the budget that the next point keeps, until one exceeds it
 RESOLUTION = 0.03  # the search ends when the smallest point within the budget is so close to one beyond it
@@ -71,6 +74,8 @@ class BudgetSearch:
         original: Value of the metric for the original.
         samples: Number of held-out samples.
         points: All models that were tried, in the order of the share they keep, largest first.
+        measured: Share of the points' cost that is kept -> latency before and after, for the points that were measured:
+            the result and its neighbours if latency was minimized.
         warning: Reason why the claim is weaker than asked for; "" if there is none.
         judge: Evaluation on the held-out samples.
         folder: Folder with the points, if they are stored.
@@ -84,6 +89,7 @@ class BudgetSearch:
     samples: int
     points: tuple[BudgetPoint, ...]
     judge: Judge = field(repr=False)
+    measured: Mapping[float, LatencyPair] = field(default_factory=dict)
     warning: str = ""
     folder: Path | None = None
 
@@ -94,8 +100,14 @@ class BudgetSearch:
 
     @property
     def best(self) -> BudgetPoint:
-        """The cheapest point within the budget."""
-        return min((p for p in self.points if p.within), key=lambda p: p.kept)
+        """The cheapest point within the budget; of measured points one that is faster by more than 3 % precedes."""
+        cheapest = min((p for p in self.points if p.within), key=lambda p: p.kept)
+        timed = [p for p in self.points if p.within and p.kept in self.measured]
+        if cheapest.kept not in self.measured:
+            return cheapest
+        fastest = min(timed, key=lambda p: self.measured[p.kept].share)
+        least = self.measured[cheapest.kept].share * (1 - RESOLUTION)
+        return fastest if self.measured[fastest.kept].share < least else cheapest
 
     @property
     def larger(self) -> BudgetPoint | None:
@@ -112,8 +124,10 @@ class BudgetSearch:
         """The result in one line."""
         best = self.best
         error = "" if best.reading.drop_error is None else f" +- {best.reading.drop_error:.2g}"
+        timed = self.measured.get(best.kept)
+        kept = "kept" if timed is None else f"kept as predicted, {percent(timed.share)} measured"
         return (
-            f"{percent(best.kept)} of the {self.measure} kept, {self.metric} drops by {best.reading.drop:.2f}{error} "
+            f"{percent(best.kept)} of the {self.measure} {kept}, {self.metric} drops by {best.reading.drop:.2f}{error} "
             f"{self.unit} of {self.max_drop:g} on {self.samples} held-out samples"
         )
 
@@ -126,6 +140,10 @@ class BudgetSearch:
             "measure": self.measure, "metric": self.metric, "unit": self.unit, "max_drop": self.max_drop,
             "original": self.original, "samples": self.samples, "warning": self.warning or None,
             "points": [p.as_dict() for p in self.points],
+            "measured": [
+                {"kept": kept, "before": pair.before, "after": pair.after, "share": pair.share}
+                for kept, pair in self.measured.items()
+            ],
         }  # fmt: skip
 
 
@@ -141,6 +159,7 @@ def prune_to_budget(
     task: TaskOptions | None = None,
     folder: Path | None = None,
     restart: bool = False,
+    runs: int = 30,
     notice: Callable[[BudgetPoint], None] | None = None,
     progress: Progress | None = None,
 ) -> BudgetSearch:
@@ -153,6 +172,7 @@ def prune_to_budget(
         task: Task and metric.
         folder: Folder for the points, so that an interrupted search continues; see `BudgetSearch.remove_points`.
         restart: Discard the points of an interrupted search.
+        runs: Timed runs of each of the last candidates, if latency is minimized.
         notice: Called with each point.
         progress: Called with (points tried, points expected).
 
@@ -161,6 +181,7 @@ def prune_to_budget(
     """
     original = path.analysis.source
     judge = Judge(original, evaluation, task)
+    path = replace(path, originals=path.originals or OriginalActivations())
     tried = 0
 
     def count(point: BudgetPoint) -> None:
@@ -172,7 +193,7 @@ def prune_to_budget(
             progress(tried, max(tried, EXPECTED))
 
     if folder is None:
-        return smallest_within(path, judge, max_drop, notice=count)
+        return _timed(path, smallest_within(path, judge, max_drop, notice=count), runs)
     settings = {
         "kind": "max-drop", "model": original.fingerprint, "path": path.identity,
         "data": data_digest(path.calibration.data, path.calibration.preprocess),
@@ -184,7 +205,23 @@ def prune_to_budget(
             found = store.read(name, path.analysis)
             return found or store.write(name, path.point(share, since), path.analysis)
 
-        return replace(smallest_within(path, judge, max_drop, make=make, notice=count), folder=folder)
+        search = _timed(path, smallest_within(path, judge, max_drop, make=make, notice=count), runs)
+        return replace(search, folder=folder)
+
+
+def _timed(path: PrunePath, search: BudgetSearch, runs: int) -> BudgetSearch:
+    """Measure the last candidates in turns with the original, if latency was minimized."""
+    if path.measure != "latency" or path.latency is None:
+        return search
+    best = search.best
+    points = [p for p in (search.larger, best, search.smaller) if p is not None]
+    first, *rest = bench(
+        [path.analysis.source, *(p.point.model for p in points)], batch=path.latency.batch,
+        threads=path.latency.threads, runs=runs, device=path.calibration.device,
+    )  # fmt: skip
+    before = first.latency.median
+    found = {p.kept: LatencyPair(before, r.latency.median) for p, r in zip(points, rest, strict=True)}
+    return replace(search, measured=found)
 
 
 def smallest_within(
@@ -256,7 +293,7 @@ def smallest_within(
         )
     return BudgetSearch(
         path.measure, judge.metric.name, judge.unit, max_drop, judge.original.value, count, tuple(points), judge,
-        warning,
+        warning=warning,
     )  # fmt: skip
 
 

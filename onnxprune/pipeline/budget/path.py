@@ -1,8 +1,10 @@
 """Models along one path of plans: every point removes more channels than the point it starts from.
 
-A point is chosen on the recovered model of the point before (scores of the remaining channels, on weights that already
-compensate for the removed ones), stripped from the original, proved against the masked original, and recovered with the
-original as teacher. Its plan therefore refers to the original, whatever the number of points before it.
+A point is chosen on the recovered model of an earlier point: scores of the remaining channels, on weights that already
+compensate for the removed ones. That is the point before if it keeps clearly less than the model that was scored last;
+else its scores are used again, and the removal is extended in their order. The point is stripped from the original,
+proved against the masked original, and recovered with the original as teacher. Its plan therefore refers to the
+original, whatever the number of points before it.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from onnxprune.analysis.cost import Cost, CostModel
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.criteria import AnyCriterion
 from onnxprune.criteria import get as get_criterion
-from onnxprune.criteria.scoring import Scores
+from onnxprune.criteria.scoring import Scores, score
 from onnxprune.execution.calibration import Calibration
 from onnxprune.ir.model import Array, Model
 from onnxprune.pipeline._stages import compile_plan
@@ -29,8 +31,10 @@ from onnxprune.planning.iterative import rescored
 from onnxprune.planning.planner import AllocationRequest, allocate, assembled, check_allocator
 from onnxprune.planning.targets import LatencyPredictor, MeasureShare, Target
 from onnxprune.plans import Plan
-from onnxprune.recovery.recover import STAGES, recover
+from onnxprune.recovery.recover import STAGES, OriginalActivations, recover
 from onnxprune.verification import Verification
+
+RESCORE = 0.7  # with steps of this share or more, new scores gain less than the standard error of the metric
 
 
 @dataclass(frozen=True, repr=False)
@@ -47,6 +51,7 @@ class PathPoint:
         after: Cost of the model.
         certificate: Certificate of the proof, see `Verification.as_dict`.
         recovery: Stages of the recovery, see `Recovered.as_dict`.
+        scored: Share of the measure that the model keeps on which the scores were computed; 1 for the original.
         verification: Certificate as an object; None if the point was read from its files.
     """
 
@@ -59,6 +64,7 @@ class PathPoint:
     after: Cost
     certificate: Mapping[str, Any] = field(repr=False)
     recovery: Mapping[str, Any] = field(repr=False)
+    scored: float = 1.0
     verification: Verification | None = field(default=None, repr=False)
 
     def __repr__(self) -> str:
@@ -83,6 +89,8 @@ class PrunePath:
         feeds: Inputs for whole runs of the proof, beside random ones.
         tolerance: Largest relative difference that the proof allows; None: by element type.
         stages: Stages of the recovery.
+        originals: Activations of the original, shared by the recoveries of the points; they do not change results.
+        rescore: Channels are scored anew if a point keeps less than this share of the model that was scored last.
     """
 
     analysis: Analysis
@@ -98,13 +106,24 @@ class PrunePath:
     feeds: Sequence[Mapping[str, Array]] | None = None
     tolerance: float | None = None
     stages: tuple[str, ...] = STAGES
+    originals: OriginalActivations | None = field(default=None, compare=False)
+    rescore: float = RESCORE
 
-    def point(self, share: float, since: PathPoint | None = None) -> PathPoint:
+    def first_scores(self) -> Scores:
+        """Return the scores of the original.
+
+        Raises:
+            OnnxPruneError: See `score`.
+        """
+        return score(self.analysis, self.criterion, **self._scoring)
+
+    def point(self, share: float, since: PathPoint | None = None, *, first: Scores | None = None) -> PathPoint:
         """Return the point that keeps a share of the measure, chosen on the recovered model of an earlier point.
 
         Args:
             share: Share of the original's measure to keep.
             since: Point that keeps more; None: the original.
+            first: Scores of the original, if they are known.
 
         Raises:
             OnnxPruneError: The share cannot be reached; see `score`, `plan` and `recover` for others.
@@ -115,11 +134,14 @@ class PrunePath:
         gone: dict[str, npt.NDArray[np.int64]] = {}
         if since is not None:
             gone = {name: np.array(r.removed, np.int64) for name, r in since.plan.groups.items()}
-        options = {"reduce": self.reduce, "calibration": self.calibration, **self.params}
-        scores = rescored(
-            analysis, since.scores if since is not None else None, gone, self.criterion, options,
-            pruned=since.model if since is not None else None,
-        )  # fmt: skip
+        scored = 1.0
+        if since is None:
+            scores = first or self.first_scores()
+        elif share >= self.rescore * since.scored:
+            scores, scored = since.scores, since.scored
+        else:
+            scores = rescored(analysis, since.scores, gone, self.criterion, self._scoring, pruned=since.model)
+            scored = since.kept
         allocator = check_allocator(self.allocator, target, None, latency=self.latency, default=self._own_allocator)
         request = AllocationRequest(target, None, allocator, self.normalize or scores.normalize, self.constraints)
         groups = allocate(scores, request, latency=self.latency, removed=gone, final=True)
@@ -131,11 +153,17 @@ class PrunePath:
         )  # fmt: skip
         assert compiled.verification is not None
         recovered = recover(
-            analysis.source, compiled.model, plan, self.calibration, analysis=analysis, stages=self.stages
+            analysis.source,
+            compiled.model,
+            plan,
+            self.calibration,
+            analysis=analysis,
+            stages=self.stages,
+            originals=self.originals,
         )
         return PathPoint(
             share, self.kept(plan), plan, recovered.model, scores, compiled.before, compiled.after,
-            compiled.verification.as_dict(), recovered.as_dict(), compiled.verification,
+            compiled.verification.as_dict(), recovered.as_dict(), scored, compiled.verification,
         )  # fmt: skip
 
     def kept(self, plan: Plan) -> float:
@@ -150,8 +178,13 @@ class PrunePath:
         parts = (
             self.measure, rule, sorted(self.params.items()), self.reduce, self.allocator, self.normalize,
             sorted(vars(self.constraints).items()), self.analysis.choices.options(), self.tolerance, self.stages,
+            self.rescore,
         )  # fmt: skip
         return repr(parts)
+
+    @property
+    def _scoring(self) -> dict[str, Any]:
+        return {"reduce": self.reduce, "calibration": self.calibration, **self.params}
 
     @property
     def _own_allocator(self) -> str:

@@ -22,11 +22,11 @@ from onnxprune._utils.journal import Journal
 from onnxprune._utils.strict import Format
 from onnxprune.analysis.cost import Cost
 from onnxprune.analysis.coupling import Analysis
-from onnxprune.criteria.scoring import load_scores, save_scores
+from onnxprune.criteria.scoring import Scores, load_scores, save_scores
 from onnxprune.errors import OnnxPruneError
 from onnxprune.ir.reader import load
 from onnxprune.ir.writer import save
-from onnxprune.pipeline.budget.path import PathPoint
+from onnxprune.pipeline.budget.path import PathPoint, PrunePath
 from onnxprune.plans import load_plan, save_plan
 
 MODEL, PLAN, SCORES, RECORD = "model.onnx", "plan.json", "scores.json", "point.json"
@@ -48,6 +48,7 @@ class PointRecord:
         certificate: Certificate of the proof.
         recovery: Stages of the recovery.
         figures: Metric, latency and others, added after the model was written.
+        scored: Share that the model keeps on which the scores were computed.
     """
 
     target: Share
@@ -57,6 +58,7 @@ class PointRecord:
     certificate: Mapping[str, Any]
     recovery: Mapping[str, Any]
     figures: Mapping[str, Any]
+    scored: Share = 1.0
 
 
 @contextlib.contextmanager
@@ -82,6 +84,8 @@ def point_store(folder: Path, settings: Mapping[str, Any], *, restart: bool = Fa
         if restart:
             for record in list(folder.glob(f"**/{RECORD}")):
                 shutil.rmtree(record.parent)
+            for scores in folder.glob(f"*-{SCORES}"):
+                scores.unlink()
         yield PointStore(folder)
     finally:
         journal.close()
@@ -98,6 +102,18 @@ class PointStore:
         path = self.folder / name / RECORD
         return FORMAT.read(PointRecord, path) if path.exists() else None
 
+    def shared_scores(self, name: str, path: PrunePath) -> Scores:
+        """Return the scores of the original, computed once for all curves of a criterion.
+
+        Args:
+            name: Name of the file, before "-scores.json".
+            path: Settings of the scores.
+        """
+        file = self.folder / f"{name}-{SCORES}"
+        if not file.exists():
+            save_scores(path.first_scores(), file)
+        return load_scores(file, path.analysis)
+
     def read(self, name: str, analysis: Analysis) -> PathPoint | None:
         """Return a point of an earlier run; None if it is not complete.
 
@@ -110,7 +126,7 @@ class PointStore:
         home = self.folder / name
         return PathPoint(
             found.target, found.kept, load_plan(home / PLAN), load(home / MODEL), load_scores(home / SCORES, analysis),
-            found.before, found.after, found.certificate, found.recovery,
+            found.before, found.after, found.certificate, found.recovery, found.scored,
         )  # fmt: skip
 
     def write(self, name: str, point: PathPoint, analysis: Analysis) -> PathPoint:
@@ -126,7 +142,7 @@ class PointStore:
         save_scores(point.scores, home / SCORES)
         self._record(name, PointRecord(
             point.target, point.kept, point.before, point.after, without_seconds(point.certificate),
-            without_seconds(point.recovery), {},
+            without_seconds(point.recovery), {}, point.scored,
         ))  # fmt: skip
         found = self.read(name, analysis)
         assert found is not None

@@ -10,7 +10,7 @@
   const light = () => printing || !dark.matches;
 
   // Colours belong to the theme: everything that has one gets it here.
-  function themed(figure) {
+  function themed(figure, picked) {
     const ink = printing ? "#000" : variable("--ink");
     const soft = printing ? "#444" : variable("--soft");
     const rule = printing ? "#ddd" : variable("--rule");
@@ -19,10 +19,15 @@
     const data = figure.data.map((trace) => {
       const own = colour(trace.meta.hue);
       const edge = trace.meta.hollow ? own : ink;
+      let line = trace.meta.chosen ? { color: edge, width: 1.5 } : { width: 0 };
+      if (trace.customdata) {
+        const hit = trace.customdata.map((index) => String(index) === picked);
+        line = { color: hit.map((h) => (h ? ink : own)), width: hit.map((h) => (h ? 3 : 1)) };
+      }
       return {
         ...trace,
         line: { ...trace.line, color: own },
-        marker: { ...trace.marker, color: own, line: trace.meta.chosen ? { color: edge, width: 1.5 } : { width: 0 } },
+        marker: { ...trace.marker, color: own, line },
       };
     });
     const axis = (a) => ({
@@ -45,7 +50,7 @@
   const hidden = {};
   function draw(plot) {
     const key = plot.dataset.figure;
-    const { data, layout } = themed(figures[key]);
+    const { data, layout } = themed(figures[key], plot.dataset.picked);
     for (const trace of data) {
       trace.visible = !(hidden[key] && hidden[key].has(trace.meta.group));
     }
@@ -54,6 +59,7 @@
   const plots = [...document.querySelectorAll("[data-figure]")];
   const all = () => plots.forEach(draw);
   all();
+  plots.forEach((plot) => plot.addEventListener("redraw", () => draw(plot)));
   dark.addEventListener("change", all);
 
   // Checkboxes are the legend: they show, hide and point out lines, by mouse and by keyboard.

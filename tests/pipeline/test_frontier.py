@@ -1,0 +1,49 @@
+"""Values of a frontier: Pareto-optimal points, the point within a drop, files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from onnxprune.errors import OnnxPruneError
+from onnxprune.pipeline import Frontier, FrontierPoint, load_frontier
+
+
+def loss_frontier() -> Frontier:
+    """Two curves of a loss: less is better, a drop is what it rises by."""
+    rows = [("l2", 0.8, 0.50, 0.9), ("l2", 0.5, 0.80, 0.4), ("obs", 0.8, 0.45, 0.8), ("obs", 0.5, 0.90, 0.6)]
+    points = tuple(
+        FrontierPoint(c, m, {"macs": m, "bytes": b}, value, None, value - 0.4, None, f"{c}/{m:.4f}/model.onnx")
+        for c, m, value, b in rows
+    )
+    return Frontier("m.onnx", "macs", "loss", "loss", False, 0.4, 100, points)
+
+
+def test_less_is_better_where_the_metric_says_so() -> None:
+    found = loss_frontier()
+    assert [(p.curve, p.target) for p in found.pareto()] == [("l2", 0.5), ("obs", 0.8)]
+    assert [(p.curve, p.target) for p in found.pareto("bytes")] == [("l2", 0.5), ("obs", 0.8)]
+    best = found.best(0.07)
+    assert best is not None
+    assert (best.curve, best.target) == ("obs", 0.8)
+    assert found.best(0.01) is None
+    assert [row[-1] for row in found.rows()] == ["", "*", "*", ""]
+
+
+def test_costs_that_were_not_measured_are_named() -> None:
+    with pytest.raises(OnnxPruneError, match="no point has the cost 'latency'"):
+        loss_frontier().pareto("latency")
+
+
+def test_the_table_and_the_file_hold_every_point(tmp_path: Path) -> None:
+    found = loss_frontier()
+    rows = list(csv.DictReader(io.StringIO(found.to_csv())))
+    assert [r["pareto"] for r in rows] == ["0", "1", "1", "0"]
+    assert all(r["latency"] == "" and r["drop_error"] == "" for r in rows)
+    (tmp_path / "frontier.json").write_text(json.dumps(found.as_dict()))
+    assert load_frontier(tmp_path) == replace(found, folder=tmp_path)
