@@ -11,6 +11,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from onnxprune.analysis.blocks import Block
+    from onnxprune.analysis.cost import CostModel
     from onnxprune.analysis.coupling import Analysis, Group
     from onnxprune.latency.speedup import Speedup
     from onnxprune.pipeline import Compiled
@@ -84,7 +86,8 @@ def inspect_document(analysis: Analysis, name: str) -> dict[str, Any]:
     """Return the document of `inspect --json`."""
     from onnxprune.analysis.cost import CostModel
 
-    cost = CostModel(analysis).baseline
+    model = CostModel(analysis)
+    cost = model.baseline
     graph = analysis.source.graph
     return {
         "model": name,
@@ -111,6 +114,7 @@ def inspect_document(analysis: Analysis, name: str) -> dict[str, Any]:
             }
             for g in analysis.groups
         ],
+        "blocks": [_block(b, model) for b in analysis.blocks],
         "locked": [
             {
                 "name": k.name,
@@ -123,6 +127,24 @@ def inspect_document(analysis: Analysis, name: str) -> dict[str, Any]:
             for k in analysis.locked
         ],
         "hints": _hints(analysis),
+    }
+
+
+def _block(block: Block, model: CostModel) -> dict[str, Any]:
+    """Return a block with what its removal saves; nothing for a block that is not free."""
+    kept = model.analysis.kept()
+    kept[block.component] = not block.component
+    after = model.cost(kept)
+    return {
+        "name": block.name,
+        "kind": block.kind,
+        "entry": block.entry,
+        "output": block.output,
+        "operand": block.operand,
+        "nodes": len(block.nodes),
+        "macs": model.baseline.macs - after.macs,
+        "params": model.baseline.params - after.params,
+        "reason": block.reason,
     }
 
 
@@ -149,6 +171,17 @@ def inspect_tables(analysis: Analysis, name: str) -> None:
         ["group", "kind", "channels", "width", "tensors", "made by"],
         rows,
     )
+    if doc["blocks"]:
+        table(
+            f"{len(analysis.free_blocks)} of {len(analysis.blocks)} residual blocks can be removed (--only blocks)",
+            ["block", "kind", "nodes", "MACs", "parameters", "not free because"],
+            [
+                [b["name"], b["kind"], str(b["nodes"]),
+                 *(["", ""] if b["reason"] else [count(b["macs"]), count(b["params"])]), b["reason"]]
+                for b in doc["blocks"]
+            ],
+            prose=True,
+        )  # fmt: skip
     if analysis.locked:
         table(
             "locked",
