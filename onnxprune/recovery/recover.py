@@ -1,8 +1,8 @@
 """Recovery without training: better weights for a pruned model from its original, the plan and calibration data.
 
 Stages run in order: `recalibrate_batchnorm`, `reconstruct_weights`, and if asked for `reconstruct_blocks`. After each,
-the model is evaluated on held-out samples: by the metric of its task if there are targets or a metric is named, else by the distance of its outputs from
-the original's. A stage that does not improve it is undone.
+the model is evaluated on held-out samples: by the metric of its task if there are targets or a metric is named, else by
+the distance of its outputs from the original's. A stage that does not improve it is undone.
 """
 
 from __future__ import annotations
