@@ -97,7 +97,8 @@ def frontier(
     settings = FrontierSettings(
         measure=minimize, points=points, least=least, criteria=tuple(criteria), allocators=tuple(allocators) or (None,),
         constraints=constraints or Constraints(), attention=attention, include_inexact=include_inexact,
-        quantize=quantize or "", reconstruct_blocks=reconstruct_blocks, task=task_options(task, metric), latency=latency, threads=threads, runs=runs,
+        quantize=quantize or "", reconstruct_blocks=reconstruct_blocks,
+        task=task_options(task, metric), latency=latency, threads=threads, runs=runs,
     )  # fmt: skip
     if folder is not None:
         return measure_frontier(
