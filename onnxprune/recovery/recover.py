@@ -42,7 +42,7 @@ from onnxprune.options.tasks import TaskOptions, task_options
 from onnxprune.planning.analyze import analyze_for
 from onnxprune.planning.sensitivity_sweep import data_digest
 from onnxprune.plans import Plan
-from onnxprune.recovery._lockstep import check_wiring
+from onnxprune.recovery._lockstep import check_wiring, without_blocks
 from onnxprune.recovery.recalibrate_batchnorm import RecalibrateBatchnorm
 from onnxprune.recovery.reconstruct_weights import ReconstructWeights, Solution
 
@@ -271,7 +271,7 @@ def check_belongs(analysis: Analysis, plan: Plan, pruned: Model) -> None:
     Raises:
         OnnxPruneError: Nodes differ, or a weight has another shape.
     """
-    check_wiring(analysis.model, pruned)
+    check_wiring(without_blocks(analysis, plan), pruned)
     kept = analysis.kept(plan)
     tensors = pruned.graph.tensors()
     for name, axes in analysis.table.constants.items():

@@ -25,6 +25,7 @@ from onnxprune.execution.calibration import Calibration
 from onnxprune.ir.model import Array, Model
 from onnxprune.pipeline._stages import compile_plan
 from onnxprune.planning.constraints import Constraints
+from onnxprune.planning.depth import refuse_blocks
 from onnxprune.planning.iterative import rescored
 from onnxprune.planning.planner import AllocationRequest, allocate, assembled, check_allocator
 from onnxprune.planning.targets import LatencyPredictor, MeasureShare, Target
@@ -96,6 +97,9 @@ class PrunePath:
     latency: LatencyPredictor | None = None
     feeds: Sequence[Mapping[str, Array]] | None = None
     tolerance: float | None = None
+
+    def __post_init__(self) -> None:
+        refuse_blocks(self.constraints, "a search over a path of plans (--max-drop, frontier)")
 
     def point(self, share: float, since: PathPoint | None = None) -> PathPoint:
         """Return the point that keeps a share of the measure, chosen on the recovered model of an earlier point.
