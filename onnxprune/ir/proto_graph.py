@@ -243,12 +243,29 @@ class Graph:
         proto, external = graph.with_outputs([*outputs, *names])
         return proto, external, names
 
-    def selected(self) -> set[str]:
-        """Return the tensors whose shapes may depend on data: selections, and everything computed from them."""
+    def selected(self, settled: Collection[str] = ()) -> set[str]:
+        """Return the tensors whose shapes may depend on data: selections, and everything computed from them.
+
+        Args:
+            settled: Results of If nodes whose branches give results of one shape.
+        """
         out: set[str] = set()
         for node, names in zip(self.nodes, self.read, strict=True):
-            if (_selects(node) and not self._decided_by_sizes(node)) or any(n in out for n in names):
+            selects = _selects(node) and not self._decided_by_sizes(node)
+            if any(n in out for n in names):
                 out.update(o for o in node.output if o)
+            elif selects:
+                out.update(o for o in node.output if o and o not in settled)
+        return out
+
+    def branches_by_data(self) -> dict[str, tuple[str, str]]:
+        """Return the results of both branches of each If that data decides, by the name of its output."""
+        out: dict[str, tuple[str, str]] = {}
+        for node in self.nodes:
+            if is_flat_if(node) and not self._decided_by_sizes(node):
+                count = len(node.output)
+                pairs = zip(node.input[1 : 1 + count], node.input[1 + count :], strict=True)
+                out |= {o: pair for o, pair in zip(node.output, pairs, strict=True) if o}
         return out
 
     def _decided_by_sizes(self, node: NodeProto) -> bool:

@@ -164,6 +164,7 @@ class _Job:
             for style, again in exceeding.items():
                 self.induction.run_once(number, again, style)
         self._run_on_derived_values(runs)
+        self._accept_empty(runs)
         self._compare_computed(runs)
         self.induction.raise_on_difference()
         outputs, effect = self.whole_runs.compare(runs, data)
@@ -269,6 +270,23 @@ class _Job:
                 self._try(self.induction.compare, [t], {n: found[n] for n in self.induction.leaves([t])})
             for t in self.induction.unseen():
                 self._try(self.induction.alone, t, found)
+
+    def _accept_empty(self, runs: Sequence[SizedRun]) -> None:
+        """Accept results that are empty at every size, behind If nodes whose branches give results of one shape."""
+        pairs = self.reference.branches_by_data()
+        if not pairs or not self.induction.unseen():
+            return
+        names = sorted({n for pair in pairs.values() for n in pair} - self.reference.inputs.keys())
+        proto, external = self.reference.with_outputs(names)
+        settled = set(pairs)
+        for run in runs:
+            try:
+                results = self.sessions.region_session(proto, external).run(run.feeds, names)
+            except OnnxPruneError:
+                return
+            shapes = {n: v.shape for n, v in (*run.feeds.items(), *zip(names, results, strict=True))}
+            settled = {o for o in settled if shapes[pairs[o][0]] == shapes[pairs[o][1]]}
+        self.induction.accept_empty(settled)
 
     def _try(self, compare: Callable[..., None], *args: object) -> None:
         """Compare, unless the reference does not run on these values."""

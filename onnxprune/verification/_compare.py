@@ -37,11 +37,13 @@ class TensorComparison:
         bounded: The values are in 0..1 and may vanish: differences of a few units in the last place of 1 are ignored,
             because onnxruntime's Sigmoid is no finer near 0.
         nothing_kept: There is nothing to compare: all entries are removed, or there are none at these sizes.
+        empty: The original computed no element in some run.
     """
 
     problem: str = ""
     bounded: bool = False
     nothing_kept: bool = False
+    empty: bool = False
     axes: list[list[_AxisExtremes]] = field(default_factory=list)
     _whole: list[_AxisExtremes] = field(default_factory=list)
     _worst: tuple[float, int, int] | None = None

@@ -311,6 +311,7 @@ class Induction:
                 found = self.styles.setdefault((t, style), TensorComparison(bounded=found.bounded))
             found.add(got.pop(t), expected)
             # All channels removed, or no element for any data: empty tensors agree.
+            found.empty |= full.size == 0
             found.nothing_kept |= expected.size == 0 and (full.size > 0 or t not in self._selected)
             self.dtypes[t] = expected.dtype
 
@@ -377,6 +378,16 @@ class Induction:
         """Return the targets that were not compared yet."""
         seen = {t for (t, _), c in self.styles.items() if c.has_elements or c.problem}
         return [t for t, c in self.results.items() if not c.has_elements and not c.problem and t not in seen]
+
+    def accept_empty(self, settled: Collection[str]) -> None:
+        """Count results as compared that are empty at every size tried, for any data.
+
+        Args:
+            settled: Results of If nodes whose branches gave results of one shape at all these sizes.
+        """
+        selected = self.reference.selected(settled)
+        for t in self.unseen():
+            self.results[t].nothing_kept = self.results[t].empty and t not in selected
 
     def with_single_truths(self) -> tuple[list[str], set[str]]:
         """Return the targets whose regions read single truth values, and these: all values must be run."""
