@@ -45,7 +45,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Block:
+class FittedBlock:
     """Part of the pruned model between two cuts.
 
     Attributes:
@@ -117,7 +117,7 @@ class ReconstructBlocks:
             blocks = find_blocks(cursor)
             for i, block in enumerate(blocks):
                 cursor.pruned_cursor.advance(block.start)
-                cursor.original_cursor.advance(block.start)  # both have the same nodes
+                cursor.original_cursor.advance(_original_cut(cursor, block))
                 solution = self.known(block.outputs[0]) if self.known is not None else None
                 if solution is None:
                     solution = self._fit(cursor, block)
@@ -127,7 +127,7 @@ class ReconstructBlocks:
                     self.done(solution, i + 1, len(blocks))
         return model
 
-    def _fit(self, cursor: PairedCursor, block: Block) -> BlockSolution:
+    def _fit(self, cursor: PairedCursor, block: FittedBlock) -> BlockSolution:
         """Return the weights of a block with the least error on held-out batches."""
         from onnxprune.torch_bridge import to_torch, write_back
 
@@ -147,12 +147,12 @@ class ReconstructBlocks:
         return BlockSolution(name, found, before, after)
 
 
-def find_blocks(cursor: PairedCursor) -> list[Block]:
+def find_blocks(cursor: PairedCursor) -> list[FittedBlock]:
     """Return the blocks that pruning changed, in graph order: they end where one tensor of floats carries all data."""
     segments, changed = cursor.pruned_cursor.segments, cursor.changed()
     dtypes = segments.witness.dtypes
     outputs = tuple(n for n in segments.outputs if dtypes.get(n, np.dtype(np.float32)) not in _SIZES)
-    blocks: list[Block] = []
+    blocks: list[FittedBlock] = []
     start = linear = 0
     for stop in range(1, len(segments.nodes) + 1):
         linear += segments.nodes[stop - 1].op in _LINEAR
@@ -164,12 +164,19 @@ def find_blocks(cursor: PairedCursor) -> list[Block]:
             continue  # only what an activation passes on matters
         handed = outputs if last else tuple(live)
         if linear and handed and changed.intersection(handed):
-            blocks.append(Block(start, stop, handed))
+            blocks.append(FittedBlock(start, stop, handed))
         start, linear = stop, 0
     return blocks
 
 
-def _own_weights(model: Model, block: Block) -> set[str]:
+def _original_cut(cursor: PairedCursor, block: FittedBlock) -> int:
+    """Return a cut of the original before all nodes of a block; it may have nodes that the pruned model has not."""
+    index = cursor.original_cursor.segments.producer_index
+    nodes = cursor.pruned_cursor.segments.nodes[block.start : block.stop]
+    return min((index[o.name] for n in nodes for o in n.outputs if o.name in index), default=0)
+
+
+def _own_weights(model: Model, block: FittedBlock) -> set[str]:
     """Return the constants that only nodes of the block read."""
     inside: set[str] = set()
     outside: set[str] = set()
@@ -180,7 +187,7 @@ def _own_weights(model: Model, block: Block) -> set[str]:
     return inside - outside
 
 
-def _batches(cursor: PairedCursor, block: Block, segment: Model) -> Iterator[tuple[list[Array], list[Array]]]:
+def _batches(cursor: PairedCursor, block: FittedBlock, segment: Model) -> Iterator[tuple[list[Array], list[Array]]]:
     """Yield the inputs of a block and the outputs that the original has there, batch by batch within the memory."""
     inputs = [t.name for t in segment.graph.inputs]
     each = cursor.pruned_cursor.segments.bytes_of([*inputs, *block.outputs])

@@ -41,7 +41,7 @@ from onnxprune.options.tasks import TaskOptions, task_options
 from onnxprune.planning.analyze import analyze_for
 from onnxprune.planning.sensitivity_sweep import data_digest
 from onnxprune.plans import Plan
-from onnxprune.recovery._lockstep import check_wiring
+from onnxprune.recovery._lockstep import check_wiring, without_blocks
 from onnxprune.recovery._original_activations import OriginalActivations as OriginalActivations
 from onnxprune.recovery._solutions import SolutionStore
 from onnxprune.recovery.recalibrate_batchnorm import RecalibrateBatchnorm
@@ -305,7 +305,7 @@ def check_belongs(analysis: Analysis, plan: Plan, pruned: Model) -> None:
     Raises:
         OnnxPruneError: Nodes differ, or a weight has another shape.
     """
-    check_wiring(analysis.model, pruned)
+    check_wiring(without_blocks(analysis, plan), pruned)
     kept = analysis.kept(plan)
     tensors = pruned.graph.tensors()
     for name, axes in analysis.table.constants.items():

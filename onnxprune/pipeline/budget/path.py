@@ -27,6 +27,7 @@ from onnxprune.execution.calibration import Calibration
 from onnxprune.ir.model import Array, Model
 from onnxprune.pipeline._stages import compile_plan
 from onnxprune.planning.constraints import Constraints
+from onnxprune.planning.depth import refuse_blocks
 from onnxprune.planning.iterative import rescored
 from onnxprune.planning.planner import AllocationRequest, allocate, assembled, check_allocator
 from onnxprune.planning.targets import LatencyPredictor, MeasureShare, Target
@@ -108,6 +109,9 @@ class PrunePath:
     stages: tuple[str, ...] = STAGES
     originals: OriginalActivations | None = field(default=None, compare=False)
     rescore: float = RESCORE
+
+    def __post_init__(self) -> None:
+        refuse_blocks(self.constraints, "a search over a path of plans (--max-drop, frontier)")
 
     def first_scores(self) -> Scores:
         """Return the scores of the original.
