@@ -157,8 +157,8 @@ class FeasibleCounts:
 
 def _matching(analysis: Analysis, pattern: str, what: str) -> set[str]:
     names = {g.name for g in analysis.groups if fnmatchcase(g.name, pattern)}
-    others = [*analysis.locked, *analysis.blocks]
-    if not names and not any(fnmatchcase(other.name, pattern) for other in others):
+    others = [*(k.name for k in analysis.locked), *(b.name for b in analysis.blocks)]
+    if not names and not any(fnmatchcase(other, pattern) for other in others):
         raise unknown(f"group (in {what})", pattern, [g.name for g in analysis.groups])
     return names
 

@@ -6,7 +6,7 @@ the cheapest such group, in the unit of the channels' scores, so that any criter
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
@@ -92,7 +92,7 @@ def block_losses(scores: Scores, blocks: Sequence[Block], normalization: str, co
     return {b.name: found.get(b.name, rate * macs[b.name]) for b in blocks}
 
 
-def total(values: Sequence[float]) -> float:
+def total(values: Iterable[float]) -> float:
     """Return the sum of scores; some normalizations give negative ones, which count as 0."""
     return float(sum(max(0.0, float(v)) for v in values))
 
@@ -111,7 +111,8 @@ def removal_order(blocks: Sequence[Block], losses: Mapping[str, float], cost: Co
     A block inside one that was removed before saves nothing and is left out.
     """
     kept = cost.analysis.kept()
-    left, out = list(blocks), []
+    left: list[Block] = list(blocks)
+    out: list[Block] = []
     while True:
         gains = {b.name: saved(cost, b, measure, kept) for b in left}
         left = [b for b in left if gains[b.name] > 0]
