@@ -136,6 +136,6 @@ def _compared(
 
         plot_criteria(layer, output.plot, name=model.name)
     if as_json:
-        _display.emit_json({**compared.as_dict(), "data": samples.as_dict() if samples is not None else None})
+        _display.emit_json({**compared.as_dict(), **({"data": samples.as_dict()} if samples is not None else {})})
     else:
         _display.criteria_table(compared, model.name)
