@@ -14,6 +14,7 @@ from onnxprune.passes.fuse_batchnorm import FuseBatchnorm as FuseBatchnorm
 from onnxprune.passes.insert_batchnorm import InsertBatchnorm as InsertBatchnorm
 from onnxprune.passes.insert_masks import InsertMasks as InsertMasks
 from onnxprune.passes.lift_constants import LiftConstants as LiftConstants
+from onnxprune.passes.remove_blocks import RemoveBlocks as RemoveBlocks
 from onnxprune.passes.remove_identity import RemoveIdentity as RemoveIdentity
 from onnxprune.passes.slice_statistics import SliceStatistics as SliceStatistics
 from onnxprune.passes.sparsify_weights import SparsifyWeights as SparsifyWeights

@@ -94,6 +94,15 @@ def check_plan(plan: Plan, analysis: Analysis) -> None:
             )
         if len(removal.removed) >= group.channels:
             raise OnnxPruneError("the plan removes every channel of the group", where=f"group {name!r}")
+    for name, removed in plan.blocks.items():
+        block = analysis.block(name)
+        if (block.output, block.operand) != (removed.output, removed.operand):
+            raise OnnxPruneError(
+                f"the plan removes operand {removed.operand} of {removed.output!r} where the model's block is operand "
+                f"{block.operand} of {block.output!r}",
+                where=f"block {name!r}",
+                fix="make the plan again from this model",
+            )
 
 
 class _StripPatcher:

@@ -40,7 +40,7 @@ class TakeBranches(Pass):
     def rewrite_with_shapes(self, model: Model, known: Witness | None) -> Rewritten:
         """Rewrite; shapes remain known if nothing is decided, else they are those of the last folding."""
         out = Rewritten(model, known)
-        while any(n.domain == FLAT for n in out.model.graph.nodes) and _take_branches(out.model.graph):
+        while any(_is_if(n) for n in out.model.graph.nodes) and _take_branches(out.model.graph):
             for step in (RemoveIdentity(), FoldShapes()):
                 out = step.rewrite_with_shapes(out.model, out.shapes)
         return out
@@ -51,7 +51,7 @@ def _take_branches(graph: gs.Graph) -> bool:
     nodes: list[gs.Node] = []
     taken = False
     for node in graph.nodes:
-        results = _taken(node) if node.domain == FLAT else None
+        results = _taken(node) if _is_if(node) else None
         if results is None:
             nodes.append(node)
             continue
@@ -68,6 +68,10 @@ def _take_branches(graph: gs.Graph) -> bool:
         graph.nodes[:] = nodes
         drop_dead(graph)
     return taken
+
+
+def _is_if(node: gs.Node) -> bool:
+    return bool(node.domain == FLAT and node.op == "If")
 
 
 def _taken(node: gs.Node) -> list[gs.Tensor] | None:

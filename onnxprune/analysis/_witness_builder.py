@@ -31,7 +31,7 @@ from onnxprune.analysis._type_inference import (
     with_shape,
 )  # fmt: skip
 from onnxprune.analysis.node_evaluation import compute_node
-from onnxprune.ir.branches import FLAT
+from onnxprune.ir.branches import FLAT, LOOP_START
 from onnxprune.ir.input_sizes import dimension_name
 from onnxprune.ir.model import Array
 from onnxprune.ir.symbolic import Atom, Expr, Size, atom_of, evaluate, opaque, product, symbol
@@ -98,7 +98,12 @@ class WitnessBuilder:
     def visit(self, node: gs.Node, node_types: NodeTypes, opset: int) -> None:
         """Infer the outputs of a node whose inputs were visited."""
         if node.domain == FLAT:
-            self._select(node, opset)
+            if node.op == "If":
+                self._select(node, opset)
+            elif node.op == LOOP_START:
+                self._enter(node)
+            else:
+                self._leave(node)
             return
         read = [self.states.get(t.name) or self._state(t) for t in node.inputs]
         attributes = hashable(node.attrs)
@@ -154,6 +159,50 @@ class WitnessBuilder:
                 self._express_as(output.name, [
                     n if same and two[i] == n else None for i, n in enumerate(one)
                 ])  # fmt: skip
+
+    def _enter(self, node: gs.Node) -> None:
+        """Record the inputs of the body of a Loop; states are assumed to keep their shape, see `_leave`."""
+        for t, dtype in zip(node.outputs[:3], (np.int64, np.int64, np.bool_), strict=True):
+            self._settle_array(t.name, np.dtype(dtype), ())
+        for initial, state in zip(node.inputs[2:], node.outputs[3:], strict=True):
+            self.states.get(initial.name) or self._state(initial)
+            if initial.name in self.types:
+                self.settle(state.name, self.types[initial.name])
+                if initial.name in self.sizes:
+                    self.sizes[state.name] = self.sizes[initial.name]
+
+    def _leave(self, node: gs.Node) -> None:
+        """Record the results of a Loop; if a state changes its shape, nothing in the body has a known one."""
+        start = node.inputs[0].inputs[0]
+        states, results = start.outputs[3:], node.inputs[2:]
+        for t in results:
+            self.states.get(t.name) or self._state(t)
+        kept = zip(states, results, strict=False)
+        if not all(
+            self.types.get(a.name) == self.types.get(b.name) and self._dims(a) == self._dims(b) for a, b in kept
+        ):
+            front = list(start.outputs)
+            while front:
+                t = front.pop()
+                if t.name in self.shapes:
+                    for known in (self.shapes, self.types, self.values, self.sizes, self.formulas, self.states):
+                        known.pop(t.name, None)
+                    front += [o for n in t.outputs for o in n.outputs]
+            return
+        count = self._value(start.inputs[0])
+        for k, (t, output) in enumerate(zip(results, node.outputs, strict=True)):
+            if not output.name or t.name not in self.shapes:
+                continue
+            if k < len(states):
+                self.settle(output.name, self.types[t.name])
+                if t.name in self.sizes:
+                    self.sizes[output.name] = self.sizes[t.name]
+                continue
+            stated = count is not None and start.inputs[0].name not in self.formulas
+            trips = int(count) if count is not None and stated else _SELECTED
+            self.settle(output.name, with_shape(self.types[t.name], [trips, *self.shapes[t.name]]))
+            self.assumed.add(output.name)
+            self._express_as(output.name, [None, *(self._dims(t) or ())])
 
     def _possible(self, output: gs.Tensor, results: Sequence[gs.Tensor], opset: int) -> gs.Tensor | None:
         """Return the only result of an If that the nodes after it accept; None if there is not exactly one."""

@@ -67,9 +67,12 @@ class _Work:
     ins: list[_Template]
     outs: list[_Template]
     rows: list[int]
+    inside: list[int]
     known: dict[tuple[int, ...], int] = field(default_factory=dict)
 
     def macs(self, counts: Sequence[int]) -> int:
+        if self.inside and not all(counts[r] for r in self.inside):  # a block that holds the node is removed
+            return 0
         key = tuple([counts[r] for r in self.rows])
         if key not in self.known:
 
@@ -107,6 +110,7 @@ class CostModel:
         self._labels: list[npt.NDArray[np.int64]] = []
         batch = [n for (name, axis), n in analysis.witness.dims.items() if axis == 0]
         self._batch = batch[0] if batch else 1
+        self._holders = self._blocks()
         constants = self._constants()
         self._work = self._nodes()
         lives = self._lives()
@@ -123,6 +127,26 @@ class CostModel:
         self._free = np.concatenate([g.components for g in analysis.groups] or [np.zeros(0, np.int64)])
         self.baseline = self.cost(np.ones(analysis.count, bool))
 
+    def _blocks(self) -> dict[str, list[int]]:
+        """Return, for every node in blocks, by its first output, the rows that count the blocks: 0 for removed ones."""
+        holders: dict[str, list[int]] = {}
+        for block in self.analysis.blocks:
+            if block.component:
+                for name in block.nodes:
+                    holders.setdefault(name, []).append(len(self._labels))
+                self._labels.append(np.array([block.component], np.int64))
+        return holders
+
+    def _holding(self, nodes: Sequence[gs.Node]) -> _Template:
+        """Return the counts of the blocks that hold all of these nodes, as factors of a size."""
+        rows: set[int] | None = None
+        for node in nodes:
+            own = set(self._holders.get(node.outputs[0].name, ())) if node.outputs else set()
+            rows = own if rows is None else rows & own
+            if not rows:
+                return ()
+        return tuple(-1 - r for r in sorted(rows or ()))
+
     def _constants(self) -> list[tuple[_Template, int, bool]]:
         """Return (shape, bytes per element, whether it counts as parameters) of every constant, each once."""
         nodes = self.analysis.model.graph.nodes
@@ -135,6 +159,7 @@ class CostModel:
         for t in itertools.chain((t for n in nodes for t in n.inputs), inside):
             if isinstance(t, gs.Constant) and t.name not in found:
                 template = self._template(tuple(t.shape), self.analysis.table.constants.get(t.name))
+                template += self._holding(t.outputs) if self._holders else ()
                 floating = t.dtype.kind == "f" or t.dtype.name.startswith(("bfloat", "float"))
                 counted = t.name in integers or (floating and t.name not in aside)
                 found[t.name] = (template, t.dtype.itemsize, counted)
@@ -154,7 +179,8 @@ class CostModel:
             templates = [self._template(table.shape(t), table.get(t)) if t.name else () for t in tensors]
             rows = sorted({-1 - n for t in templates for n in t if n < 0})
             split = len(node.inputs)
-            out.append(_Work(spec.macs, node, templates[:split], templates[split:], rows))
+            inside = self._holders.get(node.outputs[0].name, []) if self._holders else []
+            out.append(_Work(spec.macs, node, templates[:split], templates[split:], rows, inside))
         return out
 
     def _lives(self) -> list[tuple[_Template, int, int, int]]:
@@ -193,7 +219,8 @@ class CostModel:
         out = []
         for name, t in tensors.items():
             dtype = np.dtype(seen.dtypes.get(name) or t.dtype or np.float32)
-            out.append((self._template(table.shapes[name], table.variables.get(name)), dtype.itemsize,
+            held = self._holding(t.inputs) if self._holders else ()
+            out.append((self._template(table.shapes[name], table.variables.get(name)) + held, dtype.itemsize,
                         first[name], max(last[name], first[name])))  # fmt: skip
         return out
 

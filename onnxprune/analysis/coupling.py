@@ -19,6 +19,7 @@ from onnxprune._utils.formatting import counted, shortened
 from onnxprune._utils.html import html_table
 from onnxprune.analysis._lock_reasons import lock_dynamic, name_inputs
 from onnxprune.analysis._type_inference import body_constants, captured
+from onnxprune.analysis.blocks import Block, find_blocks
 from onnxprune.analysis.group_naming import Namer
 from onnxprune.analysis.shape_inference import Witness, known_or_witness
 from onnxprune.errors import OnnxPruneError, unknown
@@ -115,6 +116,7 @@ class Analysis:
         count: Number of components, 0 included.
         groups: Prunable groups.
         locked: Locked groups.
+        blocks: Residual blocks, those that cannot be removed included; free ones have components behind the channels'.
     """
 
     source: Model
@@ -125,6 +127,7 @@ class Analysis:
     count: int
     groups: tuple[Group, ...]
     locked: tuple[LockedGroup, ...]
+    blocks: tuple[Block, ...] = ()
 
     def __repr__(self) -> str:
         channels = sum(g.channels for g in self.groups)
@@ -177,7 +180,27 @@ class Analysis:
         out = np.ones(self.count, bool)
         for name, removed in (plan.groups if plan is not None else {}).items():
             out[self[name].components[np.asarray(removed.removed, np.int64)]] = False
+        for name in plan.blocks if plan is not None else ():
+            out[self.block(name).component] = False
         return out
+
+    def block(self, name: str) -> Block:
+        """Return a free block by name.
+
+        Raises:
+            OnnxPruneError: The block does not exist or is not free.
+        """
+        for block in self.blocks:
+            if block.name == name and not block.reason:
+                return block
+            if block.name == name:
+                raise OnnxPruneError(f"the block {name!r} cannot be removed: {block.reason}")
+        raise unknown("block", name, [b.name for b in self.free_blocks])
+
+    @property
+    def free_blocks(self) -> tuple[Block, ...]:
+        """Blocks that can be removed."""
+        return tuple(b for b in self.blocks if not b.reason)
 
     def keep(self, tensor: str, axis: int, kept: Kept) -> Kept | None:
         """Return the kept indices of a tensor's axis: bool [size]; None if all are kept."""
@@ -402,9 +425,10 @@ def assemble(model: Model, witness: Witness, table: LabelTable, *, source: Model
         elif namer.produced(members):  # constants that no layer produces (masks, frequencies) are not reported
             lock = by_rank[why]
             locked.append(LockedGroup(namer.name(members), len(members), lock.node, lock.op, lock.reason, lock.inexact))
-    return Analysis(
-        source or model, model, witness, table, component, len(free_roots) + 1, tuple(groups), tuple(locked)
-    )
+    count = len(free_roots) + 1
+    blocks = find_blocks(model.graph, witness, table, count, {g.name for g in groups})
+    count += sum(not b.reason for b in blocks)
+    return Analysis(source or model, model, witness, table, component, count, tuple(groups), tuple(locked), blocks)
 
 
 def _lifted(table: LabelTable, root: npt.NDArray[np.int64]) -> tuple[list[str], npt.NDArray[np.uint64]]:

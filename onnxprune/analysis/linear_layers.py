@@ -155,6 +155,8 @@ class LinearNode:
 
     def rows(self, x: Array, picks: Picks | None = None) -> Array:
         """Return the rows of inputs [n, ...]: [groups, n * positions, inputs * kernel], in the input's type."""
+        if not x.size:  # a detector that finds no boxes
+            return np.zeros((self.groups, 0, self.inputs * self.kernel), x.dtype)
         if not self.spatial:
             flat = x.reshape(len(x), -1, x.shape[-1])
             if picks is not None:

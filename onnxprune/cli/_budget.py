@@ -60,6 +60,7 @@ def prune_within(
     analysis: AnalysisOptions,
     measuring: Measuring,
     verifying: Verifying,
+    stages: tuple[str, ...],
     *,
     as_json: bool,
 ) -> None:
@@ -85,7 +86,7 @@ def prune_within(
         found, fit, measure=budget.minimize, criterion=scoring.criterion or "obs", params=scoring.params,
         reduce=scoring.reduce, allocator=planning.allocator, normalize=planning.normalize,
         constraints=constraints_on(measuring.device, constraints), latency=latency, feeds=fit.first(original),
-        tolerance=verifying.tolerance,
+        tolerance=verifying.tolerance, stages=stages,
     )  # fmt: skip
 
     def show(point: BudgetPoint) -> None:

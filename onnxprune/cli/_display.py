@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -80,105 +80,6 @@ def progress(what: str, *, quiet: bool = False) -> Iterator[Progress]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def inspect_document(analysis: Analysis, name: str) -> dict[str, Any]:
-    """Return the document of `inspect --json`."""
-    from onnxprune.analysis.cost import CostModel
-
-    cost = CostModel(analysis).baseline
-    graph = analysis.source.graph
-    return {
-        "model": name,
-        "fingerprint": analysis.source.fingerprint,
-        "opset": analysis.source.opset,
-        "inputs": {t.name: [n if isinstance(n, int) else str(n) for n in t.shape or ()] for t in graph.inputs},
-        "outputs": [t.name for t in graph.outputs],
-        "sizes": {name: list(shape) for name, shape in analysis.witness.assumed_shapes.items()},
-        "macs": cost.macs,
-        "params": cost.params,
-        "bytes": cost.bytes,
-        "memory": cost.memory,
-        "groups": [
-            {
-                "name": g.name,
-                "channels": g.channels,
-                "width": g.width,
-                "op": g.op,
-                "residual": g.residual,
-                "kind": g.kind,
-                "exact": g.exact,
-                "statistics": list(g.statistics),
-                "sites": [{"tensor": t, "axis": a} for t, a in g.sites],
-            }
-            for g in analysis.groups
-        ],
-        "locked": [
-            {
-                "name": k.name,
-                "channels": k.channels,
-                "node": k.node,
-                "op": k.op,
-                "reason": k.reason,
-                "inexact": k.inexact,
-            }
-            for k in analysis.locked
-        ],
-        "hints": _hints(analysis),
-    }
-
-
-def inspect_tables(analysis: Analysis, name: str) -> None:
-    """Print the tables of `inspect`."""
-    doc = inspect_document(analysis, name)
-    inputs = ", ".join(f"{n} [{', '.join(map(str, s))}]" for n, s in doc["inputs"].items())
-    sys.stdout.write(f"{name}: opset {doc['opset']}, input {inputs}\n")
-    at = ", ".join(f"{n} {'x'.join(map(str, shape[1:]))}" for n, shape in doc["sizes"].items())
-    sys.stdout.write(f"{count(doc['macs'])} MACs per sample{f' ({at})' if at else ''}, ")
-    sys.stdout.write(f"{count(doc['params'])} parameters, {size(doc['bytes'])}, ")
-    sys.stdout.write(f"{size(doc['memory'])} of activations\n")
-    rows = [
-        [
-            g.name + ("" if g.exact else f" (inexact: {', '.join(g.statistics)})"),
-            g.kind + (" (residual)" if g.residual and g.kind != "stream" else ""),
-            str(g.channels), str(g.width), str(len(g.sites)), g.op,
-        ]
-        for g in analysis.groups
-    ]  # fmt: skip
-    total = sum(g.channels for g in analysis.groups)
-    table(
-        f"{len(rows)} groups, {total} channels can be removed",
-        ["group", "kind", "channels", "width", "tensors", "made by"],
-        rows,
-    )
-    if analysis.locked:
-        table(
-            "locked",
-            ["group", "channels", "because"],
-            [
-                [
-                    k.name,
-                    str(k.channels),
-                    f"it {k.reason}: {k.op} {k.node}" + (" (--include-inexact frees it)" if k.inexact else ""),
-                ]
-                for k in analysis.locked
-            ],
-            prose=True,
-        )
-    for hint in doc["hints"]:
-        sys.stdout.write(textwrap.fill(hint, WIDTH) + "\n")
-
-
-def _hints(analysis: Analysis) -> list[str]:
-    """Return hints on registering the operators without a record, one for each operator."""
-    from onnxprune.ops import find
-
-    missing = dict.fromkeys((n.domain or "ai.onnx", n.op) for n in analysis.model.graph.nodes if find(n) is None)
-    return [
-        f"{domain}::{op} has no record, so its channels are locked: add a record in a package, through the entry-point "
-        f"group onnxprune.ops under the name {domain!r} (docs/extending.md)"
-        for domain, op in missing
-    ]
-
-
 def curves_table(curves: Curves, name: str) -> None:
     """Print the table of `sensitivity`: for each group the ratios at which the metric falls, and its worst value."""
     base = curves.baseline.value
@@ -200,7 +101,7 @@ def curves_table(curves: Curves, name: str) -> None:
 
 def plan_document(
     analysis: Analysis, plan: Plan, output: str | None, curves: Curves | None, speedup: Speedup | None,
-    rows: Sequence[AllocatorRow] | None,
+    rows: Sequence[AllocatorRow] | None, data: Mapping[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     """Return the document of `plan --json`."""
     from onnxprune.analysis.cost import CostModel
@@ -215,6 +116,7 @@ def plan_document(
         "metric": _metric(plan, curves),
         "latency": speedup.as_dict() if speedup else None,
         "compare": [row.as_dict() for row in rows] if rows is not None else None,
+        "data": dict(data) or None,
     }
 
 
@@ -345,6 +247,9 @@ def proof_line(proof: Verification | None) -> str:
     line = "\n  ".join(textwrap.wrap(f"proved: {proof.summary}", 76, break_long_words=False, break_on_hyphens=False))
     if proof.inputs != "random":
         line += f"\n  whole runs on {proof.inputs.replace('random', 'random inputs')}"
+    if proof.unexecuted:
+        text = textwrap.wrap(proof.unexecuted, 76, break_long_words=False, break_on_hyphens=False)
+        line += "\n  " + "\n  ".join(text)
     if proof.inexact:
         plural = "s are" if len(proof.inexact) > 1 else " is"
         line += f"\n  {len(proof.inexact)} group{plural} inexact: statistics run over the kept channels"
@@ -369,6 +274,7 @@ def recovered_table(done: Recovered, title: str) -> None:
         ["stage", done.title, "distance", "time", ""],
         rows,
     )
+    sys.stdout.write(done.rule + "\n")
 
 
 def retrained_document(done: Retrained, output: str, plan: str | None) -> dict[str, Any]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxprune.errors import OnnxPruneError, unknown
+from onnxprune.errors import OnnxPruneError
 from onnxprune.options import (
     AnalysisOptions,
     AttentionOptions,
@@ -51,18 +51,10 @@ def load_model(path: Path, shapes: InputShapes | None = None) -> Model:
 
 def load_models(paths: Sequence[Path], shapes: InputShapes) -> list[Model]:
     """Read models that may have different inputs: sizes are those of the inputs that a model has."""
-    from onnxprune.ir.input_sizes import with_shapes
+    from onnxprune.ir.input_sizes import with_shapes_of_each
     from onnxprune.ir.reader import load
 
-    models = [load(path) for path in paths]
-    inputs = [{t.name for t in m.graph.inputs} for m in models]
-    for name in shapes.shapes:
-        if not any(name in own for own in inputs):
-            raise unknown("input", name, set().union(*inputs))
-    return [
-        with_shapes(model, {name: shape for name, shape in shapes.shapes.items() if name in own})
-        for model, own in zip(models, inputs, strict=True)
-    ]
+    return with_shapes_of_each([load(path) for path in paths], shapes.shapes)
 
 
 def analyzed(model: Model, options: AttentionOptions) -> Analysis:
@@ -237,12 +229,14 @@ class Planned:
         scores: Scores; None if they were computed in every step.
         curves: Sensitivity curves, if given.
         latency: Latency model, if needed or requested.
+        data: Name, number and preprocessing of the samples that the scores are from; empty without any.
     """
 
     plan: Plan
     scores: Scores | None
     curves: Curves | None
     latency: LatencyPredictor | None
+    data: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -304,7 +298,7 @@ def planned(analysis: Analysis, inputs: PlanInputs) -> Planned:
                 constraints=inputs.constraints, reduce=scoring.reduce,
                 calibration=samples, progress=tick, **scoring.params,
             )  # fmt: skip
-        return Planned(made, None, None, latency)
+        return Planned(made, None, None, latency, samples.as_dict() if samples is not None else {})
     if inputs.scores_file is not None:
         scores = load_scores(inputs.scores_file, analysis)
     else:
@@ -315,7 +309,7 @@ def planned(analysis: Analysis, inputs: PlanInputs) -> Planned:
         max_loss=planning.max_loss, latency=latency, allocator=planning.allocator, normalize=planning.normalize,
         constraints=inputs.constraints,
     )  # fmt: skip
-    return Planned(made, scores, curves, latency)
+    return Planned(made, scores, curves, latency, scores.data)
 
 
 def speedup_of(

@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from onnxprune.cli._options import Command, json_option, model_argument, takes_options
-from onnxprune.cli._stages import load_model, read_data
-from onnxprune.options import Execution, ReferenceModel, RequiredData, TaskOptions
+from onnxprune.cli._stages import load_models, read_data
+from onnxprune.options import Execution, InputShapes, ReferenceModel, RequiredData, TaskOptions
 
 
 @click.command(cls=Command)
@@ -16,7 +16,13 @@ from onnxprune.options import Execution, ReferenceModel, RequiredData, TaskOptio
 @takes_options
 @json_option
 def evaluate(
-    model: Path, data: RequiredData, tasks: TaskOptions, original: ReferenceModel, execution: Execution, as_json: bool
+    model: Path,
+    data: RequiredData,
+    tasks: TaskOptions,
+    original: ReferenceModel,
+    shapes: InputShapes,
+    execution: Execution,
+    as_json: bool,
 ) -> None:
     """Measure a model on data: accuracy, mAP, mIoU, text, or agreement with the original.
 
@@ -31,8 +37,8 @@ def evaluate(
     from onnxprune.cli import _display
     from onnxprune.execution.tasks.evaluation import evaluate as run
 
-    loaded = load_model(model)
-    whole = load_model(original.reference) if original.reference is not None else None
+    loaded, *others = load_models([model, *filter(None, [original.reference])], shapes)
+    whole = others[0] if others else None
     labels = whole is None and tasks.task in (None, "classify")
     found = read_data(data.data, data, loaded, labels=labels, device=execution.device)
     samples = found.data

@@ -106,7 +106,7 @@ def explore(
     if as_json:
         nothing = {"output": None, "digest": None, "removed_channels": 0}
         _display.emit_json(
-            nothing if made is None else _display.plan_document(found, made, str(output), measured, None, None)
+            nothing if made is None else _display.plan_document(found, made, str(output), measured, None, None, {})
         )
     elif made is None:
         _display.note("no plan was saved")

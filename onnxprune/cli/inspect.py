@@ -18,9 +18,10 @@ from onnxprune.options import AnalysisOptions, InputShapes
 def inspect(model: Path, analysis: AnalysisOptions, shapes: InputShapes, as_json: bool) -> None:
     """List removable groups, and locked ones with the reason."""
     from onnxprune.cli import _display
+    from onnxprune.cli._display_inspect import inspect_document, inspect_tables
 
     found = analyzed(load_model(model, shapes), analysis)
     if as_json:
-        _display.emit_json(_display.inspect_document(found, str(model)))
+        _display.emit_json(inspect_document(found, str(model)))
     else:
-        _display.inspect_tables(found, model.name)
+        inspect_tables(found, model.name)

@@ -105,7 +105,7 @@ def plan(
         plot_curves(made.curves, output.plot, plan=made.plan)
     written = str(output.output) if output.output is not None else None
     if as_json:
-        _display.emit_json(_display.plan_document(found, made.plan, written, made.curves, speedup, rows))
+        _display.emit_json(_display.plan_document(found, made.plan, written, made.curves, speedup, rows, made.data))
         return
     if rows is not None:
         name = f"{goal.measure}={goal.share:.3g}"

@@ -94,7 +94,7 @@ def prune(
             check_output(second.plan_file, model)
         prune_within(
             load_model(model, shapes), model, output, second.plan_file, budget, scoring, data, tasks, planning,
-            constraints, analysis, measuring, verifying, as_json=as_json,
+            constraints, analysis, measuring, verifying, after.stages, as_json=as_json,
         )  # fmt: skip
         return
     target = target_of(planning, curves.curves_file)
@@ -126,7 +126,9 @@ def prune(
         from onnxprune.recovery.recover import recover as run
 
         with progress("recovering", quiet=as_json) as tick:
-            recovered = run(original, done.model, made.plan, samples, analysis=found, task=tasks, progress=tick)
+            recovered = run(
+                original, done.model, made.plan, samples, analysis=found, stages=after.stages, task=tasks, progress=tick
+            )
         done = replace(done, model=recovered.model)
     speedup = speedup_of(found, made, done.model, measuring, quiet=as_json)
     if second.plan_file is not None:

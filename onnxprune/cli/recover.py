@@ -60,8 +60,8 @@ def recover(
     onnxprune recover m.onnx s.onnx plan.json --data none -o r.onnx
 
     The remaining weights of each layer are fitted by least squares to the original's outputs. A stage that does not
-    bring the model's outputs closer to the original's on held-out samples is undone. Solved layers are stored in
-    OUTPUT.recovery until the end.
+    improve the metric on held-out samples (with labels or --metric), or bring the outputs closer to the original's
+    (without), is undone. Solved layers are stored in OUTPUT.recovery until the end.
     """
     import shutil
 
@@ -99,7 +99,7 @@ def recover(
     with _display.progress("recovering", quiet=as_json) as tick:
         done = run(
             whole, small, plan, replace(samples, batch=execution.batch, threads=execution.threads), analysis=analysis,
-            stages=recovery.stages, rows=recovery.rows, rounds=recovery.rounds, folder=folder,
+            stages=recovery.stages, rows=recovery.rows, rounds=recovery.rounds, epochs=recovery.epochs, folder=folder,
             restart=resuming.restart, task=tasks, progress=tick,
         )  # fmt: skip
     save(done.model, output.output, external=output.external)

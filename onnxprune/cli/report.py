@@ -10,7 +10,7 @@ import click
 
 from onnxprune.cli._options import Command, json_option, takes_options
 from onnxprune.cli._stages import preprocess_of
-from onnxprune.options import AccuracyData, Options, ReportMeasurements, option
+from onnxprune.options import AccuracyData, InputShapes, Options, ReportMeasurements, option
 
 if TYPE_CHECKING:
     from onnxprune.execution.data import Data
@@ -33,6 +33,7 @@ def report(
     page: ReportOutput,
     data: AccuracyData,
     measurements: ReportMeasurements,
+    shapes: InputShapes,
     as_json: bool,
 ) -> None:
     """Write an HTML report: channels removed, why, cost, proof.
@@ -55,6 +56,7 @@ def report(
         latency=measurements.latency, batch=measurements.batch, threads=measurements.threads, runs=measurements.runs,
         device=measurements.device, verify=measurements.verify,
         data=_accuracy_data(data.data, data) if data.data else None, preprocess=preprocess_of(data),
+        shapes=shapes.shapes,
     )  # fmt: skip
     with _display.progress("measuring", quiet=as_json) as tick:
         written = write_report(sources, page.output, measuring=measuring, title=page.title, progress=tick)

@@ -117,6 +117,7 @@ def _compared(
 
         check_plot(output.plot)
     found = analyzed(load_model(model, shapes), analysis)
+    samples = calibration_of(data.data, data, found.source, device.device)
     names = [name.strip() for name in criteria.split(",") if name.strip()]
     with _display.progress("scoring", quiet=as_json) as tick:
         compared = compare_criteria(
@@ -124,7 +125,7 @@ def _compared(
             names,
             ratio=0.5 if output.ratio is None else output.ratio,
             reduce=scoring.reduce,
-            calibration=calibration_of(data.data, data, found.source, device.device),
+            calibration=samples,
             progress=tick,
         )
     layer = compared.layer(output.layer) if output.plot is not None else None
@@ -135,6 +136,6 @@ def _compared(
 
         plot_criteria(layer, output.plot, name=model.name)
     if as_json:
-        _display.emit_json(compared.as_dict())
+        _display.emit_json({**compared.as_dict(), **({"data": samples.as_dict()} if samples is not None else {})})
     else:
         _display.criteria_table(compared, model.name)

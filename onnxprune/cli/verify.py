@@ -29,6 +29,7 @@ def verify(
 ) -> None:
     """Prove a pruned model against its masked original."""
     from onnxprune.cli import _display
+    from onnxprune.execution.calibration import Calibration
     from onnxprune.execution.data import model_batches
     from onnxprune.pipeline import analyze_for
     from onnxprune.plans import load_plan
@@ -37,12 +38,13 @@ def verify(
     plan = load_plan(plan_file)
     whole = load_model(original, shapes)
     analysis = analyze_for(whole, plan)
-    feeds = None
+    feeds = read = None
     if data.data:
         found = read_data(data.data, data, whole, device=device.device, images=64)
         feeds = [feed for feed, _ in model_batches(whole, found.data, found.preprocess)]
+        read = Calibration(found.data, found.preprocess).as_dict()
     proof = check(analysis, plan, load_model(pruned), feeds=feeds, tolerance=tolerance.tolerance, device=device.device)
     if as_json:
-        _display.emit_json(proof.as_dict())
+        _display.emit_json({**proof.as_dict(), "data": read})
     else:
         click.echo(_display.proof_line(proof))

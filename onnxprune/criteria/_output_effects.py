@@ -15,7 +15,7 @@ from onnxprune.criteria.masked_segments import MaskedSegmenter
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import Feeds, subset
 from onnxprune.execution.graph_segments import ActivationCursor, Segments
-from onnxprune.execution.tasks.output_distance import OutputDistance
+from onnxprune.execution.tasks.output_distance import OutputDistance, detection_divergence
 from onnxprune.ir.model import Model
 from onnxprune.passes import InsertMasks
 from onnxprune.plans import Plan, Removal
@@ -62,7 +62,7 @@ def output_effects(
     segmenter = MaskedSegmenter(analysis)
     effects: dict[str, dict[int, float]] = {g.name: {} for g, _ in ablations}
     with ActivationCursor(segmenter, feeds, device=calibration.device, threads=calibration.threads) as cursor:
-        names = _measured(segmenter)
+        names = _measured(segmenter, analysis.source)
         distance = OutputDistance(names, list(cursor.values(names)), analysis.source)
         for group, of_group in sorted(ablations, key=lambda item: segmenter.consumers[item[0].name].first):
             node_index = segmenter.consumers[group.name].first
@@ -78,7 +78,7 @@ def output_effects(
     return effects
 
 
-def _measured(segments: Segments) -> list[str]:
+def _measured(segments: Segments, original: Model) -> list[str]:
     """Return the names of the outputs that can be compared."""
     seen = segments.witness
     names = [n for n in segments.outputs if n in seen.shapes and seen.dtypes.get(n, np.dtype(np.float32)).kind == "f"]
@@ -87,6 +87,8 @@ def _measured(segments: Segments) -> list[str]:
             "the model has no float output of known size, so its output error cannot be measured",
             fix="score by layer: weigh=layer",
         )
+    if detection := detection_divergence(original, segments.outputs):  # boxes have labels of integers
+        names += [n for n in detection.reads or () if n not in names]
     return names
 
 

@@ -43,6 +43,7 @@ class Scores:
         normalize: How scores of different groups are made comparable by default.
         per_class: Group name -> class -> float64 [channels], importance for one class, from criteria that compute it;
             empty for others, and for a file of scores.
+        data: Name, number and preprocessing of the samples that were read; empty without any.
     """
 
     analysis: Analysis = field(repr=False)
@@ -50,6 +51,7 @@ class Scores:
     criterion: Mapping[str, Any]
     normalize: str
     per_class: Mapping[str, Mapping[int, Scored]] = field(default_factory=dict, repr=False)
+    data: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def forbids(self) -> Mapping[str, str]:
@@ -89,6 +91,7 @@ class Scores:
                 "model": self.analysis.source.fingerprint,
                 "criterion": dict(self.criterion),
                 "normalize": self.normalize,
+                **({"data": dict(self.data)} if self.data else {}),
                 "groups": {name: s.tolist() for name, s in self.groups.items()},
             },
             allow_nan=False,
@@ -108,6 +111,7 @@ class _ScoresFile:
     criterion: Mapping[str, Any]
     normalize: str
     groups: Mapping[str, tuple[float, ...]]
+    data: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load_scores(path: Path, analysis: Analysis) -> Scores:
@@ -116,7 +120,7 @@ def load_scores(path: Path, analysis: Analysis) -> Scores:
     Raises:
         OnnxPruneError: The file is invalid, belongs to another model, or has other groups.
     """
-    found = FORMAT.read(_ScoresFile, path)
+    found = FORMAT.fields(_ScoresFile, FORMAT.load(path), str(path), complete=False)
     if found.model != analysis.source.fingerprint:
         raise FORMAT.error("they belong to another model", str(path))
     for name, values in found.groups.items():
@@ -124,7 +128,7 @@ def load_scores(path: Path, analysis: Analysis) -> Scores:
         if len(values) != channels:
             raise FORMAT.error(f"{channels} numbers are due, not {len(values)}", str(path), ("groups", name))
     groups = {name: np.asarray(values, np.float64) for name, values in found.groups.items()}
-    return Scores(analysis, groups, found.criterion, found.normalize)
+    return Scores(analysis, groups, found.criterion, found.normalize, data=found.data)
 
 
 def score(
@@ -177,6 +181,7 @@ def score_together(
     by_data = [rule for rule in criteria if isinstance(rule, DataCriterion)]
     if by_data:
         calibration = _checked(calibration, by_data)
+        read = calibration.as_dict()
         context = ScoringContext(analysis, tuple(wanted), calibration, progress)
         for looker in by_data:
             least = looker.least_samples(context)
@@ -187,6 +192,8 @@ def score_together(
                 )
         probes = {id(rule): list(rule.probes(context)) for rule in by_data}
         calibration.collect(analysis.model, [p for own in probes.values() for p in own], progress=progress)
+    else:
+        read = {}
     out = []
     for rule, how in zip(criteria, hows, strict=True):
         if isinstance(rule, DataCriterion):
@@ -204,7 +211,11 @@ def score_together(
         }
         fields: dict[str, Any] = asdict(rule) if is_dataclass(rule) and not isinstance(rule, type) else {}
         settings = {"name": rule.name, "reduce": how, **fields}
-        out.append(Scores(analysis, found, settings, rule.default_normalize, rows.by_class(how)))
+        out.append(
+            Scores(
+                analysis, found, settings, rule.default_normalize, rows.by_class(how), read if rule in by_data else {}
+            )
+        )
     return out
 
 

@@ -96,6 +96,8 @@ class Gram(Statistic):
 
     def add_rows(self, rows: Array) -> None:
         """Add rows [groups, n, inputs * kernel]."""
+        if not rows.shape[1]:
+            return
         if not self.rows:
             self._origin = rows.mean(1, dtype=np.float64)
         for g, own in enumerate(rows):
@@ -107,12 +109,12 @@ class Gram(Statistic):
     @property
     def mean(self) -> Matrix:
         """Mean, [groups, inputs * kernel]."""
-        return np.asarray(self._origin + self._sums / self.rows)
+        return np.asarray(self._origin + self._sums / max(1, self.rows))
 
     def covariance(self, group: int = 0) -> Matrix:
         """Return the covariance of one group, [inputs * kernel, inputs * kernel]."""
-        shift = self._sums[group] / self.rows
-        return np.asarray(self._products[group] / self.rows - np.outer(shift, shift))
+        shift = self._sums[group] / max(1, self.rows)
+        return np.asarray(self._products[group] / max(1, self.rows) - np.outer(shift, shift))
 
     def moments(self, group: int = 0) -> Matrix:
         """Return the second moments about zero of one group, [inputs * kernel, inputs * kernel]."""

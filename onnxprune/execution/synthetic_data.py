@@ -41,7 +41,7 @@ def synthetic_data(model: Model, samples: int, *, seed: int = 0) -> Data:
     shape = [d if isinstance(d, int) and d > 0 else 0 for d in into.shape or [0]]
     if 0 in shape[1:]:
         settled = witness(model).settled
-        shape = [d or settled.get((into.name, axis), 0) for axis, d in enumerate(shape)]
+        shape = [d or settled.get((into.name, axis - into.single), 0) for axis, d in enumerate(shape)]
     rng = np.random.default_rng(seed)
     if len(shape) != 4:
         sizes = [d or 16 for d in shape[1:]]

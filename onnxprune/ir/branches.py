@@ -1,26 +1,35 @@
-"""If nodes in flat form: nodes of both branches are nodes of the graph, and the If selects among their results.
+"""If and Loop nodes in flat form: the nodes of their bodies are nodes of the graph.
 
 File:  y = If(c) <then_branch = {a = Conv(x, w)}, else_branch = {b = Relu(x)}>
 Flat:  a = Conv(x, w) ; b = Relu(x) ; y = onnxprune.flat.If(c, a, b)
 
-A graph in memory is flat, so that analysis, passes and the checker treat nodes and weights of branches like any others.
-Every file and every session is nested: a node whose results one branch alone reads is part of that branch, and not
-executed if the other one is. Names are unique over all branches.
+File:  y = Loop(m, c, x) <body = (i, d, s) => (e, t) {e = Identity(d), t = Conv(s, w)}>
+Flat:  start, i, d, s = LoopStart(m, c, x) ; e = Identity(d) ; t = Conv(s, w) ; y = onnxprune.flat.Loop(start, e, t)
+
+A Loop without layers in its body, and a Scan, remain as they are. A graph in memory is flat, so that analysis, passes
+and the checker treat nodes and weights of bodies like any others. Every file and every session is nested: a node whose
+results one branch alone reads is part of that branch, and not executed if the other one is. Names are unique over all
+bodies.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import onnx
 from onnx import helper
+
+from onnxprune.errors import OnnxPruneError
 
 FLAT = "onnxprune.flat"
 """Domain of If nodes in flat form, which no file contains: inputs are the condition, then the results of the branch
 that is executed if it is true, then those of the other one."""
 Place = tuple[tuple[int, int], ...]
-"""Branch that a node belongs to: (index of an If, 0 or 1) from the outermost If inwards; () for the graph itself."""
+"""Body that a node belongs to: (index of an If, 0 or 1) or (index of a Loop, 0) from the outermost inwards; () for the
+graph itself."""
+LOOP_START = "LoopStart"
 _BRANCHES = ("then_branch", "else_branch")
+_LAYERS = frozenset(("Conv", "ConvTranspose", "Gemm", "GRU", "LSTM", "MatMul", "RNN"))
 _GRAPH, _GRAPHS = onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS
 
 
@@ -51,19 +60,32 @@ def captured(body: onnx.GraphProto) -> list[str]:
 
 def is_flat_if(node: onnx.NodeProto) -> bool:
     """Return whether a node is an If in flat form."""
-    return node.domain == FLAT
+    return bool(node.domain == FLAT and node.op_type == "If")
+
+
+def is_loop_start(node: onnx.NodeProto) -> bool:
+    """Return whether a node defines the inputs of the body of a Loop in flat form."""
+    return bool(node.domain == FLAT and node.op_type == LOOP_START)
+
+
+def is_loop_end(node: onnx.NodeProto) -> bool:
+    """Return whether a node returns the results of a Loop in flat form."""
+    return bool(node.domain == FLAT and node.op_type == "Loop")
 
 
 def flat(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, int]]:
-    """Return the model with every If in flat form, except inside bodies of Loop and Scan.
+    """Return the model with every If, and every Loop with layers in its body, in flat form.
+
+    Bodies of other Loops and of Scans remain as they are.
 
     Args:
         proto: Model that passed the ONNX checker; never changed.
 
     Returns:
-        The model, the given one if it has no If, and the number of Ifs around each node, by its first output.
+        The model, the given one if there is nothing to do, and the number of Ifs and Loops around each node, by its
+        first output.
     """
-    if not any(_is_if(n) for n in proto.graph.node):
+    if not any(_is_if(n) or _is_loop(n) for n in proto.graph.node):
         return proto, {}
     out = onnx.ModelProto()
     out.CopyFrom(proto)
@@ -127,8 +149,40 @@ class _Flattener:
                 results = [self._branch(bodies[name], scope, depth + 1) for name in _BRANCHES]
                 new.domain, new.input[:] = FLAT, [new.input[0], *results[0], *results[1]]
                 del new.attribute[:]
+            elif _is_loop(node):
+                self._loop(node, new, scope, depth)
             self.nodes.append(new)
             self.depth[next((o for o in new.output if o), "")] = depth
+
+    def _loop(self, node: onnx.NodeProto, new: onnx.NodeProto, scope: Mapping[str, str], depth: int) -> None:
+        """Add the start and the body of a Loop; `new` becomes its end."""
+        body = node.attribute[0].g
+        token = self._unique(f"{next(o for o in new.output if o)}_start")
+        inner = dict(scope)
+        for value in body.input:
+            inner[value.name] = self._unique(value.name)
+        start = onnx.NodeProto(op_type=LOOP_START, domain=FLAT, name=f"{node.name or token}_start", input=new.input)
+        start.output.extend([token, *(inner[v.name] for v in body.input)])
+        self.nodes.append(start)
+        self.depth[token] = depth + 1
+        results = self._branch(body, inner, depth + 1)
+        new.domain, new.input[:] = FLAT, [token, *results]
+        del new.attribute[:]
+
+
+def _is_loop(node: onnx.NodeProto) -> bool:
+    """Return whether a node is a Loop with layers in its body; others are not rewritten."""
+    if node.op_type != "Loop" or node.domain not in ("", "ai.onnx"):
+        return False
+    return any(n.op_type in _LAYERS for n in _nodes_within(node.attribute[0].g))
+
+
+def _nodes_within(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs) if attribute.type in (_GRAPH, _GRAPHS) else ():
+                yield from _nodes_within(body)
 
 
 def _is_if(node: onnx.NodeProto) -> bool:
@@ -155,13 +209,16 @@ def _rename(node: onnx.NodeProto, scope: Mapping[str, str]) -> None:
 def places(
     nodes: Sequence[onnx.NodeProto], outputs: Collection[str], depth: Mapping[str, int], read: Sequence[Iterable[str]]
 ) -> list[Place | None]:
-    """Return the innermost branch that contains all uses of each node; None if it was in a branch and nothing uses it.
+    """Return the innermost body that contains all uses of each node; None if it was in a body and nothing uses it.
 
     Args:
-        nodes: Nodes in topological order, Ifs in flat form.
+        nodes: Nodes in topological order, Ifs and Loops in flat form.
         outputs: Tensors that the graph itself must compute.
-        depth: Largest number of Ifs around a node, by its first output; unbounded for others.
+        depth: Largest number of Ifs and Loops around a node, by its first output; unbounded for others.
         read: Names that each node reads, captures of its bodies included.
+
+    Raises:
+        OnnxPruneError: A value of the body of a Loop is used outside of it.
     """
     uses: dict[str, Place] = dict.fromkeys(outputs, ())
     out: list[Place | None] = [None] * len(nodes)
@@ -174,8 +231,19 @@ def places(
         place = _common(found) if found else ()
         place = out[i] = place[: depth.get(first, len(place))]
         results = (len(node.input) - 1) // 2 if is_flat_if(node) else 0
+        around = place
+        if is_loop_end(node):
+            around = (*place, (i, 0))
+        elif is_loop_start(node):
+            if not place or node.output[0] not in nodes[place[-1][0]].input:
+                raise OnnxPruneError(
+                    "a value is computed in every iteration of a Loop, so there is not one value of it to measure",
+                    where=f"Loop {node.name.removesuffix('_start')!r}",
+                    fix="use a criterion without data (l2), or --exclude the groups of the Loop",
+                )
+            around = place[:-1]
         for k, name in enumerate(node.input if results else read[i]):
-            inside = (*place, (i, int(k > results))) if results and k else place
+            inside = (*place, (i, int(k > results))) if results and k else around
             uses[name] = _common([uses[name], inside]) if name in uses else inside
     return out
 
@@ -196,11 +264,11 @@ def _common(found: Sequence[Place]) -> Place:
 def nested(
     nodes: Sequence[onnx.NodeProto], outputs: Collection[str], depth: Mapping[str, int], read: Sequence[Iterable[str]]
 ) -> list[onnx.NodeProto]:
-    """Return the nodes with every flat If as a node with branches; nodes that nothing uses are dropped from branches.
+    """Return the nodes with bodies again; nodes that nothing uses are dropped from bodies.
 
     Args: see `places`.
     """
-    if not any(map(is_flat_if, nodes)):
+    if not any(n.domain == FLAT for n in nodes):
         return list(nodes)
     at: dict[Place, list[int]] = {}
     for i, place in enumerate(places(nodes, outputs, depth, read)):
@@ -209,7 +277,30 @@ def nested(
     names = {o for n in nodes for o in n.output}
 
     def build(place: Place) -> list[onnx.NodeProto]:
-        return [branching(i, place) if is_flat_if(nodes[i]) else nodes[i] for i in at.get(place, ())]
+        made = []
+        for i in at.get(place, ()):
+            if is_flat_if(nodes[i]):
+                made.append(branching(i, place))
+            elif is_loop_end(nodes[i]):
+                made.append(looping(i, place))
+            elif not is_loop_start(nodes[i]):
+                made.append(nodes[i])
+        return made
+
+    def looping(i: int, place: Place) -> onnx.NodeProto:
+        node = onnx.NodeProto()
+        node.CopyFrom(nodes[i])
+        inside = (*place, (i, 0))
+        start = next(nodes[j] for j in at[inside] if is_loop_start(nodes[j]) and nodes[j].output[0] == node.input[0])
+        results = list(node.input[1:])
+        body = branch("body", inside, results, results)
+        count, condition, *states = start.output[1:]
+        body.input.append(helper.make_tensor_value_info(count, onnx.TensorProto.INT64, []))
+        body.input.append(helper.make_tensor_value_info(condition, onnx.TensorProto.BOOL, []))
+        body.input.extend(onnx.ValueInfoProto(name=name) for name in states)
+        node.domain, node.input[:] = "", start.input
+        node.attribute.append(helper.make_attribute("body", body))
+        return node
 
     def branching(i: int, place: Place) -> onnx.NodeProto:
         node = onnx.NodeProto()

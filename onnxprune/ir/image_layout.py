@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxprune.errors import OnnxPruneError, unknown
@@ -60,6 +61,35 @@ def layout_of(tensor: gs.Tensor) -> str | None:
         return "nchw" if said == {1} else "nhwc"
     first, last = shape[1] in COLOURS, shape[3] in COLOURS
     return None if first == last else "nchw" if first else "nhwc"
+
+
+def is_single_image(tensor: gs.Tensor) -> bool:
+    """Return whether an input is one colour image [3, height, width], as detectors of torchvision take it.
+
+    The image becomes a batch of one by an Unsqueeze of the first axis before anything but arithmetic reads it.
+    """
+    shape = list(tensor.shape or [])
+    if len(shape) != 3 or shape[0] != 3:
+        return False
+    todo, seen = [tensor], {tensor.name}
+    while todo:
+        for node in todo.pop().outputs:
+            if node.op == "Unsqueeze" and _axes(node) == [0]:
+                return True
+            if node.op in _SAME_AXES:
+                todo += [t for t in node.outputs if t.name not in seen]
+                seen.update(t.name for t in node.outputs)
+    return False
+
+
+def _axes(node: gs.Node) -> list[int]:
+    found = node.attrs.get("axes")
+    if found is None and len(node.inputs) > 1:
+        t = node.inputs[1]
+        if not isinstance(t, gs.Constant) and t.inputs and t.inputs[0].op == "Constant":
+            t = t.inputs[0].attrs.get("value", t)
+        found = t.values if isinstance(t, gs.Constant) else None
+    return [] if found is None else [int(axis) for axis in np.asarray(found).reshape(-1)]
 
 
 @dataclass(frozen=True)

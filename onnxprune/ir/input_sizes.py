@@ -57,6 +57,32 @@ def with_shapes(model: Model, shapes: Shapes | None) -> Model:
     return replace(model, sizes={**model.sizes, **sizes})
 
 
+def with_shapes_of_each(models: Sequence[Model], shapes: Shapes) -> list[Model]:
+    """Return models that may have different inputs, each with the sizes of the inputs that it has.
+
+    Raises:
+        OnnxPruneError: An input that no model has, or see `with_shapes`.
+    """
+    inputs = [{t.name for t in m.graph.inputs} for m in models]
+    for name in shapes:
+        if models and not any(name in own for own in inputs):
+            raise unknown("input", name, set().union(*inputs))
+    return [
+        with_shapes(model, {name: shape for name, shape in shapes.items() if name in own})
+        for model, own in zip(models, inputs, strict=True)
+    ]
+
+
+def given_shapes(model: Model) -> dict[str, list[int | None]]:
+    """Return the sizes given for a model's inputs, as plans record them; empty without any."""
+    given = {name for name, _ in model.sizes}
+    return {
+        t.name: [n if isinstance(n, int) and n > 0 else model.sizes.get((t.name, i)) for i, n in enumerate(t.shape)]
+        for t in model.graph.inputs
+        if t.name in given
+    }
+
+
 def _read(name: str, given: Shape) -> tuple[int | None, ...]:
     try:
         return shape_of(given)

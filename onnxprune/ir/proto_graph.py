@@ -14,7 +14,17 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from onnxprune.ir.branches import describe, flat, is_flat_if, nested, places
+from onnxprune.ir.branches import (
+    FLAT,
+    LOOP_START,
+    describe,
+    flat,
+    is_flat_if,
+    is_loop_end,
+    is_loop_start,
+    nested,
+    places,
+)
 from onnxprune.ir.branches import reads as reads
 from onnxprune.ir.model import Array, Model
 from onnxprune.ir.writer import to_skeleton
@@ -112,7 +122,7 @@ class Graph:
         self.fixed = set(self.constants) | {s.values.name for s in self.sparse}
         for node, names in zip(self.nodes, self.read, strict=True):
             fixed = node.op_type in SIZE_OPS or all(r in self.fixed for r in names)
-            if fixed and not node.op_type.startswith(("Random", "Multinomial", "Bernoulli")):
+            if fixed and not node.op_type.startswith(("Random", "Multinomial", "Bernoulli", LOOP_START)):
                 self.fixed.update(o for o in node.output if o)
 
     def value(self, name: str) -> Array:
@@ -200,6 +210,25 @@ class Graph:
         proto.graph.input.extend(self.inputs.values())
         return proto, external
 
+    def iterated(self) -> set[str]:
+        """Return the tensors that a Loop computes in every iteration."""
+        if not any(map(is_loop_end, self.nodes)):
+            return set()
+        inside = places(self.nodes, self.outputs, {}, self.read)
+        found = zip(self.nodes, inside, strict=True)
+        return {o for n, p in found for o in n.output if any(is_loop_end(self.nodes[at]) for at, _ in p or ())}
+
+    def branches_of(self, names: Sequence[str]) -> list[str]:
+        """Return descriptions of the innermost branches, or bodies of Loops, that compute tensors; none outside."""
+        inside = places(self.nodes, self.outputs, {}, self.read)
+        found = {place[-1]: None for n in names if n in self.writer and (place := inside[self.writer[n]])}
+        return [
+            f"body of {describe(self.nodes[at])}"
+            if is_loop_end(self.nodes[at])
+            else f"{('then', 'else')[side]} branch of {describe(self.nodes[at])}"
+            for at, side in sorted(found)
+        ]
+
     def outside_branches(self, names: Sequence[str]) -> list[str]:
         """Return the tensors that are computed whichever branches are executed."""
         inside = places(self.nodes, self.outputs, {}, self.read)
@@ -210,14 +239,15 @@ class Graph:
     ) -> tuple[onnx.ModelProto, dict[str, Array], list[str]]:
         """Return the model with these outputs and the shapes of other tensors.
 
-        A shape is followed by a 1; it is empty if the branch that computes the tensor is not executed.
+        A shape is followed by a 1; it is empty if the branch that computes the tensor is not executed. In a Loop there
+        is one shape for each iteration.
 
         Args:
             outputs: Tensors to return.
             sized: Tensors of which the shape is returned.
 
         Returns:
-            The model, the values of its large constants, and the names of the shapes.
+            The model, the values of its large constants, and the names of the shapes, "" for those not available.
         """
         graph = Graph(**{**self.__dict__, "nodes": list(self.nodes), "constants": dict(self.constants)})
         inside = places(self.nodes, [*outputs, *self.outputs], {}, self.read)
@@ -225,13 +255,23 @@ class Graph:
             graph.constants[name] = numpy_helper.from_array(np.array(values, np.int64), name)
         names = []
         for i, name in enumerate(sized):
+            around = (inside[self.writer[name]] if name in self.writer else None) or ()
+            loops = [is_loop_end(self.nodes[at]) for at, _ in around]
+            if True in loops and not all(loops[loops.index(True) :]):
+                names.append("")  # a branch in a body: its shapes may differ between iterations
+                continue
             shape, found = f"{INSERTED}shape{i}", f"{INSERTED}size{i}"
             graph.nodes.append(helper.make_node("Shape", [name], [shape]))
             graph.nodes.append(helper.make_node("Concat", [shape, EXECUTED], [found], axis=0))
-            around = inside[self.writer[name]] if name in self.writer else ()
-            for level, (at, side) in enumerate(reversed(around or ())):
+            for level, (at, side) in enumerate(reversed(around)):
                 node = graph.nodes[at]
                 count = len(node.output)
+                if is_loop_end(node):
+                    found, last = f"{INSERTED}size{i}/{level}", found
+                    graph.nodes[at] = helper.make_node(
+                        node.op_type, [*node.input, last], [*node.output, found], node.name, domain=node.domain
+                    )
+                    continue
                 added = [SKIPPED, found] if side else [found, SKIPPED]
                 found = f"{INSERTED}size{i}/{level}"
                 results = [*node.input[1 : 1 + count], added[0], *node.input[1 + count :], added[1]]
@@ -240,7 +280,7 @@ class Graph:
                 )
             names.append(found)
         graph.index()
-        proto, external = graph.with_outputs([*outputs, *names])
+        proto, external = graph.with_outputs([*outputs, *filter(None, names)])
         return proto, external, names
 
     def selected(self, settled: Collection[str] = ()) -> set[str]:
@@ -288,8 +328,11 @@ class Graph:
             moved.update(o for o in node.output if o)
             inserted = any(INSERTED in o for o in node.output)  # masking integers does not round
             jumps = not inserted and (node.op_type in DISCONTINUOUS or _makes_integers(node))
-            if is_flat_if(node):
-                jumps = node.input[0] in moved
+            if node.domain == FLAT:
+                decisive = (
+                    node.input[:2] if is_loop_start(node) else node.input[1:2] if is_loop_end(node) else node.input[:1]
+                )
+                jumps = any(n in moved for n in decisive)
             if jumps or any(r in out for r in names):
                 out.update(o for o in node.output if o)
         return out

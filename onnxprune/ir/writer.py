@@ -17,7 +17,7 @@ from onnx_graphsurgeon.ir.tensor import SparseValues
 from onnxprune._utils.atomic_files import atomic, check_output
 from onnxprune.errors import OnnxPruneError
 from onnxprune.ir import protobuf_wire
-from onnxprune.ir.branches import FLAT, is_flat_if, nested, reads
+from onnxprune.ir.branches import FLAT, nested, reads
 from onnxprune.ir.model import Array, Model, Sidecar, node_key
 
 # Protobuf refuses messages above 2 GiB; leave room for the graph itself.
@@ -58,7 +58,7 @@ def to_skeleton(
         for t in tensors:
             field_.append(side.values.get(t.name) or OnnxExporter.export_value_info_proto(t, True))
     ours = None
-    if nest and any(map(is_flat_if, out.node)):
+    if nest and any(n.domain == FLAT for n in out.node):
         nodes = nested(out.node, {t.name for t in graph.outputs}, side.depth, [reads(n) for n in out.node])
         ours = {o for n in nodes for o in n.output}
         del out.node[:]

@@ -130,7 +130,7 @@ def find(node: gs.Node) -> OpSpec | None:
     Raises:
         OnnxPruneError: There is no record, and the plug-in named after the operator's domain failed to load.
     """
-    key = ("" if node.domain in (None, "ai.onnx", FLAT) else node.domain, node.op)
+    key = ("" if node.domain in (None, "ai.onnx") or node.op == "If" else node.domain, node.op)
     spec = OPERATORS.find(key)
     if spec is None and (err := OPERATORS.broken(key, f"{node.op} {node.name or node.outputs[0].name!r}")) is not None:
         raise err
@@ -169,7 +169,7 @@ def guarded(spec: OpSpec, node: gs.Node) -> Iterator[bool]:
 
 def all_ops() -> dict[tuple[str, str], OpSpec]:
     """Return every record by (domain, operator), third-party ones included."""
-    return dict(sorted(OPERATORS.items()))
+    return {key: spec for key, spec in sorted(OPERATORS.items()) if key[0] != FLAT}
 
 
 def normal_axis(axis: int, rank: int) -> int:

@@ -79,6 +79,10 @@ class FrontierOptions(EvaluationData, Quantizing):
         (), help="Allocators, a curve for each.", heading=BUDGET, text=NAMES, metavar="NAMES",
         shown="the criterion's own",
     )  # fmt: skip
+    reconstruct_blocks: bool = option(
+        False, heading=OUTPUT, advanced=True, flag="--reconstruct-blocks",
+        help="Also fit whole blocks of every point by descent, without labels. Several times slower; needs PyTorch.",
+    )  # fmt: skip
     latency: bool = option(
         True, help="Measure latency (default) or not.", heading=OUTPUT, advanced=True, flag="--latency/--no-latency"
     )

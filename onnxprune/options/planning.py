@@ -16,8 +16,8 @@ NORMALIZATIONS = ("none", "mean", "max", "sum", "gaussian", "lamp")
 RATIOS = tuple(round(0.05 * i, 2) for i in range(1, 20))
 SCHEDULES = ("linear", "geometric")
 GROUP_KINDS = ("heads", "head_dim", "stream", "mlp", "conv", "embedding", "padding", "other")
-ONLY = ("attention", *GROUP_KINDS)
-PROTECT = ("first", "residual", *ONLY)
+ONLY = ("attention", *GROUP_KINDS, "channels", "blocks")
+PROTECT = ("first", "residual", "attention", *GROUP_KINDS)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -95,7 +95,9 @@ class Constraints(Options):
             streams; with "first" the layers that the D-Score paper does not prune in ResNets), "attention" (heads and
             channels inside heads), or a kind of group (`GROUP_KINDS`).
         overrides: Glob pattern -> ratio (share removed) or {"ratio": r, "min_channels": n, "channels": kept}.
-        only: Kinds of groups that are pruned, "attention" for both of its kinds (empty: all).
+        only: Kinds of groups that are pruned, "attention" for both of its kinds (empty: all), "blocks" for whole
+            residual blocks alone, "channels" for no blocks.
+        max_blocks: Largest number of residual blocks removed beside channels; 0: none, but with `only="blocks"` all.
     """
 
     round_to: int | str = option(
@@ -123,11 +125,18 @@ class Constraints(Options):
     )
     only: Sequence[str] = option(
         (), heading=SELECTION, advanced=True, metavar="KIND", choices=ONLY, title="kind of group",
-        help="Prune only this kind: heads, head_dim, attention (both), mlp, stream, conv, embedding (repeatable).",
+        help="Prune only this kind: heads, head_dim, attention (both), mlp, stream, conv, embedding; or whole residual "
+        "blocks (repeatable).",
+    )  # fmt: skip
+    max_blocks: int = option(
+        0, heading=SELECTION, advanced=True, metavar="N", ge=0, usage=True,
+        help="Remove up to N residual blocks beside channels, where that costs less; with --only blocks: at most N.",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if "blocks" in self.only and len(self.only) > 1:
+            raise OptionError("only", "takes blocks alone; use --max-blocks for blocks beside channels")
         if isinstance(self.round_to, str) and self.round_to != "auto":
             raise OptionError("round_to", f"must be a number or auto; got {self.round_to!r}")
 

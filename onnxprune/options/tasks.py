@@ -47,7 +47,7 @@ class ReportedMetric(TaskOptions):
     )  # fmt: skip
     metric: str | None = option(
         None, heading=DATA, advanced=True, shown="the first of the task", metavar="NAME",
-        help="Metric to report on held-out samples (docs/tasks.md), or package.module:function.",
+        help="Metric on held-out samples that keeps or undoes stages (docs/tasks.md), or package.module:function.",
     )  # fmt: skip
 
 

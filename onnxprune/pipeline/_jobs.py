@@ -29,7 +29,7 @@ from onnxprune.pipeline._inputs import (
     is_synthetic,
 )
 from onnxprune.planning.analyze import analyze_for
-from onnxprune.recovery.recover import STAGES, Recovered, check_belongs
+from onnxprune.recovery.recover import EPOCHS, STAGES, Recovered, check_belongs
 from onnxprune.recovery.recover import recover as recover_model
 from onnxprune.verification import verify as prove
 
@@ -57,6 +57,7 @@ def recover(
     stages: Sequence[str] = STAGES,
     rows: int = 40_000,
     rounds: int = 3,
+    epochs: int = EPOCHS,
     batch: int = 64,
     threads: int = 0,
     device: str = "cpu",
@@ -83,6 +84,7 @@ def recover(
         stages: Stages to run, in order.
         rows: Output positions that each layer is fitted on, in all samples together.
         rounds: Rounds of the alternation around Relu and Clip.
+        epochs: Epochs of the stage reconstruct_blocks, for each block.
         batch: Samples per run.
         threads: CPU threads; 0 leaves the choice to onnxruntime.
         device: Device of onnxruntime: "cpu", "cuda" or "auto".
@@ -111,8 +113,8 @@ def recover(
             fix = "pass the model that this plan made; verify=False if it was trained since"
             raise VerificationError(err.what, where=err.where, fix=fix) from err
     return recover_model(
-        model, small, made, samples, analysis=analysis, stages=tuple(stages), rows=rows, rounds=rounds, folder=folder,
-        restart=restart, task=task_options(task, metric), progress=progress,
+        model, small, made, samples, analysis=analysis, stages=tuple(stages), rows=rows, rounds=rounds, epochs=epochs,
+        folder=folder, restart=restart, task=task_options(task, metric), progress=progress,
     )  # fmt: skip
 
 

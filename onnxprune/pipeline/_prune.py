@@ -37,7 +37,7 @@ from onnxprune.planning.constraints import Constraints
 from onnxprune.planning.curves import Curves
 from onnxprune.planning.targets import LatencyPredictor, Target
 from onnxprune.plans import Plan
-from onnxprune.recovery.recover import Recovered, check_samples
+from onnxprune.recovery.recover import ALL_STAGES, STAGES, Recovered, check_samples
 from onnxprune.recovery.recover import recover as recover_model
 
 if TYPE_CHECKING:
@@ -103,6 +103,7 @@ def prune(
     task: TaskOptions | str | None = None,
     metric: str | None = None,
     recover: bool | None = None,
+    reconstruct_blocks: bool = False,
     curves: CurvesSource | None = None,
     min_group_accuracy: float | None = None,
     max_loss: float | None = None,
@@ -144,6 +145,7 @@ def prune(
         task: Task that the result is measured on, by name or with its options; default: guessed.
         metric: Metric that is reported on held-out samples; default: the first of the task.
         recover: Recover accuracy on the data; default: if there is data.
+        reconstruct_blocks: Then fit whole blocks by descent; needs PyTorch.
         curves: Sensitivity curves, or the path of their file.
         min_group_accuracy: Lowest value of each group's curve.
         max_loss: Highest value of each group's curve, for metrics where lower is better.
@@ -193,6 +195,7 @@ def prune(
         predictor = latency_model(
             analysis, batch=batch, threads=threads, device=device, progress=tick("measuring latency")
         )
+    stages = ALL_STAGES if reconstruct_blocks else STAGES
     if max_drop is not None:
         assert samples is not None
         fit, evaluation = samples, as_calibration(
@@ -204,6 +207,7 @@ def prune(
         path = PrunePath(
             analysis, fit, measure=minimize, criterion=rule, params=params or {}, reduce=reduce, allocator=allocator,
             normalize=normalize, constraints=limits, latency=predictor, feeds=fit.first(original), tolerance=tolerance,
+            stages=stages,
         )  # fmt: skip
         search = prune_to_budget(
             path, evaluation, max_drop, task=task_options(task, metric), runs=runs, progress=tick("points tried")
@@ -230,7 +234,7 @@ def prune(
     result, recovery = done.model, None
     if samples is not None and recovering:
         recovery = recover_model(
-            original, result, made, samples, analysis=analysis, task=task_options(task, metric),
+            original, result, made, samples, analysis=analysis, stages=stages, task=task_options(task, metric),
             progress=tick("recovering"),
         )  # fmt: skip
         result = recovery.model

@@ -20,7 +20,7 @@ from onnxprune.ir.checker import check_weights
 from onnxprune.ir.input_sizes import Shapes
 from onnxprune.ir.model import PROVENANCE, Array, Model
 from onnxprune.ir.writer import save as save_model
-from onnxprune.passes import Pipeline, SparsifyWeights, StripChannels
+from onnxprune.passes import Pipeline, RemoveBlocks, SparsifyWeights, StripChannels
 from onnxprune.pipeline._inputs import (
     CurvesSource,
     DataSource,
@@ -253,7 +253,7 @@ def compile_plan(
     threads: int = 0,
     seed: int = 0,
 ) -> Compiled:
-    """Strip the channels of a plan, prove the result, and record the provenance in its metadata.
+    """Remove the channels and blocks of a plan, prove the result, and record the provenance in its metadata.
 
     Args:
         model: Original model.
@@ -272,7 +272,7 @@ def compile_plan(
     """
     if analysis is None:
         analysis = analyze_for(model, plan)
-    pruned = Pipeline([StripChannels(plan, analysis)])(analysis.model)
+    pruned = Pipeline([StripChannels(plan, analysis), RemoveBlocks(plan, analysis)])(analysis.model)
     check_weights(pruned.graph)
     pruned = pruned.with_metadata(
         {f"{PROVENANCE}.version": version, f"{PROVENANCE}.plan": plan.digest, f"{PROVENANCE}.source": plan.model}

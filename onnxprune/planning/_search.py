@@ -43,6 +43,7 @@ class TargetSearch:
         order: Group name -> its channels in order of removal, [channels].
         meter: Shares of the measure.
         goal: Share kept.
+        start: Components kept before any channel is removed; default: all.
     """
 
     def __init__(
@@ -52,12 +53,13 @@ class TargetSearch:
         order: Mapping[str, npt.NDArray[np.int64]],
         meter: MeasureShare,
         goal: float,
+        start: Kept | None = None,
     ) -> None:
         self.feasible = feasible
         self.meter = meter
         self.goal = goal
         self.close = LATENCY_CLOSE if meter.measure == "latency" else CLOSE
-        self._count = analysis.count
+        self._start: Kept = np.ones(analysis.count, bool) if start is None else start
         self._leaving = {g.name: g.components[order[g.name]] for g in feasible.groups}
 
     def removed_components(self, g: Group, count: int) -> npt.NDArray[np.int64]:
@@ -66,7 +68,7 @@ class TargetSearch:
 
     def kept(self, counts: Counts) -> Kept:
         """Return the kept components: bool [count]."""
-        kept: Kept = np.ones(self._count, bool)
+        kept: Kept = self._start.copy()
         for g in self.feasible.groups:
             kept[self.removed_components(g, counts[g.name])] = False
         return kept

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from onnxprune._utils.gc_pause import gc_paused
 from onnxprune.analysis.coupling import Analysis, couple
+from onnxprune.ir.input_sizes import with_shapes
 from onnxprune.ir.model import Model
 from onnxprune.ops import CouplingOptions
 from onnxprune.passes import NORMALIZE, Pipeline
@@ -29,9 +30,13 @@ def analyze(model: Model, *, attention: str = "heads", include_inexact: bool = F
 def analyze_for(model: Model, plan: Plan) -> Analysis:
     """Return the analysis that a plan was made with.
 
+    Sizes of dynamic inputs are those given for the model, or else those that the plan records.
+
     Raises:
         OnnxPruneError: the plan does not fit the model.
     """
+    if not model.sizes and (not plan.model or plan.model == model.fingerprint):
+        model = with_shapes(model, plan.options.get("shapes"))
     normal = Pipeline(NORMALIZE).run(model)
     analysis = couple(normal.model, shapes=normal.shapes, source=model, **analysis_options(plan))
     check_plan(plan, analysis)

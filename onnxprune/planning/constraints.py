@@ -157,7 +157,8 @@ class FeasibleCounts:
 
 def _matching(analysis: Analysis, pattern: str, what: str) -> set[str]:
     names = {g.name for g in analysis.groups if fnmatchcase(g.name, pattern)}
-    if not names and not any(fnmatchcase(lock.name, pattern) for lock in analysis.locked):
+    others = [*(k.name for k in analysis.locked), *(b.name for b in analysis.blocks)]
+    if not names and not any(fnmatchcase(other, pattern) for other in others):
         raise unknown(f"group (in {what})", pattern, [g.name for g in analysis.groups])
     return names
 
@@ -171,8 +172,9 @@ def _chosen(analysis: Analysis, constraints: Constraints) -> list[Group]:
         chosen -= _matching(analysis, pattern, "exclude")
     for preset in constraints.protect:
         chosen -= {g.name for i, g in enumerate(analysis.groups) if _protected(preset, i, g)}
-    if constraints.only:
-        chosen &= {g.name for i, g in enumerate(analysis.groups) if any(_protected(k, i, g) for k in constraints.only)}
+    kinds = [k for k in constraints.only if k != "channels"]
+    if kinds:
+        chosen &= {g.name for i, g in enumerate(analysis.groups) if any(_protected(k, i, g) for k in kinds)}
     if not chosen:
         raise OnnxPruneError("no group remains to prune", fix="see `onnxprune inspect`, and exclude or protect less")
     return [g for g in analysis.groups if g.name in chosen]

@@ -27,6 +27,7 @@ from onnxprune.ops.label_table import Axes, Labels, LabelTable
 from onnxprune.options.planning import SCHEDULES as SCHEDULES
 from onnxprune.passes import StripChannels
 from onnxprune.planning.constraints import Constraints
+from onnxprune.planning.depth import refuse_blocks
 from onnxprune.planning.planner import AllocationRequest, allocate, assembled, check_allocator
 from onnxprune.planning.targets import LatencyPredictor, Target
 from onnxprune.plans import Plan, Removal
@@ -86,6 +87,7 @@ def plan_steps(
         raise OnnxPruneError(
             "curves hold for the original, not between steps", fix="leave out --steps, or choose another allocator"
         )
+    refuse_blocks(constraints, "--steps")
     own = (get_criterion(criterion) if isinstance(criterion, str) else criterion).default_allocator
     allocator = check_allocator(allocator, target, ratio, latency=latency, default=own)
     gone: dict[str, npt.NDArray[np.int64]] = {}

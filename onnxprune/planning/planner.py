@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from onnxprune.analysis.blocks import Block
 from onnxprune.analysis.cost import CostModel
 from onnxprune.criteria.normalize import normalize as normalized
 from onnxprune.criteria.scoring import Scores
 from onnxprune.errors import OnnxPruneError, unknown
+from onnxprune.ir.input_sizes import given_shapes
 from onnxprune.options.planning import ALLOCATORS
+from onnxprune.planning import depth
 from onnxprune.planning._search import CountPath, TargetSearch
 from onnxprune.planning.allocators import (
     GreedyTrace,
@@ -80,6 +83,13 @@ def plan(
         allocator, target, ratio, curves=curves, threshold=given, latency=latency, default=scores.default_allocator
     )
     request = AllocationRequest(target, ratio, allocator, normalize or scores.normalize, constraints or Constraints())
+    if depth.asks_for_blocks(request.constraints):
+        if curves is not None or allocator == "latency":
+            raise OnnxPruneError(
+                "blocks are planned by scores, for a target other than latency",
+                fix="leave --curves out and use --target macs=SHARE, or --only channels without --max-blocks",
+            )
+        return _plan_with_blocks(scores, request, tool)
     if curves is not None:
         check_curves(curves, scores)
     threshold = threshold_of(curves, min_group_accuracy, max_loss, target=target is not None)
@@ -93,15 +103,55 @@ def plan(
     return assembled(scores, request, groups, record, tool)
 
 
+def _plan_with_blocks(scores: Scores, request: AllocationRequest, tool: str) -> Plan:
+    """Return a plan of blocks alone, or of the depth at which blocks and channels lose least together."""
+    analysis, limits = scores.analysis, request.constraints
+    cost = CostModel(analysis)
+    _check_comparable(scores, replace(request, allocator="saving"))
+    blocks = depth.chosen_blocks(analysis, limits)
+    losses = depth.block_losses(scores, blocks, request.normalize, cost)
+    measure = request.target.measure if request.target is not None else "macs"
+    order = depth.removal_order(blocks, losses, cost, measure)
+    if limits.max_blocks:
+        order = order[: limits.max_blocks]
+    groups: dict[str, Removal] = {}
+    if "blocks" not in limits.only:
+        inner = replace(request, constraints=depth.channels_only(limits))
+        if request.ratio is not None:
+            raise OnnxPruneError("blocks beside channels need a target", fix="--target macs=0.5")
+
+        def channels(removed: Sequence[Block]) -> tuple[dict[str, Removal], float]:
+            found = allocate(scores, replace(inner, blocks=tuple(removed)), cost=cost)
+            lost = 0.0
+            for name, removal in found.items():
+                values = normalized(scores.groups[name], request.normalize)
+                lost += depth.total(values[list(removal.removed)].tolist())
+            return found, lost
+
+        order, groups = depth.best_depth(order, losses, channels)
+    elif request.target is not None:
+        order = depth.blocks_to_target(order, cost, request.target)
+    else:
+        assert request.ratio is not None
+        order = order[: int(len(blocks) * request.ratio + 1e-9)]
+    made = assembled(scores, request, groups, {}, tool)
+    return replace(made, blocks=depth.removals(order))
+
+
 @dataclass(frozen=True)
 class AllocationRequest:
-    """Request to an allocator: a target or a ratio (or neither: as far as the curves allow), and its options."""
+    """Request to an allocator: a target or a ratio (or neither: as far as the curves allow), and its options.
+
+    Attributes:
+        blocks: Residual blocks removed beforehand; groups inside them are not pruned.
+    """
 
     target: Target | None
     ratio: float | None
     allocator: str
     normalize: str
     constraints: Constraints
+    blocks: tuple[Block, ...] = ()
 
 
 def resolve_allocator(allocator: str | None, target: Target | None, curves: Curves | None, default: str) -> str:
@@ -196,7 +246,9 @@ def allocate(
     )
     least = least_counts(curves, scores, threshold) if by_curves and curves is not None else None
     left = {name: analysis[name].channels - len(places) for name, places in before.items()}
-    feasible = FeasibleCounts(analysis, request.constraints, scores.groups, remaining=left, least=least)
+    inside = set().union(*(depth.inner_groups(analysis, b) for b in request.blocks))
+    scored = [name for name in scores.groups if name not in inside]
+    feasible = FeasibleCounts(analysis, request.constraints, scored, remaining=left, least=least)
     order: dict[str, npt.NDArray[np.int64]] = {}
     ranked: dict[str, Values] = {}
     for g in feasible.groups:
@@ -248,9 +300,10 @@ def _counts(
     if target.share >= 1 and not feasible.fixed and not feasible.ratios:
         return feasible.uniform(0.0)
     analysis = scores.analysis
-    search = TargetSearch(
-        analysis, feasible, order, MeasureShare(cost or CostModel(analysis), target.measure, latency), target.share
-    )
+    start = analysis.kept()
+    start[[b.component for b in request.blocks]] = False
+    meter = MeasureShare(cost or CostModel(analysis), target.measure, latency)
+    search = TargetSearch(analysis, feasible, order, meter, target.share, start)
     if request.allocator == "latency":
         assert latency is not None
         lost = _losses(feasible, ranked, curves)
@@ -311,10 +364,11 @@ def assembled(
 ) -> Plan:
     """Return the plan with a record of its criterion and options."""
     analysis = scores.analysis
+    shapes = given_shapes(analysis.source)
     return Plan(
         analysis.source.fingerprint,
         groups,
         {**scores.criterion, "normalize": request.normalize, **record},
-        analysis.choices.options(),
+        {**analysis.choices.options(), **({"shapes": shapes} if shapes else {})},
         tool,
     )

@@ -80,8 +80,9 @@ class ProofOptions:
                 threads=defaults.threads,
             )  # fmt: skip
             recovered = recover(
-                context.model, model, plan, samples, analysis=analysis, task=defaults.task, progress=context.tick
-            )
+                context.model, model, plan, samples, analysis=analysis, stages=self.recovering.stages,
+                task=defaults.task, progress=context.tick,
+            )  # fmt: skip
             model = recovered.model
             best = [s for s in recovered.stages if s.kept][-1]
             note += f", distance from the outputs {recovered.stages[0].distance:.3g} -> {best.distance:.3g}"

@@ -27,6 +27,7 @@ from onnxprune.execution.gram import Indices, picked_positions, stretches
 from onnxprune.execution.graph_segments import ActivationCursor, Segments
 from onnxprune.ir.model import Array, Model
 from onnxprune.ir.symbolic import quotient
+from onnxprune.passes import RemoveBlocks
 from onnxprune.plans import Plan
 from onnxprune.recovery._original_activations import OriginalActivations
 
@@ -112,7 +113,9 @@ class PairedCursor:
         self, analysis: Analysis, plan: Plan, pruned: Model, calibration: Calibration, *, memory: int = MEMORY,
         originals: OriginalActivations | None = None,
     ) -> None:  # fmt: skip
-        check_wiring(analysis.model, pruned)
+        wired = without_blocks(analysis, plan)
+        check_wiring(wired, pruned)
+        self.rewired = _rewired(analysis.model, wired) if plan.blocks else frozenset()
         self.analysis, self.pruned, self.calibration = analysis, pruned, calibration
         self.kept = analysis.kept(plan)
         self.originals = originals
@@ -138,7 +141,7 @@ class PairedCursor:
         for node in self.pruned.graph.nodes:
             names = {o.name for o in node.outputs}
             inside = (t for body in node.subgraphs(recursive=True) for n in body.nodes for t in n.inputs)
-            if names & reduced or any(t.name in changed for t in (*node.inputs, *inside)):
+            if names & (reduced | self.rewired) or any(t.name in changed for t in (*node.inputs, *inside)):
                 changed |= names
         return changed
 
@@ -263,6 +266,19 @@ def _picked(x: Array, first: int, count: int, each: int, folds: Indices | None) 
     return found.astype(np.float32) if found.dtype.itemsize < 4 else found
 
 
+def without_blocks(analysis: Analysis, plan: Plan) -> Model:
+    """Return the analysed model without the blocks of a plan, at full width."""
+    return RemoveBlocks(plan, analysis)(analysis.model) if plan.blocks else analysis.model
+
+
+def _rewired(original: Model, wired: Model) -> frozenset[str]:
+    """Return the outputs of the nodes that read another tensor than in the original: what a removed block changes."""
+    theirs = {_identity(n): [t.name for t in n.inputs] for n in original.graph.nodes}
+    return frozenset(
+        t.name for n in wired.graph.nodes if theirs.get(_identity(n)) != [t.name for t in n.inputs] for t in n.outputs
+    )
+
+
 def check_wiring(original: Model, pruned: Model) -> None:
     """Raise if a model's nodes are not those of the original; order and constants may differ.
 
@@ -306,9 +322,11 @@ def _identity(node: gs.Node) -> str:
 
 
 def _in_order_of(first: Model, other: Model) -> Model:
-    """Return the other model with its nodes in the order of the first; both have the same nodes."""
+    """Return the other model with its nodes in the order of the first; the first may have fewer nodes."""
     place = {_identity(n): i for i, n in enumerate(first.graph.nodes)}
-    order = [place[_identity(n)] for n in other.graph.nodes]
+    order = [place[name] for n in other.graph.nodes if (name := _identity(n)) in place]
+    if len(order) < len(other.graph.nodes):  # blocks are removed: the order of the rest is the original's
+        return other
     if order == sorted(order):
         return other
     copy = other.copy()

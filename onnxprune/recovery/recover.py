@@ -1,29 +1,27 @@
 """Recovery without training: better weights for a pruned model from its original, the plan and calibration data.
 
-Stages run in order: `recalibrate_batchnorm`, then `reconstruct_weights`. After each, the outputs are compared with the
-original's on held-out samples; a stage that does not reduce the distance is undone.
+Stages run in order: `recalibrate_batchnorm`, `reconstruct_weights`, and if asked for `reconstruct_blocks`. After each,
+the model is evaluated on held-out samples: by the metric of its task if there are targets or a metric is named, else by
+the distance of its outputs from the original's. A stage that does not improve it is undone.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from math import prod
+from math import prod, sqrt
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune._utils.atomic_files import atomic
 from onnxprune._utils.formatting import counted, seconds
 from onnxprune._utils.html import html_table
-from onnxprune._utils.journal import Journal
 from onnxprune._utils.progress import Progress
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.errors import OnnxPruneError, unknown
@@ -32,19 +30,23 @@ from onnxprune.execution.data import Data
 from onnxprune.execution.graph_segments import Segments
 from onnxprune.execution.sessions import Session
 from onnxprune.execution.tasks.evaluation import evaluate, metric_text, metric_title
-from onnxprune.execution.tasks.metrics import kind_of
-from onnxprune.execution.tasks.output_distance import OutputDistance
+from onnxprune.execution.tasks.metrics import Metric, kind_of
+from onnxprune.execution.tasks.output_distance import OutputDistance, detection_divergence
 from onnxprune.execution.tasks.task import bind_task
 from onnxprune.ir.model import PROVENANCE, Model
 from onnxprune.ir.writer import save
+from onnxprune.options.recovery import ALL_STAGES as ALL_STAGES
 from onnxprune.options.recovery import STAGES as STAGES
 from onnxprune.options.tasks import TaskOptions, task_options
 from onnxprune.planning.analyze import analyze_for
 from onnxprune.planning.sensitivity_sweep import data_digest
 from onnxprune.plans import Plan
-from onnxprune.recovery._lockstep import check_wiring
+from onnxprune.recovery._lockstep import check_wiring, without_blocks
 from onnxprune.recovery._original_activations import OriginalActivations as OriginalActivations
+from onnxprune.recovery._solutions import SolutionStore
 from onnxprune.recovery.recalibrate_batchnorm import RecalibrateBatchnorm
+from onnxprune.recovery.reconstruct_blocks import EPOCHS as EPOCHS
+from onnxprune.recovery.reconstruct_blocks import BlockSolution, ReconstructBlocks
 from onnxprune.recovery.reconstruct_weights import ReconstructWeights, Solution
 
 LEAST = 16  # samples
@@ -88,6 +90,7 @@ class Recovered:
         original: Value of the metric for the original on held-out samples; None without a metric.
         samples: Numbers of samples (used by the stages, held out).
         metric: Name of the metric; "" for none.
+        accepted_by: Figure by which stages are kept or undone: the name of the metric, or "distance".
     """
 
     model: Model = field(repr=False)
@@ -95,6 +98,7 @@ class Recovered:
     original: float | None
     samples: tuple[int, int]
     metric: str = ""
+    accepted_by: str = "distance"
 
     def __repr__(self) -> str:
         return f"<Recovered: {self.summary}>"
@@ -105,7 +109,7 @@ class Recovered:
         for s in self.stages:
             name = s.name + ("" if s.kept else " (undone)")
             rows.append([name, self.text(s.value) or "-", f"{s.distance:.4f}", seconds(s.seconds)])
-        note = f"{self.samples[0]} samples, {self.samples[1]} held out"
+        note = f"{self.samples[0]} samples, {self.samples[1]} held out; {self.rule}"
         return html_table("recovered", ["stage", self.title, "distance", "time"], rows, note=note)
 
     @property
@@ -120,6 +124,12 @@ class Recovered:
     def save(self, path: str | os.PathLike[str], *, external: bool | None = None) -> Path:
         """Write the model; see `onnxprune.save`."""
         return save(self.model, path, external=external)
+
+    @property
+    def rule(self) -> str:
+        """The rule by which stages are kept or undone."""
+        by = "output distance" if self.accepted_by == "distance" else self.title
+        return f"stages kept by {by} on held-out samples"
 
     @property
     def metrics(self) -> dict[str, tuple[float, float]]:
@@ -147,6 +157,7 @@ class Recovered:
         """Return the result as a JSON object; infinite distances become None."""
         return {
             "metric": self.metric,
+            "accepted_by": self.accepted_by,
             "original": self.original,
             "original_top1": self.original if self.metric == "top1" else None,
             "samples": self.samples[0],
@@ -192,6 +203,7 @@ def recover(
     stages: Sequence[str] = STAGES,
     rows: int = 40_000,
     rounds: int = 3,
+    epochs: int = EPOCHS,
     folder: Path | None = None,
     restart: bool = False,
     task: TaskOptions | None = None,
@@ -200,18 +212,22 @@ def recover(
 ) -> Recovered:
     """Re-solve the weights of a pruned model so that its outputs approach the original's.
 
+    A stage is kept if the metric on held-out samples improves, or is equal and the distance of the outputs falls.
+    Without a metric that is named, or one of the task with targets, the distance alone decides.
+
     Args:
         original: Model before pruning.
         pruned: Model pruned by the plan, possibly retrained since.
         plan: Channels that were removed.
-        calibration: Calibration data; targets are only used to report the metric.
+        calibration: Calibration data; targets serve the metric on held-out samples only.
         analysis: Coupling analysis of the original, if available.
         stages: Names of the stages, in order.
         rows: Output positions used for each layer, over all samples.
         rounds: Rounds of the alternation if Relu or Clip follows a layer.
+        epochs: Epochs of `reconstruct_blocks`, for each block.
         folder: Folder that stores solved layers, so that an interrupted run continues; the caller removes it.
         restart: Discard the layers of an interrupted run.
-        task: Task and metric that are reported; default: guessed from the model and the targets.
+        task: Task and metric; default: guessed from the model and the targets.
         originals: Activations of the original, shared by several recoveries on the same samples.
         progress: Called with (layers done, layers in all).
 
@@ -220,8 +236,8 @@ def recover(
             activations are not finite; or the folder holds another run's layers.
     """
     for name in stages:
-        if name not in STAGES:
-            raise unknown("stage", name, STAGES)
+        if name not in ALL_STAGES:
+            raise unknown("stage", name, ALL_STAGES)
     analysis = analysis or analyze_for(original, plan)
     check_belongs(analysis, plan, pruned)
     calibration = _bounded(analysis, calibration)
@@ -229,15 +245,21 @@ def recover(
     inside = replace(calibration, data=solving)
     judge = _HoldoutEvaluator(analysis, replace(calibration, data=judging), task_options(task))
     model = pruned
-    best = judge.distance(pruned)
-    done = [judge.stage("as cut", pruned, best, 0.0, True)]
-    store = _SolutionStore(folder, _settings(pruned, plan, calibration, stages, rows, rounds), restart)
+    best = judge.stage("as cut", pruned, 0.0)
+    done = [best]
+    store = SolutionStore(folder, _settings(pruned, plan, calibration, stages, rows, rounds, epochs), restart)
     try:
         for i, name in enumerate(stages):
             start = time.perf_counter()
             note = ""
             if name == "recalibrate_batchnorm":
                 new = RecalibrateBatchnorm(plan, analysis, inside)(model)
+            elif name == "reconstruct_blocks":
+                counts = _SolutionCounter(store, i, progress)
+                new = ReconstructBlocks(
+                    plan, analysis, inside, epochs, known=partial(store.load_block, i), done=counts.add_block
+                )(model)
+                note = f"{counts.solved} of {counts.total} blocks"
             else:
                 counts = _SolutionCounter(store, i, progress)
                 new = ReconstructWeights(
@@ -246,17 +268,16 @@ def recover(
                     inside,
                     rows=rows,
                     rounds=rounds,
-                    known=partial(store.load, i),
-                    done=counts,
+                    known=partial(store.load_layer, i),
+                    done=counts.add_layer,
                     originals=originals,
                 )(model)
                 note = f"{counts.solved} of {counts.total} layers"
-            seconds = time.perf_counter() - start
-            distance = judge.distance(new)
-            kept = distance < best
-            done.append(judge.stage(name, new, distance, seconds, kept, note))
-            if kept:
-                model, best = new, distance
+            stage = judge.stage(name, new, time.perf_counter() - start, note)
+            stage = replace(stage, kept=judge.improves(stage, best))
+            done.append(stage)
+            if stage.kept:
+                model, best = new, stage
     finally:
         store.close()
     if how := calibration.preprocess.as_dict():
@@ -264,7 +285,10 @@ def recover(
     helped = " ".join(s.name for s in done[1:] if s.kept)
     if helped:
         model = model.with_metadata({f"{PROVENANCE}.recovered": helped})
-    return Recovered(model, tuple(done), judge.value(original), (len(solving), len(judge.calibration)), judge.metric)
+    return Recovered(
+        model, tuple(done), judge.value(original), (len(solving), len(judge.calibration)), judge.metric,
+        judge.metric if judge.decides else "distance",
+    )  # fmt: skip
 
 
 def _bounded(analysis: Analysis, calibration: Calibration) -> Calibration:
@@ -281,7 +305,7 @@ def check_belongs(analysis: Analysis, plan: Plan, pruned: Model) -> None:
     Raises:
         OnnxPruneError: Nodes differ, or a weight has another shape.
     """
-    check_wiring(analysis.model, pruned)
+    check_wiring(without_blocks(analysis, plan), pruned)
     kept = analysis.kept(plan)
     tensors = pruned.graph.tensors()
     for name, axes in analysis.table.constants.items():
@@ -308,13 +332,15 @@ class _HoldoutEvaluator:
         seen = analysis.witness
         outputs = [t.name for t in analysis.source.graph.outputs]
         self.names = [n for n in outputs if n in seen.shapes and seen.dtypes.get(n, np.dtype(np.float32)).kind in "fV"]
+        if detection := detection_divergence(analysis.source, outputs):  # boxes have labels of integers
+            self.names += [n for n in detection.reads or () if n not in self.names]
         if not self.names:
             raise OnnxPruneError(
                 "the model has no output of floats whose size is known, so recovery cannot be evaluated",
                 fix="use a model with its scores as an output",
             )
         batch = (seen.shapes.get(analysis.source.graph.inputs[0].name) or (1,))[0]
-        each = sum(prod(seen.shapes[n]) * 8 for n in self.names) // batch
+        each = sum(prod(seen.shapes.get(n, ())) * 8 for n in self.names) // max(1, batch)
         fit = np.linspace(0, len(calibration) - 1, min(len(calibration), max(1, _MEMORY // max(1, each))))
         self.calibration = replace(calibration, data=_part(calibration.data, fit.astype(np.int64)))
         reference = list(self._outputs(analysis.source))
@@ -324,10 +350,12 @@ class _HoldoutEvaluator:
                 fix="check the data and its scaling (--mean, --std); a float16 model may overflow",
             )
         self.measure = OutputDistance(self.names, reference, analysis.source)
-        self.task, self.metric = self._task(task)
+        self.task, found, self.decides = self._task(task)
+        self.metric = found.name if found is not None else ""
+        self.higher = found is None or found.higher_is_better
 
-    def _task(self, options: TaskOptions) -> tuple[TaskOptions, str]:
-        """Return the task with the metric to report, and the metric's name; "" for none.
+    def _task(self, options: TaskOptions) -> tuple[TaskOptions, Metric | None, bool]:
+        """Return the task with its metric, the metric, and whether it decides about stages.
 
         Classifiers report none without labels, unless it is named: their distance from the original is shown anyway.
         """
@@ -338,14 +366,16 @@ class _HoldoutEvaluator:
         except OnnxPruneError:
             if options != TaskOptions():
                 raise
-            return options, ""  # targets of another kind are not needed
+            return options, None, False  # targets of another kind are not needed
         if options == TaskOptions() and (
             (bound.name == "classify" and (targets is None or not self.measure.classifier))
             or (bound.name == "regress" and targets is None)
         ):
-            return options, ""
-        chosen = bound.metric(options.metric, labelled=targets is not None).name
-        return TaskOptions(task=bound.name, metric=chosen, alphabet=options.alphabet, blank=options.blank), chosen
+            return options, None, False
+        metric = bound.metric(options.metric, labelled=targets is not None)
+        decides = options.metric is not None or (targets is not None and metric.needs == "labels")
+        own = TaskOptions(task=bound.name, metric=metric.name, alphabet=options.alphabet, blank=options.blank)
+        return own, metric, decides
 
     def _outputs(self, model: Model) -> Iterator[dict[str, npt.NDArray[Any]]]:
         """Yield outputs batch by batch, without the copies that pad the last one."""
@@ -375,34 +405,60 @@ class _HoldoutEvaluator:
             threads=c.threads, check=False,
         ).value  # fmt: skip
 
-    def stage(
-        self, name: str, model: Model, distance: float, seconds: float, kept: bool, note: str = ""
-    ) -> RecoveryStage:
-        """Return the result of a stage."""
+    def stage(self, name: str, model: Model, seconds: float, note: str = "") -> RecoveryStage:
+        """Return the result of a stage, kept."""
+        distance = self.distance(model)
         value = self.value(model) if np.isfinite(distance) else None
-        return RecoveryStage(name, distance, value if self.metric == "top1" else None, seconds, kept, note, value)
+        return RecoveryStage(name, distance, value if self.metric == "top1" else None, seconds, True, note, value)
+
+    def improves(self, new: RecoveryStage, best: RecoveryStage) -> bool:
+        """Return whether a stage is better than the best one so far.
+
+        The metric decides if it differs by more than the standard error of a share over the held-out samples.
+        """
+        if not np.isfinite(new.distance):
+            return False
+        if not self.decides or best.value is None or new.value is None:
+            return new.distance < best.distance
+        share = min(max(best.value, 0.0), 1.0)
+        if abs(new.value - best.value) <= sqrt(share * (1 - share) / max(1, len(self.calibration))):
+            return new.distance < best.distance
+        return (new.value > best.value) == self.higher
 
 
 @dataclass
 class _SolutionCounter:
-    """Callback that stores solutions and reports progress."""
+    """Callbacks that store solutions and report progress."""
 
-    store: _SolutionStore
+    store: SolutionStore
     stage: int
     progress: Progress | None
     solved: int = 0
     total: int = 0
 
-    def __call__(self, solution: Solution, done: int, total: int) -> None:
-        self.store.save(self.stage, solution)
-        self.solved += solution.matrix is not None
+    def add_layer(self, solution: Solution, done: int, total: int) -> None:
+        self.store.save_layer(self.stage, solution)
+        self._count(solution.matrix is not None, done, total)
+
+    def add_block(self, solution: BlockSolution, done: int, total: int) -> None:
+        self.store.save_block(self.stage, solution)
+        self._count(solution.weights is not None, done, total)
+
+    def _count(self, solved: bool, done: int, total: int) -> None:
+        self.solved += solved
         self.total = total
         if self.progress is not None:
             self.progress(done, total)
 
 
 def _settings(
-    pruned: Model, plan: Plan, calibration: Calibration, stages: Sequence[str], rows: int, rounds: int
+    pruned: Model,
+    plan: Plan,
+    calibration: Calibration,
+    stages: Sequence[str],
+    rows: int,
+    rounds: int,
+    epochs: int,
 ) -> dict[str, Any]:
     return {
         "kind": "recovery",
@@ -412,63 +468,4 @@ def _settings(
         "stages": list(stages),
         "rows": rows,
         "rounds": rounds,
-    }
-
-
-class _SolutionStore:
-    """Solved layers in a folder: a journal, and one file of arrays per layer."""
-
-    def __init__(self, folder: Path | None, settings: dict[str, Any], restart: bool) -> None:
-        self.folder = folder
-        if folder is not None:
-            try:
-                folder.mkdir(exist_ok=True)
-            except OSError as err:
-                raise OnnxPruneError(f"cannot create the folder {str(folder)!r}: {err.strerror or err}") from err
-        self.journal = Journal(folder / "journal" if folder is not None else None, settings, restart=restart)
-
-    def load(self, stage: int, node: str) -> Solution | None:
-        """Return the solution of an earlier run, or None."""
-        entry = self.journal.entries.get(f"{stage} {node}")
-        if entry is None or self.folder is None:
-            return None
-        before, after, ridge = (float(v) for v in entry["errors"])
-        if entry["file"] is None:
-            return Solution(node, None, None, before, after, ridge)
-        path = self.folder / Path(str(entry["file"])).name
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                matrix, shift = arrays["matrix"], arrays["shift"] if "shift" in arrays.files else None
-        except (OSError, ValueError, KeyError) as err:
-            raise OnnxPruneError(
-                f"cannot read a layer of the interrupted run: {err}", where=str(path), fix="start again with --restart"
-            ) from err
-        return Solution(node, matrix, shift, before, after, ridge)
-
-    def save(self, stage: int, solution: Solution) -> None:
-        """Store a solution; the journal entry follows after the arrays are on disk."""
-        key = f"{stage} {solution.node}"
-        if self.folder is None or key in self.journal.entries:
-            return
-        name = None
-        if solution.matrix is not None:
-            name = f"{len(self.journal.entries):04d}.npz"
-            arrays = {"matrix": solution.matrix} | ({} if solution.shift is None else {"shift": solution.shift})
-            try:
-                with atomic(self.folder / name) as file:
-                    np.savez(file, **arrays)  # type: ignore[arg-type]  # mypy matches names to flags
-            except OSError as err:
-                raise OnnxPruneError(
-                    f"cannot write a solved layer: {err.strerror or err}", where=str(self.folder),
-                    fix="free disk space and continue with --resume",
-                ) from err  # fmt: skip
-        errors = [solution.before, solution.after, solution.ridge]
-        self.journal.add(key, {"file": name, "errors": errors})
-
-    def close(self) -> None:
-        """Close the journal; remove the folder if it holds no solutions."""
-        self.journal.close()
-        if self.folder is not None and not self.journal.entries:
-            self.journal.finish()
-            with contextlib.suppress(OSError):
-                self.folder.rmdir()
+    } | ({"epochs": epochs} if "reconstruct_blocks" in stages else {})

@@ -16,6 +16,7 @@ from onnxprune.criteria.scoring import load_scores
 from onnxprune.errors import OnnxPruneError, VerificationError
 from onnxprune.execution.data import Data, Preprocess, fit
 from onnxprune.execution.tasks.evaluation import evaluate
+from onnxprune.ir.input_sizes import Shapes
 from onnxprune.ir.model import Model
 from onnxprune.latency.bench import bench
 from onnxprune.options import ReportMeasurements, TaskOptions
@@ -35,10 +36,12 @@ class MeasurementSettings(ReportMeasurements):
     Attributes:
         data: labelled samples for accuracy.
         preprocess: how they become the model's input.
+        shapes: sizes of dynamic inputs of the models.
     """
 
     data: Data | None = None
     preprocess: Preprocess = field(default_factory=Preprocess)
+    shapes: Shapes = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from onnxprune.analysis.coupling import Analysis
 from onnxprune.criteria.scoring import load_scores
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.tasks.evaluation import metric_text, metric_title
+from onnxprune.ir.input_sizes import with_shapes
 from onnxprune.ir.model import Model
 from onnxprune.ir.reader import load
 from onnxprune.pipeline import analyze
@@ -183,7 +184,7 @@ class _RunCollector:
         wanted = self.head.get("model")
         for model in given:
             if model.fingerprint == wanted or not wanted:
-                return model
+                return model if model.sizes else with_shapes(model, self.head.get("shapes"))
         places: list[Path] = []
         if self.table is not None:
             with suppress(OnnxPruneError, IndexError):
@@ -194,7 +195,7 @@ class _RunCollector:
         for path in places:
             with suppress(OnnxPruneError, OSError, ValueError):
                 if path.is_file():
-                    model = load(path)
+                    model = with_shapes(load(path), self.head.get("shapes"))
                     if model.fingerprint == wanted or not wanted:
                         return model
                     changed = True
@@ -257,7 +258,7 @@ class _RunCollector:
     # ------------------------------------------------------------------------------------------ where it comes from
 
     def _facts(self, original: Model | None) -> None:
-        plain = ("attention", "inexact")
+        plain = ("attention", "inexact", "shapes")
         rows = [(k if k in plain else f"{k} (SHA-256)", str(v)) for k, v in self.head.items() if k != "journal"]
         latency = self.records.get(LATENCY)
         if latency is not None and isinstance(latency.value.get("how"), dict):

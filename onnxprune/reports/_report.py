@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onnxprune._utils.atomic_files import check_output, write_text
 from onnxprune._utils.progress import Progress
 from onnxprune.errors import OnnxPruneError
+from onnxprune.ir.input_sizes import with_shapes_of_each
 from onnxprune.ir.reader import load
 from onnxprune.reports import _sections
 from onnxprune.reports._documents import Document, recognise
@@ -108,6 +109,9 @@ def collect(
                 documents.append(recognise(path))
             else:
                 models.append(NamedModel(name, path, load(path)))
+    if measuring is not None and measuring.shapes:
+        sized = with_shapes_of_each([m.model for m in models], measuring.shapes)
+        models = [replace(m, model=model) for m, model in zip(models, sized, strict=True)]
     if folders and is_frontier(folders[0]):
         report = collect_frontier(folders[0])
         report.problems += [f"{name}: not shown beside a frontier" for name in stems]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune._utils.formatting import seconds
+from onnxprune._utils.formatting import listed, seconds
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.criteria import all_criteria
 from onnxprune.criteria.scoring import Scores, score
@@ -169,6 +169,8 @@ def model_facts(model: Model) -> list[tuple[str, str]]:
 def proof_of(title: str, d: Fields, note: str = "") -> Proof:
     """Read the verification of a command or a step."""
     how = d.text("summary") or f"{d.text('inputs')} inputs"
+    if isinstance(branches := d.value.get("branches"), list) and branches:
+        how += f"; at the sizes of the analysis only: {listed(map(str, branches), 4)}"
     return Proof(title, d.number("max_relative"), d.number("tolerance"), d.number("effect"), how, note)
 
 

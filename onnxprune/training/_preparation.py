@@ -72,6 +72,11 @@ def check_data(model: Model, train: Data, held: Data, labelled: bool, settings: 
     if labelled and held.y is None:
         raise OnnxPruneError(f"the validation data {held.name!r} has no labels", fix="add an array y")
     into = input_of(model)
+    if into.single:
+        raise OnnxPruneError(
+            f"the input {into.name!r} is one image without a batch axis, which training does not support",
+            fix="recover without training: onnxprune recover",
+        )
     batch = into.batch or settings.batch
     if batch * settings.world > len(train):
         raise OnnxPruneError(

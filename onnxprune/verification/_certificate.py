@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from onnxprune._utils.formatting import shortened
+from onnxprune._utils.formatting import listed, shortened
 from onnxprune._utils.html import html_table
 
 TOLERANCE = {"float64": 1e-10, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
@@ -34,6 +34,8 @@ class Verification:
             recovered or retrained model, whose structure was checked with the original's weights.
         inexact: Groups whose removal is not masking alone; statistics of the reference run over their kept channels.
         computed_in: "float32" if float32 copies of bfloat16 models were compared, for lack of kernels; else "".
+        branches: Branches of Ifs that no run of the original executed: their nodes were checked at the sizes of the
+            analysis only.
         seconds: Wall time of the check.
     """
 
@@ -50,6 +52,7 @@ class Verification:
     weights: str = "identical"
     inexact: Sequence[str] = ()
     computed_in: str = ""
+    branches: Sequence[str] = ()
     seconds: float = 0.0
 
     def __repr__(self) -> str:
@@ -61,6 +64,7 @@ class Verification:
                 ["weights", self.weights], ["whole runs on", f"{self.inputs} inputs"]]  # fmt: skip
         rows += [["sizes", size] for size in self.sizes]
         rows += [[f"output {name}", f"{value:.1e}"] for name, value in self.outputs.items()]
+        rows += [["checked at the analysis' sizes only", name] for name in self.branches]
         return html_table("proved", ["", ""], rows, text=(0, 1), note=f"reference: {self.reference}")
 
     @property
@@ -77,6 +81,13 @@ class Verification:
     def reference(self) -> str:
         """Description of the reference."""
         return "original, sliced in statistics and masked elsewhere" if self.inexact else "masked original"
+
+    @property
+    def unexecuted(self) -> str:
+        """The branches that were checked at the sizes of the analysis only, in one line; "" for none."""
+        if not self.branches:
+            return ""
+        return f"never executed, so checked at the sizes of the analysis only: {listed(self.branches, 4)}"
 
     @property
     def summary(self) -> str:

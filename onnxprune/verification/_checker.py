@@ -183,8 +183,17 @@ class _Job:
             weights="not compared" if self.changed else "identical",
             inexact=self.claims.inexact,
             computed_in="float32" if self.widened else "",
+            branches=self._never_executed(runs),
             seconds=time.perf_counter() - started,
         )
+
+    def _never_executed(self, runs: Sequence[SizedRun]) -> list[str]:
+        """Return the branches with nodes that were checked at the sizes of the analysis only."""
+        left = list(self.cut.targets)
+        for run in runs:
+            done = set(self.induction.computed(left, run.shapes))
+            left = [t for t in left if t not in done]
+        return self.reference.branches_of(left) if left else []
 
     def _overall_tolerance(self) -> float:
         kinds = [self.tolerance(d) for d in self.induction.dtypes.values()]
@@ -250,15 +259,21 @@ class _Job:
 
         Where a selection found nothing in that run, it is forced to find something.
         """
-        unseen = self.induction.unseen()
+        graph, iterated = self.reference, self.reference.iterated()
+
+        def left() -> list[str]:
+            found = self.induction.unseen()
+            read = {t: self.induction.leaves([t]) | self.induction.between_integers([t]) for t in found}
+            return [t for t in found if not iterated & read[t]]
+
+        unseen = left()
         if not unseen:
             return
-        graph = self.reference
         names = self.induction.leaves(unseen) | self.induction.between_integers(unseen)
         inner = sorted(n for n in names if n not in graph.inputs)
         proto, external = graph.with_outputs(inner)
         for made, run in ((m, r) for m in (proto, with_forced_selections(proto)) for r in runs):
-            unseen = self.induction.unseen()
+            unseen = left()
             if not unseen:
                 return
             try:
@@ -268,7 +283,7 @@ class _Job:
             found = dict(zip(inner, results, strict=True)) | {n: v for n, v in run.feeds.items() if n in names}
             for t in unseen:
                 self._try(self.induction.compare, [t], {n: found[n] for n in self.induction.leaves([t])})
-            for t in self.induction.unseen():
+            for t in left():
                 self._try(self.induction.alone, t, found)
 
     def _accept_empty(self, runs: Sequence[SizedRun]) -> None:

@@ -60,6 +60,21 @@ class StatisticSite:
 
 
 @dataclass(frozen=True)
+class ZeroSite:
+    """Operand of an addition that counts as zero: the branch of a removed block.
+
+    Attributes:
+        block: Name of the block.
+        node: Result of the addition.
+        index: Index of the operand.
+    """
+
+    block: str
+    node: str
+    index: int
+
+
+@dataclass(frozen=True)
 class Claims:
     """Kept indices, and the sites where removal is defined.
 
@@ -71,6 +86,7 @@ class Claims:
         losses: (constant, axis) -> kept, for every axis that must lose channels by the plan.
         inexact: Names of inexact groups that lose channels.
         shapes: Shapes of tensors at sizes of the compiler's choice, for branches that no run of the checker executes.
+        zeros: Removed blocks, as the plan itself states them.
     """
 
     kept: Mapping[str, tuple[Mask | None, ...]]
@@ -80,6 +96,7 @@ class Claims:
     losses: Mapping[tuple[str, int], Mask]
     inexact: tuple[str, ...]
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    zeros: tuple[ZeroSite, ...] = ()
 
     @classmethod
     def of(cls, analysis: Analysis, plan: Plan) -> Claims:
@@ -129,11 +146,14 @@ class Claims:
         planned = np.zeros(analysis.count, bool)
         for name, removal in plan.groups.items():
             planned[analysis[name].components[list(removal.removed)]] = True
+        for name in plan.blocks:
+            planned[analysis.block(name).component] = True
         if not bits[~planned].all():
             raise VerificationError("channels are removed that the plan does not name")
         inexact = tuple(g.name for g in analysis.inexact(plan))
         dtypes, shapes = dict(analysis.witness.dtypes), dict(analysis.witness.shapes)
-        return cls(kept, tuple(sites), tuple(statistics), dtypes, losses, inexact, shapes)
+        zeros = tuple(ZeroSite(name, b.output, b.operand) for name, b in plan.blocks.items())
+        return cls(kept, tuple(sites), tuple(statistics), dtypes, losses, inexact, shapes, zeros)
 
     def removes(self, name: str) -> bool:
         """Return whether a tensor loses entries."""

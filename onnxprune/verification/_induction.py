@@ -20,11 +20,13 @@ from onnx import helper
 from onnxprune.errors import OnnxPruneError, VerificationError
 from onnxprune.execution.random_values import STYLES, Values
 from onnxprune.execution.sessions import Session
+from onnxprune.ir.branches import is_loop_end, is_loop_start
 from onnxprune.ir.model import Array
 from onnxprune.ir.proto_graph import COMPUTED, Graph, attributes, digest, reads
 from onnxprune.verification._claims import Claims
 from onnxprune.verification._compare import TensorComparison
 from onnxprune.verification._constants import Constants
+from onnxprune.verification._loops import check_loops
 
 SEGMENT_BYTES = 256 * 2**20
 """Bound of the values exchanged with one pair of sessions; a larger single region is a segment of its own."""
@@ -88,10 +90,18 @@ def cut(reference: Graph, pruned: Graph, claims: Claims, constants: Constants, m
         if dtype.kind in _CUT_KINDS or dtype.itemsize == 1 or dtype.name == "bfloat16":
             tensors.add(name)
             kinds[name] = 1 if dtype.name == "bfloat16" else int(helper.np_dtype_to_tensor_dtype(dtype))
+    loops = [n for n in reference.nodes if is_loop_start(n) or is_loop_end(n)]
+    around = {o for n in loops for o in n.output if o}
+    for name in around & pruned.writer.keys() & claims.dtypes.keys():
+        tensors.add(name)
+        kinds[name] = int(helper.np_dtype_to_tensor_dtype(claims.dtypes[name]))
+    read = check_loops(reference, pruned, claims, tensors)
     integers = {n for n in both if n in claims.dtypes and claims.dtypes[n].kind in "iu" and n not in tensors}
     kinds |= {n: int(helper.np_dtype_to_tensor_dtype(claims.dtypes[n])) for n in integers}
     outputs = [o for o in reference.outputs if o in reference.writer]
-    wanted = [n for n in reference.writer if n in tensors or n in integers or n in outputs]
+    wanted = [
+        n for n in reference.writer if (n in tensors or n in integers or n in outputs or n in read) and n not in around
+    ]
     lost = {n for n in tensors if claims.removes(n)}
     text: dict[tuple[Any, ...], int] = {}
     compressed = constants.compressed
@@ -107,7 +117,7 @@ def cut(reference: Graph, pruned: Graph, claims: Claims, constants: Constants, m
             once.append(name)
         else:
             by_text.append(name)
-    found = GraphCut(tensors, kinds, by_text, once, always, integers.difference(outputs))
+    found = GraphCut(tensors, kinds, by_text, once, always, integers.difference(outputs, read))
     _check_order(reference, pruned, found)
     return found
 

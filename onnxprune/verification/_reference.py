@@ -1,4 +1,4 @@
-"""Masked reference: the original in which no consumer reads a removed channel.
+"""Masked reference: the original in which no consumer reads a removed channel, and removed blocks add zero.
 
 Every contraction input has a mask. Masks select instead of multiply, because removed channels may be infinite or NaN.
 If removed channels feed a statistic, its node runs on the kept channels instead (inexact groups). The operators that
@@ -16,7 +16,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from onnxprune.errors import VerificationError
 from onnxprune.ir.model import Array
 from onnxprune.ir.proto_graph import Graph, bodies
-from onnxprune.verification._claims import Claims, MaskSite, StatisticSite
+from onnxprune.verification._claims import Claims, MaskSite, StatisticSite, ZeroSite
 
 CONTRACTIONS: Mapping[str, frozenset[int]] = {
     "Conv": frozenset((0,)), "ConvTranspose": frozenset((0,)), "FusedConv": frozenset((0,)),
@@ -76,16 +76,16 @@ class Reference:
             self._mask(self._find(site.node), site)
         for statistic in claims.statistics:
             self._slice(self._find(statistic.node), statistic)
+        for zero in claims.zeros:
+            self._zero(self._find(zero.node, f"block {zero.block!r}"), zero)
         original.nodes = [
             m for i, n in enumerate(nodes) for m in (*self._before.get(i, ()), n, *self._after.get(i, ()))
         ]
         original.index()
 
-    def _find(self, output: str) -> int:
+    def _find(self, output: str, what: str = "a channel") -> int:
         if output not in self.graph.writer:
-            raise VerificationError(
-                "a channel is removed at a node that the original does not have", where=repr(output)
-            )
+            raise VerificationError(f"{what} is removed at a node that the original does not have", where=repr(output))
         return self.graph.writer[output]
 
     def _own(self, i: int) -> NodeProto:
@@ -166,6 +166,17 @@ class Reference:
         new.append(helper.make_node("Where", [mask, wide, point], [chosen]))
         new.append(helper.make_node("Cast", [chosen], [out], to=kind))
         return out
+
+    def _zero(self, i: int, site: ZeroSite) -> None:
+        """Replace an operand of an addition by zeros of its shape."""
+        node = self._own(i)
+        if node.op_type != "Add" or node.domain not in _STANDARD or site.index >= len(node.input):
+            raise VerificationError(
+                f"block {site.block!r} ends in {node.op_type}, which adds nothing", where=self.graph.where(site.node)
+            )
+        x = node.input[site.index]
+        new = self._before.setdefault(i, [])
+        node.input[site.index] = self._select(x, np.zeros(1, bool), self._dtype(x, node), new)
 
     def _dtype(self, x: str, node: NodeProto) -> np.dtype:
         if x in self.graph.constants:

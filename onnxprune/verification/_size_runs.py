@@ -89,9 +89,9 @@ class SizeFinder:
             return False
         shapes = {}
         for name, size in zip(self._inner, self._sizes, strict=True):
-            *shape, executed = found.pop(size).tolist() or (0,)
-            if executed:
-                shapes[name] = tuple(shape)
+            sizes_of = found.get(size)
+            if sizes_of is not None and sizes_of.size:
+                shapes[name] = tuple(sizes_of.reshape(-1, sizes_of.shape[-1])[-1, :-1].tolist())
         for name, values in self._seen.items():
             values.append(found[name])
         shapes |= {n: v.shape for n, v in feeds.items()}

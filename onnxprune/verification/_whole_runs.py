@@ -8,6 +8,7 @@ import numpy as np
 
 from onnxprune.errors import OnnxPruneError, VerificationError
 from onnxprune.execution.sessions import Session
+from onnxprune.ir.branches import is_loop_end
 from onnxprune.ir.model import Array
 from onnxprune.ir.proto_graph import Graph, quantizes
 from onnxprune.verification._certificate import QUANTIZED
@@ -66,6 +67,8 @@ class WholeRuns:
                 if t not in graph.writer or t in graph.fixed:
                     continue
                 node = graph.nodes[graph.writer[t]]
+                if is_loop_end(node):  # a value in the body has no single value
+                    node = graph.nodes[graph.writer[node.input[0]]]
                 quantized = quantizes(node) and t not in graph.outputs
                 if t not in decided and ours and not quantized and not self.claims.removes(t):
                     out.append(t)

@@ -171,7 +171,9 @@ def test_a_frontier_of_latency_records_predictions_and_measurements(
         return FakeLatency(analysis, block=8)
 
     def timed(models: Sequence[Any], **_: Any) -> list[SimpleNamespace]:
-        return [SimpleNamespace(latency=SimpleNamespace(median=1.5 if i else 2.0)) for i in range(len(models))]
+        return [
+            SimpleNamespace(latency=SimpleNamespace(median=seconds)) for seconds in (2.0, *[1.5] * (len(models) - 1))
+        ]
 
     monkeypatch.setattr(frontier_run, "latency_model", predictor)
     monkeypatch.setattr(frontier_run, "bench", timed)

@@ -87,6 +87,55 @@ def test_every_step_takes_the_size(models: Path, tmp_path: Path) -> None:
     assert [d.dim_param for d in shape] == ["N", "", "H", "W"]
 
 
+def test_a_plan_records_the_sizes_and_later_steps_use_them(models: Path, tmp_path: Path) -> None:
+    model, plan, small = models / "recognizer.onnx", tmp_path / "plan.json", tmp_path / "small.onnx"
+    ok("plan", model, "-o", plan, "--target", "macs=0.6", "--shape", "x=?x3x10x33")
+    assert json.loads(plan.read_text())["options"]["shapes"] == {"x": [None, 3, 10, 33]}
+    applied = json.loads(ok("apply", model, plan, "-o", small, "--json"))
+    assert any("10, 33]" in size for size in applied["verification"]["sizes"])
+    other = json.loads(ok("verify", model, small, plan, "--shape", "x=?x3x12x40", "--json"))
+    assert any("12, 40]" in size for size in other["sizes"])
+    assert not any("10, 33]" in size for size in other["sizes"])
+    damaged = json.loads(plan.read_text())
+    damaged["options"]["shapes"] = {"x": [None, 0]}
+    plan.write_text(json.dumps(damaged))
+    assert "at least 1" in fails("apply", model, plan, "-o", small)
+
+
+def test_report_and_evaluate_take_the_size(models: Path, tmp_path: Path) -> None:
+    model, plan, small = models / "classifier.onnx", tmp_path / "plan.json", tmp_path / "small.onnx"
+    size = ("--shape", "x=?x3x20x28")
+    ok("prune", model, "-o", small, "--target", "macs=0.6", "--plan", plan)
+    for k in range(5):
+        pictures(tmp_path / "images" / str(k), [(20, 28)] * 2)
+    data = ("--data", tmp_path / "images")
+    assert "top1" in json.loads(ok("evaluate", small, *data, "--reference", model, *size, "--json"))
+    page = tmp_path / "report.html"
+    ok("report", model, small, plan, "-o", page, "--no-latency", "--no-verify", *size)
+    one = page.read_text()
+    ok("report", model, small, plan, "-o", page, "--no-latency", "--no-verify", "--shape", "x=?x3x80x112")
+    assert one != page.read_text()
+    for command in (("evaluate", small, *data), ("report", model, small, plan, "-o", page)):
+        assert "unknown input 'z'" in fails(*command, "--shape", "z=1x3x8x8")
+
+
+def test_results_record_the_preprocessing_of_the_data_that_they_read(models: Path, tmp_path: Path) -> None:
+    model, plan, small = models / "classifier.onnx", tmp_path / "plan.json", tmp_path / "small.onnx"
+    pictures(tmp_path / "images", [(20, 28)] * 6)
+    data = ("--data", tmp_path / "images", "--mean", "0.5", "--std", "0.25", "--size", "16")
+    score = ("-c", "apoz", *data)
+    scores = json.loads(ok("score", model, *score, "-o", tmp_path / "s.json", "--json"))
+    planned = json.loads(ok("plan", model, *score, "-o", plan, "--target", "macs=0.6", "--json"))
+    ok("apply", model, plan, "-o", small)
+    proof = json.loads(ok("verify", model, small, plan, *data, "--json"))
+    compared = json.loads(ok("score", model, "--compare", "l1,apoz", *data, "--json"))
+    for found in (scores, planned, proof, compared):
+        assert (found["data"]["samples"], found["data"]["preprocess"]["mean"]) == (6, [0.5])
+    again = ok("plan", model, "--scores", tmp_path / "s.json", "-o", plan, "--target", "macs=0.6", "--json")
+    assert json.loads(again)["data"] == scores["data"]
+    assert json.loads(ok("plan", model, "-o", plan, "--target", "macs=0.6", "--json"))["data"] is None
+
+
 @pytest.mark.parametrize(
     ("given", "what", "status"),
     [

@@ -275,6 +275,33 @@ def if_layers(b: FuzzBuilder, x: T) -> T:
     return _either(b, b.conv(x, b.width(), kernel=1), b.width(), 2)
 
 
+@sized
+def loop_layers(b: FuzzBuilder, x: T) -> T:
+    """Layers that run several times, perhaps with a branch inside and a tensor from outside."""
+    x = b.conv(x, b.width(), kernel=1)
+    other = b.conv(x, x.c, kernel=1)
+    count, go = b.const(np.array(int(b.rng.integers(1, 4)), np.int64)), b.const(np.array(True))
+    before, held = b.nodes, len(b.initializers)
+    b.nodes = []
+    trip, run, state = b.fresh("trip_"), b.fresh("run_"), b.fresh("state_")
+    y = T(state, x.c, UNKNOWN, UNKNOWN)
+    y = _either(b, y, x.c, 0) if b.rng.random() < 0.3 else b.act(b.conv(y, b.width(), kernel=1))
+    y = b.conv(y, x.c, kernel=1)
+    after = b.node("Add", y.name, str(b.rng.choice([state, other.name])))
+    after = b.node("Tanh", after)
+    go_on = b.node("Identity", run)
+    inside = b.initializers[held:] if b.rng.random() < 0.5 else []
+    b.initializers = b.initializers[: len(b.initializers) - len(inside)]
+    inputs = [helper.make_tensor_value_info(trip, TensorProto.INT64, []),
+              helper.make_tensor_value_info(run, TensorProto.BOOL, []),
+              helper.make_tensor_value_info(state, b.kind, None)]  # fmt: skip
+    outputs = [helper.make_tensor_value_info(go_on, TensorProto.BOOL, []),
+               helper.make_tensor_value_info(after, b.kind, None)]  # fmt: skip
+    body = helper.make_graph(b.nodes, b.fresh("g_"), inputs, outputs, inside)
+    b.nodes = before
+    return T(b.node("Loop", count, go, x.name, body=body), x.c, UNKNOWN, UNKNOWN)
+
+
 def _either(b: FuzzBuilder, x: T, out: int, depth: int) -> T:
     if b.rng.random() < 0.5:
         decided = b.node("Squeeze", condition(b, x.name), b.const([0]))

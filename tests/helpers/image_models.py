@@ -96,3 +96,49 @@ def pictures(folder: Path, sizes: Sequence[tuple[int, int]], mode: str = "RGB") 
         image.save(folder / f"{i:03d}.png")
         out.append(np.asarray(image))
     return out
+
+
+def single_image_detector() -> onnx.ModelProto:
+    """Detector as torchvision exports it: one image [3, h, w] without a batch axis; boxes, labels and scores."""
+    rng = np.random.default_rng(2)
+    values = {
+        "mean": np.full((3, 1, 1), 0.5, np.float32),
+        "first": np.array([0], np.int64), "rows": np.array([-1, 5], np.int64),
+        "w1": rng.standard_normal((12, 3, 3, 3)), "w2": rng.standard_normal((8, 12, 3, 3)) / 5,
+        "w3": rng.standard_normal((5, 8, 1, 1)), "at": np.array([4, 1], np.int64), "flat": np.array([-1], np.int64),
+        "factor": np.array([4, 4, 30, 30], np.float32),
+    }  # fmt: skip
+    node = helper.make_node
+    nodes = [
+        node("Sub", ["x", "mean"], ["centred"]),
+        node("Unsqueeze", ["centred", "first"], ["batch"]),
+        node("Conv", ["batch", "w1"], ["a"], "conv1", strides=[4, 4], pads=[1, 1, 1, 1]),
+        node("Relu", ["a"], ["b"]),
+        node("Conv", ["b", "w2"], ["c"], "conv2", strides=[4, 4], pads=[1, 1, 1, 1]),
+        node("Relu", ["c"], ["d"]),
+        node("Conv", ["d", "w3"], ["e"], "conv3"),
+        node("Transpose", ["e"], ["f"], perm=[0, 2, 3, 1]),
+        node("Reshape", ["f", "rows"], ["found"]),
+        node("Split", ["found", "at"], ["raw", "logits"], axis=1),
+        node("Sigmoid", ["raw"], ["shares"]),
+        node("Mul", ["shares", "factor"], ["boxes"]),
+        node("Reshape", ["logits", "flat"], ["flat_logits"]),
+        node("Sigmoid", ["flat_logits"], ["scores"]),
+        node("Shape", ["scores"], ["count"]),
+        node("ConstantOfShape", ["count"], ["labels"], value=numpy_helper.from_array(np.array([1], np.int64))),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "detector",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [3, "h", "w"])],
+        [
+            helper.make_tensor_value_info("boxes", TensorProto.FLOAT, ["k", 4]),
+            helper.make_tensor_value_info("labels", TensorProto.INT64, ["k"]),
+            helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["k"]),
+        ],
+        [
+            numpy_helper.from_array(v if v.dtype.kind == "i" else v.astype(np.float32), name)
+            for name, v in values.items()
+        ],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)

@@ -298,6 +298,47 @@ def branches_with_layers() -> Iterator[ProofCase]:
             yield ProofCase(f"branches_by_{name}_{at}", original, other, "reject", given)
 
 
+def loop_with_layers() -> Iterator[ProofCase]:
+    """Two states and a result of every iteration; the second state decides when to stop."""
+    start = BODY.removesuffix("c = Conv (r, w1)") % "x"
+    original = made(
+        f"""g (float[N,3,H,8] x, int64 count) => (float[N,6,H,8] y, float[T,N,6,H,8] each) {{
+        {start} k = Mul (r, half) trips = Min (count, four) i, j, each = Loop (trips, go, r, k) <body = body
+          (int64 t, bool c, float[N,16,H,8] u, float[N,16,H,8] v) =>
+          (bool d, float[N,16,H,8] un, float[N,16,H,8] vn, float[N,6,H,8] e) {{
+            ud = Conv <pads = [1, 1, 1, 1]> (u, w2) ue = Relu (ud) uf = Conv (ue, w3)
+            un = Add (uf, v) vn = Tanh (un) e = Conv (vn, w1)
+            m = ReduceMax <keepdims = 0> (vn) d = Less (m, limit) }}>
+        z = Add (i, j) y = Conv (z, w4) }}""",
+        {**CONV, "w2": (12, 16, 3, 3), "w3": (16, 12, 1, 1), "w4": (6, 16, 1, 1), "half": np.float32(0.5),
+         "go": np.array(True), "limit": np.float32(2), "four": np.int64(4)},
+    )  # fmt: skip
+    feeds = tuple({**f, "count": np.array(i + 1)} for i, f in enumerate(images((1, 3, 8, 8), (2, 3, 5, 8))))
+    yield ProofCase("loop", original, None, "accept", feeds)
+    for weight in ("w2", "w3", "w1", "w4"):
+        yield ProofCase(f"loop_{weight}", original, scaled_weight(weight, -1.0, 0), "reject", feeds)
+
+    def swapped_states(proto: onnx.ModelProto) -> None:
+        body = next(n for n in proto.graph.node if n.op_type == "Loop").attribute[0].g
+        one, two = body.output[1].name, body.output[2].name
+        body.output[1].name, body.output[2].name = two, one
+
+    def swapped_initial(proto: onnx.ModelProto) -> None:
+        node = next(n for n in proto.graph.node if n.op_type == "Loop")
+        node.input[2], node.input[3] = node.input[3], node.input[2]
+
+    def without_condition(proto: onnx.ModelProto) -> None:
+        body = next(n for n in proto.graph.node if n.op_type == "Loop").attribute[0].g
+        last = next(n for n in body.node if n.op_type == "Less")
+        last.op_type = "Greater"
+
+    def other_activation(proto: onnx.ModelProto) -> None:
+        next(n for n in _nodes(proto.graph) if "ue" in n.output).op_type = "Abs"
+
+    for edit in (swapped_states, swapped_initial, without_condition, other_activation):
+        yield ProofCase(f"loop_{edit.__name__}", original, edit, "reject", feeds)
+
+
 def _nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     inner = [m for n in graph.node for a in n.attribute if a.HasField("g") for m in _nodes(a.g)]
     return [*graph.node, *inner]
@@ -676,10 +717,10 @@ def constant_output() -> Iterator[ProofCase]:
 
 
 FAMILIES = (
-    pad_to_seven, parity_of_batch, bounded_side, branch_on_size, branches_with_layers, quotient_of_lengths,
-    dynamic_batch_reshape, windows, bool_inputs, dead_activation, alive_on_images, saturated_activation,
-    integer_inputs, small_columns, not_a_number, output_type, near_zero, detector, jumps, quantized,
-    constant_output,
+    pad_to_seven, parity_of_batch, bounded_side, branch_on_size, branches_with_layers, loop_with_layers,
+    quotient_of_lengths, dynamic_batch_reshape, windows, bool_inputs, dead_activation, alive_on_images,
+    saturated_activation, integer_inputs, small_columns, not_a_number, output_type, near_zero, detector, jumps,
+    quantized, constant_output,
 )  # fmt: skip
 
 

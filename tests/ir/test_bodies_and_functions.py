@@ -122,34 +122,47 @@ def test_body_inside_a_body_captures_as_well() -> None:
     assert ("w1", 1) in analysis["w0"].sites
 
 
-def test_loop_keeps_what_it_carries_and_captures() -> None:
+def test_loop_ties_what_it_carries() -> None:
     body = (
         "body (int64 i, bool c, float[N,8,4,4] a) => (bool d, float[N,8,4,4] b) { d = Identity (c) b = Conv (a, w1) }"
     )
     text = f"{SIGNATURE} {{ h = Conv (x, w0) i = Loop (n, go, h) <body = {body}> y = Conv (i, w2) FREE }}"
     analysis = prune(model_of(text, n=np.array(2), go=np.array(True)))
+    assert names(analysis) == {"v0", "w0"}
+    assert set(analysis["w0"].sites) == {("w0", 0), ("w1", 0), ("w1", 1), ("w2", 1)}
+
+
+def test_loop_whose_state_grows_locks() -> None:
+    body = (
+        "body (int64 i, bool c, float[N,C,4,4] a) => (bool d, float[N,D,4,4] b) "
+        "{ d = Identity (c) e = Conv (h, w1) b = Concat <axis = 1> (a, e) }"
+    )
+    text = f"{SIGNATURE} {{ h = Conv (x, w0) i = Loop (n, go, h) <body = {body}> s = ReduceSum <keepdims = 1> (i, one) "
+    text += "t = Expand (s, eight) y = Conv (t, w2) FREE }"
+    model = model_of(text, n=np.array(2), go=np.array(True), one=np.array([1]), eight=np.array([1, 8, 1, 1]))
+    analysis = prune(model)
     assert names(analysis) == {"v0"}
-    assert {k.op for k in analysis.locked if k.name == "w0"} == {"Loop"}
 
 
 @pytest.mark.parametrize("constant", [False, True])
-def test_weights_in_the_body_of_a_loop_are_counted_and_named(constant: bool) -> None:
+def test_weights_in_the_body_of_a_scan_are_counted_and_named(constant: bool) -> None:
     model = model_of(
-        f"{SIGNATURE} {{ h = Conv (x, w0) i = Loop (n, go, h) <body = body (int64 i, bool c, float[N,8,4,4] a) => "
-        "(bool d, float[N,8,4,4] b) { d = Identity (c) b = Conv (a, w1) }> y = Conv (i, w2) FREE }",
-        n=np.array(2), go=np.array(True),
+        f"{SIGNATURE} {{ h = Conv (x, w0) k = Constant <value = float {{0.0}}> () i, j = Scan <num_scan_inputs = 1, "
+        "body = body (float a, float[8,4,4] b) => (float c, float[8,4,4] d) { c = Identity (a) e = Reshape (w1, flat) "
+        "f = ReduceMax <keepdims = 0> (e) d = Add (b, f) }> (k, h) y = Conv (j, w2) FREE }",
+        flat=np.array([-1]),
     )  # fmt: skip
     proto = to_proto(model)
-    body = next(n for n in proto.graph.node if n.op_type == "Loop").attribute[0].g
-    (weight,) = body.initializer
+    body = next(a.g for n in proto.graph.node if n.op_type == "Scan" for a in n.attribute if a.name == "body")
+    weight = next(t for t in body.initializer if t.name == "w1")
     if constant:
         body.node.insert(0, helper.make_node("Constant", [], ["w1"], value=weight))
-        del body.initializer[:]
+        body.initializer.remove(weight)
     analysis = analyze(load(proto))
-    assert CostModel(analysis).baseline.params == sum(int(np.prod(s)) for s in SHAPES.values())
+    assert CostModel(analysis).baseline.params == sum(int(np.prod(s)) for s in SHAPES.values()) + 1  # and k
     (lock,) = [k for k in analysis.locked if k.name == "w1"]
-    assert (lock.channels, lock.op) == (8, "Loop")
-    assert "body of a Loop" in lock.reason
+    assert (lock.channels, lock.op) == (8, "Scan")
+    assert "body of a Scan" in lock.reason
 
 
 def test_functions_are_inlined_and_their_channels_free() -> None:

@@ -31,7 +31,7 @@ COMPANIONS: dict[tuple[str, str], dict[str, Any]] = {
     ("apply", "recover_images"): {"recover": True},
     **{("retrain", name): {"method": "slimming"} for name in (
         "params", "ratio", "target", "round_to", "min_channels", "max_ratio", "include", "exclude", "protect",
-        "overrides", "only")},
+        "overrides", "only", "max_blocks")},
 }  # fmt: skip
 VALUES: dict[str, Any] = {
     "target": "macs=0.5", "criterion": "l2", "metric": "loss", "params": {}, "pattern": "2:4", "size": [8, 8],

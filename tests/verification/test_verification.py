@@ -493,3 +493,23 @@ def test_worst_is_that_of_a_loop_over_all_axes(rank: int, seed: int) -> None:
         for i in range(shape[axis]):
             wanted = max(wanted, float(np.take(gap, i, axis).max() / np.abs(np.take(expected, i, axis)).max()))
     assert compare((actual, expected)).worst()[0] == pytest.approx(wanted)
+
+
+def test_the_certificate_names_branches_that_no_run_executed() -> None:
+    case = cases()["branches_by_mean"]
+    analysis, plan, pruned = compiled(case)
+    found = verify(analysis, plan, pruned)
+    assert found.branches == ["else branch of If 'ey'"]
+    assert found.as_dict()["branches"] == found.branches
+    assert "never executed" in found.unexecuted
+    assert "else branch of If" in found._repr_html_()
+    both = verify(*compiled(cases()["branches_by_rate"]))
+    assert (both.branches, both.unexecuted) == ([], "")
+
+
+def test_the_terminal_names_branches_that_no_run_executed() -> None:
+    from onnxprune.cli._display import proof_line
+
+    text = proof_line(verify(*compiled(cases()["branches_by_mean"])))
+    assert "sizes of the analysis only" in " ".join(text.split())
+    assert all(len(row) <= 80 for row in text.splitlines())

@@ -121,6 +121,10 @@ def checked_data(x: Any, y: Any, name: str) -> Data:
         OnnxPruneError: The samples are no non-empty arrays of numbers, or the targets do not fit them.
     """
     arrays = {str(k): as_array(v) for k, v in x.items()} if isinstance(x, Mapping) else {"": as_array(x)}
+    shared = {key: a for key, a in arrays.items() if not a.ndim}
+    samples = next((len(a) for a in arrays.values() if a.ndim), 0)
+    if shared and samples:  # a single number is that of all samples
+        arrays |= {key: np.broadcast_to(a, (samples,)) for key, a in shared.items()}
     lengths = {}
     for key, a in arrays.items():
         if a.ndim < 1 or len(a) == 0 or a.dtype.kind not in "fiubV":

@@ -102,7 +102,8 @@ class Feeds:
                 if self.fixed and len(x) < self.fixed:
                     x = np.concatenate([x, np.repeat(x[-1:], self.fixed - len(x), axis=0)])
                 own = self.how if len(self.inputs) == 1 or len(spec.shape) == 4 else Preprocess()
-                feeds[spec.name] = to_input(x, spec, own, self.data.name)
+                x = to_input(x, spec, own, self.data.name)
+                feeds[spec.name] = x[0] if spec.single else x
         return feeds, self.data.targets_of(slice(span.start, span.stop), read)
 
     def span(self, i: int) -> range:

@@ -16,6 +16,7 @@ from onnxprune.ir.image_layout import (
     Shape,
     arrange,
     fits,
+    is_single_image,
     layout_of,
     layouts_that_fit,
     turned,
@@ -36,12 +37,14 @@ class InputSpec:
         dtype: Element type.
         layout: Layout of images: "nchw", "nhwc", or None if unknown.
         name: Tensor name.
+        single: Whether the model takes one image without a batch axis; `shape` has one of 1.
     """
 
     shape: Shape
     dtype: np.dtype[Any]
     layout: str | None = None
     name: str = ""
+    single: bool = False
 
     @property
     def batch(self) -> int | None:
@@ -58,7 +61,11 @@ class InputSpec:
 
 def inputs_of(model: Model) -> list[InputSpec]:
     """Return the inputs of a model."""
-    return [InputSpec(list(t.shape or []), np.dtype(t.dtype), layout_of(t), t.name) for t in model.graph.inputs]
+    tensors = model.graph.inputs
+    if len(tensors) == 1 and is_single_image(tensors[0]):
+        [t] = tensors
+        return [InputSpec([1, *t.shape], np.dtype(t.dtype), "nchw", t.name, single=True)]
+    return [InputSpec(list(t.shape or []), np.dtype(t.dtype), layout_of(t), t.name) for t in tensors]
 
 
 def samples_first(specs: Sequence[InputSpec]) -> bool:

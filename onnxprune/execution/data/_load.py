@@ -86,7 +86,7 @@ def _named(source: str, images: int | None, expected: Expected, images_dir: Path
     if suffix in (".txt", ".tsv") and path.is_file():
         return read_texts(path)
     if suffix == ".npz" or path.is_file():
-        return read_npz(path, tuple(expected.ranks))
+        return read_npz(path, expected)
     raise OnnxPruneError(f"cannot find the data {source!r}", fix=f"use one of: {SOURCES}")
 
 

@@ -138,6 +138,16 @@ class ArraySource(Source):
         return ", ".join(f"{n + ' ' if n else ''}{_form(a.shape[1:], a.dtype)}" for n, a in self.arrays.items())
 
 
+class WholeArrays(ArraySource):
+    """Complete feeds as arrays, each `[n, ...]` with the shape of the model's input behind the first axis."""
+
+    whole = True
+
+    def read(self, indices: Sequence[int] | Indices, how: Preprocess) -> tuple[Arrays, list[Target] | None]:
+        first = int(indices[0])
+        return {name: a[first] for name, a in self.arrays.items()}, None
+
+
 def _as_slice(indices: Sequence[int] | Indices) -> slice | Indices:
     """Return consecutive indices as a slice, which copies nothing."""
     at = np.asarray(indices, np.int64)

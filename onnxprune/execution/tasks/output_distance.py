@@ -18,8 +18,8 @@ class OutputDistance:
 
     For a classifier (one output [n, classes]) the divergence `sum p log(p / q)` of class probabilities, with p of the
     reference; for a detector that of raw boxes and scores (`_boxes.divergence`), because a squared error would be that
-    of boxes of the background; otherwise the squared error of all outputs relative to their variance. Averaged over
-    samples.
+    of boxes of the background; for a detector that returns lists of boxes 1 - agreement (`_boxes.agreement`); otherwise
+    the squared error of all outputs relative to their variance. Averaged over samples.
 
     Args:
         names: Names of the compared outputs, floating-point.
@@ -34,6 +34,7 @@ class OutputDistance:
         self.detection = detection_divergence(model, names) if model is not None else None
         boxes = self.detection.reads if self.detection is not None and self.detection.reads else ()
         self.rest = [n for n in names if n not in boxes]
+        self.lists = self.detection is not None and self.detection.higher_is_better
         first = reference[0][names[0]]
         self.classifier = len(names) == 1 and first.ndim == 2 and first.shape[1] > 1
         self.spreads = {n: _spreads([np.asarray(r[n]) for r in reference]) for n in self.rest}
@@ -54,7 +55,7 @@ class OutputDistance:
                 else:
                     gap = np.asarray(values, np.float64) - np.asarray(theirs[name], np.float64)
                     total += float(np.square(gap).sum()) / self.spreads[name][i] / len(self.names)
-            samples += len(theirs[self.names[0]])
+            samples += 1 if self.lists else len(theirs[self.names[0]])
         return total / samples
 
     def _detection(self, ours: Mapping[str, Array], theirs: Mapping[str, Array]) -> float:
@@ -63,19 +64,23 @@ class OutputDistance:
         assert self.detection.reads is not None
         assert self.detection.collect is not None
         reads = self.detection.reads
-        found = Outcome(
-            [ours.get(n, theirs[n]) for n in reads], None, [theirs[n] for n in reads], len(theirs[reads[0]])
-        )
-        return float(sum(self.detection.collect(found)))
+        count = 1 if self.lists else len(theirs[reads[0]])
+        found = Outcome([ours.get(n, theirs[n]) for n in reads], None, [theirs[n] for n in reads], count)
+        value = float(sum(self.detection.collect(found)))
+        return count - value if self.lists else value
 
 
 def detection_divergence(model: Model, names: Sequence[str]) -> Metric | None:
-    """Return the metric `divergence` of a detector; None for other models, and if it reads other outputs."""
+    """Return the metric `divergence` of a detector, `agreement` if it returns a list of boxes for one image.
+
+    None for other models, and if it reads other outputs.
+    """
     try:
         bound = bind_task(model)
     except OnnxPruneError:
         return None  # a model of another task
-    found = next((m for m in bound.distances if m.name == "divergence"), None)
+    wanted = "agreement" if bound.name == "detect" and bound.batch == 1 else "divergence"
+    found = next((m for m in bound.distances if m.name == wanted), None)
     return found if found is not None and set(found.reads or ()) <= set(names) else None
 
 

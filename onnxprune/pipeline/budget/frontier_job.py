@@ -31,6 +31,7 @@ def frontier(
     criteria: Sequence[str] = ("obs",),
     allocators: Sequence[str] = (),
     quantize: str | None = None,
+    reconstruct_blocks: bool = False,
     images: int | None = None,
     size: Sequence[int] | None = None,
     preprocess: PreprocessSource | None = None,
@@ -62,6 +63,7 @@ def frontier(
         criteria: Names of criteria, a curve for each.
         allocators: Names of allocators, a curve for each; default: the criterion's own.
         quantize: "int8" adds quantized models.
+        reconstruct_blocks: Also fit whole blocks of every point by descent; needs PyTorch.
         images: Number of samples to read from a source.
         size: Height and width that image files are resized to.
         preprocess: Conversion of the samples into the model's input, or the name of a preset.
@@ -95,7 +97,8 @@ def frontier(
     settings = FrontierSettings(
         measure=minimize, points=points, least=least, criteria=tuple(criteria), allocators=tuple(allocators) or (None,),
         constraints=constraints or Constraints(), attention=attention, include_inexact=include_inexact,
-        quantize=quantize or "", task=task_options(task, metric), latency=latency, threads=threads, runs=runs,
+        quantize=quantize or "", reconstruct_blocks=reconstruct_blocks,
+        task=task_options(task, metric), latency=latency, threads=threads, runs=runs,
     )  # fmt: skip
     if folder is not None:
         return measure_frontier(

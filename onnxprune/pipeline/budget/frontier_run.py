@@ -31,7 +31,7 @@ from onnxprune.pipeline.budget.quantize import quantize_int8, weight_bytes
 from onnxprune.planning.analyze import analyze
 from onnxprune.planning.constraints import Constraints
 from onnxprune.planning.sensitivity_sweep import data_digest
-from onnxprune.recovery.recover import OriginalActivations
+from onnxprune.recovery.recover import ALL_STAGES, STAGES, OriginalActivations
 
 INT8, LATENCY = "model-int8.onnx", "latency.json"
 TOGETHER = 8  # models in memory whose latency is measured in turns
@@ -51,6 +51,7 @@ class FrontierSettings:
         attention: Channels to free in multi-head attention.
         include_inexact: Free also channels that statistics run over.
         quantize: "int8", or "" for none.
+        reconstruct_blocks: Whether whole blocks of every point are fitted by descent.
         task: Task and metric.
         latency: Whether latency is measured.
         threads, runs: Threads and timed runs for latency.
@@ -65,6 +66,7 @@ class FrontierSettings:
     attention: str = "heads"
     include_inexact: bool = False
     quantize: str = ""
+    reconstruct_blocks: bool = False
     task: TaskOptions = field(default_factory=TaskOptions)
     latency: bool = True
     threads: int = 1
@@ -179,6 +181,7 @@ def _identity(model: Model, fit: Calibration, evaluation: Calibration, how: Fron
         "evaluation": data_digest(evaluation.data, evaluation.preprocess), "measure": how.measure,
         "points": how.points, "least": how.least, "constraints": repr(vars(how.constraints)),
         "attention": how.attention, "inexact": how.include_inexact, "task": repr(vars(how.task)),
+        **({"blocks": True} if how.reconstruct_blocks else {}),
         **({"threads": how.threads} if how.predicts else {}),
     }  # fmt: skip
 
@@ -225,7 +228,7 @@ def _measure_curve(
     path = PrunePath(
         analysis, task.fit, measure=how.measure, criterion=task.criterion, allocator=task.allocator,
         constraints=how.constraints, latency=task.latency, feeds=task.fit.first(model),
-        originals=originals or OriginalActivations(),
+        originals=originals or OriginalActivations(), stages=ALL_STAGES if how.reconstruct_blocks else STAGES,
     )  # fmt: skip
     judge: Judge | None = None
     last: PathPoint | None = None

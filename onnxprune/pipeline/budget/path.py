@@ -27,11 +27,12 @@ from onnxprune.execution.calibration import Calibration
 from onnxprune.ir.model import Array, Model
 from onnxprune.pipeline._stages import compile_plan
 from onnxprune.planning.constraints import Constraints
+from onnxprune.planning.depth import refuse_blocks
 from onnxprune.planning.iterative import rescored
 from onnxprune.planning.planner import AllocationRequest, allocate, assembled, check_allocator
 from onnxprune.planning.targets import LatencyPredictor, MeasureShare, Target
 from onnxprune.plans import Plan
-from onnxprune.recovery.recover import OriginalActivations, recover
+from onnxprune.recovery.recover import STAGES, OriginalActivations, recover
 from onnxprune.verification import Verification
 
 RESCORE = 0.7  # with steps of this share or more, new scores gain less than the standard error of the metric
@@ -88,6 +89,7 @@ class PrunePath:
         latency: Latency model, if the measure or the allocator is latency.
         feeds: Inputs for whole runs of the proof, beside random ones.
         tolerance: Largest relative difference that the proof allows; None: by element type.
+        stages: Stages of the recovery.
         originals: Activations of the original, shared by the recoveries of the points; they do not change results.
         rescore: Channels are scored anew if a point keeps less than this share of the model that was scored last.
     """
@@ -104,8 +106,12 @@ class PrunePath:
     latency: LatencyPredictor | None = None
     feeds: Sequence[Mapping[str, Array]] | None = None
     tolerance: float | None = None
+    stages: tuple[str, ...] = STAGES
     originals: OriginalActivations | None = field(default=None, compare=False)
     rescore: float = RESCORE
+
+    def __post_init__(self) -> None:
+        refuse_blocks(self.constraints, "a search over a path of plans (--max-drop, frontier)")
 
     def first_scores(self) -> Scores:
         """Return the scores of the original.
@@ -151,7 +157,13 @@ class PrunePath:
         )  # fmt: skip
         assert compiled.verification is not None
         recovered = recover(
-            analysis.source, compiled.model, plan, self.calibration, analysis=analysis, originals=self.originals
+            analysis.source,
+            compiled.model,
+            plan,
+            self.calibration,
+            analysis=analysis,
+            stages=self.stages,
+            originals=self.originals,
         )
         return PathPoint(
             share, self.kept(plan), plan, recovered.model, scores, compiled.before, compiled.after,
@@ -169,7 +181,7 @@ class PrunePath:
         rule = self.criterion if isinstance(self.criterion, str) else repr(self.criterion)
         parts = (
             self.measure, rule, sorted(self.params.items()), self.reduce, self.allocator, self.normalize,
-            sorted(vars(self.constraints).items()), self.analysis.choices.options(), self.tolerance,
+            sorted(vars(self.constraints).items()), self.analysis.choices.options(), self.tolerance, self.stages,
             self.rescore,
         )  # fmt: skip
         return repr(parts)

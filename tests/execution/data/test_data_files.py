@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from image_models import classifier, loaded, picture, pictures, two_inputs
+from PIL import Image
 
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import Boxes, Data, Feeds, Preprocess, fit, load_data
@@ -267,10 +268,105 @@ def test_a_class_map_numbers_coco_categories(tmp_path: Path) -> None:
     assert [t.classes.tolist() for t in targets] == [[0], [5, 0]]  # type: ignore[union-attr]
 
 
+def labelled(folder: Path, lines: dict[str, str], part: str = "") -> Path:
+    """Write images 000.png, 001.png, ... of 8 x 16 pixels and label files beside them."""
+    pictures(folder / "images" / part, [(8, 16)] * 3)
+    (folder / "labels" / part).mkdir(parents=True)
+    for name, text in lines.items():
+        (folder / "labels" / part / name).write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize("given", ["", "images", "images/val"])
+def test_label_files_of_ultralytics_are_boxes(tmp_path: Path, given: str) -> None:
+    polygon = "3 0.25 0.0 0.5 0.0 0.5 1.0\n"
+    lines = {"000.txt": "2 0.5 0.5 0.25 0.5\n" + polygon, "002.txt": "", "classes.txt": "a\nb\n"}
+    labelled(tmp_path, lines, "val" if given == "images/val" else "")
+    data = load_data(tmp_path / given)
+    assert (len(data), data.kind, data.warnings) == (3, "boxes", ())
+    [(_, targets)] = batches(classifier(size=("h", "w")), data)
+    assert targets is not None
+    first = targets[0]
+    assert isinstance(first, Boxes)
+    assert first.boxes.tolist() == [[6, 2, 10, 6], [4, 0, 8, 8]]
+    assert first.classes.tolist() == [2, 3]
+    assert [len(t) for t in targets] == [2, 0, 0]
+
+
+def test_label_files_without_an_image_are_said_not_to_be_read(tmp_path: Path) -> None:
+    labelled(tmp_path, {"000.txt": "2 0.5 0.5 0.25 0.5", "gone.txt": "0 0.5 0.5 0.25 0.5"})
+    assert "1 of 2 label files" in load_data(tmp_path).warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("0 4 4 2 2", "outside of 0 to 1"),
+        ("0 0.5 0.5 nan 0.5", "outside of 0 to 1"),
+        ("-1 0.5 0.5 0.5 0.5", "no class"),
+        ("0.5 0.5 0.5 0.5 0.5", "no class"),
+        ("0 0.5 0.5 0.5", "3 numbers follow"),
+        ("0 0.5 0.5 0.5 0.5 0.5", "5 numbers follow"),
+        ("dog 0.5 0.5 0.5 0.5", "not numbers"),
+    ],
+)
+def test_a_label_file_of_another_form_is_one_error(tmp_path: Path, line: str, message: str) -> None:
+    labelled(tmp_path, {"000.txt": "0 0.5 0.5 0.5 0.5\n", "001.txt": f"0 0.5 0.5 0.5 0.5\n{line}\n"})
+    with pytest.raises(OnnxPruneError, match=message) as found:
+        load_data(tmp_path)
+    assert found.value.where is not None
+    assert found.value.where.endswith("001.txt, line 2")
+
+
+def test_label_files_of_other_images_are_one_error(tmp_path: Path) -> None:
+    labelled(tmp_path, {"gone.txt": "0 0.5 0.5 0.5 0.5"})
+    with pytest.raises(OnnxPruneError, match="none of the 1 label files"):
+        load_data(tmp_path)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_turned_as_exif_says(tmp_path: Path, orientation: int) -> None:
+    upright = np.arange(8 * 16 * 3, dtype=np.uint8).reshape(8, 16, 3)
+    stored = {
+        1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1], 5: upright.transpose(1, 0, 2),
+        6: np.rot90(upright, 1), 7: upright[::-1, ::-1].transpose(1, 0, 2), 8: np.rot90(upright, -1),
+    }[orientation]  # fmt: skip
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "a.txt").write_text("0 0.25 0.5 0.5 1")
+    image = Image.fromarray(np.ascontiguousarray(stored))
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    image.save(tmp_path / "images" / "a.png", exif=exif)
+    data = load_data(tmp_path)
+    [(feeds, targets)] = batches(classifier(size=("h", "w")), data)
+    np.testing.assert_allclose(feeds["x"][0], upright.transpose(2, 0, 1) / 255, rtol=1e-6)
+    assert targets is not None
+    assert targets[0].boxes.tolist() == [[0, 0, 8, 8]]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("size", [(8, 16), (16, 8), None])
+def test_boxes_of_coco_are_of_the_image_as_it_was_annotated(tmp_path: Path, size: tuple[int, int] | None) -> None:
+    stored = np.arange(8 * 16 * 3, dtype=np.uint8).reshape(8, 16, 3)
+    image = Image.fromarray(stored)
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "a.png", exif=exif)
+    stated = {} if size is None else {"height": size[0], "width": size[1]}
+    document = {
+        "images": [{"id": 1, "file_name": "a.png", **stated}],
+        "annotations": [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 4, 4]}],
+        "categories": [{"id": 1, "name": "a"}],
+    }
+    (tmp_path / "c.json").write_text(json.dumps(document))
+    [(feeds, _)] = batches(classifier(size=("h", "w")), load_data(tmp_path / "c.json"))
+    assert feeds["x"].shape[2:] == ((8, 16) if size == (8, 16) else (16, 8))
+
+
 def test_images_beside_labels_of_another_tool_are_images(tmp_path: Path) -> None:
     pictures(tmp_path / "images", [(8, 8)] * 2)
     (tmp_path / "labels").mkdir()
-    (tmp_path / "labels" / "000.txt").write_text("0 0.5 0.5 1 1")
+    (tmp_path / "labels" / "000.txt").write_text("a dog and a cat")
     assert (len(load_data(tmp_path)), load_data(tmp_path).kind) == (2, "")
 
 

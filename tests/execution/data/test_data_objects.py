@@ -354,6 +354,13 @@ def test_whole_feeds_keep_axes_that_are_no_samples() -> None:
     feeds = Feeds(model, data, Preprocess())
     assert len(feeds) == 3
     assert {n: v.shape for n, v in feeds[1][0].items()} == {"x": (1, 4), "h": (2, 1, 4), "rate": ()}
+    many = {"x": np.ones((3, 1, 4), np.float32), "h": np.zeros((3, 2, 1, 4), np.float32), "rate": np.float32(2)}
+    for form, count in ((many, 3), ({**many, "rate": np.full(3, 2, np.float32)}, 3), (feed, 1)):
+        feeds = Feeds(model, load_data(form, model=model), Preprocess())
+        assert len(feeds) == count
+        assert {n: v.shape for n, v in feeds[count - 1][0].items()} == {"x": (1, 4), "h": (2, 1, 4), "rate": ()}
+    with pytest.raises(OnnxPruneError, match="no complete feeds"):
+        load_data({**many, "h": np.zeros((2, 1, 4), np.float32)}, model=model)
 
 
 def test_a_data_set_of_the_hub_is_read_from_disk(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,7 +15,9 @@ import numpy.lib.format as npy
 
 from onnxprune._utils.formatting import listed
 from onnxprune.errors import OnnxPruneError
-from onnxprune.execution.data._data import Data, checked_data
+from onnxprune.execution.data._data import Data, as_array, checked_data
+from onnxprune.execution.data._inputs import Expected
+from onnxprune.execution.data._sources import WholeArrays
 from onnxprune.ir.model import Array
 
 MAX_ARRAY_BYTES = 64 * 2**30
@@ -22,6 +25,7 @@ TARGETS = ("y", "labels", "label", "targets", "target")
 """Names of arrays that hold targets, unless an input of the model has that name."""
 _STREAMED = 16 * 2**20  # bytes of a compressed member above which it is written to a temporary file
 _CHUNK = 2**20
+ANYTHING = Expected()
 
 
 def read_npy(path: Path) -> Data:
@@ -37,16 +41,17 @@ def read_npy(path: Path) -> Data:
     return checked_data(np.empty(shape, dtype) if x is None else x, None, str(path))
 
 
-def read_npz(path: Path, inputs: tuple[str, ...] = ()) -> Data:
+def read_npz(path: Path, expected: Expected = ANYTHING) -> Data:
     """Read an .npz file with x and y, with arrays by input name, or with one array.
 
     Args:
         path: File; uncompressed arrays are memory-mapped, large compressed ones are written to a temporary file.
-        inputs: Names of the model's inputs, if they are known.
+        expected: Form of the samples that the model takes.
 
     Raises:
         OnnxPruneError: The file cannot be read, or it is not clear which arrays are samples.
     """
+    inputs = tuple(expected.ranks)
     with _errors(path, ".npz"), zipfile.ZipFile(path) as archive:
         names = [n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")]
         if not names:
@@ -65,7 +70,36 @@ def read_npz(path: Path, inputs: tuple[str, ...] = ()) -> Data:
         arrays = {n: _member(path, archive, n) for n in [*samples, *targets[:1]]}
     unnamed = samples == ["x"] or (len(samples) == 1 and samples[0] not in inputs)
     x = arrays[samples[0]] if unnamed else {n: arrays[n] for n in samples}
-    return checked_data(x, arrays[targets[0]] if targets else None, str(path))
+    return arrays_by_name(x, arrays[targets[0]] if targets else None, str(path), expected)
+
+
+def arrays_by_name(x: Any, y: Any, name: str, expected: Expected) -> Data:
+    """Return data from arrays; of a model whose first axes are not all samples the arrays are complete feeds.
+
+    Args:
+        x: Samples, or arrays by input name: of complete feeds with one more axis in front, or of a single one.
+        y: Targets, or None.
+        name: Name in messages.
+        expected: Form of the samples that the model takes.
+
+    Raises:
+        OnnxPruneError: See `checked_data`; complete feeds that differ in the number of axes.
+    """
+    if not (expected.whole and isinstance(x, Mapping) and set(x) == set(expected.ranks)):
+        return checked_data(x, y, name)
+    arrays = {key: as_array(v) for key, v in x.items()}
+    more = {a.ndim - expected.ranks[key] for key, a in arrays.items() if a.ndim}
+    if more == {0}:
+        arrays = {key: a[None] for key, a in arrays.items()}
+    elif more != {1}:
+        shapes = ", ".join(f"{key}: {list(a.shape)}" for key, a in arrays.items())
+        raise OnnxPruneError(
+            f"the arrays of {name!r} ({shapes}) are no complete feeds, which this model needs because the first axes "
+            "of its inputs are not all samples",
+            fix="put the samples on a new first axis of every array; a single number is that of all samples",
+        )
+    data = checked_data(arrays, y, name)
+    return replace(data, x=WholeArrays(data.x))
 
 
 def _member(path: Path, archive: zipfile.ZipFile, name: str) -> Array:

@@ -65,7 +65,7 @@ def read_coco(path: Path, folder: Path | None = None) -> Data:
             Boxes(corners, np.array([c for _, c, _ in objects], np.int64), np.array([w for *_, w in objects], np.bool_))
         )
     classes = tuple(names[identity] for identity in ids)
-    return Data(ImageSource(ImageFiles(files), targets), None, str(path), classes=classes)
+    return Data(ImageSource(ImageFiles(files, _sizes(entries.images)), targets), None, str(path), classes=classes)
 
 
 def _read(path: Path) -> _Entries:
@@ -103,6 +103,12 @@ def _files(path: Path, folder: Path | None, images: list[dict[str, Any]]) -> tup
             fix="name their folder with --images-dir, or remove them from the annotations",
         )
     return files, {image["id"]: k for k, image in enumerate(images)}
+
+
+def _sizes(images: list[dict[str, Any]]) -> list[tuple[int, int] | None]:
+    """Return the height and width that the annotations state for each image."""
+    pairs = [(image.get("height"), image.get("width")) for image in images]
+    return [(h, w) if isinstance(h, int) and isinstance(w, int) else None for h, w in pairs]
 
 
 def _is_box(box: Any) -> bool:

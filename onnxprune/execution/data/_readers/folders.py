@@ -1,4 +1,4 @@
-"""Folders of images: flat, with a folder per class, with masks, with lines of text."""
+"""Folders of images: flat, with a folder per class, with masks, with lines of text, with boxes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from onnxprune._utils.formatting import listed
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data._data import Data
 from onnxprune.execution.data._readers.images import IMAGES, ImageFiles, ImageSource, pillow
+from onnxprune.execution.data._readers.yolo import label_folder, read_yolo
 
 TEXTS = ("labels.txt", "label.txt", "gt.txt", "rec_gt.txt")
 """Names of files with lines FILE<TAB>TEXT."""
@@ -29,6 +30,9 @@ def read_folder(path: Path) -> Data:
     pair = [next((path / n for n in names if (path / n).is_dir()), None) for names in (_PICTURES, _MASKS)]
     if pair[0] is not None and pair[1] is not None and images_in(pair[1]):
         return _masked(path, pair[0], pair[1])
+    for pictures in (path / "images", path):
+        if pictures.is_dir() and images_in(pictures) and (boxes := label_folder(pictures)) is not None:
+            return read_yolo(str(path), pictures, boxes)
     folders = sorted(d for d in path.iterdir() if d.is_dir() and not d.name.startswith("."))
     flat = images_in(path)
     if flat:

@@ -11,8 +11,9 @@ from onnxprune._utils.formatting import listed
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data._data import Data
 from onnxprune.execution.data._inputs import Expected
+from onnxprune.execution.data._readers.arrays import ANYTHING
 from onnxprune.execution.data._readers.images import Images, ImageSource, is_image
-from onnxprune.execution.data._readers.objects import ANYTHING, read_object
+from onnxprune.execution.data._readers.objects import read_object
 
 _IMAGES = ("image", "img", "images", "pixel_values")
 _LABELS = ("label", "labels", "fine_label", "target", "y")

@@ -18,6 +18,7 @@ from onnxprune.execution.data._spool import Spool
 from onnxprune.execution.data._targets import Boxes, Target, kind_of
 from onnxprune.ir.model import Array
 
+_ORIENTATION, _SIDEWAYS = 0x0112, (5, 6, 7, 8)  # tag of EXIF, and its values that exchange height and width
 _CHECKED = 2000  # images whose headers are read first
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".webp", ".tif", ".tiff", ".pgm", ".gif")
 
@@ -47,18 +48,46 @@ class Images(ABC):
 
 
 class ImageFiles(Images):
-    """Image files."""
+    """Image files, turned as their EXIF data say.
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = list(paths)
+    Args:
+        paths: The files.
+        annotated: Height and width in which their targets are annotated, None where unknown: images annotated as they
+            are stored are not turned.
+    """
+
+    def __init__(self, paths: Sequence[Path], annotated: Sequence[tuple[int, int] | None] | None = None) -> None:
+        self.paths, self.annotated = list(paths), annotated
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def image(self, index: int) -> Any:
+        from PIL import Image, ImageOps
+
+        image = Image.open(self.paths[index])
+        if self._orientation(image, index) == 1:
+            return image
+        with image:
+            return ImageOps.exif_transpose(image)
+
+    def size(self, index: int) -> tuple[int, int]:
         from PIL import Image
 
-        return Image.open(self.paths[index])
+        with readable(self.where(index)), Image.open(self.paths[index]) as image:
+            turned = self._orientation(image, index) in _SIDEWAYS
+            return (image.width, image.height) if turned else (image.height, image.width)
+
+    def _orientation(self, image: Any, index: int) -> int:
+        """Return the orientation of EXIF, 1 for an image that is not turned."""
+        if "exif" not in image.info:
+            return 1
+        found = image.getexif().get(_ORIENTATION, 1)
+        stored = (image.height, image.width)
+        sideways = found in _SIDEWAYS and stored[0] != stored[1]
+        if sideways and self.annotated is not None and self.annotated[index] == stored:
+            return 1
+        return found if found in range(2, 9) else 1
 
     def where(self, index: int) -> str:
         return str(self.paths[index])

@@ -12,14 +12,12 @@ from onnxprune._utils.formatting import listed
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data._data import Data, as_array, checked_data, with_targets
 from onnxprune.execution.data._inputs import Expected
-from onnxprune.execution.data._readers.arrays import named
+from onnxprune.execution.data._readers.arrays import ANYTHING, arrays_by_name, named
 from onnxprune.execution.data._readers.images import Images, ImageSource, SpooledImages, is_image
 from onnxprune.execution.data._sources import Source
 from onnxprune.execution.data._spool import Spool, SpooledSource, SpooledTargets
 from onnxprune.execution.data._targets import Boxes, kind_of
 from onnxprune.ir.model import Array
-
-ANYTHING = Expected()
 
 
 def read_object(given: Any, name: str, expected: Expected = ANYTHING, images: int | None = None) -> Data:
@@ -49,7 +47,7 @@ def read_object(given: Any, name: str, expected: Expected = ANYTHING, images: in
         if not x:
             raise OnnxPruneError(f"the dict of {name!r} holds no samples", fix="add an array under the input's name")
         only = len(x) == 1 and next(iter(x)) == "x" and "x" not in inputs
-        return checked_data(x["x"] if only else x, y, name)
+        return arrays_by_name(x["x"] if only else x, y, name, expected)
     if isinstance(given, tuple) and len(given) == 2 and _is_array_like(given[0]):
         return checked_data(given[0], given[1], name)
     if isinstance(given, list) and given and isinstance(given[0], float | int):

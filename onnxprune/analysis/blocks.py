@@ -1,0 +1,319 @@
+"""Residual blocks: branches whose result is added to the tensor that they start from.
+
+Before:  y = t + f(t)
+After:   y = t
+
+A block is found by dominance. Its nodes are those of which every value ends in the addition, and its entry is one of
+the addends of the same sum, behind operators that move values at most. Without the branch the addition is then the
+identity on its other operand. Nested, sequential and parallel branches are blocks of their own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from itertools import takewhile
+
+import onnx_graphsurgeon as gs
+
+from onnxprune.analysis._type_inference import captured
+from onnxprune.analysis.group_naming import human_name
+from onnxprune.analysis.shape_inference import Witness
+from onnxprune.ops import find
+from onnxprune.ops.label_table import LabelTable
+
+_MOVES = frozenset(("Identity", "Dropout", "Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"))
+"""Operators that a shortcut may pass: they move values and compute nothing."""
+_RESIZES = frozenset(("AveragePool", "Concat", "Gather", "MaxPool", "Pad", "Resize", "Slice", *_MOVES))
+_ATTENTION = frozenset(("Attention", "MultiHeadAttention", "GroupQueryAttention", "Softmax"))
+
+
+@dataclass(frozen=True, repr=False)
+class Block:
+    """Branch between a tensor and an addition that returns to it.
+
+    Attributes:
+        name: Derived from the names of the branch's weights or nodes; unique.
+        kind: "attention", "mlp" or "conv".
+        entry: Tensor that the branch starts from.
+        output: Result of the addition.
+        operand: Index of the branch among the addition's operands.
+        branch: Result of the branch.
+        nodes: First outputs of the branch's nodes, in graph order.
+        component: Number of the block among the components of the analysis; 0 for blocks that are not free.
+        reason: Reason why the block cannot be removed; "" for free ones.
+    """
+
+    name: str
+    kind: str
+    entry: str
+    output: str
+    operand: int
+    branch: str
+    nodes: tuple[str, ...] = field(repr=False)
+    component: int = 0
+    reason: str = ""
+
+    def __repr__(self) -> str:
+        state = f"not free: {self.reason}" if self.reason else f"{len(self.nodes)} nodes"
+        return f"<Block {self.name}: {self.kind}, {state}>"
+
+
+@dataclass(frozen=True)
+class _Region:
+    """Nodes that are computed for one operand of an addition only, and the activations that they read."""
+
+    nodes: tuple[int, ...]
+    entries: Mapping[str, int]
+
+
+def find_blocks(
+    graph: gs.Graph, witness: Witness, table: LabelTable, first: int, taken: Collection[str] = ()
+) -> tuple[Block, ...]:
+    """Return the blocks of a graph in the order of their additions, those that are not free included.
+
+    Args:
+        graph: Normalized graph.
+        witness: Its shapes.
+        table: Its labels, for views of constants.
+        first: Component of the first free block; the others follow.
+        taken: Names that groups have.
+    """
+    finder = _Finder(graph, witness, table)
+    found = [block for i in finder.additions() for block in finder.blocks(i)]
+    names = _unique([finder.names(nodes) for _, nodes in found], taken)
+    out = []
+    for (block, nodes), name in zip(found, names, strict=True):
+        number = 0 if block.reason else first
+        first += not block.reason
+        outputs = tuple(graph.nodes[n].outputs[0].name for n in nodes)
+        out.append(
+            Block(name, block.kind, block.entry, block.output, block.operand, block.branch, outputs, number,
+                  block.reason)
+        )  # fmt: skip
+    return tuple(out)
+
+
+def held_names(graph: gs.Graph) -> set[str]:
+    """Return the names of tensors that are outputs of the model, or read in the body of a Loop or Scan."""
+    return {t.name for t in graph.outputs} | {t.name for n in graph.nodes for t in captured(n)}
+
+
+_Found = tuple[Block, tuple[int, ...]]
+
+
+class _Finder:
+    """Regions of the additions of one graph."""
+
+    def __init__(self, graph: gs.Graph, witness: Witness, table: LabelTable) -> None:
+        self.nodes: list[gs.Node] = graph.nodes
+        self.witness = witness
+        self.table = table
+        self.place = {id(n): i for i, n in enumerate(self.nodes)}
+        self.writer: dict[str, int] = {t.name: i for i, n in enumerate(self.nodes) for t in n.outputs if t.name}
+        self.held = held_names(graph)
+
+    def additions(self) -> Iterator[int]:
+        """Return the additions of two activations of known shape."""
+        for i, node in enumerate(self.nodes):
+            if node.op != "Add" or node.domain not in (None, "", "ai.onnx"):
+                continue
+            if all(not self.constant(t) and t.name in self.table.shapes for t in (*node.inputs, *node.outputs)):
+                yield i
+
+    def constant(self, t: gs.Tensor) -> bool:
+        """Return whether a tensor is a constant, a view of one, or computed from shapes."""
+        return (
+            not t.name or isinstance(t, gs.Constant) or t.name in self.table.views or t.name in self.witness.values
+        )  # fmt: skip
+
+    def blocks(self, i: int) -> Iterator[_Found]:
+        """Return the blocks that end in an addition."""
+        node = self.nodes[i]
+        regions = [self.region(i, operand) for operand in (0, 1)]
+        free = False
+        for operand, region in enumerate(regions):
+            if not any(self.weighs(n) for n in region.nodes):
+                continue
+            entry = self.entry(i, operand, region)
+            if entry is not None:
+                reason = self.obstacle(i, operand, region, entry)
+                free = True
+                yield self.block(node, operand, region, entry, reason)
+        if not free and (entry := self.common(regions)) is not None:
+            heavy = [sum(map(self.weighs, r.nodes)) for r in regions]
+            operand = int(heavy[1] > heavy[0])
+            other = regions[1 - operand]
+            if heavy[operand] and other.nodes:
+                own = next((n for n in other.nodes if self.weighs(n)), None)
+                if own is not None:
+                    reason = f"the shortcut has weights of its own ({self.nodes[own].op} {self.label(own)!r})"
+                elif self.nodes[other.nodes[-1]].op in _RESIZES:
+                    reason = f"the shortcut changes the tensor ({self.nodes[other.nodes[-1]].op})"
+                else:
+                    return
+                yield self.block(node, operand, regions[operand], entry, reason)
+
+    def block(self, node: gs.Node, operand: int, region: _Region, entry: str, reason: str) -> _Found:
+        ops = {self.nodes[n].op for n in region.nodes}
+        mixed = any(self.nodes[n].op in ("MatMul", "Einsum") and not self.weighs(n) for n in region.nodes)
+        kind = "attention" if mixed or ops & _ATTENTION else "conv" if "Conv" in ops else "mlp"
+        branch = node.inputs[operand].name
+        return Block("", kind, entry, node.outputs[0].name, operand, branch, (), 0, reason), region.nodes
+
+    def region(self, i: int, operand: int) -> _Region:
+        """Return the nodes that only this operand of an addition needs: all of their values end there."""
+        t = self.nodes[i].inputs[operand]
+        inside: set[int] = set()
+        if t.name in self.held or t.name not in self.writer or [id(n) for n in t.outputs] != [id(self.nodes[i])]:
+            return _Region((), {t.name: self.writer.get(t.name, -1)})
+        queue = [-self.writer[t.name]]
+        seen = {self.writer[t.name]}
+        entries: dict[str, int] = {}
+        while queue:  # from the last node to the first: the consumers of a node are decided before it
+            n = -heappop(queue)
+            if not self.only(n, i, t, inside):
+                continue
+            inside.add(n)
+            for source in self.nodes[n].inputs:
+                place = self.writer.get(source.name, -1)
+                if place >= 0 and place not in seen and not self.fixed(source):
+                    seen.add(place)
+                    heappush(queue, -place)
+        for n in inside:
+            for source in self.nodes[n].inputs:
+                place = self.writer.get(source.name, -1)
+                if place not in inside and not self.constant(source):
+                    entries[source.name] = place
+        return _Region(tuple(sorted(inside)), entries)
+
+    def only(self, n: int, i: int, t: gs.Tensor, inside: Collection[int]) -> bool:
+        """Return whether all values of a node are read inside the region or are the operand itself."""
+        for out in self.nodes[n].outputs:
+            if out.name in self.held:
+                return False
+            for reader in out.outputs:
+                place = self.place.get(id(reader), -1)
+                if place not in inside and not (place == i and out is t):
+                    return False
+        return True
+
+    def fixed(self, t: gs.Tensor) -> bool:
+        return isinstance(t, gs.Constant) or not t.name
+
+    def weighs(self, n: int) -> bool:
+        """Return whether a node multiplies by a constant matrix."""
+        node = self.nodes[n]
+        spec = find(node)
+        return (
+            spec is not None
+            and (spec.macs is not None or node.op in ("LSTM", "GRU", "RNN"))
+            and any(t.name and self.constant(t) and len(self.table.shape(t)) > 1 for t in node.inputs)
+        )
+
+    def entry(self, i: int, operand: int, region: _Region) -> str | None:
+        """Return the entry of a region that is an addend of the sum which the addition belongs to."""
+        if not region.nodes:
+            return None
+        least = min(region.entries.values(), default=0)
+        node = self.nodes[i]
+        addends = self.addends(node.inputs[1 - operand], least)
+        found = addends & region.entries.keys()
+        while not found:  # the sum of parallel branches goes on in the next addition
+            out = node.outputs[0]
+            if len(out.outputs) != 1 or out.name in self.held or out.outputs[0].op != "Add":
+                return None
+            node = out.outputs[0]
+            others = [t for t in node.inputs if t is not out]
+            if len(others) != 1 or self.constant(others[0]):
+                return None
+            found = self.addends(others[0], least) & region.entries.keys()
+        return max(found, key=lambda name: region.entries[name])
+
+    def addends(self, t: gs.Tensor, least: int) -> set[str]:
+        """Return a tensor and the tensors that it is a sum or a view of, down to a node index."""
+        out: set[str] = set()
+        front = [t]
+        while front:
+            t = front.pop()
+            if t.name in out or self.constant(t):
+                continue
+            out.add(t.name)
+            place = self.writer.get(t.name, -1)
+            if place < 0 or place < least:
+                continue
+            node = self.nodes[place]
+            if node.op == "Add":
+                front += list(node.inputs)
+            elif node.op in _MOVES:
+                front.append(node.inputs[0])
+        return out
+
+    def obstacle(self, i: int, operand: int, region: _Region, entry: str) -> str:
+        """Return the reason why a branch cannot be removed; "" if it can."""
+        node = self.nodes[i]
+        shapes = [self.table.shape(t) for t in (node.inputs[1 - operand], node.outputs[0])]
+        if shapes[0] != shapes[1]:
+            return "the shortcut is broadcast to the shape of the branch"
+        start = region.entries[entry]
+        for name, place in region.entries.items():
+            if place > start and name != entry and self.depends(place, entry, start):
+                return f"its values are used outside of it as well ({name!r})"
+        return ""
+
+    def depends(self, n: int, entry: str, start: int) -> bool:
+        """Return whether a node depends on a tensor that is written at `start`."""
+        front, seen = [n], {n}
+        while front:
+            for t in self.nodes[front.pop()].inputs:
+                if t.name == entry:
+                    return True
+                place = self.writer.get(t.name, -1)
+                if place > start and place not in seen:
+                    seen.add(place)
+                    front.append(place)
+        return False
+
+    def common(self, regions: Iterable[_Region]) -> str | None:
+        """Return the last activation that both operands of an addition start from; None if there is none."""
+        one, other = (r.entries for r in regions)
+        return max(one.keys() & other.keys(), key=lambda name: one[name], default=None)
+
+    def label(self, n: int) -> str:
+        """Return a readable name of a node."""
+        node = self.nodes[n]
+        weight = next((t for t in node.inputs if self.constant(t) and t.name and len(self.table.shape(t)) > 1), None)
+        return human_name(weight.name if weight is not None else node.name, node.name)
+
+    def names(self, nodes: Iterable[int]) -> tuple[str, str]:
+        """Return the common name of a branch's weights, and a longer one that tells it from others."""
+        labels = [self.label(n) for n in nodes if self.weighs(n)]
+        return _common(labels), labels[0] if labels else ""
+
+
+def _common(labels: list[str]) -> str:
+    """Return the path that names have in common: of "a.b.conv1" and "a.b.conv2", "a.b"."""
+    if len(labels) == 1:
+        return labels[0]
+    parts = [re.split(r"[./]", label) for label in labels]
+    same = takewhile(lambda level: len(set(level)) == 1, zip(*parts, strict=False))
+    return ".".join(level[0] for level in same if level[0])
+
+
+def _unique(names: list[tuple[str, str]], taken: Collection[str]) -> list[str]:
+    """Return unique names: common paths, or where several blocks share one, the paths of their first weights."""
+    count = {short: sum(s == short for s, _ in names) for short, _ in names}
+    used = set(taken)
+    out = []
+    for short, long in names:
+        base = short if short and count[short] == 1 else f"{long or 'residual'}:block"
+        base = f"{base}:block" if base in used else base
+        name, n = base, 1
+        while name in used:
+            n += 1
+            name = f"{base}#{n}"
+        used.add(name)
+        out.append(name)
+    return out

@@ -1,0 +1,85 @@
+"""Removal of residual blocks: the addition at their end becomes the identity on its other operand.
+
+Before:  b = Conv(Relu(Conv(t))) ; y = Add(b, t) ; z = Relu(y)
+After:   z = Relu(t)
+Conditions: 1. the other operand has the shape of the sum (the analysis reports a block as not free otherwise). 2. a sum
+that is an output of the model, or is read in the body of a Loop or Scan, keeps its name: an Identity writes it. 3. if
+both operands of an addition are removed, so is this operand of the addition that reads the sum.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_graphsurgeon as gs
+
+from onnxprune.analysis.blocks import held_names
+from onnxprune.analysis.coupling import Analysis, couple
+from onnxprune.errors import OnnxPruneError
+from onnxprune.ir.model import Model
+from onnxprune.passes.base import Pass, register
+from onnxprune.passes.edit import drop_dead, set_input
+from onnxprune.passes.strip_channels import analysis_options, check_plan
+from onnxprune.plans import NOTHING, Plan
+
+
+@register
+@dataclass(frozen=True)
+class RemoveBlocks(Pass):
+    """Remove the residual blocks that a plan names.
+
+    Args:
+        plan: Blocks to remove; its channels are not considered.
+        analysis: Coupling analysis of the (normalized) model; computed if None.
+    """
+
+    name: ClassVar[str] = "remove_blocks"
+    plan: Plan = NOTHING
+    analysis: Analysis | None = None
+
+    def rewrite(self, model: Model) -> Model:
+        """Bypass the additions and remove the nodes that nothing reads any more.
+
+        Raises:
+            OnnxPruneError: The plan names an unknown block, or no operand of a sum remains.
+        """
+        if not self.plan.blocks:
+            return model
+        check_plan(self.plan, self.analysis or couple(model, **analysis_options(self.plan)))
+        graph = model.graph
+        removed: dict[str, set[int]] = {}
+        for block in self.plan.blocks.values():
+            removed.setdefault(block.output, set()).add(block.operand)
+        named = held_names(graph)
+        for node in list(graph.nodes):
+            out = node.outputs[0] if node.outputs else None
+            operands = removed.get(out.name) if out is not None else None
+            if out is None or operands is None:
+                continue
+            if len(operands) == 2:  # condition 3
+                _empty(out, named, removed)
+                continue
+            shortcut = node.inputs[1 - min(operands)]
+            if out.name in named:  # condition 2
+                set_input(node, min(operands), shortcut)
+                node.inputs.pop(1)
+                node.op, node.attrs = "Identity", {}
+                continue
+            for reader in {id(n): n for n in out.outputs}.values():
+                for i, t in enumerate(list(reader.inputs)):
+                    if t is out:
+                        set_input(reader, i, shortcut)
+        drop_dead(graph)
+        return model
+
+
+def _empty(out: gs.Tensor, named: set[str], removed: dict[str, set[int]]) -> None:
+    """Remove the operand of the addition that reads a sum of which nothing remains."""
+    reader = out.outputs[0] if len(out.outputs) == 1 and out.name not in named else None
+    if reader is None or reader.op != "Add":
+        raise OnnxPruneError(
+            "no operand of the sum remains", where=f"tensor {out.name!r}", fix="keep one of the parallel blocks"
+        )
+    place = next(i for i, t in enumerate(reader.inputs) if t is out)
+    removed.setdefault(reader.outputs[0].name, set()).add(place)

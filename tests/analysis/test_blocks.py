@@ -1,0 +1,74 @@
+"""Residual blocks: the branches that are found, the ones that are not free, and what they cost."""
+
+from __future__ import annotations
+
+import pytest
+from residual import chain, conv, graph
+from structures import FOLDER, analysed
+
+from onnxprune.analysis.cost import CostModel
+from onnxprune.errors import OnnxPruneError
+from onnxprune.ir.reader import load
+from onnxprune.pipeline import analyze, compile_plan
+from onnxprune.plans import BlockRemoval, Plan
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+def test_sequential_blocks_in_either_operand_order(flipped: bool) -> None:
+    found = analyze(load(chain(3, flipped=flipped)))
+    assert [b.name for b in found.blocks] == ["stage.0", "stage.1", "stage.2"]
+    assert [(b.entry, b.branch, b.output, b.operand) for b in found.blocks] == [
+        (f"s{i}", f"b{i}", f"y{i}", 0 if flipped else 1) for i in range(3)
+    ]
+    assert len({b.component for b in found.blocks}) == 3
+
+
+def test_shortcut_with_weights_is_not_free() -> None:
+    body = conv("a", "x", "a.weight") + conv("s", "x", "down.weight") + "y = Add(a, s) " + conv("out", "y", "w")
+    (block,) = analyze(load(graph(body, ["a.weight", "down.weight", "w"]))).blocks
+    assert block.reason == "the shortcut has weights of its own (Conv 'down')"
+
+
+def test_values_used_elsewhere_are_not_free() -> None:
+    body = conv("a", "x", "a.weight") + conv("b", "a", "b.weight") + "y = Add(x, b) z = Mul(y, a) "
+    found = analyze(load(graph(body + conv("out", "z", "w"), ["a.weight", "b.weight", "w"]))).blocks
+    assert not [b for b in found if not b.reason]
+
+
+def test_nested_and_parallel_blocks() -> None:
+    body = conv("i", "x", "inner.weight") + "n = Add(x, i) r = Relu(n) " + conv("o", "r", "outer.weight")
+    body += (
+        "y = Add(x, o) " + conv("p", "y", "p.weight") + conv("q", "y", "q.weight") + "pq = Add(p, q) z = Add(pq, y) "
+    )
+    found = analyze(
+        load(graph(body + conv("out", "z", "w"), [f"{n}.weight" for n in ("inner", "outer", "p", "q")] + ["w"]))
+    )
+    assert [(b.branch, b.reason) for b in found.blocks] == [("i", ""), ("o", ""), ("p", ""), ("q", ""), ("pq", "")]
+    inner, outer = found.blocks[:2]
+    assert set(inner.nodes) < set(outer.nodes)
+
+
+@pytest.mark.parametrize(
+    ("name", "free", "locked"),
+    [("resnet50.ts", 12, 4), ("mobilenet_v2.ts", 10, 0), ("vit_b_32.dyn", 24, 0), ("swin_t.ts", 24, 0),
+     ("convnext_tiny.ts", 18, 0), ("efficientnet_b0.ts", 9, 0), ("timm_resnetv2_18.ts", 5, 3), ("hf_llama.ts", 4, 0)],
+)  # fmt: skip
+def test_blocks_of_public_architectures(name: str, free: int, locked: int) -> None:
+    found = analysed(FOLDER / f"{name}.onnx.xz")
+    assert (len(found.free_blocks), len(found.blocks) - len(found.free_blocks)) == (free, locked)
+    assert len({b.name for b in found.blocks} | {g.name for g in found.groups}) == len(found.blocks) + len(found)
+
+
+def test_cost_without_a_block_is_that_of_the_smaller_model() -> None:
+    model = load(chain(2))
+    found = analyze(model)
+    block = found.blocks[0]
+    plan = Plan(model.fingerprint, {}, blocks={block.name: BlockRemoval(block.output, block.operand)})
+    done = compile_plan(model, plan)
+    fresh = CostModel(analyze(done.model)).baseline
+    assert (done.after.macs, done.after.params, done.after.bytes) == (fresh.macs, fresh.params, fresh.bytes)
+
+
+def test_unknown_block_is_named() -> None:
+    with pytest.raises(OnnxPruneError, match=r"stage\.0"):
+        analyze(load(chain(1))).block("stage.9")

@@ -1,0 +1,67 @@
+"""Small residual graphs, written as text, and plans that remove their blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import onnx
+from onnx import numpy_helper, parser
+
+from onnxprune.analysis.coupling import Analysis
+from onnxprune.ir.model import Model
+from onnxprune.passes import Pipeline, RemoveBlocks, StripChannels
+from onnxprune.plans import BlockRemoval, Plan, Removal
+
+WIDTH = 8
+_DOT = "_dot_"  # names of the text format have no dots
+
+
+def graph(body: str, weights: Iterable[str], output: str = "out") -> onnx.ModelProto:
+    """Return a model: input x [N, 8, 6, 6], 3x3 convolutions whose weights have these names, `name:in:out` if not 8."""
+    proto = parser.parse_model(
+        f'<ir_version: 8, opset_import: ["" : 17]> agraph (float[N, {WIDTH}, 6, 6] x) => (float[N, {WIDTH}, 6, 6] '
+        f"{output}) {{ {body.replace('.', _DOT)} }}"
+    )
+    for node in proto.graph.node:
+        node.input[:] = [n.replace(_DOT, ".") for n in node.input]
+    rng = np.random.default_rng(0)
+    for entry in weights:
+        name, *sizes = entry.split(":")
+        n, m = map(int, sizes) if sizes else (WIDTH, WIDTH)
+        values = rng.standard_normal((m, n, 3, 3)).astype(np.float32) / (3 * n**0.5)
+        proto.graph.initializer.append(numpy_helper.from_array(values, name))
+    return proto
+
+
+def conv(out: str, x: str, weight: str) -> str:
+    """Return the text of a 3x3 convolution."""
+    return f"{out} = Conv<pads = [1, 1, 1, 1]>({x}, {weight}) "
+
+
+def chain(blocks: int, *, flipped: bool = False) -> onnx.ModelProto:
+    """Return post-activation residual blocks between two convolutions."""
+    body, weights = conv("s0", "x", "stem.weight"), ["stem.weight"]
+    for i in range(blocks):
+        one, two = f"stage.{i}.conv1.weight", f"stage.{i}.conv2.weight"
+        weights += [one, two]
+        operands = f"b{i}, s{i}" if flipped else f"s{i}, b{i}"
+        body += conv(f"a{i}", f"s{i}", f"stage.{i}.conv1.weight") + f"r{i} = Relu(a{i}) "
+        body += conv(f"b{i}", f"r{i}", two) + f"y{i} = Add({operands}) s{i + 1} = Relu(y{i}) "
+    return graph(body + conv("out", f"s{blocks}", "head.weight"), [*weights, "head.weight"])
+
+
+def removing(analysis: Analysis, names: Iterable[str], every: int = 0) -> Plan:
+    """Return the plan that removes blocks, and every so-many-th channel of all groups (0: none)."""
+    groups = {
+        g.name: Removal(g.channels, tuple(range(0, g.channels, every)))
+        for g in (analysis.groups if every else ())
+        if g.channels > 1
+    }
+    blocks = {b.name: BlockRemoval(b.output, b.operand) for b in map(analysis.block, names)}
+    return Plan(analysis.source.fingerprint, groups, options=analysis.choices.options(), blocks=blocks)
+
+
+def removed(analysis: Analysis, plan: Plan) -> Model:
+    """Return the pruned model, unproved."""
+    return Pipeline([StripChannels(plan, analysis), RemoveBlocks(plan, analysis)])(analysis.model)

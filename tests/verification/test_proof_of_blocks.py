@@ -1,0 +1,90 @@
+"""The proof of plans with blocks: right models are accepted, wrong ones refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from residual import chain, conv, graph, removed, removing
+
+from onnxprune.errors import OnnxPruneError, VerificationError
+from onnxprune.execution.sessions import Session
+from onnxprune.ir.reader import load
+from onnxprune.ir.writer import to_proto
+from onnxprune.pipeline import analyze, compile_plan
+from onnxprune.plans import BlockRemoval
+from onnxprune.verification import verify
+
+
+@given(st.sets(st.integers(0, 3)), st.booleans(), st.sampled_from([0, 2, 3]))
+@settings(max_examples=25, deadline=None)
+def test_blocks_and_channels_in_one_plan_are_proved(indices: set[int], flipped: bool, every: int) -> None:
+    model = load(chain(4, flipped=flipped))
+    analysis = analyze(model)
+    plan = removing(analysis, [f"stage.{i}" for i in indices], every)
+    done = compile_plan(model, plan, analysis=analysis)
+    assert sum(n.op == "Add" for n in done.model.graph.nodes) == 4 - len(indices)
+    assert not [n for i in indices for n in done.model.graph.nodes if n.outputs[0].name in (f"a{i}", f"b{i}")]
+
+
+def test_pruned_model_computes_the_branch_as_zero() -> None:
+    proto = chain(2)
+    analysis = analyze(load(proto))
+    plan = removing(analysis, ["stage.1"])
+    for tensor in proto.graph.initializer:
+        if tensor.name == "stage.1.conv2.weight":
+            tensor.raw_data = bytes(len(tensor.raw_data))
+    x = {"x": np.random.default_rng(3).standard_normal((2, 8, 6, 6)).astype(np.float32)}
+    expected, got = (Session(m).run(x, ["out"])[0] for m in (proto, to_proto(removed(analysis, plan))))
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("gone", "stated"), [(["stage.0"], []), ([], ["stage.0"]), (["stage.1"], ["stage.0"])])
+def test_other_block_than_the_plan_names_is_refused(gone: list[str], stated: list[str]) -> None:
+    analysis = analyze(load(chain(3)))
+    wrong = removed(analysis, removing(analysis, gone))
+    with pytest.raises(VerificationError):
+        verify(analysis, removing(analysis, stated), wrong)
+
+
+def test_removed_shortcut_instead_of_the_branch_is_refused() -> None:
+    analysis = analyze(load(chain(2)))
+    plan = removing(analysis, ["stage.0"])
+    wrong = to_proto(removed(analysis, removing(analysis, [])))
+    for node in wrong.graph.node:
+        node.input[:] = ["b0" if n == "y0" else n for n in node.input]
+    with pytest.raises(VerificationError):
+        verify(analysis, plan, load(wrong))
+
+
+def test_plan_that_states_another_operand_is_refused() -> None:
+    analysis = analyze(load(chain(2)))
+    plan = removing(analysis, ["stage.0"])
+    other = replace(plan, blocks={"stage.0": BlockRemoval("y0", 0)})
+    with pytest.raises(OnnxPruneError, match=r"make the plan again"):
+        compile_plan(analysis.source, other, analysis=analysis)
+    with pytest.raises(VerificationError):
+        verify(analysis, other, removed(analysis, plan))
+
+
+def test_block_at_an_output_keeps_the_output() -> None:
+    model = load(graph(conv("a", "x", "a.weight") + "out = Add(a, x)", ["a.weight"]))
+    analysis = analyze(model)
+    done = compile_plan(model, removing(analysis, [b.name for b in analysis.blocks]))
+    assert [n.op for n in done.model.graph.nodes] == ["Identity"]
+
+
+def test_parallel_and_nested_blocks_are_proved_in_every_combination() -> None:
+    body = conv("i", "x", "inner.weight") + "n = Add(x, i) r = Relu(n) " + conv("o", "r", "outer.weight")
+    body += (
+        "y = Add(x, o) " + conv("p", "y", "p.weight") + conv("q", "y", "q.weight") + "pq = Add(p, q) z = Add(pq, y) "
+    )
+    names = [f"{n}.weight" for n in ("inner", "outer", "p", "q")]
+    model = load(graph(body + conv("out", "z", "w"), [*names, "w"]))
+    analysis = analyze(model)
+    blocks = {b.branch: b.name for b in analysis.blocks}
+    for chosen in (["i"], ["o"], ["i", "o"], ["p"], ["q"], ["p", "q"], ["pq"], ["i", "p", "q"]):
+        compile_plan(model, removing(analysis, [blocks[c] for c in chosen]), analysis=analysis)
