@@ -96,15 +96,9 @@ def prune_within(
 
     folder = output.output.with_name(output.output.name + ".points")
     search = prune_to_budget(
-        path,
-        evaluation,
-        budget.max_drop,
-        task=tasks,
-        folder=folder,
-        restart=budget.restart,
-        runs=measuring.runs,
+        path, evaluation, budget.max_drop, task=tasks, folder=folder, restart=budget.restart, runs=measuring.runs,
         notice=show,
-    )
+    )  # fmt: skip
     best = search.best
     result, polished = best.point.model, []
     for epochs, unlabelled in ((budget.polish, True), (budget.retrain, False)):

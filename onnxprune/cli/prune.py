@@ -100,6 +100,8 @@ def prune(
     target = target_of(planning, curves.curves_file)
     if after.recover and not data.data:
         raise click.UsageError("--recover needs --data")
+    if after.reconstruct_blocks and (not data.data or after.recover is False):
+        raise click.UsageError("--reconstruct-blocks is a stage of recovery: it needs --data, without --no-recover")
     if data.data and scoring.criterion is None and curves.curves_file is None:
         scoring = replace(scoring, criterion="obs")
     check_output(output.output, model)

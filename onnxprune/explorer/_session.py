@@ -27,6 +27,7 @@ from onnxprune.explorer._flow import flow
 from onnxprune.planning.allocators import GreedyTrace
 from onnxprune.planning.constraints import Constraints, FeasibleCounts
 from onnxprune.planning.curves import Curves
+from onnxprune.planning.depth import refuse_blocks
 from onnxprune.planning.planner import AllocationRequest, allocate, assembled, check_allocator, removed_counts
 from onnxprune.planning.targets import LatencyPredictor, Target
 from onnxprune.planning.thresholds import check_curves, predicted, predicted_sum, threshold_of
@@ -65,6 +66,7 @@ class Explorer:
         self.output = output
         self.name = name
         self.saved: Plan | None = None
+        refuse_blocks(constraints, "the explorer")
         self._constraints = constraints or Constraints()
         self._normalize = normalize or scores.normalize
         self._overwrite = overwrite

@@ -13,6 +13,11 @@ ALL_STAGES = (*STAGES, "reconstruct_blocks")
 """All stages; the last one needs PyTorch."""
 
 
+def stages_of(reconstruct_blocks: bool) -> tuple[str, ...]:
+    """Return the stages of a recovery, with blocks or without."""
+    return ALL_STAGES if reconstruct_blocks else STAGES
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Recovery(Options):
     """Stages and size of a recovery."""
@@ -49,4 +54,4 @@ class AfterPruning(Options):
     @property
     def stages(self) -> tuple[str, ...]:
         """Stages of the recovery."""
-        return ALL_STAGES if self.reconstruct_blocks else STAGES
+        return stages_of(self.reconstruct_blocks)

@@ -16,6 +16,7 @@ from onnxprune.ir.input_sizes import Shapes
 from onnxprune.ir.model import Model
 from onnxprune.latency.prediction import latency_model
 from onnxprune.latency.speedup import Speedup, measure_speedup
+from onnxprune.options.recovery import stages_of
 from onnxprune.options.tasks import TaskOptions, task_options
 from onnxprune.pipeline._inputs import (
     CurvesSource,
@@ -37,7 +38,7 @@ from onnxprune.planning.constraints import Constraints
 from onnxprune.planning.curves import Curves
 from onnxprune.planning.targets import LatencyPredictor, Target
 from onnxprune.plans import Plan
-from onnxprune.recovery.recover import ALL_STAGES, STAGES, Recovered, check_samples
+from onnxprune.recovery.recover import Recovered, check_samples
 from onnxprune.recovery.recover import recover as recover_model
 
 if TYPE_CHECKING:
@@ -174,6 +175,8 @@ def prune(
     aim, measured = as_target(target), as_curves(curves)
     if recover and data is None:
         raise OnnxPruneError("recovery needs samples", fix="pass data, or recover=False")
+    if reconstruct_blocks and (data is None or recover is False):
+        raise OnnxPruneError("reconstruct_blocks is a stage of recovery", fix="pass data, and leave recover out")
     if steps is not None and measured is not None:
         raise OnnxPruneError("steps compute new scores, so curves do not apply", fix="leave out steps or curves")
     if max_drop is not None:
@@ -195,7 +198,7 @@ def prune(
         predictor = latency_model(
             analysis, batch=batch, threads=threads, device=device, progress=tick("measuring latency")
         )
-    stages = ALL_STAGES if reconstruct_blocks else STAGES
+    stages = stages_of(reconstruct_blocks)
     if max_drop is not None:
         assert samples is not None
         fit, evaluation = samples, as_calibration(

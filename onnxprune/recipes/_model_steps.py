@@ -45,6 +45,8 @@ class Recovering(AfterPruning):
         super().__post_init__()
         if self.recover_images is not None and not self.recover:
             raise OnnxPruneError("'recover_images' needs recover = true")
+        if self.reconstruct_blocks and not self.recover:
+            raise OnnxPruneError("'reconstruct_blocks' needs recover = true")
 
 
 @dataclass(frozen=True)

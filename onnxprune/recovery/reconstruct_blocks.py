@@ -38,7 +38,6 @@ _BATCHES = 8  # least number of batches
 _HOLDOUT_STRIDE = 5  # hold out every 5th batch
 _RATE = 0.03  # learning rate, as a share of the root mean square of each weight
 _LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-_MEMORY = 2**30  # most bytes of the inputs and targets of a block
 _SIZES = (np.dtype(np.int64), np.dtype(np.int32), np.dtype(np.bool_))
 
 _log = logging.getLogger(__name__)
@@ -86,6 +85,7 @@ class ReconstructBlocks:
         calibration: Calibration data; labels are not needed.
         epochs: Passes over the samples for each block.
         seed: Seed of the order of the batches.
+        memory: Most bytes of the inputs and targets of a block; beyond it batches are left out, evenly.
         known: Called with the name of each block; returns a solution from an earlier run, or None.
         done: Called with each solution and (blocks done, blocks in all).
     """
@@ -95,6 +95,7 @@ class ReconstructBlocks:
     calibration: Calibration = field(repr=False)
     epochs: int = EPOCHS
     seed: int = 0
+    memory: int = 2**30
     known: Callable[[str], BlockSolution | None] | None = field(default=None, repr=False)
     done: Callable[[BlockSolution, int, int], None] | None = field(default=None, repr=False)
 
@@ -109,9 +110,8 @@ class ReconstructBlocks:
             OnnxPruneError: PyTorch is missing, the model is not the original pruned by the plan, samples do not fit, or
                 activations are not finite.
         """
-        from onnxprune import torch_bridge  # noqa: F401  (names the extra if PyTorch is missing)
-
         model = model.copy()
+        tensors = model.graph.tensors()
         size = max(1, min(_BATCH, self.calibration.batch, len(self.calibration) // _BATCHES))
         with PairedCursor(self.analysis, self.plan, model, replace(self.calibration, batch=size)) as cursor:
             blocks = find_blocks(cursor)
@@ -122,7 +122,7 @@ class ReconstructBlocks:
                 if solution is None:
                     solution = self._fit(cursor, block)
                 for name, values in (solution.weights or {}).items():
-                    model.graph.tensors()[name].values = values
+                    tensors[name].values = values
                 if self.done is not None:
                     self.done(solution, i + 1, len(blocks))
         return model
@@ -139,7 +139,9 @@ class ReconstructBlocks:
         except OnnxPruneError as err:
             _log.info("%s: %s", name, err.what)
             return BlockSolution(name, None, 0.0, 0.0)
-        before, after = _Descent(module, own, self.epochs, self.seed).run(list(_batches(cursor, block, segment)))
+        before, after = _Descent(module, own, self.epochs, self.seed).run(
+            list(_batches(cursor, block, segment, self.memory))
+        )
         if not after < before:
             return BlockSolution(name, None, before, before)
         tensors = write_back(module, segment).graph.tensors()
@@ -187,13 +189,17 @@ def _own_weights(model: Model, block: FittedBlock) -> set[str]:
     return inside - outside
 
 
-def _batches(cursor: PairedCursor, block: FittedBlock, segment: Model) -> Iterator[tuple[list[Array], list[Array]]]:
+def _batches(
+    cursor: PairedCursor, block: FittedBlock, segment: Model, memory: int
+) -> Iterator[tuple[list[Array], list[Array]]]:
     """Yield the inputs of a block and the outputs that the original has there, batch by batch within the memory."""
     inputs = [t.name for t in segment.graph.inputs]
-    each = cursor.pruned_cursor.segments.bytes_of([*inputs, *block.outputs])
-    stride = ceil(each * len(cursor.calibration) / _MEMORY) or 1
+    stride = 1
     pairs = zip(cursor.pruned_cursor.values(inputs), cursor.original_cursor.values(block.outputs), strict=True)
     for i, (ours, theirs) in enumerate(pairs):
+        if i == 0:
+            each = sum(v.nbytes for v in (*ours.values(), *theirs.values()))
+            stride = max(1, ceil(each * len(cursor.pruned_cursor) / memory))
         if i % stride == 0:
             yield [ours[n] for n in inputs], [_compressed(cursor, n, theirs[n]) for n in block.outputs]
 
@@ -232,8 +238,9 @@ class _Descent:
         """Fit; keep the weights of the best epoch; return the held-out error before and after."""
         import torch
 
-        held = [b for i, b in enumerate(batches) if i % _HOLDOUT_STRIDE == _HOLDOUT_STRIDE - 1] or list(batches[-1:])
-        used = [b for i, b in enumerate(batches) if i % _HOLDOUT_STRIDE != _HOLDOUT_STRIDE - 1]
+        stride = min(_HOLDOUT_STRIDE, len(batches))
+        held = [b for i, b in enumerate(batches) if i % stride == stride - 1]
+        used = [b for i, b in enumerate(batches) if i % stride != stride - 1]
         scale = sum(float(np.square(z, dtype=np.float64).sum()) for _, zs in held for z in zs)
         count = sum(prod(z.shape) for _, zs in held for z in zs)
         if self.optimizer is None or not used or not scale:

@@ -30,7 +30,7 @@ from onnxprune.execution.data import Data
 from onnxprune.execution.graph_segments import Segments
 from onnxprune.execution.sessions import Session
 from onnxprune.execution.tasks.evaluation import evaluate, metric_text, metric_title
-from onnxprune.execution.tasks.metrics import Metric, kind_of
+from onnxprune.execution.tasks.metrics import SHARES, Metric, kind_of
 from onnxprune.execution.tasks.output_distance import OutputDistance, detection_divergence
 from onnxprune.execution.tasks.task import bind_task
 from onnxprune.ir.model import PROVENANCE, Model
@@ -212,8 +212,9 @@ def recover(
 ) -> Recovered:
     """Re-solve the weights of a pruned model so that its outputs approach the original's.
 
-    A stage is kept if the metric on held-out samples improves, or is equal and the distance of the outputs falls.
-    Without a metric that is named, or one of the task with targets, the distance alone decides.
+    A stage is kept if it improves the metric on held-out samples. If a metric that is a share changes by no more than
+    its standard error, the distance of the outputs from the original's decides; it decides alone without a metric that
+    is named, or one of the task with targets.
 
     Args:
         original: Model before pruning.
@@ -238,6 +239,8 @@ def recover(
     for name in stages:
         if name not in ALL_STAGES:
             raise unknown("stage", name, ALL_STAGES)
+    if "reconstruct_blocks" in stages:
+        from onnxprune import torch_bridge  # noqa: F401  (before anything slow: an error that names the extra)
     analysis = analysis or analyze_for(original, plan)
     check_belongs(analysis, plan, pruned)
     calibration = _bounded(analysis, calibration)
@@ -263,15 +266,9 @@ def recover(
             else:
                 counts = _SolutionCounter(store, i, progress)
                 new = ReconstructWeights(
-                    plan,
-                    analysis,
-                    inside,
-                    rows=rows,
-                    rounds=rounds,
-                    known=partial(store.load_layer, i),
-                    done=counts.add_layer,
-                    originals=originals,
-                )(model)
+                    plan, analysis, inside, rows=rows, rounds=rounds, known=partial(store.load_layer, i),
+                    done=counts.add_layer, originals=originals,
+                )(model)  # fmt: skip
                 note = f"{counts.solved} of {counts.total} layers"
             stage = judge.stage(name, new, time.perf_counter() - start, note)
             stage = replace(stage, kept=judge.improves(stage, best))
@@ -414,13 +411,13 @@ class _HoldoutEvaluator:
     def improves(self, new: RecoveryStage, best: RecoveryStage) -> bool:
         """Return whether a stage is better than the best one so far.
 
-        The metric decides if it differs by more than the standard error of a share over the held-out samples.
+        The metric decides if it differs, and if it is a share, by more than its standard error.
         """
         if not np.isfinite(new.distance):
             return False
         if not self.decides or best.value is None or new.value is None:
             return new.distance < best.distance
-        share = min(max(best.value, 0.0), 1.0)
+        share = min(max(best.value, 0.0), 1.0) if self.metric in SHARES else 0.0
         if abs(new.value - best.value) <= sqrt(share * (1 - share) / max(1, len(self.calibration))):
             return new.distance < best.distance
         return (new.value > best.value) == self.higher
@@ -452,13 +449,7 @@ class _SolutionCounter:
 
 
 def _settings(
-    pruned: Model,
-    plan: Plan,
-    calibration: Calibration,
-    stages: Sequence[str],
-    rows: int,
-    rounds: int,
-    epochs: int,
+    pruned: Model, plan: Plan, calibration: Calibration, stages: Sequence[str], rows: int, rounds: int, epochs: int
 ) -> dict[str, Any]:
     return {
         "kind": "recovery",

@@ -29,6 +29,7 @@ COMPANIONS: dict[tuple[str, str], dict[str, Any]] = {
     ("sparsify", "sparsity"): {"pattern": None},
     ("prune", "recover_images"): {"recover": True},
     ("apply", "recover_images"): {"recover": True},
+    **{(do, "reconstruct_blocks"): {"recover": True} for do in ("prune", "apply")},
     **{("retrain", name): {"method": "slimming"} for name in (
         "params", "ratio", "target", "round_to", "min_channels", "max_ratio", "include", "exclude", "protect",
         "overrides", "only", "max_blocks")},

@@ -148,6 +148,17 @@ def test_an_interrupted_run_continues_to_the_same_bytes(tmp_path: Path) -> None:
         )  # fmt: skip
 
 
+def test_beyond_the_memory_batches_are_left_out_and_one_alone_is_not_fitted() -> None:
+    analysis = parsed(TWO, SHAPES)
+    plan, pruned = cut_at_random(analysis, 0)
+    data = noise(64, 3, 6, 6)
+    whole, part, nothing = (
+        fitted(analysis, plan, pruned, data, epochs=1, memory=memory)[1] for memory in (2**30, 60_000, 1)
+    )
+    assert part[0].before != whole[0].before  # other held-out batches
+    assert [s.weights for s in nothing] == [None, None]
+
+
 @pytest.mark.parametrize("epochs", [0, -1, 1.5, True])
 def test_epochs_must_be_a_whole_number(epochs: Any) -> None:
     analysis = parsed(TWO, SHAPES)
@@ -164,3 +175,13 @@ def test_command_line(tmp_path: Path) -> None:
     )  # fmt: skip
     assert "reconstruct_blocks" in shown
     assert small.exists()
+
+
+def test_blocks_without_a_recovery_are_refused(tmp_path: Path) -> None:
+    model, small = MODELS / "digits_cnn.onnx", tmp_path / "small.onnx"
+    line = CommandLine("prune", model, "-o", small, "--target", "macs=0.4", "--reconstruct-blocks")
+    assert "needs --data" in line.fails(code=2)
+    assert "needs --data" in line.fails("--data", "digits:train", "--no-recover", code=2)
+    with pytest.raises(OnnxPruneError, match="stage of recovery"):
+        op.prune(model, target="macs=0.4", reconstruct_blocks=True)
+    assert not small.exists()

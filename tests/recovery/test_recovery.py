@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from onnxprune.plans import Plan, Removal
 from onnxprune.recovery import recover as module
 from onnxprune.recovery.recalibrate_batchnorm import RecalibrateBatchnorm
 from onnxprune.recovery.reconstruct_weights import ReconstructWeights
-from onnxprune.recovery.recover import LEAST, STAGES, Recovered, check_belongs, recover, split
+from onnxprune.recovery.recover import LEAST, STAGES, Recovered, RecoveryStage, check_belongs, recover, split
 
 Array = NDArray[Any]
 Case = tuple[Analysis, Plan, Model, Data]
@@ -413,3 +414,21 @@ def test_two_runs_in_one_folder_are_refused(case: Case, tmp_path: Path) -> None:
 def test_nothing_worth_keeping_leaves_no_folder(case: Case, tmp_path: Path) -> None:
     run(case, stages=["recalibrate_batchnorm"], folder=tmp_path / "r")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "nearer", "kept"),
+    [
+        ("top1", 0.78, True, True),  # within the standard error of 0.04: the distance decides
+        ("top1", 0.82, False, False),
+        ("top1", 0.70, True, False),
+        ("top1", 0.90, False, True),
+        ("loss", 0.79, True, False),  # not a share: every change counts
+        ("", 0.70, True, True),
+    ],
+)
+def test_metric_and_distance_decide_about_a_stage(metric: str, value: float, nearer: bool, kept: bool) -> None:
+    evaluator = SimpleNamespace(metric=metric, decides=bool(metric), higher=True, calibration=range(100))
+    best = RecoveryStage("as cut", 1.0, None, 0.0, True, value=0.8)
+    new = RecoveryStage("reconstruct_weights", 0.5 if nearer else 2.0, None, 0.0, True, value=value)
+    assert module._HoldoutEvaluator.improves(evaluator, new, best) is kept  # type: ignore[arg-type]

@@ -22,6 +22,7 @@ from onnxprune.ir.reader import load
 from onnxprune.ir.writer import save
 from onnxprune.latency.bench import bench
 from onnxprune.latency.prediction import LatencyModel, latency_model
+from onnxprune.options.recovery import stages_of
 from onnxprune.options.tasks import TaskOptions
 from onnxprune.pipeline.budget.frontier import PREDICTED, RESULT, TABLE, Frontier, FrontierPoint
 from onnxprune.pipeline.budget.judge import Judge
@@ -31,7 +32,7 @@ from onnxprune.pipeline.budget.quantize import quantize_int8, weight_bytes
 from onnxprune.planning.analyze import analyze
 from onnxprune.planning.constraints import Constraints
 from onnxprune.planning.sensitivity_sweep import data_digest
-from onnxprune.recovery.recover import ALL_STAGES, STAGES, OriginalActivations
+from onnxprune.recovery.recover import OriginalActivations
 
 INT8, LATENCY = "model-int8.onnx", "latency.json"
 TOGETHER = 8  # models in memory whose latency is measured in turns
@@ -228,7 +229,7 @@ def _measure_curve(
     path = PrunePath(
         analysis, task.fit, measure=how.measure, criterion=task.criterion, allocator=task.allocator,
         constraints=how.constraints, latency=task.latency, feeds=task.fit.first(model),
-        originals=originals or OriginalActivations(), stages=ALL_STAGES if how.reconstruct_blocks else STAGES,
+        originals=originals or OriginalActivations(), stages=stages_of(how.reconstruct_blocks),
     )  # fmt: skip
     judge: Judge | None = None
     last: PathPoint | None = None

@@ -157,14 +157,9 @@ class PrunePath:
         )  # fmt: skip
         assert compiled.verification is not None
         recovered = recover(
-            analysis.source,
-            compiled.model,
-            plan,
-            self.calibration,
-            analysis=analysis,
-            stages=self.stages,
+            analysis.source, compiled.model, plan, self.calibration, analysis=analysis, stages=self.stages,
             originals=self.originals,
-        )
+        )  # fmt: skip
         return PathPoint(
             share, self.kept(plan), plan, recovered.model, scores, compiled.before, compiled.after,
             compiled.verification.as_dict(), recovered.as_dict(), scored, compiled.verification,

@@ -16,6 +16,7 @@ from onnxprune import __version__ as version
 from onnxprune.errors import OnnxPruneError
 from onnxprune.ir.model import Model
 from onnxprune.planning.constraints import Constraints, FeasibleCounts
+from onnxprune.planning.depth import refuse_blocks
 from onnxprune.planning.planner import plan as make_plan
 from onnxprune.planning.targets import Target
 from onnxprune.plans import Plan
@@ -99,6 +100,7 @@ class Polarization(ScaleMethod):
         """
         if target is not None or ratio is not None:
             return super().plan(model, target, ratio, constraints)
+        refuse_blocks(constraints, "a plan at the valley")
         scores = self.scores(model)
         constraints = constraints or Constraints()
         # The valley is that of removable channels; protected groups do not count.
