@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from onnxprune.studies.model_diff import Differences
     from onnxprune.training import Retrained, ValidationMetrics
     from onnxprune.verification import Verification
-from onnxprune._utils.formatting import count, decimal, percent, seconds, size
+from onnxprune._utils.formatting import count, counted, decimal, percent, seconds, size
 from onnxprune._utils.progress import Progress
 
 WIDTH = 80
@@ -140,6 +140,7 @@ def plan_table(analysis: Analysis, plan: Plan, title: str, curves: Curves | None
         gone = len(plan.groups[g.name].removed) if g.name in plan.groups else 0
         rows.append([g.name, str(g.channels), str(g.channels - gone), percent(1 - gone / g.channels)])
     table(title, ["group", "channels", "kept", ""], rows)
+    _blocks_line(plan)
     cost = CostModel(analysis)
     after = cost.cost(analysis.kept(plan))
     shares = [f"{what} {percent(after.ratio(cost.baseline, what))}" for what in MEASURES]
@@ -208,6 +209,7 @@ def compiled_document(done: Compiled, output: str | None, speedup: Speedup | Non
         "before": vars(done.before),
         "after": vars(done.after),
         "removed_channels": done.plan.removed,
+        "removed_blocks": list(done.plan.blocks),
         "plan_digest": done.plan.digest,
         "groups": [_checked(done, g) for g in done.analysis.groups if g.name in done.plan.groups],
         "latency": speedup.as_dict() if speedup else None,
@@ -235,9 +237,17 @@ def compiled_table(done: Compiled, title: str, speedup: Speedup | None = None) -
         a, b = getattr(done.before, what), getattr(done.after, what)
         rows.append([label, show(a), show(b), percent(done.after.ratio(done.before, what))])
     table(title, ["", "before", "after", "kept"], rows)
+    _blocks_line(done.plan)
     if speedup is not None:
         sys.stdout.write(speedup_line(speedup) + "\n")
     sys.stdout.write(proof_line(done.verification) + "\n")
+
+
+def _blocks_line(plan: Plan) -> None:
+    """Print the removed blocks, if any."""
+    if plan.blocks:
+        text = f"removed {counted(len(plan.blocks), 'block')}: {', '.join(plan.blocks)}"
+        sys.stdout.write(textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False) + "\n")
 
 
 def proof_line(proof: Verification | None) -> str:

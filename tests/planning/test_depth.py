@@ -44,6 +44,7 @@ def test_blocks_beside_channels_stay_within_their_number_and_meet_the_target() -
 def test_patterns_and_presets_apply_to_blocks() -> None:
     scores = score(analyze(load(chain(4))))
     made = plan(scores, ratio=0.9, constraints=Constraints(only=("blocks",), exclude=("stage.0", "stage.3")))
+    assert made.blocks
     assert set(made.blocks) <= {"stage.1", "stage.2"}
     with pytest.raises(OnnxPruneError, match="no block can be removed"):
         plan(scores, ratio=0.5, constraints=Constraints(only=("blocks",), protect=("conv",)))
@@ -72,6 +73,7 @@ def test_command_line_prunes_blocks_and_recovers(tmp_path: Path) -> None:
     done = CliRunner().invoke(main, [*common, "--data", "digits", "--images", "128"])
     assert done.exit_code == 0, done.output
     made = load_plan(text)
+    assert f"removed {len(made.blocks)} block" in done.output
     assert '"schema": 2' in text.read_text()
     assert made.blocks
     assert CliRunner().invoke(main, ["verify", DIGITS, str(out), str(text)]).exit_code == 0
