@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from onnxprune.cli._options import Command, json_option, model_argument, takes_options
-from onnxprune.cli._stages import constraints_on, load_model, read_data
+from onnxprune.cli._stages import constraints_on, load_model, read_data, read_target
 from onnxprune.errors import OnnxPruneError
 from onnxprune.options import (
     Constraints,
@@ -148,8 +148,6 @@ def _method_target(pruning: TrainingMethod, plan_file: Path | None) -> Target | 
     Raises:
         click.UsageError: options of a method without `--method`, or a method without a plan.
     """
-    from onnxprune.planning.targets import Target
-
     if pruning.method is None:
         if plan_file is not None or pruning != TrainingMethod():
             raise click.UsageError("--plan, --param, --ratio and --target need --method")
@@ -158,4 +156,4 @@ def _method_target(pruning: TrainingMethod, plan_file: Path | None) -> Target | 
         raise click.UsageError("--method needs --plan, the file of its plan")
     if pruning.target is not None and pruning.ratio is not None:
         raise click.UsageError("use either --ratio or --target (for example --target macs=0.5)")
-    return Target.parse(pruning.target) if pruning.target is not None else None
+    return read_target(pruning.target) if pruning.target is not None else None
