@@ -231,11 +231,15 @@ def compiled_table(done: Compiled, title: str, speedup: Speedup | None = None) -
     """Print the costs before and after pruning, the share kept, and the proof."""
     rows = []
     for label, what, show in (
-        ("MACs", "macs", count), ("parameters", "params", count), ("weights", "bytes", size),
-        ("activations", "memory", size), ("channels", "channels", str),
+        ("MACs", "macs", count), ("params", "params", count), ("bytes", "bytes", size), ("memory", "memory", size),
+        ("channels", "channels", str),
     ):  # fmt: skip
         a, b = getattr(done.before, what), getattr(done.after, what)
         rows.append([label, show(a), show(b), percent(done.after.ratio(done.before, what))])
+    if done.plan.blocks:
+        whole = len(done.analysis.blocks)
+        kept = whole - len(done.plan.blocks)
+        rows.append(["blocks", str(whole), str(kept), percent(kept / whole)])
     table(title, ["", "before", "after", "kept"], rows)
     _blocks_line(done.plan)
     if speedup is not None:
@@ -244,9 +248,9 @@ def compiled_table(done: Compiled, title: str, speedup: Speedup | None = None) -
 
 
 def _blocks_line(plan: Plan) -> None:
-    """Print the removed blocks, if any."""
+    """Print the names of the blocks that are not kept, if any."""
     if plan.blocks:
-        text = f"removed {counted(len(plan.blocks), 'block')}: {', '.join(plan.blocks)}"
+        text = f"without {counted(len(plan.blocks), 'block')}: {', '.join(plan.blocks)}"
         sys.stdout.write(textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False) + "\n")
 
 
@@ -355,8 +359,8 @@ def run_table(done: RunTable, folder: str) -> None:
         ]
         for r in done.rows
     ]  # fmt: skip
-    worth = ["top-1", "loss"] if metric is None else [metric_title(metric)]
-    table(done.name, ["step", *worth, "MACs", "params", "weights", "latency", "took"], rows)
+    worth = ["top1", "loss"] if metric is None else [metric_title(metric)]
+    table(done.name, ["step", *worth, "MACs", "params", "bytes", "latency", "took"], rows)
     sys.stdout.write(f"last model: {done.final}\nall files and table.csv: {folder}\n")
 
 
@@ -374,7 +378,7 @@ def differences_tables(differences: Differences, title: str, most: int | None = 
 
     sizes = []
     for label, what, form in (
-        ("nodes", "nodes", str), ("MACs", "macs", count), ("parameters", "params", count), ("weights", "bytes", size),
+        ("nodes", "nodes", str), ("MACs", "macs", count), ("params", "params", count), ("bytes", "bytes", size),
         ("file", "file", size), ("opset", "opset", str),
     ):  # fmt: skip
         a, b = getattr(differences.before, what), getattr(differences.after, what)

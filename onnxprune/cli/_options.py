@@ -24,7 +24,7 @@ from click.shell_completion import CompletionItem
 
 from onnxprune.options import HEADINGS, PAIRS, Declared, OptionError, Options, declared
 
-ADVANCED = "Advanced"
+ADVANCED = "Advanced options"
 _LAST = 10**6
 # Options that hold the content of a file: the module and function that read it.
 _FILES = {"overrides": ("onnxprune.planning.constraints", "load_overrides")}
@@ -66,10 +66,18 @@ class Option(click.Option):
 
 
 class Command(click.Command):
-    """Command with declared options (see `takes_options`), listed under headings in the help, advanced ones last."""
+    """Command with declared options (see `takes_options`), listed under headings in the help, advanced ones last.
+
+    Args:
+        advanced: Names of options that this command lists under "Advanced options", whatever they are elsewhere.
+    """
 
     _complete: bool
     _params: list[click.Parameter]
+
+    def __init__(self, *args: Any, advanced: Sequence[str] = (), **kwargs: Any) -> None:
+        self._advanced = frozenset(advanced)
+        super().__init__(*args, **kwargs)
 
     @property
     def params(self) -> list[click.Parameter]:
@@ -92,7 +100,8 @@ class Command(click.Command):
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
             if record is not None and isinstance(param, Option):
-                sections[param.heading].append((param.order, record))
+                moved = str(param.name).split("__")[-1] in self._advanced
+                sections[ADVANCED if moved else param.heading].append((param.order, record))
             elif record is not None and isinstance(param, click.Option):
                 last.append((_LAST, record))
         sections[ADVANCED if sections[ADVANCED] else HEADINGS[-1]] += last
@@ -227,8 +236,9 @@ def _metavar(d: Declared, kind: Any) -> str | None:
 
 
 def _help(d: Declared) -> str:
-    """Return the help text, with default and bounds."""
-    notes = [f"default: {d.shown}" if d.shown else "", d.spec.bounds]
+    """Return the help text, with the default, and bounds that a reader would not expect."""
+    bounds = "" if d.spec.bounds in ("at least 0", "at least 1", "in [0, 1)") else d.spec.bounds
+    notes = [f"default: {d.shown}" if d.shown else "", bounds]
     notes = [note for note in notes if note]
     return f"{d.spec.help}  [{'; '.join(notes)}]" if notes else d.spec.help
 
