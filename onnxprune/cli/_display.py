@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from onnxprune.training import Retrained, ValidationMetrics
     from onnxprune.verification import Verification
 from onnxprune._utils.formatting import count, counted, decimal, percent, seconds, size
-from onnxprune._utils.progress import Progress
+from onnxprune._utils.progress import Progress, ProgressLines
 
 WIDTH = 80
 Cell = str
@@ -38,6 +38,7 @@ def emit_json(document: Any) -> None:
 def note(text: str) -> None:
     """Write a line of text to stderr."""
     sys.stderr.write(text + "\n")
+    sys.stderr.flush()
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], *, prose: bool = False) -> None:
@@ -68,9 +69,12 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], *,
 
 @contextmanager
 def progress(what: str, *, quiet: bool = False) -> Iterator[Progress]:
-    """Show a progress bar with the remaining time on stderr, if that is a terminal."""
-    if quiet or not sys.stderr.isatty():
+    """Show a progress bar with the remaining time on stderr, or lines if that is no terminal."""
+    if quiet:
         yield lambda done, total: None
+        return
+    if not sys.stderr.isatty():
+        yield ProgressLines(what, note)
         return
     from rich.console import Console
     from rich.progress import Progress as Bar
