@@ -217,6 +217,7 @@ def compiled_document(done: Compiled, output: str | None, speedup: Speedup | Non
         "plan_digest": done.plan.digest,
         "groups": [_checked(done, g) for g in done.analysis.groups if g.name in done.plan.groups],
         "latency": speedup.as_dict() if speedup else None,
+        "accuracy": None,  # not measured; with data, "recovery" holds the metric
         "verification": done.verification.as_dict() if done.verification else None,
     }
 

@@ -380,10 +380,12 @@ def finish(
     recovered: Recovered | None = None,
     samples: Calibration | None = None,
     *,
+    plan_file: Path | None = None,
     as_json: bool,
 ) -> None:
-    """Write a pruned model and show the result."""
+    """Write a pruned model and show the result, and what to run next."""
     from onnxprune.cli import _display
+    from onnxprune.cli._next_steps import next_steps
     from onnxprune.ir.writer import save
 
     save(done.model, output.output, external=output.external)
@@ -396,3 +398,5 @@ def finish(
     _display.compiled_table(done, f"{source.name} -> {output.output}", speedup)
     if recovered is not None:
         _display.recovered_table(recovered, "without training")
+    real = recovered is not None and samples is not None and samples.data.name != NO_DATA
+    click.echo(next_steps(source, output.output, plan_file, measured=real, recovered=recovered is not None))

@@ -132,4 +132,4 @@ def prune(
     speedup = speedup_of(found, made, done.model, measuring, quiet=as_json)
     if second.plan_file is not None:
         save_plan(made.plan, second.plan_file)
-    finish(done, model, output, speedup, recovered, samples, as_json=as_json)
+    finish(done, model, output, speedup, recovered, samples, plan_file=second.plan_file, as_json=as_json)
