@@ -15,6 +15,7 @@ from onnxprune._utils.registry import Registry
 from onnxprune._utils.strict import Format
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.execution.data import preprocess_of
+from onnxprune.ir.reader import SHIPPED, shipped_model
 from onnxprune.options import (
     AnalysisOptions,
     Benchmark,
@@ -50,8 +51,6 @@ REPEAT = "repeat"
 _PARTS = ("preprocess", "bench", "shapes")  # tables of the recipe's own
 HELD_OUT = "every 4th sample of data"
 """Source of test data that is held out of `data`."""
-SHIPPED = "onnxprune:"
-"""Begins the name of a model that comes with the package."""
 
 _log = logging.getLogger(__name__)
 _MAX_STEPS = 999
@@ -312,12 +311,7 @@ def _check_order(recipe: Recipe, where: str) -> None:
 def _model_path(source: str, base: Path) -> Path:
     if not source.startswith(SHIPPED):
         return base / source
-    name = source.removeprefix(SHIPPED)
-    folder = resources.files("onnxprune.models")
-    names = sorted(f.name for f in folder.iterdir() if f.name.endswith(".onnx"))
-    if name not in names:
-        raise unknown("shipped model", name, names)
-    return Path(str(folder / name))
+    return shipped_model(source.removeprefix(SHIPPED))
 
 
 def _data_source(source: str, base: Path) -> str:
