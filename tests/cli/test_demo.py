@@ -53,5 +53,5 @@ def test_models_that_ship_are_found_by_name(tmp_path: Path) -> None:
     assert op.load(name).fingerprint == op.load(Path(__file__).parents[2] / "models" / "digits_cnn.onnx").fingerprint
     line.ok("prune", name, "-o", tmp_path / "s.onnx", "--target", "0.5")
     line.ok("bench", name, tmp_path / "s.onnx", "--runs", "2")
-    with pytest.raises(OnnxPruneError, match="did you mean 'digits_cnn.onnx'"):
+    with pytest.raises(OnnxPruneError, match=r"did you mean 'digits_cnn\.onnx'"):
         op.load("onnxprune:digit_cnn.onnx")
