@@ -25,7 +25,7 @@ def check_output(path: Path, source: Path | None = None) -> None:
     if not path.parent.is_dir():
         raise OnnxPruneError(f"the folder {str(path.parent)!r} does not exist", fix="create it first")
     if not os.access(path.parent, os.W_OK):
-        raise OnnxPruneError(f"the folder {str(path.parent)!r} is not writable")
+        raise OnnxPruneError(f"the folder {str(path.parent)!r} is not writable", fix="name a file in another folder")
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ checked instance of each.
 
 from __future__ import annotations
 
+import os
 import types
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -155,6 +156,7 @@ def takes_options(function: Callable[..., None]) -> Callable[..., None]:
             parameter: _made(cls, parameter, entries(), given[parameter], defaults)
             for parameter, cls in classes.items()
         }
+        _check_outputs(entries(), made)
         function(**made, **values)
 
     wrapped.declared_options = lambda: [o for e in entries() for o in _click_options(e)]  # type: ignore[attr-defined]
@@ -302,6 +304,23 @@ def _made(
         if entry.declared.spec.usage:
             raise click.UsageError(str(shown)) from err
         raise shown from err
+
+
+def _check_outputs(entries: Sequence[_CommandOption], made: Mapping[str, Options]) -> None:
+    """Raise if two options of the heading "Output" name the same file.
+
+    Raises:
+        OnnxPruneError: Names both options.
+    """
+    seen: dict[str, str] = {}
+    for entry in entries:
+        path = getattr(made[entry.parameter], entry.declared.name)
+        if entry.declared.spec.heading == HEADINGS[-1] and isinstance(path, Path):
+            other = seen.setdefault(os.path.realpath(path), entry.label)
+            if other != entry.label:
+                raise OnnxPruneError(
+                    f"{other} and {entry.label} name the same file, {str(path)!r}", fix="name two files"
+                )
 
 
 def _click_parameter(context: click.Context, entry: _CommandOption) -> click.Parameter | None:
