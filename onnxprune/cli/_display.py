@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from onnxprune.verification import Verification
 from onnxprune._utils.formatting import count, counted, decimal, percent, seconds, size
 from onnxprune._utils.progress import Progress
+from onnxprune._utils.terminal import clean, raw
 
 WIDTH = 80
 Cell = str
@@ -37,7 +38,7 @@ def emit_json(document: Any) -> None:
 
 def note(text: str) -> None:
     """Write a line of text to stderr."""
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(clean(text) + "\n")  # a progress bar may have replaced the stream
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], *, prose: bool = False) -> None:
@@ -50,9 +51,11 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], *,
     from rich.table import Table
 
     # No markup: names in models may contain brackets and colons.
-    console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False, markup=False, emoji=False)
+    console = Console(
+        file=raw(sys.stdout), width=None if sys.stdout.isatty() else WIDTH, highlight=False, markup=False, emoji=False
+    )  # fmt: skip
     out = Table(
-        title=title,
+        title=clean(title),
         title_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
@@ -60,9 +63,9 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], *,
     )
     for i, column in enumerate(columns):
         text = prose or i == 0
-        out.add_column(column, justify="left" if text else "right", overflow="fold", no_wrap=not text)
+        out.add_column(clean(column), justify="left" if text else "right", overflow="fold", no_wrap=not text)
     for row in rows:
-        out.add_row(*row)
+        out.add_row(*map(clean, row))
     console.print(out)
 
 
@@ -75,7 +78,7 @@ def progress(what: str, *, quiet: bool = False) -> Iterator[Progress]:
     from rich.console import Console
     from rich.progress import Progress as Bar
 
-    with Bar(console=Console(stderr=True), transient=True) as bar:
+    with Bar(console=Console(file=raw(sys.stderr)), transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
+from onnxprune._utils.interruption import Stopped
 from onnxprune.cli._options import Command, json_option, takes_options
 from onnxprune.cli._stages import (
     analyzed,
@@ -148,7 +149,7 @@ def _serve(site: Site, source: Path, page: Page) -> None:
     _display.note(f"exploring {source.name or source} at {server.url}\nend with Done on the page, or with Ctrl-C")
     if not page.no_browser:
         _open(server.url)
-    with suppress(KeyboardInterrupt):
+    with suppress(KeyboardInterrupt, Stopped):
         server.serve()
 
 
