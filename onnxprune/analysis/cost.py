@@ -46,6 +46,8 @@ class Cost:
 
 
 MEASURES = ("macs", "params", "bytes", "memory", "channels")
+TITLES = {"macs": "MACs"}
+"""Names of measures as tables show them; the others are shown as they are."""
 
 # Operators whose output shares its input's memory under another shape.
 _SAME_MEMORY = frozenset(("Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"))

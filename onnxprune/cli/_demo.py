@@ -90,7 +90,7 @@ def run(output: Path, as_json: bool = False) -> None:
             }
         )
         return
-    accuracy = ["accuracy (top-1)", formatting.percent(before.top1), formatting.percent(evaluate(small, test).top1), ""]
+    accuracy = ["accuracy (top1)", formatting.percent(before.top1), formatting.percent(evaluate(small, test).top1), ""]
     _table(done, accuracy, slow.latency.median, fast.latency.median)
     _print_summary(done, cuts[1], trained, missing, str(output))
 

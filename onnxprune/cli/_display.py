@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from onnxprune.training import Retrained, ValidationMetrics
     from onnxprune.verification import Verification
 from onnxprune._utils.formatting import count, counted, decimal, percent, seconds, size
-from onnxprune._utils.progress import Progress
+from onnxprune._utils.progress import Progress, ProgressLines
 from onnxprune._utils.terminal import clean, raw
 
 WIDTH = 80
@@ -39,6 +39,7 @@ def emit_json(document: Any) -> None:
 def note(text: str) -> None:
     """Write a line of text to stderr."""
     sys.stderr.write(clean(text) + "\n")  # a progress bar may have replaced the stream
+    sys.stderr.flush()
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], *, prose: bool = False) -> None:
@@ -71,9 +72,12 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], *,
 
 @contextmanager
 def progress(what: str, *, quiet: bool = False) -> Iterator[Progress]:
-    """Show a progress bar with the remaining time on stderr, if that is a terminal."""
-    if quiet or not sys.stderr.isatty():
+    """Show a progress bar with the remaining time on stderr, or lines if that is no terminal."""
+    if quiet:
         yield lambda done, total: None
+        return
+    if not sys.stderr.isatty():
+        yield ProgressLines(what, note)
         return
     from rich.console import Console
     from rich.progress import Progress as Bar
@@ -216,6 +220,7 @@ def compiled_document(done: Compiled, output: str | None, speedup: Speedup | Non
         "plan_digest": done.plan.digest,
         "groups": [_checked(done, g) for g in done.analysis.groups if g.name in done.plan.groups],
         "latency": speedup.as_dict() if speedup else None,
+        "accuracy": None,  # not measured; with data, "recovery" holds the metric
         "verification": done.verification.as_dict() if done.verification else None,
     }
 
@@ -234,11 +239,15 @@ def compiled_table(done: Compiled, title: str, speedup: Speedup | None = None) -
     """Print the costs before and after pruning, the share kept, and the proof."""
     rows = []
     for label, what, show in (
-        ("MACs", "macs", count), ("parameters", "params", count), ("weights", "bytes", size),
-        ("activations", "memory", size), ("channels", "channels", str),
+        ("MACs", "macs", count), ("params", "params", count), ("bytes", "bytes", size), ("memory", "memory", size),
+        ("channels", "channels", str),
     ):  # fmt: skip
         a, b = getattr(done.before, what), getattr(done.after, what)
         rows.append([label, show(a), show(b), percent(done.after.ratio(done.before, what))])
+    if done.plan.blocks:
+        whole = len(done.analysis.blocks)
+        kept = whole - len(done.plan.blocks)
+        rows.append(["blocks", str(whole), str(kept), percent(kept / whole)])
     table(title, ["", "before", "after", "kept"], rows)
     _blocks_line(done.plan)
     if speedup is not None:
@@ -247,9 +256,9 @@ def compiled_table(done: Compiled, title: str, speedup: Speedup | None = None) -
 
 
 def _blocks_line(plan: Plan) -> None:
-    """Print the removed blocks, if any."""
+    """Print the names of the blocks that are not kept, if any."""
     if plan.blocks:
-        text = f"removed {counted(len(plan.blocks), 'block')}: {', '.join(plan.blocks)}"
+        text = f"without {counted(len(plan.blocks), 'block')}: {', '.join(plan.blocks)}"
         sys.stdout.write(textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False) + "\n")
 
 
@@ -358,8 +367,8 @@ def run_table(done: RunTable, folder: str) -> None:
         ]
         for r in done.rows
     ]  # fmt: skip
-    worth = ["top-1", "loss"] if metric is None else [metric_title(metric)]
-    table(done.name, ["step", *worth, "MACs", "params", "weights", "latency", "took"], rows)
+    worth = ["top1", "loss"] if metric is None else [metric_title(metric)]
+    table(done.name, ["step", *worth, "MACs", "params", "bytes", "latency", "took"], rows)
     sys.stdout.write(f"last model: {done.final}\nall files and table.csv: {folder}\n")
 
 
@@ -377,7 +386,7 @@ def differences_tables(differences: Differences, title: str, most: int | None = 
 
     sizes = []
     for label, what, form in (
-        ("nodes", "nodes", str), ("MACs", "macs", count), ("parameters", "params", count), ("weights", "bytes", size),
+        ("nodes", "nodes", str), ("MACs", "macs", count), ("params", "params", count), ("bytes", "bytes", size),
         ("file", "file", size), ("opset", "opset", str),
     ):  # fmt: skip
         a, b = getattr(differences.before, what), getattr(differences.after, what)

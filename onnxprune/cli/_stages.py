@@ -80,8 +80,6 @@ def target_of(planning: Planning, curves: Path | None, scores: Path | None = Non
     Raises:
         click.UsageError: options that exclude each other, or none that sets a budget.
     """
-    from onnxprune.planning.targets import Target
-
     thresholds = planning.min_group_accuracy is not None or planning.max_loss is not None
     if thresholds and curves is None:
         raise click.UsageError("--min-group-accuracy and --max-loss need --curves")
@@ -93,7 +91,18 @@ def target_of(planning: Planning, curves: Path | None, scores: Path | None = Non
         raise click.UsageError("use either --ratio or --target (for example --target macs=0.5)")
     if planning.steps is not None and (curves is not None or scores is not None):
         raise click.UsageError("--steps computes new scores between steps: leave out --curves and --scores")
-    return Target.parse(planning.target) if planning.target is not None else None
+    return read_target(planning.target) if planning.target is not None else None
+
+
+def read_target(text: str) -> Target:
+    """Return the target of a text; an assumed measure is noted on stderr."""
+    from onnxprune.cli import _display
+    from onnxprune.planning.targets import Target
+
+    target = Target.parse(text)
+    if not Target.names_measure(text):
+        _display.note(f"--target {text.strip()} is read as {target.measure}={target.share:g}")
+    return target
 
 
 # -------------------------------------------------------------------------------------------------------------- data
@@ -186,10 +195,21 @@ def scored(analysis: Analysis, scoring: Scoring, samples: Calibration | None, *,
     from onnxprune.cli._display import progress
     from onnxprune.criteria.scoring import score
 
+    note_synonym(scoring.name)
     with progress(f"scoring with {scoring.name}", quiet=quiet) as tick:
         return score(
             analysis, scoring.name, reduce=scoring.reduce, calibration=samples, progress=tick, **scoring.params
         )
+
+
+def note_synonym(criterion: str) -> None:
+    """Note on stderr which criterion another name stands for."""
+    from onnxprune.cli import _display
+    from onnxprune.criteria import get_class
+
+    name = get_class(criterion).name
+    if name != criterion:
+        _display.note(f"the criterion {criterion} is {name}: {get_class(name).title}")
 
 
 def scoring_of(curves: Curves | None, scoring: Scoring) -> Scoring:
@@ -291,6 +311,7 @@ def planned(analysis: Analysis, inputs: PlanInputs) -> Planned:
     wanted = inputs.predict or needs_latency(planning, target)
     latency = latency_predictor(analysis, inputs.machine, quiet=inputs.quiet) if wanted else None
     if planning.steps is not None:
+        note_synonym(scoring.name)
         with progress(f"scoring with {scoring.name}", quiet=inputs.quiet) as tick:
             made = plan_steps(
                 analysis, scoring.name, target, steps=planning.steps, schedule=planning.schedule, ratio=planning.ratio,
@@ -359,10 +380,12 @@ def finish(
     recovered: Recovered | None = None,
     samples: Calibration | None = None,
     *,
+    plan_file: Path | None = None,
     as_json: bool,
 ) -> None:
-    """Write a pruned model and show the result."""
+    """Write a pruned model and show the result, and what to run next."""
     from onnxprune.cli import _display
+    from onnxprune.cli._next_steps import next_steps
     from onnxprune.ir.writer import save
 
     save(done.model, output.output, external=output.external)
@@ -375,3 +398,5 @@ def finish(
     _display.compiled_table(done, f"{source.name} -> {output.output}", speedup)
     if recovered is not None:
         _display.recovered_table(recovered, "without training")
+    real = recovered is not None and samples is not None and samples.data.name != NO_DATA
+    click.echo(next_steps(source, output.output, plan_file, measured=real, recovered=recovered is not None))

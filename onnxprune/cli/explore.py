@@ -45,13 +45,13 @@ class Page(Options):
 
     output: Path | None = option(
         None, help="Plan to write on Save.", heading="Output", flag=("-o", "--output"),
-        shown="MODEL-plan.json beside the model, if there is none yet",
+        shown="MODEL-plan.json beside the model",
     )  # fmt: skip
     port: int = option(0, help="Port of 127.0.0.1.", heading="Output", ge=0, le=65535, usage=True, shown="a free one")
     no_browser: bool = option(False, help="Only print the address of the page.", heading="Output")
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, advanced=("exclude", "protect", "port"))
 @click.argument("model", metavar="MODEL | FRONTIER", type=click.Path(path_type=Path))
 @takes_options
 @json_option

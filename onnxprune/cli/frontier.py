@@ -20,7 +20,7 @@ from onnxprune.options import (
 )
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, advanced=("exclude", "protect", "allocators"))
 @model_argument
 @takes_options
 @json_option
@@ -40,11 +40,10 @@ def frontier(
 
     \b
     onnxprune frontier m.onnx --data images/ -o frontier/
-    onnxprune frontier m.onnx --data images/ -o frontier/ --criteria obs,l2 --quantize int8
+    onnxprune frontier m.onnx --data images/ -o frontier/ --criteria obs,l2
 
-    Every point is planned on the recovered model of the point before, stripped from the original, proved, recovered
-    and evaluated on samples held out of the calibration. It is a folder with model.onnx, plan.json and point.json.
-    The same command continues an interrupted run. `report FOLDER` draws the curves.
+    Every point is a folder with its model, proved, recovered and evaluated on held-out samples; `report FOLDER` draws
+    the curves. The same command continues an interrupted run.
     """
     from onnxprune.cli import _display
     from onnxprune.pipeline import FrontierSettings

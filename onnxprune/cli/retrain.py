@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from onnxprune.cli._options import Command, json_option, model_argument, takes_options
-from onnxprune.cli._stages import constraints_on, load_model, read_data
+from onnxprune.cli._stages import constraints_on, load_model, read_data, read_target
 from onnxprune.errors import OnnxPruneError
 from onnxprune.options import (
     Constraints,
@@ -23,7 +23,6 @@ from onnxprune.options import (
     TrainingMethod,
     option,
 )
-from onnxprune.options.data import SOURCES
 
 if TYPE_CHECKING:
     from onnxprune.planning.targets import Target
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 class ValidationData(Options):
     """Data that epochs are compared on."""
 
-    val_data: str | None = option(None, help=f"Validation data: {SOURCES}", heading="Data")
+    val_data: str | None = option(None, help="Validation data, likewise.", heading="Data")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -54,7 +53,13 @@ class MethodPlan(Options):
     plan_file: Path | None = option(None, help="With --method: plan to write.", heading="Output", flag="--plan")
 
 
-@click.command(cls=Command)
+@click.command(
+    cls=Command,
+    advanced=(
+        "exclude", "protect", "method", "ratio", "target", "plan_file", "features", "teacher_plan", "optimizer",
+        "preset", "images",
+    ),
+)  # fmt: skip
 @model_argument
 @takes_options
 @json_option
@@ -76,16 +81,11 @@ def retrain(
     """Train a pruned model's weights; its graph does not change.
 
     \b
-    onnxprune retrain s.onnx --data digits:train -o r.onnx --epochs 3
     onnxprune retrain s.onnx --data imgs/ -o r.onnx --teacher m.onnx
     onnxprune retrain s.onnx --data x.npz -o r.onnx --teacher m.onnx --unlabelled
-    onnxprune retrain s.onnx --data x.npz -o r.onnx --teacher m.onnx \\
-        --teacher-plan plan.json --features 40
 
-    Checkpoints and logs are written to OUTPUT.training after every epoch. OUTPUT is written if the best epoch is better
-    on the validation data than MODEL and than an existing OUTPUT; --keep last always writes it.
-
-    With --method no channels are removed yet: `onnxprune apply OUTPUT PLAN` removes them.
+    OUTPUT is written if the best epoch is better on the validation data than MODEL and than an existing OUTPUT.
+    Checkpoints and logs are in OUTPUT.training.
     """
     from onnxprune._utils.atomic_files import check_output
     from onnxprune.cli import _display
@@ -148,8 +148,6 @@ def _method_target(pruning: TrainingMethod, plan_file: Path | None) -> Target | 
     Raises:
         click.UsageError: options of a method without `--method`, or a method without a plan.
     """
-    from onnxprune.planning.targets import Target
-
     if pruning.method is None:
         if plan_file is not None or pruning != TrainingMethod():
             raise click.UsageError("--plan, --param, --ratio and --target need --method")
@@ -158,4 +156,4 @@ def _method_target(pruning: TrainingMethod, plan_file: Path | None) -> Target | 
         raise click.UsageError("--method needs --plan, the file of its plan")
     if pruning.target is not None and pruning.ratio is not None:
         raise click.UsageError("use either --ratio or --target (for example --target macs=0.5)")
-    return Target.parse(pruning.target) if pruning.target is not None else None
+    return read_target(pruning.target) if pruning.target is not None else None

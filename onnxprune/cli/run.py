@@ -17,7 +17,7 @@ class RecipeSources(Options):
     """Model, data and options to use instead of the recipe's."""
 
     model: Path | None = option(None, help="Model to start from, instead of the recipe's.", heading="Model")
-    data: str | None = option(None, help=f"Data, instead of the recipe's: {SOURCES}", heading="Data")
+    data: str | None = option(None, help=f"Data, instead of the recipe's: {SOURCES}.", heading="Data")
     val_data: str | None = option(None, help="Validation data, likewise.", heading="Data")
     test_data: str | None = option(None, help="Test data of the table's accuracy, likewise.", heading="Data")
     changes: tuple[str, ...] = option(

@@ -21,6 +21,7 @@ from onnxprune._utils.formatting import shortened
 from onnxprune._utils.gc_pause import gc_paused
 from onnxprune.errors import OnnxPruneError
 from onnxprune.ir import protobuf_wire
+from onnxprune.ir._foreign_files import foreign
 from onnxprune.ir._function_inlining import without_functions
 from onnxprune.ir._node_order import in_order
 from onnxprune.ir.branches import flat
@@ -55,7 +56,7 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto, *, shapes: Shapes | N
 
 def _from_file(path: Path) -> Model:
     if path.is_dir():
-        raise OnnxPruneError(f"{str(path)!r} is a folder", fix="name the .onnx file in it")
+        raise foreign(path) or OnnxPruneError(f"{str(path)!r} is a folder", fix="name the .onnx file in it")
     try:
         proto, raw, buf = protobuf_wire.read(path)
     except FileNotFoundError as err:
@@ -63,9 +64,10 @@ def _from_file(path: Path) -> Model:
     except OSError as err:
         raise OnnxPruneError(f"cannot read {str(path)!r}: {err.strerror}") from err
     except (protobuf_wire.WireError, UnicodeDecodeError) as err:
-        raise OnnxPruneError(f"{str(path)!r} is not an ONNX model, or is cut off ({err})") from err
+        known = foreign(path)
+        raise known or OnnxPruneError(f"{str(path)!r} is not an ONNX model, or is cut off ({err})") from err
     if not proto.HasField("graph") or not proto.graph.node:
-        raise OnnxPruneError(f"{str(path)!r} is not an ONNX model: it holds no graph")
+        raise foreign(path) or OnnxPruneError(f"{str(path)!r} is not an ONNX model: it holds no graph")
     arrays = {
         proto.graph.initializer[i].name: _view(buf, proto.graph.initializer[i], r.offset, r.length)
         for i, r in raw.items()

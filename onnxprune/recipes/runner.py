@@ -428,4 +428,4 @@ def _figures_text(figures: Record | None) -> str:
         return f"; {figures['metric']} {figures['value']:.4f}, {figures['macs']} MACs"
     if figures is None or "top1" not in figures:
         return ""
-    return f"; top-1 {figures['top1']:.4f}, loss {figures['loss']:.4f}, {figures['macs']} MACs"
+    return f"; top1 {figures['top1']:.4f}, loss {figures['loss']:.4f}, {figures['macs']} MACs"

@@ -321,7 +321,7 @@ def test_reprs_name_what_counts(results: dict[str, Any]) -> None:
     assert "distance" in repr(results["Recovered"])
     assert "held-out samples" in repr(results["Pruned"])
     assert "epoch 3 of 59" in repr(results["Retrained"])
-    assert "top-1" in repr(results["Evaluation"])
+    assert "top1" in repr(results["Evaluation"])
     assert "speed-up 1.00" in repr(results["BenchResults"])
 
 
