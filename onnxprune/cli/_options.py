@@ -22,7 +22,9 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import click
 from click.shell_completion import CompletionItem
 
-from onnxprune.options import HEADINGS, PAIRS, Declared, OptionError, Options, declared
+from onnxprune import __version__
+from onnxprune._utils.events import logged
+from onnxprune.options import HEADINGS, PAIRS, Declared, Events, OptionError, Options, declared
 
 ADVANCED = "Advanced"
 _LAST = 10**6
@@ -142,7 +144,9 @@ def takes_options(function: Callable[..., None]) -> Callable[..., None]:
     def wrapped(**values: Any) -> None:
         classes = option_classes(function)
         made = {parameter: _made(cls, parameter, entries(), values) for parameter, cls in classes.items()}
-        function(**made, **values)
+        log = next((m.log_json for m in made.values() if isinstance(m, Events)), None)
+        with logged(log, click.get_current_context().info_name or function.__name__, __version__):
+            function(**made, **values)
 
     wrapped.declared_options = lambda: [o for e in entries() for o in _click_options(e)]  # type: ignore[attr-defined]
     return wrapped
