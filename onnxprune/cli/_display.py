@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from onnxprune.studies.model_diff import Differences
     from onnxprune.training import Retrained, ValidationMetrics
     from onnxprune.verification import Verification
+from onnxprune._utils.events import current
 from onnxprune._utils.formatting import count, counted, decimal, percent, seconds, size
 from onnxprune._utils.progress import Progress, ProgressLines
 from onnxprune._utils.terminal import clean, raw
@@ -36,10 +37,29 @@ def emit_json(document: Any) -> None:
     sys.stdout.write(json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 
+def finished(as_json: bool, document: Callable[[], Any]) -> bool:
+    """Log the result of a command for `--log-json`, and write it to stdout for `--json`.
+
+    Returns:
+        Whether it was written, so that no tables are.
+    """
+    log = current()
+    if log is None and not as_json:
+        return False
+    made = document()
+    if log is not None:
+        log.result(made)
+    if as_json:
+        emit_json(made)
+    return as_json
+
+
 def note(text: str) -> None:
     """Write a line of text to stderr."""
     sys.stderr.write(clean(text) + "\n")  # a progress bar may have replaced the stream
     sys.stderr.flush()
+    if (log := current()) is not None:
+        log.write("note", text=text)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], *, prose: bool = False) -> None:
@@ -73,6 +93,17 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], *,
 @contextmanager
 def progress(what: str, *, quiet: bool = False) -> Iterator[Progress]:
     """Show a progress bar with the remaining time on stderr, or lines if that is no terminal."""
+    log = current()
+    if log is not None:
+        with log.stage(what) as logged, _bar(what, quiet=quiet) as tick:
+            yield lambda done, total: (logged(done, total), tick(done, total))[0]
+        return
+    with _bar(what, quiet=quiet) as tick:
+        yield tick
+
+
+@contextmanager
+def _bar(what: str, *, quiet: bool) -> Iterator[Progress]:
     if quiet:
         yield lambda done, total: None
         return

@@ -22,9 +22,11 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import click
 from click.shell_completion import CompletionItem
 
+from onnxprune import __version__
+from onnxprune._utils.events import logged
 from onnxprune.cli._config import FILES, Default, load_defaults, without_alternatives
 from onnxprune.errors import OnnxPruneError
-from onnxprune.options import HEADINGS, PAIRS, Declared, OptionError, Options, declared
+from onnxprune.options import HEADINGS, PAIRS, Declared, Events, OptionError, Options, declared
 
 ADVANCED = "Advanced options"
 _LAST = 10**6
@@ -155,7 +157,9 @@ def takes_options(function: Callable[..., None]) -> Callable[..., None]:
             parameter: _made(cls, parameter, entries(), given[parameter], defaults)
             for parameter, cls in classes.items()
         }
-        function(**made, **values)
+        log = next((m.log_json for m in made.values() if isinstance(m, Events)), None)
+        with logged(log, click.get_current_context().info_name or function.__name__, __version__):
+            function(**made, **values)
 
     wrapped.declared_options = lambda: [o for e in entries() for o in _click_options(e)]  # type: ignore[attr-defined]
     wrapped.declared_names = lambda: [e.declared.name for e in entries()]  # type: ignore[attr-defined]

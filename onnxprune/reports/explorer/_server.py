@@ -20,8 +20,8 @@ from urllib.parse import unquote
 
 from onnxprune._utils.input_files import opened
 from onnxprune.errors import OnnxPruneError
-from onnxprune.explorer._requests import BadRequest
-from onnxprune.explorer._site import JSON, Site
+from onnxprune.reports.explorer._requests import BadRequest
+from onnxprune.reports.explorer._site import JSON, Site
 
 ADDRESS = "127.0.0.1"
 MAX_BODY = 2**18  # bytes; the counts of ten thousand groups need a quarter of it

@@ -10,9 +10,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+<<<<<<< HEAD:onnxprune/explorer/_site.py
 from onnxprune._utils.input_files import read_resource
 from onnxprune.explorer._requests import ACTIONS, answer
 from onnxprune.explorer._session import Explorer
+=======
+from onnxprune.reports.explorer._requests import ACTIONS, answer
+from onnxprune.reports.explorer._session import Explorer
+>>>>>>> wip-pipe:onnxprune/reports/explorer/_site.py
 
 HTML, JSON, BINARY = "text/html; charset=utf-8", "application/json; charset=utf-8", "application/octet-stream"
 _PAGE = {
@@ -43,7 +48,7 @@ class Site:
 
 def plan_site(explorer: Explorer) -> Site:
     """Return the site that makes a plan: the page, the description of the model, and its actions."""
-    folder = files("onnxprune.explorer") / "page"
+    folder = files("onnxprune.reports.explorer") / "page"
     documents: dict[str, tuple[bytes | Path, str]] = {
         path: (read_resource(folder / name), kind) for path, (name, kind) in _PAGE.items()
     }
