@@ -66,7 +66,7 @@ def guarded(command: Callable[[], Any], *, as_json: bool) -> int:
 def _clean_streams() -> Iterator[tuple[CleanStream, CleanStream]]:
     before = sys.stdout, sys.stderr
     out, err = CleanStream(sys.stdout), CleanStream(sys.stderr)
-    sys.stdout, sys.stderr = out, err  # type: ignore[assignment]
+    sys.stdout, sys.stderr = out, err
     try:
         yield out, err
     finally:

@@ -273,7 +273,7 @@ def _defaults(entries: Sequence[_CommandOption], given: Collection[str]) -> dict
     context = click.get_current_context(silent=True)
     if context is None or context.parent is None or not isinstance(context.parent.command, click.Group):
         return {}
-    commands = {}
+    commands: dict[str, list[str]] = {}
     for name, command in context.parent.command.commands.items():
         names = getattr(command.callback, "declared_names", list)
         commands[name] = names()

@@ -10,14 +10,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-<<<<<<< HEAD:onnxprune/explorer/_site.py
 from onnxprune._utils.input_files import read_resource
-from onnxprune.explorer._requests import ACTIONS, answer
-from onnxprune.explorer._session import Explorer
-=======
 from onnxprune.reports.explorer._requests import ACTIONS, answer
 from onnxprune.reports.explorer._session import Explorer
->>>>>>> wip-pipe:onnxprune/reports/explorer/_site.py
 
 HTML, JSON, BINARY = "text/html; charset=utf-8", "application/json; charset=utf-8", "application/octet-stream"
 _PAGE = {
