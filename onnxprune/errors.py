@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_LONGEST = 1000  # characters of a line of a message
+
 
 class OnnxPruneError(Exception):
     """Known error: what happened, where, and what to do.
@@ -24,12 +26,18 @@ class OnnxPruneError(Exception):
         self.fix = fix
 
     def __str__(self) -> str:
-        text = self.what
+        text = _line(self.what)
         if self.where:
-            text += f"\n  at: {self.where}"
+            text += f"\n  at: {_line(self.where)}"
         if self.fix:
-            text += f"\n  try: {self.fix}"
+            text += f"\n  try: {_line(self.fix)}"
         return text
+
+
+def _line(text: str) -> str:
+    """Return a text on one line and of bounded length: it may hold names out of a file."""
+    text = " ".join(text.split()) if "\n" in text or "\r" in text else text
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 class VerificationError(OnnxPruneError):

@@ -258,6 +258,11 @@ class CostModel:
         total: int = getattr(self.baseline, measure)
         return self._of(measure, kept, self._remaining(kept)) / total if total else 1.0
 
+    def by_node(self, kept: Kept) -> dict[str, int]:
+        """Return the MACs of every node that has any, by the name of its first output."""
+        sizes = self._remaining(kept).tolist()
+        return {work.node.outputs[0].name: work.macs(sizes) // self._batch for work in self._work}
+
     def _of(self, measure: str, kept: Kept, counts: _Counts) -> int:
         if measure == "channels":
             return int(np.count_nonzero(kept[self._free]))

@@ -125,15 +125,14 @@ def prune_within(
             save(point.point.model, file, external=output.external)
             written[name] = str(file)
     search.remove_points()
-    if as_json:
-        document = {
-            "output": str(output.output), **search.as_dict(), "neighbours": written,
-            "before": vars(best.point.before), "after": vars(best.point.after),
-            "plan_digest": best.point.plan.digest, "verification": dict(best.point.certificate),
-            "recovery": dict(best.point.recovery), "int8": None if quantized is None else vars(quantized),
-            "polished": [p.as_dict() for p in polished],
-        }  # fmt: skip
-        _display.emit_json(document)
+    document = {
+        "output": str(output.output), **search.as_dict(), "neighbours": written,
+        "before": vars(best.point.before), "after": vars(best.point.after),
+        "plan_digest": best.point.plan.digest, "verification": dict(best.point.certificate),
+        "recovery": dict(best.point.recovery), "int8": None if quantized is None else vars(quantized),
+        "polished": [p.as_dict() for p in polished],
+    }  # fmt: skip
+    if _display.finished(as_json, lambda: document):
         return
     _show(search, source, output.output, plan_file, written, quantized, polished)
 

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from onnxprune.studies.criteria_comparison import CriteriaComparison
     from onnxprune.training import Retrained, ValidationMetrics
     from onnxprune.verification import Verification
+from onnxprune._utils.events import current
 from onnxprune._utils.formatting import count, counted, decimal, percent, seconds, size
 from onnxprune._utils.progress import Progress, ProgressLines
+from onnxprune._utils.terminal import clean, raw
 
 WIDTH = 80
 Cell = str
@@ -34,10 +36,29 @@ def emit_json(document: Any) -> None:
     sys.stdout.write(json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 
+def finished(as_json: bool, document: Callable[[], Any]) -> bool:
+    """Log the result of a command for `--log-json`, and write it to stdout for `--json`.
+
+    Returns:
+        Whether it was written, so that no tables are.
+    """
+    log = current()
+    if log is None and not as_json:
+        return False
+    made = document()
+    if log is not None:
+        log.result(made)
+    if as_json:
+        emit_json(made)
+    return as_json
+
+
 def note(text: str) -> None:
     """Write a line of text to stderr."""
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(clean(text) + "\n")  # a progress bar may have replaced the stream
     sys.stderr.flush()
+    if (log := current()) is not None:
+        log.write("note", text=text)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], *, prose: bool = False) -> None:
@@ -50,9 +71,11 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], *,
     from rich.table import Table
 
     # No markup: names in models may contain brackets and colons.
-    console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False, markup=False, emoji=False)
+    console = Console(
+        file=raw(sys.stdout), width=None if sys.stdout.isatty() else WIDTH, highlight=False, markup=False, emoji=False
+    )  # fmt: skip
     out = Table(
-        title=title,
+        title=clean(title),
         title_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
@@ -60,15 +83,26 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], *,
     )
     for i, column in enumerate(columns):
         text = prose or i == 0
-        out.add_column(column, justify="left" if text else "right", overflow="fold", no_wrap=not text)
+        out.add_column(clean(column), justify="left" if text else "right", overflow="fold", no_wrap=not text)
     for row in rows:
-        out.add_row(*row)
+        out.add_row(*map(clean, row))
     console.print(out)
 
 
 @contextmanager
 def progress(what: str, *, quiet: bool = False) -> Iterator[Progress]:
     """Show a progress bar with the remaining time on stderr, or lines if that is no terminal."""
+    log = current()
+    if log is not None:
+        with log.stage(what) as logged, _bar(what, quiet=quiet) as tick:
+            yield lambda done, total: (logged(done, total), tick(done, total))[0]
+        return
+    with _bar(what, quiet=quiet) as tick:
+        yield tick
+
+
+@contextmanager
+def _bar(what: str, *, quiet: bool) -> Iterator[Progress]:
     if quiet:
         yield lambda done, total: None
         return
@@ -78,7 +112,7 @@ def progress(what: str, *, quiet: bool = False) -> Iterator[Progress]:
     from rich.console import Console
     from rich.progress import Progress as Bar
 
-    with Bar(console=Console(stderr=True), transient=True) as bar:
+    with Bar(console=Console(file=raw(sys.stderr)), transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

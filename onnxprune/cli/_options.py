@@ -11,7 +11,6 @@ checked instance of each.
 
 from __future__ import annotations
 
-import os
 import types
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,9 +22,12 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import click
 from click.shell_completion import CompletionItem
 
+from onnxprune import __version__
+from onnxprune._utils.atomic_files import check_outputs
+from onnxprune._utils.events import logged
 from onnxprune.cli._config import FILES, Default, load_defaults, without_alternatives
 from onnxprune.errors import OnnxPruneError
-from onnxprune.options import HEADINGS, PAIRS, Declared, OptionError, Options, declared
+from onnxprune.options import HEADINGS, PAIRS, Declared, Events, OptionError, Options, declared
 
 ADVANCED = "Advanced options"
 _LAST = 10**6
@@ -157,7 +159,9 @@ def takes_options(function: Callable[..., None]) -> Callable[..., None]:
             for parameter, cls in classes.items()
         }
         _check_outputs(entries(), made)
-        function(**made, **values)
+        log = next((m.log_json for m in made.values() if isinstance(m, Events)), None)
+        with logged(log, click.get_current_context().info_name or function.__name__, __version__):
+            function(**made, **values)
 
     wrapped.declared_options = lambda: [o for e in entries() for o in _click_options(e)]  # type: ignore[attr-defined]
     wrapped.declared_names = lambda: [e.declared.name for e in entries()]  # type: ignore[attr-defined]
@@ -312,15 +316,8 @@ def _check_outputs(entries: Sequence[_CommandOption], made: Mapping[str, Options
     Raises:
         OnnxPruneError: Names both options.
     """
-    seen: dict[str, str] = {}
-    for entry in entries:
-        path = getattr(made[entry.parameter], entry.declared.name)
-        if entry.declared.spec.heading == HEADINGS[-1] and isinstance(path, Path):
-            other = seen.setdefault(os.path.realpath(path), entry.label)
-            if other != entry.label:
-                raise OnnxPruneError(
-                    f"{other} and {entry.label} name the same file, {str(path)!r}", fix="name two files"
-                )
+    own = [(e, getattr(made[e.parameter], e.declared.name)) for e in entries if e.declared.spec.heading == HEADINGS[-1]]
+    check_outputs([(entry.label, path) for entry, path in own if isinstance(path, Path)], ())
 
 
 def _click_parameter(context: click.Context, entry: _CommandOption) -> click.Parameter | None:

@@ -398,11 +398,12 @@ def finish(
     from onnxprune.ir.writer import save
 
     save(done.model, output.output, external=output.external)
-    if as_json:
-        document = _display.compiled_document(done, str(output.output), speedup)
-        if samples is not None:
-            document["data"] = samples.as_dict()
-        _display.emit_json(document if recovered is None else {**document, "recovery": recovered.as_dict()})
+    document = _display.compiled_document(done, str(output.output), speedup)
+    if samples is not None:
+        document["data"] = samples.as_dict()
+    if recovered is not None:
+        document["recovery"] = recovered.as_dict()
+    if _display.finished(as_json, lambda: document):
         return
     _display.compiled_table(done, f"{source.name} -> {output.output}", speedup)
     if recovered is not None:

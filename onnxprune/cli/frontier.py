@@ -11,6 +11,7 @@ from onnxprune.cli._stages import constraints_on, evaluation_split, load_model
 from onnxprune.options import (
     AnalysisOptions,
     Constraints,
+    Events,
     FrontierOptions,
     FrontierOutput,
     InputShapes,
@@ -34,6 +35,7 @@ def frontier(
     constraints: Constraints,
     analysis: AnalysisOptions,
     restarting: Restarting,
+    events: Events,
     as_json: bool,
 ) -> None:
     """Measure accuracy over cost: a model at every point of whole curves.
@@ -63,8 +65,7 @@ def frontier(
             original, fit, evaluation, output.output, settings, jobs=options.jobs, backend=options.backend,
             address=options.address, restart=restarting.restart, progress=tick,
         )  # fmt: skip
-    if as_json:
-        _display.emit_json({"output": str(output.output), **found.as_dict()})
+    if _display.finished(as_json, lambda: {"output": str(output.output), **found.as_dict()}):
         return
     columns = ["curve", f"{found.measure} kept", found.metric, "drop", "Pareto"]
     _display.table(f"{model.name} -> {output.output}", columns, found.rows())

@@ -29,6 +29,7 @@ from onnxprune.options import (
     CalibrationData,
     Constraints,
     CurvesInput,
+    Events,
     InputShapes,
     Measuring,
     ModelOutput,
@@ -70,6 +71,7 @@ def prune(
     verifying: Verifying,
     second: PlanFile,
     after: AfterPruning,
+    events: Events,
     as_json: bool,
 ) -> None:
     """Write a smaller, proved model: score, plan, remove, prove.

@@ -13,6 +13,7 @@ from onnxprune.cli._stages import constraints_on, load_model, read_data, read_ta
 from onnxprune.errors import OnnxPruneError
 from onnxprune.options import (
     Constraints,
+    Events,
     InputShapes,
     ModelOutput,
     Options,
@@ -76,6 +77,7 @@ def retrain(
     constraints: Constraints,
     shapes: InputShapes,
     resuming: Resuming,
+    events: Events,
     as_json: bool,
 ) -> None:
     """Train a pruned model's weights; its graph does not change.
@@ -135,10 +137,9 @@ def retrain(
         save_plan(made, method_plan.plan_file)
         written = str(method_plan.plan_file)
     remove_checkpoints(folder)  # the result is on disk
-    if as_json:
-        document = _display.retrained_document(done, str(output.output), written)
-        _display.emit_json({**document, "preprocess": found.preprocess.as_dict(), "warnings": found.data.warnings})
-    else:
+    document = _display.retrained_document(done, str(output.output), written)
+    document |= {"preprocess": found.preprocess.as_dict(), "warnings": found.data.warnings}
+    if not _display.finished(as_json, lambda: document):
         _display.retrained_table(done, f"{model.name} -> {output.output}")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from onnxprune.cli._options import Command, json_option, takes_options
-from onnxprune.options import Options, Restarting, option
+from onnxprune.options import Events, Options, Restarting, option
 from onnxprune.options.data import SOURCES
 
 
@@ -53,6 +53,7 @@ def run_recipe(
     run_folder: RunFolder,
     restarting: Restarting,
     listing: Listing,
+    events: Events,
     as_json: bool,
 ) -> None:
     """Run a recipe: a method as resumable steps.
@@ -86,9 +87,7 @@ def run_recipe(
         recipe, folder, restart=restarting.restart, notice=_display.note,
         progress=lambda title: _display.progress(title, quiet=as_json),
     )  # fmt: skip
-    if as_json:
-        _display.emit_json(done.as_dict())
-    else:
+    if not _display.finished(as_json, done.as_dict):
         _display.run_table(done, str(folder))
 
 

@@ -13,6 +13,7 @@ from onnxprune.cli._stages import analyzed, load_model, read_data, scored
 from onnxprune.options import (
     AttentionOptions,
     Distribution,
+    Events,
     InputShapes,
     Output,
     RequiredData,
@@ -47,6 +48,7 @@ def sensitivity(
     analysis: AttentionOptions,
     shapes: InputShapes,
     restarting: Restarting,
+    events: Events,
     as_json: bool,
 ) -> None:
     """Measure accuracy as channels are removed, group by group.
@@ -98,9 +100,7 @@ def sensitivity(
 
         plot_curves(curves, output.plot, name=model.name)
     journal.unlink(missing_ok=True)  # the curves are on disk
-    if as_json:
-        _display.emit_json(json.loads(curves.to_json()))
-    else:
+    if not _display.finished(as_json, lambda: json.loads(curves.to_json())):
         _display.curves_table(curves, str(output.output))
 
 

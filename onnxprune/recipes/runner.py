@@ -23,7 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune._utils.atomic_files import check_output, write_text
+from onnxprune._utils.atomic_files import append_text, check_output, remove_all_dead, write_text
+from onnxprune._utils.input_files import opened
 from onnxprune._utils.journal import Journal
 from onnxprune._utils.progress import StartProgress, no_progress
 from onnxprune._utils.strict import Format
@@ -323,8 +324,7 @@ class _RecipeRun:
 
     def _log(self, text: str) -> None:
         try:
-            with open(self.folder / LOG, "a", encoding="utf-8") as file:
-                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
+            append_text(self.folder / LOG, f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
         except OSError as err:
             raise OnnxPruneError(f"cannot write the log: {err.strerror or err}", where=str(self.folder / LOG)) from err
 
@@ -376,14 +376,13 @@ def _clear(folder: Path) -> None:
 
 def _forget_temporary(folder: Path) -> None:
     """Remove partial files of a killed run."""
-    for path in folder.glob(".*.tmp"):
-        path.unlink(missing_ok=True)
+    remove_all_dead(folder)
 
 
 def _digest(path: Path) -> str:
     """Return the SHA-256 of a file, or nothing if it does not exist."""
     try:
-        with open(path, "rb") as file:
+        with opened(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         return ""

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from onnxprune._utils.atomic_files import atomic
+from onnxprune._utils.input_files import opened
 from onnxprune._utils.strict import Format
 from onnxprune.errors import OnnxPruneError
 from onnxprune.training._callbacks import Recorder
@@ -208,7 +209,8 @@ def load_state(path: Path) -> dict[str, Any]:
     """
     fix = "start anew with --restart"
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with opened(path) as file:
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError as err:
         raise OnnxPruneError("the checkpoint is missing", where=str(path), fix=fix) from err
     except Exception as err:  # torch.load raises many kinds, of zip, pickle and its own

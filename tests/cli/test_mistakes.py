@@ -89,7 +89,7 @@ MISTAKES = {
     "a plan of another model": (("verify", MODELS / "digits_keras.onnx", "small.onnx", "plan.json"),
                                 "(its fingerprint differs)\n  try: the order is"),
     "output and plan are one file": ((*PRUNE, "--target", "0.5", "--plan", "new.onnx"),
-                                     "--output and --plan name the same file, 'new.onnx'\n  try: name two files"),
+                                     "--output and --plan write the same file\n  at: new.onnx\n  try: name two "),
     "output and input are one file": (("prune", "small.onnx", "-o", "small.onnx", "--target", "0.9"),
                                       "the output is the input file\n  at: small.onnx\n  try: name another output"),
     "a folder that is not there": ((*PRUNE[:3], "none/new.onnx", "--target", "0.5"),

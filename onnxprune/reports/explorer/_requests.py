@@ -8,7 +8,7 @@ from typing import Any
 
 from onnxprune._utils.strict import Format
 from onnxprune.errors import OnnxPruneError
-from onnxprune.explorer._session import Explorer
+from onnxprune.reports.explorer._session import Explorer
 
 Document = dict[str, Any]
 _LARGEST = 1e12

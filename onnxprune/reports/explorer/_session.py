@@ -23,7 +23,6 @@ from onnxprune.analysis.coupling import Kept
 from onnxprune.criteria.normalize import normalize as normalized
 from onnxprune.criteria.scoring import Scores
 from onnxprune.errors import OnnxPruneError
-from onnxprune.explorer._flow import flow
 from onnxprune.planning.allocators import GreedyTrace
 from onnxprune.planning.constraints import Constraints, FeasibleCounts
 from onnxprune.planning.curves import Curves
@@ -32,6 +31,7 @@ from onnxprune.planning.planner import AllocationRequest, allocate, assembled, c
 from onnxprune.planning.targets import LatencyPredictor, Target
 from onnxprune.planning.thresholds import check_curves, predicted, predicted_sum, threshold_of
 from onnxprune.plans import Plan, Removal, save_plan
+from onnxprune.reports.explorer._flow import flow
 
 Counts = Sequence[int]
 RATIO, METRIC = "ratio", "metric"  # aims besides the measures of a target

@@ -18,8 +18,8 @@ from planning import kept_counts, wide_model
 
 import onnxprune as op
 from onnxprune.errors import OnnxPruneError
-from onnxprune.explorer import Explorer, Server, _server, plan_site
 from onnxprune.planning.constraints import Constraints
+from onnxprune.reports.explorer import Explorer, Server, _server, plan_site
 
 JSON = {"Content-Type": "application/json"}
 

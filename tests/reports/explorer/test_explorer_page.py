@@ -15,8 +15,8 @@ from command_line import CommandLine
 from planning import FakeLatency, kept_counts, made_curves, wide_model
 
 import onnxprune as op
-from onnxprune.explorer import Explorer, Server, plan_site
 from onnxprune.planning.constraints import Constraints
+from onnxprune.reports.explorer import Explorer, Server, plan_site
 
 pytestmark = pytest.mark.browser
 

@@ -11,8 +11,8 @@ import pytest
 from browser import Browser, Page
 from frontiers import digits_frontier
 
-from onnxprune.explorer import Server, page_site
 from onnxprune.reports import frontier_page, write_report
+from onnxprune.reports.explorer import Server, page_site
 
 pytestmark = pytest.mark.browser
 PLOT = "document.getElementById('frontier-plot')"

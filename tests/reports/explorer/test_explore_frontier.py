@@ -15,9 +15,9 @@ from command_line import CommandLine
 from frontiers import digits_frontier
 
 from onnxprune.errors import OnnxPruneError
-from onnxprune.explorer import Server, page_site
 from onnxprune.pipeline import load_frontier
 from onnxprune.reports import frontier_page, write_report
+from onnxprune.reports.explorer import Server, page_site
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,10 @@ from structures import FOLDER, analysed
 
 import onnxprune as op
 from onnxprune.errors import OnnxPruneError
-from onnxprune.explorer import Explorer, flow
-from onnxprune.explorer._requests import BadRequest, answer
 from onnxprune.pipeline import compile_plan
 from onnxprune.planning.constraints import Constraints
+from onnxprune.reports.explorer import Explorer, flow
+from onnxprune.reports.explorer._requests import BadRequest, answer
 
 CURVES = {"w0": [0.88, 0.85, 0.8, 0.7, 0.6], "w1": [0.9, 0.89, 0.88, 0.86, 0.8]}  # at 10 to 50 %
 
