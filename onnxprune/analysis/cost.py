@@ -248,6 +248,11 @@ class CostModel:
         counts = self._remaining(kept)
         return Cost(**{measure: self._of(measure, kept, counts) for measure in MEASURES})
 
+    def node_macs(self) -> dict[str, int]:
+        """Return the MACs of one sample of every node that has any, by the name of the node's first output."""
+        counts = self._remaining(np.ones(self.analysis.count, bool)).tolist()
+        return {str(w.node.outputs[0].name): w.macs(counts) // self._batch for w in self._work}
+
     def share(self, kept: Kept, measure: str) -> float:
         """Return `cost(kept).ratio(baseline, measure)` without computing the other measures."""
         total: int = getattr(self.baseline, measure)

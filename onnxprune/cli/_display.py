@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from onnxprune.recipes import RunTable
     from onnxprune.recovery.recover import Recovered
     from onnxprune.studies.criteria_comparison import CriteriaComparison
-    from onnxprune.studies.model_diff import Differences
     from onnxprune.training import Retrained, ValidationMetrics
     from onnxprune.verification import Verification
 from onnxprune._utils.events import current
@@ -401,51 +400,3 @@ def run_table(done: RunTable, folder: str) -> None:
     worth = ["top1", "loss"] if metric is None else [metric_title(metric)]
     table(done.name, ["step", *worth, "MACs", "params", "bytes", "latency", "took"], rows)
     sys.stdout.write(f"last model: {done.final}\nall files and table.csv: {folder}\n")
-
-
-def differences_tables(differences: Differences, title: str, most: int | None = 20) -> None:
-    """Print the tables of `diff`: sizes, then differences, at most `most` rows of each kind (None: all)."""
-
-    def rows_of(what: str, columns: Sequence[str], rows: list[list[Cell]], *, prose: bool = False) -> None:
-        if rows:
-            table(f"{len(rows)} {what}", columns, rows[:most], prose=prose)
-            if most is not None and len(rows) > most:
-                sys.stdout.write(f"... and {len(rows) - most} more (--all)\n")
-
-    def shape(dims: Sequence[int | str]) -> str:
-        return f"[{', '.join(map(str, dims))}]"
-
-    sizes = []
-    for label, what, form in (
-        ("nodes", "nodes", str), ("MACs", "macs", count), ("params", "params", count), ("bytes", "bytes", size),
-        ("file", "file", size), ("opset", "opset", str),
-    ):  # fmt: skip
-        a, b = getattr(differences.before, what), getattr(differences.after, what)
-        share = percent(b / a) if a and b is not None and what != "opset" else ""
-        sizes.append([label, *("-" if v is None else form(v) for v in (a, b)), share])
-    table(title, ["", "before", "after", ""], sizes)
-    if differences.identical:
-        sys.stdout.write("nodes, shapes, weights and interface are the same\n")
-        return
-    for line in differences.interface:
-        sys.stdout.write(f"interface: {line}\n")
-    rows_of("nodes only in the second", ["node", "operator"], [[n, op] for n, op in differences.added])
-    rows_of("nodes only in the first", ["node", "operator"], [[n, op] for n, op in differences.removed])
-    changed = [[c.name, c.op, "; ".join(c.changes)] for c in differences.changed]
-    rows_of("nodes changed", ["node", "operator", "change"], changed, prose=True)
-    shapes = [[s.tensor, shape(s.before), shape(s.after)] for s in differences.shapes]
-    rows_of("activations of another shape", ["tensor", "before", "after"], shapes)
-    resized = [[w.name, shape(w.before), shape(w.after)] for w in differences.weights if w.before != w.after]
-    rows_of("weights of another shape", ["weight", "before", "after"], resized)
-    values = [
-        [w.name, shape(w.before), "-" if w.elements is None else percent(w.elements),
-         "-" if w.relative is None else f"{w.relative:.2e}", "-" if w.largest is None else f"{w.largest:.2e}"]
-        for w in differences.weights if w.before == w.after
-    ]  # fmt: skip
-    rows_of("weights of other values", ["weight", "shape", "elements", "relative", "largest"], values)
-    for what, weights in (("second", differences.added_weights), ("first", differences.removed_weights)):
-        rows_of(f"weights only in the {what}", ["weight", "shape"], [[n, shape(s)] for n, s in weights])
-    sys.stdout.write(
-        f"the same: {differences.same_nodes} nodes, {differences.same_shapes} activation shapes, "
-        f"{differences.same_weights} weights\n"
-    )
