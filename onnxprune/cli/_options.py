@@ -22,9 +22,11 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import click
 from click.shell_completion import CompletionItem
 
+from onnxprune.cli._files import checked
 from onnxprune.options import HEADINGS, PAIRS, Declared, OptionError, Options, declared
 
 ADVANCED = "Advanced"
+OUTPUT = "Output"
 _LAST = 10**6
 # Options that hold the content of a file: the module and function that read it.
 _FILES = {"overrides": ("onnxprune.planning.constraints", "load_overrides")}
@@ -63,6 +65,7 @@ class Option(click.Option):
 
     heading: str = ""
     order: int = 0
+    writes: bool = False  # the value is a file or folder that is written
 
 
 class Command(click.Command):
@@ -84,6 +87,11 @@ class Command(click.Command):
     def params(self, params: list[click.Parameter]) -> None:
         self._params = params
         self._complete = False
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command on files that do not get in each other's way."""
+        with checked(self.get_params(ctx), ctx.params):
+            return super().invoke(ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write one section of options for each heading."""
@@ -189,6 +197,7 @@ def _click_options(entry: _CommandOption) -> Iterator[click.Option]:
         kwargs["type"], kwargs["metavar"] = _click_type(d, kind), _metavar(d, kind)
         kwargs["multiple"] = _repeatable(d)
     made = Option([entry.name, *d.flags], help=_help(d), required=d.required, **kwargs)
+    made.writes = kind is Path and spec.heading == OUTPUT
     made.heading = ADVANCED if spec.advanced else spec.heading
     made.order = entry.order + (1000 * HEADINGS.index(spec.heading) if spec.advanced else 0)
     yield made
