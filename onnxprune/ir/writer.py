@@ -153,9 +153,7 @@ def save(model: Model, path: str | os.PathLike[str], *, external: bool | None = 
     separate = bool(external or big or (external is None and model.external))
     data_path = path.with_name(path.name + ".data")
     if separate and is_stream(path):
-        raise OnnxPruneError(
-            "external data needs a file beside it", where=str(path), fix="name a file, or --single-file"
-        )
+        raise OnnxPruneError("external data needs a file", where=str(path), fix="name a file, or --single-file")
     for source in (model.path, *model.data_files) if separate else ():
         check_output(data_path, source)
     if not separate and not is_stream(path):

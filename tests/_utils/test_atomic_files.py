@@ -81,11 +81,16 @@ def test_many_writers_of_one_file_leave_one_of_their_files(tmp_path: Path) -> No
 def test_an_interrupted_block_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_text("old")
-    with pytest.raises(KeyboardInterrupt), atomic(path) as file:
-        file.write(b"new")
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        _interrupted(path)
     assert path.read_text() == "old"
     assert names(tmp_path) == ["x"]
+
+
+def _interrupted(path: Path) -> None:
+    with atomic(path) as file:
+        file.write(b"new")
+        raise KeyboardInterrupt
 
 
 def test_long_names_and_permissions(tmp_path: Path) -> None:
