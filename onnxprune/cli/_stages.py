@@ -19,6 +19,7 @@ from onnxprune.options import (
     ModelOutput,
     Planning,
     Preprocessing,
+    Resuming,
     SampleOptions,
     Scoring,
     Timing,
@@ -40,6 +41,18 @@ if TYPE_CHECKING:
     from onnxprune.recovery.recover import Recovered
 
 SYNTHETIC = 512  # synthetic samples for `--data none`
+
+
+def check_resume(resuming: Resuming) -> None:
+    """Note that `--resume` is not needed any more.
+
+    Raises:
+        click.UsageError: `--restart` as well.
+    """
+    if resuming.resume and resuming.restart:
+        raise click.UsageError("--resume and --restart exclude each other: use only one of them")
+    if resuming.resume:
+        click.echo("--resume is the default now; --restart discards an interrupted run", err=True)
 
 
 def load_model(path: Path, shapes: InputShapes | None = None) -> Model:
