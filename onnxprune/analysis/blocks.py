@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import takewhile
+from typing import TYPE_CHECKING
 
 import onnx_graphsurgeon as gs
 
@@ -23,6 +24,9 @@ from onnxprune.analysis.group_naming import human_name
 from onnxprune.analysis.shape_inference import Witness
 from onnxprune.ops import find
 from onnxprune.ops.label_table import LabelTable
+
+if TYPE_CHECKING:
+    from onnxprune.analysis.coupling import Group
 
 _MOVES = frozenset(("Identity", "Dropout", "Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"))
 """Operators that a shortcut may pass: they move values and compute nothing."""
@@ -99,6 +103,16 @@ def find_blocks(
 def held_names(graph: gs.Graph) -> set[str]:
     """Return the names of tensors that are outputs of the model, or read in the body of a Loop or Scan."""
     return {t.name for t in graph.outputs} | {t.name for n in graph.nodes for t in captured(n)}
+
+
+def inner_groups(graph: gs.Graph, groups: Iterable[Group], block: Block) -> frozenset[str]:
+    """Return the names of the groups of which every weight is used in a block only."""
+    nodes = set(block.nodes)
+    outside: set[str] = set()
+    for node in graph.nodes:
+        if not node.outputs or node.outputs[0].name not in nodes:
+            outside.update(t.name for t in node.inputs if isinstance(t, gs.Constant))
+    return frozenset(g.name for g in groups if g.sites and not any(t in outside for t, _ in g.sites))
 
 
 _Found = tuple[Block, tuple[int, ...]]

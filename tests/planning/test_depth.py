@@ -62,9 +62,12 @@ def test_default_plans_have_no_blocks_and_the_first_schema() -> None:
     assert '"schema": 1' in made.to_json()
 
 
-def test_steps_refuse_blocks() -> None:
-    with pytest.raises(OnnxPruneError, match="plans channels only"):
-        plan_steps(analyze(load(chain(3))), "l2", "macs=0.6", steps=2, constraints=Constraints(max_blocks=1))
+def test_steps_plan_blocks_beside_channels() -> None:
+    model = load(chain(4))
+    made = plan_steps(analyze(model), "l2", "macs=0.4", steps=2, constraints=Constraints(max_blocks=2, round_to=1))
+    done = compile_plan(model, made)
+    assert len(made.blocks) <= 2
+    assert abs(done.after.ratio(done.before, "macs") - 0.4) <= 0.02
 
 
 def test_command_line_prunes_blocks_and_recovers(tmp_path: Path) -> None:
