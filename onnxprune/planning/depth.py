@@ -226,9 +226,17 @@ def removal_order(
 
 
 def blocks_to_target(
-    order: Sequence[Block], meter: MeasureShare, target: Target, kept: Kept, *, final: bool = True
+    order: Sequence[Block], meter: MeasureShare, target: Target, kept: Kept, *, final: bool = True, least: int = 0
 ) -> list[Block]:
-    """Return the first blocks that bring the share of a measure nearest to a target; not `final`: not below it.
+    """Return the first blocks that bring the share of a measure nearest to a target.
+
+    Args:
+        order: Blocks in order of removal.
+        meter: Shares of the measure.
+        target: Target.
+        kept: Components kept before.
+        final: Whether the target must be met; else the share does not fall below it.
+        least: Least number of blocks.
 
     Raises:
         OnnxPruneError: The target cannot be reached by blocks alone.
@@ -246,7 +254,7 @@ def blocks_to_target(
             f"{target.measure}={shares[-1]:.3f} stays",
             fix="remove channels as well (--max-blocks instead of --only blocks), or exclude and protect less",
         )
-    best = min(range(len(shares)), key=lambda n: abs(shares[n] - target.share))
+    best = min(range(min(least, len(order)), len(shares)), key=lambda n: abs(shares[n] - target.share))
     return list(order[:best])
 
 

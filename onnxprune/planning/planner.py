@@ -273,6 +273,7 @@ def allocate_depth(
     latency: LatencyPredictor | None = None,
     removed: ChannelOrder | None = None,
     final: bool = True,
+    least: int = 0,
 ) -> tuple[dict[str, Removal], list[Block]]:
     """Return the channels and the blocks, those of `request.blocks` included, that share a budget.
 
@@ -287,6 +288,7 @@ def allocate_depth(
         latency: Latency model.
         removed: Channels removed before.
         final: Whether the target must be met.
+        least: With blocks alone, the least number of further blocks, if there are any.
 
     Raises:
         OnnxPruneError: See `plan`.
@@ -305,7 +307,7 @@ def allocate_depth(
             return {}, [*gone, *order[: max(0, count - len(gone))]]
         start = analysis.kept()
         start[[b.component for b in gone]] = False
-        return {}, [*gone, *depth.blocks_to_target(order, meter, request.target, start, final=final)]
+        return {}, [*gone, *depth.blocks_to_target(order, meter, request.target, start, final=final, least=least)]
     if request.ratio is not None or request.target is None:
         raise OnnxPruneError("blocks beside channels need a target", fix="--target macs=0.5")
     inner = replace(request, constraints=depth.channels_only(limits))

@@ -152,7 +152,8 @@ class PrunePath:
             target, None, allocator, self.normalize or scores.normalize, self.constraints, blocks
         )  # fmt: skip
         if self.constraints.asks_for_blocks:
-            groups, removed = allocate_depth(scores, request, latency=self.latency, removed=gone)
+            least = 0 if since is None else 1  # blocks are coarse: the nearest number may be that of the earlier point
+            groups, removed = allocate_depth(scores, request, latency=self.latency, removed=gone, least=least)
         else:
             groups, removed = allocate(scores, request, latency=self.latency, removed=gone, final=True), []
         record = {"scope": allocator} if allocator in ("latency", "saving") else {}
