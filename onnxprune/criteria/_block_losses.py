@@ -14,7 +14,7 @@ from math import ceil
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.analysis.blocks import Block
+from onnxprune.analysis.blocks import Block, adds
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.analysis.linear_layers import LinearNode, linear_node
 from onnxprune.criteria._output_effects import measured_outputs
@@ -148,7 +148,7 @@ class ResolvedWithout(DistanceWithout):
         gone = {b.name for b in removed}
         after = [b for b in self.runs.analysis.blocks if self.places[b.output] > self.places[block.output]]
         for other in sorted(after, key=lambda b: self.places[b.output]):
-            if other.name in gone or other.output not in writers or writers[other.output].op != "Add":
+            if other.name in gone or other.output not in writers or not adds(writers[other.output]):
                 continue
             node = _last_linear(writers.get(other.branch), writers, outputs)
             if node is not None and node.inputs * node.kernel <= _WIDEST:
