@@ -259,19 +259,21 @@ def blocks_to_target(
 
 
 class Allocation(Protocol):
-    """Answer of an allocator: the number of blocks that it removes, and its loss."""
+    """Answer of an allocator: the number of blocks that it removes, its loss, and its distance from the target."""
 
     @property
     def blocks(self) -> int: ...
     @property
     def loss(self) -> float: ...
+    @property
+    def gap(self) -> float: ...
 
 
 Answer = TypeVar("Answer", bound=Allocation)
 
 
 def least_loss(plans: Iterable[Callable[[], Answer]]) -> Answer:
-    """Return the plan that loses least, the first of equal ones; plans that cannot meet the target are left out.
+    """Return the plan that loses least of those nearest to the target; plans that cannot be made are left out.
 
     Raises:
         OnnxPruneError: No plan meets the target.
@@ -286,7 +288,7 @@ def least_loss(plans: Iterable[Callable[[], Answer]]) -> Answer:
     if not found:
         assert failed is not None
         raise failed
-    return min(found, key=lambda plan: plan.loss)
+    return min(found, key=lambda plan: (plan.gap, plan.loss))
 
 
 def _made(plan: Answer) -> Callable[[], Answer]:

@@ -18,7 +18,7 @@ from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.ir.input_sizes import given_shapes
 from onnxprune.options.planning import ALLOCATORS
 from onnxprune.planning import depth
-from onnxprune.planning._search import CountPath, TargetSearch
+from onnxprune.planning._search import CLOSE, LATENCY_CLOSE, CountPath, TargetSearch
 from onnxprune.planning.allocators import (
     GreedyTrace,
     LatencyGreedy,
@@ -218,11 +218,16 @@ def allocate(
 
 @dataclass(frozen=True)
 class _Allocation:
-    """Removed channels, the number of blocks of a path removed with them, and the loss of both."""
+    """Removed channels, the number of blocks of a path removed with them, and the loss of both.
+
+    Attributes:
+        gap: Distance of the measure from the target; 0 within its tolerance.
+    """
 
     groups: dict[str, Removal]
     blocks: int
     loss: float
+    gap: float = 0.0
 
 
 def _allocated(
@@ -308,14 +313,21 @@ def allocate_depth(
         start = analysis.kept()
         start[[b.component for b in gone]] = False
         return {}, [*gone, *depth.blocks_to_target(order, meter, request.target, start, final=final, least=least)]
-    if request.ratio is not None or request.target is None:
+    target = request.target
+    if request.ratio is not None or target is None:
         raise OnnxPruneError("blocks beside channels need a target", fix="--target macs=0.5")
     inner = replace(request, constraints=depth.channels_only(limits))
 
     def beside(count: int, competing: int = 0) -> _Allocation:
         how = replace(inner, blocks=(*gone, *order[:count]), path=tuple(path[count : count + competing]))
         found = _allocated(scores, how, latency=latency, removed=removed, final=final, cost=cost)
-        return replace(found, blocks=count + found.blocks, loss=found.loss + sum(loss for _, loss in path[:count]))
+        gone_then = depth.removals([*gone, *order[: count + found.blocks]])
+        share = meter.share(analysis.kept(Plan("", found.groups, blocks=gone_then)))
+        gap = abs(share - target.share)
+        return _Allocation(
+            found.groups, count + found.blocks, found.loss + sum(loss for _, loss in path[:count]),
+            gap if gap > (LATENCY_CLOSE if measure == "latency" else CLOSE) else 0.0,
+        )  # fmt: skip
 
     if request.allocator in ("saving", "latency"):
         best = depth.best_of(beside, len(path), final=final)
