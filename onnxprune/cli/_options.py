@@ -217,7 +217,6 @@ def _click_options(entry: _CommandOption) -> Iterator[click.Option]:
 =======
     made = Option([entry.name, *d.flags], help=_help(d), required=d.required, **kwargs)
     made.writes = kind is Path and spec.heading == OUTPUT
->>>>>>> wip-files
     made.heading = ADVANCED if spec.advanced else spec.heading
     made.order = entry.order + (1000 * HEADINGS.index(spec.heading) if spec.advanced else 0)
     yield made
