@@ -93,7 +93,7 @@ class _Drawing(CleanStream):
     """Stream for text that draws with control characters itself; failures count as those of the stream it is of."""
 
     def __init__(self, of: CleanStream) -> None:
-        super().__init__(of.raw)  # type: ignore[arg-type]
+        super().__init__(of.raw)
         self.of = of
 
     def write(self, text: str, /) -> int:

@@ -214,8 +214,6 @@ def _click_options(entry: _CommandOption) -> Iterator[click.Option]:
         kwargs["type"], kwargs["metavar"] = _click_type(d, kind), _metavar(d, kind)
         kwargs["multiple"] = _repeatable(d)
     made = Option([entry.name, *d.flags], help=_help(d), **kwargs)
-=======
-    made = Option([entry.name, *d.flags], help=_help(d), required=d.required, **kwargs)
     made.writes = kind is Path and spec.heading == OUTPUT
     made.heading = ADVANCED if spec.advanced else spec.heading
     made.order = entry.order + (1000 * HEADINGS.index(spec.heading) if spec.advanced else 0)

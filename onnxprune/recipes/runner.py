@@ -108,7 +108,7 @@ def run_recipe(
 
 def _read_data(recipe: Recipe, model: Model, notice: Callable[[str], None] | None) -> tuple[Recipe, dict[str, Data]]:
     """Read all data, match it with the model, and return the recipe with the preprocessing that the model decides."""
-    data = {}
+    data: dict[str, Data] = {}
     labels = recipe.defaults.task == TaskOptions()
     for key, source in recipe.sources.items():
         if source == HELD_OUT:

@@ -86,10 +86,10 @@ class FrontierSettings:
         """True if points are placed by predicted latency."""
         return self.measure == "latency" or "latency" in self.allocators
 
-    def curves(self) -> list[Curve]:
+    def curves(self) -> list[FrontierCurve]:
         """Return the curves: every criterion with every allocator and series."""
         return [
-            Curve(c, a, s)
+            FrontierCurve(c, a, s)
             for s in dict.fromkeys(self.series)
             for c in dict.fromkeys(self.criteria)
             for a in dict.fromkeys(self.allocators)
@@ -97,8 +97,8 @@ class FrontierSettings:
 
 
 @dataclass(frozen=True)
-class Curve:
-    """Curve of a frontier: criterion, allocator (None: the criterion's own) and series ("": by the constraints)."""
+class FrontierCurve:
+    """FrontierCurve of a frontier: criterion, allocator (None: the criterion's own) and series ("": by the constraints)."""
 
     criterion: str
     allocator: str | None = None
@@ -132,7 +132,7 @@ class _CurveTask:
     model: Path
     sizes: Mapping[tuple[str, int], int]
     folder: Path
-    curve: Curve
+    curve: FrontierCurve
     fit: Calibration
     evaluation: Calibration
     settings: FrontierSettings
