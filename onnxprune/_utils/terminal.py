@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
-from typing import IO
+from typing import IO, Any
 
 # C0 but tab and newline, DEL, C1, and the marks that reverse the direction of text.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -31,7 +31,7 @@ class CleanStream(io.TextIOBase):
     """
 
     def __init__(self, stream: IO[str] | None) -> None:
-        self.raw = stream if stream is not None else _Nowhere()
+        self.raw: Any = stream if stream is not None else _Nowhere()
         self.failed: OSError | None = None
 
     def write(self, text: str, /) -> int:
@@ -63,11 +63,11 @@ class CleanStream(io.TextIOBase):
 
     def isatty(self) -> bool:
         """Return whether the stream is a terminal."""
-        return self.raw.isatty()
+        return bool(self.raw.isatty())
 
     def fileno(self) -> int:
         """Return the file's number."""
-        return self.raw.fileno()
+        return int(self.raw.fileno())
 
     def writable(self) -> bool:
         """Return True."""
@@ -93,7 +93,7 @@ class _Drawing(CleanStream):
     """Stream for text that draws with control characters itself; failures count as those of the stream it is of."""
 
     def __init__(self, of: CleanStream) -> None:
-        super().__init__(of.raw)  # type: ignore[arg-type]
+        super().__init__(of.raw)
         self.of = of
 
     def write(self, text: str, /) -> int:

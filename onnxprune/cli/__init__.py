@@ -37,7 +37,7 @@ from onnxprune.cli import (
     sweep,
     verify,
 )
-from onnxprune.cli._boundary import guarded
+from onnxprune.cli._boundary import guarded, program
 
 # Modules that compute are imported inside the commands, so that `--help` is fast.
 
@@ -89,3 +89,8 @@ for command in (
     run_passes.run_passes, list_registries.ops, list_registries.criteria, list_registries.passes, demo.demo,
 ):  # fmt: skip
     main.add_command(command)
+
+
+def run_program() -> None:
+    """Entry point of the script `onnxprune` and of `python -m onnxprune`."""
+    program(partial(main, prog_name="onnxprune"))

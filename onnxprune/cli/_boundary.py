@@ -19,6 +19,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,6 +33,7 @@ from onnxprune.errors import OnnxPruneError
 
 DEBUG = "ONNXPRUNE_DEBUG"
 INTERNAL, BROKEN_PIPE = 4, 141
+_PATIENCE = 5.0  # seconds for threads to end after a signal
 _PACKAGE = str(Path(__file__).parents[1])
 
 
@@ -62,6 +64,18 @@ def guarded(command: Callable[[], Any], *, as_json: bool) -> int:
         return code or 1
 
 
+def program(main: Callable[[], Any]) -> None:
+    """Run the command line as a program: it ends soon after a signal, even if a thread does not."""
+    try:
+        main()
+    except SystemExit as err:
+        if isinstance(err.code, int) and err.code > 128:
+            timer = threading.Timer(_PATIENCE, os._exit, (err.code,))
+            timer.daemon = True
+            timer.start()
+        raise
+
+
 @contextlib.contextmanager
 def _clean_streams() -> Iterator[tuple[CleanStream, CleanStream]]:
     before = sys.stdout, sys.stderr
@@ -83,7 +97,16 @@ def _code(result: Any) -> int:
 
 
 def _unexpected(problem: BaseException) -> bool:
-    known = (OnnxPruneError, click.ClickException, click.Abort, Stopped, KeyboardInterrupt, OSError, MemoryError)
+    known = (
+        OnnxPruneError,
+        click.ClickException,
+        click.Abort,
+        Stopped,
+        KeyboardInterrupt,
+        SystemExit,
+        OSError,
+        MemoryError,
+    )
     return not isinstance(problem, known)
 
 

@@ -26,10 +26,12 @@ from onnxprune import __version__
 from onnxprune._utils.atomic_files import check_outputs
 from onnxprune._utils.events import logged
 from onnxprune.cli._config import FILES, Default, load_defaults, without_alternatives
+from onnxprune.cli._files import checked
 from onnxprune.errors import OnnxPruneError
 from onnxprune.options import HEADINGS, PAIRS, Declared, Events, OptionError, Options, declared
 
 ADVANCED = "Advanced options"
+OUTPUT = "Output"
 _LAST = 10**6
 
 model_argument = click.argument("model", type=click.Path(path_type=Path))
@@ -65,6 +67,7 @@ class Option(click.Option):
 
     heading: str = ""
     order: int = 0
+    writes: bool = False  # the value is a file or folder that is written
 
 
 class Command(click.Command):
@@ -94,6 +97,11 @@ class Command(click.Command):
     def params(self, params: list[click.Parameter]) -> None:
         self._params = params
         self._complete = False
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command on files that do not get in each other's way."""
+        with checked(self.get_params(ctx), ctx.params):
+            return super().invoke(ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write one section of options for each heading."""
@@ -208,6 +216,7 @@ def _click_options(entry: _CommandOption) -> Iterator[click.Option]:
         kwargs["type"], kwargs["metavar"] = _click_type(d, kind), _metavar(d, kind)
         kwargs["multiple"] = _repeatable(d)
     made = Option([entry.name, *d.flags], help=_help(d), **kwargs)
+    made.writes = kind is Path and spec.heading == OUTPUT
     made.heading = ADVANCED if spec.advanced else spec.heading
     made.order = entry.order + (1000 * HEADINGS.index(spec.heading) if spec.advanced else 0)
     yield made

@@ -19,6 +19,7 @@ from onnxprune.options import (
     ModelOutput,
     Planning,
     Preprocessing,
+    Resuming,
     SampleOptions,
     Scoring,
     Timing,
@@ -40,6 +41,18 @@ if TYPE_CHECKING:
     from onnxprune.recovery.recover import Recovered
 
 SYNTHETIC = 512  # synthetic samples for `--data none`
+
+
+def check_resume(resuming: Resuming) -> None:
+    """Note that `--resume` is not needed any more.
+
+    Raises:
+        click.UsageError: `--restart` as well.
+    """
+    if resuming.resume and resuming.restart:
+        raise click.UsageError("--resume and --restart exclude each other: use only one of them")
+    if resuming.resume:
+        click.echo("--resume is the default now; --restart discards an interrupted run", err=True)
 
 
 def load_model(path: Path, shapes: InputShapes | None = None) -> Model:
@@ -190,16 +203,22 @@ def proof_feeds(source: str | None, samples: Calibration | None, model: Model) -
 # ------------------------------------------------------------------------------------------------- scores and plans
 
 
-def scored(analysis: Analysis, scoring: Scoring, samples: Calibration | None, *, quiet: bool) -> Scores:
-    """Score all channels."""
+def scored(
+    analysis: Analysis, scoring: Scoring, samples: Calibration | None, *, quiet: bool,
+    constraints: Constraints | None = None, target: Target | None = None,
+) -> Scores:  # fmt: skip
+    """Score all channels, and the blocks that a plan under these constraints may remove."""
     from onnxprune.cli._display import progress
-    from onnxprune.criteria.scoring import score
+    from onnxprune.planning.depth import scores_for, target_met
 
     note_synonym(scoring.name)
+    limits = constraints or Constraints()
+    enough = target_met(analysis, target) if limits.asks_for_blocks else None
     with progress(f"scoring with {scoring.name}", quiet=quiet) as tick:
-        return score(
-            analysis, scoring.name, reduce=scoring.reduce, calibration=samples, progress=tick, **scoring.params
-        )
+        return scores_for(
+            analysis, scoring.name, limits, enough=enough, reduce=scoring.reduce, calibration=samples, progress=tick,
+            **scoring.params,
+        )  # fmt: skip
 
 
 def note_synonym(criterion: str) -> None:
@@ -324,7 +343,9 @@ def planned(analysis: Analysis, inputs: PlanInputs) -> Planned:
         scores = load_scores(inputs.scores_file, analysis)
     else:
         own = scoring_of(curves, scoring)
-        scores = scored(analysis, own, samples, quiet=inputs.quiet)
+        scores = scored(
+            analysis, own, samples, quiet=inputs.quiet, constraints=inputs.constraints, target=target
+        )  # fmt: skip
     made = plan(
         scores, target, ratio=planning.ratio, curves=curves, min_group_accuracy=planning.min_group_accuracy,
         max_loss=planning.max_loss, latency=latency, allocator=planning.allocator, normalize=planning.normalize,

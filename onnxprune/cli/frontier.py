@@ -57,7 +57,7 @@ def frontier(
         measure=options.minimize, points=options.points, least=options.least, criteria=options.criteria,
         allocators=options.allocators or (None,), constraints=constraints_on(options.device, constraints),
         attention=analysis.attention, include_inexact=analysis.include_inexact, quantize=options.quantize or "",
-        reconstruct_blocks=options.reconstruct_blocks,
+        reconstruct_blocks=options.reconstruct_blocks, series=options.series or ("",),
         task=tasks, latency=options.latency, threads=options.threads, runs=options.runs,
     )  # fmt: skip
     with _display.progress("measuring points", quiet=as_json) as tick:

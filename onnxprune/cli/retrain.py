@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from onnxprune.cli._options import Command, json_option, model_argument, takes_options
-from onnxprune.cli._stages import constraints_on, load_model, read_data, read_target
+from onnxprune.cli._stages import check_resume, constraints_on, load_model, read_data, read_target
 from onnxprune.errors import OnnxPruneError
 from onnxprune.options import (
     Constraints,
@@ -87,13 +87,14 @@ def retrain(
     onnxprune retrain s.onnx --data x.npz -o r.onnx --teacher m.onnx --unlabelled
 
     OUTPUT is written if the best epoch is better on the validation data than MODEL and than an existing OUTPUT.
-    Checkpoints and logs are in OUTPUT.training.
+    Checkpoints and logs are in OUTPUT.training; the same command continues an interrupted run.
     """
     from onnxprune._utils.atomic_files import check_output
     from onnxprune.cli import _display
     from onnxprune.ir.writer import save
     from onnxprune.plans import load_plan, save_plan
 
+    check_resume(resuming)
     aim = _method_target(pruning, method_plan.plan_file)
     for source in filter(None, (model, taught.teacher, taught.teacher_plan)):
         check_output(output.output, source)
@@ -118,7 +119,7 @@ def retrain(
     with _display.progress("training", quiet=as_json or process_rank() > 0) as tick:
         done = run(
             pruned, found.data, val=val, preprocess=found.preprocess, task=tasks, settings=training, teacher=teacher,
-            plan=pruned_by, method=method, replaces=replaces, folder=folder, resume=resuming.resume,
+            plan=pruned_by, method=method, replaces=replaces, folder=folder,
             restart=resuming.restart, progress=tick, notice=_display.note,
         )  # fmt: skip
     if done.rank > 0:  # another process of the same training: the first one writes and reports
@@ -127,7 +128,7 @@ def retrain(
         raise OnnxPruneError(
             f"not written: {_display.retrained_figures(done)}",
             where=str(output.output),
-            fix="other settings (--lr, --epochs) with --restart, or --keep last --resume to write the last epoch",
+            fix="other settings (--lr, --epochs) with --restart, or --keep last to write the last epoch",
         )
     limits = constraints_on(training.device, constraints)
     made = method.plan(done.model, aim, pruning.ratio, limits) if method is not None else None

@@ -5,6 +5,7 @@ Importing this package registers the built-in criteria. `get("l1")` makes one, `
 
 from onnxprune.criteria import (
     activations,
+    block_distance,
     bn_scale,
     dscore,
     geometric_median,
@@ -31,6 +32,7 @@ from onnxprune.criteria.base import DataCriterion as DataCriterion
 # Imported for registration.
 _BUILT_IN = (
     activations,
+    block_distance,
     bn_scale,
     dscore,
     geometric_median,

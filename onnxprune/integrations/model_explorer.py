@@ -20,7 +20,7 @@ from onnxprune._utils.atomic_files import write_text
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.criteria.scoring import Scores
 from onnxprune.errors import OnnxPruneError
-from onnxprune.latency.layers import Layer, layer_seconds, layers
+from onnxprune.latency.layer_figures import LayerFigures, layer_figures, layer_seconds
 from onnxprune.pipeline import ModelSource, PlanSource, analyze_for, as_model, as_plan
 
 _GRADIENTS = {
@@ -54,7 +54,7 @@ def node_data(
     """
     read, made = as_model(model), as_plan(plan)
     analysis = analyze_for(read, made)
-    found = layers(analysis, made)
+    found = layer_figures(analysis, made)
     values = {"channels kept": {x.output: x.channels[1] / x.channels[0] for x in found if x.channels[0]}}
     if scores is not None:
         values["importance"] = _importance(analysis, found, scores)
@@ -85,7 +85,7 @@ def save_node_data(model: ModelSource, plan: PlanSource, folder: str | os.PathLi
     return out
 
 
-def _importance(analysis: Analysis, found: list[Layer], scores: Scores) -> dict[str, float]:
+def _importance(analysis: Analysis, found: list[LayerFigures], scores: Scores) -> dict[str, float]:
     """Return the mean score of the channels that each layer produces."""
     strange = sorted(set(scores.groups) - {g.name for g in analysis.groups})
     if strange:

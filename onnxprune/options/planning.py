@@ -95,8 +95,8 @@ class Constraints(Options):
             channels inside heads), or a kind of group (`GROUP_KINDS`).
         overrides: Glob pattern -> ratio (share removed) or {"ratio": r, "min_channels": n, "channels": kept}.
         only: Kinds of groups that are pruned, "attention" for both of its kinds (empty: all), "blocks" for whole
-            residual blocks alone, "channels" for no blocks.
-        max_blocks: Largest number of residual blocks removed beside channels; 0: none, but with `only="blocks"` all.
+            residual blocks, "channels" for all kinds of channels: ("blocks",) alone, ("blocks", "channels") together.
+        max_blocks: Largest number of residual blocks removed; 0: none, but with "blocks" in `only` any number.
     """
 
     round_to: int | str = option(
@@ -123,19 +123,27 @@ class Constraints(Options):
     only: Sequence[str] = option(
         (), heading=SELECTION, advanced=True, metavar="KIND", choices=ONLY, title="kind of group",
         help="Prune only this kind: heads, head_dim, attention (both), mlp, stream, conv, embedding; or whole residual "
-        "blocks (repeatable).",
+        "blocks, with `--only channels` beside channels (repeatable).",
     )  # fmt: skip
     max_blocks: int = option(
         0, heading=SELECTION, advanced=True, metavar="N", ge=0, usage=True,
-        help="Remove up to N residual blocks beside channels, where that costs less; with --only blocks: at most N.",
+        help="Remove at most N residual blocks; without --only blocks beside channels, where that costs less.",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if "blocks" in self.only and len(self.only) > 1:
-            raise OptionError("only", "takes blocks alone; use --max-blocks for blocks beside channels")
         if isinstance(self.round_to, str) and self.round_to != "auto":
             raise OptionError("round_to", f"must be a number or auto; got {self.round_to!r}")
+
+    @property
+    def asks_for_blocks(self) -> bool:
+        """True if a plan may remove residual blocks."""
+        return "blocks" in self.only or bool(self.max_blocks)
+
+    @property
+    def blocks_alone(self) -> bool:
+        """True if a plan removes residual blocks and no channels."""
+        return set(self.only) == {"blocks"}
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

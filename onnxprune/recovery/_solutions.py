@@ -109,6 +109,6 @@ class SolutionStore:
             except OSError as err:
                 raise OnnxPruneError(
                     f"cannot write a solved layer: {err.strerror or err}", where=str(self.folder),
-                    fix="free disk space and continue with --resume",
+                    fix="free disk space and run the same command again",
                 ) from err  # fmt: skip
         self.journal.add(key, {"file": name, "errors": errors})

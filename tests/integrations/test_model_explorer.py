@@ -11,7 +11,7 @@ import pytest
 import onnxprune as op
 from onnxprune.errors import OnnxPruneError
 from onnxprune.integrations.model_explorer import node_data, save_node_data
-from onnxprune.latency.layers import layer_seconds, layers
+from onnxprune.latency.layer_figures import layer_figures, layer_seconds
 from onnxprune.plans import Plan, save_plan
 
 MODEL = Path(__file__).parents[2] / "models" / "digits_cnn.onnx"
@@ -38,11 +38,11 @@ def test_shares_are_those_of_the_pruned_weights(case: tuple[op.Analysis, op.Scor
 
 def test_layers_have_the_macs_of_both_models(case: tuple[op.Analysis, op.Scores, Plan]) -> None:
     analysis, _, plan = case
-    found = layers(analysis, plan)
+    found = layer_figures(analysis, plan)
     done = op.compile_plan(op.load(MODEL), plan)
     assert sum(x.macs[0] for x in found) == done.before.macs
     assert sum(x.macs[1] for x in found) == done.after.macs
-    assert all(x.macs[0] == x.macs[1] for x in layers(analysis))
+    assert all(x.macs[0] == x.macs[1] for x in layer_figures(analysis))
 
 
 def test_layers_of_a_removed_block_have_no_macs() -> None:
@@ -51,7 +51,7 @@ def test_layers_of_a_removed_block_have_no_macs() -> None:
 
     block = analysis.free_blocks[0]
     plan = Plan("", {}, blocks={block.name: BlockRemoval(block.output, block.operand)})
-    gone = [x for x in layers(analysis, plan) if not x.macs[1]]
+    gone = [x for x in layer_figures(analysis, plan) if not x.macs[1]]
     assert gone
     assert {x.output for x in gone} <= set(block.nodes)
 

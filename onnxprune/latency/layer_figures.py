@@ -23,7 +23,7 @@ _WARMUP = 3
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerFigures:
     """Layer that produces channels or has MACs.
 
     Attributes:
@@ -41,7 +41,7 @@ class Layer:
     macs: tuple[int, int]
 
 
-def layers(analysis: Analysis, plan: Plan | None = None) -> list[Layer]:
+def layer_figures(analysis: Analysis, plan: Plan | None = None) -> list[LayerFigures]:
     """Return the layers of a model in graph order, before and after a plan; without one they are equal.
 
     Raises:
@@ -60,7 +60,7 @@ def layers(analysis: Analysis, plan: Plan | None = None) -> list[Layer]:
         name = node.outputs[0].name if node.outputs else ""
         if name in before or (node.op in _LAYERS and node.name in channels):
             out.append(
-                Layer(
+                LayerFigures(
                     node.name or name, name, node.op, channels.get(node.name, (0, 0)),
                     (before.get(name, 0), after.get(name, 0)),
                 )
