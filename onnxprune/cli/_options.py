@@ -320,7 +320,7 @@ def _made(
 
 
 def _check_outputs(entries: Sequence[_CommandOption], made: Mapping[str, Options]) -> None:
-    """Raise if two options of the heading "Output" name the same file.
+    """Raise if two options of the heading "Output" name the same file, those of a configuration file included.
 
     Raises:
         OnnxPruneError: Names both options.
