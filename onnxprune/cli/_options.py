@@ -23,6 +23,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from onnxprune import __version__
+from onnxprune._utils.atomic_files import check_outputs
 from onnxprune._utils.events import logged
 from onnxprune.cli._config import FILES, Default, load_defaults, without_alternatives
 from onnxprune.cli._files import checked
@@ -165,6 +166,7 @@ def takes_options(function: Callable[..., None]) -> Callable[..., None]:
             parameter: _made(cls, parameter, entries(), given[parameter], defaults)
             for parameter, cls in classes.items()
         }
+        _check_outputs(entries(), made)
         log = next((m.log_json for m in made.values() if isinstance(m, Events)), None)
         with logged(log, click.get_current_context().info_name or function.__name__, __version__):
             function(**made, **values)
@@ -315,6 +317,16 @@ def _made(
         if entry.declared.spec.usage:
             raise click.UsageError(str(shown)) from err
         raise shown from err
+
+
+def _check_outputs(entries: Sequence[_CommandOption], made: Mapping[str, Options]) -> None:
+    """Raise if two options of the heading "Output" name the same file.
+
+    Raises:
+        OnnxPruneError: Names both options.
+    """
+    own = [(e, getattr(made[e.parameter], e.declared.name)) for e in entries if e.declared.spec.heading == HEADINGS[-1]]
+    check_outputs([(entry.label, path) for entry, path in own if isinstance(path, Path)], ())
 
 
 def _click_parameter(context: click.Context, entry: _CommandOption) -> click.Parameter | None:

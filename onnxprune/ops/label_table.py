@@ -175,6 +175,11 @@ class LabelTable:
 
     # ------------------------------------------------------------------------------------------- known values
 
+    @property
+    def integer_weights(self) -> bool:
+        """True if weights are integers, whose scales belong to their values."""
+        return bool(self.quantized) or any(root.dtype.kind in "iu" for root, _ in self.views.values())
+
     def shape(self, t: gs.Tensor) -> tuple[int, ...]:
         """Return the witness shape of a tensor."""
         if isinstance(t, gs.Constant):
