@@ -32,6 +32,7 @@ from onnxprune.verification import relative_difference
 
 each = pytest.mark.parametrize("case", CASES, ids=lambda c: c.label)
 
+
 def prune(proto: onnx.ModelProto, seed: int, runs: bool = True) -> tuple[Analysis, Plan]:
     """Removes random channels, half of `v0` at least, and verifies."""
     model = load(proto)
