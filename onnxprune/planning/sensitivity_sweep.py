@@ -201,7 +201,8 @@ class _Sweep:
         found = self.journal.entries.get(f"{removed} {group}")
         if found is None:
             return None
-        if not isinstance(found, list) or len(found) != 2 or type(found[0]) not in (int, float):
+        numbers = isinstance(found, list) and all(type(v) in (int, float) for v in found if v is not None)
+        if not numbers or len(found) != 2 or found[0] is None:
             raise OnnxPruneError("the journal holds something that is no point", fix="start anew with --restart")
         return MetricValue(found[0], found[1])
 

@@ -349,7 +349,7 @@ def test_bad_recipes_give_one_error_and_no_folder(text: str, says: str, tmp_path
         (["--set", 'prune.protect=["frist"]'], "did you mean 'first'"),
         (["-o", "no/run"], "does not exist"),
         (["-o", "full"], "holds no run of a recipe"),
-        (["-o", "recipe.toml"], "is not a folder"),
+        (["-o", "recipe.toml"], "is the input file"),
     ],
 )
 def test_what_is_missing_or_does_not_fit_is_known_before_anything_is_written(
