@@ -182,7 +182,7 @@ class Analysis:
         for name, removed in (plan.groups if plan is not None else {}).items():
             out[self[name].components[np.asarray(removed.removed, np.int64)]] = False
         for name in plan.blocks if plan is not None else ():
-            out[self.block(name).component] = False
+            out[self.block(name).components] = False
         return out
 
     def block(self, name: str) -> Block:
@@ -428,7 +428,7 @@ def assemble(model: Model, witness: Witness, table: LabelTable, *, source: Model
             lock = by_rank[why]
             locked.append(LockedGroup(namer.name(members), len(members), lock.node, lock.op, lock.reason, lock.inexact))
     count = len(free_roots) + 1
-    blocks = find_blocks(model.graph, witness, table, count, {g.name for g in groups})
+    blocks = find_blocks(model.graph, witness, table, component, groups, count)
     count += sum(not b.reason for b in blocks)
     return Analysis(source or model, model, witness, table, component, count, tuple(groups), tuple(locked), blocks)
 

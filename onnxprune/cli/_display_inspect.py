@@ -66,7 +66,7 @@ def inspect_document(analysis: Analysis, name: str) -> dict[str, Any]:
 def _block(block: Block, model: CostModel) -> dict[str, Any]:
     """Return a block with what its removal saves; nothing for a block that is not free."""
     kept = model.analysis.kept()
-    kept[block.component] = not block.component
+    kept[block.components if block.component else []] = False
     after = model.cost(kept)
     return {
         "name": block.name,

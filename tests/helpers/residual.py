@@ -10,7 +10,8 @@ from onnx import numpy_helper, parser
 
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.ir.model import Model
-from onnxprune.passes import Pipeline, RemoveBlocks, StripChannels
+from onnxprune.passes import Pipeline
+from onnxprune.passes.remove_blocks import removal_passes
 from onnxprune.plans import BlockRemoval, Plan, Removal
 
 WIDTH = 8
@@ -64,4 +65,4 @@ def removing(analysis: Analysis, names: Iterable[str], every: int = 0) -> Plan:
 
 def removed(analysis: Analysis, plan: Plan) -> Model:
     """Return the pruned model, unproved."""
-    return Pipeline([StripChannels(plan, analysis), RemoveBlocks(plan, analysis)])(analysis.model)
+    return Pipeline(removal_passes(plan, analysis))(analysis.model)
