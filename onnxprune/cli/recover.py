@@ -9,7 +9,7 @@ import click
 
 from onnxprune.cli._options import Command, json_option, takes_options
 from onnxprune.cli._stages import calibration_of, check_resume, has_float_layers, proof_feeds
-from onnxprune.errors import VerificationError
+from onnxprune.errors import OnnxPruneError, VerificationError
 from onnxprune.options import (
     Events,
     Execution,
