@@ -14,8 +14,9 @@ from onnxprune._utils.progress import Progress
 from onnxprune.analysis.coupling import Analysis, Kept
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.sessions import import_onnxruntime, kernel_block, provider_of
+from onnxprune.latency._cache_files import cached_file, machine
 from onnxprune.latency._channel_axes import ChannelAxes
-from onnxprune.latency._fit_cache import cache_file, machine, read_fit, structure, write_fit
+from onnxprune.latency._fit_cache import read_fit, structure, write_fit
 from onnxprune.latency._fitting import LatencyFit, fit
 from onnxprune.latency._measuring import MeasuringEffort, VariantTimer
 
@@ -102,7 +103,7 @@ def latency_model(
                 where=str(file), fix="start again with --restart",
             )  # fmt: skip
         return LatencyModel(axes, kept, batch=batch, threads=threads, provider=provider)
-    path = cache_file(settings)
+    path = cached_file(settings)
     fitted = read_fit(path, settings, axes) if cache and not refresh else None
     if fitted is None:
         with VariantTimer(analysis, batch=batch, threads=threads, device=device, effort=effort) as bench:
