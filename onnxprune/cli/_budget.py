@@ -85,7 +85,7 @@ def prune_within(
     path = PrunePath(
         found, fit, measure=budget.minimize, criterion=scoring.criterion or "obs", params=scoring.params,
         reduce=scoring.reduce, allocator=planning.allocator, normalize=planning.normalize,
-        constraints=constraints_on(measuring.device, constraints), latency=latency, feeds=fit.first(original),
+        constraints=constraints_on(measuring, measuring.device, constraints), latency=latency, feeds=fit.first(original),
         tolerance=verifying.tolerance, stages=stages,
     )  # fmt: skip
 

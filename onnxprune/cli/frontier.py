@@ -54,7 +54,7 @@ def frontier(
     fit, evaluation = evaluation_split(data.data, options.val_data, data, original, options.device)
     settings = FrontierSettings(
         measure=options.minimize, points=options.points, least=options.least, criteria=options.criteria,
-        allocators=options.allocators or (None,), constraints=constraints_on(options.device, constraints),
+        allocators=options.allocators or (None,), constraints=constraints_on(options, options.device, constraints),
         attention=analysis.attention, include_inexact=analysis.include_inexact, quantize=options.quantize or "",
         reconstruct_blocks=options.reconstruct_blocks,
         task=tasks, latency=options.latency, threads=options.threads, runs=options.runs,

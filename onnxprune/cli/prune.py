@@ -116,7 +116,7 @@ def prune(
         check_samples(samples.data)
     found = analyzed(original, analysis)
     inputs = PlanInputs(
-        planning, scoring, constraints_on(measuring.device, constraints), target, measuring, measuring.latency, data,
+        planning, scoring, constraints_on(measuring, measuring.device, constraints), target, measuring, measuring.latency, data,
         data.data, samples, curves_file=curves.curves_file, quiet=as_json,
     )  # fmt: skip
     made = planned(found, inputs)

@@ -169,7 +169,7 @@ _GENERATED = re.compile(r"(_token)?_?\d+$")  # a running number of onnxruntime, 
 def _features(matcher: _Matcher, kernels: Sequence[Kernel]) -> list[_Polynomial] | None:
     """Return the features of a kernel's time; None if its shapes cannot be matched to channels."""
     ins, outs = matcher.tensors([k.inputs for k in kernels]), matcher.tensors([k.outputs for k in kernels])
-    if ins is None or outs is None:
+    if ins is None or outs is None or not (ins or outs):
         return None
     features: list[_Polynomial] = [{(): 1.0}]
     if _is_dense(kernels[0]):

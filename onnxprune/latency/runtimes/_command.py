@@ -31,7 +31,7 @@ from onnxprune.latency.runtimes._block_probe import measured_block
 from onnxprune.latency.runtimes._command_output import check_pattern, check_unit, read_times
 from onnxprune.latency.runtimes._files import write_model
 from onnxprune.latency.runtimes._protocol import Inputs, Measurement, MeasurementStopped, RuntimeInfo
-from onnxprune.latency.runtimes._refusals import refusal
+from onnxprune.latency.runtimes._refusals import OTHER, refusal
 from onnxprune.latency.runtimes._registry import RUNTIMES
 
 _log = logging.getLogger(__name__)
@@ -180,7 +180,7 @@ class Command:
             except _CallFailedError as err:
                 if attempt == self.retries:
                     tried = f", {attempt + 1} times" if attempt else ""
-                    raise refusal_or_error(err, tried, files, model) from err
+                    raise _failed(err, tried, files, model) from err
                 _log.info("%s; trying again in %g s", err, wait)
                 self.sleep(wait)
                 wait = min(2 * wait, 30.0)
@@ -262,14 +262,14 @@ class _CallFailedError(Exception):
         self.output = output
 
 
-def refusal_or_error(err: _CallFailedError, tried: str, files: Sequence[Path], model: Model) -> OnnxPruneError:
+def _failed(err: _CallFailedError, tried: str, files: Sequence[Path], model: Model) -> OnnxPruneError:
     """Return the error of a call that failed: with the node, if the command names one."""
     end = err.output.strip()[-2000:]
     found = refusal("the command", end, model) if end else None
     last = end.splitlines()[-1].strip()[:200] if end else ""
     where = found.where if found is not None and found.where and "node" in found.where else _names(files, model)
     advice = "raise --runtime-option timeout=SECONDS" if "did not end" in err.what else None
-    if advice is None and found is not None and "runtime loads the model" not in (found.fix or ""):
+    if advice is None and found is not None and found.fix != OTHER:
         advice = found.fix
     return OnnxPruneError(
         f"{err.what}{tried}{f': {last}' if last else ''}", where=where,

@@ -14,7 +14,7 @@ from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.execution.sessions import Kernel, Provider, Session, import_onnxruntime, kernel_block
 from onnxprune.execution.timing import measure
 from onnxprune.ir.model import Model
-from onnxprune.latency.runtimes._block_probe import measured_block
+from onnxprune.latency.runtimes._block_probe import measured_block, probe_network
 from onnxprune.latency.runtimes._node_names import NodeNames
 from onnxprune.latency.runtimes._protocol import Inputs, LayerTime, Measurement, RuntimeInfo
 from onnxprune.latency.runtimes._refusals import refusal
@@ -105,7 +105,7 @@ class OnnxRuntime:
             cause = err.__cause__
             if cause is None:
                 raise
-            raise refusal(self._label, str(cause), model) from err
+            raise refusal(self._label, str(cause), model, err.fix) from err
 
     @property
     def _label(self) -> str:
@@ -200,7 +200,7 @@ def _provider(ort: Any, device: str) -> str:
     available = {_short(p): p for p in _available(ort)}
     wanted = _ALIASES.get(_short(device), _short(device)) or "cpu"
     if wanted == "auto":
-        return available.get("cuda", CPU)
+        return _loaded() if "cuda" in available else CPU
     if wanted in available:
         return available[wanted]
     known = {_short(p) for p in ort.get_all_providers()} | _PACKAGES.keys()
@@ -210,6 +210,11 @@ def _provider(ort: Any, device: str) -> str:
         f"the installed onnxruntime {ort.__version__} has no provider {wanted}; it has {', '.join(sorted(available))}",
         fix=_PACKAGES.get(wanted, "install the package of onnxruntime that is built with it"),
     )
+
+
+def _loaded() -> str:
+    """Return the provider of a session that prefers CUDA: the package may have it, and the machine not."""
+    return Session(probe_network(32), device="auto").provider
 
 
 def _short(provider: str) -> str:

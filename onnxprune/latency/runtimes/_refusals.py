@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from onnxprune.errors import OnnxPruneError
 from onnxprune.ir.model import Model
 
+OTHER = "measure in another runtime (--runtime), or check that the runtime loads the model by itself"
 _LONGEST = 400  # characters of a runtime's message
 _ADVICE = (
     (
@@ -29,23 +30,24 @@ _ADVICE = (
     (
         r"not (yet )?(supported|implemented)|unsupported|could not find an implementation|no (kernel|importer)"
         r"|conversion (is )?failed|cannot be converted|OpConversionFailure",
-        "the runtime has no implementation of this operator; measure in another runtime, or replace the operator",
+        "the runtime does not implement this operator: measure in another one (--runtime), or replace the operator",
     ),
 )  # fmt: skip
 
 
-def refusal(runtime: str, message: str, model: Model) -> OnnxPruneError:
+def refusal(runtime: str, message: str, model: Model, fix: str | None = None) -> OnnxPruneError:
     """Return the error for a model that a runtime refuses.
 
     Args:
         runtime: Name of the runtime.
         message: Message of the runtime.
         model: Refused model.
+        fix: Advice that is known already.
     """
-    fix = next((fix for pattern, fix in _ADVICE if re.search(pattern, message, re.I)), None)
+    fix = fix or next((fix for pattern, fix in _ADVICE if re.search(pattern, message, re.I)), None)
     return OnnxPruneError(
-        f"{runtime} refuses the model: {shortened_message(message)}", where=_where(message, model),
-        fix=fix or "measure in another runtime (--runtime), or check that the runtime loads the model by itself",
+        f"{runtime} cannot load the model: {shortened_message(message)}", where=_where(message, model),
+        fix=fix or OTHER,
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from onnxprune._utils.atomic_files import write_text
 from onnxprune._utils.registry import Registry
 from onnxprune._utils.strict import Format
 from onnxprune.errors import OnnxPruneError
+from onnxprune.execution.sessions import provider_of
 from onnxprune.latency._cache_files import cached_file, machine
 from onnxprune.latency.runtimes._protocol import Runtime
 
@@ -64,6 +65,7 @@ def make_runtime(
     if not name.strip():
         raise OnnxPruneError(f"cannot read the runtime {spec!r}", fix="for example onnxruntime:cuda or openvino")
     if name.strip() == DEFAULT and not rest.strip() and device != "cpu":
+        provider_of(device)
         rest = device
     return RUNTIMES[name.strip()](rest.strip(), {str(k): _text(v) for k, v in (options or {}).items()})
 
