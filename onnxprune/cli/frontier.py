@@ -57,7 +57,8 @@ def frontier(
         allocators=options.allocators or (None,), constraints=constraints_on(options, options.device, constraints),
         attention=analysis.attention, include_inexact=analysis.include_inexact, quantize=options.quantize or "",
         reconstruct_blocks=options.reconstruct_blocks,
-        task=tasks, latency=options.latency, threads=options.threads, runs=options.runs,
+        task=tasks, latency=options.latency, threads=options.threads, runs=options.runs, runtime=options.runtime,
+        runtime_options=options.runtime_options,
     )  # fmt: skip
     with _display.progress("measuring points", quiet=as_json) as tick:
         found = run(

@@ -18,6 +18,7 @@ from onnxprune.options import (
     Options,
     RequiredData,
     Resuming,
+    RuntimeChoice,
     TaskOptions,
     Training,
     TrainingMethod,
@@ -127,7 +128,7 @@ def retrain(
             where=str(output.output),
             fix="other settings (--lr, --epochs) with --restart, or --keep last --resume to write the last epoch",
         )
-    limits = constraints_on(training.device, constraints)
+    limits = constraints_on(RuntimeChoice(), training.device, constraints)
     made = method.plan(done.model, aim, pruning.ratio, limits) if method is not None else None
     save(done.model, output.output, external=output.external)
     written = None

@@ -19,6 +19,7 @@ from onnxprune.execution.tasks.evaluation import evaluate
 from onnxprune.ir.input_sizes import Shapes
 from onnxprune.ir.model import Model
 from onnxprune.latency.bench import bench
+from onnxprune.latency.runtimes import make_runtime
 from onnxprune.options import ReportMeasurements, TaskOptions
 from onnxprune.pipeline import analyze, analyze_for, compile_plan
 from onnxprune.planning.curves import load_curves
@@ -324,8 +325,8 @@ class _FileCollector:
         if m.latency and self.models and all(s.latency is None for s in self.stages.values()):
             with _sections.noting(self.report, "latency"):
                 rows_ = bench(
-                    [n.model for n in self.models], batch=m.batch, threads=m.threads, runs=m.runs, device=m.device,
-                    progress=progress,
+                    [n.model for n in self.models], batch=m.batch, threads=m.threads, runs=m.runs, progress=progress,
+                    runtime=make_runtime(m.runtime, m.runtime_options, device=m.device),
                 )  # fmt: skip
                 for n, row in zip(self.models, rows_, strict=True):
                     stage, time = self.stages[n.name], row.latency
