@@ -45,7 +45,7 @@ class Latency:
     @property
     def relative_error(self) -> float:
         """Standard error of the median as a share of it, from the quartiles of normal noise."""
-        return 0.93 * (self.high - self.low) / max(self.runs, 1) ** 0.5 / self.median
+        return float(0.93 * (self.high - self.low) / max(self.runs, 1) ** 0.5 / self.median)
 
 
 @dataclass(frozen=True)

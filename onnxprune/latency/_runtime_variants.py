@@ -20,7 +20,7 @@ from onnxprune.ir.model import Model
 from onnxprune.latency._measuring import MeasuringEffort, VariantMeasurement, design, variant
 from onnxprune.latency.random_inputs import random_feeds
 from onnxprune.latency.runtimes import LayerTime, Runtime
-from onnxprune.latency.runtimes._node_names import node_name
+from onnxprune.latency.runtimes.node_names import node_name
 from onnxprune.passes import Pipeline, StripChannels
 
 EFFORT = MeasuringEffort(variants=20, least_variants=12)

@@ -17,7 +17,7 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.ir.model import Model
 from onnxprune.latency.random_inputs import random_feeds
 from onnxprune.latency.runtimes import LayerTime, Runtime, block_of
-from onnxprune.latency.runtimes._node_names import node_name
+from onnxprune.latency.runtimes.node_names import node_name
 from onnxprune.ops import find
 from onnxprune.planning.analyze import analyze
 
@@ -77,7 +77,7 @@ class LayerProfile:
     layers: tuple[LayerRow, ...]
     compared: bool
 
-    COLUMNS: ClassVar[tuple[str, ...]] = ("layer", "operator", "channels", "before", "after", "left", "work", "reason")
+    COLUMNS: ClassVar[tuple[str, ...]] = ("layer", "channels", "before", "after", "left", "work", "reason")
 
     def rows(self, most: int | None = None) -> list[list[str]]:
         """Return the cells of a table.
@@ -142,9 +142,8 @@ def profile_layers(
     Raises:
         OnnxPruneError: The runtime has no times of layers, or refuses a model.
     """
-    sides = [
-        _Side(m, runtime, batch, threads, runs) for m in ([original] if pruned is original else [original, pruned])
-    ]
+    models = [original] if pruned is original else [original, pruned]
+    sides = [_Side(m, runtime, batch, threads, runs) for m in models]
     return compare_layers(sides, runtime)
 
 
@@ -152,9 +151,8 @@ def compare_layers(sides: Sequence[_Side], runtime: Runtime) -> LayerProfile:
     """Return the rows of one or two profiled models."""
     block = block_of(runtime)
     first, second = sides[0], sides[1] if len(sides) > 1 else None
-    rows = []
-    for name in dict.fromkeys([*first.seconds, *(second.seconds if second is not None else ())]):
-        rows.append(_row(name, first, second, block))
+    names = dict.fromkeys([*first.seconds, *(second.seconds if second is not None else ())])
+    rows = [_row(name, first, second, block) for name in names]
     rows.sort(key=lambda r: -max(r.before or 0.0, r.after or 0.0))
     return LayerProfile(str(runtime.describe()), block, tuple(rows), second is not None)
 
@@ -217,11 +215,7 @@ def _work(analysis: Analysis) -> Iterator[tuple[str, _Work]]:
 
 def _channels(shapes: Sequence[Sequence[tuple[int, ...]]]) -> tuple[int, ...]:
     """Return the channels of the first input and output: axis 1 of images, the last axis of others."""
-    out = []
-    for side in shapes:
-        if side and len(side[0]) > 1:
-            out.append(side[0][1] if len(side[0]) > 3 else side[0][-1])
-    return tuple(out)
+    return tuple(s[0][1] if len(s[0]) > 3 else s[0][-1] for s in shapes if s and len(s[0]) > 1)
 
 
 def _row(name: str, first: _Side, second: _Side | None, block: int) -> LayerRow:
@@ -299,4 +293,4 @@ def _cells(row: LayerRow) -> list[str]:
     left = f"{row.after / row.before:.2f}" if row.before and row.after is not None else ""
     work = f"{row.work:.2f}" if row.work is not None else ""
     times = [seconds(t) if t is not None else "" for t in (row.before, row.after)]
-    return [row.name, row.op, channels, *times, left, work, row.reason]
+    return [row.name, channels, *times, left, work, row.reason]

@@ -125,7 +125,7 @@ def measure_speedup(
         LatencyPair(before.median, after.median),
         predictor.batch,
         predictor.threads,
-        after.runs,
+        runs,
         found.ran,
         found.error(1),
     )

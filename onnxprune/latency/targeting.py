@@ -185,7 +185,7 @@ class _Search:
         self.rounds.append(TargetRound(aim, expected / predictor.baseline, found.share(1), found.error(1)))
         speedup = Speedup(
             LatencyPair(predictor.baseline, expected), LatencyPair(before, after), predictor.batch, predictor.threads,
-            found.latencies[1].runs, found.ran, found.error(1),
+            self.runs, found.ran, found.error(1),
         )  # fmt: skip
         self.tried.append((plan, speedup))
         self.points.append((predictor.seconds(kept) / predictor.baseline, found.share(1)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from onnxprune._utils.atomic_files import write_text
 from onnxprune.analysis.coupling import Analysis
@@ -33,6 +33,9 @@ from onnxprune.recipes._steps import (
     pick,
 )
 from onnxprune.studies.plots import check_plot, plot_curves
+
+if TYPE_CHECKING:
+    from onnxprune.latency.runtimes import Runtime
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

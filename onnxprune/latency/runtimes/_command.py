@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -123,7 +124,8 @@ class Command:
                 name = model.path.stem if model.path is not None else "model"
                 path = Path(folder) / f"{i:02d}-{re.sub(r'[^A-Za-z0-9._-]', '_', name)[:60]}.onnx"
                 write_model(model, path)
-                np.savez(path.with_suffix(".npz"), **{k: np.asarray(v) for k, v in feeds.items()})
+                arrays: dict[str, Any] = {k: np.asarray(v) for k, v in feeds.items()}
+                np.savez(path.with_suffix(".npz"), **arrays)
                 files.append(path)
             values = {"threads": str(threads), "batch": str(batch), "runs": str(runs)}
             return self._measured(models, files, values, progress)

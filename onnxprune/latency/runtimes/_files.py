@@ -9,7 +9,7 @@ from pathlib import Path
 
 from onnxprune.ir.model import Model
 from onnxprune.ir.writer import save
-from onnxprune.latency.runtimes._node_names import node_name
+from onnxprune.latency.runtimes.node_names import node_name
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,10 +14,10 @@ from onnxprune.execution.sessions import Kernel, Provider, Session, import_onnxr
 from onnxprune.execution.timing import measure
 from onnxprune.ir.model import Model
 from onnxprune.latency.runtimes._block_probe import measured_block, probe_network
-from onnxprune.latency.runtimes._node_names import NodeNames
 from onnxprune.latency.runtimes._protocol import Inputs, LayerTime, Measurement, RuntimeInfo
 from onnxprune.latency.runtimes._refusals import refusal
 from onnxprune.latency.runtimes._registry import RUNTIMES
+from onnxprune.latency.runtimes.node_names import NodeNames
 
 CPU = "CPUExecutionProvider"
 _SUFFIX = "ExecutionProvider"
@@ -155,13 +154,13 @@ class OnnxRuntime:
             return session.kernels()
 
     def profile(self, model: Model, inputs: Inputs, *, threads: int, runs: int = 20) -> list[LayerTime]:
-        """Return the median time of every kernel of onnxruntime's profiler."""
+        """Return the least time of every kernel of onnxruntime's profiler."""
         every = self._kernels(model, inputs, threads, runs + 2)[2:]
         same = [run for run in every if [k.name for k in run] == [k.name for k in every[-1]]]
         names = NodeNames(model)
         return [
             LayerTime(
-                k.name, k.op, statistics.median(run[i].seconds for run in same),
+                k.name, k.op, min(run[i].seconds for run in same),
                 k.provider.removesuffix(_SUFFIX), names.of(k.name),
             )
             for i, k in enumerate(every[-1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,14 +14,15 @@ from onnxprune.execution.timing import interleaved, waited_for_processor
 from onnxprune.ir.model import Model
 from onnxprune.latency.runtimes._block_probe import measured_block
 from onnxprune.latency.runtimes._files import model_file
-from onnxprune.latency.runtimes._node_names import NodeNames
 from onnxprune.latency.runtimes._protocol import Inputs, LayerTime, Measurement, RuntimeInfo
 from onnxprune.latency.runtimes._refusals import refusal
 from onnxprune.latency.runtimes._registry import RUNTIMES
+from onnxprune.latency.runtimes.node_names import NodeNames
 
 _DENSE = ("Convolution", "GroupConvolution", "Deconvolution", "FullyConnected", "MatMul")
 _PRECISION = "INFERENCE_PRECISION_HINT"
 _VECTOR = 8
+_WARMUP = 3
 _DATA = ("Parameter", "Constant", "Result")
 
 
@@ -151,10 +151,12 @@ class OpenVino:
         return Measurement(tuple(found.latencies), ran, found.seconds.shape[1], int(found.quiet.sum()))
 
     def profile(self, model: Model, inputs: Inputs, *, threads: int, runs: int = 20) -> list[LayerTime]:
-        """Return the median time of every layer from OpenVINO's counters, which have a resolution of 1 us."""
+        """Return the least time of every layer from OpenVINO's counters, which have a resolution of 1 us."""
         compiled = self._compiled(model, threads, profile=True)
         request = self._request(compiled, inputs, model)
         every: list[list[Any]] = []
+        for _ in range(_WARMUP):
+            request.infer()
         for _ in range(runs):
             request.infer()
             every.append(list(request.profiling_info))
@@ -166,7 +168,7 @@ class OpenVino:
                 continue
             times = [run[i].real_time.total_seconds() for run in every if len(run) == len(every[-1])]
             nodes = self._nodes(layer, fused.get(layer.node_name, ()), names)
-            out.append(LayerTime(layer.node_name, layer.node_type, statistics.median(times), layer.exec_type, nodes))
+            out.append(LayerTime(layer.node_name, layer.node_type, min(times), layer.exec_type, nodes))
         return out
 
     @staticmethod

@@ -69,7 +69,7 @@ class Measurement:
     def error(self, index: int) -> float:
         """Return the standard error of `share`, from the spread of the rounds."""
         first, other = self.latencies[0], self.latencies[index]
-        return self.share(index) * float(first.relative_error**2 + other.relative_error**2) ** 0.5
+        return float(self.share(index) * (first.relative_error**2 + other.relative_error**2) ** 0.5)
 
 
 class MeasurementStopped(OnnxPruneError):
@@ -93,7 +93,7 @@ class LayerTime:
     Attributes:
         name: Name in the runtime.
         op: Operator, possibly internal to the runtime.
-        seconds: Median time per run.
+        seconds: Least time of several runs: disturbances only add to it.
         kernel: Implementation that the runtime chose; "" if unknown.
         nodes: Names of the model's nodes that the layer computes; empty for layers that the runtime inserted.
     """

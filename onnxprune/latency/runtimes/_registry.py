@@ -6,7 +6,7 @@ import contextlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from onnxprune._utils.atomic_files import write_text
 from onnxprune._utils.registry import Registry
@@ -93,7 +93,7 @@ def block_of(runtime: Runtime, *, refresh: bool = False) -> int:
     path = cached_file(settings)
     if not refresh:
         with contextlib.suppress(OnnxPruneError):
-            found = cast(_BlockFile, _BLOCK.read(_BlockFile, path))
+            found = _BLOCK.read(_BlockFile, path)
             if found.settings == settings and 1 <= found.block <= 1024:
                 return found.block
     block = runtime.block_size()
