@@ -204,9 +204,10 @@ def _positions(kernel: Kernel) -> int:
 
 
 def _work(matcher: _Matcher, aligned: Iterable[list[list[Kernel]]]) -> list[_Polynomial]:
-    """Return the work of all kernels together: elements read and written, and multiplications."""
+    """Return the work of all kernels together: elements read and written, multiplications, elements of weights."""
     traffic: _Polynomial = {}
     products: _Polynomial = {}
+    weights: _Polynomial = {}
     for same in aligned:
         kernels = [k for variant in same for k in variant]
         ins, outs = matcher.tensors([k.inputs for k in kernels]), matcher.tensors([k.outputs for k in kernels])
@@ -216,7 +217,8 @@ def _work(matcher: _Matcher, aligned: Iterable[list[list[Kernel]]]) -> list[_Pol
         if _is_dense(kernels[0]):
             factor, places = _weight(kernels[0], ins, outs)
             _add(products, {places: factor * _positions(kernels[0])})
-    return [{(): 1.0}, traffic, products]
+            _add(weights, {places: factor})
+    return [{(): 1.0}, traffic, products, weights]
 
 
 def _sum(parts: Iterable[tuple[float, Monomial]]) -> _Polynomial:

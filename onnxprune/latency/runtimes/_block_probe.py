@@ -18,8 +18,8 @@ from onnxprune.ir.reader import load
 from onnxprune.latency.runtimes._protocol import ConvProbe, Inputs, Runtime
 
 # Counts by the largest power of two that divides them.
-COUNTS = {32: (32, 64, 96), 16: (48, 80), 8: (40, 56, 72), 4: (36, 52, 60), 2: (34, 50, 58), 1: (33, 53, 63)}
-LOSS = 0.08  # median excess over the interpolated time at which a count needs the larger block
+COUNTS = {32: (32, 64, 96), 16: (48, 80), 8: (40, 56, 72), 4: (36, 44, 52), 2: (34, 50, 58), 1: (33, 53, 63)}
+LOSS = 0.06  # median excess over the interpolated time at which a count needs the larger block
 _SIDE = 28
 _RUNS = 15
 

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxprune._utils.formatting import shortened
 from onnxprune._utils.progress import Progress
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.execution.timing import Latency, quiet_rounds
@@ -158,13 +159,17 @@ class Command:
             if all(latencies):
                 _log.warning("the command failed in a later round, and the rounds before count: %s", err.what)
                 least = min(len(s) for s in seen)
-                return Measurement(tuple(la for la in latencies if la), self.command, least, least)
+                return Measurement(tuple(la for la in latencies if la), self._ran, least, least)
             raise MeasurementStopped(err.what, latencies, where=err.where, fix=err.fix) from err
         if all(len(s) > 2 * found.seconds.shape[1] for s in seen):  # the command prints every run
             latencies_ = [Latency.of(s) for s in seen]
         else:
             latencies_ = found.latencies
-        return Measurement(tuple(latencies_), self.command, found.seconds.shape[1], int(found.quiet.sum()))
+        return Measurement(tuple(latencies_), self._ran, found.seconds.shape[1], int(found.quiet.sum()))
+
+    @property
+    def _ran(self) -> str:
+        return self._options.get("device") or shortened(self.command, 60)
 
     # ---------------------------------------------------------------------------------------------------- one call
 

@@ -9,6 +9,7 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.ir.model import Model
 
 OTHER = "measure in another runtime (--runtime), or check that the runtime loads the model by itself"
+_SHORT_NAME = 4
 _LONGEST = 400  # characters of a runtime's message
 _ADVICE = (
     (
@@ -57,7 +58,7 @@ def shortened_message(message: str) -> str:
     text = re.sub(
         r"\s+", " ", " ".join(line for line in lines if not re.match(r"(Exception from|Check ').*:\d+", line))
     )
-    text = text or " ".join(lines) or "no message"
+    text = re.sub(r"\S*onnxprune-\w+/model\.onnx", "model.onnx", text or " ".join(lines)) or "no message"
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
 
 
@@ -80,8 +81,15 @@ def _where(message: str, model: Model) -> str | None:
 
 def _named(names: Iterable[tuple[str, str]], message: str) -> str | None:
     """Return the node with the longest name that occurs in a message as a word of its own."""
-    found = [(n, op) for n, op in names if n in message and re.search(rf"(?<![\w/.]){re.escape(n)}(?![\w/])", message)]
+    found = [(n, op) for n, op in names if n in message and _is_word(n, message)]
     if not found:
         return None
     name, op = max(found, key=lambda pair: len(pair[0]))
     return f"node {name!r} ({op})"
+
+
+def _is_word(name: str, message: str) -> bool:
+    """Return True if a name stands alone in a message; short ones could be words of it, and need quotes."""
+    if len(name) < _SHORT_NAME:
+        return re.search(rf"['\"]{re.escape(name)}['\"]", message) is not None
+    return re.search(rf"(?<![\w/.]){re.escape(name)}(?![\w/])", message) is not None
