@@ -30,7 +30,7 @@ _PROFILED_RUNS = 8
 
 
 @dataclass(frozen=True)
-class _Timed:
+class _VariantTimes:
     """Figures of one variant: seconds, those of the original beside it, quiet rounds, and times of layers."""
 
     seconds: float
@@ -47,7 +47,7 @@ class _Timed:
                 "layers": layers}  # fmt: skip
 
     @classmethod
-    def read(cls, value: Mapping[str, Any]) -> _Timed:
+    def read(cls, value: Mapping[str, Any]) -> _VariantTimes:
         layers = value["layers"]
         if layers is not None:
             layers = tuple(LayerTime(n, op, s, "", tuple(nodes)) for n, op, s, nodes in layers)
@@ -101,7 +101,7 @@ class RuntimeVariants:
         variants = design(self.analysis, block, self.effort.variants)
         entries = self._journal.entries
         try:
-            known = {i: _Timed.read(entries[str(i)]) for i in range(len(variants)) if str(i) in entries}
+            known = {i: _VariantTimes.read(entries[str(i)]) for i in range(len(variants)) if str(i) in entries}
         except (KeyError, TypeError, ValueError):
             known = {}
         profiled = all(t.layers is not None for t in known.values())
@@ -126,7 +126,7 @@ class RuntimeVariants:
 
     def _measure(
         self, variants: Sequence[tuple[int, Mapping[str, int]]], *, profiled: bool
-    ) -> Iterator[tuple[int, _Timed]]:
+    ) -> Iterator[tuple[int, _VariantTimes]]:
         models = [self._model(counts) for _, counts in variants]
         found = self.runtime.measure(
             [self.analysis.model, *models], [self.feeds] * (1 + len(models)), threads=self.threads, batch=self.batch,
@@ -138,14 +138,16 @@ class RuntimeVariants:
                 times = self.runtime.profile(model, self.feeds, threads=self.threads, runs=_PROFILED_RUNS)
                 layers = tuple(times) if times is not None else None
             reference = found.latencies[0].median
-            yield i, _Timed(latency.median, reference, 2 * found.quiet >= _RUNS, found.ran, layers)
+            yield i, _VariantTimes(latency.median, reference, 2 * found.quiet >= _RUNS, found.ran, layers)
             profiled = layers is not None
 
     def _model(self, counts: Mapping[str, int]) -> Model:
         plan = variant(self.analysis, counts)
         return Pipeline([StripChannels(plan, self.analysis)])(self.analysis.model)
 
-    def _sampled(self, variants: Sequence[Mapping[str, int]], timed: Sequence[_Timed]) -> list[VariantMeasurement]:
+    def _sampled(
+        self, variants: Sequence[Mapping[str, int]], timed: Sequence[_VariantTimes]
+    ) -> list[VariantMeasurement]:
         """Return the measurements, scaled by the drift of the original."""
         usual = float(np.median([t.reference for t in timed]))
         out = []

@@ -143,11 +143,11 @@ def profile_layers(
         OnnxPruneError: The runtime has no times of layers, or refuses a model.
     """
     models = [original] if pruned is original else [original, pruned]
-    sides = [_Side(m, runtime, batch, threads, runs) for m in models]
+    sides = [_ProfiledModel(m, runtime, batch, threads, runs) for m in models]
     return compare_layers(sides, runtime)
 
 
-def compare_layers(sides: Sequence[_Side], runtime: Runtime) -> LayerProfile:
+def compare_layers(sides: Sequence[_ProfiledModel], runtime: Runtime) -> LayerProfile:
     """Return the rows of one or two profiled models."""
     block = block_of(runtime)
     first, second = sides[0], sides[1] if len(sides) > 1 else None
@@ -157,7 +157,7 @@ def compare_layers(sides: Sequence[_Side], runtime: Runtime) -> LayerProfile:
     return LayerProfile(str(runtime.describe()), block, tuple(rows), second is not None)
 
 
-class _Side:
+class _ProfiledModel:
     """One model with the times of its layers."""
 
     def __init__(self, model: Model, runtime: Runtime, batch: int, threads: int, runs: int) -> None:
@@ -189,7 +189,7 @@ class _Side:
 
 
 @dataclass(frozen=True)
-class _Work:
+class _LayerWork:
     """Work of one node: MACs, elements read and written, channels in and out."""
 
     op: str
@@ -198,7 +198,7 @@ class _Work:
     channels: tuple[int, ...]
 
 
-def _work(analysis: Analysis) -> Iterator[tuple[str, _Work]]:
+def _work(analysis: Analysis) -> Iterator[tuple[str, _LayerWork]]:
     table = analysis.table
     for node in analysis.model.graph.nodes:
         tensors = [[t for t in side if t.name and not t.is_empty()] for side in (node.inputs, node.outputs)]
@@ -210,7 +210,8 @@ def _work(analysis: Analysis) -> Iterator[tuple[str, _Work]]:
         macs = 0
         if spec is not None and spec.macs is not None and len(shapes[0]) == len(node.inputs):
             macs = int(spec.macs(node, shapes[0], shapes[1]))
-        yield node_name(node), _Work(node.op, macs, sum(prod(s) for side in shapes for s in side), _channels(shapes))
+        moved = sum(prod(s) for side in shapes for s in side)
+        yield node_name(node), _LayerWork(node.op, macs, moved, _channels(shapes))
 
 
 def _channels(shapes: Sequence[Sequence[tuple[int, ...]]]) -> tuple[int, ...]:
@@ -218,7 +219,7 @@ def _channels(shapes: Sequence[Sequence[tuple[int, ...]]]) -> tuple[int, ...]:
     return tuple(s[0][1] if len(s[0]) > 3 else s[0][-1] for s in shapes if s and len(s[0]) > 1)
 
 
-def _row(name: str, first: _Side, second: _Side | None, block: int) -> LayerRow:
+def _row(name: str, first: _ProfiledModel, second: _ProfiledModel | None, block: int) -> LayerRow:
     before = first.seconds.get(name) if name in first.seconds else None
     old, op = first.work.get(name), first.ops.get(name) or (second.ops[name] if second is not None else "")
     channels = _shown(old)
@@ -235,7 +236,7 @@ def _row(name: str, first: _Side, second: _Side | None, block: int) -> LayerRow:
     return LayerRow(**{**asdict(row), "reason": reason})
 
 
-def _remaining(old: _Work | None, new: _Work | None) -> float | None:
+def _remaining(old: _LayerWork | None, new: _LayerWork | None) -> float | None:
     if old is None or new is None:
         return None
     if old.macs:
@@ -243,7 +244,7 @@ def _remaining(old: _Work | None, new: _Work | None) -> float | None:
     return new.moved / old.moved if old.moved else None
 
 
-def _reason(row: LayerRow, old: _Work | None, new: _Work | None, kernel: str, block: int) -> str:
+def _reason(row: LayerRow, old: _LayerWork | None, new: _LayerWork | None, kernel: str, block: int) -> str:
     """Return the reason for which a layer did not get faster; "" if it did."""
     if row.before is None or row.after is None or row.work is None or old is None or new is None:
         return "" if row.after is None or row.before is not None else "only in the pruned model"
@@ -263,7 +264,7 @@ def _reason(row: LayerRow, old: _Work | None, new: _Work | None, kernel: str, bl
     return "slower than its work"
 
 
-def _like_moved(row: LayerRow, old: _Work, new: _Work) -> bool:
+def _like_moved(row: LayerRow, old: _LayerWork, new: _LayerWork) -> bool:
     """Return True if the time shrank like the elements that a layer moves."""
     assert row.before is not None
     assert row.after is not None
@@ -282,7 +283,7 @@ def _kind(reason: str) -> str:
     return reason.partition(":")[0]
 
 
-def _shown(work: _Work | None) -> str:
+def _shown(work: _LayerWork | None) -> str:
     return " -> ".join(map(str, work.channels)) if work is not None else ""
 
 

@@ -273,7 +273,7 @@ def bench(
     runs: int = 30,
     warmup: int = 5,
     device: str = "cpu",
-    runtime: Runtime | str | None = None,
+    runtime: Runtime | str = "onnxruntime",
     runtime_options: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> BenchResults:
@@ -287,8 +287,8 @@ def bench(
         runs: Timed runs of each model; the median counts.
         warmup: Runs of each model before, not counted.
         device: Device of onnxruntime: "cpu", "cuda" or "auto".
-        runtime: Runtime to measure in: "onnxruntime:tensorrt", "openvino", "command:..."; default: onnxruntime on the
-            device.
+        runtime: Runtime to measure in: "onnxruntime:tensorrt", "openvino", "command:...", or an object that keeps the
+            protocol `Runtime`; plain onnxruntime runs on the device.
         runtime_options: Options of the runtime by name.
         progress: Called with (done, total) runs.
 

@@ -123,7 +123,7 @@ def prune(
     threads: int = 1,
     runs: int = 30,
     device: str = "cpu",
-    runtime: Runtime | str | None = None,
+    runtime: Runtime | str = "onnxruntime",
     runtime_options: Mapping[str, str] | None = None,
     latency_rounds: int = ROUNDS,
     verify: bool = True,
@@ -169,8 +169,8 @@ def prune(
         threads: CPU threads, for latency; 0: all cores.
         runs: Timed runs of each model, for latency.
         device: Device of onnxruntime: "cpu", "cuda" or "auto".
-        runtime: Runtime that latency counts in: "onnxruntime:tensorrt", "openvino", "command:..."; default: onnxruntime
-            on the device.
+        runtime: Runtime that latency counts in: "onnxruntime:tensorrt", "openvino", "command:...", or an object that
+            keeps the protocol `Runtime`; plain onnxruntime runs on the device.
         runtime_options: Options of the runtime by name.
         latency_rounds: With a latency target: plans that are measured until one meets it; 0: as predicted.
         verify: Prove the result.
@@ -196,7 +196,7 @@ def prune(
     recovering = samples is not None and recover is not False
     if samples is not None and recovering:
         check_samples(samples.data)
-    chosen = runtime is not None or bool(runtime_options)
+    chosen = runtime != "onnxruntime" or bool(runtime_options)
     where = make_runtime(runtime, runtime_options, device=device) if chosen else None
     limits = constraints or Constraints()
     if limits.round_to == "auto" and (where is not None or device == "cuda"):

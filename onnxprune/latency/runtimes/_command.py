@@ -49,7 +49,7 @@ _LOST = 255  # exit status of ssh without a connection
 
 
 @RUNTIMES.register
-class Command:
+class CommandRuntime:
     """Command that measures models.
 
     Args:

@@ -15,7 +15,7 @@ from onnxprune.ir.model import Model
 from onnxprune.ir.reader import load
 from onnxprune.latency.random_inputs import random_feeds
 from onnxprune.latency.runtimes import Measurement, MeasurementStopped, make_runtime
-from onnxprune.latency.runtimes._command import Command
+from onnxprune.latency.runtimes._command import CommandRuntime
 from onnxprune.latency.runtimes._command_output import check_pattern, read_times
 from onnxprune.pipeline import analyze
 from onnxprune.plans import load_plan
@@ -36,15 +36,15 @@ def models() -> list[Model]:
     return [load(p) for p in (DIGITS, OTHER, DIGITS, OTHER)]
 
 
-def made(spec: str, waits: list[float] | None = None, **options: object) -> Command:
+def made(spec: str, waits: list[float] | None = None, **options: object) -> CommandRuntime:
     """A command that notes its waits instead of sleeping."""
     runtime = make_runtime(spec, options)
-    assert isinstance(runtime, Command)
+    assert isinstance(runtime, CommandRuntime)
     runtime.sleep = (waits if waits is not None else []).append
     return runtime
 
 
-def measured(runtime: Command, models: list[Model]) -> Measurement:
+def measured(runtime: CommandRuntime, models: list[Model]) -> Measurement:
     feeds = [random_feeds(analyze(m), 1) for m in models]
     return runtime.measure(models, feeds, threads=1, batch=1)
 
@@ -175,15 +175,15 @@ def test_a_command_that_does_not_exist_is_no_traceback() -> None:
 
 
 def test_placeholders_and_braces(tmp_path: Path) -> None:
-    command = Command("sh -c 'echo {{x}} {threads} {batch}' -- {model} {inputs}")
+    command = CommandRuntime("sh -c 'echo {{x}} {threads} {batch}' -- {model} {inputs}")
     files = [tmp_path / "00-m.onnx"]
     assert command._filled(files, {"threads": "2", "batch": "3", "runs": "4"}) == [
         "sh", "-c", "echo {x} 2 3", "--", str(files[0]), str(tmp_path / "00-m.npz"),
     ]  # fmt: skip
     many = [tmp_path / "00-m.onnx", tmp_path / "01-n.onnx"]
     values = {"threads": "1", "batch": "1", "runs": "1"}
-    assert Command("a {models}")._filled(many, values) == ["a", *map(str, many)]
-    assert Command("a --onnx={models}")._filled(many, values) == ["a", f"--onnx={many[0]},{many[1]}"]
+    assert CommandRuntime("a {models}")._filled(many, values) == ["a", *map(str, many)]
+    assert CommandRuntime("a --onnx={models}")._filled(many, values) == ["a", f"--onnx={many[0]},{many[1]}"]
 
 
 # ---------------------------------------------------------------------------------------------------- output formats
