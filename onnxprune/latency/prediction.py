@@ -23,7 +23,7 @@ from onnxprune.latency._fit_cache import read_fit, structure, write_fit
 from onnxprune.latency._fitting import LatencyFit, fit
 from onnxprune.latency._measuring import MeasuringEffort, VariantTimer
 from onnxprune.latency._runtime_variants import EFFORT, RuntimeVariants
-from onnxprune.latency.runtimes import Runtime, block_of
+from onnxprune.latency.runtimes import Runtime, block_of, make_runtime
 
 _FASTEST = 1e-6
 
@@ -66,7 +66,7 @@ def latency_model(
     batch: int = 1,
     threads: int = 1,
     device: str = "cpu",
-    runtime: Runtime | None = None,
+    runtime: Runtime | str | None = None,
     cache: bool = True,
     refresh: bool = False,
     effort: MeasuringEffort | None = None,
@@ -83,7 +83,7 @@ def latency_model(
         batch: Samples per run if the model's batch is dynamic.
         threads: Intra-op threads; 0 for all cores.
         device: For onnxruntime: "auto" (CUDA if it loads), "cpu" or "cuda".
-        runtime: Runtime to measure in; default: onnxruntime on the device.
+        runtime: Runtime to measure in, or its name ("openvino"); default: onnxruntime on the device.
         cache: Read and write the cache.
         refresh: Measure even if the cache has an entry.
         effort: Number of variants and of their runs.
@@ -96,6 +96,8 @@ def latency_model(
     """
     if batch < 1 or threads < 0:
         raise OnnxPruneError(f"batch {batch} and threads {threads} are no counts", fix="batch >= 1, threads >= 0")
+    if isinstance(runtime, str):
+        runtime = make_runtime(runtime, device=device)
     if runtime is None or getattr(runtime, "is_plain_cpu", False):
         run: _Run = _OnnxRuntimeRun(analysis, batch, threads, "cpu" if runtime is not None else device, effort)
     else:
