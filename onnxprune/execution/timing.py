@@ -54,18 +54,22 @@ class Rounds:
 
     Attributes:
         seconds: Seconds of every model [models, rounds].
-        quiet: Rounds that count [rounds].
-        clean: False if too few rounds were undisturbed, and the least disturbed ones count.
+        quiet: Undisturbed rounds [rounds].
+        clean: False if too few rounds were undisturbed; then the fastest runs of each model count.
+        fastest: Number of those.
     """
 
     seconds: npt.NDArray[np.float64]
     quiet: npt.NDArray[np.bool_]
     clean: bool
+    fastest: int
 
     @property
     def latencies(self) -> list[Latency]:
-        """Latency of every model over the rounds that count."""
-        return [Latency.of(t[self.quiet]) for t in self.seconds]
+        """Latency of every model over the runs that count: disturbances only add time."""
+        if self.clean:
+            return [Latency.of(t[self.quiet]) for t in self.seconds]
+        return [Latency.of(np.sort(t)[: self.fastest]) for t in self.seconds]
 
 
 def interleaved(
@@ -145,13 +149,8 @@ def quiet_rounds(
             wait = min(2 * wait, _LONGEST_PAUSE)
     if progress is not None:
         progress(runs, runs)
-    clean = count >= max(1, (runs + 1) // 2)
-    seconds = np.array(rows)
-    if not clean:
-        order = np.argsort(seconds[:, 0], kind="stable")[: max(1, (runs + 1) // 2)]
-        quiet = np.zeros(len(rows), bool)
-        quiet[order] = True
-    return Rounds(seconds.T, quiet, clean)
+    enough = max(1, (runs + 1) // 2)
+    return Rounds(np.array(rows).T, quiet, count >= enough, enough)
 
 
 def _quiet(rows: npt.NDArray[np.float64], free: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:

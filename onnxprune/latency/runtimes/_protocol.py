@@ -54,7 +54,7 @@ class Measurement:
         latencies: Latency of each model, in order.
         ran: Device or execution provider that really ran the models.
         rounds: Rounds that were measured.
-        quiet: Rounds that count, in which nothing else used the machine.
+        quiet: Undisturbed rounds. If they are too few, the fastest runs of each model count.
     """
 
     latencies: tuple[Latency, ...]
