@@ -232,6 +232,10 @@ class _FileCollector:
             with _sections.noting(self.report, name):
                 if d.kind == "bench":
                     self._bench(d)
+                elif d.kind == "profile":
+                    self._bench(Document("bench", d.path, [f.value for f in Fields(d.value, name).tables("models")]))
+                    layers = Fields(d.value, name).table("layers")
+                    self.report.tables.append(_sections.layers_table(f"Latency of layers: {name}", layers))
                 elif d.kind == "verification":
                     self.report.proofs.append(_sections.proof_of(name, Fields(d.value, name)))
                 elif d.kind == "compiled":

@@ -133,3 +133,18 @@ def test_a_runtime_without_times_of_layers_says_so() -> None:
         says = CommandLine("bench").fails(DIGITS, "--runtime", "fake", "--profile")
     assert "fake has no times of layers" in says
     assert "--profile needs onnxruntime or openvino" in says
+
+
+def test_a_report_shows_the_latency_of_layers(pruned: Model, tmp_path: Path) -> None:
+    pytest.importorskip("plotly")
+    pytest.importorskip("jinja2")
+    small, document, page = tmp_path / "s.onnx", tmp_path / "layers.json", tmp_path / "r.html"
+    save(pruned, small)
+    document.write_text(CommandLine("bench").out(DIGITS, small, "--runs", 2, "--profile", "--json"), encoding="utf-8")
+    CommandLine("report").ok(DIGITS, small, document, "-o", page, "--no-verify")
+    text = page.read_text(encoding="utf-8")
+    assert "Latency of layers: layers.json" in text
+    assert "share of the work" in text
+    document.write_text('{"models": [], "layers": {"rows": [{"name": 3}]}}', encoding="utf-8")
+    result = CommandLine("report").ok(DIGITS, small, document, "-o", page, "--no-verify", "--no-latency")
+    assert "not a text" in result.stderr
