@@ -132,11 +132,14 @@ class ReconstructWeights(Pass):
                     self.done(solution, i + 1, len(steps))
         return model
 
-    def _solution(self, cursor: PairedCursor, step: PairedLayer) -> Solution:
-        linear = step.linear
+    def most_rows(self, linear: LinearNode) -> int:
+        """Return the number of rows used for a node, over all samples."""
         each = 4 * linear.groups * linear.inputs * linear.kernel + 8 * linear.outputs
         enough = max(_FEW, _TIMES * linear.inputs * linear.kernel)
-        rows = max(1, min(self.rows, enough, _MEMORY // each))
+        return max(1, min(self.rows, enough, _MEMORY // each))
+
+    def _solution(self, cursor: PairedCursor, step: PairedLayer) -> Solution:
+        rows = self.most_rows(step.linear)
         found = cursor.rows(step, ceil(rows / len(cursor.calibration)), seed=self.seed)
         return solve(step, found, self.rounds)
 
