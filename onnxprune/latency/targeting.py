@@ -11,8 +11,9 @@ from onnxprune._utils.formatting import percent
 from onnxprune._utils.progress import Progress
 from onnxprune.analysis.coupling import Analysis, Kept
 from onnxprune.errors import OnnxPruneError
+from onnxprune.ir.model import Model
 from onnxprune.latency.random_inputs import random_feeds
-from onnxprune.latency.runtimes import Runtime, make_runtime
+from onnxprune.latency.runtimes import Measurement, Runtime, make_runtime
 from onnxprune.latency.speedup import LatencyPair, Speedup, TargetRound
 from onnxprune.passes import Pipeline, RemoveBlocks, StripChannels
 from onnxprune.planning.targets import LatencyPredictor, Target
@@ -20,6 +21,7 @@ from onnxprune.plans import Plan
 
 ROUNDS = 4
 TOLERANCE = 0.02  # of the target
+_TRIES = 3  # measurements of a plan on a busy machine
 _CLOSER = 0.75  # of the tolerance: where blocks are coarse, the next plan aims this far beyond the target
 
 PlanMaker = Callable[[LatencyPredictor, Target], Plan]
@@ -161,6 +163,7 @@ class _Search:
         self.tried: list[tuple[Plan, Speedup]] = []
         self.points: list[tuple[float, float]] = []
         self.rounds: list[TargetRound] = []
+        self.busy = False
 
     @property
     def corrected(self) -> CorrectedLatency:
@@ -175,10 +178,7 @@ class _Search:
         """Measure a plan; return True if it meets the target."""
         analysis, predictor = self.analysis, self.predictor
         pruned = Pipeline([StripChannels(plan, analysis), RemoveBlocks(plan, analysis)])(analysis.model)
-        found = self.runtime.measure(
-            [analysis.source, pruned], [self.feeds, self.feeds], threads=predictor.threads, batch=predictor.batch,
-            runs=self.runs,
-        )  # fmt: skip
+        found = self._settled(pruned)
         kept = analysis.kept(plan)
         expected = self.corrected.seconds(kept)
         before, after = (la.median for la in found.latencies)
@@ -191,6 +191,20 @@ class _Search:
         self.points.append((predictor.seconds(kept) / predictor.baseline, found.share(1)))
         return self._meets(speedup)
 
+    def _settled(self, pruned: Model) -> Measurement:
+        """Measure a model beside the original, again if the machine was busy: the median of the shares counts."""
+        tried: list[Measurement] = []
+        for _ in range(_TRIES):
+            found = self.runtime.measure(
+                [self.analysis.source, pruned], [self.feeds, self.feeds], threads=self.predictor.threads,
+                batch=self.predictor.batch, runs=self.runs,
+            )  # fmt: skip
+            if 3 * found.quiet >= found.rounds and found.error(1) <= self.tolerance * self.target / 2:
+                return found
+            tried.append(found)
+        self.busy = True
+        return sorted(tried, key=lambda m: m.share(1))[len(tried) // 2]
+
     def _meets(self, speedup: Speedup) -> bool:
         return abs(speedup.measured.share - self.target) <= self.tolerance * self.target
 
@@ -199,6 +213,7 @@ class _Search:
         plan, speedup = min(self.tried, key=lambda pair: abs(pair[1].measured.share - self.target))
         if self._meets(speedup):
             note = ""
-        elif speedup.error > self.tolerance * self.target:
-            note = f"{note}; the machine is too busy: the measured share is uncertain by {percent(speedup.error)}"
+        elif self.busy:
+            error = percent(max(speedup.error, self.tolerance * self.target / 2))
+            note = f"{note}; the machine is busy: measured shares are uncertain by {error} or more"
         return MeasuredPlan(plan, replace(speedup, rounds=tuple(self.rounds), note=note))
