@@ -147,7 +147,8 @@ class OpenVino:
         made = [self._timer(m, f, threads) for m, f in zip(models, inputs, strict=True)]
         timers = [timer for timer, _ in made]
         found = interleaved(timers, runs=runs, warmup=warmup, waited=waited_for_processor, progress=progress)
-        ran = f"{'+'.join(map(str, made[0][1].get_property('EXECUTION_DEVICES')))}, {self._precision}"
+        devices = "+".join(map(str, made[0][1].get_property("EXECUTION_DEVICES")))
+        ran = f"{self.name} {devices}, {self._precision}"
         return Measurement(tuple(found.latencies), ran, found.seconds.shape[1], int(found.quiet.sum()))
 
     def profile(self, model: Model, inputs: Inputs, *, threads: int, runs: int = 20) -> list[LayerTime]:

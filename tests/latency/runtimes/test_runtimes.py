@@ -275,7 +275,7 @@ def test_openvino_measures_and_profiles() -> None:
     feeds = feeds_of(model)
     found = runtime.measure([model, model], [feeds, feeds], threads=1, batch=1, runs=2, warmup=1)
     assert all(la.median > 0 for la in found.latencies)
-    assert found.ran == "CPU, f32"
+    assert found.ran == "openvino CPU, f32"
     assert runtime.describe().precision == "f32"
     layers = runtime.profile(model, feeds, threads=1, runs=2)
     assert layers is not None
