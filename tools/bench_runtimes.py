@@ -24,6 +24,7 @@ from rich.table import Table
 from structures import OUT, tests_module
 
 import onnxprune as op
+from onnxprune.ir.input_sizes import with_shapes_of_each
 from onnxprune.latency._cache_files import machine
 from onnxprune.latency._measuring import MeasuringEffort
 from onnxprune.latency.bench import bench
@@ -142,10 +143,9 @@ def main(
     done = {(r["model"], r["asked"], r["threads"]) for r in rows}
     for name in models or MODELS:
         model = model_of(name)
-        if sizes:
-            from onnxprune.ir.input_sizes import with_shapes_of_each
-
-            [model] = with_shapes_of_each([model], sizes)
+        own = {k: v for k, v in sizes.items() if k in {t.name for t in model.graph.inputs}}
+        if own:
+            [model] = with_shapes_of_each([model], own)
         for asked in runtimes:
             for count in threads:
                 if (Path(name).name, asked, count) in done:
