@@ -8,6 +8,7 @@ import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -380,16 +381,19 @@ def _providers(ort: Any, device: str) -> list[str]:
 
 
 def _create(ort: Any, model: Model | onnx.ModelProto | Path, options: Any, providers: list[Any]) -> Any:
+    # With providers and options of the user, an error of theirs must not end on the CPU.
+    fallback = not any(isinstance(p, tuple) for p in providers)
+    make = partial(ort.InferenceSession, sess_options=options, providers=providers, enable_fallback=int(fallback))
     if isinstance(model, Path):
-        return ort.InferenceSession(str(model), options, providers=providers)
+        return make(str(model))
     if isinstance(model, onnx.ModelProto):
-        return ort.InferenceSession(model.SerializeToString(), options, providers=providers)
+        return make(model.SerializeToString())
     proto, arrays = to_skeleton(model)
     if protobuf_wire.size(proto, arrays) <= _BYTES_LIMIT:
         buffer = io.BytesIO()
         protobuf_wire.write(buffer, proto, arrays)
-        return ort.InferenceSession(buffer.getvalue(), options, providers=providers)
+        return make(buffer.getvalue())
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
         path = Path(folder) / "model.onnx"
         save(model, path, external=True)
-        return ort.InferenceSession(str(path), options, providers=providers)
+        return make(str(path))

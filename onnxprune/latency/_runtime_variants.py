@@ -27,6 +27,7 @@ EFFORT = MeasuringEffort(variants=20, least_variants=12)
 _TOGETHER = 4  # variants that are measured in turns with the original
 _RUNS = 10
 _PROFILED_RUNS = 8
+_NAMED = 0.5  # share of the time of layers that must be of nodes; a compiled subgraph is one layer
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,12 @@ class _VariantTimes:
     quiet: bool
     ran: str
     layers: tuple[LayerTime, ...] | None
+
+    @property
+    def names_nodes(self) -> bool:
+        """True if there are times of layers, and most of the time is of nodes of the model."""
+        layers = self.layers or ()
+        return sum(la.seconds for la in layers if la.nodes) > _NAMED * sum(la.seconds for la in layers)
 
     def as_dict(self) -> dict[str, Any]:
         layers = None
@@ -104,7 +111,7 @@ class RuntimeVariants:
             known = {i: _VariantTimes.read(entries[str(i)]) for i in range(len(variants)) if str(i) in entries}
         except (KeyError, TypeError, ValueError):
             known = {}
-        profiled = all(t.layers is not None for t in known.values())
+        profiled = all(t.names_nodes for t in known.values())
         missing = [i for i in range(len(variants)) if i not in known]
         for some in _chunks(missing, max(1, min(_TOGETHER, len(missing)))):
             if progress is not None:
@@ -112,12 +119,12 @@ class RuntimeVariants:
             for i, timed in self._measure([(i, variants[i]) for i in some], profiled=profiled):
                 known[i] = timed
                 self._journal.add(str(i), timed.as_dict())
-                profiled = timed.layers is not None
+                profiled = timed.names_nodes
         if progress is not None:
             progress(len(variants), len(variants))
         self._journal.finish()
         self.ran = next(iter(known.values())).ran
-        self.clocked = all(t.layers is not None for t in known.values())
+        self.clocked = all(t.names_nodes for t in known.values())
         return self._sampled(variants, [known[i] for i in range(len(variants))])
 
     def close(self) -> None:
@@ -138,8 +145,9 @@ class RuntimeVariants:
                 times = self.runtime.profile(model, self.feeds, threads=self.threads, runs=_PROFILED_RUNS)
                 layers = tuple(times) if times is not None else None
             reference = found.latencies[0].median
-            yield i, _VariantTimes(latency.median, reference, 2 * found.quiet >= _RUNS, found.ran, layers)
-            profiled = layers is not None
+            timed = _VariantTimes(latency.median, reference, 2 * found.quiet >= _RUNS, found.ran, layers)
+            yield i, timed
+            profiled = timed.names_nodes
 
     def _model(self, counts: Mapping[str, int]) -> Model:
         plan = variant(self.analysis, counts)

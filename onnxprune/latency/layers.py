@@ -5,6 +5,7 @@ A layer is expected to shrink like its MACs, or like the elements that it moves 
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -25,6 +26,7 @@ _SLACK = 0.15  # excess of the remaining time over the remaining work at which a
 _SHORT = 15e-6  # seconds below which starting a kernel takes the time
 _INTENSITY = 8  # MACs per element moved below which memory bounds a product
 _RUNS = 20
+_LAYOUT = re.compile(r"reorder|transpose|cast|convert|memcpy|copy|quantize", re.I)
 
 
 @dataclass(frozen=True)
@@ -272,6 +274,8 @@ def _like_moved(row: LayerRow, old: _LayerWork, new: _LayerWork) -> bool:
 
 
 def _inserted_reason(row: LayerRow) -> str:
+    if not _LAYOUT.search(row.op):
+        return ""
     if (row.after or 0.0) > (row.before or 0.0) * (1 - _SLACK) and row.after:
         return "reorders: the runtime changes the layout between layers"
     return ""

@@ -19,8 +19,9 @@ from onnxprune.ir.model import Model
 from onnxprune.ir.reader import load
 from onnxprune.latency._measuring import design, variant
 from onnxprune.latency._runtime_variants import RuntimeVariants
+from onnxprune.latency.layers import profile_layers
 from onnxprune.latency.prediction import latency_model
-from onnxprune.latency.runtimes import RUNTIMES
+from onnxprune.latency.runtimes import RUNTIMES, Inputs, LayerTime
 from onnxprune.latency.targeting import CorrectedLatency, plan_for_latency
 from onnxprune.passes import Pipeline, StripChannels
 from onnxprune.pipeline import analyze, plan, score
@@ -184,6 +185,23 @@ def test_the_model_of_a_runtime_that_times_whole_runs_is_usable(analysis: Analys
         made = variant(analysis, counts)
         seconds = runtime.law(stripped(analysis, made))
         assert model.seconds(analysis.kept(made)) == pytest.approx(seconds, rel=0.15)
+
+
+def test_a_compiled_subgraph_is_no_layer(analysis: Analysis) -> None:
+    class Compiled(FakeRuntime):
+        def profile(self, model: Model, inputs: Inputs, *, threads: int, runs: int = 20) -> list[LayerTime]:
+            self.profiled += 1
+            return [LayerTime("EP_subgraph_1", "EP_subgraph_1", self.law(model))]
+
+    runtime = Compiled()
+    model = latency_model(analysis, runtime=runtime)
+    assert runtime.profiled == 1
+    for counts in design(analysis, 8, 6, seed=5):
+        made = variant(analysis, counts)
+        seconds = runtime.law(stripped(analysis, made))
+        assert model.seconds(analysis.kept(made)) == pytest.approx(seconds, rel=0.15)
+    found = profile_layers(analysis.source, stripped(analysis, made), runtime)
+    assert [(r.name, r.reason) for r in found.layers] == [("(EP_subgraph_1)", "")]
 
 
 def test_models_are_cached_by_runtime_options_device_threads_and_batch(analysis: Analysis) -> None:

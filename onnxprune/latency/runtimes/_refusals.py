@@ -13,6 +13,10 @@ _SHORT_NAME = 4
 _LONGEST = 400  # characters of a runtime's message
 _ADVICE = (
     (
+        r"(invalid|unknown|unrecognized|wrong)\b.{0,40}\b(option|config|property)",
+        "check the names and values of --runtime-option",
+    ),
+    (
         r"dynamic (shape|dim|batch)|optimization profile|explicit.?batch|shape tensor|static shape|unknown rank",
         "give the sizes of the inputs, for example --shape input=1,3,224,224, or export the model with fixed ones",
     ),
@@ -58,6 +62,7 @@ def shortened_message(message: str) -> str:
     text = re.sub(
         r"\s+", " ", " ".join(line for line in lines if not re.match(r"(Exception from|Check ').*:\d+", line))
     )
+    text = re.sub(r"\S+\.(cc|cpp|h):\d+ .*?\) (?=[A-Z])", "", text)  # place in the runtime's own source
     text = re.sub(r"\S*onnxprune-\w+/model\.onnx", "model.onnx", text or " ".join(lines)) or "no message"
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
 

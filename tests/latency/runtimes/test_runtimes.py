@@ -162,6 +162,22 @@ def test_a_provider_that_runs_nothing_is_reported(azure: str) -> None:
     assert found.latencies[0].median > 0
 
 
+def test_options_that_a_provider_refuses_do_not_end_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    asked: list[dict[str, object]] = []
+
+    class Recorded(onnxruntime.InferenceSession):
+        def __init__(self, *args: object, **options: object) -> None:
+            asked.append(options)
+            super().__init__(*args, **options)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Recorded)
+    Session(DIGITS, providers=[("CPUExecutionProvider", {})])
+    Session(DIGITS, device="auto")
+    assert [o["enable_fallback"] for o in asked] == [0, 1]
+
+
 def test_a_bound_session_computes_the_same() -> None:
     model = load(DIGITS)
     session, feeds = Session(model, threads=1), feeds_of(model)
@@ -196,6 +212,7 @@ def test_a_model_that_onnxruntime_refuses_names_the_node() -> None:
         ("Error at node /stem/conv/Conv: Assertion failed", "node '/stem/conv/Conv' (Conv)", "another runtime"),
         ("UNSUPPORTED_NODE: GlobalAveragePool is not supported", "operator GlobalAveragePool, first at", "does not"),
         ("CUDA error: out of memory", "", "smaller --batch"),
+        ("/ort/state.cc:1 std::f(const int&) Invalid OpenVINO EP option: x", "", "--runtime-option"),
         ("", "", "check that the runtime loads"),
     ],
 )
@@ -205,6 +222,7 @@ def test_messages_of_runtimes_give_the_node_and_a_way_out(message: str, where: s
     assert "digits_cnn.onnx" in str(err.where)
     assert fix in str(err.fix)
     assert err.what.startswith("trtexec cannot load the model: ")
+    assert "state.cc" not in err.what
 
 
 def test_long_messages_are_shortened_to_one_line() -> None:
