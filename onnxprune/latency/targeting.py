@@ -13,7 +13,7 @@ from onnxprune.analysis.coupling import Analysis, Kept
 from onnxprune.errors import OnnxPruneError
 from onnxprune.ir.model import Model
 from onnxprune.latency.random_inputs import random_feeds
-from onnxprune.latency.runtimes import Measurement, Runtime, make_runtime
+from onnxprune.latency.runtimes import Measurement, MeasurementStopped, Runtime, make_runtime
 from onnxprune.latency.speedup import LatencyPair, Speedup, TargetRound
 from onnxprune.passes import Pipeline, RemoveBlocks, StripChannels
 from onnxprune.planning.targets import LatencyPredictor, Target
@@ -137,7 +137,14 @@ def plan_for_latency(
                 continue
             note = "no other plan is closer: channels are removed in whole blocks"
             break
-        if search.measure(plan, aim):
+        try:
+            met = search.measure(plan, aim)
+        except MeasurementStopped as err:
+            if not search.tried:
+                raise
+            note = f"the runtime failed in round {done + 1}: {err.what}"
+            break
+        if met:
             break
     else:
         note = f"not met in {rounds} rounds"

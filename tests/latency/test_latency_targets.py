@@ -150,6 +150,21 @@ def test_a_busy_machine_is_measured_again_and_named_as_the_reason(analysis: Anal
     assert "the machine is busy: measured shares are uncertain by" in found.speedup.note
 
 
+def test_a_runtime_that_fails_later_leaves_the_plans_measured_before(analysis: Analysis) -> None:
+    class Dies(Skewed):
+        fails_after = 2
+
+    found = plan_for_latency(
+        analysis, Target(latency=0.5), maker(analysis), FakeLatency(analysis, block=4), runtime=Dies(), tolerance=1e-6
+    )
+    assert "the runtime failed in round 2: the fake runtime has stopped" in found.speedup.note
+    assert len(found.speedup.rounds) == 1
+    dies = Dies()
+    dies.fails_after = 0
+    with pytest.raises(OnnxPruneError, match="has stopped"):
+        plan_for_latency(analysis, Target(latency=0.5), maker(analysis), FakeLatency(analysis), runtime=dies)
+
+
 def test_no_plan_is_measured_twice(analysis: Analysis) -> None:
     runtime = Skewed()
     plan_for_latency(

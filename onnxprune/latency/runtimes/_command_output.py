@@ -97,10 +97,13 @@ def _seconds(number: object, unit: str | None, where: str) -> float:
     if isinstance(number, bool) or not isinstance(number, int | float):
         raise OnnxPruneError(f"{number!r} is no time", where=where, fix=_FIX)
     if unit is None:
-        raise OnnxPruneError(f"the number {number:g} has no unit", where=where, fix=_FIX)
-    value = float(number) * UNITS[unit]
+        raise OnnxPruneError(f"the number {str(number)[:30]} has no unit", where=where, fix=_FIX)
+    try:
+        value = float(number) * UNITS[unit]
+    except OverflowError:  # an integer of hundreds of digits
+        value = math.inf
     if not math.isfinite(value) or not 0 < value <= LARGEST:
-        raise OnnxPruneError(f"{number:g} {unit} is no latency", where=where, fix="print positive times")
+        raise OnnxPruneError(f"{str(number)[:30]} {unit} is no latency", where=where, fix="print positive times")
     return value
 
 

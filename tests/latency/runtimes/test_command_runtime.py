@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 from command_line import CommandLine
 from fake_runtimes import file_law, profiler
+from graphs import PROPERTY
+from hypothesis import given
+from hypothesis import strategies as st
 
 from onnxprune.errors import OnnxPruneError
 from onnxprune.ir.model import Model
@@ -232,6 +235,7 @@ def test_several_models_are_in_order_or_named() -> None:
         ('{"ms": []}', ONE, "empty"),
         ('{"ms": true}', ONE, "True is no time"),
         ('{"ms": 1e99}', ONE, "is no latency"),
+        ('{"ms": 1' + "0" * 400 + "}", ONE, "is no latency"),
         ('{"latency": 3}', ONE, "has no unit"),
         ('{"ms": 1}', TWO, "1 times for 2 models"),
         ('{"model": "c.onnx", "ms": 1}\n{"model": "a.onnx", "ms": 1}', TWO, "no time of b.onnx"),
@@ -243,6 +247,27 @@ def test_outputs_that_are_refused(text: str, models: list[Path], says: str) -> N
     with pytest.raises(OnnxPruneError) as err:
         read_times(text, models)
     assert says in str(err.value)
+
+
+WORDS = st.sampled_from([
+    "ms", "us", "s", "median", "mean", " = ", "-", "1.5", "0", "nan", "1e999", "{", "}",
+     '"ms"', ": ", "[", "]", ",", "\n",
+    "Latency", "GPU Compute Time", '{"ms": 2}', '{"model": "a.onnx", "ms": [1]}', "null", "\\", "\u0661",
+])  # fmt: skip
+
+
+@PROPERTY(max_examples=150)
+@given(st.one_of(st.text(max_size=200), st.lists(WORDS, max_size=20).map("".join)), st.booleans(), st.booleans())
+def test_any_output_is_times_or_one_error(text: str, several: bool, patterned: bool) -> None:
+    models = TWO if several else ONE
+    pattern = check_pattern(r"(\S+)\s*(?P<unit>\w+)?") if patterned else None
+    try:
+        found = read_times(text, models, pattern)
+    except OnnxPruneError:
+        return
+    assert len(found) == len(models)
+    assert all(0 < seconds <= 1e5 for values in found for seconds in values)
+    assert all(found)
 
 
 # -------------------------------------------------------------------------------------------------------- end to end
