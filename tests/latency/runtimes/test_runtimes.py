@@ -374,3 +374,11 @@ def test_a_saved_model_stays_as_it_was_when_it_is_measured(tmp_path: Path) -> No
     before = onnx.load(DIGITS).SerializeToString()
     bench.ok(DIGITS, "--runs", 1)
     assert onnx.load(DIGITS).SerializeToString() == before
+
+
+@with_openvino
+def test_bench_in_openvino_end_to_end() -> None:
+    options = ("--runtime", "openvino", "--runtime-option", "INFERENCE_PRECISION_HINT=f32", "--runs", 2, "--profile")
+    text = bench.out(DIGITS, DIGITS, *options)
+    assert "openvino CPU, f32" in text
+    assert "all layers: " in text
