@@ -10,7 +10,7 @@ import click
 
 from onnxprune.cli._options import Command, json_option, takes_options
 from onnxprune.cli._stages import load_models, runtime_of
-from onnxprune.options import Benchmark, InputShapes, Profiling
+from onnxprune.options import Benchmark, Events, InputShapes, Profiling
 
 if TYPE_CHECKING:
     from onnxprune.latency.bench import BenchResults
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 @takes_options
 @json_option
 def bench(
-    models: tuple[Path, ...], timing: Benchmark, profiling: Profiling, shapes: InputShapes, as_json: bool
-) -> None:
+    models: tuple[Path, ...], timing: Benchmark, profiling: Profiling, shapes: InputShapes, events: Events,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Measure latency beside MACs, parameters and bytes.
 
     Models run in turn, A B A B ..., so that a drift of the machine affects all of them, and disturbed rounds are
@@ -56,9 +57,10 @@ def bench(
 
         with _display.progress("profiling", quiet=as_json):
             found = profile_layers(loaded[0], loaded[-1], where, batch=timing.batch, threads=timing.threads)
-    if as_json:
-        entries = [{"model": str(p), **r.as_dict()} for p, r in zip(models, rows, strict=True)]
-        _display.emit_json(entries if found is None else {"models": entries, "layers": found.as_dict()})
+    entries = [{"model": str(p), **r.as_dict()} for p, r in zip(models, rows, strict=True)]
+    if _display.finished(
+        as_json, lambda: entries if found is None else {"models": entries, "layers": found.as_dict()}
+    ):  # fmt: skip
         return
     _show(models, rows, timing, as_json=False)
     if found is not None:
@@ -82,7 +84,7 @@ def _show(models: Sequence[Path], rows: BenchResults, timing: Benchmark, *, as_j
     runs = max(r.latency.runs for r in rows)
     _display.table(
         f"batch {timing.batch}, {timing.threads or 'all'} thread(s), {rows[0].provider}, median of {runs}",
-        ["model", "latency", "spread", "MACs", "params", "weights", "speed-up", "effic."],
+        ["model", "latency", "spread", "MACs", "params", "bytes", "speed-up", "effic."],
         [
             [
                 p.name, formatting.seconds(r.latency.median),

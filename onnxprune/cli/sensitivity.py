@@ -14,6 +14,7 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.options import (
     AttentionOptions,
     Distribution,
+    Events,
     InputShapes,
     Options,
     Output,
@@ -57,13 +58,11 @@ class SweepRuntime(Options):
                 fix="onnxruntime, onnxruntime:cpu or onnxruntime:cuda; `plan --curves` and `prune` take any --runtime",
             )
         if device not in ("cpu", named):
-            raise OnnxPruneError(
-                f"--device {device} and --runtime {self.runtime} disagree", fix="leave out one of them"
-            )
+            raise OnnxPruneError(f"--device {device} contradicts --runtime {self.runtime}", fix="leave out one of them")
         return named
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, advanced=("include", "exclude"))
 @model_argument
 @takes_options
 @json_option
@@ -79,12 +78,12 @@ def sensitivity(
     analysis: AttentionOptions,
     shapes: InputShapes,
     restarting: Restarting,
+    events: Events,
     as_json: bool,
 ) -> None:
     """Measure accuracy as channels are removed, group by group.
 
-    Every finished point is written to OUTPUT.journal. The same command continues an interrupted run, and the file is
-    that of an uninterrupted run. `plan --curves` reads it.
+    `plan --curves` reads the result. The same command continues an interrupted run.
     """
     import json
 
@@ -132,9 +131,7 @@ def sensitivity(
 
         plot_curves(curves, output.plot, name=model.name)
     journal.unlink(missing_ok=True)  # the curves are on disk
-    if as_json:
-        _display.emit_json(json.loads(curves.to_json()))
-    else:
+    if not _display.finished(as_json, lambda: json.loads(curves.to_json())):
         _display.curves_table(curves, str(output.output))
 
 

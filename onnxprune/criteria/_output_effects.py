@@ -67,7 +67,7 @@ def output_effects(
     segmenter = MaskedSegmenter(analysis)
     effects: dict[str, dict[int, float]] = {g.name: {} for g, _ in ablations}
     with ActivationCursor(segmenter, feeds, device=calibration.device, threads=calibration.threads) as cursor:
-        names = _measured(segmenter, analysis.source)
+        names = measured_outputs(segmenter, analysis.source)
         distance = OutputDistance(names, list(cursor.values(names)), analysis.source)
         for group, of_group in sorted(ablations, key=lambda item: segmenter.consumers[item[0].name].first):
             node_index = segmenter.consumers[group.name].first
@@ -83,7 +83,7 @@ def output_effects(
     return effects
 
 
-def _measured(segments: Segments, original: Model) -> list[str]:
+def measured_outputs(segments: Segments, original: Model) -> list[str]:
     """Return the names of the outputs that can be compared."""
     seen = segments.witness
     names = [n for n in segments.outputs if n in seen.shapes and seen.dtypes.get(n, np.dtype(np.float32)).kind == "f"]

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from onnxprune._utils.input_files import read_bytes
 from onnxprune._utils.progress import Progress
 from onnxprune.execution.sessions import Session
 from onnxprune.ir.model import Array
@@ -213,5 +214,5 @@ def waited_for_processor() -> float:
     total = 0
     for path in Path("/proc/self/task").glob("*/schedstat"):
         with contextlib.suppress(OSError, ValueError, IndexError):  # a thread may have ended
-            total += int(path.read_bytes().split()[1])
+            total += int(read_bytes(path, 4096).split()[1])
     return total * 1e-9

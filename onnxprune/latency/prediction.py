@@ -150,6 +150,7 @@ class _OnnxRuntimeRun:
         self.settings: dict[str, Any] = {
             "onnxruntime": import_onnxruntime().__version__, "provider": self.provider, "threads": threads,
             "batch": batch, "machine": machine(), "block": self.axes.block, "structure": structure(analysis),
+            **_blocks(self.axes),
         }  # fmt: skip
         self._analysis = analysis
         self._timer = partial(VariantTimer, analysis, batch=batch, threads=threads, device=device, effort=effort)
@@ -174,7 +175,7 @@ class _RuntimeRun:
         self.axes = ChannelAxes.of(analysis, block_of(runtime))
         self.settings: dict[str, Any] = {
             "runtime": info.as_dict(), "threads": threads, "batch": batch, "machine": machine(),
-            "block": self.axes.block, "structure": structure(analysis),
+            "block": self.axes.block, "structure": structure(analysis), **_blocks(self.axes),
         }  # fmt: skip
         self._analysis = analysis
         journal = cached_file({**self.settings, "effort": vars(effort or EFFORT)}).with_suffix(".journal")
@@ -188,3 +189,8 @@ class _RuntimeRun:
         with contextlib.closing(self._variants()) as variants:
             samples = variants.samples(self.axes.block, progress)
             return fit(self._analysis, samples, self.axes, clocked=variants.clocked), self.provider
+
+
+def _blocks(axes: ChannelAxes) -> dict[str, int]:
+    """Return the number of residual blocks that can be removed, as part of a key."""
+    return {"blocks": len(axes.switches)} if len(axes.switches) else {}

@@ -38,6 +38,7 @@ from onnxprune.options.measuring import Profiling as Profiling
 from onnxprune.options.measuring import ReportMeasurements as ReportMeasurements
 from onnxprune.options.measuring import RuntimeChoice as RuntimeChoice
 from onnxprune.options.measuring import Timing as Timing
+from onnxprune.options.output import Events as Events
 from onnxprune.options.output import ModelOutput as ModelOutput
 from onnxprune.options.output import Output as Output
 from onnxprune.options.output import Restarting as Restarting

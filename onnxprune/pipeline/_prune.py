@@ -235,7 +235,10 @@ def prune(
         )
     scores = None
     if steps is None:
-        scores = score(analysis, rule, params=params, reduce=reduce, data=samples, progress=tick("scoring"))
+        scores = score(
+            analysis, rule, params=params, reduce=reduce, constraints=limits, target=aim, data=samples,
+            progress=tick("scoring"),
+        )  # fmt: skip
 
     def make(model: LatencyPredictor | None, goal: Target | None) -> Plan:
         if scores is not None:

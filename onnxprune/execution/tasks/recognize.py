@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from onnxprune._utils.input_files import read_text
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.sessions import Session
 from onnxprune.execution.tasks._jackknife import of_sums
@@ -185,13 +186,9 @@ def read_alphabet(path: Path) -> list[str]:
         OnnxPruneError: The file cannot be read, is too large, or has no line.
     """
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise OnnxPruneError("the alphabet is too large", where=str(path))
-        lines = path.read_text(encoding="utf-8").replace("\r\n", "\n").split("\n")
+        lines = read_text(path, _MOST_BYTES).split("\n")
     except OSError as err:
         raise OnnxPruneError(f"cannot read the alphabet: {err.strerror or err}", where=str(path)) from err
-    except UnicodeDecodeError as err:
-        raise OnnxPruneError(f"the alphabet is not UTF-8: {err}", where=str(path)) from err
     while lines and not lines[-1]:
         lines.pop()
     if not lines:

@@ -47,8 +47,8 @@ def held_out(data: Data) -> tuple[Data, Data]:
     """
     if len(data) < LEAST:
         raise OnnxPruneError(
-            f"a budget needs at least {LEAST} samples; there are {len(data)}",
-            fix="use more data, or give samples for the evaluation with --val-data",
+            f"holding out samples for the metric needs at least {LEAST}; there are {len(data)}",
+            fix="use more data, or give samples for the metric alone (--val-data, in recipes --test-data)",
         )
     rank = np.arange(len(data))
     if isinstance(data.y, np.ndarray):
