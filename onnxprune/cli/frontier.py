@@ -21,7 +21,7 @@ from onnxprune.options import (
 )
 
 
-@click.command(cls=Command, advanced=("exclude", "protect", "allocators"))
+@click.command(cls=Command, advanced=("exclude", "protect", "allocators", "runtime"))
 @model_argument
 @takes_options
 @json_option

@@ -38,8 +38,7 @@ class RuntimeChoice(Options):
 
     runtime: str = option(
         "onnxruntime", heading=LATENCY, metavar="NAME[:DEVICE]",
-        help="Runtime that latency is measured in: onnxruntime with any provider (onnxruntime:tensorrt), openvino, or "
-        'command:"CMD {model}", which prints milliseconds.',
+        help='Runtime that latency counts in: onnxruntime[:PROVIDER], openvino, command:"CMD {model}".',
     )  # fmt: skip
     runtime_options: Mapping[str, Any] = option(
         {}, help="Option of the runtime, such as trt_fp16_enable=1 (repeatable).", heading=LATENCY, advanced=True,
