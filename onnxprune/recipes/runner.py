@@ -36,6 +36,7 @@ from onnxprune.execution.data import Data, fit, load_data
 from onnxprune.execution.tasks.evaluation import evaluate
 from onnxprune.ir.model import Model
 from onnxprune.latency.bench import bench
+from onnxprune.latency.runtimes import make_runtime
 from onnxprune.options import TaskOptions
 from onnxprune.pipeline import held_out
 from onnxprune.planning.sensitivity_sweep import data_digest
@@ -334,21 +335,25 @@ class _RecipeRun:
         if not b.runs:
             return {}
         known = self.journal.entries.get(LATENCY)
-        how = {**asdict(b), "models": keys}
+        settings = {k: v for k, v in asdict(b).items() if k not in ("runtime", "runtime_options")}
+        how = {**settings, "models": keys}
+        if not b.is_default:
+            how |= {"runtime": b.runtime, "runtime_options": dict(b.runtime_options)}
         if known is not None and known["how"] == how:
             return dict(known["median"])
+        where = make_runtime(b.runtime, b.runtime_options, device=b.device)
         # Each in turn with the original, as in `onnxprune bench`: more models would evict each other's caches.
         whole: list[float] = []
         median: dict[str, float] = {}
         with self.progress("measuring latency") as tick:
             for i, key in enumerate(k for k in keys if k != ORIGINAL):
                 other = self.recipe.defaults.load(self.folder / self.journal.entries[key]["files"][MODEL])
-                pair = bench([self.analysis.source, other], **asdict(b))
+                pair = bench([self.analysis.source, other], **settings, runtime=where)
                 whole.append(pair[0].latency.median)
                 median[key] = pair[1].latency.median
                 tick(i + 1, len(keys) - 1)
             if not whole:
-                whole = [bench([self.analysis.source], **asdict(b))[0].latency.median]
+                whole = [bench([self.analysis.source], **settings, runtime=where)[0].latency.median]
         median = {ORIGINAL: float(np.median(whole)), **median}
         self.journal.add(LATENCY, {"how": how, "median": median})
         return median

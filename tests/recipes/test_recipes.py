@@ -674,7 +674,7 @@ steps = 2
 
 def test_a_plan_for_latency_asks_for_a_model_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxprune.latency.prediction.latency_model", lambda analysis, **_: FakeLatency(analysis))
-    text = HEAD + step("prune", 'criterion = "l2"\ntarget = "latency=0.7"\nround_to = 1')
+    text = HEAD + step("prune", 'criterion = "l2"\ntarget = "latency=0.7"\nround_to = 1\nlatency_rounds = 0')
     run_recipe(load_recipe(written(tmp_path, text)), tmp_path / "run")
     made = op.load_plan(tmp_path / "run" / "01-prune" / "plan.json")
     assert made.criterion["scope"] == "latency"
