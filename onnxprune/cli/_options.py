@@ -121,6 +121,18 @@ class Command(click.Command):
                     formatter.write_dl([r for _, r in sorted(records, key=lambda pair: pair[0])])
 
 
+class _Share(click.types.FloatParamType):
+    """Number between 0 and 1, also as a percentage: 0.5 or 50%."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return a text as a number."""
+        if isinstance(value, str) and value.strip().endswith("%"):
+            return super().convert(value.strip().removesuffix("%"), param, ctx) / 100
+        return super().convert(value, param, ctx)
+
+
 class _Name(click.types.StringParamType):
     """Name out of a few choices, completed by the shell; the option dataclass checks the value."""
 
@@ -243,6 +255,8 @@ def _click_type(d: Declared, kind: Any) -> Any:
         return _Name(d.spec.choices)
     if kind is Path or d.name in FILES:
         return click.Path(path_type=Path)
+    if kind is float and d.spec.share and d.spec.text is None:
+        return _Share()
     return {int: click.INT, float: click.FLOAT}.get(kind, click.STRING) if d.spec.text is None else click.STRING
 
 
@@ -320,7 +334,7 @@ def _made(
 
 
 def _check_outputs(entries: Sequence[_CommandOption], made: Mapping[str, Options]) -> None:
-    """Raise if two options of the heading "Output" name the same file.
+    """Raise if two options of the heading "Output" name the same file, those of a configuration file included.
 
     Raises:
         OnnxPruneError: Names both options.

@@ -208,7 +208,7 @@ def test_images_subset_is_even_over_classes() -> None:
         (["--ratio", "nan"], "in [0, 1)"),
         (["--target", "macs=0.0001"], "cannot be reached"),
         (["--target", "macs=1.5"], "in (0, 1]"),
-        (["--target", "watts=0.5"], "cannot read the target"),
+        (["--target", "flaps=0.5"], "cannot read the target"),
         (["--ratio", "0.3", "-c", "dscor"], "did you mean 'dscore'"),
         (["--ratio", "0.3", "--exclude", "nosuchgroup"], "unknown group"),
         (["--ratio", "0.3", "--protect", "frist"], "did you mean 'first'"),

@@ -91,7 +91,7 @@ MISTAKES = {
     "output and plan are one file": ((*PRUNE, "--target", "0.5", "--plan", "new.onnx"),
                                      "--output and --plan write the same file\n  at: new.onnx\n  try: name two "),
     "output and input are one file": (("prune", "small.onnx", "-o", "small.onnx", "--target", "0.9"),
-                                      "the output is the input file\n  at: small.onnx\n  try: name another output"),
+                                      "the output is the input file\n  at: --output small.onnx\n  try: name "),
     "a folder that is not there": ((*PRUNE[:3], "none/new.onnx", "--target", "0.5"),
                                    "the folder 'none' does not exist\n  try: create it first"),
     "a model that is not there": (("inspect", "smal.onnx"), "no such file: 'smal.onnx'"),

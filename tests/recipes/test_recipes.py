@@ -304,7 +304,7 @@ BAD = [
     (HEAD + step("plan", 'ratio = 0.5'), "needs scores, and no step before it makes any"),
     (HEAD + step("plan", 'criterion = "l1"'), "the budget is missing"),
     (HEAD + step("plan", 'criterion = "l1"\nratio = 0.5\ntarget = "macs=0.5"'), "excludes a target"),
-    (HEAD + step("plan", 'criterion = "l1"\ntarget = "watts=0.5"'), "cannot read the target"),
+    (HEAD + step("plan", 'criterion = "l1"\ntarget = "flaps=0.5"'), "cannot read the target"),
     (HEAD + step("plan", 'criterion = "l1"\nmin_group_accuracy = 0.5'), "needs curves"),
     (HEAD + step("plan", 'steps = 2\ntarget = "macs=0.5"'), "name a criterion"),
     (HEAD + step("plan", 'criterion = "l1"\nratio = 0.5\nmax_ratio = 1.0'), "max_ratio must be in [0, 1); got 1.0"),
