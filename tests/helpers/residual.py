@@ -66,3 +66,17 @@ def removing(analysis: Analysis, names: Iterable[str], every: int = 0) -> Plan:
 def removed(analysis: Analysis, plan: Plan) -> Model:
     """Return the pruned model, unproved."""
     return Pipeline(removal_passes(plan, analysis))(analysis.model)
+
+
+def dense(layers: int) -> onnx.ModelProto:
+    """Return a dense block of layers that append 4 channels each, between a convolution of 8 and one to 8 channels."""
+    body, weights = conv("f0", "x", "stem.weight"), ["stem.weight"]
+    names = ["f0"]
+    for i in range(layers):
+        one, two = f"dense.{i}.conv1.weight", f"dense.{i}.conv2.weight"
+        weights += [f"{one}:{WIDTH + 4 * i}:6", f"{two}:6:4"]
+        body += f"c{i} = Concat<axis = 1>({', '.join(names)}) r{i} = Relu(c{i}) " + conv(f"a{i}", f"r{i}", one)
+        body += f"s{i} = Relu(a{i}) " + conv(f"f{i + 1}", f"s{i}", two)
+        names.append(f"f{i + 1}")
+    body += f"c = Concat<axis = 1>({', '.join(names)}) r = Relu(c) " + conv("out", "r", "head.weight")
+    return graph(body, [*weights, f"head.weight:{WIDTH + 4 * layers}:8"])
