@@ -48,6 +48,8 @@ class Cost:
 
 
 MEASURES = ("macs", "params", "bytes", "memory", "channels")
+TITLES = {"macs": "MACs"}
+"""Names of measures as tables show them; the others are shown as they are."""
 
 # Operators whose output shares its input's memory under another shape.
 _SAME_MEMORY = frozenset(("Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"))
@@ -258,10 +260,20 @@ class CostModel:
         counts = self._remaining(kept)
         return Cost(**{measure: self._of(measure, kept, counts) for measure in MEASURES})
 
+    def node_macs(self) -> dict[str, int]:
+        """Return the MACs of one sample of every node that has any, by the name of the node's first output."""
+        counts = self._remaining(np.ones(self.analysis.count, bool)).tolist()
+        return {str(w.node.outputs[0].name): w.macs(counts) // self._batch for w in self._work}
+
     def share(self, kept: Kept, measure: str) -> float:
         """Return `cost(kept).ratio(baseline, measure)` without computing the other measures."""
         total: int = getattr(self.baseline, measure)
         return self._of(measure, kept, self._remaining(kept)) / total if total else 1.0
+
+    def by_node(self, kept: Kept) -> dict[str, int]:
+        """Return the MACs of every node that has any, by the name of its first output."""
+        sizes = self._remaining(kept).tolist()
+        return {work.node.outputs[0].name: work.macs(sizes) // self._batch for work in self._work}
 
     def _of(self, measure: str, kept: Kept, counts: _Counts) -> int:
         if measure == "channels":

@@ -23,6 +23,7 @@ from onnxprune.criteria import (
 )
 from onnxprune.criteria._registry import all_criteria as all_criteria
 from onnxprune.criteria._registry import get as get
+from onnxprune.criteria._registry import get_class as get_class
 from onnxprune.criteria._registry import register as register
 from onnxprune.criteria.base import AnyCriterion as AnyCriterion
 from onnxprune.criteria.base import Criterion as Criterion
@@ -48,4 +49,4 @@ _BUILT_IN = (
     thinet,
 )
 
-__all__ = ["AnyCriterion", "Criterion", "DataCriterion", "all_criteria", "get", "register"]
+__all__ = ["AnyCriterion", "Criterion", "DataCriterion", "all_criteria", "get", "get_class", "register"]

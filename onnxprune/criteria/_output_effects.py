@@ -39,6 +39,11 @@ class Ablation:
     weights: Mapping[str, tuple[Array, Array | None]]
 
 
+def ablation_images(macs: int, count: int) -> int:
+    """Return the number of samples of each of `count` evaluations of a model with so many MACs."""
+    return int(np.clip(_WORK / max(1, macs * count), *_IMAGES))
+
+
 def output_effects(
     context: ScoringContext, ablations: Sequence[tuple[Group, Iterable[Ablation]]], count: int
 ) -> dict[str, dict[int, float]]:
@@ -55,7 +60,7 @@ def output_effects(
         OnnxPruneError: onnxruntime fails; outputs that are not finite, or whose size depends on the data.
     """
     analysis, calibration = context.analysis, context.calibration
-    images = int(np.clip(_WORK / max(1, CostModel(analysis).baseline.macs * count), *_IMAGES))
+    images = ablation_images(CostModel(analysis).baseline.macs, count)
     feeds = Feeds(
         analysis.model, subset(calibration.data, images), calibration.preprocess, min(calibration.batch, _BATCH)
     )

@@ -39,8 +39,7 @@ class Budget(EvaluationData, Quantizing):
 
     max_drop: float | None = option(
         None, heading=BUDGET, ge=0, metavar="POINTS",
-        help="Search for the smallest model whose metric drops by no more than this after recovery: percentage points, "
-        "or the metric's own unit. Needs --data; without labels the metric is agreement with the original.",
+        help="Search for the smallest model whose metric drops by at most this many percentage points; needs --data.",
     )  # fmt: skip
     minimize: str = option(
         "macs", heading=BUDGET, advanced=True, choices=MINIMIZED, title="cost",

@@ -44,6 +44,15 @@ class Verifying(Tolerance):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
+class Events(Options):
+    """Log of a long command for other programs."""
+
+    log_json: Path | None = option(
+        None, help="Append events to this file, one JSON object a line.", heading=OUTPUT, advanced=True
+    )
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Restarting(Options):
     """Treatment of the files of an interrupted run."""
 
@@ -52,6 +61,8 @@ class Restarting(Options):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Resuming(Restarting):
-    """Treatment of the files of an interrupted run that is resumed only on request."""
+    """Treatment of the files of an interrupted run, with the option that earlier versions needed to resume one."""
 
-    resume: bool = option(False, help="Resume an interrupted run.", heading=OUTPUT)
+    resume: bool = option(
+        False, help="Accepted for older scripts: an interrupted run is resumed anyway.", heading=OUTPUT, advanced=True
+    )

@@ -50,8 +50,7 @@ class Planning(Normalizing):
     )
     target: str | None = option(
         None, heading=BUDGET, metavar="WHAT=SHARE",
-        help="Share kept of macs, params, bytes (weights), memory (activations alive at once), channels (removable "
-        "ones) or latency (predicted), e.g. macs=0.5.",
+        help="Share kept of macs, params, bytes, memory, channels or latency: macs=0.5; 50% is macs=0.5.",
     )  # fmt: skip
     min_group_accuracy: float | None = option(
         None,
@@ -113,12 +112,10 @@ class Constraints(Options):
     include: Sequence[str] = option(
         (), help="Prune only these groups (repeatable).", heading=SELECTION, advanced=True, metavar="GLOB"
     )
-    exclude: Sequence[str] = option(
-        (), help="Keep all channels of these groups (repeatable).", heading=SELECTION, metavar="GLOB"
-    )
+    exclude: Sequence[str] = option((), help="Keep these groups whole (repeatable).", heading=SELECTION, metavar="GLOB")
     protect: Sequence[str] = option(
         (), heading=SELECTION, metavar="WHAT", choices=PROTECT, title="preset",
-        help="Keep all channels of: first, residual, attention, or a kind that `inspect` shows (repeatable).",
+        help="Keep first, residual, attention or a kind whole (repeatable).",
     )  # fmt: skip
     overrides: Mapping[str, Any] = option(
         {}, help="TOML or JSON file: group glob = ratio or table.", heading=SELECTION, advanced=True, metavar="FILE"
@@ -172,9 +169,8 @@ class SensitivitySweep(TaskOptions):
     """Measurement of sensitivity curves."""
 
     metric: str | None = option(
-        None, heading=BUDGET, shown="the first of the task, for classifiers top1, without labels kl",
-        help="Metric of the task, such as top1, top5, loss, map, miou, word_accuracy; without labels kl, agreement, "
-        "cosine, mse; or package.module:function.",
+        None, heading=BUDGET, shown="the first of the task",
+        help="Metric, such as top1, loss, map, miou; without labels kl, agreement (docs/tasks.md).",
     )  # fmt: skip
     ratios: tuple[float, ...] = option(
         RATIOS, heading=BUDGET, text=RATIO_RANGE, metavar="RATIOS",
@@ -187,10 +183,12 @@ class SensitivitySweep(TaskOptions):
         (), help="Do not measure these groups (repeatable).", heading=SELECTION, metavar="GLOB"
     )
     min_group_accuracy: float | None = option(
-        None, help="Only search for the ratio at which each curve falls below this (bisection).", heading=BUDGET,
+        None, help="Only search for the ratio at which each curve falls below this.", heading=BUDGET, advanced=True,
         old=("--min-accuracy",),
     )  # fmt: skip
-    max_loss: float | None = option(None, help="The same for metrics where lower is better.", heading=BUDGET)
+    max_loss: float | None = option(
+        None, help="The same for metrics where lower is better.", heading=BUDGET, advanced=True
+    )
     stop_at_chance: bool = option(
         False, help="End a curve when it is no better than guessing.", heading=BUDGET, advanced=True
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from onnxprune import __version__ as version
 from onnxprune._utils.html import html_table, share
 from onnxprune._utils.progress import Progress
-from onnxprune.analysis.cost import MEASURES, Cost, CostModel
+from onnxprune.analysis.cost import MEASURES, TITLES, Cost, CostModel
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.criteria import AnyCriterion
 from onnxprune.criteria.scoring import Scores
@@ -79,9 +79,9 @@ class Compiled:
     def _repr_html_(self) -> str:
         """Table for notebooks: costs before and after, then the proof."""
         rows = []
-        for label, what in zip(("MACs", "parameters", "bytes", "activation bytes", "channels"), MEASURES, strict=True):
+        for what in MEASURES:
             a, b = getattr(self.before, what), getattr(self.after, what)
-            rows.append([label, f"{a:,}", f"{b:,}", share(b, a)])
+            rows.append([TITLES.get(what, what), f"{a:,}", f"{b:,}", share(b, a)])
         return html_table("pruned", ["", "before", "after", "kept"], rows, note="; ".join(self._facts[1:]))
 
     def save(self, path: str | os.PathLike[str], *, external: bool | None = None) -> Path:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from onnxprune._utils.input_files import opened, read_text
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.criteria.scoring import load_scores
 from onnxprune.errors import OnnxPruneError
@@ -26,6 +27,7 @@ from onnxprune.recipes.recipe import FORMAT as RECIPE
 from onnxprune.recipes.runner import COPY, JOURNAL, LATENCY, LOG, ORIGINAL
 from onnxprune.reports import _sections
 from onnxprune.reports._documents import FORMAT, Fields
+from onnxprune.reports._layers import layer_section
 from onnxprune.reports._report_data import ModelSnapshot, ReportData
 
 TABLE = "table.json"
@@ -160,6 +162,8 @@ class _RunCollector:
         for name in _FIGURES:
             setattr(stage, name, r.number(name))
         _sections.set_cost(stage, r)
+        if stage.top1 is None and r.text("metric"):
+            _sections.set_metric(stage, r)
         return stage
 
     def _check_files(self) -> None:
@@ -222,6 +226,9 @@ class _RunCollector:
         _sections.add_groups(self.report, self.analysis, cuts)
         if cuts:
             self.report.why = _sections.selection_reasons(cuts[0])
+        if cuts and self.analysis is not None:
+            with _sections.noting(self.report, cuts[0].name):
+                self.report.layers = layer_section(self.analysis, cuts[0].plan)
         for key in self.keys:
             path = self.folder / key / "curves.json"
             if path.is_file():
@@ -263,6 +270,7 @@ class _RunCollector:
         latency = self.records.get(LATENCY)
         if latency is not None and isinstance(latency.value.get("how"), dict):
             how = {k: v for k, v in latency.value["how"].items() if k != "models"}
+            self.report.measured_on = str(how.pop("machine", "")) or "the machine is not on record"
             rows.append(("latency measured with", ", ".join(f"{k} {v}" for k, v in how.items())))
         rows += self._times()
         self.report.facts.insert(0, ("The run", rows))
@@ -273,8 +281,8 @@ class _RunCollector:
     def _times(self) -> list[tuple[str, str]]:
         """Read start and end from the first and last line of the log."""
         try:
-            with open(self.folder / LOG, encoding="utf-8", errors="replace") as file:
-                times = re.findall(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", file.read(2**24), re.M)
+            text = read_text(self.folder / LOG, errors="replace")
+            times = re.findall(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", text, re.M)
         except OSError as err:
             self.report.problems.append(f"{LOG}: {err.strerror or err}; when it ran is not known")
             return []
@@ -311,5 +319,5 @@ class _RunCollector:
 
 
 def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
+    with opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

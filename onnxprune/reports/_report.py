@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onnxprune._utils.atomic_files import check_output, write_text
+from onnxprune._utils.input_files import opened
 from onnxprune._utils.progress import Progress
 from onnxprune.errors import OnnxPruneError
 from onnxprune.ir.input_sizes import with_shapes_of_each
@@ -114,7 +115,12 @@ def collect(
         models = [replace(m, model=model) for m, model in zip(models, sized, strict=True)]
     if folders and is_frontier(folders[0]):
         report = collect_frontier(folders[0])
-        report.problems += [f"{name}: not shown beside a frontier" for name in stems]
+        if models or documents:
+            beside = collect_files(models, documents, measuring or MeasurementSettings(), progress)
+            beside.frontier = report.frontier
+            beside.facts += report.facts
+            beside.problems += report.problems
+            report = beside
     elif folders:
         report = collect_run(folders[0], [m.model for m in models])
         report.problems += [f"{d.path.name}: not shown beside the folder of a run" for d in documents]
@@ -133,13 +139,13 @@ def collect(
             report.frontier,
         )
     ):
-        raise OnnxPruneError("nothing to report:\n  " + "\n  ".join(report.problems or ["no sources"]))
+        raise OnnxPruneError("nothing to report: " + "; ".join(report.problems or ["no sources"]))
     return report
 
 
 def _begins_like_json(path: Path) -> bool:
     try:
-        with open(path, "rb") as file:
+        with opened(path) as file:
             return file.read(64).lstrip()[:1] in (b"{", b"[")
     except OSError:
         return False

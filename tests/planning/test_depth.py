@@ -197,7 +197,7 @@ def test_command_line_prunes_blocks_and_recovers(tmp_path: Path) -> None:
     done = CliRunner().invoke(main, [*common, "--data", "digits", "--images", "128"])
     assert done.exit_code == 0, done.output
     made = load_plan(text)
-    assert f"removed {len(made.blocks)} block" in done.output
+    assert f"without {len(made.blocks)} block" in done.output
     assert '"schema": 2' in text.read_text()
     assert made.blocks
     assert CliRunner().invoke(main, ["verify", DIGITS, str(out), str(text)]).exit_code == 0

@@ -17,6 +17,7 @@ from onnxprune.analysis.cost import MEASURES
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.errors import OnnxPruneError, VerificationError, unknown
 from onnxprune.execution.calibration import Calibration
+from onnxprune.execution.tasks.metrics import UndefinedMetric
 from onnxprune.ir.model import Model
 from onnxprune.ir.reader import load
 from onnxprune.ir.writer import save
@@ -85,10 +86,10 @@ class FrontierSettings:
         """True if points are placed by predicted latency."""
         return self.measure == "latency" or "latency" in self.allocators
 
-    def curves(self) -> list[Curve]:
+    def curves(self) -> list[FrontierCurve]:
         """Return the curves: every criterion with every allocator and series."""
         return [
-            Curve(c, a, s)
+            FrontierCurve(c, a, s)
             for s in dict.fromkeys(self.series)
             for c in dict.fromkeys(self.criteria)
             for a in dict.fromkeys(self.allocators)
@@ -96,8 +97,8 @@ class FrontierSettings:
 
 
 @dataclass(frozen=True)
-class Curve:
-    """Curve of a frontier: criterion, allocator (None: the criterion's own) and series ("": by the constraints)."""
+class FrontierCurve:
+    """FrontierCurve of a frontier: criterion, allocator (None: the criterion's own) and series ("": by the constraints)."""
 
     criterion: str
     allocator: str | None = None
@@ -131,7 +132,7 @@ class _CurveTask:
     model: Path
     sizes: Mapping[tuple[str, int], int]
     folder: Path
-    curve: Curve
+    curve: FrontierCurve
     fit: Calibration
     evaluation: Calibration
     settings: FrontierSettings
@@ -307,12 +308,21 @@ def _evaluate(
     model = load(store.folder / name / MODEL)
     figures: dict[str, Any] = dict(record.figures)
     if "float" not in figures:
-        figures["float"] = vars(judge.read(model))
+        figures["float"] = _figures(judge, model)
     if how.quantize and "int8" not in figures:
         quantized = quantize_int8(model, fit)
         save(quantized, store.folder / name / INT8)
-        figures["int8"] = {**vars(judge.read(quantized)), "bytes": weight_bytes(quantized)}
+        read = _figures(judge, quantized)
+        figures["int8"] = None if read is None else {**read, "bytes": weight_bytes(quantized)}
     store.add_figures(name, figures)
+
+
+def _figures(judge: Judge, model: Model) -> dict[str, Any] | None:
+    """Return the metric of a model and its drop; None if the metric is not finite."""
+    try:
+        return dict(vars(judge.read(model)))
+    except UndefinedMetric:
+        return None
 
 
 def _measure_latency(model: Model, store: PointStore, how: FrontierSettings, device: str) -> None:
@@ -323,7 +333,7 @@ def _measure_latency(model: Model, store: PointStore, how: FrontierSettings, dev
             name = curve.point(share)
             record = store.record(name)
             for kind, file in (("float", MODEL), ("int8", INT8)):
-                if record is None or kind not in record.figures or f"{kind}_latency" in record.figures:
+                if record is None or record.figures.get(kind) is None or f"{kind}_latency" in record.figures:
                     continue
                 if (store.folder / name / file).exists():
                     missing.append((name, kind, file))
@@ -337,7 +347,7 @@ def _measure_latency(model: Model, store: PointStore, how: FrontierSettings, dev
 
 
 def _collected(model: Model, store: PointStore, judge: Judge, how: FrontierSettings, notes: Sequence[str]) -> Frontier:
-    points = []
+    points, notes = [], list(notes)
     for kind, file in (("float", MODEL), ("int8", INT8)):
         for curve in how.curves():
             title = curve.name + (", int8" if kind == "int8" else "")
@@ -345,6 +355,9 @@ def _collected(model: Model, store: PointStore, judge: Judge, how: FrontierSetti
                 name = curve.point(share)
                 record = store.record(name)
                 if record is None or kind not in record.figures or (kind == "int8" and not how.quantize):
+                    continue
+                if record.figures[kind] is None:
+                    notes.append(f"{title}: {judge.metric.name!r} is not finite at {percent(share)}")
                     continue
                 points.append(_point(title, f"{name}/{file}", kind, record, predicted=how.measure == "latency"))
     if not points:
