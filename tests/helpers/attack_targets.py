@@ -198,7 +198,9 @@ def _data() -> Iterator[Target]:
     yolo = {**model, **{n.replace("imgs/", "images/"): v for n, v in pictures.items()}, **boxes}
     yield Target("yolo", yolo, "labels/0.txt", [*score, "{}/images"], BYTES, names, weight=1)
     found = [{"id": i, "file_name": n, "width": 11, "height": 12} for i, n in enumerate(pictures)]
-    marks = [{"id": i, "image_id": i, "category_id": 1, "bbox": [1, 1, 4, 4], "area": 16, "iscrowd": 0} for i in range(3)]
+    marks = [
+        {"id": i, "image_id": i, "category_id": 1, "bbox": [1, 1, 4, 4], "area": 16, "iscrowd": 0} for i in range(3)
+    ]
     coco = json.dumps({"images": found, "annotations": marks, "categories": [{"id": 1, "name": "a"}]}).encode()
     files = {**model, **pictures, "coco.json": coco}
     yield Target("coco", files, "coco.json", [*score, "{}/coco.json"], JSON, names, weight=3)
@@ -266,7 +268,9 @@ def _folders(made: _Made) -> Iterator[Target]:
 def _resumed(made: _Made, base: dict[str, bytes]) -> Iterator[Target]:
     """Yield commands that continue from a journal."""
     curves = json.loads((made.folder / "c.json").read_bytes())
-    head = _journal_of("sensitivity", base, ["{}/m.onnx", "--data", "{}/x.npz", "-c", "l2", "-o", "{}/o.json"], "o.json.journal")
+    head = _journal_of(
+        "sensitivity", base, ["{}/m.onnx", "--data", "{}/x.npz", "-c", "l2", "-o", "{}/o.json"], "o.json.journal"
+    )
     words = ["sensitivity", "{}/m.onnx", "--data", "{}/x.npz", "-c", "l2", "-o", "{}/o.json"]
     assert curves
     kept = frozenset({"o.json", "o.json.journal"})
@@ -308,7 +312,20 @@ def _journal_of(command: str, files: dict[str, bytes], words: list[str], name: s
 
 def _training(made: _Made) -> Iterator[Target]:
     base = {"m.onnx": network(), "x.npz": samples()}
-    words = ["retrain", "{}/m.onnx", "--data", "{}/x.npz", "-o", "{}/t.onnx", "--epochs", "2", "--batch", "8", "--keep", "last"]
+    words = [
+        "retrain",
+        "{}/m.onnx",
+        "--data",
+        "{}/x.npz",
+        "-o",
+        "{}/t.onnx",
+        "--epochs",
+        "2",
+        "--batch",
+        "8",
+        "--keep",
+        "last",
+    ]
     tree = _stopped_training(base, words)
     kept = frozenset({"t.onnx", "t.onnx.training"})
     for name in sorted(n for n in tree if n.endswith((".ckpt", ".pt"))):

@@ -17,7 +17,21 @@ from google.protobuf.descriptor import FieldDescriptor
 Mutation = Callable[[bytes, random.Random], bytes]
 NUMBERS: tuple[int, ...] = (0, 1, -1, 2, 3, 7, 255, 2**31 - 1, 2**31, -(2**31), 2**40, 2**62, 2**63 - 1, -(2**63))
 FLOATS = (0.0, -0.0, -1.0, 1e-45, 3e38, float("inf"), float("-inf"), float("nan"))
-TEXTS = ("", "\x1b[2J\x07", "a" * 5000, "../../x", "/dev/zero", "/etc/passwd", "x\ny", "\u202ex", ".", "\\", "é", "0", "{")
+TEXTS = (
+    "",
+    "\x1b[2J\x07",
+    "a" * 5000,
+    "../../x",
+    "/dev/zero",
+    "/etc/passwd",
+    "x\ny",
+    "\u202ex",
+    ".",
+    "\\",
+    "é",
+    "0",
+    "{",
+)
 WEIRD: tuple[str, ...] = (
     "null", "[]", "{}", "true", "false", "0", "-1", "1", "1.5", "-0.0", "1e999", "NaN", "-Infinity", "1" * 5000,
     "-" + "9" * 400, "0." + "3" * 400, "1e308", '""', '"\\u0000"', '"\\ud800"', '"\\u001b[2J"', '"../x"', "[[[[]]]]",
@@ -320,7 +334,23 @@ def checkpoint_value(data: bytes, rng: random.Random) -> bytes:
     if rng.random() < 0.3:
         del parent[key]
     else:
-        new = (None, 0, -1, 2**62, 10**400, 1e300, float("nan"), "", "x\x1b", [], {}, [None], {"a": 1}, True, torch.zeros(0))
+        new = (
+            None,
+            0,
+            -1,
+            2**62,
+            10**400,
+            1e300,
+            float("nan"),
+            "",
+            "x\x1b",
+            [],
+            {},
+            [None],
+            {"a": 1},
+            True,
+            torch.zeros(0),
+        )
         parent[key] = rng.choice(new)
     out = io.BytesIO()
     torch.save(state, out)
