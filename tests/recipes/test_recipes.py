@@ -759,7 +759,7 @@ def quick(path: Path) -> list[str]:
 
 
 def test_the_methods_that_ship() -> None:
-    names = ["dscore-parallel", "one-shot", "pls-iterative", "recover", "senpis", "slimming",
+    names = ["dscore-parallel", "layer-pruning", "one-shot", "pls-iterative", "recover", "senpis", "slimming",
              "unit-vs-weight"]  # fmt: skip
     assert [p.stem for p in SHIPPED] == names
     for path in SHIPPED:
