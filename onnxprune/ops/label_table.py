@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
+from onnxprune.errors import OnnxPruneError
 from onnxprune.ir.symbolic import Size
 
 Labels = npt.NDArray[np.int64]

@@ -136,7 +136,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_the_same_command_goes_on(
     place: Place, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(place.folder)
-    check_failures(place, name, 5)
+    check_failures(place, name, 3)
 
 
 @pytest.mark.slow
@@ -163,7 +163,7 @@ def check_kills(place: Place, name: str, most: int) -> None:
         assert place.results() == wanted, what
 
 
-@pytest.mark.parametrize("name", ["prune-external", "sensitivity", "recover"])
+@pytest.mark.parametrize("name", ["prune-external"])
 def test_a_killed_process_leaves_the_old_file_and_the_same_command_goes_on(
     place: Place, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

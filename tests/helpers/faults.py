@@ -1,6 +1,6 @@
 """Faults of the disk: the N-th call that changes a folder fails, or ends the process as `kill -9` does.
 
-python faults.py FOLDER NUMBER WORDS...      end the process at a call; prints the number of calls if there are fewer
+python faults.py FOLDER NUMBER WORDS...      end the process at a call; print the calls if there are fewer
 """
 
 from __future__ import annotations
