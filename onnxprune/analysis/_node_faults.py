@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 
 from onnxprune.errors import OnnxPruneError
 
-_FAULTS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
+_FAULTS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 @contextmanager
