@@ -1,5 +1,5 @@
 """`python -m onnxprune`."""
 
-from onnxprune.cli import main
+from onnxprune.cli import run_program
 
-main(prog_name="onnxprune")
+run_program()

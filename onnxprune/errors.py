@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_LONGEST = 1000  # characters of a line of a message
+
 
 class OnnxPruneError(Exception):
     """Known error: what happened, where, and what to do.
@@ -24,12 +26,18 @@ class OnnxPruneError(Exception):
         self.fix = fix
 
     def __str__(self) -> str:
-        text = self.what
+        text = _line(self.what)
         if self.where:
-            text += f"\n  at: {self.where}"
+            text += f"\n  at: {_line(self.where)}"
         if self.fix:
-            text += f"\n  try: {self.fix}"
+            text += f"\n  try: {_line(self.fix)}"
         return text
+
+
+def _line(text: str) -> str:
+    """Return a text on one line and of bounded length: it may hold names out of a file."""
+    text = " ".join(text.split()) if "\n" in text or "\r" in text else text
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 class VerificationError(OnnxPruneError):
@@ -41,7 +49,10 @@ class VerificationError(OnnxPruneError):
 def unknown(kind: str, name: str, known: Iterable[str]) -> OnnxPruneError:
     """Return an error for a name that is not in a registry, with the nearest known names."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=3)
+    folded: dict[str, str] = {}
+    for each in names:  # the first of names that differ in case alone
+        folded.setdefault(each.lower(), each)
+    near = [folded[n] for n in difflib.get_close_matches(name.lower(), folded, n=3)]
     if near:
         fix = "did you mean " + " or ".join(repr(n) for n in near) + "?"
     elif len(names) <= 20:

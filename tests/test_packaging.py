@@ -138,7 +138,7 @@ def test_the_package_is_typed_and_complete() -> None:
     named = {p for p in project["tool"]["setuptools"]["packages"] if p not in ("onnxprune.passes", "onnxprune.models")}
     assert named == {".".join(f.parts) for f in folders}
     assert (ROOT / "onnxprune" / "py.typed").is_file()
-    assert project["project"]["scripts"] == {"onnxprune": "onnxprune.cli:main"}
+    assert project["project"]["scripts"] == {"onnxprune": "onnxprune.cli:run_program"}
 
 
 TABLE = ROOT / "docs" / "installing.md"

@@ -29,7 +29,7 @@ def find_function(source: str, what: str) -> Callable[..., Any]:
         sys.path.append(here)
     try:
         found = getattr(importlib.import_module(module), name)
-    except Exception as err:  # a user's module may raise anything while it is imported
+    except (Exception, SystemExit) as err:  # a user's module may raise anything while it is imported
         raise OnnxPruneError(f"cannot import the {what} {source!r}: {type(err).__name__}: {err}") from err
     if not callable(found):
         raise OnnxPruneError(f"the {what} {source!r} is not a function")

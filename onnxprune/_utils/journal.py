@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune._utils.atomic_files import check_output
+from onnxprune._utils.formatting import counted
+from onnxprune._utils.interruption import keeps, keeps_no_more
+from onnxprune._utils.locks import locked
 from onnxprune._utils.strict import Format
 from onnxprune.errors import OnnxPruneError
 
@@ -53,7 +56,7 @@ class Journal:
         self._file: Any = None
         if path is None:
             return
-        check_output(path)
+        check_output(path, regular=True)
         head = {"journal": SCHEMA, **settings}
         try:
             self._file = open(path, "a+b")  # noqa: SIM115  (kept open; closed by `close`)
@@ -61,6 +64,7 @@ class Journal:
             if restart:
                 self._file.truncate(0)
             self._read(head)
+            keeps(self, self._kept)
         except OSError as err:
             self.close()
             raise self._failed(err) from err
@@ -69,15 +73,10 @@ class Journal:
             raise
 
     def _lock(self) -> None:
-        with contextlib.suppress(ImportError):
-            import fcntl
-
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise OnnxPruneError(
-                    "another run is writing this journal", where=str(self.path), fix="wait for it, or use another -o"
-                ) from None
+        if locked(self._file.fileno()) is False:
+            raise OnnxPruneError(
+                "another run is writing this journal", where=str(self.path), fix="wait for it, or use another -o"
+            )
 
     def _read(self, head: dict[str, Any]) -> None:
         if self._file.seek(0, os.SEEK_END) > FORMAT.max_bytes:
@@ -151,8 +150,12 @@ class Journal:
                 if key not in self.entries:
                     self.add(key, value)
 
+    def _kept(self) -> str:
+        return f"{counted(len(self.entries), 'finished part')} in {str(self.path)!r}" if self.entries else ""
+
     def close(self) -> None:
         """Close the file; it remains for the next run."""
+        keeps_no_more(self)
         if self._file is not None:
             with contextlib.suppress(OSError):
                 self._file.close()

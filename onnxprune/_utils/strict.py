@@ -16,7 +16,6 @@ for programmers: every one would be caught and worded again here.
 from __future__ import annotations
 
 import json
-import os
 import re
 import tomllib
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from onnxprune._utils.fields import Keys, Reader, Refused, place, shown
+from onnxprune._utils.input_files import TooLarge, read_bytes
 from onnxprune.errors import OnnxPruneError
 
 MAX_DEPTH = 64
@@ -82,15 +82,12 @@ class Format:
             OnnxPruneError: It cannot be read, or is too large.
         """
         try:
-            with open(path, "rb") as file:
-                # A pipe has no size, so one byte more than allowed is asked for as well.
-                if os.fstat(file.fileno()).st_size <= self.max_bytes:
-                    data = file.read(self.max_bytes + 1)
-                    if len(data) <= self.max_bytes:
-                        return data
-        except OSError as err:
-            raise OnnxPruneError(f"cannot read the {self.kind} {str(path)!r}: {err.strerror or err}") from err
-        raise self.error(f"too large (more than {self.max_bytes} bytes)", str(path))
+            return read_bytes(path, self.max_bytes)
+        except TooLarge as err:
+            raise self.error(str(err.strerror), str(path)) from err
+        except (OSError, ValueError) as err:  # ValueError: a path with a null
+            what = getattr(err, "strerror", None) or err
+            raise OnnxPruneError(f"cannot read the {self.kind} {str(path)!r}: {what}") from err
 
     def load_text(self, path: Path) -> str:
         """Read a file as text with newlines of one character.

@@ -1,11 +1,14 @@
 """Command line: every command reads its inputs, calls one stage and shows the result.
 
-stdout holds the result (a table, or one JSON document with --json), stderr everything else. Exit status: 0 success,
-1 known error, 2 wrong usage, 3 verification failed.
+stdout holds the result (a table, or one JSON document with --json), stderr everything else. Exit statuses: see
+`_boundary`.
 """
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import click
@@ -34,7 +37,7 @@ from onnxprune.cli import (
     sweep,
     verify,
 )
-from onnxprune.errors import OnnxPruneError
+from onnxprune.cli._boundary import guarded, program
 
 # Modules that compute are imported inside the commands, so that `--help` is fast.
 
@@ -53,15 +56,11 @@ class _CommandGroup(click.Group):
             click.echo(f"{name} is now {RENAMED_COMMANDS[name]}", err=True)
         return super().resolve_command(ctx, [RENAMED_COMMANDS.get(name, name), *rest])
 
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except OnnxPruneError as err:
-            click.echo(f"error: {err}", err=True)
-            ctx.exit(err.exit_code)
-        except MemoryError:
-            click.echo("error: not enough memory\n  try: a smaller --batch, or a machine with more memory", err=True)
-            ctx.exit(1)
+    def main(self, args: Sequence[str] | None = None, *more: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        """Run a command and exit; see `_boundary` for the exit statuses."""
+        words = list(sys.argv[1:] if args is None else args)
+        run = partial(super().main, words, *more, standalone_mode=False, **extra)
+        return sys.exit(guarded(run, as_json="--json" in words)) if standalone_mode else run()
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)  # in the order of the work, not alphabetical
@@ -77,7 +76,8 @@ def main() -> None:
     onnxprune prune model.onnx -o small.onnx --target macs=0.5
     onnxprune bench model.onnx small.onnx
 
-    Exit status: 0 success, 1 known error, 2 wrong usage, 3 verification failed.
+    Exit status: 0 success, 1 known error, 2 wrong usage, 3 verification failed, 4 internal error; 129, 130 and 143
+    stopped by a signal.
     """
 
 
@@ -89,3 +89,8 @@ for command in (
     run_passes.run_passes, list_registries.ops, list_registries.criteria, list_registries.passes, demo.demo,
 ):  # fmt: skip
     main.add_command(command)
+
+
+def run_program() -> None:
+    """Entry point of the script `onnxprune` and of `python -m onnxprune`."""
+    program(partial(main, prog_name="onnxprune"))

@@ -36,7 +36,7 @@ def bench(models: tuple[Path, ...], timing: Benchmark, shapes: InputShapes, even
         return
     _display.table(
         f"batch {timing.batch}, {timing.threads or 'all'} thread(s), {rows[0].provider}, median of {timing.runs}",
-        ["model", "latency", "spread", "MACs", "params", "weights", "speed-up", "effic."],
+        ["model", "latency", "spread", "MACs", "params", "bytes", "speed-up", "effic."],
         [
             [
                 p.name, formatting.seconds(r.latency.median),

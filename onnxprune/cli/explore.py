@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
+from onnxprune._utils.interruption import Stopped
 from onnxprune.cli._options import Command, json_option, takes_options
 from onnxprune.cli._stages import (
     analyzed,
@@ -44,13 +45,13 @@ class Page(Options):
 
     output: Path | None = option(
         None, help="Plan to write on Save.", heading="Output", flag=("-o", "--output"),
-        shown="MODEL-plan.json beside the model, if there is none yet",
+        shown="MODEL-plan.json beside the model",
     )  # fmt: skip
     port: int = option(0, help="Port of 127.0.0.1.", heading="Output", ge=0, le=65535, usage=True, shown="a free one")
     no_browser: bool = option(False, help="Only print the address of the page.", heading="Output")
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, advanced=("exclude", "protect", "port"))
 @click.argument("model", metavar="MODEL | FRONTIER", type=click.Path(path_type=Path))
 @takes_options
 @json_option
@@ -148,7 +149,7 @@ def _serve(site: Site, source: Path, page: Page) -> None:
     _display.note(f"exploring {source.name or source} at {server.url}\nend with Done on the page, or with Ctrl-C")
     if not page.no_browser:
         _open(server.url)
-    with suppress(KeyboardInterrupt):
+    with suppress(KeyboardInterrupt, Stopped):
         server.serve()
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from onnxprune.cli._options import Command, json_option, takes_options
-from onnxprune.cli._stages import calibration_of, load_model, proof_feeds
-from onnxprune.errors import OnnxPruneError, VerificationError
+from onnxprune.cli._stages import calibration_of, check_resume, load_model, proof_feeds
+from onnxprune.errors import VerificationError
 from onnxprune.options import (
     Events,
     Execution,
@@ -63,7 +63,8 @@ def recover(
 
     The remaining weights of each layer are fitted by least squares to the original's outputs. A stage that does not
     improve the metric on held-out samples (with labels or --metric), or bring the outputs closer to the original's
-    (without), is undone. Solved layers are stored in OUTPUT.recovery until the end.
+    (without), is undone. Solved layers are stored in OUTPUT.recovery until the end; the same command continues an
+    interrupted run.
     """
     import shutil
 
@@ -76,17 +77,12 @@ def recover(
     from onnxprune.recovery.recover import recover as run
     from onnxprune.verification import verify as prove
 
-    if resuming.resume and resuming.restart:
-        raise click.UsageError("--resume and --restart exclude each other: use only one of them")
+    check_resume(resuming)
     if not recovery.stages:
         raise click.UsageError("--stages is empty: name a stage, or leave the option out to run all")
     for source in (original, pruned, plan_file):
         check_output(output.output, source)
     folder = output.output.with_name(output.output.name + ".recovery")
-    if folder.exists() and not (resuming.resume or resuming.restart):
-        raise OnnxPruneError(
-            "an interrupted run exists", where=str(folder), fix="--resume to continue it, or --restart to discard it"
-        )
     plan, whole, small = load_plan(plan_file), load_model(original, shapes), load_model(pruned, shapes)
     samples = calibration_of(data.data, data, whole, execution.device)
     assert samples is not None

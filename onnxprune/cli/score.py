@@ -19,7 +19,7 @@ class ScoreOutput(Options):
 
     compare: str | None = option(
         None, heading="Selection", metavar="C1,C2,...",
-        help="Instead: agreement of these criteria, group by group. Parameters follow colons: fpgm:mix_norm=0.1.",
+        help="Instead: agreement of these criteria; parameters follow colons: fpgm:mix_norm=0.1.",
     )  # fmt: skip
     ratio: float | None = option(
         None, help="With --compare: share that each would remove of every group.", heading="Selection", ge=0, lt=1,

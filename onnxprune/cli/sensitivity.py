@@ -33,7 +33,7 @@ class CurveOutput(Output):
     csv: Path | None = option(None, help="Write the curves as a table as well.", heading="Output")
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, advanced=("include", "exclude"))
 @model_argument
 @takes_options
 @json_option
@@ -53,8 +53,7 @@ def sensitivity(
 ) -> None:
     """Measure accuracy as channels are removed, group by group.
 
-    Every finished point is written to OUTPUT.journal. The same command continues an interrupted run, and the file is
-    that of an uninterrupted run. `plan --curves` reads it.
+    `plan --curves` reads the result. The same command continues an interrupted run.
     """
     import json
 

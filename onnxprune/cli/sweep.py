@@ -96,7 +96,7 @@ def sweep(
     ends = "units removed" if study.end == "strip" else "zeros"
     _display.table(
         f"{model.name} on {found.data}, {found.images} samples, {ends}",
-        ["", "sparsity", "reached", "top-1", "+-", "loss", "parameters", "compressed"],
+        ["", "sparsity", "reached", "top1", "+-", "loss", "params", "compressed"],
         [
             [p.what, formatting.percent(p.sparsity), formatting.percent(p.reached),
              formatting.percent(p.top1), formatting.percent(p.top1_error), f"{p.loss:.4f}",

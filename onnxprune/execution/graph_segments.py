@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxprune._utils.array_files import load_array, save_array
 from onnxprune.analysis.shape_inference import Witness
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import Feeds
@@ -243,12 +244,12 @@ class _ArrayStore:
         else:
             if self._folder is None:
                 self._folder = tempfile.TemporaryDirectory(prefix="onnxprune-")
-            np.save(self._path(key), array, allow_pickle=False)
+            save_array(self._path(key), array)
         return key
 
     def get(self, key: int) -> Array:
         found = self._arrays.get(key)
-        return np.load(self._path(key), allow_pickle=False) if found is None else found
+        return load_array(self._path(key)) if found is None else found
 
     def drop(self, key: int) -> None:
         found = self._arrays.pop(key, None)

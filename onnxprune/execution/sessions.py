@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxprune._utils.input_files import GIB, read_text
 from onnxprune.errors import OnnxPruneError
 from onnxprune.ir import protobuf_wire
 from onnxprune.ir.model import Array, Model
@@ -222,7 +223,7 @@ class Session:
         path = Path(self._session.end_profiling())
         try:
             # Not the strict reader: onnxruntime's own file, written a moment ago, and in no fixed format.
-            events = json.loads(path.read_text(encoding="utf-8"))
+            events = json.loads(read_text(path, GIB))
             path.unlink()
             return _runs(events)
         except (OSError, ValueError, KeyError, TypeError) as err:

@@ -21,6 +21,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from onnxprune._utils import input_files
+
 MODEL_GRAPH = 7  # ModelProto.graph
 GRAPH_INITIALIZER = 5  # GraphProto.initializer
 TENSOR_RAW_DATA = 9  # TensorProto.raw_data
@@ -96,11 +98,10 @@ def mapped(path: Path) -> mmap.mmap:
         WireError: The file is empty.
         OSError: The file cannot be read.
     """
-    with path.open("rb") as file:
-        try:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except ValueError as err:  # an empty file cannot be mapped
-            raise WireError("the file is empty") from err
+    try:
+        return input_files.mapped(path)
+    except ValueError as err:  # an empty file cannot be mapped
+        raise WireError("the file is empty") from err
 
 
 def read(path: Path) -> tuple[onnx.ModelProto, dict[int, RawData], mmap.mmap]:

@@ -14,7 +14,7 @@ from onnx import numpy_helper
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter, update_import_domains
 from onnx_graphsurgeon.ir.tensor import SparseValues
 
-from onnxprune._utils.atomic_files import atomic, check_output
+from onnxprune._utils.atomic_files import atomic, check_output, is_stream, remove_dead
 from onnxprune.errors import OnnxPruneError
 from onnxprune.ir import protobuf_wire
 from onnxprune.ir.branches import FLAT, nested, reads
@@ -144,15 +144,20 @@ def save(model: Model, path: str | os.PathLike[str], *, external: bool | None = 
         OnnxPruneError: The path cannot be written, or is the model's own source.
     """
     path = Path(path)
-    check_output(path, model.path)
+    for source in (model.path, *model.data_files):
+        check_output(path, source)
     proto, arrays = to_skeleton(model)
     big = protobuf_wire.size(proto, arrays) > LARGEST_SINGLE_FILE
     if external is False and big:
         raise OnnxPruneError("the model is above 2 GiB, too large for a single file", fix="allow external data")
     separate = bool(external or big or (external is None and model.external))
     data_path = path.with_name(path.name + ".data")
-    for source in model.data_files if separate else ():
+    if separate and is_stream(path):
+        raise OnnxPruneError("external data needs a file", where=str(path), fix="name a file, or --single-file")
+    for source in (model.path, *model.data_files) if separate else ():
         check_output(data_path, source)
+    if not separate and not is_stream(path):
+        remove_dead(data_path)  # a killed run may have left gigabytes
     try:
         with atomic(path) as out:
             if separate:

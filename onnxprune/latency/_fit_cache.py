@@ -17,6 +17,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxprune._utils.atomic_files import write_text
+from onnxprune._utils.input_files import read_text
 from onnxprune._utils.strict import Format
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.errors import OnnxPruneError
@@ -32,12 +33,12 @@ def machine() -> str:
     """Return the processor, its cores and the GPU if there is one: times depend on them besides the model."""
     found = []
     with contextlib.suppress(OSError):
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
+        text = read_text("/proc/cpuinfo", errors="replace").split("\n\n")[0]
         wanted = ("model name", "cpu family", "model", "stepping")
         found = [v.strip() for k, _, v in (line.partition(":") for line in text.splitlines()) if k.strip() in wanted]
     for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
         with contextlib.suppress(OSError):
-            found.append(path.read_text(encoding="utf-8", errors="replace").splitlines()[0].partition(":")[2].strip())
+            found.append(read_text(path, errors="replace").splitlines()[0].partition(":")[2].strip())
     return ", ".join([*(found or [platform.machine(), platform.processor()]), f"{os.cpu_count()} cores"])
 
 
@@ -111,7 +112,7 @@ def read_fit(path: Path, settings: Mapping[str, Any], axes: ChannelAxes) -> Late
         found = _FORMAT.read(_CacheFile, path)
     except OnnxPruneError:
         return None
-    top = 1 + 2 * len(axes.components)
+    top = 1 + 2 * len(axes.components) + len(axes.switches)
     if found.settings != settings:
         return None
     terms = []

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from onnxprune._utils.input_files import read_bytes
 from onnxprune._utils.progress import Progress
 from onnxprune.analysis.coupling import Analysis, Group, Kept
 from onnxprune.execution.sessions import Kernel, Session
@@ -169,7 +170,7 @@ def _waited() -> float:
     total = 0
     for path in Path("/proc/self/task").glob("*/schedstat"):
         with contextlib.suppress(OSError, ValueError, IndexError):  # a thread may have ended
-            total += int(path.read_bytes().split()[1])
+            total += int(read_bytes(path, 4096).split()[1])
     return total * 1e-9
 
 

@@ -61,6 +61,8 @@ class Restarting(Options):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Resuming(Restarting):
-    """Treatment of the files of an interrupted run that is resumed only on request."""
+    """Treatment of the files of an interrupted run, with the option that earlier versions needed to resume one."""
 
-    resume: bool = option(False, help="Resume an interrupted run.", heading=OUTPUT)
+    resume: bool = option(
+        False, help="Accepted for older scripts: an interrupted run is resumed anyway.", heading=OUTPUT, advanced=True
+    )

@@ -159,7 +159,7 @@ def retrain(
         settings: All other settings: learning rate, optimizer, augmentation, device and more.
         method: Method of training-time pruning.
         folder: Folder for checkpoints and logs; default: none are written.
-        resume: Continue from the folder's checkpoint.
+        resume: Require a checkpoint in the folder; one of the same run is continued anyway.
         restart: Discard the folder's checkpoint.
         progress: Called with (done, total) steps.
         notice: Called with lines of text for the user.

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxprune._utils.array_files import load_array
 from onnxprune._utils.journal import Journal
 from onnxprune.analysis.coupling import couple
 from onnxprune.criteria.masked_evaluation import MaskedEvaluator
@@ -157,8 +158,8 @@ def _evaluator(setting: WorkerSettings) -> MaskedEvaluator:
     data = setting.samples
     if data is None:
         labels = setting.data / "y.npy"
-        x = np.load(setting.data / "x.npy", mmap_mode="r", allow_pickle=False)
-        data = Data(x, np.load(labels, allow_pickle=False) if labels.exists() else None, setting.name)
+        x = load_array(setting.data / "x.npy", mapped=True)
+        data = Data(x, load_array(labels) if labels.exists() else None, setting.name)
     feed, targets = Feeds(analysis.model, data, setting.preprocess, 1)[0]
     metric, task = find_metric(model, setting.task, targets=kind_of(targets), feed=feed)
     return MaskedEvaluator(

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxprune._utils.array_files import save_array
 from onnxprune._utils.journal import Journal
 from onnxprune._utils.parallel import spread
 from onnxprune._utils.progress import Progress
@@ -267,9 +268,9 @@ class _Sweep:
             if model.path is None:
                 save(model, path)
             if isinstance(data.x, np.ndarray):
-                np.save(folder / "x.npy", data.x, allow_pickle=False)
+                save_array(folder / "x.npy", data.x)
                 if data.y is not None:
-                    np.save(folder / "y.npy", data.y, allow_pickle=False)
+                    save_array(folder / "y.npy", data.y)
         except OSError as err:
             raise OnnxPruneError(f"cannot hand the data to the workers: {err.strerror or err}") from err
         return WorkerSettings(

@@ -203,7 +203,6 @@ class RetrainStep(RecipeStep):
 
     def run(self, context: StepContext) -> StepResult:
         from onnxprune.training import get_method, retrain
-        from onnxprune.training.checkpoints import LAST
 
         folder = self._checkpoints(context.folder)
         pruning = self.pruning
@@ -219,7 +218,6 @@ class RetrainStep(RecipeStep):
             teacher=context.defaults.load(teacher) if self.teacher else None,
             method=method,
             folder=folder,
-            resume=(folder / LAST).exists(),
             progress=context.tick,
             notice=context.notify,
         )

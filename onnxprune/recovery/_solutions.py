@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune._utils.atomic_files import atomic
+from onnxprune._utils.input_files import opened
 from onnxprune._utils.journal import Journal
 from onnxprune.errors import OnnxPruneError
 from onnxprune.ir.model import Array
@@ -88,7 +89,7 @@ class SolutionStore:
             return errors, None
         path = self.folder / Path(str(entry["file"])).name
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with opened(path) as file, np.load(file, allow_pickle=False) as arrays:
                 return errors, {n: arrays[n] for n in arrays.files}
         except (OSError, ValueError, KeyError) as err:
             raise OnnxPruneError(
@@ -108,6 +109,6 @@ class SolutionStore:
             except OSError as err:
                 raise OnnxPruneError(
                     f"cannot write a solved layer: {err.strerror or err}", where=str(self.folder),
-                    fix="free disk space and continue with --resume",
+                    fix="free disk space and run the same command again",
                 ) from err  # fmt: skip
         self.journal.add(key, {"file": name, "errors": errors})

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from onnxprune._utils.input_files import opened, read_text
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.criteria.scoring import load_scores
 from onnxprune.errors import OnnxPruneError
@@ -280,8 +281,8 @@ class _RunCollector:
     def _times(self) -> list[tuple[str, str]]:
         """Read start and end from the first and last line of the log."""
         try:
-            with open(self.folder / LOG, encoding="utf-8", errors="replace") as file:
-                times = re.findall(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", file.read(2**24), re.M)
+            text = read_text(self.folder / LOG, errors="replace")
+            times = re.findall(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", text, re.M)
         except OSError as err:
             self.report.problems.append(f"{LOG}: {err.strerror or err}; when it ran is not known")
             return []
@@ -318,5 +319,5 @@ class _RunCollector:
 
 
 def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
+    with opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onnxprune._utils.atomic_files import check_output, write_text
+from onnxprune._utils.input_files import opened
 from onnxprune._utils.progress import Progress
 from onnxprune.errors import OnnxPruneError
 from onnxprune.ir.input_sizes import with_shapes_of_each
@@ -138,13 +139,13 @@ def collect(
             report.frontier,
         )
     ):
-        raise OnnxPruneError("nothing to report:\n  " + "\n  ".join(report.problems or ["no sources"]))
+        raise OnnxPruneError("nothing to report: " + "; ".join(report.problems or ["no sources"]))
     return report
 
 
 def _begins_like_json(path: Path) -> bool:
     try:
-        with open(path, "rb") as file:
+        with opened(path) as file:
             return file.read(64).lstrip()[:1] in (b"{", b"[")
     except OSError:
         return False

@@ -15,6 +15,7 @@ from typing import Any
 
 from onnxprune import __version__
 from onnxprune._utils.formatting import count, percent, seconds, size
+from onnxprune._utils.input_files import read_resource
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.tasks.evaluation import metric_text, metric_title
 from onnxprune.reports import _figures
@@ -185,7 +186,7 @@ def _or_dash(form: Any, value: Any) -> str:
 
 
 def _file(name: str) -> str:
-    return (resources.files("onnxprune.reports") / "templates" / name).read_text(encoding="utf-8")
+    return read_resource(resources.files("onnxprune.reports") / "templates" / name).decode()
 
 
 def _plotly() -> str:

@@ -67,6 +67,7 @@ class Recorder(Callback):
         self._progress = progress
         self._found: ValidationMetrics | None = None
         self._start, self._lr = 0.0, 0.0
+        self.began = False
 
     def on_validation_start(self, trainer: Any, learner: Learner) -> None:
         """Start the clock of epoch 0, which is a validation only."""
@@ -89,6 +90,7 @@ class Recorder(Callback):
 
     def on_train_epoch_start(self, trainer: Any, learner: Learner) -> None:
         """Record the time and the learning rate."""
+        self.began = True
         self._start = time.perf_counter()
         self._lr = float(trainer.optimizers[0].param_groups[0]["lr"])
 

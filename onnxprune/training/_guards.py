@@ -7,14 +7,20 @@ import logging
 import os
 import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import wraps
+from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from onnxprune._utils.locks import only_run
 from onnxprune.errors import OnnxPruneError
 
+P = ParamSpec("P")
+T = TypeVar("T")
 _MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 _GONE = ("Connection reset by peer", "Connection closed by peer", "remote process exited")
 
@@ -56,7 +62,9 @@ def known_errors() -> Iterator[None]:
             raise
         raise OnnxPruneError(err.what.rpartition(name)[2].strip()) from err
     except SIGTERMException as err:
-        raise OnnxPruneError("ended from outside (SIGTERM)", fix="continue from the last epoch with --resume") from err
+        raise OnnxPruneError(
+            "ended from outside (SIGTERM)", fix="the same command continues from the last epoch"
+        ) from err
     except SystemExit as err:
         # Lightning turns Ctrl-C into an exit and switches Ctrl-C off.
         if isinstance(err.__context__, KeyboardInterrupt):
@@ -69,13 +77,28 @@ def known_errors() -> Iterator[None]:
             raise memory from err
         if any(sign in text for sign in _GONE):
             raise OnnxPruneError(
-                "another process of this training has ended", fix="see its message, and continue with --resume"
+                "another process of this training has ended", fix="see its message; the same command continues"
             ) from err
         if "Expected more than 1 value per channel" in text:
             raise OnnxPruneError(
                 "BatchNorm needs more than one sample per step", fix="--batch 2 or more, or --no-insert-batchnorm"
             ) from err
         raise
+
+
+def alone(train: Callable[P, T]) -> Callable[P, T]:
+    """Let only one training at a time work in the argument `folder`; its other processes are not locked out."""
+
+    @wraps(train)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        folder = kwargs.get("folder")
+        if not isinstance(folder, Path) or process_rank():
+            return train(*args, **kwargs)
+        lock = folder.with_name(f".{folder.name}.lock")
+        with only_run(lock, "another training is working in this folder", "wait for it, or use another -o"):
+            return train(*args, **kwargs)
+
+    return run
 
 
 def process_rank() -> int:

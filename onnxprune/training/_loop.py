@@ -46,7 +46,7 @@ from onnxprune.training._datasets import (
 )
 from onnxprune.training._distillation import Teacher, distillation_loss
 from onnxprune.training._distillation_points import distillation_points
-from onnxprune.training._guards import known_errors, process_rank, quiet
+from onnxprune.training._guards import alone, known_errors, process_rank, quiet
 from onnxprune.training._learner import Learner, ValidationMetrics
 from onnxprune.training._preparation import (
     StatisticsFeeds,
@@ -129,7 +129,7 @@ class Retrained:
             return f"{metric_title(self.before.metric)} {value_text(self.before)} -> {value_text(self.after)}"
         if self.before.top1 is None or self.after.top1 is None:
             return f"distillation loss {decimal(self.before.loss)} -> {decimal(self.after.loss)}"
-        return f"top-1 {percent(self.before.top1)} -> {percent(self.after.top1)}"
+        return f"top1 {percent(self.before.top1)} -> {percent(self.after.top1)}"
 
     @property
     def metric(self) -> str:
@@ -157,6 +157,7 @@ class Retrained:
         }
 
 
+@alone
 def retrain(
     model: Model,
     data: Data,
@@ -192,15 +193,16 @@ def retrain(
             `method.plan(result.model, ...)` returns the plan for them.
         replaces: Model that the result must also exceed to count as improved.
         folder: Folder of checkpoints and logs; None: none are written.
-        resume: Continue from the folder's checkpoint. On the CPU the result equals that of an uninterrupted run.
+        resume: Require a checkpoint in the folder. One of the same run is continued anyway; on the CPU the result
+            equals that of an uninterrupted run.
         restart: Discard that checkpoint.
         progress: Called with (done, total) steps, in the first process.
         notice: Called with lines for users, in the first process.
 
     Raises:
-        OnnxPruneError: Data, teacher or settings do not fit the model; the checkpoint is of another run, or neither
-            `resume` nor `restart` is given for it; the loss is not finite before any epoch was better; memory is
-            exhausted; an operator cannot be converted.
+        OnnxPruneError: Data, teacher or settings do not fit the model; the checkpoint is of another run; another
+            process trains in the folder; the loss is not finite before any epoch was better; memory is exhausted; an
+            operator cannot be converted.
     """
     settings, how = settings or Settings(), resolved(preprocess or Preprocess(), model, data)
     labelled = data.y is not None and not settings.unlabelled

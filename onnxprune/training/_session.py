@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.tuner import Tuner
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from onnxprune._utils.interruption import keeps, keeps_no_more
 from onnxprune._utils.progress import Progress
 from onnxprune.errors import OnnxPruneError
 from onnxprune.training._callbacks import MovingAverage, Recorder
@@ -92,6 +93,7 @@ class TrainingSession:
             log_every_n_steps=max(1, min(50, self.loaders.steps)),
         )
         net.train()
+        keeps(self, self._kept)
         try:
             if saved is None:
                 trainer.validate(self.learner, datamodule=self.loaders, verbose=False)
@@ -101,12 +103,32 @@ class TrainingSession:
                 trainer.fit(self.learner, datamodule=self.loaders, ckpt_path=str(self.folder / LAST), weights_only=True)
         except Diverged as err:
             self.diverged = err
+        except (KeyError, TypeError, AttributeError, ValueError, IndexError, RuntimeError) as err:
+            if saved is None or self.recorder.began:
+                raise
+            raise self._damaged(err) from err
+        finally:
+            keeps_no_more(self)
+
+    def _damaged(self, err: Exception) -> OnnxPruneError:
+        what = f"the checkpoint is damaged ({type(err).__name__})"
+        return OnnxPruneError(what, where=str(self.folder), fix="start anew with --restart")
+
+    def _kept(self) -> str:
+        """Return what a stopped run leaves for the next one."""
+        done = len(self.recorder.history) - 1
+        if self.folder is None or done < 1:
+            return ""
+        return f"{done} of {self.settings.epochs} epochs in {str(self.folder)!r}"
 
     def _restore(self, saved: dict[str, Any]) -> None:
         """Restore history and best weights of a resumed run."""
         assert self.folder is not None
-        self.recorder.load_state_dict(saved["recorder"])
-        self.learner.lr = saved["lr"]
+        try:
+            self.recorder.load_state_dict(saved["recorder"])
+            self.learner.lr = float(saved["lr"])
+        except (KeyError, TypeError, ValueError) as err:
+            raise self._damaged(err) from err
         if self.recorder.best:
             self.recorder.best_weights = load_state(self.folder / best_name(self.recorder.best))
         # With a moving average this is the average, which was validated.

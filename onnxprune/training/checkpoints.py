@@ -13,9 +13,11 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from onnxprune._utils.atomic_files import atomic
+from onnxprune._utils.fields import Index
+from onnxprune._utils.input_files import opened
 from onnxprune._utils.strict import Format
 from onnxprune.errors import OnnxPruneError
-from onnxprune.training._callbacks import Recorder
+from onnxprune.training._callbacks import Epoch, Recorder
 from onnxprune.training._learner import Learner
 from onnxprune.training._settings import different
 
@@ -29,8 +31,8 @@ FORMAT = Format("checkpoint", 0, _SCHEMA, fix="start anew with --restart")  # Py
 class _RecorderState:
     """State of `Recorder`."""
 
-    history: list[Any]
-    best: int
+    history: list[Epoch]
+    best: Index
     stopped: str | None
 
 
@@ -121,7 +123,7 @@ def saved_run(
         Header, and under "state_dict" the weights that were validated last.
 
     Raises:
-        OnnxPruneError: the checkpoint is of another run, or neither `resume` nor `restart` is set.
+        OnnxPruneError: the checkpoint is of another run or damaged, or `resume` is set and there is none.
     """
     if folder is None:
         if resume:
@@ -138,22 +140,17 @@ def saved_run(
         return None
     whole = load_state(path)
     head = FORMAT.fields(_CheckpointHeader, whole.get(_HEADER), str(path))
-    done = len(head.recorder.history) - 1
+    if not isinstance(whole.get("state_dict"), dict) or head.recorder.best >= len(head.recorder.history):
+        raise FORMAT.error("it has no weights, or no history", str(path))
     wrong = different(head.run, run)
-    if "settings" in wrong:
+    if "settings" in wrong and isinstance(head.run.get("settings"), dict):
         wrong.remove("settings")
         wrong += different(head.run["settings"], run["settings"])
     if wrong:
         raise OnnxPruneError(
             f"the checkpoint is of another run (not the same: {', '.join(wrong)})",
             where=str(path),
-            fix="repeat its command with --resume, or discard it with --restart",
-        )
-    if not resume:
-        raise OnnxPruneError(
-            f"here is a run that has done {done} of {run['settings']['epochs']} epochs",
-            where=str(path),
-            fix="continue with --resume, or discard it with --restart",
+            fix="repeat its command, or discard it with --restart",
         )
     return {**whole[_HEADER], "state_dict": whole["state_dict"]}
 
@@ -196,7 +193,7 @@ def save_state(state: Mapping[str, Any], path: Path) -> None:
         raise OnnxPruneError(
             f"cannot write the checkpoint: {getattr(err, 'strerror', None) or str(err).splitlines()[0]}",
             where=str(path),
-            fix="free space, and continue from the last epoch with --resume",
+            fix="free space, and continue from the last epoch with the same command",
         ) from err
 
 
@@ -208,7 +205,8 @@ def load_state(path: Path) -> dict[str, Any]:
     """
     fix = "start anew with --restart"
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with opened(path) as file:
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError as err:
         raise OnnxPruneError("the checkpoint is missing", where=str(path), fix=fix) from err
     except Exception as err:  # torch.load raises many kinds, of zip, pickle and its own

@@ -19,7 +19,8 @@ class CommandLine:
 
     def run(self, *args: object) -> Result:
         """Return the result of a call; an exception other than a known error is raised."""
-        return CliRunner().invoke(main, [str(a) for a in (*self.start, *args)], catch_exceptions=False)
+        words = [str(a) for a in (*self.start, *args)]
+        return CliRunner(env={"ONNXPRUNE_DEBUG": "1"}).invoke(main, words, catch_exceptions=False)
 
     def ok(self, *args: object) -> Result:
         """Return the result of a call that must succeed."""

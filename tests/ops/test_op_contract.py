@@ -6,15 +6,13 @@ follows reads `m`. The table says how many channels of `w0` can be removed, or t
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import onnx
 import pytest
 from graphs import removal
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
-from op_case import INEXACT, LOCKED, Case
+from op_case import INEXACT, LOCKED, Case, model_of
 from op_cases import CASES, TEXT, UNREACHABLE
 
 from onnxprune.analysis.coupling import Analysis
@@ -33,42 +31,6 @@ from onnxprune.plans import Plan, Removal
 from onnxprune.verification import relative_difference
 
 each = pytest.mark.parametrize("case", CASES, ids=lambda c: c.label)
-
-HEADS = {
-    "free": "h = Conv (x, w0, b0)",
-    # What comes in has no labels at all.
-    "unlabelled": "h0 = Identity (x) h = Concat <axis = 1> (h0, h0, h0, h0)",
-    # Some indices are labelled and some are fixed.
-    "partly fixed": "h0 = Conv (x, w0, b0) h = Concat <axis = 1> (h0, x)",
-}
-HEAD_FILTERS = {"free": 8, "unlabelled": 0, "partly fixed": 6}
-
-
-def model_of(case: Case, head: str = "free") -> onnx.ModelProto:
-    """The case's model. A second, free branch (`v0`) makes sure that there is always something to remove."""
-    rng = np.random.default_rng(len(case.text))
-    # "@2" in `inputs` states a fixed batch, for constants that cannot broadcast over it.
-    batch = case.inputs[1:] if case.inputs.startswith("@") else "N"
-    more = "" if case.inputs.startswith("@") else case.inputs
-    dims = ",".join(f"d{i}" for i in range(case.rank))
-    tail = "y = Conv (m, w1)" if case.reads else "y = Identity (m)"
-    text = (
-        f'<ir_version: {8 if case.opset < 20 else 10}, opset_import: ["" : {case.opset}, "com.microsoft" : 1]>'
-        f"agraph (float[{batch},2,4,4] x{more}) => ({case.kind}[{dims}] y, float[M,3,4,4] y2) {{"
-        f" {HEADS[head]} {case.text} {tail} p0 = Conv (x, v0) q0 = Relu (p0) y2 = Conv (q0, v1) }}"
-    )
-    proto = onnx.parser.parse_model(text)
-    consts: dict[str, Any] = {"v0": (6, 2, 1, 1), "v1": (3, 6, 1, 1), **case.consts}
-    if HEAD_FILTERS[head]:
-        consts |= {"w0": (HEAD_FILTERS[head], 2, 1, 1), "b0": (HEAD_FILTERS[head],)}
-    if case.reads:
-        consts["w1"] = (5, case.reads, 1, 1)
-    for name, value in consts.items():
-        array = rng.standard_normal(value).astype(np.float32) if isinstance(value, tuple) else value
-        proto.graph.initializer.append(numpy_helper.from_array(np.asarray(array), name))
-    for i, node in enumerate(proto.graph.node):
-        node.name = f"node{i}"
-    return proto
 
 
 def prune(proto: onnx.ModelProto, seed: int, runs: bool = True) -> tuple[Analysis, Plan]:

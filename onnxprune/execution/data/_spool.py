@@ -13,6 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from onnxprune._utils.input_files import opened
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data._preprocess import Preprocess
 from onnxprune.execution.data._sources import Arrays, Indices, Source
@@ -100,7 +101,7 @@ class Spool:
 
     def __getitem__(self, index: int) -> Array:
         start, (shape, dtype) = self._starts[index], self._form(index)
-        with self.path.open("rb") as file:
+        with opened(self.path) as file:
             file.seek(start)
             data = file.read(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
         return np.frombuffer(bytearray(data), dtype).reshape(shape)

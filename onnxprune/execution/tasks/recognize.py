@@ -12,10 +12,11 @@ from typing import ClassVar
 
 import numpy as np
 
+from onnxprune._utils.input_files import read_text
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.sessions import Session
 from onnxprune.execution.tasks._jackknife import of_sums
-from onnxprune.execution.tasks.metrics import Metric, MetricValue, Outcome, log_probabilities, numbers
+from onnxprune.execution.tasks.metrics import Metric, MetricValue, Outcome, check_finite, log_probabilities, numbers
 from onnxprune.execution.tasks.task import TASKS, BoundTask, ModelView, Task, Tensor, Watch
 from onnxprune.ir.model import Array
 from onnxprune.options.tasks import TaskOptions
@@ -50,8 +51,7 @@ class Frames:
         if values.ndim != 3:
             raise OnnxPruneError(f"the output {list(values.shape)} is not [n, frames, classes]")
         values = np.moveaxis(values, self.batch_axis, 0)[:count]
-        if not np.isfinite(values).all():
-            raise OnnxPruneError("the model's outputs are not finite on this data", fix="check --mean and --std")
+        check_finite(values)
         return values
 
     def decode(self, scores: Array) -> list[Indices]:
@@ -186,13 +186,9 @@ def read_alphabet(path: Path) -> list[str]:
         OnnxPruneError: The file cannot be read, is too large, or has no line.
     """
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise OnnxPruneError("the alphabet is too large", where=str(path))
-        lines = path.read_text(encoding="utf-8").replace("\r\n", "\n").split("\n")
+        lines = read_text(path, _MOST_BYTES).split("\n")
     except OSError as err:
         raise OnnxPruneError(f"cannot read the alphabet: {err.strerror or err}", where=str(path)) from err
-    except UnicodeDecodeError as err:
-        raise OnnxPruneError(f"the alphabet is not UTF-8: {err}", where=str(path)) from err
     while lines and not lines[-1]:
         lines.pop()
     if not lines:

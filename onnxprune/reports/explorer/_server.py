@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from onnxprune._utils.input_files import opened
 from onnxprune.errors import OnnxPruneError
 from onnxprune.reports.explorer._requests import BadRequest
 from onnxprune.reports.explorer._site import JSON, Site
@@ -178,7 +179,7 @@ class _Handler(BaseHTTPRequestHandler):
         self, status: HTTPStatus, body: bytes | Path, kind: str, headers: Mapping[str, str] | None = None
     ) -> None:
         with contextlib.ExitStack() as stack:
-            file = stack.enter_context(open(body, "rb")) if isinstance(body, Path) else None
+            file = stack.enter_context(opened(body)) if isinstance(body, Path) else None
             length = len(body) if isinstance(body, bytes) else body.stat().st_size
             self.send_response(status)
             for name, value in {**self.server.headers, **(headers or {}), "Content-Type": kind}.items():

@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from onnxprune._utils.input_files import read_resource
 from onnxprune.reports.explorer._requests import ACTIONS, answer
 from onnxprune.reports.explorer._session import Explorer
 
@@ -44,7 +45,7 @@ def plan_site(explorer: Explorer) -> Site:
     """Return the site that makes a plan: the page, the description of the model, and its actions."""
     folder = files("onnxprune.reports.explorer") / "page"
     documents: dict[str, tuple[bytes | Path, str]] = {
-        path: ((folder / name).read_bytes(), kind) for path, (name, kind) in _PAGE.items()
+        path: (read_resource(folder / name), kind) for path, (name, kind) in _PAGE.items()
     }
     documents["model"] = (json.dumps(explorer.describe(), allow_nan=False).encode(), JSON)
     return Site(documents, {name: partial(answer, explorer, name) for name in ACTIONS}, _OWN_FILES)

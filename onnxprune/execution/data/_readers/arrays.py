@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 import numpy.lib.format as npy
 
 from onnxprune._utils.formatting import listed
+from onnxprune._utils.input_files import opened
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data._data import Data, as_array, checked_data
 from onnxprune.execution.data._inputs import Expected
@@ -34,10 +36,10 @@ def read_npy(path: Path) -> Data:
     Raises:
         OnnxPruneError: The file cannot be read, or is no array of numbers.
     """
-    with _errors(path, ".npy"), path.open("rb") as file:
+    with _errors(path, ".npy"), opened(path) as file:
         shape, fortran, dtype = _header(file)
-        _check_size(str(path), shape, dtype, path.stat().st_size - file.tell())
-        x = np.memmap(path, dtype, "r", file.tell(), shape, "F" if fortran else "C") if np.prod(shape) else None
+        _check_size(str(path), shape, dtype, os.fstat(file.fileno()).st_size - file.tell())
+        x = np.memmap(file, dtype, "r", file.tell(), shape, "F" if fortran else "C") if np.prod(shape) else None
     return checked_data(np.empty(shape, dtype) if x is None else x, None, str(path))
 
 
@@ -52,7 +54,7 @@ def read_npz(path: Path, expected: Expected = ANYTHING) -> Data:
         OnnxPruneError: The file cannot be read, or it is not clear which arrays are samples.
     """
     inputs = tuple(expected.ranks)
-    with _errors(path, ".npz"), zipfile.ZipFile(path) as archive:
+    with _errors(path, ".npz"), opened(path) as file, zipfile.ZipFile(file) as archive:
         names = [n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")]
         if not names:
             raise OnnxPruneError(f"{str(path)!r} has no arrays", fix="save it with numpy.savez(file, x=samples)")
@@ -67,7 +69,7 @@ def read_npz(path: Path, expected: Expected = ANYTHING) -> Data:
                 f"{str(path)!r} has no array x (it has: {listed(names, 8)})",
                 fix="name the samples x, or as the model's inputs",
             )
-        arrays = {n: _member(path, archive, n) for n in [*samples, *targets[:1]]}
+        arrays = {n: _member(path, file, archive, n) for n in [*samples, *targets[:1]]}
     unnamed = samples == ["x"] or (len(samples) == 1 and samples[0] not in inputs)
     x = arrays[samples[0]] if unnamed else {n: arrays[n] for n in samples}
     return arrays_by_name(x, arrays[targets[0]] if targets else None, str(path), expected)
@@ -102,7 +104,7 @@ def arrays_by_name(x: Any, y: Any, name: str, expected: Expected) -> Data:
     return replace(data, x=WholeArrays(data.x))
 
 
-def _member(path: Path, archive: zipfile.ZipFile, name: str) -> Array:
+def _member(path: Path, file: BinaryIO, archive: zipfile.ZipFile, name: str) -> Array:
     info = archive.getinfo(f"{name}.npy")
     with archive.open(info) as member:
         shape, fortran, dtype = _header(member)
@@ -112,18 +114,17 @@ def _member(path: Path, archive: zipfile.ZipFile, name: str) -> Array:
             return np.empty(shape, dtype)
         order: Any = "F" if fortran else "C"
         if info.compress_type == zipfile.ZIP_STORED:
-            return np.memmap(path, dtype, "r", _offset(path, info) + start, shape, order)
+            return np.memmap(file, dtype, "r", _offset(file, info) + start, shape, order)
         if info.file_size > _STREAMED:
             return _unpacked(member, shape, dtype, order, name)
     with archive.open(info) as member:
         return npy.read_array(member, allow_pickle=False)
 
 
-def _offset(path: Path, info: zipfile.ZipInfo) -> int:
+def _offset(file: BinaryIO, info: zipfile.ZipInfo) -> int:
     """Return where the data of a stored member starts: behind its local header."""
-    with path.open("rb") as file:
-        file.seek(info.header_offset)
-        header = file.read(30)
+    file.seek(info.header_offset)
+    header = file.read(30)
     if header[:4] != b"PK\x03\x04" or len(header) < 30:
         raise zipfile.BadZipFile("a local header is damaged")
     return info.header_offset + 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")

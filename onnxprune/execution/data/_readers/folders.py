@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from onnxprune._utils.formatting import listed
+from onnxprune._utils.input_files import read_text
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data._data import Data
 from onnxprune.execution.data._readers.images import IMAGES, ImageFiles, ImageSource, pillow
@@ -131,6 +132,6 @@ def found_image(folder: Path, name: str, where: str, inside: Sequence[str] = ("i
 
 def _lines(file: Path) -> list[str]:
     try:
-        return file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as err:
-        raise OnnxPruneError(f"cannot read {str(file)!r}: {err}", fix="save it as UTF-8") from err
+        return read_text(file).splitlines()
+    except OSError as err:
+        raise OnnxPruneError(f"cannot read {str(file)!r}: {err.strerror or err}", fix="save it as UTF-8") from err

@@ -5,11 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from onnxprune._utils.input_files import MAX_IMAGE, opened, read_bytes
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data._geometry import constant_size, placed_boxes, placed_image, placed_mask, placement
 from onnxprune.execution.data._preprocess import Preprocess
@@ -65,7 +67,7 @@ class ImageFiles(Images):
     def image(self, index: int) -> Any:
         from PIL import Image, ImageOps
 
-        image = Image.open(self.paths[index])
+        image = Image.open(BytesIO(read_bytes(self.paths[index], MAX_IMAGE)))
         if self._orientation(image, index) == 1:
             return image
         with image:
@@ -74,7 +76,8 @@ class ImageFiles(Images):
     def size(self, index: int) -> tuple[int, int]:
         from PIL import Image
 
-        with readable(self.where(index)), Image.open(self.paths[index]) as image:
+        path = self.paths[index]
+        with readable(str(path)), opened(path, MAX_IMAGE) as file, Image.open(file) as image:
             turned = self._orientation(image, index) in _SIDEWAYS
             return (image.width, image.height) if turned else (image.height, image.width)
 
@@ -207,12 +210,15 @@ def pillow() -> Any:
 @contextmanager
 def readable(where: str) -> Iterator[None]:
     """Raise errors of Pillow as ones that name the image."""
-    pil = pillow()
+    pillow()
     try:
         yield
-    except (OSError, SyntaxError, ValueError, pil.DecompressionBombError) as err:
+    except OnnxPruneError:
+        raise
+    except Exception as err:  # Pillow's decoders raise exceptions of many kinds
+        what = getattr(err, "strerror", None) or str(err) or type(err).__name__
         raise OnnxPruneError(
-            f"cannot read the image: {err}", where=where, fix="repair or remove the file, and the line that names it"
+            f"cannot read the image: {what}", where=where, fix="repair or remove the file, and the line that names it"
         ) from err
 
 
@@ -225,7 +231,7 @@ def _mask(path: Path) -> Array:
     """Return the classes of a mask file, [height, width]: palette indices or gray values."""
     from PIL import Image
 
-    with readable(str(path)), Image.open(path) as image:
+    with readable(str(path)), opened(path, MAX_IMAGE) as file, Image.open(file) as image:
         if image.mode not in ("P", "L", "I", "I;16", "1"):
             bands = np.asarray(image.convert("RGB"))
             if not (bands == bands[..., :1]).all():

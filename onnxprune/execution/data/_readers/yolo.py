@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from onnxprune._utils.formatting import listed
+from onnxprune._utils.input_files import opened, read_text
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data._data import Data
 from onnxprune.execution.data._readers.images import IMAGES, ImageFiles, ImageSource
@@ -41,8 +42,8 @@ def label_folder(images: Path) -> Path | None:
 
 
 def _holds_numbers(file: Path) -> bool:
-    with file.open("rb") as opened:
-        lines = opened.read(4096).splitlines()
+    with opened(file) as text:
+        lines = text.read(4096).splitlines()
     return any(_NUMBERS.fullmatch(line) for line in lines)
 
 
@@ -95,9 +96,9 @@ def _boxes(path: Path | None, source: ImageFiles, index: int) -> Boxes:
 def _objects(path: Path) -> list[tuple[int, tuple[float, float, float, float]]]:
     """Return class and corners, in shares of the image, of each line."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as err:
-        raise OnnxPruneError(f"cannot read {str(path)!r}: {err}", fix=_FORM) from err
+        lines = read_text(path).splitlines()
+    except OSError as err:
+        raise OnnxPruneError(f"cannot read {str(path)!r}: {err.strerror or err}", fix=_FORM) from err
     out = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
