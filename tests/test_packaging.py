@@ -75,7 +75,7 @@ def encoded(call: ast.Call) -> bool:
     if name not in TEXT or owner in ("Image", "archive", "os", "webbrowser"):
         return True
     if name in ("read_text", "write_text") and not owner:
-        return True  # those of onnxprune._utils.input_files and atomic_files, which are for UTF-8
+        return True  # those of onnxprune._utils.input_files and atomic_files, which read and write UTF-8
     words = [a.value for a in call.args if isinstance(a, ast.Constant)]
     words += [k.value.value for k in call.keywords if k.arg == "mode" and isinstance(k.value, ast.Constant)]
     binary = any(isinstance(w, str) and "b" in w and len(w) <= 3 for w in words)

@@ -226,13 +226,17 @@ def criteria_table(comparison: CriteriaComparison, name: str) -> None:
 
 
 def speedup_line(speedup: Speedup) -> str:
-    """Return predicted and measured latency in two lines."""
+    """Return predicted and measured latency, and the plans that were measured for a latency target."""
     p, m = speedup.predicted, speedup.measured
     threads = {0: "all threads", 1: "1 thread"}.get(speedup.threads, f"{speedup.threads} threads")
-    return (
+    text = (
         f"latency: {seconds(m.before)} -> {seconds(p.after)} predicted ({p.share:.3f}), "
         f"{seconds(m.after)} measured ({m.share:.3f}),\n  {threads}, batch {speedup.batch}, {speedup.provider}"
     )
+    if speedup.rounds:
+        shares = ", ".join(f"{r.measured:.3f}" for r in speedup.rounds)
+        text += f"\n  measured {'plan' if len(speedup.rounds) == 1 else 'plans'}: {shares}"
+    return f"{text}\n  the target is not met as measured: {speedup.note}" if speedup.note else text
 
 
 def compiled_document(done: Compiled, output: str | None, speedup: Speedup | None = None) -> dict[str, Any]:

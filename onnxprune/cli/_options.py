@@ -129,7 +129,8 @@ class _Share(click.types.FloatParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return a text as a number."""
         if isinstance(value, str) and value.strip().endswith("%"):
-            return super().convert(value.strip().removesuffix("%"), param, ctx) / 100
+            share: Any = value.strip().removesuffix("%")
+            return super().convert(share, param, ctx) / 100
         return super().convert(value, param, ctx)
 
 

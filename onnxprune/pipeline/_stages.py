@@ -21,7 +21,8 @@ from onnxprune.ir.checker import check_weights
 from onnxprune.ir.input_sizes import Shapes
 from onnxprune.ir.model import PROVENANCE, Array, Model
 from onnxprune.ir.writer import save as save_model
-from onnxprune.passes import Pipeline, RemoveBlocks, SparsifyWeights, StripChannels
+from onnxprune.passes import Pipeline, SparsifyWeights
+from onnxprune.passes.remove_blocks import removal_passes
 from onnxprune.pipeline._inputs import (
     CurvesSource,
     DataSource,
@@ -286,7 +287,7 @@ def compile_plan(
     """
     if analysis is None:
         analysis = analyze_for(model, plan)
-    pruned = Pipeline([StripChannels(plan, analysis), RemoveBlocks(plan, analysis)])(analysis.model)
+    pruned = Pipeline(removal_passes(plan, analysis))(analysis.model)
     check_weights(pruned.graph)
     pruned = pruned.with_metadata(
         {f"{PROVENANCE}.version": version, f"{PROVENANCE}.plan": plan.digest, f"{PROVENANCE}.source": plan.model}
