@@ -72,7 +72,7 @@ def encoded(call: ast.Call) -> bool:
     """Return True if a call opens no file, a binary one, or a text file with an encoding."""
     name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
     owner = ast.unparse(call.func.value) if isinstance(call.func, ast.Attribute) else ""
-    if name not in TEXT or owner in ("Image", "archive", "webbrowser"):
+    if name not in TEXT or owner in ("Image", "archive", "os", "webbrowser"):
         return True
     if name in ("read_text", "write_text") and not owner:
         return True  # those of onnxprune._utils.input_files and atomic_files, which read and write UTF-8
