@@ -77,10 +77,10 @@ wheel: $(STAMP)
 	cd / && PYTHONPATH=$(CURDIR)/.wheel-test $(CURDIR)/$(BIN)/python -P $(CURDIR)/tools/check_install.py
 	rm -rf .wheel-test
 
-# The same in an environment that holds nothing else, with the dependencies that the wheel names.
+# The same in an environment that holds nothing else, with the install that the README recommends.
 package: wheel
 	$(PYTHON) -m venv .wheel-test
-	.wheel-test/bin/pip install --quiet "$$(ls dist/*.whl)[cpu,data]"
+	.wheel-test/bin/pip install --quiet "$$(ls dist/*.whl)[cpu,data,report]"
 	cd / && $(CURDIR)/.wheel-test/bin/python -P $(CURDIR)/tools/check_install.py
 	rm -rf .wheel-test
 

@@ -50,12 +50,12 @@ kept = [m.cost.ratio(measured[0].cost, "macs") for m in measured]
 accuracy = [[op.evaluate(m, test).top1 for m in (model, *models)] for models in (cut, recovered)]
 for i, m in enumerate(measured):
     print(f"{kept[i]:6.1%} of the MACs: {m.latency.median * 1e6:5.1f} us, "
-          f"top-1 {accuracy[0][i]:.3f} as cut, {accuracy[1][i]:.3f} recovered")  # fmt: skip
+          f"top1 {accuracy[0][i]:.3f} as cut, {accuracy[1][i]:.3f} recovered")  # fmt: skip
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
 left.plot(kept, [m.latency.median * 1e6 for m in measured], "o-")
 left.set(xlabel="share of MACs kept", ylabel="latency (us, batch 1, one thread)", ylim=(0, None))
 for values, label in zip(accuracy, ("as cut", "recovered"), strict=True):
     right.plot(kept, values, "o-", label=label)
-right.set(xlabel="share of MACs kept", ylabel="top-1", ylim=(0, 1.02))
+right.set(xlabel="share of MACs kept", ylabel="top1", ylim=(0, 1.02))
 right.legend()
 figure.savefig(sys.argv[1] if len(sys.argv) > 1 else "keras.svg")

@@ -47,7 +47,7 @@ def quantize(name: str) -> str:
 def show(label: str, name: str) -> None:
     """One line: bytes of the file, accuracy on the test images."""
     path = folder / f"{name}.onnx"
-    print(f"{label:24}{path.stat().st_size:>9,} bytes  top-1 {op.evaluate(op.load(path), test).top1:.3f}")
+    print(f"{label:24}{path.stat().st_size:>9,} bytes  top1 {op.evaluate(op.load(path), test).top1:.3f}")
 
 
 # %% [markdown]

@@ -49,7 +49,10 @@ class VerificationError(OnnxPruneError):
 def unknown(kind: str, name: str, known: Iterable[str]) -> OnnxPruneError:
     """Return an error for a name that is not in a registry, with the nearest known names."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=3)
+    folded: dict[str, str] = {}
+    for each in names:  # the first of names that differ in case alone
+        folded.setdefault(each.lower(), each)
+    near = [folded[n] for n in difflib.get_close_matches(name.lower(), folded, n=3)]
     if near:
         fix = "did you mean " + " or ".join(repr(n) for n in near) + "?"
     elif len(names) <= 20:

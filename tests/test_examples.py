@@ -49,7 +49,7 @@ def test_pytorch_export_to_plot(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_keras_export_to_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = printed("keras_to_plot", tmp_path / "keras.svg", capsys)
     assert numbers(r"([\d.]+)% of the MACs", out) == pytest.approx([100, 75, 50, 25], abs=1)
-    cut, recovered = numbers(r"top-1 ([\d.]+) as cut", out), numbers(r"([\d.]+) recovered", out)
+    cut, recovered = numbers(r"top1 ([\d.]+) as cut", out), numbers(r"([\d.]+) recovered", out)
     assert cut[0] == recovered[0]
     assert recovered[2] > cut[2] + 0.2
     assert (tmp_path / "keras.svg").read_text(encoding="utf-8").count("<path") > 10
@@ -57,7 +57,7 @@ def test_keras_export_to_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 def test_prune_then_quantize_composes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = printed("prune_then_quantize", tmp_path, capsys)
-    sizes, accuracy = numbers(r"([\d,]+) bytes", out), numbers(r"top-1 ([\d.]+)", out)
+    sizes, accuracy = numbers(r"([\d,]+) bytes", out), numbers(r"top1 ([\d.]+)", out)
     original, quantized, pruned, both, after = sizes
     assert both < min(quantized, pruned) < max(quantized, pruned) < original
     assert after < quantized

@@ -147,7 +147,7 @@ TABLE = ROOT / "docs" / "installing.md"
 def test_the_table_of_extras_says_what_they_hold() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = {"": project["dependencies"], **project["optional-dependencies"]}
-    rows = re.findall(r"^\| (?:`(\w+)`|\(none\)) \| (.+?) \|", TABLE.read_text(encoding="utf-8"), re.M)
+    rows = re.findall(r"^\| (?:`([\w-]+)`|\(none\)) \| (.+?) \|", TABLE.read_text(encoding="utf-8"), re.M)
     assert sorted(extra for extra, _ in rows) == sorted(extras)
     for extra, adds in rows:
         if extra == "dev":

@@ -446,7 +446,11 @@ def main(
         Preprocess(numbers(mean), numbers(std)), threads,
     )  # fmt: skip
     log, shares, wanted = Log(output), numbers(targets), settings.split(",")
-    names = criteria.split(",") if criteria else sorted(all_criteria(), key=lambda n: (n in LAST, n))
+    names = (
+        criteria.split(",")
+        if criteria
+        else sorted((n for n, rule in all_criteria().items() if not rule.blocks_only), key=lambda n: (n in LAST, n))
+    )
     log.figures.setdefault("versions", {}).update(versions())
     for path in models:
         kept = path.with_name(path.name.replace("_folded", "_bn"))

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 import onnxprune as op
-from onnxprune.explorer import Explorer, Server, plan_site
+from onnxprune.reports.explorer import Explorer, Server, plan_site
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "helpers"))
 from browser import Browser, Page

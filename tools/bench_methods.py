@@ -3,7 +3,7 @@
     python tools/bench_methods.py resnet20_bn.onnx --train train.npz --test test.npz --mean M --std S -o runs
     python tools/bench_methods.py vgg16 --published --scratch-epochs 160 --epochs 40 --device cuda --train ... -o runs
 
-Each method is a run of `examples/recipes/one-shot.toml` in a folder of its own below -o: resumable, with all its files.
+Each method is a run of `the recipe one-shot` in a folder of its own below -o: resumable, with all its files.
 `vgg16` and `resnetN` instead of a file are trained from random weights first. With --published every method is cut to
 the MACs that its paper reports for that network, and the paper's figures are printed beside; `bn_scale` is then network
 slimming without its sparse training. Ends with a table in Markdown.
@@ -25,7 +25,7 @@ from onnxprune.execution.data import Preprocess
 from onnxprune.recipes import load_recipe, run_recipe
 from onnxprune.training import Settings, retrain
 
-RECIPE = Path(__file__).parents[1] / "examples" / "recipes" / "one-shot.toml"
+RECIPE = "one-shot"
 CRITERIA = "l1,fpgm,dscore,dstep,dstep_gm,pls_vip,senpis,obs"
 PACKAGES = ("onnxprune", "onnxruntime", "torch", "lightning")
 

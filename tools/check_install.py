@@ -31,12 +31,12 @@ def said(*command: str) -> str:
 
 
 def main() -> None:
-    """Check files, versions, both ways to call onnxprune, and the demo."""
+    """Check files, versions, both ways to call onnxprune, the demo, a recipe and a report."""
     package = Path(onnxprune.__file__).resolve().parent
     check(package != CHECKOUT / "onnxprune", f"this is the checkout, not an installed copy: {package}")
     files = {file.as_posix() for file in metadata.files("onnxprune") or []}
     check("onnxprune/py.typed" in files, "py.typed is missing")
-    shipped = {f"onnxprune/models/{path.name}" for path in (CHECKOUT / "models").glob("*.onnx")}
+    shipped = {f"onnxprune/models/{p.name}" for p in (CHECKOUT / "models").iterdir() if p.suffix in (".onnx", ".npz")}
     sources = {f"onnxprune/passes/{path.name}" for path in (CHECKOUT / "passes").glob("*.py")}
     inside = [
         path for path in (CHECKOUT / "onnxprune").rglob("*") if path.is_file() and "__pycache__" not in path.parts
@@ -61,6 +61,11 @@ def main() -> None:
         small = Path(folder) / "small.onnx"
         said(*calls[-1], "demo", "-o", str(small))
         check(small.is_file(), "the demo wrote nothing")
+        run, page = Path(folder) / "run", Path(folder) / "report.html"
+        said(*calls[-1], "run", "recover", "-o", str(run))
+        check((run / "table.csv").is_file(), "the recipe wrote no table")
+        said(*calls[-1], "report", str(run), "-o", str(page))
+        check(page.is_file(), "the report wrote nothing")
     sys.stdout.write(f"onnxprune {version} works as installed: {package}\n")
 
 

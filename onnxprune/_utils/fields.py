@@ -137,6 +137,19 @@ class Reader:
                 out.append(f.name)
         return out
 
+    def value(self, hint: Any, data: Any, keys: Keys) -> Any:
+        """Return plain data as a value of a type.
+
+        Args:
+            hint: Type.
+            data: Plain data.
+            keys: Place of the data in its document; the last one names it in messages.
+
+        Raises:
+            Refused: Data of another type, or out of bounds.
+        """
+        return self._value(hint, data, keys)
+
     def _built(self, cls: type[T], values: Mapping[str, Any]) -> T:
         arguments: dict[str, Any] = {}
         for f, hint in _fields(cls):

@@ -33,6 +33,8 @@ class Registry(Mapping[K, T]):
         plugins: Group of the entry points through which other distributions add items; None: there are no plug-ins.
         accept: Registers what an entry point names; default: `register`. If it raises, what it registered is removed.
         plugin: Returns the name of the entry point that would add a key, for keys that are not plain names.
+        synonym: Returns the key that a common other name stands for. It is asked only for keys without an item, so that
+            a plug-in may use such a name.
 
     Attributes:
         plugins: Entry points, and those that could not be loaded; None where there are no plug-ins.
@@ -49,6 +51,7 @@ class Registry(Mapping[K, T]):
         plugins: str | None = None,
         accept: Callable[[Any], object] | None = None,
         plugin: Callable[[K], str] = str,
+        synonym: Callable[[K], K] | None = None,
     ) -> None:
         self.kind = kind
         self._key: Callable[[Any], K] = key or (lambda item: item.name)
@@ -56,6 +59,7 @@ class Registry(Mapping[K, T]):
         self._label = label
         self._accept = accept or self.register
         self._plugin = plugin
+        self._synonym = synonym
         self._modules = modules
         self._items: dict[K, T] = {}
         self._aliases: dict[K, K] = {}
@@ -139,6 +143,8 @@ class Registry(Mapping[K, T]):
         key = self._aliases.get(key, key)
         if key not in self._items:
             self._load()
+        if key not in self._items and self._synonym is not None:
+            key = self._synonym(key)
         return self._items.get(key)
 
     def __getitem__(self, key: K) -> T:

@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import takewhile
+from typing import TYPE_CHECKING
 
 import onnx_graphsurgeon as gs
 
@@ -23,6 +24,9 @@ from onnxprune.analysis.group_naming import human_name
 from onnxprune.analysis.shape_inference import Witness
 from onnxprune.ops import find
 from onnxprune.ops.label_table import LabelTable
+
+if TYPE_CHECKING:
+    from onnxprune.analysis.coupling import Group
 
 _MOVES = frozenset(("Identity", "Dropout", "Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"))
 """Operators that a shortcut may pass: they move values and compute nothing."""
@@ -101,6 +105,21 @@ def held_names(graph: gs.Graph) -> set[str]:
     return {t.name for t in graph.outputs} | {t.name for n in graph.nodes for t in captured(n)}
 
 
+def adds(node: gs.Node) -> bool:
+    """Return whether a node adds two tensors."""
+    return node.op in ("Add", "Sum") and node.domain in (None, "", "ai.onnx") and len(node.inputs) == 2
+
+
+def inner_groups(graph: gs.Graph, groups: Iterable[Group], block: Block) -> frozenset[str]:
+    """Return the names of the groups of which every weight is used in a block only."""
+    nodes = set(block.nodes)
+    outside: set[str] = set()
+    for node in graph.nodes:
+        if not node.outputs or node.outputs[0].name not in nodes:
+            outside.update(t.name for t in node.inputs if isinstance(t, gs.Constant))
+    return frozenset(g.name for g in groups if g.sites and not any(t in outside for t, _ in g.sites))
+
+
 _Found = tuple[Block, tuple[int, ...]]
 
 
@@ -118,7 +137,7 @@ class _Finder:
     def additions(self) -> Iterator[int]:
         """Return the additions of two activations of known shape."""
         for i, node in enumerate(self.nodes):
-            if node.op != "Add" or node.domain not in (None, "", "ai.onnx"):
+            if not adds(node):
                 continue
             if all(not self.constant(t) and t.name in self.table.shapes for t in (*node.inputs, *node.outputs)):
                 yield i
@@ -223,7 +242,7 @@ class _Finder:
         found = addends & region.entries.keys()
         while not found:  # the sum of parallel branches goes on in the next addition
             out = node.outputs[0]
-            if len(out.outputs) != 1 or out.name in self.held or out.outputs[0].op != "Add":
+            if len(out.outputs) != 1 or out.name in self.held or not adds(out.outputs[0]):
                 return None
             node = out.outputs[0]
             others = [t for t in node.inputs if t is not out]
@@ -245,7 +264,7 @@ class _Finder:
             if place < 0 or place < least:
                 continue
             node = self.nodes[place]
-            if node.op == "Add":
+            if adds(node):
                 front += list(node.inputs)
             elif node.op in _MOVES:
                 front.append(node.inputs[0])

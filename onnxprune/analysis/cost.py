@@ -17,6 +17,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,7 @@ import onnx_graphsurgeon as gs
 
 from onnxprune.analysis._node_faults import at_node
 from onnxprune.analysis._type_inference import body_constants
+from onnxprune.analysis.blocks import inner_groups
 from onnxprune.analysis.coupling import Analysis, Kept
 from onnxprune.ops import find
 from onnxprune.ops.label_table import Axes
@@ -47,6 +49,8 @@ class Cost:
 
 
 MEASURES = ("macs", "params", "bytes", "memory", "channels")
+TITLES = {"macs": "MACs"}
+"""Names of measures as tables show them; the others are shown as they are."""
 
 # Operators whose output shares its input's memory under another shape.
 _SAME_MEMORY = frozenset(("Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"))
@@ -139,6 +143,16 @@ class CostModel:
                     holders.setdefault(name, []).append(len(self._labels))
                 self._labels.append(np.array([block.component], np.int64))
         return holders
+
+    @cached_property
+    def _inner(self) -> list[tuple[int, npt.NDArray[np.int64]]]:
+        """Return the component of every block, and those of the channels inside it, which are removed with it."""
+        out = []
+        for block in self.analysis.free_blocks:
+            names = inner_groups(self.analysis.model.graph, self.analysis.groups, block)
+            inside = [self.analysis[name].components for name in sorted(names)]
+            out.append((block.component, np.concatenate([*inside, np.zeros(0, np.int64)])))
+        return out
 
     def _holding(self, nodes: Sequence[gs.Node]) -> _Template:
         """Return the counts of the blocks that hold all of these nodes, as factors of a size."""
@@ -249,13 +263,27 @@ class CostModel:
         counts = self._remaining(kept)
         return Cost(**{measure: self._of(measure, kept, counts) for measure in MEASURES})
 
+    def node_macs(self) -> dict[str, int]:
+        """Return the MACs of one sample of every node that has any, by the name of the node's first output."""
+        counts = self._remaining(np.ones(self.analysis.count, bool)).tolist()
+        return {str(w.node.outputs[0].name): w.macs(counts) // self._batch for w in self._work}
+
     def share(self, kept: Kept, measure: str) -> float:
         """Return `cost(kept).ratio(baseline, measure)` without computing the other measures."""
         total: int = getattr(self.baseline, measure)
         return self._of(measure, kept, self._remaining(kept)) / total if total else 1.0
 
+    def by_node(self, kept: Kept) -> dict[str, int]:
+        """Return the MACs of every node that has any, by the name of its first output."""
+        sizes = self._remaining(kept).tolist()
+        return {work.node.outputs[0].name: work.macs(sizes) // self._batch for work in self._work}
+
     def _of(self, measure: str, kept: Kept, counts: _Counts) -> int:
         if measure == "channels":
+            gone = [inside for block, inside in self._inner if not kept[block]]
+            if gone:
+                kept = kept.copy()
+                kept[np.concatenate(gone)] = False
             return int(np.count_nonzero(kept[self._free]))
         if measure == "macs":
             return self._macs(counts)

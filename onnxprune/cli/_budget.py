@@ -125,23 +125,26 @@ def prune_within(
             save(point.point.model, file, external=output.external)
             written[name] = str(file)
     search.remove_points()
-    if as_json:
-        document = {
-            "output": str(output.output), **search.as_dict(), "neighbours": written,
-            "before": vars(best.point.before), "after": vars(best.point.after),
-            "plan_digest": best.point.plan.digest, "verification": dict(best.point.certificate),
-            "recovery": dict(best.point.recovery), "int8": None if quantized is None else vars(quantized),
-            "polished": [p.as_dict() for p in polished],
-        }  # fmt: skip
-        _display.emit_json(document)
+    document = {
+        "output": str(output.output), **search.as_dict(), "neighbours": written,
+        "before": vars(best.point.before), "after": vars(best.point.after),
+        "plan_digest": best.point.plan.digest, "verification": dict(best.point.certificate),
+        "recovery": dict(best.point.recovery), "int8": None if quantized is None else vars(quantized),
+        "polished": [p.as_dict() for p in polished],
+    }  # fmt: skip
+    if _display.finished(as_json, lambda: document):
         return
-    _show(search, f"{source.name} -> {output.output}", written, quantized, polished)
+    _show(search, source, output.output, plan_file, written, quantized, polished)
 
 
 def _show(
-    search: BudgetSearch, title: str, written: dict[str, str], quantized: Judgement | None, polished: list[Polished]
-) -> None:
+    search: BudgetSearch, source: Path, target: Path, plan_file: Path | None, written: dict[str, str],
+    quantized: Judgement | None, polished: list[Polished],
+) -> None:  # fmt: skip
     from onnxprune.cli import _display
+    from onnxprune.cli._next_steps import next_steps
+
+    title = f"{source.name} -> {target}"
 
     rows = []
     columns = ["latency, predicted", "measured"] if search.measured else [f"{search.measure} kept"]
@@ -165,5 +168,6 @@ def _show(
     for name, path in written.items():
         click.echo(f"the next {name} one: {path}")
     click.echo(f"proved: {search.best.point.certificate['summary']}")
+    click.echo(next_steps(source, target, plan_file, measured=True, recovered=True))
     if search.warning:
         _display.note(f"Warning: {search.warning}")

@@ -1,159 +1,153 @@
-"""Pipeline of `onnxprune demo` on a bundled model and dataset: prune, prove, recover, retrain, measure."""
+"""Pipeline of `onnxprune demo` on a bundled model and dataset: prune, prove, recover, measure; with --full retrain."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from onnxprune._utils import formatting
+import click
+
 from onnxprune._utils.atomic_files import check_output
+from onnxprune._utils.formatting import count, percent, seconds, size
 from onnxprune._utils.progress import Progress
 from onnxprune.cli import _display
-from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Calibration
 from onnxprune.execution.data import Data, load_data, subset
 from onnxprune.execution.tasks.evaluation import Accuracy, evaluate
 from onnxprune.ir.model import Model
-from onnxprune.ir.reader import load
+from onnxprune.ir.reader import SHIPPED, load, shipped_model
 from onnxprune.ir.writer import save
-from onnxprune.latency.bench import bench
+from onnxprune.latency.bench import BenchResult, bench
 from onnxprune.pipeline import Compiled, analyze, compile_plan, plan, score
 from onnxprune.planning.targets import Target
 from onnxprune.recovery.recover import recover
 
 MODEL = "digits_cnn.onnx"
-HALF, HARD = 0.5, 0.15
+SHARES = (0.5, 0.15)
 EPOCHS = 6
 SAMPLES = 400  # for recovery
 
 
 @dataclass(frozen=True)
 class DemoResult:
-    """Accuracy of one pruned model: as pruned, recovered, and retrained (None without the extra `train`)."""
+    """One pruned model and its accuracy: as pruned, recovered, and retrained (None without --full)."""
 
+    share: float
+    pruned: Compiled
     model: Model
-    as_cut: Accuracy
+    as_pruned: Accuracy
     recovered: Accuracy
     recovery_seconds: float
-    after: Accuracy | None
-    seconds: float
+    retrained: Accuracy | None = None
+    retraining_seconds: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the result as a JSON object."""
+        return {
+            "macs": self.share,
+            "as_pruned": self.as_pruned.as_dict(),
+            "recovered": self.recovered.as_dict(),
+            "recovery_seconds": self.recovery_seconds,
+            "retrained": self.retrained.as_dict() if self.retrained is not None else None,
+            "retraining_seconds": self.retraining_seconds,
+        }
 
 
-def run(output: Path, as_json: bool = False) -> None:
-    """Prune the digits model to half its MACs with D-Score; verify, recover, retrain, evaluate and measure it.
+def run(output: Path, *, full: bool = False, as_json: bool = False) -> None:
+    """Prune the digits model to half of its MACs and to 15 %; prove, recover, evaluate and measure both.
 
-    A second model keeps far fewer MACs, so that recovery and retraining have a loss to recover. Without the extra
-    `train` both models are recovered only, and a line of the output reports it.
+    Args:
+        output: File of the model with half of the MACs.
+        full: Retrain both as well.
+        as_json: Write one JSON document instead of tables.
 
     Raises:
-        OnnxPruneError: scikit-learn is missing, or the output cannot be written.
+        OnnxPruneError: The output cannot be written, or with `full` PyTorch is missing.
     """
     check_output(output)
+    if full:
+        import onnxprune.training  # noqa: F401  # an error names the extra before anything is computed
     train, test = load_data("digits:train"), load_data("digits:test")
-    with resources.as_file(resources.files("onnxprune.models") / MODEL) as path:
-        model = load(path)
-        scores = score(analyze(model), "dscore")
-        cuts = [
-            compile_plan(model, plan(scores, Target(macs=share)), analysis=scores.analysis) for share in (HALF, HARD)
-        ]
-        before = evaluate(model, test)
-        missing: str | None = None
-        trained: list[DemoResult] = []
-        for i, cut in enumerate(cuts):
-            with _display.progress(f"recovering and retraining {i + 1} of {len(cuts)}", quiet=as_json) as tick:
-                made, missing = _recovered(cut, model, train, test, tick)
-            trained.append(made)
-        done = cuts[0]
-        small = trained[0].model
-        save(small, output)
-        slow, fast = bench([model, small], runs=200, warmup=20)
+    original = load(shipped_model(MODEL))
+    scores = score(analyze(original), "dscore")
+    before = evaluate(original, test)
+    results = []
+    for share in SHARES:
+        made = compile_plan(original, plan(scores, Target(macs=share)), analysis=scores.analysis)
+        result = _recovered(share, made, original, train, test)
+        if full:
+            with _display.progress(f"retraining at {share:.0%} of the MACs", quiet=as_json) as tick:
+                result = _retrained(result, original, train, test, tick)
+        results.append(result)
+    half = results[0]
+    save(half.model, output)
+    slow, fast = bench([original, half.model], runs=200, warmup=20)
     if as_json:
         _display.emit_json(
             {
-                **_display.compiled_document(done, str(output)),
-                "accuracy": {"before": before.as_dict(), "after": evaluate(done.model, test).as_dict()},
-                "retrained": [
-                    {
-                        "macs": share,
-                        "as_cut": t.as_cut.as_dict(),
-                        "recovered": t.recovered.as_dict(),
-                        "recovery_seconds": t.recovery_seconds,
-                        "after": t.after.as_dict() if t.after else None,
-                        "seconds": t.seconds,
-                    }
-                    for share, t in zip((HALF, HARD), trained, strict=True)
-                ],
+                **_display.compiled_document(half.pruned, str(output)),
+                "accuracy": {"before": before.as_dict(), "after": evaluate(half.model, test).as_dict()},
+                "results": [r.as_dict() for r in results],
                 "latency": {"before": slow.as_dict(), "after": fast.as_dict()},
             }
         )
         return
-    accuracy = ["accuracy (top-1)", formatting.percent(before.top1), formatting.percent(evaluate(small, test).top1), ""]
-    _table(done, accuracy, slow.latency.median, fast.latency.median)
-    _print_summary(done, cuts[1], trained, missing, str(output))
+    _show(results, before, evaluate(half.model, test), slow, fast)
+    click.echo(_next(str(output)))
 
 
-def _recovered(
-    cut: Compiled, original: Model, train: Data, test: Data, tick: Progress
-) -> tuple[DemoResult, str | None]:
-    """Recover and retrain a pruned model; return the result, and the error if retraining is not installed."""
+def _recovered(share: float, made: Compiled, original: Model, train: Data, test: Data) -> DemoResult:
     start = time.perf_counter()
-    samples = Calibration(subset(train, SAMPLES))
-    model = recover(original, cut.model, cut.plan, samples, analysis=cut.analysis).model
+    samples = Calibration(subset(train, SAMPLES), threads=1)
+    model = recover(original, made.model, made.plan, samples, analysis=made.analysis).model
     took = time.perf_counter() - start
-    made = DemoResult(model, evaluate(cut.model, test), evaluate(model, test), took, None, 0.0)
-    try:
-        from onnxprune.training import Settings, retrain
-    except OnnxPruneError as err:
-        if "[train]" not in (err.fix or ""):
-            raise
-        return made, str(err)
+    return DemoResult(share, made, model, evaluate(made.model, test), evaluate(model, test), took)
+
+
+def _retrained(result: DemoResult, original: Model, train: Data, test: Data, tick: Progress) -> DemoResult:
+    from onnxprune.training import Settings, retrain
+
     settings = Settings(epochs=EPOCHS, batch=64, lr=0.05, schedule="onecycle", device="cpu", threads=1)
-    done = retrain(model, train, teacher=original, settings=settings, progress=tick)
-    seconds = sum(e.seconds for e in done.history)
-    return replace(made, model=done.model, after=evaluate(done.model, test), seconds=seconds), None
+    done = retrain(result.model, train, teacher=original, settings=settings, progress=tick)
+    took = sum(e.seconds for e in done.history)
+    return replace(result, model=done.model, retrained=evaluate(done.model, test), retraining_seconds=took)
 
 
-def _table(done: Compiled, accuracy: list[str], slow: float, fast: float) -> None:
-    rows: list[list[Any]] = [accuracy]
-    for label, what, fmt in (("MACs", "macs", formatting.count), ("parameters", "params", formatting.count),
-                             ("weights", "bytes", formatting.size)):  # fmt: skip
-        a, b = getattr(done.before, what), getattr(done.after, what)
-        rows.append([label, fmt(a), fmt(b), formatting.percent(b / a)])
-    rows.append(
-        [
-            "latency (1 image, 1 thread)",
-            formatting.seconds(slow),
-            formatting.seconds(fast),
-            formatting.percent(fast / slow),
-        ]
-    )
-    groups = sum(bool(r.removed) for r in done.plan.groups.values())
-    title = f"digits CNN: {done.plan.removed} channels of {groups} groups removed by dscore"
+def _show(
+    results: Sequence[DemoResult], before: Accuracy, after: Accuracy, slow: BenchResult, fast: BenchResult
+) -> None:
+    half = results[0].pruned
+    rows = [["top1", percent(before.top1), percent(after.top1), ""]]
+    for label, what, form in (("MACs", "macs", count), ("params", "params", count), ("bytes", "bytes", size)):
+        a, b = getattr(half.before, what), getattr(half.after, what)
+        rows.append([label, form(a), form(b), percent(b / a)])
+    a, b = slow.latency.median, fast.latency.median
+    rows.append(["latency (1 image, 1 thread)", seconds(a), seconds(b), percent(b / a)])
+    title = f"digits CNN: {half.after.channels} of {half.before.channels} channels kept, chosen by dscore"
     _display.table(title, ["", "before", "after", "kept"], rows)
-
-
-def _print_summary(done: Compiled, hard: Compiled, trained: list[DemoResult], missing: str | None, name: str) -> None:
-    print(_display.proof_line(done.verification))
+    click.echo(_display.proof_line(half.verification) + "\n")
+    full = any(r.retrained is not None for r in results)
     rows = [
-        [formatting.percent(c.after.macs / c.before.macs), formatting.percent(t.as_cut.top1),
-        formatting.percent(t.recovered.top1),
-         formatting.seconds(t.recovery_seconds), formatting.percent(t.after.top1) if t.after else "",
-         formatting.seconds(t.seconds) if t.after else ""]
-        for c, t in zip((done, hard), trained, strict=True)
+        [percent(r.pruned.after.macs / r.pruned.before.macs), percent(r.as_pruned.top1), percent(r.recovered.top1),
+         seconds(r.recovery_seconds),
+         *([percent(r.retrained.top1), seconds(r.retraining_seconds)] if r.retrained is not None else [])]
+        for r in results
     ]  # fmt: skip
-    print()
-    title = f"recovered without training, then retrained: {EPOCHS} epochs of distillation"
-    _display.table(title, ["MACs kept", "as cut", "recovered", "took", "retrained", "took"], rows)
-    if missing is not None:
-        print(f"not retrained: {missing}")
-    else:
-        print("This network has many weak filters: half of its MACs are removed at no loss.")
-        print("Most networks lose accuracy as in the second row, and recover it likewise.")
-    print(f"\nwritten: {name}\nnext commands to run:")
-    print(f"  onnxprune inspect {name}")
-    print("  onnxprune prune your-model.onnx -o small.onnx --target macs=0.5 --data DATA")
-    print("  onnxprune retrain small.onnx --teacher your-model.onnx --data DATA -o out.onnx")
-    print("  onnxprune bench your-model.onnx out.onnx")
+    title = "top1 as pruned, and recovered without training (no labels needed)"
+    if full:
+        title += f";\nthen retrained for {EPOCHS} epochs of distillation"
+    columns = ["MACs kept", "as pruned", "recovered", "took", *(["retrained", "took"] if full else [])]
+    _display.table(title, columns, rows)
+
+
+def _next(output: str) -> str:
+    commands = (
+        f"onnxprune inspect {SHIPPED}{MODEL}",
+        f"onnxprune bench {SHIPPED}{MODEL} {output}",
+        f"onnxprune explore {SHIPPED}{MODEL} -o plan.json",
+        "onnxprune prune YOUR.onnx -o small.onnx --target macs=0.5 --data DATA",
+    )
+    return "\n".join([f"written: {output}", "next:", *(f"  {c}" for c in commands)])

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from onnxprune.recipes import RunTable
     from onnxprune.recovery.recover import Recovered
     from onnxprune.studies.criteria_comparison import CriteriaComparison
-    from onnxprune.studies.model_diff import Differences
     from onnxprune.training import Retrained, ValidationMetrics
     from onnxprune.verification import Verification
+from onnxprune._utils.events import current
 from onnxprune._utils.formatting import count, counted, decimal, percent, seconds, size
-from onnxprune._utils.progress import Progress
+from onnxprune._utils.progress import Progress, ProgressLines
 from onnxprune._utils.terminal import clean, raw
 
 WIDTH = 80
@@ -36,9 +36,29 @@ def emit_json(document: Any) -> None:
     sys.stdout.write(json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 
+def finished(as_json: bool, document: Callable[[], Any]) -> bool:
+    """Log the result of a command for `--log-json`, and write it to stdout for `--json`.
+
+    Returns:
+        Whether it was written, so that no tables are.
+    """
+    log = current()
+    if log is None and not as_json:
+        return False
+    made = document()
+    if log is not None:
+        log.result(made)
+    if as_json:
+        emit_json(made)
+    return as_json
+
+
 def note(text: str) -> None:
     """Write a line of text to stderr."""
     sys.stderr.write(clean(text) + "\n")  # a progress bar may have replaced the stream
+    sys.stderr.flush()
+    if (log := current()) is not None:
+        log.write("note", text=text)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], *, prose: bool = False) -> None:
@@ -71,9 +91,23 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], *,
 
 @contextmanager
 def progress(what: str, *, quiet: bool = False) -> Iterator[Progress]:
-    """Show a progress bar with the remaining time on stderr, if that is a terminal."""
-    if quiet or not sys.stderr.isatty():
+    """Show a progress bar with the remaining time on stderr, or lines if that is no terminal."""
+    log = current()
+    if log is not None:
+        with log.stage(what) as logged, _bar(what, quiet=quiet) as tick:
+            yield lambda done, total: (logged(done, total), tick(done, total))[0]
+        return
+    with _bar(what, quiet=quiet) as tick:
+        yield tick
+
+
+@contextmanager
+def _bar(what: str, *, quiet: bool) -> Iterator[Progress]:
+    if quiet:
         yield lambda done, total: None
+        return
+    if not sys.stderr.isatty():
+        yield ProgressLines(what, note)
         return
     from rich.console import Console
     from rich.progress import Progress as Bar
@@ -216,6 +250,7 @@ def compiled_document(done: Compiled, output: str | None, speedup: Speedup | Non
         "plan_digest": done.plan.digest,
         "groups": [_checked(done, g) for g in done.analysis.groups if g.name in done.plan.groups],
         "latency": speedup.as_dict() if speedup else None,
+        "accuracy": None,  # not measured; with data, "recovery" holds the metric
         "verification": done.verification.as_dict() if done.verification else None,
     }
 
@@ -234,11 +269,15 @@ def compiled_table(done: Compiled, title: str, speedup: Speedup | None = None) -
     """Print the costs before and after pruning, the share kept, and the proof."""
     rows = []
     for label, what, show in (
-        ("MACs", "macs", count), ("parameters", "params", count), ("weights", "bytes", size),
-        ("activations", "memory", size), ("channels", "channels", str),
+        ("MACs", "macs", count), ("params", "params", count), ("bytes", "bytes", size), ("memory", "memory", size),
+        ("channels", "channels", str),
     ):  # fmt: skip
         a, b = getattr(done.before, what), getattr(done.after, what)
         rows.append([label, show(a), show(b), percent(done.after.ratio(done.before, what))])
+    if done.plan.blocks:
+        whole = len(done.analysis.blocks)
+        kept = whole - len(done.plan.blocks)
+        rows.append(["blocks", str(whole), str(kept), percent(kept / whole)])
     table(title, ["", "before", "after", "kept"], rows)
     _blocks_line(done.plan)
     if speedup is not None:
@@ -247,9 +286,9 @@ def compiled_table(done: Compiled, title: str, speedup: Speedup | None = None) -
 
 
 def _blocks_line(plan: Plan) -> None:
-    """Print the removed blocks, if any."""
+    """Print the names of the blocks that are not kept, if any."""
     if plan.blocks:
-        text = f"removed {counted(len(plan.blocks), 'block')}: {', '.join(plan.blocks)}"
+        text = f"without {counted(len(plan.blocks), 'block')}: {', '.join(plan.blocks)}"
         sys.stdout.write(textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False) + "\n")
 
 
@@ -358,54 +397,6 @@ def run_table(done: RunTable, folder: str) -> None:
         ]
         for r in done.rows
     ]  # fmt: skip
-    worth = ["top-1", "loss"] if metric is None else [metric_title(metric)]
-    table(done.name, ["step", *worth, "MACs", "params", "weights", "latency", "took"], rows)
+    worth = ["top1", "loss"] if metric is None else [metric_title(metric)]
+    table(done.name, ["step", *worth, "MACs", "params", "bytes", "latency", "took"], rows)
     sys.stdout.write(f"last model: {done.final}\nall files and table.csv: {folder}\n")
-
-
-def differences_tables(differences: Differences, title: str, most: int | None = 20) -> None:
-    """Print the tables of `diff`: sizes, then differences, at most `most` rows of each kind (None: all)."""
-
-    def rows_of(what: str, columns: Sequence[str], rows: list[list[Cell]], *, prose: bool = False) -> None:
-        if rows:
-            table(f"{len(rows)} {what}", columns, rows[:most], prose=prose)
-            if most is not None and len(rows) > most:
-                sys.stdout.write(f"... and {len(rows) - most} more (--all)\n")
-
-    def shape(dims: Sequence[int | str]) -> str:
-        return f"[{', '.join(map(str, dims))}]"
-
-    sizes = []
-    for label, what, form in (
-        ("nodes", "nodes", str), ("MACs", "macs", count), ("parameters", "params", count), ("weights", "bytes", size),
-        ("file", "file", size), ("opset", "opset", str),
-    ):  # fmt: skip
-        a, b = getattr(differences.before, what), getattr(differences.after, what)
-        share = percent(b / a) if a and b is not None and what != "opset" else ""
-        sizes.append([label, *("-" if v is None else form(v) for v in (a, b)), share])
-    table(title, ["", "before", "after", ""], sizes)
-    if differences.identical:
-        sys.stdout.write("nodes, shapes, weights and interface are the same\n")
-        return
-    for line in differences.interface:
-        sys.stdout.write(f"interface: {line}\n")
-    rows_of("nodes only in the second", ["node", "operator"], [[n, op] for n, op in differences.added])
-    rows_of("nodes only in the first", ["node", "operator"], [[n, op] for n, op in differences.removed])
-    changed = [[c.name, c.op, "; ".join(c.changes)] for c in differences.changed]
-    rows_of("nodes changed", ["node", "operator", "change"], changed, prose=True)
-    shapes = [[s.tensor, shape(s.before), shape(s.after)] for s in differences.shapes]
-    rows_of("activations of another shape", ["tensor", "before", "after"], shapes)
-    resized = [[w.name, shape(w.before), shape(w.after)] for w in differences.weights if w.before != w.after]
-    rows_of("weights of another shape", ["weight", "before", "after"], resized)
-    values = [
-        [w.name, shape(w.before), "-" if w.elements is None else percent(w.elements),
-         "-" if w.relative is None else f"{w.relative:.2e}", "-" if w.largest is None else f"{w.largest:.2e}"]
-        for w in differences.weights if w.before == w.after
-    ]  # fmt: skip
-    rows_of("weights of other values", ["weight", "shape", "elements", "relative", "largest"], values)
-    for what, weights in (("second", differences.added_weights), ("first", differences.removed_weights)):
-        rows_of(f"weights only in the {what}", ["weight", "shape"], [[n, shape(s)] for n, s in weights])
-    sys.stdout.write(
-        f"the same: {differences.same_nodes} nodes, {differences.same_shapes} activation shapes, "
-        f"{differences.same_weights} weights\n"
-    )

@@ -107,7 +107,7 @@ def inspect_tables(analysis: Analysis, name: str) -> None:
     if doc["blocks"]:
         table(
             f"{len(analysis.free_blocks)} of {len(analysis.blocks)} residual blocks can be removed (--only blocks)",
-            ["block", "kind", "nodes", "MACs", "parameters", "not free because"],
+            ["block", "kind", "nodes", "MACs", "params", "not free because"],
             [
                 [b["name"], b["kind"], str(b["nodes"]),
                  *(["", ""] if b["reason"] else [count(b["macs"]), count(b["params"])]), b["reason"]]

@@ -12,7 +12,7 @@ checked instance of each.
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, wraps
 from importlib import import_module
@@ -22,15 +22,16 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import click
 from click.shell_completion import CompletionItem
 
+from onnxprune import __version__
+from onnxprune._utils.events import logged
+from onnxprune.cli._config import FILES, Default, load_defaults, without_alternatives
 from onnxprune.cli._files import checked
-from onnxprune.options import HEADINGS, PAIRS, Declared, OptionError, Options, declared
+from onnxprune.errors import OnnxPruneError
+from onnxprune.options import HEADINGS, PAIRS, Declared, Events, OptionError, Options, declared
 
-ADVANCED = "Advanced"
+ADVANCED = "Advanced options"
 OUTPUT = "Output"
 _LAST = 10**6
-# Options that hold the content of a file: the module and function that read it.
-_FILES = {"overrides": ("onnxprune.planning.constraints", "load_overrides")}
-
 
 model_argument = click.argument("model", type=click.Path(path_type=Path))
 
@@ -69,10 +70,18 @@ class Option(click.Option):
 
 
 class Command(click.Command):
-    """Command with declared options (see `takes_options`), listed under headings in the help, advanced ones last."""
+    """Command with declared options (see `takes_options`), listed under headings in the help, advanced ones last.
+
+    Args:
+        advanced: Names of options that this command lists under "Advanced options", whatever they are elsewhere.
+    """
 
     _complete: bool
     _params: list[click.Parameter]
+
+    def __init__(self, *args: Any, advanced: Sequence[str] = (), **kwargs: Any) -> None:
+        self._advanced = frozenset(advanced)
+        super().__init__(*args, **kwargs)
 
     @property
     def params(self) -> list[click.Parameter]:
@@ -100,7 +109,8 @@ class Command(click.Command):
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
             if record is not None and isinstance(param, Option):
-                sections[param.heading].append((param.order, record))
+                moved = str(param.name).split("__")[-1] in self._advanced
+                sections[ADVANCED if moved else param.heading].append((param.order, record))
             elif record is not None and isinstance(param, click.Option):
                 last.append((_LAST, record))
         sections[ADVANCED if sections[ADVANCED] else HEADINGS[-1]] += last
@@ -149,10 +159,18 @@ def takes_options(function: Callable[..., None]) -> Callable[..., None]:
     @wraps(function)
     def wrapped(**values: Any) -> None:
         classes = option_classes(function)
-        made = {parameter: _made(cls, parameter, entries(), values) for parameter, cls in classes.items()}
-        function(**made, **values)
+        given = {parameter: _on_the_command_line(parameter, entries(), values) for parameter in classes}
+        defaults = _defaults(entries(), {name for names in given.values() for name in names})
+        made = {
+            parameter: _made(cls, parameter, entries(), given[parameter], defaults)
+            for parameter, cls in classes.items()
+        }
+        log = next((m.log_json for m in made.values() if isinstance(m, Events)), None)
+        with logged(log, click.get_current_context().info_name or function.__name__, __version__):
+            function(**made, **values)
 
     wrapped.declared_options = lambda: [o for e in entries() for o in _click_options(e)]  # type: ignore[attr-defined]
+    wrapped.declared_names = lambda: [e.declared.name for e in entries()]  # type: ignore[attr-defined]
     return wrapped
 
 
@@ -187,16 +205,15 @@ def _refuse_duplicates(function: Callable[..., Any], entries: Sequence[_CommandO
 
 def _click_options(entry: _CommandOption) -> Iterator[click.Option]:
     d, spec = entry.declared, entry.declared.spec
-    kwargs: dict[str, Any] = {"show_default": False}
-    if not d.required:
-        kwargs["default"] = None  # None: the default of the dataclass applies
+    # None: the default of a configuration file or of the dataclass applies. A required option may be in that file.
+    kwargs: dict[str, Any] = {"show_default": False, "default": None}
     kind = _single(d.hint)
     if kind is bool:
         kwargs["is_flag"] = True
     else:
         kwargs["type"], kwargs["metavar"] = _click_type(d, kind), _metavar(d, kind)
         kwargs["multiple"] = _repeatable(d)
-    made = Option([entry.name, *d.flags], help=_help(d), required=d.required, **kwargs)
+    made = Option([entry.name, *d.flags], help=_help(d), **kwargs)
     made.writes = kind is Path and spec.heading == OUTPUT
     made.heading = ADVANCED if spec.advanced else spec.heading
     made.order = entry.order + (1000 * HEADINGS.index(spec.heading) if spec.advanced else 0)
@@ -222,7 +239,7 @@ def _repeatable(d: Declared) -> bool:
 def _click_type(d: Declared, kind: Any) -> Any:
     if d.spec.choices:
         return _Name(d.spec.choices)
-    if kind is Path or d.name in _FILES:
+    if kind is Path or d.name in FILES:
         return click.Path(path_type=Path)
     return {int: click.INT, float: click.FLOAT}.get(kind, click.STRING) if d.spec.text is None else click.STRING
 
@@ -236,8 +253,9 @@ def _metavar(d: Declared, kind: Any) -> str | None:
 
 
 def _help(d: Declared) -> str:
-    """Return the help text, with default and bounds."""
-    notes = [f"default: {d.shown}" if d.shown else "", d.spec.bounds]
+    """Return the help text, with the default, and bounds that a reader would not expect."""
+    bounds = "" if d.spec.bounds in ("at least 0", "at least 1", "in [0, 1)") else d.spec.bounds
+    notes = [f"default: {d.shown}" if d.shown else "", bounds, "required" if d.required else ""]
     notes = [note for note in notes if note]
     return f"{d.spec.help}  [{'; '.join(notes)}]" if notes else d.spec.help
 
@@ -245,22 +263,62 @@ def _help(d: Declared) -> str:
 # ------------------------------------------------------------------------------------------------ values and errors
 
 
-def _made(cls: type[Options], parameter: str, entries: Sequence[_CommandOption], values: dict[str, Any]) -> Options:
-    """Create an instance from the values on the command line; remove them from click's."""
-    own = {entry.declared.name: entry for entry in entries if entry.parameter == parameter}
+def _on_the_command_line(parameter: str, entries: Sequence[_CommandOption], values: dict[str, Any]) -> dict[str, Any]:
+    """Return the given values of a parameter's options by their names; remove them from click's."""
     given = {}
+    for entry in entries:
+        if entry.parameter == parameter:
+            value = _given(entry, values)
+            if value is not None and value != ():
+                given[entry.declared.name] = _read(entry, value)
+    return given
+
+
+def _defaults(entries: Sequence[_CommandOption], given: Collection[str]) -> dict[str, Default]:
+    """Return the values that a configuration file has for options that the command line leaves out.
+
+    The file and the names of the options are noted on stderr.
+    """
+    context = click.get_current_context(silent=True)
+    if context is None or context.parent is None or not isinstance(context.parent.command, click.Group):
+        return {}
+    commands: dict[str, list[str]] = {}
+    for name, command in context.parent.command.commands.items():
+        names = getattr(command.callback, "declared_names", list)
+        commands[name] = names()
+    file, found = load_defaults(str(context.command.name), [e.declared for e in entries], commands)
+    found = {name: d for name, d in without_alternatives(found, given).items() if name not in given}
+    if found:
+        click.echo(f"defaults of {file}: {', '.join(found)}", err=True)
+    return found
+
+
+def _made(
+    cls: type[Options], parameter: str, entries: Sequence[_CommandOption], given: Mapping[str, Any],
+    defaults: Mapping[str, Default],
+) -> Options:  # fmt: skip
+    """Create an instance from the values on the command line and from the defaults."""
+    own = {entry.declared.name: entry for entry in entries if entry.parameter == parameter}
+    values = {name: default.value for name, default in defaults.items() if name in own} | dict(given)
     for name, entry in own.items():
-        value = _given(entry, values)
-        if value is not None and value != ():
-            given[name] = _read(entry, value)
+        if entry.declared.required and name not in values:
+            context = click.get_current_context()
+            raise click.MissingParameter(ctx=context, param=_click_parameter(context, entry))
     try:
-        return cls(**given)
+        return cls(**values)
     except OptionError as err:
         entry = own[err.option]
+        if err.option in defaults and err.option not in given:
+            shown = err.labelled(err.option)
+            raise OnnxPruneError(shown.what, where=defaults[err.option].where, fix=shown.fix) from err
         shown = err.labelled(entry.label)
         if entry.declared.spec.usage:
             raise click.UsageError(str(shown)) from err
         raise shown from err
+
+
+def _click_parameter(context: click.Context, entry: _CommandOption) -> click.Parameter | None:
+    return next((p for p in context.command.params if p.name == entry.name), None)
 
 
 def _given(entry: _CommandOption, values: dict[str, Any]) -> Any:
@@ -283,8 +341,8 @@ def _read(entry: _CommandOption, value: Any) -> Any:
         click.UsageError: the text is not valid for the option.
     """
     d = entry.declared
-    if d.name in _FILES:
-        module, function = _FILES[d.name]
+    if d.name in FILES:
+        module, function = FILES[d.name]
         return getattr(import_module(module), function)(value)
     if d.spec.text is None:
         return value

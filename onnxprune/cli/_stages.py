@@ -93,8 +93,6 @@ def target_of(planning: Planning, curves: Path | None, scores: Path | None = Non
     Raises:
         click.UsageError: options that exclude each other, or none that sets a budget.
     """
-    from onnxprune.planning.targets import Target
-
     thresholds = planning.min_group_accuracy is not None or planning.max_loss is not None
     if thresholds and curves is None:
         raise click.UsageError("--min-group-accuracy and --max-loss need --curves")
@@ -106,7 +104,18 @@ def target_of(planning: Planning, curves: Path | None, scores: Path | None = Non
         raise click.UsageError("use either --ratio or --target (for example --target macs=0.5)")
     if planning.steps is not None and (curves is not None or scores is not None):
         raise click.UsageError("--steps computes new scores between steps: leave out --curves and --scores")
-    return Target.parse(planning.target) if planning.target is not None else None
+    return read_target(planning.target) if planning.target is not None else None
+
+
+def read_target(text: str) -> Target:
+    """Return the target of a text; an assumed measure is noted on stderr."""
+    from onnxprune.cli import _display
+    from onnxprune.planning.targets import Target
+
+    target = Target.parse(text)
+    if not Target.names_measure(text):
+        _display.note(f"--target {text.strip()} is read as {target.measure}={target.share:g}")
+    return target
 
 
 # -------------------------------------------------------------------------------------------------------------- data
@@ -194,15 +203,32 @@ def proof_feeds(source: str | None, samples: Calibration | None, model: Model) -
 # ------------------------------------------------------------------------------------------------- scores and plans
 
 
-def scored(analysis: Analysis, scoring: Scoring, samples: Calibration | None, *, quiet: bool) -> Scores:
-    """Score all channels."""
+def scored(
+    analysis: Analysis, scoring: Scoring, samples: Calibration | None, *, quiet: bool,
+    constraints: Constraints | None = None, target: Target | None = None,
+) -> Scores:  # fmt: skip
+    """Score all channels, and the blocks that a plan under these constraints may remove."""
     from onnxprune.cli._display import progress
-    from onnxprune.criteria.scoring import score
+    from onnxprune.planning.depth import scores_for, target_met
 
+    note_synonym(scoring.name)
+    limits = constraints or Constraints()
+    enough = target_met(analysis, target) if limits.asks_for_blocks else None
     with progress(f"scoring with {scoring.name}", quiet=quiet) as tick:
-        return score(
-            analysis, scoring.name, reduce=scoring.reduce, calibration=samples, progress=tick, **scoring.params
-        )
+        return scores_for(
+            analysis, scoring.name, limits, enough=enough, reduce=scoring.reduce, calibration=samples, progress=tick,
+            **scoring.params,
+        )  # fmt: skip
+
+
+def note_synonym(criterion: str) -> None:
+    """Note on stderr which criterion another name stands for."""
+    from onnxprune.cli import _display
+    from onnxprune.criteria import get_class
+
+    name = get_class(criterion).name
+    if name != criterion:
+        _display.note(f"the criterion {criterion} is {name}: {get_class(name).title}")
 
 
 def scoring_of(curves: Curves | None, scoring: Scoring) -> Scoring:
@@ -304,6 +330,7 @@ def planned(analysis: Analysis, inputs: PlanInputs) -> Planned:
     wanted = inputs.predict or needs_latency(planning, target)
     latency = latency_predictor(analysis, inputs.machine, quiet=inputs.quiet) if wanted else None
     if planning.steps is not None:
+        note_synonym(scoring.name)
         with progress(f"scoring with {scoring.name}", quiet=inputs.quiet) as tick:
             made = plan_steps(
                 analysis, scoring.name, target, steps=planning.steps, schedule=planning.schedule, ratio=planning.ratio,
@@ -316,7 +343,9 @@ def planned(analysis: Analysis, inputs: PlanInputs) -> Planned:
         scores = load_scores(inputs.scores_file, analysis)
     else:
         own = scoring_of(curves, scoring)
-        scores = scored(analysis, own, samples, quiet=inputs.quiet)
+        scores = scored(
+            analysis, own, samples, quiet=inputs.quiet, constraints=inputs.constraints, target=target
+        )  # fmt: skip
     made = plan(
         scores, target, ratio=planning.ratio, curves=curves, min_group_accuracy=planning.min_group_accuracy,
         max_loss=planning.max_loss, latency=latency, allocator=planning.allocator, normalize=planning.normalize,
@@ -372,19 +401,24 @@ def finish(
     recovered: Recovered | None = None,
     samples: Calibration | None = None,
     *,
+    plan_file: Path | None = None,
     as_json: bool,
 ) -> None:
-    """Write a pruned model and show the result."""
+    """Write a pruned model and show the result, and what to run next."""
     from onnxprune.cli import _display
+    from onnxprune.cli._next_steps import next_steps
     from onnxprune.ir.writer import save
 
     save(done.model, output.output, external=output.external)
-    if as_json:
-        document = _display.compiled_document(done, str(output.output), speedup)
-        if samples is not None:
-            document["data"] = samples.as_dict()
-        _display.emit_json(document if recovered is None else {**document, "recovery": recovered.as_dict()})
+    document = _display.compiled_document(done, str(output.output), speedup)
+    if samples is not None:
+        document["data"] = samples.as_dict()
+    if recovered is not None:
+        document["recovery"] = recovered.as_dict()
+    if _display.finished(as_json, lambda: document):
         return
     _display.compiled_table(done, f"{source.name} -> {output.output}", speedup)
     if recovered is not None:
         _display.recovered_table(recovered, "without training")
+    real = recovered is not None and samples is not None and samples.data.name != NO_DATA
+    click.echo(next_steps(source, output.output, plan_file, measured=real, recovered=recovered is not None))

@@ -25,4 +25,5 @@ def apply(
 
     check_output(output.output, model)
     made = load_plan(plan_file)
-    finish(compiled(load_model(model, shapes), made, verifying, quiet=as_json), model, output, as_json=as_json)
+    done = compiled(load_model(model, shapes), made, verifying, quiet=as_json)
+    finish(done, model, output, plan_file=plan_file, as_json=as_json)

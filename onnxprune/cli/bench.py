@@ -8,14 +8,14 @@ import click
 
 from onnxprune.cli._options import Command, json_option, takes_options
 from onnxprune.cli._stages import load_models
-from onnxprune.options import Benchmark, InputShapes
+from onnxprune.options import Benchmark, Events, InputShapes
 
 
 @click.command(cls=Command)
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
 @takes_options
 @json_option
-def bench(models: tuple[Path, ...], timing: Benchmark, shapes: InputShapes, as_json: bool) -> None:
+def bench(models: tuple[Path, ...], timing: Benchmark, shapes: InputShapes, events: Events, as_json: bool) -> None:
     """Measure latency beside MACs, parameters and bytes.
 
     Models run in turn, A B A B ..., so that a drift of the machine affects all of them. Speed-up and efficiency
@@ -31,12 +31,12 @@ def bench(models: tuple[Path, ...], timing: Benchmark, shapes: InputShapes, as_j
             loaded, batch=timing.batch, threads=timing.threads, runs=timing.runs, warmup=timing.warmup,
             device=timing.device, progress=tick,
         )  # fmt: skip
-    if as_json:
-        _display.emit_json([{"model": str(p), **r.as_dict()} for p, r in zip(models, rows, strict=True)])
+    named = list(zip(models, rows, strict=True))
+    if _display.finished(as_json, lambda: [{"model": str(p), **r.as_dict()} for p, r in named]):
         return
     _display.table(
         f"batch {timing.batch}, {timing.threads or 'all'} thread(s), {rows[0].provider}, median of {timing.runs}",
-        ["model", "latency", "spread", "MACs", "params", "weights", "speed-up", "effic."],
+        ["model", "latency", "spread", "MACs", "params", "bytes", "speed-up", "effic."],
         [
             [
                 p.name, formatting.seconds(r.latency.median),

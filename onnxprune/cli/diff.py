@@ -14,11 +14,12 @@ from onnxprune.options import InputShapes, Options, option
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Rows(Options):
-    """Length of the tables of `diff`."""
+    """Output of `diff`."""
 
     all_rows: bool = option(
-        False, help="Every row, not only the first 20 of each kind.", heading="Output", flag="--all"
+        False, help="Every difference: nodes, shapes, weights, renames.", heading="Output", flag="--all"
     )
+    html: Path | None = option(None, help="Write all differences as a page as well.", heading="Output")
 
 
 @click.command(cls=Command)
@@ -27,16 +28,31 @@ class Rows(Options):
 @takes_options
 @json_option
 def diff(one: Path, other: Path, rows: Rows, shapes: InputShapes, as_json: bool) -> None:
-    """Compare two models: nodes, shapes, weights, sizes.
+    """Compare two models layer by layer: channels, MACs, weights.
+
+    \b
+    onnxprune diff model.onnx small.onnx
+    onnxprune diff model.onnx retrained.onnx --html diff.html
 
     Nodes are matched by name, then by their outputs, then by the order of their operators. For weights of the same
-    shape: share of elements that differ, norm of the difference relative to A's values, largest difference.
+    shape: norm of the difference relative to A's values.
     """
+    from onnxprune._utils.atomic_files import check_output, write_text
     from onnxprune.cli import _display
+    from onnxprune.cli._display_diff import differences_tables
+    from onnxprune.studies.diff_page import diff_page
     from onnxprune.studies.model_diff import differences
 
+    if rows.html is not None:
+        for model in (one, other):
+            check_output(rows.html, model)
     found = differences(*load_models([one, other], shapes))
+    title = f"{one.name} -> {other.name}"
+    if rows.html is not None:
+        write_text(rows.html, diff_page(found, title))
     if as_json:
         _display.emit_json({"one": str(one), "other": str(other), **found.as_dict()})
     else:
-        _display.differences_tables(found, f"{one.name} -> {other.name}", None if rows.all_rows else 20)
+        differences_tables(found, title, every=rows.all_rows)
+        if rows.html is not None:
+            click.echo(f"written: {rows.html}")

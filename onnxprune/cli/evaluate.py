@@ -8,7 +8,7 @@ import click
 
 from onnxprune.cli._options import Command, json_option, model_argument, takes_options
 from onnxprune.cli._stages import load_models, read_data
-from onnxprune.options import Execution, InputShapes, ReferenceModel, RequiredData, TaskOptions
+from onnxprune.options import Events, Execution, InputShapes, ReferenceModel, RequiredData, TaskOptions
 
 
 @click.command(cls=Command)
@@ -22,6 +22,7 @@ def evaluate(
     original: ReferenceModel,
     shapes: InputShapes,
     execution: Execution,
+    events: Events,
     as_json: bool,
 ) -> None:
     """Measure a model on data: accuracy, mAP, mIoU, text, or agreement with the original.
@@ -49,11 +50,10 @@ def evaluate(
         )  # fmt: skip
     for warning in result.warnings:
         _display.note(f"Warning: {warning}")
-    if as_json:
-        document = {"model": str(model), "data": samples.name, **result.as_dict()}
-        document["preprocess"] = found.preprocess.as_dict()
-        document["warnings"] = [*samples.warnings, *result.warnings]
-        _display.emit_json(document)
+    document = {"model": str(model), "data": samples.name, **result.as_dict()}
+    document["preprocess"] = found.preprocess.as_dict()
+    document["warnings"] = [*samples.warnings, *result.warnings]
+    if _display.finished(as_json, lambda: document):
         return
     _display.note(result.reason)
     _display.table(

@@ -36,7 +36,7 @@ from onnxprune.options import (
 )
 
 if TYPE_CHECKING:
-    from onnxprune.explorer import Site
+    from onnxprune.reports.explorer import Site
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -45,13 +45,13 @@ class Page(Options):
 
     output: Path | None = option(
         None, help="Plan to write on Save.", heading="Output", flag=("-o", "--output"),
-        shown="MODEL-plan.json beside the model, if there is none yet",
+        shown="MODEL-plan.json beside the model",
     )  # fmt: skip
     port: int = option(0, help="Port of 127.0.0.1.", heading="Output", ge=0, le=65535, usage=True, shown="a free one")
     no_browser: bool = option(False, help="Only print the address of the page.", heading="Output")
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, advanced=("exclude", "protect", "port"))
 @click.argument("model", metavar="MODEL | FRONTIER", type=click.Path(path_type=Path))
 @takes_options
 @json_option
@@ -84,8 +84,8 @@ def explore(
     from onnxprune._utils.atomic_files import check_output
     from onnxprune.cli import _display
     from onnxprune.criteria.scoring import load_scores
-    from onnxprune.explorer import Explorer, plan_site
     from onnxprune.planning.curves import load_curves
+    from onnxprune.reports.explorer import Explorer, plan_site
 
     output = page.output or model.with_name(f"{model.stem}-plan.json")
     check_output(output, model)
@@ -119,8 +119,8 @@ def _explore_frontier(folder: Path, page: Page, *, as_json: bool) -> None:
     """Serve the page of a frontier's report, with the files of its points."""
     from onnxprune.cli import _display
     from onnxprune.errors import OnnxPruneError
-    from onnxprune.explorer import page_site
     from onnxprune.reports import frontier_page
+    from onnxprune.reports.explorer import page_site
 
     context = click.get_current_context()
     given = [
@@ -143,7 +143,7 @@ def _explore_frontier(folder: Path, page: Page, *, as_json: bool) -> None:
 def _serve(site: Site, source: Path, page: Page) -> None:
     """Serve a site until Done or Ctrl-C."""
     from onnxprune.cli import _display
-    from onnxprune.explorer import Server
+    from onnxprune.reports.explorer import Server
 
     server = Server(site, page.port)
     _display.note(f"exploring {source.name or source} at {server.url}\nend with Done on the page, or with Ctrl-C")

@@ -11,6 +11,7 @@ from onnxprune.cli._stages import constraints_on, evaluation_split, load_model
 from onnxprune.options import (
     AnalysisOptions,
     Constraints,
+    Events,
     FrontierOptions,
     FrontierOutput,
     InputShapes,
@@ -20,7 +21,7 @@ from onnxprune.options import (
 )
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, advanced=("exclude", "protect", "allocators"))
 @model_argument
 @takes_options
 @json_option
@@ -34,17 +35,17 @@ def frontier(
     constraints: Constraints,
     analysis: AnalysisOptions,
     restarting: Restarting,
+    events: Events,
     as_json: bool,
 ) -> None:
     """Measure accuracy over cost: a model at every point of whole curves.
 
     \b
     onnxprune frontier m.onnx --data images/ -o frontier/
-    onnxprune frontier m.onnx --data images/ -o frontier/ --criteria obs,l2 --quantize int8
+    onnxprune frontier m.onnx --data images/ -o frontier/ --criteria obs,l2
 
-    Every point is planned on the recovered model of the point before, stripped from the original, proved, recovered
-    and evaluated on samples held out of the calibration. It is a folder with model.onnx, plan.json and point.json.
-    The same command continues an interrupted run. `report FOLDER` draws the curves.
+    Every point is a folder with its model, proved, recovered and evaluated on held-out samples; `report FOLDER` draws
+    the curves. The same command continues an interrupted run.
     """
     from onnxprune.cli import _display
     from onnxprune.pipeline import FrontierSettings
@@ -56,7 +57,7 @@ def frontier(
         measure=options.minimize, points=options.points, least=options.least, criteria=options.criteria,
         allocators=options.allocators or (None,), constraints=constraints_on(options.device, constraints),
         attention=analysis.attention, include_inexact=analysis.include_inexact, quantize=options.quantize or "",
-        reconstruct_blocks=options.reconstruct_blocks,
+        reconstruct_blocks=options.reconstruct_blocks, series=options.series or ("",),
         task=tasks, latency=options.latency, threads=options.threads, runs=options.runs,
     )  # fmt: skip
     with _display.progress("measuring points", quiet=as_json) as tick:
@@ -64,8 +65,7 @@ def frontier(
             original, fit, evaluation, output.output, settings, jobs=options.jobs, backend=options.backend,
             address=options.address, restart=restarting.restart, progress=tick,
         )  # fmt: skip
-    if as_json:
-        _display.emit_json({"output": str(output.output), **found.as_dict()})
+    if _display.finished(as_json, lambda: {"output": str(output.output), **found.as_dict()}):
         return
     columns = ["curve", f"{found.measure} kept", found.metric, "drop", "Pareto"]
     _display.table(f"{model.name} -> {output.output}", columns, found.rows())

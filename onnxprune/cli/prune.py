@@ -29,6 +29,7 @@ from onnxprune.options import (
     CalibrationData,
     Constraints,
     CurvesInput,
+    Events,
     InputShapes,
     Measuring,
     ModelOutput,
@@ -50,7 +51,7 @@ class PlanFile(Options):
     )
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, advanced=("exclude", "protect"))
 @model_argument
 @takes_options
 @json_option
@@ -70,19 +71,17 @@ def prune(
     verifying: Verifying,
     second: PlanFile,
     after: AfterPruning,
+    events: Events,
     as_json: bool,
 ) -> None:
     """Write a smaller, proved model: score, plan, remove, prove.
 
-    With --data channels are chosen by `obs` (or the criterion of -c), and the remaining weights are re-solved
-    (`recover`); no labels are needed. The effect of each step is shown on held-out samples.
+    With --data (no labels needed) channels are chosen by `obs`, and the remaining weights re-solved (`recover`).
 
     \b
     onnxprune prune m.onnx -o s.onnx --target macs=0.5 --data images/
     onnxprune prune m.onnx -o s.onnx --max-drop 1.0 --data images/
     onnxprune prune m.onnx -o s.onnx --target latency=0.6
-    onnxprune prune m.onnx -o s.onnx --curves c.json --min-group-accuracy 0.9
-    onnxprune prune m.onnx -o s.onnx --target macs=0.4 --steps 5
     """
     from onnxprune._utils.atomic_files import check_output
     from onnxprune.plans import save_plan
@@ -135,4 +134,4 @@ def prune(
     speedup = speedup_of(found, made, done.model, measuring, quiet=as_json)
     if second.plan_file is not None:
         save_plan(made.plan, second.plan_file)
-    finish(done, model, output, speedup, recovered, samples, as_json=as_json)
+    finish(done, model, output, speedup, recovered, samples, plan_file=second.plan_file, as_json=as_json)

@@ -11,6 +11,7 @@ from onnxprune.cli._options import Command, json_option, takes_options
 from onnxprune.cli._stages import calibration_of, check_resume, load_model, proof_feeds
 from onnxprune.errors import VerificationError
 from onnxprune.options import (
+    Events,
     Execution,
     InputShapes,
     ModelOutput,
@@ -51,6 +52,7 @@ def recover(
     resuming: Resuming,
     execution: Execution,
     shapes: InputShapes,
+    events: Events,
     as_json: bool,
 ) -> None:
     """Recover accuracy without training: re-solve the weights.
@@ -100,7 +102,6 @@ def recover(
         )  # fmt: skip
     save(done.model, output.output, external=output.external)
     shutil.rmtree(folder, ignore_errors=True)  # the result is on disk
-    if as_json:
-        _display.emit_json({"output": str(output.output), "data": samples.as_dict(), **done.as_dict()})
-    else:
+    document = {"output": str(output.output), "data": samples.as_dict(), **done.as_dict()}
+    if not _display.finished(as_json, lambda: document):
         _display.recovered_table(done, f"{pruned.name} -> {output.output}")

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import click
 
 from onnxprune.cli._options import Command, json_option, model_argument, takes_options
-from onnxprune.cli._stages import check_resume, constraints_on, load_model, read_data
+from onnxprune.cli._stages import check_resume, constraints_on, load_model, read_data, read_target
 from onnxprune.errors import OnnxPruneError
 from onnxprune.options import (
     Constraints,
+    Events,
     InputShapes,
     ModelOutput,
     Options,
@@ -23,7 +24,6 @@ from onnxprune.options import (
     TrainingMethod,
     option,
 )
-from onnxprune.options.data import SOURCES
 
 if TYPE_CHECKING:
     from onnxprune.planning.targets import Target
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 class ValidationData(Options):
     """Data that epochs are compared on."""
 
-    val_data: str | None = option(None, help=f"Validation data: {SOURCES}", heading="Data")
+    val_data: str | None = option(None, help="Validation data, likewise.", heading="Data")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -54,7 +54,13 @@ class MethodPlan(Options):
     plan_file: Path | None = option(None, help="With --method: plan to write.", heading="Output", flag="--plan")
 
 
-@click.command(cls=Command)
+@click.command(
+    cls=Command,
+    advanced=(
+        "exclude", "protect", "method", "ratio", "target", "plan_file", "features", "teacher_plan", "optimizer",
+        "preset", "images",
+    ),
+)  # fmt: skip
 @model_argument
 @takes_options
 @json_option
@@ -71,22 +77,17 @@ def retrain(
     constraints: Constraints,
     shapes: InputShapes,
     resuming: Resuming,
+    events: Events,
     as_json: bool,
 ) -> None:
     """Train a pruned model's weights; its graph does not change.
 
     \b
-    onnxprune retrain s.onnx --data digits:train -o r.onnx --epochs 3
     onnxprune retrain s.onnx --data imgs/ -o r.onnx --teacher m.onnx
     onnxprune retrain s.onnx --data x.npz -o r.onnx --teacher m.onnx --unlabelled
-    onnxprune retrain s.onnx --data x.npz -o r.onnx --teacher m.onnx \\
-        --teacher-plan plan.json --features 40
 
-    Checkpoints and logs are written to OUTPUT.training after every epoch; the same command continues an interrupted
-    run. OUTPUT is written if the best epoch is better
-    on the validation data than MODEL and than an existing OUTPUT; --keep last always writes it.
-
-    With --method no channels are removed yet: `onnxprune apply OUTPUT PLAN` removes them.
+    OUTPUT is written if the best epoch is better on the validation data than MODEL and than an existing OUTPUT.
+    Checkpoints and logs are in OUTPUT.training; the same command continues an interrupted run.
     """
     from onnxprune._utils.atomic_files import check_output
     from onnxprune.cli import _display
@@ -137,10 +138,9 @@ def retrain(
         save_plan(made, method_plan.plan_file)
         written = str(method_plan.plan_file)
     remove_checkpoints(folder)  # the result is on disk
-    if as_json:
-        document = _display.retrained_document(done, str(output.output), written)
-        _display.emit_json({**document, "preprocess": found.preprocess.as_dict(), "warnings": found.data.warnings})
-    else:
+    document = _display.retrained_document(done, str(output.output), written)
+    document |= {"preprocess": found.preprocess.as_dict(), "warnings": found.data.warnings}
+    if not _display.finished(as_json, lambda: document):
         _display.retrained_table(done, f"{model.name} -> {output.output}")
 
 
@@ -150,8 +150,6 @@ def _method_target(pruning: TrainingMethod, plan_file: Path | None) -> Target | 
     Raises:
         click.UsageError: options of a method without `--method`, or a method without a plan.
     """
-    from onnxprune.planning.targets import Target
-
     if pruning.method is None:
         if plan_file is not None or pruning != TrainingMethod():
             raise click.UsageError("--plan, --param, --ratio and --target need --method")
@@ -160,4 +158,4 @@ def _method_target(pruning: TrainingMethod, plan_file: Path | None) -> Target | 
         raise click.UsageError("--method needs --plan, the file of its plan")
     if pruning.target is not None and pruning.ratio is not None:
         raise click.UsageError("use either --ratio or --target (for example --target macs=0.5)")
-    return Target.parse(pruning.target) if pruning.target is not None else None
+    return read_target(pruning.target) if pruning.target is not None else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import click
 
 from onnxprune.cli._options import Command, json_option, model_argument, takes_options
 from onnxprune.cli._stages import analyzed, calibration_of, load_model, scored
-from onnxprune.options import AnalysisOptions, CalibrationData, Device, InputShapes, Options, Scoring, option
+from onnxprune.options import AnalysisOptions, CalibrationData, Device, Events, InputShapes, Options, Scoring, option
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -18,7 +19,7 @@ class ScoreOutput(Options):
 
     compare: str | None = option(
         None, heading="Selection", metavar="C1,C2,...",
-        help="Instead: agreement of these criteria, group by group. Parameters follow colons: fpgm:mix_norm=0.1.",
+        help="Instead: agreement of these criteria; parameters follow colons: fpgm:mix_norm=0.1.",
     )  # fmt: skip
     ratio: float | None = option(
         None, help="With --compare: share that each would remove of every group.", heading="Selection", ge=0, lt=1,
@@ -50,6 +51,7 @@ def score(
     device: Device,
     analysis: AnalysisOptions,
     shapes: InputShapes,
+    events: Events,
     as_json: bool,
 ) -> None:
     """Score every channel; channels with higher scores are kept.
@@ -81,10 +83,7 @@ def score(
         save_scores(scores, output.output)
     if output.per_class is not None:
         save_class_table(scores, output.per_class)
-    if as_json:
-        import json
-
-        _display.emit_json(json.loads(scores.to_json()))
+    if _display.finished(as_json, lambda: json.loads(scores.to_json())):
         return
     rows = [
         [name, str(len(s)), f"{s.min():.4g}", f"{float(sorted(s)[len(s) // 2]):.4g}", f"{s.max():.4g}"]

@@ -13,6 +13,7 @@ from onnxprune.cli._stages import analyzed, load_model, read_data, scored
 from onnxprune.options import (
     AttentionOptions,
     Distribution,
+    Events,
     InputShapes,
     Output,
     RequiredData,
@@ -32,7 +33,7 @@ class CurveOutput(Output):
     csv: Path | None = option(None, help="Write the curves as a table as well.", heading="Output")
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, advanced=("include", "exclude"))
 @model_argument
 @takes_options
 @json_option
@@ -47,12 +48,12 @@ def sensitivity(
     analysis: AttentionOptions,
     shapes: InputShapes,
     restarting: Restarting,
+    events: Events,
     as_json: bool,
 ) -> None:
     """Measure accuracy as channels are removed, group by group.
 
-    Every finished point is written to OUTPUT.journal. The same command continues an interrupted run, and the file is
-    that of an uninterrupted run. `plan --curves` reads it.
+    `plan --curves` reads the result. The same command continues an interrupted run.
     """
     import json
 
@@ -99,9 +100,7 @@ def sensitivity(
 
         plot_curves(curves, output.plot, name=model.name)
     journal.unlink(missing_ok=True)  # the curves are on disk
-    if as_json:
-        _display.emit_json(json.loads(curves.to_json()))
-    else:
+    if not _display.finished(as_json, lambda: json.loads(curves.to_json())):
         _display.curves_table(curves, str(output.output))
 
 

@@ -12,7 +12,7 @@ from onnxprune import __version__
 from onnxprune.cli._options import Command, json_option, model_argument, takes_options
 from onnxprune.cli._stages import load_model, read_data
 from onnxprune.errors import OnnxPruneError
-from onnxprune.options import Execution, InputShapes, Options, RequiredData, SparsitySweep, option
+from onnxprune.options import Events, Execution, InputShapes, Options, RequiredData, SparsitySweep, option
 
 if TYPE_CHECKING:
     from onnxprune.ir.model import Model
@@ -40,6 +40,7 @@ def sweep(
     study: SparsitySweep,
     execution: Execution,
     shapes: InputShapes,
+    events: Events,
     as_json: bool,
 ) -> None:
     """Measure accuracy and compressed size over sparsity.
@@ -90,13 +91,12 @@ def sweep(
         from onnxprune.studies.plots import plot_study
 
         plot_study(found, output.plot, name=model.name)
-    if as_json:
-        _display.emit_json({**found.as_dict(), "preprocess": samples.preprocess.as_dict()})
+    if _display.finished(as_json, lambda: {**found.as_dict(), "preprocess": samples.preprocess.as_dict()}):
         return
     ends = "units removed" if study.end == "strip" else "zeros"
     _display.table(
         f"{model.name} on {found.data}, {found.images} samples, {ends}",
-        ["", "sparsity", "reached", "top-1", "+-", "loss", "parameters", "compressed"],
+        ["", "sparsity", "reached", "top1", "+-", "loss", "params", "compressed"],
         [
             [p.what, formatting.percent(p.sparsity), formatting.percent(p.reached),
              formatting.percent(p.top1), formatting.percent(p.top1_error), f"{p.loss:.4f}",

@@ -5,6 +5,7 @@ Importing this package registers the built-in criteria. `get("l1")` makes one, `
 
 from onnxprune.criteria import (
     activations,
+    block_distance,
     bn_scale,
     dscore,
     geometric_median,
@@ -22,6 +23,7 @@ from onnxprune.criteria import (
 )
 from onnxprune.criteria._registry import all_criteria as all_criteria
 from onnxprune.criteria._registry import get as get
+from onnxprune.criteria._registry import get_class as get_class
 from onnxprune.criteria._registry import register as register
 from onnxprune.criteria.base import AnyCriterion as AnyCriterion
 from onnxprune.criteria.base import Criterion as Criterion
@@ -30,6 +32,7 @@ from onnxprune.criteria.base import DataCriterion as DataCriterion
 # Imported for registration.
 _BUILT_IN = (
     activations,
+    block_distance,
     bn_scale,
     dscore,
     geometric_median,
@@ -46,4 +49,4 @@ _BUILT_IN = (
     thinet,
 )
 
-__all__ = ["AnyCriterion", "Criterion", "DataCriterion", "all_criteria", "get", "register"]
+__all__ = ["AnyCriterion", "Criterion", "DataCriterion", "all_criteria", "get", "get_class", "register"]

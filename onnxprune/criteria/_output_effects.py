@@ -39,6 +39,11 @@ class Ablation:
     weights: Mapping[str, tuple[Array, Array | None]]
 
 
+def ablation_images(macs: int, count: int) -> int:
+    """Return the number of samples of each of `count` evaluations of a model with so many MACs."""
+    return int(np.clip(_WORK / max(1, macs * count), *_IMAGES))
+
+
 def output_effects(
     context: ScoringContext, ablations: Sequence[tuple[Group, Iterable[Ablation]]], count: int
 ) -> dict[str, dict[int, float]]:
@@ -55,14 +60,14 @@ def output_effects(
         OnnxPruneError: onnxruntime fails; outputs that are not finite, or whose size depends on the data.
     """
     analysis, calibration = context.analysis, context.calibration
-    images = int(np.clip(_WORK / max(1, CostModel(analysis).baseline.macs * count), *_IMAGES))
+    images = ablation_images(CostModel(analysis).baseline.macs, count)
     feeds = Feeds(
         analysis.model, subset(calibration.data, images), calibration.preprocess, min(calibration.batch, _BATCH)
     )
     segmenter = MaskedSegmenter(analysis)
     effects: dict[str, dict[int, float]] = {g.name: {} for g, _ in ablations}
     with ActivationCursor(segmenter, feeds, device=calibration.device, threads=calibration.threads) as cursor:
-        names = _measured(segmenter, analysis.source)
+        names = measured_outputs(segmenter, analysis.source)
         distance = OutputDistance(names, list(cursor.values(names)), analysis.source)
         for group, of_group in sorted(ablations, key=lambda item: segmenter.consumers[item[0].name].first):
             node_index = segmenter.consumers[group.name].first
@@ -78,7 +83,7 @@ def output_effects(
     return effects
 
 
-def _measured(segments: Segments, original: Model) -> list[str]:
+def measured_outputs(segments: Segments, original: Model) -> list[str]:
     """Return the names of the outputs that can be compared."""
     seen = segments.witness
     names = [n for n in segments.outputs if n in seen.shapes and seen.dtypes.get(n, np.dtype(np.float32)).kind == "f"]

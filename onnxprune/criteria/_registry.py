@@ -33,11 +33,40 @@ def _problem(cls: Any) -> str | None:
     return None
 
 
-CRITERIA: Registry[str, type[AnyCriterion]] = Registry("criterion", problem=_problem, plugins="onnxprune.criteria")
+_SYNONYMS = {
+    "magnitude": "l2", "weight_magnitude": "l2", "norm": "l2", "l2_norm": "l2", "l1_norm": "l1", "filter_norm": "l2",
+    "bn": "bn_scale", "batchnorm": "bn_scale", "gamma": "bn_scale", "slimming": "bn_scale",
+    "network_slimming": "bn_scale", "geometric_median": "fpgm", "gm": "fpgm", "d_score": "dscore", "d_step": "dstep",
+    "taylor_fo": "taylor", "taylor_first_order": "taylor", "first_order": "taylor", "grad": "gradient",
+    "hessian": "obs", "obd": "obs", "second_order": "obs", "optimal_brain_surgeon": "obs", "oracle": "loss_change",
+    "rank": "hrank", "pls": "pls_vip", "vip": "pls_vip", "relevance": "lrp", "rand": "random",
+    "activation": "act_mean", "activations": "act_mean", "activation_mean": "act_mean", "mean_activation": "act_mean",
+    "activation_variance": "act_var", "zeros": "apoz",
+}  # fmt: skip
+
+
+def _synonym(name: str) -> str:
+    """Return the criterion that a common other name, or another spelling, stands for."""
+    folded = name.strip().lower().replace("-", "_").replace(" ", "_")
+    return _SYNONYMS.get(folded, folded)
+
+
+CRITERIA: Registry[str, type[AnyCriterion]] = Registry(
+    "criterion", problem=_problem, plugins="onnxprune.criteria", synonym=_synonym
+)
 """Criteria by name. Third-party ones are classes, each under an entry point of its name."""
 
 register = CRITERIA.register
 """Register a criterion under its name; a class decorator."""
+
+
+def get_class(name: str) -> type[AnyCriterion]:
+    """Return the class of the criterion `name`, which may be another common name of it.
+
+    Raises:
+        OnnxPruneError: Unknown criterion (with the nearest names).
+    """
+    return CRITERIA[name]
 
 
 def get(name: str, **params: Any) -> AnyCriterion:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,9 @@ from onnxprune.analysis.coupling import Analysis, Group
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Calibration, Probe
 from onnxprune.options.scoring import REDUCTIONS as REDUCTIONS
+
+if TYPE_CHECKING:
+    from onnxprune.criteria.block_runs import BlockScorer
 
 Array = NDArray[np.float64]
 
@@ -49,6 +52,23 @@ class AnyCriterion(ABC):
     """Options that the definition forbids, with the reason: `normalize` (any but the default) or `global`."""
     classwise: ClassVar[bool] = False
     """The criterion also computes the importance for single classes (`SiteScores.per_class`)."""
+    blocks_only: ClassVar[bool] = False
+    """The criterion scores whole residual blocks, not channels."""
+    blocks_beside_channels: ClassVar[bool] = False
+    """Scores of blocks have the unit of summed scores of channels, so that both compete for one budget."""
+
+    def block_scorer(self, analysis: Analysis, calibration: Calibration | None, count: int) -> BlockScorer | None:
+        """Return the losses of residual blocks by this criterion; None: those of the channels inside them.
+
+        Args:
+            analysis: Coupling analysis of the model.
+            calibration: Samples.
+            count: Number of blocks that are scored.
+
+        Raises:
+            OnnxPruneError: The criterion needs samples or labels that are missing.
+        """
+        return None
 
 
 class Criterion(AnyCriterion):
@@ -197,3 +217,13 @@ class DataCriterion(AnyCriterion):
         Raises:
             OnnxPruneError: There are too few samples, or the model cannot be scored by this criterion.
         """
+
+
+class BlockCriterion(DataCriterion):
+    """Criterion that scores whole residual blocks from data; subclasses implement `block_scorer`."""
+
+    blocks_only: ClassVar[bool] = True
+    default_normalize: ClassVar[str] = "none"
+
+    def score_sites(self, context: ScoringContext, probes: Sequence[Probe]) -> Sequence[SiteScores]:
+        raise OnnxPruneError(f"criterion {self.name!r} scores whole blocks, not channels", fix="add --only blocks")

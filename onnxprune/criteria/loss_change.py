@@ -16,13 +16,15 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.analysis.coupling import Group
+from onnxprune.analysis.coupling import Analysis, Group
+from onnxprune.criteria._block_losses import CrossEntropyWithout, check_block_samples
 from onnxprune.criteria._registry import register
 from onnxprune.criteria.base import Array, DataCriterion, ScoringContext, SiteScores
+from onnxprune.criteria.block_runs import BlockScorer
 from onnxprune.criteria.masked_evaluation import MaskedEvaluator, default_batch, even_batch
 from onnxprune.criteria.masked_segments import MaskedSegmenter
 from onnxprune.errors import OnnxPruneError
-from onnxprune.execution.calibration import Probe
+from onnxprune.execution.calibration import Calibration, Probe
 from onnxprune.execution.data import Data
 from onnxprune.execution.sessions import provider_of
 from onnxprune.execution.tasks.metrics import METRICS
@@ -128,10 +130,15 @@ class LossChange(DataCriterion):
     needs: ClassVar[str] = "labels"
     classwise: ClassVar[bool] = True
     default_normalize: ClassVar[str] = "none"
+    blocks_beside_channels: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.absolute not in (True, False):  # 0 and 1 come from the command line
             raise OnnxPruneError(f"loss_change: absolute must be 0 or 1, not {self.absolute!r}")
+
+    def block_scorer(self, analysis: Analysis, calibration: Calibration | None, count: int) -> BlockScorer:
+        samples = check_block_samples(self.name, calibration, labels=True)
+        return CrossEntropyWithout(analysis, samples, count, absolute=bool(self.absolute))
 
     def score_sites(self, context: ScoringContext, probes: Sequence[Probe]) -> list[SiteScores]:
         evaluator = loss_evaluator(context, context.calibration.data)

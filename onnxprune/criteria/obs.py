@@ -8,7 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxprune.analysis.coupling import Group
+from onnxprune.analysis.coupling import Analysis, Group
+from onnxprune.criteria._block_losses import ResolvedWithout, check_block_samples
 from onnxprune.criteria._consumer_errors import (
     ROWS,
     ConsumerStatistics,
@@ -23,8 +24,9 @@ from onnxprune.criteria._consumer_errors import (
 from onnxprune.criteria._output_effects import Ablation, output_effects
 from onnxprune.criteria._registry import register
 from onnxprune.criteria.base import Array, DataCriterion, ScoringContext, SiteScores
+from onnxprune.criteria.block_runs import BlockScorer
 from onnxprune.errors import OnnxPruneError
-from onnxprune.execution.calibration import Probe
+from onnxprune.execution.calibration import Calibration, Probe
 from onnxprune.execution.gram import BlockOBS, Gram, resolved
 
 WEIGHINGS = ("outputs", "layer")
@@ -145,6 +147,7 @@ class Obs(DataCriterion):
     reductions: ClassVar[tuple[str, ...]] = ("sum",)
     default_normalize: ClassVar[str] = "none"
     default_allocator: ClassVar[str] = "saving"
+    blocks_beside_channels: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.weigh not in WEIGHINGS:
@@ -158,6 +161,11 @@ class Obs(DataCriterion):
     def least_samples(self, context: ScoringContext) -> int:
         """Return the least number of samples: variances need several."""
         return 8
+
+    def block_scorer(self, analysis: Analysis, calibration: Calibration | None, count: int) -> BlockScorer:
+        samples = check_block_samples(self.name, calibration)
+        by_layer = self.weigh == "layer"
+        return ResolvedWithout(analysis, samples, count, ridge=self.ridge, seed=self.seed, layer=by_layer)
 
     def probes(self, context: ScoringContext) -> Sequence[Probe]:
         """Return Gram matrix probes of all consumers, if they fit into memory together."""

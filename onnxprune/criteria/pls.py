@@ -27,11 +27,15 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxprune.analysis.coupling import Analysis
 from onnxprune.analysis.feature_maps import FeatureSite, feature_sites
+from onnxprune.criteria._block_losses import check_block_samples
+from onnxprune.criteria._block_pls import BlockImportance
 from onnxprune.criteria._registry import register
 from onnxprune.criteria.base import Array, DataCriterion, ScoringContext, SiteScores
+from onnxprune.criteria.block_runs import BlockScorer
 from onnxprune.errors import OnnxPruneError
-from onnxprune.execution.calibration import Probe, Statistic
+from onnxprune.execution.calibration import Calibration, Probe, Statistic
 
 POOLS = ("max", "mean")
 
@@ -318,6 +322,20 @@ class PlsVip(DataCriterion):
                 raise OnnxPruneError(
                     f"pls_vip: {name} must be a whole number of at least 1, not {value!r}", fix=f"{name}=2"
                 )
+
+    def block_scorer(self, analysis: Analysis, calibration: Calibration | None, count: int) -> BlockScorer:
+        """Return the mean VIP of each block's outputs, as in Jordao et al. 2020, Discriminative Layer Pruning."""
+
+        def pool(values: NDArray[Any], axis: int, samples: int) -> Array:
+            return pooled(values, axis, samples, pool=self.pool, grid=self.grid)
+
+        def importance(x: Array, y: Array) -> Array:
+            products = Products(len(x))
+            products.add(x, y)
+            return products.vip(self.components)
+
+        samples = check_block_samples(self.name, calibration, labels=True)
+        return BlockImportance(analysis, samples, count, pool, importance)
 
     def least_samples(self, context: ScoringContext) -> int:
         return 2  # a standard deviation needs two

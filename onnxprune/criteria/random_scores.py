@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
+from onnxprune.analysis.blocks import Block
+from onnxprune.analysis.coupling import Analysis
 from onnxprune.criteria._registry import register
 from onnxprune.criteria.base import Array, Criterion
+from onnxprune.criteria.block_runs import BlockScorer
 from onnxprune.errors import OnnxPruneError
+from onnxprune.execution.calibration import Calibration
+
+
+class _RandomLosses(BlockScorer):
+    """Numbers in [0, 1) from a seed and the names of blocks."""
+
+    together = True
+    by_saving = False
+
+    def __init__(self, rule: RandomScores) -> None:
+        self.rule = rule
+
+    def losses(self, blocks: Sequence[Block], removed: Sequence[Block]) -> dict[str, float]:
+        return {b.name: float(self.rule.score_rows(np.zeros((1, 1)), f"block {b.name}")[0]) for b in blocks}
 
 
 @register
@@ -32,6 +50,9 @@ class RandomScores(Criterion):
     def __post_init__(self) -> None:
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise OnnxPruneError(f"random: seed must be a whole number, not {self.seed!r}", fix="for example seed=0")
+
+    def block_scorer(self, analysis: Analysis, calibration: Calibration | None, count: int) -> BlockScorer:
+        return _RandomLosses(self)
 
     def score_rows(self, rows: Array, tensor: str) -> Array:
         # `hash()` differs between runs; numpy keeps the raw stream of PCG64 stable, but not the floats of Generator.

@@ -44,6 +44,7 @@ class Scores:
         per_class: Group name -> class -> float64 [channels], importance for one class, from criteria that compute it;
             empty for others, and for a file of scores.
         data: Name, number and preprocessing of the samples that were read; empty without any.
+        blocks: Residual blocks in order of removal -> loss beside those before; empty if blocks were not scored.
     """
 
     analysis: Analysis = field(repr=False)
@@ -52,6 +53,7 @@ class Scores:
     normalize: str
     per_class: Mapping[str, Mapping[int, Scored]] = field(default_factory=dict, repr=False)
     data: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    blocks: Mapping[str, float] = field(default_factory=dict, repr=False)
 
     @property
     def forbids(self) -> Mapping[str, str]:
@@ -71,8 +73,9 @@ class Scores:
     def __repr__(self) -> str:
         channels = sum(map(len, self.groups.values()))
         name = self.criterion.get("name")
-        classes = ", for each class as well" if self.per_class else ""
-        return f"<Scores by {name}: {counted(len(self.groups), 'group')}, {counted(channels, 'channel')}{classes}>"
+        more = ", for each class as well" if self.per_class else ""
+        more += f", {counted(len(self.blocks), 'block')}" if self.blocks else ""
+        return f"<Scores by {name}: {counted(len(self.groups), 'group')}, {counted(channels, 'channel')}{more}>"
 
     def _repr_html_(self) -> str:
         """Return the spread of each group's scores as an HTML table."""
@@ -93,6 +96,7 @@ class Scores:
                 "normalize": self.normalize,
                 **({"data": dict(self.data)} if self.data else {}),
                 "groups": {name: s.tolist() for name, s in self.groups.items()},
+                **({"blocks": dict(self.blocks)} if self.blocks else {}),
             },
             allow_nan=False,
         )
@@ -112,6 +116,7 @@ class _ScoresFile:
     normalize: str
     groups: Mapping[str, tuple[float, ...]]
     data: Mapping[str, Any] = field(default_factory=dict)
+    blocks: Mapping[str, float] = field(default_factory=dict)
 
 
 def load_scores(path: Path, analysis: Analysis) -> Scores:
@@ -128,7 +133,9 @@ def load_scores(path: Path, analysis: Analysis) -> Scores:
         if len(values) != channels:
             raise FORMAT.error(f"{channels} numbers are due, not {len(values)}", str(path), ("groups", name))
     groups = {name: np.asarray(values, np.float64) for name, values in found.groups.items()}
-    return Scores(analysis, groups, found.criterion, found.normalize, data=found.data)
+    for name in found.blocks:
+        analysis.block(name)
+    return Scores(analysis, groups, found.criterion, found.normalize, data=found.data, blocks=found.blocks)
 
 
 def score(
@@ -176,6 +183,12 @@ def score_together(
     progress: Progress | None = None,
 ) -> list[Scores]:
     """Return the scores of several criteria, with one run over the data. Arguments and errors as for `score`."""
+    for rule in criteria:
+        if rule.blocks_only:
+            raise OnnxPruneError(
+                f"criterion {rule.name!r} scores whole blocks, not channels",
+                fix="add --only blocks, or choose another criterion (`onnxprune criteria`)",
+            )
     hows = [_reduction(rule, reduce) for rule in criteria]
     wanted = [analysis[name] for name in dict.fromkeys(groups)] if groups is not None else list(analysis.groups)
     by_data = [rule for rule in criteria if isinstance(rule, DataCriterion)]

@@ -8,7 +8,7 @@ memory and is fastest, because allocating fresh memory costs more than the sums.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,42 @@ from onnxprune.execution.sessions import Session
 from onnxprune.ir.model import Array, Model
 
 _MEMORY = 32 * 2**20  # bytes of all collected tensors of one run
+
+
+class FeedReader:
+    """Feeds one after the other, as a `CalibrationDataReader` of onnxruntime: None after the last.
+
+    Args:
+        feeds: Batches of a model's inputs.
+        numbers: Batches to read, in order; default: all.
+    """
+
+    def __init__(self, feeds: Feeds, numbers: Sequence[int] | None = None) -> None:
+        self._feeds = feeds
+        self._numbers = list(range(len(feeds))) if numbers is None else list(numbers)
+        self._stop = len(self._numbers)
+        self._next = 0
+
+    def get_next(self) -> dict[str, Array] | None:
+        """Return the next feed, a dict of arrays by input name; None after the last."""
+        if self._next >= self._stop:
+            return None
+        self._next += 1
+        return self._feeds[self._numbers[self._next - 1]][0]
+
+    def rewind(self) -> None:
+        """Start again with the first feed."""
+        self._next, self._stop = 0, len(self._numbers)
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        """Read the feeds from one number to before another; the quantizer reads in such parts to save memory."""
+        self._next, self._stop = start_index, min(end_index, len(self._numbers))
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __iter__(self) -> Iterator[dict[str, Array]]:
+        return iter(self.get_next, None)
 
 
 class Statistic(ABC):

@@ -26,6 +26,7 @@ Indices = npt.NDArray[np.int64]
 
 _SHARED = 64  # consecutive samples that share their positions
 _BLOCK = 2**22  # elements of rows processed together
+_TOGETHER = 512  # rows multiplied together: adding the products of fewer costs more than computing them
 _PENDING = 128  # columns of delayed updates before they are applied
 
 
@@ -85,8 +86,10 @@ class Gram(Statistic):
     def __init__(self, node: LinearNode, positions: int, seed: int = 0) -> None:
         self.node, self.wanted, self.seed = node, positions, seed
         size = node.inputs * node.kernel
-        self._products = np.zeros((node.groups, size, size))
+        self._triangles = [np.zeros((size, size), order="F") for _ in range(node.groups)]  # lower, of the products
         self._sums, self._origin = np.zeros((2, node.groups, size))
+        self._waiting: list[Array] = []
+        self._counted = 0
         self.rows = 0
 
     def add(self, values: Array, samples: range) -> None:
@@ -96,25 +99,38 @@ class Gram(Statistic):
 
     def add_rows(self, rows: Array) -> None:
         """Add rows [groups, n, inputs * kernel]."""
-        if not rows.shape[1]:
+        self._waiting.append(rows)
+        self.rows += rows.shape[1]
+        if self.rows - self._counted >= _TOGETHER:
+            self._count()
+
+    def _count(self) -> None:
+        """Add the products and sums of the waiting rows."""
+        from scipy.linalg.blas import dsyrk  # slow import
+
+        if self.rows == self._counted:
             return
-        if not self.rows:
+        rows = np.concatenate(self._waiting, axis=1)
+        if not self._counted:
             self._origin = rows.mean(1, dtype=np.float64)
         for g, own in enumerate(rows):
             wide = own - self._origin[g]
-            self._products[g] += wide.T @ wide
+            self._triangles[g] = dsyrk(1.0, wide.T, beta=1.0, c=self._triangles[g], lower=True, overwrite_c=True)
             self._sums[g] += wide.sum(0)
-        self.rows += rows.shape[1]
+        self._waiting, self._counted = [], self.rows
 
     @property
     def mean(self) -> Matrix:
         """Mean, [groups, inputs * kernel]."""
+        self._count()
         return np.asarray(self._origin + self._sums / max(1, self.rows))
 
     def covariance(self, group: int = 0) -> Matrix:
         """Return the covariance of one group, [inputs * kernel, inputs * kernel]."""
+        self._count()
         shift = self._sums[group] / max(1, self.rows)
-        return np.asarray(self._products[group] / max(1, self.rows) - np.outer(shift, shift))
+        half = np.tril(self._triangles[group] / max(1, self.rows) - np.outer(shift, shift))
+        return np.asarray(half + np.tril(half, -1).T)
 
     def moments(self, group: int = 0) -> Matrix:
         """Return the second moments about zero of one group, [inputs * kernel, inputs * kernel]."""

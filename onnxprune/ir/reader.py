@@ -8,6 +8,7 @@ from __future__ import annotations
 import mmap
 import os
 import re
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from onnx_graphsurgeon.ir.tensor import SparseValues
 
 from onnxprune._utils.formatting import shortened
 from onnxprune._utils.gc_pause import gc_paused
-from onnxprune.errors import OnnxPruneError
+from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.ir import protobuf_wire
+from onnxprune.ir._foreign_files import foreign
 from onnxprune.ir._function_inlining import without_functions
 from onnxprune.ir._node_order import in_order
 from onnxprune.ir.branches import flat
@@ -33,13 +35,30 @@ OLDEST_OPSET = 9
 IR_WITHOUT_INPUTS = 8
 
 
+SHIPPED = "onnxprune:"
+"""Begins the name of a model that comes with the package: onnxprune:digits_cnn.onnx."""
+
+
+def shipped_model(name: str) -> Path:
+    """Return the file of a model that comes with the package, by its name after `SHIPPED`.
+
+    Raises:
+        OnnxPruneError: There is none of this name (with the nearest names).
+    """
+    folder = resources.files("onnxprune.models")
+    names = sorted(f.name for f in folder.iterdir() if f.name.endswith(".onnx"))
+    if name not in names:
+        raise unknown("shipped model", name, names)
+    return Path(str(folder / name))
+
+
 def load(source: str | os.PathLike[str] | onnx.ModelProto, *, shapes: Shapes | None = None) -> Model:
     """Read a model from a file or a ModelProto.
 
     Large weights are memory-mapped, not copied. External data is read only from files inside the model's folder.
 
     Args:
-        source: Path of the file, or the message.
+        source: Path of the file, "onnxprune:NAME" for a model that comes with the package, or the message.
         shapes: Sizes assumed for dynamic dimensions of the inputs, {"x": (1, 3, 48, 320)}; None for a dimension leaves
             it open. The dimensions stay dynamic in all results.
 
@@ -54,8 +73,10 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto, *, shapes: Shapes | N
 
 
 def _from_file(path: Path) -> Model:
+    if str(path).startswith(SHIPPED):
+        path = shipped_model(str(path).removeprefix(SHIPPED))
     if path.is_dir():
-        raise OnnxPruneError(f"{str(path)!r} is a folder", fix="name the .onnx file in it")
+        raise foreign(path) or OnnxPruneError(f"{str(path)!r} is a folder", fix="name the .onnx file in it")
     try:
         proto, raw, buf = protobuf_wire.read(path)
     except FileNotFoundError as err:
@@ -63,9 +84,10 @@ def _from_file(path: Path) -> Model:
     except OSError as err:
         raise OnnxPruneError(f"cannot read {str(path)!r}: {err.strerror}") from err
     except (protobuf_wire.WireError, UnicodeDecodeError) as err:
-        raise OnnxPruneError(f"{str(path)!r} is not an ONNX model, or is cut off ({err})") from err
+        known = foreign(path)
+        raise known or OnnxPruneError(f"{str(path)!r} is not an ONNX model, or is cut off ({err})") from err
     if not proto.HasField("graph") or not proto.graph.node:
-        raise OnnxPruneError(f"{str(path)!r} is not an ONNX model: it holds no graph")
+        raise foreign(path) or OnnxPruneError(f"{str(path)!r} is not an ONNX model: it holds no graph")
     arrays = {
         proto.graph.initializer[i].name: _view(buf, proto.graph.initializer[i], r.offset, r.length)
         for i, r in raw.items()

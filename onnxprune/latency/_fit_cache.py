@@ -112,7 +112,7 @@ def read_fit(path: Path, settings: Mapping[str, Any], axes: ChannelAxes) -> Late
         found = _FORMAT.read(_CacheFile, path)
     except OnnxPruneError:
         return None
-    top = 1 + 2 * len(axes.components)
+    top = 1 + 2 * len(axes.components) + len(axes.switches)
     if found.settings != settings:
         return None
     terms = []

@@ -124,8 +124,9 @@ def fit(
     """
     sizes = np.array([axes.sizes(s.kept) for s in samples])
     matcher = _Matcher(axes, samples)
+    holders = _Holders(analysis, axes)
     if not clocked:
-        work = _work(matcher, _aligned(analysis, samples))
+        work = _work(matcher, _aligned(analysis, samples), holders)
         terms = _terms(_fitted(work, sizes, np.array([s.seconds for s in samples])))
         return LatencyFit(terms, (0.0, 1.0, 0.0))
     total: _Polynomial = {(): 0.0}
@@ -136,10 +137,30 @@ def fit(
         if features is None:
             rest += times
         else:
-            _add(total, _fitted(features, sizes, times))
+            _add(total, holders.within(_fitted(features, sizes, times), kernels[0][0].name))
     if rest.any():
         _add(total, _fitted(_traffic(analysis, axes), sizes, rest))
     return LatencyFit(_terms(total), _curve(_values(total, sizes), samples))
+
+
+class _Holders:
+    """Residual blocks that kernels are in; a kernel has the name of its node, or of the tensor that it writes."""
+
+    def __init__(self, analysis: Analysis, axes: ChannelAxes) -> None:
+        self._of: dict[str, Monomial] = {}
+        names = {n.outputs[0].name: n.name for n in analysis.model.graph.nodes if n.outputs}
+        for i, block in enumerate(analysis.free_blocks):
+            for output in block.nodes:
+                for name in {output, names.get(output, "")} - {""}:
+                    self._of[name] = (*self._of.get(name, ()), axes.switch(i))
+
+    def within(self, polynomial: _Polynomial, kernel: str) -> _Polynomial:
+        """Return the polynomial of a kernel that runs only while the blocks around it are kept."""
+        inside = self._of.get(kernel) or self._of.get(_LAYOUT.sub("", kernel), ())
+        return {tuple(sorted(m + inside)): c for m, c in polynomial.items()} if inside else polynomial
+
+
+_LAYOUT = re.compile(r"(_nchwc|_nhwc)?(_token_\d+)?$")  # suffixes of onnxruntime
 
 
 def _terms(polynomial: _Polynomial) -> list[tuple[float, Monomial]]:
@@ -203,20 +224,23 @@ def _positions(kernel: Kernel) -> int:
     return prod(shape) // max(shape[1 if "Conv" in kernel.op else -1], 1) if len(shape) > 1 else 1
 
 
-def _work(matcher: _Matcher, aligned: Iterable[list[list[Kernel]]]) -> list[_Polynomial]:
-    """Return the work of all kernels together: elements read and written, and multiplications."""
+def _work(matcher: _Matcher, aligned: Iterable[list[list[Kernel]]], holders: _Holders) -> list[_Polynomial]:
+    """Return the work of all kernels together: their number, elements read and written, and multiplications."""
+    started: _Polynomial = {}
     traffic: _Polynomial = {}
     products: _Polynomial = {}
     for same in aligned:
         kernels = [k for variant in same for k in variant]
+        name = kernels[0].name if kernels else ""
+        _add(started, holders.within({(): 1.0}, name))
         ins, outs = matcher.tensors([k.inputs for k in kernels]), matcher.tensors([k.outputs for k in kernels])
         if ins is None or outs is None or any(len(variant) != 1 for variant in same):
             continue
-        _add(traffic, _sum([*ins, *outs]))
+        _add(traffic, holders.within(_sum([*ins, *outs]), name))
         if _is_dense(kernels[0]):
             factor, places = _weight(kernels[0], ins, outs)
-            _add(products, {places: factor * _positions(kernels[0])})
-    return [{(): 1.0}, traffic, products]
+            _add(products, holders.within({places: factor * _positions(kernels[0])}, name))
+    return [started or {(): 1.0}, traffic, products]
 
 
 def _sum(parts: Iterable[tuple[float, Monomial]]) -> _Polynomial:

@@ -68,7 +68,7 @@ class BenchResults(tuple[BenchResult, ...]):
              f"{r.speedup:.2f}", f"{r.efficiency:.2f}"]
             for r in self
         ]  # fmt: skip
-        columns = ["model", "latency", "MACs", "parameters", "weights", "speed-up", "efficiency"]
+        columns = ["model", "latency", "MACs", "params", "bytes", "speed-up", "efficiency"]
         note = f"{self[0].provider}, median of {counted(self[0].latency.runs, 'run')}" if self else ""
         return html_table("measured", columns, rows, note=note)
 

@@ -93,6 +93,7 @@ def latency_model(
     settings = {
         "onnxruntime": import_onnxruntime().__version__, "provider": provider, "threads": threads, "batch": batch,
         "machine": machine(), "block": axes.block, "structure": structure(analysis),
+        **({"blocks": len(axes.switches)} if len(axes.switches) else {}),
     }  # fmt: skip
     if file is not None and file.exists():
         kept = read_fit(file, settings, axes)

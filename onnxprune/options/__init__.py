@@ -35,6 +35,7 @@ from onnxprune.options.measuring import Measuring as Measuring
 from onnxprune.options.measuring import Prediction as Prediction
 from onnxprune.options.measuring import ReportMeasurements as ReportMeasurements
 from onnxprune.options.measuring import Timing as Timing
+from onnxprune.options.output import Events as Events
 from onnxprune.options.output import ModelOutput as ModelOutput
 from onnxprune.options.output import Output as Output
 from onnxprune.options.output import Restarting as Restarting

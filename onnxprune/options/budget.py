@@ -10,6 +10,7 @@ from onnxprune.options._text import NAMES
 
 MINIMIZED = ("macs", "latency", "bytes", "params", "memory", "channels")
 QUANTIZED = ("int8",)
+SERIES = ("channels", "blocks", "both")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -38,8 +39,7 @@ class Budget(EvaluationData, Quantizing):
 
     max_drop: float | None = option(
         None, heading=BUDGET, ge=0, metavar="POINTS",
-        help="Search for the smallest model whose metric drops by no more than this after recovery: percentage points, "
-        "or the metric's own unit. Needs --data; without labels the metric is agreement with the original.",
+        help="Search for the smallest model whose metric drops by at most this many percentage points; needs --data.",
     )  # fmt: skip
     minimize: str = option(
         "macs", heading=BUDGET, advanced=True, choices=MINIMIZED, title="cost",
@@ -78,6 +78,10 @@ class FrontierOptions(EvaluationData, Quantizing):
     allocators: tuple[str, ...] = option(
         (), help="Allocators, a curve for each.", heading=BUDGET, text=NAMES, metavar="NAMES",
         shown="the criterion's own",
+    )  # fmt: skip
+    series: tuple[str, ...] = option(
+        (), heading=BUDGET, text=NAMES, metavar="NAMES", shown="one, by --only and --max-blocks", choices=SERIES,
+        help="Curves without channels, without residual blocks, and without either: channels,blocks,both.",
     )  # fmt: skip
     reconstruct_blocks: bool = option(
         False, heading=OUTPUT, advanced=True, flag="--reconstruct-blocks",

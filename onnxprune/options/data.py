@@ -12,9 +12,8 @@ LAYOUTS = ("auto", "nchw", "nhwc")
 RESIZES = ("stretch", "crop", "letterbox", "height", "fit", "none")
 COLORS = ("rgb", "bgr", "gray", "rgba")
 PRESETS = ("imagenet", "clip", "inception", "caffe", "yolo", "paddleocr-rec", "paddleocr-det", "segmentation")
-SOURCES = (
-    ".npz, .npy, folder of images, COCO .json, labels.txt, hf:NAME:SPLIT, digits, digit-scenes, or module:function."
-)
+SOURCES = ".npz, folder of images, COCO .json ... (docs/data.md)"
+"""Sources of samples in the help; the page lists them all."""
 NO_DATA = "none"
 """Source of synthetic samples: noise with the statistics of natural images."""
 
@@ -25,7 +24,7 @@ class Preprocessing(Options):
 
     preset: str | None = option(
         None, flag="--preprocess", heading=DATA, choices=PRESETS, metavar="NAME", title="preprocess",
-        help=f"Preprocessing of image files: {', '.join(PRESETS)}. Other options override its values.",
+        help="Preset of images: imagenet, yolo ... (docs/data.md).",
     )  # fmt: skip
     resize: str | None = option(
         None, heading=DATA, advanced=True, choices=RESIZES,
@@ -69,7 +68,7 @@ class Sampling(Options):
     """Number of samples."""
 
     images: int | None = option(
-        None, help="Use only this many samples, evenly from the classes.", heading=DATA, ge=1, usage=True, shown="all"
+        None, help="Use this many samples, evenly from the classes.", heading=DATA, ge=1, usage=True
     )
 
 
@@ -96,7 +95,7 @@ class SampleOptions(Preprocessing, Sampling, Reading):
 class RequiredData(SampleOptions):
     """Data that a command requires."""
 
-    data: str = option(help=f"Samples: {SOURCES}", heading=DATA)
+    data: str = option(help=f"Samples: {SOURCES}.", heading=DATA)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -105,7 +104,7 @@ class CalibrationData(SampleOptions):
 
     data: str | None = option(
         None, heading=DATA,
-        help=f"Calibration data: {SOURCES} none: synthetic (noise like natural images).",
+        help=f"Calibration data: {SOURCES}; none: synthetic.",
     )  # fmt: skip
 
 
@@ -113,20 +112,18 @@ class CalibrationData(SampleOptions):
 class RecoveryData(SampleOptions):
     """Calibration data that recovery fits to."""
 
-    data: str = option(
-        heading=DATA, help=f"Samples, labels not needed: {SOURCES} none: synthetic (noise like natural images)."
-    )
+    data: str = option(heading=DATA, help=f"Samples, labels not needed: {SOURCES}; none: synthetic.")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class VerificationData(SampleOptions):
     """Data for whole runs of a proof, if any."""
 
-    data: str | None = option(None, heading=DATA, help=f"Whole runs on real inputs, beside random ones: {SOURCES}")
+    data: str | None = option(None, heading=DATA, help=f"Whole runs on real inputs as well: {SOURCES}.")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class AccuracyData(SampleOptions):
     """Data that a report measures accuracy on, if any."""
 
-    data: str | None = option(None, heading=DATA, help=f"Measure the accuracy of the models on this: {SOURCES}")
+    data: str | None = option(None, heading=DATA, help=f"Measure accuracy on this: {SOURCES}.")

@@ -44,6 +44,15 @@ class Verifying(Tolerance):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
+class Events(Options):
+    """Log of a long command for other programs."""
+
+    log_json: Path | None = option(
+        None, help="Append events to this file, one JSON object a line.", heading=OUTPUT, advanced=True
+    )
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Restarting(Options):
     """Treatment of the files of an interrupted run."""
 

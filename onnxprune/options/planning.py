@@ -50,8 +50,7 @@ class Planning(Normalizing):
     )
     target: str | None = option(
         None, heading=BUDGET, metavar="WHAT=SHARE",
-        help="Share kept of macs, params, bytes (weights), memory (activations alive at once), channels (removable "
-        "ones) or latency (predicted), e.g. macs=0.5.",
+        help="Share kept of macs, params, bytes, memory, channels or latency: macs=0.5; 50% is macs=0.5.",
     )  # fmt: skip
     min_group_accuracy: float | None = option(
         None,
@@ -96,8 +95,8 @@ class Constraints(Options):
             channels inside heads), or a kind of group (`GROUP_KINDS`).
         overrides: Glob pattern -> ratio (share removed) or {"ratio": r, "min_channels": n, "channels": kept}.
         only: Kinds of groups that are pruned, "attention" for both of its kinds (empty: all), "blocks" for whole
-            residual blocks alone, "channels" for no blocks.
-        max_blocks: Largest number of residual blocks removed beside channels; 0: none, but with `only="blocks"` all.
+            residual blocks, "channels" for all kinds of channels: ("blocks",) alone, ("blocks", "channels") together.
+        max_blocks: Largest number of residual blocks removed; 0: none, but with "blocks" in `only` any number.
     """
 
     round_to: int | str = option(
@@ -113,12 +112,10 @@ class Constraints(Options):
     include: Sequence[str] = option(
         (), help="Prune only these groups (repeatable).", heading=SELECTION, advanced=True, metavar="GLOB"
     )
-    exclude: Sequence[str] = option(
-        (), help="Keep all channels of these groups (repeatable).", heading=SELECTION, metavar="GLOB"
-    )
+    exclude: Sequence[str] = option((), help="Keep these groups whole (repeatable).", heading=SELECTION, metavar="GLOB")
     protect: Sequence[str] = option(
         (), heading=SELECTION, metavar="WHAT", choices=PROTECT, title="preset",
-        help="Keep all channels of: first, residual, attention, or a kind that `inspect` shows (repeatable).",
+        help="Keep first, residual, attention or a kind whole (repeatable).",
     )  # fmt: skip
     overrides: Mapping[str, Any] = option(
         {}, help="TOML or JSON file: group glob = ratio or table.", heading=SELECTION, advanced=True, metavar="FILE"
@@ -126,19 +123,27 @@ class Constraints(Options):
     only: Sequence[str] = option(
         (), heading=SELECTION, advanced=True, metavar="KIND", choices=ONLY, title="kind of group",
         help="Prune only this kind: heads, head_dim, attention (both), mlp, stream, conv, embedding; or whole residual "
-        "blocks (repeatable).",
+        "blocks, with `--only channels` beside channels (repeatable).",
     )  # fmt: skip
     max_blocks: int = option(
         0, heading=SELECTION, advanced=True, metavar="N", ge=0, usage=True,
-        help="Remove up to N residual blocks beside channels, where that costs less; with --only blocks: at most N.",
+        help="Remove at most N residual blocks; without --only blocks beside channels, where that costs less.",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if "blocks" in self.only and len(self.only) > 1:
-            raise OptionError("only", "takes blocks alone; use --max-blocks for blocks beside channels")
         if isinstance(self.round_to, str) and self.round_to != "auto":
             raise OptionError("round_to", f"must be a number or auto; got {self.round_to!r}")
+
+    @property
+    def asks_for_blocks(self) -> bool:
+        """True if a plan may remove residual blocks."""
+        return "blocks" in self.only or bool(self.max_blocks)
+
+    @property
+    def blocks_alone(self) -> bool:
+        """True if a plan removes residual blocks and no channels."""
+        return set(self.only) == {"blocks"}
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -164,9 +169,8 @@ class SensitivitySweep(TaskOptions):
     """Measurement of sensitivity curves."""
 
     metric: str | None = option(
-        None, heading=BUDGET, shown="the first of the task, for classifiers top1, without labels kl",
-        help="Metric of the task, such as top1, top5, loss, map, miou, word_accuracy; without labels kl, agreement, "
-        "cosine, mse; or package.module:function.",
+        None, heading=BUDGET, shown="the first of the task",
+        help="Metric, such as top1, loss, map, miou; without labels kl, agreement (docs/tasks.md).",
     )  # fmt: skip
     ratios: tuple[float, ...] = option(
         RATIOS, heading=BUDGET, text=RATIO_RANGE, metavar="RATIOS",
@@ -179,10 +183,12 @@ class SensitivitySweep(TaskOptions):
         (), help="Do not measure these groups (repeatable).", heading=SELECTION, metavar="GLOB"
     )
     min_group_accuracy: float | None = option(
-        None, help="Only search for the ratio at which each curve falls below this (bisection).", heading=BUDGET,
+        None, help="Only search for the ratio at which each curve falls below this.", heading=BUDGET, advanced=True,
         old=("--min-accuracy",),
     )  # fmt: skip
-    max_loss: float | None = option(None, help="The same for metrics where lower is better.", heading=BUDGET)
+    max_loss: float | None = option(
+        None, help="The same for metrics where lower is better.", heading=BUDGET, advanced=True
+    )
     stop_at_chance: bool = option(
         False, help="End a curve when it is no better than guessing.", heading=BUDGET, advanced=True
     )

@@ -43,7 +43,7 @@ class AfterPruning(Options):
 
     recover: bool | None = option(
         None, heading=OUTPUT, flag="--recover/--no-recover", shown="with --data",
-        help="Re-solve the remaining weights, so that the outputs come close to the original's.",
+        help="Re-solve the remaining weights, or not.",
     )  # fmt: skip
     reconstruct_blocks: bool = option(
         False, heading=OUTPUT, advanced=True, flag="--reconstruct-blocks",

@@ -41,8 +41,8 @@ class Scoring(Options):
     """Criterion with its parameters and reduction."""
 
     criterion: str | None = option(
-        None, help="Criterion that scores channels (see `criteria`).", heading=SELECTION, flag=("-c", "--criterion"),
-        shown="l2; obs with --data in prune; with --curves theirs",
+        None, help="Criterion of the scores (`criteria` lists them).", heading=SELECTION, flag=("-c", "--criterion"),
+        shown="l2; prune --data: obs",
     )  # fmt: skip
     params: Mapping[str, Any] = option(
         {}, help="Parameter of the criterion (repeatable).", heading=SELECTION, advanced=True, flag=("-p", "--param"),

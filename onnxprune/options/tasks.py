@@ -13,6 +13,19 @@ _NOUNS = {
     "embedding": "embed", "regression": "regress",
 }  # fmt: skip
 BLANKS = ("auto", "first", "last")
+_METRICS = {
+    "top_1": "top1", "top_5": "top5", "acc": "top1", "accuracy": "top1", "acc1": "top1", "acc5": "top5",
+    "top1_accuracy": "top1", "top5_accuracy": "top5", "acc@1": "top1", "acc@5": "top5", "mean_iou": "miou",
+    "iou": "miou", "map50_95": "map", "cross_entropy": "loss", "kl_divergence": "kl",
+}  # fmt: skip
+
+
+def metric_name(name: str) -> str:
+    """Return the name of a metric for another spelling or a common other name: top1 for top-1 and accuracy."""
+    if ":" in name:
+        return name
+    folded = name.strip().lower().replace("-", "_").replace(" ", "_")
+    return _METRICS.get(folded, folded)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -20,12 +33,12 @@ class TaskOptions(Options):
     """Task of the model, and the metric."""
 
     task: str | None = option(
-        None, heading=DATA, choices=TASK_NAMES, shown="guessed from the model and the targets",
-        help="Kind of the outputs: classify, detect, segment, recognize, embed or regress.",
+        None, heading=DATA, choices=TASK_NAMES, shown="guessed",
+        help="classify, detect, segment, recognize, embed or regress.",
     )  # fmt: skip
     metric: str | None = option(
         None, heading=DATA, shown="those of the task", metavar="NAME",
-        help="Metric of the task (docs/tasks.md), or package.module:function of (outputs, targets).",
+        help="Metric of the task (docs/tasks.md).",
     )  # fmt: skip
     alphabet: str | None = option(
         None, heading=DATA, advanced=True, metavar="FILE", shown="the model's metadata",
@@ -35,6 +48,11 @@ class TaskOptions(Options):
         "auto", heading=DATA, advanced=True, choices=BLANKS,
         help="Class of a recognizer that stands for no character: first, last, or auto (the most frequent one).",
     )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.metric is not None:
+            object.__setattr__(self, "metric", metric_name(self.metric))
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

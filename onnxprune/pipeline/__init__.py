@@ -10,6 +10,10 @@ from onnxprune.pipeline._inputs import CurvesSource as CurvesSource
 from onnxprune.pipeline._inputs import DataSource as DataSource
 from onnxprune.pipeline._inputs import ModelSource as ModelSource
 from onnxprune.pipeline._inputs import PlanSource as PlanSource
+from onnxprune.pipeline._inputs import PreprocessSource as PreprocessSource
+from onnxprune.pipeline._inputs import as_calibration as as_calibration
+from onnxprune.pipeline._inputs import as_model as as_model
+from onnxprune.pipeline._inputs import as_plan as as_plan
 from onnxprune.pipeline._jobs import bench as bench
 from onnxprune.pipeline._jobs import evaluate as evaluate
 from onnxprune.pipeline._jobs import recover as recover

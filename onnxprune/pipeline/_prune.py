@@ -227,7 +227,10 @@ def prune(
             progress=tick("scoring"),
         )  # fmt: skip
     else:
-        scores = score(analysis, rule, params=params, reduce=reduce, data=samples, progress=tick("scoring"))
+        scores = score(
+            analysis, rule, params=params, reduce=reduce, constraints=limits, target=aim, data=samples,
+            progress=tick("scoring"),
+        )  # fmt: skip
         made = plan(
             scores, aim, ratio=ratio, curves=measured, min_group_accuracy=min_group_accuracy, max_loss=max_loss,
             latency=predictor, allocator=allocator, normalize=normalize, constraints=limits,

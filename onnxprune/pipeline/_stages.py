@@ -10,11 +10,12 @@ from pathlib import Path
 from onnxprune import __version__ as version
 from onnxprune._utils.html import html_table, share
 from onnxprune._utils.progress import Progress
-from onnxprune.analysis.cost import MEASURES, Cost, CostModel
+from onnxprune.analysis.cost import MEASURES, TITLES, Cost, CostModel
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.criteria import AnyCriterion
 from onnxprune.criteria.scoring import Scores
 from onnxprune.criteria.scoring import score as score_groups
+from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import model_batches
 from onnxprune.ir.checker import check_weights
 from onnxprune.ir.input_sizes import Shapes
@@ -38,6 +39,7 @@ from onnxprune.pipeline._inputs import (
 from onnxprune.planning.analyze import analyze as analyze_model
 from onnxprune.planning.analyze import analyze_for as analyze_for
 from onnxprune.planning.constraints import Constraints
+from onnxprune.planning.depth import scores_for, target_met
 from onnxprune.planning.iterative import plan_steps as plan_in_steps
 from onnxprune.planning.planner import plan as make_plan
 from onnxprune.planning.targets import LatencyPredictor, Target
@@ -76,9 +78,9 @@ class Compiled:
     def _repr_html_(self) -> str:
         """Table for notebooks: costs before and after, then the proof."""
         rows = []
-        for label, what in zip(("MACs", "parameters", "bytes", "activation bytes", "channels"), MEASURES, strict=True):
+        for what in MEASURES:
             a, b = getattr(self.before, what), getattr(self.after, what)
-            rows.append([label, f"{a:,}", f"{b:,}", share(b, a)])
+            rows.append([TITLES.get(what, what), f"{a:,}", f"{b:,}", share(b, a)])
         return html_table("pruned", ["", "before", "after", "kept"], rows, note="; ".join(self._facts[1:]))
 
     def save(self, path: str | os.PathLike[str], *, external: bool | None = None) -> Path:
@@ -124,6 +126,8 @@ def score(
     params: CriterionParams | None = None,
     reduce: str | None = None,
     groups: Sequence[str] | None = None,
+    constraints: Constraints | None = None,
+    target: Target | str | None = None,
     data: DataSource | None = None,
     images: int | None = None,
     size: Sequence[int] | None = None,
@@ -139,6 +143,8 @@ def score(
         params: Parameters of a criterion that is given by name.
         reduce: Reduction over the weights of a group: "mean", "sum", "max" or "first"; default: the criterion's own.
         groups: Names of the groups to score; default: all.
+        constraints: Constraints of the plan; if it may remove residual blocks, these are scored as well.
+        target: Target of the plan, at which the scoring of blocks ends; default: all are scored.
         data: Samples for criteria that need them: `Data`, a source that `load_data` reads, "none" for synthetic
             samples, or a `Calibration`.
         images: Number of samples to read from a source.
@@ -152,6 +158,13 @@ def score(
             activations that are not finite; data or labels that the criterion needs are missing.
     """
     samples = as_calibration(data, analysis.source, images=images, size=size, preprocess=preprocess, device=device)
+    if constraints is not None and constraints.asks_for_blocks:
+        if groups is not None:
+            raise OnnxPruneError("blocks are scored beside all groups", fix="leave out groups or constraints")
+        return scores_for(
+            analysis, criterion, constraints, enough=target_met(analysis, as_target(target)), reduce=reduce,
+            calibration=samples, progress=progress, **(params or {}),
+        )  # fmt: skip
     return score_groups(
         analysis, criterion, reduce=reduce, groups=None if groups is None else list(groups), calibration=samples,
         progress=progress, **(params or {}),

@@ -23,6 +23,7 @@ def lazy_greedy(
     apply: Callable[[State, int, int], State],
     *,
     eager: bool = False,
+    watched: int | None = None,
 ) -> Iterator[State]:
     """Yield the start, then the state after each move, until no candidate has a move.
 
@@ -32,6 +33,7 @@ def lazy_greedy(
         price: Returns the price of a candidate's next move in a state, and the move; None: it has no move any more.
         apply: Returns the state after a candidate's move.
         eager: Compute all prices again after each move. Needed where moves make others cheaper.
+        watched: Candidate whose price is computed again after each move, because others make it cheaper.
     """
     state, moves = start, 0
     yield state
@@ -52,5 +54,10 @@ def lazy_greedy(
                 queue = [entry for i in range(candidates) for entry in offered(i)]
                 heapify(queue)
                 continue
+            if watched is not None and candidate != watched:
+                for entry in offered(watched):
+                    heappush(queue, entry)
+        elif candidate == watched:
+            continue  # a newer price is in the queue
         for entry in offered(candidate):
             heappush(queue, entry)

@@ -150,7 +150,7 @@ class TargetSearch:
         tried: dict[tuple[str, int], float] = {}
         while abs(best - self.goal) > GOOD:
             found: tuple[float, str, int] | None = None
-            for g in self.feasible.free:
+            for g in self.feasible.widths:
                 options = self.feasible.allowed(g, step)
                 now = counts[g.name]
                 ups, downs = options[options > now], options[options < now]

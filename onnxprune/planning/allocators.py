@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 import numpy.typing as npt
 
+from onnxprune.analysis.coupling import Group
 from onnxprune.planning._lazy_greedy import Price, lazy_greedy
 from onnxprune.planning._search import CountPath, TargetSearch
 from onnxprune.planning.constraints import Counts, FeasibleCounts
@@ -40,7 +41,7 @@ def ranked_path(feasible: FeasibleCounts, ranked: Mapping[str, Values]) -> Count
         feasible: Counts that groups may keep.
         ranked: Group name -> comparable scores of its remaining channels, ascending.
     """
-    free = feasible.free
+    free = feasible.widths
     values = np.concatenate([ranked[g.name] for g in free] or [np.zeros(0)])
     owner = np.concatenate([np.full(len(ranked[g.name]), i) for i, g in enumerate(free)] or [np.zeros(0, np.int64)])
     ranking = owner[np.argsort(values, kind="stable")]
@@ -60,18 +61,38 @@ def importance_loss(feasible: FeasibleCounts, ranked: Mapping[str, Values]) -> d
 
     Some normalizations give negative scores; the lowest score then counts as 0, so that removal never gains importance.
     """
-    least = min((float(ranked[g.name].min()) for g in feasible.free if len(ranked[g.name])), default=0.0)
+    least = min((float(ranked[g.name].min()) for g in feasible.widths if len(ranked[g.name])), default=0.0)
     out = {}
-    for g in feasible.free:
+    for g in feasible.widths:
         steps = ranked[g.name] - min(least, 0.0)
         before = np.zeros(g.channels - len(steps) + 1)
         out[g.name] = np.concatenate([before, np.cumsum(steps)])
+    if feasible.depth is not None:
+        out[feasible.depth.group.name] = feasible.depth.losses
     return out
 
 
 def total_loss(feasible: FeasibleCounts, losses: Mapping[str, Values], counts: Counts) -> float:
-    """Return the total loss at these counts."""
-    return sum(float(losses[g.name][g.channels - counts[g.name]]) for g in feasible.free)
+    """Return the total loss at these counts; channels inside removed blocks lose nothing besides."""
+    inside = feasible.inside(counts)
+    return sum(float(losses[g.name][g.channels - counts[g.name]]) for g in feasible.free if g.name not in inside)
+
+
+def added_losses(
+    feasible: FeasibleCounts, losses: Mapping[str, Values], counts: Counts, g: Group, options: npt.NDArray[np.int64]
+) -> Values:
+    """Return what the loss grows by if a group keeps each of some counts; a removed block refunds the groups inside."""
+    added: Values = losses[g.name][g.channels - options] - losses[g.name][g.channels - counts[g.name]]
+    depth = feasible.depth
+    if depth is None or g is not depth.group:
+        return added
+    before = total_loss(feasible, losses, counts)
+    return np.array([total_loss(feasible, losses, {**counts, g.name: n}) - before for n in options.tolist()])
+
+
+def watched_of(feasible: FeasibleCounts) -> int | None:
+    """Return the number of the candidate that others make cheaper: the blocks around their channels."""
+    return len(feasible.free) - 1 if feasible.depth is not None else None
 
 
 Steps = Iterator[tuple[Counts, float]]
@@ -167,12 +188,10 @@ class SavingGreedy:
         def price(state: tuple[Counts, float], i: int) -> tuple[Price, int] | None:
             counts, share = state
             g, have = free[i], counts[free[i].name]
-            options = search.feasible.allowed(g, step)
-            options = options[options < have][::-1]
-            if not len(options):
+            options = search.feasible.below(g, step, have)
+            if not len(options) or g.name in search.feasible.inside(counts):
                 return None
-            lost = self.losses[g.name]
-            losses = lost[g.channels - options] - lost[g.channels - have]
+            losses = added_losses(search.feasible, self.losses, counts, g, options)
             best = int(np.argmin(losses / (have - options)))  # the smallest of equal ones
             count, loss = int(options[best]), float(losses[best])
             saved = share - search.share({**counts, g.name: count})
@@ -182,7 +201,10 @@ class SavingGreedy:
             counts = {**state[0], free[i].name: count}
             return counts, search.share(counts)
 
-        return lazy_greedy((counts, search.share(counts)), len(free), price, without, eager=_moves_peaks(search))
+        return lazy_greedy(
+            (counts, search.share(counts)), len(free), price, without, eager=_moves_peaks(search),
+            watched=watched_of(search.feasible),
+        )  # fmt: skip
 
 
 class LatencyGreedy:
@@ -241,8 +263,9 @@ class LatencyGreedy:
             return state_of({**state[0], free[i].name: count})
 
         steps = lazy_greedy(
-            state_of(search.feasible.uniform(0.0)), len(free), self._price, without, eager=_moves_peaks(search)
-        )
+            state_of(search.feasible.uniform(0.0)), len(free), self._price, without, eager=_moves_peaks(search),
+            watched=watched_of(search.feasible),
+        )  # fmt: skip
         return GreedyTrace().passing(search.goal, lambda: ((counts, share) for counts, share, _ in steps))
 
     def _price(self, state: tuple[Counts, float, float], i: int) -> tuple[Price, int] | None:
@@ -251,20 +274,22 @@ class LatencyGreedy:
         feasible = self.search.feasible
         g = feasible.free[i]
         have = counts[g.name]
-        options = feasible.allowed(g, feasible.step)
-        options = options[options < have][::-1].tolist()
-        lost, measure = self.losses[g.name], self.search.meter.measure
+        options = feasible.below(g, feasible.step, have)
+        if not len(options) or g.name in feasible.inside(counts):
+            return None
+        lost = added_losses(feasible, self.losses, counts, g, options)
+        options, measure = options.tolist(), self.search.meter.measure
         if g.name not in self._spent:
-            for count in options:
+            for count, added in zip(options, lost.tolist(), strict=True):
                 saved = now - self.seconds({**counts, g.name: count})
                 if saved > _NOTHING * self.latency.baseline:
-                    price = float(lost[g.channels - count] - lost[g.channels - have]) / saved
+                    price = added / saved
                     idle = measure == "memory" and self.search.share({**counts, g.name: count}) >= share
                     return (2 if idle else 0, price, -saved), count
             self._spent.add(g.name)
-        if options and measure != "latency":
+        if measure != "latency":
             saved = share - self.search.share({**counts, g.name: options[0]})
-            price = float(lost[g.channels - options[0]] - lost[g.channels - have])
+            price = float(lost[0])
             return (1, price / saved if saved > 0 else np.inf, -saved), options[0]
         return None
 

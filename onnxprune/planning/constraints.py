@@ -67,6 +67,32 @@ def check_ratio(ratio: float, where: str | None = None) -> None:
         raise OnnxPruneError(f"a ratio is the share removed, in [0, 1); got {ratio:g}", where=where)
 
 
+AHEAD = 4  # blocks whose removal at once is considered
+DEPTH = "residual blocks"
+"""Name of the group whose channels are the blocks of a path; no group of a model has it."""
+
+
+@dataclass(frozen=True)
+class BlockPath:
+    """Residual blocks in their order of removal: a group of which each channel is a block.
+
+    Attributes:
+        group: The group; its channels are removed in order.
+        most: Largest number of blocks removed.
+        losses: Loss with 0, 1, 2 ... blocks removed, [blocks + 1].
+        inside: For each block, the groups inside it, which are removed with it.
+    """
+
+    group: Group
+    most: int
+    losses: npt.NDArray[np.float64]
+    inside: tuple[frozenset[str], ...]
+
+    def removed_with(self, count: int) -> frozenset[str]:
+        """Return the groups inside the blocks that are removed if `count` of them are kept."""
+        return frozenset().union(*self.inside[: self.group.channels - count])
+
+
 class FeasibleCounts:
     """Channel counts that each group may keep.
 
@@ -76,11 +102,13 @@ class FeasibleCounts:
         scored: Names of the groups that have scores; others are not pruned.
         remaining: Channels remaining after earlier steps; a plan can only remove more.
         least: Additional minimum counts by group.
+        depth: Residual blocks that may be removed beside channels.
     """
 
     def __init__(
         self, analysis: Analysis, constraints: Constraints, scored: Container[str], *,
         remaining: Mapping[str, int] | None = None, least: Mapping[str, int] | None = None,
+        depth: BlockPath | None = None,
     ) -> None:  # fmt: skip
         self.constraints = constraints
         self.fixed: Counts = {}
@@ -91,7 +119,13 @@ class FeasibleCounts:
         self._overrides(analysis)
         self.step = constraints.round_to if isinstance(constraints.round_to, int) else kernel_block()
         self.remaining = {g.name: (remaining or {}).get(g.name, g.channels) for g in self.groups}
-        self.free = [g for g in self.groups if g.name not in self.fixed and g.name not in self.ratios]
+        self.widths = [g for g in self.groups if g.name not in self.fixed and g.name not in self.ratios]
+        self.depth = depth
+        self.free = list(self.widths)
+        if depth is not None:
+            self.groups.append(depth.group)
+            self.free.append(depth.group)
+            self.remaining[DEPTH] = depth.group.channels
         self._allowed: dict[tuple[str, int], npt.NDArray[np.int64]] = {}
 
     def _overrides(self, analysis: Analysis) -> None:
@@ -110,11 +144,15 @@ class FeasibleCounts:
 
     def minimum_of(self, g: Group) -> int:
         """Return the minimum number of channels of a group."""
+        if self.depth is not None and g is self.depth.group:
+            return g.channels - self.depth.most
         least = max(self._least.get(g.name, self.constraints.min_channels), self._floor.get(g.name, 1))
         return min(g.channels, max(1, least, ceil(g.channels * (1 - self.constraints.max_ratio) - 1e-9)))
 
     def allowed(self, g: Group, step: int) -> npt.NDArray[np.int64]:
         """Return the counts a group may keep, ascending: multiples of the step, and all its remaining channels."""
+        if self.depth is not None and g is self.depth.group:
+            return np.arange(self.minimum_of(g), g.channels + 1)
         key = (g.name, step)
         if key not in self._allowed:
             unit = step // gcd(step, g.width)
@@ -124,6 +162,12 @@ class FeasibleCounts:
             counts = np.arange(unit, top, unit)
             self._allowed[key] = np.append(counts[counts >= self.minimum_of(g)], top)
         return self._allowed[key]
+
+    def below(self, g: Group, step: int, count: int) -> npt.NDArray[np.int64]:
+        """Return the counts that a group may keep below a count, the largest first; of blocks the next few."""
+        options = self.allowed(g, step)
+        options = options[options < count][::-1]
+        return options[:AHEAD] if self.depth is not None and g is self.depth.group else options
 
     def rounded(self, g: Group, count: float, step: int) -> int:
         """Return the allowed count nearest to the wanted one, the larger of two equally near ones."""
@@ -143,6 +187,9 @@ class FeasibleCounts:
             if g.name in self.fixed:
                 out[g.name] = min(self.fixed[g.name], self.remaining[g.name])
                 continue
+            if g.name == DEPTH:
+                out[g.name] = g.channels
+                continue
             own = g.name in self.ratios
             share = self.ratios[g.name] if own else ratio
             wanted = max(g.channels - floor(g.channels * share + 1e-9), self.minimum_of(g))
@@ -152,7 +199,11 @@ class FeasibleCounts:
 
     def smallest(self, step: int) -> Counts:
         """Return the minimum counts that the constraints allow, except for overrides."""
-        return {**self.uniform(0.0), **{g.name: int(self.allowed(g, step)[0]) for g in self.free}}
+        return {**self.uniform(0.0), **{g.name: int(self.allowed(g, step)[0]) for g in self.widths}}
+
+    def inside(self, counts: Mapping[str, int]) -> frozenset[str]:
+        """Return the groups inside removed blocks: their channels are removed with these."""
+        return self.depth.removed_with(counts[DEPTH]) if self.depth is not None else frozenset()
 
 
 def _matching(analysis: Analysis, pattern: str, what: str) -> set[str]:

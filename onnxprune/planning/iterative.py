@@ -5,7 +5,7 @@ The result is one plan against the original, as if it had been made in one step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,20 +15,21 @@ import onnx_graphsurgeon as gs
 
 from onnxprune import __version__ as version
 from onnxprune._utils.progress import Progress
+from onnxprune.analysis.blocks import Block
 from onnxprune.analysis.coupling import Analysis, Kept
 from onnxprune.analysis.shape_inference import witness
 from onnxprune.criteria import AnyCriterion
 from onnxprune.criteria import get as get_criterion
-from onnxprune.criteria.scoring import Scores, score
+from onnxprune.criteria.scoring import Scores
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.execution.calibration import Calibration
 from onnxprune.ir.model import Model
 from onnxprune.ops.label_table import Axes, Labels, LabelTable
 from onnxprune.options.planning import SCHEDULES as SCHEDULES
-from onnxprune.passes import StripChannels
+from onnxprune.passes import RemoveBlocks, StripChannels
 from onnxprune.planning.constraints import Constraints
-from onnxprune.planning.depth import refuse_blocks
-from onnxprune.planning.planner import AllocationRequest, allocate, assembled, check_allocator
+from onnxprune.planning.depth import channels_only, removals, scores_for, target_met
+from onnxprune.planning.planner import AllocationRequest, allocate, allocate_depth, assembled, check_allocator
 from onnxprune.planning.targets import LatencyPredictor, Target
 from onnxprune.plans import Plan, Removal
 
@@ -87,23 +88,28 @@ def plan_steps(
         raise OnnxPruneError(
             "curves hold for the original, not between steps", fix="leave out --steps, or choose another allocator"
         )
-    refuse_blocks(constraints, "--steps")
+    limits = constraints or Constraints()
     own = (get_criterion(criterion) if isinstance(criterion, str) else criterion).default_allocator
     allocator = check_allocator(allocator, target, ratio, latency=latency, default=own)
     gone: dict[str, npt.NDArray[np.int64]] = {}
     groups: dict[str, Removal] = {}
+    blocks: list[Block] = []
     scores: Scores | None = None
     for i in range(1, steps + 1):
         options = {"reduce": reduce, "calibration": calibration, **params}
-        scores = rescored(analysis, scores, gone, criterion, options)
+        scores = rescored(analysis, scores, gone, criterion, options, blocks=blocks, constraints=limits, target=target)
         request = AllocationRequest(
             Target(**{target.measure: _share(target.share, i, steps, schedule)}) if target else None,
             1 - _share(1 - ratio, i, steps, schedule) if ratio is not None else None,
             allocator,
             normalize or scores.normalize,
-            constraints or Constraints(),
+            limits,
+            tuple(blocks),
         )
-        groups = allocate(scores, request, latency=latency, removed=gone, final=i == steps)
+        if limits.asks_for_blocks:
+            groups, blocks = allocate_depth(scores, request, latency=latency, removed=gone, final=i == steps)
+        else:
+            groups = allocate(scores, request, latency=latency, removed=gone, final=i == steps)
         gone = {name: np.array(r.removed, np.int64) for name, r in groups.items()}
         if progress is not None:
             progress(i, steps)
@@ -111,7 +117,7 @@ def plan_steps(
     record: dict[str, Any] = {"scope": allocator} if allocator in ("latency", "saving") else {}
     if steps > 1:
         record |= {"steps": steps, "schedule": schedule}
-    return assembled(scores, request, groups, record, version)
+    return assembled(scores, request, groups, record, version, blocks)
 
 
 def _share(goal: float, i: int, steps: int, schedule: str) -> float:
@@ -129,6 +135,9 @@ def rescored(
     options: Mapping[str, Any],
     *,
     pruned: Model | None = None,
+    blocks: Sequence[Block] = (),
+    constraints: Constraints | None = None,
+    target: Target | None = None,
 ) -> Scores:
     """Return scores of the remaining channels by their original indices; removed channels keep their last score.
 
@@ -139,20 +148,32 @@ def rescored(
         criterion: Name or instance.
         options: Arguments of `score`.
         pruned: Model without these channels, if its weights have changed since (recovered or retrained).
+        blocks: Removed blocks.
+        constraints: Constraints of the plan: whether blocks are scored, and which.
+        target: Target, at which the removal of blocks ends.
     """
+    limits = constraints or Constraints()
     if scores is None:
-        return score(analysis, criterion, **options)
+        return scores_for(analysis, criterion, limits, enough=target_met(analysis, target), **options)
     plan = Plan(
-        "", {name: Removal(analysis[name].channels, tuple(places.tolist())) for name, places in removed.items()}
+        "",
+        {name: Removal(analysis[name].channels, tuple(places.tolist())) for name, places in removed.items()},
+        blocks=removals(blocks),
     )
-    new = score(stripped(analysis, plan, pruned), criterion, **options)
+    small = stripped(analysis, plan, pruned)
+    if limits.max_blocks and len(blocks) >= limits.max_blocks:
+        limits = channels_only(limits)
+    elif limits.max_blocks:
+        limits = replace(limits, max_blocks=limits.max_blocks - len(blocks))
+    new = scores_for(small, criterion, limits, enough=target_met(analysis, target, plan), **options)
     groups = {}
     for name, old in scores.groups.items():
         left = np.ones(len(old), bool)
         left[removed.get(name, np.zeros(0, np.int64))] = False
         groups[name] = np.array(old)
-        groups[name][left] = new.groups[name]
-    return replace(scores, groups=groups)
+        if name in new.groups:
+            groups[name][left] = new.groups[name]
+    return replace(scores, groups=groups, blocks=new.blocks)
 
 
 def stripped(analysis: Analysis, plan: Plan, pruned: Model | None = None) -> Analysis:
@@ -169,23 +190,39 @@ def stripped(analysis: Analysis, plan: Plan, pruned: Model | None = None) -> Ana
     kept = analysis.kept(plan)
     if kept.all() and pruned is None:
         return analysis
-    model = pruned if pruned is not None else StripChannels(plan, analysis)(analysis.model)
+    model = pruned
+    if model is None:
+        model = StripChannels(plan, analysis)(analysis.model)
+        model = RemoveBlocks(plan, analysis)(model) if plan.blocks else model
     seen = witness(model)
-    groups = tuple(replace(g, components=g.components[kept[g.components]]) for g in analysis.groups)
     tensors = model.graph.tensors()
+    groups = tuple(
+        replace(g, components=g.components[kept[g.components]], sites=sites)
+        for g in analysis.groups
+        if (sites := tuple(s for s in g.sites if s[0] in tensors)) or not g.sites
+    )
+    blocks = tuple(_remaining_block(b, tensors) for b in analysis.blocks if b.output in tensors and b.branch in tensors)
     table = LabelTable(seen.shapes, seen.values, model.opset, analysis.table.choices, seen.sizes, seen.formulas)
     _compress(analysis, kept, table, tensors)
     for site in analysis.table.filter_sites:
+        if site.tensor.name not in tensors:
+            continue  # in a removed block
         labels = _remaining_labels(analysis, kept, site.labels)
         weight = tensors[site.tensor.name]
         # The filters of a grouped ConvTranspose [in, out / groups, ...]: entire groups may be removed, or some of each.
         count = site.groups if site.groups == 1 else len(labels) // int(table.shape(weight)[1])
         table.filter_sites.append(replace(site, tensor=weight, labels=labels, groups=count))
     for scale in analysis.table.scale_sites:
+        if scale.tensor.name not in tensors:
+            continue
         table.scale_sites.append(
             replace(scale, tensor=tensors[scale.tensor.name], labels=_remaining_labels(analysis, kept, scale.labels))
         )
-    return replace(analysis, source=model, model=model, witness=seen, table=table, groups=groups)
+    return replace(analysis, source=model, model=model, witness=seen, table=table, groups=groups, blocks=blocks)
+
+
+def _remaining_block(block: Block, tensors: Mapping[str, gs.Tensor]) -> Block:
+    return replace(block, nodes=tuple(n for n in block.nodes if n in tensors))
 
 
 def _remaining_labels(analysis: Analysis, kept: Kept, labels: Labels) -> Labels:
@@ -207,8 +244,12 @@ def _compress(analysis: Analysis, kept: Kept, table: LabelTable, tensors: Mappin
     old = analysis.table
     table.count = old.count
     table.outputs = old.outputs
-    table.views = {name: (tensors[root.name], perm) for name, (root, perm) in old.views.items()}
+    table.views = {name: (tensors[root.name], perm) for name, (root, perm) in old.views.items() if root.name in tensors}
     table.variables = {name: axes(a) for name, a in old.variables.items()}
     table.constants = {name: axes(a) for name, a in old.constants.items()}
-    table.statistics = [replace(s, labels=_remaining_labels(analysis, kept, s.labels)) for s in old.statistics]
-    table.contractions = [replace(c, labels=_remaining_labels(analysis, kept, c.labels)) for c in old.contractions]
+    table.statistics = [
+        replace(s, labels=_remaining_labels(analysis, kept, s.labels)) for s in old.statistics if s.output in tensors
+    ]
+    table.contractions = [
+        replace(c, labels=_remaining_labels(analysis, kept, c.labels)) for c in old.contractions if c.output in tensors
+    ]

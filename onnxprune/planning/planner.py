@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune.analysis.blocks import Block
+from onnxprune.analysis.blocks import Block, inner_groups
 from onnxprune.analysis.cost import CostModel
 from onnxprune.criteria.normalize import normalize as normalized
 from onnxprune.criteria.scoring import Scores
@@ -17,7 +18,7 @@ from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.ir.input_sizes import given_shapes
 from onnxprune.options.planning import ALLOCATORS
 from onnxprune.planning import depth
-from onnxprune.planning._search import CountPath, TargetSearch
+from onnxprune.planning._search import CLOSE, LATENCY_CLOSE, CountPath, TargetSearch
 from onnxprune.planning.allocators import (
     GreedyTrace,
     LatencyGreedy,
@@ -26,9 +27,10 @@ from onnxprune.planning.allocators import (
     better,
     importance_loss,
     ranked_path,
+    total_loss,
     uniform_path,
 )
-from onnxprune.planning.constraints import Constraints, Counts, FeasibleCounts, check_ratio
+from onnxprune.planning.constraints import DEPTH, Constraints, Counts, FeasibleCounts, check_ratio
 from onnxprune.planning.curves import Curves
 from onnxprune.planning.targets import LatencyPredictor, MeasureShare, Target
 from onnxprune.planning.thresholds import check_curves, least_counts, losses, predicted, threshold_of, threshold_path
@@ -83,18 +85,20 @@ def plan(
         allocator, target, ratio, curves=curves, threshold=given, latency=latency, default=scores.default_allocator
     )
     request = AllocationRequest(target, ratio, allocator, normalize or scores.normalize, constraints or Constraints())
-    if depth.asks_for_blocks(request.constraints):
-        if curves is not None or allocator == "latency":
+    if request.constraints.asks_for_blocks:
+        if curves is not None:
             raise OnnxPruneError(
-                "blocks are planned by scores, for a target other than latency",
-                fix="leave --curves out and use --target macs=SHARE, or --only channels without --max-blocks",
+                "blocks are planned by scores, not by curves",
+                fix="leave --curves out, or --only blocks and --max-blocks",
             )
-        return _plan_with_blocks(scores, request, tool)
+        groups, blocks = allocate_depth(scores, request, latency=latency)
+        record: dict[str, Any] = {"scope": allocator} if groups and allocator in ("latency", "saving") else {}
+        return assembled(scores, request, groups, record, tool, blocks)
     if curves is not None:
         check_curves(curves, scores)
     threshold = threshold_of(curves, min_group_accuracy, max_loss, target=target is not None)
     groups = allocate(scores, request, curves=curves, threshold=threshold, latency=latency)
-    record: dict[str, Any] = {}
+    record = {}
     if allocator in ("sensitivity", "latency", "saving"):
         record["scope"] = allocator
     if curves is not None and (allocator == "sensitivity" or threshold is not None):
@@ -103,47 +107,14 @@ def plan(
     return assembled(scores, request, groups, record, tool)
 
 
-def _plan_with_blocks(scores: Scores, request: AllocationRequest, tool: str) -> Plan:
-    """Return a plan of blocks alone, or of the depth at which blocks and channels lose least together."""
-    analysis, limits = scores.analysis, request.constraints
-    cost = CostModel(analysis)
-    _check_comparable(scores, replace(request, allocator="saving"))
-    blocks = depth.chosen_blocks(analysis, limits)
-    losses = depth.block_losses(scores, blocks, request.normalize, cost)
-    measure = request.target.measure if request.target is not None else "macs"
-    order = depth.removal_order(blocks, losses, cost, measure)
-    if limits.max_blocks:
-        order = order[: limits.max_blocks]
-    groups: dict[str, Removal] = {}
-    if "blocks" not in limits.only:
-        inner = replace(request, constraints=depth.channels_only(limits))
-        if request.ratio is not None:
-            raise OnnxPruneError("blocks beside channels need a target", fix="--target macs=0.5")
-
-        def channels(removed: Sequence[Block]) -> tuple[dict[str, Removal], float]:
-            found = allocate(scores, replace(inner, blocks=tuple(removed)), cost=cost)
-            lost = 0.0
-            for name, removal in found.items():
-                values = normalized(scores.groups[name], request.normalize)
-                lost += depth.total(values[list(removal.removed)].tolist())
-            return found, lost
-
-        order, groups = depth.best_depth(order, losses, channels)
-    elif request.target is not None:
-        order = depth.blocks_to_target(order, cost, request.target)
-    else:
-        assert request.ratio is not None
-        order = order[: int(len(blocks) * request.ratio + 1e-9)]
-    made = assembled(scores, request, groups, {}, tool)
-    return replace(made, blocks=depth.removals(order))
-
-
 @dataclass(frozen=True)
 class AllocationRequest:
     """Request to an allocator: a target or a ratio (or neither: as far as the curves allow), and its options.
 
     Attributes:
         blocks: Residual blocks removed beforehand; groups inside them are not pruned.
+        path: Residual blocks that compete with channels for the target, in order of removal, with their losses; for the
+            allocators "saving" and "latency".
     """
 
     target: Target | None
@@ -152,6 +123,7 @@ class AllocationRequest:
     normalize: str
     constraints: Constraints
     blocks: tuple[Block, ...] = ()
+    path: tuple[tuple[Block, float], ...] = ()
 
 
 def resolve_allocator(allocator: str | None, target: Target | None, curves: Curves | None, default: str) -> str:
@@ -238,6 +210,31 @@ def allocate(
     Raises:
         OnnxPruneError: See `plan`.
     """
+    return _allocated(
+        scores, request, curves=curves, threshold=threshold, latency=latency, removed=removed, final=final, cost=cost,
+        trace=trace,
+    ).groups  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Allocation:
+    """Removed channels, the number of blocks of a path removed with them, and the loss of both.
+
+    Attributes:
+        gap: Distance of the measure from the target; 0 within its tolerance.
+    """
+
+    groups: dict[str, Removal]
+    blocks: int
+    loss: float
+    gap: float = 0.0
+
+
+def _allocated(
+    scores: Scores, request: AllocationRequest, *, curves: Curves | None = None, threshold: float | None = None,
+    latency: LatencyPredictor | None = None, removed: ChannelOrder | None = None, final: bool = True,
+    cost: CostModel | None = None, trace: GreedyTrace | None = None,
+) -> _Allocation:  # fmt: skip
     _check_comparable(scores, request)
     analysis = scores.analysis
     before = {name: np.sort(places) for name, places in (removed or {}).items()}
@@ -246,12 +243,16 @@ def allocate(
     )
     least = least_counts(curves, scores, threshold) if by_curves and curves is not None else None
     left = {name: analysis[name].channels - len(places) for name, places in before.items()}
-    inside = set().union(*(depth.inner_groups(analysis, b) for b in request.blocks))
+    inside = frozenset().union(*(inner_groups(analysis.model.graph, analysis.groups, b) for b in request.blocks))
     scored = [name for name in scores.groups if name not in inside]
-    feasible = FeasibleCounts(analysis, request.constraints, scored, remaining=left, least=least)
+    path = depth.as_group(analysis, request.path)
+    feasible = FeasibleCounts(analysis, request.constraints, scored, remaining=left, least=least, depth=path)
     order: dict[str, npt.NDArray[np.int64]] = {}
     ranked: dict[str, Values] = {}
     for g in feasible.groups:
+        if g.name == DEPTH:
+            order[DEPTH] = np.arange(g.channels)
+            continue
         first = before.get(g.name, np.zeros(0, np.int64))
         rest = np.setdiff1d(np.arange(g.channels), first)
         values = scores.groups[g.name][rest]
@@ -259,11 +260,80 @@ def allocate(
         order[g.name] = np.concatenate([first, rest[ascending]])
         ranked[g.name] = normalized(values, request.normalize)[ascending]
     counts = _counts(scores, request, feasible, order, ranked, curves, latency, final, cost, trace)
-    return {
+    within = feasible.inside(counts)
+    groups = {
         g.name: Removal(g.channels, tuple(sorted(order[g.name][: g.channels - counts[g.name]].tolist())))
         for g in feasible.groups
-        if counts[g.name] < g.channels
+        if counts[g.name] < g.channels and g.name != DEPTH and (g.name not in within or g.name in before)
     }
+    gone = path.group.channels - counts[DEPTH] if path is not None else 0
+    lost = total_loss(feasible, _losses(feasible, ranked, None), counts) if request.target is not None else 0.0
+    return _Allocation(groups, gone, lost)
+
+
+def allocate_depth(
+    scores: Scores,
+    request: AllocationRequest,
+    *,
+    latency: LatencyPredictor | None = None,
+    removed: ChannelOrder | None = None,
+    final: bool = True,
+    least: int = 0,
+) -> tuple[dict[str, Removal], list[Block]]:
+    """Return the channels and the blocks, those of `request.blocks` included, that share a budget.
+
+    With blocks alone, the first blocks of the order of removal meet the target. Beside channels, the allocators
+    "saving" and "latency" remove what loses least per unit saved, block or channels, and the plans beside one block
+    less, one more and none are compared with the result. The other allocators plan channels beside every number of
+    blocks, and the plan that loses least is used.
+
+    Args:
+        scores: Scores of the channels and blocks.
+        request: Target or ratio, allocator and options.
+        latency: Latency model.
+        removed: Channels removed before.
+        final: Whether the target must be met.
+        least: With blocks alone, the least number of further blocks, if there are any.
+
+    Raises:
+        OnnxPruneError: See `plan`.
+    """
+    analysis, limits, gone = scores.analysis, request.constraints, request.blocks
+    _check_comparable(scores, replace(request, allocator="saving"))
+    cost = CostModel(analysis)
+    measure = request.target.measure if request.target is not None else "macs"
+    meter = MeasureShare(cost, measure, latency)
+    path = depth.block_path(scores, limits, request.normalize, cost, meter, gone)
+    order = [b for b, _ in path]
+    if limits.blocks_alone:
+        if request.target is None:
+            assert request.ratio is not None
+            count = int(len(depth.chosen_blocks(analysis, limits)) * request.ratio + 1e-9)
+            return {}, [*gone, *order[: max(0, count - len(gone))]]
+        start = analysis.kept()
+        start[[b.component for b in gone]] = False
+        return {}, [*gone, *depth.blocks_to_target(order, meter, request.target, start, final=final, least=least)]
+    target = request.target
+    if request.ratio is not None or target is None:
+        raise OnnxPruneError("blocks beside channels need a target", fix="--target macs=0.5")
+    inner = replace(request, constraints=depth.channels_only(limits))
+
+    def beside(count: int, competing: int = 0) -> _Allocation:
+        how = replace(inner, blocks=(*gone, *order[:count]), path=tuple(path[count : count + competing]))
+        found = _allocated(scores, how, latency=latency, removed=removed, final=final, cost=cost)
+        gone_then = depth.removals([*gone, *order[: count + found.blocks]])
+        share = meter.share(analysis.kept(Plan("", found.groups, blocks=gone_then)))
+        gap = abs(share - target.share)
+        return _Allocation(
+            found.groups, count + found.blocks, found.loss + sum(loss for _, loss in path[:count]),
+            gap if gap > (LATENCY_CLOSE if measure == "latency" else CLOSE) else 0.0,
+        )  # fmt: skip
+
+    if request.allocator in ("saving", "latency"):
+        best = depth.best_of(beside, len(path), final=final)
+    else:
+        best = depth.least_loss([partial(beside, n) for n in range(len(path) + 1)])
+    return best.groups, [*gone, *order[: best.blocks]]
 
 
 def _check_comparable(scores: Scores, request: AllocationRequest) -> None:
@@ -360,8 +430,9 @@ def removed_counts(groups: Mapping[str, Removal]) -> dict[str, int]:
 
 
 def assembled(
-    scores: Scores, request: AllocationRequest, groups: Mapping[str, Removal], record: Mapping[str, Any], tool: str
-) -> Plan:
+    scores: Scores, request: AllocationRequest, groups: Mapping[str, Removal], record: Mapping[str, Any], tool: str,
+    blocks: Sequence[Block] = (),
+) -> Plan:  # fmt: skip
     """Return the plan with a record of its criterion and options."""
     analysis = scores.analysis
     shapes = given_shapes(analysis.source)
@@ -371,4 +442,5 @@ def assembled(
         {**scores.criterion, "normalize": request.normalize, **record},
         {**analysis.choices.options(), **({"shapes": shapes} if shapes else {})},
         tool,
+        depth.removals(blocks),
     )

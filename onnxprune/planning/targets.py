@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Protocol
 
 from onnxprune._utils.formatting import short_repr
 from onnxprune.analysis.cost import MEASURES, CostModel
 from onnxprune.analysis.coupling import Kept
-from onnxprune.errors import OnnxPruneError
+from onnxprune.errors import OnnxPruneError, unknown
 
 ALL_MEASURES = (*MEASURES, "latency")
+DEFAULT_MEASURE = "macs"
+"""Measure of a target that is a share alone."""
+ALIASES = {
+    "mac": "macs", "flop": "macs", "flops": "macs", "gflops": "macs", "compute": "macs", "madds": "macs",
+    "param": "params", "parameters": "params", "weights": "bytes", "size": "bytes", "weight_bytes": "bytes",
+    "activations": "memory", "activation_bytes": "memory", "peak_memory": "memory", "ram": "memory",
+    "channel": "channels", "filters": "channels", "time": "latency", "ms": "latency",
+}  # fmt: skip
+"""Other names of measures that targets accept."""
+_SHARE = re.compile(r"(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(?P<percent>%?)", re.ASCII)
 
 
 class LatencyPredictor(Protocol):
@@ -85,17 +96,48 @@ class Target:
     def parse(cls, text: str) -> Target:
         """Parse `macs=0.5`.
 
+        Case does not matter, `flops=`, `parameters=` and other names of `ALIASES` are accepted, and so is a percentage
+        (`macs=50%`). A share alone (`0.5`, `50%`) is one of the MACs.
+
         Raises:
-            OnnxPruneError: The text has another form.
+            OnnxPruneError: The text has another form, or is no share.
         """
-        name, equals, value = text.partition("=")
-        if not equals or name.strip() not in ALL_MEASURES:
+        name, equals, value = text.rpartition("=")
+        measure = _measure(name, text) if equals else DEFAULT_MEASURE
+        if not equals and not _SHARE.fullmatch(value.strip()):
             raise OnnxPruneError(f"cannot read the target {text!r}", fix=f"NAME=SHARE with {', '.join(ALL_MEASURES)}")
-        try:
-            share = float(value)
-        except ValueError as err:
-            raise OnnxPruneError(f"cannot read the target {text!r}", fix="for example macs=0.5") from err
-        return cls(**{name.strip(): share})
+        return cls(**{measure: _share(value, text, f"{measure}=" if equals else "")})
+
+    @staticmethod
+    def names_measure(text: str) -> bool:
+        """Return True if a text names its measure; otherwise `parse` assumes `DEFAULT_MEASURE`."""
+        return "=" in text
+
+
+def _measure(name: str, text: str) -> str:
+    """Return the measure of a name, in any case and with any of its aliases."""
+    key = name.strip().lower().replace("-", "_").replace(" ", "_")
+    measure = ALIASES.get(key, key)
+    if measure not in ALL_MEASURES:
+        err = unknown("measure", name.strip(), (*ALL_MEASURES, *ALIASES))
+        raise OnnxPruneError(f"cannot read the target {text!r}: {err.what}", fix=err.fix)
+    return measure
+
+
+def _share(value: str, text: str, start: str) -> float:
+    """Return a share in (0, 1] from a number or a percentage."""
+    found = _SHARE.fullmatch(value.strip())
+    if found is None:
+        raise OnnxPruneError(f"cannot read the target {text!r}", fix="for example macs=0.5")
+    number = float(found["number"])
+    share = number / 100 if found["percent"] else number
+    if not 0 < share <= 1:
+        near = f"{start}{number / 100:g}" if not found["percent"] and 1 < number <= 100 else ""
+        raise OnnxPruneError(
+            f"a target is the share kept, in (0, 1]; got {text.strip()}",
+            fix=f"did you mean {near}? (keep {number:g} %)" if near else "for example macs=0.5",
+        )
+    return share
 
 
 class MeasureShare:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import ClassVar
 
 from onnxprune._utils.atomic_files import write_text
+from onnxprune._utils.formatting import counted
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.criteria import get as get_criterion
 from onnxprune.criteria.per_class import save_class_table
-from onnxprune.criteria.scoring import Scores, load_scores, save_scores, score
+from onnxprune.criteria.scoring import Scores, load_scores, save_scores
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Calibration
 from onnxprune.execution.tasks.task import higher_is_better
@@ -18,6 +19,7 @@ from onnxprune.options import Constraints, Planning, Sampling, Scoring, Sensitiv
 from onnxprune.pipeline import plan
 from onnxprune.planning.constraints import FeasibleCounts
 from onnxprune.planning.curves import Curves, load_curves, save_curves
+from onnxprune.planning.depth import channels_only, chosen_blocks, scores_for, target_met
 from onnxprune.planning.iterative import plan_steps
 from onnxprune.planning.sensitivity_sweep import sensitivity
 from onnxprune.planning.targets import LatencyPredictor, Target
@@ -64,11 +66,15 @@ class ScoringOptions(Scoring, Sampling):
         data = context.samples("data", self.images)
         return Calibration(data, c.preprocess, device=c.device, threads=c.threads)
 
-    def scores(self, context: StepContext) -> Scores:
-        """Return scores of the current model."""
-        return score(
-            context.analysis, self.name, reduce=self.reduce, calibration=self.calibration(context),
-            progress=context.tick, **self.params,
+    def scores(
+        self, context: StepContext, constraints: Constraints | None = None, target: Target | None = None
+    ) -> Scores:
+        """Return scores of the current model, of the blocks as well that a plan under these constraints may remove."""
+        limits = constraints or Constraints()
+        enough = target_met(context.analysis, target) if limits.asks_for_blocks else None
+        return scores_for(
+            context.analysis, self.name, limits, enough=enough, reduce=self.reduce,
+            calibration=self.calibration(context), progress=context.tick, **self.params,
         )  # fmt: skip
 
 
@@ -215,7 +221,11 @@ class PlanningOptions:
 
     def check(self, analysis: Analysis) -> None:
         """Check the constraints against the groups."""
-        FeasibleCounts(analysis, self.constraints, analysis.by_name)
+        limits = self.constraints
+        if limits.asks_for_blocks:
+            chosen_blocks(analysis, limits)
+        if not limits.blocks_alone:
+            FeasibleCounts(analysis, channels_only(limits), analysis.by_name)
 
     def plan(self, context: StepContext) -> tuple[Plan, Scores | None]:
         """Return the plan, and the scores if they were computed for it."""
@@ -228,7 +238,7 @@ class PlanningOptions:
                 latency=latency, allocator=budget.allocator, normalize=budget.normalize, constraints=self.constraints,
                 reduce=s.reduce, calibration=s.calibration(context), progress=context.tick, **s.params,
             ), None  # fmt: skip
-        own = s.scores(context) if s.criterion else None
+        own = s.scores(context, self.constraints, aim) if s.criterion else None
         scores = own if own is not None else load_scores(context.files[SCORES], context.analysis)
         made = plan(
             scores, aim, ratio=budget.ratio, curves=self._curves(context),
@@ -292,4 +302,5 @@ class PlanStep(RecipeStep):
 def removal_note(plan: Plan, analysis: Analysis) -> str:
     """Describe the size of a plan."""
     total = sum(g.channels for g in analysis)
-    return f"{plan.removed} of {total} channels"
+    blocks = f" and {counted(len(plan.blocks), 'block')}" if plan.blocks else ""
+    return f"{plan.removed} of {total} channels{blocks}"

@@ -37,10 +37,11 @@ from onnxprune.execution.tasks.evaluation import evaluate
 from onnxprune.ir.model import Model
 from onnxprune.latency.bench import bench
 from onnxprune.options import TaskOptions
+from onnxprune.pipeline import held_out
 from onnxprune.planning.sensitivity_sweep import data_digest
 from onnxprune.recipes._steps import MODEL, StepContext, StepResult, after
 from onnxprune.recipes._table import RunTable, StepRow
-from onnxprune.recipes.recipe import RENAMED, Recipe, StepEntry
+from onnxprune.recipes.recipe import HELD_OUT, RENAMED, Recipe, StepEntry
 
 JOURNAL, LOG, COPY, MARK = "run.journal", "log.txt", "recipe.toml", "step.json"
 _MARK = Format("step file", 2**24)
@@ -107,15 +108,21 @@ def run_recipe(
 
 def _read_data(recipe: Recipe, model: Model, notice: Callable[[str], None] | None) -> tuple[Recipe, dict[str, Data]]:
     """Read all data, match it with the model, and return the recipe with the preprocessing that the model decides."""
-    data = {}
+    data: dict[str, Data] = {}
     labels = recipe.defaults.task == TaskOptions()
     for key, source in recipe.sources.items():
+        if source == HELD_OUT:
+            data["data"], data[key] = held_out(data["data"])
+            if notice is not None:
+                notice(f"{key}: {HELD_OUT} ({len(data[key])}), which no step reads; or give --test-data")
+            continue
         images = recipe.images if key == "data" else None
         read = load_data(
             source, images=images, model=model, images_dir=recipe.beside.get("images_dir"),
             class_map=recipe.beside.get("class_map"),
         )  # fmt: skip
-        found = fit(model, read, recipe.defaults.preprocess, labels=labels and key == "test_data")
+        tested = key == "test_data" or (key == "data" and HELD_OUT in recipe.sources.values())
+        found = fit(model, read, recipe.defaults.preprocess, labels=labels and tested)
         recipe = replace(recipe, defaults=replace(recipe.defaults, preprocess=found.preprocess))
         data[key] = found.data
         for line in found.data.warnings:
@@ -466,4 +473,4 @@ def _figures_text(figures: Record | None) -> str:
         return f"; {figures['metric']} {figures['value']:.4f}, {figures['macs']} MACs"
     if figures is None or "top1" not in figures:
         return ""
-    return f"; top-1 {figures['top1']:.4f}, loss {figures['loss']:.4f}, {figures['macs']} MACs"
+    return f"; top1 {figures['top1']:.4f}, loss {figures['loss']:.4f}, {figures['macs']} MACs"

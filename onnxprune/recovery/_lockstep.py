@@ -207,7 +207,7 @@ class PairedCursor:
                     shortcut.append(linear.picked(own(ours[step.shortcut]), picks))
                 samples.append(np.repeat(np.arange(part.start, part.stop), len(wanted[-1]) // len(part)))
         return RegressionRows(
-            np.concatenate(inputs, axis=1), np.concatenate(wanted), np.concatenate(shortcut) if shortcut else None,
+            _joined(inputs), np.concatenate(wanted), np.concatenate(shortcut) if shortcut else None,
             np.concatenate(samples),
         )  # fmt: skip
 
@@ -256,6 +256,19 @@ class PairedCursor:
         """Return the only consumer of a tensor; None if there are several or it is in the body of an If or Loop."""
         node = t.outputs[0] if len(t.outputs) == 1 and t.name not in outputs else None
         return node if node is not None and node.outputs[0].name in self.pruned_cursor.segments.producer_index else None
+
+
+def _joined(parts: list[Array]) -> Array:
+    """Return arrays [groups, n, ...] concatenated along the second axis; empties the list, to save memory."""
+    first = parts[0]
+    out = np.empty((len(first), sum(p.shape[1] for p in parts), *first.shape[2:]), first.dtype)
+    parts.reverse()
+    start = 0
+    while parts:
+        part = parts.pop()
+        out[:, start : start + part.shape[1]] = part
+        start += part.shape[1]
+    return out
 
 
 def _picked(x: Array, first: int, count: int, each: int, folds: Indices | None) -> Array:

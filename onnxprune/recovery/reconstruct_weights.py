@@ -132,11 +132,14 @@ class ReconstructWeights(Pass):
                     self.done(solution, i + 1, len(steps))
         return model
 
-    def _solution(self, cursor: PairedCursor, step: PairedLayer) -> Solution:
-        linear = step.linear
+    def most_rows(self, linear: LinearNode) -> int:
+        """Return the number of rows used for a node, over all samples."""
         each = 4 * linear.groups * linear.inputs * linear.kernel + 8 * linear.outputs
         enough = max(_FEW, _TIMES * linear.inputs * linear.kernel)
-        rows = max(1, min(self.rows, enough, _MEMORY // each))
+        return max(1, min(self.rows, enough, _MEMORY // each))
+
+    def _solution(self, cursor: PairedCursor, step: PairedLayer) -> Solution:
+        rows = self.most_rows(step.linear)
         found = cursor.rows(step, ceil(rows / len(cursor.calibration)), seed=self.seed)
         return solve(step, found, self.rounds)
 
@@ -146,7 +149,7 @@ def solve(step: PairedLayer, rows: RegressionRows, rounds: int) -> Solution:
 
     Args:
         step: Node and the stable point where its error is measured.
-        rows: Inputs of the node and target outputs.
+        rows: Inputs of the node and target outputs. The inputs are centred in place, which saves a copy.
         rounds: Rounds of the alternation with the bounds.
     """
     linear = step.linear
@@ -262,7 +265,8 @@ class _Problem:
     ) -> None:  # fmt: skip
         # Inputs may vary by much less than their mean: all computations use differences from the mean.
         self.origin = x.mean(0, dtype=np.float64).astype(x.dtype) if intercept else np.zeros(x.shape[1], x.dtype)
-        self.x, self.target, self.shortcut = x - self.origin, target, shortcut
+        x -= self.origin
+        self.x, self.target, self.shortcut = x, target, shortcut
         self.weight, self.base = weight, base + self.origin @ weight
         self.low, self.high = bounds
         self.intercept, self.out = intercept, out

@@ -15,16 +15,19 @@ from onnxprune.analysis.coupling import Analysis
 from onnxprune.criteria.scoring import load_scores
 from onnxprune.errors import OnnxPruneError, VerificationError
 from onnxprune.execution.data import Data, Preprocess, fit
+from onnxprune.execution.machine import measured_on
 from onnxprune.execution.tasks.evaluation import evaluate
 from onnxprune.ir.input_sizes import Shapes
 from onnxprune.ir.model import Model
 from onnxprune.latency.bench import bench
+from onnxprune.latency.layer_figures import layer_seconds
 from onnxprune.options import ReportMeasurements, TaskOptions
 from onnxprune.pipeline import analyze, analyze_for, compile_plan
 from onnxprune.planning.curves import load_curves
 from onnxprune.plans import Plan, load_plan
 from onnxprune.reports import _sections
 from onnxprune.reports._documents import Document, Fields
+from onnxprune.reports._layers import layer_section
 from onnxprune.reports._report_data import GroupChannels, LockedChannels, ModelSnapshot, Proof, ReportData
 from onnxprune.studies.model_diff import differences
 
@@ -85,6 +88,7 @@ class _FileCollector:
         self.report.stages = list(self.stages.values())
         self.analyses: dict[str, Analysis] = {}
         self.plans: list[tuple[Path, Plan]] = []
+        self.first: tuple[Plan, NamedModel | None] | None = None  # plan of the original, and its result
         for m in models:
             with _sections.noting(self.report, m.name):
                 self.analyses[m.name] = analyze(m.model)
@@ -134,6 +138,8 @@ class _FileCollector:
                 scores = self._scores(analysis, plan)
                 cuts.append(_sections.AppliedPlan(result.name if result else path.name, plan, scores))
                 self._prove(m, plan, analysis, result)
+                if i == 0:
+                    self.first = plan, result
                 if result is None:
                     cost = CostModel(analysis).cost(analysis.kept(plan))
                     self.report.stages.append(
@@ -178,7 +184,7 @@ class _FileCollector:
 
     def _prove(self, original: NamedModel, plan: Plan, analysis: Analysis, result: NamedModel | None) -> None:
         """Apply the plan again, prove the result, and compare it with the file."""
-        title = f"cut of {original.name}"
+        title = f"pruning of {original.name}"
         try:
             done = compile_plan(original.model, plan, analysis=analysis, check=self.measuring.verify)
         except VerificationError as err:
@@ -202,7 +208,8 @@ class _FileCollector:
             self.report.proofs.append(Proof(title, None, None, None, "", f"not verified here. {note}".strip()))
             return
         how = proof.summary
-        self.report.proofs.append(Proof(title, proof.max_relative, proof.tolerance, proof.effect, how, note))
+        facts = _sections.certificate_of(Fields(proof.as_dict(), title))
+        self.report.proofs.append(Proof(title, proof.max_relative, proof.tolerance, proof.effect, how, note, facts))
 
     # ------------------------------------------------------------------------------------------------ other documents
 
@@ -241,6 +248,8 @@ class _FileCollector:
                     self.report.tables.append(_sections.training_table(f"Training: {name}", Fields(d.value, name)))
                 elif d.kind == "evaluation":
                     fields = Fields(d.value, name)
+                    if (stage := self._stage(fields.text("model"))) is not None:
+                        _sections.set_metric(stage, fields)
                     title = f"Evaluation of {Path(fields.text('model')).name or name}"
                     self.report.facts.append((title, _sections.evaluation_facts(fields)))
                 elif d.kind == "inspection" and not self.models:
@@ -273,6 +282,7 @@ class _FileCollector:
                 self.report.problems.append(f"{row.where}: of a model that is not given; left out")
                 continue
             latency = row.table("latency")
+            self.report.measured_on = row.text("machine") or f"{row.text('provider')}; the machine is not on record"
             stage.latency, stage.low, stage.high = (latency.number(k) for k in ("median", "low", "high"))
 
     def _compiled(self, d: Fields) -> None:
@@ -332,7 +342,22 @@ class _FileCollector:
                     stage.latency, stage.low, stage.high = time.median, time.low, time.high
                 runs = [("batch", str(m.batch)), ("threads", str(m.threads or "all")), ("runs", str(m.runs)),
                        ("provider", rows_[0].provider), ("models", "in turn, medians and quartiles")]  # fmt: skip
+                self.report.measured_on = measured_on(rows_[0].provider, batch=m.batch, threads=m.threads)
                 self.report.facts.append(("Latency, measured for this report", runs))
+        self._layers(progress)
+
+    def _layers(self, progress: Progress | None) -> None:
+        """Add the layers before and after the first plan, timed if the report measures latency."""
+        if self.first is None:
+            return
+        plan, result = self.first
+        m, analysis = self.measuring, self.analyses[self.models[0].name]
+        times: list[dict[str, float]] = []
+        if m.latency and result is not None and result.name in self.analyses:
+            with _sections.noting(self.report, "latency of the layers"):
+                pair = [analysis, self.analyses[result.name]]
+                times = layer_seconds(pair, batch=m.batch, threads=m.threads, device=m.device, progress=progress)
+        self.report.layers = layer_section(analysis, plan, times, self.report.measured_on if times else "")
 
     def _commands(self) -> None:
         paths = [str(n.path) for n in self.models]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from onnxprune.pipeline import Frontier, FrontierPoint, PointRecord, PointStore,
 from onnxprune.pipeline.budget.frontier import PREDICTED
 from onnxprune.plans import load_plan
 from onnxprune.reports import _sections
+from onnxprune.reports._layers import data_link
 from onnxprune.reports._report_data import FrontierRow, FrontierSection, PointDetails, PointFile, ReportData
 
 FILE = "frontier.json"
@@ -42,7 +42,7 @@ def collect_frontier(folder: Path) -> ReportData:
     costs.sort(key=lambda c: c != found.measure)
     report.frontier = FrontierSection(
         found, costs, _rows(found, costs), [_details(found, p, folder, report) for p in found.points],
-        _link(found.to_csv(), "text/csv"), _link(json.dumps(found.as_dict(), indent=1), "application/json"),
+        data_link(found.to_csv(), "text/csv"), data_link(json.dumps(found.as_dict(), indent=1), "application/json"),
     )  # fmt: skip
     report.facts.append(("Frontier", [
         ("model", found.model), ("metric", metric_title(found.metric)),
@@ -117,7 +117,3 @@ def _certificate(record: PointRecord | None) -> list[tuple[str, str]]:
     stages = [s.get("name", "") for s in record.recovery.get("stages", []) if s.get("kept")]
     facts.append(("recovered by", ", ".join(stages[1:]) or "nothing"))
     return facts
-
-
-def _link(text: str, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(text.encode()).decode()}"

@@ -27,6 +27,7 @@ from onnxprune.recipes.recipe import FORMAT as RECIPE
 from onnxprune.recipes.runner import COPY, JOURNAL, LATENCY, LOG, ORIGINAL
 from onnxprune.reports import _sections
 from onnxprune.reports._documents import FORMAT, Fields
+from onnxprune.reports._layers import layer_section
 from onnxprune.reports._report_data import ModelSnapshot, ReportData
 
 TABLE = "table.json"
@@ -161,6 +162,8 @@ class _RunCollector:
         for name in _FIGURES:
             setattr(stage, name, r.number(name))
         _sections.set_cost(stage, r)
+        if stage.top1 is None and r.text("metric"):
+            _sections.set_metric(stage, r)
         return stage
 
     def _check_files(self) -> None:
@@ -223,6 +226,9 @@ class _RunCollector:
         _sections.add_groups(self.report, self.analysis, cuts)
         if cuts:
             self.report.why = _sections.selection_reasons(cuts[0])
+        if cuts and self.analysis is not None:
+            with _sections.noting(self.report, cuts[0].name):
+                self.report.layers = layer_section(self.analysis, cuts[0].plan)
         for key in self.keys:
             path = self.folder / key / "curves.json"
             if path.is_file():
@@ -264,6 +270,7 @@ class _RunCollector:
         latency = self.records.get(LATENCY)
         if latency is not None and isinstance(latency.value.get("how"), dict):
             how = {k: v for k, v in latency.value["how"].items() if k != "models"}
+            self.report.measured_on = str(how.pop("machine", "")) or "the machine is not on record"
             rows.append(("latency measured with", ", ".join(f"{k} {v}" for k, v in how.items())))
         rows += self._times()
         self.report.facts.insert(0, ("The run", rows))

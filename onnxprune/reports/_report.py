@@ -115,7 +115,12 @@ def collect(
         models = [replace(m, model=model) for m, model in zip(models, sized, strict=True)]
     if folders and is_frontier(folders[0]):
         report = collect_frontier(folders[0])
-        report.problems += [f"{name}: not shown beside a frontier" for name in stems]
+        if models or documents:
+            beside = collect_files(models, documents, measuring or MeasurementSettings(), progress)
+            beside.frontier = report.frontier
+            beside.facts += report.facts
+            beside.problems += report.problems
+            report = beside
     elif folders:
         report = collect_run(folders[0], [m.model for m in models])
         report.problems += [f"{d.path.name}: not shown beside the folder of a run" for d in documents]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from onnxprune.pipeline import Frontier
 from onnxprune.planning.curves import Curves
+from onnxprune.reports._flow_picture import FlowPicture
 
 
 @dataclass
@@ -17,6 +18,7 @@ class ModelSnapshot:
         name: name of the step or file.
         note: remark of the step.
         top1, top1_error, loss: accuracy with its standard error, mean cross-entropy.
+        value, error, metric: main metric of another task than classification.
         macs: per sample; `params`, `bytes` of the constants.
         latency: median seconds of a run; `low`, `high` its quartiles.
         seconds: duration of the step.
@@ -28,6 +30,9 @@ class ModelSnapshot:
     top1: float | None = None
     top1_error: float | None = None
     loss: float | None = None
+    value: float | None = None
+    error: float | None = None
+    metric: str = ""
     macs: int | None = None
     params: int | None = None
     bytes: int | None = None
@@ -54,6 +59,39 @@ class GroupChannels:
     kept: tuple[int, ...]
     about: str = ""
     lost: float | None = None
+
+
+@dataclass(frozen=True)
+class LayerBars:
+    """Layer before and after: name, operator, channels that it produces, MACs, and seconds if they were measured."""
+
+    name: str
+    op: str
+    channels: tuple[int, int]
+    macs: tuple[int, int]
+    seconds: tuple[float, float] | tuple[()] = ()
+
+
+@dataclass(frozen=True)
+class LayerSection:
+    """Layers of the chart.
+
+    Attributes:
+        rows: Layers shown, in graph order.
+        hidden: Number of smaller layers that only the file has.
+        most_macs, most_seconds: Lengths of a full bar.
+        other: Seconds of all other kernels, before and after.
+        how: Machine and runtime of the seconds; "" if they were not measured.
+        csv: All layers, as the address of a file.
+    """
+
+    rows: list[LayerBars]
+    hidden: int
+    most_macs: int
+    most_seconds: float
+    other: tuple[float, float]
+    how: str
+    csv: str
 
 
 @dataclass(frozen=True)
@@ -144,7 +182,10 @@ class FrontierSection:
 
 @dataclass(frozen=True)
 class Proof:
-    """Comparison with the masked original. `figure` and `allowed` are relative differences; None: not compared."""
+    """Comparison with the masked original. `figure` and `allowed` are relative differences; None: not compared.
+
+    `certificate` holds names and values of what was checked.
+    """
 
     title: str
     figure: float | None
@@ -152,6 +193,7 @@ class Proof:
     effect: float | None
     how: str
     note: str = ""
+    certificate: Sequence[tuple[str, str]] = ()
 
     @property
     def passed(self) -> bool:
@@ -180,6 +222,9 @@ class ReportData:
         commands: commands that repeat the run.
         recipe: text of the recipe.
         problems: missing or damaged parts.
+        measured_on: machine and runtime of the latency; "" if there is none.
+        layers: layers before and after; None without model and plan.
+        picture: flow between the groups; None without a model.
     """
 
     title: str
@@ -198,3 +243,6 @@ class ReportData:
     commands: list[str] = field(default_factory=list)
     recipe: str = ""
     problems: list[str] = field(default_factory=list)
+    measured_on: str = ""
+    layers: LayerSection | None = None
+    picture: FlowPicture | None = None

@@ -21,6 +21,7 @@ from onnxprune.ir.model import PROVENANCE, Model
 from onnxprune.planning.curves import Curves
 from onnxprune.plans import Plan
 from onnxprune.reports._documents import Fields
+from onnxprune.reports._flow_picture import flow_picture
 from onnxprune.reports._report_data import (
     GroupChannels,
     LockedChannels,
@@ -79,6 +80,8 @@ def add_groups(report: ReportData, analysis: Analysis | None, applied: Sequence[
             counts.append(counts[-1] - gone)
     lost = _score_removed(applied[0]) if len(applied) == 1 else {}
     report.groups = [GroupChannels(n, c, tuple(kept[n][1:]), about.get(n, ""), lost.get(n)) for n, c in whole.items()]
+    if analysis is not None:
+        report.picture = flow_picture(analysis, {name: counts[-1] for name, counts in kept.items()})
 
 
 def _score_removed(cut: AppliedPlan) -> dict[str, float]:
@@ -171,7 +174,30 @@ def proof_of(title: str, d: Fields, note: str = "") -> Proof:
     how = d.text("summary") or f"{d.text('inputs')} inputs"
     if isinstance(branches := d.value.get("branches"), list) and branches:
         how += f"; at the sizes of the analysis only: {listed(map(str, branches), 4)}"
-    return Proof(title, d.number("max_relative"), d.number("tolerance"), d.number("effect"), how, note)
+    return Proof(
+        title, d.number("max_relative"), d.number("tolerance"), d.number("effect"), how, note, certificate_of(d)
+    )  # fmt: skip
+
+
+def certificate_of(d: Fields) -> list[tuple[str, str]]:
+    """Return names and values of a certificate, as far as it has them."""
+    out = [("reference", d.text("reference"))] if d.text("reference") else []
+    for key, name in (("nodes", "nodes checked"), ("tensors", "tensors compared"), ("by_text", "equal by their text")):
+        if (count := d.count(key)) is not None:
+            out.append((name, f"{count:,}"))
+    for key, name in (("sizes", "sizes"), ("branches", "at the analysis' sizes only"), ("inexact", "inexact groups")):
+        value = d.value.get(key)
+        if isinstance(value, list) and value:
+            out.append((name, listed(map(str, value), 6)))
+    worst = d.value.get("worst")
+    if isinstance(worst, list) and len(worst) == 4 and worst[0]:
+        out.append(("largest difference at", f"{worst[0]}, tensor {worst[1]}, index {worst[3]} of axis {worst[2]}"))
+    outputs = d.value.get("outputs")
+    if isinstance(outputs, dict):
+        out += [(f"output {k}, whole runs", f"{v:.1e}") for k, v in outputs.items() if isinstance(v, int | float)]
+    out += [("whole runs on", f"{d.text('inputs')} inputs")] if d.text("inputs") else []
+    out += [("weights", d.text("weights"))] if d.text("weights") else []
+    return out
 
 
 def recovery_table(title: str, d: Fields) -> ReportTable:
@@ -220,6 +246,15 @@ def training_table(title: str, d: Fields) -> ReportTable:
 def set_accuracy(stage: ModelSnapshot, d: Fields) -> None:
     """Set the accuracy from `evaluate`."""
     stage.top1, stage.top1_error, stage.loss = d.number("top1"), d.number("top1_error"), d.number("loss")
+    if stage.top1 is None:
+        set_metric(stage, d)
+
+
+def set_metric(stage: ModelSnapshot, d: Fields) -> None:
+    """Set the main metric of another task than classification."""
+    stage.metric = d.text("metric")
+    stage.value = d.number("value") if stage.metric not in d.value else d.number(stage.metric)
+    stage.error = d.number(f"{stage.metric}_error")
 
 
 def evaluation_facts(d: Fields) -> list[tuple[str, str]]:

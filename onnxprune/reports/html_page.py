@@ -17,7 +17,9 @@ from onnxprune import __version__
 from onnxprune._utils.formatting import count, percent, seconds, size
 from onnxprune._utils.input_files import read_resource
 from onnxprune.errors import OnnxPruneError
+from onnxprune.execution.tasks.evaluation import metric_text, metric_title
 from onnxprune.reports import _figures
+from onnxprune.reports._layers import group_link, step_link
 from onnxprune.reports._report_data import ModelSnapshot, ReportData, SensitivitySection
 
 _COLUMNS = 20  # columns of a table of curves; with more counts each row lists its own points
@@ -80,6 +82,9 @@ def render(report: ReportData, *, served: bool = False) -> str:
         has_steps=steps is not None,
         cost_names=_figures.COST_NAMES,
         cards=cards(report.stages),
+        links={"steps": step_link(report), "groups": group_link(report)},
+        metric_title=metric_title,
+        metric_text=metric_text,
         stages=report.stages,
         columns=_stage_columns(report.stages),
         curves=[_curves_part(i, s) for i, s in enumerate(report.curves)],
@@ -98,9 +103,9 @@ def cards(stages: list[ModelSnapshot]) -> list[dict[str, Any]]:
     if not models:
         return []
     first, last = models[0], models[-1]
-    out = []
+    out = [_accuracy_card(first, last)]
     for label, what, form in (
-        ("Top-1 accuracy", "top1", percent), ("Latency", "latency", seconds), ("MACs", "macs", count),
+        ("Latency", "latency", seconds), ("MACs", "macs", count),
         ("Parameters", "params", count), ("Weights", "bytes", size),
     ):  # fmt: skip
         a, b = getattr(first, what), getattr(last, what)
@@ -110,21 +115,42 @@ def cards(stages: list[ModelSnapshot]) -> list[dict[str, Any]]:
             "label": label, "before": _or_dash(form, a), "after": _or_dash(form, b), "share": None, "note": "",
             "single": first is last,
         }  # fmt: skip
-        if first is not last and a is not None and b is not None:
-            if what == "top1":
-                gap = 100 * (b - a)
-                card["note"] = f"{gap:+.1f} points" if abs(gap) >= 0.05 else "unchanged"
-            elif a:
-                card["share"] = b / a
-                faster = f", {a / b:.2f} times as fast" if what == "latency" and b else ""
-                card["note"] = f"{percent(b / a)} left{faster}"
+        if first is not last and b is not None and a:
+            card["share"] = b / a
+            faster = f", {a / b:.2f} times as fast" if what == "latency" and b else ""
+            card["note"] = f"{percent(b / a)} kept{faster}"
         out.append(card)
     return out
 
 
+def _accuracy_card(first: ModelSnapshot, last: ModelSnapshot) -> dict[str, Any]:
+    """Return the first card: the metric before and after with the standard error, or that it was not measured."""
+    card: dict[str, Any] = {"label": "Accuracy", "share": None, "note": "", "single": first is last, "before": ""}
+    if first.top1 is None and last.top1 is None and first.value is None and last.value is None:
+        note = "name labelled samples with --data" if last.model else ""
+        return {**card, "after": "not measured", "single": True, "note": note}
+    if first.top1 is not None or last.top1 is not None:
+        name, form, by = "Top-1 accuracy", percent, 100.0
+        (a, e), (b, f) = ((s.top1, s.top1_error) for s in (first, last))
+    else:
+        metric = first.metric or last.metric
+        name, form, by = metric_title(metric), partial(metric_text, metric), 1.0
+        (a, e), (b, f) = ((s.value, s.error) for s in (first, last))
+    notes = []
+    if first is not last and a is not None and b is not None:
+        gap = by * (b - a)
+        unit = " points" if by == 100 else ""
+        notes.append(f"{gap:+.{1 if by == 100 else 4}f}{unit}" if abs(gap) >= 0.05 * by / 100 else "unchanged")
+    error = f if f is not None else e
+    if error is not None:
+        notes.append(f"standard error {by * error:.{1 if by == 100 else 4}f}{' points' if by == 100 else ''}")
+    return {**card, "label": name[:1].upper() + name[1:], "before": _or_dash(form, a), "after": _or_dash(form, b),
+            "note": ", ".join(notes)}  # fmt: skip
+
+
 def _stage_columns(stages: list[ModelSnapshot]) -> dict[str, bool]:
     """Return the columns of the table of steps that are not empty."""
-    names = ("top1", "loss", "macs", "params", "bytes", "latency", "seconds", "note")
+    names = ("top1", "value", "loss", "macs", "params", "bytes", "latency", "seconds", "note")
     return {n: any(getattr(s, n) not in (None, "") for s in stages) for n in names}
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".png", ".svg")
 NAME = 30  # letters of a group's name
-RATES = {"top1": "top-1 accuracy", "top5": "top-5 accuracy"}  # shares, shown in percent
+RATES = {"top1": "top1 accuracy", "top5": "top5 accuracy"}  # shares, shown in percent
 STYLE: Any = {  # Any: newer stubs list the keys, older ones take strings
     "axes.axisbelow": True,
     "axes.edgecolor": "0.45",

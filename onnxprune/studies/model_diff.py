@@ -8,6 +8,7 @@ matched nodes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from difflib import SequenceMatcher
 from typing import Any
@@ -22,6 +23,8 @@ from onnxprune.analysis.shape_inference import witness
 from onnxprune.errors import OnnxPruneError
 from onnxprune.ir.model import Array, Model
 from onnxprune.pipeline import analyze
+from onnxprune.studies._layer_diff import LayerChange as LayerChange
+from onnxprune.studies._layer_diff import layer_changes, layers
 
 _LONGEST = 20_000  # unmatched nodes: aligning more by operator would take minutes
 _SHOWN = 16  # elements of an attribute that are printed
@@ -93,6 +96,8 @@ class Differences:
         same_weights: Number of constants equal bit for bit; `weights`: changed ones; `added_weights`,
             `removed_weights`: (name, shape) of constants in one model only.
         interface: Readable lines about inputs, outputs and opset.
+        layers: Layers that differ, with channels and MACs; `same_layers`: number of equal ones.
+        renamed: Names of corresponding nodes that have another name in the second model.
     """
 
     before: Sizes
@@ -108,6 +113,9 @@ class Differences:
     added_weights: tuple[tuple[str, tuple[int, ...]], ...]
     removed_weights: tuple[tuple[str, tuple[int, ...]], ...]
     interface: tuple[str, ...]
+    layers: tuple[LayerChange, ...] = ()
+    same_layers: int = 0
+    renamed: tuple[tuple[str, str], ...] = ()
 
     def _repr_html_(self) -> str:
         """Return sizes and numbers of differences as an HTML table."""
@@ -166,6 +174,8 @@ def differences(one: Model, other: Model) -> Differences:
     shapes = [
         ShapeChange(a, first.shapes[a], second.shapes[b]) for a, b in known if first.shapes[a] != second.shapes[b]
     ]
+    relative = {w.name: w.relative for w in weights}
+    changed_layers, same_layers = layer_changes(first.layers, second.layers, pairs, relative)
     return Differences(
         before=first.sizes, after=second.sizes,
         same_nodes=len(pairs) - len(changed),
@@ -177,6 +187,8 @@ def differences(one: Model, other: Model) -> Differences:
         added_weights=tuple((n, a.shape) for n, a in second.constants.items() if n not in set(constants.values())),
         removed_weights=tuple((n, a.shape) for n, a in first.constants.items() if n not in constants),
         interface=tuple(_interface(one, other)),
+        layers=changed_layers, same_layers=same_layers,
+        renamed=tuple((a, b) for i, j in pairs if (a := _title(first.nodes[i])) != (b := _title(second.nodes[j]))),
     )  # fmt: skip
 
 
@@ -204,11 +216,12 @@ class _Side:
                     number = seen.dims[t.name, axis]
                     symbols.setdefault(number, size if isinstance(size, str) and size else "?")
         self.shapes = {name: tuple(symbols.get(n, n) for n in shape) for name, shape in seen.shapes.items()}
-        cost: Cost | None
-        try:
-            cost = CostModel(analyze(model)).baseline
-        except OnnxPruneError:  # a model that cannot be analysed can still be compared
-            cost = None
+        cost: Cost | None = None
+        macs: dict[str, int] = {}
+        with suppress(OnnxPruneError):  # a model that cannot be analysed can still be compared
+            costs = CostModel(analyze(model))
+            cost, macs = costs.baseline, costs.node_macs()
+        self.layers = layers(self.nodes, self.shapes, macs)
         self.sizes = Sizes(
             nodes=len(self.nodes), macs=cost.macs if cost else None,
             params=cost.params if cost else None,

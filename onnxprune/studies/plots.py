@@ -113,7 +113,7 @@ def plot_criteria(layer: RankedGroup, path: Path, *, name: str = "") -> None:
 
 
 def plot_study(study: SparsityStudy, path: Path, *, name: str = "") -> None:
-    """Draw top-1 accuracy over sparsity with standard errors, and below it the bytes of the compressed files.
+    """Draw top1 accuracy over sparsity with standard errors, and below it the bytes of the compressed files.
 
     Weights and units have a line each.
 

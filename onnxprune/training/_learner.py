@@ -30,7 +30,7 @@ class ValidationMetrics:
     Attributes:
         top1: share of samples whose largest output is their label; None without labels and for other metrics.
         loss: mean cross-entropy in nats; without labels the distillation loss.
-        metric: name of the task's metric; "" for top-1 accuracy or the distillation loss.
+        metric: name of the task's metric; "" for top1 accuracy or the distillation loss.
         value: value of that metric.
         higher_is_better: whether larger values of it are better.
     """
@@ -88,7 +88,7 @@ class Learner(pl.LightningModule):
         method: training-time pruning method; adds to the loss, changes weights after an epoch.
         points: tensors that are compared with the teacher's, for outputs that are no scores of classes: the first
             outputs of `net` and of the teacher; without them both begin with logits.
-        judge: measures the task's metric after an epoch; None: top-1 accuracy or the distillation loss.
+        judge: measures the task's metric after an epoch; None: top1 accuracy or the distillation loss.
     """
 
     def __init__(

@@ -129,7 +129,7 @@ class Retrained:
             return f"{metric_title(self.before.metric)} {value_text(self.before)} -> {value_text(self.after)}"
         if self.before.top1 is None or self.after.top1 is None:
             return f"distillation loss {decimal(self.before.loss)} -> {decimal(self.after.loss)}"
-        return f"top-1 {percent(self.before.top1)} -> {percent(self.after.top1)}"
+        return f"top1 {percent(self.before.top1)} -> {percent(self.after.top1)}"
 
     @property
     def metric(self) -> str:

@@ -42,7 +42,7 @@ class TrainingTask:
 def training_task(
     model: Model, held: Data, how: Preprocess, options: TaskOptions, *, unlabelled: bool
 ) -> TrainingTask | None:
-    """Return the task of a training; None for a classifier that is validated by top-1 or its distillation loss.
+    """Return the task of a training; None for a classifier that is validated by top1 or its distillation loss.
 
     Raises:
         OnnxPruneError: Task or metric are unknown, or do not fit the model or the targets.

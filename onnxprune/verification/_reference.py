@@ -170,7 +170,8 @@ class Reference:
     def _zero(self, i: int, site: ZeroSite) -> None:
         """Replace an operand of an addition by zeros of its shape."""
         node = self._own(i)
-        if node.op_type != "Add" or node.domain not in _STANDARD or site.index >= len(node.input):
+        two = node.op_type in ("Add", "Sum") and node.domain in _STANDARD and len(node.input) == 2
+        if not two or site.index > 1:
             raise VerificationError(
                 f"block {site.block!r} ends in {node.op_type}, which adds nothing", where=self.graph.where(site.node)
             )

@@ -20,7 +20,7 @@ from onnxprune.pipeline import analyze
 TRAINING = ["--data", "digits:train", "--images", 200, "--epochs", 1, "--keep", "last"]
 DIGITS = Path(__file__).parent.parent.parent / "models" / "digits_cnn.onnx"
 FOLDED = DIGITS.with_name("digits_cnn_folded.onnx")
-RECIPE = DIGITS.parent.parent / "examples" / "recipes" / "unit-vs-weight.toml"
+RECIPE = "unit-vs-weight"
 
 
 line = CommandLine()
@@ -208,7 +208,7 @@ def test_images_subset_is_even_over_classes() -> None:
         (["--ratio", "nan"], "in [0, 1)"),
         (["--target", "macs=0.0001"], "cannot be reached"),
         (["--target", "macs=1.5"], "in (0, 1]"),
-        (["--target", "flops=0.5"], "cannot read the target"),
+        (["--target", "flaps=0.5"], "cannot read the target"),
         (["--ratio", "0.3", "-c", "dscor"], "did you mean 'dscore'"),
         (["--ratio", "0.3", "--exclude", "nosuchgroup"], "unknown group"),
         (["--ratio", "0.3", "--protect", "frist"], "did you mean 'first'"),
@@ -262,7 +262,7 @@ def _spoil(kind: str, path: Path) -> None:
     [
         ("missing", "no such file"),
         ("text", "not an ONNX model"),
-        ("empty", "not an ONNX model"),
+        ("empty", "is empty"),
         ("truncated", "not an ONNX model"),
         ("invalid", "checker rejects"),
         ("nan in a weight", "NaN"),

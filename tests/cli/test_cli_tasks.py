@@ -167,7 +167,7 @@ def test_classes_5_to_9_that_are_numbered_from_0_are_refused(tmp_path: Path) -> 
     kept = digits.y >= 5
     np.savez(tmp_path / "shifted.npz", x=np.asarray(digits.x)[kept], y=digits.y[kept] - 5)
     message = line.fails("evaluate", MODELS / "digits_cnn.onnx", "--data", tmp_path / "shifted.npz")
-    assert "the labels are off by 5: top-1 is 0.0 %" in message
+    assert "the labels are off by 5: top1 is 0.0 %" in message
     assert "if every label were 5 larger" in message
 
 

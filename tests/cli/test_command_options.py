@@ -74,9 +74,9 @@ def test_help_shows_the_declared_defaults(name: str) -> None:
 
 
 def test_prune_shows_few_options_before_the_advanced_ones() -> None:
-    shown = [p for p in main.commands["prune"].params if isinstance(p, Option) and p.heading != "Advanced"]
+    shown = [p for p in main.commands["prune"].params if isinstance(p, Option) and p.heading != "Advanced options"]
     assert len([p for p in shown if not p.hidden]) <= 15
-    head, _ = line.out("prune", "--help").split("\nAdvanced:\n")
+    head, _ = line.out("prune", "--help").split("\nAdvanced options:\n")
     assert "--target" in head
     assert "--tolerance" not in head
 
@@ -90,3 +90,10 @@ def test_a_value_out_of_bounds_is_one_error_with_the_name(name: str, d: Declared
     assert d.flags[-1] in result.stderr
     assert "Traceback" not in result.output
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", main.commands)
+def test_help_fits_a_screen_before_the_advanced_options(name: str) -> None:
+    head = line.out(name, "--help").split("\nAdvanced options:\n")[0]
+    assert len(head.splitlines()) <= 40
+    assert max(map(len, head.splitlines())) <= 80

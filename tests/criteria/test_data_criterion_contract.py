@@ -71,7 +71,7 @@ FACTS = {
 RULES = {
     name: cls(**FACTS[name].params if name in FACTS else {})
     for name, cls in all_criteria().items()
-    if issubclass(cls, DataCriterion)
+    if issubclass(cls, DataCriterion) and not cls.blocks_only
 }
 every = pytest.mark.parametrize("name", RULES)
 

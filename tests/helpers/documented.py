@@ -94,7 +94,7 @@ def parse(words: list[str], where: str) -> None:
                 raise AssertionError(f"{where}: {' '.join(words)}: {err.format_message()}") from err
     elif program in ("pip", "pipx"):
         project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-        for names in re.findall(r"onnxprune(?:\.whl)?\[([\w,]+)\]", " ".join(words)):
+        for names in re.findall(r"onnxprune(?:\.whl)?\[([\w,-]+)\]", " ".join(words)):
             assert set(names.split(",")) <= set(project["optional-dependencies"]), f"{where}: {' '.join(words)}"
     elif program == "make":
         makefile = (ROOT / "Makefile").read_text(encoding="utf-8")

@@ -13,7 +13,16 @@ import pytest
 
 import onnxprune.options as declarations
 from onnxprune.errors import OnnxPruneError
-from onnxprune.options import HEADINGS, Declared, OptionError, Options, declared, option
+from onnxprune.options import (
+    HEADINGS,
+    Declared,
+    OptionError,
+    Options,
+    SensitivitySweep,
+    TaskOptions,
+    declared,
+    option,
+)
 from onnxprune.options._text import BYTES, NAMES, NUMBERS, PAIRS, RATIO_RANGE, SIZE, Text
 
 CLASSES = sorted(
@@ -177,3 +186,13 @@ def test_options_load_nothing_heavy() -> None:
     code = "import sys, onnxprune.options; print(sorted({m.split('.')[0] for m in sys.modules}))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert not {"numpy", "onnx", "onnxruntime", "torch", "click", "rich"} & set(eval(found))
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [("top-1", "top1"), ("Top-5", "top5"), ("accuracy", "top1"), ("acc@1", "top1"), ("mAP", "map"), ("mIoU", "miou"),
+     ("loss", "loss"), ("my.module:Top-1", "my.module:Top-1")],
+)  # fmt: skip
+def test_metrics_have_one_name(given: str, name: str) -> None:
+    assert TaskOptions(metric=given).metric == name
+    assert SensitivitySweep(metric=given).metric == name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ import onnxprune as op
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Calibration
 from onnxprune.execution.data import Data
-from onnxprune.execution.tasks.metrics import MetricValue
+from onnxprune.execution.tasks.metrics import MetricValue, UndefinedMetric
 from onnxprune.latency.speedup import LatencyPair
 from onnxprune.options.tasks import TaskOptions
 from onnxprune.pipeline.budget.judge import EVERY, Judge, Judgement, held_out
@@ -65,6 +66,32 @@ def test_the_smallest_point_is_close_to_the_border(border: float) -> None:
     assert len(calls) <= 22
     kept = [p.kept for p in found.points]
     assert kept == sorted(kept, reverse=True)
+
+
+def undefined_below(border: float) -> Any:
+    """Return a drop of 0 that raises for models that keep less than `border`."""
+
+    def drop(kept: float) -> float:
+        if kept < border:
+            raise UndefinedMetric("the metric 'top1' is nan for the smaller model")
+        return 0.0
+
+    return drop
+
+
+def test_a_point_whose_metric_is_not_finite_is_beyond_the_budget() -> None:
+    found, _ = search(undefined_below(0.5), 1.0)
+    assert 0.5 <= found.best.kept <= 0.5 / (1 - RESOLUTION)
+    assert found.smaller is not None
+    assert not found.smaller.within
+    assert found.smaller.as_dict()["value"] is None
+    assert found.smaller.as_dict()["drop"] is None
+    json.dumps(found.as_dict(), allow_nan=False)
+
+
+def test_a_metric_that_no_smaller_model_has_is_said() -> None:
+    with pytest.raises(OnnxPruneError, match="'top1' is not finite"):
+        search(undefined_below(1.0), 1.0)
 
 
 @given(st.floats(0.06, 0.9))

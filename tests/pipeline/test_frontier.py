@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+import onnxprune as op
 from onnxprune.errors import OnnxPruneError
 from onnxprune.pipeline import Frontier, FrontierPoint, load_frontier
+
+DIGITS = Path(__file__).parent.parent.parent / "models" / "digits_cnn.onnx"
 
 
 def loss_frontier() -> Frontier:
@@ -47,3 +50,18 @@ def test_the_table_and_the_file_hold_every_point(tmp_path: Path) -> None:
     assert all(r["latency"] == "" and r["drop_error"] == "" for r in rows)
     (tmp_path / "frontier.json").write_text(json.dumps(found.as_dict()))
     assert load_frontier(tmp_path) == replace(found, folder=tmp_path)
+
+
+def test_a_point_whose_metric_is_not_finite_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "rounded_top1.py").write_text(
+        "def top1(outputs, targets):\n"
+        "    share = float((outputs.argmax(-1) == targets).mean())\n"
+        "    return share if share > 0.9 else float('nan')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    found = op.frontier(
+        DIGITS, data="digits:train", images=200, points=2, least=0.02, criteria=["l2"], metric="rounded_top1:top1",
+        folder=tmp_path / "frontier", latency=False,
+    )  # fmt: skip
+    assert len(found.points) == 1
+    assert any("not finite at 2.0" in note for note in found.notes), found.notes

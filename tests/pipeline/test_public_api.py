@@ -103,7 +103,7 @@ def test_prune_takes_the_criterion_of_the_curves() -> None:
         ({"ratio": 0.5, "recover": True}, "recovery needs samples"),
         ({"steps": 2, "curves": "nothing.json"}, "cannot read"),
         ({}, "either a ratio or a target"),
-        ({"target": "mac=0.5"}, "cannot read the target"),
+        ({"target": "maks=0.5"}, "cannot read the target"),
     ],
 )
 def test_options_of_prune_that_do_not_go_together(options: dict[str, Any], message: str) -> None:
@@ -321,7 +321,7 @@ def test_reprs_name_what_counts(results: dict[str, Any]) -> None:
     assert "distance" in repr(results["Recovered"])
     assert "held-out samples" in repr(results["Pruned"])
     assert "epoch 3 of 59" in repr(results["Retrained"])
-    assert "top-1" in repr(results["Evaluation"])
+    assert "top1" in repr(results["Evaluation"])
     assert "speed-up 1.00" in repr(results["BenchResults"])
 
 

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from residual import chain
 
+from onnxprune.analysis.blocks import inner_groups
+from onnxprune.analysis.cost import CostModel
 from onnxprune.cli import main
+from onnxprune.criteria.scoring import Scores
 from onnxprune.errors import OnnxPruneError
+from onnxprune.execution.calibration import Calibration
+from onnxprune.execution.data import Data
 from onnxprune.ir.reader import load
 from onnxprune.options.planning import Constraints
 from onnxprune.pipeline import analyze, compile_plan, plan, plan_steps, score
-from onnxprune.plans import load_plan
+from onnxprune.pipeline.budget.path import PrunePath
+from onnxprune.planning.targets import Target
+from onnxprune.plans import Plan, load_plan
 
 DIGITS = str(Path(__file__).parents[2] / "models" / "digits_cnn.onnx")
 
@@ -62,9 +73,122 @@ def test_default_plans_have_no_blocks_and_the_first_schema() -> None:
     assert '"schema": 1' in made.to_json()
 
 
-def test_steps_refuse_blocks() -> None:
-    with pytest.raises(OnnxPruneError, match="plans channels only"):
-        plan_steps(analyze(load(chain(3))), "l2", "macs=0.6", steps=2, constraints=Constraints(max_blocks=1))
+def test_steps_plan_blocks_beside_channels() -> None:
+    model = load(chain(4))
+    made = plan_steps(analyze(model), "l2", "macs=0.4", steps=2, constraints=Constraints(max_blocks=2, round_to=1))
+    done = compile_plan(model, made)
+    assert len(made.blocks) <= 2
+    assert abs(done.after.ratio(done.before, "macs") - 0.4) <= 0.02
+
+
+SETS = st.lists(st.floats(0.01, 10), min_size=4, max_size=4)
+CHAIN = analyze(load(chain(4)))
+
+
+def drawn(seed: int, losses: list[float]) -> Scores:
+    """Scores of `CHAIN` with random channels and these losses of its blocks, in a random order of removal."""
+    rng = np.random.default_rng(seed)
+    groups = {g.name: rng.random(g.channels) for g in CHAIN.groups}
+    names = [b.name for b in CHAIN.free_blocks]
+    order = rng.permutation(len(names)).tolist()
+    return Scores(CHAIN, groups, {"name": "l1"}, "none", blocks={names[i]: losses[i] for i in order})
+
+
+def loss_of(scores: Scores, made: Plan) -> float:
+    """Return the summed scores of what a plan removes."""
+    channels = sum(float(scores.groups[n][list(r.removed)].sum()) for n, r in made.groups.items())
+    return channels + sum(scores.blocks[n] for n in made.blocks)
+
+
+@given(st.integers(0, 2**20), SETS, st.sampled_from([0.7, 0.5, 0.3]), st.sampled_from(["saving", "global", "uniform"]))
+@settings(max_examples=40, deadline=None)
+def test_joint_plans_lose_no_more_than_channels_alone(seed: int, losses: list[float], share: float, how: str) -> None:
+    scores = drawn(seed, losses)
+    both = Constraints(only=("blocks", "channels"), round_to=1, max_ratio=0.95)
+    joint = plan(scores, Target(macs=share), allocator=how, constraints=both)
+    alone = plan(scores, Target(macs=share), allocator=how, constraints=Constraints(round_to=1, max_ratio=0.95))
+    cost = CostModel(CHAIN)
+    assert abs(cost.share(CHAIN.kept(joint), "macs") - share) <= 0.02
+    assert loss_of(scores, joint) <= loss_of(scores, alone) + 1e-9
+    assert list(joint.blocks) == list(scores.blocks)[: len(joint.blocks)]
+    for name in joint.blocks:
+        assert not inner_groups(CHAIN.model.graph, CHAIN.groups, CHAIN.block(name)) & joint.groups.keys()
+
+
+def test_free_blocks_are_removed_before_any_channel() -> None:
+    scores = drawn(0, [0.0, 0.0, 50.0, 50.0])
+    scores = replace(scores, blocks=dict(sorted(scores.blocks.items(), key=lambda item: item[1])))
+    both = Constraints(only=("blocks", "channels"))
+    made = plan(scores, Target(macs=0.6), allocator="saving", constraints=both)
+    assert set(made.blocks) == {"stage.0", "stage.1"}
+    assert not made.groups
+    assert not plan(drawn(0, [50.0] * 4), Target(macs=0.6), allocator="saving", constraints=both).blocks
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_no_more_blocks_than_allowed(most: int) -> None:
+    limits = Constraints(only=("blocks", "channels"), max_blocks=most)
+    made = plan(drawn(0, [0.0] * 4), Target(macs=0.3), allocator="saving", constraints=limits)
+    assert len(made.blocks) == most
+
+
+def test_kinds_of_channels_beside_blocks() -> None:
+    scores = drawn(0, [0.0] * 4)
+    limits = Constraints(only=("blocks", "conv"), protect=("residual",), max_blocks=1)
+    made = plan(scores, Target(macs=0.6), allocator="saving", constraints=limits)
+    assert made.blocks
+    assert all(CHAIN[name].kind == "conv" for name in made.groups)
+
+
+class BlockLatency:
+    """Latency of `CHAIN` in which a block costs a second and channels nothing."""
+
+    baseline, batch, threads, provider = 4.0, 1, 1, "none"
+
+    def seconds(self, kept: np.ndarray) -> float:
+        return float(kept[[b.component for b in CHAIN.free_blocks]].sum()) + 1e-6
+
+
+@pytest.mark.parametrize("only", [("blocks",), ("blocks", "channels")])
+def test_latency_of_blocks_is_planned(only: tuple[str, ...]) -> None:
+    scores = drawn(0, [1.0, 2.0, 3.0, 4.0])
+    made = plan(scores, Target(latency=0.5), latency=BlockLatency(), constraints=Constraints(only=only))
+    assert len(made.blocks) == 2
+    assert not made.groups  # channels save no time
+
+
+def test_channels_inside_a_removed_block_count_as_removed() -> None:
+    cost = CostModel(CHAIN)
+    kept = CHAIN.kept()
+    before = cost.share(kept, "channels")
+    kept[CHAIN.block("stage.1").component] = False
+    inside = sum(CHAIN[n].channels for n in inner_groups(CHAIN.model.graph, CHAIN.groups, CHAIN.block("stage.1")))
+    total = sum(g.channels for g in CHAIN.groups)
+    assert before == 1
+    assert cost.share(kept, "channels") == pytest.approx(1 - inside / total)
+    assert inside
+
+
+def test_steps_score_what_remains_again() -> None:
+    data = Calibration(Data(np.random.default_rng(0).standard_normal((32, 8, 6, 6)).astype("f"), None, "x"), threads=1)
+    both = Constraints(only=("blocks", "channels"), round_to=1)
+    made = plan_steps(CHAIN, "obs", "macs=0.3", steps=3, constraints=both, data=data)
+    done = compile_plan(CHAIN.source, made, analysis=CHAIN)
+    assert abs(done.after.ratio(done.before, "macs") - 0.3) <= 0.02
+    alone = plan_steps(CHAIN, "distance", "macs=0.4", steps=2, constraints=Constraints(only=("blocks",)), data=data)
+    assert len(alone.blocks) == 3
+    assert not alone.groups
+
+
+def test_a_path_of_points_removes_blocks_beside_channels() -> None:
+    data = Calibration(Data(np.random.default_rng(0).standard_normal((32, 8, 6, 6)).astype("f"), None, "x"), threads=1)
+    path = PrunePath(CHAIN, data, constraints=Constraints(only=("blocks", "channels"), round_to=1), rescore=1.0)
+    first = path.point(0.7)
+    second = path.point(0.4, first)
+    assert set(first.plan.blocks) <= set(second.plan.blocks)
+    assert second.kept == pytest.approx(0.4, abs=0.02)
+    deep = replace(path, constraints=Constraints(only=("blocks",)))
+    assert len(deep.point(0.95, deep.point(0.95)).plan.blocks) >= 1
 
 
 def test_command_line_prunes_blocks_and_recovers(tmp_path: Path) -> None:
@@ -73,7 +197,7 @@ def test_command_line_prunes_blocks_and_recovers(tmp_path: Path) -> None:
     done = CliRunner().invoke(main, [*common, "--data", "digits", "--images", "128"])
     assert done.exit_code == 0, done.output
     made = load_plan(text)
-    assert f"removed {len(made.blocks)} block" in done.output
+    assert f"without {len(made.blocks)} block" in done.output
     assert '"schema": 2' in text.read_text()
     assert made.blocks
     assert CliRunner().invoke(main, ["verify", DIGITS, str(out), str(text)]).exit_code == 0

@@ -292,8 +292,9 @@ def test_override_file_that_is_none_is_refused(name: str, text: str, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "text", ["", "macs", "macs=", "macs=half", "flops=0.5", "macs=0", "macs=1.5", "macs=nan", "latency=-1", "memory=2"]
-)
+    "text", ["", "macs", "macs=", "macs=half", "macz=0.5", "macs=0", "macs=1.5", "macs=nan", "latency=-1", "memory=2",
+             "=0.5", "nan", "0", "50", "%", "150%", "0%", "macs=0.5=0.5", "macs=5ms", "1e999", "macs=\u0661"]
+)  # fmt: skip
 def test_target_that_means_nothing_is_refused(text: str) -> None:
     with pytest.raises(OnnxPruneError):
         Target.parse(text)
@@ -307,6 +308,34 @@ def test_target_names_one_measure() -> None:
     for wrong in ({}, {"macs": 0.5, "params": 0.5}, {"memory": 0.5, "latency": 0.5}):
         with pytest.raises(OnnxPruneError, match="exactly one"):
             Target(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "target"),
+    [
+        ("50%", Target(macs=0.5)), ("0.5", Target(macs=0.5)), (".5", Target(macs=0.5)), (" 50 % ", Target(macs=0.5)),
+        ("1", Target(macs=1.0)), ("MACs=0.5", Target(macs=0.5)), ("flops=0.5", Target(macs=0.5)),
+        ("FLOPs=40%", Target(macs=0.4)), ("parameters=0.3", Target(params=0.3)), ("weights=0.3", Target(bytes=0.3)),
+        ("activations = 30%", Target(memory=0.3)), ("peak-memory=0.3", Target(memory=0.3)),
+    ],
+)  # fmt: skip
+def test_target_is_read_as_people_write_it(text: str, target: Target) -> None:
+    assert Target.parse(text) == target
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("50", "a target is the share kept, in (0, 1]; got 50\n  try: did you mean 0.5? (keep 50 %)"),
+        ("flops=30", "a target is the share kept, in (0, 1]; got flops=30\n  try: did you mean macs=0.3? (keep 30 %)"),
+        ("mcas=0.5", "cannot read the target 'mcas=0.5': unknown measure 'mcas'\n  try: did you mean 'macs'"),
+        ("150%", "a target is the share kept, in (0, 1]; got 150%\n  try: for example macs=0.5"),
+    ],
+)
+def test_target_that_is_not_a_share_is_suggested(text: str, says: str) -> None:
+    with pytest.raises(OnnxPruneError) as caught:
+        Target.parse(text)
+    assert str(caught.value).startswith(says)
 
 
 def test_ratio_or_target_but_not_both(wide: Scores) -> None:

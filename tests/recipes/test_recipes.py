@@ -25,14 +25,14 @@ from planning import FakeLatency
 import onnxprune as op
 from onnxprune.analysis.cost import CostModel
 from onnxprune.errors import OnnxPruneError
-from onnxprune.recipes import STEPS, _model_steps, load_recipe, run_recipe
+from onnxprune.recipes import STEPS, _model_steps, load_recipe, run_recipe, shipped_recipes
 from onnxprune.recipes._options import options, read, required
 from onnxprune.recipes._steps import RecipeStep
 from onnxprune.recipes.recipe import BenchSettings
 
 ROOT = Path(__file__).parent.parent.parent
 DIGITS = ROOT / "models" / "digits_cnn.onnx"
-SHIPPED = sorted((ROOT / "examples" / "recipes").glob("*.toml"))
+SHIPPED = sorted((ROOT / "onnxprune" / "recipes" / "shipped").glob("*.toml"))
 
 line = CommandLine()
 
@@ -304,7 +304,7 @@ BAD = [
     (HEAD + step("plan", 'ratio = 0.5'), "needs scores, and no step before it makes any"),
     (HEAD + step("plan", 'criterion = "l1"'), "the budget is missing"),
     (HEAD + step("plan", 'criterion = "l1"\nratio = 0.5\ntarget = "macs=0.5"'), "excludes a target"),
-    (HEAD + step("plan", 'criterion = "l1"\ntarget = "flops=0.5"'), "cannot read the target"),
+    (HEAD + step("plan", 'criterion = "l1"\ntarget = "flaps=0.5"'), "cannot read the target"),
     (HEAD + step("plan", 'criterion = "l1"\nmin_group_accuracy = 0.5'), "needs curves"),
     (HEAD + step("plan", 'steps = 2\ntarget = "macs=0.5"'), "name a criterion"),
     (HEAD + step("plan", 'criterion = "l1"\nratio = 0.5\nmax_ratio = 1.0'), "max_ratio must be in [0, 1); got 1.0"),
@@ -366,7 +366,7 @@ def test_what_is_missing_or_does_not_fit_is_known_before_anything_is_written(
     assert says in message
     assert message.count("error:") == 1
     assert sorted(tmp_path.rglob("*")) == before
-    assert "cannot read the recipe" in line.fails("run", "missing.toml")
+    assert "no such file" in line.fails("run", "missing.toml")
 
 
 def test_what_training_needs_is_known_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -759,13 +759,52 @@ def quick(path: Path) -> list[str]:
 
 
 def test_the_methods_that_ship() -> None:
-    names = ["dscore-parallel", "one-shot", "pls-iterative", "senpis", "slimming", "unit-vs-weight"]
+    names = ["dscore-parallel", "one-shot", "pls-iterative", "recover", "senpis", "slimming",
+             "unit-vs-weight"]  # fmt: skip
     assert [p.stem for p in SHIPPED] == names
     for path in SHIPPED:
         recipe = load_recipe(path)
         assert recipe.name == path.stem
         assert recipe.about
         assert recipe.model.samefile(DIGITS)
+
+
+def test_recipes_are_listed_and_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = [path.stem for path in SHIPPED]
+    listed = json.loads(line.out("run", "--list", "--json"))
+    assert [r["name"] for r in listed] == names == list(shipped_recipes())
+    assert all(r["about"] in re.sub(r"\s+", " ", line.out("run", "--list")) or len(r["about"]) > 60 for r in listed)
+    for name in names:
+        assert load_recipe(name).name == load_recipe(f"{name}.toml").name == name
+    written(tmp_path, load_recipe("senpis").text.replace('"senpis"', '"mine"', 1)).rename("senpis")
+    assert load_recipe("senpis").name == "mine"  # a file of one's own comes first
+    Path("senpis").unlink()
+    Path("senpis").mkdir()  # the default folder of its run
+    assert load_recipe("senpis").name == "senpis"
+    assert "did you mean 'senpis'?" in line.fails("run", "snpis")
+    assert "no such file: 'none.toml'\n  try: or a recipe that ships: dscore-parallel" in line.fails("run", "none.toml")
+    assert "Missing argument 'RECIPE'" in line.fails("run", code=2)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_shipped_recipe_runs_on_data_of_ones_own(tmp_path: Path) -> None:
+    test = op.load_data("digits:test")
+    np.savez(tmp_path / "d.npz", x=test.x, y=test.y)
+    args = ["run", "one-shot", "--model", DIGITS, "--data", tmp_path / "d.npz", "--set", "bench.runs=0",
+            "--set", "retrain.epochs=1", "--set", "retrain.keep=last", "--json"]  # fmt: skip
+    result = line.ok(*args, "-o", tmp_path / "own")
+    assert f"test_data: every 4th sample of data ({len(test) // 4}" in result.stderr
+    document = json.loads(result.stdout)
+    assert document["sources"] == {"data": str(tmp_path / "d.npz"), "test_data": "every 4th sample of data"}
+    assert document["steps"][-1]["top1"] > 0.9
+    both = json.loads(line.out(*args, "--test-data", "digits:train", "-o", tmp_path / "both"))
+    assert both["sources"]["test_data"] == "digits:train"
+    np.savez(tmp_path / "few.npz", x=test.x[:20], y=test.y[:20])
+    few = [str(a).replace("d.npz", "few.npz") for a in args]
+    assert "holding out samples for the metric needs at least 32; there are 20" in line.fails(
+        *few, "-o", tmp_path / "f"
+    )
 
 
 @pytest.mark.usefixtures("one_thread")

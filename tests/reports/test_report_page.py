@@ -102,7 +102,7 @@ def test_the_theme_follows_and_paper_is_white(browser: Browser, report: Path) ->
 
 def test_without_scripts_the_tables_tell(browser: Browser, report: Path) -> None:
     page = browser.open(report, offline=True, java_script_enabled=False)
-    assert page.tab.locator("table.bars tbody tr").count() == 7
+    assert page.tab.locator("section[aria-labelledby=channels] tbody tr").count() == 7
     assert page.tab.locator("noscript p").first.is_visible()
     browser.close(page)
 
@@ -115,7 +115,7 @@ def test_markup_in_names_does_nothing(browser: Browser, hostile: list[Path], tmp
     page.tab.reload()
     assert page.errors == [] == dialogs
     assert page.tab.locator("script").count() == 3
-    assert "<script>" in page.tab.locator("table.bars tbody th").first.text_content()
+    assert "<script>" in page.tab.locator("section[aria-labelledby=channels] tbody th").first.text_content()
     assert page.findings() == []
     browser.close(page)
 

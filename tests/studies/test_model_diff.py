@@ -13,6 +13,7 @@ from command_line import CommandLine
 from onnx import numpy_helper
 
 import onnxprune as op
+from onnxprune.studies.diff_page import diff_page
 from onnxprune.studies.model_diff import Differences, differences
 
 ROOT = Path(__file__).parent.parent.parent
@@ -130,7 +131,7 @@ def test_interface_and_opset_are_named() -> None:
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("diff") / "small.onnx"
     analysis = op.analyze(op.load(DIGITS))
-    plan = op.plan(op.score(analysis, "l2"), op.Target(macs=0.5))
+    plan = op.plan(op.score(analysis, "l2"), op.Target(macs=0.5), constraints=op.Constraints(round_to=2))
     return op.save(op.apply(analysis.source, plan), path)
 
 
@@ -143,13 +144,100 @@ def test_what_pruning_leaves(small: Path) -> None:
     assert document["after"]["file"] == small.stat().st_size
 
 
-def test_tables(small: Path) -> None:
+def test_there_is_a_row_for_each_layer_and_their_macs_add_up(small: Path) -> None:
+    document = json.loads(line.out(DIGITS, small, "--json"))
+    layers = {row["name"]: row for row in document["layers"]}
+    assert document["same_layers"] == 0
+    assert layers["fc"]["channels"] == [10, 10]
+    for i, model_ in enumerate(("before", "after")):
+        assert sum(row["macs"][i] for row in layers.values()) == document[model_]["macs"]
     text = line.out(DIGITS, small)
+    a, b = layers["stem.conv"]["channels"]
+    share = 100 * (layers["stem.conv"]["macs"][1] / layers["stem.conv"]["macs"][0] - 1)
+    assert f"{a} -> {b}" in text
+    assert f"{share:+.1f} %" in text
+    assert text.index("13 layers changed, 0 the same") < text.index("also: ")
+    assert len(text.splitlines()) < 40
+
+
+def test_everything_is_listed_on_request(small: Path) -> None:
+    text = line.out(DIGITS, small, "--all")
     assert "digits_cnn.onnx -> small.onnx" in text
     assert "[batch, " in text  # brackets are text, not a style
-    assert "more (--all)" in text
-    assert "more (--all)" not in line.out(DIGITS, small, "--all")
+    assert "--all" not in text
+    assert len(text.splitlines()) > 100
     assert "are the same" in line.out(small, small)
+
+
+def test_renames_and_removed_identities_are_one_line(tmp_path: Path) -> None:
+    padded = TEXT.replace("(s)\n", "(s)\n  [same] i = Identity (a)\n").replace("MatMul (a, v)", "MatMul (i, v)")
+    renamed = TEXT.replace("[act]", "[activation]").replace("[first]", "[one]")
+    one, other = model(padded), model(renamed)
+    found = differences(one, other)
+    assert found.renamed == (("first", "one"), ("act", "activation"))
+    assert found.removed == (("same", "Identity"),)
+    assert found.layers == ()
+    assert found.same_layers == 2
+    op.save(one, tmp_path / "a.onnx")
+    op.save(other, tmp_path / "b.onnx")
+    (summary,) = line.out(tmp_path / "a.onnx", tmp_path / "b.onnx").split("also: ")[1:]
+    assert " ".join(summary.split()).startswith("2 nodes renamed; 1 node only in the first (1 Identity); 1 node with")
+    assert "activation" in line.out(tmp_path / "a.onnx", tmp_path / "b.onnx", "--all")
+
+
+def test_layers_of_one_model_alone_and_retrained_ones() -> None:
+    one = model()
+    values = weight(one, "v") * np.float32(1.5)
+    (changed,) = differences(one, model(v=values)).layers
+    assert (changed.name, changed.channels, changed.inputs, changed.macs) == ("v", (2, 2), (4, 4), (8, 8))
+    assert changed.weights == pytest.approx(0.5)
+    assert changed.share == 0
+    shorter = TEXT.replace("[last] y = MatMul (a, v)", "[last] y = Slice (a, s0, s1, s2)").replace(
+        "float[4, 2] v", "float[4, 2] v, int64[1] s0, int64[1] s1, int64[1] s2"
+    )
+    whole = {name: np.array([v], np.int64) for name, v in (("s0", 0), ("s1", 2), ("s2", 1))}
+    gone = differences(one, model(shorter, **whole)).layers
+    assert [(c.name, c.channels, c.macs) for c in gone] == [("v", (2, None), (8, None))]
+    new = differences(model(shorter, **whole), one).layers
+    assert [(c.name, c.channels, c.macs) for c in new] == [("v", (None, 2), (None, 8))]
+    assert new[0].share is None
+
+
+def test_a_weight_on_the_left_and_one_behind_nodes_are_layers() -> None:
+    text = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    net (float[2, 3, 5] x) => (float[2, 6, 4] y)
+    <float[6, 3] w, float[4, 5] v>
+    {
+      [left] h = MatMul (w, x)
+      t = Transpose <perm = [1, 0]> (v)
+      [right] y = MatMul (h, t)
+    }
+    """
+    one, other = model(text), model(text, seed=1)
+    found = {c.name: (c.op, c.channels, c.inputs, c.macs) for c in differences(one, other).layers}
+    assert found == {
+        "w": ("MatMul", (6, 6), (3, 3), (180, 180)),
+        "v": ("MatMul", (4, 4), (5, 5), (240, 240)),
+    }
+
+
+def test_the_page_stands_alone_and_escapes_names(small: Path, tmp_path: Path) -> None:
+    page = tmp_path / "d.html"
+    assert f"written: {page}" in line.out(DIGITS, small, "--html", page)
+    text = page.read_text(encoding="utf-8")
+    assert "stem.conv" in text
+    assert "13 layers changed" in text
+    assert not any(word in text for word in ("<script", "http:", "https:", "src=", "@import"))
+    evil = model()
+    evil.graph.nodes[2].name = "<script>"
+    shown = diff_page(differences(evil, model()), "a & b")
+    assert "<script" not in shown
+    assert "&lt;script&gt;" in shown
+    assert "<h1>a &amp; b</h1>" in shown
+    before = small.read_bytes()
+    line.fails(DIGITS, small, "--html", small)  # it would overwrite a model
+    assert small.read_bytes() == before
 
 
 def test_no_model_is_an_error(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Scenes with scikit-learn's digits: several digits at varying scales on a cluttered, noisy background, with boxes.
+"""The digits that ship, and scenes with them: several at varying scales on a cluttered, noisy background, with boxes.
 
 The data source `digit-scenes:train` or `digit-scenes:test`, for models/digits_detector.onnx.
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from functools import cache
+from importlib import resources
 from typing import Any
 
 import numpy as np
@@ -41,20 +42,11 @@ def split_digits(count: int, part: str) -> npt.NDArray[np.int64]:
 
 @cache
 def read_digits(part: str) -> tuple[Floats, npt.NDArray[np.int64]]:
-    """Return scikit-learn's digits [n, 8, 8] in [0, 1] and their labels, "train" or "test".
-
-    Raises:
-        OnnxPruneError: scikit-learn is not installed.
-    """
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as err:
-        raise OnnxPruneError(
-            f"the digits data needs scikit-learn ({err})", fix="pip install 'onnxprune[data]'"
-        ) from err
-    digits = load_digits()
-    index = split_digits(len(digits.target), part)
-    return (digits.images[index] / 16).astype(np.float32), digits.target[index].astype(np.int64)
+    """Return the digits that ship, [n, 8, 8] in [0, 1], and their labels, "train" or "test"."""
+    with (resources.files("onnxprune.models") / "digits.npz").open("rb") as file, np.load(file) as digits:
+        images, labels = digits["x"], digits["y"]
+    index = split_digits(len(labels), part)
+    return (images[index] / 16).astype(np.float32), labels[index].astype(np.int64)
 
 
 def _pillow() -> Any:

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.errors import OnnxPruneError
-from onnxprune.execution.tasks.metrics import Outputs
+from onnxprune.execution.tasks.metrics import Outputs, check_finite
 from onnxprune.ir.model import Array
 
 LEAST_SCORE = 0.001  # of boxes that count for mean average precision
@@ -87,8 +87,7 @@ class Head:
             OnnxPruneError: The outputs have other shapes, are not finite, or need the size of the image.
         """
         values = [np.asarray(o, np.float64) for o in outputs]
-        if not all(np.isfinite(v).all() for v in values):
-            raise OnnxPruneError("the model's outputs are not finite on this data", fix="check --mean and --std")
+        check_finite(*values)
         if self.kind == "torchvision":
             return [self._torchvision(values, count)]
         if any(v.ndim != 3 or len(v) < count for v in values):

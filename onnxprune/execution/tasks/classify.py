@@ -35,7 +35,7 @@ def chance_warning(hits: int, samples: int, classes: int) -> str:
     if hits > 0 and bdtrc(hits - 1, samples, chance) < 0.05:
         return ""
     return (
-        f"top-1 {percent(hits / samples)} is no better than guessing among {classes} classes: check the labels and the "
+        f"top1 {percent(hits / samples)} is no better than guessing among {classes} classes: check the labels and the "
         "preprocessing (--mean, --std, --layout), unless the model lost its accuracy"
     )
 
@@ -90,7 +90,7 @@ class ClassificationWatch(Watch):
             return ""
         moved = f"{abs(shift)} {'larger' if shift > 0 else 'smaller'}"
         what = (
-            f"the labels are off by {abs(shift)}: top-1 is {percent(hits / samples)}, and would be "
+            f"the labels are off by {abs(shift)}: top1 is {percent(hits / samples)}, and would be "
             f"{percent(fits / samples)} if every label were {moved}"
         )
         fix = (

@@ -20,7 +20,7 @@ from onnxprune.execution.tasks.task import BoundTask, bind_task
 from onnxprune.ir.model import Array, Model
 from onnxprune.options.tasks import TaskOptions
 
-_TITLES = {"top1": "top-1", "top5": "top-5", "map": "mAP", "map50": "mAP50", "miou": "mIoU", "kl": "KL"}
+_TITLES = {"map": "mAP", "map50": "mAP50", "miou": "mIoU", "kl": "KL"}
 _SAME = 1e-6  # relative difference of outputs that count as equal
 
 

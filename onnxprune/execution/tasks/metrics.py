@@ -48,6 +48,20 @@ SHARES = frozenset(
 LOWER_IS_BETTER = frozenset(("loss", "kl", "mse", "mae", "divergence"))
 
 
+class UndefinedMetric(OnnxPruneError):
+    """A metric has no finite value: for these outputs, or because the outputs are not finite."""
+
+
+def check_finite(*outputs: Array) -> None:
+    """Raise if outputs are not finite.
+
+    Raises:
+        UndefinedMetric: They are not.
+    """
+    if not all(np.isfinite(v).all() for v in outputs):
+        raise UndefinedMetric("the model's outputs are not finite on this data", fix="check --mean and --std")
+
+
 @dataclass(frozen=True)
 class MetricValue:
     """Value of a metric, and its standard error (None if it has none)."""
@@ -184,7 +198,8 @@ class Metric:
         if result.shape == (len(outputs[0]),) and np.isfinite(result).all():
             return self.mean(result)
         if result.size != 1 or not isfinite(float(result.reshape(-1)[0])):
-            raise OnnxPruneError(
+            error = UndefinedMetric if result.size == 1 else OnnxPruneError
+            raise error(
                 f"the metric {self.name!r} returned {'no finite number' if result.size == 1 else list(result.shape)}",
                 fix="return one finite number, or one per sample",
             )
@@ -311,8 +326,7 @@ def scores_of(output: Array, count: int) -> Array:
         scores = scores.reshape(len(scores), -1)
     if scores.ndim != 2 or len(scores) != count:
         raise OnnxPruneError(f"the model's output {list(output.shape)} is not one score per class")
-    if not np.isfinite(scores).all():
-        raise OnnxPruneError("the model's outputs are not finite on this data", fix="check --mean and --std")
+    check_finite(scores)
     return scores
 
 
@@ -402,8 +416,7 @@ def _pairs(outputs: Outputs, reference: Outputs) -> list[tuple[Array, Array]]:
             )
         if a.dtype.kind in "fV":
             got = np.asarray(a, np.float64)
-            if not np.isfinite(got).all():
-                raise OnnxPruneError("the model's outputs are not finite on this data", fix="check --mean and --std")
+            check_finite(got)
             out.append((got, np.asarray(b, np.float64)))
     if not out:
         raise OnnxPruneError("the model has no float output to compare", fix="use a metric of your own")

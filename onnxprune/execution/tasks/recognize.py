@@ -16,7 +16,7 @@ from onnxprune._utils.input_files import read_text
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.sessions import Session
 from onnxprune.execution.tasks._jackknife import of_sums
-from onnxprune.execution.tasks.metrics import Metric, MetricValue, Outcome, log_probabilities, numbers
+from onnxprune.execution.tasks.metrics import Metric, MetricValue, Outcome, check_finite, log_probabilities, numbers
 from onnxprune.execution.tasks.task import TASKS, BoundTask, ModelView, Task, Tensor, Watch
 from onnxprune.ir.model import Array
 from onnxprune.options.tasks import TaskOptions
@@ -51,8 +51,7 @@ class Frames:
         if values.ndim != 3:
             raise OnnxPruneError(f"the output {list(values.shape)} is not [n, frames, classes]")
         values = np.moveaxis(values, self.batch_axis, 0)[:count]
-        if not np.isfinite(values).all():
-            raise OnnxPruneError("the model's outputs are not finite on this data", fix="check --mean and --std")
+        check_finite(values)
         return values
 
     def decode(self, scores: Array) -> list[Indices]:

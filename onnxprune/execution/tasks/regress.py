@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.tasks._jackknife import of_sums
-from onnxprune.execution.tasks.metrics import METRICS, Metric, MetricValue, Outcome, numbers
+from onnxprune.execution.tasks.metrics import METRICS, Metric, MetricValue, Outcome, check_finite, numbers
 from onnxprune.execution.tasks.task import TASKS, BoundTask, ModelView, Task, Watch
 from onnxprune.ir.model import Array
 from onnxprune.options.tasks import TaskOptions
@@ -32,8 +32,7 @@ def pairs(outcome: Outcome) -> tuple[Array, Array]:
             f"the model returns {ours.shape[1]} numbers for each sample, the targets have {theirs.shape[1]}",
             fix="check the targets, or choose another --task",
         )
-    if not np.isfinite(ours).all():
-        raise OnnxPruneError("the model's outputs are not finite on this data", fix="check --mean and --std")
+    check_finite(ours)
     return ours, theirs
 
 

@@ -12,7 +12,15 @@ import numpy.typing as npt
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.tasks._jackknife import of_sums
 from onnxprune.execution.tasks._resize import resized
-from onnxprune.execution.tasks.metrics import METRICS, Metric, MetricValue, Outcome, log_probabilities, numbers
+from onnxprune.execution.tasks.metrics import (
+    METRICS,
+    Metric,
+    MetricValue,
+    Outcome,
+    check_finite,
+    log_probabilities,
+    numbers,
+)
 from onnxprune.execution.tasks.task import TASKS, BoundTask, ModelView, Task, Tensor, Watch
 from onnxprune.ir.model import Array
 from onnxprune.options.tasks import TaskOptions
@@ -44,8 +52,7 @@ class Maps:
         values = np.asarray(output)[:count]
         if values.dtype.kind in "fV":
             values = values.astype(np.float32 if values.dtype.itemsize < 8 else np.float64)
-            if not np.isfinite(values).all():
-                raise OnnxPruneError("the model's outputs are not finite on this data", fix="check --mean and --std")
+            check_finite(values)
         if self.axis is None:
             return values.reshape(len(values), *values.shape[-2:])
         values = np.moveaxis(values, self.axis, 1)

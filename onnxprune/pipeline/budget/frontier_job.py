@@ -30,6 +30,7 @@ def frontier(
     minimize: str = "macs",
     criteria: Sequence[str] = ("obs",),
     allocators: Sequence[str] = (),
+    series: Sequence[str] = (),
     quantize: str | None = None,
     reconstruct_blocks: bool = False,
     images: int | None = None,
@@ -62,6 +63,7 @@ def frontier(
             "memory" or "channels".
         criteria: Names of criteria, a curve for each.
         allocators: Names of allocators, a curve for each; default: the criterion's own.
+        series: What is removed, a curve for each: "channels", residual "blocks", "both"; default: by the constraints.
         quantize: "int8" adds quantized models.
         reconstruct_blocks: Also fit whole blocks of every point by descent; needs PyTorch.
         images: Number of samples to read from a source.
@@ -97,7 +99,7 @@ def frontier(
     settings = FrontierSettings(
         measure=minimize, points=points, least=least, criteria=tuple(criteria), allocators=tuple(allocators) or (None,),
         constraints=constraints or Constraints(), attention=attention, include_inexact=include_inexact,
-        quantize=quantize or "", reconstruct_blocks=reconstruct_blocks,
+        series=tuple(series) or ("",), quantize=quantize or "", reconstruct_blocks=reconstruct_blocks,
         task=task_options(task, metric), latency=latency, threads=threads, runs=runs,
     )  # fmt: skip
     if folder is not None:

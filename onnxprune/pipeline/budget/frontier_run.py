@@ -15,13 +15,15 @@ from onnxprune._utils.parallel import spread
 from onnxprune._utils.progress import Progress
 from onnxprune.analysis.cost import MEASURES
 from onnxprune.analysis.coupling import Analysis
-from onnxprune.errors import OnnxPruneError, VerificationError
+from onnxprune.errors import OnnxPruneError, VerificationError, unknown
 from onnxprune.execution.calibration import Calibration
+from onnxprune.execution.tasks.metrics import UndefinedMetric
 from onnxprune.ir.model import Model
 from onnxprune.ir.reader import load
 from onnxprune.ir.writer import save
 from onnxprune.latency.bench import bench
 from onnxprune.latency.prediction import LatencyModel, latency_model
+from onnxprune.options.budget import SERIES
 from onnxprune.options.recovery import stages_of
 from onnxprune.options.tasks import TaskOptions
 from onnxprune.pipeline.budget.frontier import PREDICTED, RESULT, TABLE, Frontier, FrontierPoint
@@ -48,6 +50,7 @@ class FrontierSettings:
         least: Share of the measure that the last point keeps.
         criteria: Names of criteria, a curve for each with each allocator.
         allocators: Names of allocators; None: the criterion's own.
+        series: What is removed, a curve for each: "channels", residual "blocks", "both"; "": as the constraints say.
         constraints: Rounding, minimum counts, protected groups.
         attention: Channels to free in multi-head attention.
         include_inexact: Free also channels that statistics run over.
@@ -63,6 +66,7 @@ class FrontierSettings:
     least: float = 0.2
     criteria: tuple[str, ...] = ("obs",)
     allocators: tuple[str | None, ...] = (None,)
+    series: tuple[str, ...] = ("",)
     constraints: Constraints = field(default_factory=Constraints)
     attention: str = "heads"
     include_inexact: bool = False
@@ -82,14 +86,43 @@ class FrontierSettings:
         """True if points are placed by predicted latency."""
         return self.measure == "latency" or "latency" in self.allocators
 
-    def curves(self) -> list[tuple[str, str | None]]:
-        """Return (criterion, allocator) of each curve."""
-        return [(c, a) for c in dict.fromkeys(self.criteria) for a in dict.fromkeys(self.allocators)]
+    def curves(self) -> list[FrontierCurve]:
+        """Return the curves: every criterion with every allocator and series."""
+        return [
+            FrontierCurve(c, a, s)
+            for s in dict.fromkeys(self.series)
+            for c in dict.fromkeys(self.criteria)
+            for a in dict.fromkeys(self.allocators)
+        ]
 
 
-def curve_name(criterion: str, allocator: str | None) -> str:
-    """Return the name of a curve, and of its subfolder."""
-    return criterion if allocator is None else f"{criterion}-{allocator}"
+@dataclass(frozen=True)
+class FrontierCurve:
+    """FrontierCurve of a frontier: criterion, allocator (None: the criterion's own) and series ("": by the constraints)."""
+
+    criterion: str
+    allocator: str | None = None
+    series: str = ""
+
+    @property
+    def name(self) -> str:
+        """Name of the curve, and of its subfolder."""
+        return "-".join(part for part in (self.criterion, self.allocator, self.series) if part)
+
+    def limited(self, constraints: Constraints) -> Constraints:
+        """Return the constraints of the series."""
+        kinds = tuple(k for k in constraints.only if k not in SERIES)
+        if self.series == "channels":
+            return replace(constraints, only=kinds, max_blocks=0)
+        if self.series == "blocks":
+            return replace(constraints, only=("blocks",))
+        if self.series == "both":
+            return replace(constraints, only=("blocks", "channels", *kinds))
+        return constraints
+
+    def point(self, share: float) -> str:
+        """Return the name of a point, a subfolder."""
+        return f"{self.name}/{share:.4f}"
 
 
 @dataclass(frozen=True)
@@ -99,8 +132,7 @@ class _CurveTask:
     model: Path
     sizes: Mapping[tuple[str, int], int]
     folder: Path
-    criterion: str
-    allocator: str | None
+    curve: FrontierCurve
     fit: Calibration
     evaluation: Calibration
     settings: FrontierSettings
@@ -149,12 +181,12 @@ def measure_frontier(
             save(model, source)
         predictor = _predictor(model, folder / LATENCY, fit.device, how, restart) if how.predicts else None
         tasks = [
-            _CurveTask(source, model.sizes, folder, c, a, fit, evaluation, how, predictor) for c, a in how.curves()
+            _CurveTask(source, model.sizes, folder, curve, fit, evaluation, how, predictor) for curve in how.curves()
         ]
         notes = []
         for i, note in _run(tasks, jobs, backend, address, progress):
             if note:
-                notes.append(f"{curve_name(*how.curves()[i])}: {note}")
+                notes.append(f"{how.curves()[i].name}: {note}")
         if how.latency:
             _measure_latency(model, store, how, fit.device)
         found = _collected(model, store, judge, how, notes)
@@ -168,6 +200,8 @@ def _check(how: FrontierSettings) -> None:
         raise OnnxPruneError(
             f"a frontier of {how.points} points down to {how.least:g} is not possible", fix="--points 10 --least 0.2"
         )
+    if wrong := [s for s in how.series if s not in ("", *SERIES)]:
+        raise unknown("series", wrong[0], SERIES)
     if how.quantize not in ("", "int8"):
         raise OnnxPruneError(f"cannot quantize to {how.quantize!r}", fix="--quantize int8")
     if how.measure == "latency" and not how.latency:
@@ -227,19 +261,20 @@ def _measure_curve(
     model = replace(load(task.model), sizes=task.sizes)
     analysis = analyze(model, attention=how.attention, include_inexact=how.include_inexact)
     path = PrunePath(
-        analysis, task.fit, measure=how.measure, criterion=task.criterion, allocator=task.allocator,
-        constraints=how.constraints, latency=task.latency, feeds=task.fit.first(model),
+        analysis, task.fit, measure=how.measure, criterion=task.curve.criterion, allocator=task.curve.allocator,
+        constraints=task.curve.limited(how.constraints), latency=task.latency, feeds=task.fit.first(model),
         originals=originals or OriginalActivations(), stages=stages_of(how.reconstruct_blocks),
     )  # fmt: skip
     judge: Judge | None = None
     last: PathPoint | None = None
     for i, share in enumerate(how.shares()):
-        name = _point_name(task.criterion, task.allocator, share)
+        name = task.curve.point(share)
         record = store.record(name)
         if record is None:
             last = last or _read_last(store, task, analysis, i)
             try:
-                first = store.shared_scores(task.criterion, path) if i == 0 and len(how.allocators) > 1 else None
+                shared = i == 0 and len(how.allocators) > 1
+                first = store.shared_scores(replace(task.curve, allocator=None).name, path) if shared else None
                 point = path.point(share, last, first=first)
             except VerificationError:
                 raise
@@ -264,11 +299,7 @@ def _read_last(store: PointStore, task: _CurveTask, analysis: Analysis, index: i
     if index == 0:
         return None
     share = task.settings.shares()[index - 1]
-    return store.read(_point_name(task.criterion, task.allocator, share), analysis)
-
-
-def _point_name(criterion: str, allocator: str | None, share: float) -> str:
-    return f"{curve_name(criterion, allocator)}/{share:.4f}"
+    return store.read(task.curve.point(share), analysis)
 
 
 def _evaluate(
@@ -277,23 +308,32 @@ def _evaluate(
     model = load(store.folder / name / MODEL)
     figures: dict[str, Any] = dict(record.figures)
     if "float" not in figures:
-        figures["float"] = vars(judge.read(model))
+        figures["float"] = _figures(judge, model)
     if how.quantize and "int8" not in figures:
         quantized = quantize_int8(model, fit)
         save(quantized, store.folder / name / INT8)
-        figures["int8"] = {**vars(judge.read(quantized)), "bytes": weight_bytes(quantized)}
+        read = _figures(judge, quantized)
+        figures["int8"] = None if read is None else {**read, "bytes": weight_bytes(quantized)}
     store.add_figures(name, figures)
+
+
+def _figures(judge: Judge, model: Model) -> dict[str, Any] | None:
+    """Return the metric of a model and its drop; None if the metric is not finite."""
+    try:
+        return dict(vars(judge.read(model)))
+    except UndefinedMetric:
+        return None
 
 
 def _measure_latency(model: Model, store: PointStore, how: FrontierSettings, device: str) -> None:
     """Measure points whose latency is missing, a few in turns with the original."""
     missing = []
-    for criterion, allocator in how.curves():
+    for curve in how.curves():
         for share in how.shares():
-            name = _point_name(criterion, allocator, share)
+            name = curve.point(share)
             record = store.record(name)
             for kind, file in (("float", MODEL), ("int8", INT8)):
-                if record is None or kind not in record.figures or f"{kind}_latency" in record.figures:
+                if record is None or record.figures.get(kind) is None or f"{kind}_latency" in record.figures:
                     continue
                 if (store.folder / name / file).exists():
                     missing.append((name, kind, file))
@@ -307,16 +347,19 @@ def _measure_latency(model: Model, store: PointStore, how: FrontierSettings, dev
 
 
 def _collected(model: Model, store: PointStore, judge: Judge, how: FrontierSettings, notes: Sequence[str]) -> Frontier:
-    points = []
+    points, notes = [], list(notes)
     for kind, file in (("float", MODEL), ("int8", INT8)):
-        for criterion, allocator in how.curves():
-            curve = curve_name(criterion, allocator) + (", int8" if kind == "int8" else "")
+        for curve in how.curves():
+            title = curve.name + (", int8" if kind == "int8" else "")
             for share in how.shares():
-                name = _point_name(criterion, allocator, share)
+                name = curve.point(share)
                 record = store.record(name)
                 if record is None or kind not in record.figures or (kind == "int8" and not how.quantize):
                     continue
-                points.append(_point(curve, f"{name}/{file}", kind, record, predicted=how.measure == "latency"))
+                if record.figures[kind] is None:
+                    notes.append(f"{title}: {judge.metric.name!r} is not finite at {percent(share)}")
+                    continue
+                points.append(_point(title, f"{name}/{file}", kind, record, predicted=how.measure == "latency"))
     if not points:
         raise OnnxPruneError("the frontier has no points: " + "; ".join(notes or ["nothing can be removed"]))
     name = model.path.name if model.path is not None else "model"

@@ -12,7 +12,7 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Calibration
 from onnxprune.execution.data import Data
 from onnxprune.execution.sessions import Session
-from onnxprune.execution.tasks.metrics import SHARES, Metric, MetricValue, Outcome, kind_of
+from onnxprune.execution.tasks.metrics import SHARES, Metric, MetricValue, Outcome, UndefinedMetric, kind_of
 from onnxprune.execution.tasks.task import bind_task, find_metric
 from onnxprune.ir.model import Array, Model
 from onnxprune.options.tasks import TaskOptions
@@ -47,8 +47,8 @@ def held_out(data: Data) -> tuple[Data, Data]:
     """
     if len(data) < LEAST:
         raise OnnxPruneError(
-            f"a budget needs at least {LEAST} samples; there are {len(data)}",
-            fix="use more data, or give samples for the evaluation with --val-data",
+            f"holding out samples for the metric needs at least {LEAST}; there are {len(data)}",
+            fix="use more data, or give samples for the metric alone (--val-data, in recipes --test-data)",
         )
     rank = np.arange(len(data))
     if isinstance(data.y, np.ndarray):
@@ -94,7 +94,8 @@ class Judge:
         """Return the metric of a model and its drop.
 
         Raises:
-            OnnxPruneError: Outputs that are not finite, or that the metric does not accept.
+            UndefinedMetric: The metric is not finite.
+            OnnxPruneError: Outputs that the metric does not accept.
         """
         records, found = self._evaluate(model)
         self._check_finite(found.value, "smaller model")
@@ -106,7 +107,7 @@ class Judge:
 
     def _check_finite(self, value: float, what: str) -> None:
         if not np.isfinite(value):
-            raise OnnxPruneError(
+            raise UndefinedMetric(
                 f"the metric {self.metric.name!r} is {value} for the {what}",
                 fix="check the data, or choose another --metric",
             )

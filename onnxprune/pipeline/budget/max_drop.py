@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from math import sqrt
+from math import inf, isfinite, nan, sqrt
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -14,6 +14,7 @@ from onnxprune._utils.formatting import percent
 from onnxprune._utils.progress import Progress
 from onnxprune.errors import OnnxPruneError, VerificationError
 from onnxprune.execution.calibration import Calibration
+from onnxprune.execution.tasks.metrics import UndefinedMetric
 from onnxprune.latency.bench import bench
 from onnxprune.latency.speedup import LatencyPair
 from onnxprune.options.tasks import TaskOptions
@@ -36,7 +37,7 @@ class BudgetPoint:
     Attributes:
         target: Share of the measure that was asked for.
         kept: Share of the measure that the model keeps.
-        reading: Metric and drop on held-out samples.
+        reading: Metric and drop on held-out samples; NaN and an infinite drop if the metric is not finite.
         within: True if the drop is within the budget.
         seconds: Duration of choosing, proving, recovering and evaluating.
         point: Model, plan, proof and recovery.
@@ -54,10 +55,11 @@ class BudgetPoint:
         return f"<BudgetPoint: {percent(self.kept)} kept, drop {self.reading.drop:.2f}, {verdict} the budget>"
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the figures as a JSON object."""
+        """Return the figures as a JSON object; a metric that is not finite and its drop are None."""
         r = self.reading
+        value, drop = (v if isfinite(v) else None for v in (r.value, r.drop))
         return {
-            "target": self.target, "kept": self.kept, "value": r.value, "error": r.error, "drop": r.drop,
+            "target": self.target, "kept": self.kept, "value": value, "error": r.error, "drop": drop,
             "drop_error": r.drop_error, "within": self.within, "seconds": self.seconds,
         }  # fmt: skip
 
@@ -267,7 +269,10 @@ def smallest_within(
             break  # the constraints allow no smaller model
         if any(point.kept == p.kept for p in points):
             break
-        reading = judge.read(point.model)
+        try:
+            reading = judge.read(point.model)
+        except UndefinedMetric:  # such a point is beyond every budget; larger ones may be within
+            reading = Judgement(nan, None, inf, None)
         margin, hard = _margin(reading, max_drop)
         weak |= hard
         within = reading.drop + margin <= max_drop
@@ -279,9 +284,12 @@ def smallest_within(
     points.sort(key=lambda p: -p.kept)
     if good is None:
         best = min(points, key=lambda p: p.reading.drop)
+        found = f"drops by {best.reading.drop:.2f}"
+        if not isfinite(best.reading.drop):
+            found = f"its {judge.metric.name!r} is not finite"
         raise OnnxPruneError(
             f"no smaller model is within a drop of {max_drop:g} {judge.unit}: the best one keeps {percent(best.kept)} "
-            f"of the {path.measure} and drops by {best.reading.drop:.2f}",
+            f"of the {path.measure} and {found}",
             fix="allow a larger drop, use more samples, or retrain (`onnxprune retrain`)",
         )
     count = len(judge.calibration)

@@ -22,14 +22,14 @@ from onnxprune.analysis.cost import Cost, CostModel
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.criteria import AnyCriterion
 from onnxprune.criteria import get as get_criterion
-from onnxprune.criteria.scoring import Scores, score
+from onnxprune.criteria.scoring import Scores
 from onnxprune.execution.calibration import Calibration
 from onnxprune.ir.model import Array, Model
 from onnxprune.pipeline._stages import compile_plan
 from onnxprune.planning.constraints import Constraints
-from onnxprune.planning.depth import refuse_blocks
+from onnxprune.planning.depth import scores_for
 from onnxprune.planning.iterative import rescored
-from onnxprune.planning.planner import AllocationRequest, allocate, assembled, check_allocator
+from onnxprune.planning.planner import AllocationRequest, allocate, allocate_depth, assembled, check_allocator
 from onnxprune.planning.targets import LatencyPredictor, MeasureShare, Target
 from onnxprune.plans import Plan
 from onnxprune.recovery.recover import STAGES, OriginalActivations, recover
@@ -110,16 +110,13 @@ class PrunePath:
     originals: OriginalActivations | None = field(default=None, compare=False)
     rescore: float = RESCORE
 
-    def __post_init__(self) -> None:
-        refuse_blocks(self.constraints, "a search over a path of plans (--max-drop, frontier)")
-
     def first_scores(self) -> Scores:
         """Return the scores of the original.
 
         Raises:
             OnnxPruneError: See `score`.
         """
-        return score(self.analysis, self.criterion, **self._scoring)
+        return scores_for(self.analysis, self.criterion, self.constraints, **self._scoring)
 
     def point(self, share: float, since: PathPoint | None = None, *, first: Scores | None = None) -> PathPoint:
         """Return the point that keeps a share of the measure, chosen on the recovered model of an earlier point.
@@ -138,19 +135,29 @@ class PrunePath:
         gone: dict[str, npt.NDArray[np.int64]] = {}
         if since is not None:
             gone = {name: np.array(r.removed, np.int64) for name, r in since.plan.groups.items()}
+        blocks = tuple(analysis.block(name) for name in (since.plan.blocks if since is not None else ()))
         scored = 1.0
         if since is None:
             scores = first or self.first_scores()
         elif share >= self.rescore * since.scored:
             scores, scored = since.scores, since.scored
         else:
-            scores = rescored(analysis, since.scores, gone, self.criterion, self._scoring, pruned=since.model)
+            scores = rescored(
+                analysis, since.scores, gone, self.criterion, self._scoring, pruned=since.model, blocks=blocks,
+                constraints=self.constraints,
+            )  # fmt: skip
             scored = since.kept
         allocator = check_allocator(self.allocator, target, None, latency=self.latency, default=self._own_allocator)
-        request = AllocationRequest(target, None, allocator, self.normalize or scores.normalize, self.constraints)
-        groups = allocate(scores, request, latency=self.latency, removed=gone, final=True)
+        request = AllocationRequest(
+            target, None, allocator, self.normalize or scores.normalize, self.constraints, blocks
+        )  # fmt: skip
+        if self.constraints.asks_for_blocks:
+            least = 0 if since is None else 1  # blocks are coarse: the nearest number may be that of the earlier point
+            groups, removed = allocate_depth(scores, request, latency=self.latency, removed=gone, least=least)
+        else:
+            groups, removed = allocate(scores, request, latency=self.latency, removed=gone, final=True), []
         record = {"scope": allocator} if allocator in ("latency", "saving") else {}
-        plan = assembled(scores, request, groups, record, version)
+        plan = assembled(scores, request, groups, record, version, removed)
         compiled = compile_plan(
             analysis.source, plan, analysis=analysis, feeds=self.feeds, tolerance=self.tolerance,
             device=self.calibration.device,

@@ -7,12 +7,11 @@ import logging
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import onnx_graphsurgeon as gs
 
 from onnxprune.errors import OnnxPruneError
-from onnxprune.execution.calibration import Calibration
+from onnxprune.execution.calibration import Calibration, FeedReader
 from onnxprune.execution.sessions import import_onnxruntime, saturates_integers
 from onnxprune.ir.model import PROVENANCE, Model
 from onnxprune.ir.reader import load
@@ -38,24 +37,18 @@ def quantize_int8(model: Model, calibration: Calibration, *, samples: int = SAMP
         OnnxPruneError: onnxruntime cannot quantize the model, or the samples do not fit.
     """
     import_onnxruntime()
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
     feeds = calibration.feeds(model)
     count = max(1, min(len(feeds), -(-samples // max(1, feeds.batch))))
-    chosen = iter([round(i * (len(feeds) - 1) / max(1, count - 1)) for i in range(count)])
-
-    class _SampleReader(CalibrationDataReader):  # type: ignore[misc]  # untyped base class
-        def get_next(self) -> Any:
-            index = next(chosen, None)
-            return None if index is None else feeds[index][0]
-
+    reader = FeedReader(feeds, [round(i * (len(feeds) - 1) / max(1, count - 1)) for i in range(count)])
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as name:
         source, target = Path(name) / "float.onnx", Path(name) / "int8.onnx"
         save(Pipeline([FuseBatchnorm()])(model), source)
         try:
             with _silent_root():
                 quantize_static(
-                    source, target, _SampleReader(), quant_format=QuantFormat.QDQ, per_channel=True,
+                    source, target, reader, quant_format=QuantFormat.QDQ, per_channel=True,
                     reduce_range=saturates_integers(), activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
                 )  # fmt: skip
         except OnnxPruneError:

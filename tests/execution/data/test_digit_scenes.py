@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import Feeds, Preprocess, load_data
-from onnxprune.execution.data.digit_scenes import COUNTS, NAMES, SIZE, digit_scene
+from onnxprune.execution.data.digit_scenes import COUNTS, NAMES, SIZE, digit_scene, read_digits, split_digits
 from onnxprune.ir.reader import load
 
 ROOT = Path(__file__).parent.parent.parent.parent
@@ -82,3 +82,14 @@ def test_the_source_yields_bytes_and_boxes_of_the_scenes() -> None:
 def test_an_unknown_part_of_the_source_is_refused() -> None:
     with pytest.raises(OnnxPruneError, match="no part 'val'"):
         load_data("digit-scenes:val")
+
+
+def test_the_digits_that_ship_are_those_of_scikit_learn() -> None:
+    digits = pytest.importorskip("sklearn.datasets").load_digits()
+    for part in ("train", "test"):
+        index = split_digits(len(digits.target), part)
+        images, labels = read_digits(part)
+        assert images.dtype == np.float32
+        assert np.array_equal(images, (digits.images[index] / 16).astype(np.float32))
+        assert labels.dtype == np.int64
+        assert np.array_equal(labels, digits.target[index])

@@ -57,7 +57,7 @@ def test_the_limit_of_chance_is_the_binomial_distribution() -> None:
 @pytest.mark.parametrize("shift", [1, -1, 5])
 def test_labels_that_are_off_are_an_error_where_nothing_else_explains_it(shift: int) -> None:
     predicted = RNG.integers(max(0, shift), 10 + min(0, shift), 100)
-    with pytest.raises(OnnxPruneError, match=f"labels are off by {abs(shift)}: top-1 is 0.0 %") as err:
+    with pytest.raises(OnnxPruneError, match=f"labels are off by {abs(shift)}: top1 is 0.0 %") as err:
         warnings(predicted, predicted - shift)
     assert f"{abs(shift)} {'larger' if shift > 0 else 'smaller'}" in str(err.value)
 

@@ -1,0 +1,451 @@
+"""Compare onnxprune with Torch-Pruning and onnxsim: MACs removed, whether the result runs and is right, accuracy.
+
+    pip install torch-pruning onnxsim
+    python tools/bench_peers.py exports --out peers.json            # torchvision, random weights
+    python tools/bench_peers.py trained RESNET.onnx DATA.npz --out peers.json
+    python tools/bench_peers.py page peers.json docs/comparison.md  # the tables of the page
+
+Every tool is asked for half of the MACs of every model, in a process of its own. onnxprune and Torch-Pruning have a
+target or a loop that ends at one; onnxsim has a share of channels, so the share nearest to half of the MACs is searched
+for. Torch-Pruning prunes the torch module, the others its ONNX export (TorchScript exporter, opset 17).
+
+All results are measured alike: MACs by `onnxprune.analysis`, and *equal* means that the result computes what the
+original computes with the same channels masked (weights that read them set to zero; largest difference relative to the
+largest output, at most 1e-3). The removed channels are found from the weights: every tool copies remaining weights, so
+each value of a pruned weight has its place in the original one. `trained` takes CIFAR ResNets as ONNX files with folded
+BatchNormalization, and x, y as float32 NCHW images and labels; the first 1,000 images calibrate, the others evaluate.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+import onnxprune as op
+from onnxprune.analysis.cost import CostModel
+from onnxprune.execution.sessions import Session
+
+Array = NDArray[Any]
+TOOLS = ("onnxprune", "torch-pruning", "onnxsim")
+PACKAGES = ("onnxprune", "torch-pruning", "onnxsim", "onnx", "onnxruntime", "torch", "torchvision")
+MODELS = (
+    "alexnet", "convnext_tiny", "densenet121", "densenet169", "efficientnet_b0", "efficientnet_b1", "efficientnet_b2",
+    "efficientnet_v2_s", "googlenet", "inception_v3", "maxvit_t", "mnasnet0_5", "mnasnet0_75", "mnasnet1_0",
+    "mnasnet1_3", "mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small", "regnet_x_400mf", "regnet_x_800mf",
+    "regnet_x_1_6gf", "regnet_y_400mf", "regnet_y_800mf", "regnet_y_1_6gf", "resnet18", "resnet34", "resnet50",
+    "resnet101", "resnext50_32x4d", "shufflenet_v2_x0_5", "shufflenet_v2_x1_0", "shufflenet_v2_x1_5",
+    "shufflenet_v2_x2_0", "squeezenet1_0", "squeezenet1_1", "swin_t", "swin_v2_t", "vgg11", "vgg11_bn", "vgg16",
+    "vit_b_16", "vit_b_32", "wide_resnet50_2", "fcn_resnet50", "deeplabv3_resnet50", "lraspp_mobilenet_v3_large",
+)  # fmt: skip
+HALF = 0.5
+TOLERANCE = 1e-3
+VALUES = 12  # that identify a slice of a weight
+CALIBRATION = 1000
+TIMEOUT = 240  # seconds of one tool on one export
+
+
+# ----------------------------------------------------------------------------------------------------- common figures
+
+
+def macs_of(model: onnx.ModelProto) -> int:
+    """Return the MACs of one sample."""
+    return CostModel(op.analyze(op.load(model))).baseline.macs
+
+
+def feeds_of(model: onnx.ModelProto, samples: int = 2) -> dict[str, Array]:
+    """Return random inputs."""
+    rng = np.random.default_rng(1)
+    (given,) = model.graph.input[:1]
+    dims = [d.dim_value or samples for d in given.type.tensor_type.shape.dim]
+    return {given.name: rng.standard_normal(dims).astype(np.float32)}
+
+
+def weights_of(model: onnx.ModelProto) -> dict[str, Array]:
+    """Return the weights of layers by the layer's first output, each with its bias if it has one."""
+    arrays = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
+    out = {}
+    for node in model.graph.node:
+        if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") and node.input[1] in arrays:
+            out[node.output[0]] = arrays[node.input[1]]
+    return out
+
+
+def kept_places(before: Array, after: Array, axis: int) -> Array | None:
+    """Return the index in `before` of every remaining index of an axis; None if its values are no copies.
+
+    A value may be in several places: the places of several values of a slice have one index in common.
+    """
+    flat = before.ravel()
+    order = np.argsort(flat, kind="stable")
+    ranked = flat[order]
+    found = []
+    for i in range(after.shape[axis]):
+        values = np.take(after, i, axis).ravel()
+        values = values[np.linspace(0, len(values) - 1, min(VALUES, len(values))).astype(int)]
+        rows: set[int] | None = None
+        for value in values:
+            span = slice(np.searchsorted(ranked, value, "left"), np.searchsorted(ranked, value, "right"))
+            own = set(np.unravel_index(order[span], before.shape)[axis].tolist())
+            rows = own if rows is None else rows & own
+        if not rows or len(rows) != 1:
+            return None
+        found.append(rows.pop())
+    return np.array(found)
+
+
+def masked(before: onnx.ModelProto, after: onnx.ModelProto) -> onnx.ModelProto | None:
+    """Return the original with the weights zeroed that read removed channels; None if they cannot be told."""
+    result = onnx.ModelProto()
+    result.CopyFrom(before)
+    arrays = {i.name: i for i in result.graph.initializer}
+    left, known = list(weights_of(after).values()), weights_of(before)
+    nodes = [n for n in result.graph.node if n.output[0] in known]
+    if len(left) != len(nodes):
+        return None
+    zeroed = 0
+    for node, small in zip(nodes, left, strict=True):
+        tensor = arrays[node.input[1]]
+        full = numpy_helper.to_array(tensor)
+        if full.shape == small.shape:
+            continue
+        groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+        axis = _read_axis(node)
+        if full.ndim != small.ndim or (groups > 1 and node.op_type == "ConvTranspose"):
+            return None
+        if groups > 1 or full.shape[axis] == small.shape[axis]:
+            continue  # a depthwise or grouped layer loses whole groups: who reads it is masked
+        kept = kept_places(full, small, axis)
+        if kept is None:
+            return None
+        changed = np.array(full)
+        removed = np.setdiff1d(np.arange(full.shape[axis]), kept)
+        changed[tuple(removed if i == axis else slice(None) for i in range(full.ndim))] = 0
+        tensor.CopyFrom(numpy_helper.from_array(changed, tensor.name))
+        zeroed += 1
+    return result if zeroed else None
+
+
+def _read_axis(node: onnx.NodeProto) -> int:
+    if node.op_type == "Conv":
+        return 1
+    if node.op_type == "Gemm" and next((a.i for a in node.attribute if a.name == "transB"), 0):
+        return 1
+    return 0
+
+
+def figures(before: onnx.ModelProto, after: onnx.ModelProto) -> dict[str, Any]:
+    """Return MACs kept, whether the result runs, and its difference from the masked original."""
+    out: dict[str, Any] = {"macs": macs_of(after) / macs_of(before), "runs": False, "difference": None}
+    feed = feeds_of(before)
+    name = after.graph.input[0].name
+    try:
+        results = Session(after).run({name: next(iter(feed.values()))})
+    except op.OnnxPruneError as err:
+        return {**out, "error": str(err).splitlines()[0][:200]}
+    out["runs"] = True
+    reference = masked(before, after)
+    if reference is not None:
+        expected = Session(reference).run(feed)
+        worst = max(
+            float(np.abs(a - b).max() / max(float(np.abs(b).max()), 1e-12))
+            for a, b in zip(results, expected, strict=True)
+        )
+        out["difference"] = worst if np.isfinite(worst) else None
+    return out
+
+
+# ---------------------------------------------------------------------------------------------------------- the tools
+
+
+def by_onnxprune(path: Path, data: Array | None = None) -> onnx.ModelProto:
+    """Prune with our defaults: `l2` without data, `obs` with it."""
+    done = op.prune(path, target=f"macs={HALF}", data=None if data is None else data, recover=False)
+    return op.to_proto(done.model)
+
+
+def by_onnxsim(path: Path, data: Array | None = None) -> onnx.ModelProto:
+    """Simplify, then prune with the share of channels whose MACs are nearest to half."""
+    import onnxsim
+    from onnxsim import pruning
+
+    simple, _ = onnxsim.simplify(onnx.load(path))
+    base, best, low, high, share = macs_of(simple), None, 0.0, 0.95, HALF
+    for _ in range(5):
+        if data is None:
+            made = pruning.apply_structured_pruning(simple, sparsity=share)
+        else:
+            feeds = [{simple.graph.input[0].name: data[i : i + 50]} for i in range(0, len(data), 50)]
+            made = pruning.apply_structured_wanda_pruning(simple, calibration_data=feeds, sparsity=share)
+        kept = macs_of(made) / base
+        if best is None or abs(kept - HALF) < abs(best[0] - HALF):
+            best = kept, made
+        if abs(kept - HALF) < 0.01:
+            break
+        low, high = (share, high) if kept > HALF else (low, share)
+        share = (low + high) / 2
+    assert best is not None
+    return best[1]
+
+
+def by_torch_pruning(module: Any, inputs: Any, ignored: list[Any] | None = None) -> Any:
+    """Return a module pruned step by step until half of the MACs remain, as the library's own examples do."""
+    import torch
+    import torch_pruning as tp
+    from torch import nn
+
+    model = copy.deepcopy(module).eval()
+    last = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1:]
+    base, _ = tp.utils.count_ops_and_params(model, inputs)
+    pruner = tp.pruner.MagnitudePruner(
+        model, inputs, importance=tp.importance.MagnitudeImportance(p=2), pruning_ratio=1.0, iterative_steps=40,
+        ignored_layers=ignored if ignored is not None else last, global_pruning=False,
+    )  # fmt: skip
+    for _ in range(40):
+        pruner.step()
+        now, _ = tp.utils.count_ops_and_params(model, inputs)
+        if now <= HALF * base:
+            with torch.no_grad():
+                model(inputs)
+            break
+    return model
+
+
+def export(module: Any, inputs: Any, path: Path) -> onnx.ModelProto:
+    """Write and read the ONNX export of a module."""
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module, (inputs,), str(path), dynamo=False, opset_version=17, input_names=["input"],
+            dynamic_axes={"input": {0: "batch"}},
+        )  # fmt: skip
+    return onnx.load(path)
+
+
+def built(name: str) -> tuple[Any, Any]:
+    """Return a torchvision model with random weights that make comparisons meaningful, and its inputs."""
+    import torch
+    from zoo_build import _vision, randomise
+    from zoo_catalogue import catalogue
+
+    entry = next(e for e in catalogue() if e.name == f"{name}.ts")
+    torch.manual_seed(0)
+    module, inputs = _vision(entry)
+    module.eval()
+    randomise(module, inputs, 0)
+    return module, inputs[0]
+
+
+def one_export(name: str) -> None:
+    """Print the figures of every tool on one torchvision model, a line each."""
+    import torch
+
+    torch.set_num_threads(1)
+    module, inputs = built(name)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        before = export(module, inputs, path)
+
+        def torch_pruning() -> onnx.ModelProto:
+            return export(by_torch_pruning(module, inputs), inputs, Path(folder) / "pruned.onnx")
+
+        for tool, run in zip(TOOLS, (lambda: by_onnxprune(path), torch_pruning, lambda: by_onnxsim(path)), strict=True):
+            start = time.perf_counter()
+            try:
+                with within(TIMEOUT):
+                    after = run()
+                    took = time.perf_counter() - start
+                    found = {**figures(before, after), "seconds": took}
+            except Exception as err:  # of any kind: the libraries'
+                found = {"error": f"{type(err).__name__}: {(str(err).splitlines() or [''])[0]}"[:200]}
+            click.echo(json.dumps({"tool": tool, **found}))
+
+
+@contextlib.contextmanager
+def within(seconds: int) -> Iterator[None]:
+    """Raise TimeoutError in what takes longer."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"more than {seconds} s")
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+
+
+def one_trained(model: Path, data: Path, tool: str) -> dict[str, Any]:
+    """Return the figures of one tool on a trained model: accuracy of the original, as cut, and after recovery."""
+    import torch
+
+    torch.set_num_threads(1)
+    with np.load(data, allow_pickle=False) as arrays:
+        x, y = np.ascontiguousarray(arrays["x"], np.float32), np.asarray(arrays["y"], np.int64)
+    fit, rest, labels = x[:CALIBRATION], x[CALIBRATION:], y[CALIBRATION:]
+
+    def accuracy(proto: onnx.ModelProto) -> float:
+        session, hits = Session(proto), 0
+        for i in range(0, len(rest), 100):
+            logits = session.run({proto.graph.input[0].name: rest[i : i + 100]})[0]
+            hits += int((logits.argmax(1) == labels[i : i + 100]).sum())
+        return hits / len(rest)
+
+    before = onnx.load(model)
+    start = time.perf_counter()
+    out: dict[str, Any] = {"images": len(rest), "original": accuracy(before), "recovered": None}
+    if tool == "onnxprune":
+        done = op.prune(model, target=f"macs={HALF}", data=fit, recover=False)
+        after = op.to_proto(done.model)
+        recovered = op.recover(model, done.model, done.plan, data=fit, verify=False)
+        out["recovered"] = accuracy(op.to_proto(recovered.model))
+    elif tool == "onnxsim":
+        import onnxsim
+        from onnxsim.bn_recovery import recover_batch_norm
+        from onnxsim.finetune import apply_pruning_finetune
+
+        after = by_onnxsim(model, fit)
+        feeds = [{before.graph.input[0].name: fit[i : i + 50]} for i in range(0, len(fit), 50)]
+        simple, _ = onnxsim.simplify(before)
+        tuned = apply_pruning_finetune(simple, after, calibration_data=feeds)
+        normed = recover_batch_norm(tuned, calibration_data=feeds, target_model=simple)
+        out["recovered"] = max(accuracy(tuned), accuracy(normed))
+    else:
+        from torch_pruning_sweep import from_onnx
+
+        module = from_onnx(model)
+        inputs = torch.from_numpy(fit[:1])
+        after = _pruned_resnet(module, inputs, out)
+    out["as_cut"] = accuracy(after)
+    return {**out, **figures(before, after), "seconds": time.perf_counter() - start}
+
+
+def _pruned_resnet(module: Any, inputs: Any, out: dict[str, Any]) -> onnx.ModelProto:
+    """Prune a CIFAR ResNet with Torch-Pruning; if padded shortcuts break it, only the inner layers of its blocks."""
+    from torch import nn
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "pruned.onnx"
+        try:
+            return export(by_torch_pruning(module, inputs), inputs, path)
+        except Exception as err:  # of any kind: the library's
+            out["note"] = f"only inner layers, because otherwise: {type(err).__name__}: {str(err)[:120]}"
+        ignored = [
+            m for n, m in module.named_modules()
+            if isinstance(m, nn.Conv2d | nn.Linear) and not n.endswith("conv1")
+        ]  # fmt: skip
+        names = {id(m): n for n, m in module.named_modules()}
+        kept = {names[id(m)] for m in ignored}
+        fresh = copy.deepcopy(module)
+        return export(by_torch_pruning_ignoring(fresh, inputs, kept), inputs, path)
+
+
+def by_torch_pruning_ignoring(module: Any, inputs: Any, names: set[str]) -> Any:
+    """Prune with layers left out by name, because the library gets a copy of the module."""
+    import torch_pruning as tp
+
+    base, _ = tp.utils.count_ops_and_params(module, inputs)
+    pruner = tp.pruner.MagnitudePruner(
+        module, inputs, importance=tp.importance.MagnitudeImportance(p=2), pruning_ratio=1.0, iterative_steps=40,
+        ignored_layers=[m for n, m in module.named_modules() if n in names],
+    )  # fmt: skip
+    for _ in range(40):
+        pruner.step()
+        if tp.utils.count_ops_and_params(module, inputs)[0] <= HALF * base:
+            break
+    return module
+
+
+# -------------------------------------------------------------------------------------------------------- the command
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of everything compared."""
+    out = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            out[package] = version(package)
+        except PackageNotFoundError:
+            out[package] = "absent"
+    return out
+
+
+def in_child(out: Path, name: str, *words: str) -> None:
+    """Run measurements in a process of their own and add their figures to the file; skip what the file has."""
+    document = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {"results": {}}
+    if name in document["results"]:
+        return
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, __file__, "one", *words], capture_output=True, text=True, check=False)
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    found = {line.pop("tool"): line for line in lines}
+    last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+    for tool in TOOLS:
+        found.setdefault(tool, {"error": last[:200]})
+    document["versions"] = versions()
+    document["results"][name] = found
+    out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    click.echo(f"{name}: {json.dumps(found)} ({time.perf_counter() - start:.0f} s)")
+
+
+@click.group(help=__doc__)
+def main() -> None:
+    """Hold the subcommands."""
+
+
+@main.command()
+@click.argument("names", nargs=-1)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("peers.json"), show_default=True)
+def exports(names: tuple[str, ...], out: Path) -> None:
+    """Measure torchvision models with random weights."""
+    for name in names or MODELS:
+        in_child(out, name, "export", name)
+
+
+@main.command()
+@click.argument("models", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.argument("data", type=click.Path(exists=True, path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), default=Path("peers.json"), show_default=True)
+def trained(models: tuple[Path, ...], data: Path, out: Path) -> None:
+    """Measure trained CIFAR ResNets."""
+    for model in models:
+        in_child(out, f"trained:{model.stem}", "trained", str(model), str(data))
+
+
+@main.command(hidden=True)
+@click.argument("kind")
+@click.argument("words", nargs=-1)
+def one(kind: str, words: tuple[str, ...]) -> None:
+    """Measure one tool on one model and print its figures; for `in_child`."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    warnings.simplefilter("ignore")
+    if kind == "export":
+        one_export(*words)
+        return
+    for tool in TOOLS:
+        click.echo(json.dumps({"tool": tool, **one_trained(Path(words[0]), Path(words[1]), tool)}))
+
+
+if __name__ == "__main__":
+    main()
