@@ -67,6 +67,7 @@ TASKS = (
 LINK = re.compile(r"(?P<text>\[[^\]]*\])\((?P<target>[^)#:\s]+)(?P<anchor>#[^)\s]*)?\)")
 FETCHED = re.compile(r"""<(?:script|img|iframe|source)[^>]*\ssrc=["']?(?:https?:)?//|<link[^>]*rel=["']?(?:stylesheet|preconnect|icon|preload)["']?[^>]*href=["']?(?:https?:)?//""")  # fmt: skip  # noqa: E501
 
+LOGO = re.compile(r'(<img src="[^"]*logo\.svg" alt="logo")')
 IMAGE = re.compile(r"<img [^>]*>")
 # Place of a table of tools/zoo_page.py.
 TABLE = re.compile(r"<!-- table: (\w+) -->")
@@ -130,9 +131,10 @@ def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
     """Warn of anything that a browser would fetch from elsewhere."""
     for found in FETCHED.findall(output):
         log.warning("%s fetches from the network: %s", page.file.src_uri, found)
-    # The theme's dialog of the search has no name.
+    # The theme's dialog of the search has no name, and its logo no size.
     dialog = 'data-md-component="search" role="dialog"'
-    return output.replace(dialog, f'{dialog} aria-label="Search"')
+    output = output.replace(dialog, f'{dialog} aria-label="Search"')
+    return LOGO.sub(r'\1 width="24" height="24"', output)
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
