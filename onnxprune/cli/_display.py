@@ -74,13 +74,9 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], *,
     console = Console(
         file=raw(sys.stdout), width=None if sys.stdout.isatty() else WIDTH, highlight=False, markup=False, emoji=False
     )  # fmt: skip
-    out = Table(
-        title=clean(title),
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
+    # A title of the table itself would be wrapped to the table's width.
+    console.print(clean(title), style="italic", soft_wrap=True)
+    out = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for i, column in enumerate(columns):
         text = prose or i == 0
         out.add_column(clean(column), justify="left" if text else "right", overflow="fold", no_wrap=not text)

@@ -425,6 +425,15 @@ def compiled(
         )
 
 
+def has_float_layers(analysis: Analysis) -> bool:
+    """Return False if a model has quantized weights alone, so that recovery can re-solve none."""
+    from onnxprune.analysis.linear_layers import linear_node
+
+    if not analysis.table.integer_weights:
+        return True
+    return any(linear_node(node) is not None for node in analysis.model.graph.nodes)
+
+
 def finish(
     done: Compiled,
     source: Path,
@@ -453,4 +462,12 @@ def finish(
     if recovered is not None:
         _display.recovered_table(recovered, "without training")
     real = recovered is not None and samples is not None and samples.data.name != NO_DATA
-    click.echo(next_steps(source, output.output, plan_file, measured=real, recovered=recovered is not None))
+    click.echo(
+        next_steps(
+            source,
+            output.output,
+            plan_file,
+            measured=real,
+            recovered=recovered is not None or not has_float_layers(done.analysis),
+        )
+    )

@@ -338,7 +338,7 @@ class PlanStep(RecipeStep):
 
 
 def removal_note(plan: Plan, analysis: Analysis) -> str:
-    """Describe the size of a plan."""
+    """Describe the size of a plan by the channels that it keeps."""
     total = sum(g.channels for g in analysis)
-    blocks = f" and {counted(len(plan.blocks), 'block')}" if plan.blocks else ""
-    return f"{plan.removed} of {total} channels{blocks}"
+    blocks = f" without {counted(len(plan.blocks), 'block')}" if plan.blocks else ""
+    return f"{total - plan.removed} of {total} channels kept{blocks}"

@@ -61,7 +61,7 @@ def test_the_model_written_is_the_cheapest_within_the_budget(searched: tuple[Pat
         ((*DATA, "--steps", 2), "--steps"),
         (("--data", "none"), "real samples"),
         ((*DATA, "--max-drop", -1), "max-drop"),
-        (("--data", "digits:train", "--images", 20), "at least 32 samples"),
+        (("--data", "digits:train", "--images", 20), "at least 32"),
         ((*DATA, "--metric", "nonsense"), "nonsense"),
     ],
 )

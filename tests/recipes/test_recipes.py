@@ -349,7 +349,7 @@ def test_bad_recipes_give_one_error_and_no_folder(text: str, says: str, tmp_path
         (["--set", 'prune.protect=["frist"]'], "did you mean 'first'"),
         (["-o", "no/run"], "does not exist"),
         (["-o", "full"], "holds no run of a recipe"),
-        (["-o", "recipe.toml"], "is not a folder"),
+        (["-o", "recipe.toml"], "is the input file"),
     ],
 )
 def test_what_is_missing_or_does_not_fit_is_known_before_anything_is_written(
@@ -759,7 +759,7 @@ def quick(path: Path) -> list[str]:
 
 
 def test_the_methods_that_ship() -> None:
-    names = ["dscore-parallel", "one-shot", "pls-iterative", "recover", "senpis", "slimming",
+    names = ["dscore-parallel", "layer-pruning", "one-shot", "pls-iterative", "recover", "senpis", "slimming",
              "unit-vs-weight"]  # fmt: skip
     assert [p.stem for p in SHIPPED] == names
     for path in SHIPPED:
@@ -802,7 +802,7 @@ def test_a_shipped_recipe_runs_on_data_of_ones_own(tmp_path: Path) -> None:
     assert both["sources"]["test_data"] == "digits:train"
     np.savez(tmp_path / "few.npz", x=test.x[:20], y=test.y[:20])
     few = [str(a).replace("d.npz", "few.npz") for a in args]
-    assert "holding out samples for the metric needs at least 32; there are 20" in line.fails(
+    assert "a metric on held-out samples needs at least 32 samples; there are 20" in line.fails(
         *few, "-o", tmp_path / "f"
     )
 

@@ -292,8 +292,10 @@ def _names(files: Sequence[Path], model: Model) -> str:
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
     """End a command and the processes that it started."""
-    with contextlib.suppress(OSError):
-        os.killpg(process.pid, signal.SIGKILL)
+    kill_group, kill = getattr(os, "killpg", None), getattr(signal, "SIGKILL", None)  # POSIX only
+    if kill_group is not None and kill is not None:
+        with contextlib.suppress(OSError):
+            kill_group(process.pid, kill)
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
         process.kill()
         process.wait(5)
