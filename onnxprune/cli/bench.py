@@ -33,7 +33,7 @@ def bench(
     \b
     onnxprune bench m.onnx small.onnx
     onnxprune bench m.onnx small.onnx --runtime openvino --profile
-    onnxprune bench m.onnx small.onnx --runtime "command:ssh jetson ./time.sh {model}"
+    onnxprune bench m.onnx small.onnx --runtime "command:./on_jetson.sh {model}"
     """
     from onnxprune.cli import _display
     from onnxprune.latency.bench import BenchStopped
@@ -48,11 +48,11 @@ def bench(
                 runtime=where, progress=tick,
             )  # fmt: skip
     except BenchStopped as err:
-        named = [models[i] for i in err.measured]
-        if as_json:
-            err.partial = _entries(named, err.results)
-        elif err.results:
-            _show(named, err.results, timing)
+        if err.results:
+            some = [models[i] for i in err.measured]
+            err.partial = _entries(some, err.results)
+            if not as_json:
+                _show(some, err.results, timing)
         raise
     found = None
     if profiling.profile:
@@ -77,7 +77,7 @@ _LAYERS = 40
 
 
 def _entries(models: Sequence[Path], rows: BenchResults) -> list[dict[str, Any]]:
-    """Return the results as JSON."""
+    """Return the results as JSON objects."""
     return [{"model": str(p), **r.as_dict()} for p, r in zip(models, rows, strict=True)]
 
 
