@@ -98,7 +98,7 @@ class FrontierSettings:
 
 @dataclass(frozen=True)
 class FrontierCurve:
-    """FrontierCurve of a frontier: criterion, allocator (None: the criterion's own) and series ("": by the constraints)."""
+    """Curve of a frontier: criterion, allocator (None: the criterion's own) and series ("": by the constraints)."""
 
     criterion: str
     allocator: str | None = None
