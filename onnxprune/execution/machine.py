@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-from pathlib import Path
 
+from onnxprune._utils.input_files import read_text
 from onnxprune.execution.sessions import import_onnxruntime
 
 _NAMES = ("model name", "Model", "Hardware", "cpu model")  # of a processor in /proc/cpuinfo, by architecture
@@ -15,7 +15,7 @@ _NAMES = ("model name", "Model", "Hardware", "cpu model")  # of a processor in /
 def processor() -> str:
     """Return the model of the processor; its architecture where the system does not tell."""
     with contextlib.suppress(OSError):
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        text = read_text("/proc/cpuinfo", errors="replace")
         lines = [line.partition(":") for line in text.splitlines()]
         for name in _NAMES:
             for key, _, value in lines:
