@@ -24,7 +24,7 @@ def bench(
     models: tuple[Path, ...], timing: Benchmark, profiling: Profiling, shapes: InputShapes, events: Events,
     as_json: bool,
 ) -> None:  # fmt: skip
-    """Measure latency beside MACs, parameters and bytes.
+    """Measure latency beside MACs, params and bytes.
 
     Models run in turn, A B A B ..., so that a drift of the machine affects all of them, and disturbed rounds are
     repeated. Speed-up and efficiency (speed-up x share of MACs kept; 1: latency falls as much as the MACs) are relative
