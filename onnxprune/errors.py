@@ -46,13 +46,17 @@ class VerificationError(OnnxPruneError):
     exit_code = 3
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> OnnxPruneError:
-    """Return an error for a name that is not in a registry, with the nearest known names."""
+def unknown(kind: str, name: str, known: Iterable[str], synonyms: Iterable[str] = ()) -> OnnxPruneError:
+    """Return an error for a name that is not in a registry, with the nearest known names.
+
+    Args:
+        kind: Kind of thing that the name stands for.
+        name: The name.
+        known: Names that are listed.
+        synonyms: Other names that are accepted; suggested if no listed name is near.
+    """
     names = sorted(known)
-    folded: dict[str, str] = {}
-    for each in names:  # the first of names that differ in case alone
-        folded.setdefault(each.lower(), each)
-    near = [folded[n] for n in difflib.get_close_matches(name.lower(), folded, n=3)]
+    near = _nearest(name, names) or _nearest(name, synonyms)
     if near:
         fix = "did you mean " + " or ".join(repr(n) for n in near) + "?"
     elif len(names) <= 20:
@@ -60,3 +64,11 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> OnnxPruneError:
     else:
         fix = f"known: {', '.join(names[:10])} ... ({len(names)} in all)"
     return OnnxPruneError(f"unknown {kind} {name!r}", fix=fix)
+
+
+def _nearest(name: str, known: Iterable[str]) -> list[str]:
+    """Return up to three names that resemble another one; of names that differ in case alone the first."""
+    folded: dict[str, str] = {}
+    for each in known:
+        folded.setdefault(each.lower(), each)
+    return [folded[n] for n in difflib.get_close_matches(name.lower(), folded, n=3)]

@@ -49,15 +49,15 @@ class Removal:
 
 @dataclass(frozen=True)
 class BlockRemoval:
-    """Removed residual block: one operand of an addition counts as zero.
+    """Removed residual block: one operand of an addition counts as zero, or one operand of a Concat is left out.
 
     Attributes:
-        output: Result of the addition.
+        output: Result of the addition or Concat.
         operand: Index of the operand, the result of the block's branch.
     """
 
     output: str
-    operand: Annotated[int, Bounds(at_least=0, at_most=1)]
+    operand: Annotated[int, Bounds(at_least=0)]
 
 
 @dataclass(frozen=True, repr=False)

@@ -6,7 +6,8 @@ Conditions: 1. the other operand has the shape of the sum (the analysis reports 
 that is an output of the model, or is read in the body of a Loop or Scan, keeps its name: an Identity writes it. 3. if
 both operands of an addition are removed, so is this operand of the addition that reads the sum. 4. if the sum and the
 other operand pass the same idempotent activation, and nothing else reads that operand, its activation is dropped:
-Relu(Relu(u)) is Relu(u).
+Relu(Relu(u)) is Relu(u). 5. what a dense layer appends is read by Concat only; it is left out of each, and its
+channels are removed with it (`strip_channels`).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.ir.model import Model
 from onnxprune.passes.base import Pass, register
 from onnxprune.passes.edit import drop_dead, set_input
-from onnxprune.passes.strip_channels import analysis_options, check_plan
+from onnxprune.passes.strip_channels import StripChannels, analysis_options, check_plan
 from onnxprune.plans import NOTHING, Plan
 
 
@@ -52,6 +53,17 @@ class RemoveBlocks(Pass):
         check_plan(self.plan, self.analysis or couple(model, **analysis_options(self.plan)))
         graph = model.graph
         removed: dict[str, set[int]] = {}
+        writers = {t.name: n for n in graph.nodes for t in n.outputs}
+        appended = [
+            writers[b.output].inputs[b.operand]
+            for b in self.plan.blocks.values()
+            if b.output in writers and writers[b.output].op == "Concat"
+        ]
+        for t in appended:  # condition 5
+            for reader in {id(n): n for n in t.outputs}.values():
+                for place in reversed(range(len(reader.inputs))):
+                    if reader.inputs[place] is t:
+                        reader.inputs.pop(place)
         for block in self.plan.blocks.values():
             removed.setdefault(block.output, set()).add(block.operand)
         named = held_names(graph)
@@ -59,7 +71,7 @@ class RemoveBlocks(Pass):
         for node in list(graph.nodes):
             out = node.outputs[0] if node.outputs else None
             operands = removed.get(out.name) if out is not None else None
-            if out is None or operands is None:
+            if out is None or operands is None or node.op == "Concat":
                 continue
             if len(operands) == 2:  # condition 3
                 _empty(out, named, removed)
@@ -80,6 +92,12 @@ class RemoveBlocks(Pass):
             _join_activations(t, named)
         drop_dead(graph)
         return model
+
+
+def removal_passes(plan: Plan, analysis: Analysis) -> list[Pass]:
+    """Return the passes that remove the channels and blocks of a plan; dense layers first, which lose all channels."""
+    passes: list[Pass] = [StripChannels(plan, analysis), RemoveBlocks(plan, analysis)]
+    return passes[::-1] if any(analysis.block(name).channels for name in plan.blocks) else passes
 
 
 _IDEMPOTENT = frozenset(("Abs", "Ceil", "Clip", "Floor", "Relu", "Round"))

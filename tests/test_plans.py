@@ -57,7 +57,7 @@ REASONS = {
     "removed_is_a_string": "'removed' takes a list, each a whole number",
     "removed_missing": "the key 'removed' is missing",
     "blocks_in_schema_1": "blocks need schema 2",
-    "block_operand_two": "at most 1",
+    "block_operand_negative": "at least 0",
     "block_twice": "another block",
     "blocks_missing": "blocks",
     "schema_from_the_future": "schema 3",

@@ -52,7 +52,7 @@ def check_output(path: Path, source: Path | None = None, *, regular: bool = Fals
     if not path.parent.is_dir():
         raise OnnxPruneError(f"the folder {str(path.parent)!r} does not exist", fix="create it first")
     if not os.access(path.parent, os.W_OK):
-        raise OnnxPruneError(f"the folder {str(path.parent)!r} is not writable")
+        raise OnnxPruneError(f"the folder {str(path.parent)!r} is not writable", fix="name a file in another folder")
 
 
 def check_outputs(outputs: Iterable[tuple[str, Path]], inputs: Iterable[Path]) -> None:

@@ -3,20 +3,28 @@
 Before:  y = t + f(t)
 After:   y = t
 
+or for a layer of a dense block, with V split like the sum that it is multiplied with:
+
+Before:  c = Concat(t, f(t)) ; z = Conv(c, V)
+After:   z = Conv(t, V)
+
 A block is found by dominance. Its nodes are those of which every value ends in the addition, and its entry is one of
 the addends of the same sum, behind operators that move values at most. Without the branch the addition is then the
-identity on its other operand. Nested, sequential and parallel branches are blocks of their own.
+identity on its other operand. Nested, sequential and parallel branches are blocks of their own. The branch of a dense
+layer starts from all other operands of a Concat; the channels that it appends are removed with it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from onnxprune.analysis._type_inference import captured
@@ -24,6 +32,7 @@ from onnxprune.analysis.group_naming import human_name
 from onnxprune.analysis.shape_inference import Witness
 from onnxprune.ops import find
 from onnxprune.ops.label_table import LabelTable
+from onnxprune.ops.op_spec import normal_axis
 
 if TYPE_CHECKING:
     from onnxprune.analysis.coupling import Group
@@ -48,6 +57,7 @@ class Block:
         nodes: First outputs of the branch's nodes, in graph order.
         component: Number of the block among the components of the analysis; 0 for blocks that are not free.
         reason: Reason why the block cannot be removed; "" for free ones.
+        channels: Components of the channels that a dense layer appends, which are removed with it.
     """
 
     name: str
@@ -59,6 +69,12 @@ class Block:
     nodes: tuple[str, ...] = field(repr=False)
     component: int = 0
     reason: str = ""
+    channels: tuple[int, ...] = field(default=(), repr=False)
+
+    @property
+    def components(self) -> list[int]:
+        """Components that are removed with the block."""
+        return [self.component, *self.channels]
 
     def __repr__(self) -> str:
         state = f"not free: {self.reason}" if self.reason else f"{len(self.nodes)} nodes"
@@ -74,29 +90,30 @@ class _Region:
 
 
 def find_blocks(
-    graph: gs.Graph, witness: Witness, table: LabelTable, first: int, taken: Collection[str] = ()
-) -> tuple[Block, ...]:
+    graph: gs.Graph, witness: Witness, table: LabelTable, component: npt.NDArray[np.int64], groups: Sequence[Group],
+    first: int,
+) -> tuple[Block, ...]:  # fmt: skip
     """Return the blocks of a graph in the order of their additions, those that are not free included.
 
     Args:
         graph: Normalized graph.
         witness: Its shapes.
         table: Its labels, for views of constants.
+        component: Component of every label.
+        groups: Groups of channels.
         first: Component of the first free block; the others follow.
-        taken: Names that groups have.
     """
     finder = _Finder(graph, witness, table)
     found = [block for i in finder.additions() for block in finder.blocks(i)]
-    names = _unique([finder.names(nodes) for _, nodes in found], taken)
+    if dense := [block for i in finder.concats() for block in finder.layers(i, component, groups)]:
+        found = sorted([*found, *dense], key=lambda entry: finder.writer[entry[0].output])
+    names = _unique([finder.names(nodes) for _, nodes in found], {g.name for g in groups})
     out = []
     for (block, nodes), name in zip(found, names, strict=True):
         number = 0 if block.reason else first
         first += not block.reason
         outputs = tuple(graph.nodes[n].outputs[0].name for n in nodes)
-        out.append(
-            Block(name, block.kind, block.entry, block.output, block.operand, block.branch, outputs, number,
-                  block.reason)
-        )  # fmt: skip
+        out.append(replace(block, name=name, nodes=outputs, component=number))
     return tuple(out)
 
 
@@ -111,13 +128,18 @@ def adds(node: gs.Node) -> bool:
 
 
 def inner_groups(graph: gs.Graph, groups: Iterable[Group], block: Block) -> frozenset[str]:
-    """Return the names of the groups of which every weight is used in a block only."""
+    """Return the names of the groups of which every weight is used in a block only, or that it appends."""
     nodes = set(block.nodes)
     outside: set[str] = set()
     for node in graph.nodes:
         if not node.outputs or node.outputs[0].name not in nodes:
             outside.update(t.name for t in node.inputs if isinstance(t, gs.Constant))
-    return frozenset(g.name for g in groups if g.sites and not any(t in outside for t, _ in g.sites))
+    own = set(block.channels)
+    return frozenset(
+        g.name
+        for g in groups
+        if (g.sites and not any(t in outside for t, _ in g.sites)) or (own and set(g.components.tolist()) <= own)
+    )
 
 
 _Found = tuple[Block, tuple[int, ...]]
@@ -133,6 +155,76 @@ class _Finder:
         self.place = {id(n): i for i, n in enumerate(self.nodes)}
         self.writer: dict[str, int] = {t.name: i for i, n in enumerate(self.nodes) for t in n.outputs if t.name}
         self.held = held_names(graph)
+        self.appended: set[str] = set()  # branches of dense layers that were found
+        self._regions: dict[str, _Region] = {}  # of operands of Concats, which several of them may share
+        self._groups: dict[int, Group] | None = None
+        self._producers: dict[int, set[str]] | None = None
+
+    def concats(self) -> Iterator[int]:
+        """Return the nodes that join activations of known shape."""
+        for i, node in enumerate(self.nodes):
+            if node.op == "Concat" and all(
+                not self.constant(t) and t.name in self.table.shapes for t in (*node.inputs, *node.outputs)
+            ):
+                yield i
+
+    def layers(self, i: int, component: npt.NDArray[np.int64], groups: Sequence[Group]) -> Iterator[_Found]:
+        """Return the dense layers that append to the other operands of a Concat."""
+        node = self.nodes[i]
+        for operand, t in enumerate(node.inputs):
+            sources = {other.name for other in node.inputs if other is not t}
+            if t.name in self.appended or not sources or any(r.op != "Concat" for r in t.outputs):
+                continue
+            if t.name not in self._regions:
+                self._regions[t.name] = self.region(i, operand)
+            region = self._regions[t.name]
+            if region.entries.keys() != sources or not any(self.weighs(n) for n in region.nodes):
+                continue
+            self.appended.add(t.name)
+            block, nodes = self.block(node, operand, region, max(sources, key=lambda s: self.writer.get(s, -1)), "")
+            channels, reason = self.appends(node, t, nodes, component, groups)
+            yield replace(block, channels=channels, reason=reason), nodes
+
+    def appends(
+        self,
+        node: gs.Node,
+        t: gs.Tensor,
+        nodes: tuple[int, ...],
+        component: npt.NDArray[np.int64],
+        groups: Sequence[Group],
+    ) -> tuple[tuple[int, ...], str]:
+        """Return the components of the channels that a dense layer appends, and why they cannot all be removed."""
+        rank = len(self.table.shape(t))
+        axis = normal_axis(int(node.attrs["axis"]), rank)
+        labels = self.table.get(t)[axis]
+        own = np.zeros(0, np.int64) if labels is None else component[labels]
+        if not len(own) or not own.all():
+            return (), "the channels that it appends are locked"
+        by_first = self.groups_of(groups)
+        group = by_first.get(int(own.min()))
+        inside = {c.name for n in nodes for c in self.nodes[n].inputs if isinstance(c, gs.Constant)}
+        if group is None or set(group.components.tolist()) != set(own.tolist()):
+            return (), "the channels that it appends are coupled with others"
+        if not {name for c in own.tolist() for name in self.producers(component).get(c, ())} <= inside:
+            return (), "the channels that it appends are coupled with others"
+        if not group.exact:
+            return (), "a statistic runs over the channels that it appends"
+        return tuple(np.unique(own).tolist()), ""
+
+    def groups_of(self, groups: Sequence[Group]) -> Mapping[int, Group]:
+        """Return the groups by their least component."""
+        if self._groups is None:
+            self._groups = {int(g.components.min()): g for g in groups}
+        return self._groups
+
+    def producers(self, component: npt.NDArray[np.int64]) -> Mapping[int, set[str]]:
+        """Return, for every component, the names of the weights whose filters produce it."""
+        if self._producers is None:
+            self._producers = {}
+            for site in self.table.filter_sites:
+                for c in np.unique(component[site.labels]).tolist():
+                    self._producers.setdefault(c, set()).add(site.tensor.name)
+        return self._producers
 
     def additions(self) -> Iterator[int]:
         """Return the additions of two activations of known shape."""
@@ -186,7 +278,8 @@ class _Finder:
         """Return the nodes that only this operand of an addition needs: all of their values end there."""
         t = self.nodes[i].inputs[operand]
         inside: set[int] = set()
-        if t.name in self.held or t.name not in self.writer or [id(n) for n in t.outputs] != [id(self.nodes[i])]:
+        single = [id(n) for n in t.outputs] == [id(self.nodes[i])] or self.nodes[i].op == "Concat"
+        if t.name in self.held or t.name not in self.writer or not single:
             return _Region((), {t.name: self.writer.get(t.name, -1)})
         queue = [-self.writer[t.name]]
         seen = {self.writer[t.name]}
@@ -215,7 +308,7 @@ class _Finder:
                 return False
             for reader in out.outputs:
                 place = self.place.get(id(reader), -1)
-                if place not in inside and not (place == i and out is t):
+                if place not in inside and not (out is t and (place == i or reader.op == "Concat")):
                     return False
         return True
 

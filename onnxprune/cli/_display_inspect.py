@@ -6,17 +6,18 @@ import sys
 import textwrap
 from typing import TYPE_CHECKING, Any
 
-from onnxprune._utils.formatting import count, size
+from onnxprune._utils.formatting import count, seconds, size
 from onnxprune.cli._display import WIDTH, table
 
 if TYPE_CHECKING:
     from onnxprune.analysis.blocks import Block
     from onnxprune.analysis.cost import CostModel
     from onnxprune.analysis.coupling import Analysis
+    from onnxprune.planning.targets import LatencyPredictor
 
 
-def inspect_document(analysis: Analysis, name: str) -> dict[str, Any]:
-    """Return the document of `inspect --json`."""
+def inspect_document(analysis: Analysis, name: str, latency: LatencyPredictor | None = None) -> dict[str, Any]:
+    """Return the document of `inspect --json`; `latency` adds what the removal of each block saves."""
     from onnxprune.analysis.cost import CostModel
 
     model = CostModel(analysis)
@@ -33,6 +34,7 @@ def inspect_document(analysis: Analysis, name: str) -> dict[str, Any]:
         "params": cost.params,
         "bytes": cost.bytes,
         "memory": cost.memory,
+        **({"latency": latency.baseline} if latency is not None else {}),
         "groups": [
             {
                 "name": g.name,
@@ -47,7 +49,7 @@ def inspect_document(analysis: Analysis, name: str) -> dict[str, Any]:
             }
             for g in analysis.groups
         ],
-        "blocks": [_block(b, model) for b in analysis.blocks],
+        "blocks": [_block(b, model, latency) for b in analysis.blocks],
         "locked": [
             {
                 "name": k.name,
@@ -63,10 +65,10 @@ def inspect_document(analysis: Analysis, name: str) -> dict[str, Any]:
     }
 
 
-def _block(block: Block, model: CostModel) -> dict[str, Any]:
+def _block(block: Block, model: CostModel, latency: LatencyPredictor | None) -> dict[str, Any]:
     """Return a block with what its removal saves; nothing for a block that is not free."""
     kept = model.analysis.kept()
-    kept[block.component] = not block.component
+    kept[block.components if block.component else []] = False
     after = model.cost(kept)
     return {
         "name": block.name,
@@ -77,13 +79,14 @@ def _block(block: Block, model: CostModel) -> dict[str, Any]:
         "nodes": len(block.nodes),
         "macs": model.baseline.macs - after.macs,
         "params": model.baseline.params - after.params,
+        **({"latency": latency.baseline - latency.seconds(kept)} if latency is not None else {}),
         "reason": block.reason,
     }
 
 
-def inspect_tables(analysis: Analysis, name: str) -> None:
+def inspect_tables(analysis: Analysis, name: str, latency: LatencyPredictor | None = None) -> None:
     """Print the tables of `inspect`."""
-    doc = inspect_document(analysis, name)
+    doc = inspect_document(analysis, name, latency)
     inputs = ", ".join(f"{n} [{', '.join(map(str, s))}]" for n, s in doc["inputs"].items())
     sys.stdout.write(f"{name}: opset {doc['opset']}, input {inputs}\n")
     at = ", ".join(f"{n} {'x'.join(map(str, shape[1:]))}" for n, shape in doc["sizes"].items())
@@ -107,12 +110,8 @@ def inspect_tables(analysis: Analysis, name: str) -> None:
     if doc["blocks"]:
         table(
             f"{len(analysis.free_blocks)} of {len(analysis.blocks)} residual blocks can be removed (--only blocks)",
-            ["block", "kind", "nodes", "MACs", "params", "not free because"],
-            [
-                [b["name"], b["kind"], str(b["nodes"]),
-                 *(["", ""] if b["reason"] else [count(b["macs"]), count(b["params"])]), b["reason"]]
-                for b in doc["blocks"]
-            ],
+            ["block", "kind", "nodes", "MACs", "params", *(["latency"] if latency else []), "not free because"],
+            [[b["name"], b["kind"], str(b["nodes"]), *_savings(b), b["reason"]] for b in doc["blocks"]],
             prose=True,
         )  # fmt: skip
     if analysis.locked:
@@ -131,6 +130,13 @@ def inspect_tables(analysis: Analysis, name: str) -> None:
         )
     for hint in doc["hints"]:
         sys.stdout.write(textwrap.fill(hint, WIDTH) + "\n")
+
+
+def _savings(block: dict[str, Any]) -> list[str]:
+    """Return what the removal of a block saves, empty for a block that is not free."""
+    found = [count(block["macs"]), count(block["params"])]
+    found += [seconds(block["latency"])] if "latency" in block else []
+    return [""] * len(found) if block["reason"] else found
 
 
 def _hints(analysis: Analysis) -> list[str]:

@@ -54,7 +54,11 @@ class _Angles(BlockScorer):
             for i, b in enumerate(present):
                 out, branch = (np.asarray(values[n], np.float64) for n in (b.output, b.branch))
                 axis = 1 if out.ndim == 4 and b.kind == "conv" else -1
-                cosines = (unit_vectors(out, axis) * unit_vectors(out - branch, axis)).sum(axis)
+                if b.channels:  # appended: the other channels of the output are the input
+                    whole, own = (np.square(v).sum(axis) for v in (out, branch))
+                    cosines = np.sqrt(np.divide(whole - own, whole, out=np.zeros_like(whole), where=whole > 0))
+                else:
+                    cosines = (unit_vectors(out, axis) * unit_vectors(out - branch, axis)).sum(axis)
                 sums[i] += float((1 - cosines).sum())
                 count[i] += cosines.size
         found = dict(zip((b.name for b in present), (sums / np.maximum(count, 1)).tolist(), strict=True))

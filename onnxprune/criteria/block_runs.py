@@ -20,7 +20,8 @@ from onnxprune.execution.calibration import Calibration, exposing
 from onnxprune.execution.data import Feeds, subset
 from onnxprune.execution.sessions import Session
 from onnxprune.ir.model import Array, Model
-from onnxprune.passes import RemoveBlocks
+from onnxprune.passes import Pipeline
+from onnxprune.passes.remove_blocks import removal_passes
 from onnxprune.plans import BlockRemoval, Plan
 
 _IMAGES = (32, 256)  # least and most samples, few for large models
@@ -50,7 +51,7 @@ class BlockRuns:
     def without(self, blocks: Sequence[Block]) -> Model:
         """Return the model without blocks; other tensors keep their names."""
         plan = Plan("", {}, blocks={b.name: BlockRemoval(b.output, b.operand) for b in blocks})
-        return RemoveBlocks(plan, self.analysis)(self.analysis.model)
+        return Pipeline(removal_passes(plan, self.analysis))(self.analysis.model)
 
     def outputs(self, model: Model, names: Sequence[str]) -> Iterator[dict[str, Array]]:
         """Yield outputs of a model, batch by batch, without copies that fill a batch.
@@ -144,9 +145,9 @@ def removal_path(
         share = cost.share(kept, "macs")
         gains = {}
         for block in left:
-            kept[block.component] = False
-            gains[block.name] = share - cost.share(kept, "macs")
-            kept[block.component] = True
+            after = kept.copy()
+            after[block.components] = False
+            gains[block.name] = share - cost.share(after, "macs")
         left = [b for b in left if gains[b.name] > 0]
         unit = gains if scorer.by_saving else dict.fromkeys(gains, 1.0)
         while left:
@@ -162,7 +163,7 @@ def removal_path(
         if not left:
             break
         out[best.name] = known[best.name][0]
-        kept[best.component] = False
+        kept[best.components] = False
         left.remove(best)
         removed.append(best)
     return out

@@ -21,7 +21,8 @@ from onnxprune.ir.checker import check_weights
 from onnxprune.ir.input_sizes import Shapes
 from onnxprune.ir.model import PROVENANCE, Array, Model
 from onnxprune.ir.writer import save as save_model
-from onnxprune.passes import Pipeline, RemoveBlocks, SparsifyWeights, StripChannels
+from onnxprune.passes import Pipeline, SparsifyWeights
+from onnxprune.passes.remove_blocks import removal_passes
 from onnxprune.pipeline._inputs import (
     CurvesSource,
     DataSource,
@@ -90,7 +91,8 @@ class Compiled:
     @property
     def _facts(self) -> list[str]:
         kept = self.after.ratio(self.before, "macs")
-        return [f"{self.plan.removed} channels removed, {100 * kept:.1f} % of the MACs kept", self._proof]
+        channels = f"{self.after.channels} of {self.before.channels} channels"
+        return [f"{channels} and {100 * kept:.1f} % of the MACs kept", self._proof]
 
     @property
     def _proof(self) -> str:
@@ -285,7 +287,7 @@ def compile_plan(
     """
     if analysis is None:
         analysis = analyze_for(model, plan)
-    pruned = Pipeline([StripChannels(plan, analysis), RemoveBlocks(plan, analysis)])(analysis.model)
+    pruned = Pipeline(removal_passes(plan, analysis))(analysis.model)
     check_weights(pruned.graph)
     pruned = pruned.with_metadata(
         {f"{PROVENANCE}.version": version, f"{PROVENANCE}.plan": plan.digest, f"{PROVENANCE}.source": plan.model}

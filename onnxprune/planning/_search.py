@@ -69,8 +69,13 @@ class TargetSearch:
     def kept(self, counts: Counts) -> Kept:
         """Return the kept components: bool [count]."""
         kept: Kept = self._start.copy()
+        depth = self.feasible.depth
         for g in self.feasible.groups:
-            kept[self.removed_components(g, counts[g.name])] = False
+            if depth is not None and g is depth.group:
+                for components in depth.components[: g.channels - counts[g.name]]:
+                    kept[components] = False
+            else:
+                kept[self.removed_components(g, counts[g.name])] = False
         return kept
 
     def share(self, counts: Counts) -> float:

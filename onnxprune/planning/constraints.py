@@ -81,12 +81,14 @@ class BlockPath:
         most: Largest number of blocks removed.
         losses: Loss with 0, 1, 2 ... blocks removed, [blocks + 1].
         inside: For each block, the groups inside it, which are removed with it.
+        components: For each block, the components that are removed with it.
     """
 
     group: Group
     most: int
     losses: npt.NDArray[np.float64]
     inside: tuple[frozenset[str], ...]
+    components: tuple[npt.NDArray[np.int64], ...]
 
     def removed_with(self, count: int) -> frozenset[str]:
         """Return the groups inside the blocks that are removed if `count` of them are kept."""

@@ -151,7 +151,8 @@ def as_group(analysis: Analysis, path: Sequence[tuple[Block, float]]) -> BlockPa
     components = np.array([b.component for b, _ in path], np.int64)
     losses = np.cumsum([0.0, *(loss for _, loss in path)])
     inside = tuple(inner_groups(analysis.model.graph, analysis.groups, b) for b, _ in path)
-    return BlockPath(Group(DEPTH, components, 1, (), "Add"), len(path), losses, inside)
+    together = tuple(np.array(b.components, np.int64) for b, _ in path)
+    return BlockPath(Group(DEPTH, components, 1, (), "Add"), len(path), losses, inside, together)
 
 
 def chosen_blocks(analysis: Analysis, constraints: Constraints) -> list[Block]:
@@ -199,7 +200,7 @@ def total(values: Iterable[float]) -> float:
 def saved(meter: MeasureShare, block: Block, kept: Kept) -> float:
     """Return the share of a measure that the removal of a block saves, after other removals."""
     after = kept.copy()
-    after[block.component] = False
+    after[block.components] = False
     return meter.share(kept) - meter.share(after)
 
 
@@ -211,7 +212,7 @@ def removal_order(
     A block inside one that was removed before saves nothing and is left out.
     """
     kept = kept.copy()
-    kept[[b.component for b in gone]] = False
+    kept[[c for b in gone for c in b.components]] = False
     left: list[Block] = list(blocks)
     out: list[Block] = []
     while True:
@@ -220,7 +221,7 @@ def removal_order(
         if not left:
             return out
         best = min(left, key=lambda b: losses[b.name] / gains[b.name])
-        kept[best.component] = False
+        kept[best.components] = False
         left.remove(best)
         out.append(best)
 
@@ -244,7 +245,7 @@ def blocks_to_target(
     kept = kept.copy()
     shares = [meter.share(kept)]
     for block in order:
-        kept[block.component] = False
+        kept[block.components] = False
         shares.append(meter.share(kept))
     if not final:
         return list(order[: max(n for n, share in enumerate(shares) if share >= target.share or not n)])

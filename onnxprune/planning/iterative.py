@@ -26,7 +26,8 @@ from onnxprune.execution.calibration import Calibration
 from onnxprune.ir.model import Model
 from onnxprune.ops.label_table import Axes, Labels, LabelTable
 from onnxprune.options.planning import SCHEDULES as SCHEDULES
-from onnxprune.passes import RemoveBlocks, StripChannels
+from onnxprune.passes import Pipeline
+from onnxprune.passes.remove_blocks import removal_passes
 from onnxprune.planning.constraints import Constraints
 from onnxprune.planning.depth import channels_only, removals, scores_for, target_met
 from onnxprune.planning.planner import AllocationRequest, allocate, allocate_depth, assembled, check_allocator
@@ -192,8 +193,8 @@ def stripped(analysis: Analysis, plan: Plan, pruned: Model | None = None) -> Ana
         return analysis
     model = pruned
     if model is None:
-        model = StripChannels(plan, analysis)(analysis.model)
-        model = RemoveBlocks(plan, analysis)(model) if plan.blocks else model
+        passes = removal_passes(plan, analysis)
+        model = Pipeline(passes if plan.blocks else passes[:1])(analysis.model)
     seen = witness(model)
     tensors = model.graph.tensors()
     groups = tuple(

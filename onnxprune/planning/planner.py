@@ -311,7 +311,7 @@ def allocate_depth(
             count = int(len(depth.chosen_blocks(analysis, limits)) * request.ratio + 1e-9)
             return {}, [*gone, *order[: max(0, count - len(gone))]]
         start = analysis.kept()
-        start[[b.component for b in gone]] = False
+        start[[c for b in gone for c in b.components]] = False
         return {}, [*gone, *depth.blocks_to_target(order, meter, request.target, start, final=final, least=least)]
     target = request.target
     if request.ratio is not None or target is None:
@@ -371,7 +371,7 @@ def _counts(
         return feasible.uniform(0.0)
     analysis = scores.analysis
     start = analysis.kept()
-    start[[b.component for b in request.blocks]] = False
+    start[[c for b in request.blocks for c in b.components]] = False
     meter = MeasureShare(cost or CostModel(analysis), target.measure, latency)
     search = TargetSearch(analysis, feasible, order, meter, target.share, start)
     if request.allocator == "latency":

@@ -21,6 +21,7 @@ from onnxprune.ir.input_sizes import Shapes
 from onnxprune.ir.model import Model
 from onnxprune.latency.bench import bench
 from onnxprune.latency.layer_figures import layer_seconds
+from onnxprune.latency.runtimes import make_runtime
 from onnxprune.options import ReportMeasurements, TaskOptions
 from onnxprune.pipeline import analyze, analyze_for, compile_plan
 from onnxprune.planning.curves import load_curves
@@ -238,6 +239,10 @@ class _FileCollector:
             with _sections.noting(self.report, name):
                 if d.kind == "bench":
                     self._bench(d)
+                elif d.kind == "profile":
+                    self._bench(Document("bench", d.path, [f.value for f in Fields(d.value, name).tables("models")]))
+                    layers = Fields(d.value, name).table("layers")
+                    self.report.tables.append(_sections.layers_table(f"Latency of layers: {name}", layers))
                 elif d.kind == "verification":
                     self.report.proofs.append(_sections.proof_of(name, Fields(d.value, name)))
                 elif d.kind == "compiled":
@@ -334,8 +339,8 @@ class _FileCollector:
         if m.latency and self.models and all(s.latency is None for s in self.stages.values()):
             with _sections.noting(self.report, "latency"):
                 rows_ = bench(
-                    [n.model for n in self.models], batch=m.batch, threads=m.threads, runs=m.runs, device=m.device,
-                    progress=progress,
+                    [n.model for n in self.models], batch=m.batch, threads=m.threads, runs=m.runs, progress=progress,
+                    runtime=make_runtime(m.runtime, m.runtime_options, device=m.device),
                 )  # fmt: skip
                 for n, row in zip(self.models, rows_, strict=True):
                     stage, time = self.stages[n.name], row.latency

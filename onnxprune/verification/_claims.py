@@ -61,11 +61,11 @@ class StatisticSite:
 
 @dataclass(frozen=True)
 class ZeroSite:
-    """Operand of an addition that counts as zero: the branch of a removed block.
+    """Operand of an addition that counts as zero, or of a Concat of which nothing is kept: a removed block's branch.
 
     Attributes:
         block: Name of the block.
-        node: Result of the addition.
+        node: Result of the addition or Concat.
         index: Index of the operand.
     """
 
@@ -147,7 +147,15 @@ class Claims:
         for name, removal in plan.groups.items():
             planned[analysis[name].components[list(removal.removed)]] = True
         for name in plan.blocks:
-            planned[analysis.block(name).component] = True
+            block = analysis.block(name)
+            planned[block.components] = True
+            for group in analysis.groups if block.channels else ():
+                own = np.isin(group.components, block.channels)
+                for constant, axis in group.sites if own.any() else ():
+                    labels = table.constants[constant][axis]
+                    assert labels is not None
+                    stays = ~np.isin(analysis.component[labels], group.components[own])
+                    losses[constant, axis] = losses.get((constant, axis), True) & stays
         if not bits[~planned].all():
             raise VerificationError("channels are removed that the plan does not name")
         inexact = tuple(g.name for g in analysis.inexact(plan))

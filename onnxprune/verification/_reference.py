@@ -170,6 +170,9 @@ class Reference:
     def _zero(self, i: int, site: ZeroSite) -> None:
         """Replace an operand of an addition by zeros of its shape."""
         node = self._own(i)
+        if node.op_type == "Concat" and node.domain in _STANDARD:
+            self._check_left_out(node, site)
+            return
         two = node.op_type in ("Add", "Sum") and node.domain in _STANDARD and len(node.input) == 2
         if not two or site.index > 1:
             raise VerificationError(
@@ -178,6 +181,22 @@ class Reference:
         x = node.input[site.index]
         new = self._before.setdefault(i, [])
         node.input[site.index] = self._select(x, np.zeros(1, bool), self._dtype(x, node), new)
+
+    def _check_left_out(self, node: NodeProto, site: ZeroSite) -> None:
+        """Check that the claims keep nothing of an operand of a Concat; masks at the contractions select zeros."""
+        shapes = [self.claims.shapes.get(n) for n in node.input]
+        axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+        kept = self.claims.kept.get(node.output[0])
+        if kept is not None and site.index < len(shapes) and all(s is not None for s in shapes):
+            axis %= len(kept)
+            sizes = [s[axis] for s in shapes if s is not None]
+            start = sum(sizes[: site.index])
+            mask = kept[axis]
+            if mask is not None and not mask[start : start + sizes[site.index]].any():
+                return
+        raise VerificationError(
+            f"block {site.block!r} appends channels that are kept", where=self.graph.where(site.node)
+        )
 
     def _dtype(self, x: str, node: NodeProto) -> np.dtype:
         if x in self.graph.constants:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from residual import chain, conv, graph
+from residual import chain, conv, dense, graph
 from structures import FOLDER, analysed
 
+from onnxprune.analysis.blocks import inner_groups
 from onnxprune.analysis.cost import CostModel
 from onnxprune.errors import OnnxPruneError
 from onnxprune.ir.reader import load
@@ -51,12 +52,42 @@ def test_nested_and_parallel_blocks() -> None:
 @pytest.mark.parametrize(
     ("name", "free", "locked"),
     [("resnet50.ts", 12, 4), ("mobilenet_v2.ts", 10, 0), ("vit_b_32.dyn", 24, 0), ("swin_t.ts", 24, 0),
-     ("convnext_tiny.ts", 18, 0), ("efficientnet_b0.ts", 9, 0), ("timm_resnetv2_18.ts", 5, 3), ("hf_llama.ts", 4, 0)],
+     ("convnext_tiny.ts", 18, 0), ("efficientnet_b0.ts", 9, 0), ("timm_resnetv2_18.ts", 5, 3), ("hf_llama.ts", 4, 0),
+     ("densenet121.ts", 58, 0), ("keras_densenet121", 58, 0), ("light_resnet50", 12, 4), ("googlenet.ts", 0, 0),
+     ("timm_rdnet_tiny.ts", 0, 21), ("timm_cs3darknet_s.ts", 9, 0)],
 )  # fmt: skip
 def test_blocks_of_public_architectures(name: str, free: int, locked: int) -> None:
     found = analysed(FOLDER / f"{name}.onnx.xz")
     assert (len(found.free_blocks), len(found.blocks) - len(found.free_blocks)) == (free, locked)
     assert len({b.name for b in found.blocks} | {g.name for g in found.groups}) == len(found.blocks) + len(found)
+
+
+def test_layers_of_a_dense_block() -> None:
+    found = analyze(load(dense(3)))
+    assert [(b.name, b.branch, b.reason, len(b.channels)) for b in found.blocks] == [
+        (f"dense.{i}", f"f{i + 1}", "", 4) for i in range(3)
+    ]
+    assert all(sorted(found[g].components.tolist()) == sorted(b.channels) for b in found.blocks
+               for g in inner_groups(found.model.graph, found.groups, b) if found[g].channels == 4)  # fmt: skip
+
+
+def test_branches_of_an_inception_block_are_no_blocks() -> None:
+    body = conv("a", "x", "a.weight") + conv("b", "x", "b.weight") + "c = Concat<axis = 1>(a, b) "
+    found = analyze(load(graph(body + conv("out", "c", "w"), ["a.weight", "b.weight", "w:16:8"])))
+    assert not found.blocks
+
+
+def test_appended_channels_that_a_statistic_reads_are_not_free() -> None:
+    body = conv("f", "x", "f.weight") + "c = Concat<axis = 1>(x, f) n = LpNormalization<axis = 1>(c) "
+    body += "m = ReduceMean<axes = [1], keepdims = 1>(n) z = Mul(n, m) "
+    (block,) = analyze(load(graph(body + conv("out", "z", "w"), ["f.weight", "w:16:8"]))).blocks
+    assert block.reason == "the channels that it appends are locked"
+
+
+@pytest.mark.parametrize("op", ["Add", "Sum"])
+def test_blocks_may_end_in_a_sum(op: str) -> None:
+    body = conv("f", "x", "f.weight") + f"y = {op}(x, f) " + conv("out", "y", "w")
+    assert len(analyze(load(graph(body, ["f.weight", "w"]))).free_blocks) == 1
 
 
 def test_cost_without_a_block_is_that_of_the_smaller_model() -> None:

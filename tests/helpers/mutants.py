@@ -7,12 +7,13 @@ lists them by name; `tools/mutate.py` draws from it by the thousand, `test_mutan
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from mutation import Array, Subject
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from residual import with_blocks
 
 from onnxprune.plans import Plan, Removal
 
@@ -328,7 +329,7 @@ def _other_plan(subject: Subject, rng: Random, how: str) -> tuple[str, Plan] | N
     if how in ("swapped", "fewer"):
         removed.discard(back)
     groups[name] = Removal(removal.channels, tuple(sorted(removed)))
-    return f"group {name}: kept {out}, removed {back} ({how})", Plan(subject.plan.model, groups)
+    return f"group {name}: kept {out}, removed {back} ({how})", replace(subject.plan, groups=groups)
 
 
 def _consistently(how: str) -> Mutator:
@@ -342,6 +343,20 @@ def _consistently(how: str) -> Mutator:
 kind("another channel removed everywhere")(_consistently("swapped"))
 kind("one more channel removed everywhere")(_consistently("more"))
 kind("one channel less removed everywhere")(_consistently("fewer"))
+
+
+@kind("another block removed")
+def another_block(subject: Subject, rng: Random) -> Edit | None:
+    """Remove another block than the plan names, one more, or one less."""
+    own = list(subject.plan.blocks)
+    others = [b.name for b in subject.analysis.free_blocks if b.name not in own]
+    if not own or not others:
+        return None
+    gone, more = str(rng.choice(own)), str(rng.choice(others))
+    how = int(rng.integers(3))
+    names = [n for n in own if how == 1 or n != gone] + ([more] if how < 2 else [])
+    what = ("in place of", "beside", "no longer")[how]
+    return f"{more} {what} {gone}", subject.stripped(with_blocks(subject.analysis, subject.plan, names))
 
 
 @kind("another channel removed in one tensor")

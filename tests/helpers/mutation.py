@@ -19,6 +19,7 @@ import onnx
 import onnxruntime
 import proof_cases
 from onnx import helper, numpy_helper
+from residual import with_blocks
 from structures import FOLDER, fill, unpack
 from widened import differs
 
@@ -27,7 +28,8 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.ir.model import Model
 from onnxprune.ir.reader import load
 from onnxprune.ir.writer import to_proto
-from onnxprune.passes import Pipeline, StripChannels
+from onnxprune.passes import Pipeline
+from onnxprune.passes.remove_blocks import removal_passes
 from onnxprune.pipeline import analyze
 from onnxprune.plans import Plan
 from onnxprune.verification import verify
@@ -97,7 +99,7 @@ class Subject:
 
     def stripped(self, plan: Plan) -> onnx.ModelProto:
         """The original pruned by another plan."""
-        return to_proto(Pipeline([StripChannels(plan, self.analysis)])(self.analysis.model))
+        return to_proto(Pipeline(removal_passes(plan, self.analysis))(self.analysis.model))
 
     def expected(self, which: int) -> list[Any]:
         """Outputs of the pruned model."""
@@ -268,7 +270,11 @@ def subject(name: str, original: onnx.ModelProto, *, tiny: tuple[str, int, int] 
     if not analysis.groups:
         raise NotASubject("nothing to prune")
     plan = proof_cases.halved(analysis)
-    pruned: Model = Pipeline([StripChannels(plan, analysis)])(analysis.model)
+    if name.endswith("+blocks"):
+        if len(analysis.free_blocks) < 2:
+            raise NotASubject("no blocks to choose from")
+        plan = with_blocks(analysis, plan, [b.name for b in analysis.free_blocks[::2]])
+    pruned: Model = Pipeline(removal_passes(plan, analysis))(analysis.model)
     proto = to_proto(pruned)
     out = Subject(name, original, analysis, plan, proto, exercising(proto), tiny=tiny)
     every = out.copy()
@@ -353,4 +359,5 @@ def sources() -> dict[str, Any]:
         out[name] = lambda plain=plain: (plain(), None)
         out[f"{name}+dead"] = lambda plain=plain: (with_dead_channels(plain()), None)
         out[f"{name}+tiny"] = lambda plain=plain: with_tiny_column(plain()) or (None, None)
+        out[f"{name}+blocks"] = lambda plain=plain: (plain(), None)
     return out

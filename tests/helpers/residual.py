@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import onnx
 from onnx import numpy_helper, parser
 
+from onnxprune.analysis.blocks import inner_groups
 from onnxprune.analysis.coupling import Analysis
+from onnxprune.errors import OnnxPruneError
 from onnxprune.ir.model import Model
-from onnxprune.passes import Pipeline, RemoveBlocks, StripChannels
+from onnxprune.passes import Pipeline
+from onnxprune.passes.remove_blocks import removal_passes
 from onnxprune.plans import BlockRemoval, Plan, Removal
 
 WIDTH = 8
@@ -62,6 +66,41 @@ def removing(analysis: Analysis, names: Iterable[str], every: int = 0) -> Plan:
     return Plan(analysis.source.fingerprint, groups, options=analysis.choices.options(), blocks=blocks)
 
 
+def with_blocks(analysis: Analysis, plan: Plan, names: Iterable[str]) -> Plan:
+    """Return a plan that removes blocks as well, and no channels of groups inside them."""
+    blocks = [analysis.block(name) for name in names]
+    inside = frozenset().union(*(inner_groups(analysis.model.graph, analysis.groups, b) for b in blocks))
+    groups = {n: r for n, r in plan.groups.items() if n not in inside}
+    return replace(plan, groups=groups, blocks={b.name: BlockRemoval(b.output, b.operand) for b in blocks})
+
+
+def drawn_blocks(analysis: Analysis, rng: np.random.Generator, share: float = 0.4) -> list[str]:
+    """Return some free blocks; of parallel branches that nothing else is added to never all."""
+    names: list[str] = []
+    for b in analysis.free_blocks:
+        if rng.random() < share:
+            try:
+                removed(analysis, with_blocks(analysis, Plan("", {}), [*names, b.name]))
+            except OnnxPruneError:
+                continue
+            names.append(b.name)
+    return names
+
+
 def removed(analysis: Analysis, plan: Plan) -> Model:
     """Return the pruned model, unproved."""
-    return Pipeline([StripChannels(plan, analysis), RemoveBlocks(plan, analysis)])(analysis.model)
+    return Pipeline(removal_passes(plan, analysis))(analysis.model)
+
+
+def dense(layers: int) -> onnx.ModelProto:
+    """Return a dense block of layers that append 4 channels each, between a convolution of 8 and one to 8 channels."""
+    body, weights = conv("f0", "x", "stem.weight"), ["stem.weight"]
+    names = ["f0"]
+    for i in range(layers):
+        one, two = f"dense.{i}.conv1.weight", f"dense.{i}.conv2.weight"
+        weights += [f"{one}:{WIDTH + 4 * i}:6", f"{two}:6:4"]
+        body += f"c{i} = Concat<axis = 1>({', '.join(names)}) r{i} = Relu(c{i}) " + conv(f"a{i}", f"r{i}", one)
+        body += f"s{i} = Relu(a{i}) " + conv(f"f{i + 1}", f"s{i}", two)
+        names.append(f"f{i + 1}")
+    body += f"c = Concat<axis = 1>({', '.join(names)}) r = Relu(c) " + conv("out", "r", "head.weight")
+    return graph(body, [*weights, f"head.weight:{WIDTH + 4 * layers}:8"])

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from residual import chain, conv, graph, removed, removing
+from residual import chain, conv, dense, graph, removed, removing
 
+from onnxprune.analysis.blocks import inner_groups
 from onnxprune.errors import OnnxPruneError, VerificationError
 from onnxprune.execution.sessions import Session
 from onnxprune.ir.reader import load
@@ -88,3 +89,58 @@ def test_parallel_and_nested_blocks_are_proved_in_every_combination() -> None:
     blocks = {b.branch: b.name for b in analysis.blocks}
     for chosen in (["i"], ["o"], ["i", "o"], ["p"], ["q"], ["p", "q"], ["pq"], ["i", "p", "q"]):
         compile_plan(model, removing(analysis, [blocks[c] for c in chosen]), analysis=analysis)
+
+
+@given(st.sets(st.integers(0, 3)), st.sampled_from([0, 2, 3]))
+@settings(max_examples=15, deadline=None)
+def test_dense_layers_and_channels_in_one_plan_are_proved(indices: set[int], every: int) -> None:
+    model = load(dense(4))
+    analysis = analyze(model)
+    plan = removing(analysis, [f"dense.{i}" for i in indices], every)
+    gone = {
+        g for i in indices for g in inner_groups(analysis.model.graph, analysis.groups, analysis.block(f"dense.{i}"))
+    }
+    plan = replace(plan, groups={n: r for n, r in plan.groups.items() if n not in gone})
+    done = compile_plan(model, plan, analysis=analysis)
+    assert not {f"f{i + 1}" for i in indices} & done.model.graph.tensors().keys()
+    sizes = [len(n.inputs) for n in done.model.graph.nodes if n.outputs[0].name == "c"]
+    assert sizes == [5 - len(indices)]
+
+
+@pytest.mark.parametrize(("gone", "stated"), [(["dense.0"], []), ([], ["dense.0"]), (["dense.1"], ["dense.0"])])
+def test_other_dense_layer_than_the_plan_names_is_refused(gone: list[str], stated: list[str]) -> None:
+    analysis = analyze(load(dense(3)))
+    wrong = removed(analysis, removing(analysis, gone))
+    with pytest.raises(VerificationError):
+        verify(analysis, removing(analysis, stated), wrong)
+
+
+def test_dense_layer_under_another_operand_is_refused() -> None:
+    analysis = analyze(load(dense(2)))
+    plan = removing(analysis, ["dense.0"])
+    other = replace(plan, blocks={"dense.0": BlockRemoval("c1", 0)})
+    with pytest.raises(VerificationError, match="appends channels that are kept"):
+        verify(analysis, other, removed(analysis, plan))
+
+
+def test_activation_that_was_applied_already_is_dropped() -> None:
+    model = load(chain(3))
+    done = compile_plan(model, removing(analyze(model), ["stage.1", "stage.2"]))
+    ops = [n.op for n in done.model.graph.nodes]
+    assert ops.count("Relu") == 2  # inside the first block, and behind its addition
+    clipped = chain(2)
+    for node in clipped.graph.node:
+        if node.op_type == "Relu" and node.output[0] == "s2":
+            node.op_type = "Sigmoid"
+    other = load(clipped)
+    done = compile_plan(other, removing(analyze(other), ["stage.1"]))
+    assert [n.op for n in done.model.graph.nodes][-2:] == ["Sigmoid", "Conv"]
+    assert [n.op for n in done.model.graph.nodes].count("Relu") == 2
+
+
+def test_activation_that_others_read_is_kept() -> None:
+    body = conv("s", "x", "stem.weight") + "t = Relu(s) " + conv("f", "t", "f.weight") + "y = Add(t, f) z = Relu(y) "
+    body += "w = Mul(z, t) " + conv("out", "w", "head.weight")
+    model = load(graph(body, ["stem.weight", "f.weight", "head.weight"]))
+    done = compile_plan(model, removing(analyze(model), ["f"]))
+    assert [n.op for n in done.model.graph.nodes].count("Relu") == 2
