@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-random test-slow test-gpu test-browser fuzz mutate wild lint types docs site-check pictures wheel package clean
+.PHONY: demo test test-random test-slow test-gpu test-browser fuzz attack mutate blocks wild lint types docs site-check pictures wheel
+.PHONY: package clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -33,6 +34,15 @@ test-gpu: $(STAMP)
 N ?= 1000
 fuzz: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python tools/fuzz.py -n $(N)
+
+# Every structure without each of its residual blocks, and without half of them, proved. Slow.
+blocks: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python tools/structures.py blocks
+
+# Damaged files of every format, whose answers are judged: make attack N=20000. What fails is stored in
+# tests/regressions/attacks/.
+attack: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python tools/attack.py -n $(N)
 
 # Mutants of correctly pruned models, every one of which the proof must reject: make mutate N=5000. Slow.
 mutate: $(STAMP)

@@ -3,6 +3,7 @@
     python tools/structures.py pack FILE.onnx OUT.onnx.xz
     python tools/structures.py pack-zoo FOLDER          # every NAME.onnx and NAME/model.onnx of a folder
     python tools/structures.py golden                   # writes tests/goldens/structures.json anew
+    python tools/structures.py blocks [GLOB]            # removes each residual block, and half of them, with proof
 
 A structure is the ONNX file without the data of its large float tensors. It keeps names, shapes, types, integers,
 tensors of at most 64 elements, and large constants that are no weights and compress to next to nothing
@@ -17,8 +18,10 @@ import json
 import lzma
 import math
 import sys
+import time
 import zlib
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 from types import ModuleType
 
@@ -99,6 +102,35 @@ def golden() -> dict[str, object]:
     return rows
 
 
+def blocks(pattern: str) -> int:
+    """Remove each residual block of the structures that match, and half of them; return the number of failures."""
+    tests = tests_module()
+    sys.path.insert(0, str(ROOT / "tests" / "helpers"))
+    from residual import block_plans
+
+    from onnxprune.errors import OnnxPruneError
+    from onnxprune.pipeline import compile_plan
+
+    failed = 0
+    for path in tests.all_structures():
+        name = path.name.removesuffix(".onnx.xz")
+        if not fnmatchcase(name, pattern):
+            continue
+        analysis = tests.analysed(path)
+        proved, began = 0, time.monotonic()
+        for plan in block_plans(analysis):
+            try:
+                compile_plan(analysis.source, plan, analysis=analysis)
+                proved += 1
+            except OnnxPruneError as err:
+                failed += 1
+                print(f"{name}: without {', '.join(plan.blocks)}: {err.what}", flush=True)
+        kept = len(analysis.blocks) - len(analysis.free_blocks)
+        print(f"{name}: {len(analysis.free_blocks)} free blocks, {kept} others, {proved} plans proved in "
+              f"{time.monotonic() - began:.0f} s", flush=True)  # fmt: skip
+    return failed
+
+
 def tests_module() -> ModuleType:
     """tests/helpers/structures.py, whose filler knows what weights a tensor's use asks for."""
     spec = importlib.util.spec_from_file_location("tests_structures", ROOT / "tests" / "helpers" / "structures.py")
@@ -121,7 +153,11 @@ def main() -> None:
     many.add_argument("folder", type=Path)
     many.add_argument("--out", type=Path, default=OUT)
     commands.add_parser("golden", help="write tests/goldens/structures.json")
+    swept = commands.add_parser("blocks", help="remove residual blocks with proof")
+    swept.add_argument("pattern", nargs="?", default="*")
     args = parser.parse_args()
+    if args.command == "blocks":
+        raise SystemExit(bool(blocks(args.pattern)))
     if args.command == "pack":
         print(f"{args.out}: {pack(args.file, args.out)} bytes")
     elif args.command == "pack-zoo":

@@ -13,6 +13,21 @@ _LIMITS = (
 )
 
 
+def limit_memory() -> None:
+    """Let this process take no more memory than is free, so that an allocation fails before the machine swaps.
+
+    Only private memory that can be written to counts; mapped files and reserved addresses do not.
+    """
+    free = memory_at_hand()
+    with contextlib.suppress(ImportError, OSError, ValueError, AttributeError):
+        import resource
+
+        match = re.search(r"VmData: *(\d+) kB", read_text("/proc/self/status"))
+        soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        if free is not None and match is not None and soft == resource.RLIM_INFINITY:
+            resource.setrlimit(resource.RLIMIT_DATA, (free + int(match[1]) * 1024, hard))
+
+
 def memory_at_hand() -> int | None:
     """Return the bytes that are free: of the machine, of the container and of the process; None if unknown."""
     found = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -26,6 +27,10 @@ from onnxprune.options import (
     option,
 )
 
+if TYPE_CHECKING:
+    from onnxprune.analysis.coupling import Analysis
+    from onnxprune.execution.data import Fitted
+
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class CurveOutput(Output):
@@ -33,6 +38,10 @@ class CurveOutput(Output):
 
     plot: Path | None = option(None, help="Draw the curves to this .png or .svg file.", heading="Output")
     csv: Path | None = option(None, help="Write the curves as a table as well.", heading="Output")
+    blocks: bool = option(
+        False, heading="Selection", flag="--blocks",
+        help="Instead: the metric without each residual block, then without the best two, three ... of them.",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -103,9 +112,14 @@ def sensitivity(
         check_plot(output.plot)
     threshold = _threshold(sweep)
     sweep = replace(sweep, device=where.device(sweep.device))
+    if output.blocks and (threshold is not None or scores.scores_file is not None or scoring.criterion is not None):
+        raise click.UsageError("--blocks removes whole blocks: leave out thresholds, --scores and -c")
     original = load_model(model, shapes)
     samples = read_data(data.data, data, original, device=sweep.device)
     found = analyzed(original, analysis)
+    if output.blocks:
+        _blocks(found, samples, model, output, sweep, as_json)
+        return
     if scores.scores_file is not None:
         ranked = load_scores(scores.scores_file, found)
     else:
@@ -133,6 +147,38 @@ def sensitivity(
     journal.unlink(missing_ok=True)  # the curves are on disk
     if not _display.finished(as_json, lambda: json.loads(curves.to_json())):
         _display.curves_table(curves, str(output.output))
+
+
+def _blocks(
+    analysis: Analysis, samples: Fitted, model: Path, output: CurveOutput, sweep: SensitivitySweep, as_json: bool
+) -> None:
+    """Measure residual blocks, for `sensitivity --blocks`."""
+    import json
+
+    from onnxprune._utils.atomic_files import write_text
+    from onnxprune.cli import _display
+    from onnxprune.execution.calibration import Calibration
+    from onnxprune.studies.block_sensitivity import block_sensitivity, plot_block_sensitivity
+
+    data = Calibration(
+        samples.data, samples.preprocess, batch=sweep.batch or 64, threads=sweep.threads or 0, device=sweep.device
+    )
+    with _display.progress("measuring", quiet=as_json) as tick:
+        found = block_sensitivity(
+            analysis, data, task=sweep, include=sweep.include, exclude=sweep.exclude, progress=tick
+        )  # fmt: skip
+    write_text(output.output, found.to_json())
+    if output.csv is not None:
+        write_text(output.csv, found.to_csv())
+    if output.plot is not None:
+        plot_block_sensitivity(found, output.plot, name=model.name)
+    if as_json:
+        _display.emit_json(json.loads(found.to_json()))
+        return
+    rows = [[row.blocks[0], f"{row.macs:.1%}", f"{row.value:.4g}"] for row in found.single]
+    rows += [[f"the best {len(row.blocks)}", f"{row.macs:.1%}", f"{row.value:.4g}"] for row in found.together[1:]]
+    title = f"{model.name}: {found.metric} {found.baseline:.4g} of {found.samples} samples"
+    _display.table(title, ["without", "MACs kept", found.metric], rows)
 
 
 def _threshold(sweep: SensitivitySweep) -> float | None:

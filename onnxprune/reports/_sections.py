@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune._utils.formatting import listed, seconds
+from onnxprune._utils.formatting import counted, listed, seconds
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.criteria import all_criteria
 from onnxprune.criteria.scoring import Scores, score
@@ -128,6 +128,8 @@ def selection_reasons(cut: AppliedPlan) -> list[str]:
     rule = all_criteria().get(name)
     known = f": {rule.title} ({rule.source})" if rule is not None else ""
     out = [f"Channels with the lowest scores were removed first. Criterion {name}{known}."]
+    if cut.plan.blocks:
+        out.append(f"Whole residual blocks were removed: {listed(cut.plan.blocks, 12)}.")
     rest = criterion_text({k: v for k, v in c.items() if k != "name"}).removeprefix("not recorded").strip(" ()")
     if rest:
         out.append(f"Recorded with the plan: {rest}.")
@@ -157,7 +159,9 @@ def curves_facts(curves: Curves) -> list[tuple[str, str]]:
 def plan_facts(plan: Plan) -> list[tuple[str, str]]:
     """Return the provenance of a plan."""
     return [
-        ("criterion", criterion_text(plan.criterion)), ("removes", f"{plan.removed} channels"),
+        ("criterion", criterion_text(plan.criterion)),
+        ("removes", f"{plan.removed} channels" + (f" and {counted(len(plan.blocks), 'block')}" if plan.blocks else "")),
+        *([("removed blocks", ", ".join(plan.blocks))] if plan.blocks else []),
         ("made for the model", plan.model or "any"), ("digest", plan.digest),
         ("written by onnxprune", plan.tool or "not recorded"),
     ]  # fmt: skip

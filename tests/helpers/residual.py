@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -85,6 +85,15 @@ def drawn_blocks(analysis: Analysis, rng: np.random.Generator, share: float = 0.
                 continue
             names.append(b.name)
     return names
+
+
+def block_plans(analysis: Analysis, seed: int = 0) -> Iterator[Plan]:
+    """Yield the plans that remove each free block alone, and one that removes about half of them."""
+    nothing = Plan(analysis.source.fingerprint, {}, options=analysis.choices.options())
+    for block in analysis.free_blocks:
+        yield with_blocks(analysis, nothing, [block.name])
+    if half := drawn_blocks(analysis, np.random.default_rng(seed), 0.5):
+        yield with_blocks(analysis, nothing, half)
 
 
 def removed(analysis: Analysis, plan: Plan) -> Model:

@@ -15,6 +15,7 @@ import onnxprune as op
 from onnxprune.ir.model import Model
 from onnxprune.ir.reader import load
 from onnxprune.ir.writer import save
+from onnxprune.latency.layer_figures import layer_seconds
 from onnxprune.latency.layers import profile_layers
 from onnxprune.latency.runtimes import RUNTIMES, Inputs, LayerTime, make_runtime
 from onnxprune.latency.runtimes.node_names import node_name
@@ -148,3 +149,25 @@ def test_a_report_shows_the_latency_of_layers(pruned: Model, tmp_path: Path) -> 
     document.write_text('{"models": [], "layers": {"rows": [{"name": 3}]}}', encoding="utf-8")
     result = CommandLine("report").ok(DIGITS, small, document, "-o", page, "--no-verify", "--no-latency")
     assert "not a text" in result.stderr
+
+
+def test_a_report_measures_in_the_runtime(pruned: Model, tmp_path: Path) -> None:
+    pytest.importorskip("plotly")
+    pytest.importorskip("jinja2")
+    small, plan, page = tmp_path / "s.onnx", tmp_path / "p.json", tmp_path / "r.html"
+    CommandLine("plan").ok(DIGITS, "--target", "macs=0.5", "--round-to", 8, "-o", plan)
+    CommandLine("apply").ok(DIGITS, plan, "-o", small)
+    with RUNTIMES.isolated():
+        RUNTIMES.register(FakeRuntime)
+        CommandLine("report").ok(DIGITS, small, plan, "-o", page, "--no-verify", "--runtime", "fake:moon")
+    assert "moon" in page.read_text(encoding="utf-8")
+    analyses = [analyze(load(p)) for p in (DIGITS, small)]
+    fake = FakeRuntime()
+    times = layer_seconds(analyses, runtime=fake)
+    assert fake.profiled == 2
+    for analysis, found in zip(analyses, times, strict=True):
+        for node in analysis.source.graph.nodes:
+            if layer_law(node):
+                assert found[node.outputs[0].name] == pytest.approx(layer_law(node))
+    fake.layered = False
+    assert layer_seconds(analyses, runtime=fake) == []

@@ -21,7 +21,7 @@ from onnxprune.execution.calibration import Calibration
 from onnxprune.execution.data import Data
 from onnxprune.ir.reader import load
 from onnxprune.options.planning import Constraints
-from onnxprune.pipeline import analyze, compile_plan, plan, plan_steps, score
+from onnxprune.pipeline import analyze, compile_plan, frontier, plan, plan_steps, score
 from onnxprune.pipeline.budget.path import PrunePath
 from onnxprune.planning.targets import Target
 from onnxprune.plans import Plan, load_plan
@@ -189,6 +189,17 @@ def test_a_path_of_points_removes_blocks_beside_channels() -> None:
     assert second.kept == pytest.approx(0.4, abs=0.02)
     deep = replace(path, constraints=Constraints(only=("blocks",)))
     assert len(deep.point(0.95, deep.point(0.95)).plan.blocks) >= 1
+
+
+def test_frontier_draws_channels_blocks_and_both() -> None:
+    data = Data(np.random.default_rng(0).standard_normal((48, 8, 6, 6)).astype("f"), None, "x")
+    found = frontier(CHAIN.source, data=data, points=1, least=0.6, series=("channels", "blocks", "both"), latency=False)
+    assert {p.curve: p.costs["macs"] for p in found.points} == {
+        "obs-channels": pytest.approx(0.6, abs=0.02), "obs-blocks": pytest.approx(0.6), "obs-both":
+        pytest.approx(0.6, abs=0.02),
+    }  # fmt: skip
+    with pytest.raises(OnnxPruneError, match="unknown series 'depth'"):
+        frontier(CHAIN.source, data=data, series=("depth",), latency=False)
 
 
 def test_command_line_prunes_blocks_and_recovers(tmp_path: Path) -> None:

@@ -802,7 +802,7 @@ def test_a_shipped_recipe_runs_on_data_of_ones_own(tmp_path: Path) -> None:
     assert both["sources"]["test_data"] == "digits:train"
     np.savez(tmp_path / "few.npz", x=test.x[:20], y=test.y[:20])
     few = [str(a).replace("d.npz", "few.npz") for a in args]
-    assert "holding out samples for the metric needs at least 32; there are 20" in line.fails(
+    assert "a metric on held-out samples needs at least 32 samples; there are 20" in line.fails(
         *few, "-o", tmp_path / "f"
     )
 

@@ -44,7 +44,7 @@ def test_the_first_card_says_that_accuracy_was_not_measured() -> None:
 def test_the_first_card_has_the_standard_error() -> None:
     before, after = ModelSnapshot("a", top1=0.9, top1_error=0.01), ModelSnapshot("b", top1=0.875, top1_error=0.02)
     first = cards([before, after])[0]
-    assert (first["label"], first["before"], first["after"]) == ("Top-1 accuracy", "90.0 %", "87.5 %")
+    assert (first["label"], first["before"], first["after"]) == ("Accuracy (top1)", "90.0 %", "87.5 %")
     assert first["note"] == "-2.5 points, standard error 2.0 points"
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from onnxprune._utils.strict import Format
 from onnxprune.errors import OnnxPruneError
 
 UNITS = {
@@ -126,14 +126,16 @@ def _matched(match: re.Match[str], text: str, unit: str | None) -> float:
 # --------------------------------------------------------------------------------------------------------- JSON lines
 
 
+_LINE = Format("line of output", 2**20)
+
+
 def _documents(text: str) -> Iterator[dict[str, Any]]:
     """Yield the lines that are JSON objects with a time in them; other lines may say anything."""
     for line in text.splitlines():
         if line.lstrip().startswith("{"):
             try:
-                # Not the strict reader: the lines of a command's log that happen to be JSON are no error.
-                value = json.loads(line)
-            except (ValueError, RecursionError):
+                value = _LINE.parse(line, "output")
+            except OnnxPruneError:  # a line of a log that resembles JSON
                 continue
             if isinstance(value, dict) and _key(value) is not None:
                 yield value
