@@ -36,6 +36,7 @@ def bench(
     onnxprune bench m.onnx small.onnx --runtime "command:./on_jetson.sh {model}"
     """
     from onnxprune.cli import _display
+    from onnxprune.execution.machine import measured_on
     from onnxprune.latency.bench import BenchStopped
     from onnxprune.latency.bench import bench as run
 
@@ -60,7 +61,8 @@ def bench(
 
         with _display.progress("profiling", quiet=as_json):
             found = profile_layers(loaded[0], loaded[-1], where, batch=timing.batch, threads=timing.threads)
-    entries = _entries(models, rows)
+    machine = measured_on(str(where.describe()), batch=timing.batch, threads=timing.threads)
+    entries = [{**entry, "machine": machine} for entry in _entries(models, rows)]
     if _display.finished(
         as_json, lambda: entries if found is None else {"models": entries, "layers": found.as_dict()}
     ):  # fmt: skip
