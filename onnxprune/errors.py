@@ -18,7 +18,7 @@ class OnnxPruneError(Exception):
         fix: Action for the user.
 
     Attributes:
-        partial: Results from before the error, as a JSON value that `--json` shows beside it; None if there are none.
+        partial: Results from before the failure, as a JSON value for the document of `--json`; None if there are none.
     """
 
     exit_code = 1

@@ -136,10 +136,8 @@ def _reported(problem: BaseException, err: CleanStream, *, as_json: bool) -> int
 
 
 def _document(error: dict[str, str | None], code: int, partial: Any = None) -> None:
-    document: dict[str, Any] = {"error": {**error, "exit": code}}
-    if partial is not None:
-        document["partial"] = partial
-    sys.stdout.write(json.dumps(document, indent=1) + "\n")
+    before = {} if partial is None else {"partial": partial}
+    sys.stdout.write(json.dumps({"error": {**error, "exit": code}, **before}, indent=1) + "\n")
 
 
 def _known(problem: BaseException) -> tuple[OnnxPruneError, int]:

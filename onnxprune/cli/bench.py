@@ -33,9 +33,10 @@ def bench(
     \b
     onnxprune bench m.onnx small.onnx
     onnxprune bench m.onnx small.onnx --runtime openvino --profile
-    onnxprune bench m.onnx s.onnx --runtime "command:ssh jetson ./time.sh {model}"
+    onnxprune bench m.onnx small.onnx --runtime "command:./on_jetson.sh {model}"
     """
     from onnxprune.cli import _display
+    from onnxprune.execution.machine import measured_on
     from onnxprune.latency.bench import BenchStopped
     from onnxprune.latency.bench import bench as run
 
@@ -48,11 +49,11 @@ def bench(
                 runtime=where, progress=tick,
             )  # fmt: skip
     except BenchStopped as err:
-        named = [models[i] for i in err.measured]
-        if as_json:
-            err.partial = _entries(named, err.results)
-        elif err.results:
-            _show(named, err.results, timing)
+        if err.results:
+            some = [models[i] for i in err.measured]
+            err.partial = _entries(some, err.results)
+            if not as_json:
+                _show(some, err.results, timing)
         raise
     found = None
     if profiling.profile:
@@ -60,7 +61,8 @@ def bench(
 
         with _display.progress("profiling", quiet=as_json):
             found = profile_layers(loaded[0], loaded[-1], where, batch=timing.batch, threads=timing.threads)
-    entries = _entries(models, rows)
+    machine = measured_on(str(where.describe()), batch=timing.batch, threads=timing.threads)
+    entries = [{**entry, "machine": machine} for entry in _entries(models, rows)]
     if _display.finished(
         as_json, lambda: entries if found is None else {"models": entries, "layers": found.as_dict()}
     ):  # fmt: skip
@@ -77,7 +79,7 @@ _LAYERS = 40
 
 
 def _entries(models: Sequence[Path], rows: BenchResults) -> list[dict[str, Any]]:
-    """Return the results as JSON."""
+    """Return the results as JSON objects."""
     return [{"model": str(p), **r.as_dict()} for p, r in zip(models, rows, strict=True)]
 
 
