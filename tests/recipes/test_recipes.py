@@ -600,7 +600,7 @@ def test_a_changed_file_is_noticed(whole: Path, tmp_path: Path) -> None:
     for key in ("00-original", "latency", "09-evaluate", "something"):
         (run / "run.journal").write_text(journal + f'{{"key": "{key}", "value": {{"figures": 1, "x": 2}}}}\n')
         message = line.fails("run", recipe, "-o", run)
-        assert "no step" in message
+        assert "not a valid journal" in message or "no step" in message
         assert key in message
 
 
