@@ -24,7 +24,7 @@ def bench(
     models: tuple[Path, ...], timing: Benchmark, profiling: Profiling, shapes: InputShapes, events: Events,
     as_json: bool,
 ) -> None:  # fmt: skip
-    """Measure latency beside MACs, parameters and bytes.
+    """Measure latency beside MACs, params and bytes.
 
     Models run in turn, A B A B ..., so that a drift of the machine affects all of them, and disturbed rounds are
     repeated. Speed-up and efficiency (speed-up x share of MACs kept; 1: latency falls as much as the MACs) are relative
@@ -36,6 +36,7 @@ def bench(
     onnxprune bench m.onnx small.onnx --runtime "command:./on_jetson.sh {model}"
     """
     from onnxprune.cli import _display
+    from onnxprune.execution.machine import measured_on
     from onnxprune.latency.bench import BenchStopped
     from onnxprune.latency.bench import bench as run
 
@@ -60,7 +61,8 @@ def bench(
 
         with _display.progress("profiling", quiet=as_json):
             found = profile_layers(loaded[0], loaded[-1], where, batch=timing.batch, threads=timing.threads)
-    entries = _entries(models, rows)
+    machine = measured_on(str(where.describe()), batch=timing.batch, threads=timing.threads)
+    entries = [{**entry, "machine": machine} for entry in _entries(models, rows)]
     if _display.finished(
         as_json, lambda: entries if found is None else {"models": entries, "layers": found.as_dict()}
     ):  # fmt: skip

@@ -338,16 +338,17 @@ class _FileCollector:
             self.report.facts.append(("Accuracy, measured for this report", rows if self.models else []))
         if m.latency and self.models and all(s.latency is None for s in self.stages.values()):
             with _sections.noting(self.report, "latency"):
+                where = make_runtime(m.runtime, m.runtime_options, device=m.device)
                 rows_ = bench(
                     [n.model for n in self.models], batch=m.batch, threads=m.threads, runs=m.runs, progress=progress,
-                    runtime=make_runtime(m.runtime, m.runtime_options, device=m.device),
+                    runtime=where,
                 )  # fmt: skip
                 for n, row in zip(self.models, rows_, strict=True):
                     stage, time = self.stages[n.name], row.latency
                     stage.latency, stage.low, stage.high = time.median, time.low, time.high
                 runs = [("batch", str(m.batch)), ("threads", str(m.threads or "all")), ("runs", str(m.runs)),
                        ("provider", rows_[0].provider), ("models", "in turn, medians and quartiles")]  # fmt: skip
-                self.report.measured_on = measured_on(rows_[0].provider, batch=m.batch, threads=m.threads)
+                self.report.measured_on = measured_on(str(where.describe()), batch=m.batch, threads=m.threads)
                 self.report.facts.append(("Latency, measured for this report", runs))
         self._layers(progress)
 
@@ -358,7 +359,7 @@ class _FileCollector:
         plan, result = self.first
         m, analysis = self.measuring, self.analyses[self.models[0].name]
         times: list[dict[str, float]] = []
-        if m.latency and result is not None and result.name in self.analyses:
+        if m.latency and m.is_default and result is not None and result.name in self.analyses:
             with _sections.noting(self.report, "latency of the layers"):
                 pair = [analysis, self.analyses[result.name]]
                 where = None if m.is_default else make_runtime(m.runtime, m.runtime_options, device=m.device)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-OPENERS = {"input_files.py", "atomic_files.py", "locks.py", "journal.py", "terminal.py"}
+OPENERS = {"input_files.py", "atomic_files.py", "events.py", "locks.py", "journal.py", "terminal.py"}
 """Modules of `_utils` that may open files."""
 SCRATCH = {"onnxprune/execution/data/_spool.py", "onnxprune/execution/data/_readers/arrays.py"}
 """Modules that make nameless or private temporary files."""

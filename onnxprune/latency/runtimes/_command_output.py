@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -159,7 +160,7 @@ def _from_documents(documents: list[dict[str, Any]], models: Sequence[Path], uni
         assert key is not None
         own = key if key in UNITS else key.rpartition("_")[2]
         entry = document[key]
-        where = f"output {str(document)[:120]}"
+        where = f"output {json.dumps(document)[:120]}"
         numbers = entry if isinstance(entry, list) else [entry]
         if not numbers:
             raise OnnxPruneError("a list of times is empty", where=where, fix=_FIX)
