@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-random test-slow test-gpu test-browser fuzz mutate blocks wild lint types docs wheel package clean
+.PHONY: demo test test-random test-slow test-gpu test-browser fuzz attack mutate blocks wild lint types docs site-check pictures wheel
+.PHONY: package clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -38,6 +39,11 @@ fuzz: $(STAMP)
 blocks: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python tools/structures.py blocks
 
+# Damaged files of every format, whose answers are judged: make attack N=20000. What fails is stored in
+# tests/regressions/attacks/.
+attack: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python tools/attack.py -n $(N)
+
 # Mutants of correctly pruned models, every one of which the proof must reject: make mutate N=5000. Slow.
 mutate: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python tools/mutate.py -n $(N) --store .zoo/mutants
@@ -67,6 +73,16 @@ types: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/pip install --quiet -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	$(BIN)/python tools/check_site.py --links
+
+# Every page of the site in a browser: lengths, tables, pictures, layout shifts, axe-core. Minutes.
+site-check: docs
+	OMP_NUM_THREADS=1 $(BIN)/python tools/check_site.py
+
+# The pictures of the pages, from the program itself; look at them before committing.
+pictures: $(STAMP)
+	$(BIN)/pip install --quiet 'playwright>=1.45'
+	OMP_NUM_THREADS=1 $(BIN)/python tools/screenshots.py
 
 # The sdist, and from it the wheel, which works from another folder without the checkout on the path.
 wheel: $(STAMP)

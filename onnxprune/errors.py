@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 _LONGEST = 1000  # characters of a line of a message
 
@@ -15,9 +16,13 @@ class OnnxPruneError(Exception):
         what: Fact, as a sentence without a full stop ("'x.onnx' is not an ONNX model").
         where: Node, tensor, group or file concerned.
         fix: Action for the user.
+
+    Attributes:
+        partial: Results from before the failure, as a JSON value for the document of `--json`; None if there are none.
     """
 
     exit_code = 1
+    partial: Any = None
 
     def __init__(self, what: str, *, where: str | None = None, fix: str | None = None) -> None:
         super().__init__(what)
@@ -46,13 +51,17 @@ class VerificationError(OnnxPruneError):
     exit_code = 3
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> OnnxPruneError:
-    """Return an error for a name that is not in a registry, with the nearest known names."""
+def unknown(kind: str, name: str, known: Iterable[str], synonyms: Iterable[str] = ()) -> OnnxPruneError:
+    """Return an error for a name that is not in a registry, with the nearest known names.
+
+    Args:
+        kind: Kind of thing that the name stands for.
+        name: The name.
+        known: Names that are listed.
+        synonyms: Other names that are accepted; suggested if no listed name is near.
+    """
     names = sorted(known)
-    folded: dict[str, str] = {}
-    for each in names:  # the first of names that differ in case alone
-        folded.setdefault(each.lower(), each)
-    near = [folded[n] for n in difflib.get_close_matches(name.lower(), folded, n=3)]
+    near = _nearest(name, names) or _nearest(name, synonyms)
     if near:
         fix = "did you mean " + " or ".join(repr(n) for n in near) + "?"
     elif len(names) <= 20:
@@ -60,3 +69,11 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> OnnxPruneError:
     else:
         fix = f"known: {', '.join(names[:10])} ... ({len(names)} in all)"
     return OnnxPruneError(f"unknown {kind} {name!r}", fix=fix)
+
+
+def _nearest(name: str, known: Iterable[str]) -> list[str]:
+    """Return up to three names that resemble another one; of names that differ in case alone the first."""
+    folded: dict[str, str] = {}
+    for each in known:
+        folded.setdefault(each.lower(), each)
+    return [folded[n] for n in difflib.get_close_matches(name.lower(), folded, n=3)]

@@ -72,10 +72,10 @@ def encoded(call: ast.Call) -> bool:
     """Return True if a call opens no file, a binary one, or a text file with an encoding."""
     name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
     owner = ast.unparse(call.func.value) if isinstance(call.func, ast.Attribute) else ""
-    if name not in TEXT or owner in ("Image", "archive", "webbrowser"):
+    if name not in TEXT or owner in ("Image", "archive", "os", "webbrowser"):
         return True
-    if name == "write_text" and not owner:
-        return True  # onnxprune._utils.atomic_files.write_text, which writes UTF-8
+    if name in ("read_text", "write_text") and not owner:
+        return True  # those of onnxprune._utils.input_files and atomic_files, which read and write UTF-8
     words = [a.value for a in call.args if isinstance(a, ast.Constant)]
     words += [k.value.value for k in call.keywords if k.arg == "mode" and isinstance(k.value, ast.Constant)]
     binary = any(isinstance(w, str) and "b" in w and len(w) <= 3 for w in words)

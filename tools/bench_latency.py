@@ -58,7 +58,7 @@ def bench(path: Path, variants: Mapping[str, Mapping[str, Any]], keep: float, ru
             continue
         done = op.compile_plan(model, plan, analysis=analysis, check=False)
         # In pairs: many models in turn would evict each other's caches.
-        before, after = measure([original, Session(done.model, threads=1)], [feeds, feeds], runs=runs)
+        before, after = measure([original, Session(done.model, threads=1)], [feeds, feeds], runs=runs).latencies
         kept, speed_up = done.after.ratio(done.before, "macs"), before.median / after.median
         row = {"variant": name, "macs": kept, "speed_up": speed_up, "efficiency": speed_up * kept}
         rows.append(row | {"original": asdict(before), "pruned": asdict(after)})

@@ -48,19 +48,23 @@ Array = NDArray[Any]
 TOOLS = ("onnxprune", "torch-pruning", "onnxsim")
 PACKAGES = ("onnxprune", "torch-pruning", "onnxsim", "onnx", "onnxruntime", "torch", "torchvision")
 MODELS = (
-    "alexnet", "convnext_tiny", "densenet121", "densenet169", "efficientnet_b0", "efficientnet_b1", "efficientnet_b2",
-    "efficientnet_v2_s", "googlenet", "inception_v3", "maxvit_t", "mnasnet0_5", "mnasnet0_75", "mnasnet1_0",
-    "mnasnet1_3", "mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small", "regnet_x_400mf", "regnet_x_800mf",
-    "regnet_x_1_6gf", "regnet_y_400mf", "regnet_y_800mf", "regnet_y_1_6gf", "resnet18", "resnet34", "resnet50",
-    "resnet101", "resnext50_32x4d", "shufflenet_v2_x0_5", "shufflenet_v2_x1_0", "shufflenet_v2_x1_5",
-    "shufflenet_v2_x2_0", "squeezenet1_0", "squeezenet1_1", "swin_t", "swin_v2_t", "vgg11", "vgg11_bn", "vgg16",
-    "vit_b_16", "vit_b_32", "wide_resnet50_2", "fcn_resnet50", "deeplabv3_resnet50", "lraspp_mobilenet_v3_large",
+    "squeezenet1_1", "shufflenet_v2_x0_5", "mobilenet_v3_small", "mnasnet0_5", "squeezenet1_0", "shufflenet_v2_x1_0",
+    "mobilenet_v2", "mnasnet0_75", "regnet_y_400mf", "mobilenet_v3_large", "lraspp_mobilenet_v3_large", "mnasnet1_0",
+    "shufflenet_v2_x1_5", "regnet_x_400mf", "efficientnet_b0", "resnet18", "mnasnet1_3", "regnet_y_800mf",
+    "regnet_x_800mf", "googlenet", "shufflenet_v2_x2_0", "efficientnet_b1", "densenet121", "regnet_x_1_6gf",
+    "efficientnet_b2", "regnet_y_1_6gf", "resnet34", "deeplabv3_mobilenet_v3_large", "efficientnet_b3", "resnet50",
+    "resnext50_32x4d", "inception_v3", "densenet169", "regnet_x_3_2gf", "regnet_y_3_2gf", "efficientnet_v2_s",
+    "convnext_tiny", "swin_t", "swin_v2_t", "fcn_resnet50", "deeplabv3_resnet50", "resnet101", "maxvit_t",
+    "wide_resnet50_2", "vit_b_32", "vgg11",
 )  # fmt: skip
+"""Models of torchvision, the smallest first."""
 HALF = 0.5
+STEPS = 20  # of Torch-Pruning, until half of the MACs are left
 TOLERANCE = 1e-3
 VALUES = 12  # that identify a slice of a weight
 CALIBRATION = 1000
-TIMEOUT = 240  # seconds of one tool on one export
+TIMEOUT = 600  # seconds of one tool on one export
+TOGETHER = 8  # exports that share a process
 
 
 # ----------------------------------------------------------------------------------------------------- common figures
@@ -152,9 +156,9 @@ def _read_axis(node: onnx.NodeProto) -> int:
     return 0
 
 
-def figures(before: onnx.ModelProto, after: onnx.ModelProto) -> dict[str, Any]:
-    """Return MACs kept, whether the result runs, and its difference from the masked original."""
-    out: dict[str, Any] = {"macs": macs_of(after) / macs_of(before), "runs": False, "difference": None}
+def figures(before: onnx.ModelProto, after: onnx.ModelProto, base: int) -> dict[str, Any]:
+    """Return the share of the original's MACs, whether the result runs, and its difference from the masked original."""
+    out: dict[str, Any] = {"macs": macs_of(after) / base, "runs": False, "difference": None}
     feed = feeds_of(before)
     name = after.graph.input[0].name
     try:
@@ -189,7 +193,7 @@ def by_onnxsim(path: Path, data: Array | None = None) -> onnx.ModelProto:
 
     simple, _ = onnxsim.simplify(onnx.load(path))
     base, best, low, high, share = macs_of(simple), None, 0.0, 0.95, HALF
-    for _ in range(5):
+    for _ in range(4):
         if data is None:
             made = pruning.apply_structured_pruning(simple, sparsity=share)
         else:
@@ -198,7 +202,7 @@ def by_onnxsim(path: Path, data: Array | None = None) -> onnx.ModelProto:
         kept = macs_of(made) / base
         if best is None or abs(kept - HALF) < abs(best[0] - HALF):
             best = kept, made
-        if abs(kept - HALF) < 0.01:
+        if abs(kept - HALF) < 0.02:
             break
         low, high = (share, high) if kept > HALF else (low, share)
         share = (low + high) / 2
@@ -214,14 +218,14 @@ def by_torch_pruning(module: Any, inputs: Any, ignored: list[Any] | None = None)
 
     model = copy.deepcopy(module).eval()
     last = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1:]
-    base, _ = tp.utils.count_ops_and_params(model, inputs)
+    base, _ = tp.utils.count_ops_and_params(model, inputs[:1])
     pruner = tp.pruner.MagnitudePruner(
-        model, inputs, importance=tp.importance.MagnitudeImportance(p=2), pruning_ratio=1.0, iterative_steps=40,
+        model, inputs, importance=tp.importance.MagnitudeImportance(p=2), pruning_ratio=1.0, iterative_steps=STEPS,
         ignored_layers=ignored if ignored is not None else last, global_pruning=False,
     )  # fmt: skip
-    for _ in range(40):
+    for _ in range(STEPS):
         pruner.step()
-        now, _ = tp.utils.count_ops_and_params(model, inputs)
+        now, _ = tp.utils.count_ops_and_params(model, inputs[:1])
         if now <= HALF * base:
             with torch.no_grad():
                 model(inputs)
@@ -265,6 +269,7 @@ def one_export(name: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         before = export(module, inputs, path)
+        base = macs_of(before)
 
         def torch_pruning() -> onnx.ModelProto:
             return export(by_torch_pruning(module, inputs), inputs, Path(folder) / "pruned.onnx")
@@ -275,10 +280,10 @@ def one_export(name: str) -> None:
                 with within(TIMEOUT):
                     after = run()
                     took = time.perf_counter() - start
-                    found = {**figures(before, after), "seconds": took}
+                    found = {**figures(before, after, base), "seconds": took}
             except Exception as err:  # of any kind: the libraries'
                 found = {"error": f"{type(err).__name__}: {(str(err).splitlines() or [''])[0]}"[:200]}
-            click.echo(json.dumps({"tool": tool, **found}))
+            click.echo(json.dumps({"model": name, "tool": tool, **found}))
 
 
 @contextlib.contextmanager
@@ -338,7 +343,7 @@ def one_trained(model: Path, data: Path, tool: str) -> dict[str, Any]:
         inputs = torch.from_numpy(fit[:1])
         after = _pruned_resnet(module, inputs, out)
     out["as_cut"] = accuracy(after)
-    return {**out, **figures(before, after), "seconds": time.perf_counter() - start}
+    return {**out, **figures(before, after, macs_of(before)), "seconds": time.perf_counter() - start}
 
 
 def _pruned_resnet(module: Any, inputs: Any, out: dict[str, Any]) -> onnx.ModelProto:
@@ -367,10 +372,10 @@ def by_torch_pruning_ignoring(module: Any, inputs: Any, names: set[str]) -> Any:
 
     base, _ = tp.utils.count_ops_and_params(module, inputs)
     pruner = tp.pruner.MagnitudePruner(
-        module, inputs, importance=tp.importance.MagnitudeImportance(p=2), pruning_ratio=1.0, iterative_steps=40,
+        module, inputs, importance=tp.importance.MagnitudeImportance(p=2), pruning_ratio=1.0, iterative_steps=STEPS,
         ignored_layers=[m for n, m in module.named_modules() if n in names],
     )  # fmt: skip
-    for _ in range(40):
+    for _ in range(STEPS):
         pruner.step()
         if tp.utils.count_ops_and_params(module, inputs)[0] <= HALF * base:
             break
@@ -391,22 +396,29 @@ def versions() -> dict[str, str]:
     return out
 
 
-def in_child(out: Path, name: str, *words: str) -> None:
-    """Run measurements in a process of their own and add their figures to the file; skip what the file has."""
-    document = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {"results": {}}
-    if name in document["results"]:
-        return
-    start = time.perf_counter()
-    done = subprocess.run([sys.executable, __file__, "one", *words], capture_output=True, text=True, check=False)
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    found = {line.pop("tool"): line for line in lines}
-    last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-    for tool in TOOLS:
-        found.setdefault(tool, {"error": last[:200]})
-    document["versions"] = versions()
-    document["results"][name] = found
-    out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    click.echo(f"{name}: {json.dumps(found)} ({time.perf_counter() - start:.0f} s)")
+def results_of(out: Path) -> dict[str, Any]:
+    """Return the results that a file has."""
+    found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))["results"] if out.exists() else {}
+    return found
+
+
+def in_child(out: Path, *words: str) -> None:
+    """Run measurements in a process of their own, and add their figures to the file as they come."""
+    command = [sys.executable, __file__, "one", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        for text in child.stdout:
+            if not text.startswith("{"):
+                continue
+            line = json.loads(text)
+            results = results_of(out)
+            results.setdefault(line.pop("model"), {})[line.pop("tool")] = line
+            document = {"versions": versions(), "results": results}
+            out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+            click.echo(text.strip())
+        if child.wait() != 0:
+            assert child.stderr is not None
+            click.echo(f"{words}: exit status {child.returncode}: {child.stderr.read()[-500:]}")
 
 
 @click.group(help=__doc__)
@@ -419,8 +431,9 @@ def main() -> None:
 @click.option("--out", type=click.Path(path_type=Path), default=Path("peers.json"), show_default=True)
 def exports(names: tuple[str, ...], out: Path) -> None:
     """Measure torchvision models with random weights."""
-    for name in names or MODELS:
-        in_child(out, name, "export", name)
+    todo = [n for n in names or MODELS if n not in results_of(out)]
+    for start in range(0, len(todo), TOGETHER):
+        in_child(out, "export", *todo[start : start + TOGETHER])
 
 
 @main.command()
@@ -430,7 +443,8 @@ def exports(names: tuple[str, ...], out: Path) -> None:
 def trained(models: tuple[Path, ...], data: Path, out: Path) -> None:
     """Measure trained CIFAR ResNets."""
     for model in models:
-        in_child(out, f"trained:{model.stem}", "trained", str(model), str(data))
+        if f"trained:{model.stem}" not in results_of(out):
+            in_child(out, "trained", str(model), str(data))
 
 
 @main.command(hidden=True)
@@ -441,10 +455,12 @@ def one(kind: str, words: tuple[str, ...]) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     warnings.simplefilter("ignore")
     if kind == "export":
-        one_export(*words)
+        for name in words:
+            one_export(name)
         return
+    name = f"trained:{Path(words[0]).stem}"
     for tool in TOOLS:
-        click.echo(json.dumps({"tool": tool, **one_trained(Path(words[0]), Path(words[1]), tool)}))
+        click.echo(json.dumps({"model": name, "tool": tool, **one_trained(Path(words[0]), Path(words[1]), tool)}))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python tools/zoo.py FOLDER_OR_FILE ...                   # NAME.onnx, NAME/model.onnx and NAME.onnx.xz of a folder
     python tools/zoo.py --build '*.ts' 'hf_*' --pack         # makes the models itself: tools/zoo_catalogue.py
-    python tools/zoo.py --page docs/coverage.md --json docs/coverage.json    # only writes the pages anew
+    python tools/zoo.py --page docs/coverage.md --json tools/coverage.json    # only writes the pages anew
 
 Every model is built in one process and measured in another (tools/zoo_measure.py), both with a limit of memory and of
 time. Results are appended to `--lines` as they come; a second run does only what is new, changed, failed or `--again`.

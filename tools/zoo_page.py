@@ -1,4 +1,4 @@
-"""Write the coverage page and its numbers from the rows of `tools/zoo.py`."""
+"""Coverage page and its numbers, from the rows of `tools/zoo.py`; tables of the site, from the numbers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import os
 import platform
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -32,28 +33,46 @@ LIBRARIES = {
 
 HEAD = """# Coverage
 
-Every model below was read as its exporter wrote it, analysed, and pruned twice: a random half of the channels of
-every group (rounded down), and to half of the MACs by `l2` with default limits. Both were proved (see
-[what is proved](proof.md)); *difference* is the larger of the two largest differences.
+{summary}
+## Models
 
-`.ts` is PyTorch's TorchScript exporter (opset 17), `.bn` the same with BatchNormalization kept, `.dyn` its dynamo
-exporter (opset 20), `.tf2onnx` and `keras_` tf2onnx, `.keras` Keras 3's own export. Weights are random: as the library
-makes them, with BatchNorm statistics of a random batch and nothing left at zero or one (`tools/zoo_build.py`), or,
-marked °, put into the weight-less structure by `tests/helpers/structures.py`.
-Images are 96 pixels wide where an architecture
-takes that (the sizes are in [coverage.json](coverage.json)), and what hangs on the size with them: MACs, seconds,
-memory, not which channels are free.
+<!-- table: models -->
 
-*Params aside* leaves out the layers that compute the model's outputs (of a detector: what boxes are selected by), whose
-outputs no pruning may take. Parameters are all floating-point constants, also tables that an exporter computed ahead
-for one image size, of which nothing can go: 200,704 of the 1,216,223 of raft_small.dyn are positions it samples at. Of
-the rest it keeps 26 %, as its structure in `models/structures` does, which has no such tables.
-Of a model that returns its residual stream nearly all layers compute the output, so little is left to compare there.
-*Locked* names the operators that hold channels back, with the number of groups; the reasons are in a table of their own
-at the end.
-Seconds of analysis are CPU seconds, imports aside; the other times are wall-clock on a machine that did other work.
+Every model was read as its exporter wrote it, analysed, and pruned twice: a random half of the channels of every group
+(rounded down), and to half of the MACs by `l2` with default limits. Both results ran from inputs to outputs against the
+masked original: *difference* is the larger of the two, relative to the largest output.
 
-To repeat this, or to try your own models:
+- **Exporters.** `.ts` is PyTorch's TorchScript exporter (opset 17), `.bn` the same with BatchNormalization kept, `.dyn`
+  its dynamo exporter (opset 20), `.tf2onnx` and `keras_` tf2onnx, `.keras` Keras 3's own export.
+- **Weights** are random: as the library makes them, with BatchNorm statistics of a random batch and nothing left at
+  zero or one (`tools/zoo_build.py`), or, marked °, put into the weight-less structure by `tests/helpers/structures.py`.
+- **Sizes.** Images are 96 pixels wide where an architecture takes that. MACs, seconds and memory depend on it, free
+  channels do not.
+- ***Params aside*** excludes the layers that compute the model's outputs, whose outputs cannot be removed. Parameters
+  are all floating-point constants, also tables that an exporter computed ahead for one image size: 200,704 of the
+  1,216,223 of raft_small.dyn are sampling positions.
+- ***Locked*** names the operators that hold channels back, with the number of groups.
+- **Seconds** of the analysis are CPU seconds without imports.
+
+## Inexact groups
+
+Networks whose residual stream a statistic runs over, once more with that stream free (`--include-inexact`, see
+[inexact.md](inexact.md)): a random half of every group. *Inexact*: groups that a normalization runs over; *difference*
+is against the original whose statistics run over the kept channels.
+
+<!-- table: inexact -->
+
+## Why channels are locked
+
+<!-- table: locks -->
+
+## Not pruned
+
+<!-- table: failed -->
+
+## Repeat it
+
+The numbers are in `tools/coverage.json`.
 
 <!-- not run: takes models and images that do not ship, and hours -->
 
@@ -64,18 +83,15 @@ python tools/zoo.py --build 'resnet*' 'timm_*.ts'       # needs torch, torchvisi
 
 """
 STREAMS = ("convnext", "maxvit", "mvit", "swin", "vit_")  # networks of torchvision that normalise a stream
-INEXACT = """## Inexact groups
-
-Networks whose residual stream a statistic runs over, once more with that stream free (`--include-inexact`, see
-[inexact.md](inexact.md)): a random half of every group. *Inexact*: groups that a normalisation runs over; *difference*
-is against the original whose statistics run over what is kept.
-
-"""
 COLUMNS = (
     "model", "groups", "free channels", "params kept, random half", "params aside", "MACs kept, random half",
     "MACs kept, target 50 %", "locked", "difference", "analyse (CPU s)", "plan and strip (s)",
     "whole, with proofs (s)", "peak (MB)",
 )  # fmt: skip
+INEXACT = (
+    "model", "groups", "inexact", "channels", "in inexact", "params kept", "params aside", "MACs kept", "difference",
+)  # fmt: skip
+LOCKS = ("operator", "reason: it ...", "models", "groups", "channels", "example")
 _LIBRARY = {entry.name: entry.library for entry in catalogue()}
 
 
@@ -95,23 +111,50 @@ def proved(row: Row) -> bool:
 
 
 def page(rows: Sequence[Row]) -> str:
-    """Return the coverage page."""
-    parts = [HEAD, _summary(rows)]
-    for key, title in LIBRARIES.items():
-        own = sorted((r for r in rows if library(r) == key), key=lambda r: str(r["name"]))
-        good = [r for r in own if "groups" in r and "error" not in r]
-        bad = [r for r in own if r not in good]
-        if not own:
-            continue
-        parts.append(f"## {title}\n\n" + _table(COLUMNS, (_cells(r) for r in good)))
-        if bad:
-            causes = [(r["name"], "`" + str(r["error"]).replace("|", "/").replace("`", "'") + "`") for r in bad]
-            parts.append("Not pruned:\n\n" + _table(("model", "where it failed, and why"), causes))
-    parts.append(_inexact(rows))
-    if SKIPPED:
-        parts.append("## Not built\n\n" + _table(("model", "why"), sorted(SKIPPED.items())))
-    parts += [_unrun(rows), _causes(rows)]
-    return "\n".join(p for p in parts if p)
+    """Return the coverage page; the site fills in its tables from the numbers, see `tables`."""
+    return "\n".join(p for p in (HEAD.format(summary=_summary(rows)), _not_built(), _unrun(rows)) if p)
+
+
+def tables(rows: Sequence[Row]) -> dict[str, str]:
+    """Return the tables of the page by name, as HTML that can be searched and sorted."""
+    ordered = sorted(rows, key=lambda r: (list(LIBRARIES).index(library(r)), str(r["name"])))
+    good = [r for r in ordered if "groups" in r and "error" not in r]
+    bad = [r for r in ordered if r not in good]
+    kinds = {key: title for key, title in LIBRARIES.items() if any(library(r) == key for r in good)}
+    models = [(library(r), _cells(r)) for r in good]
+    failed = [(library(r), [str(r["name"]), str(r["error"])]) for r in bad]
+    return {
+        "models": long_table("models", COLUMNS, models, kinds),
+        "inexact": long_table("models with inexact groups", INEXACT, [("", c) for c in _inexact(rows)]),
+        "locks": long_table("reasons", LOCKS, [("", c) for c in _causes(rows)]),
+        "failed": long_table("models that are not pruned", ("model", "error"), failed),
+    }
+
+
+def long_table(
+    what: str, head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], kinds: Mapping[str, str] | None = None
+) -> str:
+    """Return a table with a field that searches it, and a choice of kinds if there are several."""
+    numeric = [all(not c[i] or c[i][0].isdigit() for _, c in rows) for i in range(len(head))]
+    label = escape(f"Search {what}")
+    out = [f'<div class="long-table" markdown="0"><label>{label} <input type="search"></label>']
+    if kinds:
+        choices = "".join(f'<option value="{escape(k)}">{escape(t)}</option>' for k, t in kinds.items())
+        out.append(f'<label>Library <select><option value="">all</option>{choices}</select></label>')
+    out.append(f'<output aria-live="polite">{len(rows)} of {len(rows)}</output>')
+    out.append(f'<div class="box" tabindex="0" role="region" aria-label="{escape(what)}">')
+    out.append('<table class="rows"><thead><tr>')
+    classes = [' class="n"' if n else "" for n in numeric]
+    out += [f'<th scope="col"{c}>{escape(h)}</th>' for h, c in zip(head, classes, strict=True)]
+    out.append("</tr></thead><tbody>")
+    for kind, cells in rows:
+        tds = "".join(f"<td{c}>{escape(v)}</td>" for v, c in zip(cells, classes, strict=True))
+        out.append(f'<tr data-kind="{escape(kind)}">{tds}</tr>')
+    return "".join([*out, "</tbody></table></div></div>"])
+
+
+def _not_built() -> str:
+    return "## Not built\n\n" + _table(("model", "reason"), sorted(SKIPPED.items())) if SKIPPED else ""
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -201,20 +244,9 @@ def _most_kept(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def _inexact(rows: Sequence[Row]) -> str:
-    """Return the table of random halves with inexact groups."""
+def _inexact(rows: Sequence[Row]) -> list[list[str]]:
+    """Return the cells of random halves with inexact groups."""
     own = sorted((r for r in rows if "max_relative" in r.get("inexact", {})), key=lambda r: str(r["name"]))
-    head = (
-        "model",
-        "groups",
-        "inexact",
-        "channels",
-        "in inexact",
-        "params kept",
-        "params aside",
-        "MACs kept",
-        "difference",
-    )
     cells = []
     for r in own:
         x = r["inexact"]
@@ -222,7 +254,7 @@ def _inexact(rows: Sequence[Row]) -> str:
             r["name"], str(x["groups"]), str(x["inexact_groups"]), f"{x['channels']:,}", f"{x['inexact_channels']:,}",
             f"{x['params']:.1%}", f"{x['params_aside']:.1%}", f"{x['macs']:.1%}", f"{x['max_relative']:.1e}",
         ])  # fmt: skip
-    return (INEXACT + _table(head, cells)) if own else ""
+    return cells
 
 
 def _unrun(rows: Sequence[Row]) -> str:
@@ -233,7 +265,7 @@ def _unrun(rows: Sequence[Row]) -> str:
     return f"## Not run\n\nOf the catalogue in `tools/zoo_catalogue.py`: {', '.join(missing)}.\n"
 
 
-def _causes(rows: Sequence[Row]) -> str:
+def _causes(rows: Sequence[Row]) -> list[list[str]]:
     found: dict[tuple[str, str], list[Any]] = {}
     for row in rows:
         for operator, reason, groups, channels, name in row.get("locked", ()):
@@ -241,10 +273,7 @@ def _causes(rows: Sequence[Row]) -> str:
             for i, n in enumerate((1, groups, channels)):
                 cause[i] += n
     ordered = sorted(found.items(), key=lambda item: (-item[1][0], item[0]))
-    cells = [(op, why, str(n), f"{groups:,}", f"{c:,}", eg) for (op, why), (n, groups, c, eg) in ordered]
-    return "## Why channels are locked\n\n" + _table(
-        ("operator", "it ...", "models", "groups", "channels", "for example"), cells
-    )
+    return [[op, why, str(n), f"{groups:,}", f"{c:,}", eg] for (op, why), (n, groups, c, eg) in ordered]
 
 
 def compact(rows: Sequence[Row]) -> str:

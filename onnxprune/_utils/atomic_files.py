@@ -14,7 +14,7 @@ import re
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from onnxprune._utils.input_files import kind_of
 from onnxprune._utils.locks import SAFELY, is_named, locked
@@ -52,7 +52,7 @@ def check_output(path: Path, source: Path | None = None, *, regular: bool = Fals
     if not path.parent.is_dir():
         raise OnnxPruneError(f"the folder {str(path.parent)!r} does not exist", fix="create it first")
     if not os.access(path.parent, os.W_OK):
-        raise OnnxPruneError(f"the folder {str(path.parent)!r} is not writable")
+        raise OnnxPruneError(f"the folder {str(path.parent)!r} is not writable", fix="name a file in another folder")
 
 
 def check_outputs(outputs: Iterable[tuple[str, Path]], inputs: Iterable[Path]) -> None:
@@ -140,6 +140,15 @@ def write_text(path: Path, text: str) -> None:
             file.write(text.encode())
     except OSError as err:
         raise OnnxPruneError(f"cannot write {str(path)!r}: {err.strerror or err}") from err
+
+
+def appending(path: Path) -> TextIO:
+    """Open a text file, a pipe or a device to append to; the caller closes it.
+
+    Raises:
+        OSError: It cannot be opened.
+    """
+    return open(path, "a", encoding="utf-8", errors="backslashreplace")
 
 
 def append_text(path: Path, text: str) -> None:

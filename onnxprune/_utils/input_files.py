@@ -66,7 +66,10 @@ def read_bytes(path: str | os.PathLike[str], max_bytes: int) -> bytes:
         OSError: See `opened`.
     """
     with opened(path, max_bytes) as file:
-        data = file.read(max_bytes + 1)  # files of the system state a size of 0
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(size + 1)  # not `max_bytes`: so much memory would be taken
+        while len(data) <= max_bytes and (more := file.read(MIB)):  # files of the system state a size of 0
+            data += more
     if len(data) > max_bytes:
         raise _too_large(path, max_bytes)
     return data

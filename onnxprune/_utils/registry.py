@@ -8,7 +8,7 @@ that suggests the nearest known ones; a second item under a key is refused.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import fields
 from importlib import import_module
 from typing import Any, TypeVar, cast
@@ -35,6 +35,7 @@ class Registry(Mapping[K, T]):
         plugin: Returns the name of the entry point that would add a key, for keys that are not plain names.
         synonym: Returns the key that a common other name stands for. It is asked only for keys without an item, so that
             a plug-in may use such a name.
+        synonyms: Such names that errors may suggest.
 
     Attributes:
         plugins: Entry points, and those that could not be loaded; None where there are no plug-ins.
@@ -52,6 +53,7 @@ class Registry(Mapping[K, T]):
         accept: Callable[[Any], object] | None = None,
         plugin: Callable[[K], str] = str,
         synonym: Callable[[K], K] | None = None,
+        synonyms: Collection[str] = (),
     ) -> None:
         self.kind = kind
         self._key: Callable[[Any], K] = key or (lambda item: item.name)
@@ -59,7 +61,7 @@ class Registry(Mapping[K, T]):
         self._label = label
         self._accept = accept or self.register
         self._plugin = plugin
-        self._synonym = synonym
+        self._synonym, self._synonyms = synonym, synonyms
         self._modules = modules
         self._items: dict[K, T] = {}
         self._aliases: dict[K, K] = {}
@@ -155,7 +157,8 @@ class Registry(Mapping[K, T]):
         """
         item = self.find(key)
         if item is None:
-            raise self.broken(key) or unknown(self.kind, self._label(key), map(self._label, self._items))
+            known = map(self._label, self._items)
+            raise self.broken(key) or unknown(self.kind, self._label(key), known, self._synonyms)
         return item
 
     def broken(self, key: K, where: str | None = None) -> OnnxPruneError | None:

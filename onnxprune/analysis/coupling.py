@@ -18,6 +18,7 @@ import onnx_graphsurgeon as gs
 from onnxprune._utils.formatting import counted, shortened
 from onnxprune._utils.html import html_table
 from onnxprune.analysis._lock_reasons import lock_dynamic, name_inputs
+from onnxprune.analysis._node_faults import at_node
 from onnxprune.analysis._type_inference import body_constants, captured
 from onnxprune.analysis.blocks import Block, find_blocks
 from onnxprune.analysis.group_naming import Namer
@@ -326,9 +327,10 @@ def walk(model: Model, witness: Witness, choices: CouplingOptions | None = None)
         tensors = [*node.inputs, *node.outputs]
         known = all(not t.name or isinstance(t, gs.Constant) or t.name in witness.shapes for t in tensors)
         if spec is not None and (known or spec.locked_reason):
-            _couple(spec, node, table)
-            if witness.sizes:
-                lock_dynamic(node, table)
+            with at_node(node):
+                _couple(spec, node, table)
+                if witness.sizes:
+                    lock_dynamic(node, table)
         else:
             if spec is None:
                 _show_weights(node, table)

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxprune.analysis._memory_check import check_memory
+from onnxprune.analysis._node_faults import at_node
 from onnxprune.analysis._size_constraints import Condition, Violation, violations
 from onnxprune.analysis._size_search import kind_of, search
 from onnxprune.analysis._symbolic_shape_rules import Dims
@@ -223,6 +225,7 @@ def witness(model: Model, dims: Mapping[tuple[str, int], int] | None = None) -> 
     certain = [v for v in violations(model, seen) if v.certain] if conditions else []
     if certain:
         raise _refused(model, seen, certain[0])
+    check_memory(model.graph, seen.shapes, seen.dtypes)
     settled = {key: n for key, n in seen.dims.items() if n != first[key]}
     settled |= {key: n for key, n in model.sizes.items() if key in seen.dims}
     return replace(seen, settled=settled) if settled else seen
@@ -273,7 +276,8 @@ def _walked(model: Model, dims: Mapping[tuple[str, int], int]) -> Witness:
         found.settle(t.name, of_input(t, dims))
         found.express_input(t, dims)
     for node in graph.nodes:
-        found.visit(node, node_types, model.opset)
+        with at_node(node):
+            found.visit(node, node_types, model.opset)
     names = found.types.keys() | {t.name for n in graph.nodes for t in n.outputs if t.name}
     names |= {t.name for t in graph.outputs}
     return Witness(

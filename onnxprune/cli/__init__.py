@@ -72,6 +72,7 @@ def main() -> None:
     """Make an ONNX model smaller and faster by removing channels, and prove it.
 
     \b
+    onnxprune demo
     onnxprune inspect model.onnx
     onnxprune prune model.onnx -o small.onnx --target macs=0.5
     onnxprune bench model.onnx small.onnx

@@ -28,6 +28,7 @@ from typing import Any
 import click
 
 from onnxprune._utils.interruption import Stopped, kept_work, stoppable
+from onnxprune._utils.memory import limit_memory
 from onnxprune._utils.terminal import CleanStream
 from onnxprune.errors import OnnxPruneError
 
@@ -65,7 +66,8 @@ def guarded(command: Callable[[], Any], *, as_json: bool) -> int:
 
 
 def program(main: Callable[[], Any]) -> None:
-    """Run the command line as a program: it ends soon after a signal, even if a thread does not."""
+    """Run the command line as a program: in the memory at hand, and ending soon after a signal."""
+    limit_memory()
     try:
         main()
     except SystemExit as err:
@@ -128,13 +130,14 @@ def _reported(problem: BaseException, err: CleanStream, *, as_json: bool) -> int
         found, code = _known(problem)
         err.write(f"error: {found}\n")
         if as_json:
-            _document({"what": found.what, "where": found.where, "fix": found.fix}, code)
+            _document({"what": found.what, "where": found.where, "fix": found.fix}, code, found.partial)
         return code
     return 1
 
 
-def _document(error: dict[str, str | None], code: int) -> None:
-    sys.stdout.write(json.dumps({"error": {**error, "exit": code}}, indent=1) + "\n")
+def _document(error: dict[str, str | None], code: int, partial: Any = None) -> None:
+    before = {} if partial is None else {"partial": partial}
+    sys.stdout.write(json.dumps({"error": {**error, "exit": code}, **before}, indent=1) + "\n")
 
 
 def _known(problem: BaseException) -> tuple[OnnxPruneError, int]:

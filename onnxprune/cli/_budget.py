@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from onnxprune.cli._stages import analyzed, constraints_on, evaluation_split, latency_predictor
+from onnxprune.cli._stages import analyzed, constraints_on, evaluation_split, latency_predictor, runtime_of
 from onnxprune.options import (
     AnalysisOptions,
     Budget,
@@ -85,8 +85,8 @@ def prune_within(
     path = PrunePath(
         found, fit, measure=budget.minimize, criterion=scoring.criterion or "obs", params=scoring.params,
         reduce=scoring.reduce, allocator=planning.allocator, normalize=planning.normalize,
-        constraints=constraints_on(measuring.device, constraints), latency=latency, feeds=fit.first(original),
-        tolerance=verifying.tolerance, stages=stages,
+        constraints=constraints_on(measuring, measuring.device, constraints), latency=latency,
+        feeds=fit.first(original), tolerance=verifying.tolerance, stages=stages,
     )  # fmt: skip
 
     def show(point: BudgetPoint) -> None:
@@ -97,6 +97,7 @@ def prune_within(
     folder = output.output.with_name(output.output.name + ".points")
     search = prune_to_budget(
         path, evaluation, budget.max_drop, task=tasks, folder=folder, restart=budget.restart, runs=measuring.runs,
+        runtime=None if measuring.is_default else runtime_of(measuring, measuring.device),
         notice=show,
     )  # fmt: skip
     best = search.best

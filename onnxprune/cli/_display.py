@@ -74,13 +74,9 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], *,
     console = Console(
         file=raw(sys.stdout), width=None if sys.stdout.isatty() else WIDTH, highlight=False, markup=False, emoji=False
     )  # fmt: skip
-    out = Table(
-        title=clean(title),
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
+    # A title of the table itself would be wrapped to the table's width.
+    console.print(clean(title), style="italic", soft_wrap=True)
+    out = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for i, column in enumerate(columns):
         text = prose or i == 0
         out.add_column(clean(column), justify="left" if text else "right", overflow="fold", no_wrap=not text)
@@ -230,13 +226,17 @@ def criteria_table(comparison: CriteriaComparison, name: str) -> None:
 
 
 def speedup_line(speedup: Speedup) -> str:
-    """Return predicted and measured latency in two lines."""
+    """Return predicted and measured latency, and the plans that were measured for a latency target."""
     p, m = speedup.predicted, speedup.measured
     threads = {0: "all threads", 1: "1 thread"}.get(speedup.threads, f"{speedup.threads} threads")
-    return (
+    text = (
         f"latency: {seconds(m.before)} -> {seconds(p.after)} predicted ({p.share:.3f}), "
         f"{seconds(m.after)} measured ({m.share:.3f}),\n  {threads}, batch {speedup.batch}, {speedup.provider}"
     )
+    if speedup.rounds:
+        shares = ", ".join(f"{r.measured:.3f}" for r in speedup.rounds)
+        text += f"\n  measured {'plan' if len(speedup.rounds) == 1 else 'plans'}: {shares}"
+    return f"{text}\n  the target is not met as measured: {speedup.note}" if speedup.note else text
 
 
 def compiled_document(done: Compiled, output: str | None, speedup: Speedup | None = None) -> dict[str, Any]:

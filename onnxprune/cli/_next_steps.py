@@ -17,7 +17,7 @@ def next_steps(original: Path, pruned: Path, plan: Path | None, *, measured: boo
         pruned: File that was written.
         plan: File of its plan; None if there is none.
         measured: Whether real data was given, so that the output shows a metric.
-        recovered: Whether the remaining weights were re-solved.
+        recovered: Whether the remaining weights were re-solved, or cannot be.
     """
     whole, small = (shlex.quote(str(p)) for p in (original, pruned))
     lines = [] if measured else ["accuracy: not measured (no real samples were given)"]

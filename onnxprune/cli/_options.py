@@ -23,6 +23,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from onnxprune import __version__
+from onnxprune._utils.atomic_files import check_outputs
 from onnxprune._utils.events import logged
 from onnxprune.cli._config import FILES, Default, load_defaults, without_alternatives
 from onnxprune.cli._files import checked
@@ -120,6 +121,19 @@ class Command(click.Command):
                     formatter.write_dl([r for _, r in sorted(records, key=lambda pair: pair[0])])
 
 
+class _Share(click.types.FloatParamType):
+    """Number between 0 and 1, also as a percentage: 0.5 or 50%."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return a text as a number."""
+        if isinstance(value, str) and value.strip().endswith("%"):
+            share: Any = value.strip().removesuffix("%")
+            return super().convert(share, param, ctx) / 100
+        return super().convert(value, param, ctx)
+
+
 class _Name(click.types.StringParamType):
     """Name out of a few choices, completed by the shell; the option dataclass checks the value."""
 
@@ -165,6 +179,7 @@ def takes_options(function: Callable[..., None]) -> Callable[..., None]:
             parameter: _made(cls, parameter, entries(), given[parameter], defaults)
             for parameter, cls in classes.items()
         }
+        _check_outputs(entries(), made)
         log = next((m.log_json for m in made.values() if isinstance(m, Events)), None)
         with logged(log, click.get_current_context().info_name or function.__name__, __version__):
             function(**made, **values)
@@ -241,6 +256,8 @@ def _click_type(d: Declared, kind: Any) -> Any:
         return _Name(d.spec.choices)
     if kind is Path or d.name in FILES:
         return click.Path(path_type=Path)
+    if kind is float and d.spec.share and d.spec.text is None:
+        return _Share()
     return {int: click.INT, float: click.FLOAT}.get(kind, click.STRING) if d.spec.text is None else click.STRING
 
 
@@ -315,6 +332,16 @@ def _made(
         if entry.declared.spec.usage:
             raise click.UsageError(str(shown)) from err
         raise shown from err
+
+
+def _check_outputs(entries: Sequence[_CommandOption], made: Mapping[str, Options]) -> None:
+    """Raise if two options of the heading "Output" name the same file, those of a configuration file included.
+
+    Raises:
+        OnnxPruneError: Names both options.
+    """
+    own = [(e, getattr(made[e.parameter], e.declared.name)) for e in entries if e.declared.spec.heading == HEADINGS[-1]]
+    check_outputs([(entry.label, path) for entry, path in own if isinstance(path, Path)], ())
 
 
 def _click_parameter(context: click.Context, entry: _CommandOption) -> click.Parameter | None:

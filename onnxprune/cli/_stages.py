@@ -16,10 +16,12 @@ from onnxprune.options import (
     Constraints,
     InputShapes,
     Machine,
+    Measuring,
     ModelOutput,
     Planning,
     Preprocessing,
     Resuming,
+    RuntimeChoice,
     SampleOptions,
     Scoring,
     Timing,
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from onnxprune.execution.calibration import Calibration
     from onnxprune.execution.data import Fitted, Preprocess
     from onnxprune.ir.model import Array, Model
+    from onnxprune.latency.runtimes import Runtime
     from onnxprune.latency.speedup import Speedup
     from onnxprune.pipeline import Compiled
     from onnxprune.planning.curves import Curves
@@ -78,13 +81,20 @@ def analyzed(model: Model, options: AttentionOptions) -> Analysis:
     return analyze(model, attention=options.attention, include_inexact=inexact)
 
 
-def constraints_on(device: str, constraints: Constraints) -> Constraints:
-    """Return the constraints with `round_to` resolved for a device other than the CPU."""
-    from onnxprune.execution.sessions import kernel_block
+def runtime_of(choice: RuntimeChoice, device: str = "cpu") -> Runtime:
+    """Return the runtime that latency counts in."""
+    from onnxprune.latency.runtimes import make_runtime
 
-    if constraints.round_to == "auto" and device == "cuda":
-        return replace(constraints, round_to=kernel_block("cuda"))
-    return constraints
+    return make_runtime(choice.runtime, choice.runtime_options, device=device)
+
+
+def constraints_on(choice: RuntimeChoice, device: str, constraints: Constraints) -> Constraints:
+    """Return the constraints with `round_to` resolved for a runtime other than onnxruntime on the CPU."""
+    if constraints.round_to != "auto" or (choice.is_default and device == "cpu"):
+        return constraints
+    from onnxprune.latency.runtimes import block_of
+
+    return replace(constraints, round_to=block_of(runtime_of(choice, device)))
 
 
 def target_of(planning: Planning, curves: Path | None, scores: Path | None = None) -> Target | None:
@@ -249,8 +259,9 @@ def latency_predictor(analysis: Analysis, machine: Machine, *, quiet: bool) -> L
     from onnxprune.latency.prediction import latency_model
 
     with progress("measuring latency", quiet=quiet) as tick:
+        where = None if machine.is_default else runtime_of(machine, machine.device)
         return latency_model(
-            analysis, batch=machine.batch, threads=machine.threads, device=machine.device, progress=tick
+            analysis, batch=machine.batch, threads=machine.threads, device=machine.device, runtime=where, progress=tick
         )
 
 
@@ -269,6 +280,7 @@ class Planned:
         curves: Sensitivity curves, if given.
         latency: Latency model, if needed or requested.
         data: Name, number and preprocessing of the samples that the scores are from; empty without any.
+        speedup: Measurement of the plan, if it was made for a latency target.
     """
 
     plan: Plan
@@ -276,6 +288,7 @@ class Planned:
     curves: Curves | None
     latency: LatencyPredictor | None
     data: Mapping[str, Any]
+    speedup: Speedup | None = None
 
 
 @dataclass(frozen=True)
@@ -287,7 +300,7 @@ class PlanInputs:
         scoring: Criterion.
         constraints: Bounds of the plan.
         target: Target parsed from the budget.
-        machine: Runs that latency is predicted for.
+        measuring: Runs that latency is predicted and measured for.
         predict: Predict latency even if the plan does not need it.
         source, data: Source of the calibration data, and its options.
         samples: Calibration data that was already read.
@@ -299,7 +312,7 @@ class PlanInputs:
     scoring: Scoring
     constraints: Constraints
     target: Target | None
-    machine: Machine
+    measuring: Measuring
     predict: bool
     data: SampleOptions
     source: str | None
@@ -312,7 +325,7 @@ class PlanInputs:
         """Return the calibration data; None without a source."""
         if self.samples is not None:
             return self.samples
-        return calibration_of(self.source, self.data, model, self.machine.device)
+        return calibration_of(self.source, self.data, model, self.measuring.device)
 
 
 def planned(analysis: Analysis, inputs: PlanInputs) -> Planned:
@@ -328,38 +341,56 @@ def planned(analysis: Analysis, inputs: PlanInputs) -> Planned:
     scored_here = planning.steps is not None or inputs.scores_file is None
     samples = inputs.calibration(analysis.source) if scored_here else None  # before latency, which takes long
     wanted = inputs.predict or needs_latency(planning, target)
-    latency = latency_predictor(analysis, inputs.machine, quiet=inputs.quiet) if wanted else None
-    if planning.steps is not None:
-        note_synonym(scoring.name)
-        with progress(f"scoring with {scoring.name}", quiet=inputs.quiet) as tick:
-            made = plan_steps(
-                analysis, scoring.name, target, steps=planning.steps, schedule=planning.schedule, ratio=planning.ratio,
-                latency=latency, allocator=planning.allocator, normalize=planning.normalize,
-                constraints=inputs.constraints, reduce=scoring.reduce,
-                calibration=samples, progress=tick, **scoring.params,
-            )  # fmt: skip
-        return Planned(made, None, None, latency, samples.as_dict() if samples is not None else {})
+    latency = latency_predictor(analysis, inputs.measuring, quiet=inputs.quiet) if wanted else None
+    scores: Scores | None = None
+    data: Mapping[str, Any] = samples.as_dict() if samples is not None else {}
     if inputs.scores_file is not None:
         scores = load_scores(inputs.scores_file, analysis)
-    else:
+    elif planning.steps is None:
         own = scoring_of(curves, scoring)
         scores = scored(
             analysis, own, samples, quiet=inputs.quiet, constraints=inputs.constraints, target=target
         )  # fmt: skip
-    made = plan(
-        scores, target, ratio=planning.ratio, curves=curves, min_group_accuracy=planning.min_group_accuracy,
-        max_loss=planning.max_loss, latency=latency, allocator=planning.allocator, normalize=planning.normalize,
-        constraints=inputs.constraints,
-    )  # fmt: skip
-    return Planned(made, scores, curves, latency, scores.data)
+    else:
+        note_synonym(scoring.name)
+    if scores is not None:
+        data = scores.data
+
+    def make(predictor: LatencyPredictor | None, aim: Target | None) -> Plan:
+        if scores is not None:
+            return plan(
+                scores, aim, ratio=planning.ratio, curves=curves, min_group_accuracy=planning.min_group_accuracy,
+                max_loss=planning.max_loss, latency=predictor, allocator=planning.allocator,
+                normalize=planning.normalize, constraints=inputs.constraints,
+            )  # fmt: skip
+        assert planning.steps is not None
+        with progress(f"scoring with {scoring.name}", quiet=inputs.quiet) as tick:
+            return plan_steps(
+                analysis, scoring.name, aim, steps=planning.steps, schedule=planning.schedule, ratio=planning.ratio,
+                latency=predictor, allocator=planning.allocator, normalize=planning.normalize,
+                constraints=inputs.constraints, reduce=scoring.reduce,
+                calibration=samples, progress=tick, **scoring.params,
+            )  # fmt: skip
+
+    measuring = inputs.measuring
+    if target is None or target.measure != "latency" or latency is None or not measuring.latency_rounds:
+        return Planned(make(latency, target), scores, curves, latency, data)
+    from onnxprune.latency.targeting import plan_for_latency
+
+    with progress("measuring plans", quiet=inputs.quiet) as tick:
+        found = plan_for_latency(
+            analysis, target, make, latency, runtime=runtime_of(measuring, measuring.device), runs=measuring.runs,
+            rounds=measuring.latency_rounds, progress=tick,
+        )  # fmt: skip
+    return Planned(found.plan, scores, curves, latency, data, found.speedup)
 
 
 def speedup_of(
     analysis: Analysis, made: Planned, pruned: Model | None, timing: Timing, *, quiet: bool
 ) -> Speedup | None:
     """Return predicted and measured latency; None without a latency model."""
-    if made.latency is None:
-        return None
+    if made.latency is None or made.speedup is not None:
+        return made.speedup
     from onnxprune.cli._display import progress
     from onnxprune.latency.speedup import measure_speedup
     from onnxprune.pipeline import compile_plan
@@ -367,8 +398,9 @@ def speedup_of(
     small = pruned or compile_plan(analysis.source, made.plan, analysis=analysis, check=False).model
     with progress("measuring", quiet=quiet) as tick:
         return measure_speedup(
-            analysis, made.plan, small, made.latency, device=timing.device, runs=timing.runs, progress=tick
-        )
+            analysis, made.plan, small, made.latency, runtime=runtime_of(timing, timing.device), runs=timing.runs,
+            progress=tick,
+        )  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------------------------- pruned models
@@ -391,6 +423,15 @@ def compiled(
         return compile_plan(
             model, plan, analysis=analysis, check=verifying.verify, feeds=feeds, tolerance=verifying.tolerance
         )
+
+
+def has_float_layers(analysis: Analysis) -> bool:
+    """Return False if a model has quantized weights alone, so that recovery can re-solve none."""
+    from onnxprune.analysis.linear_layers import linear_node
+
+    if not analysis.table.integer_weights:
+        return True
+    return any(linear_node(node) is not None for node in analysis.model.graph.nodes)
 
 
 def finish(
@@ -421,4 +462,12 @@ def finish(
     if recovered is not None:
         _display.recovered_table(recovered, "without training")
     real = recovered is not None and samples is not None and samples.data.name != NO_DATA
-    click.echo(next_steps(source, output.output, plan_file, measured=real, recovered=recovered is not None))
+    click.echo(
+        next_steps(
+            source,
+            output.output,
+            plan_file,
+            measured=real,
+            recovered=recovered is not None or not has_float_layers(done.analysis),
+        )
+    )

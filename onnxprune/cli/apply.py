@@ -21,9 +21,9 @@ def apply(
 ) -> None:
     """Remove a plan's channels, prove the result and write it."""
     from onnxprune._utils.atomic_files import check_output
-    from onnxprune.plans import load_plan
+    from onnxprune.cli._inputs import read_plan
 
     check_output(output.output, model)
-    made = load_plan(plan_file)
+    made = read_plan(plan_file)
     done = compiled(load_model(model, shapes), made, verifying, quiet=as_json)
     finish(done, model, output, plan_file=plan_file, as_json=as_json)

@@ -99,7 +99,7 @@ def explore(
     explorer = Explorer(
         ranked, output, name=model.name, curves=measured,
         latency=latency_predictor(found, prediction, quiet=as_json) if prediction.latency else None,
-        constraints=constraints_on(prediction.device, constraints), normalize=normalizing.normalize,
+        constraints=constraints_on(prediction, prediction.device, constraints), normalize=normalizing.normalize,
         overwrite=page.output is not None,
     )  # fmt: skip
     _serve(plan_site(explorer), model, page)

@@ -21,7 +21,7 @@ from onnxprune.options import (
 )
 
 
-@click.command(cls=Command, advanced=("exclude", "protect", "allocators"))
+@click.command(cls=Command, advanced=("exclude", "protect", "allocators", "runtime"))
 @model_argument
 @takes_options
 @json_option
@@ -55,10 +55,11 @@ def frontier(
     fit, evaluation = evaluation_split(data.data, options.val_data, data, original, options.device)
     settings = FrontierSettings(
         measure=options.minimize, points=options.points, least=options.least, criteria=options.criteria,
-        allocators=options.allocators or (None,), constraints=constraints_on(options.device, constraints),
+        allocators=options.allocators or (None,), constraints=constraints_on(options, options.device, constraints),
         attention=analysis.attention, include_inexact=analysis.include_inexact, quantize=options.quantize or "",
         reconstruct_blocks=options.reconstruct_blocks, series=options.series or ("",),
-        task=tasks, latency=options.latency, threads=options.threads, runs=options.runs,
+        task=tasks, latency=options.latency, threads=options.threads, runs=options.runs, runtime=options.runtime,
+        runtime_options=options.runtime_options,
     )  # fmt: skip
     with _display.progress("measuring points", quiet=as_json) as tick:
         found = run(

@@ -80,7 +80,7 @@ def plan(
 
         check_plot(output.plot)
     found = analyzed(load_model(model, shapes), analysis)
-    limits = constraints_on(measuring.device, constraints)
+    limits = constraints_on(measuring, measuring.device, constraints)
     inputs = PlanInputs(
         planning, scoring, limits, target, measuring, measuring.latency, data, data.data,
         scores_file=scores.scores_file, curves_file=curves.curves_file, quiet=as_json,

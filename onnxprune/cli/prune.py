@@ -115,8 +115,8 @@ def prune(
         check_samples(samples.data)
     found = analyzed(original, analysis)
     inputs = PlanInputs(
-        planning, scoring, constraints_on(measuring.device, constraints), target, measuring, measuring.latency, data,
-        data.data, samples, curves_file=curves.curves_file, quiet=as_json,
+        planning, scoring, constraints_on(measuring, measuring.device, constraints), target, measuring,
+        measuring.latency, data, data.data, samples, curves_file=curves.curves_file, quiet=as_json,
     )  # fmt: skip
     made = planned(found, inputs)
     feeds = proof_feeds(data.data, samples, original) if verifying.verify else None

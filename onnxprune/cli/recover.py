@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from onnxprune.cli._options import Command, json_option, takes_options
-from onnxprune.cli._stages import calibration_of, check_resume, load_model, proof_feeds
-from onnxprune.errors import VerificationError
+from onnxprune.cli._stages import calibration_of, check_resume, has_float_layers, proof_feeds
+from onnxprune.errors import OnnxPruneError, VerificationError
 from onnxprune.options import (
     Events,
     Execution,
@@ -70,9 +70,9 @@ def recover(
 
     from onnxprune._utils.atomic_files import check_output
     from onnxprune.cli import _display
+    from onnxprune.cli._inputs import read_models, read_plan
     from onnxprune.ir.writer import save
     from onnxprune.pipeline import analyze_for
-    from onnxprune.plans import load_plan
     from onnxprune.recovery.recover import check_belongs
     from onnxprune.recovery.recover import recover as run
     from onnxprune.verification import verify as prove
@@ -83,10 +83,16 @@ def recover(
     for source in (original, pruned, plan_file):
         check_output(output.output, source)
     folder = output.output.with_name(output.output.name + ".recovery")
-    plan, whole, small = load_plan(plan_file), load_model(original, shapes), load_model(pruned, shapes)
+    plan = read_plan(plan_file)
+    whole, small = read_models(original, pruned, plan, shapes)
     samples = calibration_of(data.data, data, whole, execution.device)
     assert samples is not None
     analysis = analyze_for(whole, plan)
+    if not has_float_layers(analysis):
+        raise OnnxPruneError(
+            "the weights of this model are quantized, so they cannot be re-solved", where=str(original),
+            fix="prune and recover the model before it is quantized, see docs/howto/quantized.md",
+        )  # fmt: skip
     check_belongs(analysis, plan, small)
     if proof.verify:
         try:

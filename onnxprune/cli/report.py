@@ -54,7 +54,8 @@ def report(
     check_extra()
     measuring = MeasurementSettings(
         latency=measurements.latency, batch=measurements.batch, threads=measurements.threads, runs=measurements.runs,
-        device=measurements.device, verify=measurements.verify,
+        device=measurements.device, runtime=measurements.runtime, runtime_options=measurements.runtime_options,
+        verify=measurements.verify,
         data=_accuracy_data(data.data, data) if data.data else None, preprocess=preprocess_of(data),
         shapes=shapes.shapes,
     )  # fmt: skip

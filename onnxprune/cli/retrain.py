@@ -19,6 +19,7 @@ from onnxprune.options import (
     Options,
     RequiredData,
     Resuming,
+    RuntimeChoice,
     TaskOptions,
     Training,
     TrainingMethod,
@@ -130,7 +131,7 @@ def retrain(
             where=str(output.output),
             fix="other settings (--lr, --epochs) with --restart, or --keep last to write the last epoch",
         )
-    limits = constraints_on(training.device, constraints)
+    limits = constraints_on(RuntimeChoice(), training.device, constraints)
     made = method.plan(done.model, aim, pruning.ratio, limits) if method is not None else None
     save(done.model, output.output, external=output.external)
     written = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,11 +11,13 @@ import click
 from onnxprune import __version__
 from onnxprune.cli._options import Command, json_option, model_argument, takes_options
 from onnxprune.cli._stages import analyzed, load_model, read_data, scored
+from onnxprune.errors import OnnxPruneError
 from onnxprune.options import (
     AttentionOptions,
     Distribution,
     Events,
     InputShapes,
+    Options,
     Output,
     RequiredData,
     Restarting,
@@ -42,6 +44,33 @@ class CurveOutput(Output):
     )  # fmt: skip
 
 
+@dataclass(frozen=True, kw_only=True, repr=False)
+class SweepRuntime(Options):
+    """Runtime of a sweep: it needs the outputs, not the time."""
+
+    runtime: str = option(
+        "onnxruntime", heading="Runtime", advanced=True, metavar="NAME[:PROVIDER]",
+        help="Runtime that computes the outputs: onnxruntime, onnxruntime:cpu or onnxruntime:cuda.",
+    )  # fmt: skip
+
+    def device(self, device: str) -> str:
+        """Return the device that the runtime names, else the one that is given.
+
+        Raises:
+            OnnxPruneError: A runtime that a sweep cannot use, or a device beside another one.
+        """
+        name, _, provider = self.runtime.partition(":")
+        named = provider.lower().removesuffix("executionprovider") or device
+        if name != "onnxruntime" or named not in ("auto", "cpu", "cuda"):
+            raise OnnxPruneError(
+                f"sensitivity needs the outputs of masked models, which {self.runtime} does not give",
+                fix="onnxruntime, onnxruntime:cpu or onnxruntime:cuda; `plan --curves` and `prune` take any --runtime",
+            )
+        if device not in ("cpu", named):
+            raise OnnxPruneError(f"--device {device} contradicts --runtime {self.runtime}", fix="leave out one of them")
+        return named
+
+
 @click.command(cls=Command, advanced=("include", "exclude"))
 @model_argument
 @takes_options
@@ -53,6 +82,7 @@ def sensitivity(
     scoring: Scoring,
     scores: ScoresInput,
     sweep: SensitivitySweep,
+    where: SweepRuntime,
     distribution: Distribution,
     analysis: AttentionOptions,
     shapes: InputShapes,
@@ -81,6 +111,7 @@ def sensitivity(
 
         check_plot(output.plot)
     threshold = _threshold(sweep)
+    sweep = replace(sweep, device=where.device(sweep.device))
     if output.blocks and (threshold is not None or scores.scores_file is not None or scoring.criterion is not None):
         raise click.UsageError("--blocks removes whole blocks: leave out thresholds, --scores and -c")
     original = load_model(model, shapes)

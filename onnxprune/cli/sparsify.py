@@ -54,7 +54,7 @@ def sparsify(model: Path, output: ModelOutput, sparsifying: Sparsifying, as_json
         _display.emit_json(
             {
                 "output": str(output.output), "sparsity": share, "weights": [vars(w) for w in weights],
-                "parameters": {"before": left[0], "after": left[1]},
+                "params": {"before": left[0], "after": left[1]},
                 "compressed_bytes": {"before": sizes[0], "after": sizes[1]},
             }
         )  # fmt: skip
@@ -69,5 +69,5 @@ def sparsify(model: Path, output: ModelOutput, sparsifying: Sparsifying, as_json
         ],
     )  # fmt: skip
     click.echo(f"{formatting.percent(share)} of the pruned weights are zero")
-    click.echo(f"parameters that are not zero: {formatting.count(left[0])} -> {formatting.count(left[1])}")
+    click.echo(f"params that are not zero: {formatting.count(left[0])} -> {formatting.count(left[1])}")
     click.echo(f"compressed (zlib): {formatting.size(sizes[0])} -> {formatting.size(sizes[1])}")

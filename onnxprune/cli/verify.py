@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from onnxprune.cli._options import Command, json_option, takes_options
-from onnxprune.cli._stages import load_model, read_data
+from onnxprune.cli._stages import read_data
 from onnxprune.options import Device, InputShapes, Tolerance, VerificationData
 
 
@@ -29,21 +29,22 @@ def verify(
 ) -> None:
     """Prove a pruned model against its masked original."""
     from onnxprune.cli import _display
+    from onnxprune.cli._inputs import named_origin, read_models, read_plan
     from onnxprune.execution.calibration import Calibration
     from onnxprune.execution.data import model_batches
     from onnxprune.pipeline import analyze_for
-    from onnxprune.plans import load_plan
     from onnxprune.verification import verify as check
 
-    plan = load_plan(plan_file)
-    whole = load_model(original, shapes)
+    plan = read_plan(plan_file)
+    whole, small = read_models(original, pruned, plan, shapes)
     analysis = analyze_for(whole, plan)
     feeds = read = None
     if data.data:
         found = read_data(data.data, data, whole, device=device.device, images=64)
         feeds = [feed for feed, _ in model_batches(whole, found.data, found.preprocess)]
         read = Calibration(found.data, found.preprocess).as_dict()
-    proof = check(analysis, plan, load_model(pruned), feeds=feeds, tolerance=tolerance.tolerance, device=device.device)
+    with named_origin(whole, small, plan, pruned):
+        proof = check(analysis, plan, small, feeds=feeds, tolerance=tolerance.tolerance, device=device.device)
     if as_json:
         _display.emit_json({**proof.as_dict(), "data": read})
     else:

@@ -130,12 +130,10 @@ def consumer_probes(context: ScoringContext, rows: int, seed: int, limits: Stati
     Raises:
         OnnxPruneError: The consumers of the groups have integer weights, which cannot be re-solved.
     """
-    table = context.analysis.table
-    integers = table.quantized or any(root.dtype.kind in "iu" for root, _ in table.views.values())
-    if context.groups and integers and not consumers(context.analysis, context.groups):
+    if context.groups and context.analysis.table.integer_weights and not consumers(context.analysis, context.groups):
         raise OnnxPruneError(
             "this criterion re-solves weights, and this model's are quantized",
-            fix="score and prune the model before it is quantized, or choose another criterion",
+            fix="prune the model before it is quantized, see docs/howto/quantized.md; or -c l2 without --data",
         )
     one = len(_portions(context, limits)) == 1
     return _probes(context, context.groups, rows, seed, limits) if one else []

@@ -52,7 +52,7 @@ def _synonym(name: str) -> str:
 
 
 CRITERIA: Registry[str, type[AnyCriterion]] = Registry(
-    "criterion", problem=_problem, plugins="onnxprune.criteria", synonym=_synonym
+    "criterion", problem=_problem, plugins="onnxprune.criteria", synonym=_synonym, synonyms=_SYNONYMS
 )
 """Criteria by name. Third-party ones are classes, each under an entry point of its name."""
 

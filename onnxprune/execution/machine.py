@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-from pathlib import Path
 
-from onnxprune.execution.sessions import import_onnxruntime
+from onnxprune._utils.input_files import read_text
 
 _NAMES = ("model name", "Model", "Hardware", "cpu model")  # of a processor in /proc/cpuinfo, by architecture
 
@@ -15,7 +14,7 @@ _NAMES = ("model name", "Model", "Hardware", "cpu model")  # of a processor in /
 def processor() -> str:
     """Return the model of the processor; its architecture where the system does not tell."""
     with contextlib.suppress(OSError):
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        text = read_text("/proc/cpuinfo", errors="replace")
         lines = [line.partition(":") for line in text.splitlines()]
         for name in _NAMES:
             for key, _, value in lines:
@@ -24,10 +23,14 @@ def processor() -> str:
     return platform.processor() or platform.machine() or "unknown processor"
 
 
-def measured_on(provider: str, *, batch: int, threads: int) -> str:
-    """Return processor, cores, system, runtime with its version, batch and threads in one line."""
-    runtime = f"onnxruntime {import_onnxruntime().__version__}"
-    cores = f"{os.cpu_count()} cores"
+def measured_on(runtime: str, *, batch: int, threads: int) -> str:
+    """Return processor, cores, system, runtime, batch and threads in one line.
+
+    Args:
+        runtime: Name, version and device of the runtime.
+        batch: Samples per run.
+        threads: Threads of the runtime; 0: all.
+    """
     count = f"{threads} thread{'s' if threads != 1 else ''}" if threads else "all threads"
     system = f"{platform.system()} {platform.machine()}"
-    return f"{processor()}, {cores}, {system}, {runtime} ({provider}), batch {batch}, {count}"
+    return f"{processor()}, {os.cpu_count()} cores, {system}, {runtime}, batch {batch}, {count}"

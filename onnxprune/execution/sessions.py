@@ -8,6 +8,7 @@ import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ from onnxprune.ir.writer import save, to_skeleton
 _BYTES_LIMIT = 2**30  # larger models are passed to onnxruntime as a file with external data
 
 DEVICES = ("auto", "cpu", "cuda")
+Provider = tuple[str, Mapping[str, str]]
+"""Execution provider of onnxruntime and its options."""
+_ON_GPU = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
 
 _EXACT_INTEGERS = "session.x64quantprecision"  # converts constant int8 weights to uint8 where kernels saturate
 
@@ -69,6 +73,7 @@ class Kernel:
         inputs: Shapes of its inputs, without weights packed at load time.
         outputs: Shapes of its outputs.
         seconds: Duration.
+        provider: Execution provider that ran it.
     """
 
     name: str
@@ -76,6 +81,7 @@ class Kernel:
     inputs: tuple[tuple[int, ...], ...]
     outputs: tuple[tuple[int, ...], ...]
     seconds: float
+    provider: str = ""
 
 
 class Session:
@@ -84,6 +90,8 @@ class Session:
     Args:
         model: Model, ModelProto or path.
         device: "auto" (CUDA if it loads), "cpu" or "cuda".
+        providers: Execution providers with their options, in order of preference, instead of a device.
+        config: Entries of the session's configuration.
         threads: Intra-op threads; 0: onnxruntime's default.
         optimize: Enable graph optimizations; disable to compare two graphs operator by operator.
         weights: Values of initializers that the ModelProto declares as external data; they are not copied.
@@ -103,6 +111,8 @@ class Session:
         model: Model | onnx.ModelProto | Path,
         *,
         device: str = "cpu",
+        providers: Sequence[Provider] = (),
+        config: Mapping[str, str] | None = None,
         threads: int = 0,
         optimize: bool = True,
         weights: Mapping[str, Array] | None = None,
@@ -118,6 +128,8 @@ class Session:
         options.log_severity_level = 4
         # Threads that spin after a run would slow down the session timed next.
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        for key, value in (config or {}).items():
+            options.add_session_config_entry(key, value)
         options.enable_cpu_mem_arena = arena
         self._held = [ort.OrtValue.ortvalue_from_numpy(v) for v in (weights or {}).values()]
         if weights:
@@ -128,13 +140,13 @@ class Session:
             options.profile_file_prefix = str(profile / "onnxruntime")
         level = ort.GraphOptimizationLevel
         options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
-        providers = _providers(ort, device)
+        chosen: list[Any] = [(n, dict(o)) for n, o in providers] or _providers(ort, device)
         self._plain: Callable[[], Any] | None = None
         try:
             if exact_integers and saturates_integers():
-                self._session = self._exact(ort, model, options, providers)
+                self._session = self._exact(ort, model, options, chosen)
             else:
-                self._session = _create(ort, model, options, providers)
+                self._session = _create(ort, model, options, chosen)
         except Exception as err:  # onnxruntime's exception classes differ between versions
             text = str(err).split("\n")[0]
             missing = "Could not find an implementation" in text
@@ -151,11 +163,21 @@ class Session:
                 "CUDA was requested, but onnxruntime fell back to the CPU",
                 fix="check the driver and the CUDA libraries that onnxruntime-gpu needs, or use --device cpu",
             )
-        self._device = "cuda" if self.provider == "CUDAExecutionProvider" else "cpu"
+        if providers and self.provider != providers[0][0]:
+            raise OnnxPruneError(
+                f"{providers[0][0]} was requested, but onnxruntime fell back to {self.provider}",
+                fix="check the driver and the libraries that the provider needs",
+            )
+        self._device = "cuda" if self.provider in _ON_GPU else "cpu"
         self.inputs: list[str] = [i.name for i in self._session.get_inputs()]
         self.outputs: list[str] = [o.name for o in self._session.get_outputs()]
 
-    def _exact(self, ort: Any, model: Model | onnx.ModelProto | Path, options: Any, providers: list[str]) -> Any:
+    @property
+    def on_gpu(self) -> bool:
+        """True if inputs and outputs can stay in the memory of an NVIDIA GPU."""
+        return self._device == "cuda"
+
+    def _exact(self, ort: Any, model: Model | onnx.ModelProto | Path, options: Any, providers: list[Any]) -> Any:
         """Create a session that rewrites int8 weights as uint8.
 
         Some rewritten operators have no kernel: onnxruntime fails when loading (QLinearConv of int8 data) or running
@@ -194,6 +216,15 @@ class Session:
         """Return an array on the session's device as an OrtValue; on the CPU it shares the array's memory."""
         ort = import_onnxruntime()
         return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._device, 0)
+
+    def bind(self, feeds: Mapping[str, Array]) -> Any:
+        """Return an IO binding with the inputs on the device, and the outputs allocated there."""
+        binding = self._session.io_binding()
+        for name, value in feeds.items():
+            binding.bind_ortvalue_input(name, self.to_device(value))
+        for name in self.outputs:
+            binding.bind_output(name, self._device, 0)
+        return binding
 
     def run_bound(self, feeds: Mapping[str, Any], outputs: Sequence[str]) -> list[Any]:
         """Return the outputs of one run through IO binding, as values on the device.
@@ -251,7 +282,8 @@ def _runs(events: Sequence[Any]) -> list[list[Kernel]]:
                 kernels.pop()
             name = event["name"].removesuffix(suffix)
             ins, outs = (_shapes(args.get(f"{k}_type_shape", [])) for k in ("input", "output"))
-            kernels.append((start, start + took, Kernel(name, args["op_name"], ins, outs, took * 1e-6)))
+            provider = str(args.get("provider", ""))
+            kernels.append((start, start + took, Kernel(name, args["op_name"], ins, outs, took * 1e-6, provider)))
     return runs
 
 
@@ -262,10 +294,46 @@ def _shapes(entries: Sequence[Mapping[str, Sequence[int]]]) -> tuple[tuple[int, 
 def kernel_block(device: str = "cpu") -> int:
     """Return the channel block size of onnxruntime's kernels.
 
-    NCHWc kernels use 16 floats with AVX-512 and 8 with AVX2; tensor cores use multiples of 8.
+    NCHWc kernels use 16 floats with AVX-512 and 8 with AVX2; tensor cores use multiples of 8. On the CPU onnxruntime
+    is asked, and without it the features of the processor decide.
     """
     if device == "cuda":
         return 8
+    return _padded_block() or _simd_block()
+
+
+@functools.cache
+def _padded_block() -> int | None:
+    """Return the block to which onnxruntime pads the channels of a convolution; None if it does not.
+
+    Read from the optimized graph, so that it does not depend on a clock: the weight of 33 filters gets 48 rows in
+    blocks of 16, and 40 in blocks of 8.
+    """
+    filters, channels = 33, 64
+    weight = numpy_helper.from_array(np.ones((filters, channels, 3, 3), np.float32), "w")
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["y"], kernel_shape=[3, 3])],
+        "probe",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, channels, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, filters, 6, 6])],
+        [weight],
+    )
+    probe = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    try:
+        ort = import_onnxruntime()
+        with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
+            options = ort.SessionOptions()
+            options.log_severity_level = 4
+            options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
+            _create(ort, probe, options, ["CPUExecutionProvider"])
+            optimized = onnx.load(options.optimized_model_filepath)
+    except Exception:  # no onnxruntime, or one that cannot write graphs: the caller has another way
+        return None
+    rows = max((t.dims[0] for t in optimized.graph.initializer if len(t.dims) == 4), default=filters)
+    return {48: 16, 40: 8, 36: 4}.get(rows)
+
+
+def _simd_block() -> int:
     simd: Mapping[str, Any] = np.show_config(mode="dicts").get("SIMD Extensions", {})
     features = {str(f) for kind in ("baseline", "found") for f in simd.get(kind, [])}
     return 16 if any(f.startswith(("AVX512", "X86_V4")) for f in features) else 8
@@ -313,17 +381,20 @@ def _providers(ort: Any, device: str) -> list[str]:
     return ["CPUExecutionProvider"]
 
 
-def _create(ort: Any, model: Model | onnx.ModelProto | Path, options: Any, providers: list[str]) -> Any:
+def _create(ort: Any, model: Model | onnx.ModelProto | Path, options: Any, providers: list[Any]) -> Any:
+    # With providers and options of the user, an error of theirs must not end on the CPU.
+    fallback = not any(isinstance(p, tuple) for p in providers)
+    make = partial(ort.InferenceSession, sess_options=options, providers=providers, enable_fallback=int(fallback))
     if isinstance(model, Path):
-        return ort.InferenceSession(str(model), options, providers=providers)
+        return make(str(model))
     if isinstance(model, onnx.ModelProto):
-        return ort.InferenceSession(model.SerializeToString(), options, providers=providers)
+        return make(model.SerializeToString())
     proto, arrays = to_skeleton(model)
     if protobuf_wire.size(proto, arrays) <= _BYTES_LIMIT:
         buffer = io.BytesIO()
         protobuf_wire.write(buffer, proto, arrays)
-        return ort.InferenceSession(buffer.getvalue(), options, providers=providers)
+        return make(buffer.getvalue())
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
         path = Path(folder) / "model.onnx"
         save(model, path, external=True)
-        return ort.InferenceSession(str(path), options, providers=providers)
+        return make(str(path))

@@ -14,6 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from onnxprune._utils.input_files import read_text
 from onnxprune.errors import OnnxPruneError
 from onnxprune.ir.writer import save
 from onnxprune.pipeline import prune
@@ -34,7 +35,7 @@ SHARES = (0.9, 0.7, 0.5, 0.3)
 
 def package_config() -> dict[str, Any]:
     """Return Olive's own package configuration with this pass in it, for `olive.workflows.run`."""
-    config: dict[str, Any] = json.loads(Path(OlivePackageConfig.get_default_config_path()).read_text(encoding="utf-8"))
+    config: dict[str, Any] = json.loads(read_text(OlivePackageConfig.get_default_config_path()))
     config["passes"]["OnnxPrune"] = {
         "module_path": f"{__name__}.OnnxPrune",
         "supported_providers": ["*"],

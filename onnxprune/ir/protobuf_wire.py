@@ -22,6 +22,7 @@ import numpy.typing as npt
 import onnx
 
 from onnxprune._utils import input_files
+from onnxprune.ir._text_check import check_text
 
 MODEL_GRAPH = 7  # ModelProto.graph
 GRAPH_INITIALIZER = 5  # GraphProto.initializer
@@ -113,6 +114,7 @@ def read(path: Path) -> tuple[onnx.ModelProto, dict[int, RawData], mmap.mmap]:
 
     Raises:
         WireError: The file is not a protobuf message, or is truncated.
+        OnnxPruneError: A text is not UTF-8.
         OSError: The file cannot be read.
     """
     buf = mapped(path)
@@ -138,10 +140,12 @@ def read(path: Path) -> tuple[onnx.ModelProto, dict[int, RawData], mmap.mmap]:
         parts.append(buf[kept:stop])
         skeleton += [_delimited(MODEL_GRAPH, sum(map(len, parts))), *parts]
     proto = onnx.ModelProto()
+    data = b"".join(skeleton)
     try:
-        proto.ParseFromString(b"".join(skeleton))
+        proto.ParseFromString(data)
     except Exception as err:  # DecodeError of protobuf has no stable import path
         raise WireError(str(err)) from err
+    check_text(proto, data)
     release(np.frombuffer(buf, np.uint8))
     return proto, raw, buf
 

@@ -1,12 +1,10 @@
-"""Cache of fitted latency models, keyed by machine, runtime and the model's structure."""
+"""Cache of fitted latency models, keyed by machine, runtime, device, precision and the model's structure."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
-import os
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -17,29 +15,15 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxprune._utils.atomic_files import write_text
-from onnxprune._utils.input_files import read_text
 from onnxprune._utils.strict import Format
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.errors import OnnxPruneError
+from onnxprune.latency._cache_files import SCHEMA
 from onnxprune.latency._channel_axes import ChannelAxes
 from onnxprune.latency._fitting import LatencyFit
 
-SCHEMA = 1
 _FORMAT = Format("latency cache", 64 * 2**20, SCHEMA)
 _SAMPLED = 4096  # elements; larger integer constants are tables, not sizes
-
-
-def machine() -> str:
-    """Return the processor, its cores and the GPU if there is one: times depend on them besides the model."""
-    found = []
-    with contextlib.suppress(OSError):
-        text = read_text("/proc/cpuinfo", errors="replace").split("\n\n")[0]
-        wanted = ("model name", "cpu family", "model", "stepping")
-        found = [v.strip() for k, _, v in (line.partition(":") for line in text.splitlines()) if k.strip() in wanted]
-    for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
-        with contextlib.suppress(OSError):
-            found.append(read_text(path, errors="replace").splitlines()[0].partition(":")[2].strip())
-    return ", ".join([*(found or [platform.machine(), platform.processor()]), f"{os.cpu_count()} cores"])
 
 
 def structure(analysis: Analysis) -> str:
@@ -77,15 +61,6 @@ def _attribute(value: Any) -> object:
     if isinstance(value, gs.Tensor | np.ndarray):
         return [str(value.dtype), tuple(value.shape or ())]
     return str(value) if not isinstance(value, list | tuple) else [str(v) for v in value]
-
-
-def cache_file(settings: Mapping[str, Any]) -> Path:
-    folder = os.environ.get("ONNXPRUNE_CACHE")
-    if not folder:
-        base = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
-        folder = str(Path(base) / "onnxprune" / "latency")
-    key = hashlib.sha256(json.dumps([SCHEMA, settings], sort_keys=True).encode()).hexdigest()
-    return Path(folder) / f"{key[:32]}.json"
 
 
 def write_fit(path: Path, settings: Mapping[str, Any], fitted: LatencyFit) -> None:

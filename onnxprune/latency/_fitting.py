@@ -190,7 +190,7 @@ _GENERATED = re.compile(r"(_token)?_?\d+$")  # a running number of onnxruntime, 
 def _features(matcher: _Matcher, kernels: Sequence[Kernel]) -> list[_Polynomial] | None:
     """Return the features of a kernel's time; None if its shapes cannot be matched to channels."""
     ins, outs = matcher.tensors([k.inputs for k in kernels]), matcher.tensors([k.outputs for k in kernels])
-    if ins is None or outs is None:
+    if ins is None or outs is None or not (ins or outs):
         return None
     features: list[_Polynomial] = [{(): 1.0}]
     if _is_dense(kernels[0]):
@@ -225,10 +225,11 @@ def _positions(kernel: Kernel) -> int:
 
 
 def _work(matcher: _Matcher, aligned: Iterable[list[list[Kernel]]], holders: _Holders) -> list[_Polynomial]:
-    """Return the work of all kernels together: their number, elements read and written, and multiplications."""
+    """Return the work of all kernels together: number, elements read and written, multiplications, weights."""
     started: _Polynomial = {}
     traffic: _Polynomial = {}
     products: _Polynomial = {}
+    weights: _Polynomial = {}
     for same in aligned:
         kernels = [k for variant in same for k in variant]
         name = kernels[0].name if kernels else ""
@@ -240,7 +241,8 @@ def _work(matcher: _Matcher, aligned: Iterable[list[list[Kernel]]], holders: _Ho
         if _is_dense(kernels[0]):
             factor, places = _weight(kernels[0], ins, outs)
             _add(products, holders.within({places: factor * _positions(kernels[0])}, name))
-    return [started or {(): 1.0}, traffic, products]
+            _add(weights, holders.within({places: factor}, name))
+    return [started or {(): 1.0}, traffic, products, weights]
 
 
 def _sum(parts: Iterable[tuple[float, Monomial]]) -> _Polynomial:

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxprune._utils.input_files import read_bytes
 from onnxprune._utils.progress import Progress
 from onnxprune.analysis.coupling import Analysis, Group, Kept
 from onnxprune.execution.sessions import Kernel, Session
+from onnxprune.execution.timing import waited_for_processor
 from onnxprune.ir.model import Array, Model
 from onnxprune.latency._channel_axes import Counts
 from onnxprune.latency.random_inputs import random_feeds
@@ -159,19 +159,10 @@ class VariantTimer:
 
 def timed_run(session: Session, feeds: Mapping[str, Array]) -> tuple[float, float]:
     """Return the seconds of a run, and the seconds in which this process's threads waited for a processor."""
-    before = _waited()
+    before = waited_for_processor()
     start = time.perf_counter()
     session.run(feeds)
-    return time.perf_counter() - start, _waited() - before
-
-
-def _waited() -> float:
-    """Return the seconds that all threads of this process have waited for a processor; 0 where this is unknown."""
-    total = 0
-    for path in Path("/proc/self/task").glob("*/schedstat"):
-        with contextlib.suppress(OSError, ValueError, IndexError):  # a thread may have ended
-            total += int(read_bytes(path, 4096).split()[1])
-    return total * 1e-9
+    return time.perf_counter() - start, waited_for_processor() - before
 
 
 def _fastest(runs: Sequence[Sequence[Kernel]]) -> list[Kernel]:

@@ -10,10 +10,11 @@ from onnxprune._utils.formatting import count, counted, seconds, shortened, size
 from onnxprune._utils.html import html_table
 from onnxprune._utils.progress import Progress
 from onnxprune.analysis.cost import Cost, CostModel
-from onnxprune.execution.sessions import Session
-from onnxprune.execution.timing import Latency, measure
+from onnxprune.errors import OnnxPruneError
+from onnxprune.execution.timing import Latency
 from onnxprune.ir.model import Model
 from onnxprune.latency.random_inputs import random_feeds
+from onnxprune.latency.runtimes import MeasurementStopped, Runtime, make_runtime
 from onnxprune.planning.analyze import analyze
 
 _SHOWN = 4  # results in a repr
@@ -28,7 +29,7 @@ class BenchResult:
         cost: MACs per sample, parameters, bytes.
         speedup: Latency of the first model divided by this one's.
         efficiency: Speedup times the share of the first model's MACs; 1 if latency shrinks like MACs.
-        provider: Execution provider of onnxruntime.
+        provider: Execution provider of onnxruntime, or the device that another runtime used.
         name: File name of the model, if it has one.
     """
 
@@ -73,6 +74,20 @@ class BenchResults(tuple[BenchResult, ...]):
         return html_table("measured", columns, rows, note=note)
 
 
+class BenchStopped(OnnxPruneError):
+    """Benchmark in which the runtime failed after some models.
+
+    Attributes:
+        results: Results of the models that were measured.
+        measured: Their indices.
+    """
+
+    def __init__(self, cause: MeasurementStopped, results: BenchResults, measured: tuple[int, ...]) -> None:
+        super().__init__(cause.what, where=cause.where, fix=cause.fix)
+        self.results = results
+        self.measured = measured
+
+
 def bench(
     models: Sequence[Model],
     *,
@@ -81,6 +96,7 @@ def bench(
     runs: int = 30,
     warmup: int = 5,
     device: str = "cpu",
+    runtime: Runtime | None = None,
     progress: Progress | None = None,
 ) -> BenchResults:
     """Measure models in turns on random inputs.
@@ -91,17 +107,36 @@ def bench(
         threads: Threads of onnxruntime; 0 for all cores.
         runs: Timed runs of each model; the median counts.
         warmup: Untimed runs of each model before.
-        device: "auto", "cpu" or "cuda".
+        device: For onnxruntime: "auto", "cpu" or "cuda".
+        runtime: Runtime to measure in; default: onnxruntime on the device.
         progress: Called with (done, total) rounds.
+
+    Raises:
+        BenchStopped: The runtime failed; what it measured before is in the error.
+        OnnxPruneError: The runtime refuses a model.
     """
     analyses = [analyze(m) for m in models]
     feeds = [random_feeds(a, batch) for a in analyses]
     costs = [CostModel(a).baseline for a in analyses]
-    sessions = [Session(m, device=device, threads=threads) for m in models]
-    times = measure(sessions, feeds, runs=runs, warmup=warmup, progress=progress)
+    where = runtime or make_runtime(device=device)
+    names = [m.path.name if m.path is not None else "" for m in models]
+    try:
+        found = where.measure(models, feeds, threads=threads, batch=batch, runs=runs, warmup=warmup, progress=progress)
+    except MeasurementStopped as err:
+        some = [(i, la) for i, la in enumerate(err.latencies) if la is not None]
+        results = _results(some, costs, names, str(where.describe()))
+        raise BenchStopped(err, results, tuple(i for i, _ in some)) from err
+    return _results(list(enumerate(found.latencies)), costs, names, found.ran)
+
+
+def _results(
+    latencies: Sequence[tuple[int, Latency]], costs: Sequence[Cost], names: Sequence[str], ran: str
+) -> BenchResults:
+    """Return the results of the models that were measured, relative to the first of them."""
     out = []
-    for model, latency, cost, session in zip(models, times, costs, sessions, strict=True):
-        speedup = times[0].median / latency.median
-        efficiency, name = speedup * cost.ratio(costs[0], "macs"), model.path.name if model.path is not None else ""
-        out.append(BenchResult(latency, cost, speedup, efficiency, session.provider, name))
+    for i, latency in latencies:
+        first, whole = latencies[0]
+        speedup = whole.median / latency.median
+        efficiency = speedup * costs[i].ratio(costs[first], "macs")
+        out.append(BenchResult(latency, costs[i], speedup, efficiency, ran, names[i]))
     return BenchResults(out)

@@ -15,6 +15,8 @@ from onnxprune.analysis.coupling import Analysis
 from onnxprune.execution.sessions import Kernel, Session
 from onnxprune.ir.model import Model
 from onnxprune.latency.random_inputs import random_feeds
+from onnxprune.latency.runtimes import Inputs, Runtime
+from onnxprune.latency.runtimes.node_names import node_name
 from onnxprune.plans import Plan
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum")
@@ -75,6 +77,7 @@ def layer_seconds(
     threads: int = 1,
     runs: int = 20,
     device: str = "cpu",
+    runtime: Runtime | None = None,
     progress: Progress | None = None,
 ) -> list[dict[str, float]]:
     """Measure the time of every layer of several models, run in turn with onnxruntime's profiler on.
@@ -88,15 +91,19 @@ def layer_seconds(
         threads: Threads of onnxruntime; 0 for all cores.
         runs: Timed runs of each model.
         device: "auto", "cpu" or "cuda".
+        runtime: Runtime whose own times of layers count instead of onnxruntime's.
         progress: Called with (done, total) rounds.
 
     Returns:
-        For each model seconds per run, by the name of the first output of the layer's node.
+        For each model seconds per run, by the name of the first output of the layer's node; nothing if the runtime has
+        no times of layers.
 
     Raises:
-        OnnxPruneError: onnxruntime rejects a model.
+        OnnxPruneError: The runtime rejects a model.
     """
     feeds = [random_feeds(a, batch) for a in models]
+    if runtime is not None:
+        return _profiled(models, feeds, runtime, threads, runs)
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
         sessions = [
             Session(a.source, device=device, threads=threads, profile=_folder(folder, i)) for i, a in enumerate(models)
@@ -107,6 +114,23 @@ def layer_seconds(
             if progress is not None:
                 progress(i + 1, runs + _WARMUP)
         return [_by_layer(a.source, s.kernels()[_WARMUP:]) for a, s in zip(models, sessions, strict=True)]
+
+
+def _profiled(
+    models: Sequence[Analysis], feeds: Sequence[Inputs], runtime: Runtime, threads: int, runs: int
+) -> list[dict[str, float]]:
+    out: list[dict[str, float]] = []
+    for analysis, feed in zip(models, feeds, strict=True):
+        layers = runtime.profile(analysis.source, feed, threads=threads, runs=runs)
+        if layers is None:
+            return []
+        outputs = {node_name(n): n.outputs[0].name for n in analysis.source.graph.nodes if n.op in _LAYERS}
+        times: dict[str, float] = {}
+        for layer in layers:
+            output = outputs.get(layer.nodes[0], "") if layer.nodes else ""
+            times[output] = times.get(output, 0.0) + layer.seconds
+        out.append(times)
+    return out
 
 
 def _folder(folder: str, number: int) -> Path:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
+from onnxprune.errors import OnnxPruneError
 from onnxprune.ir.symbolic import Size
 
 Labels = npt.NDArray[np.int64]
@@ -174,6 +175,11 @@ class LabelTable:
         self._partial = False  # whether any array holds a 0
 
     # ------------------------------------------------------------------------------------------- known values
+
+    @property
+    def integer_weights(self) -> bool:
+        """True if weights are integers, whose scales belong to their values."""
+        return bool(self.quantized) or any(root.dtype.kind in "iu" for root, _ in self.views.values())
 
     def shape(self, t: gs.Tensor) -> tuple[int, ...]:
         """Return the witness shape of a tensor."""
@@ -398,7 +404,12 @@ class LabelTable:
         """Bind the axes recorded by `follow`; call after the traversal."""
         for node, t, axis, weight, weight_axis, block in self._following:
             self.node = node
-            labels = self.get(weight)[weight_axis]
+            axes = self.get(weight)
+            if not -len(axes) <= weight_axis < len(axes):
+                raise OnnxPruneError(
+                    f"the constant {weight.name!r} is quantized along axis {weight_axis}, and has {len(axes)} axes"
+                )
+            labels = axes[weight_axis]
             if labels is not None and block > 1:
                 if len(labels) % block:
                     self.lock(labels, "is quantized in blocks that do not divide it")

@@ -30,10 +30,13 @@ from onnxprune.options.data import VerificationData as VerificationData
 from onnxprune.options.measuring import Benchmark as Benchmark
 from onnxprune.options.measuring import Device as Device
 from onnxprune.options.measuring import Execution as Execution
+from onnxprune.options.measuring import LatencyTarget as LatencyTarget
 from onnxprune.options.measuring import Machine as Machine
 from onnxprune.options.measuring import Measuring as Measuring
 from onnxprune.options.measuring import Prediction as Prediction
+from onnxprune.options.measuring import Profiling as Profiling
 from onnxprune.options.measuring import ReportMeasurements as ReportMeasurements
+from onnxprune.options.measuring import RuntimeChoice as RuntimeChoice
 from onnxprune.options.measuring import Timing as Timing
 from onnxprune.options.output import Events as Events
 from onnxprune.options.output import ModelOutput as ModelOutput

@@ -75,6 +75,12 @@ class Spec:
             return f"at most {high:g}" if self.le is not None else f"below {high:g}"
         return ""
 
+    @property
+    def share(self) -> bool:
+        """True for a number between 0 and 1."""
+        low, high = (self.ge if self.ge is not None else self.gt), (self.le if self.le is not None else self.lt)
+        return low == 0 and high == 1
+
     def within(self, value: float) -> bool:
         """Return True if a number is finite and within the bounds."""
         return (
@@ -250,7 +256,13 @@ def _check(d: Declared, value: Any) -> None:
     numbers = [v for v in (value if isinstance(value, list | tuple) else (value,)) if _is_number(v)]
     if fits and all(spec.within(v) for v in numbers if spec.bounds):
         return
-    raise OptionError(d.name, f"must be {_expected(d)}; got {value!r}", title=spec.title)
+    near = f"did you mean {value / 100:g}?" if _is_percentage(spec, value) else None
+    raise OptionError(d.name, f"must be {_expected(d)}; got {value!r}", title=spec.title, fix=near)
+
+
+def _is_percentage(spec: Spec, value: Any) -> bool:
+    """Return True if a number is too large for a share, and would be one as a percentage."""
+    return spec.share and _is_number(value) and 5 <= value <= 100 and spec.within(value / 100)
 
 
 def _expected(d: Declared) -> str:

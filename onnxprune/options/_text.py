@@ -101,6 +101,16 @@ def _pairs(texts: Sequence[str]) -> dict[str, Any]:
     return out
 
 
+def _texts(texts: Sequence[str]) -> dict[str, str]:
+    out: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise ValueError(text)
+        out[name.strip()] = value
+    return out
+
+
 def _listed(values: Sequence[object]) -> str:
     return ",".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values)
 
@@ -113,3 +123,4 @@ SIZE = Text(_size, "HEIGHTxWIDTH", lambda size: "x".join(map(str, size)))
 RATIO_RANGE = Text(_ratios, "FROM:TO:STEP or numbers separated by commas", _shown_ratios)
 BYTES = Text(_bytes, "a size such as 500MB or 2GB", _shown_bytes)
 PAIRS = Text(_pairs, "NAME=VALUE", multiple=True)
+TEXTS = Text(_texts, "NAME=VALUE", multiple=True)

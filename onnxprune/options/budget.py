@@ -7,6 +7,7 @@ from pathlib import Path
 
 from onnxprune.options._declare import BUDGET, DATA, OUTPUT, RUNTIME, Options, option
 from onnxprune.options._text import NAMES
+from onnxprune.options.measuring import RuntimeChoice
 
 MINIMIZED = ("macs", "latency", "bytes", "params", "memory", "channels")
 QUANTIZED = ("int8",)
@@ -59,7 +60,7 @@ class Budget(EvaluationData, Quantizing):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class FrontierOptions(EvaluationData, Quantizing):
+class FrontierOptions(EvaluationData, Quantizing, RuntimeChoice):
     """Curves and points of a frontier."""
 
     points: int = option(10, help="Points of every curve.", heading=BUDGET, ge=1, usage=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from onnxprune.ir.input_sizes import Shapes
 from onnxprune.ir.model import Model
 from onnxprune.latency.bench import BenchResults
 from onnxprune.latency.bench import bench as bench_models
+from onnxprune.latency.runtimes import Runtime, make_runtime
 from onnxprune.options.tasks import TaskOptions, task_options
 from onnxprune.pipeline._inputs import (
     DataSource,
@@ -272,6 +273,8 @@ def bench(
     runs: int = 30,
     warmup: int = 5,
     device: str = "cpu",
+    runtime: Runtime | str = "onnxruntime",
+    runtime_options: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> BenchResults:
     """Measure the latency of models in turn on random inputs, beside MACs, parameters and bytes.
@@ -284,14 +287,17 @@ def bench(
         runs: Timed runs of each model; the median counts.
         warmup: Runs of each model before, not counted.
         device: Device of onnxruntime: "cpu", "cuda" or "auto".
+        runtime: Runtime to measure in: "onnxruntime:tensorrt", "openvino", "command:...", or an object that keeps the
+            protocol `Runtime`; plain onnxruntime runs on the device.
+        runtime_options: Options of the runtime by name.
         progress: Called with (done, total) runs.
 
     Raises:
-        OnnxPruneError: no model, or one that onnxruntime rejects.
+        OnnxPruneError: no model, or one that the runtime rejects.
     """
     if not models or isinstance(models, str):
         raise OnnxPruneError("bench needs a list of models", fix='bench(["model.onnx", "small.onnx"])')
     return bench_models(
-        [as_model(m, shapes) for m in models], batch=batch, threads=threads, runs=runs, warmup=warmup, device=device,
-        progress=progress,
+        [as_model(m, shapes) for m in models], batch=batch, threads=threads, runs=runs, warmup=warmup,
+        runtime=make_runtime(runtime, runtime_options, device=device), progress=progress,
     )  # fmt: skip

@@ -15,7 +15,9 @@ from onnxprune.execution.sessions import kernel_block
 from onnxprune.ir.input_sizes import Shapes
 from onnxprune.ir.model import Model
 from onnxprune.latency.prediction import latency_model
+from onnxprune.latency.runtimes import Runtime, block_of, make_runtime
 from onnxprune.latency.speedup import Speedup, measure_speedup
+from onnxprune.latency.targeting import ROUNDS, plan_for_latency
 from onnxprune.options.recovery import stages_of
 from onnxprune.options.tasks import TaskOptions, task_options
 from onnxprune.pipeline._inputs import (
@@ -121,6 +123,9 @@ def prune(
     threads: int = 1,
     runs: int = 30,
     device: str = "cpu",
+    runtime: Runtime | str = "onnxruntime",
+    runtime_options: Mapping[str, str] | None = None,
+    latency_rounds: int = ROUNDS,
     verify: bool = True,
     tolerance: float | None = None,
     progress: StageProgress | None = None,
@@ -164,6 +169,10 @@ def prune(
         threads: CPU threads, for latency; 0: all cores.
         runs: Timed runs of each model, for latency.
         device: Device of onnxruntime: "cpu", "cuda" or "auto".
+        runtime: Runtime that latency counts in: "onnxruntime:tensorrt", "openvino", "command:...", or an object that
+            keeps the protocol `Runtime`; plain onnxruntime runs on the device.
+        runtime_options: Options of the runtime by name.
+        latency_rounds: With a latency target: plans that are measured until one meets it; 0: as predicted.
         verify: Prove the result.
         tolerance: Largest relative difference that the proof allows; default: by element type.
         progress: Called with (stage, done, total).
@@ -187,17 +196,20 @@ def prune(
     recovering = samples is not None and recover is not False
     if samples is not None and recovering:
         check_samples(samples.data)
+    chosen = runtime != "onnxruntime" or bool(runtime_options)
+    where = make_runtime(runtime, runtime_options, device=device) if chosen else None
     limits = constraints or Constraints()
-    if limits.round_to == "auto" and device == "cuda":
-        limits = replace(limits, round_to=kernel_block("cuda"))
+    if limits.round_to == "auto" and (where is not None or device == "cuda"):
+        limits = replace(limits, round_to=block_of(where) if where is not None else kernel_block("cuda"))
     tick = _stages_of(progress)
     analysis = analyze(original, attention=attention, include_inexact=include_inexact)
     predictor = None
     measure = minimize if max_drop is not None else aim.measure if aim is not None else ""
     if latency or "latency" in (allocator, measure):
         predictor = latency_model(
-            analysis, batch=batch, threads=threads, device=device, progress=tick("measuring latency")
-        )
+            analysis, batch=batch, threads=threads, device=device, runtime=where,
+            progress=tick("measuring latency"),
+        )  # fmt: skip
     stages = stages_of(reconstruct_blocks)
     if max_drop is not None:
         assert samples is not None
@@ -213,28 +225,43 @@ def prune(
             stages=stages,
         )  # fmt: skip
         search = prune_to_budget(
-            path, evaluation, max_drop, task=task_options(task, metric), runs=runs, progress=tick("points tried")
-        )
+            path, evaluation, max_drop, task=task_options(task, metric), runs=runs, runtime=where,
+            progress=tick("points tried"),
+        )  # fmt: skip
         best = search.best.point
-        speedup = _speedup(analysis, best.plan, best.model, predictor, device, runs, tick("measuring"))
+        speedup = _speedup(analysis, best.plan, best.model, predictor, where or device, runs, tick("measuring"))
         return Pruned(
             best.model, best.plan, analysis, best.before, best.after, best.verification, None, speedup, search
         )
-    if steps is not None:
-        made = plan_steps(
-            analysis, rule, aim, steps=steps, schedule=schedule, params=params, reduce=reduce, ratio=ratio,
-            latency=predictor, allocator=allocator, normalize=normalize, constraints=limits, data=samples,
-            progress=tick("scoring"),
-        )  # fmt: skip
-    else:
+    scores = None
+    if steps is None:
         scores = score(
             analysis, rule, params=params, reduce=reduce, constraints=limits, target=aim, data=samples,
             progress=tick("scoring"),
         )  # fmt: skip
-        made = plan(
-            scores, aim, ratio=ratio, curves=measured, min_group_accuracy=min_group_accuracy, max_loss=max_loss,
-            latency=predictor, allocator=allocator, normalize=normalize, constraints=limits,
+
+    def make(model: LatencyPredictor | None, goal: Target | None) -> Plan:
+        if scores is not None:
+            return plan(
+                scores, goal, ratio=ratio, curves=measured, min_group_accuracy=min_group_accuracy, max_loss=max_loss,
+                latency=model, allocator=allocator, normalize=normalize, constraints=limits,
+            )  # fmt: skip
+        assert steps is not None
+        return plan_steps(
+            analysis, rule, goal, steps=steps, schedule=schedule, params=params, reduce=reduce, ratio=ratio,
+            latency=model, allocator=allocator, normalize=normalize, constraints=limits, data=samples,
+            progress=tick("scoring"),
         )  # fmt: skip
+
+    speedup = None
+    if aim is not None and aim.measure == "latency" and predictor is not None and latency_rounds:
+        found = plan_for_latency(
+            analysis, aim, make, predictor, runtime=where or make_runtime(device=device), runs=runs,
+            rounds=latency_rounds, progress=tick("measuring plans"),
+        )  # fmt: skip
+        made, speedup = found.plan, found.speedup
+    else:
+        made = make(predictor, aim)
     feeds = samples.first(original) if verify and samples is not None and not is_synthetic(samples) else None
     done = compile_plan(original, made, analysis=analysis, check=verify, feeds=feeds, tolerance=tolerance)
     result, recovery = done.model, None
@@ -244,7 +271,8 @@ def prune(
             progress=tick("recovering"),
         )  # fmt: skip
         result = recovery.model
-    speedup = _speedup(analysis, made, result, predictor, device, runs, tick("measuring"))
+    if speedup is None:
+        speedup = _speedup(analysis, made, result, predictor, where or device, runs, tick("measuring"))
     return Pruned(result, made, analysis, done.before, done.after, done.verification, recovery, speedup)
 
 
@@ -284,9 +312,10 @@ def _stages_of(progress: StageProgress | None) -> Callable[[str], Progress | Non
 
 
 def _speedup(
-    analysis: Analysis, made: Plan, pruned: Model, predictor: LatencyPredictor | None, device: str, runs: int,
+    analysis: Analysis, made: Plan, pruned: Model, predictor: LatencyPredictor | None, where: Runtime | str, runs: int,
     progress: Progress | None,
 ) -> Speedup | None:  # fmt: skip
     if predictor is None:
         return None
-    return measure_speedup(analysis, made, pruned, predictor, device=device, runs=runs, progress=progress)
+    runtime = make_runtime(device=where) if isinstance(where, str) else where
+    return measure_speedup(analysis, made, pruned, predictor, runtime=runtime, runs=runs, progress=progress)

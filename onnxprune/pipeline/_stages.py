@@ -91,7 +91,8 @@ class Compiled:
     @property
     def _facts(self) -> list[str]:
         kept = self.after.ratio(self.before, "macs")
-        return [f"{self.plan.removed} channels removed, {100 * kept:.1f} % of the MACs kept", self._proof]
+        channels = f"{self.after.channels} of {self.before.channels} channels"
+        return [f"{channels} and {100 * kept:.1f} % of the MACs kept", self._proof]
 
     @property
     def _proof(self) -> str:

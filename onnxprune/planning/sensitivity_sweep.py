@@ -111,6 +111,9 @@ def sensitivity(
     _check_data(data, rule)
     if stop_at_chance and rule.chance is None:
         raise OnnxPruneError(f"there is no chance level of {rule.name!r}", fix="use --metric top1 or top5")
+    missing = [name for name in counts if name not in scores.groups]
+    if missing:
+        raise OnnxPruneError(f"there are no scores of the group {missing[0]!r}", fix="score it, or --exclude it")
     orders = {name: np.argsort(scores.groups[name], kind="stable") for name in counts}
     jobs = jobs if jobs > 0 else os.cpu_count() or 1
     if threads is None:
@@ -201,7 +204,8 @@ class _Sweep:
         found = self.journal.entries.get(f"{removed} {group}")
         if found is None:
             return None
-        if not isinstance(found, list) or len(found) != 2 or type(found[0]) not in (int, float):
+        numbers = isinstance(found, list) and all(type(v) in (int, float) for v in found if v is not None)
+        if not numbers or len(found) != 2 or found[0] is None:
             raise OnnxPruneError("the journal holds something that is no point", fix="start anew with --restart")
         return MetricValue(found[0], found[1])
 

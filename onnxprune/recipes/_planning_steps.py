@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from onnxprune._utils.atomic_files import write_text
 from onnxprune._utils.formatting import counted
@@ -15,7 +15,7 @@ from onnxprune.criteria.scoring import Scores, load_scores, save_scores
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Calibration
 from onnxprune.execution.tasks.task import higher_is_better
-from onnxprune.options import Constraints, Planning, Sampling, Scoring, SensitivitySweep
+from onnxprune.options import Constraints, LatencyTarget, Planning, Sampling, Scoring, SensitivitySweep
 from onnxprune.pipeline import plan
 from onnxprune.planning.constraints import FeasibleCounts
 from onnxprune.planning.curves import Curves, load_curves, save_curves
@@ -35,6 +35,9 @@ from onnxprune.recipes._steps import (
     pick,
 )
 from onnxprune.studies.plots import check_plot, plot_curves
+
+if TYPE_CHECKING:
+    from onnxprune.latency.runtimes import Runtime
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -188,11 +191,13 @@ class PlanningOptions:
         budget: how much is removed. With `steps` new scores are made between them, on the weights as they are;
             training between them is what `repeat` is for.
         constraints: bounds of the plan.
+        latency: runtime that a latency target counts in, and the measurements towards it.
     """
 
     scoring: ScoringOptions
     budget: Planning
     constraints: Constraints
+    latency: LatencyTarget
 
     def __post_init__(self) -> None:
         budget = self.budget
@@ -232,20 +237,38 @@ class PlanningOptions:
         aim = self._aim()
         latency = self._latency(context, aim)
         s, budget = self.scoring, self.budget
-        if budget.steps is not None:
-            return plan_steps(
-                context.analysis, s.name, aim, steps=budget.steps, schedule=budget.schedule, ratio=budget.ratio,
-                latency=latency, allocator=budget.allocator, normalize=budget.normalize, constraints=self.constraints,
-                reduce=s.reduce, calibration=s.calibration(context), progress=context.tick, **s.params,
-            ), None  # fmt: skip
-        own = s.scores(context, self.constraints, aim) if s.criterion else None
-        scores = own if own is not None else load_scores(context.files[SCORES], context.analysis)
-        made = plan(
-            scores, aim, ratio=budget.ratio, curves=self._curves(context),
-            min_group_accuracy=budget.min_group_accuracy, max_loss=budget.max_loss, latency=latency,
-            allocator=budget.allocator, normalize=budget.normalize, constraints=self.constraints,
+        bounds = self._bounds(context.defaults.device)
+        own = s.scores(context, bounds, aim) if s.criterion and budget.steps is None else None
+        scores = own
+        if own is None and budget.steps is None:
+            scores = load_scores(context.files[SCORES], context.analysis)
+
+        def make(predictor: LatencyPredictor | None, goal: Target | None) -> Plan:
+            if scores is None:
+                return plan_steps(
+                    context.analysis, s.name, goal, steps=budget.steps or 1, schedule=budget.schedule,
+                    ratio=budget.ratio, latency=predictor, allocator=budget.allocator, normalize=budget.normalize,
+                    constraints=bounds, reduce=s.reduce, calibration=s.calibration(context), progress=context.tick,
+                    **s.params,
+                )  # fmt: skip
+            return plan(
+                scores, goal, ratio=budget.ratio, curves=self._curves(context),
+                min_group_accuracy=budget.min_group_accuracy, max_loss=budget.max_loss, latency=predictor,
+                allocator=budget.allocator, normalize=budget.normalize, constraints=bounds,
+            )  # fmt: skip
+
+        if aim is None or aim.measure != "latency" or latency is None or not self.latency.latency_rounds:
+            return make(latency, aim), own
+        from onnxprune.latency.targeting import plan_for_latency
+
+        runtime = self._runtime(context.defaults.device)
+        found = plan_for_latency(
+            context.analysis, aim, make, latency, runtime=runtime, rounds=self.latency.latency_rounds,
+            progress=context.tick,
         )  # fmt: skip
-        return made, own
+        measured, note = found.speedup.measured, found.speedup.note
+        context.notify(f"latency {measured.share:.3f} measured" + (f": {note}" if note else ""))
+        return found.plan, own
 
     def _curves(self, context: StepContext) -> Curves | None:
         idle = self.budget.ratio is not None or self.budget.allocator in ("global", "uniform")
@@ -258,7 +281,22 @@ class PlanningOptions:
             return None
         from onnxprune.latency.prediction import latency_model
 
-        return latency_model(context.analysis, device=context.defaults.device, progress=context.tick)
+        device = context.defaults.device
+        where = None if self.latency.is_default else self._runtime(device)
+        return latency_model(context.analysis, device=device, runtime=where, progress=context.tick)
+
+    def _runtime(self, device: str) -> Runtime:
+        from onnxprune.latency.runtimes import make_runtime
+
+        return make_runtime(self.latency.runtime, self.latency.runtime_options, device=device)
+
+    def _bounds(self, device: str) -> Constraints:
+        """Return the constraints, with the block of the runtime."""
+        if self.latency.is_default or self.constraints.round_to != "auto":
+            return self.constraints
+        from onnxprune.latency.runtimes import block_of
+
+        return replace(self.constraints, round_to=block_of(self._runtime(device)))
 
     def save(self, context: StepContext) -> tuple[Plan, dict[str, Path]]:
         """Write the plan, and the scores if they were computed for it."""
@@ -300,7 +338,7 @@ class PlanStep(RecipeStep):
 
 
 def removal_note(plan: Plan, analysis: Analysis) -> str:
-    """Describe the size of a plan."""
+    """Describe the size of a plan by the channels that it keeps."""
     total = sum(g.channels for g in analysis)
-    blocks = f" and {counted(len(plan.blocks), 'block')}" if plan.blocks else ""
-    return f"{plan.removed} of {total} channels{blocks}"
+    blocks = f" without {counted(len(plan.blocks), 'block')}" if plan.blocks else ""
+    return f"{total - plan.removed} of {total} channels kept{blocks}"

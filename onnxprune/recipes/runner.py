@@ -17,7 +17,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +25,18 @@ import numpy as np
 
 from onnxprune._utils.atomic_files import append_text, check_output, remove_all_dead, write_text
 from onnxprune._utils.input_files import opened
+from onnxprune._utils.journal import FORMAT as JOURNAL_FORMAT
 from onnxprune._utils.journal import Journal
 from onnxprune._utils.progress import StartProgress, no_progress
 from onnxprune._utils.strict import Format
-from onnxprune.analysis.cost import CostModel
+from onnxprune.analysis.cost import Cost, CostModel
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import Data, fit, load_data
 from onnxprune.execution.tasks.evaluation import evaluate
 from onnxprune.ir.model import Model
 from onnxprune.latency.bench import bench
+from onnxprune.latency.runtimes import make_runtime
 from onnxprune.options import TaskOptions
 from onnxprune.pipeline import held_out
 from onnxprune.planning.sensitivity_sweep import data_digest
@@ -45,7 +47,6 @@ from onnxprune.recipes.recipe import HELD_OUT, RENAMED, Recipe, StepEntry
 JOURNAL, LOG, COPY, MARK = "run.journal", "log.txt", "recipe.toml", "step.json"
 _MARK = Format("step file", 2**24)
 ORIGINAL, LATENCY = "00-original", "latency"
-_RECORD = {"step", "turn", "files", "digests", "figures", "note", "seconds", "resumed"}
 _RENAMED = {**RENAMED, "limits": "constraints"}  # old names in journals
 _FREE = {"threads", "device", "jobs", "workers"}
 _FIGURES = ("top1", "top1_error", "loss", "macs", "params", "bytes", "metric", "value", "value_error")
@@ -131,6 +132,43 @@ def _read_data(recipe: Recipe, model: Model, notice: Callable[[str], None] | Non
     return recipe, data
 
 
+@dataclass(frozen=True)
+class _Figures(Cost):
+    """Cost of a model in the journal and, with test data, its accuracy."""
+
+    top1: float | None = None
+    top1_error: float | None = None
+    loss: float | None = None
+    metric: str | None = None
+    value: float | None = None
+    value_error: float | None = None
+
+
+@dataclass(frozen=True)
+class _OriginalRecord:
+    figures: _Figures
+
+
+@dataclass(frozen=True)
+class _LatencyRecord:
+    how: Mapping[str, Any]
+    median: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class _StepRecord:
+    """Entry of a finished step."""
+
+    step: Mapping[str, Any]
+    turn: str
+    files: Mapping[str, str]
+    digests: Mapping[str, str]
+    figures: _Figures | None
+    note: str
+    seconds: float
+    resumed: bool
+
+
 class _RecipeRun:
     """Run in progress."""
 
@@ -155,10 +193,11 @@ class _RecipeRun:
             raise OnnxPruneError(
                 f"this folder is of a run with other steps ({', '.join(finished)})", where=str(self.folder), fix=fix
             )
-        shapes = {ORIGINAL: {"figures"}, LATENCY: {"how", "median"}, **dict.fromkeys(finished, _RECORD)}
+        shapes = {ORIGINAL: _OriginalRecord, LATENCY: _LatencyRecord, **dict.fromkeys(finished, _StepRecord)}
         for key, record in self.journal.entries.items():
-            if not isinstance(record, dict) or set(record) != shapes.get(key):
+            if key not in shapes:
                 raise OnnxPruneError("the journal holds something that is no step", where=key, fix=fix)
+            JOURNAL_FORMAT.fields(shapes[key], record, f"{self.folder / JOURNAL}, {key}", complete=False)
         for e in self.recipe.entries[: len(finished)]:
             record = self.journal.entries[e.key]
             wrong = _different(_renamed(record["step"], _options(e)), _options(e))
@@ -296,21 +335,25 @@ class _RecipeRun:
         if not b.runs:
             return {}
         known = self.journal.entries.get(LATENCY)
-        how = {**asdict(b), "models": keys}
+        settings = {k: v for k, v in asdict(b).items() if k not in ("runtime", "runtime_options")}
+        how = {**settings, "models": keys}
+        if not b.is_default:
+            how |= {"runtime": b.runtime, "runtime_options": dict(b.runtime_options)}
         if known is not None and known["how"] == how:
             return dict(known["median"])
+        where = make_runtime(b.runtime, b.runtime_options, device=b.device)
         # Each in turn with the original, as in `onnxprune bench`: more models would evict each other's caches.
         whole: list[float] = []
         median: dict[str, float] = {}
         with self.progress("measuring latency") as tick:
             for i, key in enumerate(k for k in keys if k != ORIGINAL):
                 other = self.recipe.defaults.load(self.folder / self.journal.entries[key]["files"][MODEL])
-                pair = bench([self.analysis.source, other], **asdict(b))
+                pair = bench([self.analysis.source, other], **settings, runtime=where)
                 whole.append(pair[0].latency.median)
                 median[key] = pair[1].latency.median
                 tick(i + 1, len(keys) - 1)
             if not whole:
-                whole = [bench([self.analysis.source], **asdict(b))[0].latency.median]
+                whole = [bench([self.analysis.source], **settings, runtime=where)[0].latency.median]
         median = {ORIGINAL: float(np.median(whole)), **median}
         self.journal.add(LATENCY, {"how": how, "median": median})
         return median

@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import io
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from onnxprune._utils.atomic_files import atomic
-from onnxprune._utils.input_files import opened
-from onnxprune._utils.journal import Journal
+from onnxprune._utils.input_files import GIB, read_bytes
+from onnxprune._utils.journal import FORMAT, Journal
 from onnxprune.errors import OnnxPruneError
 from onnxprune.ir.model import Array
 from onnxprune.recovery.reconstruct_blocks import BlockSolution
 from onnxprune.recovery.reconstruct_weights import Solution
+
+_LARGEST = 64 * GIB  # bytes of the arrays of one layer
+
+
+@dataclass(frozen=True)
+class _SolutionEntry:
+    """Value of a journal entry: the file of the arrays, if any, its digest, and the errors before and after."""
+
+    file: str | None
+    digest: str | None
+    errors: tuple[float, float] | tuple[float, float, float]
 
 
 class SolutionStore:
@@ -41,7 +55,8 @@ class SolutionStore:
         found = self._load(f"{stage} {node}")
         if found is None:
             return None
-        (before, after, ridge), arrays = found
+        (before, after, *more), arrays = found
+        ridge = more[0] if more else 0.0
         if arrays is None:
             return Solution(node, None, None, before, after, ridge)
         return Solution(node, arrays["matrix"], arrays.get("shift"), before, after, ridge)
@@ -58,7 +73,7 @@ class SolutionStore:
         found = self._load(f"{stage} {block}")
         if found is None:
             return None
-        (before, after), arrays = found
+        (before, after, *_), arrays = found
         if arrays is None:
             return BlockSolution(block, None, before, after)
         names = [str(n) for n in arrays["names"]]
@@ -84,31 +99,37 @@ class SolutionStore:
         entry = self.journal.entries.get(key)
         if entry is None or self.folder is None:
             return None
-        errors = [float(v) for v in entry["errors"]]
-        if entry["file"] is None:
-            return errors, None
-        path = self.folder / Path(str(entry["file"])).name
+        found = FORMAT.fields(_SolutionEntry, entry, f"{self.folder / 'journal'}, {key}")
+        if found.file is None:
+            return list(found.errors), None
+        path = self.folder / Path(found.file).name
+        fix = "start again with --restart"
         try:
-            with opened(path) as file, np.load(file, allow_pickle=False) as arrays:
-                return errors, {n: arrays[n] for n in arrays.files}
-        except (OSError, ValueError, KeyError) as err:
-            raise OnnxPruneError(
-                f"cannot read a layer of the interrupted run: {err}", where=str(path), fix="start again with --restart"
-            ) from err
+            data = read_bytes(path, _LARGEST)
+        except OSError as err:
+            what = f"cannot read a layer of the interrupted run: {err.strerror or err}"
+            raise OnnxPruneError(what, where=str(path), fix=fix) from err
+        if hashlib.sha256(data).hexdigest() != found.digest:
+            raise OnnxPruneError("a layer of the interrupted run was damaged or changed", where=str(path), fix=fix)
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            return list(found.errors), {n: arrays[n] for n in arrays.files}
 
     def _save(self, key: str, errors: list[float], arrays: Mapping[str, Array] | None) -> None:
         """Store arrays; the journal entry follows after they are on disk."""
         if self.folder is None or key in self.journal.entries:
             return
-        name = None
+        name = digest = None
         if arrays is not None:
             name = f"{len(self.journal.entries):04d}.npz"
+            buffer = io.BytesIO()
+            np.savez(buffer, **arrays)  # type: ignore[arg-type]  # mypy matches names to flags
+            digest = hashlib.sha256(buffer.getbuffer()).hexdigest()
             try:
                 with atomic(self.folder / name) as file:
-                    np.savez(file, **arrays)  # type: ignore[arg-type]  # mypy matches names to flags
+                    file.write(buffer.getbuffer())
             except OSError as err:
                 raise OnnxPruneError(
                     f"cannot write a solved layer: {err.strerror or err}", where=str(self.folder),
                     fix="free disk space and run the same command again",
                 ) from err  # fmt: skip
-        self.journal.add(key, {"file": name, "errors": errors})
+        self.journal.add(key, {"file": name, "errors": errors, "digest": digest})

@@ -24,6 +24,7 @@ _KINDS = {
     "training": {"metric", "before", "after", "history", "epoch"},
     "accuracy": {"top1", "top1_error", "loss", "images"},
     "evaluation": {"task", "metric", "samples", "provider"},
+    "profile": {"models", "layers"},
     "inspection": {"fingerprint", "groups", "locked", "macs"},
 }
 _CURVES = {"baseline", "higher_is_better", "metric", "groups"}

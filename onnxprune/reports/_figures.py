@@ -15,7 +15,7 @@ from onnxprune.execution.tasks.metrics import SHARES
 from onnxprune.planning.curves import Curve, Curves
 from onnxprune.reports._report_data import FrontierSection, ModelSnapshot, SensitivitySection
 
-RATES = {"top1": "top-1 accuracy", "top5": "top-5 accuracy"}
+RATES = {"top1": "top1 accuracy", "top5": "top5 accuracy"}
 _DASHES = ("solid", "dash", "dot", "dashdot")
 _MARKERS = ("circle", "square", "diamond", "triangle-up", "cross")
 _HUES = (262, 205, 165, 45, 12)  # from the input down: violet, blue, green, amber, red
@@ -134,7 +134,7 @@ def steps_figure(stages: list[ModelSnapshot]) -> Figure | None:
     x = [plotly_text(s.name) for s in models]
     traces: list[Figure] = []
     for i, (label, what) in enumerate(
-        (("MACs", "macs"), ("parameters", "params"), ("latency", "latency"), ("top-1 accuracy", "top1"))
+        (("MACs", "macs"), ("params", "params"), ("latency", "latency"), ("top1 accuracy", "top1"))
     ):
         values = [getattr(s, what) for s in models]
         first = values[0] if what != "top1" else 1.0
@@ -158,7 +158,7 @@ def steps_figure(stages: list[ModelSnapshot]) -> Figure | None:
 
 
 INT8 = ", int8"  # end of the name of a quantized curve
-COST_NAMES = {"macs": "MACs", "latency": "latency", "bytes": "bytes of the weights"}
+COST_NAMES = {"macs": "MACs", "latency": "latency", "bytes": "bytes"}
 
 
 def frontier_figure(section: FrontierSection, cost: str) -> Figure:

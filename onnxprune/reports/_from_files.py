@@ -21,6 +21,7 @@ from onnxprune.ir.input_sizes import Shapes
 from onnxprune.ir.model import Model
 from onnxprune.latency.bench import bench
 from onnxprune.latency.layer_figures import layer_seconds
+from onnxprune.latency.runtimes import make_runtime
 from onnxprune.options import ReportMeasurements, TaskOptions
 from onnxprune.pipeline import analyze, analyze_for, compile_plan
 from onnxprune.planning.curves import load_curves
@@ -238,6 +239,10 @@ class _FileCollector:
             with _sections.noting(self.report, name):
                 if d.kind == "bench":
                     self._bench(d)
+                elif d.kind == "profile":
+                    self._bench(Document("bench", d.path, [f.value for f in Fields(d.value, name).tables("models")]))
+                    layers = Fields(d.value, name).table("layers")
+                    self.report.tables.append(_sections.layers_table(f"Latency of layers: {name}", layers))
                 elif d.kind == "verification":
                     self.report.proofs.append(_sections.proof_of(name, Fields(d.value, name)))
                 elif d.kind == "compiled":
@@ -333,16 +338,17 @@ class _FileCollector:
             self.report.facts.append(("Accuracy, measured for this report", rows if self.models else []))
         if m.latency and self.models and all(s.latency is None for s in self.stages.values()):
             with _sections.noting(self.report, "latency"):
+                where = make_runtime(m.runtime, m.runtime_options, device=m.device)
                 rows_ = bench(
-                    [n.model for n in self.models], batch=m.batch, threads=m.threads, runs=m.runs, device=m.device,
-                    progress=progress,
+                    [n.model for n in self.models], batch=m.batch, threads=m.threads, runs=m.runs, progress=progress,
+                    runtime=where,
                 )  # fmt: skip
                 for n, row in zip(self.models, rows_, strict=True):
                     stage, time = self.stages[n.name], row.latency
                     stage.latency, stage.low, stage.high = time.median, time.low, time.high
                 runs = [("batch", str(m.batch)), ("threads", str(m.threads or "all")), ("runs", str(m.runs)),
                        ("provider", rows_[0].provider), ("models", "in turn, medians and quartiles")]  # fmt: skip
-                self.report.measured_on = measured_on(rows_[0].provider, batch=m.batch, threads=m.threads)
+                self.report.measured_on = measured_on(str(where.describe()), batch=m.batch, threads=m.threads)
                 self.report.facts.append(("Latency, measured for this report", runs))
         self._layers(progress)
 
@@ -353,10 +359,13 @@ class _FileCollector:
         plan, result = self.first
         m, analysis = self.measuring, self.analyses[self.models[0].name]
         times: list[dict[str, float]] = []
-        if m.latency and result is not None and result.name in self.analyses:
+        if m.latency and m.is_default and result is not None and result.name in self.analyses:
             with _sections.noting(self.report, "latency of the layers"):
                 pair = [analysis, self.analyses[result.name]]
-                times = layer_seconds(pair, batch=m.batch, threads=m.threads, device=m.device, progress=progress)
+                where = None if m.is_default else make_runtime(m.runtime, m.runtime_options, device=m.device)
+                times = layer_seconds(
+                    pair, batch=m.batch, threads=m.threads, device=m.device, runtime=where, progress=progress
+                )
         self.report.layers = layer_section(analysis, plan, times, self.report.measured_on if times else "")
 
     def _commands(self) -> None:

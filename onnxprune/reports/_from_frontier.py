@@ -18,7 +18,7 @@ from onnxprune.reports._report_data import FrontierRow, FrontierSection, PointDe
 FILE = "frontier.json"
 DRAWN = ("macs", "latency", "bytes")
 """Costs that the chart can show, if they were measured."""
-_NAMES = {"macs": "MACs", "params": "parameters", "bytes": "bytes of the weights", "memory": "peak memory",
+_NAMES = {"macs": "MACs", "params": "params", "bytes": "bytes", "memory": "memory",
           PREDICTED: "latency, predicted"}  # fmt: skip
 
 

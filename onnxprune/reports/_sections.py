@@ -52,6 +52,9 @@ def noting(report: ReportData, what: str) -> Iterator[None]:
         report.problems.append(f"{what}: {err.what}{where}")
 
 
+_LAYERS = 60  # rows of a table of layers
+
+
 def add_groups(report: ReportData, analysis: Analysis | None, applied: Sequence[AppliedPlan]) -> None:
     """Add the channels of every group after each plan; without the model only groups of the plans."""
     whole: dict[str, int] = {}
@@ -225,6 +228,22 @@ def recovery_table(title: str, d: Fields) -> ReportTable:
     return ReportTable(
         title, ("stage", metric_title(metric), "distance from the original", "took", "note"), tuple(rows), note
     )
+
+
+def layers_table(title: str, d: Fields) -> ReportTable:
+    """Return the latency of layers before and after as a table, the slowest first."""
+    rows = []
+    for r in d.tables("rows")[:_LAYERS]:
+        before, after = r.number("before"), r.number("after")
+        left = after / before if before and after is not None else None
+        channels = [c for c in dict.fromkeys((r.text("channels_before"), r.text("channels_after"))) if c]
+        rows.append((r.text("name"), ", now ".join(channels), _text(before, seconds), _text(after, seconds),
+                     _text(left, "{:.2f}".format), _text(r.number("work"), "{:.2f}".format),
+                     r.text("reason")))  # fmt: skip
+    before, after = d.number("before"), d.number("after")
+    total = f"all layers {_text(before, seconds)}" + (f" -> {_text(after, seconds)}" if after is not None else "")
+    columns = ("layer", "channels", "before", "after", "share of the time", "share of the work", "reason")
+    return ReportTable(title, columns, tuple(rows), f"{d.text('runtime')}; {total}")
 
 
 def training_table(title: str, d: Fields) -> ReportTable:

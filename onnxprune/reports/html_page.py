@@ -106,7 +106,7 @@ def cards(stages: list[ModelSnapshot]) -> list[dict[str, Any]]:
     out = [_accuracy_card(first, last)]
     for label, what, form in (
         ("Latency", "latency", seconds), ("MACs", "macs", count),
-        ("Parameters", "params", count), ("Weights", "bytes", size),
+        ("Params", "params", count), ("Bytes", "bytes", size),
     ):  # fmt: skip
         a, b = getattr(first, what), getattr(last, what)
         if a is None and b is None:
@@ -130,7 +130,7 @@ def _accuracy_card(first: ModelSnapshot, last: ModelSnapshot) -> dict[str, Any]:
         note = "name labelled samples with --data" if last.model else ""
         return {**card, "after": "not measured", "single": True, "note": note}
     if first.top1 is not None or last.top1 is not None:
-        name, form, by = "Top-1 accuracy", percent, 100.0
+        name, form, by = "Accuracy (top1)", percent, 100.0
         (a, e), (b, f) = ((s.top1, s.top1_error) for s in (first, last))
     else:
         metric = first.metric or last.metric

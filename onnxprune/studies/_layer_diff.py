@@ -17,7 +17,7 @@ _CHANNELS_SECOND = frozenset(("Conv", "ConvInteger", "ConvTranspose", "QLinearCo
 
 
 @dataclass(frozen=True)
-class Layer:
+class WeightedNode:
     """Node with a weight.
 
     Attributes:
@@ -62,7 +62,7 @@ class LayerChange:
         return None if not before else (after or 0) / before - 1
 
 
-def layers(nodes: Sequence[gs.Node], shapes: Mapping[str, Shape], macs: Mapping[str, int]) -> dict[int, Layer]:
+def layers(nodes: Sequence[gs.Node], shapes: Mapping[str, Shape], macs: Mapping[str, int]) -> dict[int, WeightedNode]:
     """Return the layers among the nodes of a model, by the index of the node.
 
     Args:
@@ -73,7 +73,7 @@ def layers(nodes: Sequence[gs.Node], shapes: Mapping[str, Shape], macs: Mapping[
     return {i: layer for i, node in enumerate(nodes) if (layer := _layer(node, shapes, macs)) is not None}
 
 
-def _layer(node: gs.Node, shapes: Mapping[str, Shape], macs: Mapping[str, int]) -> Layer | None:
+def _layer(node: gs.Node, shapes: Mapping[str, Shape], macs: Mapping[str, int]) -> WeightedNode | None:
     spec = find(node)
     if spec is None or spec.macs is None or not node.outputs:
         return None
@@ -89,7 +89,7 @@ def _layer(node: gs.Node, shapes: Mapping[str, Shape], macs: Mapping[str, int]) 
         return shape[axis] if len(shape) >= max(axis + 1, -axis) else None
 
     output = node.outputs[0]
-    return Layer(
+    return WeightedNode(
         human_name(root, str(node.name or output.name)), node.op, root, size(output), size(activation),
         macs.get(output.name),
     )  # fmt: skip
@@ -111,7 +111,7 @@ def _root(tensor: gs.Tensor) -> str | None:
 
 
 def layer_changes(
-    one: Mapping[int, Layer], other: Mapping[int, Layer], pairs: Sequence[tuple[int, int]],
+    one: Mapping[int, WeightedNode], other: Mapping[int, WeightedNode], pairs: Sequence[tuple[int, int]],
     relative: Mapping[str, float | None],
 ) -> tuple[tuple[LayerChange, ...], int]:  # fmt: skip
     """Return the layers that differ, those of the first model first, and the number of equal ones.

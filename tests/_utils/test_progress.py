@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
+import pytest
+from command_line import CommandLine
+
+from onnxprune._utils import progress
 from onnxprune._utils.progress import ProgressLines
 
 
@@ -33,6 +39,14 @@ def test_a_line_every_thirty_seconds_of_slow_work() -> None:
 
 def test_a_short_task_shows_nothing() -> None:
     assert shown([(0.01 * i, i, 100) for i in range(101)]) == []
+
+
+def test_a_command_writes_lines_where_stderr_is_no_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "QUIET", 0.0)
+    model = Path(__file__).parent.parent.parent / "models" / "digits_cnn.onnx"
+    words = ["sensitivity", model, "--data", "digits", "--images", 20, "--ratios", "0.5", "-o", tmp_path / "c.json"]
+    assert re.search(r"^measuring: \d+ % \(\d+ of \d+\), ", CommandLine().ok(*words).stderr, re.M)
+    assert "% (" not in CommandLine().ok(*words, "--restart", "--json").stderr
 
 
 def test_a_task_of_unknown_size_shows_that_it_lives() -> None:

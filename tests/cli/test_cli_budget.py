@@ -11,10 +11,13 @@ from typing import Any
 
 import pytest
 from command_line import CommandLine
+from fake_runtimes import FakeRuntime, padded_law
 from planning import FakeLatency
 
 from onnxprune.analysis.coupling import Analysis
+from onnxprune.ir.reader import load
 from onnxprune.latency import prediction
+from onnxprune.latency.runtimes import RUNTIMES
 from onnxprune.pipeline.budget import frontier_run, max_drop
 from onnxprune.pipeline.budget.path import PrunePath
 
@@ -58,7 +61,7 @@ def test_the_model_written_is_the_cheapest_within_the_budget(searched: tuple[Pat
         ((*DATA, "--steps", 2), "--steps"),
         (("--data", "none"), "real samples"),
         ((*DATA, "--max-drop", -1), "max-drop"),
-        (("--data", "digits:train", "--images", 20), "at least 32 samples"),
+        (("--data", "digits:train", "--images", 20), "at least 32"),
         ((*DATA, "--metric", "nonsense"), "nonsense"),
     ],
 )
@@ -210,6 +213,29 @@ def test_the_last_candidates_of_a_latency_budget_are_measured(tmp_path: Path, mo
     text = ok(*command, "-o", tmp_path / "t.onnx")
     assert "latency, predicted" in text
     assert "measured" in text
+
+
+def test_budgets_and_frontiers_take_a_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONNXPRUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(FakeRuntime, "law", staticmethod(padded_law(each=1e-8)))
+    options = ("--minimize", "latency", "--runtime", "fake:moon", "--runtime-option", "speed=2")
+    with RUNTIMES.isolated():
+        RUNTIMES.register(FakeRuntime)
+        command = ("prune", DIGITS, *DATA, "--max-drop", 20, "--criterion", "l2", *options)
+        found = json.loads(ok(*command, "-o", tmp_path / "s.onnx", "--json"))
+        law = FakeRuntime.law
+        whole = law(load(DIGITS))
+        assert all(m["before"] == pytest.approx(whole, rel=0.01) for m in found["measured"])
+        shares = [m["share"] for m in found["measured"]]
+        assert law(load(tmp_path / "s.onnx")) / whole == pytest.approx(min(shares, key=lambda s: abs(s - shares[1])))
+        folder = tmp_path / "f"
+        curve = ("--points", 2, "--least", 0.5, "--criteria", "l2", *options)
+        found = json.loads(ok("frontier", DIGITS, *DATA, "-o", folder, *curve, "--json"))
+        for point in found["points"]:
+            small = law(load(folder / point["path"])) / whole
+            assert point["costs"]["latency"] == pytest.approx(small, rel=1e-6)
+        says = fails("frontier", DIGITS, *DATA, "-o", folder, *curve, "--runtime", "fake:mars")
+        assert "other settings (runtime)" in says
 
 
 def test_polish_is_kept_only_if_the_drop_shrinks(tmp_path: Path) -> None:

@@ -192,18 +192,23 @@ def test_curves_that_are_none_or_do_not_fit_are_refused(curves: Path, tmp_path: 
 # ----------------------------------------------------------------------------------------------------------- latency
 
 
+PREDICTED = ("--latency-rounds", 0)
+
+
 def test_latency_target_reports_promise_and_measurement(predicted: list[dict[str, Any]], tmp_path: Path) -> None:
     for command, args in (("plan", ["-o", tmp_path / "p"]), ("prune", ["-o", tmp_path / "s.onnx"])):
-        doc = document(command, DIGITS, "--target", "latency=0.6", "--runs", 2, "--round-to", 8, *args)["latency"]
+        doc = document(command, DIGITS, "--target", "latency=0.6", "--runs", 2, "--round-to", 8, *PREDICTED, *args)[
+            "latency"
+        ]
         assert doc["predicted"]["share"] == pytest.approx(0.6, abs=0.02)
         assert doc["measured"]["before"] > 0 < doc["measured"]["after"]
         assert doc["measured"]["share"] == pytest.approx(doc["measured"]["after"] / doc["measured"]["before"])
         assert (doc["batch"], doc["threads"], doc["runs"]) == (1, 1, 2)
         assert doc["provider"] == "CPUExecutionProvider"
-        text = ok(command, DIGITS, "--target", "latency=0.6", "--runs", 2, "--round-to", 8, *args)
+        text = ok(command, DIGITS, "--target", "latency=0.6", "--runs", 2, "--round-to", 8, *PREDICTED, *args)
         assert "predicted (0.6" in text.replace("(0.59", "(0.6")
         assert "1 thread, batch 1, CPUExecutionProvider" in text
-    assert predicted == [{"batch": 1, "threads": 1, "device": "cpu"}] * 4
+    assert predicted == [{"batch": 1, "threads": 1, "device": "cpu", "runtime": None}] * 4
     assert load_plan(tmp_path / "p").criterion["scope"] == "latency"
 
 
@@ -215,7 +220,7 @@ def test_latency_is_measured_only_where_it_is_asked_for(predicted: list[dict[str
                    "-o", tmp_path / "p")  # fmt: skip
     assert (doc["latency"]["batch"], doc["latency"]["threads"]) == (1, 1)  # the fake one's
     ok("plan", DIGITS, "--target", "macs=0.5", "--allocator", "latency", "--runs", 1, "-o", tmp_path / "p")
-    assert predicted == [{"batch": 3, "threads": 2, "device": "cpu"}, {"batch": 1, "threads": 1, "device": "cpu"}]
+    assert predicted == [{"batch": n, "threads": t, "device": "cpu", "runtime": None} for n, t in ((3, 2), (1, 1))]
 
 
 def test_unreachable_latency_is_one_error(predicted: list[dict[str, Any]], tmp_path: Path) -> None:
@@ -272,7 +277,7 @@ def test_comparison_is_one_table_of_80_columns(
     monkeypatch.chdir(tmp_path)
     for args in (
         ["--compare", "--target", "macs=0.5", "--curves", curves, "--latency", "--runs", 1, "-o", "p.json"],
-        ["--compare", "--target", "latency=0.6", "--runs", 1],
+        ["--compare", "--target", "latency=0.6", "--runs", 1, "--latency-rounds", 0],
         ["--curves", curves, "--min-group-accuracy", 0.85, "-o", "p.json"],
         ["--ratio", 0, "-o", "p.json"],
         ["--help"],

@@ -162,7 +162,7 @@ def test_what_an_interrupted_run_left_is_not_taken_by_another_command(
     ok("recover", *cut, *QUICK, "-o", output, "--restart")
     assert output.read_bytes() == recovered.read_bytes()
     assert [p.name for p in tmp_path.iterdir()] == ["r.onnx"]
-    note = ok("recover", *cut, *QUICK, "-o", output, "--resume").stderr
+    note = line.ok("recover", *cut, *QUICK, "-o", output, "--resume").stderr
     assert "--resume is the default now" in note
     assert output.read_bytes() == recovered.read_bytes()
 

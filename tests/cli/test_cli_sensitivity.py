@@ -215,3 +215,13 @@ def test_a_cluster_that_is_not_there_is_one_error(tmp_path: Path) -> None:
     pytest.importorskip("distributed")
     message = fails(*FAST, "-o", tmp_path / "c.json", "--jobs", 2, "--backend", "dask", "--address", "nonsense://x")
     assert "cannot reach dask" in message
+
+
+def test_the_runtime_of_a_sweep_is_onnxruntime(tmp_path: Path) -> None:
+    out = ("-o", tmp_path / "c.json")
+    result = ok(*FAST, *out, "--runtime", "onnxruntime:cpu", "--include", "stem.conv")
+    assert "running on CPUExecutionProvider" in result.stderr
+    says = fails(*FAST, *out, "--runtime", "openvino")
+    assert "which openvino does not give" in says
+    assert "`plan --curves` and `prune` take any --runtime" in says
+    assert "contradicts" in fails(*FAST, *out, "--runtime", "onnxruntime:cpu", "--device", "cuda")

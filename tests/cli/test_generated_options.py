@@ -93,6 +93,8 @@ def test_wrong_usage(args: list[str], says: str) -> None:
     [
         (["--share", "1"], "--share must be in [0, 1); got 1.0"),
         (["--share", "nan"], "--share must be in [0, 1); got nan"),
+        (["--share", "30"], "--share must be in [0, 1); got 30.0\n  try: did you mean 0.3?"),
+        (["--share", "130%"], "--share must be in [0, 1); got 1.3"),
         (["--kind", "othr"], "unknown kind 'othr'\n  at: --kind\n  try: did you mean 'other'?"),
     ],
 )
@@ -100,6 +102,12 @@ def test_a_value_that_makes_no_sense_is_a_known_error(args: list[str], says: str
     result = run("m", "-o", "x", *args)
     assert isinstance(result.exception, OnnxPruneError)
     assert str(result.exception) == says
+
+
+def test_a_share_is_a_number_or_a_percentage() -> None:
+    assert given("--share", "25%")[2] == given("--share", " 25 %")[2] == given("--share", "0.25")[2]
+    assert given("--share", "25%")[2] == Budget(share=0.25)
+    assert run("m", "-o", "x", "--share", "x%").exit_code == 2
 
 
 def test_an_old_spelling_works_with_a_note() -> None:

@@ -51,6 +51,8 @@ def test_a_criterion_of_a_user_comes_before_a_synonym() -> None:
 def test_unknown_criteria_come_with_the_closest_ones() -> None:
     with pytest.raises(OnnxPruneError, match=r"did you mean 'taylor'\?"):
         get("Tailor")
+    with pytest.raises(OnnxPruneError, match=r"did you mean 'magnitude'"):
+        get("magnitud")
 
 
 def test_a_synonym_is_noted_and_the_result_records_the_criterion(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def _npz(**arrays: np.ndarray) -> bytes:
 
 def samples() -> bytes:
     rng = np.random.default_rng(1)
-    return _npz(x=rng.standard_normal((24, 1, 8, 8)).astype("f"), y=np.arange(24) % 10)
+    return _npz(x=rng.standard_normal((140, 1, 8, 8)).astype("f"), y=np.arange(140) % 10)
 
 
 def images() -> dict[str, bytes]:
@@ -139,7 +139,8 @@ def _models() -> Iterator[Target]:
         files = {"m.onnx": path.read_bytes(), "m.onnx.data": (Path(name) / "m.onnx.data").read_bytes()}
     yield Target("external-data", files, "m.onnx.data", prune, BYTES, SMALL, weight=2)
     yield Target("external-model", files, "m.onnx", prune, MODEL, SMALL, weight=8)
-    for words in (["run-passes", "{}/m.onnx", "-o", "{}/s.onnx"], ["sparsify", "{}/m.onnx", "-o", "{}/s.onnx"],
+    for words in (["run-passes", "{}/m.onnx", "normalize", "-o", "{}/s.onnx"],
+                  ["sparsify", "{}/m.onnx", "--sparsity", "0.5", "-o", "{}/s.onnx"],
                   ["bench", "{}/m.onnx", "--runs", "1"], ["diff", "{}/m.onnx", "{}/n.onnx"]):  # fmt: skip
         files = {"m.onnx": network(), "n.onnx": network()}
         yield Target(words[0], files, "m.onnx", words, MODEL, SMALL, weight=2)
@@ -167,12 +168,12 @@ def _documents(made: _Made) -> Iterator[Target]:
     kept = frozenset({"o.json.journal"})
     yield Target("sensitivity-scores", files, "sc.json", words, JSON, names, kept, weight=2)
     words = ["plan", "{}/m.onnx", "--ratio", "0.5", "-c", "l2", "--overrides", "{}/ov.json", *out]
-    overrides = b'{"groups": {"w0": {"ratio": 0.25, "round_to": 2, "min_channels": 1}, "w*": 0.5}}'
+    overrides = b'{"groups": {"w0": {"ratio": 0.25, "min_channels": 1}, "w*": 0.5}}'
     yield Target("overrides-json", {**model, "ov.json": overrides}, "ov.json", words, JSON, names, weight=4)
     words = [w.replace("ov.json", "ov.toml") for w in words]
-    overrides = b'"w*" = 0.5\n[w0]\nratio = 0.25\nround_to = 2\n'
+    overrides = b'"w*" = 0.5\n[w0]\nratio = 0.25\nmin_channels = 1\n'
     yield Target("overrides", {**model, "ov.toml": overrides}, "ov.toml", words, TOML, names, weight=4)
-    for name, form, kinds in (("p.json", plan, JSON), ("sc.json", scores, JSON), ("c.json", curves, JSON)):
+    for name, form, kinds in (("p.json", plan, JSON), ("c.json", curves, JSON)):
         words = ["report", f"{{}}/{name}", "-o", "{}/r.html"]
         yield Target(f"report-{name}", {name: form}, name, words, kinds, frozenset({"r.html"}), weight=2)
 
@@ -267,12 +268,8 @@ def _folders(made: _Made) -> Iterator[Target]:
 
 def _resumed(made: _Made, base: dict[str, bytes]) -> Iterator[Target]:
     """Yield commands that continue from a journal."""
-    curves = json.loads((made.folder / "c.json").read_bytes())
-    head = _journal_of(
-        "sensitivity", base, ["{}/m.onnx", "--data", "{}/x.npz", "-c", "l2", "-o", "{}/o.json"], "o.json.journal"
-    )
     words = ["sensitivity", "{}/m.onnx", "--data", "{}/x.npz", "-c", "l2", "-o", "{}/o.json"]
-    assert curves
+    head = _journal_of("sensitivity", base, words[1:], "o.json.journal")
     kept = frozenset({"o.json", "o.json.journal"})
     yield Target("sensitivity-journal", {**base, **head}, "o.json.journal", words, JSON, kept, kept, weight=6)
     small = {**base, "p.json": (made.folder / "p.json").read_bytes(), "n.onnx": (made.folder / "n.onnx").read_bytes()}

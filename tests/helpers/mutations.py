@@ -215,7 +215,7 @@ def json_value(data: bytes, rng: random.Random) -> bytes:
     at = rng.randrange(len(lines))
     try:
         document = json.loads(lines[at])
-    except ValueError:
+    except (ValueError, RecursionError):
         return flipped(data, rng)
     places: list[tuple[Any, Any]] = []
 
@@ -283,7 +283,8 @@ def npz_member(data: bytes, rng: random.Random) -> bytes:
     elif how == 2:
         array = rng.choice((
             np.zeros((0, 3)), np.array(1.0), np.array(["a"]), np.zeros((2, 3), complex), np.full((4, 1, 8, 8), np.nan),
-            np.zeros((3, 1, 8, 8), "M8[s]"), np.zeros((4, 1, 8, 8), [("a", "f4")]), np.zeros((1,) * 30), np.arange(5) - 2**62,
+            np.zeros((3, 1, 8, 8), "M8[s]"), np.zeros((4, 1, 8, 8), [("a", "f4")]), np.zeros((1,) * 30),
+            np.arange(5) - 2**62,
         ))  # fmt: skip
         out = io.BytesIO()
         np.save(out, array)
@@ -300,10 +301,11 @@ def npz_member(data: bytes, rng: random.Random) -> bytes:
 
 def npy_header(data: bytes, rng: random.Random) -> bytes:
     """Change the shape, the type or the order in the header of an array."""
+    shape = rng.choice((b"(4611686018427387904,)", b"(-1,)", b"()", b"(0,)", b"(9,9)", b"x", b"(" * 200, b"(1e9,)"))
+    kind = rng.choice((b"'|O'", b"'<U9'", b"'<f99'", b"[('a','<f4')]", b"'|V0'"))
+    order = rng.choice((b"True", b"None", b"2"))
     old, new = rng.choice((
-        (rb"\([^)]*\)", rng.choice((b"(4611686018427387904,)", b"(-1,)", b"()", b"(0,)", b"(9,9)", b"x", b"(" * 200, b"(1e9,)"))),
-        (rb"'descr': '[^']*'", rng.choice((b"'descr': '|O'", b"'descr': '<U9'", b"'descr': '<f99'", b"'descr': [('a','<f4')]", b"'descr': '|V0'"))),
-        (rb"False|True", rng.choice((b"True", b"None", b"2"))),
+        (rb"\([^)]*\)", shape), (rb"'descr': '[^']*'", b"'descr': " + kind), (rb"False|True", order),
     ))  # fmt: skip
     head, _, rest = data.partition(b"}")
     return re.sub(old, new.replace(b"\\", b""), head + b"}", count=1) + rest
@@ -334,24 +336,8 @@ def checkpoint_value(data: bytes, rng: random.Random) -> bytes:
     if rng.random() < 0.3:
         del parent[key]
     else:
-        new = (
-            None,
-            0,
-            -1,
-            2**62,
-            10**400,
-            1e300,
-            float("nan"),
-            "",
-            "x\x1b",
-            [],
-            {},
-            [None],
-            {"a": 1},
-            True,
-            torch.zeros(0),
-        )
-        parent[key] = rng.choice(new)
+        new = (None, 0, -1, 2**62, 10**400, 1e300, float("nan"), "", "x\x1b", [], {}, [None], {"a": 1}, True)
+        parent[key] = rng.choice((*new, torch.zeros(0)))
     out = io.BytesIO()
     torch.save(state, out)
     return out.getvalue()

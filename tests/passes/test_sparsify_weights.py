@@ -637,7 +637,7 @@ def test_sparsify_writes_what_it_says(tmp_path: Path) -> None:
     pruned = [w for w in told["weights"] if w["pruned"]]
     assert told["sparsity"] == sum(w["zeros"] for w in pruned) / sum(w["elements"] for w in pruned)
     assert told["compressed_bytes"]["after"] == len(zlib.compress(out.read_bytes(), 6))
-    assert told["parameters"]["after"] < 0.25 * told["parameters"]["before"]
+    assert told["params"]["after"] < 0.25 * told["params"]["before"]
     props = {p.key: p.value for p in onnx.load(str(out)).metadata_props}
     assert props["onnxprune.source"] == load(DIGITS).fingerprint
     assert props["onnxprune.sparsify_weights"] == "method=weight sparsity=0.9 scope=layer"

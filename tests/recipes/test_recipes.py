@@ -349,7 +349,7 @@ def test_bad_recipes_give_one_error_and_no_folder(text: str, says: str, tmp_path
         (["--set", 'prune.protect=["frist"]'], "did you mean 'first'"),
         (["-o", "no/run"], "does not exist"),
         (["-o", "full"], "holds no run of a recipe"),
-        (["-o", "recipe.toml"], "is not a folder"),
+        (["-o", "recipe.toml"], "is the input file"),
     ],
 )
 def test_what_is_missing_or_does_not_fit_is_known_before_anything_is_written(
@@ -674,7 +674,7 @@ steps = 2
 
 def test_a_plan_for_latency_asks_for_a_model_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxprune.latency.prediction.latency_model", lambda analysis, **_: FakeLatency(analysis))
-    text = HEAD + step("prune", 'criterion = "l2"\ntarget = "latency=0.7"\nround_to = 1')
+    text = HEAD + step("prune", 'criterion = "l2"\ntarget = "latency=0.7"\nround_to = 1\nlatency_rounds = 0')
     run_recipe(load_recipe(written(tmp_path, text)), tmp_path / "run")
     made = op.load_plan(tmp_path / "run" / "01-prune" / "plan.json")
     assert made.criterion["scope"] == "latency"
@@ -802,7 +802,7 @@ def test_a_shipped_recipe_runs_on_data_of_ones_own(tmp_path: Path) -> None:
     assert both["sources"]["test_data"] == "digits:train"
     np.savez(tmp_path / "few.npz", x=test.x[:20], y=test.y[:20])
     few = [str(a).replace("d.npz", "few.npz") for a in args]
-    assert "holding out samples for the metric needs at least 32; there are 20" in line.fails(
+    assert "a metric on held-out samples needs at least 32 samples; there are 20" in line.fails(
         *few, "-o", tmp_path / "f"
     )
 

@@ -75,7 +75,7 @@ def test_every_result_shows_what_it_holds() -> None:
 def test_text_is_one_line_where_there_is_a_graph_inside() -> None:
     found = results(op.load(DIGITS))
     assert repr(found["analysis"]) == "<Analysis: 7 groups, 288 channels can be removed; 1 locked>"
-    assert repr(found["compiled"]).startswith("<Compiled: 144 channels removed, ")
+    assert repr(found["compiled"]).startswith("<Compiled: 144 of 288 channels and ")
 
 
 def test_names_that_are_markup_stay_text() -> None:

@@ -7,7 +7,6 @@ import csv
 import io
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -45,7 +44,7 @@ def test_the_first_card_says_that_accuracy_was_not_measured() -> None:
 def test_the_first_card_has_the_standard_error() -> None:
     before, after = ModelSnapshot("a", top1=0.9, top1_error=0.01), ModelSnapshot("b", top1=0.875, top1_error=0.02)
     first = cards([before, after])[0]
-    assert (first["label"], first["before"], first["after"]) == ("Top-1 accuracy", "90.0 %", "87.5 %")
+    assert (first["label"], first["before"], first["after"]) == ("Accuracy (top1)", "90.0 %", "87.5 %")
     assert first["note"] == "-2.5 points, standard error 2.0 points"
 
 
@@ -214,27 +213,22 @@ def test_plain_headings(files: Path, tmp_path: Path) -> None:  # noqa: F811
         ("processor: 0\nModel\t: Board 4\n", "Board 4"),
     ],
 )
-def test_the_processor_is_named(text: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real: Callable[..., str] = Path.read_text
-
-    def read(path: Path, **kwargs: str) -> str:
-        return text if path == Path("/proc/cpuinfo") else real(path, **kwargs)
-
-    monkeypatch.setattr(Path, "read_text", read)
+def test_the_processor_is_named(text: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "read_text", lambda path, **kwargs: text)
     assert processor() == expected
 
 
 def test_where_no_file_names_it_the_architecture_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: Path, **kwargs: str) -> str:
+    def refuse(path: str, **kwargs: str) -> str:
         raise OSError
 
-    monkeypatch.setattr(Path, "read_text", refuse)
+    monkeypatch.setattr(machine, "read_text", refuse)
     monkeypatch.setattr(machine.platform, "processor", lambda: "")
     monkeypatch.setattr(machine.platform, "machine", lambda: "riscv64")
     assert processor() == "riscv64"
 
 
 def test_the_line_has_runtime_batch_and_threads() -> None:
-    line = measured_on("CPUExecutionProvider", batch=4, threads=0)
-    assert line.endswith("(CPUExecutionProvider), batch 4, all threads")
+    line = measured_on("onnxruntime 1.2, cpu", batch=4, threads=0)
+    assert line.endswith("onnxruntime 1.2, cpu, batch 4, all threads")
     assert f"{os.cpu_count()} cores" in line

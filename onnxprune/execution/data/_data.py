@@ -127,7 +127,7 @@ def checked_data(x: Any, y: Any, name: str) -> Data:
         arrays |= {key: np.broadcast_to(a, (samples,)) for key, a in shared.items()}
     lengths = {}
     for key, a in arrays.items():
-        if a.ndim < 1 or len(a) == 0 or a.dtype.kind not in "fiubV":
+        if a.ndim < 1 or len(a) == 0 or a.dtype.kind not in "fiubV" or a.dtype.type is np.void:
             raise OnnxPruneError(f"{key or 'x'} in {name!r} is not a non-empty array of numbers")
         lengths[key or "x"] = len(a)
     if len(set(lengths.values())) > 1:

@@ -21,7 +21,7 @@ from onnxprune.execution.data._readers.objects import read_object
 from onnxprune.execution.data._sources import Source
 from onnxprune.execution.data.digit_scenes import read_digits, read_scenes
 from onnxprune.ir.model import Array, Model
-from onnxprune.options.data import SOURCES
+from onnxprune.options.data import ALL_SOURCES
 
 Samples = Array | tuple[Any, Any] | Mapping[str, Any] | Iterable[Any] | Callable[[], Any]
 """(x, y), x, a dict of arrays, a Dataset, a DataLoader, a generator or its function, a CalibrationDataReader."""
@@ -87,7 +87,7 @@ def _named(source: str, images: int | None, expected: Expected, images_dir: Path
         return read_texts(path)
     if suffix == ".npz" or path.is_file():
         return read_npz(path, expected)
-    raise OnnxPruneError(f"cannot find the data {source!r}", fix=f"use one of: {SOURCES}")
+    raise OnnxPruneError(f"cannot find the data {source!r}", fix=f"use one of: {ALL_SOURCES}")
 
 
 def _digits(part: str) -> Data:

@@ -224,7 +224,8 @@ def evaluate(
     metrics = _metrics(bound, options, labelled=targets is not None, compares=reference is not None)
     if targets is None and reference is None and any(m.needs for m in metrics):
         raise OnnxPruneError(
-            f"the data {data.name!r} has no labels", fix="add an array y, or compare with the original: --reference"
+            f"the data {data.name!r} has no labels",
+            fix="put images into a folder for each class (arrays: add y), or --reference ORIGINAL to compare without",
         )
     names = [t.name for t in model.graph.outputs]
     watched = bound.metrics[0].outputs_read(names)

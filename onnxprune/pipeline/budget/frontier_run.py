@@ -23,6 +23,7 @@ from onnxprune.ir.reader import load
 from onnxprune.ir.writer import save
 from onnxprune.latency.bench import bench
 from onnxprune.latency.prediction import LatencyModel, latency_model
+from onnxprune.latency.runtimes import Runtime, make_runtime
 from onnxprune.options.budget import SERIES
 from onnxprune.options.recovery import stages_of
 from onnxprune.options.tasks import TaskOptions
@@ -76,6 +77,14 @@ class FrontierSettings:
     latency: bool = True
     threads: int = 1
     runs: int = 30
+    runtime: str = "onnxruntime"
+    runtime_options: Mapping[str, Any] = field(default_factory=dict)
+
+    def made_runtime(self, device: str) -> Runtime | None:
+        """Return the runtime that latency counts in; None for onnxruntime on the device."""
+        if self.runtime == "onnxruntime" and not self.runtime_options:
+            return None
+        return make_runtime(self.runtime, self.runtime_options, device=device)
 
     def shares(self) -> list[float]:
         """Return the shares of a curve: evenly spaced from just below 1 to the least."""
@@ -218,6 +227,7 @@ def _identity(model: Model, fit: Calibration, evaluation: Calibration, how: Fron
         "attention": how.attention, "inexact": how.include_inexact, "task": repr(vars(how.task)),
         **({"blocks": True} if how.reconstruct_blocks else {}),
         **({"threads": how.threads} if how.predicts else {}),
+        **({"runtime": [how.runtime, sorted(how.runtime_options.items())]} if how.runtime != "onnxruntime" else {}),
     }  # fmt: skip
 
 
@@ -226,7 +236,7 @@ def _predictor(model: Model, file: Path, device: str, how: FrontierSettings, res
     if restart:
         file.unlink(missing_ok=True)
     analysis = analyze(model, attention=how.attention, include_inexact=how.include_inexact)
-    return latency_model(analysis, threads=how.threads, device=device, file=file)
+    return latency_model(analysis, threads=how.threads, device=device, runtime=how.made_runtime(device), file=file)
 
 
 def _run(
@@ -340,7 +350,9 @@ def _measure_latency(model: Model, store: PointStore, how: FrontierSettings, dev
     for i in range(0, len(missing), TOGETHER):
         some = missing[i : i + TOGETHER]
         models = [model, *(load(store.folder / name / file) for name, _, file in some)]
-        whole, *found = bench(models, threads=how.threads, runs=how.runs, device=device)
+        whole, *found = bench(
+            models, threads=how.threads, runs=how.runs, device=device, runtime=how.made_runtime(device)
+        )
         for (name, kind, _), small in zip(some, found, strict=True):
             before, after = whole.latency.median, small.latency.median
             store.add_figures(name, {f"{kind}_latency": {"seconds": after, "share": after / before}})

@@ -47,7 +47,7 @@ def held_out(data: Data) -> tuple[Data, Data]:
     """
     if len(data) < LEAST:
         raise OnnxPruneError(
-            f"holding out samples for the metric needs at least {LEAST}; there are {len(data)}",
+            f"a metric on held-out samples needs at least {LEAST} samples; there are {len(data)}",
             fix="use more data, or give samples for the metric alone (--val-data, in recipes --test-data)",
         )
     rank = np.arange(len(data))

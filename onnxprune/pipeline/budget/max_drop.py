@@ -16,6 +16,7 @@ from onnxprune.errors import OnnxPruneError, VerificationError
 from onnxprune.execution.calibration import Calibration
 from onnxprune.execution.tasks.metrics import UndefinedMetric
 from onnxprune.latency.bench import bench
+from onnxprune.latency.runtimes import Runtime
 from onnxprune.latency.speedup import LatencyPair
 from onnxprune.options.tasks import TaskOptions
 from onnxprune.pipeline.budget.judge import Judge, Judgement
@@ -162,6 +163,7 @@ def prune_to_budget(
     folder: Path | None = None,
     restart: bool = False,
     runs: int = 30,
+    runtime: Runtime | None = None,
     notice: Callable[[BudgetPoint], None] | None = None,
     progress: Progress | None = None,
 ) -> BudgetSearch:
@@ -175,6 +177,7 @@ def prune_to_budget(
         folder: Folder for the points, so that an interrupted search continues; see `BudgetSearch.remove_points`.
         restart: Discard the points of an interrupted search.
         runs: Timed runs of each of the last candidates, if latency is minimized.
+        runtime: Runtime that they are measured in; default: onnxruntime on the device of the calibration.
         notice: Called with each point.
         progress: Called with (points tried, points expected).
 
@@ -195,7 +198,7 @@ def prune_to_budget(
             progress(tried, max(tried, EXPECTED))
 
     if folder is None:
-        return _timed(path, smallest_within(path, judge, max_drop, notice=count), runs)
+        return _timed(path, smallest_within(path, judge, max_drop, notice=count), runs, runtime)
     settings = {
         "kind": "max-drop", "model": original.fingerprint, "path": path.identity,
         "data": data_digest(path.calibration.data, path.calibration.preprocess),
@@ -207,11 +210,11 @@ def prune_to_budget(
             found = store.read(name, path.analysis)
             return found or store.write(name, path.point(share, since), path.analysis)
 
-        search = _timed(path, smallest_within(path, judge, max_drop, make=make, notice=count), runs)
+        search = _timed(path, smallest_within(path, judge, max_drop, make=make, notice=count), runs, runtime)
         return replace(search, folder=folder)
 
 
-def _timed(path: PrunePath, search: BudgetSearch, runs: int) -> BudgetSearch:
+def _timed(path: PrunePath, search: BudgetSearch, runs: int, runtime: Runtime | None) -> BudgetSearch:
     """Measure the last candidates in turns with the original, if latency was minimized."""
     if path.measure != "latency" or path.latency is None:
         return search
@@ -219,7 +222,7 @@ def _timed(path: PrunePath, search: BudgetSearch, runs: int) -> BudgetSearch:
     points = [p for p in (search.larger, best, search.smaller) if p is not None]
     first, *rest = bench(
         [path.analysis.source, *(p.point.model for p in points)], batch=path.latency.batch,
-        threads=path.latency.threads, runs=runs, device=path.calibration.device,
+        threads=path.latency.threads, runs=runs, device=path.calibration.device, runtime=runtime,
     )  # fmt: skip
     before = first.latency.median
     found = {p.kept: LatencyPair(before, r.latency.median) for p, r in zip(points, rest, strict=True)}

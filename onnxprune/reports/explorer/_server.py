@@ -13,13 +13,14 @@ import shutil
 import threading
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 from onnxprune._utils.input_files import opened
 from onnxprune.errors import OnnxPruneError
+from onnxprune.reports.explorer._connections import Connections
 from onnxprune.reports.explorer._requests import BadRequest
 from onnxprune.reports.explorer._site import JSON, Site
 
@@ -74,16 +75,38 @@ class Server:
         self._http.shutdown()
 
 
-class _Http(ThreadingHTTPServer):
-    daemon_threads = True  # a connection kept open by a browser must not keep the command running
+class _Http(HTTPServer):
+    request_queue_size = 1024  # connections that the system accepts before this process does
 
     def __init__(self, site: Site, port: int) -> None:
+        self._connections: Connections | None = None
         super().__init__((ADDRESS, port), _Handler)
+        self._connections = Connections(self._answer)
         self.site = site
         self.headers = {**_HEADERS, **({} if site.policy is None else {"Content-Security-Policy": site.policy})}
         self.token = secrets.token_urlsafe(24)
         self.host = f"{ADDRESS}:{self.server_address[1]}"
         self.origin = f"http://{self.host}"
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Let a connection wait for its request."""
+        assert self._connections is not None
+        self._connections.add(request, client_address)
+
+    def _answer(self, request: Any, client_address: Any) -> None:
+        """Answer one request, in a thread, and close the connection."""
+        try:
+            self.finish_request(request, client_address)
+        except Exception:
+            self.handle_error(request, client_address)
+        finally:
+            self.shutdown_request(request)
+
+    def server_close(self) -> None:
+        """Close the server's socket and all waiting connections."""
+        super().server_close()
+        if self._connections is not None:  # else the port is taken
+            self._connections.close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Ignore browsers that close their connection early."""
@@ -99,7 +122,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Http
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "onnxprune", ""
-    timeout = 30  # seconds without a byte
+    timeout = 10  # seconds without a byte, of a body or of an answer
     wbufsize = 2**16  # head and body in one packet: two would wait for an acknowledgement between them
     disable_nagle_algorithm = True
 
@@ -187,6 +210,9 @@ class _Handler(BaseHTTPRequestHandler):
             if file is not None:
                 self.send_header("Content-Disposition", "attachment")
             self.send_header("Content-Length", str(length))
+            self.close_connection = True  # an idle connection must not hold a thread
+            if "Connection" not in (headers or {}):
+                self.send_header("Connection", "close")
             self.end_headers()
             if self.command == "HEAD":
                 return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import socket
@@ -19,7 +20,7 @@ from planning import kept_counts, wide_model
 import onnxprune as op
 from onnxprune.errors import OnnxPruneError
 from onnxprune.planning.constraints import Constraints
-from onnxprune.reports.explorer import Explorer, Server, _server, plan_site
+from onnxprune.reports.explorer import Explorer, Server, _connections, _server, plan_site
 
 JSON = {"Content-Type": "application/json"}
 
@@ -280,3 +281,68 @@ def test_wrong_use_is_told(model: Path) -> None:
     assert "is the input file" in CommandLine("explore", model, "--no-browser", "-o", model).fails()
     assert "unknown criterion" in CommandLine("explore", model, "--no-browser", "-c", "nothing").fails()
     assert "--port" in CommandLine("explore", model, "--port", 99999).fails(code=2)
+
+
+# ---------------------------------------------------------------------------------------------------------- under load
+
+
+def answered(site: Site, wanted: int) -> int:
+    """How many of several requests at once are answered."""
+    request = f"GET {site.path}model HTTP/1.1\r\nHost: {site.host}\r\n\r\n".encode()
+    connections = []
+    for _ in range(wanted):
+        connection = socket.create_connection(("127.0.0.1", site.port), timeout=60)
+        connection.sendall(request)
+        connections.append(connection)
+    found = 0
+    for connection in connections:
+        with connection:
+            answer = b""
+            while part := connection.recv(65536):
+                answer += part
+            found += answer.startswith(b"HTTP/1.1 200") and answer.endswith(b"}")
+    return found
+
+
+def test_half_open_connections_hold_no_threads_and_all_requests_are_answered(site: Site) -> None:
+    before = threading.active_count()
+    held = []
+    for i in range(300):
+        connection = socket.create_connection(("127.0.0.1", site.port), timeout=60)
+        if i % 2:
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: ")
+        held.append(connection)
+    try:
+        assert answered(site, 500) == 500
+        assert threading.active_count() <= before
+        assert before <= 64
+        assert site.ask("GET", site.path)[0] == 200
+    finally:
+        for connection in held:
+            connection.close()
+
+
+def test_a_request_that_arrives_in_parts_is_answered(site: Site) -> None:
+    with socket.create_connection(("127.0.0.1", site.port), timeout=60) as connection:
+        for part in (b"GET ", site.path.encode(), b" HTTP/1.1\r\nHo", f"st: {site.host}\r\n".encode(), b"\r\n"):
+            connection.sendall(part)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+
+
+def test_the_oldest_waiting_connection_makes_room(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_connections, "MOST", 3)
+    held = [socket.create_connection(("127.0.0.1", site.port), timeout=60) for _ in range(4)]
+    try:
+        assert held[0].recv(1) == b""  # closed
+        assert site.ask("GET", site.path)[0] == 200
+    finally:
+        for connection in held:
+            connection.close()
+
+
+def test_a_head_that_does_not_end_is_given_up(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_connections, "PATIENCE", 0.0)
+    with socket.create_connection(("127.0.0.1", site.port), timeout=60) as connection:
+        connection.sendall(b"GET ")
+        with contextlib.suppress(ConnectionResetError):  # an end with bytes unread is a reset
+            assert connection.recv(1) == b""

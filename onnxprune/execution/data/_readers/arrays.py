@@ -172,10 +172,11 @@ class _errors:
         return None
 
     def __exit__(self, kind: Any, err: BaseException | None, trace: Any) -> None:
-        if isinstance(err, zipfile.BadZipFile | ValueError | EOFError):
+        if isinstance(err, OSError) and err.strerror:
+            raise OnnxPruneError(f"cannot read {str(self.path)!r}: {err.strerror}") from err
+        # zipfile, zlib, tokenize and numpy raise exceptions of many kinds for damaged files.
+        if isinstance(err, Exception) and not isinstance(err, OnnxPruneError | MemoryError):
             raise OnnxPruneError(f"{str(self.path)!r} is not a valid {self.kind} file: {err}") from err
-        if isinstance(err, OSError):
-            raise OnnxPruneError(f"cannot read {str(self.path)!r}: {err.strerror or err}") from err
 
 
 def named(x: Mapping[str, Any], inputs: tuple[str, ...] = ()) -> tuple[dict[str, Any], Any]:

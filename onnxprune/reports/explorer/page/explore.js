@@ -4,7 +4,7 @@
 const SVG = "http://www.w3.org/2000/svg";
 const LANES = 6; // colours
 const NARROW = matchMedia("(max-width: 900px)");
-const LABELS = { macs: "MACs", params: "parameters", bytes: "weights", memory: "peak memory", channels: "channels",
+const LABELS = { macs: "MACs", params: "params", bytes: "bytes", memory: "memory", channels: "channels",
   latency: "latency", ratio: "the same ratio everywhere" };
 const SCOPES = { global: "one ranking of all channels", uniform: "the same share of every group",
   saving: "least score per unit saved", sensitivity: "all curves down to one value", latency: "least loss per second saved" };

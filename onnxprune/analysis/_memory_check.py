@@ -1,0 +1,68 @@
+"""Estimate of the memory that a model needs, before anything of that size is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxprune._utils.formatting import size
+from onnxprune._utils.memory import memory_at_hand
+from onnxprune.errors import OnnxPruneError
+
+_UNCHECKED = 2**28  # bytes of one node that every machine has
+
+
+def check_memory(graph: gs.Graph, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, np.dtype[Any]]) -> None:
+    """Raise if a node of a model does not fit the memory at hand, or has a negative size.
+
+    The estimate is a lower bound: the inputs and outputs of the largest node at the sizes that the analysis assumes.
+
+    Args:
+        graph: Graph of the model.
+        shapes: Shapes of its tensors.
+        dtypes: Element types of its tensors.
+
+    Raises:
+        OnnxPruneError: States the estimate and the memory at hand.
+    """
+    bytes_of: dict[str, int] = {}
+    largest, where = 0, None
+    for node in graph.nodes:
+        total = 0
+        for t in (*node.inputs, *node.outputs):
+            if t.name not in bytes_of:
+                shape, dtype = shapes.get(t.name), dtypes.get(t.name)
+                if shape is not None and any(n < 0 for n in shape):
+                    raise OnnxPruneError(
+                        f"the tensor {t.name!r} has a negative size: {list(shape)}",
+                        where=_label(node), fix="the file is damaged, or needs other inputs (--shape)",
+                    )  # fmt: skip
+                each = dtype.itemsize if dtype is not None and dtype.itemsize else 4
+                bytes_of[t.name] = prod(shape) * each if shape is not None and not isinstance(t, gs.Constant) else 0
+            total += bytes_of[t.name]
+        if total > largest:
+            largest, where = total, node
+    if where is None or largest <= _UNCHECKED:
+        return
+    free = memory_at_hand()
+    if free is None or largest <= free:
+        return
+    raise OnnxPruneError(
+        f"not enough memory: at the assumed sizes of its inputs one node of the model needs {_size(largest)}, and "
+        f"{_size(free)} are free",
+        where=_label(where),
+        fix="smaller inputs (--shape), or a machine with more memory",
+    )
+
+
+def _label(node: gs.Node) -> str:
+    name = node.name or (node.outputs[0].name if node.outputs else "")
+    return f"{node.op} {name!r}"
+
+
+def _size(count: int) -> str:
+    return size(count) if count < 10**15 else "more than 1,000 TB"

@@ -1,0 +1,178 @@
+"""Every write of every command fails once, and processes are killed at each: old file or new file, never a third.
+
+Afterwards the same command ends with the files of an undisturbed run. `make test` tries a few of the calls of each
+command, `make test-slow` all of them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import faults as injected
+import pytest
+from attack_targets import network, samples
+from command_line import CommandLine
+from faults import ERRORS, Faults, faulty
+
+RECIPE = """
+name = "small"
+model = "m.onnx"
+data = "x.npz"
+seed = 1
+[bench]
+runs = 0
+[[step]]
+do = "score"
+criterion = "l2"
+[[step]]
+do = "prune"
+ratio = 0.5
+[[step]]
+do = "recover"
+"""
+TRAINING = ("--data", "x.npz", "--epochs", "2", "--batch", "16", "--keep", "last", "--threads", "1")
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "prune": ("prune", "m.onnx", "--ratio", "0.5", "-c", "l2", "-o", "out.onnx", "--plan", "plan2.json"),
+    "prune-external": ("prune", "m.onnx", "--ratio", "0.5", "-c", "l2", "-o", "out.onnx", "--external-data"),
+    "apply": ("apply", "m.onnx", "p.json", "-o", "out.onnx"),
+    "sensitivity": ("sensitivity", "m.onnx", "--data", "x.npz", "-c", "l2", "-o", "out.json", "--csv", "out.csv"),
+    "recover": ("recover", "m.onnx", "n.onnx", "p.json", "--data", "x.npz", "-o", "out.onnx"),
+    "retrain": ("retrain", "m.onnx", *TRAINING, "-o", "out.onnx"),
+    "run": ("run", "r.toml", "-o", "out"),
+    "frontier": ("frontier", "m.onnx", "--data", "x.npz", "-o", "out", "--points", "1", "--criteria", "l2"),
+    "report": ("report", "c.json", "p.json", "-o", "out.html"),
+}
+TIMES = re.compile(rb'"seconds": [0-9.e-]+|"resumed": \w+|\d{4}-\d\d-\d\d \d\d:\d\d(:\d\d)?( UTC)?')
+
+
+@dataclass
+class Place:
+    """A folder with the inputs of all commands."""
+
+    folder: Path
+
+    def clear(self) -> None:
+        import shutil
+
+        for path in self.folder.glob("*"):
+            if path.name.startswith(("out", "plan2", ".")):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for path in self.folder.glob(".*"):
+            path.unlink()
+
+    def results(self) -> dict[str, bytes]:
+        """Return the files that a command has made, without times and logs."""
+        found = {}
+        for path in sorted(self.folder.rglob("*")):
+            name = path.relative_to(self.folder).as_posix()
+            logs = ("csv", "tensorboard", "log.txt", "table", "run.journal", "training.json")
+            if path.is_file() and name.startswith(("out", "plan2", ".")) and not any(w in name for w in logs):
+                found[name] = TIMES.sub(b"", path.read_bytes())
+        return found
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    folder = tmp_path_factory.mktemp("faults")
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        Path("m.onnx").write_bytes(network())
+        Path("x.npz").write_bytes(samples())
+        Path("r.toml").write_text(RECIPE)
+        CommandLine("plan", "m.onnx", "--ratio", "0.5", "-c", "l2", "-o", "p.json").ok()
+        CommandLine("apply", "m.onnx", "p.json", "-o", "n.onnx").ok()
+        CommandLine("sensitivity", "m.onnx", "--data", "x.npz", "-c", "l2", "-o", "c.json").ok()
+    finally:
+        os.chdir(before)
+    return Place(folder)
+
+
+def undisturbed(place: Place, words: tuple[str, ...]) -> tuple[dict[str, bytes], list[str]]:
+    """Return the files of an undisturbed run, and the calls that make them."""
+    place.clear()
+    counter = Faults(place.folder, 0, None)
+    with faulty(counter):
+        CommandLine(*words).ok()
+    return place.results(), counter.names
+
+
+def some(count: int, most: int) -> list[int]:
+    """Return at most so many of the numbers from 1, evenly spread, the last one included."""
+    step = max(1, -(-count // most))
+    return sorted({*range(1, count + 1, step), count})
+
+
+def check_failures(place: Place, name: str, most: int) -> None:
+    words = COMMANDS[name]
+    wanted, calls = undisturbed(place, words)
+    assert calls, "the command writes nothing"
+    for number in some(len(calls), most):
+        place.clear()
+        fault = Faults(place.folder, number, ERRORS[number % len(ERRORS)])
+        with faulty(fault):
+            result = CommandLine(*words).run()
+        what = f"{name}, call {number}: {fault.names[number - 1]}"
+        assert "Traceback" not in result.output, what
+        if result.exit_code:
+            assert result.exit_code == 1, f"{what}: {result.output}"
+            assert result.stderr.count("error: ") == 1, f"{what}: {result.stderr}"
+            message = result.stderr[result.stderr.index("error: ") :]
+            assert len(message.splitlines()) <= 3, f"{what}: {message}"
+        finished = place.results()
+        for output in ("out.onnx", "out.json", "out.html", "plan2.json"):
+            assert finished.get(output) in (None, wanted.get(output)), f"{what}: {output} is a third file"
+        CommandLine(*words).ok()
+        assert place.results() == wanted, what
+
+
+@pytest.mark.parametrize("name", [n for n in COMMANDS if n not in ("retrain", "frontier", "run")])
+def test_a_write_that_fails_leaves_the_old_file_and_the_same_command_goes_on(
+    place: Place, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place.folder)
+    check_failures(place, name, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_write_fails_once(place: Place, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place.folder)
+    check_failures(place, name, 10**6)
+
+
+def check_kills(place: Place, name: str, most: int) -> None:
+    words = COMMANDS[name]
+    wanted, calls = undisturbed(place, words)
+    for number in some(len(calls), most):
+        place.clear()
+        command = [sys.executable, injected.__file__, str(place.folder), str(number), *words]
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=place.folder)
+        what = f"{name}, killed at call {number} of {len(calls)}: {calls[number - 1]}"
+        assert done.returncode == 137, f"{what}: {done.stdout} {done.stderr}"
+        finished = place.results()
+        for output in ("out.onnx", "out.json", "out.html", "plan2.json"):
+            assert finished.get(output) in (None, wanted.get(output)), f"{what}: {output} is a third file"
+        CommandLine(*words).ok()
+        assert place.results() == wanted, what
+
+
+@pytest.mark.parametrize("name", ["prune-external"])
+def test_a_killed_process_leaves_the_old_file_and_the_same_command_goes_on(
+    place: Place, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place.folder)
+    check_kills(place, name, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_process_is_killed_at_every_write(place: Place, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place.folder)
+    check_kills(place, name, 10**6)

@@ -1,0 +1,137 @@
+"""Make the pictures of the documentation from the program itself, in the browser of the tests.
+
+    make pictures                     # all of them, into docs/pictures/
+    python tools/screenshots.py NAME ...
+
+Each picture is 1280 by 800 pixels of a page that onnxprune serves or writes, from models that ship. Run it after a
+change of the explorer, the report or the frontier, and look at the result before committing it.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from PIL import Image
+
+import onnxprune as op
+from onnxprune.plans import save_plan
+from onnxprune.reports import MeasurementSettings, write_report
+from onnxprune.reports.explorer import Explorer, Server, plan_site
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "tests" / "helpers"), str(ROOT / "tools")]
+
+from browser import Browser  # noqa: E402
+from structures import FOLDER, filled  # noqa: E402
+
+OUT = ROOT / "docs" / "pictures"
+WIDTH, HEIGHT = 1280, 800
+MODEL = ROOT / "models" / "digits_cnn.onnx"
+COLOURS = 128  # of a palette: pictures of pages need no more, and are a third of the size
+
+
+def save(png: bytes, name: str) -> None:
+    """Write a picture with a palette."""
+    image = Image.open(io.BytesIO(png)).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+    path = OUT / f"{name}.png"
+    image.save(path, optimize=True)
+    click.echo(f"{path.relative_to(ROOT)}: {image.width} x {image.height}, {path.stat().st_size / 1000:.0f} kB")
+
+
+def explorer(browser: Browser, folder: Path, name: str) -> None:
+    """Show the explorer on ResNet-50 at half of its MACs, a group chosen."""
+    analysis = op.analyze(filled(FOLDER / "resnet50.ts.onnx.xz"))
+    server = Server(plan_site(Explorer(op.score(analysis, "l2"), folder / "plan.json", name="resnet50.onnx")))
+    thread = threading.Thread(target=server.serve, daemon=True)
+    thread.start()
+    try:
+        shown = browser.open(server.url, width=WIDTH, height=HEIGHT)
+        shown.tab.locator("#rows li").first.wait_for()
+        shown.tab.locator("#what").select_option(label="MACs")
+        shown.tab.locator("#goal").evaluate("e => { e.value = 50; e.dispatchEvent(new Event('input')); }")
+        shown.tab.locator("#goal").evaluate("e => e.dispatchEvent(new Event('change'))")
+        shown.tab.wait_for_timeout(4000)
+        shown.tab.locator("#rows li button").first.click()
+        shown.tab.wait_for_timeout(500)
+        save(shown.tab.screenshot(), name)
+        browser.close(shown)
+    finally:
+        server.stop()
+        thread.join(20)
+
+
+def _report(folder: Path) -> Path:
+    done = op.prune(MODEL, target="macs=0.5")
+    done.save(folder / "small.onnx")
+    save_plan(done.plan, folder / "plan.json")
+    (folder / "model.onnx").write_bytes(MODEL.read_bytes())
+    sources = [folder / n for n in ("model.onnx", "small.onnx", "plan.json")]
+    measuring = MeasurementSettings(data=op.load_data("digits:test"), runs=30)
+    write_report(sources, folder / "report.html", measuring=measuring, title="digits_cnn.onnx at half of its MACs")
+    return folder / "report.html"
+
+
+def _part(browser: Browser, page: Path, name: str, heading: str | None) -> None:
+    shown = browser.open(page, width=WIDTH, height=HEIGHT)
+    shown.tab.wait_for_timeout(500)
+    if heading is not None:
+        shown.tab.locator(f"#{heading}").evaluate("e => scrollTo(0, e.getBoundingClientRect().top + scrollY - 24)")
+        shown.tab.wait_for_timeout(300)
+    save(shown.tab.screenshot(), name)
+    browser.close(shown)
+
+
+def report_headline(browser: Browser, folder: Path, name: str) -> None:
+    """Show the first screen of a report."""
+    _part(browser, _report(folder), name, None)
+
+
+def report_layers(browser: Browser, folder: Path, name: str) -> None:
+    """Show the layers of a report."""
+    _part(browser, _report(folder), name, "layers")
+
+
+def report_graph(browser: Browser, folder: Path, name: str) -> None:
+    """Show the graph and the proof of a report."""
+    _part(browser, _report(folder), name, "graph")
+
+
+def frontier(browser: Browser, folder: Path, name: str) -> None:
+    """Show the page of a frontier."""
+    data = op.load_data("digits:train", images=400)
+    noise = np.random.default_rng(0).standard_normal(data.x.shape)
+    x = np.clip(data.x + 0.3 * noise, 0, 1).astype(np.float32)  # so that there is something to lose
+    op.frontier(
+        MODEL, data=(x, data.y), folder=folder / "frontier", points=5, least=0.08, criteria=("obs", "l2"),
+        constraints=op.Constraints(round_to=1),
+    )  # fmt: skip
+    write_report([folder / "frontier"], folder / "frontier.html")
+    _part(browser, folder / "frontier.html", name, "frontier")
+
+
+PICTURES: dict[str, Callable[[Browser, Path, str], Any]] = {
+    "explorer": explorer, "report-headline": report_headline, "report-layers": report_layers,
+    "report-graph": report_graph, "frontier": frontier,
+}  # fmt: skip
+
+
+@click.command(help=__doc__)
+@click.argument("names", nargs=-1, type=click.Choice(list(PICTURES)))
+def main(names: tuple[str, ...]) -> None:
+    """Make the pictures that are named; without names all."""
+    with Browser() as browser:
+        for name in names or PICTURES:
+            with tempfile.TemporaryDirectory() as folder:
+                PICTURES[name](browser, Path(folder), name)
+
+
+if __name__ == "__main__":
+    main()
