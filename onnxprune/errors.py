@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 _LONGEST = 1000  # characters of a line of a message
 
@@ -15,9 +16,13 @@ class OnnxPruneError(Exception):
         what: Fact, as a sentence without a full stop ("'x.onnx' is not an ONNX model").
         where: Node, tensor, group or file concerned.
         fix: Action for the user.
+
+    Attributes:
+        partial: Results from before the failure, as a JSON value for the document of `--json`; None if there are none.
     """
 
     exit_code = 1
+    partial: Any = None
 
     def __init__(self, what: str, *, where: str | None = None, fix: str | None = None) -> None:
         super().__init__(what)

@@ -14,7 +14,7 @@ import re
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from onnxprune._utils.input_files import kind_of
 from onnxprune._utils.locks import SAFELY, is_named, locked
@@ -140,6 +140,15 @@ def write_text(path: Path, text: str) -> None:
             file.write(text.encode())
     except OSError as err:
         raise OnnxPruneError(f"cannot write {str(path)!r}: {err.strerror or err}") from err
+
+
+def appending(path: Path) -> TextIO:
+    """Open a text file, a pipe or a device to append to; the caller closes it.
+
+    Raises:
+        OSError: It cannot be opened.
+    """
+    return open(path, "a", encoding="utf-8", errors="backslashreplace")
 
 
 def append_text(path: Path, text: str) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
+from onnxprune._utils.atomic_files import appending
 from onnxprune._utils.progress import Progress
 from onnxprune.errors import OnnxPruneError
 
@@ -40,7 +41,7 @@ class EventLog:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         try:
-            self._file: TextIO | None = self.path.open("a", encoding="utf-8")
+            self._file: TextIO | None = appending(self.path)
         except OSError as err:
             raise OnnxPruneError(
                 f"cannot write events: {err.strerror or err}", where=str(self.path), fix="name a file in a folder "

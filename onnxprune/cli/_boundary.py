@@ -130,13 +130,14 @@ def _reported(problem: BaseException, err: CleanStream, *, as_json: bool) -> int
         found, code = _known(problem)
         err.write(f"error: {found}\n")
         if as_json:
-            _document({"what": found.what, "where": found.where, "fix": found.fix}, code)
+            _document({"what": found.what, "where": found.where, "fix": found.fix}, code, found.partial)
         return code
     return 1
 
 
-def _document(error: dict[str, str | None], code: int) -> None:
-    sys.stdout.write(json.dumps({"error": {**error, "exit": code}}, indent=1) + "\n")
+def _document(error: dict[str, str | None], code: int, partial: Any = None) -> None:
+    before = {} if partial is None else {"partial": partial}
+    sys.stdout.write(json.dumps({"error": {**error, "exit": code}, **before}, indent=1) + "\n")
 
 
 def _known(problem: BaseException) -> tuple[OnnxPruneError, int]:

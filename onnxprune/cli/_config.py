@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from onnxprune._utils.fields import Reader, Refused, place
+from onnxprune._utils.input_files import read_bytes
 from onnxprune._utils.strict import Format
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.options import (
@@ -113,7 +114,7 @@ def _tables(folder: Path) -> _Tables | None:
     if own.is_file():
         return _Tables(FILE, (), FORMAT.load(own))
     project = folder / PROJECT
-    if not project.is_file() or b"onnxprune" not in project.read_bytes()[: 2**20]:
+    if not project.is_file() or b"onnxprune" not in read_bytes(project, FORMAT.max_bytes)[: 2**20]:
         return None
     data = FORMAT.load(project)
     for key in TABLE:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,7 +24,7 @@ def bench(
     models: tuple[Path, ...], timing: Benchmark, profiling: Profiling, shapes: InputShapes, events: Events,
     as_json: bool,
 ) -> None:  # fmt: skip
-    """Measure latency beside MACs, parameters and bytes.
+    """Measure latency beside MACs, params and bytes.
 
     Models run in turn, A B A B ..., so that a drift of the machine affects all of them, and disturbed rounds are
     repeated. Speed-up and efficiency (speed-up x share of MACs kept; 1: latency falls as much as the MACs) are relative
@@ -33,7 +33,7 @@ def bench(
     \b
     onnxprune bench m.onnx small.onnx
     onnxprune bench m.onnx small.onnx --runtime openvino --profile
-    onnxprune bench m.onnx small.onnx --runtime "command:ssh jetson ./time.sh {model}"
+    onnxprune bench m.onnx small.onnx --runtime "command:./on_jetson.sh {model}"
     """
     from onnxprune.cli import _display
     from onnxprune.execution.machine import measured_on
@@ -50,7 +50,10 @@ def bench(
             )  # fmt: skip
     except BenchStopped as err:
         if err.results:
-            _show([models[i] for i in err.measured], err.results, timing, as_json=as_json)
+            some = [models[i] for i in err.measured]
+            err.partial = _entries(some, err.results)
+            if not as_json:
+                _show(some, err.results, timing)
         raise
     found = None
     if profiling.profile:
@@ -59,12 +62,12 @@ def bench(
         with _display.progress("profiling", quiet=as_json):
             found = profile_layers(loaded[0], loaded[-1], where, batch=timing.batch, threads=timing.threads)
     machine = measured_on(str(where.describe()), batch=timing.batch, threads=timing.threads)
-    entries = [{"model": str(p), **r.as_dict(), "machine": machine} for p, r in zip(models, rows, strict=True)]
+    entries = [{**entry, "machine": machine} for entry in _entries(models, rows)]
     if _display.finished(
         as_json, lambda: entries if found is None else {"models": entries, "layers": found.as_dict()}
     ):  # fmt: skip
         return
-    _show(models, rows, timing, as_json=False)
+    _show(models, rows, timing)
     if found is not None:
         title = f"layers of {models[0].name}" + (f" and {models[-1].name}" if len(models) > 1 else "")
         _display.table(f"{title}, {found.runtime}", list(found.COLUMNS), found.rows(most=_LAYERS))
@@ -75,14 +78,16 @@ def bench(
 _LAYERS = 40
 
 
-def _show(models: Sequence[Path], rows: BenchResults, timing: Benchmark, *, as_json: bool) -> None:
+def _entries(models: Sequence[Path], rows: BenchResults) -> list[dict[str, Any]]:
+    """Return the results as JSON objects."""
+    return [{"model": str(p), **r.as_dict()} for p, r in zip(models, rows, strict=True)]
+
+
+def _show(models: Sequence[Path], rows: BenchResults, timing: Benchmark) -> None:
     """Show the table of results."""
     from onnxprune._utils import formatting
     from onnxprune.cli import _display
 
-    if as_json:
-        _display.emit_json([{"model": str(p), **r.as_dict()} for p, r in zip(models, rows, strict=True)])
-        return
     runs = max(r.latency.runs for r in rows)
     _display.table(
         f"batch {timing.batch}, {timing.threads or 'all'} thread(s), {rows[0].provider}, median of {runs}",

@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+from onnxprune._utils.input_files import opened
 from onnxprune.errors import OnnxPruneError
 
 _HEAD = 1024
@@ -81,7 +82,7 @@ def _folder(path: Path) -> Kind | None:
 
 
 def _file(path: Path) -> Kind | None:
-    with open(path, "rb") as file:
+    with opened(path) as file:
         head = file.read(_HEAD)
     if not head:
         return "empty", "export it again, or copy it anew"
@@ -89,8 +90,9 @@ def _file(path: Path) -> Kind | None:
 
 
 def _by_content(path: Path, head: bytes) -> Kind | None:
-    if zipfile.is_zipfile(path):
-        return _zipped(path)
+    with opened(path) as file:
+        if zipfile.is_zipfile(file):
+            return _zipped(path)
     for start, kind in _STARTS:
         if head.startswith(start):
             return kind
@@ -105,9 +107,9 @@ def _by_content(path: Path, head: bytes) -> Kind | None:
 def _zipped(path: Path) -> Kind:
     """Return the kind of a zip file by the names in it."""
     try:
-        with zipfile.ZipFile(path) as file:
-            names = file.namelist()
-    except (zipfile.BadZipFile, NotImplementedError):
+        with opened(path) as file, zipfile.ZipFile(file) as archive:
+            names = archive.namelist()
+    except Exception:  # zipfile raises exceptions of many kinds for damaged files
         return ARCHIVE
     if any("serialized_exported_program" in n or n.endswith("archive_format") for n in names):
         return EXPORTED

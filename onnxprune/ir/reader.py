@@ -86,6 +86,8 @@ def _from_file(path: Path) -> Model:
     except (protobuf_wire.WireError, UnicodeDecodeError) as err:
         known = foreign(path)
         raise known or OnnxPruneError(f"{str(path)!r} is not an ONNX model, or is cut off ({err})") from err
+    except OnnxPruneError as err:
+        raise foreign(path) or err from err.__cause__
     if not proto.HasField("graph") or not proto.graph.node:
         raise foreign(path) or OnnxPruneError(f"{str(path)!r} is not an ONNX model: it holds no graph")
     arrays = {

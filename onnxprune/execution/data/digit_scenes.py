@@ -11,11 +11,13 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from functools import cache
 from importlib import resources
+from io import BytesIO
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from onnxprune._utils.input_files import read_resource
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data._data import Data
 from onnxprune.execution.data._preprocess import Preprocess
@@ -43,7 +45,8 @@ def split_digits(count: int, part: str) -> npt.NDArray[np.int64]:
 @cache
 def read_digits(part: str) -> tuple[Floats, npt.NDArray[np.int64]]:
     """Return the digits that ship, [n, 8, 8] in [0, 1], and their labels, "train" or "test"."""
-    with (resources.files("onnxprune.models") / "digits.npz").open("rb") as file, np.load(file) as digits:
+    data = read_resource(resources.files("onnxprune.models") / "digits.npz")
+    with np.load(BytesIO(data)) as digits:
         images, labels = digits["x"], digits["y"]
     index = split_digits(len(labels), part)
     return (images[index] / 16).astype(np.float32), labels[index].astype(np.int64)

@@ -145,7 +145,9 @@ def test_bench_shows_what_was_measured_before_the_error(tmp_path: Path) -> None:
     assert "Segmentation fault" in result.stderr
     (tmp_path / "calls").unlink()
     result = bench.run(DIGITS, OTHER, DIGITS, "--runtime", spec, "--runtime-option", "retries=0", "--json")
-    assert [Path(e["model"]).name for e in json.loads(result.stdout)] == ["digits_cnn.onnx", "digits_keras.onnx"]
+    document = json.loads(result.stdout)
+    assert [Path(e["model"]).name for e in document["partial"]] == ["digits_cnn.onnx", "digits_keras.onnx"]
+    assert "Segmentation fault" in document["error"]["what"]
 
 
 @pytest.mark.parametrize(
@@ -235,7 +237,7 @@ def test_several_models_are_in_order_or_named() -> None:
         ('{"ms": []}', ONE, "empty"),
         ('{"ms": true}', ONE, "True is no time"),
         ('{"ms": 1e99}', ONE, "is no latency"),
-        ('{"ms": 1' + "0" * 400 + "}", ONE, "is no latency"),
+        ('{"ms": 1' + "0" * 400 + "}", ONE, "a number without a unit"),
         ('{"latency": 3}', ONE, "has no unit"),
         ('{"ms": 1}', TWO, "1 times for 2 models"),
         ('{"model": "c.onnx", "ms": 1}\n{"model": "a.onnx", "ms": 1}', TWO, "no time of b.onnx"),
