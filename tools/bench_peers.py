@@ -447,6 +447,110 @@ def trained(models: tuple[Path, ...], data: Path, out: Path) -> None:
             in_child(out, "trained", str(model), str(data))
 
 
+@main.command()
+@click.argument("results", type=click.Path(exists=True, path_type=Path))
+@click.argument("target", type=click.Path(path_type=Path))
+def page(results: Path, target: Path) -> None:
+    """Write the page of the comparison from the results."""
+    document = json.loads(results.read_text(encoding="utf-8"))
+    target.write_text(page_of(document["versions"], document["results"]), encoding="utf-8")
+
+
+PAGE = """# Side by side
+
+{summary}
+
+{tools} in one run over {count} exports of torchvision and trained ResNets: each was asked for half of the MACs of each
+model, in its own way. *Equal* means that the result computes what the original computes with the same channels masked
+(largest difference relative to the largest output at most 1e-3, on random inputs).
+
+## Exports with random weights
+
+MACs kept, and what is wrong with the result if anything is.
+
+{exports}
+
+## Trained models
+
+Top-1 on {images} images of CIFAR-10's test set (original pixels). onnxprune and onnxsim have the same {calibration:,}
+unlabelled training images for choosing and recovering; *recovered* is by the tool's own means without training: least
+squares here, `apply_pruning_finetune` and `recover_batch_norm` (the better of them) in onnxsim, none in Torch-Pruning.
+
+{trained}
+
+{notes}
+
+## Commands
+
+<!-- not run: installs other tools, and takes hours -->
+
+```
+pip install torch-pruning onnxsim
+python tools/bench_peers.py exports --out tools/peers.json
+python tools/bench_peers.py trained RESNET.onnx DATA.npz --out tools/peers.json
+python tools/bench_peers.py page tools/peers.json docs/comparison.md
+```
+
+- **Torch-Pruning** prunes the torch module: `MagnitudePruner`, group l2, `pruning_ratio=1.0` in {steps} or 40 steps
+  until half of the MACs remain, the last layer ignored, as its examples do; the result is exported again. No forward
+  pass was edited.
+- **onnxsim**: `simplify`, then `apply_structured_pruning` (with data `apply_structured_wanda_pruning`) with the
+  `sparsity` whose MACs are nearest to half, found by bisection. It runs on the same file as onnxprune.
+- **onnxprune**: `onnxprune prune --target macs=0.5`, `l2` without data, `obs` and recovery with it.
+
+{versions}
+"""
+
+
+def page_of(versions_: dict[str, str], results: dict[str, Any]) -> str:
+    """Return the page."""
+    rows = {k: v for k, v in results.items() if not k.startswith("trained:") and len(v) == len(TOOLS)}
+    trained_ = {k.removeprefix("trained:"): v for k, v in results.items() if k.startswith("trained:")}
+    exports_ = [[name, *(_cell(found[tool]) for tool in TOOLS)] for name, found in rows.items()]
+    accuracy, notes = [], []
+    for name, found in trained_.items():
+        for tool in TOOLS:
+            one = found[tool]
+            if "error" in one and "as_cut" not in one:
+                accuracy.append([name, tool, one["error"], "", "", ""])
+                continue
+            shown = [f"{100 * v:.1f} %" if (v := one.get(k)) is not None else "none" for k in ("as_cut", "recovered")]
+            accuracy.append([name, tool, f"{100 * one['macs']:.1f} %", f"{100 * one['original']:.1f} %", *shown])
+            if "note" in one:
+                notes.append(f"{tool} on {name}: {one['note']}.")
+    counts = []
+    for tool in TOOLS:
+        good = [r[tool] for r in rows.values() if _right(r[tool])]
+        halved = [r for r in good if r["macs"] <= HALF + 0.05]
+        counts.append(f"**{tool}** halved {len(halved)} of {len(rows)} exports with a result that runs and is equal")
+    some = next((f for v in trained_.values() for f in v.values() if "images" in f), {"images": 0})
+    return PAGE.format(
+        summary="; ".join(counts) + ".", tools="All three", count=len(rows), images=f"{some['images']:,}",
+        calibration=CALIBRATION, steps=STEPS, exports=_table(["model", *TOOLS], exports_),
+        trained=_table(["model", "tool", "MACs kept", "original", "pruned", "recovered"], accuracy),
+        notes="\n".join(notes), versions=", ".join(f"{k} {v}" for k, v in versions_.items()) + ".",
+    )  # fmt: skip
+
+
+def _right(found: dict[str, Any]) -> bool:
+    return bool(found.get("runs")) and found.get("difference") is not None and found["difference"] <= TOLERANCE
+
+
+def _cell(found: dict[str, Any]) -> str:
+    if "macs" not in found:
+        return found["error"].replace("|", "/")[:80]
+    share = f"{100 * found['macs']:.1f} %"
+    if not found["runs"]:
+        return f"{share}, does not run"
+    if found["difference"] is None:
+        return f"{share}, not compared"
+    return share if _right(found) else f"{share}, differs by {found['difference']:.0e}"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(r) + " |" for r in [head, ["---"] * len(head), *rows])
+
+
 @main.command(hidden=True)
 @click.argument("kind")
 @click.argument("words", nargs=-1)

@@ -1,0 +1,83 @@
+"""The comparison with other tools: removed channels found from the weights, the masked original, the page."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+import onnxprune as op
+from onnxprune.execution.sessions import Session
+
+ROOT = Path(__file__).parents[2]
+MODEL = ROOT / "models" / "digits_cnn_folded.onnx"
+
+
+@pytest.fixture(scope="module")
+def peers() -> ModuleType:
+    sys.path.insert(0, str(ROOT / "tools"))
+    try:
+        import bench_peers
+    finally:
+        sys.path.remove(str(ROOT / "tools"))
+    return bench_peers
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_kept_channels_are_found_from_the_values(peers: ModuleType, axis: int) -> None:
+    rng = np.random.default_rng(0)
+    before = rng.integers(0, 500, (12, 10, 3, 3)).astype(np.float32)  # every value about twice
+    rows, columns = np.array([0, 3, 4, 11]), np.array([1, 2, 7, 8, 9])
+    after = before[np.ix_(rows, columns)]
+    found = peers.kept_places(before, after, axis)
+    assert found.tolist() == (rows if axis == 0 else columns).tolist()
+
+
+def test_changed_weights_have_no_places(peers: ModuleType) -> None:
+    before = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
+    assert peers.kept_places(before, before[:3] * np.float32(1.01), 0) is None
+
+
+def test_a_pruned_model_equals_its_masked_original_and_a_wrong_one_does_not(peers: ModuleType) -> None:
+    before = op.to_proto(op.load(MODEL))
+    after = op.to_proto(op.prune(MODEL, target="macs=0.5").model)
+    found = peers.figures(before, after, peers.macs_of(before))
+    assert found["runs"]
+    assert found["macs"] == pytest.approx(0.5, abs=0.05)
+    assert found["difference"] < 1e-5
+    feed = peers.feeds_of(before)
+    assert not np.allclose(Session(peers.masked(before, after)).run(feed)[0], Session(before).run(feed)[0], atol=1e-4)
+    bias = next(i for i in after.graph.initializer if i.name.endswith("bias"))
+    values = np.frombuffer(bias.raw_data, np.float32) + np.float32(1)
+    bias.raw_data = values.tobytes()
+    assert peers.figures(before, after, peers.macs_of(before))["difference"] > 1e-3
+
+
+def test_the_page_has_the_results_on_record(peers: ModuleType) -> None:
+    document = json.loads((ROOT / "tools" / "peers.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs" / "comparison.md").read_text(encoding="utf-8")
+    assert peers.page_of(document["versions"], document["results"]) == page
+    for name, found in document["results"].items():
+        if not name.startswith("trained:") and len(found) == len(peers.TOOLS):
+            assert f"| {name} |" in page
+    assert not re.search(r"\{\w+\}", page)
+
+
+def test_results_that_are_wrong_are_not_counted(peers: ModuleType) -> None:
+    right = {"macs": 0.5, "runs": True, "difference": 1e-6, "seconds": 1.0}
+    results = {
+        "one": dict.fromkeys(peers.TOOLS, right),
+        "two": {**dict.fromkeys(peers.TOOLS, right), "onnxsim": {**right, "difference": 0.5}},
+        "three": {**dict.fromkeys(peers.TOOLS, right), "torch-pruning": {"error": "IndexError: 3"}},
+    }
+    page = peers.page_of({"onnx": "1"}, results)
+    assert "**onnxprune** halved 3 of 3" in page
+    assert "**onnxsim** halved 2 of 3" in page
+    assert "**torch-pruning** halved 2 of 3" in page
+    assert "50.0 %, differs by 5e-01" in page
+    assert "IndexError: 3" in page
