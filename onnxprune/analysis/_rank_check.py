@@ -13,7 +13,8 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from onnx import numpy_helper
-from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
+
+from onnxprune.ir.node_export import exported_node
 
 _MOST_NODES = 200  # nodes after the value that are tried
 _FEW = 64  # elements of a constant whose value is passed to the inference
@@ -32,7 +33,7 @@ def can_pass(t: gs.Tensor, kind: bytes, types: Mapping[str, bytes], opset: int) 
     made = {o.name for n in nodes for o in n.outputs}
     model = onnx.ModelProto(ir_version=8, opset_import=[onnx.helper.make_opsetid("", opset)])
     model.graph.name = "after"
-    model.graph.node.extend(OnnxExporter.export_node(n) for n in nodes)
+    model.graph.node.extend(exported_node(n) for n in nodes)
     model.graph.input.add(name=t.name).type.CopyFrom(_rank_of(kind))
     known = {t.name}
     for operand in (i for n in nodes for i in n.inputs):

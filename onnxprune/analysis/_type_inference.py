@@ -16,6 +16,7 @@ from onnx import numpy_helper
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from onnxprune.ir.model import Array, Model
+from onnxprune.ir.node_export import exported_node
 from onnxprune.ops import find
 
 SMALL = 4096  # elements; larger values are not passed to inference
@@ -75,7 +76,7 @@ class NodeTypes:
         elif spec is not None and spec.stand_in is not None:
             nodes = spec.stand_in(node)
         else:
-            nodes = [OnnxExporter.export_node(node)]
+            nodes = [exported_node(node)]
         told = {t.name: v for t, v in zip(node.inputs, values, strict=True) if v is not None}
         outer = {t.name for t in captured(node)}
         told |= {name: known[name] for name in outer & known.keys() if known[name].size <= SMALL}

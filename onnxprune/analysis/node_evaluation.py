@@ -9,6 +9,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnxprune.ir.model import Array
+from onnxprune.ir.node_export import exported_node
 from onnxprune.ops import find
 
 
@@ -29,9 +30,8 @@ def compute_node(node: gs.Node, inputs: list[Array | None], opset: int) -> Array
 
 def _reference(node: gs.Node, inputs: list[Array | None], opset: int) -> Array | None:
     from onnx.reference import ReferenceEvaluator
-    from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
-    proto = OnnxExporter.export_node(node)
+    proto = exported_node(node)
     feeds = {t.name: v for t, v in zip(node.inputs, inputs, strict=True) if t.name}
     graph = onnx.helper.make_graph(
         [proto],

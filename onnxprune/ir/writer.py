@@ -19,6 +19,7 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.ir import protobuf_wire
 from onnxprune.ir.branches import FLAT, nested, reads
 from onnxprune.ir.model import Array, Model, Sidecar, node_key
+from onnxprune.ir.node_export import exported_node
 
 # Protobuf refuses messages above 2 GiB; leave room for the graph itself.
 LARGEST_SINGLE_FILE = protobuf_wire.TWO_GIB - 64 * 2**20
@@ -49,7 +50,7 @@ def to_skeleton(
     out.CopyFrom(side.graph)
     out.name = graph.name or "graph"
     for node in graph.nodes:
-        exported = OnnxExporter.export_node(node)
+        exported = exported_node(node)
         note = side.nodes.get(node_key(exported.output))
         if note is not None:
             exported.MergeFrom(note)
