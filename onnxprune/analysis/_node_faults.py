@@ -25,7 +25,7 @@ def at_node(node: gs.Node) -> Iterator[None]:
     except _FAULTS as err:
         name = node.name or (node.outputs[0].name if node.outputs else "")
         raise OnnxPruneError(
-            f"the node cannot be analyzed ({type(err).__name__}: {err})",
+            f"the node's attributes or the shapes of its inputs do not fit its operator ({type(err).__name__}: {err})",
             where=f"{node.op} {name!r}",
-            fix="check its attributes and the shapes of its inputs; report it if the model runs",
+            fix="export the model again; if it runs as it is, report this",
         ) from err

@@ -278,7 +278,19 @@ class LabelTable:
         elif root.name in self._sealed:
             self.lock(labels, f"shares the constant {root.name!r} with a use that needs it whole")
         else:
+            if labels is not None and len(labels) != self.shape(t)[axis]:
+                raise self._misfit(f"axis {axis} of {t.name!r} has size {self.shape(t)[axis]}", len(labels))
             axes[place] = labels
+
+    def _misfit(self, what: str, met: int) -> OnnxPruneError:
+        """Return the error of a node whose operands differ in size, which the ONNX checker lets pass."""
+        node = self.node
+        name = "" if node is None else node.name or next((t.name for t in node.outputs), "")
+        return OnnxPruneError(
+            f"sizes do not fit: {what} and meets {met} channels",
+            where=None if node is None else f"{node.op} {name!r}",
+            fix="export the model again; if it runs as it is, report this",
+        )
 
     def bind_broadcast(self, t: gs.Tensor, axes: Sequence[Labels | None]) -> None:
         """Bind a tensor that broadcasts against `axes`, aligned at the last one; axes of size 1 stay free."""
@@ -302,6 +314,8 @@ class LabelTable:
         if a is None or b is None:
             self.lock(a if b is None else b, FIXED)
             return
+        if a.size != b.size:
+            raise self._misfit(f"an operand has {a.size}", b.size)
         if self._partial:
             zero = (a == 0) | (b == 0)
             if zero.any():
