@@ -131,12 +131,14 @@ def _called(words: Sequence[str]) -> tuple[int, str, str, str]:
     """Return exit status, stdout, stderr, and what libraries wrote to the terminal beside it."""
     out, err = io.StringIO(), io.StringIO()
     code = -1
+    noted: list[warnings.WarningMessage] | None = []
     handler = signal.signal(signal.SIGALRM, _late)
     signal.alarm(SECONDS)
     try:
         with _descriptor() as native, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
-                with warnings.catch_warnings():  # in every case anew, as in a process of its own
+                # In every case anew, as in a process of its own. Recorded, because pytest would take them.
+                with warnings.catch_warnings(record=True) as noted:
                     warnings.simplefilter("always")
                     for category in (DeprecationWarning, PendingDeprecationWarning, ResourceWarning, ImportWarning):
                         warnings.simplefilter("ignore", category)
@@ -148,7 +150,8 @@ def _called(words: Sequence[str]) -> tuple[int, str, str, str]:
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, handler)
-    return code, out.getvalue(), err.getvalue(), native()
+    shown = "".join(warnings.formatwarning(w.message, w.category, w.filename, w.lineno) for w in noted or ())
+    return code, out.getvalue(), err.getvalue() + shown, native()
 
 
 @contextlib.contextmanager

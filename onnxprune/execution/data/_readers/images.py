@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
@@ -209,10 +210,15 @@ def pillow() -> Any:
 
 @contextmanager
 def readable(where: str) -> Iterator[None]:
-    """Raise errors of Pillow as ones that name the image."""
+    """Raise errors of Pillow as ones that name the image, and drop its warnings.
+
+    They concern damaged metadata, which is not used, or come before an error.
+    """
     pillow()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\b")
+            yield
     except OnnxPruneError:
         raise
     except Exception as err:  # Pillow's decoders raise exceptions of many kinds
