@@ -22,7 +22,8 @@ def exported_node(node: gs.Node) -> onnx.NodeProto:
     name = node.name or next((t.name for t in node.outputs), "")
     try:
         if not empty:
-            return OnnxExporter.export_node(node)
+            proto: onnx.NodeProto = OnnxExporter.export_node(node)
+            return proto
         proto = onnx.helper.make_node(
             node.op, [t.name for t in node.inputs], [t.name for t in node.outputs], node.name, domain=node.domain
         )
@@ -43,4 +44,9 @@ def _list_type(node: gs.Node, key: str) -> onnx.AttributeProto.AttributeType:
         known = onnx.defs.get_schema(node.op, domain=node.domain or "").attributes.get(key)
     except onnx.defs.SchemaError:
         known = None
-    return onnx.AttributeProto.INTS if known is None else onnx.AttributeProto.AttributeType.Value(known.type.name)
+    # Numbers of the schema's enumeration are those of the message.
+    return (
+        onnx.AttributeProto.INTS
+        if known is None
+        else onnx.AttributeProto.AttributeType.Value(str(known.type).rpartition(".")[2])
+    )

@@ -22,6 +22,7 @@ from onnxprune.ir.model import Model
 _FORMAT = Format(
     "class map", 2**24, fix="a JSON object {folder: index}, a JSON list of names, or one name per line in class order"
 )
+_LARGEST = 2**31 - 1  # number of a class; larger ones are no classes
 _SYNSET = re.compile(r"(n\d{8})\b")
 _KEYS = ("names", "class_names", "classes", "labels", "id2label")
 _FILES = ("labels.txt", "classes.txt", "synset.txt", "imagenet_classes.txt")
@@ -83,15 +84,16 @@ def _from_json(document: Any, where: str) -> dict[str, int]:
     if isinstance(document, list) and all(isinstance(v, str) for v in document):
         return _in_order(document)
     if isinstance(document, dict) and document:
-        if all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in document.values()):
+        if all(isinstance(v, int) and not isinstance(v, bool) and 0 <= v <= _LARGEST for v in document.values()):
             return {str(k): int(v) for k, v in document.items()}
-        if all(str(k).isdecimal() for k in document):
+        if all(_is_number(str(k)) for k in document):
             out: dict[str, int] = {}
             for k, v in document.items():
                 for name in v if isinstance(v, list) else [v]:
                     if isinstance(name, str):
                         out.setdefault(name, int(k))
-            return out
+            if out:
+                return out
     raise _FORMAT.error("it is none of the known forms", where)
 
 
@@ -115,7 +117,7 @@ def fitted_labels(data: Data, model: Model, *, required: bool) -> Data:
     known = known_classes(model)
     if known and all(_number(name, known) is not None for name in names):
         return _renumbered(data, [_number(name, known) or 0 for name in names])
-    if all(name.isdecimal() for name in names):
+    if all(map(_is_number, names)):
         numbers = [int(name) for name in names]
         if count is None or max(numbers) < count:
             return _renumbered(data, numbers)
@@ -223,12 +225,16 @@ def _from_literal(value: Any) -> dict[str, int]:
         return _in_order(list(value))
     if not isinstance(value, dict) or not value:
         return {}
-    if all(isinstance(v, str) for v in value.values()) and all(str(k).isdecimal() for k in value):
+    if all(isinstance(v, str) for v in value.values()) and all(_is_number(str(k)) for k in value):
         ordered = sorted((int(k), str(v)) for k, v in value.items())
         return {name: k for k, name in reversed(ordered)}
-    if all(isinstance(v, int) for v in value.values()):
+    if all(isinstance(v, int) and 0 <= v <= _LARGEST for v in value.values()):
         return {str(k): int(v) for k, v in value.items()}
     return {}
+
+
+def _is_number(text: str) -> bool:
+    return text.isdecimal() and len(text) <= 10 and int(text) <= _LARGEST
 
 
 def _number(name: str, numbers: Mapping[str, int]) -> int | None:
