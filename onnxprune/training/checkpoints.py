@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,6 +143,8 @@ def saved_run(
     head = FORMAT.fields(_CheckpointHeader, whole.get(_HEADER), str(path))
     if not isinstance(whole.get("state_dict"), dict) or head.recorder.best >= len(head.recorder.history):
         raise FORMAT.error("it has no weights, or no history", str(path))
+    if not _is_optimizer_state(whole.get("optimizer_states")):
+        raise FORMAT.error("the state of its optimizer is damaged", str(path))
     wrong = different(head.run, run)
     if "settings" in wrong and isinstance(head.run.get("settings"), dict):
         wrong.remove("settings")
@@ -153,6 +156,16 @@ def saved_run(
             fix="repeat its command, or discard it with --restart",
         )
     return {**whole[_HEADER], "state_dict": whole["state_dict"]}
+
+
+def _is_optimizer_state(found: object) -> bool:
+    """Return whether a value is a list of states of optimizers, whose entries by parameter are dicts."""
+    return isinstance(found, list) and all(
+        isinstance(one, dict)
+        and isinstance(one.get("state"), dict)
+        and all(isinstance(v, dict) for v in one["state"].values())
+        for one in found
+    )
 
 
 def make_folder(folder: Path) -> None:
@@ -205,7 +218,8 @@ def load_state(path: Path) -> dict[str, Any]:
     """
     fix = "start anew with --restart"
     try:
-        with opened(path) as file:
+        with opened(path) as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd pickles: an error follows
             state = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError as err:
         raise OnnxPruneError("the checkpoint is missing", where=str(path), fix=fix) from err
