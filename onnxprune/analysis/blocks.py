@@ -30,6 +30,7 @@ import onnx_graphsurgeon as gs
 from onnxprune.analysis._type_inference import captured
 from onnxprune.analysis.group_naming import human_name
 from onnxprune.analysis.shape_inference import Witness
+from onnxprune.ir.branches import FLAT, LAYERS, LOOP_START
 from onnxprune.ops import find
 from onnxprune.ops.label_table import LabelTable
 from onnxprune.ops.op_spec import normal_axis
@@ -107,6 +108,8 @@ def find_blocks(
     found = [block for i in finder.additions() for block in finder.blocks(i)]
     if dense := [block for i in finder.concats() for block in finder.layers(i, component, groups)]:
         found = sorted([*found, *dense], key=lambda entry: finder.writer[entry[0].output])
+    if any(n.op == LOOP_START for n in graph.nodes):
+        found = _beside_layers(graph.nodes, found)
     names = _unique([finder.names(nodes) for _, nodes in found], {g.name for g in groups})
     out = []
     for (block, nodes), name in zip(found, names, strict=True):
@@ -143,6 +146,33 @@ def inner_groups(graph: gs.Graph, groups: Iterable[Group], block: Block) -> froz
 
 
 _Found = tuple[Block, tuple[int, ...]]
+
+
+def _beside_layers(nodes: Sequence[gs.Node], found: Sequence[_Found]) -> list[_Found]:
+    """Return the blocks with a reason for those whose removal can leave the body of a Loop without layers.
+
+    Files are read with such Loops in nested form, which the checker does not compare with a flat one.
+    """
+    loops: dict[str, frozenset[str]] = {}  # tensor -> starts of the Loops whose bodies compute it
+    layers: dict[str, set[int]] = {}
+    for i, node in enumerate(nodes):
+        around = frozenset().union(*(loops.get(t.name, ()) for t in node.inputs))
+        if node.domain == FLAT and node.op == LOOP_START:
+            around |= {node.outputs[0].name}
+            layers[node.outputs[0].name] = set()
+        elif node.domain == FLAT and node.op == "Loop":
+            around -= {node.inputs[0].name}
+        elif node.op in LAYERS:
+            for start in around:
+                layers[start].add(i)
+        loops.update((t.name, around) for t in node.outputs)
+    removable = {n for block, inside in found if not block.reason for n in inside}
+    bare = {start for start, places in layers.items() if places <= removable}
+    reason = "the body of its Loop has no other layers"
+    return [
+        (replace(block, reason=reason) if not block.reason and loops[block.output] & bare else block, inside)
+        for block, inside in found
+    ]
 
 
 class _Finder:
