@@ -313,6 +313,9 @@ class Explorer:
         total = sum(float(w[-1]) for w in self._worth.values())
         lost = sum(float(self._worth[name][n]) for name, n in gone.items())
         lost += sum(float(self._worth[name][-1]) for name in self._groups_in(blocks) & self._worth.keys())
+        if self._limits.blocks_alone and self.scores.blocks:
+            losses = {name: max(0.0, loss) for name, loss in self.scores.blocks.items()}
+            total, lost = sum(losses.values()), sum(losses.get(b.name, 0.0) for b in blocks)
         return {
             "cost": vars(self._cost.cost(kept)),
             "latency": self.latency.seconds(kept) if self.latency is not None else None,

@@ -414,12 +414,7 @@ def test_a_block_inside_a_removed_one_is_removed_with_it() -> None:
 
 
 def test_parallel_blocks_of_which_nothing_remains_are_an_answer(tmp_path: Path) -> None:
-    body = (
-        conv("s", "x", "stem")
-        + conv("a", "s", "one")
-        + conv("b", "s", "two")
-        + "c = Add(a, s) e = Add(b, s) d = Add(c, e) "
-    )
+    body = conv("s", "x", "stem") + conv("a", "s", "one") + conv("b", "s", "two")
     body += "c = Add(a, s) e = Add(b, s) d = Add(c, e) " + conv("out", "d", "head")
     found = with_blocks(tmp_path / "plan.json", graph(body, ["stem", "one", "two", "head"]))
     answered = without(found, *range(len(found.blocks)), action="save")
@@ -475,3 +470,13 @@ def test_a_saved_plan_with_a_block_is_applied_and_proved(tmp_path: Path) -> None
     small = tmp_path / "small.onnx"
     CommandLine("apply", tmp_path / "m.onnx", found.output, "-o", small).ok()
     CommandLine("verify", tmp_path / "m.onnx", small, found.output).ok()
+
+
+def test_blocks_alone_are_weighed_by_their_own_losses() -> None:
+    analysis = op.analyze(op.load(chain(3)))
+    limits = Constraints(only=("blocks",))
+    scores = op.score(analysis, "random", constraints=limits)
+    assert scores.blocks
+    found = Explorer(scores, Path("unused"), constraints=limits)
+    figures = [without(found, *blocks)["figures"]["score"] for blocks in ([], [0], [0, 1, 2])]
+    assert figures[0] == 1 > figures[1] > figures[2] == pytest.approx(0)
