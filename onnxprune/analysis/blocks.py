@@ -188,7 +188,8 @@ class _Finder:
         self.appended: set[str] = set()  # branches of dense layers that were found
         self._regions: dict[str, _Region] = {}  # of operands of Concats, which several of them may share
         self._groups: dict[int, Group] | None = None
-        self._producers: dict[int, set[str]] | None = None
+        self._producers: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None = None  # components, filter sites
+        self._weighs: dict[int, bool] = {}
 
     def concats(self) -> Iterator[int]:
         """Return the nodes that join activations of known shape."""
@@ -202,8 +203,10 @@ class _Finder:
         """Return the dense layers that append to the other operands of a Concat."""
         node = self.nodes[i]
         for operand, t in enumerate(node.inputs):
+            if t.name in self.appended or any(r.op != "Concat" for r in t.outputs):
+                continue
             sources = {other.name for other in node.inputs if other is not t}
-            if t.name in self.appended or not sources or any(r.op != "Concat" for r in t.outputs):
+            if not sources:
                 continue
             if t.name not in self._regions:
                 self._regions[t.name] = self.region(i, operand)
@@ -235,7 +238,7 @@ class _Finder:
         inside = {c.name for n in nodes for c in self.nodes[n].inputs if isinstance(c, gs.Constant)}
         if group is None or set(group.components.tolist()) != set(own.tolist()):
             return (), "the channels that it appends are coupled with others"
-        if not {name for c in own.tolist() for name in self.producers(component).get(c, ())} <= inside:
+        if not self.producers(own, component) <= inside:
             return (), "the channels that it appends are coupled with others"
         if not group.exact:
             return (), "a statistic runs over the channels that it appends"
@@ -247,14 +250,17 @@ class _Finder:
             self._groups = {int(g.components.min()): g for g in groups}
         return self._groups
 
-    def producers(self, component: npt.NDArray[np.int64]) -> Mapping[int, set[str]]:
-        """Return, for every component, the names of the weights whose filters produce it."""
+    def producers(self, own: npt.NDArray[np.int64], component: npt.NDArray[np.int64]) -> set[str]:
+        """Return the names of the weights whose filters produce some components."""
+        sites = self.table.filter_sites
         if self._producers is None:
-            self._producers = {}
-            for site in self.table.filter_sites:
-                for c in np.unique(component[site.labels]).tolist():
-                    self._producers.setdefault(c, set()).add(site.tensor.name)
-        return self._producers
+            sizes = [site.labels.size for site in sites]
+            labels = np.concatenate([site.labels.ravel() for site in sites])
+            self._producers = component[labels], np.repeat(np.arange(len(sites)), sizes)
+        produced, place = self._producers
+        chosen = np.zeros(int(component.max()) + 1, bool)
+        chosen[own] = True
+        return {sites[i].tensor.name for i in set(place[chosen[produced]].tolist())}
 
     def additions(self) -> Iterator[int]:
         """Return the additions of two activations of known shape."""
@@ -347,13 +353,15 @@ class _Finder:
 
     def weighs(self, n: int) -> bool:
         """Return whether a node multiplies by a constant matrix."""
-        node = self.nodes[n]
-        spec = find(node)
-        return (
-            spec is not None
-            and (spec.macs is not None or node.op in ("LSTM", "GRU", "RNN"))
-            and any(t.name and self.constant(t) and len(self.table.shape(t)) > 1 for t in node.inputs)
-        )
+        if n not in self._weighs:
+            node = self.nodes[n]
+            spec = find(node)
+            self._weighs[n] = (
+                spec is not None
+                and (spec.macs is not None or node.op in ("LSTM", "GRU", "RNN"))
+                and any(t.name and self.constant(t) and len(self.table.shape(t)) > 1 for t in node.inputs)
+            )
+        return self._weighs[n]
 
     def entry(self, i: int, operand: int, region: _Region) -> str | None:
         """Return the entry of a region that is an addend of the sum which the addition belongs to."""
