@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from pathlib import Path
 
 from onnxprune._utils.input_files import read_text
 
@@ -13,11 +14,19 @@ _LIMITS = (
 )
 
 
-def limit_memory() -> None:
+NVIDIA = Path("/proc/driver/nvidia")  # is there while the driver is loaded
+
+
+def limit_memory(driver: Path = NVIDIA) -> None:
     """Let this process take no more memory than is free, so that an allocation fails before the machine swaps.
 
     Only private memory that can be written to counts; mapped files and reserved addresses do not.
+
+    Args:
+        driver: Folder of a driver that maps much more than it uses, as CUDA does; where it exists there is no limit.
     """
+    if driver.exists():
+        return
     free = memory_at_hand()
     with contextlib.suppress(ImportError, OSError, ValueError, AttributeError):
         import resource
