@@ -1,25 +1,33 @@
-"""The limit of memory: set before the machine swaps, left out where a GPU's driver maps more than it uses."""
+"""Memory at hand: of the machine, of a container without its cached files, and of the process."""
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-SCRIPT = """
-import resource, sys
-from pathlib import Path
-from onnxprune._utils.memory import limit_memory
-limit_memory(Path(sys.argv[1]))
-print(resource.getrlimit(resource.RLIMIT_DATA)[0] == resource.RLIM_INFINITY)
-"""
+from onnxprune._utils import memory
+
+
+@pytest.fixture
+def container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    names = ("limit", "used", "statistics")
+    monkeypatch.setattr(memory, "_LIMITS", (tuple(str(tmp_path / name) for name in names),))
+    (tmp_path / "used").write_text("900\n")
+    (tmp_path / "statistics").write_text("anon 100\ninactive_file 600\nactive_file 200\n")
+    return tmp_path
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("driver", [True, False])
-def test_a_limit_is_set_unless_a_driver_is_loaded(tmp_path: Path, driver: bool) -> None:
-    folder = tmp_path if driver else tmp_path / "none"
-    done = subprocess.run([sys.executable, "-c", SCRIPT, str(folder)], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == str(driver)
+def test_cached_files_of_a_container_are_free_memory(container: Path) -> None:
+    (container / "limit").write_text("1000\n")
+    assert memory.memory_at_hand() == 1000 - 900 + 600
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_container_without_a_limit_has_what_the_machine_has(container: Path) -> None:
+    (container / "limit").write_text("max\n")
+    found = memory.memory_at_hand()
+    assert found is not None
+    assert found > 1000
