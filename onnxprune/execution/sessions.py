@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxprune._utils.input_files import GIB, read_text
+from onnxprune._utils.input_files import GIB, read_bytes, read_text
 from onnxprune.errors import OnnxPruneError
 from onnxprune.ir import protobuf_wire
 from onnxprune.ir.model import Array, Model
@@ -326,7 +326,7 @@ def _padded_block() -> int | None:
             options.log_severity_level = 4
             options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
             _create(ort, probe, options, ["CPUExecutionProvider"])
-            optimized = onnx.load(options.optimized_model_filepath)
+            optimized = onnx.load_model_from_string(read_bytes(options.optimized_model_filepath, 2**20))
     except Exception:  # no onnxruntime, or one that cannot write graphs: the caller has another way
         return None
     rows = max((t.dims[0] for t in optimized.graph.initializer if len(t.dims) == 4), default=filters)

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxprune._utils.atomic_files import atomic
 from onnxprune._utils.formatting import shortened
 from onnxprune._utils.progress import Progress
 from onnxprune.errors import OnnxPruneError, unknown
@@ -126,7 +127,8 @@ class CommandRuntime:
                 path = Path(folder) / f"{i:02d}-{re.sub(r'[^A-Za-z0-9._-]', '_', name)[:60]}.onnx"
                 write_model(model, path)
                 arrays: dict[str, Any] = {k: np.asarray(v) for k, v in feeds.items()}
-                np.savez(path.with_suffix(".npz"), **arrays)
+                with atomic(path.with_suffix(".npz")) as file:
+                    np.savez(file, **arrays)
                 files.append(path)
             values = {"threads": str(threads), "batch": str(batch), "runs": str(runs)}
             return self._measured(models, files, values, progress)
