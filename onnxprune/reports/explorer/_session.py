@@ -341,16 +341,17 @@ class Explorer:
         index = {g.name: i for i, g in enumerate(self.analysis.groups)}
         nodes = [frozenset(b.nodes) for b in self.blocks]
         counts = [g.channels for g in self.analysis.groups]
-        whole, row, out = self._figures(counts), 0, []
+        whole, behind, out = self._figures(counts), 0, []
         for block, inside, own in zip(self.blocks, self._inside, nodes, strict=True):
-            row = min((rows[index[name]] for name in inside), default=row)
+            own_rows = [rows[index[name]] for name in inside] or [behind]
+            behind = min(max(own_rows) + bool(inside), len(self.analysis.groups) - 1)
             without = self._figures(counts, [block])
             latency = 1 - without["latency"] / whole["latency"] if whole["latency"] else None
             saved = {m: 1 - without["cost"][m] / (whole["cost"][m] or 1) for m in ("macs", "params", "bytes")}
             out.append({
                 "name": block.name,
                 "kind": block.kind,
-                "row": row,
+                "row": min(own_rows),
                 "groups": sorted(index[name] for name in inside),
                 "within": [i for i, other in enumerate(nodes) if own < other],
                 "saved": {**saved, "latency": latency},

@@ -366,6 +366,13 @@ def test_every_free_block_has_a_switch() -> None:
     assert [b["within"] for b in nested().describe()["blocks"]] == [[1], []]
 
 
+def test_blocks_without_groups_stand_behind_the_one_before() -> None:
+    found = with_blocks(proto=onnx.load(Path(__file__).parents[3] / "models" / "digits_cnn.onnx"))
+    described = found.describe()
+    names = [described["rows"][b["row"]]["name"] for b in described["blocks"]]
+    assert names == ["residual1.a.conv", "down.pointwise.conv", "dense.a.conv", "dense.b.conv", "residual2.a.conv"]
+
+
 def test_a_removed_block_changes_the_figures_as_its_plan_does() -> None:
     found = with_blocks()
     whole, gone = found.describe()["whole"], without(found, 1)
