@@ -7,25 +7,15 @@ import re
 
 from onnxprune._utils.input_files import read_text
 
+# Limit, use, and statistics of a container (cgroup, versions 2 and 1).
 _LIMITS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
+    (
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        "/sys/fs/cgroup/memory/memory.stat",
+    ),
 )
-
-
-def limit_memory() -> None:
-    """Let this process take no more memory than is free, so that an allocation fails before the machine swaps.
-
-    Only private memory that can be written to counts; mapped files and reserved addresses do not.
-    """
-    free = memory_at_hand()
-    with contextlib.suppress(ImportError, OSError, ValueError, AttributeError):
-        import resource
-
-        match = re.search(r"VmData: *(\d+) kB", read_text("/proc/self/status"))
-        soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        if free is not None and match is not None and soft == resource.RLIM_INFINITY:
-            resource.setrlimit(resource.RLIMIT_DATA, (free + int(match[1]) * 1024, hard))
 
 
 def memory_at_hand() -> int | None:
@@ -34,9 +24,9 @@ def memory_at_hand() -> int | None:
     with contextlib.suppress(OSError):
         if match := re.search(r"MemAvailable: *(\d+) kB", read_text("/proc/meminfo")):
             found.append(int(match[1]) * 1024)
-    for limit, used in _LIMITS:
+    for limit, used, statistics in _LIMITS:
         with contextlib.suppress(OSError, ValueError):  # "max": no limit
-            found.append(int(read_text(limit)) - int(read_text(used)))
+            found.append(int(read_text(limit)) - int(read_text(used)) + _cached(read_text(statistics)))
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 
@@ -45,3 +35,9 @@ def memory_at_hand() -> int | None:
             pages = int(read_text("/proc/self/statm").split()[0])
             found.append(most - pages * resource.getpagesize())
     return max(0, min(found)) if found else None
+
+
+def _cached(statistics: str) -> int:
+    """Return the bytes of a container's use that are cached files, which make room when memory is needed."""
+    match = re.search(r"^(?:total_)?inactive_file (\d+)$", statistics, re.MULTILINE)
+    return int(match[1]) if match is not None else 0

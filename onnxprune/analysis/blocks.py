@@ -30,6 +30,7 @@ import onnx_graphsurgeon as gs
 from onnxprune.analysis._type_inference import captured
 from onnxprune.analysis.group_naming import human_name
 from onnxprune.analysis.shape_inference import Witness
+from onnxprune.ir.branches import FLAT, LAYERS, LOOP_START
 from onnxprune.ops import find
 from onnxprune.ops.label_table import LabelTable
 from onnxprune.ops.op_spec import normal_axis
@@ -107,6 +108,8 @@ def find_blocks(
     found = [block for i in finder.additions() for block in finder.blocks(i)]
     if dense := [block for i in finder.concats() for block in finder.layers(i, component, groups)]:
         found = sorted([*found, *dense], key=lambda entry: finder.writer[entry[0].output])
+    if any(n.op == LOOP_START for n in graph.nodes):
+        found = _beside_layers(graph.nodes, found)
     names = _unique([finder.names(nodes) for _, nodes in found], {g.name for g in groups})
     out = []
     for (block, nodes), name in zip(found, names, strict=True):
@@ -145,6 +148,33 @@ def inner_groups(graph: gs.Graph, groups: Iterable[Group], block: Block) -> froz
 _Found = tuple[Block, tuple[int, ...]]
 
 
+def _beside_layers(nodes: Sequence[gs.Node], found: Sequence[_Found]) -> list[_Found]:
+    """Return the blocks with a reason for those whose removal can leave the body of a Loop without layers.
+
+    Files are read with such Loops in nested form, which the checker does not compare with a flat one.
+    """
+    loops: dict[str, frozenset[str]] = {}  # tensor -> starts of the Loops whose bodies compute it
+    layers: dict[str, set[int]] = {}
+    for i, node in enumerate(nodes):
+        around = frozenset().union(*(loops.get(t.name, ()) for t in node.inputs))
+        if node.domain == FLAT and node.op == LOOP_START:
+            around |= {node.outputs[0].name}
+            layers[node.outputs[0].name] = set()
+        elif node.domain == FLAT and node.op == "Loop":
+            around -= {node.inputs[0].name}
+        elif node.op in LAYERS:
+            for start in around:
+                layers[start].add(i)
+        loops.update((t.name, around) for t in node.outputs)
+    removable = {n for block, inside in found if not block.reason for n in inside}
+    bare = {start for start, places in layers.items() if places <= removable}
+    reason = "the body of its Loop has no other layers"
+    return [
+        (replace(block, reason=reason) if not block.reason and loops[block.output] & bare else block, inside)
+        for block, inside in found
+    ]
+
+
 class _Finder:
     """Regions of the additions of one graph."""
 
@@ -158,7 +188,8 @@ class _Finder:
         self.appended: set[str] = set()  # branches of dense layers that were found
         self._regions: dict[str, _Region] = {}  # of operands of Concats, which several of them may share
         self._groups: dict[int, Group] | None = None
-        self._producers: dict[int, set[str]] | None = None
+        self._producers: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None = None  # components, filter sites
+        self._weighs: dict[int, bool] = {}
 
     def concats(self) -> Iterator[int]:
         """Return the nodes that join activations of known shape."""
@@ -172,8 +203,10 @@ class _Finder:
         """Return the dense layers that append to the other operands of a Concat."""
         node = self.nodes[i]
         for operand, t in enumerate(node.inputs):
+            if t.name in self.appended or any(r.op != "Concat" for r in t.outputs):
+                continue
             sources = {other.name for other in node.inputs if other is not t}
-            if t.name in self.appended or not sources or any(r.op != "Concat" for r in t.outputs):
+            if not sources:
                 continue
             if t.name not in self._regions:
                 self._regions[t.name] = self.region(i, operand)
@@ -205,7 +238,7 @@ class _Finder:
         inside = {c.name for n in nodes for c in self.nodes[n].inputs if isinstance(c, gs.Constant)}
         if group is None or set(group.components.tolist()) != set(own.tolist()):
             return (), "the channels that it appends are coupled with others"
-        if not {name for c in own.tolist() for name in self.producers(component).get(c, ())} <= inside:
+        if not self.producers(own, component) <= inside:
             return (), "the channels that it appends are coupled with others"
         if not group.exact:
             return (), "a statistic runs over the channels that it appends"
@@ -217,14 +250,17 @@ class _Finder:
             self._groups = {int(g.components.min()): g for g in groups}
         return self._groups
 
-    def producers(self, component: npt.NDArray[np.int64]) -> Mapping[int, set[str]]:
-        """Return, for every component, the names of the weights whose filters produce it."""
+    def producers(self, own: npt.NDArray[np.int64], component: npt.NDArray[np.int64]) -> set[str]:
+        """Return the names of the weights whose filters produce some components."""
+        sites = self.table.filter_sites
         if self._producers is None:
-            self._producers = {}
-            for site in self.table.filter_sites:
-                for c in np.unique(component[site.labels]).tolist():
-                    self._producers.setdefault(c, set()).add(site.tensor.name)
-        return self._producers
+            sizes = [site.labels.size for site in sites]
+            labels = np.concatenate([site.labels.ravel() for site in sites])
+            self._producers = component[labels], np.repeat(np.arange(len(sites)), sizes)
+        produced, place = self._producers
+        chosen = np.zeros(int(component.max()) + 1, bool)
+        chosen[own] = True
+        return {sites[i].tensor.name for i in set(place[chosen[produced]].tolist())}
 
     def additions(self) -> Iterator[int]:
         """Return the additions of two activations of known shape."""
@@ -317,13 +353,15 @@ class _Finder:
 
     def weighs(self, n: int) -> bool:
         """Return whether a node multiplies by a constant matrix."""
-        node = self.nodes[n]
-        spec = find(node)
-        return (
-            spec is not None
-            and (spec.macs is not None or node.op in ("LSTM", "GRU", "RNN"))
-            and any(t.name and self.constant(t) and len(self.table.shape(t)) > 1 for t in node.inputs)
-        )
+        if n not in self._weighs:
+            node = self.nodes[n]
+            spec = find(node)
+            self._weighs[n] = (
+                spec is not None
+                and (spec.macs is not None or node.op in ("LSTM", "GRU", "RNN"))
+                and any(t.name and self.constant(t) and len(self.table.shape(t)) > 1 for t in node.inputs)
+            )
+        return self._weighs[n]
 
     def entry(self, i: int, operand: int, region: _Region) -> str | None:
         """Return the entry of a region that is an addend of the sum which the addition belongs to."""

@@ -34,8 +34,6 @@ from onnxprune.plans import Plan
 
 Kept = npt.NDArray[np.bool_]
 
-"""Kinds of channels in a group: attention heads, one position in every head, the residual stream, hidden neurons of
-products with a weight, filters of convolutions, dimensions of an embedding, channels that Pad adds, others."""
 _KIND_OF_OP = {
     "Conv": "conv", "ConvTranspose": "conv", "Gemm": "mlp", "MatMul": "mlp", "Einsum": "mlp", "Gather": "embedding",
     "Pad": "padding",

@@ -28,7 +28,6 @@ from typing import Any
 import click
 
 from onnxprune._utils.interruption import Stopped, kept_work, stoppable
-from onnxprune._utils.memory import limit_memory
 from onnxprune._utils.terminal import CleanStream
 from onnxprune.errors import OnnxPruneError
 
@@ -66,8 +65,7 @@ def guarded(command: Callable[[], Any], *, as_json: bool) -> int:
 
 
 def program(main: Callable[[], Any]) -> None:
-    """Run the command line as a program: in the memory at hand, and ending soon after a signal."""
-    limit_memory()
+    """Run the command line as a program that ends soon after a signal."""
     try:
         main()
     except SystemExit as err:

@@ -95,7 +95,7 @@ def explore(
         ranked = load_scores(scores.scores_file, found)
     else:
         samples = calibration_of(data.data, data, found.source, prediction.device)
-        ranked = scored(found, scoring_of(measured, scoring), samples, quiet=as_json)
+        ranked = scored(found, scoring_of(measured, scoring), samples, quiet=as_json, constraints=constraints)
     explorer = Explorer(
         ranked, output, name=model.name, curves=measured,
         latency=latency_predictor(found, prediction, quiet=as_json) if prediction.latency else None,

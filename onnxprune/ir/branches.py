@@ -29,7 +29,8 @@ Place = tuple[tuple[int, int], ...]
 graph itself."""
 LOOP_START = "LoopStart"
 _BRANCHES = ("then_branch", "else_branch")
-_LAYERS = frozenset(("Conv", "ConvTranspose", "Gemm", "GRU", "LSTM", "MatMul", "RNN"))
+LAYERS = frozenset(("Conv", "ConvTranspose", "Gemm", "GRU", "LSTM", "MatMul", "RNN"))
+"""Operators for which the body of a Loop is flattened."""
 _GRAPH, _GRAPHS = onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS
 
 
@@ -174,7 +175,7 @@ def _is_loop(node: onnx.NodeProto) -> bool:
     """Return whether a node is a Loop with layers in its body; others are not rewritten."""
     if node.op_type != "Loop" or node.domain not in ("", "ai.onnx"):
         return False
-    return any(n.op_type in _LAYERS for n in _nodes_within(node.attribute[0].g))
+    return any(n.op_type in LAYERS for n in _nodes_within(node.attribute[0].g))
 
 
 def _nodes_within(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:

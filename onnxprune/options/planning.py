@@ -16,6 +16,8 @@ NORMALIZATIONS = ("none", "mean", "max", "sum", "gaussian", "lamp")
 RATIOS = tuple(round(0.05 * i, 2) for i in range(1, 20))
 SCHEDULES = ("linear", "geometric")
 GROUP_KINDS = ("heads", "head_dim", "stream", "mlp", "conv", "embedding", "padding", "other")
+"""Kinds of channels in a group: attention heads, one position in every head, the residual stream, hidden neurons of
+products with a weight, filters of convolutions, dimensions of an embedding, channels that Pad adds, others."""
 ONLY = ("attention", *GROUP_KINDS, "channels", "blocks")
 PROTECT = ("first", "residual", "attention", *GROUP_KINDS)
 

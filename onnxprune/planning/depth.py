@@ -155,6 +155,12 @@ def as_group(analysis: Analysis, path: Sequence[tuple[Block, float]]) -> BlockPa
     return BlockPath(Group(DEPTH, components, 1, (), "Add"), len(path), losses, inside, together)
 
 
+def outermost(blocks: Iterable[Block]) -> list[Block]:
+    """Return the blocks that lie in no other of them, in the given order."""
+    found = [(b, frozenset(b.nodes)) for b in blocks]
+    return [b for b, nodes in found if not any(nodes < other for _, other in found)]
+
+
 def chosen_blocks(analysis: Analysis, constraints: Constraints) -> list[Block]:
     """Return the free blocks that may be removed under the patterns and presets.
 

@@ -279,6 +279,7 @@ def allocate_depth(
     removed: ChannelOrder | None = None,
     final: bool = True,
     least: int = 0,
+    cost: CostModel | None = None,
 ) -> tuple[dict[str, Removal], list[Block]]:
     """Return the channels and the blocks, those of `request.blocks` included, that share a budget.
 
@@ -294,13 +295,14 @@ def allocate_depth(
         removed: Channels removed before.
         final: Whether the target must be met.
         least: With blocks alone, the least number of further blocks, if there are any.
+        cost: Cost model of the analysis; default: a new one.
 
     Raises:
         OnnxPruneError: See `plan`.
     """
     analysis, limits, gone = scores.analysis, request.constraints, request.blocks
     _check_comparable(scores, replace(request, allocator="saving"))
-    cost = CostModel(analysis)
+    cost = cost or CostModel(analysis)
     measure = request.target.measure if request.target is not None else "macs"
     meter = MeasureShare(cost, measure, latency)
     path = depth.block_path(scores, limits, request.normalize, cost, meter, gone)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
-from residual import chain, conv, dense, graph
+from onnx import numpy_helper, parser
+from residual import block_plans, chain, conv, dense, graph
 from structures import FOLDER, analysed
 
 from onnxprune.analysis.blocks import inner_groups
@@ -103,3 +105,25 @@ def test_cost_without_a_block_is_that_of_the_smaller_model() -> None:
 def test_unknown_block_is_named() -> None:
     with pytest.raises(OnnxPruneError, match=r"stage\.0"):
         analyze(load(chain(1))).block("stage.9")
+
+
+LOOP = """<ir_version: 8, opset_import: ["" : 17]> agraph (float[N, 8, 6, 6] x) => (float[N, 8, 6, 6] y)
+<int64 times = {2}, bool go = {1}> {
+  z = Loop (times, go, x) <body = g (int64 i, bool on, float[N, 8, 6, 6] s) => (bool on_, float[N, 8, 6, 6] t) {
+    on_ = Identity (on) a = Conv (s, one) r = Relu (a) b = Conv (r, two) c = Add (s, b) t = LAST }>
+  y = Conv (z, other) }"""
+
+
+@pytest.mark.parametrize(("last", "free"), [("Tanh (c)", False), ("Conv (c, other)", True)])
+def test_a_block_that_holds_all_layers_of_a_loop_is_not_free(last: str, free: bool) -> None:
+    proto = parser.parse_model(LOOP.replace("LAST", last))
+    rng = np.random.default_rng(0)
+    for name, (m, n) in {"one": (4, 8), "two": (8, 4), "other": (8, 8)}.items():
+        proto.graph.initializer.append(
+            numpy_helper.from_array(rng.standard_normal((m, n, 1, 1)).astype(np.float32), name)
+        )
+    analysis = analyze(load(proto))
+    (block,) = analysis.blocks
+    assert block.reason == ("" if free else "the body of its Loop has no other layers")
+    for plan in block_plans(analysis):
+        compile_plan(analysis.model, plan, analysis=analysis)

@@ -26,9 +26,10 @@ class _Nothing:
 
 @dataclass(frozen=True)
 class _Kept:
-    """Body with the channels that each group keeps."""
+    """Body with the channels that each group keeps, and the removed blocks."""
 
     kept: tuple[int, ...]
+    blocks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class _Aim:
     value: float
     scope: str | None
     held: Mapping[str, int]
+    blocks: tuple[int, ...] = ()
 
 
 def answer(explorer: Explorer, action: str, body: bytes) -> Document:
@@ -56,7 +58,7 @@ def answer(explorer: Explorer, action: str, body: bytes) -> Document:
     """
     kind, act = ACTIONS[action]
     try:
-        request = FORMAT.fields(kind, FORMAT.parse(body, "body"), "body")
+        request = FORMAT.fields(kind, FORMAT.parse(body, "body"), "body", complete=False)
     except OnnxPruneError as err:
         raise BadRequest(f"{err.what} ({err.where})") from err
     try:
@@ -78,9 +80,16 @@ def _counts(explorer: Explorer, kept: tuple[int, ...]) -> list[int]:
     return [_count(explorer, i, count) for i, count in enumerate(kept)]
 
 
+def _blocks(explorer: Explorer, blocks: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(blocks)) != len(blocks) or not all(0 <= i < len(explorer.blocks) for i in blocks):
+        raise BadRequest(f"'blocks' is a list of different places below {len(explorer.blocks)}")
+    return blocks
+
+
 def _figures(explorer: Explorer, request: _Kept) -> Document:
-    counts = _counts(explorer, request.kept)
-    return {"kept": counts, "figures": explorer.figures(counts), "aimed": False}
+    counts, blocks = _counts(explorer, request.kept), _blocks(explorer, request.blocks)
+    places = explorer.places([explorer.blocks[i] for i in blocks])
+    return {"kept": counts, "blocks": places, "figures": explorer.figures(counts, blocks), "aimed": False}
 
 
 def _aim(explorer: Explorer, request: _Aim) -> Document:
@@ -96,13 +105,19 @@ def _aim(explorer: Explorer, request: _Aim) -> Document:
         if not (key.isascii() and key.isdigit() and len(key) < 8 and int(key) < len(explorer.least)):
             raise BadRequest("'held' maps places of groups to counts")
         pinned[int(key)] = _count(explorer, int(key), count)
-    counts = explorer.aim(request.what, request.value, request.scope, pinned)
-    return {"kept": counts, "figures": explorer.figures(counts), "aimed": True}
+    fixed = _blocks(explorer, request.blocks)
+    counts, blocks = explorer.aim(request.what, request.value, request.scope, pinned, fixed)
+    return {"kept": counts, "blocks": blocks, "figures": explorer.figures(counts, blocks), "aimed": True}
 
 
 def _save(explorer: Explorer, request: _Kept) -> Document:
-    made = explorer.save(_counts(explorer, request.kept))
-    return {"saved": str(explorer.output), "digest": made.digest, "removed_channels": made.removed}
+    made = explorer.save(_counts(explorer, request.kept), _blocks(explorer, request.blocks))
+    return {
+        "saved": str(explorer.output),
+        "digest": made.digest,
+        "removed_channels": made.removed,
+        "removed_blocks": list(made.blocks),
+    }
 
 
 def _done(explorer: Explorer, request: _Nothing) -> Document:

@@ -7,14 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
+from command_line import CommandLine
 from graphs import PROPERTY, Spec, build, specs
 from hypothesis import given
 from hypothesis import strategies as st
 from planning import FakeLatency, kept_counts, made_curves, mirrored, share, wide_model
+from residual import chain, conv, graph
 from structures import FOLDER, analysed
 
 import onnxprune as op
+from onnxprune.analysis.coupling import Kept
 from onnxprune.errors import OnnxPruneError
 from onnxprune.pipeline import compile_plan
 from onnxprune.planning.constraints import Constraints
@@ -126,7 +130,7 @@ def test_greedy_answers_do_not_depend_on_what_was_asked_before(
         asked = []
         for fresh in (used, Explorer(scores, Path("unused"), constraints=Constraints(round_to=1))):
             try:
-                asked.append(fresh.aim(measure, goal, "saving", held))
+                asked.append(fresh.aim(measure, goal, "saving", held)[0])
             except OnnxPruneError as err:
                 assert "cannot be reached" in str(err)  # noqa: PT017
                 asked.append([])
@@ -138,7 +142,7 @@ def test_latency_follows() -> None:
     found = Explorer(scores, Path("unused"), latency=FakeLatency(scores.analysis), constraints=Constraints(round_to=16))
     assert found.figures([64, 96])["latency"] == pytest.approx(160e-6)
     assert found.figures([48, 96])["latency"] == pytest.approx(144e-6)
-    counts = found.aim("latency", 0.5, None, {})
+    counts, _ = found.aim("latency", 0.5, None, {})
     assert found.figures(counts)["latency"] == pytest.approx(80e-6)
     assert found.describe()["latency"] == {"batch": 1, "threads": 1, "provider": "FakeExecutionProvider"}
 
@@ -171,16 +175,16 @@ def test_sum_of_losses_for_a_loss_goes_up_and_an_accuracy_never_below_zero() -> 
 @pytest.mark.parametrize("allocator", [None, "global", "uniform", "saving"])
 def test_aims_meet_their_target_and_leave_what_is_held(allocator: str | None) -> None:
     found = explorer()
-    counts = found.aim("macs", 0.5, allocator, {0: 48})
+    counts, _ = found.aim("macs", 0.5, allocator, {0: 48})
     assert counts[0] == 48
     assert share(found.plan(counts), found.analysis, "macs") == pytest.approx(0.5, abs=0.02)
 
 
 def test_aim_at_a_ratio_and_at_a_metric() -> None:
     found = with_curves()
-    assert found.aim("ratio", 0.5, "global", {}) == [32, 48]
-    assert found.aim("metric", 0.85, None, {}) == [64, 64]  # the curves allow 52 and 58; whole blocks
-    assert found.aim("metric", 0.7, None, {1: 96}) == [48, 96]
+    assert found.aim("ratio", 0.5, "global", {})[0] == [32, 48]
+    assert found.aim("metric", 0.85, None, {})[0] == [64, 64]  # the curves allow 52 and 58; whole blocks
+    assert found.aim("metric", 0.7, None, {1: 96})[0] == [48, 96]
     assert found.aims[-1] | {"step": 0} == {"what": "metric", "from": 0.9, "to": 0.6, "step": 0}
     assert found.allocators[0] == "sensitivity"
 
@@ -194,7 +198,7 @@ def test_names_with_wildcards_are_held_as_themselves() -> None:
         node.input[:] = [{"w0": "w[01]*", "w1": "w?"}.get(name, name) for name in node.input]
     found = Explorer(scores_of(op.load(proto)), Path("unused"), constraints=Constraints(round_to=16))
     assert [g.name for g in found.analysis.groups] == ["w[01]*", "w?"]
-    counts = found.aim("ratio", 0.5, None, {0: 64})
+    counts, _ = found.aim("ratio", 0.5, None, {0: 64})
     assert counts == [64, 48]
 
 
@@ -332,3 +336,154 @@ def test_what_is_not_json_is_refused(body: bytes) -> None:
 @pytest.mark.parametrize(("value", "reason"), [(0.001, "cannot be reached"), (2.0, "share kept"), (-1.0, "share kept")])
 def test_a_target_out_of_reach_is_an_answer(value: float, reason: str) -> None:
     assert reason in sent(explorer(), "aim", AIM | {"value": value})["problem"]["what"]
+
+
+# ---------------------------------------------------------------------------------------------------------- blocks
+
+NESTED = conv("s", "x", "stem") + conv("a", "s", "one") + conv("b", "a", "inner") + "c = Add(a, b) "
+NESTED += conv("d", "c", "two") + "e = Add(s, d) " + conv("out", "e", "head")
+
+
+def with_blocks(output: Path = Path("unused.json"), proto: onnx.ModelProto | None = None, **limits: Any) -> Explorer:
+    model = op.load(proto or chain(3))
+    return Explorer(scores_of(model), output, constraints=Constraints(round_to=1, **limits))
+
+
+def nested() -> Explorer:
+    return with_blocks(proto=graph(NESTED, ["stem", "one", "inner", "two", "head"]))
+
+
+def without(found: Explorer, *blocks: int, action: str = "figures") -> dict[str, Any]:
+    return sent(found, action, {"kept": found.start, "blocks": list(blocks)})
+
+
+def test_every_free_block_has_a_switch() -> None:
+    found = with_blocks().describe()
+    assert [b["name"] for b in found["blocks"]] == ["stage.0", "stage.1", "stage.2"]
+    assert [b["groups"] for b in found["blocks"]] == [[1], [2], [3]]
+    assert [found["rows"][b["row"]]["group"] for b in found["blocks"]] == [1, 2, 3]
+    assert [b["saved"]["macs"] for b in found["blocks"]] == pytest.approx([0.25] * 3)
+    assert [b["within"] for b in nested().describe()["blocks"]] == [[1], []]
+
+
+def test_blocks_without_groups_stand_behind_the_one_before() -> None:
+    found = with_blocks(proto=onnx.load(Path(__file__).parents[3] / "models" / "digits_cnn.onnx"))
+    described = found.describe()
+    names = [described["rows"][b["row"]]["name"] for b in described["blocks"]]
+    assert names == ["residual1.a.conv", "down.pointwise.conv", "dense.a.conv", "dense.b.conv", "residual2.a.conv"]
+
+
+def test_a_removed_block_changes_the_figures_as_its_plan_does() -> None:
+    found = with_blocks()
+    whole, gone = found.describe()["whole"], without(found, 1)
+    assert gone["blocks"] == [1]
+    made = found.plan(found.start, [1])
+    assert list(made.blocks) == ["stage.1"]
+    done = compile_plan(found.analysis.source, made)
+    assert gone["figures"]["cost"] == vars(done.after)
+    assert gone["figures"]["cost"]["macs"] == 0.75 * whole["cost"]["macs"]
+    assert gone["figures"]["score"] < whole["score"]
+
+
+def test_latency_of_blocks_follows() -> None:
+    class PerBlock(FakeLatency):
+        def seconds(self, kept: Kept) -> float:
+            return float(sum(kept[b.component] for b in blocks)) + 1
+
+    scores = scores_of(op.load(chain(3)))
+    blocks = scores.analysis.free_blocks
+    found = Explorer(scores, Path("unused"), latency=PerBlock(scores.analysis), constraints=Constraints(round_to=1))
+    assert without(found, 0, 2)["figures"]["latency"] == 2
+    assert [b["saved"]["latency"] for b in found.describe()["blocks"]] == [0.25] * 3
+
+
+def test_curves_say_nothing_about_blocks() -> None:
+    figures = without(with_curves(), 0)["figures"]
+    assert figures["metric"] is figures["added"] is None
+    scores = scores_of(wide_model())
+    with pytest.raises(OnnxPruneError, match="by scores, not by curves"):
+        Explorer(scores, Path("unused"), curves=made_curves(scores, CURVES), constraints=Constraints(max_blocks=1))
+
+
+def test_channels_inside_a_removed_block_are_not_planned() -> None:
+    found = with_blocks()
+    counts = [g.channels // 2 for g in found.analysis.groups]
+    made = found.plan(counts, [0])
+    assert set(made.groups) == {g.name for i, g in enumerate(found.analysis.groups) if i != 1}
+    compile_plan(found.analysis.source, made)
+
+
+def test_a_block_inside_a_removed_one_is_removed_with_it() -> None:
+    found = nested()
+    assert without(found, 0, 1)["blocks"] == [1]
+    assert without(found, 0, 1)["figures"] == without(found, 1)["figures"]
+    assert list(found.plan(found.start, [0, 1]).blocks) == [found.blocks[1].name]
+
+
+def test_parallel_blocks_of_which_nothing_remains_are_an_answer(tmp_path: Path) -> None:
+    body = conv("s", "x", "stem") + conv("a", "s", "one") + conv("b", "s", "two")
+    body += "c = Add(a, s) e = Add(b, s) d = Add(c, e) " + conv("out", "d", "head")
+    found = with_blocks(tmp_path / "plan.json", graph(body, ["stem", "one", "two", "head"]))
+    answered = without(found, *range(len(found.blocks)), action="save")
+    assert answered["problem"]["what"] == "no operand of the sum remains"
+    assert not found.output.exists()
+
+
+def test_aims_are_met_beside_removed_blocks() -> None:
+    found = with_blocks()
+    answered = sent(found, "aim", AIM | {"blocks": [2], "scope": "uniform", "held": {"3": 4}})
+    assert answered["blocks"] == [2]
+    assert answered["kept"][3] == 4
+    assert answered["figures"]["cost"]["macs"] / found.describe()["whole"]["cost"]["macs"] == pytest.approx(
+        0.5, abs=0.05
+    )
+
+
+@pytest.mark.parametrize("limits", [{"only": ("blocks",)}, {"only": ("blocks", "channels")}, {"max_blocks": 2}])
+def test_aims_choose_blocks_if_these_are_asked_for(limits: dict[str, Any]) -> None:
+    found = with_blocks(**limits)
+    described = found.describe()
+    alone = limits == {"only": ("blocks",)}
+    assert described["most_blocks"] == limits.get("max_blocks", 3)
+    assert any(g["open"] for g in described["groups"]) is not alone
+    answered = sent(found, "aim", AIM | {"blocks": [1]})
+    assert 1 in answered["blocks"]
+    assert answered["figures"]["cost"]["macs"] / described["whole"]["cost"]["macs"] == pytest.approx(0.5, abs=0.05)
+    compile_plan(found.analysis.source, found.plan(answered["kept"], answered["blocks"]))
+
+
+def test_limits_of_blocks() -> None:
+    found = with_blocks(max_blocks=1)
+    assert "more than --max-blocks 1" in without(found, 0, 1)["problem"]["what"]
+    assert "more than --max-blocks 1" in sent(found, "aim", AIM | {"blocks": [0, 1]})["problem"]["what"]
+    assert with_blocks(only=("channels",)).blocks == []
+    assert [b.name for b in with_blocks(exclude=("stage.1",)).blocks] == ["stage.0", "stage.2"]
+
+
+@pytest.mark.parametrize("blocks", [[3], [-1], [0, 0]])
+def test_blocks_that_are_not_there_are_refused(blocks: list[int]) -> None:
+    with pytest.raises(BadRequest, match="different places below 3"):
+        without(with_blocks(), *blocks)
+
+
+def test_a_saved_plan_with_a_block_is_applied_and_proved(tmp_path: Path) -> None:
+    onnx.save(chain(3), tmp_path / "m.onnx")
+    found = Explorer(
+        scores_of(op.load(tmp_path / "m.onnx")), tmp_path / "plan.json", constraints=Constraints(round_to=1)
+    )
+    answered = sent(found, "save", {"kept": [6, 8, 5, 8], "blocks": [0]})
+    assert answered["removed_blocks"] == ["stage.0"]
+    assert '"schema": 2' in found.output.read_text()
+    small = tmp_path / "small.onnx"
+    CommandLine("apply", tmp_path / "m.onnx", found.output, "-o", small).ok()
+    CommandLine("verify", tmp_path / "m.onnx", small, found.output).ok()
+
+
+def test_blocks_alone_are_weighed_by_their_own_losses() -> None:
+    analysis = op.analyze(op.load(chain(3)))
+    limits = Constraints(only=("blocks",))
+    scores = op.score(analysis, "random", constraints=limits)
+    assert scores.blocks
+    found = Explorer(scores, Path("unused"), constraints=limits)
+    figures = [without(found, *blocks)["figures"]["score"] for blocks in ([], [0], [0, 1, 2])]
+    assert figures[0] == 1 > figures[1] > figures[2] == pytest.approx(0)

@@ -188,6 +188,31 @@ def test_a_saved_plan_is_taken_by_apply(opened: Open) -> None:
     assert not opened.thread.is_alive()
 
 
+def test_a_block_is_switched_off_with_its_channels(opened: Open) -> None:
+    tab = opened.tab
+    switch = tab.get_by_role("switch", name="keep block")
+    before = opened.tile("MACs")
+    switch.uncheck()
+    opened.until("channels", "64")
+    assert opened.tile("MACs") != before
+    assert "curves know no blocks" in opened.tile("top1, predicted")
+    assert tab.locator("#slider-1").is_disabled()
+    assert "removed with the block" in tab.locator("#slider-1").get_attribute("aria-valuetext")
+    assert tab.locator("#flow path.gone").count()
+    assert opened.page.findings() == []
+    opened.press("#slider-0", "ArrowRight")
+    opened.until("channels", "48")
+    tab.click("#save")
+    opened.status("Saved: 16 channels and 1 block go.")
+    plan = op.load_plan(opened.plan)
+    assert (len(plan.blocks), list(plan.groups)) == (1, ["w0"])
+    CommandLine("apply", opened.model, opened.plan, "-o", opened.model.with_name("small.onnx")).ok()
+    tab.click("#undo")
+    tab.click("#undo")
+    opened.until("channels", "160")
+    assert switch.is_checked()
+
+
 def test_done_asks_before_it_drops_what_is_not_saved(opened: Open) -> None:
     opened.press("#slider-1", "ArrowRight")
     opened.until("channels", "144")

@@ -13,8 +13,10 @@ const $ = (id) => document.getElementById(id);
 let model = null; // what the command says once
 let kept = []; // by group: channels that stay
 let figures = null; // of `kept`
-let savedKept = "", history = [], rows = [], chosen = -1, ended = false;
+let savedState = "", history = [], rows = [], chosen = -1, ended = false;
 const held = new Set();
+let off = new Set(); // blocks that are removed
+let fixedOff = new Set(); // those of them that were switched off by hand: an aim removes them whatever the goal
 
 // ------------------------------------------------------------------------------------------------ small helpers
 
@@ -69,6 +71,7 @@ async function ask(action, body) {
 // One question at a time. What comes meanwhile is put together: the last aim, and the costs of what is kept by then.
 const wanted = { aim: null, figures: false, start: null };
 const edits = new Map(); // group -> count set by hand since the last aim was asked for: its answer must not undo that
+const switched = new Map(); // block -> whether it was switched off since then
 let busy = false, era = 0; // what an undo has left behind
 
 async function run(start) {
@@ -81,7 +84,7 @@ async function run(start) {
       wanted.start = null;
       if (aim) wanted.aim = null;
       else wanted.figures = false;
-      const answer = await (aim ? ask("aim", aim) : ask("figures", { kept }));
+      const answer = await (aim ? ask("aim", aim) : ask("figures", state()));
       if (now !== era) continue;
       take(answer);
       performance.measure("interaction", { start: since ?? start });
@@ -115,9 +118,10 @@ function take(answer) {
   if (answer.aimed) {
     kept = answer.kept;
     edits.forEach((count, group) => (kept[group] = count));
-    wanted.figures ||= edits.size > 0;
-    rows.forEach((row) => row.show());
-    drawDots();
+    off = new Set(answer.blocks);
+    switched.forEach((gone, block) => (gone ? off.add(block) : off.delete(block)));
+    wanted.figures ||= edits.size + switched.size > 0;
+    showRows();
   }
   showTiles();
   showDetails();
@@ -166,7 +170,7 @@ function showTiles() {
 function showMetric() {
   const { metric: alone, added } = figures;
   if (alone === null) {
-    tiles.metric("unknown", "curves end before", null);
+    tiles.metric("unknown", off.size ? "curves know no blocks" : "curves end before", null);
     return;
   }
   const same = metric(alone) === metric(added);
@@ -229,21 +233,92 @@ class Row {
 
   // A goal may be met with counts between two blocks: then the slider has a stop there, too.
   show() {
+    const block = this.group === null ? null : removedWith(this.row.group);
+    this.item.classList.toggle("gone", block !== null);
     if (!this.open) return;
     const count = kept[this.row.group];
     const { stops, channels } = this.group;
     this.stops = stops.includes(count) ? stops : [...stops, count].sort((a, b) => b - a);
     this.slider.max = this.stops.length - 1;
     this.slider.value = this.stops.indexOf(count);
+    this.slider.disabled = this.hold.disabled = ended || block !== null;
+    if (block !== null) {
+      this.slider.setAttribute("aria-valuetext", `removed with the block ${block.name}`);
+      this.numbers.replaceChildren(make("b", {}, "0"), ` / ${channels} · block`);
+      return;
+    }
     const gone = 1 - count / channels;
     this.slider.setAttribute("aria-valuetext", `${count} of ${channels} channels kept, ${percent(gone)} removed`);
     this.numbers.replaceChildren(make("b", {}, `${count}`), ` / ${channels}`, ` · ${gone ? "−" : ""}${(100 * gone).toFixed(0)} %`);
   }
 }
 
+class Switch {
+  constructor(place) {
+    this.place = place;
+    this.block = model.blocks[place];
+    const id = `block-${place}`;
+    this.input = make("input", { id, type: "checkbox", role: "switch", "aria-label": `keep block ${this.block.name}` });
+    this.text = make("span", { class: "saves" });
+    const title = make("label", { for: id }, this.block.name);
+    const line = make("div", { class: "row" },
+      make("span", { class: "title" }, title, " ", make("span", { class: "tag" }, `block, ${this.block.kind}`)),
+      this.text, make("label", { class: "hold" }, this.input, "keep"));
+    this.item = make("li", { class: "block" }, line);
+    this.input.addEventListener("change", () => this.toggled());
+  }
+
+  toggled() {
+    const start = performance.now();
+    const gone = !this.input.checked;
+    remember(`block ${this.place}`);
+    for (const set of [off, fixedOff]) gone ? set.add(this.place) : set.delete(this.place);
+    switched.set(this.place, gone);
+    showRows();
+    askFigures(start);
+  }
+
+  show() {
+    const outer = this.block.within.find((i) => off.has(i));
+    const gone = off.has(this.place);
+    this.input.checked = !gone && outer === undefined;
+    this.input.disabled = ended || outer !== undefined || (!gone && outermost().length >= model.most_blocks);
+    this.item.classList.toggle("gone", !this.input.checked);
+    const { macs, params, latency } = this.block.saved;
+    const parts = [`${percent(macs)} of MACs`, `${percent(params)} of params`, latency === null ? null : `${percent(latency)} of latency`];
+    const saved = parts.filter(Boolean).join(", ");
+    this.text.textContent = outer === undefined ? `${gone ? "removed" : "without it"}: −${saved}` : `removed with ${model.blocks[outer].name}`;
+  }
+}
+
+let switches = [];
+
+const outermost = () => [...off].filter((i) => !model.blocks[i].within.some((j) => off.has(j)));
+const state = () => ({ kept, blocks: [...off].sort((a, b) => a - b) });
+
+// The removed block that holds a group, if any.
+function removedWith(group) {
+  const place = [...off].find((i) => model.blocks[i].groups.includes(group));
+  return place === undefined ? null : model.blocks[place];
+}
+
 function makeRows() {
   rows = model.rows.map((_, place) => new Row(place));
-  $("rows").append(...rows.map((row) => row.item));
+  switches = model.blocks.map((_, place) => new Switch(place));
+  const items = rows.flatMap((row, place) =>
+    [...switches.filter(({ block }) => block.row === place).map(({ item }) => item), row.item]);
+  $("rows").append(...items);
+}
+
+let drawnOff = "";
+
+// Lines change with the blocks only.
+function showRows() {
+  rows.forEach((row) => row.show());
+  switches.forEach((one) => one.show());
+  if (drawnOff === String([...off])) drawDots();
+  else drawFlow();
+  drawnOff = String([...off]);
 }
 
 // ------------------------------------------------------------------------------------------------ the picture of the flow
@@ -280,8 +355,12 @@ function drawFlow() {
   model.rows.forEach((_, row) => {
     if (ends[row] > y[row]) lines.push([`M${x(row)},${y[row]}V${ends[row]}`, colour(row), row, row]);
   });
-  svg.replaceChildren(...lines.map(([d, stroke, from, to]) =>
-    make("path", { d, stroke, class: chosen >= 0 && (from === chosen || to === chosen) ? "on" : null })));
+  const isGone = (row) => model.rows[row].group !== null && removedWith(model.rows[row].group) !== null;
+  svg.replaceChildren(...lines.map(([d, stroke, from, to]) => {
+    const on = chosen >= 0 && (from === chosen || to === chosen) ? "on" : "";
+    const gone = isGone(from) || isGone(to) ? " gone" : "";
+    return make("path", { d, stroke, class: `${on}${gone}`.trim() || null });
+  }));
   rows.forEach((row, place) => {
     if (row.group === null) {
       svg.append(make("rect", { x: x(place) - 5, y: y[place] - 5, width: 10, height: 10 }));
@@ -297,7 +376,9 @@ function drawFlow() {
 // The filled part of a dot's area is the share that stays.
 function drawDot(place) {
   const { group } = model.rows[place];
-  if (group !== null) dots[place]?.setAttribute("r", 7 * Math.sqrt(kept[group] / model.groups[group].channels));
+  if (group === null) return;
+  const share = removedWith(group) === null ? kept[group] / model.groups[group].channels : 0;
+  dots[place]?.setAttribute("r", 7 * Math.sqrt(share));
 }
 
 const drawDots = () => model.rows.forEach((_, place) => drawDot(place));
@@ -336,6 +417,8 @@ function showDetails() {
   const add = (term, text) => list.append(make("dt", {}, term), make("dd", {}, text));
   if (group !== null && group.width > 1) add("channel", `${group.width} values of the weight that makes it`);
   if (group === null && row.reason) add("locked", row.reason);
+  const around = model.blocks.filter(({ groups }) => row.group !== null && groups.includes(row.group));
+  if (around.length) add("block", around.map(({ name }) => name).join(", "));
   add("made from", names(model.edges.filter(([, to]) => to === chosen).map(([from]) => from)));
   add("read by", names(model.edges.filter(([from]) => from === chosen).map(([, to]) => to)));
   if (group !== null) {
@@ -438,7 +521,8 @@ function runAim() {
   const fixed = Object.fromEntries([...held].map((group) => [group, kept[group]]));
   const scope = $("scope").disabled ? null : $("scope").value;
   edits.clear();
-  wanted.aim = { what: aim.what, value: goalOf(aim), scope, held: fixed };
+  switched.clear();
+  wanted.aim = { what: aim.what, value: goalOf(aim), scope, held: fixed, blocks: [...fixedOff] };
   run(start);
 }
 
@@ -448,24 +532,26 @@ let lastCause = null;
 
 // One step back for each drag, not for each of its events.
 function remember(cause) {
-  if (cause !== lastCause) history.push([...kept]);
+  if (cause !== lastCause) history.push({ kept: [...kept], off: [...off], fixedOff: [...fixedOff] });
   lastCause = cause;
   history.splice(0, history.length - 100);
   showButtons();
 }
 
-function restore(counts) {
-  kept = [...counts];
+function restore(before) {
+  kept = [...before.kept];
+  off = new Set(before.off);
+  fixedOff = new Set(before.fixedOff);
   lastCause = null;
   wanted.aim = null;
   era += 1;
-  rows.forEach((row) => row.show());
-  drawDots();
+  showRows();
   showButtons();
   askFigures(performance.now());
 }
 
-const isSaved = () => JSON.stringify(kept) === savedKept;
+const begun = () => ({ kept: model.start, off: [], fixedOff: [] });
+const isSaved = () => JSON.stringify(state()) === savedState;
 
 function showButtons() {
   $("undo").disabled = ended || history.length === 0;
@@ -473,15 +559,16 @@ function showButtons() {
 }
 
 async function save() {
-  const counts = JSON.stringify(kept);
+  const now = JSON.stringify(state());
   try {
-    const answer = await ask("save", { kept });
+    const answer = await ask("save", state());
     if (answer.problem) {
       refuse(answer.problem);
       return false;
     }
-    savedKept = counts;
-    say(`Saved: ${answer.removed_channels} channels go. ${answer.saved}`);
+    savedState = now;
+    const blocks = answer.removed_blocks.length;
+    say(`Saved: ${answer.removed_channels} channels ${blocks ? `and ${blocks} block${blocks > 1 ? "s" : ""} ` : ""}go. ${answer.saved}`);
     return true;
   } catch (error) {
     lost(error);
@@ -508,12 +595,12 @@ function makeButtons() {
     remember("reset");
     $("goal").value = 0;
     showGoal();
-    restore(model.start);
+    restore(begun());
   });
   $("save").addEventListener("click", save);
   $("done").addEventListener("click", () => {
-    const untouched = JSON.stringify(kept) === JSON.stringify(model.start);
-    if (isSaved() || (untouched && !savedKept)) end();
+    const untouched = off.size === 0 && JSON.stringify(kept) === JSON.stringify(model.start);
+    if (isSaved() || (untouched && !savedState)) end();
     else $("unsaved").showModal();
   });
   $("save-done").addEventListener("click", async () => ((await save()) ? end() : $("unsaved").close()));
@@ -552,7 +639,7 @@ async function begin() {
   makeAim();
   makeButtons();
   makeNotes();
-  rows.forEach((row) => row.show());
+  showRows();
   // Beside the rows the details have their place from the start: nothing may move under a finger that drags.
   if (!NARROW.matches) chosen = Math.max(0, model.rows.findIndex((row) => row.group !== null));
   placeDetails();
