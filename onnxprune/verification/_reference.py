@@ -105,6 +105,11 @@ class Reference:
 
     def _constant(self, base: str, values: Array) -> str:
         name = self._name(base)
+        if values.dtype == object and not all(isinstance(v, str | bytes) for v in values.flat):
+            raise VerificationError(
+                "a constant of strings takes part in the mask, and cannot be masked",
+                where=base, fix="export the model again; if it runs as it is, report this",
+            )  # fmt: skip
         self.graph.constants[name] = numpy_helper.from_array(np.ascontiguousarray(values), name)
         return name
 
