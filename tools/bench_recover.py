@@ -47,7 +47,7 @@ PARTS = {
     "rows of layers": [("linear_layers.py", "rows"), ("linear_layers.py", "picked")],
     "Gram matrices": [(GRAM, "add_rows"), (WEIGHTS, "_sums"), (WEIGHTS, "_product")],
     "solves": [(GRAM, name) for name in ("__init__", "__call__", "dense", "remove", "error_increases")],
-    "files": [("_npyio_impl.py", "save"), ("_npyio_impl.py", "load")],
+    "files": [("array_files.py", "save_array"), ("array_files.py", "load_array")],
 }
 """Part of the time -> (file, function) whose cumulative time it is; the functions do not call each other."""
 
