@@ -79,7 +79,7 @@ class LayerProfile:
     layers: tuple[LayerRow, ...]
     compared: bool
 
-    COLUMNS: ClassVar[tuple[str, ...]] = ("layer", "channels", "before", "after", "left", "work", "reason")
+    COLUMNS: ClassVar[tuple[str, ...]] = ("layer", "channels", "before", "after", "time", "work", "reason")
 
     def rows(self, most: int | None = None) -> list[list[str]]:
         """Return the cells of a table.
@@ -113,7 +113,7 @@ class LayerProfile:
         lost: dict[str, list[float]] = defaultdict(list)
         for row in self.layers:
             if row.lost > 0:
-                lost[_kind(row.reason)].append(row.lost)
+                lost[_CAUSES[_cause(row.reason)]].append(row.lost)
         for kind, times in sorted(lost.items(), key=lambda pair: -sum(pair[1])):
             layers = "1 layer" if len(times) == 1 else f"{len(times)} layers"
             out.append(f"{seconds(sum(times))} more than the work that remains: {kind} ({layers})")
@@ -281,10 +281,19 @@ def _inserted_reason(row: LayerRow) -> str:
     return ""
 
 
-def _kind(reason: str) -> str:
+_CAUSES = {
+    "unaligned": "unaligned counts of channels", "kernel": "another kernel", "new": "only in the pruned model",
+    "short": "short", "memory": "memory-bound", "slower": "slower than its work", "reorder": "reorders",
+    "not pruned": "not pruned",
+}  # fmt: skip
+"""Word of a cause in a table -> what it stands for, as reasons begin."""
+
+
+def _cause(reason: str) -> str:
+    """Return the word of a reason; "" for none."""
     if "no multiple" in reason:
-        return "unaligned counts of channels"
-    return reason.partition(":")[0]
+        return "unaligned"
+    return next((word for word, text in _CAUSES.items() if reason.startswith(text)), "")
 
 
 def _shown(work: _LayerWork | None) -> str:
@@ -292,10 +301,9 @@ def _shown(work: _LayerWork | None) -> str:
 
 
 def _cells(row: LayerRow) -> list[str]:
-    channels = row.channels_before
-    if row.channels_after and row.channels_after != row.channels_before:
-        channels = f"{row.channels_before}, now {row.channels_after}"
+    """Return the cells of a row: the output channels alone, shares of time and work, the word of the reason."""
+    channels = [c.rpartition(" ")[2] for c in (row.channels_before, row.channels_after) if c]
     left = f"{row.after / row.before:.2f}" if row.before and row.after is not None else ""
     work = f"{row.work:.2f}" if row.work is not None else ""
     times = [seconds(t) if t is not None else "" for t in (row.before, row.after)]
-    return [row.name, channels, *times, left, work, row.reason]
+    return [row.name, " -> ".join(dict.fromkeys(channels)), *times, left, work, _cause(row.reason)]

@@ -359,13 +359,11 @@ class _FileCollector:
         plan, result = self.first
         m, analysis = self.measuring, self.analyses[self.models[0].name]
         times: list[dict[str, float]] = []
-        if m.latency and m.is_default and result is not None and result.name in self.analyses:
+        if m.latency and result is not None and result.name in self.analyses:
             with _sections.noting(self.report, "latency of the layers"):
                 pair = [analysis, self.analyses[result.name]]
-                where = None if m.is_default else make_runtime(m.runtime, m.runtime_options, device=m.device)
-                times = layer_seconds(
-                    pair, batch=m.batch, threads=m.threads, device=m.device, runtime=where, progress=progress
-                )
+                where = make_runtime(m.runtime, m.runtime_options, device=m.device)
+                times = layer_seconds(pair, batch=m.batch, threads=m.threads, runtime=where, progress=progress)
         self.report.layers = layer_section(analysis, plan, times, self.report.measured_on if times else "")
 
     def _commands(self) -> None:

@@ -16,7 +16,7 @@ from onnxprune.ir.model import Model
 from onnxprune.ir.reader import load
 from onnxprune.ir.writer import save
 from onnxprune.latency.layer_figures import layer_seconds
-from onnxprune.latency.layers import profile_layers
+from onnxprune.latency.layers import LayerProfile, profile_layers
 from onnxprune.latency.runtimes import RUNTIMES, Inputs, LayerTime, make_runtime
 from onnxprune.latency.runtimes.node_names import node_name
 from onnxprune.pipeline import analyze
@@ -120,6 +120,10 @@ def test_bench_profile_end_to_end(pruned: Model, tmp_path: Path) -> None:
     text = CommandLine("bench").out(DIGITS, small, "--runs", 2, "--profile")
     assert "layers of digits_cnn.onnx and s.onnx, onnxruntime" in text
     assert "all layers: " in text
+    table = text[text.index("layers of") :]
+    heading = next(line for line in table.splitlines() if line.strip().startswith("layer "))
+    assert heading.split() == list(LayerProfile.COLUMNS)
+    assert next(n.name for n in load(DIGITS).graph.nodes if n.op == "Conv") in table
     document = json.loads(CommandLine("bench").out(DIGITS, small, "--runs", 2, "--profile", "--json"))
     assert [Path(m["model"]).name for m in document["models"]] == ["digits_cnn.onnx", "s.onnx"]
     assert {"name", "before", "after", "work", "reason", "lost"} <= document["layers"]["rows"][0].keys()

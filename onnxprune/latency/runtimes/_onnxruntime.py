@@ -15,21 +15,12 @@ from onnxprune.execution.timing import measure
 from onnxprune.ir.model import Model
 from onnxprune.latency.runtimes._block_probe import measured_block, probe_network
 from onnxprune.latency.runtimes._protocol import Inputs, LayerTime, Measurement, RuntimeInfo
+from onnxprune.latency.runtimes._providers import ALIASES, PACKAGES, SUFFIX, short
 from onnxprune.latency.runtimes._refusals import refusal
 from onnxprune.latency.runtimes._registry import RUNTIMES
 from onnxprune.latency.runtimes.node_names import NodeNames
 
 CPU = "CPUExecutionProvider"
-_SUFFIX = "ExecutionProvider"
-_ALIASES = {"trt": "tensorrt", "gpu": "cuda", "directml": "dml"}
-_PACKAGES = {
-    "cuda": "pip uninstall onnxruntime; pip install 'onnxprune[gpu]'",
-    "tensorrt": "pip uninstall onnxruntime; pip install 'onnxprune[gpu]', with the TensorRT libraries beside it",
-    "openvino": "--runtime openvino (pip install 'onnxprune[openvino]'), or the package onnxruntime-openvino",
-    "dml": "the package onnxruntime-directml, on Windows",
-    "qnn": "the package onnxruntime-qnn",
-    "coreml": "the package onnxruntime on macOS",
-}
 # Operators that dominate the time: one of these on the CPU means that the device does not run the model.
 _HEAVY = re.compile(r"Conv|MatMul|Gemm|Einsum|LSTM|GRU|RNN|Attention")
 _LOWER = re.compile(r"(fp16|float16|half)", re.I)
@@ -161,7 +152,7 @@ class OnnxRuntime:
         return [
             LayerTime(
                 k.name, k.op, min(run[i].seconds for run in same),
-                k.provider.removesuffix(_SUFFIX), names.of(k.name),
+                k.provider.removesuffix(SUFFIX), names.of(k.name),
             )
             for i, k in enumerate(every[-1])
         ]  # fmt: skip
@@ -196,28 +187,24 @@ def _provider(ort: Any, device: str) -> str:
     Raises:
         OnnxPruneError: It is unknown, or the installed package does not have it.
     """
-    available = {_short(p): p for p in _available(ort)}
-    wanted = _ALIASES.get(_short(device), _short(device)) or "cpu"
+    available = {short(p): p for p in _available(ort)}
+    wanted = ALIASES.get(short(device), short(device)) or "cpu"
     if wanted == "auto":
         return _loaded() if "cuda" in available else CPU
     if wanted in available:
         return available[wanted]
-    known = {_short(p) for p in ort.get_all_providers()} | _PACKAGES.keys()
+    known = {short(p) for p in ort.get_all_providers()} | PACKAGES.keys()
     if wanted not in known:
-        raise unknown("provider of onnxruntime", device, {*available, *_PACKAGES})
+        raise unknown("provider of onnxruntime", device, {*available, *PACKAGES})
     raise OnnxPruneError(
         f"the installed onnxruntime {ort.__version__} has no provider {wanted}; it has {', '.join(sorted(available))}",
-        fix=_PACKAGES.get(wanted, "install the package of onnxruntime that is built with it"),
+        fix=PACKAGES.get(wanted, "install the package of onnxruntime that is built with it"),
     )
 
 
 def _loaded() -> str:
     """Return the provider of a session that prefers CUDA: the package may have it, and the machine not."""
     return Session(probe_network(32), device="auto").provider
-
-
-def _short(provider: str) -> str:
-    return provider.strip().removesuffix(_SUFFIX).lower()
 
 
 def _is_on(value: str) -> bool:

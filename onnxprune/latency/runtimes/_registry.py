@@ -15,6 +15,7 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.sessions import provider_of
 from onnxprune.latency._cache_files import cached_file, machine
 from onnxprune.latency.runtimes._protocol import Runtime
+from onnxprune.latency.runtimes._providers import provider_alias
 
 DEFAULT = "onnxruntime"
 _METHODS = ("describe", "block_size", "measure", "profile")
@@ -67,6 +68,10 @@ def make_runtime(
     if name.strip() == DEFAULT and not rest.strip() and device != "cpu":
         provider_of(device)
         rest = device
+    if name.strip() not in RUNTIMES and (provider := provider_alias(name)) is not None:
+        raise OnnxPruneError(
+            f"unknown runtime {name.strip()!r}", fix=f"onnxruntime:{provider}, the provider of onnxruntime"
+        )
     return RUNTIMES[name.strip()](rest.strip(), {str(k): _text(v) for k, v in (options or {}).items()})
 
 

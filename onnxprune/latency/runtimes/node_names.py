@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 from onnxprune.ir.model import Model
 
 # Running numbers and suffixes that onnxruntime appends.
-_SUFFIXES = re.compile(r"(_nchwc|_token(_\d+)?|_quant|_fused|_\d+)$")
+_SUFFIXES = re.compile(r"(_nchwc|_token(_\d+)?|_quant|_fused|_\d+|/\w*Fusion/?)$")
 _PREFIXES = re.compile(r"^(fused |Fused |ReorderInput_|ReorderOutput_)")
 _MERGED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _FOLLOWERS = (

@@ -65,7 +65,11 @@ def test_a_runtime_is_passed_through_and_takes_no_options() -> None:
 
 @pytest.mark.parametrize(
     ("spec", "says"),
-    [("openvion", "unknown runtime 'openvion'\n  try: did you mean 'openvino'"), (":cuda", "cannot read the runtime")],
+    [
+        ("openvion", "unknown runtime 'openvion'\n  try: did you mean 'openvino'"),
+        (":cuda", "cannot read the runtime"),
+        ("TensorRT", "onnxruntime:tensorrt, the provider"),
+    ],
 )
 def test_an_unknown_runtime_names_the_nearest(spec: str, says: str) -> None:
     with pytest.raises(OnnxPruneError) as err:
@@ -344,6 +348,7 @@ def test_layers_of_runtimes_are_found_by_node_and_output_names() -> None:
     names = NodeNames(load(proto))
     assert names.of("/stem/Conv") == ("/stem/Conv",)
     assert names.of("y_nchwc") == ("/stem/Conv",)  # a fused convolution has the name of its output
+    assert names.of("/stem/Conv/MatMulScaleFusion/") == ("/stem/Conv",)  # the name of a fusion behind that of its node
     assert names.of("fused /stem/Conv_token_12") == ("/stem/Conv",)
     assert names.of("/stem/Relu") == ("/stem/Relu",)
     assert names.of("/stem/Relu", fused=True) == ("/stem/Conv",)
