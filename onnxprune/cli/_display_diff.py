@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from onnxprune._utils.formatting import count, counted, percent, size
+from onnxprune._utils.formatting import count, counted, percent
 from onnxprune.cli._display import WIDTH, Cell, table
 
 if TYPE_CHECKING:
@@ -34,15 +34,7 @@ def differences_tables(differences: Differences, title: str, *, every: bool = Fa
 
 
 def _sizes(differences: Differences, title: str) -> None:
-    rows = []
-    for label, what, form in (
-        ("nodes", "nodes", str), ("MACs", "macs", count), ("params", "params", count), ("bytes", "bytes", size),
-        ("file", "file", size), ("opset", "opset", str),
-    ):  # fmt: skip
-        a, b = getattr(differences.before, what), getattr(differences.after, what)
-        share = percent(b / a) if a and b is not None and what != "opset" else ""
-        rows.append([label, *("-" if v is None else form(v) for v in (a, b)), share])
-    table(title, ["", "before", "after", "after/before"], rows)
+    table(title, ["", "before", "after", "after/before"], differences.size_rows())
 
 
 def _layers(differences: Differences, most: int | None) -> None:

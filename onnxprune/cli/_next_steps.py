@@ -1,4 +1,4 @@
-"""What to run after a model was written: accuracy, recovery, latency."""
+"""Next commands after a model was written: accuracy, recovery, latency."""
 
 from __future__ import annotations
 

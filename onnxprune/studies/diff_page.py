@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from onnxprune._utils.formatting import count, counted, percent, size
+from onnxprune._utils.formatting import count, counted, percent
 from onnxprune.studies._layer_diff import LayerChange
 from onnxprune.studies.model_diff import Differences
 
@@ -62,15 +62,7 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], label: str) ->
 
 
 def _sizes(differences: Differences) -> str:
-    rows = []
-    for label, what, form in (
-        ("nodes", "nodes", str), ("MACs", "macs", count), ("params", "params", count), ("bytes", "bytes", size),
-        ("file", "file", size), ("opset", "opset", str),
-    ):  # fmt: skip
-        a, b = getattr(differences.before, what), getattr(differences.after, what)
-        share = percent(b / a) if a and b is not None and what != "opset" else ""
-        rows.append([label, *("-" if v is None else form(v) for v in (a, b)), share])
-    return _table(["size", "before", "after", "after/before"], rows, "Sizes")
+    return _table(["size", "before", "after", "after/before"], differences.size_rows(), "Sizes")
 
 
 def _layers(differences: Differences) -> str:

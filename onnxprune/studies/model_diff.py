@@ -17,6 +17,7 @@ from zlib import crc32
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxprune._utils.formatting import count, percent, size
 from onnxprune._utils.html import html_table, share
 from onnxprune.analysis.cost import Cost, CostModel
 from onnxprune.analysis.shape_inference import witness
@@ -145,6 +146,18 @@ class Differences:
         structure = (self.added, self.removed, self.changed, self.shapes, self.added_weights, self.removed_weights)
         return not any(structure) and bool(self.weights) and all(w.before == w.after for w in self.weights)
 
+    def size_rows(self) -> list[list[str]]:
+        """Return the rows of a table of sizes: name, before, after, share."""
+        rows = []
+        for label, what, form in (
+            ("nodes", "nodes", str), ("MACs", "macs", count), ("params", "params", count), ("bytes", "bytes", size),
+            ("file", "file", size), ("opset", "opset", str),
+        ):  # fmt: skip
+            a, b = getattr(self.before, what), getattr(self.after, what)
+            kept = percent(b / a) if a and b is not None and what != "opset" else ""
+            rows.append([label, *("-" if v is None else form(v) for v in (a, b)), kept])
+        return rows
+
     def as_dict(self) -> dict[str, Any]:
         """Return the differences as a JSON object; numbers that are not finite become None."""
         return {"identical": self.identical, **_finite(asdict(self))}
@@ -211,10 +224,10 @@ class _Side:
         seen = witness(model)
         symbols: dict[int, int | str] = {}
         for t in model.graph.inputs:
-            for axis, size in enumerate(t.shape or ()):
+            for axis, length in enumerate(t.shape or ()):
                 if (t.name, axis) in seen.dims:
                     number = seen.dims[t.name, axis]
-                    symbols.setdefault(number, size if isinstance(size, str) and size else "?")
+                    symbols.setdefault(number, length if isinstance(length, str) and length else "?")
         self.shapes = {name: tuple(symbols.get(n, n) for n in shape) for name, shape in seen.shapes.items()}
         cost: Cost | None = None
         macs: dict[str, int] = {}

@@ -145,6 +145,8 @@ def saved_run(
         raise FORMAT.error("it has no weights, or no history", str(path))
     if not _is_optimizer_state(whole.get("optimizer_states")):
         raise FORMAT.error("the state of its optimizer is damaged", str(path))
+    if not _has_counters({k: whole.get(k) for k in ("epoch", "global_step", "loops")}):
+        raise FORMAT.error("the counters of its progress are damaged", str(path))
     wrong = different(head.run, run)
     if "settings" in wrong and isinstance(head.run.get("settings"), dict):
         wrong.remove("settings")
@@ -165,6 +167,17 @@ def _is_optimizer_state(found: object) -> bool:
         and isinstance(one.get("state"), dict)
         and all(isinstance(v, dict) for v in one["state"].values())
         for one in found
+    )
+
+
+_COUNTERS = frozenset(("epoch", "global_step", "ready", "started", "processed", "completed"))
+
+
+def _has_counters(progress: object) -> bool:
+    """Return whether the counters of Lightning's loops, in dicts at any depth, are integers from 0."""
+    return not isinstance(progress, dict) or all(
+        type(value) is int and value >= 0 if name in _COUNTERS else _has_counters(value)
+        for name, value in progress.items()
     )
 
 

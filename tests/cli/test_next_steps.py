@@ -1,4 +1,4 @@
-"""What commands say after they wrote a model."""
+"""Last lines of commands that wrote a model."""
 
 from __future__ import annotations
 

@@ -602,6 +602,18 @@ def test_checkpoints_of_other_runs_are_refused(tmp_path: Path) -> None:
     refused("another run .*augment", settings=replace(TWO, augment=("flip",)))
     refused("another run .*teacher", teacher=original())
     refused("another run .*method", method=get_method("slimming"))
+    state = load_state(folder / "last.ckpt")
+    counters = state["loops"]["fit_loop"]["epoch_loop.scheduler_progress"]["total"]
+    for key, value in (("ready", {"a": 1}), ("ready", -1), ("completed", True)):
+        before, counters[key] = counters[key], value
+        save_state(state, folder / "last.ckpt")
+        refused("counters of its progress are damaged")
+        counters[key] = before
+    save_state({**state, "epoch": None}, folder / "last.ckpt")
+    refused("counters of its progress are damaged")
+    save_state({**state, "optimizer_states": [{"state": {0: None}}]}, folder / "last.ckpt")
+    refused("state of its optimizer is damaged")
+    save_state(state, folder / "last.ckpt")
     (folder / "last.ckpt").write_bytes((folder / "last.ckpt").read_bytes()[:1000])
     refused("damaged one")
     save_state({"something": torch.zeros(1)}, folder / "last.ckpt")

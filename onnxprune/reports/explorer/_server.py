@@ -10,6 +10,7 @@ import contextlib
 import json
 import secrets
 import shutil
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
@@ -109,7 +110,9 @@ class _Http(HTTPServer):
             self._connections.close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Ignore browsers that close their connection early."""
+        """Ignore browsers that close their connection early; show other errors on stderr."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
 
 
 class _Refused(Exception):

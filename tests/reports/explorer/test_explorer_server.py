@@ -287,7 +287,7 @@ def test_wrong_use_is_told(model: Path) -> None:
 
 
 def answered(site: Site, wanted: int) -> int:
-    """How many of several requests at once are answered."""
+    """Return the number of several requests at once that are answered."""
     request = f"GET {site.path}model HTTP/1.1\r\nHost: {site.host}\r\n\r\n".encode()
     connections = []
     for _ in range(wanted):
