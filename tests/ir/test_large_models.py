@@ -66,8 +66,8 @@ def written(folder: Path, external: bool) -> tuple[Path, Path]:
 def resident(path: Path) -> int:
     """Bytes of a mapped file that count as this process's memory."""
     total = 0
-    # Page tables, not smaps: the kernel writes smaps for every mapping, and a process that has run thousands of tests has
-    # thousands of them.
+    # Page tables, not smaps: the kernel writes smaps for every mapping, of which a process that has run thousands of
+    # tests has thousands.
     with open("/proc/self/maps", encoding="utf-8") as maps, open("/proc/self/pagemap", "rb", buffering=0) as pages:
         for line in maps:
             if line.rstrip().endswith(str(path)):
