@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from small_digits import small_digits
 
 import onnxprune as op
 from onnxprune.errors import OnnxPruneError
@@ -234,10 +235,10 @@ def _damaged(model: op.Model) -> op.Model:
 
 
 @pytest.fixture(scope="module")
-def path() -> PrunePath:
-    model = op.load(DIGITS)
+def path(tmp_path_factory: pytest.TempPathFactory) -> PrunePath:
+    model = op.load(small_digits(tmp_path_factory.mktemp("digits")))
     fit = Calibration(digits(64, labels=False), threads=1)
-    return PrunePath(op.analyze(model), fit, constraints=op.Constraints(round_to=4))
+    return PrunePath(op.analyze(model), fit, constraints=op.Constraints(round_to=2))
 
 
 def test_later_points_remove_more_of_the_original(path: PrunePath) -> None:
@@ -295,7 +296,7 @@ def test_a_point_without_its_record_is_made_again(path: PrunePath, tmp_path: Pat
 def test_an_interrupted_search_continues_and_other_data_is_refused(
     path: PrunePath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    coarse = replace(path, criterion="l2", constraints=op.Constraints(round_to=16))
+    coarse = replace(path, criterion="l2", constraints=op.Constraints(round_to=4))
     evaluation, folder = Calibration(digits(), threads=1), tmp_path / "points"
     made: list[float] = []
     point = PrunePath.point
