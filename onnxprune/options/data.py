@@ -14,7 +14,10 @@ COLORS = ("rgb", "bgr", "gray", "rgba")
 PRESETS = ("imagenet", "clip", "inception", "caffe", "yolo", "paddleocr-rec", "paddleocr-det", "segmentation")
 SOURCES = ".npz, folder of images, COCO .json ... (docs/data.md)"
 """Sources of samples in the help, which has room for the most frequent ones."""
-ALL_SOURCES = ".npz, .npy, folder of images, COCO .json, data.yaml, labels.txt, hf:NAME:SPLIT, digits, digit-scenes, module:function"
+ALL_SOURCES = (
+    ".npz, .npy, folder of images, COCO .json, data.yaml, labels.txt, hf:NAME:SPLIT, digits, digit-scenes, "
+    "package.module:function"
+)
 """All sources of samples."""
 NO_DATA = "none"
 """Source of synthetic samples: noise with the statistics of natural images."""
