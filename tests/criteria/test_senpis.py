@@ -459,6 +459,7 @@ def test_a_keras_model(data: Data) -> None:
     analysis = analyze(load(MODELS / "digits_keras.onnx"))
     pictures = replace(data, x=data.x.transpose(0, 2, 3, 1))
     scores = score(analysis, "senpis", samples=2, calibration=Calibration(pictures, threads=1))
+    assert analysis.groups
     for g in analysis.groups:
         assert scores.groups[g.name].shape == (g.channels,)
         assert scores.groups[g.name].min() >= 0 < scores.groups[g.name].max()

@@ -355,6 +355,7 @@ def test_readers_without_weights_of_their_own_are_left_out() -> None:
 @pytest.mark.parametrize("name", ["digits_cnn", "digits_cnn_folded", "digits_keras"])
 def test_every_group_of_the_shipped_models_has_readers(name: str) -> None:
     analysis = analyze(load(MODELS / f"{name}.onnx"))
+    assert analysis.groups
     for group in analysis.groups:
         found = consumers(analysis, [group])
         assert found

@@ -619,6 +619,7 @@ def test_parameters_hold_the_statistics() -> None:
     feeds = random_feeds(model, (16, 7))
     changed = InsertBatchnorm(feeds, epsilon=1e-3, momentum=0.8)(model)
     new = [n for n in changed.graph.nodes if inserted(n)]
+    assert len(new) == len([n for n in InsertBatchnorm()(model).graph.nodes if inserted(n)]) > 0
     found = measure_statistics(model, [n.inputs[0].name for n in new], feeds)
     for node in new:
         gamma, beta, mean, var = (np.asarray(t.values) for t in node.inputs[1:])

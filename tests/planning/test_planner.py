@@ -125,6 +125,7 @@ def test_ties_go_to_the_lower_index(scores: Scores) -> None:
 
 def test_ratio_takes_the_same_share_of_every_group(scores: Scores) -> None:
     made = plan(scores, ratio=0.3, constraints=FREE)
+    assert made.groups.keys() == {g.name for g in scores.analysis.groups} != set()
     for g in scores.analysis.groups:
         assert g.channels - kept(made, scores.analysis)[g.name] == int(g.channels * 0.3 + 1e-9)
 

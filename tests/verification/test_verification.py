@@ -301,6 +301,8 @@ def test_the_checker_shares_no_code_with_what_it_checks() -> None:
             for n in ast.walk(i)
         }  # fmt: skip
         for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                assert not any(a.name.startswith("onnxprune") for a in node.names), path.name
             if (
                 isinstance(node, ast.ImportFrom)
                 and id(node) not in typing
