@@ -47,7 +47,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool], Path]:
     def make(colour: bool) -> Path:
         folder = tmp_path_factory.mktemp("colour" if colour else "grey")
         channels = 3 if colour else 1
-        for name, part, images in (("train", "train", 100), ("val", "test", 60), ("test", "test", 100)):
+        for name, part, images in (("train", "train", 200), ("val", "test", 60), ("test", "test", 100)):
             data = op.load_data(f"digits:{part}", images=images)
             # Noise, so that accuracy has something to lose and to win back.
             x = np.clip(data.x + 0.12 * np.random.default_rng(0).standard_normal(data.x.shape), 0, 1)
