@@ -491,6 +491,8 @@ model, in its own way. *Equal* means that the result computes what the original 
 
 ## Exports with random weights
 
+![MACs kept by the three tools on each export; results that do not run or are not equal stand at the right](pictures/comparison.svg)
+
 MACs kept, and what is wrong with the result if anything is.
 
 {exports}
