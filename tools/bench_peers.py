@@ -481,6 +481,10 @@ def page(results: Path, target: Path) -> None:
     target.write_text(page_of(document["versions"], document["results"]), encoding="utf-8")
 
 
+FIGURE = (
+    "![MACs kept by the three tools on each export; results that do not run or are not equal stand at the right]"
+    "(pictures/comparison.svg)"
+)  # drawn by tools/figures.py from the table
 PAGE = """# Side by side
 
 {summary}
@@ -491,7 +495,7 @@ model, in its own way. *Equal* means that the result computes what the original 
 
 ## Exports with random weights
 
-![MACs kept by the three tools on each export; results that do not run or are not equal stand at the right](pictures/comparison.svg)
+{figure}
 
 MACs kept, and what is wrong with the result if anything is.
 
@@ -553,7 +557,7 @@ def page_of(versions_: dict[str, str], results: dict[str, Any]) -> str:
     some = next((f for v in trained_.values() for f in v.values() if "images" in f), {"images": 0})
     return PAGE.format(
         summary="; ".join(counts) + ".", tools="All three", count=len(rows), images=f"{some['images']:,}",
-        calibration=CALIBRATION, steps=STEPS, exports=_table(["model", *TOOLS], exports_),
+        calibration=CALIBRATION, steps=STEPS, figure=FIGURE, exports=_table(["model", *TOOLS], exports_),
         trained=_table(["model", "tool", "MACs kept", "original", "pruned", "recovered"], accuracy),
         notes="\n".join(notes), versions=", ".join(f"{k} {v}" for k, v in versions_.items()) + ".",
     )  # fmt: skip

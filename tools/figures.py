@@ -394,7 +394,8 @@ def draw_design(canvas: Canvas, data: Any) -> None:
     for name, (x, y) in place.items():
         box = {"boxstyle": "round,pad=0.35", "facecolor": "#eaf2fb", "edgecolor": BLUE}
         axes.text(x, y, name, ha="center", va="center", fontsize=9, bbox=box, zorder=2)
-    axes.set(xlim=(-0.7, len(columns) - 0.3), ylim=(min(y for _, y in place.values()) - 0.6, max(y for _, y in place.values()) + 0.6))
+    heights = [y for _, y in place.values()]
+    axes.set(xlim=(-0.7, len(columns) - 0.3), ylim=(min(heights) - 0.6, max(heights) + 0.6))
     axes.axis("off")
 
 

@@ -43,7 +43,9 @@ def test_a_table_that_is_not_there_is_an_error(figures: ModuleType) -> None:
         figures.table("methods.md", "nothing")
 
 
-@pytest.mark.parametrize(("text", "value"), [("**83.35**", 83.35), ("1,348.1 s", 1348.1), ("+22", 22.0), ("none", None)])
+@pytest.mark.parametrize(
+    ("text", "value"), [("**83.35**", 83.35), ("1,348.1 s", 1348.1), ("+22", 22.0), ("none", None)]
+)
 def test_numbers_of_cells(figures: ModuleType, text: str, value: float | None) -> None:
     assert figures.number(text) == value
 
@@ -61,7 +63,7 @@ def test_every_picture_is_on_a_page_and_is_described() -> None:
 
 
 def test_most_pages_have_a_figure() -> None:
-    pages = [p for p in DOCS.rglob("*.md")]
+    pages = list(DOCS.rglob("*.md"))
     assert sum(bool(IMAGE.search(p.read_text(encoding="utf-8"))) for p in pages) > len(pages) / 2
 
 
