@@ -529,7 +529,7 @@ python tools/bench_peers.py page tools/peers.json docs/comparison.md
   until half of the MACs remain, the last layer ignored, as its examples do; the result is exported again. No forward
   pass was edited.
 - **onnxsim**: `simplify`, then `apply_structured_pruning` (with data `apply_structured_wanda_pruning`) with the
-  `sparsity` whose MACs are nearest to half, found by bisection. It runs on the same file as onnxprune.
+  `sparsity` whose MACs are nearest to half, of four by bisection. It runs on the same file as onnxprune.
 - **onnxprune**: `onnxprune prune --target macs=0.5`, `l2` without data, `obs` and recovery with it.
 
 {versions}
