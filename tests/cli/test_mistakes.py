@@ -102,6 +102,8 @@ MISTAKES = {
                                      "has the ending of PyTorch files\n  try: new.onnx"),
     "a part of the digits that is not there": (("evaluate", DIGITS, "--data", "digits:tset"),
                                                "no part 'tset'\n  try: use digits:train or digits:test"),
+    "a report as PDF": (("report", "small.onnx", "-o", "r.pdf"),
+                        "a report is an HTML page; 'r.pdf' has another ending\n  try: r.html; a browser prints it"),
     "one-hot labels": (("evaluate", DIGITS, "--data", "onehot.npz"), "y in 'onehot.npz' is one-hot\n  try: save y as "
                        "integer labels: y.argmax(1)"),
 }  # fmt: skip
