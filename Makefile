@@ -85,6 +85,7 @@ site-check: docs
 pictures: $(STAMP)
 	$(BIN)/pip install --quiet 'playwright>=1.45'
 	OMP_NUM_THREADS=1 $(BIN)/python tools/screenshots.py
+	OMP_NUM_THREADS=1 $(BIN)/python tools/figures.py
 
 # The sdist, and from it the wheel, which works from another folder without the checkout on the path.
 wheel: $(STAMP)
