@@ -330,13 +330,16 @@ class PlanInputs:
 
 def planned(analysis: Analysis, inputs: PlanInputs) -> Planned:
     """Compute a plan."""
-    from onnxprune.cli._display import progress
+    from onnxprune.cli._display import note, progress
     from onnxprune.criteria.scoring import load_scores
     from onnxprune.pipeline import plan
     from onnxprune.planning.curves import load_curves
+    from onnxprune.planning.depth import included
     from onnxprune.planning.iterative import plan_steps
 
     planning, scoring, target = inputs.planning, inputs.scoring, inputs.target
+    if remark := included(analysis, inputs.constraints):
+        note(remark)
     curves = load_curves(inputs.curves_file) if inputs.curves_file is not None else None
     scored_here = planning.steps is not None or inputs.scores_file is None
     samples = inputs.calibration(analysis.source) if scored_here else None  # before latency, which takes long
