@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 import onnxprune as op
+from onnxprune.criteria.scoring import Scores, load_scores, save_scores
 from onnxprune.execution.calibration import Calibration
 from onnxprune.execution.data import Preprocess, subset
 from onnxprune.latency.bench import bench
@@ -31,6 +32,18 @@ def numbers(text: str) -> list[float]:
     return [float(part) for part in text.split(",")] if text else []
 
 
+def scored(
+    analysis: op.Analysis, criterion: str, limits: op.Constraints, samples: Calibration, folder: Path | None, file: str
+) -> Scores:
+    """Return scores, those of a file in the folder if there is one; they are written there."""
+    if folder is None:
+        return op.score(analysis, criterion, constraints=limits, data=samples)
+    if not (folder / file).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        save_scores(op.score(analysis, criterion, constraints=limits, data=samples), folder / file)
+    return load_scores(folder / file, analysis)
+
+
 @click.command(help=__doc__)
 @click.argument("model", type=click.Path(exists=True, path_type=Path))
 @click.argument("train")
@@ -44,9 +57,13 @@ def numbers(text: str) -> list[float]:
 @click.option("--reconstruct-blocks", is_flag=True, help="As of `recover`.")
 @click.option("--runs", default=200, show_default=True, help="Timed runs.")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Figures as JSON.")
+@click.option(
+    "--folder", type=click.Path(file_okay=False, path_type=Path),
+    help="Scores and models are written here; scores of an earlier run are used again.",
+)  # fmt: skip
 def main(
     model: Path, train: str, test: str, mean: str, std: str, targets: str, series: str, criterion: str, images: int,
-    reconstruct_blocks: bool, runs: int, output: Path | None,
+    reconstruct_blocks: bool, runs: int, output: Path | None, folder: Path | None,
 ) -> None:  # fmt: skip
     """Prune and recover at every target."""
     original, held_out = op.load(model), op.load_data(test)
@@ -60,7 +77,7 @@ def main(
     for name in series.split(","):
         limits = op.Constraints(only=SERIES[name])
         began = time.perf_counter()
-        scores = op.score(analysis, criterion, constraints=limits, data=samples)
+        scores = scored(analysis, criterion, limits, samples, folder, f"{name}-{criterion}-{images}.json")
         scoring = time.perf_counter() - began
         for target in targets.split(","):
             began = time.perf_counter()
@@ -82,6 +99,8 @@ def main(
                     "seconds": time.perf_counter() - began,
                 }
             )  # fmt: skip
+            if folder is not None:
+                op.save(done.model, folder / f"{name}-{target}.onnx")
             row = rows[-1]
             click.echo(
                 f"{name:9} {target:12} {len(plan.blocks):2} blocks, {plan.removed:4} channels: macs {row['macs']:.3f}, "
