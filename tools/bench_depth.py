@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ def scored(
 @click.option("--series", default="channels,both,blocks", show_default=True)
 @click.option("-c", "--criterion", default="obs", show_default=True)
 @click.option("--images", default=1000, show_default=True, help="Calibration samples.")
+@click.option("--max-blocks", default=0, help="Most blocks that a plan removes; 0: any number.")
 @click.option("--reconstruct-blocks", is_flag=True, help="As of `recover`.")
 @click.option("--runs", default=200, show_default=True, help="Timed runs.")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Figures as JSON.")
@@ -63,7 +65,7 @@ def scored(
 )  # fmt: skip
 def main(
     model: Path, train: str, test: str, mean: str, std: str, targets: str, series: str, criterion: str, images: int,
-    reconstruct_blocks: bool, runs: int, output: Path | None, folder: Path | None,
+    max_blocks: int, reconstruct_blocks: bool, runs: int, output: Path | None, folder: Path | None,
 ) -> None:  # fmt: skip
     """Prune and recover at every target."""
     original, held_out = op.load(model), op.load_data(test)
@@ -74,10 +76,14 @@ def main(
     rows: list[dict[str, Any]] = []
     baseline = op.evaluate(original, held_out, preprocess=how).top1
     click.echo(f"{model.name}: baseline {100 * baseline:.2f} % of {len(held_out)}")
-    for name in series.split(","):
-        limits = op.Constraints(only=SERIES[name])
+    scores: Scores | None = None
+    for name in sorted(series.split(","), key=lambda n: n == "blocks"):  # the others share their scores
+        limits = op.Constraints(only=SERIES[name], max_blocks=max_blocks if "blocks" in SERIES[name] else 0)
         began = time.perf_counter()
-        scores = scored(analysis, criterion, limits, samples, folder, f"{name}-{criterion}-{images}.json")
+        if name == "blocks" or scores is None:
+            own = limits if name == "blocks" else replace(limits, only=SERIES["both"], max_blocks=max_blocks)
+            kind = "blocks" if name == "blocks" else "both"
+            scores = scored(analysis, criterion, own, samples, folder, f"{kind}-{criterion}-{images}.json")
         scoring = time.perf_counter() - began
         for target in targets.split(","):
             began = time.perf_counter()
