@@ -213,23 +213,26 @@ class _Finder:
 
     def layers(self, i: int, component: npt.NDArray[np.int64], groups: Sequence[Group]) -> Iterator[_Found]:
         """Return the dense layers that append to the other operands of a Concat."""
-        node = self.nodes[i]
-        names = self.reads(i)
-        for operand, name in enumerate(names):
-            if name in self.appended or any(r.op != "Concat" for r in node.inputs[operand].outputs):
-                continue
-            sources = {other for other in names if other != name}
-            if not sources:
-                continue
-            if name not in self._regions:
-                self._regions[name] = self.region(i, operand)
-            region = self._regions[name]
-            if region.entries.keys() != sources or not any(self.weighs(n) for n in region.nodes):
-                continue
-            self.appended.add(name)
-            channels, reason = self.appends(node, node.inputs[operand], region.nodes, component, groups)
-            entry = max(sources, key=lambda s: self.writer.get(s, -1))
-            yield self.block(node, operand, region, entry, reason, channels)
+        node, names = self.nodes[i], self.reads(i)
+        places = [self.writer.get(name, -1) for name in names]
+        operand = places.index(max(places))  # only the operand that is computed last can depend on all others
+        name = names[operand]
+        if name in self.appended or any(r.op != "Concat" for r in node.inputs[operand].outputs):
+            return
+        sources = dict(zip(names, places, strict=True))
+        del sources[name]
+        if not sources:
+            return
+        region = self._regions.get(name)
+        if region is None:
+            region = self.region(i, operand, min(sources.values()))
+            if region.nodes:
+                self._regions[name] = region
+        if region.entries.keys() != sources.keys() or not any(self.weighs(n) for n in region.nodes):
+            return
+        self.appended.add(name)
+        channels, reason = self.appends(node, node.inputs[operand], region.nodes, component, groups)
+        yield self.block(node, operand, region, max(sources, key=sources.__getitem__), reason, channels)
 
     def appends(
         self,
@@ -316,8 +319,14 @@ class _Finder:
         branch = node.inputs[operand].name
         return Block("", kind, entry, node.outputs[0].name, operand, branch, (), 0, reason, channels), region.nodes
 
-    def region(self, i: int, operand: int) -> _Region:
-        """Return the nodes that only this operand of an addition needs: all of their values end there."""
+    def region(self, i: int, operand: int, least: int = -1) -> _Region:
+        """Return the nodes that only this operand of an addition needs: all of their values end there.
+
+        Args:
+            i: Index of the addition.
+            operand: Index of its operand.
+            least: Index of a node; a region that reads activations before it is not followed, and is empty.
+        """
         t = self.nodes[i].inputs[operand]
         inside: set[int] = set()
         single = [id(n) for n in t.outputs] == [id(self.nodes[i])] or self.nodes[i].op == "Concat"
@@ -331,6 +340,8 @@ class _Finder:
             if n in inside or not self.only(n, i, t, inside):
                 continue
             inside.add(n)
+            if n < least and not self.fixed.issuperset(self.reads(n)):
+                return _Region((), {})
             for name in self.reads(n):
                 if name not in read:
                     read[name] = place = writer.get(name, -1)
