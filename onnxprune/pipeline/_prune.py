@@ -277,13 +277,13 @@ def prune(
             result = recovery.model
         return Pruned(result, made, analysis, done.before, done.after, done.verification, recovery, speedup)
 
-    chosen = run(planned(limits))
-    if scores is not None and removes_both(analysis, limits, chosen.plan):
-        chosen, _ = nearer_to_original(chosen, lambda: planned(channels_only(limits)), run, lambda r: r.recovery)
-    if chosen.speedup is not None:
-        return chosen
-    speedup = _speedup(analysis, chosen.plan, chosen.model, predictor, where or device, runs, tick("measuring"))
-    return replace(chosen, speedup=speedup)
+    outcome = run(planned(limits))
+    if scores is not None and removes_both(analysis, limits, outcome.plan):
+        outcome, _ = nearer_to_original(outcome, lambda: planned(channels_only(limits)), run, lambda r: r.recovery)
+    if outcome.speedup is not None:
+        return outcome
+    speedup = _speedup(analysis, outcome.plan, outcome.model, predictor, where or device, runs, tick("measuring"))
+    return replace(outcome, speedup=speedup)
 
 
 def _check_budget(
