@@ -19,6 +19,7 @@ from onnxprune.execution.calibration import Calibration
 from onnxprune.plans import parse_plan
 
 DIGITS = ROOT / "models" / "digits_cnn.onnx"
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 
 
 def test_plan_of_the_format_page_is_a_plan() -> None:
@@ -55,3 +56,21 @@ def test_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     runpy.run_path(str(ROOT / "examples" / "python_api.py"), run_name="__main__")
     assert "MACs" in capsys.readouterr().out
     assert (tmp_path / "small.onnx").is_file()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_rows_of_a_table_have_the_cells_of_its_head(page: Path) -> None:
+    """A row that is wrapped over two lines ends the table there."""
+    fence, head = False, 0
+    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
+        fence ^= line.lstrip().startswith("```")
+        bare = re.sub(r"`[^`]*`", "", line).replace("\\|", "")
+        if fence or not (head or line.startswith("|")):
+            continue
+        if not line.strip():
+            head = 0
+            continue
+        assert bare.startswith("|"), f"{page.name}:{number}: text directly below a table"
+        assert bare.rstrip().endswith("|"), f"{page.name}:{number}: the row does not end"
+        head = head or bare.count("|")
+        assert bare.count("|") == head, f"{page.name}:{number}: {bare.count('|') - 1} cells, not {head - 1}"

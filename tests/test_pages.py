@@ -12,6 +12,7 @@ import pytest
 from documented import ROOT, Block, blocks_of, commands_of, parse, parse_block, run_block
 from onnx import numpy_helper
 from PIL import Image
+from small_digits import small_digits
 
 import onnxprune as op
 from onnxprune.criteria._registry import CRITERIA
@@ -21,6 +22,8 @@ PAGES = ["README.md", "CONTRIBUTING.md", *sorted(p.relative_to(ROOT).as_posix() 
 # Pages that speak of photographs get networks and data with three colours; all others get digits as they are.
 COLOUR = ("README.md", "docs/commands.md", "docs/recover.md")
 SHIPPED = {"digits_keras.onnx": ("docs/howto/keras.md",), "digits_cnn_folded.onnx": ("docs/retraining.md",)}
+# Pages that prune and recover dozens of times get a network with few layers.
+SMALL = ("docs/frontier.md",)
 # Names that pages give to a model that is there before the page begins.
 MODELS = ("model.onnx", "mobilenet_v2.onnx", "resnet50.onnx", "small.onnx", "m.onnx")
 
@@ -44,7 +47,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool], Path]:
     def make(colour: bool) -> Path:
         folder = tmp_path_factory.mktemp("colour" if colour else "grey")
         channels = 3 if colour else 1
-        for name, part, images in (("train", "train", 200), ("val", "test", 100), ("test", "test", 200)):
+        for name, part, images in (("train", "train", 200), ("val", "test", 60), ("test", "test", 100)):
             data = op.load_data(f"digits:{part}", images=images)
             # Noise, so that accuracy has something to lose and to win back.
             x = np.clip(data.x + 0.12 * np.random.default_rng(0).standard_normal(data.x.shape), 0, 1)
@@ -66,8 +69,9 @@ def workplace(page: str, places: Callable[[bool], Path], folder: Path) -> None:
     shutil.copytree(places(colour), folder, dirs_exist_ok=True)
     shutil.copytree(ROOT / "examples", folder / "examples")
     shipped = next((name for name, pages in SHIPPED.items() if page in pages), "digits_cnn.onnx")
+    model = small_digits(folder) if page in SMALL else ROOT / "models" / shipped
     for name in MODELS:
-        (coloured if colour else shutil.copy)(ROOT / "models" / shipped, folder / name)
+        (coloured if colour else shutil.copy)(model, folder / name)
 
 
 def runnable(page: str) -> list[Block]:

@@ -3,8 +3,9 @@
     make pictures                     # all of them, into docs/pictures/
     python tools/screenshots.py NAME ...
 
-Each picture is 1280 by 800 pixels of a page that onnxprune serves or writes, from models that ship. Run it after a
-change of the explorer, the report or the frontier, and look at the result before committing it.
+Most are 1280 by 800 pixels of a page that onnxprune serves or writes, all from models and data that ship. Run it after
+a change of the explorer, the report or the frontier, and look at the result before committing it. Figures of numbers on
+the pages: tools/figures.py.
 """
 
 from __future__ import annotations
@@ -19,12 +20,15 @@ from typing import Any
 
 import click
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 import onnxprune as op
+from onnxprune.execution.data.digit_scenes import digit_scene
 from onnxprune.plans import save_plan
+from onnxprune.recipes import load_recipe, run_recipe
 from onnxprune.reports import MeasurementSettings, write_report
 from onnxprune.reports.explorer import Explorer, Server, plan_site
+from onnxprune.studies.plots import plot_curves
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests" / "helpers"), str(ROOT / "tools")]
@@ -117,9 +121,48 @@ def frontier(browser: Browser, folder: Path, name: str) -> None:
     _part(browser, folder / "frontier.html", name, "frontier")
 
 
+def report_run(browser: Browser, folder: Path, name: str) -> None:
+    """Show the first screen of the report of a recipe's run."""
+    run_recipe(load_recipe("recover"), folder / "run")
+    write_report([folder / "run"], folder / "run.html")
+    _part(browser, folder / "run.html", name, None)
+
+
+def samples(browser: Browser, folder: Path, name: str) -> None:
+    """Show samples of the data that ships, with labels and boxes."""
+    sheet = Image.new("RGB", (1000, 320), "white")
+    pen = ImageDraw.Draw(sheet)
+    digits = op.load_data("digits:test")
+    for i, (x, y) in enumerate(zip(digits.x[:8], digits.y[:8], strict=True)):
+        left, top = 10 + 90 * (i % 4), 30 + 140 * (i // 4)
+        tile = Image.fromarray((255 * x[0] / digits.x.max()).astype("uint8"))
+        sheet.paste(tile.resize((80, 80), Image.Resampling.NEAREST), (left, top))
+        pen.text((left + 36, top + 86), str(y), fill="black", font_size=16)
+    for i in range(2):
+        (image, boxes, classes), scale, left = digit_scene("test", i), 3, 400 + 300 * i
+        tile = Image.fromarray(image)
+        sheet.paste(tile.resize((96 * scale, 96 * scale), Image.Resampling.NEAREST), (left, 16))
+        for box, label in zip(boxes * scale, classes, strict=True):
+            x1, y1, x2, y2 = (int(v) + o for v, o in zip(box, (left, 16, left, 16), strict=True))
+            pen.rectangle((x1, y1, x2, y2), outline="#0b63c5", width=2)
+            pen.text((x1 + 3, y1 + 1), str(label), fill="#0b63c5", font_size=13)
+    out = io.BytesIO()
+    sheet.save(out, "PNG")
+    save(out.getvalue(), name)
+
+
+def tutorial_curves(browser: Browser, folder: Path, name: str) -> None:
+    """Draw the curves of the tutorial as its command does."""
+    scores = op.score(op.analyze(op.load(MODEL)), "l2")
+    curves = op.sensitivity(scores, "digits:test", ratios=(0.2, 0.4, 0.6, 0.8))
+    plot_curves(curves, OUT / f"{name}.svg", name="digits_cnn.onnx")
+    click.echo(f"docs/pictures/{name}.svg: {(OUT / f'{name}.svg').stat().st_size / 1000:.0f} kB")
+
+
 PICTURES: dict[str, Callable[[Browser, Path, str], Any]] = {
     "explorer": explorer, "report-headline": report_headline, "report-layers": report_layers,
-    "report-graph": report_graph, "frontier": frontier,
+    "report-graph": report_graph, "report-run": report_run, "frontier": frontier, "samples": samples,
+    "tutorial-curves": tutorial_curves,
 }  # fmt: skip
 
 

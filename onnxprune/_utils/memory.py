@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Sequence
 
 from onnxprune._utils.input_files import read_text
 
-# Limit, use, and statistics of a container (cgroup, versions 2 and 1).
-_LIMITS = (
+CONTAINER_FILES = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
     (
         "/sys/fs/cgroup/memory/memory.limit_in_bytes",
@@ -16,15 +16,16 @@ _LIMITS = (
         "/sys/fs/cgroup/memory/memory.stat",
     ),
 )
+"""Limit, use, and statistics of a container (cgroup, versions 2 and 1)."""
 
 
-def memory_at_hand() -> int | None:
+def memory_at_hand(container_files: Sequence[tuple[str, str, str]] = CONTAINER_FILES) -> int | None:
     """Return the bytes that are free: of the machine, of the container and of the process; None if unknown."""
     found = []
     with contextlib.suppress(OSError):
         if match := re.search(r"MemAvailable: *(\d+) kB", read_text("/proc/meminfo")):
             found.append(int(match[1]) * 1024)
-    for limit, used, statistics in _LIMITS:
+    for limit, used, statistics in container_files:
         with contextlib.suppress(OSError, ValueError):  # "max": no limit
             found.append(int(read_text(limit)) - int(read_text(used)) + _cached(read_text(statistics)))
     with contextlib.suppress(ImportError, OSError, ValueError):

@@ -56,13 +56,14 @@ class DemoResult:
         }
 
 
-def run(output: Path, *, full: bool = False, as_json: bool = False) -> None:
+def run(output: Path, *, full: bool = False, as_json: bool = False, epochs: int = EPOCHS) -> None:
     """Prune the digits model to half of its MACs and to 15 %; prove, recover, evaluate and measure both.
 
     Args:
         output: File of the model with half of the MACs.
         full: Retrain both as well.
         as_json: Write one JSON document instead of tables.
+        epochs: Epochs of the retraining.
 
     Raises:
         OnnxPruneError: The output cannot be written, or with `full` PyTorch is missing.
@@ -80,7 +81,7 @@ def run(output: Path, *, full: bool = False, as_json: bool = False) -> None:
         result = _recovered(share, made, original, train, test)
         if full:
             with _display.progress(f"retraining at {share:.0%} of the MACs", quiet=as_json) as tick:
-                result = _retrained(result, original, train, test, tick)
+                result = _retrained(result, original, train, test, epochs, tick)
         results.append(result)
     half = results[0]
     save(half.model, output)
@@ -107,10 +108,10 @@ def _recovered(share: float, made: Compiled, original: Model, train: Data, test:
     return DemoResult(share, made, model, evaluate(made.model, test), evaluate(model, test), took)
 
 
-def _retrained(result: DemoResult, original: Model, train: Data, test: Data, tick: Progress) -> DemoResult:
+def _retrained(result: DemoResult, original: Model, train: Data, test: Data, epochs: int, tick: Progress) -> DemoResult:
     from onnxprune.training import Settings, retrain
 
-    settings = Settings(epochs=EPOCHS, batch=64, lr=0.05, schedule="onecycle", device="cpu", threads=1)
+    settings = Settings(epochs=epochs, batch=64, lr=0.05, schedule="onecycle", device="cpu", threads=1)
     done = retrain(result.model, train, teacher=original, settings=settings, progress=tick)
     took = sum(e.seconds for e in done.history)
     return replace(result, model=done.model, retrained=evaluate(done.model, test), retraining_seconds=took)

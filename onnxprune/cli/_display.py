@@ -411,4 +411,6 @@ def run_table(done: RunTable, folder: str) -> None:
     ]  # fmt: skip
     worth = ["top1", "loss"] if metric is None else [metric_title(metric)]
     table(done.name, ["step", *worth, "MACs", "params", "bytes", "latency", "took"], rows)
+    if done.machine:
+        sys.stdout.write(f"latency on {done.machine}\n")
     sys.stdout.write(f"last model: {done.final}\nall files and table.csv: {folder}\n")

@@ -464,6 +464,8 @@ def finish(
     if _display.finished(as_json, lambda: document):
         return
     _display.compiled_table(done, f"{source.name} -> {output.output}", speedup)
+    if not done.plan.removed and not done.plan.blocks:
+        click.echo("nothing was removed: the plan keeps every channel")
     if recovered is not None:
         _display.recovered_table(recovered, "without training")
     real = recovered is not None and samples is not None and samples.data.name != NO_DATA

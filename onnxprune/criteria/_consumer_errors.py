@@ -13,7 +13,7 @@ from onnxprune.analysis.coupling import Group
 from onnxprune.criteria.base import Array, ScoringContext
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Probe, Statistic
-from onnxprune.execution.gram import Consumer, Gram, consumers, picked_positions, row_blocks
+from onnxprune.execution.gram import BLOCK, Consumer, Gram, consumers, picked_positions, row_blocks
 from onnxprune.ir.model import Array as Values
 
 Indices = npt.NDArray[np.int64]
@@ -29,11 +29,13 @@ class StatisticLimits:
         width: Inputs x kernel of a layer with a Gram matrix; above, it needs 200 MB and its inverse minutes.
         outputs: Sampled outputs of wider layers.
         memory: Bytes of Gram matrices at a time.
+        block: Elements of rows of wider layers processed together.
     """
 
     width: int = 5_000
     outputs: int = 64
     memory: int = 2**30
+    block: int = BLOCK
 
 
 class Contributions(Statistic):
@@ -46,14 +48,14 @@ class Contributions(Statistic):
         wanted: Components of the channels.
         positions: Most output positions used in every sample.
         seed: Seed of the choice of outputs and positions.
-        outputs: Number of sampled outputs.
+        limits: Number of sampled outputs, and elements processed together.
     """
 
-    def __init__(self, consumer: Consumer, wanted: Indices, positions: int, seed: int, outputs: int) -> None:
-        self.node, self.wanted, self.seed = consumer.node, positions, seed
+    def __init__(self, consumer: Consumer, wanted: Indices, positions: int, seed: int, limits: StatisticLimits) -> None:
+        self.node, self.wanted, self.seed, self._block = consumer.node, positions, seed, limits.block
         self.blocks = [consumer.blocks(q, wanted) for q in range(self.node.groups)]
         each, groups = self.node.outputs // self.node.groups, self.node.groups
-        self.weights = self.node.matrix(picked_positions(each, max(1, outputs // groups), 0, seed))
+        self.weights = self.node.matrix(picked_positions(each, max(1, limits.outputs // groups), 0, seed))
         self._products = np.zeros((len(wanted), len(wanted)))
         # Sums use differences from the first mean, as in `Gram`.
         self._sums, self._origin = np.zeros((2, len(wanted), groups * self.weights.shape[2]))
@@ -62,7 +64,7 @@ class Contributions(Statistic):
     def add(self, values: Values, samples: range) -> None:
         """Add the layer's input `[samples * k, ...]`."""
         width = max(self._sums.size, self.node.groups * self.node.inputs * self.node.kernel)
-        for rows in row_blocks(self.node, values, samples, self.wanted, self.seed, width):
+        for rows in row_blocks(self.node, values, samples, self.wanted, self.seed, width, self._block):
             parts = zip(rows.astype(np.float64), self.blocks, self.weights, strict=True)
             added = np.concatenate([np.stack([r[:, b] @ w[b] for b in blocks]) for r, blocks, w in parts], axis=2)
             if not self.rows:
@@ -214,7 +216,7 @@ def _probes(
             out.append(ConsumerProbe(c.tensor, Gram(c.node, positions, seed), c, None))
             continue
         out += [
-            ConsumerProbe(c.tensor, Contributions(c, g.components, positions, seed, limits.outputs), c, g.name)
+            ConsumerProbe(c.tensor, Contributions(c, g.components, positions, seed, limits), c, g.name)
             for g in groups
             if c.reads(g)
         ]

@@ -36,15 +36,17 @@ from onnxprune.execution.calibration import Probe
 _C1, _C2 = 1e-4, 9e-4  # (0.01 L)^2 and (0.03 L)^2 of SSIM, for values of range L = 1
 _SIDE = float(np.exp(-1 / (2 * 1.5**2)))  # weight of a neighbour in a Gaussian of standard deviation 1.5
 _WINDOW = (1 / (1 + 2 * _SIDE), _SIDE / (1 + 2 * _SIDE))  # middle and sides; their product is 3 x 3
-_BLOCK = 1 << 17  # values of pairs at a time: a few arrays of 1 MB, which fit in the cache
+BLOCK = 1 << 17
+"""Values of pairs at a time: a few arrays of 1 MB, which fit in the cache."""
 
 
-def map_similarity(maps: NDArray[Any]) -> Array:
+def map_similarity(maps: NDArray[Any], *, block: int = BLOCK) -> Array:
     """Return |mean SSIM| of pairs of channels (Wang et al. 2004; 3 x 3 Gaussian window, sigma 1.5, zero padding 1).
 
     Args:
         maps: [channels, ..., height, width]. If a channel has several maps, its i-th is compared with the other's
             i-th, and the mean is over all.
+        block: Values computed at a time.
 
     Returns:
         [pairs] float64, pairs (i < j) in lexicographic order: channels * (channels - 1) / 2.
@@ -54,7 +56,7 @@ def map_similarity(maps: NDArray[Any]) -> Array:
     variances = _blurred(x * x) - means * means
     first, second = np.triu_indices(len(x), 1)
     out = np.empty(len(first))
-    step = max(1, _BLOCK // max(1, x[:1].size))
+    step = max(1, block // max(1, x[:1].size))
     for start in range(0, len(out), step):
         i, j = first[start : start + step], second[start : start + step]
         product = means[i] * means[j]

@@ -21,7 +21,8 @@ from onnxprune.execution.data import Data, Feeds, Preprocess
 from onnxprune.execution.sessions import Session
 from onnxprune.ir.model import Array, Model
 
-_MEMORY = 32 * 2**20  # bytes of all collected tensors of one run
+MEMORY = 32 * 2**20
+"""Bytes of all collected tensors of one run."""
 
 
 class FeedReader:
@@ -147,6 +148,7 @@ def calibrate(
     samples: int | None = None,
     device: str = "cpu",
     threads: int = 0,
+    memory: int = MEMORY,
     progress: Progress | None = None,
 ) -> int:
     """Run batches through a model and update the statistics, in sample order.
@@ -158,6 +160,7 @@ def calibrate(
         samples: Number of samples, if the last batch is padded with copies; these are excluded.
         device: "auto", "cpu" or "cuda".
         threads: Threads of onnxruntime; 0: its default.
+        memory: Bytes of the collected tensors of one run; larger batches are run in parts.
         progress: Called with (samples done, `samples`) if `samples` is given.
 
     Returns:
@@ -183,7 +186,7 @@ def calibrate(
         length = 0 if fixed else _length(feed)
         step = steps.get(sizes := tuple(np.shape(v)[1:] for v in feed.values()), 0)
         if length and not step:
-            step = max(1, _MEMORY // max(1, sum(v.nbytes for v in _run(session, _part(feed, 0, 1), i))))
+            step = max(1, memory // max(1, sum(v.nbytes for v in _run(session, _part(feed, 0, 1), i))))
             steps[sizes] = step
         for part in [_part(feed, start, step) for start in range(0, length, step)] if length else [feed]:
             run = _length(part) or 1

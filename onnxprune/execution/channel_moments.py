@@ -8,12 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.errors import OnnxPruneError
-from onnxprune.execution.calibration import Probe, Statistic, calibrate
+from onnxprune.execution.calibration import MEMORY, Probe, Statistic, calibrate
 from onnxprune.ir.model import Array, Model
 
 Vector = npt.NDArray[np.float64]
 
-_BLOCK = 2**17  # elements converted to float64 at a time: 1 MiB fits into the CPU cache
+BLOCK = 2**17
+"""Elements converted to float64 at a time: 1 MiB fits into the CPU cache."""
 
 
 class Moments(Statistic):
@@ -22,10 +23,11 @@ class Moments(Statistic):
     Args:
         tensor: Tensor name, for messages.
         axis: Channel axis.
+        block: Elements converted to float64 at a time.
     """
 
-    def __init__(self, tensor: str, axis: int = 1) -> None:
-        self.tensor, self.axis = tensor, axis
+    def __init__(self, tensor: str, axis: int = 1, *, block: int = BLOCK) -> None:
+        self.tensor, self.axis, self._block = tensor, axis, block
         self.total = self.squares = np.zeros(0)
         self.count = 0
 
@@ -38,7 +40,7 @@ class Moments(Statistic):
         if not len(self.total):
             self.total, self.squares = np.zeros(channels), np.zeros(channels)
         flat = values.reshape(len(values), channels, -1) if values.size else values.reshape(0, channels, 1)
-        rows = max(1, _BLOCK // max(1, flat[:1].size))
+        rows = max(1, self._block // max(1, flat[:1].size))
         for i in range(0, len(flat), rows):
             wide = flat[i : i + rows].astype(np.float64)
             self.total += wide.sum((0, 2))
@@ -64,6 +66,8 @@ def measure_statistics(
     *,
     device: str = "cpu",
     threads: int = 0,
+    memory: int = MEMORY,
+    block: int = BLOCK,
 ) -> dict[str, tuple[Vector, Vector]]:
     """Return the statistics that BatchNormalization stores: mean and variance per channel over samples and positions.
 
@@ -75,6 +79,8 @@ def measure_statistics(
         feeds: Batches of inputs.
         device: "auto", "cpu" or "cuda".
         threads: Threads of onnxruntime; 0: its default.
+        memory: Bytes of the tensors of one run; larger batches are run in parts.
+        block: Elements converted to float64 at a time.
 
     Returns:
         Name -> (mean [C], variance [C]), float64.
@@ -82,8 +88,9 @@ def measure_statistics(
     Raises:
         OnnxPruneError: See `calibrate`; or a tensor has no channels or no elements.
     """
-    found = {name: Moments(name) for name in names}
-    calibrate(model, [Probe(name, moments) for name, moments in found.items()], feeds, device=device, threads=threads)
+    found = {name: Moments(name, block=block) for name in names}
+    probes = [Probe(name, moments) for name, moments in found.items()]
+    calibrate(model, probes, feeds, device=device, threads=threads, memory=memory)
     if any(not m.count for m in found.values()):
         raise OnnxPruneError("the data has no samples", fix="pass at least one sample")
     return {name: (m.mean, m.variance) for name, m in found.items()}

@@ -25,9 +25,11 @@ Vector = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 
 _SHARED = 64  # consecutive samples that share their positions
-_BLOCK = 2**22  # elements of rows processed together
+BLOCK = 2**22
+"""Elements of rows processed together."""
 _TOGETHER = 512  # rows multiplied together: adding the products of fewer costs more than computing them
-_PENDING = 128  # columns of delayed updates before they are applied
+PENDING = 128
+"""Columns of delayed updates before they are applied."""
 
 
 def picked_positions(positions: int, count: int, sample: int, seed: int = 0) -> Indices | None:
@@ -48,7 +50,7 @@ def stretches(samples: range) -> list[range]:
 
 
 def row_blocks(
-    node: LinearNode, values: Array, samples: range, positions: int, seed: int, width: int
+    node: LinearNode, values: Array, samples: range, positions: int, seed: int, width: int, block: int = BLOCK
 ) -> Iterator[Array]:
     """Yield rows of a node at selected positions of some samples, `[groups, n, inputs * kernel]` at a time.
 
@@ -59,6 +61,7 @@ def row_blocks(
         positions: Maximum number of positions per sample.
         seed: Seed of the selection.
         width: Elements computed per position; bounds n.
+        block: Most elements computed at a time.
     """
     count = node.count(values)
     each = len(values) // max(1, len(samples))
@@ -67,7 +70,7 @@ def row_blocks(
         picks = picked_positions(count, positions, part.start, seed)
         if picks is None:
             picks = np.arange(count)
-        step = max(1, _BLOCK // (max(1, len(own)) * width))
+        step = max(1, block // (max(1, len(own)) * width))
         for i in range(0, len(picks), step):
             yield node.rows(own, picks[i : i + step])
 
@@ -81,10 +84,11 @@ class Gram(Statistic):
         node: Node whose input is passed to `add`.
         positions: Maximum number of output positions per sample.
         seed: Seed of the selection.
+        block: Elements of rows processed together.
     """
 
-    def __init__(self, node: LinearNode, positions: int, seed: int = 0) -> None:
-        self.node, self.wanted, self.seed = node, positions, seed
+    def __init__(self, node: LinearNode, positions: int, seed: int = 0, *, block: int = BLOCK) -> None:
+        self.node, self.wanted, self.seed, self._block = node, positions, seed, block
         size = node.inputs * node.kernel
         self._triangles = [np.zeros((size, size), order="F") for _ in range(node.groups)]  # lower, of the products
         self._sums, self._origin = np.zeros((2, node.groups, size))
@@ -94,7 +98,7 @@ class Gram(Statistic):
 
     def add(self, values: Array, samples: range) -> None:
         """Add the node's input `[samples * k, ...]`."""
-        for rows in row_blocks(self.node, values, samples, self.wanted, self.seed, self._sums.size):
+        for rows in row_blocks(self.node, values, samples, self.wanted, self.seed, self._sums.size, self._block):
             self.add_rows(rows)
 
     def add_rows(self, rows: Array) -> None:
@@ -211,7 +215,10 @@ class BlockOBS:
         ridge: See `damped`.
     """
 
-    def __init__(self, covariance: Matrix, weight: Matrix, blocks: Sequence[Indices], ridge: float) -> None:
+    def __init__(
+        self, covariance: Matrix, weight: Matrix, blocks: Sequence[Indices], ridge: float, *, pending: int = PENDING
+    ) -> None:
+        self._pending = pending
         own = np.concatenate([*blocks, np.zeros(0, np.int64)])
         stops = np.cumsum([len(b) for b in blocks])
         self._at = [np.arange(stop - len(b), stop) for b, stop in zip(blocks, stops.tolist(), strict=True)]
@@ -247,7 +254,7 @@ class BlockOBS:
             same.inverse -= step[same.index] @ columns[same.index].swapaxes(1, 2)
         self._waiting[:, :, self._used : self._used + size] = step, columns, half
         self._used += size
-        if self._used >= _PENDING:
+        if self._used >= self._pending:
             self._apply()
 
     def _of_size(self, size: int) -> _Blocks:
@@ -272,7 +279,7 @@ class BlockOBS:
 
     def _clear(self) -> None:
         largest = max((same.index.shape[1] for same in self._blocks), default=0)
-        self._waiting = np.empty((3, len(self._remaining), _PENDING + largest))
+        self._waiting = np.empty((3, len(self._remaining), self._pending + largest))
         self._used = 0
 
 

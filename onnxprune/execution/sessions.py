@@ -299,11 +299,11 @@ def kernel_block(device: str = "cpu") -> int:
     """
     if device == "cuda":
         return 8
-    return _padded_block() or _simd_block()
+    return padded_block() or _simd_block()
 
 
 @functools.cache
-def _padded_block() -> int | None:
+def padded_block() -> int | None:
     """Return the block to which onnxruntime pads the channels of a convolution; None if it does not.
 
     Read from the optimized graph, so that it does not depend on a clock: the weight of 33 filters gets 48 rows in

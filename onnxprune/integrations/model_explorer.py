@@ -64,13 +64,22 @@ def node_data(
     return {name: _document(read.graph.name or "graph", name, results) for name, results in values.items()}
 
 
-def save_node_data(model: ModelSource, plan: PlanSource, folder: str | os.PathLike[str], **options: Any) -> list[Path]:
-    """Write a file for each overlay of `node_data`, and return their paths.
+def save_node_data(
+    model: ModelSource,
+    plan: PlanSource,
+    folder: str | os.PathLike[str],
+    *,
+    scores: Scores | None = None,
+    latency: bool = False,
+    threads: int = 1,
+    runs: int = 20,
+) -> list[Path]:
+    """Write a file for each overlay of `node_data`, whose other arguments these are, and return their paths.
 
     Raises:
         OnnxPruneError: See `node_data`; or the folder cannot be written.
     """
-    documents = node_data(model, plan, **options)
+    documents = node_data(model, plan, scores=scores, latency=latency, threads=threads, runs=runs)
     out = []
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ Weights become numpy arrays; large ones are read-only views over the memory-mapp
 
 from __future__ import annotations
 
+import difflib
 import mmap
 import os
 import re
@@ -80,7 +81,7 @@ def _from_file(path: Path) -> Model:
     try:
         proto, raw, buf = protobuf_wire.read(path)
     except FileNotFoundError as err:
-        raise OnnxPruneError(f"no such file: {str(path)!r}") from err
+        raise OnnxPruneError(f"no such file: {str(path)!r}", fix=_near(path)) from err
     except OSError as err:
         raise OnnxPruneError(f"cannot read {str(path)!r}: {err.strerror}") from err
     except (protobuf_wire.WireError, UnicodeDecodeError) as err:
@@ -95,6 +96,18 @@ def _from_file(path: Path) -> Model:
         for i, r in raw.items()
     }
     return _from_proto(proto, arrays, path)
+
+
+def _near(path: Path) -> str | None:
+    """Return a hint at models of similar names, or at those beside a path that does not exist."""
+    if not path.parent.is_dir():
+        return f"the folder {str(path.parent)!r} does not exist either"
+    try:
+        beside = sorted(p.name for p in path.parent.glob("*.onnx"))
+    except OSError:
+        return None
+    near = difflib.get_close_matches(path.name, beside, n=2) or beside[:3]
+    return f"in that folder: {', '.join(str(path.with_name(n)) for n in near)}" if near else None
 
 
 def _from_proto(proto: onnx.ModelProto, arrays: dict[str, Array], path: Path | None) -> Model:

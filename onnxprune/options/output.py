@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from onnxprune.options._declare import OUTPUT, Options, option
+from onnxprune.options._declare import OUTPUT, OptionError, Options, option
+
+_OTHERS = {
+    **dict.fromkeys((".pt", ".pth", ".ckpt", ".torchscript"), "PyTorch"), **dict.fromkeys((".h5", ".keras"), "Keras"),
+    **dict.fromkeys((".pb", ".tflite"), "TensorFlow"), **dict.fromkeys((".engine", ".trt"), "TensorRT"),
+    ".ort": "onnxruntime", ".xml": "OpenVINO", ".mlmodel": "Core ML", ".pdmodel": "PaddlePaddle",
+    **dict.fromkeys((".json", ".npz", ".html", ".csv", ".toml"), "other"),
+}  # fmt: skip
+"""Formats that an ending promises and a written model does not have."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -23,6 +31,15 @@ class ModelOutput(Output):
         None, help="Weights beside the model, or inside it.", heading=OUTPUT, advanced=True,
         flag="--external-data/--single-file", shown="by size",
     )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        known = _OTHERS.get(self.output.suffix.lower())
+        if known is not None:
+            raise OptionError(
+                "output", f"is an ONNX model; {self.output.name!r} has the ending of {known} files",
+                fix=f"{self.output.stem}.onnx",
+            )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -51,12 +51,15 @@ class RunTable:
         rows: its steps.
         sources: sources of the data.
         changes: changes to the recipe's text.
+        machine: processor, runtime, batch and threads of the latency; "" if there is none or an earlier version
+            measured it.
     """
 
     name: str
     rows: Sequence[StepRow] = field(repr=False)
     sources: Mapping[str, str] = field(default_factory=dict, repr=False)
     changes: Sequence[str] = ()
+    machine: str = ""
 
     @property
     def final(self) -> str:
@@ -67,7 +70,7 @@ class RunTable:
         """Return plain values for JSON."""
         return {
             "schema": 1, "recipe": self.name, "model": self.final, "sources": dict(self.sources),
-            "changes": list(self.changes), "steps": [asdict(r) for r in self.rows],
+            "changes": list(self.changes), "machine": self.machine or None, "steps": [asdict(r) for r in self.rows],
         }  # fmt: skip
 
     def to_csv(self) -> str:

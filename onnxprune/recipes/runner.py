@@ -33,6 +33,7 @@ from onnxprune.analysis.cost import Cost, CostModel
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import Data, fit, load_data
+from onnxprune.execution.machine import measured_on
 from onnxprune.execution.tasks.evaluation import evaluate
 from onnxprune.ir.model import Model
 from onnxprune.latency.bench import bench
@@ -312,7 +313,7 @@ class _RecipeRun:
         records = {ORIGINAL: self.journal.entries[ORIGINAL]} | {
             e.key: self.journal.entries[e.key] for e in self.recipe.entries
         }  # fmt: skip
-        latencies = self._latencies([key for key, r in records.items() if r["figures"] is not None])
+        latencies, machine = self._latencies([key for key, r in records.items() if r["figures"] is not None])
         rows = []
         for key, r in records.items():
             figures = r["figures"] or {}
@@ -324,23 +325,23 @@ class _RecipeRun:
                     latency=latencies.get(key), seconds=r.get("seconds"), note=r.get("note", ""),
                 )
             )  # fmt: skip
-        table = RunTable(self.recipe.name, tuple(rows), self.recipe.sources, self.recipe.changes)
+        table = RunTable(self.recipe.name, tuple(rows), self.recipe.sources, self.recipe.changes, machine)
         write_text(self.folder / "table.csv", table.to_csv())
         write_text(self.folder / "table.json", json.dumps(table.as_dict(), indent=1, allow_nan=False) + "\n")
         return table
 
-    def _latencies(self, keys: list[str]) -> dict[str, float]:
-        """Return the seconds of a run of each model, by the step that made it."""
+    def _latencies(self, keys: list[str]) -> tuple[dict[str, float], str]:
+        """Return the seconds of a run of each model, by the step that made it, and where they were measured."""
         b = self.recipe.bench
         if not b.runs:
-            return {}
+            return {}, ""
         known = self.journal.entries.get(LATENCY)
         settings = {k: v for k, v in asdict(b).items() if k not in ("runtime", "runtime_options")}
         how = {**settings, "models": keys}
         if not b.is_default:
             how |= {"runtime": b.runtime, "runtime_options": dict(b.runtime_options)}
-        if known is not None and known["how"] == how:
-            return dict(known["median"])
+        if known is not None and {k: v for k, v in known["how"].items() if k != "machine"} == how:
+            return dict(known["median"]), known["how"].get("machine", "")
         where = make_runtime(b.runtime, b.runtime_options, device=b.device)
         # Each in turn with the original, as in `onnxprune bench`: more models would evict each other's caches.
         whole: list[float] = []
@@ -355,8 +356,9 @@ class _RecipeRun:
             if not whole:
                 whole = [bench([self.analysis.source], **settings, runtime=where)[0].latency.median]
         median = {ORIGINAL: float(np.median(whole)), **median}
-        self.journal.add(LATENCY, {"how": how, "median": median})
-        return median
+        machine = measured_on(str(where.describe()), batch=b.batch, threads=b.threads)
+        self.journal.add(LATENCY, {"how": {**how, "machine": machine}, "median": median})
+        return median, machine
 
     # ---------------------------------------------------------------------------------------------------- the log
 

@@ -15,7 +15,7 @@ the weights are kept.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 from typing import ClassVar
@@ -39,7 +39,7 @@ Matrix = npt.NDArray[np.float64]
 _log = logging.getLogger(__name__)
 
 RIDGES = (1e-7, 1e-4, 1e-2, 1e-1, 1.0, 10.0)  # values of lambda, as shares of the mean variance of the inputs
-_MEMORY = 2**29  # most bytes of the rows of one node
+MEMORY = 2**29  # most bytes of the rows of one node
 _FEW, _TIMES = 10_000, 60  # sufficient rows: the larger of a constant and a number per unknown
 _BLOCK = 4096  # rows converted to float64 at a time
 _ROUNDS_AT = 1e-2  # lambda during the alternation
@@ -84,6 +84,8 @@ class ReconstructWeights(Pass):
         known: Called with each node before it is solved; returns a solution from an earlier run, or None.
         done: Called with each solution and (nodes done, nodes in all).
         originals: Activations of the original, shared with other recoveries on the same samples.
+        ridges: Values of lambda that are tried, in ascending order, as shares of the mean variance of the inputs.
+        memory: Most bytes of the rows of one node.
 
     Raises:
         OnnxPruneError: Parameters out of range.
@@ -99,6 +101,8 @@ class ReconstructWeights(Pass):
     known: Callable[[str], Solution | None] | None = field(default=None, repr=False)
     done: Callable[[Solution, int, int], None] | None = field(default=None, repr=False)
     originals: OriginalActivations | None = field(default=None, repr=False)
+    ridges: tuple[float, ...] = RIDGES
+    memory: int = MEMORY
 
     def __post_init__(self) -> None:
         if type(self.rows) is not int or self.rows < 1 or type(self.rounds) is not int or self.rounds < 0:
@@ -136,21 +140,22 @@ class ReconstructWeights(Pass):
         """Return the number of rows used for a node, over all samples."""
         each = 4 * linear.groups * linear.inputs * linear.kernel + 8 * linear.outputs
         enough = max(_FEW, _TIMES * linear.inputs * linear.kernel)
-        return max(1, min(self.rows, enough, _MEMORY // each))
+        return max(1, min(self.rows, enough, self.memory // each))
 
     def _solution(self, cursor: PairedCursor, step: PairedLayer) -> Solution:
         rows = self.most_rows(step.linear)
         found = cursor.rows(step, ceil(rows / len(cursor.calibration)), seed=self.seed)
-        return solve(step, found, self.rounds)
+        return solve(step, found, self.rounds, self.ridges)
 
 
-def solve(step: PairedLayer, rows: RegressionRows, rounds: int) -> Solution:
+def solve(step: PairedLayer, rows: RegressionRows, rounds: int, ridges: Sequence[float] = RIDGES) -> Solution:
     """Return the solved weights of one node.
 
     Args:
         step: Node and the stable point where its error is measured.
         rows: Inputs of the node and target outputs. The inputs are centred in place, which saves a copy.
         rounds: Rounds of the alternation with the bounds.
+        ridges: Values of lambda that are tried.
     """
     linear = step.linear
     out = rows.samples % _HOLDOUT_STRIDE == _HOLDOUT_STRIDE - 1
@@ -162,7 +167,7 @@ def solve(step: PairedLayer, rows: RegressionRows, rounds: int) -> Solution:
     matrix, shift = linear.matrix(), linear.shift()
     new_matrix, new_shift = matrix.copy(), shift.copy()
     before = after = spread = 0.0
-    ridges = []
+    chosen = []
     constant = dependent = 0
     for g in range(linear.groups):
         own = slice(g * size, (g + 1) * size)
@@ -173,14 +178,14 @@ def solve(step: PairedLayer, rows: RegressionRows, rounds: int) -> Solution:
         problem = _Problem(
             rows.inputs[g], rows.targets[:, columns], None if rows.shortcut is None else rows.shortcut[:, columns],
             matrix[g][:, usable] * step.scale[columns], shift[columns] * step.scale[columns] + step.offset[columns],
-            (step.low, step.high), linear.intercept, out,
+            (step.low, step.high), linear.intercept, out, ridges,
         )  # fmt: skip
         weight, base, errors, ridge = problem.best(rounds)
         before, after, spread = before + errors[0], after + min(errors), spread + problem.spread
         constant, dependent = constant + problem.constant, dependent + problem.dependent
         if not errors[1] < errors[0]:
             continue
-        ridges.append(ridge)
+        chosen.append(ridge)
         new_matrix[g][:, usable] = weight / step.scale[columns]
         new_shift[columns] = (base - step.offset[columns]) / step.scale[columns]
     name = linear.node.outputs[0].name
@@ -194,9 +199,9 @@ def solve(step: PairedLayer, rows: RegressionRows, rounds: int) -> Solution:
     ):
         if holds:
             _log.info("%s: %s", name, fact)
-    if not ridges or not _fits(linear, new_matrix, new_shift):
+    if not chosen or not _fits(linear, new_matrix, new_shift):
         return Solution(name, None, None, share[0], share[0], 0.0)
-    return Solution(name, new_matrix, new_shift if linear.intercept else None, share[0], share[1], max(ridges))
+    return Solution(name, new_matrix, new_shift if linear.intercept else None, share[0], share[1], max(chosen))
 
 
 def _fits(linear: LinearNode, matrix: Matrix, shift: Matrix) -> bool:
@@ -210,8 +215,9 @@ def _fits(linear: LinearNode, matrix: Matrix, shift: Matrix) -> bool:
 class _InputMoments:
     """Second moments of inputs, central if outputs can be shifted, with their inverses by lambda."""
 
-    def __init__(self, rows: int, sums: Matrix, products: Matrix, intercept: bool) -> None:
+    def __init__(self, rows: int, sums: Matrix, products: Matrix, intercept: bool, least: float) -> None:
         self.rows, self.intercept = rows, intercept
+        self._repeated = (least, _ROUNDS_AT)
         self.mean = sums / rows if intercept else np.zeros(len(sums))
         self.products = products / rows - np.outer(self.mean, self.mean)
         self.variance = max(float(np.trace(self.products)), 0.0) / len(sums)
@@ -230,7 +236,7 @@ class _InputMoments:
         damped = self.products.copy()
         np.einsum("ii->i", damped)[:] += level
         found = level, Inverse(damped)
-        if ridge in (RIDGES[0], _ROUNDS_AT):
+        if ridge in self._repeated:
             self._inverses[ridge] = found
         return found
 
@@ -261,7 +267,7 @@ class _Problem:
 
     def __init__(
         self, x: Array, target: Array, shortcut: Array | None, weight: Matrix, base: Matrix,
-        bounds: tuple[float, float], intercept: bool, out: npt.NDArray[np.bool_],
+        bounds: tuple[float, float], intercept: bool, out: npt.NDArray[np.bool_], ridges: Sequence[float] = RIDGES,
     ) -> None:  # fmt: skip
         # Inputs may vary by much less than their mean: all computations use differences from the mean.
         self.origin = x.mean(0, dtype=np.float64).astype(x.dtype) if intercept else np.zeros(x.shape[1], x.dtype)
@@ -269,7 +275,7 @@ class _Problem:
         self.x, self.target, self.shortcut = x, target, shortcut
         self.weight, self.base = weight, base + self.origin @ weight
         self.low, self.high = bounds
-        self.intercept, self.out = intercept, out
+        self.intercept, self.out, self.ridges = intercept, out, ridges
         handed = np.clip(target, *bounds)
         self.spread = float(handed.var(0, dtype=np.float64).sum())
         self.constant = int((~self.x.any(0)).sum())
@@ -279,17 +285,17 @@ class _Problem:
         """Return (weight, base, held-out errors before and after, lambda)."""
         out = self.out
         inside, held = self._sums(~out), self._sums(out)
-        moments = _InputMoments(len(out), inside[0] + held[0], inside[1] + held[1], self.intercept)
-        rest = _InputMoments(len(out) - int(out.sum()), *inside, self.intercept)
+        moments = _InputMoments(len(out), inside[0] + held[0], inside[1] + held[1], self.intercept, self.ridges[0])
+        rest = _InputMoments(len(out) - int(out.sum()), *inside, self.intercept, self.ridges[0])
         x, trials = self.x[out], []
         targets = self._targets(moments, rounds)
         for i, (target, crossed) in enumerate(targets):
             held_target = target[out]
             outside = crossed[0] - held_target.sum(0, dtype=np.float64), crossed[1] - _product(x, held_target)
             # An exact solution needs no alternation, and only the least lambda.
-            tried = RIDGES if i == len(targets) - 1 else RIDGES[:1]
+            tried = self.ridges if i == len(targets) - 1 else self.ridges[:1]
             trials += [(self._error(*rest.fit(outside, r, self.weight, self.base)), r, i) for r in tried]
-        level, inverse = rest.inverse(RIDGES[0])
+        level, inverse = rest.inverse(self.ridges[0])
         self.dependent = max(0, int((inverse.pivots < 10 * level).sum()) - self.constant)
         error, ridge, i = min(trials)
         weight, base = moments.fit(targets[i][1], ridge, self.weight, self.base)

@@ -52,7 +52,7 @@ from onnxprune.recovery.reconstruct_weights import ReconstructWeights, Solution
 LEAST = 16  # samples
 _HOLDOUT_STRIDE = 8  # hold out every 8th sample
 _MAX_HOLDOUT = 512  # maximum number of held-out samples
-_MEMORY = 2**28  # bytes of the original's outputs on them
+MEMORY = 2**28  # bytes of the original's outputs on them
 _RUN = 2**26  # bytes of the largest activation of one run
 
 
@@ -208,6 +208,7 @@ def recover(
     restart: bool = False,
     task: TaskOptions | None = None,
     originals: OriginalActivations | None = None,
+    memory: int = MEMORY,
     progress: Progress | None = None,
 ) -> Recovered:
     """Re-solve the weights of a pruned model so that its outputs approach the original's.
@@ -230,6 +231,7 @@ def recover(
         restart: Discard the layers of an interrupted run.
         task: Task and metric; default: guessed from the model and the targets.
         originals: Activations of the original, shared by several recoveries on the same samples.
+        memory: Bytes of the original's outputs on held-out samples; fewer samples are used if they need more.
         progress: Called with (layers done, layers in all).
 
     Raises:
@@ -246,7 +248,7 @@ def recover(
     calibration = _bounded(analysis, calibration)
     solving, judging = split(calibration.data)
     inside = replace(calibration, data=solving)
-    judge = _HoldoutEvaluator(analysis, replace(calibration, data=judging), task_options(task))
+    judge = _HoldoutEvaluator(analysis, replace(calibration, data=judging), task_options(task), memory)
     model = pruned
     best = judge.stage("as cut", pruned, 0.0)
     done = [best]
@@ -324,7 +326,7 @@ def check_belongs(analysis: Analysis, plan: Plan, pruned: Model) -> None:
 class _HoldoutEvaluator:
     """Comparison of models with the original on held-out samples."""
 
-    def __init__(self, analysis: Analysis, calibration: Calibration, task: TaskOptions) -> None:
+    def __init__(self, analysis: Analysis, calibration: Calibration, task: TaskOptions, memory: int) -> None:
         self.original = analysis.source
         seen = analysis.witness
         outputs = [t.name for t in analysis.source.graph.outputs]
@@ -338,7 +340,7 @@ class _HoldoutEvaluator:
             )
         batch = (seen.shapes.get(analysis.source.graph.inputs[0].name) or (1,))[0]
         each = sum(prod(seen.shapes.get(n, ())) * 8 for n in self.names) // max(1, batch)
-        fit = np.linspace(0, len(calibration) - 1, min(len(calibration), max(1, _MEMORY // max(1, each))))
+        fit = np.linspace(0, len(calibration) - 1, min(len(calibration), max(1, memory // max(1, each))))
         self.calibration = replace(calibration, data=_part(calibration.data, fit.astype(np.int64)))
         reference = list(self._outputs(analysis.source))
         if not all(np.isfinite(v).all() for values in reference for v in values.values()):

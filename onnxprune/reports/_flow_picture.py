@@ -39,15 +39,16 @@ class FlowPicture:
     hidden: int
 
 
-def flow_picture(analysis: Analysis, kept: Mapping[str, int]) -> FlowPicture:
+def flow_picture(analysis: Analysis, kept: Mapping[str, int], *, most: int = MOST) -> FlowPicture:
     """Draw the flow of a model.
 
     Args:
         analysis: Analysis of the original.
         kept: Number of channels that are kept, by group; other groups keep all.
+        most: Number of rows; further ones are hidden.
     """
     found = flow(analysis)
-    rows = found.rows[:MOST]
+    rows = found.rows[:most]
     lanes = max((r.lane for r in rows), default=0) + 1
     step = min(18.0, 120 / max(lanes - 1, 1))
     left = 24 + step * (lanes - 1)

@@ -20,6 +20,8 @@ from onnxprune.reports._from_run_folder import collect_run, is_run
 from onnxprune.reports._report_data import ReportData
 from onnxprune.reports.html_page import check_extra, render
 
+_NOT_HTML = (".pdf", ".png", ".svg", ".jpg", ".docx", ".md")
+
 
 def write_report(
     sources: Sequence[Path], output: Path, *, measuring: MeasurementSettings | None = None, title: str = "",
@@ -39,6 +41,11 @@ def write_report(
             told; the extra `report` is not installed; the output cannot be written.
     """
     check_extra()
+    if output.suffix.lower() in _NOT_HTML:
+        raise OnnxPruneError(
+            f"a report is an HTML page; {output.name!r} has another ending",
+            fix=f"{output.stem}.html; a browser prints it as PDF",
+        )
     for source in sources:
         check_output(output, source)
     report = collect(sources, measuring=measuring, progress=progress)

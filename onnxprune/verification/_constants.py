@@ -29,7 +29,8 @@ class Constants:
         compressed: Constants that lost entries.
         computed: Pruned constants that the original computes; they are compared by value.
         unknown: Names without a counterpart.
-        replaced: Pruned weights with other values -> expected values; only if weights may differ.
+        replaced: Pruned weights with other values -> expected values, zeros for biases that recovery added; only if
+            weights may differ.
     """
 
     origin: dict[str, str]
@@ -69,6 +70,8 @@ def compare_constants(original: Graph, pruned: Graph, claims: Claims, *, weights
             source = next((by_use[u] for u in places.get(name, ()) if u in by_use), None)
         if source is None:
             found.unknown.append(name)
+            if not weights and _added_bias(original, pruned, places.get(name, ())):
+                found.replaced[name] = np.zeros_like(pruned.value(name))
             continue
         before, after = original.value(source), pruned.value(name)
         kept = claims.kept.get(name, ())
@@ -141,6 +144,20 @@ def _uses_by_constant(graph: Graph) -> dict[str, list[tuple[str, int]]]:
             if name in graph.constants:
                 out.setdefault(name, []).extend((o, i) for o in node.output if o)
     return out
+
+
+def _added_bias(original: Graph, pruned: Graph, uses: Sequence[tuple[str, int]]) -> bool:
+    """Return whether a constant is the bias of nodes that have none in the original, as recovery adds one."""
+
+    def without(output: str) -> bool:
+        before, after = (g.nodes[g.writer[output]] if output in g.writer else None for g in (original, pruned))
+        return (
+            before is not None and after is not None
+            and before.op_type == after.op_type in ("Conv", "ConvTranspose", "Gemm")
+            and not any(before.input[2:])
+        )  # fmt: skip
+
+    return bool(uses) and all(i == 2 and without(output) for output, i in uses)
 
 
 def _same(before: Array, after: Array, kept: Sequence[Array | None]) -> bool:

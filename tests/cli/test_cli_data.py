@@ -48,8 +48,8 @@ def test_a_detector_without_a_batch_axis_is_evaluated_and_pruned(tmp_path: Path)
         "0.5",
     )
     np.save(tmp_path / "x.npy", np.random.default_rng(0).random((16, 3, 32, 32), np.float32))
-    ok("prune", model, "-o", small, "--target", "macs=0.6", "--data", tmp_path / "x.npy")
-    ok("prune", model, "-o", small, "--target", "macs=0.6", "--data", "none")
+    ok("prune", model, "-o", small, "-c", "l2", "--target", "macs=0.6", "--data", tmp_path / "x.npy")
+    ok("prune", model, "-o", small, "-c", "l2", "--target", "macs=0.6", "--data", "none")
     assert "without a batch axis" in fails("retrain", small, "-o", tmp_path / "r.onnx", "--data", tmp_path / "x.npy",
                                            "--teacher", model)  # fmt: skip
 

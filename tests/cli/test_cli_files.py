@@ -205,7 +205,8 @@ def test_a_data_function_that_exits_is_an_error(tmp_path: Path, monkeypatch: pyt
         assert "SystemExit" in said
 
 
-def test_errors_are_a_document_with_json() -> None:
+def test_errors_are_a_document_with_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # no models, whose names would be the advice
     result = CommandLine("inspect", "--json").run("nothing.onnx")
     assert result.exit_code == 1
     assert json.loads(result.stdout) == {

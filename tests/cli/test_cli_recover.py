@@ -18,6 +18,7 @@ from onnx import numpy_helper
 
 from onnxprune.ir.reader import load
 from onnxprune.plans import load_plan
+from onnxprune.recovery._lockstep import PairedCursor
 from onnxprune.recovery.recover import STAGES
 
 DIGITS = Path(__file__).parent.parent.parent / "models" / "digits_cnn.onnx"
@@ -132,19 +133,17 @@ def test_kill_nine_and_resume_end_with_the_same_bytes(cut: Cut, recovered: Path,
 
 def left_over(tmp_path: Path, cut: Cut, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An output beside which an interrupted run has left two layers."""
-    from onnxprune.recovery.reconstruct_weights import ReconstructWeights
+    plain, count = PairedCursor.rows, []
 
-    plain, count = ReconstructWeights._solution, []
-
-    def solution(self: Any, *args: Any) -> Any:
+    def rows(self: PairedCursor, *args: Any, **named: Any) -> Any:
         count.append(1)
         if len(count) > 2:
             raise KeyboardInterrupt
-        return plain(self, *args)
+        return plain(self, *args, **named)
 
     output = tmp_path / "r.onnx"
     with monkeypatch.context() as patch:
-        patch.setattr(ReconstructWeights, "_solution", solution)
+        patch.setattr(PairedCursor, "rows", rows)
         assert run("recover", *cut, *QUICK, "-o", output).exit_code != 0
     assert len(list((tmp_path / "r.onnx.recovery").glob("*.npz"))) == 2
     assert not output.exists()

@@ -174,7 +174,7 @@ def test_an_error_before_training_leaves_nothing_behind(small: Path, tmp_path: P
     assert [p.name for p in tmp_path.iterdir()] == ["wide.npz"]
 
 
-@pytest.mark.parametrize("how", ["module", "script"])
+@pytest.mark.parametrize("how", ["script", pytest.param("module", marks=pytest.mark.slow)])
 def test_two_processes_train_one_model_and_one_of_them_speaks(small: Path, tmp_path: Path, how: str) -> None:
     script = Path(sys.executable).with_name("onnxprune")
     output = tmp_path / "r.onnx"

@@ -38,9 +38,9 @@ def test_the_demo_needs_no_extra_but_a_runtime(tmp_path: Path) -> None:
     assert op.evaluate(op.load(tmp_path / "small.onnx"), op.load_data("digits:test")).top1 > 0.99
 
 
-def test_the_full_demo_retrains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_demo, "EPOCHS", 1)
-    document = json.loads(line.out("demo", "--full", "-o", tmp_path / "small.onnx", "--json"))
+def test_the_full_demo_retrains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _demo.run(tmp_path / "small.onnx", full=True, as_json=True, epochs=1)
+    document = json.loads(capsys.readouterr().out)
     assert [r["macs"] for r in document["results"]] == [0.5, 0.15]
     for result in document["results"]:
         assert result["retrained"]["top1"] > 0.95

@@ -30,6 +30,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     images = np.asarray(data.x)
     np.savez(folder / "nhwc.npz", x=images.transpose(0, 2, 3, 1), y=data.y)
     np.savez(folder / "rgb.npz", x=np.repeat(images, 3, axis=1), y=data.y)
+    np.savez(folder / "onehot.npz", x=images, y=np.eye(10)[data.y])
     for i, image in enumerate(images):
         for path in (folder / "flat" / f"{i}.png", folder / "two" / ("a" if i % 2 else "b") / f"{i}.png"):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +95,17 @@ MISTAKES = {
                                       "the output is the input file\n  at: --output small.onnx\n  try: name "),
     "a folder that is not there": ((*PRUNE[:3], "none/new.onnx", "--target", "0.5"),
                                    "the folder 'none' does not exist\n  try: create it first"),
-    "a model that is not there": (("inspect", "smal.onnx"), "no such file: 'smal.onnx'"),
+    "a model that is not there": (("inspect", "smal.onnx"),
+                                  "no such file: 'smal.onnx'\n  try: in that folder: small.onnx"),
+    "a model of a folder that is not there": (("inspect", "none/m.onnx"), "the folder 'none' does not exist either"),
+    "the ending of another format": ((*PRUNE[:3], "new.pt", "--target", "0.5"), "--output is an ONNX model; 'new.pt' "
+                                     "has the ending of PyTorch files\n  try: new.onnx"),
+    "a part of the digits that is not there": (("evaluate", DIGITS, "--data", "digits:tset"),
+                                               "no part 'tset'\n  try: use digits:train or digits:test"),
+    "a report as PDF": (("report", "small.onnx", "-o", "r.pdf"),
+                        "a report is an HTML page; 'r.pdf' has another ending\n  try: r.html; a browser prints it"),
+    "one-hot labels": (("evaluate", DIGITS, "--data", "onehot.npz"), "y in 'onehot.npz' is one-hot\n  try: save y as "
+                       "integer labels: y.argmax(1)"),
 }  # fmt: skip
 
 
@@ -135,3 +146,10 @@ def test_quantized_weights_are_not_recovered(place: Path, monkeypatch: pytest.Mo
     message = line.fails("recover", "int8.onnx", "q.onnx", "q.json", "--data", "digits", "-o", "r.onnx")
     assert "are quantized, so they cannot be re-solved" in message
     assert "docs/howto/quantized.md" in message
+
+
+def test_a_target_that_keeps_everything_is_said(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    said = "nothing was removed: the plan keeps every channel"
+    assert said in line.out("prune", DIGITS, "-o", "whole.onnx", "--target", "macs=1")
+    assert said not in line.out("prune", DIGITS, "-o", "half.onnx", "--target", "macs=0.5")

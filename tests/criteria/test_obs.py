@@ -295,20 +295,19 @@ def test_large_models_are_tried_on_fewer_samples(monkeypatch: pytest.MonkeyPatch
 # -------------------------------------------------------------------------------------------------------- wide layers
 
 
-def wide_case(name: str) -> tuple[Analysis, Group, ConsumerStatistics]:
+def wide_case(name: str, block: int = 2**22) -> tuple[Analysis, Group, ConsumerStatistics]:
     analysis = analysis_of(name)
     [group] = analysis.groups
     case = ScoringContext(analysis, analysis.groups, calibration())
-    [[(_, [known])]] = list(consumer_statistics(case, [], ALL, 0, StatisticLimits(width=1)))
+    [[(_, [known])]] = list(consumer_statistics(case, [], ALL, 0, StatisticLimits(width=1, block=block)))
     assert isinstance(known.statistic, Contributions)
     return analysis, group, known
 
 
 @pytest.mark.parametrize("name", ["conv", "grouped", "flatten", "matmul", "transposed"])
 @pytest.mark.parametrize("block", [2**22, 300])
-def test_wide_layers_give_a_factor_to_each_channel(name: str, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxprune.execution.gram._BLOCK", block)
-    analysis, group, known = wide_case(name)
+def test_wide_layers_give_a_factor_to_each_channel(name: str, block: int) -> None:
+    analysis, group, known = wide_case(name, block)
     node = known.consumer.node
     [x] = Session(exposing(analysis.model, [known.consumer.tensor]), threads=1).run({"x": noise().x})
     rows, matrix = node.rows(x).astype(np.float64), node.matrix()

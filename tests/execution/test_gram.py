@@ -18,7 +18,6 @@ from onnx import numpy_helper
 
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.analysis.linear_layers import LinearNode, linear_node
-from onnxprune.execution import gram
 from onnxprune.execution.gram import (
     BlockOBS,
     Gram,
@@ -67,21 +66,19 @@ def test_rises_are_those_of_least_squares_after_any_removals(
     seed: int, sizes: list[int], spare: int, ridge: float, pending: int
 ) -> None:
     case = layer(seed, sizes, spare=spare)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gram, "_PENDING", pending)  # columns that wait before they are applied
-        solver = BlockOBS(case.covariance, case.weight, case.blocks, ridge)
-        gone = np.zeros(0, np.int64)
-        order = np.random.default_rng(seed).permutation(len(sizes)).tolist()
-        largest = case.fitted(np.arange(len(case.weight)), ridge)[1]
-        for i, block in enumerate(order):
-            before = case.fitted(gone, ridge)[1]
-            wanted = np.zeros(len(sizes))
-            for other in order[i:]:
-                wanted[other] = case.fitted(np.concatenate([gone, case.blocks[other]]), ridge)[1] - before
-            np.testing.assert_allclose(solver.error_increases(), wanted, rtol=1e-6, atol=1e-9 * largest)
-            solver.remove(block)
-            gone = np.concatenate([gone, case.blocks[block]])
-        assert not solver.error_increases().any()
+    solver = BlockOBS(case.covariance, case.weight, case.blocks, ridge, pending=pending)
+    gone = np.zeros(0, np.int64)
+    order = np.random.default_rng(seed).permutation(len(sizes)).tolist()
+    largest = case.fitted(np.arange(len(case.weight)), ridge)[1]
+    for i, block in enumerate(order):
+        before = case.fitted(gone, ridge)[1]
+        wanted = np.zeros(len(sizes))
+        for other in order[i:]:
+            wanted[other] = case.fitted(np.concatenate([gone, case.blocks[other]]), ridge)[1] - before
+        np.testing.assert_allclose(solver.error_increases(), wanted, rtol=1e-6, atol=1e-9 * largest)
+        solver.remove(block)
+        gone = np.concatenate([gone, case.blocks[block]])
+    assert not solver.error_increases().any()
 
 
 def test_a_block_that_is_gone_is_not_removed_again() -> None:
@@ -202,13 +199,11 @@ def test_gram_is_the_covariance_of_the_rows_however_they_are_cut(
 ) -> None:
     rng, node, samples = np.random.default_rng(seed), conv(groups), 200
     x = (rng.standard_normal((samples * each, 6, 5, 4)) + rng.standard_normal((6, 1, 1))).astype(np.float32)
-    found, whole = Gram(node, positions, seed), Gram(node, positions, seed)
+    found, whole = Gram(node, positions, seed, block=block), Gram(node, positions, seed)
     whole.add(x, range(samples))
     edges = sorted({0, samples, *cuts})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gram, "_BLOCK", block)
-        for a, b in pairwise(edges):
-            found.add(x[a * each : b * each], range(a, b))
+    for a, b in pairwise(edges):
+        found.add(x[a * each : b * each], range(a, b))
     assert found.rows == whole.rows == len(x) * min(positions, node.count(x))
     rows = np.concatenate(
         [
@@ -262,10 +257,9 @@ def test_stretches_part_the_samples_where_positions_change(start: int, count: in
     assert all(a.stop % 64 == 0 for a in parts[:-1])
 
 
-def test_row_blocks_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gram, "_BLOCK", 1000)
+def test_row_blocks_are_bounded() -> None:
     node, x = conv(), np.zeros((4, 6, 5, 4), np.float32)
-    blocks = list(row_blocks(node, x, range(4), 100, 0, width=50))
+    blocks = list(row_blocks(node, x, range(4), 100, 0, width=50, block=1000))
     assert {b.shape[1] for b in blocks} == {20}  # of 1000 elements 50 wide: 5 positions of 4 samples
     assert sum(b.shape[1] for b in blocks) == 4 * node.count(x)
 
@@ -361,6 +355,7 @@ def test_readers_without_weights_of_their_own_are_left_out() -> None:
 @pytest.mark.parametrize("name", ["digits_cnn", "digits_cnn_folded", "digits_keras"])
 def test_every_group_of_the_shipped_models_has_readers(name: str) -> None:
     analysis = analyze(load(MODELS / f"{name}.onnx"))
+    assert analysis.groups
     for group in analysis.groups:
         found = consumers(analysis, [group])
         assert found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import subprocess
 import sys
 import tracemalloc
@@ -24,6 +25,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="counts pages in
 LAYERS, NARROW, WIDE = 16, 256, 1024
 TENSOR = 4 * NARROW * WIDE  # bytes: 1 MiB
 FILE = 2 * LAYERS * TENSOR
+PAGE = os.sysconf("SC_PAGE_SIZE")
 SMALL = 4 * 2**20  # bytes: one fault may map 2 MiB around a place, and a weight may lie across two such
 
 
@@ -63,15 +65,16 @@ def written(folder: Path, external: bool) -> tuple[Path, Path]:
 
 def resident(path: Path) -> int:
     """Bytes of a mapped file that count as this process's memory."""
-    total, inside = 0, False
-    # Line by line: a process that has run thousands of tests has mappings for megabytes of text, which would count.
-    with open("/proc/self/smaps", encoding="utf-8") as lines:
-        for line in lines:
-            key, _, rest = line.partition(":")
-            if "-" in key and " " in key:  # an address range: the head of a mapping
-                inside = line.rstrip().endswith(str(path))
-            elif inside and key == "Rss":
-                total += 1024 * int(rest.split()[0])
+    total = 0
+    # Page tables, not smaps: the kernel writes smaps for every mapping, of which a process that has run thousands of
+    # tests has thousands.
+    with open("/proc/self/maps", encoding="utf-8") as maps, open("/proc/self/pagemap", "rb", buffering=0) as pages:
+        for line in maps:
+            if line.rstrip().endswith(str(path)):
+                first, last = (int(address, 16) // PAGE for address in line.split()[0].split("-"))
+                pages.seek(8 * first)
+                entries = np.frombuffer(pages.read(8 * (last - first)), np.uint64)
+                total += PAGE * int((entries >> np.uint64(63)).sum())  # bit 63: present
     return total
 
 

@@ -545,14 +545,13 @@ def test_batches_are_run_in_parts_that_fit_the_memory(monkeypatch: pytest.Monkey
     x = np.random.default_rng(0).standard_normal((7, 3, 4, 4)).astype(np.float32)
     whole = measure_statistics(model, ["y"], [{"x": x}])
     assert sizes == [1, 7]
-    monkeypatch.setattr("onnxprune.execution.calibration._MEMORY", 3 * 4 * 3 * 16)  # three samples of float32
-    monkeypatch.setattr("onnxprune.execution.channel_moments._BLOCK", 2 * 3 * 16)
+    bounds = {"memory": 3 * 4 * 3 * 16, "block": 2 * 3 * 16}  # three samples of float32, two at a time in float64
     sizes.clear()
-    parts = measure_statistics(model, ["y"], [{"x": x}, {"x": x[:2]}, {"x": x[2:]}])
+    parts = measure_statistics(model, ["y"], [{"x": x}, {"x": x[:2]}, {"x": x[2:]}], **bounds)
     assert sizes == [1, 3, 3, 1, 2, 3, 2]
     assert np.allclose(parts["y"], whole["y"], rtol=1e-12)
     sizes.clear()
-    assert np.allclose(measure_statistics(fixed, ["y"], [{"x": x}])["y"], whole["y"], rtol=1e-12)
+    assert np.allclose(measure_statistics(fixed, ["y"], [{"x": x}], **bounds)["y"], whole["y"], rtol=1e-12)
     assert sizes == [7]
 
 
@@ -620,6 +619,7 @@ def test_parameters_hold_the_statistics() -> None:
     feeds = random_feeds(model, (16, 7))
     changed = InsertBatchnorm(feeds, epsilon=1e-3, momentum=0.8)(model)
     new = [n for n in changed.graph.nodes if inserted(n)]
+    assert len(new) == len([n for n in InsertBatchnorm()(model).graph.nodes if inserted(n)]) > 0
     found = measure_statistics(model, [n.inputs[0].name for n in new], feeds)
     for node in new:
         gamma, beta, mean, var = (np.asarray(t.values) for t in node.inputs[1:])

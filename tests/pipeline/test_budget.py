@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from small_digits import small_digits
 
 import onnxprune as op
 from onnxprune.errors import OnnxPruneError
@@ -249,7 +250,7 @@ def test_metrics_where_less_is_better_drop_by_what_they_rise() -> None:
 @pytest.mark.parametrize("which", ["original", "smaller model"])
 def test_metrics_that_are_not_finite_are_named(which: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, values = op.load(DIGITS), iter([float("nan")] if which == "original" else [1.0, float("nan")])
-    monkeypatch.setattr(Judge, "_evaluate", lambda self, model: (None, MetricValue(next(values), None)))
+    monkeypatch.setattr(Metric, "joined", lambda self, parts: MetricValue(next(values), None))
     with pytest.raises(OnnxPruneError, match=f"the metric 'top1' is nan for the {which}") as err:
         Judge(model, Calibration(digits())).read(model)
     assert "--metric" in err.value.fix
@@ -269,10 +270,10 @@ def _damaged(model: op.Model) -> op.Model:
 
 
 @pytest.fixture(scope="module")
-def path() -> PrunePath:
-    model = op.load(DIGITS)
+def path(tmp_path_factory: pytest.TempPathFactory) -> PrunePath:
+    model = op.load(small_digits(tmp_path_factory.mktemp("digits")))
     fit = Calibration(digits(64, labels=False), threads=1)
-    return PrunePath(op.analyze(model), fit, constraints=op.Constraints(round_to=4))
+    return PrunePath(op.analyze(model), fit, constraints=op.Constraints(round_to=2))
 
 
 def test_later_points_remove_more_of_the_original(path: PrunePath) -> None:
@@ -330,7 +331,7 @@ def test_a_point_without_its_record_is_made_again(path: PrunePath, tmp_path: Pat
 def test_an_interrupted_search_continues_and_other_data_is_refused(
     path: PrunePath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    coarse = replace(path, criterion="l2", constraints=op.Constraints(round_to=16))
+    coarse = replace(path, criterion="l2", constraints=op.Constraints(round_to=4))
     evaluation, folder = Calibration(digits(), threads=1), tmp_path / "points"
     made: list[float] = []
     point = PrunePath.point

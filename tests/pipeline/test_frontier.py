@@ -6,13 +6,19 @@ import csv
 import io
 import json
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 
+import onnxruntime
 import pytest
 
 import onnxprune as op
+from onnxprune._utils.interruption import kept_work
 from onnxprune.errors import OnnxPruneError
+from onnxprune.execution.machine import processor
 from onnxprune.pipeline import Frontier, FrontierPoint, load_frontier
+from onnxprune.pipeline.budget.point_store import point_store
+from onnxprune.reports import write_report
 
 DIGITS = Path(__file__).parent.parent.parent / "models" / "digits_cnn.onnx"
 
@@ -65,3 +71,23 @@ def test_a_point_whose_metric_is_not_finite_is_left_out(tmp_path: Path, monkeypa
     )  # fmt: skip
     assert len(found.points) == 1
     assert any("not finite at 2.0" in note for note in found.notes), found.notes
+
+
+def test_latency_is_recorded_with_the_machine_and_the_runtime(tmp_path: Path) -> None:
+    found = op.frontier(
+        DIGITS, data="digits:train", images=200, points=1, least=0.3, criteria=["l2"], folder=tmp_path / "f", runs=3
+    )
+    assert processor() in found.machine
+    assert f"onnxruntime {onnxruntime.__version__}" in found.machine
+    assert load_frontier(tmp_path / "f").machine == found.machine
+    write_report([tmp_path / "f"], tmp_path / "f.html")
+    assert f"Latency is measured on {escape(found.machine)}" in (tmp_path / "f.html").read_text("utf-8")
+
+
+def test_finished_points_are_what_a_stopped_run_continues_from(tmp_path: Path) -> None:
+    with point_store(tmp_path / "f", {"settings": 1}):
+        assert kept_work() == ""
+        (tmp_path / "f" / "obs" / "0.5000").mkdir(parents=True)
+        (tmp_path / "f" / "obs" / "0.5000" / "point.json").write_text("{}")
+        assert kept_work() == f"1 finished point in {str(tmp_path / 'f')!r}"
+    assert kept_work() == ""

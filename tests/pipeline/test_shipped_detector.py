@@ -16,7 +16,7 @@ from onnxprune.execution.data.digit_scenes import NAMES, digit_scene
 from onnxprune.execution.sessions import Session
 
 MODEL = Path(__file__).parent.parent.parent / "models" / "digits_detector.onnx"
-DATA = ("--data", "digit-scenes:train", "--images", 200)
+DATA = ("--data", "digit-scenes:train", "--images", 100)
 SIZES = ((96, 96), (64, 128), (160, 96))
 line = CommandLine()
 

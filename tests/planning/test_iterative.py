@@ -186,6 +186,7 @@ def test_steps_only_ever_take_more(groups: Analysis, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(iterative, "stripped", spy)
     made = plan_steps(groups, "random", Target(params=0.3), steps=6, constraints=FINE)
+    assert len(seen) >= 2
     for before, after in zip(seen, [*seen[1:], made], strict=True):
         for name, removal in before.groups.items():
             assert set(removal.removed) <= set(after.groups[name].removed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,7 @@ def test_ties_go_to_the_lower_index(scores: Scores) -> None:
 
 def test_ratio_takes_the_same_share_of_every_group(scores: Scores) -> None:
     made = plan(scores, ratio=0.3, constraints=FREE)
+    assert made.groups.keys() == {g.name for g in scores.analysis.groups} != set()
     for g in scores.analysis.groups:
         assert g.channels - kept(made, scores.analysis)[g.name] == int(g.channels * 0.3 + 1e-9)
 
@@ -166,10 +168,12 @@ def test_kept_counts_are_multiples_of_the_block(wide: Scores, round_to: int | st
     [(["SSE42", "AVX2"], 8), (["AVX2", "AVX512F"], 16), (["X86_V3"], 8), (["X86_V3", "X86_V4"], 16), ([], 8)],
 )
 def test_auto_is_a_block_that_kernels_know(found: list[str], block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessions, "_padded_block", lambda: None)  # without onnxruntime the processor decides
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # without it the processor decides
+    sessions.padded_block.cache_clear()
     monkeypatch.setattr(np, "show_config", lambda mode: {"SIMD Extensions": {"baseline": ["SSE2"], "found": found}})
     assert kernel_block() == block
     assert kernel_block("cuda") == 8
+    sessions.padded_block.cache_clear()
 
 
 def test_block_below_one_is_refused(wide: Scores) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 from command_line import CommandLine
 from image_models import classifier, pictures, saved
@@ -25,10 +26,12 @@ from planning import FakeLatency
 import onnxprune as op
 from onnxprune.analysis.cost import CostModel
 from onnxprune.errors import OnnxPruneError
+from onnxprune.execution.machine import processor
 from onnxprune.recipes import STEPS, _model_steps, load_recipe, run_recipe, shipped_recipes
 from onnxprune.recipes._options import options, read, required
 from onnxprune.recipes._steps import RecipeStep
 from onnxprune.recipes.recipe import BenchSettings
+from onnxprune.reports import collect
 
 ROOT = Path(__file__).parent.parent.parent
 DIGITS = ROOT / "models" / "digits_cnn.onnx"
@@ -620,8 +623,28 @@ def test_latency_is_measured_once(tmp_path: Path) -> None:
     args = ("run", recipe, "-o", tmp_path / "run", "--set", "bench.runs=3", "--json")
     first = json.loads(line.out(*args))
     assert [r["latency"] > 0 for r in first["steps"]] == [True, True]
+    assert first["machine"].startswith(processor())
+    assert f"onnxruntime {onnxruntime.__version__}" in first["machine"]
     assert json.loads(line.out(*args)) == first
-    assert max(map(len, line.out(*args[:-1]).split("last model")[0].splitlines())) <= 80
+    assert max(map(len, line.out(*args[:-1]).split("latency on")[0].splitlines())) <= 80
+
+
+def test_a_report_of_a_run_names_the_machine_of_its_latency(tmp_path: Path) -> None:
+    recipe, run = written(tmp_path, HEAD + STEP), tmp_path / "run"
+    line.ok("run", recipe, "-o", run, "--set", "bench.runs=3")
+    assert collect([run]).measured_on == json.loads((run / "table.json").read_text())["machine"]
+    assert processor() in collect([run]).measured_on
+
+
+def test_latency_of_an_earlier_version_is_kept_without_a_machine(tmp_path: Path) -> None:
+    recipe, run = written(tmp_path, HEAD + STEP), tmp_path / "run"
+    args = ("run", recipe, "-o", run, "--set", "bench.runs=3", "--json")
+    first = json.loads(line.out(*args))
+    path = run / "run.journal"
+    path.write_text(path.read_text().replace(f', "machine": {json.dumps(first["machine"])}', ""))
+    again = json.loads(line.out(*args))
+    assert again == {**first, "machine": None}
+    assert collect([run]).measured_on == "the machine is not on record"
 
 
 def test_an_error_in_a_step_names_it_and_keeps_what_is_done(tmp_path: Path) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from onnxprune.analysis.coupling import Analysis
 from onnxprune.execution.calibration import Calibration
 from onnxprune.execution.data import load_data, subset
 from onnxprune.execution.graph_segments import ActivationCursor
-from onnxprune.ir.model import Model
+from onnxprune.ir.model import Array, Model
 from onnxprune.plans import Plan
 from onnxprune.recovery.recover import OriginalActivations, recover
 
@@ -65,13 +66,13 @@ def test_the_original_runs_once(
 ) -> None:
     analysis, made = cases
     runs: list[str] = []
-    run = ActivationCursor._run
+    values = ActivationCursor.values
 
-    def counted(self: ActivationCursor, session: object, batch: int, names: Sequence[str]) -> object:
+    def counted(self: ActivationCursor, names: Sequence[str], **options: Any) -> Iterator[dict[str, Array]]:
         runs.append("original" if self.segments.witness is analysis.witness else "pruned")
-        return run(self, session, batch, names)  # type: ignore[arg-type]
+        return values(self, names, **options)
 
-    monkeypatch.setattr(ActivationCursor, "_run", counted)
+    monkeypatch.setattr(ActivationCursor, "values", counted)
     store = OriginalActivations()
     for expected in (True, False):
         runs.clear()

@@ -81,12 +81,11 @@ def ridge_by_lstsq(x: Array, target: Array, before: Array, ridge: float) -> tupl
 
 
 @pytest.mark.parametrize("ridges", [(1e-7,), (0.3,), (1e-4, 0.1, 10.0)])
-def test_a_layer_is_solved_as_numpy_solves_it(ridges: tuple[float, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "RIDGES", ridges)
+def test_a_layer_is_solved_as_numpy_solves_it(ridges: tuple[float, ...]) -> None:
     analysis = parsed(NET, NET_SHAPES)
     plan, pruned = cut(analysis, {"w": (1, 4)})
     data = noise(23)
-    result, found = solved(analysis, plan, pruned, data)
+    result, found = solved(analysis, plan, pruned, data, ridges=ridges)
     # By hand: windows of 2 x 2 of what the pruned model hands on.
     [b] = tensors(pruned, ["b"], data.x)
     windows = sliding_window_view(b.astype(np.float64), (2, 2), axis=(2, 3))  # [n, 4, 3, 3, 2, 2]
@@ -223,13 +222,12 @@ def parameters(model: Model, node: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_no_change_of_the_weights_brings_a_solved_layer_nearer(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "RIDGES", (1e-7,))
+def test_no_change_of_the_weights_brings_a_solved_layer_nearer(name: str) -> None:
     body, shapes, removed, points, result = KINDS[name]
     analysis = parsed(body, shapes, result, x="float[N,3,9]" if name == "one dimension" else "float[N,3,6,6]")
     plan, pruned = cut(analysis, removed)
     data = noise(150 if result == FLAT else 60, *((3, 9) if name == "one dimension" else (3, 6, 6)))
-    model, found = solved(analysis, plan, pruned, data)
+    model, found = solved(analysis, plan, pruned, data, ridges=(1e-7,))
     assert set(found) == set(points)
     kept = analysis.kept(plan)
     for node, point in points.items():
@@ -743,6 +741,5 @@ def test_rows_bound_what_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(PairedCursor, "rows", rows)
     solved(analysis, plan, pruned, noise(30), rows=60)
-    monkeypatch.setattr(module, "_MEMORY", 90 * (4 * 16 + 8 * 4))
-    solved(analysis, plan, pruned, noise(30))
+    solved(analysis, plan, pruned, noise(30), memory=90 * (4 * 16 + 8 * 4))
     assert seen == [60, 90]

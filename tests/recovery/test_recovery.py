@@ -28,6 +28,7 @@ from onnxprune.ir.writer import to_proto
 from onnxprune.passes import Pass, Pipeline, StripChannels
 from onnxprune.plans import Plan, Removal
 from onnxprune.recovery import recover as module
+from onnxprune.recovery._lockstep import PairedCursor
 from onnxprune.recovery.recalibrate_batchnorm import RecalibrateBatchnorm
 from onnxprune.recovery.reconstruct_weights import ReconstructWeights
 from onnxprune.recovery.recover import LEAST, STAGES, Recovered, RecoveryStage, check_belongs, recover, split
@@ -286,11 +287,10 @@ def test_a_fixed_batch(spec: Spec) -> None:
     assert results[0].stages[-1].distance < 0.2 * results[0].stages[0].distance
 
 
-def test_memory_for_outputs_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_for_outputs_is_bounded() -> None:
     analysis = op.analyze(load(build(Spec(("conv",), head="conv"))))
     plan, pruned = cut_at_random(analysis, 1)
-    monkeypatch.setattr(module, "_MEMORY", 5 * 2 * SIDE * SIDE * 8)
-    assert run((analysis, plan, pruned, noise(160))).samples == (140, 5)
+    assert run((analysis, plan, pruned, noise(160)), memory=5 * 2 * SIDE * SIDE * 8).samples == (140, 5)
 
 
 def test_external_data_is_recovered_as_well(case: Case, straight: Recovered, tmp_path: Path) -> None:
@@ -335,9 +335,11 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
     interrupted(case, folder, layers)
     assert len(list(folder.glob("*.npz"))) == layers
     solved = []
-    plain = ReconstructWeights._solution
+    plain = PairedCursor.rows
     monkeypatch.setattr(
-        ReconstructWeights, "_solution", lambda self, cursor, step: solved.append(step) or plain(self, cursor, step)
+        PairedCursor,
+        "rows",
+        lambda self, step, *args, **named: solved.append(step) or plain(self, step, *args, **named),
     )
     counts: list[tuple[int, int]] = []
     found = run(case, folder=folder, progress=lambda *c: counts.append(c))

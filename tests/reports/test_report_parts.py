@@ -144,10 +144,9 @@ def test_names_in_the_picture_are_text() -> None:
     ElementTree.fromstring(svg)
 
 
-def test_a_picture_of_a_huge_model_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxprune.reports._flow_picture.MOST", 3)
+def test_a_picture_of_a_huge_model_is_bounded() -> None:
     analysis = op.analyze(DIGITS)
-    picture = flow_picture(analysis, {})
+    picture = flow_picture(analysis, {}, most=3)
     assert picture.rows == 3
     assert picture.hidden == len(analysis.groups) + len(analysis.locked) - 3
     assert picture.svg.count("<text") == 3

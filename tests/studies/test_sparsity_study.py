@@ -173,6 +173,7 @@ def test_counts_of_zeros_and_of_what_is_left() -> None:
 
 
 def test_removed_units_compute_what_zeros_do_in_smaller_files() -> None:
+    assert {p.what for p in measured("zeros").points} == {"weight", "unit"}
     for p, q in zip(measured("zeros").points, measured("strip").points, strict=True):
         assert q.end == ("strip" if q.what == "unit" else "zeros")
         assert q.top1 == pytest.approx(p.top1, abs=ONE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -41,6 +42,25 @@ def test_kept_channels_are_found_from_the_values(peers: ModuleType, axis: int) -
 def test_changed_weights_have_no_places(peers: ModuleType) -> None:
     before = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
     assert peers.kept_places(before, before[:3] * np.float32(1.01), 0) is None
+
+
+@pytest.mark.parametrize("groups", [(0, 1, 2, 3), (1, 3)], ids=["all groups", "two groups"])
+def test_inputs_of_grouped_layers_are_masked_group_by_group(peers: ModuleType, groups: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    full = rng.standard_normal((4, 5, 6, 3)).astype(np.float32)  # group, outputs, inputs, kernel
+    kept = [sorted(rng.choice(6, 4, replace=False).tolist()) for _ in range(4)]
+    small = np.concatenate([full[g][:, kept[g]] for g in groups])
+    found = peers._zeroed_groups(full.reshape(20, 6, 3), small, 4, len(groups)).reshape(full.shape)
+    for g in range(4):
+        zero = [i for i in range(6) if g in groups and i not in kept[g]]
+        assert np.flatnonzero((found[g] == 0).all((0, 2))).tolist() == zero
+        assert (np.delete(found[g], zero, 1) == np.delete(full[g], zero, 1)).all()
+
+
+def test_a_tool_that_takes_too_much_cpu_time_is_stopped(peers: ModuleType) -> None:
+    with pytest.raises(TimeoutError, match="not done after 60 s of CPU"), peers.within(60):
+        signal.raise_signal(signal.SIGPROF)
+    assert signal.getitimer(signal.ITIMER_PROF) == (0, 0)
 
 
 def test_a_pruned_model_equals_its_masked_original_and_a_wrong_one_does_not(peers: ModuleType) -> None:

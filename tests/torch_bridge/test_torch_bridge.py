@@ -99,6 +99,7 @@ def test_every_block_trains_all_its_weights(name: str) -> None:
     (module(*(torch.from_numpy(v) for v in feeds.values())) ** 2).mean().backward()
     optimizer.step()
     after = module.state_dict()
+    assert any(b.path in before and b.kind != "frozen" for b in bindings(module))
     for b in bindings(module):
         assert torch.equal(before[b.path], after[b.path]) == (b.kind == "frozen") if b.path in before else True, b
 
@@ -341,9 +342,15 @@ def test_copies_and_wrappers_write_back() -> None:
 def test_half_precision_returns_in_half() -> None:
     model = load(build(Spec(("conv", "residual"), half=True)))
     module = to_torch(model).float()
-    back = write_back(module, model)
-    for before, after in zip(to_proto(model).graph.initializer, to_proto(back).graph.initializer, strict=True):
-        assert before.SerializeToString() == after.SerializeToString()
+    before, same = (to_proto(m).graph.initializer for m in (model, write_back(module, model)))
+    assert [t.SerializeToString() for t in same] == [t.SerializeToString() for t in before]
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(0.25)
+    trained = to_proto(write_back(module, model)).graph.initializer
+    assert [t.data_type for t in trained] == [t.data_type for t in before]
+    assert onnx.TensorProto.FLOAT16 in {t.data_type for t in trained}
+    assert [t.SerializeToString() for t in trained] != [t.SerializeToString() for t in before]
 
 
 def test_an_operator_without_converter_is_named_with_version_and_node() -> None:

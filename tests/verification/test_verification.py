@@ -176,6 +176,29 @@ def test_all_weights_of_a_retrained_model_may_differ_but_nothing_else() -> None:
         verify(analysis, plan, load(proto))
 
 
+@pytest.mark.parametrize("recovered", [True, False])
+def test_a_bias_that_recovery_added_is_one_of_the_weights(recovered: bool) -> None:
+    text = "a = Conv (x, w0) r = Relu (a) y = Conv (r, w1)"
+    proto = made(f"g (float[N,3,H,8] x) => (float[N,6,P,Q] y) {{ {text} }}", {k: CONV[k] for k in ("w0", "w1")})
+    analysis, plan, done = cut(proto, 0, 3)
+    mark = {"onnxprune.recovered": "{}"} if recovered else {}
+    proto = to_proto(done.model.with_metadata(mark))
+    first = next(n for n in proto.graph.node if "a" in n.output)
+    first.input.append("w0_bias")
+    channels = next(t.dims[0] for t in proto.graph.initializer if t.name == first.input[1])
+    proto.graph.initializer.append(numpy_helper.from_array(np.ones(channels, np.float32), "w0_bias"))
+    if not recovered:
+        with pytest.raises(VerificationError):
+            verify(analysis, plan, load(proto))
+        return
+    assert verify(analysis, plan, load(proto)).weights == "not compared"
+    relu = next(n for n in proto.graph.node if n.op_type == "Relu")
+    relu.op_type, relu.input[:] = "PRelu", [relu.input[0], "slope"]  # a constant of its own that is no bias
+    proto.graph.initializer.append(numpy_helper.from_array(np.array([0.25], np.float32), "slope"))
+    with pytest.raises(VerificationError):
+        verify(analysis, plan, load(proto))
+
+
 def test_files_that_do_not_belong_together_are_said_so() -> None:
     analysis, plan, done = cut(simple(), 0, 3)
     other = dataclasses.replace(plan, groups={n: Removal(r.channels, (1, 2)) for n, r in plan.groups.items()})
@@ -278,6 +301,8 @@ def test_the_checker_shares_no_code_with_what_it_checks() -> None:
             for n in ast.walk(i)
         }  # fmt: skip
         for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                assert not any(a.name.startswith("onnxprune") for a in node.names), path.name
             if (
                 isinstance(node, ast.ImportFrom)
                 and id(node) not in typing

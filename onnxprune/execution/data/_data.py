@@ -18,7 +18,8 @@ from onnxprune.execution.data._sources import ArraySource, Source, digest_of
 from onnxprune.execution.data._targets import PickedTargets, Target, Targets, kind_of
 from onnxprune.ir.model import Array
 
-_COPIED = 2**28  # bytes of samples of a mapped array that are read at once
+COPIED = 2**28
+"""Bytes of samples of a mapped array that are read at once."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -70,12 +71,17 @@ class Data:
             return "labels"
         return kind_of(self.targets[0]) if self.targets is not None and len(self.targets) else self.source.targets
 
-    def take(self, indices: Any) -> Data:
-        """Return some of the samples, by index; image files are not read, and little of a mapped array."""
+    def take(self, indices: Any, *, copied: int = COPIED) -> Data:
+        """Return some of the samples, by index; image files are not read, and little of a mapped array.
+
+        Args:
+            indices: Indices, or a mask.
+            copied: Most bytes of samples of a mapped array that are read at once.
+        """
         at = np.asarray(indices)
         at = np.flatnonzero(at) if at.dtype == np.bool_ else at.astype(np.int64)
         in_memory = isinstance(self.x, np.ndarray) and (
-            not isinstance(self.x, np.memmap) or self.x.nbytes // max(1, len(self.x)) * len(at) <= _COPIED
+            not isinstance(self.x, np.memmap) or self.x.nbytes // max(1, len(self.x)) * len(at) <= copied
         )
         return replace(
             self, x=np.asarray(self.x[at]) if in_memory else self.source.take(at),

@@ -85,10 +85,10 @@ def fit(
 
 
 def _check_values(data: Data, model: Model) -> None:
-    """Raise if the labels of a classifier are floats.
+    """Raise if the labels of a classifier are floats or one-hot.
 
     Raises:
-        OnnxPruneError: All targets are single whole numbers, and the model has classes.
+        OnnxPruneError: The model has classes, and all targets are single whole numbers, or a one among zeros.
     """
     count = class_count(model)
     if count is None or data.kind != "values" or data.targets is None:
@@ -99,6 +99,8 @@ def _check_values(data: Data, model: Model) -> None:
             f"y in {data.name!r} holds whole numbers as {numbers[0].dtype}, and the model {count} classes",
             fix="save y as integer labels: y.astype('int64')",
         )
+    if count > 1 and all(v.size == count and (v == 1).sum() == 1 and (v == 0).sum() == count - 1 for v in numbers):
+        raise OnnxPruneError(f"y in {data.name!r} is one-hot", fix="save y as integer labels: y.argmax(1)")
 
 
 def _first(feeds: Feeds) -> dict[str, Array]:

@@ -70,7 +70,7 @@ def load_data(
 
 def _named(source: str, images: int | None, expected: Expected, images_dir: Path | None) -> Data:
     path = Path(source)
-    if source in ("digits", "digits:test", "digits:train"):
+    if source == "digits" or (source.startswith("digits:") and not path.exists()):
         return _digits(source.partition(":")[2] or "test")
     if source.partition(":")[0] == "digit-scenes" and not path.exists():
         return read_scenes(source.partition(":")[2] or "test")
@@ -96,6 +96,8 @@ def _named(source: str, images: int | None, expected: Expected, images_dir: Path
 
 
 def _digits(part: str) -> Data:
+    if part not in ("train", "test"):
+        raise OnnxPruneError(f"the digits have no part {part!r}", fix="use digits:train or digits:test")
     images, labels = read_digits(part)
     return Data(images[:, None], labels, f"digits:{part}")
 

@@ -65,6 +65,7 @@ class FrontierFile:
         samples: Number of held-out samples.
         points: All points, curve by curve, largest first.
         notes: Remarks, such as a curve that ends early.
+        machine: Processor, runtime, batch and threads of the latency; "" if there is none, or of an earlier version.
     """
 
     model: str
@@ -76,6 +77,7 @@ class FrontierFile:
     samples: int
     points: tuple[FrontierPoint, ...]
     notes: tuple[str, ...] = ()
+    machine: str = ""
 
 
 @dataclass(frozen=True, repr=False)
@@ -135,7 +137,8 @@ class Frontier(FrontierFile):
         return {
             "model": self.model, "measure": self.measure, "metric": self.metric, "unit": self.unit,
             "higher_is_better": self.higher_is_better, "original": self.original, "samples": self.samples,
-            "notes": list(self.notes), "points": [{**vars(p), "costs": dict(p.costs)} for p in self.points],
+            "notes": list(self.notes), "machine": self.machine,
+            "points": [{**vars(p), "costs": dict(p.costs)} for p in self.points],
         }  # fmt: skip
 
     def to_csv(self) -> str:

@@ -17,6 +17,7 @@ from onnxprune.analysis.cost import MEASURES
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.errors import OnnxPruneError, VerificationError, unknown
 from onnxprune.execution.calibration import Calibration
+from onnxprune.execution.machine import measured_on
 from onnxprune.execution.tasks.metrics import UndefinedMetric
 from onnxprune.ir.model import Model
 from onnxprune.ir.reader import load
@@ -350,16 +351,18 @@ def _measure_latency(model: Model, store: PointStore, how: FrontierSettings, dev
     for i in range(0, len(missing), TOGETHER):
         some = missing[i : i + TOGETHER]
         models = [model, *(load(store.folder / name / file) for name, _, file in some)]
-        whole, *found = bench(
-            models, threads=how.threads, runs=how.runs, device=device, runtime=how.made_runtime(device)
-        )
+        runtime = how.made_runtime(device) or make_runtime("onnxruntime", device=device)
+        whole, *found = bench(models, threads=how.threads, runs=how.runs, device=device, runtime=runtime)
+        machine = measured_on(str(runtime.describe()), batch=1, threads=how.threads)
         for (name, kind, _), small in zip(some, found, strict=True):
             before, after = whole.latency.median, small.latency.median
-            store.add_figures(name, {f"{kind}_latency": {"seconds": after, "share": after / before}})
+            timed = {"seconds": after, "share": after / before, "machine": machine}
+            store.add_figures(name, {f"{kind}_latency": timed})
 
 
 def _collected(model: Model, store: PointStore, judge: Judge, how: FrontierSettings, notes: Sequence[str]) -> Frontier:
     points, notes = [], list(notes)
+    machines: dict[str, None] = {}
     for kind, file in (("float", MODEL), ("int8", INT8)):
         for curve in how.curves():
             title = curve.name + (", int8" if kind == "int8" else "")
@@ -372,12 +375,13 @@ def _collected(model: Model, store: PointStore, judge: Judge, how: FrontierSetti
                     notes.append(f"{title}: {judge.metric.name!r} is not finite at {percent(share)}")
                     continue
                 points.append(_point(title, f"{name}/{file}", kind, record, predicted=how.measure == "latency"))
+                machines[str((record.figures.get(f"{kind}_latency") or {}).get("machine", ""))] = None
     if not points:
         raise OnnxPruneError("the frontier has no points: " + "; ".join(notes or ["nothing can be removed"]))
     name = model.path.name if model.path is not None else "model"
     return Frontier(
         name, how.measure, judge.metric.name, judge.unit, judge.metric.higher_is_better, judge.original.value,
-        len(judge.calibration), tuple(points), tuple(notes), store.folder,
+        len(judge.calibration), tuple(points), tuple(notes), "; ".join(filter(None, machines)), folder=store.folder,
     )  # fmt: skip
 
 

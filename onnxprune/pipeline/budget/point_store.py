@@ -18,6 +18,8 @@ from typing import Annotated, Any
 
 from onnxprune._utils.atomic_files import write_text
 from onnxprune._utils.fields import Bounds
+from onnxprune._utils.formatting import counted
+from onnxprune._utils.interruption import keeps
 from onnxprune._utils.journal import Journal
 from onnxprune._utils.strict import Format
 from onnxprune.analysis.cost import Cost
@@ -80,6 +82,7 @@ def point_store(folder: Path, settings: Mapping[str, Any], *, restart: bool = Fa
     if not (folder / JOURNAL).exists() and any(folder.iterdir()):
         raise OnnxPruneError("the folder holds other files", where=str(folder), fix="name an empty or a new folder")
     journal = Journal(folder / JOURNAL, settings, restart=restart)
+    keeps(journal, lambda: _kept(folder))
     try:
         if restart:
             for record in list(folder.glob(f"**/{RECORD}")):
@@ -89,6 +92,12 @@ def point_store(folder: Path, settings: Mapping[str, Any], *, restart: bool = Fa
         yield PointStore(folder)
     finally:
         journal.close()
+
+
+def _kept(folder: Path) -> str:
+    """Return the finished points of a folder in words; "" for none. Its journal only holds their settings."""
+    count = sum(1 for _ in folder.glob(f"**/{RECORD}"))
+    return f"{counted(count, 'finished point')} in {str(folder)!r}" if count else ""
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from queue import SimpleQueue
 from typing import Any
 
 WORKERS = 32
-MOST = 1024  # waiting connections; beyond that the oldest is closed
-PATIENCE = 30.0  # seconds for a request head to arrive
+MOST = 1024
+PATIENCE = 30.0
 _HEAD = 2**16  # bytes; longer heads are refused by the handler
 _AGAIN = 0.02  # seconds until a connection with a part of a head is read again
 
@@ -37,10 +37,14 @@ class Connections:
 
     Args:
         answer: Called in a thread with a connection and its address; it closes the connection.
+        most: Number of waiting connections; beyond that the oldest is closed.
+        patience: Seconds for a request head to arrive.
     """
 
-    def __init__(self, answer: Callable[[socket.socket, Any], None]) -> None:
-        self._answer = answer
+    def __init__(
+        self, answer: Callable[[socket.socket, Any], None], *, most: int = MOST, patience: float = PATIENCE
+    ) -> None:
+        self._answer, self._most, self._patience = answer, most, patience
         self._new: SimpleQueue[_Waiting] = SimpleQueue()
         self._ready: SimpleQueue[_Waiting | None] = SimpleQueue()
         self._selector = selectors.DefaultSelector()
@@ -58,7 +62,7 @@ class Connections:
 
     def add(self, connection: socket.socket, address: Any) -> None:
         """Take a new connection."""
-        self._new.put(_Waiting(connection, address, time.monotonic() + PATIENCE))
+        self._new.put(_Waiting(connection, address, time.monotonic() + self._patience))
         self._ring()
 
     def close(self) -> None:
@@ -100,7 +104,7 @@ class Connections:
         self._button.close()
 
     def _admit(self, task: _Waiting) -> None:
-        if len(self._waiting) >= MOST:
+        if len(self._waiting) >= self._most:
             self._drop(next(iter(self._waiting)))
         self._waiting[task] = None
         self._selector.register(task.socket, selectors.EVENT_READ, task)

@@ -21,7 +21,7 @@ from urllib.parse import unquote
 
 from onnxprune._utils.input_files import opened
 from onnxprune.errors import OnnxPruneError
-from onnxprune.reports.explorer._connections import Connections
+from onnxprune.reports.explorer._connections import MOST, PATIENCE, Connections
 from onnxprune.reports.explorer._requests import BadRequest
 from onnxprune.reports.explorer._site import JSON, Site
 
@@ -44,6 +44,8 @@ class Server:
     Args:
         site: contents of the site.
         port: 0 for a free one.
+        most: number of connections that wait for a complete request; beyond that the oldest is closed.
+        patience: seconds for a request head to arrive.
 
     Attributes:
         url: address of the page, token included.
@@ -52,9 +54,9 @@ class Server:
         OnnxPruneError: the port is not available.
     """
 
-    def __init__(self, site: Site, port: int = 0) -> None:
+    def __init__(self, site: Site, port: int = 0, *, most: int = MOST, patience: float = PATIENCE) -> None:
         try:
-            self._http = _Http(site, port)
+            self._http = _Http(site, port, most, patience)
         except (OSError, OverflowError) as err:
             fix = "leave out --port: any free one is taken"
             raise OnnxPruneError(f"cannot listen on port {port} of {ADDRESS}: {err}", fix=fix) from err
@@ -79,10 +81,10 @@ class Server:
 class _Http(HTTPServer):
     request_queue_size = 1024  # connections that the system accepts before this process does
 
-    def __init__(self, site: Site, port: int) -> None:
+    def __init__(self, site: Site, port: int, most: int, patience: float) -> None:
         self._connections: Connections | None = None
         super().__init__((ADDRESS, port), _Handler)
-        self._connections = Connections(self._answer)
+        self._connections = Connections(self._answer, most=most, patience=patience)
         self.site = site
         self.headers = {**_HEADERS, **({} if site.policy is None else {"Content-Security-Policy": site.policy})}
         self.token = secrets.token_urlsafe(24)

@@ -205,6 +205,7 @@ def test_names_with_wildcards_are_held_as_themselves() -> None:
 @pytest.mark.parametrize("make", [explorer, with_curves])
 def test_whole_range_of_every_aim_can_be_had(make: Callable[[], Explorer]) -> None:
     found = make()
+    assert found.aims
     for aim in found.aims:
         for value in (aim["from"], aim["to"]):
             asked = {"what": aim["what"], "value": value, "scope": None, "held": {}}

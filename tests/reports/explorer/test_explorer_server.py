@@ -21,7 +21,7 @@ import onnxprune as op
 from onnxprune.errors import OnnxPruneError
 from onnxprune.planning.constraints import Constraints
 from onnxprune.plans import NOTHING
-from onnxprune.reports.explorer import Explorer, Server, _connections, _server, plan_site
+from onnxprune.reports.explorer import Explorer, Server, _server, plan_site
 
 JSON = {"Content-Type": "application/json"}
 
@@ -68,15 +68,23 @@ def explorer(output: Path) -> Explorer:
     return Explorer(op.score(op.analyze(model), "l2"), output, name="<i>wide</i>", constraints=Constraints(round_to=16))
 
 
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    running = Server(plan_site(explorer(tmp_path / "plan.json")))
+@contextlib.contextmanager
+def serving(output: Path, **bounds: Any) -> Iterator[Site]:
+    running = Server(plan_site(explorer(output)), **bounds)
     thread = threading.Thread(target=running.serve, daemon=True)
     thread.start()
-    yield Site(running.url, tmp_path / "plan.json", thread)
-    running.stop()
-    thread.join(20)
+    try:
+        yield Site(running.url, output, thread)
+    finally:
+        running.stop()
+        thread.join(20)
     assert not thread.is_alive()
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    with serving(tmp_path / "plan.json") as running:
+        yield running
 
 
 def test_the_page_is_served_and_nothing_else(site: Site) -> None:
@@ -330,20 +338,22 @@ def test_a_request_that_arrives_in_parts_is_answered(site: Site) -> None:
         assert connection.recv(65536).startswith(b"HTTP/1.1 200")
 
 
-def test_the_oldest_waiting_connection_makes_room(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_connections, "MOST", 3)
-    held = [socket.create_connection(("127.0.0.1", site.port), timeout=60) for _ in range(4)]
-    try:
-        assert held[0].recv(1) == b""  # closed
-        assert site.ask("GET", site.path)[0] == 200
-    finally:
-        for connection in held:
-            connection.close()
+def test_the_oldest_waiting_connection_makes_room(tmp_path: Path) -> None:
+    with serving(tmp_path / "plan.json", most=3) as site:
+        held = [socket.create_connection(("127.0.0.1", site.port), timeout=60) for _ in range(4)]
+        try:
+            assert held[0].recv(1) == b""  # closed
+            assert site.ask("GET", site.path)[0] == 200
+        finally:
+            for connection in held:
+                connection.close()
 
 
-def test_a_head_that_does_not_end_is_given_up(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_connections, "PATIENCE", 0.0)
-    with socket.create_connection(("127.0.0.1", site.port), timeout=60) as connection:
+def test_a_head_that_does_not_end_is_given_up(tmp_path: Path) -> None:
+    with (
+        serving(tmp_path / "plan.json", patience=0.0) as site,
+        socket.create_connection(("127.0.0.1", site.port), timeout=60) as connection,
+    ):
         connection.sendall(b"GET ")
         with contextlib.suppress(ConnectionResetError):  # an end with bytes unread is a reset
             assert connection.recv(1) == b""
