@@ -138,6 +138,10 @@ class Plan:
         """Total number of removed channels."""
         return sum(len(r.removed) for r in self.groups.values())
 
+    def removed_counts(self) -> dict[str, Any]:
+        """Return the entries of a command's JSON for what the plan removes."""
+        return {"removed_channels": self.removed, "removed_blocks": list(self.blocks)}
+
 
 def _table(name: str, lines: list[str]) -> str:
     """Return a JSON object of one line per entry."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import click
 
 import onnxprune as op
+from onnxprune.criteria.scoring import Scores, load_scores, save_scores
 from onnxprune.execution.calibration import Calibration
 from onnxprune.execution.data import Preprocess, subset
 from onnxprune.latency.bench import bench
@@ -31,6 +33,18 @@ def numbers(text: str) -> list[float]:
     return [float(part) for part in text.split(",")] if text else []
 
 
+def scored(
+    analysis: op.Analysis, criterion: str, limits: op.Constraints, samples: Calibration, folder: Path | None, file: str
+) -> Scores:
+    """Return scores, those of a file in the folder if there is one; they are written there."""
+    if folder is None:
+        return op.score(analysis, criterion, constraints=limits, data=samples)
+    if not (folder / file).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        save_scores(op.score(analysis, criterion, constraints=limits, data=samples), folder / file)
+    return load_scores(folder / file, analysis)
+
+
 @click.command(help=__doc__)
 @click.argument("model", type=click.Path(exists=True, path_type=Path))
 @click.argument("train")
@@ -41,12 +55,17 @@ def numbers(text: str) -> list[float]:
 @click.option("--series", default="channels,both,blocks", show_default=True)
 @click.option("-c", "--criterion", default="obs", show_default=True)
 @click.option("--images", default=1000, show_default=True, help="Calibration samples.")
+@click.option("--max-blocks", default=0, help="Most blocks that a plan removes; 0: any number.")
 @click.option("--reconstruct-blocks", is_flag=True, help="As of `recover`.")
 @click.option("--runs", default=200, show_default=True, help="Timed runs.")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Figures as JSON.")
+@click.option(
+    "--folder", type=click.Path(file_okay=False, path_type=Path),
+    help="Scores and models are written here; scores of an earlier run are used again.",
+)  # fmt: skip
 def main(
     model: Path, train: str, test: str, mean: str, std: str, targets: str, series: str, criterion: str, images: int,
-    reconstruct_blocks: bool, runs: int, output: Path | None,
+    max_blocks: int, reconstruct_blocks: bool, runs: int, output: Path | None, folder: Path | None,
 ) -> None:  # fmt: skip
     """Prune and recover at every target."""
     original, held_out = op.load(model), op.load_data(test)
@@ -57,10 +76,14 @@ def main(
     rows: list[dict[str, Any]] = []
     baseline = op.evaluate(original, held_out, preprocess=how).top1
     click.echo(f"{model.name}: baseline {100 * baseline:.2f} % of {len(held_out)}")
-    for name in series.split(","):
-        limits = op.Constraints(only=SERIES[name])
+    scores: Scores | None = None
+    for name in sorted(series.split(","), key=lambda n: n == "blocks"):  # the others share their scores
+        limits = op.Constraints(only=SERIES[name], max_blocks=max_blocks if "blocks" in SERIES[name] else 0)
         began = time.perf_counter()
-        scores = op.score(analysis, criterion, constraints=limits, data=samples)
+        if name == "blocks" or scores is None:
+            own = limits if name == "blocks" else replace(limits, only=SERIES["both"], max_blocks=max_blocks)
+            kind = "blocks" if name == "blocks" else "both"
+            scores = scored(analysis, criterion, own, samples, folder, f"{kind}-{criterion}-{images}.json")
         scoring = time.perf_counter() - began
         for target in targets.split(","):
             began = time.perf_counter()
@@ -82,6 +105,8 @@ def main(
                     "seconds": time.perf_counter() - began,
                 }
             )  # fmt: skip
+            if folder is not None:
+                op.save(done.model, folder / f"{name}-{target}.onnx")
             row = rows[-1]
             click.echo(
                 f"{name:9} {target:12} {len(plan.blocks):2} blocks, {plan.removed:4} channels: macs {row['macs']:.3f}, "

@@ -70,6 +70,7 @@ def in_this_process(examples: int, number: int | None, parts: int, keep: bool, f
     """Run all graphs here; return 1 if one failed."""
     found: collections.Counter[str] = collections.Counter()
     removed: list[int] = []
+    blocks = 0
     began = time.monotonic()
 
     @settings(
@@ -79,6 +80,7 @@ def in_this_process(examples: int, number: int | None, parts: int, keep: bool, f
     )  # fmt: skip
     @given(fuzzes(parts))
     def one(fuzz: Fuzz) -> None:
+        nonlocal blocks
         plans: list[Plan] = []
 
         def plan_of(analysis: Analysis) -> Plan:
@@ -104,6 +106,7 @@ def in_this_process(examples: int, number: int | None, parts: int, keep: bool, f
             raise
         found[f"{fuzz.dtype}, proved"] += 1
         removed.append(result.plan.removed)
+        blocks += len(result.plan.blocks)
         if len(removed) % 500 == 0:
             click.echo(f"{time.monotonic() - began:.0f} s: {dict(found)}", err=True)
 
@@ -113,7 +116,8 @@ def in_this_process(examples: int, number: int | None, parts: int, keep: bool, f
     except BaseException as err:  # hypothesis raises groups of failures
         failure = err
         traceback.print_exception(err, limit=4)
-    click.echo(f"{time.monotonic() - began:.0f} s: {dict(sorted(found.items()))}, {sum(removed)} channels removed")
+    done = f"{sum(removed)} channels and {blocks} blocks removed"
+    click.echo(f"{time.monotonic() - began:.0f} s: {dict(sorted(found.items()))}, {done}")
     return int(failure is not None)
 
 

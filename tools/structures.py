@@ -3,7 +3,7 @@
     python tools/structures.py pack FILE.onnx OUT.onnx.xz
     python tools/structures.py pack-zoo FOLDER          # every NAME.onnx and NAME/model.onnx of a folder
     python tools/structures.py golden                   # writes tests/goldens/structures.json anew
-    python tools/structures.py blocks [GLOB]            # removes each residual block, and half of them, with proof
+    python tools/structures.py blocks [GLOB] [--lines F]  # removes each residual block, and half of them, with proof
 
 A structure is the ONNX file without the data of its large float tensors. It keeps names, shapes, types, integers,
 tensors of at most 64 elements, and large constants that are no weights and compress to next to nothing
@@ -102,8 +102,12 @@ def golden() -> dict[str, object]:
     return rows
 
 
-def blocks(pattern: str) -> int:
-    """Remove each residual block of the structures that match, and half of them; return the number of failures."""
+def blocks(pattern: str, lines: Path | None) -> int:
+    """Remove each residual block of the structures that match, and half of them; return the number of failures.
+
+    The structures with the fewest MACs come first. Each adds a line to the file `lines`, and is skipped if it has one:
+    the same command continues an interrupted run.
+    """
     tests = tests_module()
     sys.path.insert(0, str(ROOT / "tests" / "helpers"))
     from residual import block_plans
@@ -112,22 +116,33 @@ def blocks(pattern: str) -> int:
     from onnxprune.pipeline import compile_plan
 
     failed = 0
-    for path in tests.all_structures():
-        name = path.name.removesuffix(".onnx.xz")
-        if not fnmatchcase(name, pattern):
+    known = (
+        [json.loads(line) for line in lines.read_text().splitlines()] if lines is not None and lines.exists() else []
+    )
+    done = {row["name"] for row in known}
+    sizes = json.loads(GOLDEN.read_text(encoding="utf-8"))
+    paths = {path.name.removesuffix(".onnx.xz"): path for path in tests.all_structures()}
+    for name in sorted(paths, key=lambda n: sizes[n]["size"]["mmacs"]):
+        if name in done or not fnmatchcase(name, pattern):
             continue
-        analysis = tests.analysed(path)
-        proved, began = 0, time.monotonic()
+        analysis = tests.analysed(paths[name])
+        proved, problems, began = 0, [], time.monotonic()
         for plan in block_plans(analysis):
             try:
-                compile_plan(analysis.source, plan, analysis=analysis)
+                compile_plan(analysis.source, plan, analysis=analysis, threads=1)
                 proved += 1
             except OnnxPruneError as err:
-                failed += 1
-                print(f"{name}: without {', '.join(plan.blocks)}: {err.what}", flush=True)
-        kept = len(analysis.blocks) - len(analysis.free_blocks)
-        print(f"{name}: {len(analysis.free_blocks)} free blocks, {kept} others, {proved} plans proved in "
-              f"{time.monotonic() - began:.0f} s", flush=True)  # fmt: skip
+                problems.append(f"{name}: without {', '.join(plan.blocks)}: {err.what}")
+                print(problems[-1], flush=True)
+        failed += len(problems)
+        free = len(analysis.free_blocks)
+        row = {"name": name, "free": free, "others": len(analysis.blocks) - free, "proved": proved,
+               "failed": problems, "seconds": round(time.monotonic() - began)}  # fmt: skip
+        if lines is not None:
+            with lines.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        print(f"{name}: {free} free blocks, {row['others']} others, {proved} plans proved in {row['seconds']} s",
+              flush=True)  # fmt: skip
     return failed
 
 
@@ -155,9 +170,10 @@ def main() -> None:
     commands.add_parser("golden", help="write tests/goldens/structures.json")
     swept = commands.add_parser("blocks", help="remove residual blocks with proof")
     swept.add_argument("pattern", nargs="?", default="*")
+    swept.add_argument("--lines", type=Path, help="file of finished structures, which are skipped")
     args = parser.parse_args()
     if args.command == "blocks":
-        raise SystemExit(bool(blocks(args.pattern)))
+        raise SystemExit(bool(blocks(args.pattern, args.lines)))
     if args.command == "pack":
         print(f"{args.out}: {pack(args.file, args.out)} bytes")
     elif args.command == "pack-zoo":

@@ -16,11 +16,10 @@ layer starts from all other operands of a Concat; the channels that it appends a
 
 from __future__ import annotations
 
-import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
-from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -115,8 +114,8 @@ def find_blocks(
     for (block, nodes), name in zip(found, names, strict=True):
         number = 0 if block.reason else first
         first += not block.reason
-        outputs = tuple(graph.nodes[n].outputs[0].name for n in nodes)
-        out.append(replace(block, name=name, nodes=outputs, component=number))
+        outputs = tuple([graph.nodes[n].outputs[0].name for n in nodes])
+        out.append(Block(**{**vars(block), "name": name, "nodes": outputs, "component": number}))
     return tuple(out)
 
 
@@ -184,39 +183,56 @@ class _Finder:
         self.table = table
         self.place = {id(n): i for i, n in enumerate(self.nodes)}
         self.writer: dict[str, int] = {t.name: i for i, n in enumerate(self.nodes) for t in n.outputs if t.name}
+        self.fixed = table.views.keys() | witness.values.keys()  # views of constants, and values computed from shapes
+        self.last_reader = {t.name: i for i, n in enumerate(self.nodes) for t in n.inputs}
         self.held = held_names(graph)
         self.appended: set[str] = set()  # branches of dense layers that were found
         self._regions: dict[str, _Region] = {}  # of operands of Concats, which several of them may share
         self._groups: dict[int, Group] | None = None
-        self._producers: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None = None  # components, filter sites
+        self._filters: set[tuple[str, int]] | None = None
+        self._reads: dict[int, list[str]] = {}
         self._weighs: dict[int, bool] = {}
+        self._multiply: dict[tuple[str, str | None], bool] = {}  # by operator
 
     def concats(self) -> Iterator[int]:
         """Return the nodes that join activations of known shape."""
+        shapes = self.table.shapes
         for i, node in enumerate(self.nodes):
-            if node.op == "Concat" and all(
-                not self.constant(t) and t.name in self.table.shapes for t in (*node.inputs, *node.outputs)
-            ):
-                yield i
+            if node.op == "Concat" and node.outputs[0].name in shapes and node.outputs[0].name not in self.fixed:
+                names = self.reads(i)
+                if len(names) == len(node.inputs) and shapes.keys() >= set(names) and self.fixed.isdisjoint(names):
+                    yield i
+
+    def reads(self, n: int) -> list[str]:
+        """Return the names of the inputs of a node that are no constants."""
+        found = self._reads.get(n)
+        if found is None:
+            found = [t.name for t in self.nodes[n].inputs if t.name and not isinstance(t, gs.Constant)]
+            self._reads[n] = found
+        return found
 
     def layers(self, i: int, component: npt.NDArray[np.int64], groups: Sequence[Group]) -> Iterator[_Found]:
         """Return the dense layers that append to the other operands of a Concat."""
-        node = self.nodes[i]
-        for operand, t in enumerate(node.inputs):
-            if t.name in self.appended or any(r.op != "Concat" for r in t.outputs):
-                continue
-            sources = {other.name for other in node.inputs if other is not t}
-            if not sources:
-                continue
-            if t.name not in self._regions:
-                self._regions[t.name] = self.region(i, operand)
-            region = self._regions[t.name]
-            if region.entries.keys() != sources or not any(self.weighs(n) for n in region.nodes):
-                continue
-            self.appended.add(t.name)
-            block, nodes = self.block(node, operand, region, max(sources, key=lambda s: self.writer.get(s, -1)), "")
-            channels, reason = self.appends(node, t, nodes, component, groups)
-            yield replace(block, channels=channels, reason=reason), nodes
+        node, names = self.nodes[i], self.reads(i)
+        places = [self.writer.get(name, -1) for name in names]
+        operand = places.index(max(places))  # only the operand that is computed last can depend on all others
+        name = names[operand]
+        if name in self.appended or any(r.op != "Concat" for r in node.inputs[operand].outputs):
+            return
+        sources = dict(zip(names, places, strict=True))
+        del sources[name]
+        if not sources:
+            return
+        region = self._regions.get(name)
+        if region is None:
+            region = self.region(i, operand, min(sources.values()))
+            if region.nodes:
+                self._regions[name] = region
+        if region.entries.keys() != sources.keys() or not any(self.weighs(n) for n in region.nodes):
+            return
+        self.appended.add(name)
+        channels, reason = self.appends(node, node.inputs[operand], region.nodes, component, groups)
+        yield self.block(node, operand, region, max(sources, key=sources.__getitem__), reason, channels)
 
     def appends(
         self,
@@ -230,37 +246,30 @@ class _Finder:
         rank = len(self.table.shape(t))
         axis = normal_axis(int(node.attrs["axis"]), rank)
         labels = self.table.get(t)[axis]
-        own = np.zeros(0, np.int64) if labels is None else component[labels]
-        if not len(own) or not own.all():
+        own = [] if labels is None else sorted(set(component[labels].tolist()))
+        if not own or not own[0]:
             return (), "the channels that it appends are locked"
-        by_first = self.groups_of(groups)
-        group = by_first.get(int(own.min()))
+        group = self.groups_of(groups).get(own[0])
         inside = {c.name for n in nodes for c in self.nodes[n].inputs if isinstance(c, gs.Constant)}
-        if group is None or set(group.components.tolist()) != set(own.tolist()):
+        if group is None or sorted(group.components.tolist()) != own:
             return (), "the channels that it appends are coupled with others"
-        if not self.producers(own, component) <= inside:
+        if not self.producers(group) <= inside:
             return (), "the channels that it appends are coupled with others"
         if not group.exact:
             return (), "a statistic runs over the channels that it appends"
-        return tuple(np.unique(own).tolist()), ""
+        return tuple(own), ""
 
     def groups_of(self, groups: Sequence[Group]) -> Mapping[int, Group]:
         """Return the groups by their least component."""
         if self._groups is None:
-            self._groups = {int(g.components.min()): g for g in groups}
+            self._groups = {min(g.components.tolist()): g for g in groups}
         return self._groups
 
-    def producers(self, own: npt.NDArray[np.int64], component: npt.NDArray[np.int64]) -> set[str]:
-        """Return the names of the weights whose filters produce some components."""
-        sites = self.table.filter_sites
-        if self._producers is None:
-            sizes = [site.labels.size for site in sites]
-            labels = np.concatenate([site.labels.ravel() for site in sites])
-            self._producers = component[labels], np.repeat(np.arange(len(sites)), sizes)
-        produced, place = self._producers
-        chosen = np.zeros(int(component.max()) + 1, bool)
-        chosen[own] = True
-        return {sites[i].tensor.name for i in set(place[chosen[produced]].tolist())}
+    def producers(self, group: Group) -> set[str]:
+        """Return the names of the weights whose filters produce the channels of a group."""
+        if self._filters is None:
+            self._filters = {(site.tensor.name, site.axis) for site in self.table.filter_sites}
+        return {tensor for tensor, _ in self._filters.intersection(group.sites)}
 
     def additions(self) -> Iterator[int]:
         """Return the additions of two activations of known shape."""
@@ -272,9 +281,7 @@ class _Finder:
 
     def constant(self, t: gs.Tensor) -> bool:
         """Return whether a tensor is a constant, a view of one, or computed from shapes."""
-        return (
-            not t.name or isinstance(t, gs.Constant) or t.name in self.table.views or t.name in self.witness.values
-        )  # fmt: skip
+        return not t.name or isinstance(t, gs.Constant) or t.name in self.fixed
 
     def blocks(self, i: int) -> Iterator[_Found]:
         """Return the blocks that end in an addition."""
@@ -303,39 +310,47 @@ class _Finder:
                     return
                 yield self.block(node, operand, regions[operand], entry, reason)
 
-    def block(self, node: gs.Node, operand: int, region: _Region, entry: str, reason: str) -> _Found:
+    def block(
+        self, node: gs.Node, operand: int, region: _Region, entry: str, reason: str, channels: tuple[int, ...] = ()
+    ) -> _Found:  # fmt: skip
         ops = {self.nodes[n].op for n in region.nodes}
         mixed = any(self.nodes[n].op in ("MatMul", "Einsum") and not self.weighs(n) for n in region.nodes)
         kind = "attention" if mixed or ops & _ATTENTION else "conv" if "Conv" in ops else "mlp"
         branch = node.inputs[operand].name
-        return Block("", kind, entry, node.outputs[0].name, operand, branch, (), 0, reason), region.nodes
+        return Block("", kind, entry, node.outputs[0].name, operand, branch, (), 0, reason, channels), region.nodes
 
-    def region(self, i: int, operand: int) -> _Region:
-        """Return the nodes that only this operand of an addition needs: all of their values end there."""
+    def region(self, i: int, operand: int, least: int = -1) -> _Region:
+        """Return the nodes that only this operand of an addition needs: all of their values end there.
+
+        Args:
+            i: Index of the addition.
+            operand: Index of its operand.
+            least: Index of a node; a region that reads activations before it is not followed, and is empty.
+        """
         t = self.nodes[i].inputs[operand]
         inside: set[int] = set()
         single = [id(n) for n in t.outputs] == [id(self.nodes[i])] or self.nodes[i].op == "Concat"
         if t.name in self.held or t.name not in self.writer or not single:
             return _Region((), {t.name: self.writer.get(t.name, -1)})
-        queue = [-self.writer[t.name]]
-        seen = {self.writer[t.name]}
-        entries: dict[str, int] = {}
+        writer, last_reader = self.writer, self.last_reader
+        queue = [-writer[t.name]]
+        read: dict[str, int] = {}  # tensors that the region reads -> node that writes them
         while queue:  # from the last node to the first: the consumers of a node are decided before it
             n = -heappop(queue)
-            if not self.only(n, i, t, inside):
+            if n in inside or not self.only(n, i, t, inside):
                 continue
             inside.add(n)
-            for source in self.nodes[n].inputs:
-                place = self.writer.get(source.name, -1)
-                if place >= 0 and place not in seen and not self.fixed(source):
-                    seen.add(place)
-                    heappush(queue, -place)
-        for n in inside:
-            for source in self.nodes[n].inputs:
-                place = self.writer.get(source.name, -1)
-                if place not in inside and not self.constant(source):
-                    entries[source.name] = place
-        return _Region(tuple(sorted(inside)), entries)
+            if n < least and not self.fixed.issuperset(self.reads(n)):
+                return _Region((), {})
+            for name in self.reads(n):
+                if name not in read:
+                    read[name] = place = writer.get(name, -1)
+                    if last_reader[name] < i and place >= 0:
+                        heappush(queue, -place)
+        fixed = read.keys() & self.fixed
+        return _Region(
+            tuple(sorted(inside)), {n: place for n, place in read.items() if place not in inside and n not in fixed}
+        )
 
     def only(self, n: int, i: int, t: gs.Tensor, inside: Collection[int]) -> bool:
         """Return whether all values of a node are read inside the region or are the operand itself."""
@@ -348,18 +363,18 @@ class _Finder:
                     return False
         return True
 
-    def fixed(self, t: gs.Tensor) -> bool:
-        return isinstance(t, gs.Constant) or not t.name
-
     def weighs(self, n: int) -> bool:
         """Return whether a node multiplies by a constant matrix."""
         if n not in self._weighs:
             node = self.nodes[n]
-            spec = find(node)
-            self._weighs[n] = (
-                spec is not None
-                and (spec.macs is not None or node.op in ("LSTM", "GRU", "RNN"))
-                and any(t.name and self.constant(t) and len(self.table.shape(t)) > 1 for t in node.inputs)
+            kind = node.op, node.domain
+            if kind not in self._multiply:
+                spec = find(node)
+                self._multiply[kind] = spec is not None and (
+                    spec.macs is not None or node.op in ("LSTM", "GRU", "RNN")
+                )  # fmt: skip
+            self._weighs[n] = self._multiply[kind] and any(
+                t.name and self.constant(t) and len(self.table.shape(t)) > 1 for t in node.inputs
             )
         return self._weighs[n]
 
@@ -445,16 +460,20 @@ class _Finder:
 
 def _common(labels: list[str]) -> str:
     """Return the path that names have in common: of "a.b.conv1" and "a.b.conv2", "a.b"."""
-    if len(labels) == 1:
-        return labels[0]
-    parts = [re.split(r"[./]", label) for label in labels]
-    same = takewhile(lambda level: len(set(level)) == 1, zip(*parts, strict=False))
-    return ".".join(level[0] for level in same if level[0])
+    if len(labels) < 2:
+        return labels[0] if labels else ""
+    first, *others = (label.replace("/", ".").split(".") for label in labels)
+    same = len(first)
+    for parts in others:
+        same = min(same, len(parts))
+        while parts[:same] != first[:same]:
+            same -= 1
+    return ".".join(filter(None, first[:same]))
 
 
 def _unique(names: list[tuple[str, str]], taken: Collection[str]) -> list[str]:
     """Return unique names: common paths, or where several blocks share one, the paths of their first weights."""
-    count = {short: sum(s == short for s, _ in names) for short, _ in names}
+    count = Counter(short for short, _ in names)
     used = set(taken)
     out = []
     for short, long in names:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ _SUFFIX = re.compile(
 )
 
 
+@lru_cache(maxsize=4096)  # groups and blocks name the same weights
 def human_name(tensor: str, node: str) -> str:
     """Return a name for a weight's output: the weight's name without `.weight`, or its node's path if generated.
 

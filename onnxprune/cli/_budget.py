@@ -129,7 +129,8 @@ def prune_within(
     document = {
         "output": str(output.output), **search.as_dict(), "neighbours": written,
         "before": vars(best.point.before), "after": vars(best.point.after),
-        "plan_digest": best.point.plan.digest, "verification": dict(best.point.certificate),
+        **best.point.plan.removed_counts(), "plan_digest": best.point.plan.digest,
+        "verification": dict(best.point.certificate),
         "recovery": dict(best.point.recovery), "int8": None if quantized is None else vars(quantized),
         "polished": [p.as_dict() for p in polished],
     }  # fmt: skip

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from onnxprune.analysis.coupling import Analysis, Group
+    from onnxprune.criteria.scoring import Scores
     from onnxprune.latency.speedup import Speedup
     from onnxprune.pipeline import Compiled
     from onnxprune.planning.allocator_comparison import AllocatorRow
@@ -143,7 +144,7 @@ def plan_document(
     return {
         "output": output,
         "digest": plan.digest,
-        "removed_channels": plan.removed,
+        **plan.removed_counts(),
         "before": vars(cost.baseline),
         "after": vars(cost.cost(analysis.kept(plan))),
         "metric": _metric(plan, curves),
@@ -225,6 +226,18 @@ def criteria_table(comparison: CriteriaComparison, name: str) -> None:
     sys.stdout.write(f"by chance {percent(comparison.ratio)} would be removed alike\n")
 
 
+def block_scores_table(scores: Scores, criterion: str) -> None:
+    """Print the table of `score --blocks`: blocks in order of removal, and the MACs kept without all so far."""
+    from onnxprune.analysis.cost import CostModel
+
+    cost, kept, rows = CostModel(scores.analysis), scores.analysis.kept(), []
+    for name, loss in scores.blocks.items():
+        block = scores.analysis.block(name)
+        kept[block.components] = False
+        rows.append([name, block.kind, f"{loss:.4g}", percent(cost.share(kept, "macs"))])
+    table(f"blocks by {criterion}, in order of removal", ["block", "kind", "loss", "MACs kept"], rows)
+
+
 def speedup_line(speedup: Speedup) -> str:
     """Return predicted and measured latency, and the plans that were measured for a latency target."""
     p, m = speedup.predicted, speedup.measured
@@ -245,8 +258,7 @@ def compiled_document(done: Compiled, output: str | None, speedup: Speedup | Non
         "output": output,
         "before": vars(done.before),
         "after": vars(done.after),
-        "removed_channels": done.plan.removed,
-        "removed_blocks": list(done.plan.blocks),
+        **done.plan.removed_counts(),
         "plan_digest": done.plan.digest,
         "groups": [_checked(done, g) for g in done.analysis.groups if g.name in done.plan.groups],
         "latency": speedup.as_dict() if speedup else None,

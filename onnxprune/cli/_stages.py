@@ -305,6 +305,7 @@ class PlanInputs:
         source, data: Source of the calibration data, and its options.
         samples: Calibration data that was already read.
         scores_file, curves_file: Files with scores and sensitivity curves.
+        scores: Scores that were computed before.
         quiet: Show no progress bars.
     """
 
@@ -319,6 +320,7 @@ class PlanInputs:
     samples: Calibration | None = None
     scores_file: Path | None = None
     curves_file: Path | None = None
+    scores: Scores | None = None
     quiet: bool = False
 
     def calibration(self, model: Model) -> Calibration | None:
@@ -330,28 +332,31 @@ class PlanInputs:
 
 def planned(analysis: Analysis, inputs: PlanInputs) -> Planned:
     """Compute a plan."""
-    from onnxprune.cli._display import progress
+    from onnxprune.cli._display import note, progress
     from onnxprune.criteria.scoring import load_scores
     from onnxprune.pipeline import plan
     from onnxprune.planning.curves import load_curves
+    from onnxprune.planning.depth import included
     from onnxprune.planning.iterative import plan_steps
 
     planning, scoring, target = inputs.planning, inputs.scoring, inputs.target
+    if remark := included(analysis, inputs.constraints):
+        note(remark)
     curves = load_curves(inputs.curves_file) if inputs.curves_file is not None else None
-    scored_here = planning.steps is not None or inputs.scores_file is None
+    scored_here = planning.steps is not None or (inputs.scores_file is None and inputs.scores is None)
     samples = inputs.calibration(analysis.source) if scored_here else None  # before latency, which takes long
     wanted = inputs.predict or needs_latency(planning, target)
     latency = latency_predictor(analysis, inputs.measuring, quiet=inputs.quiet) if wanted else None
-    scores: Scores | None = None
+    scores = inputs.scores
     data: Mapping[str, Any] = samples.as_dict() if samples is not None else {}
-    if inputs.scores_file is not None:
+    if scores is None and inputs.scores_file is not None:
         scores = load_scores(inputs.scores_file, analysis)
-    elif planning.steps is None:
+    elif scores is None and planning.steps is None:
         own = scoring_of(curves, scoring)
         scores = scored(
             analysis, own, samples, quiet=inputs.quiet, constraints=inputs.constraints, target=target
         )  # fmt: skip
-    else:
+    elif scores is None:
         note_synonym(scoring.name)
     if scores is not None:
         data = scores.data

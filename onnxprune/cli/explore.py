@@ -85,6 +85,7 @@ def explore(
     from onnxprune.cli import _display
     from onnxprune.criteria.scoring import load_scores
     from onnxprune.planning.curves import load_curves
+    from onnxprune.plans import NOTHING
     from onnxprune.reports.explorer import Explorer, plan_site
 
     output = page.output or model.with_name(f"{model.stem}-plan.json")
@@ -105,7 +106,7 @@ def explore(
     _serve(plan_site(explorer), model, page)
     made = explorer.saved
     if as_json:
-        nothing = {"output": None, "digest": None, "removed_channels": 0}
+        nothing = {"output": None, "digest": None, **NOTHING.removed_counts()}
         _display.emit_json(
             nothing if made is None else _display.plan_document(found, made, str(output), measured, None, None, {})
         )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,6 +13,7 @@ from onnxprune.cli._budget import check_usage, prune_within
 from onnxprune.cli._options import Command, json_option, model_argument, takes_options
 from onnxprune.cli._stages import (
     PlanInputs,
+    Planned,
     analyzed,
     calibration_of,
     compiled,
@@ -40,6 +43,11 @@ from onnxprune.options import (
     Verifying,
     option,
 )
+
+if TYPE_CHECKING:
+    from onnxprune.analysis.coupling import Analysis
+    from onnxprune.pipeline import Compiled
+    from onnxprune.recovery.recover import Recovered
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -118,20 +126,50 @@ def prune(
         planning, scoring, constraints_on(measuring, measuring.device, constraints), target, measuring,
         measuring.latency, data, data.data, samples, curves_file=curves.curves_file, quiet=as_json,
     )  # fmt: skip
-    made = planned(found, inputs)
     feeds = proof_feeds(data.data, samples, original) if verifying.verify else None
-    done = compiled(original, made.plan, verifying, analysis=found, feeds=feeds, quiet=as_json)
-    recovered = None
-    if recovering and samples is not None:
+
+    def run(made: Planned) -> _Result:
+        done = compiled(original, made.plan, verifying, analysis=found, feeds=feeds, quiet=as_json)
+        if not recovering or samples is None:
+            return _Result(made, done, None)
         from onnxprune.cli._display import progress
-        from onnxprune.recovery.recover import recover as run
+        from onnxprune.recovery.recover import recover
 
         with progress("recovering", quiet=as_json) as tick:
-            recovered = run(
+            recovered = recover(
                 original, done.model, made.plan, samples, analysis=found, stages=after.stages, task=tasks, progress=tick
             )
-        done = replace(done, model=recovered.model)
-    speedup = speedup_of(found, made, done.model, measuring, quiet=as_json)
+        return _Result(made, replace(done, model=recovered.model), recovered)
+
+    result = _result(found, inputs, run)
+    done, recovered = result.done, result.recovered
+    speedup = speedup_of(found, result.made, done.model, measuring, quiet=as_json)
     if second.plan_file is not None:
-        save_plan(made.plan, second.plan_file)
+        save_plan(done.plan, second.plan_file)
     finish(done, model, output, speedup, recovered, samples, plan_file=second.plan_file, as_json=as_json)
+
+
+@dataclass(frozen=True)
+class _Result:
+    """Plan, pruned model and recovery of one run."""
+
+    made: Planned
+    done: Compiled
+    recovered: Recovered | None
+
+
+def _result(analysis: Analysis, inputs: PlanInputs, run: Callable[[Planned], _Result]) -> _Result:
+    """Return the result of the plan; beside blocks that of channels alone, if it is nearer to the original."""
+    from onnxprune.cli._display import note
+    from onnxprune.pipeline.depth_choice import nearer_to_original, removes_both
+    from onnxprune.planning.depth import channels_only
+
+    first = run(planned(analysis, inputs))
+    scores = first.made.scores
+    if scores is None or not removes_both(analysis, inputs.constraints, first.made.plan):
+        return first
+    alone = replace(inputs, constraints=channels_only(inputs.constraints), scores=scores)
+    found, remark = nearer_to_original(first, lambda: planned(analysis, alone), run, lambda r: r.recovered)
+    if remark:
+        note(remark)
+    return found

@@ -108,6 +108,6 @@ def recover(
         )  # fmt: skip
     save(done.model, output.output, external=output.external)
     shutil.rmtree(folder, ignore_errors=True)  # the result is on disk
-    document = {"output": str(output.output), "data": samples.as_dict(), **done.as_dict()}
+    document = {"output": str(output.output), "data": samples.as_dict(), **plan.removed_counts(), **done.as_dict()}
     if not _display.finished(as_json, lambda: document):
         _display.recovered_table(done, f"{pruned.name} -> {output.output}")

@@ -141,6 +141,7 @@ def retrain(
     remove_checkpoints(folder)  # the result is on disk
     document = _display.retrained_document(done, str(output.output), written)
     document |= {"preprocess": found.preprocess.as_dict(), "warnings": found.data.warnings}
+    document |= made.removed_counts() if made is not None else {}
     if not _display.finished(as_json, lambda: document):
         _display.retrained_table(done, f"{model.name} -> {output.output}")
 

@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from onnxprune.cli._options import Command, json_option, model_argument, takes_options
 from onnxprune.cli._stages import analyzed, calibration_of, load_model, scored
-from onnxprune.options import AnalysisOptions, CalibrationData, Device, Events, InputShapes, Options, Scoring, option
+from onnxprune.options import (
+    AnalysisOptions,
+    CalibrationData,
+    Constraints,
+    Device,
+    Events,
+    InputShapes,
+    Options,
+    Scoring,
+    option,
+)
+
+if TYPE_CHECKING:
+    from onnxprune.analysis.coupling import Analysis
+    from onnxprune.criteria.scoring import Scores
+    from onnxprune.execution.calibration import Calibration
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -26,6 +42,10 @@ class ScoreOutput(Options):
         shown="0.5",
     )  # fmt: skip
     plot: Path | None = option(None, help="With --compare: draw a layer (.png, .svg).", heading="Output")
+    blocks: bool = option(
+        False, heading="Selection", flag="--blocks",
+        help="Instead: losses of the residual blocks, in order of removal; for `plan --scores --only blocks`.",
+    )  # fmt: skip
     layer: str | None = option(
         None, help="With --plot: layer to draw.", heading="Output", metavar="GLOB", shown="the widest group"
     )
@@ -69,6 +89,8 @@ def score(
         check_output(path, model)
     if output.compare is not None and output.per_class is not None:
         raise click.UsageError("--per-class needs a single criterion: leave out --compare")
+    if output.blocks and (output.compare is not None or output.per_class is not None):
+        raise click.UsageError("--blocks scores whole blocks: leave out --compare and --per-class")
     if output.compare is not None:
         _compared(model, output, output.compare, scoring, data, device, analysis, shapes, as_json)
         return
@@ -78,18 +100,31 @@ def score(
         check_class_table(output.per_class, scoring.name)
     found = analyzed(load_model(model, shapes), analysis)
     samples = calibration_of(data.data, data, found.source, device.device)
-    scores = scored(found, scoring, samples, quiet=as_json)
+    scores = _blocks_scored(found, scoring, samples, as_json) if output.blocks else scored(
+        found, scoring, samples, quiet=as_json
+    )  # fmt: skip
     if output.output is not None:
         save_scores(scores, output.output)
     if output.per_class is not None:
         save_class_table(scores, output.per_class)
     if _display.finished(as_json, lambda: json.loads(scores.to_json())):
         return
+    if output.blocks:
+        _display.block_scores_table(scores, scoring.name)
+        return
     rows = [
         [name, str(len(s)), f"{s.min():.4g}", f"{float(sorted(s)[len(s) // 2]):.4g}", f"{s.max():.4g}"]
         for name, s in scores.groups.items()
     ]
     _display.table(f"scores by {scoring.name}", ["group", "channels", "lowest", "median", "highest"], rows)
+
+
+def _blocks_scored(analysis: Analysis, scoring: Scoring, samples: Calibration | None, quiet: bool) -> Scores:
+    """Return scores with a loss for every block, for `score --blocks`."""
+    from onnxprune.planning.depth import block_scores
+
+    found = scored(analysis, scoring, samples, quiet=quiet, constraints=Constraints(only=("blocks",)))
+    return replace(found, blocks=block_scores(found))
 
 
 def _compared(

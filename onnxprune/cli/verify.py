@@ -46,6 +46,6 @@ def verify(
     with named_origin(whole, small, plan, pruned):
         proof = check(analysis, plan, small, feeds=feeds, tolerance=tolerance.tolerance, device=device.device)
     if as_json:
-        _display.emit_json({**proof.as_dict(), "data": read})
+        _display.emit_json({**proof.as_dict(), **plan.removed_counts(), "data": read})
     else:
         click.echo(_display.proof_line(proof))

@@ -35,9 +35,11 @@ from onnxprune.pipeline._stages import Compiled, CriterionParams, compile_plan, 
 from onnxprune.pipeline.budget.judge import held_out
 from onnxprune.pipeline.budget.max_drop import BudgetSearch, prune_to_budget
 from onnxprune.pipeline.budget.path import PrunePath
+from onnxprune.pipeline.depth_choice import nearer_to_original, removes_both
 from onnxprune.planning.analyze import analyze
 from onnxprune.planning.constraints import Constraints
 from onnxprune.planning.curves import Curves
+from onnxprune.planning.depth import channels_only
 from onnxprune.planning.targets import LatencyPredictor, Target
 from onnxprune.plans import Plan
 from onnxprune.recovery.recover import Recovered, check_samples
@@ -240,40 +242,48 @@ def prune(
             progress=tick("scoring"),
         )  # fmt: skip
 
-    def make(model: LatencyPredictor | None, goal: Target | None) -> Plan:
+    def make(bounds: Constraints, model: LatencyPredictor | None, goal: Target | None) -> Plan:
         if scores is not None:
             return plan(
                 scores, goal, ratio=ratio, curves=measured, min_group_accuracy=min_group_accuracy, max_loss=max_loss,
-                latency=model, allocator=allocator, normalize=normalize, constraints=limits,
+                latency=model, allocator=allocator, normalize=normalize, constraints=bounds,
             )  # fmt: skip
         assert steps is not None
         return plan_steps(
             analysis, rule, goal, steps=steps, schedule=schedule, params=params, reduce=reduce, ratio=ratio,
-            latency=model, allocator=allocator, normalize=normalize, constraints=limits, data=samples,
+            latency=model, allocator=allocator, normalize=normalize, constraints=bounds, data=samples,
             progress=tick("scoring"),
         )  # fmt: skip
 
-    speedup = None
-    if aim is not None and aim.measure == "latency" and predictor is not None and latency_rounds:
-        found = plan_for_latency(
-            analysis, aim, make, predictor, runtime=where or make_runtime(device=device), runs=runs,
-            rounds=latency_rounds, progress=tick("measuring plans"),
-        )  # fmt: skip
-        made, speedup = found.plan, found.speedup
-    else:
-        made = make(predictor, aim)
-    feeds = samples.first(original) if verify and samples is not None and not is_synthetic(samples) else None
-    done = compile_plan(original, made, analysis=analysis, check=verify, feeds=feeds, tolerance=tolerance)
-    result, recovery = done.model, None
-    if samples is not None and recovering:
-        recovery = recover_model(
-            original, result, made, samples, analysis=analysis, stages=stages, task=task_options(task, metric),
-            progress=tick("recovering"),
-        )  # fmt: skip
-        result = recovery.model
-    if speedup is None:
-        speedup = _speedup(analysis, made, result, predictor, where or device, runs, tick("measuring"))
-    return Pruned(result, made, analysis, done.before, done.after, done.verification, recovery, speedup)
+    def planned(bounds: Constraints) -> tuple[Plan, Speedup | None]:
+        if aim is not None and aim.measure == "latency" and predictor is not None and latency_rounds:
+            found = plan_for_latency(
+                analysis, aim, partial(make, bounds), predictor, runtime=where or make_runtime(device=device),
+                runs=runs, rounds=latency_rounds, progress=tick("measuring plans"),
+            )  # fmt: skip
+            return found.plan, found.speedup
+        return make(bounds, predictor, aim), None
+
+    def run(found: tuple[Plan, Speedup | None]) -> Pruned:
+        made, speedup = found
+        feeds = samples.first(original) if verify and samples is not None and not is_synthetic(samples) else None
+        done = compile_plan(original, made, analysis=analysis, check=verify, feeds=feeds, tolerance=tolerance)
+        result, recovery = done.model, None
+        if samples is not None and recovering:
+            recovery = recover_model(
+                original, result, made, samples, analysis=analysis, stages=stages, task=task_options(task, metric),
+                progress=tick("recovering"),
+            )  # fmt: skip
+            result = recovery.model
+        return Pruned(result, made, analysis, done.before, done.after, done.verification, recovery, speedup)
+
+    outcome = run(planned(limits))
+    if scores is not None and removes_both(analysis, limits, outcome.plan):
+        outcome, _ = nearer_to_original(outcome, lambda: planned(channels_only(limits)), run, lambda r: r.recovery)
+    if outcome.speedup is not None:
+        return outcome
+    speedup = _speedup(analysis, outcome.plan, outcome.model, predictor, where or device, runs, tick("measuring"))
+    return replace(outcome, speedup=speedup)
 
 
 def _check_budget(

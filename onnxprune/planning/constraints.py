@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune._utils.fields import Count, read_options
+from onnxprune._utils.formatting import counted
 from onnxprune._utils.strict import Format
 from onnxprune.analysis.coupling import Analysis, Group
 from onnxprune.errors import OnnxPruneError, unknown
@@ -117,7 +118,11 @@ class FeasibleCounts:
         self.ratios: dict[str, float] = {}
         self._least: Counts = {}
         self._floor = dict(least or {})
-        self.groups = [g for g in _chosen(analysis, constraints) if g.name in scored]
+        check_patterns(analysis, constraints)
+        chosen = prunable(analysis, constraints)
+        if not chosen:
+            raise _nothing_remains(analysis, constraints)
+        self.groups = [g for g in chosen if g.name in scored]
         self._overrides(analysis)
         self.step = constraints.round_to if isinstance(constraints.round_to, int) else kernel_block()
         self.remaining = {g.name: (remaining or {}).get(g.name, g.channels) for g in self.groups}
@@ -209,6 +214,7 @@ class FeasibleCounts:
 
 
 def _matching(analysis: Analysis, pattern: str, what: str) -> set[str]:
+    """Return the groups that match a pattern."""
     names = {g.name for g in analysis.groups if fnmatchcase(g.name, pattern)}
     others = [*(k.name for k in analysis.locked), *(b.name for b in analysis.blocks)]
     if not names and not any(fnmatchcase(other, pattern) for other in others):
@@ -216,21 +222,37 @@ def _matching(analysis: Analysis, pattern: str, what: str) -> set[str]:
     return names
 
 
-def _chosen(analysis: Analysis, constraints: Constraints) -> list[Group]:
+def prunable(analysis: Analysis, constraints: Constraints) -> list[Group]:
     """Return the groups that may be pruned under the patterns and presets."""
     chosen = {g.name for g in analysis.groups}
     if constraints.include:
-        chosen = set().union(*(_matching(analysis, p, "include") for p in constraints.include))
-    for pattern in constraints.exclude:
-        chosen -= _matching(analysis, pattern, "exclude")
+        chosen = {n for n in chosen if any(fnmatchcase(n, p) for p in constraints.include)}
+    chosen -= {n for n in chosen if any(fnmatchcase(n, p) for p in constraints.exclude)}
     for preset in constraints.protect:
         chosen -= {g.name for i, g in enumerate(analysis.groups) if _protected(preset, i, g)}
     kinds = [k for k in constraints.only if k != "channels"]
     if kinds:
         chosen &= {g.name for i, g in enumerate(analysis.groups) if any(_protected(k, i, g) for k in kinds)}
-    if not chosen:
-        raise OnnxPruneError("no group remains to prune", fix="see `onnxprune inspect`, and exclude or protect less")
     return [g for g in analysis.groups if g.name in chosen]
+
+
+def check_patterns(analysis: Analysis, constraints: Constraints) -> None:
+    """Raise if a pattern matches no group, locked channels or block."""
+    for what in ("include", "exclude"):
+        for pattern in getattr(constraints, what):
+            _matching(analysis, pattern, what)
+
+
+def _nothing_remains(analysis: Analysis, constraints: Constraints) -> OnnxPruneError:
+    """Return the error for constraints that leave no group."""
+    named = [b.name for b in analysis.blocks if any(fnmatchcase(b.name, p) for p in constraints.include)]
+    if named:
+        return OnnxPruneError(
+            f"no channels remain to prune: the included patterns name {counted(len(named), 'block')} only "
+            f"({', '.join(named[:3])}{', ...' if len(named) > 3 else ''})",
+            fix="add --only blocks, or include groups of channels (see `onnxprune inspect`)",
+        )
+    return OnnxPruneError("no group remains to prune", fix="see `onnxprune inspect`, and exclude or protect less")
 
 
 def _protected(preset: str, index: int, group: Group) -> bool:

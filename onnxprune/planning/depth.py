@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from onnxprune._utils.formatting import counted
 from onnxprune._utils.progress import Progress
 from onnxprune.analysis.blocks import Block, inner_groups
 from onnxprune.analysis.cost import CostModel
@@ -27,7 +28,7 @@ from onnxprune.criteria.scoring import Scores, score
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Calibration
 from onnxprune.options.planning import Constraints
-from onnxprune.planning.constraints import DEPTH, BlockPath
+from onnxprune.planning.constraints import DEPTH, BlockPath, check_patterns, prunable
 from onnxprune.planning.targets import MeasureShare, Target
 from onnxprune.plans import BlockRemoval, Plan
 
@@ -51,6 +52,25 @@ def refuse_blocks(constraints: Constraints | None, what: str) -> None:
 def channels_only(constraints: Constraints) -> Constraints:
     """Return the constraints of the channels beside the blocks; patterns that name blocks only are left out."""
     return replace(constraints, only=tuple(k for k in constraints.only if k not in KINDS), max_blocks=0)
+
+
+def settled(analysis: Analysis, constraints: Constraints) -> Constraints:
+    """Return the constraints of a plan; blocks alone where the patterns and presets leave no channels beside them."""
+    if not constraints.asks_for_blocks or constraints.blocks_alone:
+        return constraints
+    if prunable(analysis, channels_only(constraints)) or not removable(analysis, constraints):
+        return constraints
+    return replace(constraints, only=("blocks",))
+
+
+def included(analysis: Analysis, constraints: Constraints) -> str:
+    """Return a remark for patterns that leave blocks alone although channels are asked for; "" for others."""
+    found = settled(analysis, constraints)
+    if found.only == constraints.only or not constraints.include:
+        return ""
+    names = [b.name for b in removable(analysis, found)]
+    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return f"note: --include names {counted(len(names), 'block')} and no channels: {shown}; all channels are kept"
 
 
 def scores_for(
@@ -83,6 +103,7 @@ def scores_for(
         OnnxPruneError: See `score`; or no block can be removed.
     """
     rule = get_criterion(criterion, **params) if isinstance(criterion, str) else criterion
+    constraints = settled(analysis, constraints)
     alone = constraints.blocks_alone
     blocks = chosen_blocks(analysis, constraints) if constraints.asks_for_blocks else []
     scorer = None
@@ -133,6 +154,7 @@ def block_path(
     Raises:
         OnnxPruneError: No block may be removed.
     """
+    check_patterns(scores.analysis, constraints)
     blocks = [b for b in chosen_blocks(scores.analysis, constraints) if b not in gone]
     most = max(0, constraints.max_blocks - len(gone)) if constraints.max_blocks else len(blocks)
     if scores.blocks:
@@ -142,6 +164,17 @@ def block_path(
         losses = block_losses(scores, blocks, normalization, cost)
         found = [(b, losses[b.name]) for b in removal_order(blocks, losses, meter, scores.analysis.kept(), gone)]
     return found[:most]
+
+
+def block_scores(scores: Scores) -> dict[str, float]:
+    """Return block -> loss beside those before, in order of removal, of all blocks that can be removed.
+
+    Raises:
+        OnnxPruneError: No block can be removed.
+    """
+    cost = CostModel(scores.analysis)
+    path = block_path(scores, Constraints(only=("blocks",)), scores.normalize, cost, MeasureShare(cost, "macs"))
+    return {block.name: loss for block, loss in path}
 
 
 def as_group(analysis: Analysis, path: Sequence[tuple[Block, float]]) -> BlockPath | None:
@@ -167,16 +200,22 @@ def chosen_blocks(analysis: Analysis, constraints: Constraints) -> list[Block]:
     Raises:
         OnnxPruneError: None remains.
     """
-    out = [
+    out = removable(analysis, constraints)
+    if not out and "blocks" in constraints.only:
+        check_patterns(analysis, constraints)
+        raise OnnxPruneError("no block can be removed", fix="see `onnxprune inspect`, and exclude or protect less")
+    return out
+
+
+def removable(analysis: Analysis, constraints: Constraints) -> list[Block]:
+    """Return the blocks of `chosen_blocks`; empty if none remains."""
+    return [
         b
         for b in analysis.free_blocks
         if (not constraints.include or any(fnmatchcase(b.name, p) for p in constraints.include))
         and not any(fnmatchcase(b.name, p) for p in constraints.exclude)
         and b.kind not in constraints.protect
     ]
-    if not out and "blocks" in constraints.only:
-        raise OnnxPruneError("no block can be removed", fix="see `onnxprune inspect`, and exclude or protect less")
-    return out
 
 
 def block_losses(scores: Scores, blocks: Sequence[Block], normalization: str, cost: CostModel) -> dict[str, float]:

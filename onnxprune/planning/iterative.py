@@ -29,7 +29,7 @@ from onnxprune.options.planning import SCHEDULES as SCHEDULES
 from onnxprune.passes import Pipeline
 from onnxprune.passes.remove_blocks import removal_passes
 from onnxprune.planning.constraints import Constraints
-from onnxprune.planning.depth import channels_only, removals, scores_for, target_met
+from onnxprune.planning.depth import channels_only, removable, removals, scores_for, settled, target_met
 from onnxprune.planning.planner import AllocationRequest, allocate, allocate_depth, assembled, check_allocator
 from onnxprune.planning.targets import LatencyPredictor, Target
 from onnxprune.plans import Plan, Removal
@@ -153,7 +153,7 @@ def rescored(
         constraints: Constraints of the plan: whether blocks are scored, and which.
         target: Target, at which the removal of blocks ends.
     """
-    limits = constraints or Constraints()
+    limits = settled(analysis, constraints or Constraints())
     if scores is None:
         return scores_for(analysis, criterion, limits, enough=target_met(analysis, target), **options)
     plan = Plan(
@@ -162,7 +162,10 @@ def rescored(
         blocks=removals(blocks),
     )
     small = stripped(analysis, plan, pruned)
-    if limits.max_blocks and len(blocks) >= limits.max_blocks:
+    none_left = limits.asks_for_blocks and not removable(small, limits)
+    if limits.blocks_alone and none_left:
+        return replace(scores, blocks={})
+    if none_left or (limits.max_blocks and len(blocks) >= limits.max_blocks):
         limits = channels_only(limits)
     elif limits.max_blocks:
         limits = replace(limits, max_blocks=limits.max_blocks - len(blocks))

@@ -300,7 +300,8 @@ def allocate_depth(
     Raises:
         OnnxPruneError: See `plan`.
     """
-    analysis, limits, gone = scores.analysis, request.constraints, request.blocks
+    analysis, gone = scores.analysis, request.blocks
+    limits = depth.settled(analysis, request.constraints)
     _check_comparable(scores, replace(request, allocator="saving"))
     cost = cost or CostModel(analysis)
     measure = request.target.measure if request.target is not None else "macs"

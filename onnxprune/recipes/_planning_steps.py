@@ -19,7 +19,7 @@ from onnxprune.options import Constraints, LatencyTarget, Planning, Sampling, Sc
 from onnxprune.pipeline import plan
 from onnxprune.planning.constraints import FeasibleCounts
 from onnxprune.planning.curves import Curves, load_curves, save_curves
-from onnxprune.planning.depth import channels_only, chosen_blocks, scores_for, target_met
+from onnxprune.planning.depth import channels_only, chosen_blocks, scores_for, settled, target_met
 from onnxprune.planning.iterative import plan_steps
 from onnxprune.planning.sensitivity_sweep import sensitivity
 from onnxprune.planning.targets import LatencyPredictor, Target
@@ -226,7 +226,7 @@ class PlanningOptions:
 
     def check(self, analysis: Analysis) -> None:
         """Check the constraints against the groups."""
-        limits = self.constraints
+        limits = settled(analysis, self.constraints)
         if limits.asks_for_blocks:
             chosen_blocks(analysis, limits)
         if not limits.blocks_alone:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from onnx import numpy_helper, parser
-from residual import block_plans, chain, conv, dense, graph
+from residual import block_plans, c2f, chain, conv, dense, graph, removing
 from structures import FOLDER, analysed
 
 from onnxprune.analysis.blocks import inner_groups
@@ -71,6 +73,26 @@ def test_layers_of_a_dense_block() -> None:
     ]
     assert all(sorted(found[g].components.tolist()) == sorted(b.channels) for b in found.blocks
                for g in inner_groups(found.model.graph, found.groups, b) if found[g].channels == 4)  # fmt: skip
+
+
+@pytest.mark.parametrize("bottlenecks", [1, 3])
+def test_bottlenecks_between_a_split_and_a_concat_are_removed_and_proved(bottlenecks: int) -> None:
+    found = analyze(load(c2f(bottlenecks)))
+    assert [(b.name, b.kind, b.reason) for b in found.blocks] == [
+        (f"c2f.m.{i}", "conv", "") for i in range(bottlenecks)
+    ]
+    for plan in block_plans(found):
+        done = compile_plan(found.source, plan, analysis=found)
+        assert done.verification is not None
+        assert done.after.macs < done.before.macs
+    joint = removing(found, ["c2f.m.0"], every=2)
+    inner = inner_groups(found.model.graph, found.groups, found.block("c2f.m.0"))
+    plan = replace(joint, groups={name: r for name, r in joint.groups.items() if name not in inner})
+    assert compile_plan(found.source, plan, analysis=found).verification is not None
+
+
+def test_bottlenecks_without_a_shortcut_are_no_blocks() -> None:
+    assert not analyze(load(c2f(2, shortcut=False))).blocks
 
 
 def test_branches_of_an_inception_block_are_no_blocks() -> None:

@@ -113,3 +113,29 @@ def dense(layers: int) -> onnx.ModelProto:
         names.append(f"f{i + 1}")
     body += f"c = Concat<axis = 1>({', '.join(names)}) r = Relu(c) " + conv("out", "r", "head.weight")
     return graph(body, [*weights, f"head.weight:{WIDTH + 4 * layers}:8"])
+
+
+def c2f(bottlenecks: int, *, shortcut: bool = True) -> onnx.ModelProto:
+    """Return a stage of a detector: half of the channels pass through bottlenecks, and all results are joined.
+
+    Layers are 3x3 convolutions with SiLU; the result goes through another convolution.
+    """
+
+    def layer(out: str, x: str, weight: str) -> str:
+        return conv(f"{out}c", x, f"{weight}.weight") + f"{out}g = Sigmoid({out}c) {out} = Mul({out}c, {out}g) "
+
+    half, names = WIDTH // 2, ["a0", "m0"]
+    body = layer("cv1", "x", "c2f.cv1") + "a0, m0 = Split<axis = 1>(cv1, halves) "
+    weights = ["c2f.cv1.weight"]
+    for i in range(bottlenecks):
+        one, two = f"c2f.m.{i}.cv1", f"c2f.m.{i}.cv2"
+        weights += [f"{one}.weight:{half}:{half}", f"{two}.weight:{half}:{half}"]
+        body += layer(f"p{i}", f"m{i}", one) + layer(f"q{i}", f"p{i}", two)
+        body += f"m{i + 1} = Add(m{i}, q{i}) " if shortcut else f"m{i + 1} = Identity(q{i}) "
+        names.append(f"m{i + 1}")
+    body += (
+        f"c = Concat<axis = 1>({', '.join(names)}) " + layer("cv2", "c", "c2f.cv2") + conv("out", "cv2", "head.weight")
+    )
+    proto = graph(body, [*weights, f"c2f.cv2.weight:{half * len(names)}:{WIDTH}", "head.weight"])
+    proto.graph.initializer.append(numpy_helper.from_array(np.array([half, half], np.int64), "halves"))
+    return proto

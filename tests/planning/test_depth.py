@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner
 from hypothesis import given, settings
@@ -212,3 +215,75 @@ def test_command_line_prunes_blocks_and_recovers(tmp_path: Path) -> None:
     assert '"schema": 2' in text.read_text()
     assert made.blocks
     assert CliRunner().invoke(main, ["verify", DIGITS, str(out), str(text)]).exit_code == 0
+
+
+@pytest.mark.parametrize("given", [{"only": ("blocks", "channels")}, {"max_blocks": 2}])
+def test_patterns_that_name_blocks_only_remove_blocks_alone(given: dict[str, Any]) -> None:
+    scores = score(analyze(load(chain(4))))
+    made = plan(scores, "macs=0.8", constraints=Constraints(include=("stage.1",), **given))
+    assert list(made.blocks) == ["stage.1"]
+    assert not made.groups
+    with pytest.raises(OnnxPruneError, match=r"name 1 block only \(stage.1\)") as found:
+        plan(scores, "macs=0.8", constraints=Constraints(include=("stage.1",)))
+    assert "--only blocks" in (found.value.fix or "")
+
+
+def test_steps_end_where_no_included_block_remains() -> None:
+    analysis = analyze(load(chain(4)))
+    for only in (("blocks",), ("blocks", "channels")):
+        made = plan_steps(
+            analysis, "l2", "macs=0.8", steps=3, constraints=Constraints(only=only, include=("stage.1",)), data=None
+        )
+        assert list(made.blocks) == ["stage.1"]
+
+
+def test_patterns_that_match_nothing_are_named_beside_blocks() -> None:
+    scores = score(analyze(load(chain(4))))
+    with pytest.raises(OnnxPruneError, match=r"stage\.9"):
+        plan(scores, "macs=0.8", constraints=Constraints(only=("blocks",), include=("stage.9",)))
+    with pytest.raises(OnnxPruneError, match=r"stage\.9"):
+        plan(scores, "macs=0.8", constraints=Constraints(only=("blocks",), exclude=("stage.9",)))
+
+
+def test_every_command_reports_removed_blocks_alike(tmp_path: Path) -> None:
+    def run(*command: str) -> dict[str, Any]:
+        done = CliRunner().invoke(main, [*command, "--json"])
+        assert done.exit_code == 0, done.output
+        found = json.loads(done.stdout)
+        assert isinstance(found, dict)
+        return found
+
+    model, out, text = str(tmp_path / "m.onnx"), str(tmp_path / "small.onnx"), str(tmp_path / "plan.json")
+    onnx.save(chain(4), model)
+    limits = ["--only", "blocks", "--only", "channels", "--include", "stage.1"]
+    planned = run("plan", model, *limits, "--target", "macs=0.8", "-o", text)
+    reports = [
+        planned, run("apply", model, text, "-o", out), run("verify", model, out, text),
+        run("prune", model, *limits, "--target", "macs=0.8", "-o", str(tmp_path / "other.onnx")),
+        run("recover", model, out, text, "--data", "none", "-o", str(tmp_path / "recovered.onnx")),
+    ]  # fmt: skip
+    for found in reports:
+        assert found["removed_blocks"] == ["stage.1"]
+        assert found["removed_channels"] == 0
+    shown = CliRunner().invoke(main, ["plan", model, *limits, "--target", "macs=0.8", "-o", text])
+    assert "names 1 block and no channels: stage.1" in shown.output
+
+
+@pytest.mark.parametrize("criterion", ["l2", "obs", "distance"])
+def test_scores_of_blocks_are_listed_written_and_planned_by(criterion: str, tmp_path: Path) -> None:
+    model, file, text = str(tmp_path / "m.onnx"), str(tmp_path / "scores.json"), tmp_path / "plan.json"
+    onnx.save(chain(4), model)
+    done = CliRunner().invoke(main, ["score", model, "--blocks", "-c", criterion, "--data", "none", "-o", file])
+    assert done.exit_code == 0, done.output
+    order = list(json.loads(Path(file).read_text())["blocks"])
+    assert sorted(order) == [f"stage.{i}" for i in range(4)]
+    assert all(name in done.output for name in order)
+    command = ["plan", model, "--scores", file, "--only", "blocks", "--target", "macs=0.6", "-o", str(text)]
+    assert CliRunner().invoke(main, command).exit_code == 0
+    assert list(load_plan(text).blocks) == order[:2]
+
+
+def test_scores_of_blocks_exclude_comparisons(tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["score", DIGITS, "--blocks", "--compare", "l1,l2"])
+    assert done.exit_code == 2
+    assert "--blocks" in done.output

@@ -115,8 +115,7 @@ def _save(explorer: Explorer, request: _Kept) -> Document:
     return {
         "saved": str(explorer.output),
         "digest": made.digest,
-        "removed_channels": made.removed,
-        "removed_blocks": list(made.blocks),
+        **made.removed_counts(),
     }
 
 

@@ -31,7 +31,7 @@ from onnxprune.passes.remove_blocks import RemoveBlocks
 from onnxprune.planning.allocators import GreedyTrace
 from onnxprune.planning.constraints import Constraints, FeasibleCounts
 from onnxprune.planning.curves import Curves
-from onnxprune.planning.depth import channels_only, chosen_blocks, outermost, removals
+from onnxprune.planning.depth import channels_only, chosen_blocks, outermost, removals, settled
 from onnxprune.planning.planner import (
     AllocationRequest,
     allocate,
@@ -78,7 +78,7 @@ class Explorer:
         self.output = output
         self.name = name
         self.saved: Plan | None = None
-        self._limits = constraints or Constraints()
+        self._limits = settled(scores.analysis, constraints or Constraints())
         self._constraints = self._of_channels()
         self._normalize = normalize or scores.normalize
         self._overwrite = overwrite
