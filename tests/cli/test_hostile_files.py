@@ -163,6 +163,27 @@ def test_a_journal_of_a_run_with_anything(model: Path, value: str) -> None:
         assert "journal" in refused(*run)
 
 
+@pytest.mark.parametrize("change", [
+    {"files": {}}, {"files": {"plan": "02-plan/scores.json"}},
+    {"files": {"plan": "../p.json"}, "digests": {"../p.json": ""}},
+    {"digests": {}}, {"figures": {"macs": 1, "params": 1, "bytes": 1, "memory": 1}},
+], ids=str)  # fmt: skip
+def test_a_journal_of_a_run_without_the_files_of_a_step(model: Path, change: dict[str, Any]) -> None:
+    recipe = model.with_name("r.toml")
+    recipe.write_text(
+        'name="n"\nmodel="m.onnx"\n[bench]\nruns=0\n[[step]]\ndo="score"\ncriterion="l2"\n'
+        '[[step]]\ndo="plan"\nratio=0.5\n[[step]]\ndo="apply"\n'
+    )
+    run = ("run", recipe, "-o", model.with_name("run"))
+    CommandLine(*run).ok()
+    journal = model.with_name("run") / "run.journal"
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    planned = next(line for line in lines[1:] if line["key"] == "02-plan")
+    planned["value"] |= change
+    journal.write_text("".join(json.dumps(line) + "\n" for line in lines[:-1]))
+    assert "not a valid journal" in refused(*run)
+
+
 @pytest.mark.parametrize("array", [
     np.array("text"), np.array([["a"]]), np.zeros((4, 1, 8, 8), [("a", "f4")]), np.zeros((2, 3), complex),
     np.zeros((0, 1, 8, 8)), np.array(1.0), np.full((4, 1, 8, 8), np.nan),
