@@ -105,14 +105,15 @@ class Reader:
         """
         if type(data) is not dict:
             raise Refused(f"not {self.table}", keys)
-        known = _known(cls, self.flat)
+        kind: type = cls
+        known = _known(kind, self.flat)
         if self.extra:
             data = {key: data[key] for key in known if key in data}
         for key in data:
             if key not in known:
                 err = unknown("key", shortened(key), known)
                 raise Refused(err.what, keys, err.fix)
-        for key in _required(cls, self.flat, self.complete):
+        for key in _required(kind, self.flat, self.complete):
             if key not in data:
                 raise Refused(f"the key {key!r} is missing", keys)
         values = {key: self._value(known[key], value, (*keys, key)) for key, value in data.items()}
@@ -147,7 +148,8 @@ class Reader:
 
     def _built(self, cls: type[T], values: Mapping[str, Any]) -> T:
         arguments: dict[str, Any] = {}
-        for f, hint in _fields(cls):
+        kind: type = cls
+        for f, hint in _fields(kind):
             if self.flat and _is_dataclass(hint):
                 arguments[f.name] = self._built(hint, values)
             elif f.name in values:

@@ -120,7 +120,7 @@ def _read_data(recipe: Recipe, model: Model, notice: Callable[[str], None] | Non
         images = recipe.images if key == "data" else None
         read = load_data(
             source, images=images, model=model, images_dir=recipe.beside.get("images_dir"),
-            class_map=recipe.beside.get("class_map"),
+            class_map=recipe.beside.get("class_map"), data_timeout=recipe.data_timeout,
         )  # fmt: skip
         tested = key == "test_data" or (key == "data" and HELD_OUT in recipe.sources.values())
         found = fit(model, read, recipe.defaults.preprocess, labels=labels and tested)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -213,3 +215,25 @@ def test_checkpoints_with_odd_headers(model: Path) -> None:
         torch.save({"onnxprune": odd, "state_dict": {}}, folder / "last.ckpt")
         refused(*words, "-o", output)
     assert not output.exists()
+
+
+def test_a_data_function_that_blocks_ends_the_command(model: Path) -> None:
+    model.with_name("blocking.py").write_text("import threading\ndef f():\n    threading.Event().wait()\n")
+    words = ["evaluate", model.name, "--data", "blocking:f", "--data-timeout", "0.01"]
+    command = [sys.executable, "-m", "onnxprune", *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=model.parent, timeout=300)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "error: the data 'blocking:f' gave nothing within 0.01 s\n  at: the call\n"
+        "  try: let it not block, or wait longer with --data-timeout SECONDS (0: no limit)\n"
+    )
+
+
+def test_a_recipe_sets_the_time_for_its_data(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model.with_name("blocking2.py").write_text("import threading\ndef f():\n    threading.Event().wait()\n")
+    monkeypatch.chdir(model.parent)
+    recipe = model.with_name("r.toml")
+    recipe.write_text(
+        'name="n"\nmodel="m.onnx"\ndata="blocking2:f"\ndata_timeout=0.01\n[[step]]\ndo="score"\ncriterion="l2"\n'
+    )
+    assert "'blocking2:f' gave nothing within 0.01 s" in refused("run", recipe, "-o", model.with_name("run"))

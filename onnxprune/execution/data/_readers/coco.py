@@ -96,13 +96,17 @@ def _read(path: Path) -> _Entries:
     entries = COCO.fields(_Entries, COCO.load(path), str(path), complete=False)
     if not entries.images:
         raise COCO.error("it lists no images", str(path))
-    for kind, listed_ones in (("images", entries.images), ("categories", entries.categories)):
-        seen: set[_Id] = set()
-        for i, entry in enumerate(listed_ones):
-            if entry.id in seen:
-                raise COCO.error(f"the id {shown(entry.id)} is given twice", str(path), (kind, i))
-            seen.add(entry.id)
+    _distinct([image.id for image in entries.images], "images", path)
+    _distinct([category.id for category in entries.categories], "categories", path)
     return entries
+
+
+def _distinct(ids: Sequence[_Id], kind: str, path: Path) -> None:
+    seen: set[_Id] = set()
+    for i, identity in enumerate(ids):
+        if identity in seen:
+            raise COCO.error(f"the id {shown(identity)} is given twice", str(path), (kind, i))
+        seen.add(identity)
 
 
 def _files(path: Path, folder: Path | None, images: list[_Image]) -> list[Path]:
