@@ -34,8 +34,9 @@ Names are loaded on first use: `import onnxprune` loads neither torch nor onnxru
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from onnxprune._utils.lazy_names import lazy_names
 
 __version__ = "0.1.0"
 
@@ -125,12 +126,7 @@ _MODULES = {
 __all__ = [*_MODULES, "__version__"]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module 'onnxprune' has no attribute {name!r}")
-    value = getattr(import_module(f"onnxprune.{_MODULES[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy_names(__name__, _MODULES)[0]
 
 
 def __dir__() -> list[str]:

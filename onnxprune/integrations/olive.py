@@ -5,7 +5,7 @@
 
     run("workflow.json", package_config=package_config())
 
-The workflow names the pass like any other: `{"type": "OnnxPrune", "config": {"target": "macs=0.5"}}`.
+The workflow names the pass like any other: `{"type": "OnnxPrune", "share": 0.5}`.
 """
 
 from __future__ import annotations

@@ -36,6 +36,7 @@ _EXTERNAL = 2**16  # constants of at least this many bytes are passed to onnxrun
 INSERTED = "//"
 """Part of every name that the checker inserts."""
 EXECUTED, SKIPPED = f"{INSERTED}executed", f"{INSERTED}skipped"
+SIDE = f"{INSERTED}side"
 """Constants [1] and [], by which a branch shows whether it was executed."""
 COMPUTED = "//computed"
 """Suffix of a computed tensor whose consumers read a substitute chosen by the checker."""
@@ -122,7 +123,7 @@ class Graph:
         self.fixed = set(self.constants) | {s.values.name for s in self.sparse}
         for node, names in zip(self.nodes, self.read, strict=True):
             fixed = node.op_type in SIZE_OPS or all(r in self.fixed for r in names)
-            if fixed and not node.op_type.startswith(("Random", "Multinomial", "Bernoulli", LOOP_START)):
+            if fixed and not node.op_type.startswith(_NEVER_FIXED):
                 self.fixed.update(o for o in node.output if o)
 
     def value(self, name: str) -> Array:
@@ -283,6 +284,25 @@ class Graph:
         proto, external = graph.with_outputs([*outputs, *filter(None, names)])
         return proto, external, names
 
+    def with_side(self, names: Sequence[str]) -> tuple[onnx.ModelProto, dict[str, Array], list[str]]:
+        """Return a model of the shapes of results of Ifs that all take the branch of one input, `SIDE`.
+
+        Args:
+            names: Results of Ifs.
+
+        Returns:
+            As `with_sizes`.
+        """
+        graph = Graph(**{**self.__dict__, "nodes": list(self.nodes), "inputs": dict(self.inputs)})
+        for at in {graph.writer[n] for n in names}:
+            node = NodeProto()
+            node.CopyFrom(graph.nodes[at])
+            node.input[0] = SIDE
+            graph.nodes[at] = node
+        graph.inputs[SIDE] = helper.make_tensor_value_info(SIDE, TensorProto.BOOL, [])
+        graph.index()
+        return graph.with_sizes([], names)
+
     def selected(self, settled: Collection[str] = ()) -> set[str]:
         """Return the tensors whose shapes may depend on data: selections, and everything computed from them.
 
@@ -312,6 +332,12 @@ class Graph:
         """Return whether the number of results of a selection depends on sizes only."""
         if is_flat_if(node):
             return node.input[0] in self.fixed
+        if is_loop_end(node):
+            start = self.nodes[self.writer[node.input[0]]]
+            counters = set(start.output[1:3])
+            found, leaves = self.needed(() if node.input[1] in counters else [node.input[1]], counters)
+            drawn = any(self.nodes[i].op_type.startswith(_NEVER_FIXED) for i in found)
+            return not drawn and leaves <= counters and all(n in self.fixed for n in start.input[:2] if n)
         return node.op_type == "TopK" and all(n in self.fixed for n in node.input[1:])
 
     def discontinuous(self, rounded: Collection[str]) -> set[str]:
@@ -338,6 +364,7 @@ class Graph:
         return out
 
 
+_NEVER_FIXED = ("Random", "Multinomial", "Bernoulli", LOOP_START)
 SELECTIONS = frozenset(("Compress", "If", "Loop", "NonMaxSuppression", "NonZero", "Scan", "TopK", "Unique"))
 """Operators whose number of results may depend on data."""
 

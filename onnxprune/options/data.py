@@ -15,7 +15,8 @@ PRESETS = ("imagenet", "clip", "inception", "caffe", "yolo", "paddleocr-rec", "p
 SOURCES = ".npz, folder of images, COCO .json ... (docs/data.md)"
 """Sources of samples in the help, which has room for the most frequent ones."""
 ALL_SOURCES = (
-    ".npz, .npy, folder of images, COCO .json, labels.txt, hf:NAME:SPLIT, digits, digit-scenes, module:function"
+    ".npz, .npy, folder of images, COCO .json, data.yaml, labels.txt, hf:NAME:SPLIT, digits, digit-scenes, "
+    "package.module:function"
 )
 """All sources of samples."""
 NO_DATA = "none"

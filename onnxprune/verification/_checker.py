@@ -15,7 +15,7 @@ from onnxprune.errors import OnnxPruneError, VerificationError
 from onnxprune.execution.random_values import Values
 from onnxprune.execution.sessions import Session
 from onnxprune.ir.model import PROVENANCE, Array, Model
-from onnxprune.ir.proto_graph import Graph, multiplies_integers, quantizes
+from onnxprune.ir.proto_graph import SIDE, Graph, multiplies_integers, quantizes
 from onnxprune.passes.widen_floats import WidenFloats, narrow
 from onnxprune.verification import _sizes as sizes
 from onnxprune.verification._certificate import TOLERANCE, Verification
@@ -291,17 +291,40 @@ class _Job:
         pairs = self.reference.branches_by_data()
         if not pairs or not self.induction.unseen():
             return
-        names = sorted({n for pair in pairs.values() for n in pair} - self.reference.inputs.keys())
-        proto, external = self.reference.with_outputs(names)
+        iterated = self.reference.iterated() & pairs.keys()
+        outside = {o: pair for o, pair in pairs.items() if o not in iterated}
+        names = sorted({n for pair in outside.values() for n in pair} - self.reference.inputs.keys())
         settled = set(pairs)
         for run in runs:
             try:
-                results = self.sessions.region_session(proto, external).run(run.feeds, names)
+                results = self._values_of(names, run.feeds)
+                repeated = self._sizes_by_side(sorted(iterated), run.feeds)
             except OnnxPruneError:
                 return
-            shapes = {n: v.shape for n, v in (*run.feeds.items(), *zip(names, results, strict=True))}
-            settled = {o for o in settled if shapes[pairs[o][0]] == shapes[pairs[o][1]]}
+            shapes = {n: v.shape for n, v in (*run.feeds.items(), *results.items())}
+            settled -= {o for o, (a, b) in outside.items() if shapes[a] != shapes[b]}
+            settled -= {o for o, (a, b) in repeated.items() if a is None or b is None or not np.array_equal(a, b)}
         self.induction.accept_empty(settled)
+
+    def _values_of(self, names: Sequence[str], feeds: Feeds) -> dict[str, Array]:
+        """Return values of the reference, in branches that are not executed, too."""
+        if not names:
+            return {}
+        results = self.sessions.region_session(*self.reference.with_outputs(names)).run(feeds, names)
+        return dict(zip(names, results, strict=True))
+
+    def _sizes_by_side(self, names: Sequence[str], feeds: Feeds) -> dict[str, tuple[Array | None, Array | None]]:
+        """Return the shapes of results of Ifs in the body of a Loop, of every iteration, if all take one branch."""
+        if not names:
+            return {}
+        proto, external, sizes_of = self.reference.with_side(names)
+        wanted = [s for s in sizes_of if s]
+        session = self.sessions.region_session(proto, external)
+        first, second = (
+            dict(zip(wanted, session.run({**feeds, SIDE: np.array(side)}, wanted), strict=True))
+            for side in (True, False)
+        )
+        return {n: (first.get(s), second.get(s)) for n, s in zip(names, sizes_of, strict=True)}
 
     def _try(self, compare: Callable[..., None], *args: object) -> None:
         """Compare, unless the reference does not run on these values."""

@@ -81,11 +81,16 @@ class SizeFinder:
     def fed(self, assigned: dict[str, int], feeds: Mapping[str, Array]) -> bool:
         """Run on these inputs; return whether the original accepts them."""
         try:
-            # copies, because an output keeps all memory of its session's arena
-            results = (np.array(v) for v in self._session.run(feeds, self._names))
-            found = dict(zip(self._names, results, strict=True))
+            results = zip(self._names, self._session.run(feeds, self._names), strict=True)
+            # Copies, because an output keeps all memory of its session's arena. onnxruntime returns None for a size
+            # in nested branches whose inner If it replaced by a branch.
+            found = {n: np.array(v) for n, v in results if v is not None}
+            wanted = {n: found[n] for n in self._observed}
         except OnnxPruneError as err:
             self.error = err.what
+            return False
+        except KeyError as err:
+            self.error = f"onnxruntime computed no value of {err}"
             return False
         shapes = {}
         for name, size in zip(self._inner, self._sizes, strict=True):
@@ -93,9 +98,9 @@ class SizeFinder:
             if sizes_of is not None and sizes_of.size:
                 shapes[name] = tuple(sizes_of.reshape(-1, sizes_of.shape[-1])[-1, :-1].tolist())
         for name, values in self._seen.items():
-            values.append(found[name])
+            if name in found:
+                values.append(found[name])
         shapes |= {n: v.shape for n, v in feeds.items()}
-        wanted = {n: found[n] for n in self._observed}
         self.runs.append(SizedRun(len(self.runs), assigned, shapes, feeds, wanted))
         return True
 

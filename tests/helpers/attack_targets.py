@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from attacks import Target
 from command_line import CommandLine
-from mutations import ARRAYS, BYTES, CHECKPOINT, JSON, MODEL, NPY, TOML
+from mutations import ARRAYS, BYTES, CHECKPOINT, JSON, MODEL, NPY, TOML, YAML
 from onnx import numpy_helper
 from op_case import model_of
 from op_cases import CASES
@@ -299,6 +299,9 @@ def _data() -> Iterator[Target]:
     boxes = {f"labels/{Path(n).stem}.txt": b"0 0.5 0.5 0.25 0.25\n1 0.1 0.1 0.9 0.1 0.9 0.9\n" for n in pictures}
     yolo = {**model, **{n.replace("imgs/", "images/"): v for n, v in pictures.items()}, **boxes}
     yield Target("yolo", yolo, "labels/0.txt", [*score, "{}/images"], BYTES, names, weight=1)
+    described = b"path: .\ntrain: images\nval:\n  - images\nnc: 2\nnames:\n  0: a\n  1: b\n"
+    words = [*score, "{}/data.yaml"]
+    yield Target("data-yaml", {**yolo, "data.yaml": described}, "data.yaml", words, YAML, names, weight=3)
     found = [{"id": i, "file_name": n, "width": 11, "height": 12} for i, n in enumerate(pictures)]
     marks = [
         {"id": i, "image_id": i, "category_id": 1, "bbox": [1, 1, 4, 4], "area": 16, "iscrowd": 0} for i in range(3)

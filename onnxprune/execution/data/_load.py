@@ -16,6 +16,7 @@ from onnxprune.execution.data._data import Data, subset
 from onnxprune.execution.data._inputs import Expected, expected_by
 from onnxprune.execution.data._readers.arrays import read_npy, read_npz
 from onnxprune.execution.data._readers.coco import read_coco
+from onnxprune.execution.data._readers.data_yaml import PARTS, read_data_yaml
 from onnxprune.execution.data._readers.folders import read_folder, read_texts
 from onnxprune.execution.data._readers.hub import read_hub
 from onnxprune.execution.data._readers.objects import read_object, within
@@ -44,9 +45,10 @@ def load_data(
 
     Args:
         source: A path or a name: an .npz with x and y or with arrays by input name, an .npy, a folder of images (flat,
-            with a folder per class, with images/ and masks/, with labels.txt), COCO annotations (.json), a list of
-            FILE<TAB>TEXT (.txt), digits, digit-scenes, hf:NAME:SPLIT, or package.module:function. Or a Python object:
-            (x, y), x, a dict of arrays, a Dataset, a DataLoader, a generator or its function, a CalibrationDataReader.
+            with a folder per class, with images/ and masks/, with labels.txt), COCO annotations (.json), an
+            Ultralytics data.yaml (:train, :val, :test), a list of FILE<TAB>TEXT (.txt), digits, digit-scenes,
+            hf:NAME:SPLIT, or package.module:function. Or a Python object: (x, y), x, a dict of arrays, a Dataset, a
+            DataLoader, a generator or its function, a CalibrationDataReader.
         images: Number of samples to use, the same share of every class if there are labels.
         size: Height and width for image files if neither the preprocessing nor the model has one.
         model: Model that the data is for; its inputs tell samples from batches and targets.
@@ -84,6 +86,9 @@ def _named(
         return read_scenes(source.partition(":")[2] or "test")
     if source.startswith("hf:"):
         return read_hub(source, expected, data_timeout)
+    described, _, part = source.rpartition(":") if source.rpartition(":")[2] in PARTS else (source, "", "val")
+    if described.lower().endswith((".yaml", ".yml")):
+        return read_data_yaml(Path(described), part)
     if ":" in source and not path.exists():
         return _function(source, images, expected, data_timeout)
     if path.is_dir():

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -72,18 +74,43 @@ def read_yolo(name: str, images: Path, labels: Path) -> Data:
             f"none of the {len(written)} label files has an image of the same name: {listed(lost)}",
             where=str(labels), fix=f"put the images into {str(images)!r}",
         )  # fmt: skip
-    source = ImageFiles(files)
     known = {f.stem: f for f in written}
-    targets = [_boxes(known.get(f.stem), source, i) for i, f in enumerate(files)]
-    warnings = []
-    if lost:
-        warnings.append(f"{len(lost)} of {len(written)} label files in {str(labels)!r} have no image: {listed(lost)}")
-    return Data(ImageSource(source, targets), None, name, warnings=tuple(warnings))
+    data = read_labelled(name, {f: known.get(f.stem) for f in files})
+    if not lost:
+        return data
+    line = f"{len(lost)} of {len(written)} label files in {str(labels)!r} have no image: {listed(lost)}"
+    return replace(data, warnings=(line,))
 
 
-def _boxes(path: Path | None, source: ImageFiles, index: int) -> Boxes:
+def label_file(image: Path) -> Path | None:
+    """Return the label file of an image, in `labels` for the last `images` in its path; None if there is none."""
+    parts = image.absolute().parts
+    if "images" not in parts[:-1]:
+        return None
+    at = len(parts) - 1 - parts[::-1].index("images")
+    file = Path(*parts[:at], "labels", *parts[at + 1 :]).with_suffix(".txt")
+    return file if file.is_file() else None
+
+
+def read_labelled(name: str, files: Mapping[Path, Path | None], classes: int | None = None) -> Data:
+    """Read images and their label files.
+
+    Args:
+        name: Name of the data in messages.
+        files: Label file of each image; None for an image without objects.
+        classes: Number of classes; None: not known.
+
+    Raises:
+        OnnxPruneError: A line is not of this form, or of a class that does not exist.
+    """
+    source = ImageFiles(list(files))
+    targets = [_boxes(label, source, i, classes) for i, label in enumerate(files.values())]
+    return Data(ImageSource(source, targets), None, name)
+
+
+def _boxes(path: Path | None, source: ImageFiles, index: int, classes: int | None) -> Boxes:
     """Return the objects of an image, in its pixels."""
-    rows = _objects(path) if path is not None else []
+    rows = _objects(path, classes) if path is not None else []
     if not rows:
         return Boxes(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.bool_))
     height, width = source.size(index)
@@ -93,7 +120,7 @@ def _boxes(path: Path | None, source: ImageFiles, index: int) -> Boxes:
     )
 
 
-def _objects(path: Path) -> list[tuple[int, tuple[float, float, float, float]]]:
+def _objects(path: Path, classes: int | None) -> list[tuple[int, tuple[float, float, float, float]]]:
     """Return class and corners, in shares of the image, of each line."""
     try:
         lines = read_text(path).splitlines()
@@ -110,6 +137,11 @@ def _objects(path: Path) -> list[tuple[int, tuple[float, float, float, float]]]:
             raise OnnxPruneError(f"not numbers: {line[:60]!r}", where=where, fix=_FORM) from err
         if not kind.is_integer() or not 0 <= kind < 2**31:
             raise OnnxPruneError(f"{line.split()[0]!r} is no class, a whole number from 0", where=where, fix=_FORM)
+        if classes is not None and kind >= classes:
+            raise OnnxPruneError(
+                f"class {int(kind)}, but the data has {classes} classes", where=where,
+                fix="number the classes from 0, in the order of their names",
+            )  # fmt: skip
         if len(values) != 4 and (len(values) < 6 or len(values) % 2):
             raise OnnxPruneError(f"{len(values)} numbers follow the class", where=where, fix=_FORM)
         if not all(math.isfinite(v) and -_SLACK <= v <= 1 + _SLACK for v in values):
