@@ -19,7 +19,7 @@ from onnxprune.analysis.coupling import Analysis, Kept, couple
 from onnxprune.errors import OnnxPruneError
 from onnxprune.ir import protobuf_wire
 from onnxprune.ir.model import Array, Model
-from onnxprune.ops import CouplingOptions, find, guarded
+from onnxprune.ops import CouplingOptions, GuardedRule, find
 from onnxprune.passes.base import Pass, register
 from onnxprune.passes.edit import unique_name
 from onnxprune.plans import NOTHING, Plan
@@ -57,7 +57,7 @@ class StripChannels(Pass):
         for node in model.graph.nodes:
             spec = find(node)
             if spec is not None and spec.patch is not None and stripper.has_known_shapes(node):
-                with guarded(spec, node):
+                with GuardedRule(spec, node):
                     spec.patch(node, stripper)
         stripper.compress()
         return model

@@ -14,6 +14,7 @@ from onnxprune._utils.memory import memory_at_hand
 from onnxprune.errors import OnnxPruneError
 
 _UNCHECKED = 2**28  # bytes of one node that every machine has
+_WIDEST = 16  # bytes of the widest element
 
 
 def check_memory(graph: gs.Graph, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, np.dtype[Any]]) -> None:
@@ -29,6 +30,10 @@ def check_memory(graph: gs.Graph, shapes: Mapping[str, tuple[int, ...]], dtypes:
     Raises:
         OnnxPruneError: States the estimate and the memory at hand.
     """
+    elements = max(map(prod, shapes.values()), default=0)
+    most = max((len(node.inputs) + len(node.outputs) for node in graph.nodes), default=0)
+    if elements * most * _WIDEST <= _UNCHECKED and min((min(s, default=0) for s in shapes.values()), default=0) >= 0:
+        return
     bytes_of: dict[str, int] = {}
     largest, where = 0, None
     for node in graph.nodes:

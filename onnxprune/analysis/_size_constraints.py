@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.analysis._node_faults import at_node
+from onnxprune.analysis._node_faults import NodeFaults
 from onnxprune.ir.branches import FLAT
 from onnxprune.ir.model import Model
 from onnxprune.ir.symbolic import Atom, Expr, Size, evaluate, product
@@ -112,7 +112,7 @@ def violations(model: Model, seen: Any) -> list[Violation]:
             continue
         if rule is _broadcast and len({seen.shapes.get(t.name) for t in node.inputs}) == 1:
             continue
-        with at_node(node):
+        with NodeFaults(node):
             conditions = list(rule(node, numbers))
         for i, (kind, a, b, says, n) in enumerate(conditions):
             if not isinstance(a, int) or not isinstance(b, int) or _HOLDS[kind](a, b):

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from onnxprune.analysis._node_faults import at_node
+from onnxprune.analysis._node_faults import NodeFaults
 from onnxprune.analysis._type_inference import body_constants
 from onnxprune.analysis.blocks import inner_groups
 from onnxprune.analysis.coupling import Analysis, Kept
@@ -84,7 +84,7 @@ class _Work:
             def shape(template: _Template) -> tuple[int, ...]:
                 return tuple(n if n >= 0 else counts[-1 - n] for n in template)
 
-            with at_node(self.node):
+            with NodeFaults(self.node):
                 ins, outs = [shape(t) for t in self.ins], [shape(t) for t in self.outs]
                 self.known[key] = self.rule(self.node, ins, outs)
         return self.known[key]

@@ -18,7 +18,7 @@ import onnx_graphsurgeon as gs
 from onnxprune._utils.formatting import counted, shortened
 from onnxprune._utils.html import html_table
 from onnxprune.analysis._lock_reasons import lock_dynamic, name_inputs
-from onnxprune.analysis._node_faults import at_node
+from onnxprune.analysis._node_faults import NodeFaults
 from onnxprune.analysis._type_inference import body_constants, captured
 from onnxprune.analysis.blocks import Block, find_blocks
 from onnxprune.analysis.group_naming import Namer
@@ -26,7 +26,7 @@ from onnxprune.analysis.shape_inference import Witness, known_or_witness
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.ir import protobuf_wire
 from onnxprune.ir.model import Array, Model
-from onnxprune.ops import OpSpec, find, guarded, is_foreign
+from onnxprune.ops import GuardedRule, OpSpec, find, is_foreign
 from onnxprune.ops.label_table import Contraction, CouplingOptions, FilterSite, Labels, LabelTable, Lock, ScaleSite
 from onnxprune.ops.quantize import dequantized
 from onnxprune.options.planning import GROUP_KINDS as KINDS
@@ -325,7 +325,7 @@ def walk(model: Model, witness: Witness, choices: CouplingOptions | None = None)
         tensors = [*node.inputs, *node.outputs]
         known = all(not t.name or isinstance(t, gs.Constant) or t.name in witness.shapes for t in tensors)
         if spec is not None and (known or spec.locked_reason):
-            with at_node(node):
+            with NodeFaults(node):
                 _couple(spec, node, table)
                 if witness.sizes:
                     lock_dynamic(node, table)
@@ -357,7 +357,7 @@ def _couple(spec: OpSpec, node: gs.Node, table: LabelTable) -> None:
     if not is_foreign(spec):
         spec.couple(node, table)
         return
-    with guarded(spec, node):
+    with GuardedRule(spec, node):
         spec.couple(node, table)
         for t in node.outputs:
             sizes = [None if a is None else len(a) for a in table.get(t)]

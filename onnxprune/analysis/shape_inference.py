@@ -18,7 +18,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxprune.analysis._memory_check import check_memory
-from onnxprune.analysis._node_faults import at_node
+from onnxprune.analysis._node_faults import NodeFaults
 from onnxprune.analysis._size_constraints import Condition, Violation, violations
 from onnxprune.analysis._size_search import kind_of, search
 from onnxprune.analysis._symbolic_shape_rules import Dims
@@ -276,7 +276,7 @@ def _walked(model: Model, dims: Mapping[tuple[str, int], int]) -> Witness:
         found.settle(t.name, of_input(t, dims))
         found.express_input(t, dims)
     for node in graph.nodes:
-        with at_node(node):
+        with NodeFaults(node):
             found.visit(node, node_types, model.opset)
     names = found.types.keys() | {t.name for n in graph.nodes for t in n.outputs if t.name}
     names |= {t.name for t in graph.outputs}

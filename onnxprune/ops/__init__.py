@@ -22,9 +22,9 @@ from onnxprune.ops import scatter as scatter
 from onnxprune.ops import shape_arithmetic as shape_arithmetic
 from onnxprune.ops.label_table import CouplingOptions as CouplingOptions
 from onnxprune.ops.label_table import LabelTable as LabelTable
+from onnxprune.ops.op_spec import GuardedRule as GuardedRule
 from onnxprune.ops.op_spec import OpSpec as OpSpec
 from onnxprune.ops.op_spec import all_ops as all_ops
 from onnxprune.ops.op_spec import find as find
-from onnxprune.ops.op_spec import guarded as guarded
 from onnxprune.ops.op_spec import is_foreign as is_foreign
 from onnxprune.ops.op_spec import register as register

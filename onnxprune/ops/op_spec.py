@@ -8,8 +8,7 @@ object is called once without arguments, and its name is the domain of the opera
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -142,28 +141,34 @@ def is_foreign(spec: OpSpec) -> bool:
     return OPERATORS.origin((spec.domain, spec.op)) is not None
 
 
-@contextlib.contextmanager
-def guarded(spec: OpSpec, node: gs.Node) -> Iterator[bool]:
-    """Name the package at fault when a third-party rule raises inside the context.
+class GuardedRule:
+    """Context that names the package at fault when a third-party rule raises inside it.
 
-    Yields:
-        True for a third-party record.
+    Args:
+        spec: Record of the rule. The context is True for a third-party record.
+        node: Node that the rule is applied to.
 
     Raises:
         OnnxPruneError: The rule failed; the fix names its package.
     """
-    whose = OPERATORS.origin((spec.domain, spec.op))
-    try:
-        yield whose is not None
-    except OnnxPruneError:
-        raise
-    except Exception as err:
-        if whose is None:
-            raise
+
+    __slots__ = ("_node", "_spec", "_whose")
+
+    def __init__(self, spec: OpSpec, node: gs.Node) -> None:
+        self._spec, self._node = spec, node
+        self._whose = OPERATORS.origin((spec.domain, spec.op))
+
+    def __enter__(self) -> bool:
+        return self._whose is not None
+
+    def __exit__(self, kind: object, err: BaseException | None, trace: object) -> None:
+        if self._whose is None or not isinstance(err, Exception) or isinstance(err, OnnxPruneError):
+            return
+        spec, node = self._spec, self._node
         raise OnnxPruneError(
             f"the record of {spec.domain or 'ai.onnx'}::{spec.op} failed: {type(err).__name__}: {err}",
             where=f"{node.op} {node.name or node.outputs[0].name!r}",
-            fix=f"update or uninstall {whose}",
+            fix=f"update or uninstall {self._whose}",
         ) from err
 
 
