@@ -51,7 +51,10 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "frontier": ("frontier", "m.onnx", "--data", "x.npz", "-o", "out", "--points", "1", "--criteria", "l2"),
     "report": ("report", "c.json", "p.json", "-o", "out.html"),
 }
-TIMES = re.compile(rb'"seconds": [0-9.e-]+|"resumed": \w+|\d{4}-\d\d-\d\d \d\d:\d\d(:\d\d)?( UTC)?')
+TIMES = re.compile(
+    rb'"(seconds|latency)": [0-9.e-]+|"float_latency": \{[^}]*\}|"resumed": \w+'
+    rb"|\d{4}-\d\d-\d\d \d\d:\d\d(:\d\d)?( UTC)?"
+)
 
 
 @dataclass
