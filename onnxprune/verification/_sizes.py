@@ -17,7 +17,7 @@ from onnxprune.ir.proto_graph import Graph
 
 WANTED = 3
 _LARGEST_TENSOR = 2**26  # elements
-_LARGEST_PAIR = 2**24  # elements that two sizes span, as in attention
+_LARGEST_SPAN = 2**24  # elements that three sizes span, as in attention of tokens over pixels
 _LARGEST_INPUT = 2**21  # elements of the inputs at large sizes
 LARGEST_NUMBER = 2**20  # larger sizes would not fit into memory
 _NEIGHBOURS = 6  # constants of the shape arithmetic whose neighbours are tried
@@ -180,8 +180,8 @@ def shape(info_name: str, graph: Graph, sizes: dict[str, int]) -> tuple[int, ...
 
 
 def excessive(assigned: Mapping[str, int]) -> bool:
-    """Return whether a product of two independent sizes alone is too large, before the size of any tensor is known."""
-    return math.prod(sorted(assigned.values())[-2:]) > _LARGEST_PAIR
+    """Return whether a product of three independent sizes is too large, before the size of any tensor is known."""
+    return math.prod(sorted(assigned.values())[-3:]) > _LARGEST_SPAN
 
 
 def affordable(shapes: Mapping[str, tuple[int, ...]], first: Mapping[str, tuple[int, ...]], graph: Graph) -> bool:

@@ -17,7 +17,7 @@ import onnxprune as op
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Calibration
 from onnxprune.execution.data import Data
-from onnxprune.execution.tasks.metrics import MetricValue, UndefinedMetric
+from onnxprune.execution.tasks.metrics import Metric, MetricValue, UndefinedMetric
 from onnxprune.latency.speedup import LatencyPair
 from onnxprune.options.tasks import TaskOptions
 from onnxprune.pipeline.budget.judge import EVERY, Judge, Judgement, held_out
@@ -35,6 +35,7 @@ from onnxprune.pipeline.budget.point_store import RECORD, point_store
 from onnxprune.pipeline.budget.quantize import quantize_int8
 
 DIGITS = Path(__file__).parent.parent.parent / "models" / "digits_cnn.onnx"
+DETECTOR = DIGITS.with_name("digits_detector.onnx")
 
 
 def search(
@@ -192,6 +193,40 @@ def test_drops_are_in_points_and_their_error_is_of_pairs() -> None:
     assert worse.drop > 0
     share = 1 - worse.value
     assert worse.drop_error == pytest.approx(100 * np.sqrt(share * (1 - share) / 120), rel=1e-6)
+
+
+def test_drops_of_metrics_over_all_samples_have_an_error_from_blocks() -> None:
+    model = op.load(DETECTOR)
+    judge = Judge(model, Calibration(op.load_data("digit-scenes:test", images=40)))
+    assert judge.metric.name == "map"
+    same = judge.read(model)
+    assert (same.drop, same.drop_error) == (0.0, 0.0)
+    worse = judge.read(_damaged(model))
+    assert worse.drop > 0
+    assert worse.drop_error is not None
+    assert 0 < worse.drop_error < 20
+
+
+def test_blocks_left_out_give_the_error_of_a_mean() -> None:
+    rng = np.random.default_rng(0)
+    theirs, ours = rng.standard_normal((2, 2000))
+    mean = Metric("mean", True, "labels", combine=lambda r: MetricValue(float(np.mean(r)), None))
+    without = [mean.without_blocks(list(r)) for r in (theirs, ours)]
+    assert len(without[0]) == 10
+    error = np.sqrt(9 * np.var(without[0] - without[1]))
+    assert error == pytest.approx(np.std(theirs - ours) / np.sqrt(2000), rel=0.6)  # of 10 blocks
+    every = [mean.without_blocks(list(r[:20])) for r in (theirs, ours)]
+    exact = np.std((theirs - ours)[:20], ddof=1) / np.sqrt(20)
+    assert np.sqrt(19 * np.var(every[0] - every[1])) == pytest.approx(exact)
+
+
+def test_metrics_that_need_all_blocks_have_no_error() -> None:
+    def combine(records: Any) -> MetricValue:
+        if 3 not in records:
+            raise OnnxPruneError("no boxes")
+        return MetricValue(float(len(records)), None)
+
+    assert not len(Metric("some", True, "labels", combine=combine).without_blocks(range(10)))
 
 
 def test_without_labels_agreement_with_the_original_counts() -> None:

@@ -30,7 +30,8 @@ class Judgement:
         error: Its standard error; None if it has none.
         drop: Loss against the original, positive if the model is worse: percentage points for a metric that is a share,
             the metric's own unit otherwise.
-        drop_error: Standard error of the drop, from the differences of the samples; None if it is not known.
+        drop_error: Standard error of the drop, from the differences of the samples, or where the metric is no mean of
+            samples (mAP, mIoU) by the jackknife over blocks of them; None if it is not known.
     """
 
     value: float
@@ -82,6 +83,7 @@ class Judge:
         self._reads = self.metric.outputs_read(names)
         self._reference = Session(original, device=c.device, threads=c.threads)
         self._records, found = self._evaluate(original)
+        self._left_out: Array | None = None
         self._check_finite(found.value, "original")
         self.original = Judgement(found.value, found.error, 0.0, 0.0)
 
@@ -100,10 +102,23 @@ class Judge:
         records, found = self._evaluate(model)
         self._check_finite(found.value, "smaller model")
         scale = (100.0 if self.unit == "points" else 1.0) * (1.0 if self.metric.higher_is_better else -1.0)
-        drop_error = None
-        if records is not None and self._records is not None:
-            drop_error = abs(scale) * float(np.std(self._records - records)) / sqrt(len(records))
+        error = self._error_of_difference(records)
+        drop_error = None if error is None else abs(scale) * error
         return Judgement(found.value, found.error, scale * (self.original.value - found.value), drop_error)
+
+    def _error_of_difference(self, records: Array | list[Any] | None) -> float | None:
+        """Return the standard error of the difference from the original; None if it is not known."""
+        known = self._records
+        if isinstance(records, np.ndarray) and isinstance(known, np.ndarray):
+            return float(np.std(known - records)) / sqrt(len(records))
+        if not isinstance(records, list) or not isinstance(known, list):
+            return None
+        if self._left_out is None:
+            self._left_out = self.metric.without_blocks(known)
+        theirs, ours = self._left_out, self.metric.without_blocks(records)
+        if not len(ours) or len(ours) != len(theirs):
+            return None
+        return float(np.sqrt((len(ours) - 1) * np.var(theirs - ours)))
 
     def _check_finite(self, value: float, what: str) -> None:
         if not np.isfinite(value):
@@ -112,8 +127,8 @@ class Judge:
                 fix="check the data, or choose another --metric",
             )
 
-    def _evaluate(self, model: Model) -> tuple[Array | None, MetricValue]:
-        """Return the numbers of the samples (None if the metric is not their mean), and the value."""
+    def _evaluate(self, model: Model) -> tuple[Array | list[Any] | None, MetricValue]:
+        """Return the numbers or records of the samples (None for a user's function), and the value."""
         c, metric = self.calibration, self.metric
         session, feeds = Session(model, device=c.device, threads=c.threads), c.feeds(model)
         kept: list[Any] = []
@@ -127,9 +142,10 @@ class Judge:
         found = metric.joined(kept)
         if metric.samples is not None:
             return np.concatenate(kept), found
-        if metric.collect is not None and metric.combine is None:
-            return np.array([record for batch in kept for record in batch], np.float64), found
-        return None, found
+        if metric.collect is None:
+            return None, found
+        records = [record for batch in kept for record in batch]
+        return (np.array(records, np.float64) if metric.combine is None else records), found
 
 
 def _metric(model: Model, options: TaskOptions, targets: str, feed: Any) -> tuple[Metric, Any]:
