@@ -113,7 +113,11 @@ def _work(pipe: Connection, listed: list[Target]) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES))
     targets: dict[str, Target] = {t.name: t for t in listed}
+    parent = os.getppid()
     while True:
+        while not pipe.poll(10):  # forked processes keep the pipe open, so that its end says nothing
+            if os.getppid() != parent:
+                return
         name, seed, changes = pipe.recv()
         task = Case(targets[name], seed, changes)
         pipe.send(judged(task.target, task.data()))
