@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, TypeGuard, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -82,11 +82,13 @@ class Reader:
         complete: Every field must be in the data; otherwise those with a default may be left out.
         flat: The fields of a dataclass inside a dataclass are in the same table, not in one of their own.
         table: Name of a mapping in messages: "an object" in JSON.
+        extra: Ignore keys without a field, in documents that other programs write.
     """
 
     complete: bool = False
     flat: bool = False
     table: str = "a table"
+    extra: bool = False
 
     def read(self, cls: type[T], data: Any, keys: Keys = (), defaults: Mapping[str, Any] | None = None) -> T:
         """Return plain data as a dataclass.
@@ -103,12 +105,15 @@ class Reader:
         """
         if type(data) is not dict:
             raise Refused(f"not {self.table}", keys)
-        known = self.known(cls)
+        kind: type = cls
+        known = _known(kind, self.flat)
+        if self.extra:
+            data = {key: data[key] for key in known if key in data}
         for key in data:
             if key not in known:
                 err = unknown("key", shortened(key), known)
                 raise Refused(err.what, keys, err.fix)
-        for key in self.required(cls):
+        for key in _required(kind, self.flat, self.complete):
             if key not in data:
                 raise Refused(f"the key {key!r} is missing", keys)
         values = {key: self._value(known[key], value, (*keys, key)) for key, value in data.items()}
@@ -122,20 +127,11 @@ class Reader:
 
     def known(self, cls: type) -> dict[str, Any]:
         """Return the names of the keys a table may have, with their types."""
-        out: dict[str, Any] = {}
-        for f, hint in _fields(cls):
-            out |= self.known(hint) if self.flat and _is_dataclass(hint) else {f.name: hint}
-        return out
+        return dict(_known(cls, self.flat))
 
     def required(self, cls: type) -> list[str]:
         """Return the names of the keys a table must have."""
-        out = []
-        for f, hint in _fields(cls):
-            if self.flat and _is_dataclass(hint):
-                out += self.required(hint)
-            elif self.complete or (f.default is MISSING and f.default_factory is MISSING):
-                out.append(f.name)
-        return out
+        return list(_required(cls, self.flat, self.complete))
 
     def value(self, hint: Any, data: Any, keys: Keys) -> Any:
         """Return plain data as a value of a type.
@@ -152,7 +148,8 @@ class Reader:
 
     def _built(self, cls: type[T], values: Mapping[str, Any]) -> T:
         arguments: dict[str, Any] = {}
-        for f, hint in _fields(cls):
+        kind: type = cls
+        for f, hint in _fields(kind):
             if self.flat and _is_dataclass(hint):
                 arguments[f.name] = self._built(hint, values)
             elif f.name in values:
@@ -243,7 +240,9 @@ class Reader:
         if origin is Literal:
             return "one of " + ", ".join(map(repr, inner))
         if origin is tuple and inner and inner[-1] is not Ellipsis:
-            return f"a list of {len(inner)} ({', '.join(map(self._described, inner))})"
+            kinds = list(map(self._described, inner))
+            each = f", each {kinds[0]}" if len(kinds) > 1 and len(set(kinds)) == 1 else f" ({', '.join(kinds)})"
+            return f"a list of {len(inner)}{each}"
         if origin in (tuple, list, Sequence) and inner and inner[0] is not Any:
             return f"a list, each {self._described(inner[0])}"
         if _is_dataclass(hint) or (origin or hint) in (dict, Mapping):
@@ -301,12 +300,30 @@ def _hints(cls: type) -> dict[str, Any]:
     return get_type_hints(cls, include_extras=True)
 
 
-def _fields(cls: type) -> Iterator[tuple[Field[Any], Any]]:
-    """Yield the fields that the constructor takes, and their types."""
+@cache
+def _fields(cls: type) -> tuple[tuple[Field[Any], Any], ...]:
+    """Return the fields that the constructor takes, and their types."""
     hints = _hints(cls)
-    for f in fields(cls):
-        if f.init:
-            yield f, hints[f.name]
+    return tuple((f, hints[f.name]) for f in fields(cls) if f.init)
+
+
+@cache
+def _known(cls: type, flat: bool) -> Mapping[str, Any]:
+    out: dict[str, Any] = {}
+    for f, hint in _fields(cls):
+        out |= _known(hint, flat) if flat and _is_dataclass(hint) else {f.name: hint}
+    return out
+
+
+@cache
+def _required(cls: type, flat: bool, complete: bool) -> Sequence[str]:
+    out: list[str] = []
+    for f, hint in _fields(cls):
+        if flat and _is_dataclass(hint):
+            out += _required(hint, flat, complete)
+        elif complete or (f.default is MISSING and f.default_factory is MISSING):
+            out.append(f.name)
+    return out
 
 
 def _is_dataclass(hint: Any) -> TypeGuard[type]:

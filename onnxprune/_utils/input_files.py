@@ -44,7 +44,7 @@ def opened(path: str | os.PathLike[str], max_bytes: int | None = None) -> Buffer
     Raises:
         OSError: It cannot be opened, is a folder, a pipe or a device, or too large.
     """
-    _check(os.stat(path), path, max_bytes)
+    _check(_status(path), path, max_bytes)
     file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115  (the caller closes it)
     try:
         _check(os.fstat(file.fileno()), path, max_bytes)
@@ -52,6 +52,14 @@ def opened(path: str | os.PathLike[str], max_bytes: int | None = None) -> Buffer
         file.close()
         raise
     return file
+
+
+def _status(path: str | os.PathLike[str]) -> os.stat_result:
+    """Return the status of a file; a name that no file can have is an `OSError` as well."""
+    try:
+        return os.stat(path)
+    except ValueError as err:  # a null character, or a surrogate that stands for no byte
+        raise OSError(errno.EINVAL, "no file has such a name", os.fspath(path)) from err
 
 
 def _without_waiting(path: str, flags: int) -> int:

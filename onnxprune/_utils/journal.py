@@ -33,6 +33,16 @@ class _Entry:
     value: Any
 
 
+def read_entry(line: bytes, where: str) -> tuple[str, Any]:
+    """Return key and value of a line after the header.
+
+    Raises:
+        OnnxPruneError: The line is damaged.
+    """
+    entry = FORMAT.fields(_Entry, FORMAT.parse(line, where), where)
+    return entry.key, entry.value
+
+
 class Journal:
     """Entries by key, appended to a file.
 
@@ -102,9 +112,8 @@ class Journal:
                 fix="repeat the command that created it, use another -o, or discard it with --restart",
             )
         for i, line in enumerate(lines[1:]):
-            where = self._line(i + 2)
-            entry = FORMAT.fields(_Entry, FORMAT.parse(line, where), where)
-            self.entries[entry.key] = entry.value
+            key, value = read_entry(line, self._line(i + 2))
+            self.entries[key] = value
 
     def _line(self, number: int) -> str:
         return f"{self.path}, line {number}"

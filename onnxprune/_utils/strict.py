@@ -47,6 +47,7 @@ class Format:
         schema: Required value of the key "schema"; None: the documents have no such key.
         fix: Way out that errors suggest where they have no better one.
         syntax: "json" or "toml".
+        extra: Ignore unknown keys: the documents are written by other programs.
     """
 
     kind: str
@@ -54,6 +55,7 @@ class Format:
     schema: int | None = None
     fix: str | None = None
     syntax: Literal["json", "toml"] = "json"
+    extra: bool = False
 
     def error(self, what: str, where: str, keys: Keys = (), fix: str | None = None) -> OnnxPruneError:
         """Return the error for a document that breaks a rule.
@@ -85,9 +87,8 @@ class Format:
             return read_bytes(path, self.max_bytes)
         except TooLarge as err:
             raise self.error(str(err.strerror), str(path)) from err
-        except (OSError, ValueError) as err:  # ValueError: a path with a null
-            what = getattr(err, "strerror", None) or err
-            raise OnnxPruneError(f"cannot read the {self.kind} {str(path)!r}: {what}") from err
+        except OSError as err:
+            raise OnnxPruneError(f"cannot read the {self.kind} {str(path)!r}: {err.strerror or err}") from err
 
     def load_text(self, path: Path) -> str:
         """Read a file as text with newlines of one character.
@@ -140,9 +141,8 @@ class Format:
         try:
             if self.schema is not None and not keys:
                 data = self._without_schema(data)
-            return Reader(complete=complete, table="an object" if self.syntax == "json" else "a table").read(
-                cls, data, keys
-            )
+            table = "an object" if self.syntax == "json" else "a table"
+            return Reader(complete=complete, table=table, extra=self.extra).read(cls, data, keys)
         except Refused as err:
             raise self.error(err.what, where, err.keys, err.fix) from err.__cause__
 

@@ -161,8 +161,9 @@ def read_data(
     from onnxprune.execution.data import fit, load_data
 
     data = load_data(
-        source, images=options.images or images, model=model, class_map=options.class_map, images_dir=options.images_dir
-    )
+        source, images=options.images or images, model=model, class_map=options.class_map,
+        images_dir=options.images_dir, data_timeout=options.data_timeout,
+    )  # fmt: skip
     found = fit(model, data, preprocess_of(options), labels=labels, device=device)
     for line in found.data.warnings:
         _display.note(f"Warning: {line}")

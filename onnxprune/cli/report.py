@@ -74,4 +74,7 @@ def _accuracy_data(source: str, options: AccuracyData) -> Data:
     """Read samples; the report matches them with its first model."""
     from onnxprune.execution.data import load_data
 
-    return load_data(source, images=options.images, class_map=options.class_map, images_dir=options.images_dir)
+    return load_data(
+        source, images=options.images, class_map=options.class_map, images_dir=options.images_dir,
+        data_timeout=options.data_timeout,
+    )  # fmt: skip

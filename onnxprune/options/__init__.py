@@ -20,6 +20,7 @@ from onnxprune.options.budget import FrontierOptions as FrontierOptions
 from onnxprune.options.budget import FrontierOutput as FrontierOutput
 from onnxprune.options.data import AccuracyData as AccuracyData
 from onnxprune.options.data import CalibrationData as CalibrationData
+from onnxprune.options.data import Patience as Patience
 from onnxprune.options.data import Preprocessing as Preprocessing
 from onnxprune.options.data import Reading as Reading
 from onnxprune.options.data import RecoveryData as RecoveryData

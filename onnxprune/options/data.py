@@ -77,8 +77,22 @@ class Sampling(Options):
     )
 
 
+DATA_TIMEOUT = 600.0
+"""Seconds for one image, and for one step of a data function."""
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Reading(Options):
+class Patience(Options):
+    """Time that reading samples may take."""
+
+    data_timeout: float = option(
+        DATA_TIMEOUT, heading=DATA, advanced=True, ge=0, le=86_400, metavar="SECONDS",
+        help="Longest time to decode one image, and to get one item of a data function; 0: no limit.",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Reading(Patience):
     """Files beside the source of the samples."""
 
     class_map: Path | None = option(

@@ -20,6 +20,7 @@ from onnxprune.options import (
     AnalysisOptions,
     Benchmark,
     InputShapes,
+    Patience,
     Planning,
     Preprocessing,
     Sampling,
@@ -66,7 +67,7 @@ class BenchSettings(Benchmark):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class _RecipeHeader(Sampling):
+class _RecipeHeader(Sampling, Patience):
     """Keys of a recipe before its steps."""
 
     name: str
@@ -125,6 +126,7 @@ class Recipe:
         sources: sources of its data, by the names of `DATA`.
         beside: files beside the data: "class_map" and "images_dir".
         images: use only so many of `data`, evenly from the classes.
+        data_timeout: seconds for one image, and for one item of a data function.
         defaults: options shared by all steps.
         bench: options of measuring latency.
         entries: the steps, loops unrolled.
@@ -138,6 +140,7 @@ class Recipe:
     sources: Mapping[str, str]
     beside: Mapping[str, str]
     images: int | None
+    data_timeout: float
     defaults: RecipeDefaults
     bench: BenchSettings
     entries: tuple[StepEntry, ...]
@@ -240,7 +243,7 @@ def _recipe(table: Table, path: Path, text: str, overridden: set[str]) -> Recipe
     recipe = Recipe(
         head.name, head.about, Path(head.model) if "model" in overridden else _model_path(head.model, base), sources,
         {k: _data_source(v, base) for k in ("class_map", "images_dir") if (v := getattr(head, k))},
-        head.images, defaults, bench, entries, base, text,
+        head.images, head.data_timeout, defaults, bench, entries, base, text,
     )  # fmt: skip
     _check_order(recipe, where)
     return recipe

@@ -121,7 +121,7 @@ def _read_data(recipe: Recipe, model: Model, notice: Callable[[str], None] | Non
         images = recipe.images if key == "data" else None
         read = load_data(
             source, images=images, model=model, images_dir=recipe.beside.get("images_dir"),
-            class_map=recipe.beside.get("class_map"),
+            class_map=recipe.beside.get("class_map"), data_timeout=recipe.data_timeout,
         )  # fmt: skip
         tested = key == "test_data" or (key == "data" and HELD_OUT in recipe.sources.values())
         found = fit(model, read, recipe.defaults.preprocess, labels=labels and tested)
@@ -206,12 +206,22 @@ class _RecipeRun:
                 raise OnnxPruneError(
                     f"{e.title} is finished, with other options ({', '.join(sorted(wrong))})", where=e.key, fix=fix
                 )
+            self._check_files(e, record)
             for name, digest in record["digests"].items():
                 if _digest(self.folder / name) != digest:
                     raise OnnxPruneError(
                         "a file of a finished step is missing or has changed", where=str(self.folder / name),
                         fix="put it back, or begin anew with --restart",
                     )  # fmt: skip
+
+    def _check_files(self, e: StepEntry, record: Record) -> None:
+        """Raise unless a finished step has recorded all artifacts that later steps read, each with its digest."""
+        for what in e.step.produces:
+            name = record["files"].get(what)
+            if name not in record["digests"] or not name.startswith(f"{e.key}/") or ".." in Path(name).parts:
+                raise JOURNAL_FORMAT.error(f"{e.title} records no {what}", str(self.folder / JOURNAL), (e.key,))
+        if (record["figures"] is not None) != (MODEL in e.step.produces):
+            raise JOURNAL_FORMAT.error(f"figures do not match {e.title}", str(self.folder / JOURNAL), (e.key,))
 
     # -------------------------------------------------------------------------------------------------- the steps
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune._utils.input_files import opened, read_text
+from onnxprune._utils.journal import read_entry
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.criteria.scoring import load_scores
 from onnxprune.errors import OnnxPruneError
@@ -97,13 +98,13 @@ class _RunCollector:
             if i and not line.strip():
                 continue
             try:
-                entry = FORMAT.parse(line, JOURNAL)
                 if i == 0:
-                    self.head = dict(Fields(entry, JOURNAL).value)
+                    self.head = dict(Fields(FORMAT.parse(line, JOURNAL), JOURNAL).value)
                     self.head["journal"]  # no other line has it
                 else:
-                    self.records[entry["key"]] = Fields(entry["value"], f"{JOURNAL}, {entry['key']}")
-            except (KeyError, TypeError, OnnxPruneError):
+                    key, value = read_entry(line, JOURNAL)
+                    self.records[key] = Fields(value, f"{JOURNAL}, {key}")
+            except (KeyError, OnnxPruneError):
                 self.report.problems.append(f"{JOURNAL}: line {i + 1} is damaged; its record is left out")
 
     def _read_recipe(self) -> None:

@@ -56,6 +56,7 @@ class Recorder(Callback):
         history: one line per epoch, beginning with the input model.
         best: the best epoch.
         stopped: reason of an early end of the training.
+        began: whether a step has ended, which a damaged state of a resumed run does not reach.
     """
 
     def __init__(self, progress: Progress | None = None) -> None:
@@ -90,12 +91,12 @@ class Recorder(Callback):
 
     def on_train_epoch_start(self, trainer: Any, learner: Learner) -> None:
         """Record the time and the learning rate."""
-        self.began = True
         self._start = time.perf_counter()
         self._lr = float(trainer.optimizers[0].param_groups[0]["lr"])
 
     def on_train_batch_end(self, trainer: Any, learner: Learner, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Report progress."""
+        """Note that a step has ended, and report progress."""
+        self.began = True
         if self._progress is not None and trainer.is_global_zero:
             self._progress(trainer.global_step, learner.steps)
 

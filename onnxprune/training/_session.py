@@ -104,7 +104,7 @@ class TrainingSession:
         except Diverged as err:
             self.diverged = err
         except (KeyError, TypeError, AttributeError, ValueError, IndexError, RuntimeError) as err:
-            if saved is None or self.recorder.began:
+            if saved is None or self.recorder.began:  # the first step uses all of a saved state
                 raise
             raise self._damaged(err) from err
         finally:

@@ -305,3 +305,10 @@ def test_a_flat_table_is_refused_with_its_place(table: dict[str, Any], what: str
     with pytest.raises(OnnxPruneError) as caught:
         read_options(Step, table, "step 1")
     assert (caught.value.what, caught.value.where) == (what, where)
+
+
+def test_documents_of_other_programs_may_hold_more() -> None:
+    data = {"count": 2, "indices": [], "error": None, "area": [1], "more": {}}
+    assert dataclasses.replace(ANY, extra=True).fields(Inner, data, "x") == Inner(2)
+    with pytest.raises(OnnxPruneError, match="unknown key 'area'"):
+        ANY.fields(Inner, data, "x")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -163,6 +165,27 @@ def test_a_journal_of_a_run_with_anything(model: Path, value: str) -> None:
         assert "journal" in refused(*run)
 
 
+@pytest.mark.parametrize("change", [
+    {"files": {}}, {"files": {"plan": "02-plan/scores.json"}},
+    {"files": {"plan": "../p.json"}, "digests": {"../p.json": ""}},
+    {"digests": {}}, {"figures": {"macs": 1, "params": 1, "bytes": 1, "memory": 1}},
+], ids=str)  # fmt: skip
+def test_a_journal_of_a_run_without_the_files_of_a_step(model: Path, change: dict[str, Any]) -> None:
+    recipe = model.with_name("r.toml")
+    recipe.write_text(
+        'name="n"\nmodel="m.onnx"\n[bench]\nruns=0\n[[step]]\ndo="score"\ncriterion="l2"\n'
+        '[[step]]\ndo="plan"\nratio=0.5\n[[step]]\ndo="apply"\n'
+    )
+    run = ("run", recipe, "-o", model.with_name("run"))
+    CommandLine(*run).ok()
+    journal = model.with_name("run") / "run.journal"
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    planned = next(line for line in lines[1:] if line["key"] == "02-plan")
+    planned["value"] |= change
+    journal.write_text("".join(json.dumps(line) + "\n" for line in lines[:-1]))
+    assert "not a valid journal" in refused(*run)
+
+
 @pytest.mark.parametrize("array", [
     np.array("text"), np.array([["a"]]), np.zeros((4, 1, 8, 8), [("a", "f4")]), np.zeros((2, 3), complex),
     np.zeros((0, 1, 8, 8)), np.array(1.0), np.full((4, 1, 8, 8), np.nan),
@@ -192,3 +215,25 @@ def test_checkpoints_with_odd_headers(model: Path) -> None:
         torch.save({"onnxprune": odd, "state_dict": {}}, folder / "last.ckpt")
         refused(*words, "-o", output)
     assert not output.exists()
+
+
+def test_a_data_function_that_blocks_ends_the_command(model: Path) -> None:
+    model.with_name("blocking.py").write_text("import threading\ndef f():\n    threading.Event().wait()\n")
+    words = ["evaluate", model.name, "--data", "blocking:f", "--data-timeout", "0.01"]
+    command = [sys.executable, "-m", "onnxprune", *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=model.parent, timeout=300)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "error: the data 'blocking:f' gave nothing within 0.01 s\n  at: the call\n"
+        "  try: let it not block, or wait longer with --data-timeout SECONDS (0: no limit)\n"
+    )
+
+
+def test_a_recipe_sets_the_time_for_its_data(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model.with_name("blocking2.py").write_text("import threading\ndef f():\n    threading.Event().wait()\n")
+    monkeypatch.chdir(model.parent)
+    recipe = model.with_name("r.toml")
+    recipe.write_text(
+        'name="n"\nmodel="m.onnx"\ndata="blocking2:f"\ndata_timeout=0.01\n[[step]]\ndo="score"\ncriterion="l2"\n'
+    )
+    assert "'blocking2:f' gave nothing within 0.01 s" in refused("run", recipe, "-o", model.with_name("run"))

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from attacks import Target
 from command_line import CommandLine
-from mutations import ARRAYS, BYTES, CHECKPOINT, JSON, MODEL, NPY, TOML
+from mutations import ARRAYS, BYTES, CHECKPOINT, JSON, MODEL, NPY, TOML, YAML
 from onnx import numpy_helper
 from op_case import model_of
 from op_cases import CASES
@@ -49,14 +49,56 @@ SHAPES = {
 }  # fmt: skip
 
 
-@cache
+RESIDUAL = """
+<ir_version: 8, opset_import: ["" : 17]>
+g (float[N,1,8,8] x) => (float[N,10] y) {
+  a = Conv <pads = [1,1,1,1]> (x, w0)
+  b = Relu (a)
+  c = Conv <pads = [1,1,1,1]> (b, w1)
+  d = Relu (c)
+  e = Conv <pads = [1,1,1,1]> (d, w2)
+  f = Add (b, e)
+  h = Conv <pads = [1,1,1,1]> (f, w4)
+  k = Add (h, f)
+  p = GlobalAveragePool (k)
+  q = Flatten (p)
+  y = Gemm <transB = 1> (q, w3)
+}
+"""
+BRANCHES = {"w0": (8, 1, 3, 3), "w1": (8, 8, 3, 3), "w2": (8, 8, 3, 3), "w3": (10, 8), "w4": (8, 8, 3, 3)}
+SEGMENTER = """
+<ir_version: 8, opset_import: ["" : 17]>
+g (float[N,3,H,W] x) => (float[N,4,H,W] y) {
+  a = Conv <pads = [1,1,1,1]> (x, w0)
+  b = Relu (a)
+  y = Conv (b, w1)
+}
+"""
+LAYERS = {"w0": (8, 3, 3, 3), "w1": (4, 8, 1, 1)}
+
+
 def network() -> bytes:
     """Return a small classifier with operators of many attributes."""
-    proto = onnx.parser.parse_model(NETWORK)
+    return _model(NETWORK)
+
+
+def residual() -> bytes:
+    """Return a classifier with two residual blocks."""
+    return _model(RESIDUAL)
+
+
+def segmenter() -> bytes:
+    """Return a model with a class for each pixel."""
+    return _model(SEGMENTER)
+
+
+@cache
+def _model(text: str) -> bytes:
+    proto = onnx.parser.parse_model(text)
     rng = np.random.default_rng(0)
-    for name, shape in SHAPES.items():
+    for name, shape in {NETWORK: SHAPES, RESIDUAL: BRANCHES, SEGMENTER: LAYERS}[text].items():
         proto.graph.initializer.append(numpy_helper.from_array(np.abs(rng.standard_normal(shape)).astype("f"), name))
-    for name, values in (("ax", [0]), ("rest", [96])):
+    for name, values in (("ax", [0]), ("rest", [96])) if text == NETWORK else ():
         proto.graph.initializer.append(numpy_helper.from_array(np.array(values, np.int64), name))
     for i, node in enumerate(proto.graph.node):
         node.name = f"node{i}"
@@ -91,6 +133,7 @@ class _Made:
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="attack-made-"))
         (self.folder / "m.onnx").write_bytes(network())
+        (self.folder / "res.onnx").write_bytes(residual())
         (self.folder / "x.npz").write_bytes(samples())
 
     def file(self, name: str, *words: str) -> bytes:
@@ -98,6 +141,10 @@ class _Made:
         if not path.exists():
             CommandLine(*(w.replace("{}", str(self.folder)) for w in words)).ok()
         return path.read_bytes()
+
+    def printed(self, *words: str) -> bytes:
+        """Return the document that a command prints."""
+        return CommandLine(*words, "--json").out().encode()
 
     def tree(self, name: str, *words: str) -> dict[str, bytes]:
         path = self.folder / name
@@ -116,7 +163,7 @@ def targets(*, training: bool = True) -> list[Target]:
     here = os.getcwd()
     os.chdir(made.folder)  # names of models in recorded files are relative
     try:
-        found = [*_models(), *_documents(made), *_data(), *_folders(made)]
+        found = [*_models(), *_documents(made), *_blocks(made), *_printed(made), *_data(), *_folders(made)]
         if training:
             found += _training(made)
     finally:
@@ -139,7 +186,7 @@ def _models() -> Iterator[Target]:
         files = {"m.onnx": path.read_bytes(), "m.onnx.data": (Path(name) / "m.onnx.data").read_bytes()}
     yield Target("external-data", files, "m.onnx.data", prune, BYTES, SMALL, weight=2)
     yield Target("external-model", files, "m.onnx", prune, MODEL, SMALL, weight=8)
-    for words in (["run-passes", "{}/m.onnx", "normalize", "-o", "{}/s.onnx"],
+    for words in (["run-passes", "{}/m.onnx", "fuse_batchnorm", "fold_shapes", "-o", "{}/s.onnx"],
                   ["sparsify", "{}/m.onnx", "--sparsity", "0.5", "-o", "{}/s.onnx"],
                   ["bench", "{}/m.onnx", "--runs", "1"], ["diff", "{}/m.onnx", "{}/n.onnx"]):  # fmt: skip
         files = {"m.onnx": network(), "n.onnx": network()}
@@ -178,7 +225,55 @@ def _documents(made: _Made) -> Iterator[Target]:
         yield Target(f"report-{name}", {name: form}, name, words, kinds, frozenset({"r.html"}), weight=2)
 
 
+CONFIGURATION = b"""
+threads = 1
+attention = "heads"
+
+[prune]
+target = "macs=0.5"
+criterion = "l2"
+round_to = 2
+min_channels = 2
+include = ["w*"]
+"""
+
+
+def _blocks(made: _Made) -> Iterator[Target]:
+    """Yield commands that read plans and curves with residual blocks, and the defaults of a project."""
+    model = {"m.onnx": residual()}
+    planned = ["plan", "res.onnx", "--only", "blocks", "--target", "macs=0.5", "-c", "random"]
+    plan = made.file("bp.json", *planned, "-o", "bp.json")
+    assert b"blocks" in plan
+    apply = ["apply", "{}/m.onnx", "{}/p.json", "-o", "{}/s.onnx"]
+    yield Target("block-plan", {**model, "p.json": plan}, "p.json", apply, JSON, SMALL, weight=6)
+    yield Target("block-plan-model", {**model, "p.json": plan}, "m.onnx", apply, MODEL, SMALL, weight=4)
+    prune = ["prune", "{}/m.onnx", *planned[2:], "-o", "{}/s.onnx"]
+    yield Target("block-prune", model, "m.onnx", prune, MODEL, SMALL, weight=8)
+    config = {"m.onnx": network(), "onnxprune.toml": CONFIGURATION}
+    words = ["prune", "m.onnx", "-o", "s.onnx"]
+    yield Target("configuration", config, "onnxprune.toml", words, TOML, SMALL, weight=6)
+    project = {"m.onnx": network(), "pyproject.toml": CONFIGURATION.replace(b"[prune]", b"[tool.onnxprune.prune]")}
+    yield Target("project", project, "pyproject.toml", words, TOML, SMALL, weight=2)
+
+
+def _printed(made: _Made) -> Iterator[Target]:
+    """Yield reports of what commands print as JSON."""
+    made.file("p.json", "plan", "m.onnx", "--ratio", "0.5", "-c", "l2", "-o", "p.json")
+    made.file("n.onnx", "apply", "m.onnx", "p.json", "-o", "n.onnx")
+    page = frozenset({"r.html"})
+    for words in (
+        ("evaluate", "m.onnx", "--data", "x.npz"), ("bench", "m.onnx", "n.onnx", "--runs", "1"),
+        ("verify", "m.onnx", "n.onnx", "p.json"), ("prune", "m.onnx", "--ratio", "0.5", "-c", "l2", "-o", "pr.onnx"),
+        ("recover", "m.onnx", "n.onnx", "p.json", "--data", "x.npz", "-o", "re.onnx"),
+    ):  # fmt: skip
+        files = {"m.onnx": network(), "n.onnx": (made.folder / "n.onnx").read_bytes(), "d.json": made.printed(*words)}
+        report = ["report", "m.onnx", "n.onnx", "d.json", "-o", "r.html", "--no-verify"]
+        yield Target(f"printed-{words[0]}", files, "d.json", report, JSON, page, weight=2)
+
+
 def _data() -> Iterator[Target]:
+    from PIL import Image
+
     model = {"m.onnx": network()}
     score = ["score", "{}/m.onnx", "-c", "hrank", "-o", "{}/o.json", "--data"]
     names = frozenset({"o.json"})
@@ -192,12 +287,21 @@ def _data() -> Iterator[Target]:
     for name in pictures:
         kind = name.rpartition(".")[2]
         yield Target(f"image-{kind}", {**model, **pictures}, name, [*score, "{}/imgs"], BYTES, names, weight=0.8)
+    for kind in ("P", "L", "I;16"):
+        out = io.BytesIO()
+        Image.fromarray(np.arange(132, dtype=np.uint8).reshape(12, 11) % 4).convert(kind).save(out, "PNG")
+        files = {"m.onnx": segmenter(), "d/images/a.png": pictures["imgs/0.png"], "d/masks/a.png": out.getvalue()}
+        words = ["evaluate", "{}/m.onnx", "--data", "{}/d", "--task", "segment"]
+        yield Target(f"mask-{kind}", files, "d/masks/a.png", words, BYTES, weight=1)
     texts = b"".join(f"{Path(n).name}\tab\n".encode() for n in pictures)
     files = {**model, **pictures, "imgs/labels.txt": texts}
     yield Target("texts", files, "imgs/labels.txt", [*score, "{}/imgs"], BYTES, names, weight=1)
     boxes = {f"labels/{Path(n).stem}.txt": b"0 0.5 0.5 0.25 0.25\n1 0.1 0.1 0.9 0.1 0.9 0.9\n" for n in pictures}
     yolo = {**model, **{n.replace("imgs/", "images/"): v for n, v in pictures.items()}, **boxes}
     yield Target("yolo", yolo, "labels/0.txt", [*score, "{}/images"], BYTES, names, weight=1)
+    described = b"path: .\ntrain: images\nval:\n  - images\nnc: 2\nnames:\n  0: a\n  1: b\n"
+    words = [*score, "{}/data.yaml"]
+    yield Target("data-yaml", {**yolo, "data.yaml": described}, "data.yaml", words, YAML, names, weight=3)
     found = [{"id": i, "file_name": n, "width": 11, "height": 12} for i, n in enumerate(pictures)]
     marks = [
         {"id": i, "image_id": i, "category_id": 1, "bbox": [1, 1, 4, 4], "area": 16, "iscrowd": 0} for i in range(3)

@@ -15,6 +15,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,8 @@ import mutations
 
 from onnxprune.cli import main
 
-SECONDS = 30
+SECONDS = 30  # of CPU time: other work on the machine does not count
+WAITING = 300  # seconds of any kind: a command that blocks uses no CPU
 MEMORY = 2**30
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -74,11 +76,21 @@ class Case:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Result of a case: exit status, what is wrong with it ("" for nothing), and the output."""
+    """Result of a case.
+
+    Attributes:
+        code: Exit status.
+        wrong: What is wrong with it, "" for nothing.
+        output: Its output.
+        seconds: CPU time.
+        memory: Peak of the memory above that before the case and the size of the file, in bytes.
+    """
 
     code: int
     wrong: str
     output: str
+    seconds: float = 0.0
+    memory: int = 0
 
 
 def case(targets: Sequence[Target], number: int, seed: int) -> Case:
@@ -110,11 +122,13 @@ def judged(target: Target, data: bytes) -> Verdict:
         tempfile.tempdir = str(temporary)
         os.chdir(folder)
         _reset_peak()
+        began = time.process_time()
         code, out, err, native = _called([w.replace("{}", str(folder)) for w in target.words])
         wrong = _wrong(code, out, err, native) or _left(target, code, set(_names(folder)) - inside, temporary)
-        if not wrong and _peak() > MEMORY + _BASE + len(data):
-            wrong = f"memory: {_peak() >> 20} MB"
-        return Verdict(code, wrong, err + out[-2000:])
+        seconds, memory = time.process_time() - began, max(0, _peak() - _BASE - len(data))
+        if not wrong and memory > MEMORY:
+            wrong = f"memory: {memory >> 20} MB"
+        return Verdict(code, wrong, err + out[-2000:], seconds, memory)
     finally:
         tempfile.tempdir = before[0]
         os.chdir(before[1])
@@ -132,8 +146,9 @@ def _called(words: Sequence[str]) -> tuple[int, str, str, str]:
     out, err = io.StringIO(), io.StringIO()
     code = -1
     noted: list[warnings.WarningMessage] | None = []
-    handler = signal.signal(signal.SIGALRM, _late)
-    signal.alarm(SECONDS)
+    handlers = {number: signal.signal(number, _late) for number in (signal.SIGALRM, signal.SIGPROF)}
+    signal.alarm(WAITING)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         with _descriptor() as native, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
@@ -149,7 +164,9 @@ def _called(words: Sequence[str]) -> tuple[int, str, str, str]:
                 code = -2
     finally:
         signal.alarm(0)
-        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     shown = "".join(warnings.formatwarning(w.message, w.category, w.filename, w.lineno) for w in noted or ())
     return code, out.getvalue(), err.getvalue() + shown, native()
 
@@ -173,7 +190,7 @@ def _descriptor() -> Iterator[Callable[[], str]]:
 
 def _wrong(code: int, out: str, err: str, native: str) -> str:
     if code == -2:
-        return f"not ended after {SECONDS} s"
+        return f"not ended after {SECONDS} s of CPU time, or {WAITING} s"
     if "internal error" in err or "Traceback" in err or code not in (0, 1, 2, 3):
         place = re.search(r"internal error: (\w+).*\n(  at: [^\n]*)?", err)
         return f"internal error {place[1]} {place[2] or ''}".strip() if place else f"exit {code}: {err[-300:]}"

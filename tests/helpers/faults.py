@@ -10,13 +10,21 @@ import contextlib
 import errno
 import io
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import onnxprune
+import onnxprune.passes
+
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EROFS)
 _WRITES = os.O_WRONLY | os.O_RDWR
+_PACKAGES = tuple(str(Path(p.__file__).parent) + os.sep for p in (onnxprune, onnxprune.passes))
+
+Site = tuple[str, str, tuple[tuple[str, int], ...]]
+"""Kind of a call, name of the file without digits, and lines of the package."""
 
 
 class Faults:
@@ -32,6 +40,7 @@ class Faults:
         self.folder, self.at, self.error = os.path.realpath(folder), at, error
         self.calls = 0
         self.names: list[str] = []
+        self.sites: list[Site] = []
 
     def inside(self, path: Any) -> bool:
         return isinstance(path, str | os.PathLike) and os.path.realpath(path).startswith(self.folder + os.sep)
@@ -40,10 +49,22 @@ class Faults:
         """Count a call, and let it fail if it is its turn."""
         self.calls += 1
         self.names.append(f"{name} {Path(os.fspath(path)).name}")
+        self.sites.append((name, re.sub(r"\d+", "N", Path(os.fspath(path)).name), _lines()))
         if self.calls == self.at:
             if self.error is None:
                 os._exit(137)
             raise OSError(self.error, os.strerror(self.error), os.fspath(path))
+
+
+def _lines() -> tuple[tuple[str, int], ...]:
+    """Return the lines of this package that the present call comes from."""
+    found = []
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_filename.startswith(_PACKAGES):
+            found.append((frame.f_code.co_filename, frame.f_lineno))
+        frame = frame.f_back  # type: ignore[assignment]
+    return tuple(found)
 
 
 class _File(io.RawIOBase):
@@ -94,26 +115,34 @@ class _File(io.RawIOBase):
 def faulty(faults: Faults) -> Iterator[None]:
     """Let the calls of the block pass through a counter."""
     paths: dict[int, Any] = {}
-    plain_open, plain_os_open, plain_fdopen = builtins.open, os.open, os.fdopen
+    plain_open, plain_os_open, plain_fdopen, plain_fsync = builtins.open, os.open, os.fdopen, os.fsync
 
     def fake_os_open(path: Any, flags: int, *more: Any, **named: Any) -> int:
         watched = flags & _WRITES and faults.inside(path)
         if watched:
             faults.happen("open", path)
         number = plain_os_open(path, flags, *more, **named)
+        paths.pop(number, None)
         if watched:
             paths[number] = path
         return number
+
+    def fake_fsync(number: int) -> None:
+        if number in paths:
+            faults.happen("fsync", paths[number])
+        plain_fsync(number)
 
     def fake_open(file: Any, mode: str = "r", *more: Any, **named: Any) -> Any:
         if not any(c in mode for c in "wax+") or not faults.inside(file):
             return plain_open(file, mode, *more, **named)
         faults.happen("open", file)
-        return _File(plain_open(file, mode, *more, **named), faults, file)
+        opened = plain_open(file, mode, *more, **named)
+        paths[opened.fileno()] = file
+        return _File(opened, faults, file)
 
     def fake_fdopen(number: int, *more: Any, **named: Any) -> Any:
         file = plain_fdopen(number, *more, **named)
-        path = paths.pop(number, None)
+        path = paths.get(number)
         return file if path is None else _File(file, faults, path)
 
     def counted(name: str, plain: Callable[..., Any]) -> Callable[..., Any]:
@@ -124,7 +153,7 @@ def faulty(faults: Faults) -> Iterator[None]:
 
         return call
 
-    fakes = {"open": fake_os_open, "fdopen": fake_fdopen}
+    fakes: dict[str, Callable[..., Any]] = {"open": fake_os_open, "fdopen": fake_fdopen, "fsync": fake_fsync}
     fakes |= {name: counted(name, getattr(os, name)) for name in ("replace", "mkdir")}
     before = {name: getattr(os, name) for name in fakes}
     builtins.open = fake_open

@@ -6,6 +6,7 @@ import io
 import json
 import random
 import re
+import warnings
 import zipfile
 from collections.abc import Callable
 from typing import Any
@@ -248,17 +249,38 @@ def json_value(data: bytes, rng: random.Random) -> bytes:
 
 def toml_value(data: bytes, rng: random.Random) -> bytes:
     """Replace a value or a key of a TOML document."""
+    more = ("a." * 200 + "b", "1979-05-27", "inf", "'x'", '"digits"', "nan")
+    return _keyed(data, rng, r"(?m)^([\w.-]+) *= *(.+)$", more)
+
+
+def yaml_value(data: bytes, rng: random.Random) -> bytes:
+    """Replace a value or a key of a YAML document."""
+    more = (
+        "&a [*a]",
+        "!!python/object:os.system x",
+        "!!binary x",
+        "? a",
+        "1979-05-27",
+        ".inf",
+        "~",
+        "<<: {a: 1}",
+        "0x",
+    )
+    return _keyed(data, rng, r"(?m)^ *([\w.-]+|-) *:? +(.+)$", more)
+
+
+def _keyed(data: bytes, rng: random.Random, pattern: str, more: tuple[str, ...]) -> bytes:
     text = data.decode(errors="replace")
-    places = [m.span(rng.choice((1, 2))) for m in re.finditer(r"(?m)^([\w.-]+) *= *(.+)$", text)]
+    places = [m.span(rng.choice((1, 2))) for m in re.finditer(pattern, text)]
     if not places:
         return flipped(data, rng)
     start, stop = rng.choice(places)
-    new = rng.choice((*WEIRD, *TEXTS, "a." * 200 + "b", "1979-05-27", "inf", "'x'", '"digits"', "nan"))
-    return (text[:start] + new + text[stop:]).encode(errors="surrogatepass")
+    return (text[:start] + rng.choice((*WEIRD, *TEXTS, *more)) + text[stop:]).encode(errors="surrogatepass")
 
 
 JSON: tuple[Mutation, ...] = (json_value,) * 6 + BYTES
 TOML: tuple[Mutation, ...] = (toml_value,) * 6 + BYTES
+YAML: tuple[Mutation, ...] = (yaml_value,) * 6 + BYTES
 
 
 # ------------------------------------------------------------------------------------------------------------- arrays
@@ -320,7 +342,9 @@ def checkpoint_value(data: bytes, rng: random.Random) -> bytes:
     import torch
 
     try:
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception:
         return flipped(data, rng)
     places: list[tuple[Any, Any]] = []

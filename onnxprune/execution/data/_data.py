@@ -89,6 +89,10 @@ class Data:
             targets=None if self.targets is None else PickedTargets(self.targets, at),
         )  # fmt: skip
 
+    def within(self, seconds: float) -> Data:
+        """Return the data with a limit for the time that one image takes to decode; 0: no limit."""
+        return replace(self, x=self.x.within(seconds)) if isinstance(self.x, Source) else self
+
     def targets_of(self, part: slice, read: Sequence[Target] | None) -> Targets:
         """Return the targets of consecutive samples; `read` are those that the source returned."""
         if self.y is not None:

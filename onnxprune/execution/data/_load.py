@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from onnxprune._utils.deadlines import Deadline
 from onnxprune._utils.import_strings import find_function
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data._classes import mapped
@@ -18,11 +19,11 @@ from onnxprune.execution.data._readers.coco import read_coco
 from onnxprune.execution.data._readers.data_yaml import PARTS, read_data_yaml
 from onnxprune.execution.data._readers.folders import read_folder, read_texts
 from onnxprune.execution.data._readers.hub import read_hub
-from onnxprune.execution.data._readers.objects import read_object
+from onnxprune.execution.data._readers.objects import read_object, within
 from onnxprune.execution.data._sources import Source
 from onnxprune.execution.data.digit_scenes import read_digits, read_scenes
 from onnxprune.ir.model import Array, Model
-from onnxprune.options.data import ALL_SOURCES
+from onnxprune.options.data import ALL_SOURCES, DATA_TIMEOUT
 
 Samples = Array | tuple[Any, Any] | Mapping[str, Any] | Iterable[Any] | Callable[[], Any]
 """(x, y), x, a dict of arrays, a Dataset, a DataLoader, a generator or its function, a CalibrationDataReader."""
@@ -38,6 +39,7 @@ def load_data(
     model: Model | None = None,
     class_map: str | os.PathLike[str] | None = None,
     images_dir: str | os.PathLike[str] | None = None,
+    data_timeout: float = DATA_TIMEOUT,
 ) -> Data:
     """Read data; the form of the source selects the reader.
 
@@ -52,15 +54,21 @@ def load_data(
         model: Model that the data is for; its inputs tell samples from batches and targets.
         class_map: File that maps class folders to the model's outputs: JSON {folder: index} or one name per line.
         images_dir: Folder of the images that COCO annotations name.
+        data_timeout: Seconds for one image to be decoded, and for one item of a data function; 0: no limit.
 
     Raises:
         OnnxPruneError: The source is unknown, or its contents are not valid data.
     """
     expected = expected_by(model)
     if isinstance(source, str | os.PathLike):
-        data = _named(os.fspath(source), images, expected, None if images_dir is None else Path(images_dir))
+        folder = None if images_dir is None else Path(images_dir)
+        data = _named(os.fspath(source), images, expected, folder, data_timeout)
     else:
-        data = read_object(source, getattr(source, "__name__", type(source).__name__), expected, images)
+        name = getattr(source, "__name__", type(source).__name__)
+        with Deadline(data_timeout) as deadline:
+            data = read_object(source, name, expected, images, deadline)
+    if data_timeout != DATA_TIMEOUT:
+        data = data.within(data_timeout)
     if class_map is not None:
         data = mapped(data, Path(class_map))
     if size:
@@ -68,19 +76,21 @@ def load_data(
     return subset(data, images) if images else data
 
 
-def _named(source: str, images: int | None, expected: Expected, images_dir: Path | None) -> Data:
+def _named(
+    source: str, images: int | None, expected: Expected, images_dir: Path | None, data_timeout: float
+) -> Data:  # fmt: skip
     path = Path(source)
     if source == "digits" or (source.startswith("digits:") and not path.exists()):
         return _digits(source.partition(":")[2] or "test")
     if source.partition(":")[0] == "digit-scenes" and not path.exists():
         return read_scenes(source.partition(":")[2] or "test")
     if source.startswith("hf:"):
-        return read_hub(source, expected)
+        return read_hub(source, expected, data_timeout)
     described, _, part = source.rpartition(":") if source.rpartition(":")[2] in PARTS else (source, "", "val")
     if described.lower().endswith((".yaml", ".yml")):
         return read_data_yaml(Path(described), part)
     if ":" in source and not path.exists():
-        return _function(source, images, expected)
+        return _function(source, images, expected, data_timeout)
     if path.is_dir():
         return read_folder(path)
     suffix = path.suffix.lower()
@@ -102,6 +112,7 @@ def _digits(part: str) -> Data:
     return Data(images[:, None], labels, f"digits:{part}")
 
 
-def _function(source: str, images: int | None, expected: Expected) -> Data:
-    function = find_function(source, "data function")
-    return read_object(function, source, expected, images)
+def _function(source: str, images: int | None, expected: Expected, data_timeout: float) -> Data:
+    with Deadline(data_timeout) as deadline:
+        function = within(deadline, lambda: find_function(source, "data function"), source, "the import")
+        return read_object(function, source, expected, images, deadline)

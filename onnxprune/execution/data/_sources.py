@@ -68,6 +68,10 @@ class Source(ABC):
             OnnxPruneError: A file is not what it should be.
         """
 
+    def within(self, seconds: float) -> Source:
+        """Return the source with a limit for the time that one sample takes to decode; 0: no limit."""
+        return self
+
     def take(self, indices: Indices) -> Source:
         """Return the source of some of the samples."""
         return TakenSource(self, np.asarray(indices, np.int64))
@@ -103,6 +107,9 @@ class TakenSource(Source):
 
     def check(self) -> None:
         self.source.check()
+
+    def within(self, seconds: float) -> Source:
+        return TakenSource(self.source.within(seconds), self.indices)
 
     def take(self, indices: Indices) -> Source:
         return TakenSource(self.source, self.indices[indices])

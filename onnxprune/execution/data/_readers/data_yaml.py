@@ -5,6 +5,7 @@ https://docs.ultralytics.com/datasets/detect/
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from onnxprune.execution.data._readers.images import IMAGES
 from onnxprune.execution.data._readers.yolo import label_file, read_labelled
 
 PARTS = ("train", "val", "test")
-_MAX_BYTES = 2**20
+_MAX_BYTES = 2**18  # PyYAML reads some 50 kB a second
 _MAX_DEPTH = 32
 _FORM = "keys path (optional), train, val, test: folders or lists of images; names: of the classes"
 
@@ -118,8 +119,7 @@ def _description(path: Path) -> dict[str, Any]:
 
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
             keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-            twice = [k for k in keys if keys.count(k) > 1]
-            if twice:
+            if twice := [k for k, n in Counter(keys).items() if n > 1]:
                 raise yaml.YAMLError(f"the key {twice[0]!r} is given twice")
             return dict(super().construct_mapping(node, deep=deep))
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxprune._utils.deadlines import Deadline
 from onnxprune._utils.formatting import listed
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data._data import Data
@@ -14,6 +15,7 @@ from onnxprune.execution.data._inputs import Expected
 from onnxprune.execution.data._readers.arrays import ANYTHING
 from onnxprune.execution.data._readers.images import Images, ImageSource, is_image
 from onnxprune.execution.data._readers.objects import read_object
+from onnxprune.options.data import DATA_TIMEOUT
 
 _IMAGES = ("image", "img", "images", "pixel_values")
 _LABELS = ("label", "labels", "fine_label", "target", "y")
@@ -39,7 +41,7 @@ class HubImages(Images):
         digest.update(str(getattr(self.dataset, "_fingerprint", self.name)).encode())
 
 
-def read_hub(source: str, expected: Expected = ANYTHING) -> Data:
+def read_hub(source: str, expected: Expected = ANYTHING, data_timeout: float = DATA_TIMEOUT) -> Data:
     """Read a dataset: `hf:NAME:SPLIT`, or `hf:NAME@CONFIG:SPLIT` for one of several configurations.
 
     Raises:
@@ -77,10 +79,10 @@ def read_hub(source: str, expected: Expected = ANYTHING) -> Data:
         found = found[chosen]
     if not len(found):
         raise OnnxPruneError(f"the dataset {source!r} is empty")
-    return _columns(found, source, expected)
+    return _columns(found, source, expected, data_timeout)
 
 
-def _columns(dataset: Any, source: str, expected: Expected) -> Data:
+def _columns(dataset: Any, source: str, expected: Expected, data_timeout: float) -> Data:
     columns = list(dataset.column_names)
     first = dataset[0]
     image = next((c for c in (*_IMAGES, *columns) if c in columns and is_image(first[c])), None)
@@ -112,4 +114,5 @@ def _columns(dataset: Any, source: str, expected: Expected) -> Data:
             x = np.asarray(row[named[0]]) if named[0] not in inputs else {c: np.asarray(row[c]) for c in named}
             return x if label is None else (x, row[label])
 
-    return read_object(_HubRows(), source, expected)
+    with Deadline(data_timeout) as deadline:
+        return read_object(_HubRows(), source, expected, deadline=deadline)

@@ -4,24 +4,37 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+from onnxprune._utils.deadlines import Deadline, Late
 from onnxprune._utils.input_files import MAX_IMAGE, opened, read_bytes
 from onnxprune.errors import OnnxPruneError
-from onnxprune.execution.data._geometry import constant_size, placed_boxes, placed_image, placed_mask, placement
+from onnxprune.execution.data._geometry import (
+    Placement,
+    constant_size,
+    placed_boxes,
+    placed_image,
+    placed_mask,
+    placement,
+)
 from onnxprune.execution.data._preprocess import Preprocess
 from onnxprune.execution.data._sources import Arrays, Indices, Source
 from onnxprune.execution.data._spool import Spool
 from onnxprune.execution.data._targets import Boxes, Target, kind_of
 from onnxprune.ir.model import Array
+from onnxprune.options.data import DATA_TIMEOUT
+
+T = TypeVar("T")
 
 _ORIENTATION, _SIDEWAYS = 0x0112, (5, 6, 7, 8)  # tag of EXIF, and its values that exchange height and width
+_MOST_PIXELS = 89_478_485  # the default of Pillow, which a user may have switched off
 _CHECKED = 2000  # images whose headers are read first
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".webp", ".tif", ".tiff", ".pgm", ".gif")
 
@@ -143,6 +156,7 @@ class ImageSource(Source):
         if targets is not None and len(targets):
             self.targets = "masks" if isinstance(targets[0], Path) else kind_of(targets[0])
         self._sizes: list[tuple[int, int]] | None = None
+        self._seconds = DATA_TIMEOUT
 
     def __len__(self) -> int:
         return len(self.of)
@@ -152,28 +166,42 @@ class ImageSource(Source):
         return ("",)
 
     def read(self, indices: Sequence[int] | Indices, how: Preprocess) -> tuple[Arrays, list[Target] | None]:
-        pixels: list[Array] = []
-        targets: list[Target] = []
-        for i in map(int, indices):
-            with readable(self.of.where(i)), self.of.image(i) as image:
-                at = placement(how, image.height, image.width)
-                pixels.append(placed_image(image, how, at))
-            if self.own is not None:
-                target = self.own[i]
-                if isinstance(target, Path):
-                    target = placed_mask(_mask(target), at, str(target))
-                elif isinstance(target, Boxes):
-                    target = placed_boxes(target, at)
-                elif isinstance(target, np.ndarray) and self.targets == "masks":
-                    target = placed_mask(target, at, self.of.where(i))
-                targets.append(target)
-        return {"": np.stack(pixels)}, targets if self.own is not None else None
+        with Deadline(self._seconds) as deadline:
+            found = [self._timely(deadline, self._read, int(i), how) for i in indices]
+        pixels = np.stack([image for image, _ in found])
+        return {"": pixels}, [target for _, target in found if target is not None] if self.own is not None else None
+
+    def _read(self, index: int, how: Preprocess) -> tuple[Array, Target | None]:
+        """Return an image in its frame, and its target."""
+        where = self.of.where(index)
+        with readable(where), self.of.image(index) as image:
+            at = placement(how, image.height, image.width)
+            _check_frame(at, where)
+            pixels = placed_image(image, how, at)
+        target = self.own[index] if self.own is not None else None
+        if isinstance(target, Path):
+            return pixels, placed_mask(_mask(target), at, str(target))
+        if isinstance(target, Boxes):
+            return pixels, placed_boxes(target, at)
+        if isinstance(target, np.ndarray) and self.targets == "masks":
+            return pixels, placed_mask(target, at, where)
+        return pixels, target
+
+    def _timely(self, deadline: Deadline, function: Callable[..., T], index: int, *args: Any) -> T:
+        try:
+            return deadline(function, index, *args)
+        except Late as err:
+            raise OnnxPruneError(
+                f"the image was not decoded within {self._seconds:g} s", where=self.of.where(index),
+                fix="repair or remove the file, or wait longer with --data-timeout SECONDS (0: no limit)",
+            ) from err  # fmt: skip
 
     def sizes(self, how: Preprocess) -> Sequence[Hashable] | None:
         if constant_size(how) is not None:
             return None
         if self._sizes is None:  # read once: headers of files do not change
-            self._sizes = [self.of.size(i) for i in range(len(self))]
+            with Deadline(self._seconds) as deadline:
+                self._sizes = [self._timely(deadline, self.of.size, i) for i in range(len(self))]
         keys = [placement(how, *size).frame for size in self._sizes]
         return None if len(set(keys)) == 1 else keys
 
@@ -191,8 +219,25 @@ class ImageSource(Source):
     def check(self) -> None:
         """Read the headers of images, evenly spread."""
         if self._sizes is None:
-            for i in np.linspace(0, len(self) - 1, min(len(self), _CHECKED)).astype(int).tolist():
-                self.of.size(i)
+            with Deadline(self._seconds) as deadline:
+                for i in np.linspace(0, len(self) - 1, min(len(self), _CHECKED)).astype(int).tolist():
+                    self._timely(deadline, self.of.size, i)
+
+    def within(self, seconds: float) -> ImageSource:
+        out = copy(self)
+        out._seconds = seconds
+        return out
+
+
+def _check_frame(at: Placement, where: str) -> None:
+    """Raise if an image would become too large: one that is long and narrow, enlarged to the model's height."""
+    height, width = at.inner
+    most = 2 * (pillow().MAX_IMAGE_PIXELS or _MOST_PIXELS)  # Pillow refuses files beyond this
+    if height * width > most and at.inner != at.source:
+        raise OnnxPruneError(
+            f"the image of {at.source[0]} x {at.source[1]} pixels would be resized to {height} x {width}", where=where,
+            fix="remove the file, or use another --resize",
+        )  # fmt: skip
 
 
 def pillow() -> Any:

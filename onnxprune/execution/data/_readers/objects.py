@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxprune._utils.deadlines import Deadline, Late
 from onnxprune._utils.formatting import listed
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data._data import Data, as_array, checked_data, with_targets
@@ -19,8 +20,16 @@ from onnxprune.execution.data._spool import Spool, SpooledSource, SpooledTargets
 from onnxprune.execution.data._targets import Boxes, kind_of
 from onnxprune.ir.model import Array
 
+_UNLIMITED = Deadline(0)
 
-def read_object(given: Any, name: str, expected: Expected = ANYTHING, images: int | None = None) -> Data:
+
+def read_object(
+    given: Any,
+    name: str,
+    expected: Expected = ANYTHING,
+    images: int | None = None,
+    deadline: Deadline = _UNLIMITED,
+) -> Data:
     """Return data from a Python object.
 
     Streams are read once and written to temporary files, batch by batch.
@@ -31,9 +40,10 @@ def read_object(given: Any, name: str, expected: Expected = ANYTHING, images: in
         name: Name in messages.
         expected: Form of the samples that the model takes, which tells single samples from batches.
         images: Samples to read of a stream without a length.
+        deadline: Runs the functions and iterators of users.
 
     Raises:
-        OnnxPruneError: The object is none of these, a stream fails, is empty, or its samples differ in form.
+        OnnxPruneError: The object is none of these, a stream fails, is late or empty, or its samples differ in form.
     """
     if isinstance(given, Data):
         return given
@@ -53,18 +63,40 @@ def read_object(given: Any, name: str, expected: Expected = ANYTHING, images: in
     if isinstance(given, list) and given and isinstance(given[0], float | int):
         return checked_data(given, None, name)
     if hasattr(given, "get_next"):
-        return _Stream(name, expected, images, whole=expected.whole, batched=None if expected.ranks else True).read(
-            iter(given.get_next, None)
-        )
+        batched = None if expected.ranks else True
+        stream = _Stream(name, expected, images, deadline, whole=expected.whole, batched=batched)
+        return stream.read(iter(given.get_next, None))
     if _is_dataset(given):
-        return _dataset(given, name, expected, images)
+        return _dataset(given, name, expected, images, deadline)
     if callable(given) and not isinstance(given, Iterable):
-        return read_object(_called(given, name), name, expected, images)
+        made = within(deadline, lambda: _called(given, name), name, "the call")
+        return read_object(made, name, expected, images, deadline)
     if isinstance(given, Iterable) and not isinstance(given, str | bytes):
-        return _Stream(name, expected, images, whole=expected.whole).read(iter(given), _length(given))
+        items = within(deadline, lambda: iter(given), name, "the call")
+        return _Stream(name, expected, images, deadline, whole=expected.whole).read(items, _length(given))
     raise OnnxPruneError(
         f"the data {name!r} is a {type(given).__name__}, which is no source of samples",
         fix="use (x, y), x, a dict of arrays, a Dataset, a DataLoader, a generator, or a CalibrationDataReader",
+    )
+
+
+def within(deadline: Deadline, function: Callable[[], Any], name: str, where: str) -> Any:
+    """Return the result of a user's function.
+
+    Raises:
+        OnnxPruneError: It is late.
+    """
+    try:
+        return deadline(function)
+    except Late as err:
+        raise _late(deadline, name, where) from err
+
+
+def _late(deadline: Deadline, name: str, where: str) -> OnnxPruneError:
+    return OnnxPruneError(
+        f"the data {name!r} gave nothing within {deadline.seconds:g} s",
+        where=where,
+        fix="let it not block, or wait longer with --data-timeout SECONDS (0: no limit)",
     )
 
 
@@ -101,7 +133,7 @@ def _length(given: Any) -> int | None:
         return None
 
 
-def _dataset(given: Any, name: str, expected: Expected, images: int | None) -> Data:
+def _dataset(given: Any, name: str, expected: Expected, images: int | None, deadline: Deadline) -> Data:
     count = len(given) if images is None else min(images, len(given))
     if not count:
         raise OnnxPruneError(f"the data {name!r} is empty")
@@ -112,7 +144,7 @@ def _dataset(given: Any, name: str, expected: Expected, images: int | None) -> D
 
     limit = images if images is not None and images < len(given) else None
     batched = None if expected.ranks else False  # a Dataset of Keras has batches
-    return _Stream(name, expected, limit, whole=expected.whole, batched=batched).read(samples())
+    return _Stream(name, expected, limit, deadline, whole=expected.whole, batched=batched).read(samples())
 
 
 class _Stream:
@@ -122,13 +154,22 @@ class _Stream:
         name: Name in messages.
         expected: Form of the samples that the model takes.
         images: Samples to read at most; None: all.
+        deadline: Runs the iterator.
         whole: Whether items are complete feeds.
         batched: Whether items are batches; None: by the number of axes, else yes.
     """
 
     def __init__(
-        self, name: str, expected: Expected, images: int | None, *, whole: bool, batched: bool | None = None
+        self,
+        name: str,
+        expected: Expected,
+        images: int | None,
+        deadline: Deadline,
+        *,
+        whole: bool,
+        batched: bool | None = None,
     ) -> None:
+        self.deadline = deadline
         self.name, self.ranks, self.images, self.whole, self.batched = name, expected.ranks, images, whole, batched
         self.spools: dict[str, Spool] = {}
         self.targets: list[Any] = []
@@ -141,7 +182,9 @@ class _Stream:
         number = 0
         while self.images is None or self.count < self.images:
             try:
-                item = next(items, _END)
+                item = self.deadline(next, items, _END)
+            except Late as err:
+                raise _late(self.deadline, self.name, f"item {number}") from err
             except Exception as err:  # a user's stream may raise anything
                 raise OnnxPruneError(
                     f"the data {self.name!r} failed after {self.count} samples: {type(err).__name__}: {err}",
