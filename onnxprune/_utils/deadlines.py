@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from queue import SimpleQueue
 from types import TracebackType
@@ -10,6 +11,19 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 Wait = Callable[[threading.Event, float], bool]
+_SLICE = 0.2  # seconds
+
+
+def wait_in_slices(event: threading.Event, seconds: float) -> bool:
+    """Return whether an event was set in so many seconds.
+
+    A signal that arrives just before a thread waits does not wake it: Python calls its handler after the wait.
+    """
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        if event.wait(min(_SLICE, left)):
+            return True
+    return event.is_set()
 
 
 class Late(Exception):
@@ -26,7 +40,7 @@ class Deadline:
         wait: Waits for an event, and returns whether it was set in so many seconds.
     """
 
-    def __init__(self, seconds: float, wait: Wait = threading.Event.wait) -> None:
+    def __init__(self, seconds: float, wait: Wait = wait_in_slices) -> None:
         self.seconds, self._wait = seconds, wait
         self._calls: SimpleQueue[_TimedCall | None] | None = None
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from onnxprune._utils.deadlines import Deadline, Late
+from onnxprune._utils.deadlines import Deadline, Late, wait_in_slices
 
 
 @pytest.fixture
@@ -56,3 +56,11 @@ def test_a_late_call_is_one_error_and_the_next_call_has_another_thread(blocked: 
 def test_no_limit_is_no_thread() -> None:
     with Deadline(0, never) as deadline:
         assert deadline(threading.get_ident) == threading.get_ident()
+
+
+def test_a_wait_in_slices_ends_with_the_event_or_with_the_time() -> None:
+    done = threading.Event()
+    assert not wait_in_slices(done, 0.0)
+    assert not wait_in_slices(done, 0.01)
+    done.set()
+    assert wait_in_slices(done, 1e6)

@@ -70,7 +70,11 @@ def test_command_line_writes_figures_and_table(tmp_path: Path) -> None:
     assert "--blocks removes whole blocks" in refused.output
 
 
-def test_no_blocks_is_an_error() -> None:
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [({"include": ["nothing*"]}, "unknown group"), ({"exclude": ["*"]}, "no block can be removed")],
+)
+def test_no_blocks_is_an_error(chosen: dict[str, list[str]], message: str) -> None:
     data = Calibration(op.load_data("digits:test", images=8), threads=1)
-    with pytest.raises(OnnxPruneError, match="no block can be removed"):
-        block_sensitivity(analysis(), data, include=["nothing*"])
+    with pytest.raises(OnnxPruneError, match=message):
+        block_sensitivity(analysis(), data, **chosen)
