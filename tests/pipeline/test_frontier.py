@@ -91,3 +91,35 @@ def test_finished_points_are_what_a_stopped_run_continues_from(tmp_path: Path) -
         (tmp_path / "f" / "obs" / "0.5000" / "point.json").write_text("{}")
         assert kept_work() == f"1 finished point in {str(tmp_path / 'f')!r}"
     assert kept_work() == ""
+
+
+READING = {"value": 0.9, "error": None, "drop": 1.0, "drop_error": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("figures", "said"),
+    [
+        ({"float": READING, "int8": None, "float_latency": {"seconds": 0.1, "share": 0.5}}, ""),
+        ({"float": {**READING, "value": "0.9"}}, "'value' takes a number"),
+        ({"float": [1]}, "figures.float"),
+        ({"int8": {"value": 0.9}}, "the key 'error' is missing"),
+        ({"float": READING, "float_latency": {"seconds": 0.1}}, "the key 'share' is missing"),
+        ({"float": READING, "float_latency": None}, "figures.float_latency"),
+        ({"float": READING, "float_latency": {"seconds": 0.1, "share": 0.5, "machine": 3}}, "machine"),
+    ],
+)
+def test_damaged_figures_of_a_point_are_one_error(tmp_path: Path, figures: dict[str, object], said: str) -> None:
+    cost = dict.fromkeys(("macs", "params", "bytes", "memory", "channels"), 1)
+    record = {
+        "target": 0.5, "kept": 0.5, "scored": 1.0, "before": cost, "after": cost, "certificate": {}, "recovery": {},
+        "figures": figures,
+    }  # fmt: skip
+    with point_store(tmp_path / "f", {"settings": 1}) as store:
+        (tmp_path / "f" / "p").mkdir()
+        (tmp_path / "f" / "p" / "point.json").write_text(json.dumps(record))
+        if not said:
+            assert store.record("p") is not None
+            return
+        with pytest.raises(OnnxPruneError) as found:
+            store.record("p")
+    assert said in str(found.value)

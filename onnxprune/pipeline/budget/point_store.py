@@ -63,6 +63,29 @@ class PointRecord:
     scored: Share = 1.0
 
 
+_LATENCY = "_latency"  # ending of the keys of measured latency
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """Metric of a model, in `figures`; bytes of an int8 model."""
+
+    value: float
+    error: float | None
+    drop: float
+    drop_error: float | None
+    bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class _Timing:
+    """Measured latency of a model, in `figures`."""
+
+    seconds: float
+    share: float
+    machine: str = ""
+
+
 @contextlib.contextmanager
 def point_store(folder: Path, settings: Mapping[str, Any], *, restart: bool = False) -> Iterator[PointStore]:
     """Open a folder of points, locked against other runs.
@@ -109,7 +132,14 @@ class PointStore:
     def record(self, name: str) -> PointRecord | None:
         """Return the record of a point; None if it is not complete."""
         path = self.folder / name / RECORD
-        return FORMAT.read(PointRecord, path) if path.exists() else None
+        if not path.exists():
+            return None
+        found = FORMAT.read(PointRecord, path)
+        for key, value in found.figures.items():
+            if value is not None or key.endswith(_LATENCY):
+                cls = _Timing if key.endswith(_LATENCY) else _Reading
+                FORMAT.fields(cls, value, str(path), ("figures", key), complete=False)
+        return found
 
     def shared_scores(self, name: str, path: PrunePath) -> Scores:
         """Return the scores of the original, computed once for all curves of a criterion.
