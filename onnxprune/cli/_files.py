@@ -74,9 +74,13 @@ def _locked(output: Path, *, resumable: bool) -> AbstractContextManager[None]:
             )
         return nullcontext()
     ranked = any(os.environ.get(name, "0") not in ("", "0") for name in _RANKS)  # one training in several processes
-    if not output.name or output.is_dir() or ranked:
+    if not output.name or ranked:
+        return nullcontext()
+    lock = output.with_name(f".{output.name}.lock")
+    # A folder has a journal with a lock of its own, but a killed run that made the folder leaves this lock.
+    if output.is_dir() and not lock.exists():
         return nullcontext()
     return only_run(
-        output.with_name(f".{output.name}.lock"), f"another command is writing {str(output)!r}",
+        lock, f"another command is writing {str(output)!r}",
         fix="wait for it, or use another -o",
     )  # fmt: skip

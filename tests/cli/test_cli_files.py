@@ -150,6 +150,16 @@ def test_a_stopped_sweep_says_what_remains_and_the_same_command_continues(tmp_pa
     assert names(tmp_path) == ["c.json", "whole.json"]
 
 
+def test_the_lock_of_a_killed_run_that_made_its_folder_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "f").mkdir()
+    (tmp_path / ".f.lock").write_bytes(b"")  # beside the folder, from before it was made
+    CommandLine(
+        "frontier", MODEL, "--data", "digits", "--images", 64, "--points", 1, "--criteria", "l2", "--no-latency", "-o",
+        tmp_path / "f",
+    ).ok()  # fmt: skip
+    assert names(tmp_path) == ["f"]
+
+
 # ------------------------------------------------------------------------------------------------- streams and errors
 
 
