@@ -23,6 +23,7 @@ from onnxprune._utils.formatting import shortened
 from onnxprune._utils.gc_pause import gc_paused
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.ir import protobuf_wire
+from onnxprune.ir._endless_loops import check_loops
 from onnxprune.ir._foreign_files import foreign
 from onnxprune.ir._function_inlining import without_functions
 from onnxprune.ir._node_order import in_order
@@ -121,6 +122,7 @@ def _from_proto(proto: onnx.ModelProto, arrays: dict[str, Array], path: Path | N
     proto = in_order(proto)
     _check(proto, arrays)
     proto = without_functions(proto)
+    check_loops(proto, arrays)
     missing = _valueless_weights(proto)
     if missing:
         raise OnnxPruneError(
