@@ -43,7 +43,7 @@ def graph(trips: str, go: str, body: str = RELU) -> Graph:
 @pytest.mark.parametrize(
     ("trips", "go", "expected"),
     [
-        ("three", COUNTED, set()), ("", COUNTED, set()), ("three", ENDED_BY_COUNT, set()),
+        ("three", COUNTED, set()), ("", ENDED_BY_COUNT, set()), ("three", ENDED_BY_COUNT, set()),
         ("many", COUNTED, {"y"}), ("three", ENDED_BY_DATA, {"y"}),
     ],
 )  # fmt: skip
