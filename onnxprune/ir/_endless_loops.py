@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 
 import onnx
 from onnx import AttributeProto, NodeProto, numpy_helper
 
 from onnxprune.errors import OnnxPruneError
-from onnxprune.ir.model import Array
 
 _MOST = 2**31  # iterations; exporters count to 2^63 - 1 where a condition ends the loop
-Constants = Mapping[str, Array]
+_NAMES = ("", "ai.onnx")  # of the domain of standard operators
 
 
-def check_loops(proto: onnx.ModelProto, arrays: Constants) -> None:
+def check_loops(graph: onnx.GraphProto) -> None:
     """Raise for a Loop with a constant, immense number of iterations and a condition that is always true.
 
     Args:
-        proto: Model, without functions.
-        arrays: Values of its initializers.
+        graph: Graph of a model, without functions.
 
     Raises:
         OnnxPruneError: Names the first such Loop.
     """
-    for node, known in _loops(proto.graph, arrays):
-        count, go = (known.get(n) if n else None for n in (*node.input, "", "")[:2])
-        if node.input[0] and (count is None or count.size != 1 or int(count.reshape(-1)[0]) < _MOST):
+    for node, around in _loops((graph,)):
+        trips, condition = (*node.input, "", "")[:2]
+        count = _single(trips, around)
+        if trips and (count is None or count < _MOST):
             continue
-        if len(node.input) > 1 and node.input[1] and (go is None or go.size != 1 or not go.reshape(-1)[0]):
+        if condition and not _single(condition, around):
             continue
         body = next((a.g for a in node.attribute if a.name == "body"), None)
-        if body is not None and _is_endless(body):
+        if body is not None and _is_endless(body, around):
             raise OnnxPruneError(
                 "the Loop never ends: its condition is always true, and it counts too far",
                 where=f"Loop {node.name or (node.output[0] if node.output else '')!r}",
@@ -39,32 +38,36 @@ def check_loops(proto: onnx.ModelProto, arrays: Constants) -> None:
             )
 
 
-def _loops(graph: onnx.GraphProto, outside: Constants) -> Iterator[tuple[NodeProto, Constants]]:
-    known = {**outside, **_small(graph)} if len(graph.node) else outside
-    for node in graph.node:
-        if node.op_type == "Loop" and node.domain in ("", "ai.onnx") and node.input:
-            yield node, known
+def _loops(around: Sequence[onnx.GraphProto]) -> Iterator[tuple[NodeProto, Sequence[onnx.GraphProto]]]:
+    """Yield all Loops with the graphs around them, the innermost first."""
+    for node in around[0].node:
+        if node.op_type == "Loop" and node.domain in _NAMES:
+            yield node, around
         for a in node.attribute:
             if a.type == AttributeProto.GRAPH:
-                yield from _loops(a.g, known)
+                yield from _loops((a.g, *around))
 
 
-def _small(graph: onnx.GraphProto) -> dict[str, Array]:
-    """Return the single values among the constants of a graph."""
-    found = [(t.name, t) for t in graph.initializer if t.data_location != onnx.TensorProto.EXTERNAL]
-    for node in graph.node:
-        if node.op_type == "Constant" and node.output:
-            found += [(node.output[0], a.t) for a in node.attribute if a.name == "value"]
-    return {name: numpy_helper.to_array(t) for name, t in found if all(n == 1 for n in t.dims)}
+def _single(name: str, around: Sequence[onnx.GraphProto]) -> int | None:
+    """Return the value of a constant of one integer or truth value; None for others, damaged ones among them."""
+    for graph in around:
+        found = [t for t in graph.initializer if t.name == name]
+        found += [a.t for n in graph.node if n.op_type == "Constant" and name in n.output for a in n.attribute]
+        for tensor in found:
+            try:
+                values = numpy_helper.to_array(tensor)
+            except (TypeError, ValueError, KeyError):
+                return None
+            return int(values.reshape(-1)[0]) if values.size == 1 and values.dtype.kind in "biu" else None
+    return None
 
 
-def _is_endless(body: onnx.GraphProto) -> bool:
+def _is_endless(body: onnx.GraphProto, around: Sequence[onnx.GraphProto]) -> bool:
     """Return whether the condition that a body returns is the one it was given, or true."""
     if len(body.input) < 2 or not body.output:
         return False
     writer = {o: n for n in body.node for o in n.output}
     name = body.output[0].name
     while name in writer and writer[name].op_type == "Identity" and writer[name].input:
-        name = writer[name].input[0]
-    fixed = _small(body).get(name)
-    return name == body.input[1].name or (fixed is not None and fixed.size == 1 and bool(fixed.reshape(-1)[0]))
+        name = writer.pop(name).input[0]
+    return name == body.input[1].name or bool(_single(name, (body, *around)))

@@ -122,7 +122,7 @@ def _from_proto(proto: onnx.ModelProto, arrays: dict[str, Array], path: Path | N
     proto = in_order(proto)
     _check(proto, arrays)
     proto = without_functions(proto)
-    check_loops(proto, arrays)
+    check_loops(proto.graph)
     missing = _valueless_weights(proto)
     if missing:
         raise OnnxPruneError(

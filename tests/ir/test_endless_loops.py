@@ -8,6 +8,7 @@ import pytest
 from onnx import numpy_helper
 
 from onnxprune.errors import OnnxPruneError
+from onnxprune.ir._endless_loops import check_loops
 from onnxprune.ir.reader import load
 
 TEXT = """
@@ -49,3 +50,23 @@ def test_a_loop_that_nothing_ends_is_refused(trips: str, start: str, go: str) ->
 )  # fmt: skip
 def test_loops_that_may_end_are_read(count: int, trips: str, start: str, go: str) -> None:
     assert load(model(count, trips, start, go)).graph.nodes
+
+
+def test_a_loop_inside_a_branch_counts_with_constants_around_it() -> None:
+    inner = model(HUGE, "n", "yes", SAME).graph.node[0]
+    proto = model(3, "n", "yes", SAME)
+    proto.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.array(HUGE), "n"))
+    branch = onnx.helper.make_graph([inner], "then", [], [onnx.ValueInfoProto(name="y")])
+    nothing = onnx.helper.make_node("Identity", ["x"], ["z"])
+    other = onnx.helper.make_graph([nothing], "else", [], [onnx.ValueInfoProto(name="z")])
+    choice = onnx.helper.make_node("If", ["given"], ["y"], then_branch=branch, else_branch=other)
+    del proto.graph.node[:]
+    proto.graph.node.append(choice)
+    with pytest.raises(OnnxPruneError, match="the Loop never ends"):
+        check_loops(proto.graph)
+
+
+def test_a_damaged_constant_is_no_number_of_iterations() -> None:
+    proto = model(HUGE, "n", "yes", SAME)
+    proto.graph.initializer[0].CopyFrom(onnx.TensorProto(name="n", data_type=7, raw_data=b"123"))
+    check_loops(proto.graph)

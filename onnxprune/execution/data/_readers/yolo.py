@@ -33,12 +33,8 @@ def label_folder(images: Path) -> Path | None:
 
     None if there is none, or if its first files hold no line of numbers: they are of another tool.
     """
-    parts = images.absolute().parts
-    if "images" not in parts:
-        return None
-    at = len(parts) - 1 - parts[::-1].index("images")
-    folder = Path(*parts[:at], "labels", *parts[at + 1 :])
-    if not folder.is_dir():
+    folder = _among_labels(images)
+    if folder is None or not folder.is_dir():
         return None
     return folder if any(_holds_numbers(f) for f in _label_files(folder)[:_LOOKED_AT]) else None
 
@@ -84,12 +80,18 @@ def read_yolo(name: str, images: Path, labels: Path) -> Data:
 
 def label_file(image: Path) -> Path | None:
     """Return the label file of an image, in `labels` for the last `images` in its path; None if there is none."""
-    parts = image.absolute().parts
-    if "images" not in parts[:-1]:
+    folder = _among_labels(image.parent)
+    file = None if folder is None else folder / f"{image.stem}.txt"
+    return file if file is not None and file.is_file() else None
+
+
+def _among_labels(folder: Path) -> Path | None:
+    """Return a folder with `labels` for the last `images` in its path; None if it has no `images`."""
+    parts = folder.absolute().parts
+    if "images" not in parts:
         return None
     at = len(parts) - 1 - parts[::-1].index("images")
-    file = Path(*parts[:at], "labels", *parts[at + 1 :]).with_suffix(".txt")
-    return file if file.is_file() else None
+    return Path(*parts[:at], "labels", *parts[at + 1 :])
 
 
 def read_labelled(name: str, files: Mapping[Path, Path | None], classes: int | None = None) -> Data:
