@@ -20,7 +20,7 @@ from onnxprune.ir.checker import check
 from onnxprune.ir.model import Model
 
 if TYPE_CHECKING:
-    from onnxprune.analysis.shape_inference import Witness
+    from onnxprune.analysis.shapes.shape_inference import Witness
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnxprune.analysis.node_evaluation import compute_node
-from onnxprune.analysis.shape_inference import Witness, with_nodes, witness
+from onnxprune.analysis.shapes.node_evaluation import compute_node
+from onnxprune.analysis.shapes.shape_inference import Witness, with_nodes, witness
 from onnxprune.ir.model import Array, Model
 from onnxprune.ir.symbolic import Size
 from onnxprune.ops import find

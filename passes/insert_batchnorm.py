@@ -37,7 +37,7 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.analysis.shape_inference import witness
+from onnxprune.analysis.shapes.shape_inference import witness
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.channel_moments import measure_statistics
 from onnxprune.ir.model import Array, Model

@@ -17,7 +17,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.analysis.shape_inference import Witness
+from onnxprune.analysis.shapes.shape_inference import Witness
 from onnxprune.ir.branches import FLAT
 from onnxprune.ir.model import Model
 from onnxprune.passes.base import Pass, Rewritten, register

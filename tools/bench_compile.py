@@ -62,7 +62,7 @@ def ours_coupling(path: Path, times: Times) -> int:
     import onnxprune as op
     from onnxprune._utils.gc_pause import gc_paused
     from onnxprune.analysis.coupling import assemble, walk
-    from onnxprune.analysis.shape_inference import known_or_witness
+    from onnxprune.analysis.shapes.shape_inference import known_or_witness
     from onnxprune.passes import NORMALIZE, Pipeline
 
     model = op.load(path)

@@ -148,7 +148,7 @@ def measure(path: Path, runs: int) -> dict[str, float]:
     """Least CPU milliseconds of every stage."""
     from onnxprune.analysis.cost import CostModel
     from onnxprune.analysis.coupling import assemble, walk
-    from onnxprune.analysis.shape_inference import known_or_witness
+    from onnxprune.analysis.shapes.shape_inference import known_or_witness
     from onnxprune.ir.reader import load
     from onnxprune.passes import NORMALIZE, Pipeline
     from onnxprune.pipeline import analyze

@@ -26,9 +26,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from onnxprune.analysis._type_inference import captured
 from onnxprune.analysis.group_naming import human_name
-from onnxprune.analysis.shape_inference import Witness
+from onnxprune.analysis.shapes.shape_inference import Witness
+from onnxprune.analysis.shapes.type_inference import captured
 from onnxprune.ir.branches import FLAT, LAYERS, LOOP_START
 from onnxprune.ops import find
 from onnxprune.ops.label_table import LabelTable

@@ -23,10 +23,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from onnxprune.analysis._node_faults import NodeFaults
-from onnxprune.analysis._type_inference import body_constants
 from onnxprune.analysis.blocks import inner_groups
 from onnxprune.analysis.coupling import Analysis, Kept
+from onnxprune.analysis.shapes.node_faults import NodeFaults
+from onnxprune.analysis.shapes.type_inference import body_constants
 from onnxprune.ops import find
 from onnxprune.ops.label_table import Axes
 from onnxprune.ops.op_spec import Macs

@@ -18,11 +18,11 @@ import onnx_graphsurgeon as gs
 from onnxprune._utils.formatting import counted, shortened
 from onnxprune._utils.html import html_table
 from onnxprune.analysis._lock_reasons import lock_dynamic, name_inputs
-from onnxprune.analysis._node_faults import NodeFaults
-from onnxprune.analysis._type_inference import body_constants, captured
 from onnxprune.analysis.blocks import Block, find_blocks
 from onnxprune.analysis.group_naming import Namer
-from onnxprune.analysis.shape_inference import Witness, known_or_witness
+from onnxprune.analysis.shapes.node_faults import NodeFaults
+from onnxprune.analysis.shapes.shape_inference import Witness, known_or_witness
+from onnxprune.analysis.shapes.type_inference import body_constants, captured
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.ir import protobuf_wire
 from onnxprune.ir.model import Array, Model

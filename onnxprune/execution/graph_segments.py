@@ -16,7 +16,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxprune._utils.array_files import load_array, save_array
-from onnxprune.analysis.shape_inference import Witness
+from onnxprune.analysis.shapes.shape_inference import Witness
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import Feeds
 from onnxprune.execution.sessions import Session

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.analysis.shape_inference import witness
+from onnxprune.analysis.shapes.shape_inference import witness
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Calibration, Probe
 from onnxprune.execution.channel_moments import Moments

@@ -85,7 +85,7 @@ def _constant(node: gs.Node, values: Sequence[Any]) -> Array | None:
 
 
 _EVALUATE: dict[str, Evaluate] = {"ConstantOfShape": _constant_of_shape, "Range": _range, "Constant": _constant}
-# onnxprune.analysis.shape_inference evaluates Shape: it has the shapes.
+# onnxprune.analysis.shapes.shape_inference evaluates Shape: it has the shapes.
 register(OpSpec("Shape", couple_shape))
 for _op in ("ConstantOfShape", "Range", "Constant", "RandomNormal", "RandomUniform"):
     register(OpSpec(_op, couple_none, evaluate=_EVALUATE.get(_op)))

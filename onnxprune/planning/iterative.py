@@ -17,7 +17,7 @@ from onnxprune import __version__ as version
 from onnxprune._utils.progress import Progress
 from onnxprune.analysis.blocks import Block
 from onnxprune.analysis.coupling import Analysis, Kept
-from onnxprune.analysis.shape_inference import witness
+from onnxprune.analysis.shapes.shape_inference import witness
 from onnxprune.criteria import AnyCriterion
 from onnxprune.criteria import get as get_criterion
 from onnxprune.criteria.scoring import Scores

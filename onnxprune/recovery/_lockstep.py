@@ -19,7 +19,7 @@ import onnx_graphsurgeon as gs
 
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.analysis.linear_layers import LinearNode, Matrix, linear_node
-from onnxprune.analysis.shape_inference import witness
+from onnxprune.analysis.shapes.shape_inference import witness
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Calibration
 from onnxprune.execution.channel_moments import Moments

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from onnxprune.analysis.shape_inference import Witness
+from onnxprune.analysis.shapes.shape_inference import Witness
 from onnxprune.execution.graph_segments import ActivationCursor
 from onnxprune.ir.model import Array
 

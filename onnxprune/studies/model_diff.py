@@ -20,7 +20,7 @@ import onnx_graphsurgeon as gs
 from onnxprune._utils.formatting import count, percent, size
 from onnxprune._utils.html import html_table, share
 from onnxprune.analysis.cost import Cost, CostModel
-from onnxprune.analysis.shape_inference import witness
+from onnxprune.analysis.shapes.shape_inference import witness
 from onnxprune.errors import OnnxPruneError
 from onnxprune.ir.model import Array, Model
 from onnxprune.pipeline import analyze

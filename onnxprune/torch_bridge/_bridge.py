@@ -23,7 +23,7 @@ from onnx2torch.onnx_node import OnnxNode
 from torch import fx, nn
 
 from onnxprune.analysis.group_naming import human_name
-from onnxprune.analysis.shape_inference import Witness, witness
+from onnxprune.analysis.shapes.shape_inference import Witness, witness
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.ir.model import Array, Model
 from onnxprune.ir.writer import to_skeleton

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as fn
 
-from onnxprune.analysis.shape_inference import witness
+from onnxprune.analysis.shapes.shape_inference import witness
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.execution.sessions import Session
 from onnxprune.ir.model import PROVENANCE, Model

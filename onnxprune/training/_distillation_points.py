@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as fn
 
-from onnxprune.analysis.shape_inference import witness
+from onnxprune.analysis.shapes.shape_inference import witness
 from onnxprune.errors import OnnxPruneError
 from onnxprune.ir.model import Model
 from onnxprune.passes import NORMALIZE, Pipeline

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import parser
 
-from onnxprune.analysis.shape_inference import witness
+from onnxprune.analysis.shapes.shape_inference import witness
 from onnxprune.errors import OnnxPruneError
 from onnxprune.ir.input_sizes import Shapes, text_of, with_shapes
 from onnxprune.ir.reader import load

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from structures import FOLDER, filled
 
 import onnxprune as op
-from onnxprune.analysis.shape_inference import assignments, witness
+from onnxprune.analysis.shapes.shape_inference import assignments, witness
 from onnxprune.ir.model import Model
 from onnxprune.ir.symbolic import (
     Atom,

@@ -16,7 +16,7 @@ from op_case import INEXACT, LOCKED, Case, model_of
 from op_cases import CASES, TEXT, UNREACHABLE
 
 from onnxprune.analysis.coupling import Analysis
-from onnxprune.analysis.shape_inference import witness
+from onnxprune.analysis.shapes.shape_inference import witness
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.sessions import Session
 from onnxprune.ir.reader import load

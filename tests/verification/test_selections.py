@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from onnxprune.analysis.shape_inference import witness
+from onnxprune.analysis.shapes.shape_inference import witness
 from onnxprune.execution.sessions import Session
 from onnxprune.ir.model import Model
 from onnxprune.ir.reader import load

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxprune._utils.registry import Registry
-from onnxprune.analysis.shape_inference import witness
+from onnxprune.analysis.shapes.shape_inference import witness
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.execution.tasks.metrics import LOWER_IS_BETTER, METRICS, Metric, MetricValue, Outcome, get_metric
 from onnxprune.ir.image_layout import layout_of

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.analysis._node_faults import NodeFaults
+from onnxprune.analysis.shapes.node_faults import NodeFaults
 from onnxprune.ir.branches import FLAT
 from onnxprune.ir.model import Model
 from onnxprune.ir.symbolic import Atom, Expr, Size, evaluate, product

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from onnx import numpy_helper, parser
 from sized import RECOGNIZER, proto_of
 
-from onnxprune.analysis._size_constraints import violations
-from onnxprune.analysis.shape_inference import assignments, witness
+from onnxprune.analysis.shapes._size_constraints import violations
+from onnxprune.analysis.shapes.shape_inference import assignments, witness
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.sessions import Session
 from onnxprune.ir.input_sizes import with_shapes

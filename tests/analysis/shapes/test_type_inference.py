@@ -11,8 +11,8 @@ from onnx import helper
 from structures import FOLDER, filled
 
 import onnxprune as op
-from onnxprune.analysis._type_inference import NodeTypes, captured, of_array
-from onnxprune.analysis.shape_inference import assignments, witness
+from onnxprune.analysis.shapes.shape_inference import assignments, witness
+from onnxprune.analysis.shapes.type_inference import NodeTypes, captured, of_array
 from onnxprune.ir.model import Model
 from onnxprune.ir.reader import weightless
 from onnxprune.ir.writer import to_skeleton

@@ -12,7 +12,7 @@ from functools import reduce
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.analysis._symbolic_value_rules import Elements, MaybeSize
+from onnxprune.analysis.shapes._symbolic_value_rules import Elements, MaybeSize
 from onnxprune.ir.symbolic import Expr as Expr
 from onnxprune.ir.symbolic import (
     Size,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, combinations, product
 
-from onnxprune.analysis._size_constraints import BROADCAST, Condition, symbols_of
+from onnxprune.analysis.shapes._size_constraints import BROADCAST, Condition, symbols_of
 from onnxprune.ir.symbolic import Atom
 
 Key = tuple[str, int]

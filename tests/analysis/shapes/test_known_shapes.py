@@ -9,7 +9,7 @@ from hypothesis import given
 from structures import FOLDER, filled
 
 import onnxprune as op
-from onnxprune.analysis.shape_inference import known_or_witness, witness
+from onnxprune.analysis.shapes.shape_inference import known_or_witness, witness
 from onnxprune.passes import NORMALIZE, FoldShapes, Pipeline, Rewritten, StripChannels
 
 NAMES = (
@@ -38,7 +38,7 @@ def test_they_are_those_of_a_new_inference(name: str) -> None:
 def test_nothing_is_inferred_again(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # mvit: thousands of tensors whose shapes nobody knows, sequences, and an Expand that gets a target of its own.
     normal = Pipeline(NORMALIZE).run(filled(FOLDER / f"{name}.onnx.xz"))
-    monkeypatch.setattr("onnxprune.analysis.shape_inference.witness", None)
+    monkeypatch.setattr("onnxprune.analysis.shapes.shape_inference.witness", None)
     known_or_witness(normal.model, normal.shapes)
 
 

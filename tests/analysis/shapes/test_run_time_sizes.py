@@ -8,7 +8,7 @@ import pytest
 from onnx import numpy_helper, parser
 
 from onnxprune.analysis.coupling import couple
-from onnxprune.analysis.shape_inference import witness
+from onnxprune.analysis.shapes.shape_inference import witness
 from onnxprune.ir.model import Model
 from onnxprune.ir.reader import load
 from onnxprune.passes import NORMALIZE, Pipeline

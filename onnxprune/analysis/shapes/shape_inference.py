@@ -17,17 +17,17 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.analysis._memory_check import check_memory
-from onnxprune.analysis._node_faults import NodeFaults
-from onnxprune.analysis._size_constraints import Condition, Violation, violations
-from onnxprune.analysis._size_search import kind_of, search
-from onnxprune.analysis._symbolic_shape_rules import Dims
-from onnxprune.analysis._symbolic_value_rules import Elements, elements
-from onnxprune.analysis._type_inference import (
+from onnxprune.analysis.shapes._memory_check import check_memory
+from onnxprune.analysis.shapes._size_constraints import Condition, Violation, violations
+from onnxprune.analysis.shapes._size_search import kind_of, search
+from onnxprune.analysis.shapes._symbolic_shape_rules import Dims
+from onnxprune.analysis.shapes._symbolic_value_rules import Elements, elements
+from onnxprune.analysis.shapes._witness_builder import WitnessBuilder
+from onnxprune.analysis.shapes.node_faults import NodeFaults
+from onnxprune.analysis.shapes.type_inference import (
     NodeTypes,
     of_input,
 )  # fmt: skip
-from onnxprune.analysis._witness_builder import WitnessBuilder
 from onnxprune.errors import OnnxPruneError
 from onnxprune.ir.input_sizes import dimension_name, template, text_of
 from onnxprune.ir.model import Array, Model
@@ -52,7 +52,7 @@ class Witness:
             that depend on data are missing.
         values: Computed values of shape arithmetic and constant expressions, by tensor name.
         dtypes: Element type of every tensor that has one.
-        types: Type of every tensor, as far as it is known (see `onnxprune.analysis._type_inference`).
+        types: Type of every tensor, as far as it is known (see `onnxprune.analysis.shapes.type_inference`).
         assumed: Tensors with a dimension that depends on data and was set to a number.
         names: Names of all tensors of the graph.
         sizes: Symbolic shapes of the tensors with a dimension that is not constant; empty if such a shape is not known

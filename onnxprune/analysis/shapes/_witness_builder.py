@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune.analysis._rank_check import can_pass
-from onnxprune.analysis._symbolic_shape_rules import AS_SEEN, Dims, sizes
-from onnxprune.analysis._symbolic_value_rules import PLAIN, Elements, elements, values
-from onnxprune.analysis._type_inference import (
+from onnxprune.analysis.shapes._rank_check import can_pass
+from onnxprune.analysis.shapes._symbolic_shape_rules import AS_SEEN, Dims, sizes
+from onnxprune.analysis.shapes._symbolic_value_rules import PLAIN, Elements, elements, values
+from onnxprune.analysis.shapes.node_evaluation import compute_node
+from onnxprune.analysis.shapes.type_inference import (
     SMALL,
     NodeTypes,
     array_contents,
@@ -30,7 +31,6 @@ from onnxprune.analysis._type_inference import (
     with_number,
     with_shape,
 )  # fmt: skip
-from onnxprune.analysis.node_evaluation import compute_node
 from onnxprune.ir.branches import FLAT, LOOP_START
 from onnxprune.ir.input_sizes import dimension_name
 from onnxprune.ir.model import Array
