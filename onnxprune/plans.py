@@ -14,10 +14,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from onnxprune._utils.atomic_files import write_text
 from onnxprune._utils.fields import Bounds, Count
-from onnxprune._utils.formatting import counted
-from onnxprune._utils.html import html_table, share
+from onnxprune._utils.files.atomic_files import write_text
+from onnxprune._utils.output.formatting import counted
+from onnxprune._utils.output.html import html_table, share
 from onnxprune._utils.strict import Format
 
 SCHEMA = 2

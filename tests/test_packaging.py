@@ -15,7 +15,7 @@ from command_line import CommandLine
 from packaging.requirements import Requirement
 
 import onnxprune
-from onnxprune._utils.journal import Journal
+from onnxprune._utils.files.journal import Journal
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted([*(ROOT / "onnxprune").rglob("*.py"), *(ROOT / "passes").glob("*.py")])
@@ -75,7 +75,7 @@ def encoded(call: ast.Call) -> bool:
     if name not in TEXT or owner in ("Image", "archive", "os", "webbrowser"):
         return True
     if name in ("read_text", "write_text") and not owner:
-        return True  # those of onnxprune._utils.input_files and atomic_files, which read and write UTF-8
+        return True  # those of onnxprune._utils.files.input_files and atomic_files, which read and write UTF-8
     words = [a.value for a in call.args if isinstance(a, ast.Constant)]
     words += [k.value.value for k in call.keywords if k.arg == "mode" and isinstance(k.value, ast.Constant)]
     binary = any(isinstance(w, str) and "b" in w and len(w) <= 3 for w in words)

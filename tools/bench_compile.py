@@ -60,7 +60,7 @@ def timed(call: Callable[[], Any], times: Times, name: str) -> Any:
 def ours_coupling(path: Path, times: Times) -> int:
     """Analyse once and return the number of removable channels."""
     import onnxprune as op
-    from onnxprune._utils.gc_pause import gc_paused
+    from onnxprune._utils.processes.gc_pause import gc_paused
     from onnxprune.analysis.coupling import assemble, walk
     from onnxprune.analysis.shapes.shape_inference import known_or_witness
     from onnxprune.passes import NORMALIZE, Pipeline

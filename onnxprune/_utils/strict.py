@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from onnxprune._utils.fields import Keys, Reader, Refused, place, shown
-from onnxprune._utils.input_files import TooLarge, read_bytes
+from onnxprune._utils.files.input_files import TooLarge, read_bytes
 from onnxprune.errors import OnnxPruneError
 
 MAX_DEPTH = 64

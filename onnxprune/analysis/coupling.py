@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from onnxprune._utils.formatting import counted, shortened
-from onnxprune._utils.html import html_table
+from onnxprune._utils.output.formatting import counted, shortened
+from onnxprune._utils.output.html import html_table
 from onnxprune.analysis._lock_reasons import lock_dynamic, name_inputs
 from onnxprune.analysis.blocks import Block, find_blocks
 from onnxprune.analysis.group_naming import Namer

@@ -27,8 +27,8 @@ from typing import Any
 
 import click
 
-from onnxprune._utils.interruption import Stopped, kept_work, stoppable
-from onnxprune._utils.terminal import CleanStream
+from onnxprune._utils.output.terminal import CleanStream
+from onnxprune._utils.processes.interruption import Stopped, kept_work, stoppable
 from onnxprune.errors import OnnxPruneError
 
 DEBUG = "ONNXPRUNE_DEBUG"

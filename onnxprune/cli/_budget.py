@@ -65,7 +65,7 @@ def prune_within(
     as_json: bool,
 ) -> None:
     """Search for the cheapest model within the budget, write it and its neighbours, and show all points."""
-    from onnxprune._utils.atomic_files import check_output
+    from onnxprune._utils.files.atomic_files import check_output
     from onnxprune.cli import _display
     from onnxprune.ir.writer import save
     from onnxprune.pipeline import PrunePath, prune_to_budget

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from onnxprune._utils.fields import Reader, Refused, place
-from onnxprune._utils.input_files import read_bytes
+from onnxprune._utils.files.input_files import read_bytes
 from onnxprune._utils.strict import Format
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.options import (

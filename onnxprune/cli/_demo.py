@@ -10,9 +10,9 @@ from typing import Any
 
 import click
 
-from onnxprune._utils.atomic_files import check_output
-from onnxprune._utils.formatting import count, percent, seconds, size
-from onnxprune._utils.progress import Progress
+from onnxprune._utils.files.atomic_files import check_output
+from onnxprune._utils.output.formatting import count, percent, seconds, size
+from onnxprune._utils.output.progress import Progress
 from onnxprune.cli import _display
 from onnxprune.execution.calibration import Calibration
 from onnxprune.execution.data import Data, load_data, subset

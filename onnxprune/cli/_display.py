@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from onnxprune.studies.criteria_comparison import CriteriaComparison
     from onnxprune.training import Retrained, ValidationMetrics
     from onnxprune.verification import Verification
-from onnxprune._utils.events import current
-from onnxprune._utils.formatting import count, counted, decimal, percent, seconds, size
-from onnxprune._utils.progress import Progress, ProgressLines
-from onnxprune._utils.terminal import clean, raw
+from onnxprune._utils.output.events import current
+from onnxprune._utils.output.formatting import count, counted, decimal, percent, seconds, size
+from onnxprune._utils.output.progress import Progress, ProgressLines
+from onnxprune._utils.output.terminal import clean, raw
 
 WIDTH = 80
 Cell = str

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from onnxprune._utils.formatting import count, counted, percent
+from onnxprune._utils.output.formatting import count, counted, percent
 from onnxprune.cli._display import WIDTH, Cell, table
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import sys
 import textwrap
 from typing import TYPE_CHECKING, Any
 
-from onnxprune._utils.formatting import count, seconds, size
+from onnxprune._utils.output.formatting import count, seconds, size
 from onnxprune.cli._display import WIDTH, table
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from onnxprune._utils.atomic_files import check_outputs, is_stream, same_file
-from onnxprune._utils.locks import only_run
+from onnxprune._utils.files.atomic_files import check_outputs, is_stream, same_file
+from onnxprune._utils.files.locks import only_run
 from onnxprune.errors import OnnxPruneError
 
 _BESIDE = (".data", ".journal", ".recovery", ".training", ".points")

@@ -23,8 +23,8 @@ import click
 from click.shell_completion import CompletionItem
 
 from onnxprune import __version__
-from onnxprune._utils.atomic_files import check_outputs
-from onnxprune._utils.events import logged
+from onnxprune._utils.files.atomic_files import check_outputs
+from onnxprune._utils.output.events import logged
 from onnxprune.cli._config import FILES, Default, load_defaults, without_alternatives
 from onnxprune.cli._files import checked
 from onnxprune.errors import OnnxPruneError

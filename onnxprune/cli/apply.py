@@ -20,7 +20,7 @@ def apply(
     model: Path, plan_file: Path, output: ModelOutput, verifying: Verifying, shapes: InputShapes, as_json: bool
 ) -> None:
     """Remove a plan's channels, prove the result and write it."""
-    from onnxprune._utils.atomic_files import check_output
+    from onnxprune._utils.files.atomic_files import check_output
     from onnxprune.cli._inputs import read_plan
 
     check_output(output.output, model)

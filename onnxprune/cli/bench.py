@@ -85,7 +85,7 @@ def _entries(models: Sequence[Path], rows: BenchResults) -> list[dict[str, Any]]
 
 def _show(models: Sequence[Path], rows: BenchResults, timing: Benchmark) -> None:
     """Show the table of results."""
-    from onnxprune._utils import formatting
+    from onnxprune._utils.output import formatting
     from onnxprune.cli import _display
 
     runs = max(r.latency.runs for r in rows)

@@ -37,7 +37,7 @@ def diff(one: Path, other: Path, rows: Rows, shapes: InputShapes, as_json: bool)
     Nodes are matched by name, then by their outputs, then by the order of their operators. For weights of the same
     shape: norm of the difference relative to A's values.
     """
-    from onnxprune._utils.atomic_files import check_output, write_text
+    from onnxprune._utils.files.atomic_files import check_output, write_text
     from onnxprune.cli import _display
     from onnxprune.cli._display_diff import differences_tables
     from onnxprune.studies.diff_page import diff_page

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from onnxprune._utils.interruption import Stopped
+from onnxprune._utils.processes.interruption import Stopped
 from onnxprune.cli._options import Command, json_option, takes_options
 from onnxprune.cli._stages import (
     analyzed,
@@ -81,7 +81,7 @@ def explore(
     if model.is_dir():
         _explore_frontier(model, page, as_json=as_json)
         return
-    from onnxprune._utils.atomic_files import check_output
+    from onnxprune._utils.files.atomic_files import check_output
     from onnxprune.cli import _display
     from onnxprune.criteria.scoring import load_scores
     from onnxprune.planning.curves import load_curves

@@ -62,7 +62,7 @@ def plan(
     as_json: bool,
 ) -> None:
     """Choose the channels to remove, and write plan.json."""
-    from onnxprune._utils.atomic_files import check_output
+    from onnxprune._utils.files.atomic_files import check_output
     from onnxprune.cli import _display
     from onnxprune.plans import save_plan
 

@@ -91,7 +91,7 @@ def prune(
     onnxprune prune m.onnx -o s.onnx --max-drop 1.0 --data images/
     onnxprune prune m.onnx -o s.onnx --target latency=0.6
     """
-    from onnxprune._utils.atomic_files import check_output
+    from onnxprune._utils.files.atomic_files import check_output
     from onnxprune.plans import save_plan
 
     if budget.max_drop is not None:

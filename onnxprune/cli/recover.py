@@ -68,7 +68,7 @@ def recover(
     """
     import shutil
 
-    from onnxprune._utils.atomic_files import check_output
+    from onnxprune._utils.files.atomic_files import check_output
     from onnxprune.cli import _display
     from onnxprune.cli._inputs import read_models, read_plan
     from onnxprune.ir.writer import save

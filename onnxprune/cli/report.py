@@ -46,7 +46,7 @@ def report(
     prune, bench, evaluate, verify, recover or retrain. The page needs no network, and names missing or damaged files.
     See docs/report.md.
     """
-    from onnxprune._utils import formatting
+    from onnxprune._utils.output import formatting
     from onnxprune.cli import _display
     from onnxprune.reports import MeasurementSettings, write_report
     from onnxprune.reports.html_page import check_extra

@@ -90,7 +90,7 @@ def retrain(
     OUTPUT is written if the best epoch is better on the validation data than MODEL and than an existing OUTPUT.
     Checkpoints and logs are in OUTPUT.training; the same command continues an interrupted run.
     """
-    from onnxprune._utils.atomic_files import check_output
+    from onnxprune._utils.files.atomic_files import check_output
     from onnxprune.cli import _display
     from onnxprune.ir.writer import save
     from onnxprune.plans import load_plan, save_plan

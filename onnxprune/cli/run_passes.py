@@ -30,7 +30,7 @@ def run_passes(model: Path, passes: tuple[str, ...], output: ModelOutput, shapes
     onnxprune run-passes m.onnx fold_shapes fuse_batchnorm -o folded.onnx
     onnxprune run-passes m.onnx unshare_constants:largest=64 -o u.onnx
     """
-    from onnxprune._utils.atomic_files import check_output
+    from onnxprune._utils.files.atomic_files import check_output
     from onnxprune.cli import _display
     from onnxprune.ir.writer import save
     from onnxprune.passes import Pipeline

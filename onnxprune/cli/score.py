@@ -80,7 +80,7 @@ def score(
     onnxprune score m.onnx -c dscore -o scores.json
     onnxprune score m.onnx --compare l1,fpgm,dscore --plot layer.svg
     """
-    from onnxprune._utils.atomic_files import check_output
+    from onnxprune._utils.files.atomic_files import check_output
     from onnxprune.cli import _display
     from onnxprune.criteria.per_class import check_class_table, save_class_table
     from onnxprune.criteria.scoring import save_scores

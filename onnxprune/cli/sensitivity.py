@@ -96,7 +96,7 @@ def sensitivity(
     """
     import json
 
-    from onnxprune._utils.atomic_files import check_output, write_text
+    from onnxprune._utils.files.atomic_files import check_output, write_text
     from onnxprune.cli import _display
     from onnxprune.criteria.scoring import load_scores
     from onnxprune.execution.calibration import Calibration
@@ -155,7 +155,7 @@ def _blocks(
     """Measure residual blocks, for `sensitivity --blocks`."""
     import json
 
-    from onnxprune._utils.atomic_files import write_text
+    from onnxprune._utils.files.atomic_files import write_text
     from onnxprune.cli import _display
     from onnxprune.execution.calibration import Calibration
     from onnxprune.studies.block_sensitivity import block_sensitivity, plot_block_sensitivity

@@ -24,8 +24,8 @@ def sparsify(model: Path, output: ModelOutput, sparsifying: Sparsifying, as_json
 
     The file is smaller only if it is compressed, and faster only on a runtime with sparse kernels.
     """
-    from onnxprune._utils import formatting
-    from onnxprune._utils.atomic_files import check_output
+    from onnxprune._utils.files.atomic_files import check_output
+    from onnxprune._utils.output import formatting
     from onnxprune.cli import _display
     from onnxprune.ir.compressed_size import compressed_size, nonzero_parameters
     from onnxprune.ir.writer import save

@@ -51,8 +51,8 @@ def sweep(
     onnxprune sweep m.onnx --data digits -o sweep.csv --plot sweep.png
     onnxprune sweep m.onnx --data digits -o runs --what unit --end strip
     """
-    from onnxprune._utils import formatting
-    from onnxprune._utils.atomic_files import check_output, write_text
+    from onnxprune._utils.files.atomic_files import check_output, write_text
+    from onnxprune._utils.output import formatting
     from onnxprune.cli import _display
     from onnxprune.ir.writer import save
     from onnxprune.studies.sparsity_study import SparsityPoint

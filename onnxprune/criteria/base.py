@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune._utils.progress import Progress
+from onnxprune._utils.output.progress import Progress
 from onnxprune.analysis.coupling import Analysis, Group
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Calibration, Probe

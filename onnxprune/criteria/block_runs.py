@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from onnxprune._utils.progress import Progress
+from onnxprune._utils.output.progress import Progress
 from onnxprune.analysis.blocks import Block
 from onnxprune.analysis.cost import CostModel
 from onnxprune.analysis.coupling import Analysis

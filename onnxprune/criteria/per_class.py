@@ -11,7 +11,7 @@ import io
 import json
 from pathlib import Path
 
-from onnxprune._utils.atomic_files import write_text
+from onnxprune._utils.files.atomic_files import write_text
 from onnxprune.criteria import all_criteria
 from onnxprune.criteria.scoring import Scores
 from onnxprune.errors import OnnxPruneError

@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from onnxprune._utils.atomic_files import write_text
-from onnxprune._utils.formatting import counted
-from onnxprune._utils.html import html_table
-from onnxprune._utils.progress import Progress
+from onnxprune._utils.files.atomic_files import write_text
+from onnxprune._utils.output.formatting import counted
+from onnxprune._utils.output.html import html_table
+from onnxprune._utils.output.progress import Progress
 from onnxprune._utils.strict import Format
 from onnxprune.analysis.coupling import Analysis, Group
 from onnxprune.criteria import AnyCriterion, Criterion, DataCriterion

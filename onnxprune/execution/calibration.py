@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune._utils.progress import Progress
+from onnxprune._utils.output.progress import Progress
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.execution.data import Data, Feeds, Preprocess
 from onnxprune.execution.sessions import Session

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune._utils.array_files import load_array, save_array
+from onnxprune._utils.files.array_files import load_array, save_array
 from onnxprune.analysis.shapes.shape_inference import Witness
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import Feeds

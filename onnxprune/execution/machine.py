@@ -6,7 +6,7 @@ import contextlib
 import os
 import platform
 
-from onnxprune._utils.input_files import read_text
+from onnxprune._utils.files.input_files import read_text
 
 _NAMES = ("model name", "Model", "Hardware", "cpu model")  # of a processor in /proc/cpuinfo, by architecture
 

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxprune._utils.input_files import GIB, read_bytes, read_text
+from onnxprune._utils.files.input_files import GIB, read_bytes, read_text
 from onnxprune.errors import OnnxPruneError
 from onnxprune.ir import protobuf_wire
 from onnxprune.ir.model import Array, Model

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune._utils.input_files import read_bytes
-from onnxprune._utils.progress import Progress
+from onnxprune._utils.files.input_files import read_bytes
+from onnxprune._utils.output.progress import Progress
 from onnxprune.execution.sessions import Session
 from onnxprune.ir.model import Array
 

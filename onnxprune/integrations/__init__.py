@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from onnxprune._utils.events import EventLog as EventLog
+from onnxprune._utils.output.events import EventLog as EventLog
 from onnxprune.integrations._calibration import calibration_reader as calibration_reader
 
 __all__ = ["EventLog", "calibration_reader"]

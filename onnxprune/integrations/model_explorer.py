@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune._utils.atomic_files import write_text
+from onnxprune._utils.files.atomic_files import write_text
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.criteria.scoring import Scores
 from onnxprune.errors import OnnxPruneError

@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from onnxprune._utils.input_files import read_text
+from onnxprune._utils.files.input_files import read_text
 from onnxprune.errors import OnnxPruneError
 from onnxprune.ir.writer import save
 from onnxprune.pipeline import prune

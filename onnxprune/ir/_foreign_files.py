@@ -6,7 +6,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from onnxprune._utils.input_files import opened
+from onnxprune._utils.files.input_files import opened
 from onnxprune.errors import OnnxPruneError
 
 _HEAD = 1024

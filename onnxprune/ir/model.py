@@ -24,8 +24,8 @@ from onnx_graphsurgeon.ir.tensor import SparseValues
 from onnx_graphsurgeon.logger import G_LOGGER
 from onnx_graphsurgeon.util.misc import SynchronizedList
 
-from onnxprune._utils.formatting import counted, listed, shortened
-from onnxprune._utils.html import html_table
+from onnxprune._utils.output.formatting import counted, listed, shortened
+from onnxprune._utils.output.html import html_table
 from onnxprune.ir import protobuf_wire
 
 Array = npt.NDArray[Any]

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from onnxprune._utils import input_files
+from onnxprune._utils.files import input_files
 from onnxprune.ir._text_check import check_text
 
 MODEL_GRAPH = 7  # ModelProto.graph

@@ -19,8 +19,8 @@ import onnx_graphsurgeon as gs
 from onnx import numpy_helper
 from onnx_graphsurgeon.ir.tensor import SparseValues
 
-from onnxprune._utils.formatting import shortened
-from onnxprune._utils.gc_pause import gc_paused
+from onnxprune._utils.output.formatting import shortened
+from onnxprune._utils.processes.gc_pause import gc_paused
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.ir import protobuf_wire
 from onnxprune.ir._endless_loops import check_loops

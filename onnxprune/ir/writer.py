@@ -14,7 +14,7 @@ from onnx import numpy_helper
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter, update_import_domains
 from onnx_graphsurgeon.ir.tensor import SparseValues
 
-from onnxprune._utils.atomic_files import atomic, check_output, is_stream, remove_dead
+from onnxprune._utils.files.atomic_files import atomic, check_output, is_stream, remove_dead
 from onnxprune.errors import OnnxPruneError
 from onnxprune.ir import protobuf_wire
 from onnxprune.ir.branches import FLAT, nested, reads

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from onnxprune._utils.input_files import read_text
+from onnxprune._utils.files.input_files import read_text
 
 SCHEMA = 1
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune._utils.atomic_files import write_text
+from onnxprune._utils.files.atomic_files import write_text
 from onnxprune._utils.strict import Format
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.errors import OnnxPruneError

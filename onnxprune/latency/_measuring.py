@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxprune._utils.progress import Progress
+from onnxprune._utils.output.progress import Progress
 from onnxprune.analysis.coupling import Analysis, Group, Kept
 from onnxprune.execution.sessions import Kernel, Session
 from onnxprune.execution.timing import waited_for_processor

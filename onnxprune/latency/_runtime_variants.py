@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune._utils.journal import Journal
-from onnxprune._utils.progress import Progress
+from onnxprune._utils.files.journal import Journal
+from onnxprune._utils.output.progress import Progress
 from onnxprune.analysis.coupling import Analysis, Kept
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.sessions import Kernel

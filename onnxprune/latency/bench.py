@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from onnxprune._utils.formatting import count, counted, seconds, shortened, size
-from onnxprune._utils.html import html_table
-from onnxprune._utils.progress import Progress
+from onnxprune._utils.output.formatting import count, counted, seconds, shortened, size
+from onnxprune._utils.output.html import html_table
+from onnxprune._utils.output.progress import Progress
 from onnxprune.analysis.cost import Cost, CostModel
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.timing import Latency

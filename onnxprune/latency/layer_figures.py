@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from onnxprune._utils.progress import Progress
+from onnxprune._utils.output.progress import Progress
 from onnxprune.analysis.cost import CostModel
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.latency.random_inputs import random_feeds

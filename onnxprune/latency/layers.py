@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any, ClassVar
 
-from onnxprune._utils.formatting import seconds
+from onnxprune._utils.output.formatting import seconds
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.errors import OnnxPruneError
 from onnxprune.ir.model import Model

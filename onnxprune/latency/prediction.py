@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from onnxprune._utils.progress import Progress
+from onnxprune._utils.output.progress import Progress
 from onnxprune.analysis.coupling import Analysis, Kept
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.sessions import import_onnxruntime, kernel_block, provider_of

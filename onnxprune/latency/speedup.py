@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from onnxprune._utils.progress import Progress
+from onnxprune._utils.output.progress import Progress
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.ir.model import Model
 from onnxprune.latency.random_inputs import random_feeds

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from onnxprune._utils.formatting import percent
-from onnxprune._utils.progress import Progress
+from onnxprune._utils.output.formatting import percent
+from onnxprune._utils.output.progress import Progress
 from onnxprune.analysis.coupling import Analysis, Kept
 from onnxprune.errors import OnnxPruneError
 from onnxprune.ir.model import Model

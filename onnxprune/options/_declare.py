@@ -10,7 +10,7 @@ from math import isfinite
 from numbers import Integral, Real
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from onnxprune._utils.formatting import short_repr
+from onnxprune._utils.output.formatting import short_repr
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.options._text import Text
 

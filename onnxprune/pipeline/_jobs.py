@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onnxprune._utils.progress import Progress
+from onnxprune._utils.output.progress import Progress
 from onnxprune.errors import OnnxPruneError, VerificationError
 from onnxprune.execution.calibration import Calibration
 from onnxprune.execution.tasks.evaluation import Evaluation

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from onnxprune._utils.progress import Progress
+from onnxprune._utils.output.progress import Progress
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.criteria import AnyCriterion
 from onnxprune.errors import OnnxPruneError

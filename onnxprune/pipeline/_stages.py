@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from onnxprune import __version__ as version
-from onnxprune._utils.html import html_table, share
-from onnxprune._utils.progress import Progress
+from onnxprune._utils.output.html import html_table, share
+from onnxprune._utils.output.progress import Progress
 from onnxprune.analysis.cost import MEASURES, TITLES, Cost, CostModel
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.criteria import AnyCriterion

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune._utils.array_files import load_array
-from onnxprune._utils.journal import Journal
+from onnxprune._utils.files.array_files import load_array
+from onnxprune._utils.files.journal import Journal
 from onnxprune.analysis.coupling import couple
 from onnxprune.criteria.masked_evaluation import MaskedEvaluator
 from onnxprune.errors import OnnxPruneError

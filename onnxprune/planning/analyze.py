@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnxprune._utils.gc_pause import gc_paused
+from onnxprune._utils.processes.gc_pause import gc_paused
 from onnxprune.analysis.coupling import Analysis, couple
 from onnxprune.ir.input_sizes import with_shapes
 from onnxprune.ir.model import Model

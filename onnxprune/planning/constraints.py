@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune._utils.fields import Count, read_options
-from onnxprune._utils.formatting import counted
+from onnxprune._utils.output.formatting import counted
 from onnxprune._utils.strict import Format
 from onnxprune.analysis.coupling import Analysis, Group
 from onnxprune.errors import OnnxPruneError, unknown

@@ -15,8 +15,8 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from onnxprune._utils.formatting import counted
-from onnxprune._utils.progress import Progress
+from onnxprune._utils.output.formatting import counted
+from onnxprune._utils.output.progress import Progress
 from onnxprune.analysis.blocks import Block, inner_groups
 from onnxprune.analysis.cost import CostModel
 from onnxprune.analysis.coupling import Analysis, Group, Kept

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from onnxprune import __version__ as version
-from onnxprune._utils.progress import Progress
+from onnxprune._utils.output.progress import Progress
 from onnxprune.analysis.blocks import Block
 from onnxprune.analysis.coupling import Analysis, Kept
 from onnxprune.analysis.shapes.shape_inference import witness

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Protocol
 
-from onnxprune._utils.formatting import short_repr
+from onnxprune._utils.output.formatting import short_repr
 from onnxprune.analysis.cost import MEASURES, CostModel
 from onnxprune.analysis.coupling import Kept
 from onnxprune.errors import OnnxPruneError, unknown

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from onnxprune import __version__ as version
-from onnxprune._utils.atomic_files import write_text
+from onnxprune._utils.files.atomic_files import write_text
 from onnxprune.execution.tasks.evaluation import evaluate, metric_title
 from onnxprune.ir.model import Model
 from onnxprune.ir.writer import save

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
 
-from onnxprune._utils.atomic_files import write_text
+from onnxprune._utils.files.atomic_files import write_text
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Calibration

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from onnxprune._utils.atomic_files import write_text
-from onnxprune._utils.formatting import counted
+from onnxprune._utils.files.atomic_files import write_text
+from onnxprune._utils.output.formatting import counted
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.criteria import get as get_criterion
 from onnxprune.criteria.per_class import save_class_table

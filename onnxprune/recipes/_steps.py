@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
-from onnxprune._utils.progress import Progress
+from onnxprune._utils.output.progress import Progress
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import Data, Preprocess, subset

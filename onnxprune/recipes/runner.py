@@ -1,7 +1,7 @@
 """Run of a recipe in its own folder: step by step, each recorded before the next one begins.
 
     FOLDER/recipe.toml        copy of the recipe
-    FOLDER/run.journal        finished steps, with digests of their files (see `onnxprune._utils.journal`)
+    FOLDER/run.journal        finished steps, with digests of their files (see `onnxprune._utils.files.journal`)
     FOLDER/log.txt            log with times
     FOLDER/01-sensitivity/    artifacts of the first step, and so on
     FOLDER/table.csv, .json   every step with accuracy, cost and time
@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune._utils.atomic_files import append_text, check_output, remove_all_dead, write_text
-from onnxprune._utils.input_files import opened
-from onnxprune._utils.journal import FORMAT as JOURNAL_FORMAT
-from onnxprune._utils.journal import Journal
-from onnxprune._utils.progress import StartProgress, no_progress
+from onnxprune._utils.files.atomic_files import append_text, check_output, remove_all_dead, write_text
+from onnxprune._utils.files.input_files import opened
+from onnxprune._utils.files.journal import FORMAT as JOURNAL_FORMAT
+from onnxprune._utils.files.journal import Journal
+from onnxprune._utils.output.progress import StartProgress, no_progress
 from onnxprune._utils.strict import Format
 from onnxprune.analysis.cost import Cost, CostModel
 from onnxprune.analysis.coupling import Analysis

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune._utils.atomic_files import atomic
-from onnxprune._utils.input_files import GIB, read_bytes
-from onnxprune._utils.journal import FORMAT, Journal
+from onnxprune._utils.files.atomic_files import atomic
+from onnxprune._utils.files.input_files import GIB, read_bytes
+from onnxprune._utils.files.journal import FORMAT, Journal
 from onnxprune.errors import OnnxPruneError
 from onnxprune.ir.model import Array
 from onnxprune.recovery.reconstruct_blocks import BlockSolution

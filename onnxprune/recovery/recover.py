@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune._utils.formatting import counted, seconds
-from onnxprune._utils.html import html_table
-from onnxprune._utils.progress import Progress
+from onnxprune._utils.output.formatting import counted, seconds
+from onnxprune._utils.output.html import html_table
+from onnxprune._utils.output.progress import Progress
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.execution.calibration import Calibration

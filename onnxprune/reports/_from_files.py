@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from onnxprune._utils.formatting import seconds
-from onnxprune._utils.progress import Progress
+from onnxprune._utils.output.formatting import seconds
+from onnxprune._utils.output.progress import Progress
 from onnxprune.analysis.cost import CostModel
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.criteria.scoring import load_scores

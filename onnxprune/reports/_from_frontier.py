@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from onnxprune._utils.formatting import count, counted, percent, seconds, size
+from onnxprune._utils.output.formatting import count, counted, percent, seconds, size
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.tasks.evaluation import metric_text, metric_title
 from onnxprune.pipeline import Frontier, FrontierPoint, PointRecord, PointStore, load_frontier

@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from onnxprune._utils.input_files import opened, read_text
-from onnxprune._utils.journal import read_entry
+from onnxprune._utils.files.input_files import opened, read_text
+from onnxprune._utils.files.journal import read_entry
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.criteria.scoring import load_scores
 from onnxprune.errors import OnnxPruneError

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from onnxprune._utils.atomic_files import check_output, write_text
-from onnxprune._utils.input_files import opened
-from onnxprune._utils.progress import Progress
+from onnxprune._utils.files.atomic_files import check_output, write_text
+from onnxprune._utils.files.input_files import opened
+from onnxprune._utils.output.progress import Progress
 from onnxprune.errors import OnnxPruneError
 from onnxprune.ir.input_sizes import with_shapes_of_each
 from onnxprune.ir.reader import load

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune._utils.formatting import counted, listed, seconds
+from onnxprune._utils.output.formatting import counted, listed, seconds
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.criteria import all_criteria
 from onnxprune.criteria.scoring import Scores, score

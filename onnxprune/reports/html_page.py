@@ -14,8 +14,8 @@ from importlib import resources
 from typing import Any
 
 from onnxprune import __version__
-from onnxprune._utils.formatting import count, percent, seconds, size
-from onnxprune._utils.input_files import read_resource
+from onnxprune._utils.files.input_files import read_resource
+from onnxprune._utils.output.formatting import count, percent, seconds, size
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.tasks.evaluation import metric_text, metric_title
 from onnxprune.reports import _figures

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxprune._utils.atomic_files import atomic
+from onnxprune._utils.files.atomic_files import atomic
 from onnxprune.errors import OnnxPruneError
 
 if TYPE_CHECKING:

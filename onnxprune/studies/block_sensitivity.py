@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxprune._utils.progress import Progress
+from onnxprune._utils.output.progress import Progress
 from onnxprune.analysis.cost import CostModel
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.errors import OnnxPruneError

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune._utils.atomic_files import write_text
-from onnxprune._utils.html import html_table, share
-from onnxprune._utils.progress import Progress
+from onnxprune._utils.files.atomic_files import write_text
+from onnxprune._utils.output.html import html_table, share
+from onnxprune._utils.output.progress import Progress
 from onnxprune.analysis.coupling import Analysis, Group
 from onnxprune.criteria import AnyCriterion
 from onnxprune.criteria import get as get_criterion

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from onnxprune._utils.formatting import count, counted, percent
+from onnxprune._utils.output.formatting import count, counted, percent
 from onnxprune.studies._layer_diff import LayerChange
 from onnxprune.studies.model_diff import Differences
 

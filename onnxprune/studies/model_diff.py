@@ -17,8 +17,8 @@ from zlib import crc32
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune._utils.formatting import count, percent, size
-from onnxprune._utils.html import html_table, share
+from onnxprune._utils.output.formatting import count, percent, size
+from onnxprune._utils.output.html import html_table, share
 from onnxprune.analysis.cost import Cost, CostModel
 from onnxprune.analysis.shapes.shape_inference import witness
 from onnxprune.errors import OnnxPruneError

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxprune._utils.atomic_files import check_output
+from onnxprune._utils.files.atomic_files import check_output
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.studies._curve_plots import render_curves
 from onnxprune.studies._filter_plots import draw_filters, draw_shares

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune._utils.progress import Progress
+from onnxprune._utils.output.progress import Progress
 from onnxprune.analysis.coupling import Analysis, Group
 from onnxprune.analysis.layer_weights import LayerWeight, layer_weights
 from onnxprune.criteria.scoring import score

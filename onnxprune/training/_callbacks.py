@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 
-from onnxprune._utils.progress import Progress
+from onnxprune._utils.output.progress import Progress
 from onnxprune.training._learner import Learner, ValidationMetrics
 
 State = dict[str, torch.Tensor]

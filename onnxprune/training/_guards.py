@@ -16,7 +16,7 @@ import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from onnxprune._utils.locks import only_run
+from onnxprune._utils.files.locks import only_run
 from onnxprune.errors import OnnxPruneError
 
 P = ParamSpec("P")

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from onnxprune._utils.formatting import counted, decimal, percent
-from onnxprune._utils.html import html_table
-from onnxprune._utils.progress import Progress
+from onnxprune._utils.output.formatting import counted, decimal, percent
+from onnxprune._utils.output.html import html_table
+from onnxprune._utils.output.progress import Progress
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import Data, Preprocess, input_of, resolved
 from onnxprune.execution.tasks.evaluation import evaluate, metric_text, metric_title

@@ -15,8 +15,8 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.tuner import Tuner
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from onnxprune._utils.interruption import keeps, keeps_no_more
-from onnxprune._utils.progress import Progress
+from onnxprune._utils.output.progress import Progress
+from onnxprune._utils.processes.interruption import keeps, keeps_no_more
 from onnxprune.errors import OnnxPruneError
 from onnxprune.training._callbacks import MovingAverage, Recorder
 from onnxprune.training._datasets import Loaders

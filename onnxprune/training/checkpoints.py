@@ -13,9 +13,9 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from onnxprune._utils.atomic_files import atomic
 from onnxprune._utils.fields import Index
-from onnxprune._utils.input_files import opened
+from onnxprune._utils.files.atomic_files import atomic
+from onnxprune._utils.files.input_files import opened
 from onnxprune._utils.strict import Format
 from onnxprune.errors import OnnxPruneError
 from onnxprune.training._callbacks import Epoch, Recorder

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from onnxprune._utils.formatting import listed, shortened
-from onnxprune._utils.html import html_table
+from onnxprune._utils.output.formatting import listed, shortened
+from onnxprune._utils.output.html import html_table
 
 TOLERANCE = {"float64": 1e-10, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 """Largest relative difference by element type: about 1,000 units in the last place, for sums in another order."""

@@ -30,4 +30,4 @@ def test_json_and_toml_are_read_by_the_strict_reader() -> None:
 
 
 def test_progress_has_one_type() -> None:
-    assert files_with("Callable[[int, int], None]") == {"onnxprune/_utils/progress.py"}
+    assert files_with("Callable[[int, int], None]") == {"onnxprune/_utils/output/progress.py"}

@@ -387,7 +387,7 @@ def _resumed(made: _Made, base: dict[str, bytes]) -> Iterator[Target]:
 
 def _journal_of(command: str, files: dict[str, bytes], words: list[str], name: str) -> dict[str, bytes]:
     """Return what a command leaves if it is stopped after a few parts."""
-    from onnxprune._utils import journal
+    from onnxprune._utils.files import journal
 
     plain, done = journal.Journal.add, []
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx_graphsurgeon as gs
 
-from onnxprune._utils.progress import Progress
+from onnxprune._utils.output.progress import Progress
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.timing import Latency
 from onnxprune.ir.model import Model

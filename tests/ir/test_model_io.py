@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxprune._utils.atomic_files import atomic, write_text
+from onnxprune._utils.files.atomic_files import atomic, write_text
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.sessions import Session
 from onnxprune.ir import protobuf_wire

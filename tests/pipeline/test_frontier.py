@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 
 import onnxprune as op
-from onnxprune._utils.interruption import kept_work
+from onnxprune._utils.processes.interruption import kept_work
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.machine import processor
 from onnxprune.pipeline import Frontier, FrontierPoint, load_frontier

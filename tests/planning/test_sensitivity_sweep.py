@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnxprune._utils import parallel
+from onnxprune._utils.processes import parallel
 from onnxprune.criteria import masked_evaluation as trials_module
 from onnxprune.criteria.scoring import Scores
 from onnxprune.errors import OnnxPruneError
@@ -291,7 +291,7 @@ def _waits(task: Path) -> None:
 def test_workers_of_a_killed_run_go_as_well(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from test_sensitivity_sweep import _waits; "
-        "from onnxprune._utils.parallel import spread\n"
+        "from onnxprune._utils.processes.parallel import spread\n"
         f"list(spread(_waits, [Path({str(tmp_path)!r})] * 2, jobs=2))"
     )
     run = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parent)

@@ -12,7 +12,7 @@ import pytest
 from test_report import HOSTILE, hostile_model
 
 import onnxprune as op
-from onnxprune._utils.html import MOST, html_table
+from onnxprune._utils.output.html import MOST, html_table
 from onnxprune.studies.criteria_comparison import compare_criteria
 from onnxprune.studies.model_diff import differences
 

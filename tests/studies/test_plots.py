@@ -315,7 +315,7 @@ def test_a_failure_while_writing_leaves_what_was_there(tmp_path: Path, monkeypat
     def full(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("onnxprune._utils.atomic_files.os.replace", full)
+    monkeypatch.setattr("onnxprune._utils.files.atomic_files.os.replace", full)
     with pytest.raises(OnnxPruneError, match=r"cannot write .*No space left"):
         plot_curves(sweep(2), path)
     assert [p.name for p in tmp_path.iterdir()] == ["a.svg"]
@@ -325,7 +325,8 @@ def test_a_failure_while_writing_leaves_what_was_there(tmp_path: Path, monkeypat
 def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("onnxprune._utils.atomic_files.os.access", lambda *args: False)  # root may write everywhere
+    # Root may write everywhere.
+    monkeypatch.setattr("onnxprune._utils.files.atomic_files.os.access", lambda *args: False)
     monkeypatch.setattr(plots, "render_curves", lambda *args: pytest.fail("drawn for nothing"))
     with pytest.raises(OnnxPruneError, match="not writable"):
         plot_curves(sweep(2), tmp_path / "a.png")

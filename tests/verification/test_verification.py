@@ -285,7 +285,8 @@ def test_segments_do_not_change_the_verdict(monkeypatch: pytest.MonkeyPatch, byt
 def test_the_checker_shares_no_code_with_what_it_checks() -> None:
     allowed = {
         "onnxprune.errors", "onnxprune.ir.model", "onnxprune.ir.writer", "onnxprune.ir.protobuf_wire",
-        "onnxprune.execution.sessions", "onnxprune.plans", "onnxprune._utils.formatting", "onnxprune._utils.html",
+        "onnxprune.execution.sessions", "onnxprune.plans",
+        "onnxprune._utils.output.formatting", "onnxprune._utils.output.html",
         "onnxprune.passes.widen_floats", "onnxprune.ir.proto_graph", "onnxprune.execution.random_values",
         "onnxprune.ir.branches",
     }  # fmt: skip

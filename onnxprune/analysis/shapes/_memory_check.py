@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxprune._utils.formatting import size
-from onnxprune._utils.memory import memory_at_hand
+from onnxprune._utils.output.formatting import size
+from onnxprune._utils.processes.memory import memory_at_hand
 from onnxprune.errors import OnnxPruneError
 
 _UNCHECKED = 2**28  # bytes of one node that every machine has

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune._utils.formatting import listed
+from onnxprune._utils.output.formatting import listed
 from onnxprune._utils.strict import Format
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data._data import Data

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune._utils.formatting import shortened
-from onnxprune._utils.html import html_table
+from onnxprune._utils.output.formatting import shortened
+from onnxprune._utils.output.html import html_table
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data._sources import ArraySource, Source, digest_of
 from onnxprune.execution.data._targets import PickedTargets, Target, Targets, kind_of

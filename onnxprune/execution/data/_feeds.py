@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune._utils.formatting import counted, listed
+from onnxprune._utils.output.formatting import counted, listed
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data._data import Data
 from onnxprune.execution.data._inputs import InputSpec, inputs_of, samples_first, to_input

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune._utils.formatting import listed
+from onnxprune._utils.output.formatting import listed
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data._classes import check_labels_fit, class_count, fitted_boxes, fitted_labels
 from onnxprune.execution.data._data import Data, missing_classes

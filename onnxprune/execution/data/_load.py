@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from onnxprune._utils.deadlines import Deadline
 from onnxprune._utils.import_strings import find_function
+from onnxprune._utils.processes.deadlines import Deadline
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data._classes import mapped
 from onnxprune.execution.data._data import Data, subset

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from onnxprune._utils.formatting import short_repr
+from onnxprune._utils.output.formatting import short_repr
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.options.data import COLORS, LAYOUTS, PRESETS, RESIZES, Preprocessing
 

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from onnxprune._utils.input_files import opened
+from onnxprune._utils.files.input_files import opened
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data._preprocess import Preprocess
 from onnxprune.execution.data._sources import Arrays, Indices, Source

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune._utils.input_files import read_resource
+from onnxprune._utils.files.input_files import read_resource
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data._data import Data
 from onnxprune.execution.data._preprocess import Preprocess

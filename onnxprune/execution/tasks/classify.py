@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxprune._utils.formatting import percent
+from onnxprune._utils.output.formatting import percent
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.tasks.metrics import METRICS, Metric, MetricValue, Outcome, numbers, scores_of
 from onnxprune.execution.tasks.task import TASKS, BoundTask, ModelView, Task, Watch

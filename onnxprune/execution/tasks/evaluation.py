@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune._utils.formatting import counted, decimal, percent
-from onnxprune._utils.html import html_table
-from onnxprune._utils.progress import Progress
+from onnxprune._utils.output.formatting import counted, decimal, percent
+from onnxprune._utils.output.html import html_table
+from onnxprune._utils.output.progress import Progress
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import Data, Feeds, Preprocess
 from onnxprune.execution.sessions import Session

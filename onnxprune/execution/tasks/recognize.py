@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxprune._utils.input_files import read_text
+from onnxprune._utils.files.input_files import read_text
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.sessions import Session
 from onnxprune.execution.tasks._jackknife import of_sums

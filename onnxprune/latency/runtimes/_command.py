@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune._utils.atomic_files import atomic
-from onnxprune._utils.formatting import shortened
-from onnxprune._utils.progress import Progress
+from onnxprune._utils.files.atomic_files import atomic
+from onnxprune._utils.output.formatting import shortened
+from onnxprune._utils.output.progress import Progress
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.execution.timing import Latency, quiet_rounds
 from onnxprune.ir.model import Model

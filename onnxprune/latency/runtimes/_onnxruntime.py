@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onnxprune._utils.progress import Progress
+from onnxprune._utils.output.progress import Progress
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.execution.sessions import Kernel, Provider, Session, import_onnxruntime, kernel_block
 from onnxprune.execution.timing import measure

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune._utils.progress import Progress
+from onnxprune._utils.output.progress import Progress
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.execution.timing import interleaved, waited_for_processor
 from onnxprune.ir.model import Model

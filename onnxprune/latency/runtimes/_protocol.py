@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from onnxprune._utils.progress import Progress
+from onnxprune._utils.output.progress import Progress
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.timing import Latency
 from onnxprune.ir.model import Array, Model

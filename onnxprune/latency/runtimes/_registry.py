@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from onnxprune._utils.atomic_files import write_text
+from onnxprune._utils.files.atomic_files import write_text
 from onnxprune._utils.registry import Registry
 from onnxprune._utils.strict import Format
 from onnxprune.errors import OnnxPruneError

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from onnxprune._utils.formatting import counted, percent
-from onnxprune._utils.html import html_table
+from onnxprune._utils.output.formatting import counted, percent
+from onnxprune._utils.output.html import html_table
 from onnxprune._utils.strict import Format
 from onnxprune.analysis.cost import MEASURES
 from onnxprune.errors import OnnxPruneError

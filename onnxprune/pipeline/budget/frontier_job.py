@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from onnxprune._utils.progress import Progress
+from onnxprune._utils.output.progress import Progress
 from onnxprune.errors import OnnxPruneError
 from onnxprune.ir.input_sizes import Shapes
 from onnxprune.options.tasks import TaskOptions, task_options

@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from onnxprune._utils.atomic_files import write_text
-from onnxprune._utils.formatting import percent
-from onnxprune._utils.parallel import spread
-from onnxprune._utils.progress import Progress
+from onnxprune._utils.files.atomic_files import write_text
+from onnxprune._utils.output.formatting import percent
+from onnxprune._utils.output.progress import Progress
+from onnxprune._utils.processes.parallel import spread
 from onnxprune.analysis.cost import MEASURES
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.errors import OnnxPruneError, VerificationError, unknown

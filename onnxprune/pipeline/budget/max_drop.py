@@ -10,8 +10,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from onnxprune._utils.formatting import percent
-from onnxprune._utils.progress import Progress
+from onnxprune._utils.output.formatting import percent
+from onnxprune._utils.output.progress import Progress
 from onnxprune.errors import OnnxPruneError, VerificationError
 from onnxprune.execution.calibration import Calibration
 from onnxprune.execution.tasks.metrics import UndefinedMetric

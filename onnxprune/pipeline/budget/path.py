@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune import __version__ as version
-from onnxprune._utils.formatting import percent
+from onnxprune._utils.output.formatting import percent
 from onnxprune.analysis.cost import Cost, CostModel
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.criteria import AnyCriterion

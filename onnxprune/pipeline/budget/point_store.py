@@ -16,11 +16,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from onnxprune._utils.atomic_files import write_text
 from onnxprune._utils.fields import Bounds
-from onnxprune._utils.formatting import counted
-from onnxprune._utils.interruption import keeps
-from onnxprune._utils.journal import Journal
+from onnxprune._utils.files.atomic_files import write_text
+from onnxprune._utils.files.journal import Journal
+from onnxprune._utils.output.formatting import counted
+from onnxprune._utils.processes.interruption import keeps
 from onnxprune._utils.strict import Format
 from onnxprune.analysis.cost import Cost
 from onnxprune.analysis.coupling import Analysis

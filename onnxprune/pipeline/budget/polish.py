@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from onnxprune._utils.progress import Progress
+from onnxprune._utils.output.progress import Progress
 from onnxprune.execution.calibration import Calibration
 from onnxprune.ir.model import Model
 from onnxprune.pipeline.budget.judge import Judge, Judgement

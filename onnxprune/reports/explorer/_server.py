@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from onnxprune._utils.input_files import opened
+from onnxprune._utils.files.input_files import opened
 from onnxprune.errors import OnnxPruneError
 from onnxprune.reports.explorer._connections import MOST, PATIENCE, Connections
 from onnxprune.reports.explorer._requests import BadRequest

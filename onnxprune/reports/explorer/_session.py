@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune import __version__ as version
-from onnxprune._utils.formatting import counted
+from onnxprune._utils.output.formatting import counted
 from onnxprune.analysis.blocks import Block, inner_groups
 from onnxprune.analysis.cost import MEASURES, CostModel
 from onnxprune.analysis.coupling import Kept

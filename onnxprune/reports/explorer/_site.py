@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from onnxprune._utils.input_files import read_resource
+from onnxprune._utils.files.input_files import read_resource
 from onnxprune.reports.explorer._requests import ACTIONS, answer
 from onnxprune.reports.explorer._session import Explorer
 

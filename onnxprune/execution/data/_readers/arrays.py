@@ -14,8 +14,8 @@ from typing import IO, Any, BinaryIO
 import numpy as np
 import numpy.lib.format as npy
 
-from onnxprune._utils.formatting import listed
-from onnxprune._utils.input_files import opened
+from onnxprune._utils.files.input_files import opened
+from onnxprune._utils.output.formatting import listed
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data._data import Data, as_array, checked_data
 from onnxprune.execution.data._inputs import Expected

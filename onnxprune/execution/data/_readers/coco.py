@@ -10,7 +10,7 @@ from typing import Annotated
 import numpy as np
 
 from onnxprune._utils.fields import Bounds, shown
-from onnxprune._utils.formatting import listed
+from onnxprune._utils.output.formatting import listed
 from onnxprune._utils.strict import Format
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data._data import Data

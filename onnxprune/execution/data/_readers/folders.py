@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxprune._utils.formatting import listed
-from onnxprune._utils.input_files import read_text
+from onnxprune._utils.files.input_files import read_text
+from onnxprune._utils.output.formatting import listed
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data._data import Data
 from onnxprune.execution.data._readers.images import IMAGES, ImageFiles, ImageSource, pillow

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune._utils.deadlines import Deadline
-from onnxprune._utils.formatting import listed
+from onnxprune._utils.output.formatting import listed
+from onnxprune._utils.processes.deadlines import Deadline
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data._data import Data
 from onnxprune.execution.data._inputs import Expected

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from onnxprune._utils.deadlines import Deadline, Late
-from onnxprune._utils.input_files import MAX_IMAGE, opened, read_bytes
+from onnxprune._utils.files.input_files import MAX_IMAGE, opened, read_bytes
+from onnxprune._utils.processes.deadlines import Deadline, Late
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data._geometry import (
     Placement,

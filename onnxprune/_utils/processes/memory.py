@@ -6,7 +6,7 @@ import contextlib
 import re
 from collections.abc import Sequence
 
-from onnxprune._utils.input_files import read_text
+from onnxprune._utils.files.input_files import read_text
 
 CONTAINER_FILES = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-from onnxprune._utils.formatting import seconds
+from onnxprune._utils.output.formatting import seconds
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""

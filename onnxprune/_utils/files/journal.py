@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onnxprune._utils.atomic_files import check_output
-from onnxprune._utils.formatting import counted
-from onnxprune._utils.interruption import keeps, keeps_no_more
-from onnxprune._utils.locks import locked
+from onnxprune._utils.files.atomic_files import check_output
+from onnxprune._utils.files.locks import locked
+from onnxprune._utils.output.formatting import counted
+from onnxprune._utils.processes.interruption import keeps, keeps_no_more
 from onnxprune._utils.strict import Format
 from onnxprune.errors import OnnxPruneError
 

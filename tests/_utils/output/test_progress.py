@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from command_line import CommandLine
 
-from onnxprune._utils import progress
-from onnxprune._utils.progress import ProgressLines
+from onnxprune._utils.output import progress
+from onnxprune._utils.output.progress import ProgressLines
 
 
 def shown(calls: Sequence[tuple[float, int, int]]) -> list[str]:
@@ -43,7 +43,7 @@ def test_a_short_task_shows_nothing() -> None:
 
 def test_a_command_writes_lines_where_stderr_is_no_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "QUIET", 0.0)
-    model = Path(__file__).parent.parent.parent / "models" / "digits_cnn.onnx"
+    model = Path(__file__).parents[3] / "models" / "digits_cnn.onnx"
     words = ["sensitivity", model, "--data", "digits", "--images", 20, "--ratios", "0.5", "-o", tmp_path / "c.json"]
     assert re.search(r"^measuring: \d+ % \(\d+ of \d+\), ", CommandLine().ok(*words).stderr, re.M)
     assert "% (" not in CommandLine().ok(*words, "--restart", "--json").stderr

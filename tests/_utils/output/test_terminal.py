@@ -7,7 +7,7 @@ import io
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxprune._utils.terminal import CleanStream, clean, raw
+from onnxprune._utils.output.terminal import CleanStream, clean, raw
 
 
 def test_what_a_terminal_obeys_is_spelled_out() -> None:

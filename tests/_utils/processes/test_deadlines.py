@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from onnxprune._utils.deadlines import Deadline, Late, wait_in_slices
+from onnxprune._utils.processes.deadlines import Deadline, Late, wait_in_slices
 
 
 @pytest.fixture

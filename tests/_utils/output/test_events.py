@@ -12,12 +12,12 @@ import pytest
 from command_line import CommandLine
 
 import onnxprune as op
-from onnxprune._utils.events import EventLog, current, logged, metrics_of
+from onnxprune._utils.output.events import EventLog, current, logged, metrics_of
 from onnxprune.cli import main
 from onnxprune.errors import OnnxPruneError
 from onnxprune.options import Events
 
-MODEL = Path(__file__).parents[2] / "models" / "digits_cnn.onnx"
+MODEL = Path(__file__).parents[3] / "models" / "digits_cnn.onnx"
 LONG = {"score", "sensitivity", "prune", "frontier", "sweep", "recover", "retrain", "evaluate", "bench", "run"}
 line = CommandLine()
 

@@ -16,8 +16,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from onnxprune._utils.input_files import kind_of
-from onnxprune._utils.locks import SAFELY, is_named, locked
+from onnxprune._utils.files.input_files import kind_of
+from onnxprune._utils.files.locks import SAFELY, is_named, locked
 from onnxprune.errors import OnnxPruneError
 
 _LONGEST = 200  # bytes of a file name that leave room for the rest of the temporary one

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from onnxprune._utils.input_files import mapped, opened, read_bytes
+from onnxprune._utils.files.input_files import mapped, opened, read_bytes
 from onnxprune._utils.strict import Format
 from onnxprune.errors import OnnxPruneError
 from onnxprune.ir.reader import load

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from onnxprune._utils.formatting import decimal
+from onnxprune._utils.output.formatting import decimal
 
 
 @pytest.mark.parametrize(

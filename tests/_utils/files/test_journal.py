@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from onnxprune._utils.journal import Journal
+from onnxprune._utils.files.journal import Journal
 from onnxprune.errors import OnnxPruneError
 
 HEAD = {"model": "abc", "metric": "top1"}
@@ -106,7 +106,7 @@ def test_a_journal_has_one_writer(tmp_path: Path) -> None:
     pytest.importorskip("fcntl")
     first = Journal(tmp_path / "j", HEAD)
     use = f"Journal(Path({str(tmp_path / 'j')!r}), {HEAD})"
-    code = f"from pathlib import Path; from onnxprune._utils.journal import Journal; {use}"
+    code = f"from pathlib import Path; from onnxprune._utils.files.journal import Journal; {use}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "another run is writing this journal" in done.stderr
     first.close()

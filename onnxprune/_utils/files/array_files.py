@@ -9,8 +9,8 @@ import numpy as np
 import numpy.lib.format as npy
 import numpy.typing as npt
 
-from onnxprune._utils.atomic_files import atomic
-from onnxprune._utils.input_files import opened
+from onnxprune._utils.files.atomic_files import atomic
+from onnxprune._utils.files.input_files import opened
 
 
 def save_array(path: Path, array: npt.NDArray[Any]) -> None:

@@ -18,8 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
-from onnxprune._utils.atomic_files import appending
-from onnxprune._utils.progress import Progress
+from onnxprune._utils.files.atomic_files import appending
+from onnxprune._utils.output.progress import Progress
 from onnxprune.errors import OnnxPruneError
 
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # of training in several processes: the first one logs

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from onnxprune._utils.atomic_files import atomic, check_output, check_outputs, remove_dead, write_text
-from onnxprune._utils.input_files import opened, read_bytes, read_text
+from onnxprune._utils.files.atomic_files import atomic, check_output, check_outputs, remove_dead, write_text
+from onnxprune._utils.files.input_files import opened, read_bytes, read_text
 from onnxprune.errors import OnnxPruneError
 
 WRITER = """
 import sys, time
 from pathlib import Path
-from onnxprune._utils.atomic_files import atomic
+from onnxprune._utils.files.atomic_files import atomic
 with atomic(Path(sys.argv[1])) as file:
     file.write(b"half")
     file.flush()

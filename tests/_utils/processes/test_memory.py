@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from onnxprune._utils.memory import memory_at_hand
+from onnxprune._utils.processes.memory import memory_at_hand
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""Files: one opener and one atomic writer, arrays, journals, locks."""
