@@ -29,7 +29,7 @@ from onnxprune.ir.model import Array, Model
 from onnxprune.ir.writer import to_skeleton
 from onnxprune.passes import NORMALIZE, Pipeline
 from onnxprune.passes.edit import drop_dead
-from onnxprune.torch_bridge import _families  # noqa: F401  (registers our converters)
+from onnxprune.torch_bridge import converters  # noqa: F401  (registers our converters)
 from onnxprune.torch_bridge._weights import raw_tensors, trains
 from onnxprune.torch_bridge.registry import find, since_version
 

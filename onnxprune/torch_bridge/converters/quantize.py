@@ -15,7 +15,14 @@ from onnx2torch.onnx_graph import OnnxGraph
 from onnx2torch.onnx_node import OnnxNode
 from onnx2torch.utils.common import OperationConverterResult
 
-from onnxprune.torch_bridge._operands import FunctionModule, attribute, has_input, is_constant, torch_dtype, unsupported
+from onnxprune.torch_bridge.converters._operands import (
+    FunctionModule,
+    attribute,
+    has_input,
+    is_constant,
+    torch_dtype,
+    unsupported,
+)
 from onnxprune.torch_bridge.registry import constant, converted, converts
 
 

@@ -18,8 +18,16 @@ from onnx2torch.onnx_node import OnnxNode
 from onnx2torch.utils.common import OperationConverterResult
 from torch import nn
 
-from onnxprune.torch_bridge._operands import FunctionModule, attribute, has_input, is_constant, known, rank, unsupported
-from onnxprune.torch_bridge._windows import Window, pad
+from onnxprune.torch_bridge.converters._operands import (
+    FunctionModule,
+    attribute,
+    has_input,
+    is_constant,
+    known,
+    rank,
+    unsupported,
+)
+from onnxprune.torch_bridge.converters._windows import Window, pad
 from onnxprune.torch_bridge.registry import converted, converts
 
 _MODULES = {

@@ -10,8 +10,8 @@ from onnx2torch.onnx_graph import OnnxGraph
 from onnx2torch.onnx_node import OnnxNode
 from onnx2torch.utils.common import OperationConverterResult
 
-from onnxprune.torch_bridge import _windows
-from onnxprune.torch_bridge._operands import (
+from onnxprune.torch_bridge.converters import _windows
+from onnxprune.torch_bridge.converters._operands import (
     apply_numbers,
     apply_to,
     as_ints,

@@ -18,7 +18,7 @@ from onnx2torch.onnx_node import OnnxNode
 from onnx2torch.utils.common import OperationConverterResult
 
 from onnxprune.errors import OnnxPruneError
-from onnxprune.torch_bridge._operands import (
+from onnxprune.torch_bridge.converters._operands import (
     apply_numbers,
     apply_to,
     attribute,

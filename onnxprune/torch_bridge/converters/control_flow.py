@@ -10,7 +10,7 @@ from onnx2torch.onnx_node import OnnxNode
 from onnx2torch.utils.common import OperationConverterResult
 
 from onnxprune.ir.branches import FLAT
-from onnxprune.torch_bridge._operands import apply
+from onnxprune.torch_bridge.converters._operands import apply
 from onnxprune.torch_bridge.registry import converts
 
 

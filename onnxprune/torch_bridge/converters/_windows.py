@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from onnx2torch.onnx_node import OnnxNode
 
-from onnxprune.torch_bridge._operands import attribute
+from onnxprune.torch_bridge.converters._operands import attribute
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from onnx2torch.onnx_graph import OnnxGraph
 from onnx2torch.onnx_node import OnnxNode
 from onnx2torch.utils.common import OperationConverterResult
 
-from onnxprune.torch_bridge._operands import (
+from onnxprune.torch_bridge.converters._operands import (
     apply,
     apply_to,
     attribute,

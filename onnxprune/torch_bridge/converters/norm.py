@@ -11,7 +11,7 @@ from onnx2torch.onnx_node import OnnxNode
 from onnx2torch.utils.common import OperationConverterResult
 from torch import nn
 
-from onnxprune.torch_bridge._operands import apply, attribute, is_constant, known, rank, unsupported
+from onnxprune.torch_bridge.converters._operands import apply, attribute, is_constant, known, rank, unsupported
 from onnxprune.torch_bridge.registry import converted, converts
 
 _BATCH_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}

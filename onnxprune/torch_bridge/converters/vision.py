@@ -9,7 +9,7 @@ from onnx2torch.onnx_node import OnnxNode
 from onnx2torch.utils.common import OperationConverterResult
 from torchvision.ops import roi_align
 
-from onnxprune.torch_bridge._operands import apply, attribute, unsupported
+from onnxprune.torch_bridge.converters._operands import apply, attribute, unsupported
 from onnxprune.torch_bridge.registry import converts
 
 _MODES = {"linear": "bilinear", "bilinear": "bilinear", "nearest": "nearest", "cubic": "bicubic", "bicubic": "bicubic"}

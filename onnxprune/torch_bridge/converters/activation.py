@@ -12,7 +12,7 @@ from onnx2torch.onnx_node import OnnxNode
 from onnx2torch.utils.common import OperationConverterResult
 from torch import nn
 
-from onnxprune.torch_bridge._operands import apply, attribute, numbers, rank, unsupported
+from onnxprune.torch_bridge.converters._operands import apply, attribute, numbers, rank, unsupported
 from onnxprune.torch_bridge.registry import converted, converts, same_as_before
 
 same_as_before(6, "Elu", "HardSigmoid")

@@ -17,8 +17,8 @@ from onnx2torch.utils.common import OperationConverterResult
 from torch import nn
 
 from onnxprune.errors import OnnxPruneError
-from onnxprune.torch_bridge._operands import apply, attribute, product, unsupported
-from onnxprune.torch_bridge._windows import Window, pad
+from onnxprune.torch_bridge.converters._operands import apply, attribute, product, unsupported
+from onnxprune.torch_bridge.converters._windows import Window, pad
 from onnxprune.torch_bridge.registry import converted, converts, same_as_before
 
 same_as_before(1, "GlobalAveragePool")
