@@ -26,9 +26,9 @@ import numpy as np
 import onnxprune as op
 from onnxprune.analysis.cost import CostModel
 from onnxprune.analysis.coupling import Analysis
-from onnxprune.criteria._consumer_errors import ROWS
-from onnxprune.criteria._output_effects import ablation_images
-from onnxprune.criteria.masked_segments import MaskedSegmenter
+from onnxprune.criteria.model_runs.consumer_errors import ROWS
+from onnxprune.criteria.model_runs.masked_segments import MaskedSegmenter
+from onnxprune.criteria.model_runs.output_effects import ablation_images
 from onnxprune.criteria.obs import LEVELS, levels
 from onnxprune.execution.calibration import Calibration
 from onnxprune.execution.data import Preprocess, subset

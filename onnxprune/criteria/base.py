@@ -18,7 +18,7 @@ from onnxprune.execution.calibration import Calibration, Probe
 from onnxprune.options.scoring import REDUCTIONS as REDUCTIONS
 
 if TYPE_CHECKING:
-    from onnxprune.criteria.block_runs import BlockScorer
+    from onnxprune.criteria.model_runs.block_runs import BlockScorer
 
 Array = NDArray[np.float64]
 

@@ -10,10 +10,10 @@ import numpy as np
 
 from onnxprune.analysis.blocks import Block
 from onnxprune.analysis.coupling import Analysis
-from onnxprune.criteria._block_losses import DistanceWithout, check_block_samples, unit_vectors
 from onnxprune.criteria._registry import register
 from onnxprune.criteria.base import BlockCriterion
-from onnxprune.criteria.block_runs import BlockRuns, BlockScorer
+from onnxprune.criteria.model_runs.block_losses import DistanceWithout, check_block_samples, unit_vectors
+from onnxprune.criteria.model_runs.block_runs import BlockRuns, BlockScorer
 from onnxprune.execution.calibration import Calibration
 
 

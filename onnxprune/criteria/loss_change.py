@@ -1,7 +1,8 @@
 """Loss change: increase of the loss when no consumer reads a channel, measured without a gradient.
 
 Every channel is masked in turn at its consumers; activations before the first consumer are computed once (see
-`onnxprune.criteria.masked_evaluation`). With `l_i` the cross-entropy of sample i and `l_i^-c` that without channel c:
+`onnxprune.criteria.model_runs.masked_evaluation`). With `l_i` the cross-entropy of sample i and `l_i^-c` that without
+channel c:
 
     s_c = mean over i of (l_i^-c - l_i)
 """
@@ -17,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.analysis.coupling import Analysis, Group
-from onnxprune.criteria._block_losses import CrossEntropyWithout, check_block_samples
 from onnxprune.criteria._registry import register
 from onnxprune.criteria.base import Array, DataCriterion, ScoringContext, SiteScores
-from onnxprune.criteria.block_runs import BlockScorer
-from onnxprune.criteria.masked_evaluation import MaskedEvaluator, default_batch, even_batch
-from onnxprune.criteria.masked_segments import MaskedSegmenter
+from onnxprune.criteria.model_runs.block_losses import CrossEntropyWithout, check_block_samples
+from onnxprune.criteria.model_runs.block_runs import BlockScorer
+from onnxprune.criteria.model_runs.masked_evaluation import MaskedEvaluator, default_batch, even_batch
+from onnxprune.criteria.model_runs.masked_segments import MaskedSegmenter
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Calibration, Probe
 from onnxprune.execution.data import Data

@@ -75,8 +75,8 @@ def raw_scores(context: ScoringContext, sites: Sequence[FeatureSite]) -> list[Ar
             relevance that are not finite.
     """
     from onnxprune import torch_bridge  # noqa: F401  (first: it names the extra if torch is missing)
-    from onnxprune.criteria._relevance import Relevance
-    from onnxprune.criteria._torch_runs import classifier, each_part, logits_in
+    from onnxprune.criteria.model_runs.relevance import Relevance
+    from onnxprune.criteria.model_runs.torch_runs import classifier, each_part, logits_in
 
     raw = [np.zeros(len(site.components)) for site in sites]
     if not sites:

@@ -9,8 +9,11 @@ from typing import ClassVar
 import numpy as np
 
 from onnxprune.analysis.coupling import Analysis, Group
-from onnxprune.criteria._block_losses import ResolvedWithout, check_block_samples
-from onnxprune.criteria._consumer_errors import (
+from onnxprune.criteria._registry import register
+from onnxprune.criteria.base import Array, DataCriterion, ScoringContext, SiteScores
+from onnxprune.criteria.model_runs.block_losses import ResolvedWithout, check_block_samples
+from onnxprune.criteria.model_runs.block_runs import BlockScorer
+from onnxprune.criteria.model_runs.consumer_errors import (
     ROWS,
     ConsumerStatistics,
     RemovalOrder,
@@ -21,10 +24,7 @@ from onnxprune.criteria._consumer_errors import (
     energy,
     ordered_scores,
 )
-from onnxprune.criteria._output_effects import Ablation, output_effects
-from onnxprune.criteria._registry import register
-from onnxprune.criteria.base import Array, DataCriterion, ScoringContext, SiteScores
-from onnxprune.criteria.block_runs import BlockScorer
+from onnxprune.criteria.model_runs.output_effects import Ablation, output_effects
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Calibration, Probe
 from onnxprune.execution.gram import BlockOBS, Gram, resolved

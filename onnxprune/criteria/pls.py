@@ -29,11 +29,11 @@ from numpy.typing import NDArray
 
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.analysis.feature_maps import FeatureSite, feature_sites
-from onnxprune.criteria._block_losses import check_block_samples
-from onnxprune.criteria._block_pls import BlockImportance
 from onnxprune.criteria._registry import register
 from onnxprune.criteria.base import Array, DataCriterion, ScoringContext, SiteScores
-from onnxprune.criteria.block_runs import BlockScorer
+from onnxprune.criteria.model_runs.block_losses import check_block_samples
+from onnxprune.criteria.model_runs.block_pls import BlockImportance
+from onnxprune.criteria.model_runs.block_runs import BlockScorer
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Calibration, Probe, Statistic
 

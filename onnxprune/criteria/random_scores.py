@@ -13,7 +13,7 @@ from onnxprune.analysis.blocks import Block
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.criteria._registry import register
 from onnxprune.criteria.base import Array, Criterion
-from onnxprune.criteria.block_runs import BlockScorer
+from onnxprune.criteria.model_runs.block_runs import BlockScorer
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Calibration
 

@@ -29,7 +29,7 @@ from onnxprune.analysis.feature_maps import FeatureSite, feature_sites
 from onnxprune.criteria._registry import register
 from onnxprune.criteria.base import Array, DataCriterion, ScoringContext, SiteScores
 from onnxprune.criteria.loss_change import Labels, WorkProgress, class_losses, in_reading_order, loss_evaluator
-from onnxprune.criteria.masked_evaluation import MaskedEvaluator
+from onnxprune.criteria.model_runs.masked_evaluation import MaskedEvaluator
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Probe
 

@@ -159,7 +159,7 @@ def raw_scores(context: ScoringContext, sites: Sequence[FeatureSite], rule: _Fir
             that is not finite.
     """
     from onnxprune import torch_bridge  # noqa: F401  (first: it names the extra if torch is missing)
-    from onnxprune.criteria._torch_runs import channels_first, loss_gradients
+    from onnxprune.criteria.model_runs.torch_runs import channels_first, loss_gradients
 
     raw = [np.zeros(len(site.components)) for site in sites]
 

@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.analysis.coupling import Group
-from onnxprune.criteria._consumer_errors import (
+from onnxprune.criteria._registry import register
+from onnxprune.criteria.base import Array, DataCriterion, ScoringContext, SiteScores
+from onnxprune.criteria.model_runs.consumer_errors import (
     ROWS,
     ConsumerStatistics,
     RemovalOrder,
@@ -21,8 +23,6 @@ from onnxprune.criteria._consumer_errors import (
     energy,
     ordered_scores,
 )
-from onnxprune.criteria._registry import register
-from onnxprune.criteria.base import Array, DataCriterion, ScoringContext, SiteScores
 from onnxprune.execution.calibration import Probe
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from onnxprune._utils.files.array_files import load_array
 from onnxprune._utils.files.journal import Journal
 from onnxprune.analysis.coupling import couple
-from onnxprune.criteria.masked_evaluation import MaskedEvaluator
+from onnxprune.criteria.model_runs.masked_evaluation import MaskedEvaluator
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import Data, Feeds, Preprocess
 from onnxprune.execution.tasks.metrics import MetricValue, kind_of

@@ -22,7 +22,7 @@ from onnxprune.analysis.cost import CostModel
 from onnxprune.analysis.coupling import Analysis, Group, Kept
 from onnxprune.criteria import AnyCriterion
 from onnxprune.criteria import get as get_criterion
-from onnxprune.criteria.block_runs import removal_path
+from onnxprune.criteria.model_runs.block_runs import removal_path
 from onnxprune.criteria.normalize import normalize as normalized
 from onnxprune.criteria.scoring import Scores, score
 from onnxprune.errors import OnnxPruneError

@@ -1,7 +1,7 @@
 """Sensitivity sweep: every group at every ratio, one group at a time, as the D-Score paper chooses its thresholds.
 
-Points are measured by `criteria.masked_evaluation`, spread by `_utils.processes.parallel`, and journaled one by one, by
-the workers themselves if there are any: a killed run continues where it stopped and ends with the same file.
+Points are measured by `criteria.model_runs.masked_evaluation`, spread by `_utils.processes.parallel`, and journaled one
+by one, by the workers themselves if there are any: a killed run continues where it stopped and ends with the same file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from onnxprune._utils.files.journal import Journal
 from onnxprune._utils.output.progress import Progress
 from onnxprune._utils.processes.parallel import spread
 from onnxprune.analysis.coupling import Analysis, Group
-from onnxprune.criteria.masked_evaluation import CACHE_MEMORY, MaskedEvaluator
+from onnxprune.criteria.model_runs.masked_evaluation import CACHE_MEMORY, MaskedEvaluator
 from onnxprune.criteria.scoring import Scores
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.execution.data import Data, Feeds, Preprocess, SampleSource, fit, load_data

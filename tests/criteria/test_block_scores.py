@@ -16,7 +16,7 @@ from residual import chain, conv, graph, removed, removing
 import onnxprune as op
 from onnxprune.analysis.blocks import Block
 from onnxprune.analysis.coupling import Analysis
-from onnxprune.criteria.block_runs import BlockScorer, removal_path
+from onnxprune.criteria.model_runs.block_runs import BlockScorer, removal_path
 from onnxprune.criteria.scoring import load_scores, save_scores
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Calibration

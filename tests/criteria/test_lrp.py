@@ -18,10 +18,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 import onnxprune as op
 from onnxprune.analysis.feature_maps import feature_sites
-from onnxprune.criteria import _torch_runs, get
-from onnxprune.criteria._relevance import Relevance
+from onnxprune.criteria import get
 from onnxprune.criteria.base import ScoringContext
 from onnxprune.criteria.lrp import raw_scores, share_of_relevance
+from onnxprune.criteria.model_runs import torch_runs
+from onnxprune.criteria.model_runs.relevance import Relevance
 from onnxprune.criteria.scoring import score
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Calibration
@@ -414,7 +415,7 @@ def test_batches_and_parts_make_no_difference(monkeypatch: pytest.MonkeyPatch) -
     analysis = op.analyze(load(MODELS / "digits_cnn.onnx"))
     whole = raw_of(analysis, Calibration(digits(), batch=60))
     parted = raw_of(analysis, Calibration(digits(), batch=7))
-    monkeypatch.setitem(_torch_runs._MEMORY, "cpu", 2**20)
+    monkeypatch.setitem(torch_runs._MEMORY, "cpu", 2**20)
     in_parts = raw_of(analysis, Calibration(digits(), batch=60))
     for tensor, values in whole.items():
         np.testing.assert_allclose(parted[tensor], values, rtol=1e-4, atol=1e-6)

@@ -20,9 +20,10 @@ from reading_layers import ALL, BODIES, IMAGE, W, analysis_of, calibration, nois
 import onnxprune as op
 from onnxprune.analysis.coupling import Analysis, Group
 from onnxprune.analysis.linear_layers import linear_node
-from onnxprune.criteria import _output_effects as effects_module
 from onnxprune.criteria import obs as module
-from onnxprune.criteria._consumer_errors import (
+from onnxprune.criteria.base import ScoringContext
+from onnxprune.criteria.model_runs import output_effects as effects_module
+from onnxprune.criteria.model_runs.consumer_errors import (
     ConsumerStatistics,
     Contributions,
     RemovalOrder,
@@ -30,8 +31,7 @@ from onnxprune.criteria._consumer_errors import (
     consumer_statistics,
     ordered_scores,
 )
-from onnxprune.criteria._output_effects import output_effects
-from onnxprune.criteria.base import ScoringContext
+from onnxprune.criteria.model_runs.output_effects import output_effects
 from onnxprune.criteria.obs import Obs, ablations, levels, removal_order, scaled
 from onnxprune.criteria.scoring import score
 from onnxprune.errors import OnnxPruneError

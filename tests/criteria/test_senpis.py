@@ -28,7 +28,7 @@ from onnxprune.analysis.feature_maps import feature_sites
 from onnxprune.criteria import all_criteria
 from onnxprune.criteria.base import ScoringContext
 from onnxprune.criteria.loss_change import class_means
-from onnxprune.criteria.masked_evaluation import MaskedEvaluator
+from onnxprune.criteria.model_runs.masked_evaluation import MaskedEvaluator
 from onnxprune.criteria.per_class import class_table
 from onnxprune.criteria.scoring import score
 from onnxprune.criteria.senpis import (

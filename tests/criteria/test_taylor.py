@@ -23,8 +23,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 import onnxprune as op
 from onnxprune.analysis.feature_maps import feature_sites
-from onnxprune.criteria import _torch_runs, get
+from onnxprune.criteria import get
 from onnxprune.criteria.base import ScoringContext
+from onnxprune.criteria.model_runs import torch_runs
 from onnxprune.criteria.scoring import score
 from onnxprune.criteria.taylor import Gradient, Taylor, layer_normalized, raw_scores, sample_means, share_of
 from onnxprune.errors import OnnxPruneError
@@ -238,7 +239,7 @@ def test_papers_form_does_not_depend_on_batches_nor_on_parts(name: str, monkeypa
     paper, code = scored(50, "paper"), scored(50, "code")
     np.testing.assert_allclose(scored(7, "paper"), paper, atol=TOLERANCE)
     assert np.abs(scored(7, "code") - code).max() > 100 * TOLERANCE
-    monkeypatch.setitem(_torch_runs._MEMORY, "cpu", 2**20)  # a few samples at a time
+    monkeypatch.setitem(torch_runs._MEMORY, "cpu", 2**20)  # a few samples at a time
     np.testing.assert_allclose(scored(50, "paper"), paper, atol=TOLERANCE)
     np.testing.assert_allclose(scored(50, "code"), code, atol=TOLERANCE)
 

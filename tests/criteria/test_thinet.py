@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from reading_layers import ALL, BODIES, analysis_of, calibration, noise
 
 from onnxprune.analysis.coupling import Analysis, Group
-from onnxprune.criteria._consumer_errors import RemovalOrder, StatisticLimits, ordered_scores
+from onnxprune.criteria.model_runs.consumer_errors import RemovalOrder, StatisticLimits, ordered_scores
 from onnxprune.criteria.scoring import score
 from onnxprune.criteria.thinet import ThiNet, contribution_moments, greedy_order
 from onnxprune.errors import OnnxPruneError

@@ -13,8 +13,8 @@ from image_models import pictures
 from sized import CLASSIFIER, DETECTOR, RECOGNIZER, proto_of
 
 from onnxprune.analysis.coupling import Analysis
-from onnxprune.criteria.masked_evaluation import MaskedEvaluator
-from onnxprune.criteria.masked_segments import MaskedSegmenter
+from onnxprune.criteria.model_runs.masked_evaluation import MaskedEvaluator
+from onnxprune.criteria.model_runs.masked_segments import MaskedSegmenter
 from onnxprune.execution.calibration import Calibration, Probe, exposing
 from onnxprune.execution.channel_moments import Moments
 from onnxprune.execution.data import Data, Feeds, load_data

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from onnxprune._utils.processes import parallel
-from onnxprune.criteria import masked_evaluation as trials_module
+from onnxprune.criteria.model_runs import masked_evaluation as trials_module
 from onnxprune.criteria.scoring import Scores
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import Data, load_data

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from onnxprune.analysis.blocks import Block
 from onnxprune.analysis.coupling import Analysis
-from onnxprune.criteria.block_runs import BlockRuns, BlockScorer
+from onnxprune.criteria.model_runs.block_runs import BlockRuns, BlockScorer
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Calibration
 

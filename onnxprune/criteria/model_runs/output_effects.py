@@ -11,7 +11,7 @@ from onnxprune.analysis.cost import CostModel
 from onnxprune.analysis.coupling import Analysis, Group
 from onnxprune.analysis.linear_layers import linear_node
 from onnxprune.criteria.base import Array, ScoringContext
-from onnxprune.criteria.masked_segments import MaskedSegmenter
+from onnxprune.criteria.model_runs.masked_segments import MaskedSegmenter
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import Feeds, subset
 from onnxprune.execution.graph_segments import ActivationCursor, Segments

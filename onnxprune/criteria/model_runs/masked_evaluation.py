@@ -19,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.analysis.coupling import Analysis
-from onnxprune.criteria._activation_cache import ActivationCache
-from onnxprune.criteria._batch_runner import BatchRunner
-from onnxprune.criteria._suffix_sessions import SuffixSessions
-from onnxprune.criteria.masked_segments import MaskedSegmenter
+from onnxprune.criteria.model_runs._activation_cache import ActivationCache
+from onnxprune.criteria.model_runs._batch_runner import BatchRunner
+from onnxprune.criteria.model_runs._suffix_sessions import SuffixSessions
+from onnxprune.criteria.model_runs.masked_segments import MaskedSegmenter
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import Data, Feeds, Preprocess
 from onnxprune.execution.sessions import provider_of

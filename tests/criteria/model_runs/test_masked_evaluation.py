@@ -16,8 +16,8 @@ from onnx import numpy_helper
 
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.analysis.feature_maps import feature_sites
-from onnxprune.criteria.masked_evaluation import MaskedEvaluator, Order, default_batch, even_batch
-from onnxprune.criteria.masked_segments import MaskedSegmenter
+from onnxprune.criteria.model_runs.masked_evaluation import MaskedEvaluator, Order, default_batch, even_batch
+from onnxprune.criteria.model_runs.masked_segments import MaskedSegmenter
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import exposing
 from onnxprune.execution.data import Data, load_data
@@ -28,7 +28,7 @@ from onnxprune.passes import InsertMasks
 from onnxprune.pipeline import analyze, compile_plan, score
 from onnxprune.plans import Plan, Removal
 
-DIGITS = Path(__file__).parent.parent.parent / "models" / "digits_cnn.onnx"
+DIGITS = Path(__file__).parents[3] / "models" / "digits_cnn.onnx"
 SAMPLES = 6  # three batches of two
 
 

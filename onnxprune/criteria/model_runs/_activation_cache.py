@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from onnxprune.criteria._batch_runner import BatchRunner
-from onnxprune.criteria.masked_segments import MaskedSegmenter
+from onnxprune.criteria.model_runs._batch_runner import BatchRunner
+from onnxprune.criteria.model_runs.masked_segments import MaskedSegmenter
 from onnxprune.execution.sessions import Session
 
 

@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.analysis.coupling import Group, Kept
-from onnxprune.criteria._activation_cache import CachedActivations
-from onnxprune.criteria._batch_runner import BatchRunner
-from onnxprune.criteria.masked_segments import MASK_INPUT, MaskedSegmenter
+from onnxprune.criteria.model_runs._activation_cache import CachedActivations
+from onnxprune.criteria.model_runs._batch_runner import BatchRunner
+from onnxprune.criteria.model_runs.masked_segments import MASK_INPUT, MaskedSegmenter
 from onnxprune.execution.sessions import Session
 from onnxprune.execution.tasks.metrics import scores_of
 from onnxprune.ir.model import Array

@@ -17,8 +17,8 @@ import onnx_graphsurgeon as gs
 from onnxprune.analysis.blocks import Block, adds
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.analysis.linear_layers import LinearNode, linear_node
-from onnxprune.criteria._output_effects import measured_outputs
-from onnxprune.criteria.block_runs import BlockRuns, BlockScorer
+from onnxprune.criteria.model_runs.block_runs import BlockRuns, BlockScorer
+from onnxprune.criteria.model_runs.output_effects import measured_outputs
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Calibration
 from onnxprune.execution.gram import damped, picked_positions, solved
