@@ -1,7 +1,7 @@
 """Command line: every command reads its inputs, calls one stage and shows the result.
 
 stdout holds the result (a table, or one JSON document with --json), stderr everything else. Exit statuses: see
-`_boundary`.
+`_support.boundary`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from onnxprune.cli import (
     sweep,
     verify,
 )
-from onnxprune.cli._boundary import guarded, program
+from onnxprune.cli._support.boundary import guarded, program
 
 # Modules that compute are imported inside the commands, so that `--help` is fast.
 
@@ -57,7 +57,7 @@ class _CommandGroup(click.Group):
         return super().resolve_command(ctx, [RENAMED_COMMANDS.get(name, name), *rest])
 
     def main(self, args: Sequence[str] | None = None, *more: Any, standalone_mode: bool = True, **extra: Any) -> Any:
-        """Run a command and exit; see `_boundary` for the exit statuses."""
+        """Run a command and exit; see `_support.boundary` for the exit statuses."""
         words = list(sys.argv[1:] if args is None else args)
         run = partial(super().main, words, *more, standalone_mode=False, **extra)
         return sys.exit(guarded(run, as_json="--json" in words)) if standalone_mode else run()

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from onnxprune.cli._options import Command, json_option, model_argument, takes_options
-from onnxprune.cli._stages import compiled, finish, load_model
+from onnxprune.cli._support.options import Command, json_option, model_argument, takes_options
+from onnxprune.cli._support.stages import compiled, finish, load_model
 from onnxprune.options import InputShapes, ModelOutput, Verifying
 
 
@@ -21,7 +21,7 @@ def apply(
 ) -> None:
     """Remove a plan's channels, prove the result and write it."""
     from onnxprune._utils.files.atomic_files import check_output
-    from onnxprune.cli._inputs import read_plan
+    from onnxprune.cli._support.inputs import read_plan
 
     check_output(output.output, model)
     made = read_plan(plan_file)

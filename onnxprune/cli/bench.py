@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxprune.cli._options import Command, json_option, takes_options
-from onnxprune.cli._stages import load_models, runtime_of
+from onnxprune.cli._support.options import Command, json_option, takes_options
+from onnxprune.cli._support.stages import load_models, runtime_of
 from onnxprune.options import Benchmark, Events, InputShapes, Profiling
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def bench(
     onnxprune bench m.onnx small.onnx --runtime openvino --profile
     onnxprune bench m.onnx small.onnx --runtime "command:./on_jetson.sh {model}"
     """
-    from onnxprune.cli import _display
+    from onnxprune.cli._support import display
     from onnxprune.execution.machine import measured_on
     from onnxprune.latency.bench import BenchStopped
     from onnxprune.latency.bench import bench as run
@@ -43,7 +43,7 @@ def bench(
     loaded = load_models(models, shapes)
     where = runtime_of(timing, timing.device)
     try:
-        with _display.progress("measuring", quiet=as_json) as tick:
+        with display.progress("measuring", quiet=as_json) as tick:
             rows = run(
                 loaded, batch=timing.batch, threads=timing.threads, runs=timing.runs, warmup=timing.warmup,
                 runtime=where, progress=tick,
@@ -59,18 +59,18 @@ def bench(
     if profiling.profile:
         from onnxprune.latency.layers import profile_layers
 
-        with _display.progress("profiling", quiet=as_json):
+        with display.progress("profiling", quiet=as_json):
             found = profile_layers(loaded[0], loaded[-1], where, batch=timing.batch, threads=timing.threads)
     machine = measured_on(str(where.describe()), batch=timing.batch, threads=timing.threads)
     entries = [{**entry, "machine": machine} for entry in _entries(models, rows)]
-    if _display.finished(
+    if display.finished(
         as_json, lambda: entries if found is None else {"models": entries, "layers": found.as_dict()}
     ):  # fmt: skip
         return
     _show(models, rows, timing)
     if found is not None:
         title = f"layers of {models[0].name}" + (f" and {models[-1].name}" if len(models) > 1 else "")
-        _display.table(f"{title}, {found.runtime}", list(found.COLUMNS), found.rows(most=_LAYERS))
+        display.table(f"{title}, {found.runtime}", list(found.COLUMNS), found.rows(most=_LAYERS))
         for line in found.summary():
             click.echo(line)
 
@@ -86,10 +86,10 @@ def _entries(models: Sequence[Path], rows: BenchResults) -> list[dict[str, Any]]
 def _show(models: Sequence[Path], rows: BenchResults, timing: Benchmark) -> None:
     """Show the table of results."""
     from onnxprune._utils.output import formatting
-    from onnxprune.cli import _display
+    from onnxprune.cli._support import display
 
     runs = max(r.latency.runs for r in rows)
-    _display.table(
+    display.table(
         f"batch {timing.batch}, {timing.threads or 'all'} thread(s), {rows[0].provider}, median of {runs}",
         ["model", "latency", "spread", "MACs", "params", "bytes", "speed-up", "effic."],
         [

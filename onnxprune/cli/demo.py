@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from onnxprune.cli._options import Command, json_option, takes_options
+from onnxprune.cli._support.options import Command, json_option, takes_options
 from onnxprune.options import Options, option
 
 
@@ -33,6 +33,6 @@ def demo(output: DemoOutput, as_json: bool) -> None:
     # numpy reads this when it is first imported, which is below.
     for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
-    from onnxprune.cli._demo import run
+    from onnxprune.cli._support.demo import run
 
     run(output.output, full=output.full, as_json=as_json)

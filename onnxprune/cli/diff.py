@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from onnxprune.cli._options import Command, json_option, takes_options
-from onnxprune.cli._stages import load_models
+from onnxprune.cli._support.options import Command, json_option, takes_options
+from onnxprune.cli._support.stages import load_models
 from onnxprune.options import InputShapes, Options, option
 
 
@@ -38,8 +38,8 @@ def diff(one: Path, other: Path, rows: Rows, shapes: InputShapes, as_json: bool)
     shape: norm of the difference relative to A's values.
     """
     from onnxprune._utils.files.atomic_files import check_output, write_text
-    from onnxprune.cli import _display
-    from onnxprune.cli._display_diff import differences_tables
+    from onnxprune.cli._support import display
+    from onnxprune.cli._support.display_diff import differences_tables
     from onnxprune.studies.diff_page import diff_page
     from onnxprune.studies.model_diff import differences
 
@@ -51,7 +51,7 @@ def diff(one: Path, other: Path, rows: Rows, shapes: InputShapes, as_json: bool)
     if rows.html is not None:
         write_text(rows.html, diff_page(found, title))
     if as_json:
-        _display.emit_json({"one": str(one), "other": str(other), **found.as_dict()})
+        display.emit_json({"one": str(one), "other": str(other), **found.as_dict()})
     else:
         differences_tables(found, title, every=rows.all_rows)
         if rows.html is not None:

@@ -11,8 +11,8 @@ import click
 from click.core import ParameterSource
 
 from onnxprune._utils.processes.interruption import Stopped
-from onnxprune.cli._options import Command, json_option, takes_options
-from onnxprune.cli._stages import (
+from onnxprune.cli._support.options import Command, json_option, takes_options
+from onnxprune.cli._support.stages import (
     analyzed,
     calibration_of,
     constraints_on,
@@ -82,7 +82,7 @@ def explore(
         _explore_frontier(model, page, as_json=as_json)
         return
     from onnxprune._utils.files.atomic_files import check_output
-    from onnxprune.cli import _display
+    from onnxprune.cli._support import display
     from onnxprune.criteria.scoring import load_scores
     from onnxprune.planning.curves import load_curves
     from onnxprune.plans import NOTHING
@@ -107,18 +107,18 @@ def explore(
     made = explorer.saved
     if as_json:
         nothing = {"output": None, "digest": None, **NOTHING.removed_counts()}
-        _display.emit_json(
-            nothing if made is None else _display.plan_document(found, made, str(output), measured, None, None, {})
+        display.emit_json(
+            nothing if made is None else display.plan_document(found, made, str(output), measured, None, None, {})
         )
     elif made is None:
-        _display.note("no plan was saved")
+        display.note("no plan was saved")
     else:
-        _display.plan_table(found, made, f"plan {output}", measured)
+        display.plan_table(found, made, f"plan {output}", measured)
 
 
 def _explore_frontier(folder: Path, page: Page, *, as_json: bool) -> None:
     """Serve the page of a frontier's report, with the files of its points."""
-    from onnxprune.cli import _display
+    from onnxprune.cli._support import display
     from onnxprune.errors import OnnxPruneError
     from onnxprune.reports import frontier_page
     from onnxprune.reports.explorer import page_site
@@ -135,19 +135,19 @@ def _explore_frontier(folder: Path, page: Page, *, as_json: bool) -> None:
         )
     shown = frontier_page(folder)
     for problem in shown.problems:
-        _display.note(f"note: {problem}")
+        display.note(f"note: {problem}")
     _serve(page_site(shown.html, shown.files), folder, page)
     if as_json:
-        _display.emit_json({"frontier": str(folder), "points": shown.points, "problems": shown.problems})
+        display.emit_json({"frontier": str(folder), "points": shown.points, "problems": shown.problems})
 
 
 def _serve(site: Site, source: Path, page: Page) -> None:
     """Serve a site until Done or Ctrl-C."""
-    from onnxprune.cli import _display
+    from onnxprune.cli._support import display
     from onnxprune.reports.explorer import Server
 
     server = Server(site, page.port)
-    _display.note(f"exploring {source.name or source} at {server.url}\nend with Done on the page, or with Ctrl-C")
+    display.note(f"exploring {source.name or source} at {server.url}\nend with Done on the page, or with Ctrl-C")
     if not page.no_browser:
         _open(server.url)
     with suppress(KeyboardInterrupt, Stopped):

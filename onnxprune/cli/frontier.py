@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from onnxprune.cli._options import Command, json_option, model_argument, takes_options
-from onnxprune.cli._stages import constraints_on, evaluation_split, load_model
+from onnxprune.cli._support.options import Command, json_option, model_argument, takes_options
+from onnxprune.cli._support.stages import constraints_on, evaluation_split, load_model
 from onnxprune.options import (
     AnalysisOptions,
     Constraints,
@@ -47,7 +47,7 @@ def frontier(
     Every point is a folder with its model, proved, recovered and evaluated on held-out samples; `report FOLDER` draws
     the curves. The same command continues an interrupted run.
     """
-    from onnxprune.cli import _display
+    from onnxprune.cli._support import display
     from onnxprune.pipeline import FrontierSettings
     from onnxprune.pipeline import measure_frontier as run
 
@@ -61,15 +61,15 @@ def frontier(
         task=tasks, latency=options.latency, threads=options.threads, runs=options.runs, runtime=options.runtime,
         runtime_options=options.runtime_options,
     )  # fmt: skip
-    with _display.progress("measuring points", quiet=as_json) as tick:
+    with display.progress("measuring points", quiet=as_json) as tick:
         found = run(
             original, fit, evaluation, output.output, settings, jobs=options.jobs, backend=options.backend,
             address=options.address, restart=restarting.restart, progress=tick,
         )  # fmt: skip
-    if _display.finished(as_json, lambda: {"output": str(output.output), **found.as_dict()}):
+    if display.finished(as_json, lambda: {"output": str(output.output), **found.as_dict()}):
         return
     columns = ["curve", f"{found.measure} kept", found.metric, "drop", "Pareto"]
-    _display.table(f"{model.name} -> {output.output}", columns, found.rows())
+    display.table(f"{model.name} -> {output.output}", columns, found.rows())
     for note in found.notes:
-        _display.note(f"note: {note}")
+        display.note(f"note: {note}")
     click.echo(f"written: {output.output / 'frontier.json'}; draw it with: onnxprune report {output.output}")

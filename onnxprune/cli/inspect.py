@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from onnxprune.cli._options import Command, json_option, model_argument, takes_options
-from onnxprune.cli._stages import analyzed, latency_predictor, load_model
+from onnxprune.cli._support.options import Command, json_option, model_argument, takes_options
+from onnxprune.cli._support.stages import analyzed, latency_predictor, load_model
 from onnxprune.options import AnalysisOptions, InputShapes, Prediction
 
 
@@ -19,12 +19,12 @@ def inspect(
     model: Path, analysis: AnalysisOptions, shapes: InputShapes, prediction: Prediction, as_json: bool
 ) -> None:  # fmt: skip
     """List removable groups and residual blocks, and locked ones with the reason."""
-    from onnxprune.cli import _display
-    from onnxprune.cli._display_inspect import inspect_document, inspect_tables
+    from onnxprune.cli._support import display
+    from onnxprune.cli._support.display_inspect import inspect_document, inspect_tables
 
     found = analyzed(load_model(model, shapes), analysis)
     latency = latency_predictor(found, prediction, quiet=as_json) if prediction.latency else None
     if as_json:
-        _display.emit_json(inspect_document(found, str(model), latency))
+        display.emit_json(inspect_document(found, str(model), latency))
     else:
         inspect_tables(found, model.name, latency)

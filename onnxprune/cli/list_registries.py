@@ -6,14 +6,14 @@ from typing import Any
 
 import click
 
-from onnxprune.cli._options import Command, json_option
+from onnxprune.cli._support.options import Command, json_option
 
 
 @click.command(cls=Command)
 @json_option
 def ops(as_json: bool) -> None:
     """List operators that have a record."""
-    from onnxprune.cli import _display
+    from onnxprune.cli._support import display
     from onnxprune.ops import all_ops
 
     records: list[dict[str, Any]] = [
@@ -27,9 +27,9 @@ def ops(as_json: bool) -> None:
         for (domain, op), spec in all_ops().items()
     ]
     if as_json:
-        _display.emit_json(records)
+        display.emit_json(records)
     else:
-        _display.table(
+        display.table(
             f"{len(records)} operators; any other operator locks its channels",
             ["operator", "channel rule"],
             [[(r["op"] if r["domain"] == "ai.onnx" else f"{r['domain']}::{r['op']}"), r["rule"]] for r in records],
@@ -41,7 +41,7 @@ def ops(as_json: bool) -> None:
 @json_option
 def criteria(as_json: bool) -> None:
     """List criteria that score channels."""
-    from onnxprune.cli import _display
+    from onnxprune.cli._support import display
     from onnxprune.criteria import all_criteria
 
     found = [
@@ -56,23 +56,21 @@ def criteria(as_json: bool) -> None:
         for n, c in all_criteria().items()
     ]
     if as_json:
-        _display.emit_json(found)
+        display.emit_json(found)
     else:
         rows = [[c["name"], c["scope"], f"{c['title']} ({c['source']})"] for c in found]
-        _display.table(f"{len(found)} criteria", ["name", "allocator", "criterion"], rows, prose=True)
+        display.table(f"{len(found)} criteria", ["name", "allocator", "criterion"], rows, prose=True)
 
 
 @click.command(cls=Command)
 @json_option
 def passes(as_json: bool) -> None:
     """List graph-to-graph rewrites."""
-    from onnxprune.cli import _display
+    from onnxprune.cli._support import display
     from onnxprune.passes import all_passes
 
     found = [{"name": n, "title": (c.__doc__ or "").strip().split("\n")[0]} for n, c in all_passes().items()]
     if as_json:
-        _display.emit_json(found)
+        display.emit_json(found)
     else:
-        _display.table(
-            f"{len(found)} passes", ["name", "rewrite"], [[p["name"], p["title"]] for p in found], prose=True
-        )
+        display.table(f"{len(found)} passes", ["name", "rewrite"], [[p["name"], p["title"]] for p in found], prose=True)

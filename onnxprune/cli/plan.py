@@ -8,8 +8,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from onnxprune.cli._options import Command, json_option, model_argument, takes_options
-from onnxprune.cli._stages import PlanInputs, analyzed, constraints_on, load_model, planned, speedup_of, target_of
+from onnxprune.cli._support.options import Command, json_option, model_argument, takes_options
+from onnxprune.cli._support.stages import (
+    PlanInputs,
+    analyzed,
+    constraints_on,
+    load_model,
+    planned,
+    speedup_of,
+    target_of,
+)
 from onnxprune.options import (
     AnalysisOptions,
     CalibrationData,
@@ -63,7 +71,7 @@ def plan(
 ) -> None:
     """Choose the channels to remove, and write plan.json."""
     from onnxprune._utils.files.atomic_files import check_output
-    from onnxprune.cli import _display
+    from onnxprune.cli._support import display
     from onnxprune.plans import save_plan
 
     target = target_of(planning, curves.curves_file, scores.scores_file)
@@ -105,16 +113,16 @@ def plan(
         plot_curves(made.curves, output.plot, plan=made.plan)
     written = str(output.output) if output.output is not None else None
     if as_json:
-        _display.emit_json(_display.plan_document(found, made.plan, written, made.curves, speedup, rows, made.data))
+        display.emit_json(display.plan_document(found, made.plan, written, made.curves, speedup, rows, made.data))
         return
     if rows is not None:
         name = f"{goal.measure}={goal.share:.3g}"
         metric = made.curves.metric if made.curves else None
-        _display.comparison_table(f"{model.name}: allocators at {name}", rows, metric)
+        display.comparison_table(f"{model.name}: allocators at {name}", rows, metric)
     if written:
-        _display.plan_table(found, made.plan, f"plan {written}", made.curves)
+        display.plan_table(found, made.plan, f"plan {written}", made.curves)
     if speedup is not None:
-        click.echo(_display.speedup_line(speedup))
+        click.echo(display.speedup_line(speedup))
 
 
 def _allocator_of(planning: Planning, target: Target | None, curves: Curves | None, scores: Scores) -> str:

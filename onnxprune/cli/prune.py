@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from onnxprune.cli._budget import check_usage, prune_within
-from onnxprune.cli._options import Command, json_option, model_argument, takes_options
-from onnxprune.cli._stages import (
+from onnxprune.cli._support.budget import check_usage, prune_within
+from onnxprune.cli._support.options import Command, json_option, model_argument, takes_options
+from onnxprune.cli._support.stages import (
     PlanInputs,
     Planned,
     analyzed,
@@ -132,7 +132,7 @@ def prune(
         done = compiled(original, made.plan, verifying, analysis=found, feeds=feeds, quiet=as_json)
         if not recovering or samples is None:
             return _Result(made, done, None)
-        from onnxprune.cli._display import progress
+        from onnxprune.cli._support.display import progress
         from onnxprune.recovery.recover import recover
 
         with progress("recovering", quiet=as_json) as tick:
@@ -160,7 +160,7 @@ class _Result:
 
 def _result(analysis: Analysis, inputs: PlanInputs, run: Callable[[Planned], _Result]) -> _Result:
     """Return the result of the plan; beside blocks that of channels alone, if it is nearer to the original."""
-    from onnxprune.cli._display import note
+    from onnxprune.cli._support.display import note
     from onnxprune.pipeline.depth_choice import nearer_to_original, removes_both
     from onnxprune.planning.depth import channels_only
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from onnxprune.cli._options import Command, json_option, takes_options
-from onnxprune.cli._stages import calibration_of, check_resume, has_float_layers, proof_feeds
+from onnxprune.cli._support.options import Command, json_option, takes_options
+from onnxprune.cli._support.stages import calibration_of, check_resume, has_float_layers, proof_feeds
 from onnxprune.errors import OnnxPruneError, VerificationError
 from onnxprune.options import (
     Events,
@@ -69,8 +69,8 @@ def recover(
     import shutil
 
     from onnxprune._utils.files.atomic_files import check_output
-    from onnxprune.cli import _display
-    from onnxprune.cli._inputs import read_models, read_plan
+    from onnxprune.cli._support import display
+    from onnxprune.cli._support.inputs import read_models, read_plan
     from onnxprune.ir.writer import save
     from onnxprune.pipeline import analyze_for
     from onnxprune.recovery.recover import check_belongs
@@ -100,7 +100,7 @@ def recover(
         except VerificationError as err:
             fix = "use the model that this plan made; --no-verify if it was trained since"
             raise VerificationError(err.what, where=err.where, fix=fix) from err
-    with _display.progress("recovering", quiet=as_json) as tick:
+    with display.progress("recovering", quiet=as_json) as tick:
         done = run(
             whole, small, plan, replace(samples, batch=execution.batch, threads=execution.threads), analysis=analysis,
             stages=recovery.stages, rows=recovery.rows, rounds=recovery.rounds, epochs=recovery.epochs, folder=folder,
@@ -109,5 +109,5 @@ def recover(
     save(done.model, output.output, external=output.external)
     shutil.rmtree(folder, ignore_errors=True)  # the result is on disk
     document = {"output": str(output.output), "data": samples.as_dict(), **plan.removed_counts(), **done.as_dict()}
-    if not _display.finished(as_json, lambda: document):
-        _display.recovered_table(done, f"{pruned.name} -> {output.output}")
+    if not display.finished(as_json, lambda: document):
+        display.recovered_table(done, f"{pruned.name} -> {output.output}")

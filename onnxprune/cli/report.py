@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from onnxprune.cli._options import Command, json_option, takes_options
-from onnxprune.cli._stages import preprocess_of
+from onnxprune.cli._support.options import Command, json_option, takes_options
+from onnxprune.cli._support.stages import preprocess_of
 from onnxprune.options import AccuracyData, InputShapes, Options, ReportMeasurements, option
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def report(
     See docs/report.md.
     """
     from onnxprune._utils.output import formatting
-    from onnxprune.cli import _display
+    from onnxprune.cli._support import display
     from onnxprune.reports import MeasurementSettings, write_report
     from onnxprune.reports.html_page import check_extra
 
@@ -59,14 +59,14 @@ def report(
         data=_accuracy_data(data.data, data) if data.data else None, preprocess=preprocess_of(data),
         shapes=shapes.shapes,
     )  # fmt: skip
-    with _display.progress("measuring", quiet=as_json) as tick:
+    with display.progress("measuring", quiet=as_json) as tick:
         written = write_report(sources, page.output, measuring=measuring, title=page.title, progress=tick)
     size = page.output.stat().st_size
     if as_json:
-        _display.emit_json({"output": str(page.output), "bytes": size, "problems": written.problems})
+        display.emit_json({"output": str(page.output), "bytes": size, "problems": written.problems})
         return
     for problem in written.problems:
-        _display.note(f"note: {problem}")
+        display.note(f"note: {problem}")
     click.echo(f"written: {page.output} ({formatting.size(size)})")
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from onnxprune.cli._options import Command, json_option, model_argument, takes_options
-from onnxprune.cli._stages import check_resume, constraints_on, load_model, read_data, read_target
+from onnxprune.cli._support.options import Command, json_option, model_argument, takes_options
+from onnxprune.cli._support.stages import check_resume, constraints_on, load_model, read_data, read_target
 from onnxprune.errors import OnnxPruneError
 from onnxprune.options import (
     Constraints,
@@ -91,7 +91,7 @@ def retrain(
     Checkpoints and logs are in OUTPUT.training; the same command continues an interrupted run.
     """
     from onnxprune._utils.files.atomic_files import check_output
-    from onnxprune.cli import _display
+    from onnxprune.cli._support import display
     from onnxprune.ir.writer import save
     from onnxprune.plans import load_plan, save_plan
 
@@ -117,17 +117,17 @@ def retrain(
 
     method = get_method(pruning.method, **pruning.params) if pruning.method is not None else None
     folder = output.output.with_name(output.output.name + ".training")
-    with _display.progress("training", quiet=as_json or process_rank() > 0) as tick:
+    with display.progress("training", quiet=as_json or process_rank() > 0) as tick:
         done = run(
             pruned, found.data, val=val, preprocess=found.preprocess, task=tasks, settings=training, teacher=teacher,
             plan=pruned_by, method=method, replaces=replaces, folder=folder,
-            restart=resuming.restart, progress=tick, notice=_display.note,
+            restart=resuming.restart, progress=tick, notice=display.note,
         )  # fmt: skip
     if done.rank > 0:  # another process of the same training: the first one writes and reports
         return
     if not done.improved and not always:
         raise OnnxPruneError(
-            f"not written: {_display.retrained_figures(done)}",
+            f"not written: {display.retrained_figures(done)}",
             where=str(output.output),
             fix="other settings (--lr, --epochs) with --restart, or --keep last to write the last epoch",
         )
@@ -139,11 +139,11 @@ def retrain(
         save_plan(made, method_plan.plan_file)
         written = str(method_plan.plan_file)
     remove_checkpoints(folder)  # the result is on disk
-    document = _display.retrained_document(done, str(output.output), written)
+    document = display.retrained_document(done, str(output.output), written)
     document |= {"preprocess": found.preprocess.as_dict(), "warnings": found.data.warnings}
     document |= made.removed_counts() if made is not None else {}
-    if not _display.finished(as_json, lambda: document):
-        _display.retrained_table(done, f"{model.name} -> {output.output}")
+    if not display.finished(as_json, lambda: document):
+        display.retrained_table(done, f"{model.name} -> {output.output}")
 
 
 def _method_target(pruning: TrainingMethod, plan_file: Path | None) -> Target | None:

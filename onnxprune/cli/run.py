@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from onnxprune.cli._options import Command, json_option, takes_options
+from onnxprune.cli._support.options import Command, json_option, takes_options
 from onnxprune.options import Events, Options, Restarting, option
 from onnxprune.options.data import SOURCES
 
@@ -67,7 +67,7 @@ def run_recipe(
     RECIPE is a file, or the name of one that ships. The same command continues an interrupted run at the first
     unfinished step. See docs/recipes.md.
     """
-    from onnxprune.cli import _display
+    from onnxprune.cli._support import display
     from onnxprune.recipes import load_recipe
     from onnxprune.recipes import run_recipe as run
 
@@ -84,25 +84,25 @@ def run_recipe(
     recipe = load_recipe(recipe_file, changes=given.changes, model=given.model, sources=sources)
     folder = run_folder.output or Path(recipe.name)
     done = run(
-        recipe, folder, restart=restarting.restart, notice=_display.note,
-        progress=lambda title: _display.progress(title, quiet=as_json),
+        recipe, folder, restart=restarting.restart, notice=display.note,
+        progress=lambda title: display.progress(title, quiet=as_json),
     )  # fmt: skip
-    if not _display.finished(as_json, done.as_dict):
-        _display.run_table(done, str(folder))
+    if not display.finished(as_json, done.as_dict):
+        display.run_table(done, str(folder))
 
 
 def _list(as_json: bool) -> None:
     """Show the recipes that ship."""
-    from onnxprune.cli import _display
+    from onnxprune.cli._support import display
     from onnxprune.recipes import load_recipe, shipped_recipes
 
     found = [
         {"name": name, "about": load_recipe(path).about, "file": str(path)} for name, path in shipped_recipes().items()
     ]
     if as_json:
-        _display.emit_json(found)
+        display.emit_json(found)
         return
     rows = [[r["name"], r["about"]] for r in found]
-    _display.table(f"{len(found)} recipes: onnxprune run NAME --model MODEL --data DATA", ["name", "method"], rows,
+    display.table(f"{len(found)} recipes: onnxprune run NAME --model MODEL --data DATA", ["name", "method"], rows,
                    prose=True)  # fmt: skip
     click.echo("to write your own, copy one of: " + str(Path(found[0]["file"]).parent))

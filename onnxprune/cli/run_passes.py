@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from onnxprune.cli._options import Command, json_option, model_argument, read_pairs, takes_options
-from onnxprune.cli._stages import load_model
+from onnxprune.cli._support.options import Command, json_option, model_argument, read_pairs, takes_options
+from onnxprune.cli._support.stages import load_model
 from onnxprune.errors import OnnxPruneError
 from onnxprune.options import InputShapes, ModelOutput
 
@@ -31,7 +31,7 @@ def run_passes(model: Path, passes: tuple[str, ...], output: ModelOutput, shapes
     onnxprune run-passes m.onnx unshare_constants:largest=64 -o u.onnx
     """
     from onnxprune._utils.files.atomic_files import check_output
-    from onnxprune.cli import _display
+    from onnxprune.cli._support import display
     from onnxprune.ir.writer import save
     from onnxprune.passes import Pipeline
 
@@ -42,7 +42,7 @@ def run_passes(model: Path, passes: tuple[str, ...], output: ModelOutput, shapes
     save(after, output.output, external=output.external)
     counts = [len(m.graph.nodes) for m in (original, after)]
     if as_json:
-        _display.emit_json({"output": str(output.output), "passes": [s.name for s in steps], "nodes": counts})
+        display.emit_json({"output": str(output.output), "passes": [s.name for s in steps], "nodes": counts})
     else:
         click.echo(f"{output.output}: {counts[1]} nodes, {counts[0]} before")
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from onnxprune.cli._options import Command, json_option, model_argument, takes_options
-from onnxprune.cli._stages import analyzed, calibration_of, load_model, scored
+from onnxprune.cli._support.options import Command, json_option, model_argument, takes_options
+from onnxprune.cli._support.stages import analyzed, calibration_of, load_model, scored
 from onnxprune.options import (
     AnalysisOptions,
     CalibrationData,
@@ -81,7 +81,7 @@ def score(
     onnxprune score m.onnx --compare l1,fpgm,dscore --plot layer.svg
     """
     from onnxprune._utils.files.atomic_files import check_output
-    from onnxprune.cli import _display
+    from onnxprune.cli._support import display
     from onnxprune.criteria.per_class import check_class_table, save_class_table
     from onnxprune.criteria.scoring import save_scores
 
@@ -107,16 +107,16 @@ def score(
         save_scores(scores, output.output)
     if output.per_class is not None:
         save_class_table(scores, output.per_class)
-    if _display.finished(as_json, lambda: json.loads(scores.to_json())):
+    if display.finished(as_json, lambda: json.loads(scores.to_json())):
         return
     if output.blocks:
-        _display.block_scores_table(scores, scoring.name)
+        display.block_scores_table(scores, scoring.name)
         return
     rows = [
         [name, str(len(s)), f"{s.min():.4g}", f"{float(sorted(s)[len(s) // 2]):.4g}", f"{s.max():.4g}"]
         for name, s in scores.groups.items()
     ]
-    _display.table(f"scores by {scoring.name}", ["group", "channels", "lowest", "median", "highest"], rows)
+    display.table(f"scores by {scoring.name}", ["group", "channels", "lowest", "median", "highest"], rows)
 
 
 def _blocks_scored(analysis: Analysis, scoring: Scoring, samples: Calibration | None, quiet: bool) -> Scores:
@@ -139,7 +139,7 @@ def _compared(
     as_json: bool,
 ) -> None:
     """Compare criteria, for `score --compare`."""
-    from onnxprune.cli import _display
+    from onnxprune.cli._support import display
     from onnxprune.studies.criteria_comparison import compare_criteria, save_comparison
 
     if scoring.criterion is not None or scoring.params:
@@ -153,7 +153,7 @@ def _compared(
     found = analyzed(load_model(model, shapes), analysis)
     samples = calibration_of(data.data, data, found.source, device.device)
     names = [name.strip() for name in criteria.split(",") if name.strip()]
-    with _display.progress("scoring", quiet=as_json) as tick:
+    with display.progress("scoring", quiet=as_json) as tick:
         compared = compare_criteria(
             found,
             names,
@@ -170,6 +170,6 @@ def _compared(
 
         plot_criteria(layer, output.plot, name=model.name)
     if as_json:
-        _display.emit_json({**compared.as_dict(), **({"data": samples.as_dict()} if samples is not None else {})})
+        display.emit_json({**compared.as_dict(), **({"data": samples.as_dict()} if samples is not None else {})})
     else:
-        _display.criteria_table(compared, model.name)
+        display.criteria_table(compared, model.name)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from onnxprune import __version__
-from onnxprune.cli._options import Command, json_option, model_argument, takes_options
-from onnxprune.cli._stages import analyzed, load_model, read_data, scored
+from onnxprune.cli._support.options import Command, json_option, model_argument, takes_options
+from onnxprune.cli._support.stages import analyzed, load_model, read_data, scored
 from onnxprune.errors import OnnxPruneError
 from onnxprune.options import (
     AttentionOptions,
@@ -97,7 +97,7 @@ def sensitivity(
     import json
 
     from onnxprune._utils.files.atomic_files import check_output, write_text
-    from onnxprune.cli import _display
+    from onnxprune.cli._support import display
     from onnxprune.criteria.scoring import load_scores
     from onnxprune.execution.calibration import Calibration
     from onnxprune.execution.tasks.saturation import saturation_warning
@@ -126,17 +126,17 @@ def sensitivity(
         calibration = Calibration(samples.data, samples.preprocess, device=sweep.device)
         ranked = scored(found, scoring, calibration, quiet=as_json)
     journal = output.output.with_name(output.output.name + ".journal")
-    with _display.progress("measuring", quiet=as_json) as tick:
+    with display.progress("measuring", quiet=as_json) as tick:
         curves = run(
             ranked, samples.data, task=sweep, ratios=sweep.ratios, include=sweep.include,
             exclude=sweep.exclude, threshold=threshold, stop_at_chance=sweep.stop_at_chance,
             preprocess=samples.preprocess, batch=sweep.batch or 0, threads=sweep.threads, device=sweep.device,
             cache_memory=distribution.cache_memory, jobs=sweep.jobs, backend=distribution.backend,
             address=distribution.address, journal=journal, restart=restarting.restart,
-            partial_classes=sweep.partial_classes, tool=__version__, progress=tick, notice=_display.note,
+            partial_classes=sweep.partial_classes, tool=__version__, progress=tick, notice=display.note,
         )  # fmt: skip
     if warning := saturation_warning(found.source):
-        _display.note(f"Warning: {warning}")
+        display.note(f"Warning: {warning}")
     save_curves(curves, output.output)
     if output.csv is not None:
         write_text(output.csv, curves.to_csv())
@@ -145,8 +145,8 @@ def sensitivity(
 
         plot_curves(curves, output.plot, name=model.name)
     journal.unlink(missing_ok=True)  # the curves are on disk
-    if not _display.finished(as_json, lambda: json.loads(curves.to_json())):
-        _display.curves_table(curves, str(output.output))
+    if not display.finished(as_json, lambda: json.loads(curves.to_json())):
+        display.curves_table(curves, str(output.output))
 
 
 def _blocks(
@@ -156,14 +156,14 @@ def _blocks(
     import json
 
     from onnxprune._utils.files.atomic_files import write_text
-    from onnxprune.cli import _display
+    from onnxprune.cli._support import display
     from onnxprune.execution.calibration import Calibration
     from onnxprune.studies.block_sensitivity import block_sensitivity, plot_block_sensitivity
 
     data = Calibration(
         samples.data, samples.preprocess, batch=sweep.batch or 64, threads=sweep.threads or 0, device=sweep.device
     )
-    with _display.progress("measuring", quiet=as_json) as tick:
+    with display.progress("measuring", quiet=as_json) as tick:
         found = block_sensitivity(
             analysis, data, task=sweep, include=sweep.include, exclude=sweep.exclude, progress=tick
         )  # fmt: skip
@@ -173,12 +173,12 @@ def _blocks(
     if output.plot is not None:
         plot_block_sensitivity(found, output.plot, name=model.name)
     if as_json:
-        _display.emit_json(json.loads(found.to_json()))
+        display.emit_json(json.loads(found.to_json()))
         return
     rows = [[row.blocks[0], f"{row.macs:.1%}", f"{row.value:.4g}"] for row in found.single]
     rows += [[f"the best {len(row.blocks)}", f"{row.macs:.1%}", f"{row.value:.4g}"] for row in found.together[1:]]
     title = f"{model.name}: {found.metric} {found.baseline:.4g} of {found.samples} samples"
-    _display.table(title, ["without", "MACs kept", found.metric], rows)
+    display.table(title, ["without", "MACs kept", found.metric], rows)
 
 
 def _threshold(sweep: SensitivitySweep) -> float | None:

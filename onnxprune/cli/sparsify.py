@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from onnxprune.cli._options import Command, json_option, model_argument, takes_options
-from onnxprune.cli._stages import load_model
+from onnxprune.cli._support.options import Command, json_option, model_argument, takes_options
+from onnxprune.cli._support.stages import load_model
 from onnxprune.options import ModelOutput, Sparsifying
 
 
@@ -26,7 +26,7 @@ def sparsify(model: Path, output: ModelOutput, sparsifying: Sparsifying, as_json
     """
     from onnxprune._utils.files.atomic_files import check_output
     from onnxprune._utils.output import formatting
-    from onnxprune.cli import _display
+    from onnxprune.cli._support import display
     from onnxprune.ir.compressed_size import compressed_size, nonzero_parameters
     from onnxprune.ir.writer import save
     from onnxprune.passes import SparsifyWeights
@@ -51,7 +51,7 @@ def sparsify(model: Path, output: ModelOutput, sparsifying: Sparsifying, as_json
     sizes = [compressed_size(m) for m in (original, sparse)]
     left = [nonzero_parameters(m) for m in (original, sparse)]
     if as_json:
-        _display.emit_json(
+        display.emit_json(
             {
                 "output": str(output.output), "sparsity": share, "weights": [vars(w) for w in weights],
                 "params": {"before": left[0], "after": left[1]},
@@ -59,7 +59,7 @@ def sparsify(model: Path, output: ModelOutput, sparsifying: Sparsifying, as_json
             }
         )  # fmt: skip
         return
-    _display.table(
+    display.table(
         f"{model.name} -> {output.output}",
         ["weight", "shape", "zeros", ""],
         [

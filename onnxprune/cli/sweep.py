@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from onnxprune import __version__
-from onnxprune.cli._options import Command, json_option, model_argument, takes_options
-from onnxprune.cli._stages import load_model, read_data
+from onnxprune.cli._support.options import Command, json_option, model_argument, takes_options
+from onnxprune.cli._support.stages import load_model, read_data
 from onnxprune.errors import OnnxPruneError
 from onnxprune.options import Events, Execution, InputShapes, Options, RequiredData, SparsitySweep, option
 
@@ -53,7 +53,7 @@ def sweep(
     """
     from onnxprune._utils.files.atomic_files import check_output, write_text
     from onnxprune._utils.output import formatting
-    from onnxprune.cli import _display
+    from onnxprune.cli._support import display
     from onnxprune.ir.writer import save
     from onnxprune.studies.sparsity_study import SparsityPoint
     from onnxprune.studies.sparsity_study import study as run
@@ -79,7 +79,7 @@ def sweep(
             folder.mkdir(exist_ok=True)
             save(pruned, folder / f"{point.what}-{point.sparsity!r}.onnx")
 
-    with _display.progress("measuring", quiet=as_json) as tick:
+    with display.progress("measuring", quiet=as_json) as tick:
         found = run(
             original, samples.data, what=study.what, points=study.points, end=study.end, scope=study.scope or "layer",
             exclude=study.exclude, include_last=study.include_last, preprocess=samples.preprocess,
@@ -91,10 +91,10 @@ def sweep(
         from onnxprune.studies.plots import plot_study
 
         plot_study(found, output.plot, name=model.name)
-    if _display.finished(as_json, lambda: {**found.as_dict(), "preprocess": samples.preprocess.as_dict()}):
+    if display.finished(as_json, lambda: {**found.as_dict(), "preprocess": samples.preprocess.as_dict()}):
         return
     ends = "units removed" if study.end == "strip" else "zeros"
-    _display.table(
+    display.table(
         f"{model.name} on {found.data}, {found.images} samples, {ends}",
         ["", "sparsity", "reached", "top1", "+-", "loss", "params", "compressed"],
         [

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from onnxprune.cli._options import Command, json_option, takes_options
-from onnxprune.cli._stages import read_data
+from onnxprune.cli._support.options import Command, json_option, takes_options
+from onnxprune.cli._support.stages import read_data
 from onnxprune.options import Device, InputShapes, Tolerance, VerificationData
 
 
@@ -28,8 +28,8 @@ def verify(
     as_json: bool,
 ) -> None:
     """Prove a pruned model against its masked original."""
-    from onnxprune.cli import _display
-    from onnxprune.cli._inputs import named_origin, read_models, read_plan
+    from onnxprune.cli._support import display
+    from onnxprune.cli._support.inputs import named_origin, read_models, read_plan
     from onnxprune.execution.calibration import Calibration
     from onnxprune.execution.data import model_batches
     from onnxprune.pipeline import analyze_for
@@ -46,6 +46,6 @@ def verify(
     with named_origin(whole, small, plan, pruned):
         proof = check(analysis, plan, small, feeds=feeds, tolerance=tolerance.tolerance, device=device.device)
     if as_json:
-        _display.emit_json({**proof.as_dict(), **plan.removed_counts(), "data": read})
+        display.emit_json({**proof.as_dict(), **plan.removed_counts(), "data": read})
     else:
-        click.echo(_display.proof_line(proof))
+        click.echo(display.proof_line(proof))

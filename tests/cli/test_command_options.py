@@ -12,7 +12,7 @@ import pytest
 from command_line import CommandLine
 
 from onnxprune.cli import main
-from onnxprune.cli._options import Option, option_classes
+from onnxprune.cli._support.options import Option, option_classes
 from onnxprune.options import Declared, declared
 
 OTHER = {"-h", "--help", "--json"}  # of all commands

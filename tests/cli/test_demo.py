@@ -13,7 +13,8 @@ import pytest
 from command_line import CommandLine
 
 import onnxprune as op
-from onnxprune.cli import _demo, main
+from onnxprune.cli import main
+from onnxprune.cli._support import demo
 from onnxprune.errors import OnnxPruneError
 
 line = CommandLine()
@@ -39,7 +40,7 @@ def test_the_demo_needs_no_extra_but_a_runtime(tmp_path: Path) -> None:
 
 
 def test_the_full_demo_retrains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    _demo.run(tmp_path / "small.onnx", full=True, as_json=True, epochs=1)
+    demo.run(tmp_path / "small.onnx", full=True, as_json=True, epochs=1)
     document = json.loads(capsys.readouterr().out)
     assert [r["macs"] for r in document["results"]] == [0.5, 0.15]
     for result in document["results"]:

@@ -534,7 +534,7 @@ def test_the_certificate_names_branches_that_no_run_executed() -> None:
 
 
 def test_the_terminal_names_branches_that_no_run_executed() -> None:
-    from onnxprune.cli._display import proof_line
+    from onnxprune.cli._support.display import proof_line
 
     text = proof_line(verify(*compiled(cases()["branches_by_mean"])))
     assert "sizes of the analysis only" in " ".join(text.split())

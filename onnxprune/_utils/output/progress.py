@@ -2,7 +2,7 @@
 
 A function that takes long has a parameter `progress: Progress | None = None` and calls it with (done, total), where
 `done` never falls. The unit is the function's own: nodes, samples, runs, steps. The command line shows a bar on stderr,
-or lines where stderr is no terminal, see `onnxprune.cli._display.progress`.
+or lines where stderr is no terminal, see `onnxprune.cli._support.display.progress`.
 """
 
 from __future__ import annotations

@@ -136,7 +136,7 @@ def test_a_failed_command_is_logged(tmp_path: Path) -> None:
 
 
 def test_long_commands_have_the_option() -> None:
-    from onnxprune.cli._options import option_classes
+    from onnxprune.cli._support.options import option_classes
 
     found = set()
     for name, command in main.commands.items():

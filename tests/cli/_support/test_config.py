@@ -11,9 +11,9 @@ from click.testing import Result
 from command_line import CommandLine
 
 from onnxprune.cli import main
-from onnxprune.cli._config import ALTERNATIVES, SHARED
+from onnxprune.cli._support.config import ALTERNATIVES, SHARED
 
-DIGITS = Path(__file__).parent.parent.parent / "models" / "digits_cnn.onnx"
+DIGITS = Path(__file__).parents[3] / "models" / "digits_cnn.onnx"
 line = CommandLine()
 
 

@@ -13,7 +13,7 @@ import click
 from onnxprune._utils.files.atomic_files import check_output
 from onnxprune._utils.output.formatting import count, percent, seconds, size
 from onnxprune._utils.output.progress import Progress
-from onnxprune.cli import _display
+from onnxprune.cli._support import display
 from onnxprune.execution.calibration import Calibration
 from onnxprune.execution.data import Data, load_data, subset
 from onnxprune.execution.tasks.evaluation import Accuracy, evaluate
@@ -80,16 +80,16 @@ def run(output: Path, *, full: bool = False, as_json: bool = False, epochs: int 
         made = compile_plan(original, plan(scores, Target(macs=share)), analysis=scores.analysis)
         result = _recovered(share, made, original, train, test)
         if full:
-            with _display.progress(f"retraining at {share:.0%} of the MACs", quiet=as_json) as tick:
+            with display.progress(f"retraining at {share:.0%} of the MACs", quiet=as_json) as tick:
                 result = _retrained(result, original, train, test, epochs, tick)
         results.append(result)
     half = results[0]
     save(half.model, output)
     slow, fast = bench([original, half.model], runs=200, warmup=20)
     if as_json:
-        _display.emit_json(
+        display.emit_json(
             {
-                **_display.compiled_document(half.pruned, str(output)),
+                **display.compiled_document(half.pruned, str(output)),
                 "accuracy": {"before": before.as_dict(), "after": evaluate(half.model, test).as_dict()},
                 "results": [r.as_dict() for r in results],
                 "latency": {"before": slow.as_dict(), "after": fast.as_dict()},
@@ -128,8 +128,8 @@ def _show(
     a, b = slow.latency.median, fast.latency.median
     rows.append(["latency (1 image, 1 thread)", seconds(a), seconds(b), percent(b / a)])
     title = f"digits CNN: {half.after.channels} of {half.before.channels} channels kept, chosen by dscore"
-    _display.table(title, ["", "before", "after", "kept"], rows)
-    click.echo(_display.proof_line(half.verification) + "\n")
+    display.table(title, ["", "before", "after", "kept"], rows)
+    click.echo(display.proof_line(half.verification) + "\n")
     full = any(r.retrained is not None for r in results)
     rows = [
         [percent(r.pruned.after.macs / r.pruned.before.macs), percent(r.as_pruned.top1), percent(r.recovered.top1),
@@ -141,7 +141,7 @@ def _show(
     if full:
         title += f";\nthen retrained for {EPOCHS} epochs of distillation"
     columns = ["MACs kept", "as pruned", "recovered", "took", *(["retrained", "took"] if full else [])]
-    _display.table(title, columns, rows)
+    display.table(title, columns, rows)
 
 
 def _next(output: str) -> str:

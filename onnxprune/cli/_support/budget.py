@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from onnxprune.cli._stages import analyzed, constraints_on, evaluation_split, latency_predictor, runtime_of
+from onnxprune.cli._support.stages import analyzed, constraints_on, evaluation_split, latency_predictor, runtime_of
 from onnxprune.options import (
     AnalysisOptions,
     Budget,
@@ -66,7 +66,7 @@ def prune_within(
 ) -> None:
     """Search for the cheapest model within the budget, write it and its neighbours, and show all points."""
     from onnxprune._utils.files.atomic_files import check_output
-    from onnxprune.cli import _display
+    from onnxprune.cli._support import display
     from onnxprune.ir.writer import save
     from onnxprune.pipeline import PrunePath, prune_to_budget
     from onnxprune.plans import save_plan
@@ -92,7 +92,7 @@ def prune_within(
     def show(point: BudgetPoint) -> None:
         if not as_json:
             verdict = "within" if point.within else "beyond"
-            _display.note(f"{point.kept:.1%} of the {budget.minimize}: drop {point.reading.drop:.2f}, {verdict}")
+            display.note(f"{point.kept:.1%} of the {budget.minimize}: drop {point.reading.drop:.2f}, {verdict}")
 
     folder = output.output.with_name(output.output.name + ".points")
     search = prune_to_budget(
@@ -106,7 +106,7 @@ def prune_within(
         if epochs:
             from onnxprune.pipeline import polish
 
-            with _display.progress("training", quiet=as_json) as tick:
+            with display.progress("training", quiet=as_json) as tick:
                 trained = polish(
                     result, original, fit, search.judge, epochs=epochs, unlabelled=unlabelled, progress=tick
                 )
@@ -134,7 +134,7 @@ def prune_within(
         "recovery": dict(best.point.recovery), "int8": None if quantized is None else vars(quantized),
         "polished": [p.as_dict() for p in polished],
     }  # fmt: skip
-    if _display.finished(as_json, lambda: document):
+    if display.finished(as_json, lambda: document):
         return
     _show(search, source, output.output, plan_file, written, quantized, polished)
 
@@ -143,8 +143,8 @@ def _show(
     search: BudgetSearch, source: Path, target: Path, plan_file: Path | None, written: dict[str, str],
     quantized: Judgement | None, polished: list[Polished],
 ) -> None:  # fmt: skip
-    from onnxprune.cli import _display
-    from onnxprune.cli._next_steps import next_steps
+    from onnxprune.cli._support import display
+    from onnxprune.cli._support.next_steps import next_steps
 
     title = f"{source.name} -> {target}"
 
@@ -157,7 +157,7 @@ def _show(
         pair = search.measured.get(p.kept)
         timed = [] if not search.measured else [f"{pair.share:.1%}" if pair is not None else ""]
         rows.append([f"{p.kept:.1%}", *timed, f"{r.value:.4f}", f"{r.drop:.2f}", error, mark])
-    _display.table(
+    display.table(
         f"{title}: {search.metric} of the original {search.original:.4f}, {search.samples} held-out samples",
         [*columns, search.metric, f"drop ({search.unit})", "+-", ""], rows,
     )  # fmt: skip
@@ -172,4 +172,4 @@ def _show(
     click.echo(f"proved: {search.best.point.certificate['summary']}")
     click.echo(next_steps(source, target, plan_file, measured=True, recovered=True))
     if search.warning:
-        _display.note(f"Warning: {search.warning}")
+        display.note(f"Warning: {search.warning}")

@@ -10,7 +10,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from onnxprune.cli._options import Command, json_option, takes_options
+from onnxprune.cli._support.options import Command, json_option, takes_options
 from onnxprune.errors import OnnxPruneError
 from onnxprune.options import Options, option
 from onnxprune.options._text import NUMBERS, PAIRS

@@ -10,9 +10,9 @@ import pytest
 from command_line import CommandLine
 
 from onnxprune.cli import main
-from onnxprune.cli._next_steps import next_steps
+from onnxprune.cli._support.next_steps import next_steps
 
-DIGITS = Path(__file__).parent.parent.parent / "models" / "digits_cnn.onnx"
+DIGITS = Path(__file__).parents[3] / "models" / "digits_cnn.onnx"
 line = CommandLine()
 
 

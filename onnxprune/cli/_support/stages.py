@@ -119,12 +119,12 @@ def target_of(planning: Planning, curves: Path | None, scores: Path | None = Non
 
 def read_target(text: str) -> Target:
     """Return the target of a text; an assumed measure is noted on stderr."""
-    from onnxprune.cli import _display
+    from onnxprune.cli._support import display
     from onnxprune.planning.targets import Target
 
     target = Target.parse(text)
     if not Target.names_measure(text):
-        _display.note(f"--target {text.strip()} is read as {target.measure}={target.share:g}")
+        display.note(f"--target {text.strip()} is read as {target.measure}={target.share:g}")
     return target
 
 
@@ -157,7 +157,7 @@ def read_data(
         device: Device of the run.
         images: Number of samples if the options set none.
     """
-    from onnxprune.cli import _display
+    from onnxprune.cli._support import display
     from onnxprune.execution.data import fit, load_data
 
     data = load_data(
@@ -166,7 +166,7 @@ def read_data(
     )  # fmt: skip
     found = fit(model, data, preprocess_of(options), labels=labels, device=device)
     for line in found.data.warnings:
-        _display.note(f"Warning: {line}")
+        display.note(f"Warning: {line}")
     return found
 
 
@@ -219,7 +219,7 @@ def scored(
     constraints: Constraints | None = None, target: Target | None = None,
 ) -> Scores:  # fmt: skip
     """Score all channels, and the blocks that a plan under these constraints may remove."""
-    from onnxprune.cli._display import progress
+    from onnxprune.cli._support.display import progress
     from onnxprune.planning.depth import scores_for, target_met
 
     note_synonym(scoring.name)
@@ -234,12 +234,12 @@ def scored(
 
 def note_synonym(criterion: str) -> None:
     """Note on stderr which criterion another name stands for."""
-    from onnxprune.cli import _display
+    from onnxprune.cli._support import display
     from onnxprune.criteria import get_class
 
     name = get_class(criterion).name
     if name != criterion:
-        _display.note(f"the criterion {criterion} is {name}: {get_class(name).title}")
+        display.note(f"the criterion {criterion} is {name}: {get_class(name).title}")
 
 
 def scoring_of(curves: Curves | None, scoring: Scoring) -> Scoring:
@@ -256,7 +256,7 @@ def scoring_of(curves: Curves | None, scoring: Scoring) -> Scoring:
 
 def latency_predictor(analysis: Analysis, machine: Machine, *, quiet: bool) -> LatencyPredictor:
     """Return a latency model, measured or from the cache."""
-    from onnxprune.cli._display import progress
+    from onnxprune.cli._support.display import progress
     from onnxprune.latency.prediction import latency_model
 
     with progress("measuring latency", quiet=quiet) as tick:
@@ -333,7 +333,7 @@ class PlanInputs:
 
 def planned(analysis: Analysis, inputs: PlanInputs) -> Planned:
     """Compute a plan."""
-    from onnxprune.cli._display import note, progress
+    from onnxprune.cli._support.display import note, progress
     from onnxprune.criteria.scoring import load_scores
     from onnxprune.pipeline import plan
     from onnxprune.planning.curves import load_curves
@@ -397,7 +397,7 @@ def speedup_of(
     """Return predicted and measured latency; None without a latency model."""
     if made.latency is None or made.speedup is not None:
         return made.speedup
-    from onnxprune.cli._display import progress
+    from onnxprune.cli._support.display import progress
     from onnxprune.latency.speedup import measure_speedup
     from onnxprune.pipeline import compile_plan
 
@@ -422,7 +422,7 @@ def compiled(
     quiet: bool,
 ) -> Compiled:
     """Apply a plan and prove the result."""
-    from onnxprune.cli._display import progress
+    from onnxprune.cli._support.display import progress
     from onnxprune.pipeline import compile_plan
 
     with progress("stripping and verifying", quiet=quiet):
@@ -452,23 +452,23 @@ def finish(
     as_json: bool,
 ) -> None:
     """Write a pruned model and show the result, and what to run next."""
-    from onnxprune.cli import _display
-    from onnxprune.cli._next_steps import next_steps
+    from onnxprune.cli._support import display
+    from onnxprune.cli._support.next_steps import next_steps
     from onnxprune.ir.writer import save
 
     save(done.model, output.output, external=output.external)
-    document = _display.compiled_document(done, str(output.output), speedup)
+    document = display.compiled_document(done, str(output.output), speedup)
     if samples is not None:
         document["data"] = samples.as_dict()
     if recovered is not None:
         document["recovery"] = recovered.as_dict()
-    if _display.finished(as_json, lambda: document):
+    if display.finished(as_json, lambda: document):
         return
-    _display.compiled_table(done, f"{source.name} -> {output.output}", speedup)
+    display.compiled_table(done, f"{source.name} -> {output.output}", speedup)
     if not done.plan.removed and not done.plan.blocks:
         click.echo("nothing was removed: the plan keeps every channel")
     if recovered is not None:
-        _display.recovered_table(recovered, "without training")
+        display.recovered_table(recovered, "without training")
     real = recovered is not None and samples is not None and samples.data.name != NO_DATA
     click.echo(
         next_steps(

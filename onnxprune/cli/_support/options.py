@@ -25,8 +25,8 @@ from click.shell_completion import CompletionItem
 from onnxprune import __version__
 from onnxprune._utils.files.atomic_files import check_outputs
 from onnxprune._utils.output.events import logged
-from onnxprune.cli._config import FILES, Default, load_defaults, without_alternatives
-from onnxprune.cli._files import checked
+from onnxprune.cli._support.config import FILES, Default, load_defaults, without_alternatives
+from onnxprune.cli._support.files import checked
 from onnxprune.errors import OnnxPruneError
 from onnxprune.options import HEADINGS, PAIRS, Declared, Events, OptionError, Options, declared
 

@@ -7,7 +7,7 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 from onnxprune._utils.output.formatting import count, seconds, size
-from onnxprune.cli._display import WIDTH, table
+from onnxprune.cli._support.display import WIDTH, table
 
 if TYPE_CHECKING:
     from onnxprune.analysis.blocks import Block

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from onnxprune.cli._stages import load_model
+from onnxprune.cli._support.stages import load_model
 from onnxprune.errors import OnnxPruneError, VerificationError
 from onnxprune.ir.model import Model
 from onnxprune.options import InputShapes

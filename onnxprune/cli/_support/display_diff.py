@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from onnxprune._utils.output.formatting import count, counted, percent
-from onnxprune.cli._display import WIDTH, Cell, table
+from onnxprune.cli._support.display import WIDTH, Cell, table
 
 if TYPE_CHECKING:
     from onnxprune.studies.model_diff import Differences, LayerChange
