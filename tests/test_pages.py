@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 import pytest
 from documented import ROOT, Block, blocks_of, commands_of, parse, parse_block, run_block
+from networks.small_digits import small_digits
 from onnx import numpy_helper
 from PIL import Image
-from small_digits import small_digits
 
 import onnxprune as op
 from onnxprune.criteria._registry import CRITERIA

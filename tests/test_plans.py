@@ -8,9 +8,9 @@ import os
 from pathlib import Path
 
 import pytest
-from graphs import Spec, build
 from hypothesis import given
 from hypothesis import strategies as st
+from random_graphs.graphs import Spec, build
 
 from onnxprune import plans
 from onnxprune.errors import OnnxPruneError

@@ -3,10 +3,10 @@
     python tools/attack.py -n 20000
 
 Files of every format are truncated, flipped and changed field by field; a command must answer with a result or with
-one message (see tests/helpers/attacks.py). Cases run in worker processes that are replaced when they die; a case that
-killed one is a failure, too. Workers are forked from a process that has imported everything and run nothing. Failures
-with the fewest changes are stored in tests/regressions/attacks/, where `make test` replays them. Exit status 1 if
-anything failed.
+one message (see tests/helpers/damage/attacks.py). Cases run in worker processes that are replaced when they die; a case
+that killed one is a failure, too. Workers are forked from a process that has imported everything and run nothing.
+Failures with the fewest changes are stored in tests/regressions/attacks/, where `make test` replays them. Exit status 1
+if anything failed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ import click
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "helpers"))
 
-from attacks import WAITING, Case, Target, Verdict, case, judged  # noqa: E402
+from damage.attacks import WAITING, Case, Target, Verdict, case, judged  # noqa: E402
 
 FOLDER = ROOT / "tests" / "regressions" / "attacks"
 WARM = ("onnxruntime", "PIL.Image", "onnxprune.cli", "onnxprune.passes", "jinja2")
@@ -79,7 +79,7 @@ def main(
 
 
 def _make(path: Path, training: bool, only: str) -> None:
-    from attack_targets import targets
+    from damage.attack_targets import targets
 
     found = [t for t in targets(training=training) if re.search(only, t.name)]
     path.write_bytes(pickle.dumps(found))

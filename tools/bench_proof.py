@@ -117,7 +117,7 @@ def _filled(path: Path, folder: Path) -> Path:
     if path.suffix != ".xz":
         return path.resolve()
     sys.path.insert(0, str(ROOT / "tests" / "helpers"))
-    from structures import fill, unpack
+    from networks.structures import fill, unpack
 
     target = folder / f"{_name(path)}.onnx"
     target.write_bytes(fill(unpack(path)).SerializeToString())

@@ -177,7 +177,7 @@ TRANSFORMERS = ("vit_b_32", "hf_bert", "hf_gpt2", "hf_llama", "swin_t", "timm_de
 
 
 def _kinds() -> Any:
-    from structures import FOLDER, filled
+    from networks.structures import FOLDER, filled
 
     import onnxprune as op
     from onnxprune.analysis.cost import CostModel

@@ -27,8 +27,8 @@ ROOT = Path(__file__).parent.parent
 AT_ONCE = 1000  # graphs of one process
 sys.path.insert(0, str(ROOT / "tests" / "helpers"))
 
-from fuzzing import Fuzz, NotTaken, build, fuzzes, proved, random_plan, runs  # noqa: E402
-from regression_files import FOLDER, store  # noqa: E402
+from random_graphs.fuzzing import Fuzz, NotTaken, build, fuzzes, proved, random_plan, runs  # noqa: E402
+from random_graphs.regression_files import FOLDER, store  # noqa: E402
 
 from onnxprune.analysis.coupling import Analysis  # noqa: E402
 from onnxprune.plans import Plan  # noqa: E402

@@ -3,10 +3,11 @@ must be rejected.
 
     python tools/mutate.py -n 5000 --store .zoo/mutants
 
-Subjects are small structures, the digits models and hand-made ones (tests/helpers/proof_cases.py), some with dead
-channels or with an output column near zero. Whether a mutant computes another function is decided by running it, see
-tests/helpers/mutation.py; those that do not, or that onnxruntime rejects, are counted apart. The smallest accepted
-mutant of each kind is stored: original, mutant, plan, and what was changed. Exit status 1 if a mutant was accepted.
+Subjects are small structures, the digits models and hand-made ones (tests/helpers/proofs/proof_cases.py), some with
+dead channels or with an output column near zero. Whether a mutant computes another function is decided by running it,
+see tests/helpers/proofs/mutation.py; those that do not, or that onnxruntime rejects, are counted apart. The smallest
+accepted mutant of each kind is stored: original, mutant, plan, and what was changed. Exit status 1 if a mutant was
+accepted.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ import onnx
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "helpers"))
 
-from mutants import KINDS, Mutant, mutate  # noqa: E402
-from mutation import NotASubject, Subject, sources, subject  # noqa: E402
+from proofs.mutants import KINDS, Mutant, mutate  # noqa: E402
+from proofs.mutation import NotASubject, Subject, sources, subject  # noqa: E402
 
 from onnxprune.errors import OnnxPruneError  # noqa: E402
 from onnxprune.plans import save_plan  # noqa: E402

@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests" / "helpers"), str(ROOT / "tools")]
 
 from browser import Browser  # noqa: E402
-from structures import FOLDER, filled  # noqa: E402
+from networks.structures import FOLDER, filled  # noqa: E402
 
 OUT = ROOT / "docs" / "pictures"
 WIDTH, HEIGHT = 1280, 800

@@ -7,7 +7,8 @@
 
 A structure is the ONNX file without the data of its large float tensors. It keeps names, shapes, types, integers,
 tensors of at most 64 elements, and large constants that are no weights and compress to next to nothing
-(attention masks, coordinate grids). `tests/helpers/structures.py` reads it back and fills it with random weights.
+(attention masks, coordinate grids). `tests/helpers/networks/structures.py` reads it back and fills it with random
+weights.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ def blocks(pattern: str, lines: Path | None) -> int:
     """
     tests = tests_module()
     sys.path.insert(0, str(ROOT / "tests" / "helpers"))
-    from residual import block_plans
+    from networks.residual import block_plans
 
     from onnxprune.errors import OnnxPruneError
     from onnxprune.pipeline import compile_plan
@@ -147,8 +148,10 @@ def blocks(pattern: str, lines: Path | None) -> int:
 
 
 def tests_module() -> ModuleType:
-    """tests/helpers/structures.py, whose filler knows what weights a tensor's use asks for."""
-    spec = importlib.util.spec_from_file_location("tests_structures", ROOT / "tests" / "helpers" / "structures.py")
+    """tests/helpers/networks/structures.py, whose filler knows what weights a tensor's use asks for."""
+    spec = importlib.util.spec_from_file_location(
+        "tests_structures", ROOT / "tests" / "helpers" / "networks" / "structures.py"
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -45,7 +45,8 @@ masked original: *difference* is the larger of the two, relative to the largest 
 - **Exporters.** `.ts` is PyTorch's TorchScript exporter (opset 17), `.bn` the same with BatchNormalization kept, `.dyn`
   its dynamo exporter (opset 20), `.tf2onnx` and `keras_` tf2onnx, `.keras` Keras 3's own export.
 - **Weights** are random: as the library makes them, with BatchNorm statistics of a random batch and nothing left at
-  zero or one (`tools/zoo_build.py`), or, marked °, put into the weight-less structure by `tests/helpers/structures.py`.
+  zero or one (`tools/zoo_build.py`), or, marked °, put into the weight-less structure by
+  `tests/helpers/networks/structures.py`.
 - **Sizes.** Images are 96 pixels wide where an architecture takes that. MACs, seconds and memory depend on it, free
   channels do not.
 - ***Params aside*** excludes the layers that compute the model's outputs, whose outputs cannot be removed. Parameters

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
-from graphs import PROPERTY
 from hypothesis import given
 from hypothesis import strategies as st
+from random_graphs.graphs import PROPERTY
 
 from onnxprune._utils.fields import Bounds, Count, Index, options, read_options, required
 from onnxprune._utils.strict import MAX_DEPTH, MAX_DIGITS, Format

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from networks.residual import block_plans, c2f, chain, conv, dense, graph, removing
+from networks.structures import FOLDER, analysed
 from onnx import numpy_helper, parser
-from residual import block_plans, c2f, chain, conv, dense, graph, removing
-from structures import FOLDER, analysed
 
 from onnxprune.analysis.blocks import inner_groups
 from onnxprune.analysis.cost import CostModel

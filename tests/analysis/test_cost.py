@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
-from graphs import PROPERTY, Spec, build, specs
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import parser
 from planning import wide_model
+from random_graphs.graphs import PROPERTY, Spec, build, specs
 
 from onnxprune.analysis.cost import MEASURES, CostModel
 from onnxprune.analysis.coupling import Analysis

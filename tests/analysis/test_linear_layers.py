@@ -9,10 +9,10 @@ import numpy as np
 import onnx
 import onnx.parser
 import pytest
-from graphs import PROPERTY
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from random_graphs.graphs import PROPERTY
 
 from onnxprune.analysis.linear_layers import LinearNode, linear_node
 from onnxprune.execution.sessions import Session

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx_graphsurgeon as gs
 import pytest
-from structures import FOLDER, fill, unpack
+from networks.structures import FOLDER, fill, unpack
 
 import onnxprune as op
 from onnxprune.analysis.cost import CostModel

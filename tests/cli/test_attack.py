@@ -9,10 +9,10 @@ import zlib
 from functools import cache
 from pathlib import Path
 
-import mutations
 import pytest
-from attack_targets import some, targets
-from attacks import Case, Target, judged
+from damage import mutations
+from damage.attack_targets import some, targets
+from damage.attacks import Case, Target, judged
 
 STORED = Path(__file__).parents[1] / "regressions" / "attacks"
 SAMPLE = 60
@@ -63,7 +63,7 @@ def test_damage_is_the_same_every_time(data: bytes, kinds: tuple[mutations.Mutat
 
 def test_wrong_answers_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def answers(text: str, code: int = 1) -> str:
-        monkeypatch.setattr("attacks._called", lambda words: (code, "", text, ""))
+        monkeypatch.setattr("damage.attacks._called", lambda words: (code, "", text, ""))
         target = Target("t", {"x": b"1"}, "x", ["inspect", "x"], ())
         return judged(target, b"1").wrong
 

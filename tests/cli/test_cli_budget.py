@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from command_line import CommandLine
 from fake_runtimes import FakeRuntime, padded_law
+from networks.small_digits import small_digits
 from planning import FakeLatency
-from small_digits import small_digits
 
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.ir.reader import load

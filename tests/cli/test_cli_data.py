@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from command_line import CommandLine
-from image_models import classifier, pictures, saved, single_image_detector
+from networks.image_models import classifier, pictures, saved, single_image_detector
 
 line = CommandLine()
 ok, fails = line.out, line.fails

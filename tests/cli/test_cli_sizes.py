@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 import pytest
 from command_line import CommandLine
-from image_models import pictures, saved
-from sized import CLASSIFIER, DETECTOR, RECOGNIZER, proto_of
+from networks.image_models import pictures, saved
+from networks.sized import CLASSIFIER, DETECTOR, RECOGNIZER, proto_of
 
 import onnxprune as op
 from onnxprune.errors import OnnxPruneError

@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 import pytest
 from command_line import CommandLine
+from networks.task_models import classifier, detector, recognizer, segmenter
 from PIL import Image
-from task_models import classifier, detector, recognizer, segmenter
 
 import onnxprune as op
 

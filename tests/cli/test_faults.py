@@ -14,11 +14,11 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-import faults as injected
 import pytest
-from attack_targets import network, samples
 from command_line import CommandLine
-from faults import ERRORS, Faults, faulty
+from damage import faults as injected
+from damage.attack_targets import network, samples
+from damage.faults import ERRORS, Faults, faulty
 
 RECIPE = """
 name = "small"

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from attack_targets import network, samples
 from command_line import CommandLine
+from damage.attack_targets import network, samples
 from onnx import helper
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from networks.residual import chain, conv, graph, removed, removing
 from onnx import numpy_helper
-from residual import chain, conv, graph, removed, removing
 
 import onnxprune as op
 from onnxprune.analysis.blocks import Block

@@ -12,9 +12,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from graphs import BLOCKS, Spec, build
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from random_graphs.graphs import BLOCKS, Spec, build
 
 import onnxprune as op
 from onnxprune.analysis.feature_maps import feature_sites

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 from command_line import CommandLine
-from graphs import PROPERTY, Spec, build
 from hypothesis import example, given
 from hypothesis import strategies as st
 from least_squares import Layer, greedy
+from networks.reading_layers import ALL, BODIES, IMAGE, W, analysis_of, calibration, noise, parsed
 from numpy.typing import NDArray
-from reading_layers import ALL, BODIES, IMAGE, W, analysis_of, calibration, noise, parsed
+from random_graphs.graphs import PROPERTY, Spec, build
 
 import onnxprune as op
 from onnxprune.analysis.coupling import Analysis, Group

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import onnx.parser
 import pytest
-from graphs import PROPERTY
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import numpy_helper
+from random_graphs.graphs import PROPERTY
 
 from onnxprune.criteria import get
 from onnxprune.criteria.pls import Products, pooled, threshold_rule, vip

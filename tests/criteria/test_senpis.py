@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import pytest
 from command_line import CommandLine
-from graphs import CLASSES, PROPERTY, SIDE, Spec, build, specs
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
+from random_graphs.graphs import CLASSES, PROPERTY, SIDE, Spec, build, specs
 
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.analysis.feature_maps import feature_sites

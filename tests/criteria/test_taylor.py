@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from graphs import Spec, build
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from random_graphs.graphs import Spec, build
 
 import onnxprune as op
 from onnxprune.analysis.feature_maps import feature_sites

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from graphs import PROPERTY
 from hypothesis import given
 from hypothesis import strategies as st
+from networks.reading_layers import ALL, BODIES, analysis_of, calibration, noise
 from numpy.typing import NDArray
-from reading_layers import ALL, BODIES, analysis_of, calibration, noise
+from random_graphs.graphs import PROPERTY
 
 from onnxprune.analysis.coupling import Analysis, Group
 from onnxprune.criteria.model_runs.consumer_errors import RemovalOrder, StatisticLimits, ordered_scores

@@ -10,11 +10,11 @@ import onnx
 import onnx.parser
 import onnx_graphsurgeon as gs
 import pytest
-from graphs import PROPERTY, Spec, build
 from hypothesis import given
 from hypothesis import strategies as st
 from least_squares import Layer
 from onnx import numpy_helper
+from random_graphs.graphs import PROPERTY, Spec, build
 
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.analysis.linear_layers import LinearNode, linear_node

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from graphs import BATCH, PROPERTY, SIDE, Spec, build, specs
 from hypothesis import given
 from hypothesis import strategies as st
+from random_graphs.graphs import BATCH, PROPERTY, SIDE, Spec, build, specs
 
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.errors import OnnxPruneError

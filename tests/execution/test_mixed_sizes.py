@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from graphs import PROPERTY
 from hypothesis import given
 from hypothesis import strategies as st
-from image_models import pictures
-from sized import CLASSIFIER, DETECTOR, RECOGNIZER, proto_of
+from networks.image_models import pictures
+from networks.sized import CLASSIFIER, DETECTOR, RECOGNIZER, proto_of
+from random_graphs.graphs import PROPERTY
 
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.criteria.model_runs.masked_evaluation import MaskedEvaluator

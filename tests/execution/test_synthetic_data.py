@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from graphs import Spec, build
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from random_graphs.graphs import Spec, build
 from recovering import constants, parsed, tensors
 
 from onnxprune.errors import OnnxPruneError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from small_digits import small_digits
+from networks.small_digits import small_digits
 
 import onnxprune as op
 from onnxprune.planning.constraints import Constraints

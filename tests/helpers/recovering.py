@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import onnx.parser
 import onnx_graphsurgeon as gs
-from graphs import SIDE
 from numpy.typing import NDArray
 from onnx import numpy_helper
+from random_graphs.graphs import SIDE
 
 import onnxprune as op
 from onnxprune.analysis.coupling import Analysis

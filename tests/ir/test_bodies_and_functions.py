@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from graphs import PROPERTY, removal
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
+from random_graphs.graphs import PROPERTY, removal
 
 from onnxprune.analysis.cost import CostModel
 from onnxprune.analysis.coupling import Analysis

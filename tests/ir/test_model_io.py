@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from graphs import PROPERTY, SIDE, Array, Spec, build, specs
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from random_graphs.graphs import PROPERTY, SIDE, Array, Spec, build, specs
 
 from onnxprune._utils.files.atomic_files import atomic, write_text
 from onnxprune.errors import OnnxPruneError

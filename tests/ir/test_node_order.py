@@ -9,10 +9,10 @@ import numpy as np
 import onnx
 import pytest
 from command_line import CommandLine
-from graphs import PROPERTY
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper, parser
+from random_graphs.graphs import PROPERTY
 
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.sessions import Session

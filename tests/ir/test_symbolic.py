@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 import pytest
-from graphs import PROPERTY, Spec, build, specs
 from hypothesis import given
 from hypothesis import strategies as st
-from structures import FOLDER, filled
+from networks.structures import FOLDER, filled
+from random_graphs.graphs import PROPERTY, Spec, build, specs
 
 import onnxprune as op
 from onnxprune.analysis.shapes.shape_inference import assignments, witness

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
-from graphs import Spec, build
 from onnx import parser
+from random_graphs.graphs import Spec, build
 
 from onnxprune.analysis.coupling import Analysis, Kept
 from onnxprune.errors import OnnxPruneError

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from command_line import CommandLine
 from fake_runtimes import FakeRuntime, layer_law
-from graphs import Spec, build
+from random_graphs.graphs import Spec, build
 
 import onnxprune as op
 from onnxprune.ir.model import Model

@@ -9,11 +9,11 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from graphs import removal
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
-from op_case import INEXACT, LOCKED, Case, model_of
 from op_cases import CASES, TEXT, UNREACHABLE
+from op_cases.case import INEXACT, LOCKED, Case, model_of
+from random_graphs.graphs import removal
 
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.analysis.shapes.shape_inference import witness

@@ -10,11 +10,11 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
-from graphs import BATCH, PROPERTY, SIDE, Array, Builder, Spec, T, build, specs
 from hypothesis import given
 from hypothesis import strategies as st
+from networks.structures import FOLDER, filled
 from onnx import numpy_helper
-from structures import FOLDER, filled
+from random_graphs.graphs import BATCH, PROPERTY, SIDE, Array, Builder, Spec, T, build, specs
 
 import onnxprune as op
 from onnxprune.errors import OnnxPruneError

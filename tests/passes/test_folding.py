@@ -12,10 +12,10 @@ import re
 import numpy as np
 import onnx
 import pytest
-from graphs import PROPERTY
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import numpy_helper, parser
+from random_graphs.graphs import PROPERTY
 
 import onnxprune as op
 from onnxprune.execution.sessions import Session

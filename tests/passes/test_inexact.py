@@ -13,11 +13,11 @@ import onnx
 import onnx_graphsurgeon as gs
 import pytest
 from command_line import CommandLine
-from graphs import PROPERTY, removal
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from onnx import numpy_helper
-from streams import BLOCKS, TOKENS, Stream, build_stream, streams
+from random_graphs.graphs import PROPERTY, removal
+from random_graphs.streams import BLOCKS, TOKENS, Stream, build_stream, streams
 
 from onnxprune import pipeline
 from onnxprune.analysis.coupling import Analysis

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from graphs import SIDE, Spec, build
+from random_graphs.graphs import SIDE, Spec, build
 
 import onnxprune.passes
 from onnxprune.errors import OnnxPruneError

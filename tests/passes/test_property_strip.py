@@ -9,10 +9,10 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from graphs import BATCH, BLOCKS, NEWER, PROPERTY, SIDE, Array, Spec, build, removal, specs
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import numpy_helper
+from random_graphs.graphs import BATCH, BLOCKS, NEWER, PROPERTY, SIDE, Array, Spec, build, removal, specs
 
 from onnxprune.analysis.cost import CostModel
 from onnxprune.analysis.coupling import Analysis, assemble, couple

@@ -16,10 +16,10 @@ import onnx
 import onnx_graphsurgeon as gs
 import pytest
 from command_line import CommandLine
-from graphs import PROPERTY, SIDE, Spec, build, specs
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from random_graphs.graphs import PROPERTY, SIDE, Spec, build, specs
 
 from onnxprune.analysis.cost import CostModel
 from onnxprune.analysis.layer_weights import LayerWeight, constant_value, layer_weights

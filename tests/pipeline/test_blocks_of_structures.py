@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import pytest
-from residual import block_plans
-from structures import FOLDER, all_structures, analysed
+from networks.residual import block_plans
+from networks.structures import FOLDER, all_structures, analysed
 
 from onnxprune.pipeline import compile_plan
 

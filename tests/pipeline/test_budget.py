@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small_digits import small_digits
+from networks.small_digits import small_digits
 
 import onnxprune as op
 from onnxprune.errors import OnnxPruneError

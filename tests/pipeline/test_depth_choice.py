@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
-from residual import WIDTH, chain
+from networks.residual import WIDTH, chain
 
 import onnxprune as op
 from onnxprune.cli import main

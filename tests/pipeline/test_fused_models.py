@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from networks.structures import filled
 from onnx import numpy_helper
-from structures import filled
 
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.ir.model import Model
@@ -175,7 +175,7 @@ def test_transformer_layer_after_onnxruntimes_optimizer(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18.dyn", "mobilenet_v2.dyn", "keras_resnet50", "convnext_tiny.ts"])
 def test_structures_after_onnxruntimes_optimizer(tmp_path: Path, name: str) -> None:
-    from structures import FOLDER
+    from networks.structures import FOLDER
 
     from onnxprune.ir.writer import to_proto
 

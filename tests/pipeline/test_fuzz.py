@@ -7,8 +7,10 @@ import re
 import numpy as np
 import onnx
 import pytest
-from fuzz_sizes import HIDDEN, SIZED
-from fuzzing import (
+from hypothesis import given, reject
+from op_cases import CASES, TEXT, UNREACHABLE
+from random_graphs.fuzz_sizes import HIDDEN, SIZED
+from random_graphs.fuzzing import (
     CASE,
     DTYPES,
     OPSETS,
@@ -29,9 +31,7 @@ from fuzzing import (
     runs,
     where_it_runs,
 )
-from graphs import BLOCKS, PROPERTY
-from hypothesis import given, reject
-from op_cases import CASES, TEXT, UNREACHABLE
+from random_graphs.graphs import BLOCKS, PROPERTY
 
 from onnxprune.ir.reader import load
 from onnxprune.ops import all_ops

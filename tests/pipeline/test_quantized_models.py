@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from networks.structures import FOLDER, fill, unpack
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
-from structures import FOLDER, fill, unpack
 
 import onnxprune as op
 from onnxprune.analysis.coupling import Analysis

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from fuzzing import Fuzz, build, proved, random_plan
-from regression_files import FOLDER, names, plan_of, store, stored
+from random_graphs.fuzzing import Fuzz, build, proved, random_plan
+from random_graphs.regression_files import FOLDER, names, plan_of, store, stored
 
 from onnxprune.ir.reader import load
 from onnxprune.pipeline import analyze

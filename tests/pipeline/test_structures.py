@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from networks.structures import FOLDER, MAX_UNPACKED, StructureError, all_structures, coverage, fill, filled, unpack
 from onnxruntime.transformers.float16 import convert_float_to_float16
-from structures import FOLDER, MAX_UNPACKED, StructureError, all_structures, coverage, fill, filled, unpack
 
 import onnxprune as op
 from onnxprune.latency.random_inputs import random_feeds

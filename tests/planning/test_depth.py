@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from residual import chain
+from networks.residual import chain
 
 from onnxprune.analysis.blocks import inner_groups
 from onnxprune.analysis.cost import CostModel

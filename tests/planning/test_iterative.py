@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from graphs import PROPERTY, Spec, build, specs
 from hypothesis import given
 from hypothesis import strategies as st
 from planning import FakeLatency, kept_counts, share, wide_model
+from random_graphs.graphs import PROPERTY, Spec, build, specs
 
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.criteria import all_criteria

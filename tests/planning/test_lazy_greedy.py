@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from graphs import PROPERTY
 from hypothesis import given
 from hypothesis import strategies as st
+from random_graphs.graphs import PROPERTY
 
 from onnxprune.planning._lazy_greedy import Price, lazy_greedy
 

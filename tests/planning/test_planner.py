@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from graphs import PROPERTY, Spec, build, specs
 from hypothesis import given
 from hypothesis import strategies as st
 from planning import kept_counts as kept
 from planning import share, wide_model
+from random_graphs.graphs import PROPERTY, Spec, build, specs
 
 from onnxprune.analysis.cost import CostModel
 from onnxprune.analysis.coupling import Analysis

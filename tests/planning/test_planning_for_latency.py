@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from graphs import PROPERTY, Spec, build, specs
 from hypothesis import given
 from hypothesis import strategies as st
 from planning import FakeLatency, kept_counts, share, wide_model
+from random_graphs.graphs import PROPERTY, Spec, build, specs
 
 from onnxprune.criteria.normalize import normalize
 from onnxprune.criteria.scoring import Scores

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from graphs import PROPERTY, Spec, build, specs
 from hypothesis import given
 from hypothesis import strategies as st
 from planning import FakeLatency, kept_counts, made_curves, mirrored, share, wide_model
+from random_graphs.graphs import PROPERTY, Spec, build, specs
 
 from onnxprune.analysis.cost import CostModel
 from onnxprune.criteria.scoring import Scores

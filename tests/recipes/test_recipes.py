@@ -20,7 +20,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from command_line import CommandLine
-from image_models import classifier, pictures, saved
+from networks.image_models import classifier, pictures, saved
 from planning import FakeLatency
 
 import onnxprune as op

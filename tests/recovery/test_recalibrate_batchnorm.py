@@ -8,9 +8,9 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
-from graphs import BATCH, PROPERTY, Spec, build, specs
 from hypothesis import given
 from numpy.typing import NDArray
+from random_graphs.graphs import BATCH, PROPERTY, Spec, build, specs
 from recovering import (
     FIRST,
     changed_constants,

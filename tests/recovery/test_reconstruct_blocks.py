@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from command_line import CommandLine
-from graphs import BATCH, PROPERTY, Spec, build, specs
 from hypothesis import given
+from random_graphs.graphs import BATCH, PROPERTY, Spec, build, specs
 from recovering import MODELS, changed_constants, constants, cut_at_random, noise, parsed, raw, samples
 
 import onnxprune as op

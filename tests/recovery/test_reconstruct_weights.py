@@ -9,11 +9,11 @@ import numpy as np
 import onnx
 import onnx.parser
 import pytest
-from graphs import BATCH, PROPERTY, Spec, build, specs
 from hypothesis import given
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from onnx import numpy_helper
+from random_graphs.graphs import BATCH, PROPERTY, Spec, build, specs
 from recovering import (
     FIRST,
     changed_constants,

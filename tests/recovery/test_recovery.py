@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from graphs import SIDE, Spec, build
 from numpy.typing import NDArray
 from onnx import helper
+from random_graphs.graphs import SIDE, Spec, build
 from recovering import constants, cut, cut_at_random, digits, noise, outputs, parsed, raw, samples
 
 import onnxprune as op

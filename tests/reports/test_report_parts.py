@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 from frontiers import digits_frontier
-from structures import FOLDER, analysed
+from networks.structures import FOLDER, analysed
 from test_report import DIGITS, HOSTILE, QUICK, files, text_of  # noqa: F401  (a fixture)
 
 import onnxprune as op

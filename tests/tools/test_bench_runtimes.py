@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +19,10 @@ DIGITS = ROOT / "models" / "digits_cnn.onnx"
 
 
 @pytest.fixture
-def tools(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+def tools(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     monkeypatch.syspath_prepend(str(ROOT / "tools"))
     monkeypatch.setenv("ONNXPRUNE_CACHE", str(tmp_path / "cache"))
-    of_tests = sys.modules.pop("structures", None)  # a module of tests/helpers has the name of a tool
-    yield importlib.import_module
-    sys.modules.pop("structures", None)
-    if of_tests is not None:
-        sys.modules["structures"] = of_tests
+    return importlib.import_module
 
 
 def test_figures_are_recorded_continued_and_written_into_the_page(tools: Any, tmp_path: Path) -> None:

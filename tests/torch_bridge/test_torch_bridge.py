@@ -11,9 +11,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from graphs import BLOCKS, PROPERTY, Array, Spec, build, specs
 from hypothesis import given
 from onnx import TensorProto, helper, numpy_helper
+from random_graphs.graphs import BLOCKS, PROPERTY, Array, Spec, build, specs
 from torch.optim.swa_utils import AveragedModel
 
 import onnxprune as op

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
 import torch
-from structures import all_structures, filled
+from networks.structures import all_structures, filled
 
 import onnxprune as op
 from onnxprune.execution.sessions import Session

@@ -10,8 +10,8 @@ import numpy.typing as npt
 import onnx
 import pytest
 import torch
-from graphs import Spec, build
 from onnx import numpy_helper
+from random_graphs.graphs import Spec, build
 from scipy.special import log_softmax, rel_entr, softmax
 
 from onnxprune.errors import OnnxPruneError

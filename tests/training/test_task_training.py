@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from task_models import Builder, backbone, classifier, detector, recognizer, segmenter
+from networks.task_models import Builder, backbone, classifier, detector, recognizer, segmenter
 
 import onnxprune as op
 from onnxprune.errors import OnnxPruneError

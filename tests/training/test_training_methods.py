@@ -16,9 +16,9 @@ import numpy.typing as npt
 import onnx
 import pytest
 import torch
-from graphs import BLOCKS, Builder, Spec, T, build
 from onnx import numpy_helper
 from planning import kept_counts, share
+from random_graphs.graphs import BLOCKS, Builder, Spec, T, build
 from torch import nn
 
 from onnxprune.analysis.coupling import Analysis

@@ -7,8 +7,8 @@ import functools
 
 import numpy as np
 import pytest
-from mutants import KINDS, Mutant, mutate
-from mutation import DIGITS, Subject, difference, sources, subject
+from proofs.mutants import KINDS, Mutant, mutate
+from proofs.mutation import DIGITS, Subject, difference, sources, subject
 
 from onnxprune.errors import OnnxPruneError
 

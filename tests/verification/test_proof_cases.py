@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from proof_cases import agrees, cases, compiled, edited
+from proofs.proof_cases import agrees, cases, compiled, edited
 
 from onnxprune.errors import OnnxPruneError, VerificationError
 from onnxprune.verification import verify

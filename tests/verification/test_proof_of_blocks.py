@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from residual import chain, conv, dense, graph, removed, removing
+from networks.residual import chain, conv, dense, graph, removed, removing
 
 from onnxprune.analysis.blocks import inner_groups
 from onnxprune.errors import OnnxPruneError, VerificationError

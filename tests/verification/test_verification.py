@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
-from proof_cases import BODY, CONV, ProofCase, agrees, cases, compiled, edited, ints, made
+from proofs.proof_cases import BODY, CONV, ProofCase, agrees, cases, compiled, edited, ints, made
 
 import onnxprune.verification as package
 from onnxprune.analysis.coupling import Analysis

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from graphs import PROPERTY, Spec, build, specs
 from hypothesis import given
-from structures import FOLDER, filled
+from networks.structures import FOLDER, filled
+from random_graphs.graphs import PROPERTY, Spec, build, specs
 
 import onnxprune as op
 from onnxprune.analysis.shapes.shape_inference import known_or_witness, witness

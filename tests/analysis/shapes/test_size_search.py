@@ -8,11 +8,11 @@ from collections.abc import Mapping
 import numpy as np
 import onnx
 import pytest
-from graphs import PROPERTY
 from hypothesis import given
 from hypothesis import strategies as st
+from networks.sized import RECOGNIZER, proto_of
 from onnx import numpy_helper, parser
-from sized import RECOGNIZER, proto_of
+from random_graphs.graphs import PROPERTY
 
 from onnxprune.analysis.shapes._size_constraints import violations
 from onnxprune.analysis.shapes.shape_inference import assignments, witness

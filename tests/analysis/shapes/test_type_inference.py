@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from graphs import PROPERTY, Spec, build, specs
 from hypothesis import given
+from networks.structures import FOLDER, filled
 from onnx import helper
-from structures import FOLDER, filled
+from random_graphs.graphs import PROPERTY, Spec, build, specs
 
 import onnxprune as op
 from onnxprune.analysis.shapes.shape_inference import assignments, witness

@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 import onnx.parser
 import pytest
-from graphs import BATCH, PROPERTY, SIDE, Spec, build, specs
 from hypothesis import given
 from onnx import numpy_helper
+from random_graphs.graphs import BATCH, PROPERTY, SIDE, Spec, build, specs
 
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.analysis.feature_maps import feature_sites

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from image_models import classifier, loaded, picture, pictures, two_inputs
+from networks.image_models import classifier, loaded, picture, pictures, two_inputs
 from PIL import Image
 
 from onnxprune.errors import OnnxPruneError

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from command_line import CommandLine
-from image_models import classifier, loaded, picture, pictures, saved, two_inputs
+from networks.image_models import classifier, loaded, picture, pictures, saved, two_inputs
 from onnx import TensorProto, helper
 
 import onnxprune as op

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from image_models import classifier, loaded, picture, two_inputs
+from networks.image_models import classifier, loaded, picture, two_inputs
 
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Calibration, Probe

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from image_models import classifier, loaded, picture, pictures, saved
+from networks.image_models import classifier, loaded, picture, pictures, saved
 from PIL import Image
 
 from onnxprune.errors import OnnxPruneError

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from image_models import pictures
+from networks.image_models import pictures
 from PIL import Image
 
 from onnxprune.errors import OnnxPruneError

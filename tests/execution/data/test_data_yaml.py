@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from image_models import pictures
+from networks.image_models import pictures
 
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.data import Boxes, load_data

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from task_models import MODELS, Builder, classifier, pooled, regressor
+from networks.task_models import MODELS, Builder, classifier, pooled, regressor
 
 import onnxprune as op
 from onnxprune.errors import OnnxPruneError

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from networks.task_models import MODELS, Builder, backbone, detector, recognizer
 from onnx import TensorProto, helper
-from task_models import MODELS, Builder, backbone, detector, recognizer
 
 import onnxprune as op
 from onnxprune.errors import OnnxPruneError

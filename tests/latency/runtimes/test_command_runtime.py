@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from command_line import CommandLine
 from fake_runtimes import file_law, profiler
-from graphs import PROPERTY
 from hypothesis import given
 from hypothesis import strategies as st
+from random_graphs.graphs import PROPERTY
 
 from onnxprune.errors import OnnxPruneError
 from onnxprune.ir.model import Model

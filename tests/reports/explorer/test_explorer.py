@@ -10,12 +10,12 @@ from typing import Any
 import onnx
 import pytest
 from command_line import CommandLine
-from graphs import PROPERTY, Spec, build, specs
 from hypothesis import given
 from hypothesis import strategies as st
+from networks.residual import chain, conv, graph
+from networks.structures import FOLDER, analysed
 from planning import FakeLatency, kept_counts, made_curves, mirrored, share, wide_model
-from residual import chain, conv, graph
-from structures import FOLDER, analysed
+from random_graphs.graphs import PROPERTY, Spec, build, specs
 
 import onnxprune as op
 from onnxprune.analysis.coupling import Kept

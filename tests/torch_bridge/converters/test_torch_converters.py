@@ -18,11 +18,11 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from graphs import PROPERTY, Array
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
+from random_graphs.graphs import PROPERTY, Array
 
 from onnxprune.errors import OnnxPruneError
 from onnxprune.ir.reader import load

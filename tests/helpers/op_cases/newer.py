@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from op_case import LOCKED, Case, i64
+
+from op_cases.case import LOCKED, Case, i64
 
 TOKENS = "r = Reshape (h, s16) t = Transpose <perm = [0, 2, 1]> (r) "  # [N, 16, 8]
 S16 = {"s16": i64(0, 8, 16)}

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
-from graphs import T
 from onnx import TensorProto, helper
 
+from random_graphs.graphs import T
+
 if TYPE_CHECKING:
-    from fuzzing import FuzzBuilder
+    from random_graphs.fuzzing import FuzzBuilder
 
 Part = Callable[["FuzzBuilder", T], T]
 SIZED: dict[str, Part] = {}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from op_case import INEXACT, Case, i64
+
+from op_cases.case import INEXACT, Case, i64
 
 MS = "com.microsoft."
 TOKENS = "r = Reshape (h, s16) t = Transpose <perm = [0, 2, 1]> (r) "  # [N, 16, 8]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from op_case import INEXACT, LOCKED, Case, i64
-from op_cases_fused import FUSED
-from op_cases_newer import NEWER
-from op_cases_quantized import QUANTIZED
+
+from op_cases.case import INEXACT, LOCKED, Case, i64
+from op_cases.fused import FUSED
+from op_cases.newer import NEWER
+from op_cases.quantized import QUANTIZED
 
 U = "u = Sigmoid (h) "  # in (0, 1): every function below is finite there
 B = "u = Greater (h, zero) v = Less (h, half) "

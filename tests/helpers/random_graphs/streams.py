@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from graphs import Builder, Spec
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
+
+from random_graphs.graphs import Builder, Spec
 
 TOKENS = 5
 WORDS = 11

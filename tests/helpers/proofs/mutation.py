@@ -17,11 +17,9 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-import proof_cases
+from networks.residual import with_blocks
+from networks.structures import FOLDER, fill, unpack
 from onnx import helper, numpy_helper
-from residual import with_blocks
-from structures import FOLDER, fill, unpack
-from widened import differs
 
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.errors import OnnxPruneError
@@ -33,8 +31,10 @@ from onnxprune.passes.remove_blocks import removal_passes
 from onnxprune.pipeline import analyze
 from onnxprune.plans import Plan
 from onnxprune.verification import verify
+from proofs import proof_cases
+from proofs.widened import differs
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 Array = np.ndarray[Any, Any]
 Feeds = Mapping[str, Array]
 

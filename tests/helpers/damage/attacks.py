@@ -22,8 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import mutations
-
+from damage import mutations
 from onnxprune.cli import main
 
 SECONDS = 30  # of CPU time: other work on the machine does not count

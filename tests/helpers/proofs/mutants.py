@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from mutation import Array, Subject
+from networks.residual import with_blocks
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
-from residual import with_blocks
 
 from onnxprune.plans import Plan, Removal
+from proofs.mutation import Array, Subject
 
 Random = np.random.Generator
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from op_case import INEXACT, LOCKED, Case, i64
+
+from op_cases.case import INEXACT, LOCKED, Case, i64
 
 MS = "com.microsoft."
 

@@ -13,16 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from attacks import Target
 from command_line import CommandLine
-from mutations import ARRAYS, BYTES, CHECKPOINT, JSON, MODEL, NPY, TOML, YAML
 from onnx import numpy_helper
-from op_case import model_of
 from op_cases import CASES
+from op_cases.case import model_of
 
 import onnxprune as op
+from damage.attacks import Target
+from damage.mutations import ARRAYS, BYTES, CHECKPOINT, JSON, MODEL, NPY, TOML, YAML
 
-SHIPPED = Path(__file__).parents[2] / "models" / "digits_cnn.onnx"
+SHIPPED = Path(__file__).parents[3] / "models" / "digits_cnn.onnx"
 SMALL = frozenset({"s.onnx", "s.onnx.data"})
 NETWORK = """
 <ir_version: 8, opset_import: ["" : 17]>

@@ -12,7 +12,7 @@ import onnx
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.plans import Plan, Removal
 
-FOLDER = Path(__file__).parent.parent / "regressions"
+FOLDER = Path(__file__).parents[2] / "regressions"
 LARGE = 10_000  # bytes: compressed above
 
 

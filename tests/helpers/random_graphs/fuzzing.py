@@ -18,12 +18,10 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import onnxruntime
-from fuzz_sizes import DECIDES, HIDDEN, SIZED, UNKNOWN, fixed
-from graphs import BLOCKS, CLASSES, NEWER, Builder, Spec, T, removal
 from hypothesis import strategies as st
+from networks.residual import drawn_blocks, with_blocks
 from onnx import TensorProto, helper
 from op_cases import CASES
-from residual import drawn_blocks, with_blocks
 
 from onnxprune import verification
 from onnxprune.analysis.coupling import Analysis
@@ -36,6 +34,8 @@ from onnxprune.latency.random_inputs import random_feeds
 from onnxprune.passes.slice_statistics import masked_reference
 from onnxprune.pipeline import Compiled, analyze, compile_plan
 from onnxprune.plans import Plan, Removal
+from random_graphs.fuzz_sizes import DECIDES, HIDDEN, SIZED, UNKNOWN, fixed
+from random_graphs.graphs import BLOCKS, CLASSES, NEWER, Builder, Spec, T, removal
 
 OPSETS = range(13, onnx.defs.onnx_opset_version() + 1)
 DTYPES = ("float32", "float16", "float64")

@@ -20,7 +20,7 @@ from onnx import NodeProto, TensorProto
 import onnxprune as op
 from onnxprune.analysis.cost import CostModel
 
-FOLDER = Path(__file__).resolve().parent.parent.parent / "models" / "structures"
+FOLDER = Path(__file__).resolve().parents[3] / "models" / "structures"
 MAX_PACKED = 2**20  # bytes of a file
 MAX_UNPACKED = 2**25  # bytes of the message
 MAX_MEMORY = 2**28  # bytes the decompressor may use

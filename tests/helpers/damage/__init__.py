@@ -1,0 +1,1 @@
+"""Damage: attacks on files that commands read, and faults of the disk."""
