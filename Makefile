@@ -75,17 +75,17 @@ types: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/pip install --quiet -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
-	$(BIN)/python tools/check_site.py --links
+	$(BIN)/python tools/pages/check_site.py --links
 
 # Every page of the site in a browser: lengths, tables, pictures, layout shifts, axe-core. Minutes.
 site-check: docs
-	OMP_NUM_THREADS=1 $(BIN)/python tools/check_site.py
+	OMP_NUM_THREADS=1 $(BIN)/python tools/pages/check_site.py
 
 # The pictures of the pages, from the program itself; look at them before committing.
 pictures: $(STAMP)
 	$(BIN)/pip install --quiet 'playwright>=1.45'
-	OMP_NUM_THREADS=1 $(BIN)/python tools/screenshots.py
-	OMP_NUM_THREADS=1 $(BIN)/python tools/figures.py
+	OMP_NUM_THREADS=1 $(BIN)/python tools/pages/screenshots.py
+	OMP_NUM_THREADS=1 $(BIN)/python tools/pages/figures.py
 
 # The sdist, and from it the wheel, which works from another folder without the checkout on the path.
 wheel: $(STAMP)

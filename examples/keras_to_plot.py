@@ -5,8 +5,8 @@
 #
 #     model.export("digits_keras.onnx", format="onnx")
 #
-# The file that it wrote for the network of `tools/make_keras_model.py` ships. It is pruned to several sizes, without
-# and with recovery, and measured.
+# The file that it wrote for the network of `tools/model_makers/make_keras_model.py` ships. It is pruned to several
+# sizes, without and with recovery, and measured.
 #
 #     pip install 'onnxprune[cpu,data,report]'
 #     python examples/keras_to_plot.py [OUT.svg]

@@ -298,7 +298,7 @@ def with_batchnorm(path: Path) -> Any:
     import onnx
     import onnx.numpy_helper
     import torch
-    from cifar_networks import Block, ResNet
+    from model_makers.cifar_networks import Block, ResNet
     from torch import nn
     from torch_pruning_sweep import TOLERANCE, difference
 

@@ -52,7 +52,7 @@ PUBLISHED = {
 
 def from_scratch(name: str, path: Path, data: op.Data, how: Preprocess, epochs: int, device: str) -> Path:
     """Return the file of the network trained from random weights, made once."""
-    from cifar_networks import exported, network
+    from model_makers.cifar_networks import exported, network
 
     if not path.exists():
         settings = Settings(

@@ -8,9 +8,9 @@ A row is what this command does; the scores of one model serve all shares, and t
     onnxprune prune rec.onnx -o small.onnx --target macs=0.5 --data lines/ --preprocess paddleocr-rec
 
 The models are those of the wheel rapidocr-onnxruntime, downloaded by pip to .zoo/. Lines and pages are rendered
-(tools/rendered_text.py): words, numbers, dates and codes in Debian's fonts with noise, blur and rotation. The pruner
-gets calibration images without labels. No word and no line of the test occurs in them. Height is 48, widths are mixed,
-and dynamic dimensions stay dynamic.
+(tools/model_makers/rendered_text.py): words, numbers, dates and codes in Debian's fonts with noise, blur and rotation.
+The pruner gets calibration images without labels. No word and no line of the test occurs in them. Height is 48, widths
+are mixed, and dynamic dimensions stay dynamic.
 
 Models are read with onnxruntime and decoded here, without onnxprune. Figures go to JSON, tables to Markdown, a picture
 to --pictures.
@@ -34,8 +34,8 @@ import click
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
+from model_makers.rendered_text import HEIGHT, Line, Page, fonts, lines, pages
 from PIL import Image, ImageDraw, ImageFont
-from rendered_text import HEIGHT, Line, Page, fonts, lines, pages
 from wild import ROOT, download, extract
 
 import onnxprune as op

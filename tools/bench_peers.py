@@ -271,8 +271,8 @@ def export(module: Any, inputs: Any, path: Path) -> onnx.ModelProto:
 def built(name: str) -> tuple[Any, Any]:
     """Return a torchvision model with random weights that make comparisons meaningful, and its inputs."""
     import torch
-    from zoo_build import _vision, randomise
-    from zoo_catalogue import catalogue
+    from zoo_parts.zoo_build import _vision, randomise
+    from zoo_parts.zoo_catalogue import catalogue
 
     entry = next(e for e in catalogue() if e.name == f"{name}.ts")
     torch.manual_seed(0)
@@ -484,7 +484,7 @@ def page(results: Path, target: Path) -> None:
 FIGURE = (
     "![MACs kept by the three tools on each export; results that do not run or are not equal stand at the right]"
     "(pictures/comparison.svg)"
-)  # drawn by tools/figures.py from the table
+)  # drawn by tools/pages/figures.py from the table
 PAGE = """# Side by side
 
 {summary}

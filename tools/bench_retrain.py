@@ -23,7 +23,7 @@ from typing import Any
 import click
 import torch
 import torch_pruning as tp
-from cifar_networks import Block, ResNet, exported
+from model_makers.cifar_networks import Block, ResNet, exported
 from torch import nn
 from torch_pruning_sweep import from_onnx
 

@@ -29,7 +29,7 @@ import onnx.numpy_helper
 import onnxruntime as ort
 import torch
 import torch_pruning as tp
-from cifar_networks import Block, ResNet
+from model_makers.cifar_networks import Block, ResNet
 from torch import nn
 
 TOLERANCE = 1e-4

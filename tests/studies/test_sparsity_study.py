@@ -1,4 +1,4 @@
-"""The study of weight and unit pruning, on a small network that `tools/make_models.py` trains like the large one."""
+"""The study of weight and unit pruning, on a small network that is trained like that of `make_models.py --mlp`."""
 
 from __future__ import annotations
 

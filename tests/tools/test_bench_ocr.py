@@ -27,7 +27,7 @@ def tool(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @needs_debian
 def test_no_word_or_line_of_the_test_is_in_the_calibration(tool: Any) -> None:
-    text = tool("rendered_text")
+    text = tool("model_makers.rendered_text")
     words = [set(text.words(part)) for part in text.PARTS]
     assert not words[0] & words[1]
     assert min(map(len, words)) > 500
@@ -42,7 +42,7 @@ def test_no_word_or_line_of_the_test_is_in_the_calibration(tool: Any) -> None:
 
 @needs_debian
 def test_lines_have_one_height_many_widths_and_the_same_pixels_again(tool: Any) -> None:
-    text = tool("rendered_text")
+    text = tool("model_makers.rendered_text")
     lines, again = text.lines("test", 20), text.lines("test", 20)
     assert {line.pixels.shape[0] for line in lines} == {48}
     assert len({line.pixels.shape[1] for line in lines}) > 8
@@ -53,7 +53,7 @@ def test_lines_have_one_height_many_widths_and_the_same_pixels_again(tool: Any) 
 
 @needs_debian
 def test_pages_mark_their_lines(tool: Any) -> None:
-    text, bench = tool("rendered_text"), tool("bench_ocr")
+    text, bench = tool("model_makers.rendered_text"), tool("bench_ocr")
     for page in text.pages("calibration", 3, ((320, 320), (256, 416))):
         assert page.pixels.shape[:2] == page.mask.shape
         assert 0.02 < page.mask.mean() < 0.6

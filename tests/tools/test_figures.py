@@ -20,7 +20,7 @@ IMAGE = re.compile(r"!\[([^\]]*)\]\(([^)]+)\)")
 def figures() -> ModuleType:
     sys.path.insert(0, str(ROOT / "tools"))
     try:
-        return importlib.import_module("figures")
+        return importlib.import_module("pages.figures")
     finally:
         sys.path.remove(str(ROOT / "tools"))
 
@@ -29,7 +29,7 @@ def test_a_figure_shows_the_numbers_of_its_page(figures: ModuleType) -> None:
     for name, figure in figures.FIGURES.items():
         if figure.cheap:
             text = (figures.OUT / f"{name}.svg").read_text(encoding="utf-8")
-            assert f"<!-- numbers: {figure.digest()} -->" in text, f"python tools/figures.py {name}"
+            assert f"<!-- numbers: {figure.digest()} -->" in text, f"python tools/pages/figures.py {name}"
 
 
 def test_a_figure_is_drawn_again_with_the_same_bytes(figures: ModuleType) -> None:

@@ -28,12 +28,14 @@ def tool(name: str) -> ModuleType:
 
 @pytest.fixture(scope="module")
 def rows() -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads((ROOT / "tools" / "coverage.json").read_text(encoding="utf-8"))
+    found: list[dict[str, Any]] = json.loads(
+        (ROOT / "tools" / "zoo_parts" / "coverage.json").read_text(encoding="utf-8")
+    )
     return found
 
 
 def test_every_model_of_the_numbers_is_in_a_table_once(rows: list[dict[str, Any]]) -> None:
-    tables = tool("zoo_page").tables(rows)
+    tables = tool("zoo_parts.zoo_page").tables(rows)
     names = re.findall(r'<tr data-kind="\w*"><td>([^<°]+)', tables["models"])
     failed = re.findall(r'<tr data-kind="\w*"><td>([^<°]+)', tables["failed"])
     assert sorted([*names, *failed]) == sorted(str(r["name"]) for r in rows)
@@ -42,14 +44,16 @@ def test_every_model_of_the_numbers_is_in_a_table_once(rows: list[dict[str, Any]
 
 def test_the_page_has_a_place_for_every_table(rows: list[dict[str, Any]]) -> None:
     page = (ROOT / "docs" / "coverage.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"<!-- table: (\w+) -->", page)) == set(tool("zoo_page").tables(rows))
+    assert set(re.findall(r"<!-- table: (\w+) -->", page)) == set(tool("zoo_parts.zoo_page").tables(rows))
     assert not (ROOT / "docs" / "coverage.json").exists()
-    good = sum(tool("zoo_page").proved(r) for r in rows)
+    good = sum(tool("zoo_parts.zoo_page").proved(r) for r in rows)
     assert f"**{good} of " in page
 
 
 def test_a_table_escapes_its_cells_and_says_what_it_searches() -> None:
-    table = tool("zoo_page").long_table("models", ("a", "b"), [("k", ["<b>", "1.5"]), ("", ["x", "2"])], {"k": "K & L"})
+    table = tool("zoo_parts.zoo_page").long_table(
+        "models", ("a", "b"), [("k", ["<b>", "1.5"]), ("", ["x", "2"])], {"k": "K & L"}
+    )
     assert "&lt;b&gt;" in table
     assert '<option value="k">K &amp; L</option>' in table
     assert '<th scope="col" class="n">b</th>' in table
@@ -60,7 +64,7 @@ def test_a_table_escapes_its_cells_and_says_what_it_searches() -> None:
 @pytest.fixture
 def pages() -> ModuleType:
     pytest.importorskip("mkdocs")
-    return tool("site_pages")
+    return tool("pages.site_pages")
 
 
 def test_every_public_name_is_on_the_page_of_one_task(pages: ModuleType) -> None:
@@ -118,7 +122,7 @@ def site(tmp_path: Path) -> Path:
 
 
 def test_links_that_lead_somewhere_are_fine(site: Path) -> None:
-    assert tool("check_site").check(site, links=True) == []
+    assert tool("pages.check_site").check(site, links=True) == []
 
 
 @pytest.mark.parametrize(
@@ -127,13 +131,13 @@ def test_links_that_lead_somewhere_are_fine(site: Path) -> None:
 )
 def test_a_link_that_leads_nowhere_is_found(site: Path, link: str, said: str) -> None:
     (site / "c.html").write_text(f'<a href="{link}">x</a>', "utf-8")
-    tool("check_site").read.cache_clear()
-    assert tool("check_site").check(site, links=True) == [f"c.html: link to {link}: {said}"]
+    tool("pages.check_site").read.cache_clear()
+    assert tool("pages.check_site").check(site, links=True) == [f"c.html: link to {link}: {said}"]
 
 
 def test_what_a_browser_measures_is_judged() -> None:
     fine = {"height": 900, "wide": [], "images": [], "shift": 0.0, "overflow": 0}
-    judge = tool("check_site").problems
+    judge = tool("pages.check_site").problems
     assert list(judge(fine)) == []
     for key, value in (("height", 18_001), ("wide", ["t"]), ("images", ["i"]), ("shift", 0.1), ("overflow", 9)):
         assert len(list(judge({**fine, key: value}))) == 1

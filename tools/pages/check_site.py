@@ -1,6 +1,6 @@
 """Check the built site in a browser: lengths, tables, images, layout shifts, accessibility, links.
 
-    make docs && python tools/check_site.py [SITE] [--only PART_OF_A_PATH] [--links]
+    make docs && python tools/pages/check_site.py [SITE] [--only PART_OF_A_PATH] [--links]
 
 Every page must fit in 20 screens of 1280 x 900, no table may be wider than its column, images have an alternative text
 and a size, nothing moves while the page loads, axe-core finds nothing serious, and links lead to files and anchors that
@@ -22,7 +22,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 import click
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "helpers"))
 
 from browser import Browser  # noqa: E402

@@ -2,7 +2,8 @@
 
 A name is `ARCHITECTURE.EXPORTER`: `.ts` is PyTorch's TorchScript exporter at opset 17, `.dyn` its dynamo exporter at
 opset 20, `.tf2onnx` and `.keras` are tf2onnx and Keras' own; models of the onnx wheel have no exporter.
-`tools/zoo_build.py` makes them. A model that is not here, though its library has it, is in `SKIPPED`, with the reason.
+`tools/zoo_parts/zoo_build.py` makes them. A model that is not here, though its library has it, is in `SKIPPED`, with
+the reason.
 """
 
 from __future__ import annotations

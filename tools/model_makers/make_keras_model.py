@@ -1,7 +1,7 @@
 """Trains a small Keras network on scikit-learn's digits and writes Keras' own ONNX export to models/.
 
     pip install keras tensorflow-cpu tf2onnx scikit-learn 'onnxprune[cpu,data]'
-    python tools/make_keras_model.py           # about a minute
+    python tools/model_makers/make_keras_model.py           # about a minute
 
 `digits_keras.onnx` is what `model.export(format="onnx")` writes: NHWC input, transposes, BatchNorm folded, Dense as
 MatMul and Add, Softmax at the end. Tests and the Keras example live on it.
@@ -21,7 +21,7 @@ from keras import layers
 
 import onnxprune as op
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def conv(x: object, filters: int, strides: int = 1) -> object:

@@ -1,6 +1,6 @@
 """Export small random models of current families to ONNX, for tools/wild.py; run with an environment of its own.
 
-    python tools/wild_build.py FOLDER [--only 'yolo*']
+    python tools/zoo_parts/wild_build.py FOLDER [--only 'yolo*']
 
 Needs torch, torchvision, transformers and ultralytics, which onnxprune does not depend on. A model that its exporter
 rejects is reported and left out.

@@ -1,9 +1,9 @@
 """Trains the models on scikit-learn's digits that ship, and writes them to models/.
 
     pip install -e '.[train,dev]'
-    python tools/make_models.py                # the demo model, about two minutes on one core
-    python tools/make_models.py --detector     # instead the detector of digit scenes, about eight minutes
-    python tools/make_models.py --mlp mlp.onnx # instead the MLP of docs/unstructured.md, half a minute, 6.7 MB
+    python tools/model_makers/make_models.py                # the demo model, about two minutes on one core
+    python tools/model_makers/make_models.py --detector     # instead the detector of digit scenes, about eight minutes
+    python tools/model_makers/make_models.py --mlp mlp.onnx # instead the MLP of docs/unstructured.md: 30 s, 6.7 MB
 
 `digits_cnn.onnx` keeps BatchNormalization (criterion bn_scale reads it), `digits_cnn_folded.onnx` is what the exporter
 writes by default. Only `digits:train` is trained on, `digits:test` is only reported.
@@ -31,7 +31,7 @@ from torch.nn import functional as fn
 
 import onnxprune as op
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 WEAK = 0.5  # the share of each group that decays
 MLP = (64, 1000, 1000, 500, 200, 10)  # of the study of weight and unit pruning, whose inputs were 28x28
 Member = tuple[nn.Conv2d, nn.BatchNorm2d]

@@ -276,7 +276,7 @@ def export(model: Detector, path: Path) -> None:
     shape.dim[1].dim_value = 4 + len(NAMES)  # the exporter does not see that it is fixed
     names = "{" + ", ".join(f"{i}: '{name}'" for i, name in enumerate(NAMES)) + "}"
     facts = {
-        "description": "detector of digit scenes, trained by onnxprune's tools/make_models.py",
+        "description": "detector of digit scenes, trained by onnxprune's make_models.py",
         "task": "detect",
         "stride": str(max(STRIDES)),
         "imgsz": f"[{SIZE}, {SIZE}]",

@@ -1,11 +1,11 @@
 """Draw the figures of the documentation from the numbers on its pages.
 
-    make pictures                     # with the pictures of tools/screenshots.py
-    python tools/figures.py NAME ...  # into docs/pictures/
+    make pictures                     # with the pictures of tools/pages/screenshots.py
+    python tools/pages/figures.py NAME ...  # into docs/pictures/
 
-A figure reads the table that its page shows, tools/coverage.json, or models and data that ship, so it cannot differ
-from the text. Each file carries a digest of its numbers: tests/tools/test_figures.py fails if a table changed and its
-figure was not drawn again.
+A figure reads the table that its page shows, tools/zoo_parts/coverage.json, or models and data that ship, so it cannot
+differ from the text. Each file carries a digest of its numbers: tests/tools/test_figures.py fails if a table changed
+and its figure was not drawn again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import matplotlib
 from matplotlib.figure import Figure as Canvas
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests" / "helpers"), str(ROOT / "tools")]
 
 DOCS = ROOT / "docs"
@@ -117,7 +117,7 @@ FAMILIES = (("timm_", "timm"), ("hf_", "transformers"), ("keras_", "Keras"), (".
 
 def _coverage() -> Any:
     found = []
-    for row in json.loads((ROOT / "tools" / "coverage.json").read_text(encoding="utf-8")):
+    for row in json.loads((ROOT / "tools" / "zoo_parts" / "coverage.json").read_text(encoding="utf-8")):
         share = row.get("inexact", row.get("random", {})).get("params_aside")
         if share is not None:
             found.append((next((f for key, f in FAMILIES if key in row["name"]), "torchvision and others"), share))

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from zoo_catalogue import SKIPPED, catalogue
+from zoo_parts.zoo_catalogue import SKIPPED, catalogue
 
 KINDS = ("random", "target", "inexact")  # of cuts
 Row = dict[str, Any]
@@ -45,7 +45,7 @@ masked original: *difference* is the larger of the two, relative to the largest 
 - **Exporters.** `.ts` is PyTorch's TorchScript exporter (opset 17), `.bn` the same with BatchNormalization kept, `.dyn`
   its dynamo exporter (opset 20), `.tf2onnx` and `keras_` tf2onnx, `.keras` Keras 3's own export.
 - **Weights** are random: as the library makes them, with BatchNorm statistics of a random batch and nothing left at
-  zero or one (`tools/zoo_build.py`), or, marked °, put into the weight-less structure by
+  zero or one (`tools/zoo_parts/zoo_build.py`), or, marked °, put into the weight-less structure by
   `tests/helpers/networks/structures.py`.
 - **Sizes.** Images are 96 pixels wide where an architecture takes that. MACs, seconds and memory depend on it, free
   channels do not.
@@ -73,7 +73,7 @@ is against the original whose statistics run over the kept channels.
 
 ## Repeat it
 
-The numbers are in `tools/coverage.json`.
+The numbers are in `tools/zoo_parts/coverage.json`.
 
 <!-- not run: takes models and images that do not ship, and hours -->
 
@@ -263,7 +263,7 @@ def _unrun(rows: Sequence[Row]) -> str:
     missing = [name for name in _LIBRARY if name not in {str(r["name"]) for r in rows}]
     if not missing or len(missing) == len(_LIBRARY):
         return ""
-    return f"## Not run\n\nOf the catalogue in `tools/zoo_catalogue.py`: {', '.join(missing)}.\n"
+    return f"## Not run\n\nOf the catalogue in `tools/zoo_parts/zoo_catalogue.py`: {', '.join(missing)}.\n"
 
 
 def _causes(rows: Sequence[Row]) -> list[list[str]]:

@@ -1,11 +1,11 @@
 """Make the pictures of the documentation from the program itself, in the browser of the tests.
 
     make pictures                     # all of them, into docs/pictures/
-    python tools/screenshots.py NAME ...
+    python tools/pages/screenshots.py NAME ...
 
 Most are 1280 by 800 pixels of a page that onnxprune serves or writes, all from models and data that ship. Run it after
 a change of the explorer, the report or the frontier, and look at the result before committing it. Figures of numbers on
-the pages: tools/figures.py.
+the pages: tools/pages/figures.py.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from onnxprune.reports import MeasurementSettings, write_report
 from onnxprune.reports.explorer import Explorer, Server, plan_site
 from onnxprune.studies.plots import plot_curves
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests" / "helpers"), str(ROOT / "tools")]
 
 from browser import Browser  # noqa: E402

@@ -1,7 +1,7 @@
 """Build the models of the zoo: seeded random weights that make proofs meaningful, then the library's ONNX export.
 
-    python tools/zoo_build.py NAME_OR_PATTERN ... --out FOLDER      # FOLDER/NAME/model.onnx
-    python tools/zoo_build.py --list                                # what there is
+    python tools/zoo_parts/zoo_build.py NAME_OR_PATTERN ... --out FOLDER      # FOLDER/NAME/model.onnx
+    python tools/zoo_parts/zoo_build.py --list                                # what there is
 
 `tools/zoo.py --build` does the same and then measures each model. Proofs on freshly initialised networks show little:
 BatchNorms do nothing, layer scales and last layers are zero, so a wrong channel would have no effect. Here running
@@ -14,13 +14,16 @@ import argparse
 import contextlib
 import inspect
 import json
+import sys
 import time
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from structures import tests_module
-from zoo_catalogue import Entry, catalogue, chosen
+from zoo_parts.zoo_catalogue import Entry, catalogue, chosen
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

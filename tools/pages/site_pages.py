@@ -28,7 +28,7 @@ from onnxprune.criteria import all_criteria
 from onnxprune.ops import all_ops
 from onnxprune.passes import all_passes
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 # Files outside docs/ that have a page, under the name a link uses, from the root of the repository.
 OUTSIDE = {
@@ -69,7 +69,7 @@ FETCHED = re.compile(r"""<(?:script|img|iframe|source)[^>]*\ssrc=["']?(?:https?:
 
 LOGO = re.compile(r'(<img src="[^"]*logo\.svg" alt="logo")')
 IMAGE = re.compile(r"<img [^>]*>")
-# Place of a table of tools/zoo_page.py.
+# Place of a table of tools/zoo_parts/zoo_page.py.
 TABLE = re.compile(r"<!-- table: (\w+) -->")
 
 log = logging.getLogger("mkdocs.site_pages")
@@ -169,10 +169,10 @@ def coverage() -> dict[str, str]:
     """Return the tables of the coverage page, from its numbers."""
     sys.path.insert(0, str(ROOT / "tools"))
     try:
-        import zoo_page
+        from zoo_parts import zoo_page
     finally:
         sys.path.remove(str(ROOT / "tools"))
-    return zoo_page.tables(json.loads((ROOT / "tools" / "coverage.json").read_text(encoding="utf-8")))
+    return zoo_page.tables(json.loads((ROOT / "tools" / "zoo_parts" / "coverage.json").read_text(encoding="utf-8")))
 
 
 def cell(text: str) -> str:
@@ -246,7 +246,7 @@ def python_pages() -> dict[str, str]:
     named = [name for _, _, _, names in TASKS for name in names]
     if sorted(named) != sorted(name for name in onnxprune.__all__ if name != "__version__"):
         strange = set(named) ^ (set(onnxprune.__all__) - {"__version__"})
-        raise ValueError(f"TASKS of tools/site_pages.py and onnxprune.__all__ differ in {sorted(strange)}")
+        raise ValueError(f"TASKS of tools/pages/site_pages.py and onnxprune.__all__ differ in {sorted(strange)}")
     lines = ["# Python\n\n`import onnxprune as op`, by task:\n", "| task | names |", "|---|---|"]
     pages = {}
     for title, file, sentence, names in TASKS:

@@ -1,6 +1,6 @@
 """Measure one model for `tools/zoo.py`, in a process of its own.
 
-    python tools/zoo_measure.py MODEL.onnx [--no-proofs]      # one line of JSON
+    python tools/zoo_parts/zoo_measure.py MODEL.onnx [--no-proofs]      # one line of JSON
 
 Load, analyze, prune a random half of every group and to half of the MACs by l2, verify both: the random half at batch
 1 and 5, the other at batch 1. Where a statistic holds channels back, the random half comes again with those free. What
@@ -24,7 +24,7 @@ from onnxprune.analysis.coupling import components
 from onnxprune.verification import verify
 
 Row = dict[str, Any]
-WARM_UP = Path(__file__).resolve().parent.parent / "models" / "digits_cnn.onnx"
+WARM_UP = Path(__file__).resolve().parents[2] / "models" / "digits_cnn.onnx"
 
 
 class Clock:
