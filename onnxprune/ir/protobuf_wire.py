@@ -22,7 +22,7 @@ import numpy.typing as npt
 import onnx
 
 from onnxprune._utils.files import input_files
-from onnxprune.ir._text_check import check_text
+from onnxprune.ir._reading.text_check import check_text
 
 MODEL_GRAPH = 7  # ModelProto.graph
 GRAPH_INITIALIZER = 5  # GraphProto.initializer

@@ -23,10 +23,10 @@ from onnxprune._utils.output.formatting import shortened
 from onnxprune._utils.processes.gc_pause import gc_paused
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.ir import protobuf_wire
-from onnxprune.ir._endless_loops import check_loops
-from onnxprune.ir._foreign_files import foreign
-from onnxprune.ir._function_inlining import without_functions
-from onnxprune.ir._node_order import in_order
+from onnxprune.ir._reading.endless_loops import check_loops
+from onnxprune.ir._reading.foreign_files import foreign
+from onnxprune.ir._reading.function_inlining import without_functions
+from onnxprune.ir._reading.node_order import in_order
 from onnxprune.ir.branches import flat
 from onnxprune.ir.input_sizes import Shapes, with_shapes
 from onnxprune.ir.model import Array, Model, Sidecar, node_key

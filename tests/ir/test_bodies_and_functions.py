@@ -14,7 +14,7 @@ from onnxprune.analysis.cost import CostModel
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.sessions import Session
-from onnxprune.ir._function_inlining import MOST_NODES
+from onnxprune.ir._reading.function_inlining import MOST_NODES
 from onnxprune.ir.model import Model
 from onnxprune.ir.reader import load
 from onnxprune.ir.writer import to_proto

@@ -8,7 +8,7 @@ import pytest
 from onnx import numpy_helper
 
 from onnxprune.errors import OnnxPruneError
-from onnxprune.ir._endless_loops import check_loops
+from onnxprune.ir._reading.endless_loops import check_loops
 from onnxprune.ir.reader import load
 
 TEXT = """

@@ -16,10 +16,10 @@ from random_graphs.graphs import PROPERTY
 
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.sessions import Session
-from onnxprune.ir._node_order import in_order
+from onnxprune.ir._reading.node_order import in_order
 from onnxprune.ir.reader import load
 
-DIGITS = Path(__file__).parent.parent.parent / "models" / "digits_cnn.onnx"
+DIGITS = Path(__file__).parents[3] / "models" / "digits_cnn.onnx"
 
 
 def model(text: str) -> onnx.ModelProto:

@@ -89,11 +89,11 @@ def test_files_that_torch_writes_are_recognized(tmp_path: Path) -> None:
 
 def test_the_page_of_the_message_exists() -> None:
     for page in ("docs/howto/pytorch.md", "docs/howto/keras.md"):
-        assert (Path(__file__).parent.parent.parent / page).is_file()
+        assert (Path(__file__).parents[3] / page).is_file()
 
 
 def test_a_damaged_model_is_still_one(tmp_path: Path) -> None:
-    whole = (Path(__file__).parent.parent.parent / "models" / "digits_cnn.onnx").read_bytes()
+    whole = (Path(__file__).parents[3] / "models" / "digits_cnn.onnx").read_bytes()
     (tmp_path / "m.onnx").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(OnnxPruneError, match="is not an ONNX model, or is cut off"):
         load(tmp_path / "m.onnx")
