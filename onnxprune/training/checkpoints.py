@@ -170,15 +170,16 @@ def _is_optimizer_state(found: object) -> bool:
     )
 
 
-_COUNTERS = frozenset(("epoch", "global_step", "ready", "started", "processed", "completed"))
+_COUNTERS = frozenset(("epoch", "global_step", "ready", "started", "processed", "completed", "_batches_that_stepped"))
 
 
-def _has_counters(progress: object) -> bool:
-    """Return whether the counters of Lightning's loops, in dicts at any depth, are integers from 0."""
-    return not isinstance(progress, dict) or all(
-        type(value) is int and value >= 0 if name in _COUNTERS else _has_counters(value)
-        for name, value in progress.items()
-    )
+def _has_counters(progress: object, name: str = "") -> bool:
+    """Return whether the state of Lightning's loops is dicts of flags and counters, which are integers from 0."""
+    if name in _COUNTERS:
+        return type(progress) is int and progress >= 0
+    if isinstance(progress, dict):
+        return all(_has_counters(value, key) for key, value in progress.items())
+    return type(progress) in (bool, type(None))
 
 
 def make_folder(folder: Path) -> None:
