@@ -18,6 +18,14 @@ ROOT = Path(__file__).resolve().parents[1]
 TOP = ROOT / "onnxprune"
 DESIGN = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
 MOST_ENTRIES = 24  # files and folders directly in onnxprune/
+MOST_IN_A_FOLDER = 15  # files and folders, without `__init__.py`: about twelve
+REGISTRIES = {  # folders in which an item is found by its name, one file for each
+    "passes": "pass",
+    "onnxprune/cli": "command",
+    "onnxprune/criteria": "criterion",
+    "onnxprune/ops": "operator family",
+    "onnxprune/torch_bridge/converters": "operator family",
+}
 
 
 def rows(heading: str, columns: int) -> list[list[str]]:
@@ -81,6 +89,18 @@ def test_the_table_has_a_row_for_everything_at_the_top() -> None:
     entries = {p.name for p in TOP.iterdir() if p.name not in ("__pycache__", "__init__.py", "py.typed")}
     assert {name.removesuffix(".py") for name in entries} | {"passes"} == set(NEEDS)
     assert len(entries) + 2 <= MOST_ENTRIES
+
+
+def entries_of(folder: Path) -> list[str]:
+    return [p.name for p in folder.iterdir() if p.name not in ("__init__.py", "__pycache__")]
+
+
+FOLDERS = {path.relative_to(ROOT).as_posix(): path for path in {p.parent for p, _ in SOURCES} - {TOP}}
+
+
+def test_a_folder_holds_about_twelve_entries_unless_each_is_found_by_its_name() -> None:
+    large = {name for name, folder in FOLDERS.items() if len(entries_of(folder)) > MOST_IN_A_FOLDER}
+    assert large == set(REGISTRIES)
 
 
 def test_the_readme_links_to_the_map() -> None:
