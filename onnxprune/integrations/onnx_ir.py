@@ -8,11 +8,12 @@ result = ir.passes.Sequential(PrunePass(target="macs=0.5"))(ir.load("model.onnx"
 
 from __future__ import annotations
 
-from typing import Any
+from inspect import signature
+from typing import Unpack
 
 from onnxprune.errors import OnnxPruneError
 from onnxprune.ir.writer import to_proto
-from onnxprune.pipeline import Pruned, prune
+from onnxprune.pipeline import Pruned, PruneOptions, prune
 
 try:
     import onnx_ir
@@ -30,10 +31,12 @@ class PrunePass(onnx_ir.passes.FunctionalPass):  # type: ignore[misc]  # mypy do
         options: Keyword arguments of `onnxprune.prune`: target, data, criterion and so on.
 
     Raises:
+        TypeError: An option is not one of `onnxprune.prune`.
         onnx_ir.passes.PassError: In a sequence; its cause is the OnnxPruneError that says what to do.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, **options: Unpack[PruneOptions]) -> None:
+        signature(prune).bind_partial(**options)
         self.options = options
         self.pruned: Pruned | None = None
 

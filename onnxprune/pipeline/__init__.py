@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from onnxprune.pipeline._jobs import to_torch as to_torch
     from onnxprune.pipeline._jobs import write_back as write_back
     from onnxprune.pipeline._prune import Pruned as Pruned
+    from onnxprune.pipeline._prune import PruneOptions as PruneOptions
     from onnxprune.pipeline._prune import prune as prune
     from onnxprune.pipeline._stages import Compiled as Compiled
     from onnxprune.pipeline._stages import analyze as analyze
@@ -63,7 +64,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "_inputs": "CurvesSource DataSource ModelSource PlanSource PreprocessSource as_calibration as_model as_plan",
     "_jobs": "bench evaluate recover retrain to_torch write_back",
-    "_prune": "Pruned prune",
+    "_prune": "PruneOptions Pruned prune",
     "_stages": "Compiled analyze analyze_for apply compile_plan plan plan_steps score sparsify verify",
     "budget.frontier": "Frontier FrontierPoint load_frontier",
     "budget.frontier_job": "frontier",

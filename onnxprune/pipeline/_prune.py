@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TypedDict
 
 from onnxprune._utils.output.progress import Progress
 from onnxprune.analysis.coupling import Analysis
@@ -44,9 +44,6 @@ from onnxprune.planning.targets import LatencyPredictor, Target
 from onnxprune.plans import Plan
 from onnxprune.recovery.recover import Recovered, check_samples
 from onnxprune.recovery.recover import recover as recover_model
-
-if TYPE_CHECKING:
-    pass
 
 StageProgress = Callable[[str, int, int], None]
 """Called with the stage and (done, total) of it."""
@@ -88,6 +85,49 @@ class Pruned(Compiled):
         if self.speedup is not None:
             facts.append(f"{self.speedup.measured.share:.1%} of the latency kept")
         return facts
+
+
+class PruneOptions(TypedDict, total=False):
+    """Keyword arguments of `prune`, for callers that pass them on."""
+
+    target: Target | str | None
+    ratio: float | None
+    max_drop: float | None
+    minimize: str
+    criterion: str | AnyCriterion | None
+    params: CriterionParams | None
+    reduce: str | None
+    data: DataSource | None
+    val_data: DataSource | None
+    images: int | None
+    size: Sequence[int] | None
+    preprocess: PreprocessSource | None
+    task: TaskOptions | str | None
+    metric: str | None
+    recover: bool | None
+    reconstruct_blocks: bool
+    curves: CurvesSource | None
+    min_group_accuracy: float | None
+    max_loss: float | None
+    allocator: str | None
+    normalize: str | None
+    steps: int | None
+    schedule: str
+    constraints: Constraints | None
+    attention: str
+    include_inexact: bool
+    shapes: Shapes | None
+    latency: bool
+    batch: int
+    threads: int
+    runs: int
+    device: str
+    runtime: Runtime | str
+    runtime_options: Mapping[str, str] | None
+    latency_rounds: int
+    verify: bool
+    tolerance: float | None
+    progress: StageProgress | None
 
 
 def prune(

@@ -56,6 +56,11 @@ def test_nothing_to_remove_is_no_change() -> None:
     assert not result.modified
 
 
+def test_an_option_that_prune_lacks_is_refused_when_the_pass_is_made() -> None:
+    with pytest.raises(TypeError, match="targets"):
+        PrunePass(targets="macs=0.5")
+
+
 def test_an_error_keeps_its_cause_in_a_sequence() -> None:
     with pytest.raises(ir.passes.PassError) as caught:
         ir.passes.Sequential(PrunePass(target="macs=0.00001"))(ir.load(MODEL))

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import onnx
@@ -21,6 +21,7 @@ from click.testing import CliRunner
 import onnxprune as op
 from onnxprune import options
 from onnxprune.cli import main
+from onnxprune.pipeline import PruneOptions
 from onnxprune.planning.curves import Curve, CurvePoint
 from onnxprune.training import Epoch, Retrained, ValidationMetrics
 
@@ -339,6 +340,12 @@ def test_reprs_name_what_counts(results: dict[str, Any]) -> None:
 )
 def test_values_print_what_was_set(value: object, text: str) -> None:
     assert repr(value) == text
+
+
+def test_the_options_of_passes_are_those_of_prune() -> None:
+    arguments = get_type_hints(op.prune)
+    del arguments["model"], arguments["return"]
+    assert get_type_hints(PruneOptions) == arguments
 
 
 def test_values_of_any_size_print_in_a_few_lines() -> None:
