@@ -147,6 +147,8 @@ def saved_run(
         raise FORMAT.error("the state of its optimizer is damaged", str(path))
     if not _has_counters({k: whole.get(k) for k in ("epoch", "global_step", "loops")}):
         raise FORMAT.error("the counters of its progress are damaged", str(path))
+    if not _is_plain(head.run):
+        raise FORMAT.error("the record of its run is damaged", str(path))
     wrong = different(head.run, run)
     if "settings" in wrong and isinstance(head.run.get("settings"), dict):
         wrong.remove("settings")
@@ -158,6 +160,15 @@ def saved_run(
             fix="repeat its command, or discard it with --restart",
         )
     return {**whole[_HEADER], "state_dict": whole["state_dict"]}
+
+
+def _is_plain(found: object) -> bool:
+    """Return whether a value is text, numbers, flags and None, in lists and dicts at any depth."""
+    if isinstance(found, dict):
+        return all(map(_is_plain, found)) and all(map(_is_plain, found.values()))
+    if isinstance(found, list | tuple):
+        return all(map(_is_plain, found))
+    return found is None or type(found) in (str, int, float, bool)
 
 
 def _is_optimizer_state(found: object) -> bool:
