@@ -7,7 +7,7 @@ import onnx_graphsurgeon as gs
 import pytest
 from onnx import parser
 
-from onnxprune.analysis._memory_check import check_memory
+from onnxprune.analysis.shapes._memory_check import check_memory
 from onnxprune.errors import OnnxPruneError
 from onnxprune.pipeline import analyze
 
