@@ -38,7 +38,7 @@ line = CommandLine()
 
 @cache
 def maker() -> dict[str, Any]:
-    return runpy.run_path(str(ROOT / "tools" / "make_models.py"))
+    return runpy.run_path(str(ROOT / "tools" / "model_makers" / "make_models.py"))
 
 
 @cache
