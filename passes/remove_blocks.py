@@ -50,7 +50,8 @@ class RemoveBlocks(Pass):
         """
         if not self.plan.blocks:
             return model
-        check_plan(self.plan, self.analysis or couple(model, **analysis_options(self.plan)))
+        analysis = couple(model, **analysis_options(self.plan)) if self.analysis is None else self.analysis
+        check_plan(self.plan, analysis)
         graph = model.graph
         removed: dict[str, set[int]] = {}
         writers = {t.name: n for n in graph.nodes for t in n.outputs}

@@ -317,12 +317,13 @@ def within(seconds: int) -> Iterator[None]:
     def stop(*_: object) -> None:
         raise TimeoutError(f"not done after {seconds} s of CPU")
 
-    signal.signal(signal.SIGPROF, stop)
+    before = signal.signal(signal.SIGPROF, stop)
     signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def one_trained(model: Path, data: Path, tool: str) -> dict[str, Any]:

@@ -65,6 +65,8 @@ def shown(value: Any) -> str:
     """Return a foreign value as a message shows it: short, whatever it is."""
     if isinstance(value, dict | list) and (len(value) > 4 or len(repr(value)) > _SHOWN):
         return f"{'a list' if isinstance(value, list) else 'a table'} of {len(value)}"
+    if type(value) is int and value.bit_length() > 1024:  # Python refuses to write the longest ones
+        return "a number of more than 300 digits"
     text = repr(shortened(value) if isinstance(value, str) else value)
     return text if len(text) <= 2 * _SHOWN else f"{text[:_SHOWN]}..."
 
@@ -183,7 +185,10 @@ class Reader:
             item = inner[1] if inner else Any
             return value if item is Any else {k: self._value(item, v, (*keys, k)) for k, v in value.items()}
         if hint is float and type(value) is int:
-            return float(value)
+            try:
+                return float(value)
+            except OverflowError:
+                raise self._mismatch(hint, value, keys) from None
         if type(value) is not (type(None) if hint is None else hint):
             raise self._mismatch(hint, value, keys)
         return value

@@ -28,6 +28,12 @@ def exported_node(node: gs.Node) -> onnx.NodeProto:
             node.op, [t.name for t in node.inputs], [t.name for t in node.outputs], node.name, domain=node.domain
         )
         proto.attribute.extend(OnnxExporter.export_attributes({k: v for k, v in node.attrs.items() if k not in empty}))
+    except UnboundLocalError as err:  # graphsurgeon's answer to optional values, maps and opaque types
+        raise OnnxPruneError(
+            "a body of the node has an input or output that is neither a tensor nor a sequence of tensors",
+            where=f"{node.op} {name!r}",
+            fix="export the model again",
+        ) from err
     except (TypeError, ValueError) as err:
         raise OnnxPruneError(
             f"the node's attributes cannot be written ({err})",

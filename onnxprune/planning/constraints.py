@@ -252,7 +252,10 @@ def _nothing_remains(analysis: Analysis, constraints: Constraints) -> OnnxPruneE
             f"({', '.join(named[:3])}{', ...' if len(named) > 3 else ''})",
             fix="add --only blocks, or include groups of channels (see `onnxprune inspect`)",
         )
-    return OnnxPruneError("no group remains to prune", fix="see `onnxprune inspect`, and exclude or protect less")
+    fix = "see `onnxprune inspect`, and exclude or protect less"
+    if not analysis.groups and analysis.free_blocks:
+        fix = f"remove residual blocks, of which {len(analysis.free_blocks)} can be: --only blocks"
+    return OnnxPruneError("no group remains to prune", fix=fix)
 
 
 def _protected(preset: str, index: int, group: Group) -> bool:

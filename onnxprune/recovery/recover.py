@@ -243,7 +243,7 @@ def recover(
             raise unknown("stage", name, ALL_STAGES)
     if "reconstruct_blocks" in stages:
         from onnxprune import torch_bridge  # noqa: F401  (before anything slow: an error that names the extra)
-    analysis = analysis or analyze_for(original, plan)
+    analysis = analyze_for(original, plan) if analysis is None else analysis
     check_belongs(analysis, plan, pruned)
     calibration = _bounded(analysis, calibration)
     solving, judging = split(calibration.data)

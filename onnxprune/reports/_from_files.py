@@ -227,7 +227,7 @@ class _FileCollector:
 
     def _stage(self, written: str) -> ModelSnapshot | None:
         """Return the model that a document names: by path, else the only one with that file name."""
-        same = [m for m in self.models if written and m.path.resolve() == Path(written).resolve()]
+        same = [m for m in self.models if written and _is_file(m.path, written)]
         alike = [m for m in self.models if written and m.path.name == Path(written).name]
         found = same or alike
         return self.stages[found[0].name] if len(found) == 1 else None
@@ -381,3 +381,11 @@ class _FileCollector:
             self.report.commands.append(shlex.join(["onnxprune", "bench", *paths]))
         everything = [*paths, *(str(d.path) for d in self.documents)]
         self.report.commands.append(shlex.join(["onnxprune", "report", *everything, "-o", "report.html"]))
+
+
+def _is_file(path: Path, written: str) -> bool:
+    """Return whether a foreign text is a path of a file; False for texts that cannot be a path."""
+    try:
+        return path.resolve() == Path(written).resolve()
+    except (OSError, RuntimeError, ValueError):  # a loop of links, a null character
+        return False

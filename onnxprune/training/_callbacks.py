@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 
+from onnxprune._utils.fields import Bounds, Index, read_options
 from onnxprune._utils.progress import Progress
 from onnxprune.training._learner import Learner, ValidationMetrics
 
@@ -31,9 +32,9 @@ class Epoch:
         metric, value, higher_is_better: of the task, on the validation data; see `ValidationMetrics`.
     """
 
-    epoch: int
+    epoch: Index
     train_loss: float | None
-    top1: float | None
+    top1: Annotated[float, Bounds(at_least=0, at_most=1)] | None
     loss: float
     lr: float | None
     seconds: float
@@ -119,7 +120,7 @@ class Recorder(Callback):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state from the checkpoint; the weights of the best epoch have their own file."""
-        self.history = [Epoch(**e) for e in state["history"]]
+        self.history = [read_options(Epoch, e, "history of the checkpoint") for e in state["history"]]
         self.best, self.stopped = state["best"], state["stopped"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,8 @@ class TrainingSession:
         except Diverged as err:
             self.diverged = err
         except (KeyError, TypeError, AttributeError, ValueError, IndexError, RuntimeError) as err:
-            if saved is None or self.recorder.began:  # the first step uses all of a saved state
+            # The first step uses nearly all of a saved state; what Lightning counts with is used until the epoch ends.
+            if saved is None or (self.recorder.began and not _is_of_lightning(err)):
                 raise
             raise self._damaged(err) from err
         finally:
@@ -198,3 +200,9 @@ def steepest(lrs: list[float], losses: list[float]) -> float | None:
     slope = np.gradient(loss[finite], rate[finite])
     place = int(np.argmin(slope))
     return float(10 ** rate[finite][place])
+
+
+def _is_of_lightning(err: BaseException) -> bool:
+    """Return whether an exception was raised by a line of Lightning, not by what it calls."""
+    *_, (frame, _line) = traceback.walk_tb(err.__traceback__)
+    return str(frame.f_globals.get("__name__", "")).startswith("lightning.")

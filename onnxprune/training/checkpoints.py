@@ -147,6 +147,8 @@ def saved_run(
         raise FORMAT.error("the state of its optimizer is damaged", str(path))
     if not _has_counters({k: whole.get(k) for k in ("epoch", "global_step", "loops")}):
         raise FORMAT.error("the counters of its progress are damaged", str(path))
+    if not _is_plain(head.run):
+        raise FORMAT.error("the record of its run is damaged", str(path))
     wrong = different(head.run, run)
     if "settings" in wrong and isinstance(head.run.get("settings"), dict):
         wrong.remove("settings")
@@ -160,6 +162,15 @@ def saved_run(
     return {**whole[_HEADER], "state_dict": whole["state_dict"]}
 
 
+def _is_plain(found: object) -> bool:
+    """Return whether a value is text, numbers, flags and None, in lists and dicts at any depth."""
+    if isinstance(found, dict):
+        return all(map(_is_plain, found)) and all(map(_is_plain, found.values()))
+    if isinstance(found, list | tuple):
+        return all(map(_is_plain, found))
+    return found is None or type(found) in (str, int, float, bool)
+
+
 def _is_optimizer_state(found: object) -> bool:
     """Return whether a value is a list of states of optimizers, whose entries by parameter are dicts."""
     return isinstance(found, list) and all(
@@ -170,15 +181,16 @@ def _is_optimizer_state(found: object) -> bool:
     )
 
 
-_COUNTERS = frozenset(("epoch", "global_step", "ready", "started", "processed", "completed"))
+_COUNTERS = frozenset(("epoch", "global_step", "ready", "started", "processed", "completed", "_batches_that_stepped"))
 
 
-def _has_counters(progress: object) -> bool:
-    """Return whether the counters of Lightning's loops, in dicts at any depth, are integers from 0."""
-    return not isinstance(progress, dict) or all(
-        type(value) is int and value >= 0 if name in _COUNTERS else _has_counters(value)
-        for name, value in progress.items()
-    )
+def _has_counters(progress: object, name: str = "") -> bool:
+    """Return whether the state of Lightning's loops is dicts of flags and counters, which are integers from 0."""
+    if name in _COUNTERS:
+        return type(progress) is int and progress >= 0
+    if isinstance(progress, dict):
+        return all(_has_counters(value, key) for key, value in progress.items())
+    return type(progress) in (bool, type(None))
 
 
 def make_folder(folder: Path) -> None:

@@ -312,3 +312,9 @@ def test_documents_of_other_programs_may_hold_more() -> None:
     assert dataclasses.replace(ANY, extra=True).fields(Inner, data, "x") == Inner(2)
     with pytest.raises(OnnxPruneError, match="unknown key 'area'"):
         ANY.fields(Inner, data, "x")
+
+
+@pytest.mark.parametrize("number", [10**400, -(10**5000)], ids=["400 digits", "5000 digits"])
+def test_a_whole_number_beyond_floats_is_refused(number: int) -> None:
+    with pytest.raises(OnnxPruneError, match=r"'ratio' takes .*, not a number of more than 300 digits"):
+        FORMAT.fields(Document, written(GOOD, ratio=number), "x")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 import pytest
 from onnx import TensorProto, helper
 
@@ -30,8 +32,6 @@ def model(*nodes: onnx.NodeProto) -> onnx.ModelProto:
     ],
 )
 def test_an_empty_list_keeps_the_type_of_the_schema(domain: str, op: str, key: str, kind: int) -> None:
-    import onnx_graphsurgeon as gs
-
     node = gs.Node(op, "n", {"other": 2, key: []}, [gs.Variable("x")], [gs.Variable("y")], domain)
     proto = exported_node(node)
     found = {a.name: a for a in proto.attribute}
@@ -57,3 +57,12 @@ def test_an_empty_list_inside_a_body_names_the_node() -> None:
     with pytest.raises(OnnxPruneError, match="cannot be written") as found:
         to_skeleton(load(model(body_like)))
     assert found.value.where == "Whole 'outer'"
+
+
+def test_a_body_with_an_optional_output_names_the_node() -> None:
+    out = gs.Variable("z", dtype=np.float32, shape=[1], type="optional_type")
+    body = gs.Graph([], [], [out])
+    node = gs.Node("SequenceMap", "outer", {"body": body}, [gs.Variable("x")], [gs.Variable("y")])
+    with pytest.raises(OnnxPruneError, match="neither a tensor nor a sequence") as found:
+        exported_node(node)
+    assert found.value.where == "SequenceMap 'outer'"

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from residual import chain
+from residual import chain, conv, graph, removing
 
 from onnxprune.analysis.blocks import inner_groups
 from onnxprune.analysis.cost import CostModel
@@ -287,3 +287,16 @@ def test_scores_of_blocks_exclude_comparisons(tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["score", DIGITS, "--blocks", "--compare", "l1,l2"])
     assert done.exit_code == 2
     assert "--blocks" in done.output
+
+
+def test_a_block_of_a_model_without_groups_is_removed() -> None:
+    body = "c = Constant<value = float {2}>() z = Mul(x, c) " + conv("a", "z", "one") + "y = Relu(a) out = Add(x, y)"
+    analysis = analyze(load(graph(body, ["one"])))
+    assert not analysis.groups
+    assert analysis.model.fingerprint != analysis.source.fingerprint  # the constant is no node any more
+    [block] = analysis.free_blocks
+    done = compile_plan(analysis.source, removing(analysis, [block.name]), analysis=analysis)
+    assert [n.op for n in done.model.graph.nodes] in ([], ["Identity"])
+    with pytest.raises(OnnxPruneError, match="no group remains to prune") as found:
+        plan(score(analysis), "macs=0.5")
+    assert found.value.fix == "remove residual blocks, of which 1 can be: --only blocks"

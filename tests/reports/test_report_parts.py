@@ -64,6 +64,16 @@ def test_an_evaluation_of_another_task_is_on_the_card(files: Path, tmp_path: Pat
     assert "not measured" not in cards(report.stages)[0]["after"]
 
 
+@pytest.mark.parametrize("name", ["small\0.onnx", "loop/small.onnx", "s" * 5000])
+def test_a_name_that_is_no_path_is_of_no_model(files: Path, tmp_path: Path, name: str) -> None:  # noqa: F811
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    document = {"model": str(tmp_path / name), "task": "regress", "metric": "mse", "mse": 0.25,
+                "samples": 9, "provider": "CPUExecutionProvider"}  # fmt: skip
+    (tmp_path / "e.json").write_text(json.dumps(document), encoding="utf-8")
+    report = collect([files / "model.onnx", tmp_path / "e.json"], measuring=QUICK)
+    assert report.stages[-1].value is None
+
+
 def test_the_page_says_it_before_anything_else(files: Path, tmp_path: Path) -> None:  # noqa: F811
     write_report([files / "model.onnx", files / "small.onnx"], tmp_path / "r.html", measuring=QUICK)
     text = text_of((tmp_path / "r.html").read_text(encoding="utf-8"))

@@ -611,8 +611,28 @@ def test_checkpoints_of_other_runs_are_refused(tmp_path: Path) -> None:
         counters[key] = before
     save_state({**state, "epoch": None}, folder / "last.ckpt")
     refused("counters of its progress are damaged")
+    loop = state["loops"]["fit_loop"]["epoch_loop.state_dict"]
+    for key, value in (("_batches_that_stepped", {}), ("more", torch.zeros(3))):
+        before = dict(loop)
+        loop[key] = value
+        save_state(state, folder / "last.ckpt")
+        refused("counters of its progress are damaged")
+        loop.clear()
+        loop.update(before)
     save_state({**state, "optimizer_states": [{"state": {0: None}}]}, folder / "last.ckpt")
     refused("state of its optimizer is damaged")
+    run = state["onnxprune"]["run"]
+    for value in (torch.zeros(0), [torch.zeros(2)], {"deep": {1: np.float32(1)}}):
+        before, run["model"] = run["model"], value
+        save_state(state, folder / "last.ckpt")
+        refused("record of its run is damaged|not a checkpoint")
+        run["model"] = before
+    line = state["onnxprune"]["recorder"]["history"][0]
+    for key, value in (("top1", 10**400), ("top1", 1.5), ("loss", -(10**400))):
+        before, line[key] = line[key], value
+        save_state(state, folder / "last.ckpt")
+        refused(f"'{key}' takes a number.*, not")
+        line[key] = before
     save_state(state, folder / "last.ckpt")
     (folder / "last.ckpt").write_bytes((folder / "last.ckpt").read_bytes()[:1000])
     refused("damaged one")
