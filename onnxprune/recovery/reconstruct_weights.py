@@ -247,7 +247,7 @@ class _InputMoments:
         level = ridge * self.variance + self.least or 1.0
         damped = self.products.copy()
         np.einsum("ii->i", damped)[:] += level
-        found = level, Inverse(damped)
+        found = level, Inverse(damped, overwrite=True)
         if ridge in self._repeated:
             self._inverses[ridge] = found
         return found
