@@ -225,15 +225,20 @@ def _fits(linear: LinearNode, matrix: Matrix, shift: Matrix) -> bool:
 
 
 class _InputMoments:
-    """Second moments of inputs, central if outputs can be shifted, with their inverses by lambda."""
+    """Second moments of inputs, central if outputs can be shifted, with their inverses by lambda.
+
+    The products that it is made of are overwritten: those of a wide layer are as large as its rows.
+    """
 
     def __init__(self, rows: int, sums: Matrix, products: Matrix, intercept: bool, least: float) -> None:
         self.rows, self.intercept = rows, intercept
         self._repeated = (least, _ROUNDS_AT)
         self.mean = sums / rows if intercept else np.zeros(len(sums))
-        self.products = products / rows - np.outer(self.mean, self.mean)
-        self.variance = max(float(np.trace(self.products)), 0.0) / len(sums)
         self.least = _ROUNDING * float(np.diagonal(products).max()) / rows
+        products /= rows
+        products -= np.outer(self.mean, self.mean)
+        self.products = products
+        self.variance = max(float(np.trace(products)), 0.0) / len(sums)
         self._inverses: dict[float, tuple[float, Inverse]] = {}
 
     def crossed(self, x: Array, target: Array) -> tuple[Matrix, Matrix]:
@@ -300,6 +305,7 @@ class _Problem:
         inside, held = self._sums(~out), self._sums(out)
         moments = _InputMoments(len(out), inside[0] + held[0], inside[1] + held[1], self.intercept, self.ridges[0])
         rest = _InputMoments(len(out) - int(out.sum()), *inside, self.intercept, self.ridges[0])
+        del inside, held
         x, trials = self.x[out], []
         targets = self._targets(moments, rounds)
         for i, (target, crossed) in enumerate(targets):
