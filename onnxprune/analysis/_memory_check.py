@@ -15,12 +15,14 @@ from onnxprune.errors import OnnxPruneError
 
 _UNCHECKED = 2**28  # bytes of one node that every machine has
 _WIDEST = 16  # bytes of the widest element
+_EXPANSION = 1000  # no exporter computes constants so many times as large as all that the file stores
 
 
 def check_memory(graph: gs.Graph, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, np.dtype[Any]]) -> None:
     """Raise if a node of a model does not fit the memory at hand, or has a negative size.
 
     The estimate is a lower bound: the inputs and outputs of the largest node at the sizes that the analysis assumes.
+    What is computed from constants alone must be in proportion to the file, too: a few bytes can ask for gigabytes.
 
     Args:
         graph: Graph of the model.
@@ -53,6 +55,7 @@ def check_memory(graph: gs.Graph, shapes: Mapping[str, tuple[int, ...]], dtypes:
             largest, where = total, node
     if where is None or largest <= _UNCHECKED:
         return
+    _check_computed_constants(graph, bytes_of)
     free = memory_at_hand()
     if free is None or largest <= free:
         return
@@ -62,6 +65,26 @@ def check_memory(graph: gs.Graph, shapes: Mapping[str, tuple[int, ...]], dtypes:
         where=_label(where),
         fix="smaller inputs (--shape), or a machine with more memory",
     )
+
+
+def _check_computed_constants(graph: gs.Graph, bytes_of: Mapping[str, int]) -> None:
+    """Raise if a tensor that depends on no input is large and far larger than all constants of the file."""
+    stored, fixed = 0, set[str]()
+    for node in graph.nodes:
+        for t in node.inputs:
+            if isinstance(t, gs.Constant) and t.name not in fixed:
+                fixed.add(t.name)
+                stored += prod(t.shape) * (np.dtype(t.dtype).itemsize or 4)
+    for node in graph.nodes:
+        if all(not t.name or t.name in fixed for t in node.inputs):
+            fixed.update(t.name for t in node.outputs)
+            for t in node.outputs:
+                if bytes_of.get(t.name, 0) > max(_UNCHECKED, _EXPANSION * stored):
+                    raise OnnxPruneError(
+                        f"the tensor {t.name!r} takes {_size(bytes_of[t.name])} and is computed from constants alone, "
+                        f"and the constants in the file take {_size(stored)}",
+                        where=_label(node), fix="the file is damaged; or store this constant in it",
+                    )  # fmt: skip
 
 
 def _label(node: gs.Node) -> str:

@@ -23,6 +23,7 @@ SMALL = 4096  # elements; larger values are not passed to inference
 
 _LIKE_INPUT = frozenset(("GroupNormalization", "MeanVarianceNormalization"))
 _FEW = 16  # floats of the scales and sizes of a Resize; longer arrays are weights, whose values do not affect shapes
+_LONG = 2**16  # elements of a vector; no shape has as many sizes
 _PLAIN = frozenset((int, float, bool, str, bytes))
 
 
@@ -89,9 +90,15 @@ class NodeTypes:
                 model.graph.initializer.append(numpy_helper.from_array(told[name], name))
             elif name in types:
                 model.graph.input.add(name=name).type.ParseFromString(types[name])
-        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+        # onnx takes a vector for a shape when it propagates values, and makes a list of as many sizes.
+        sizes = not any(_is_long_vector(i.type.tensor_type.shape.dim) for i in model.graph.input)
+        inferred = onnx.shape_inference.infer_shapes(model, data_prop=sizes).graph
         found = {v.name: v.type.SerializeToString() for v in inferred.value_info}
         return [found.get(t.name) for t in node.outputs]
+
+
+def _is_long_vector(dims: Sequence[onnx.TensorShapeProto.Dimension]) -> bool:
+    return len(dims) == 1 and dims[0].dim_value > _LONG
 
 
 def captured(node: gs.Node) -> list[gs.Tensor]:
