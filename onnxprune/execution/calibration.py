@@ -192,10 +192,7 @@ def calibrate(
             run = _length(part) or 1
             real = run if samples is None else min(run, samples - done)
             for (name, statistics), values in zip(wanted.items(), _run(session, part, i), strict=True):
-                # In float64 no sum of finite float32 numbers overflows; opposite infinities give NaN.
-                with np.errstate(all="ignore"):
-                    finite = np.isfinite(values.sum(dtype=np.float64))
-                if not finite:
+                if not is_finite(values):
                     raise OnnxPruneError(
                         f"the activation {name!r} is not finite on this data (batch {i})",
                         where=_producer(tensors[name]),
@@ -210,6 +207,16 @@ def calibrate(
     if not done:
         raise OnnxPruneError("the data has no samples", fix="pass at least one sample")
     return done
+
+
+def is_finite(values: Array) -> bool:
+    """Return whether all values of an array of floats are finite.
+
+    A sum is not finite if one of its terms is not: opposite infinities give NaN. The sum of finite float32 numbers may
+    overflow in their own type, which is faster, but not in float64.
+    """
+    with np.errstate(all="ignore"):
+        return bool(np.isfinite(values.sum()) or np.isfinite(values.sum(dtype=np.float64)))
 
 
 def exposing(model: Model, names: Sequence[str]) -> Model:

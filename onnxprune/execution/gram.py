@@ -150,12 +150,20 @@ def damped(covariance: Matrix, ridge: float) -> Matrix:
 
 
 class Inverse:
-    """Factored symmetric positive definite matrix; calling it solves for right-hand sides."""
+    """Factored symmetric positive definite matrix; calling it solves for right-hand sides.
 
-    def __init__(self, matrix: Matrix) -> None:
+    Args:
+        matrix: The matrix, in C order.
+        overwrite: Use its memory for the factor, which saves a copy.
+    """
+
+    def __init__(self, matrix: Matrix, *, overwrite: bool = False) -> None:
         from scipy.linalg import cho_factor  # slow import
 
-        self._factor = cho_factor(matrix, lower=True, check_finite=False)
+        # LAPACK works in place on Fortran order, which is that of the transpose; the matrix is symmetric.
+        self._factor = cho_factor(
+            matrix.T if overwrite else matrix, lower=True, overwrite_a=overwrite, check_finite=False
+        )
 
     def __call__(self, right: Matrix) -> Matrix:
         """Return `matrix^-1 right`."""
@@ -222,7 +230,7 @@ class BlockOBS:
         own = np.concatenate([*blocks, np.zeros(0, np.int64)])
         stops = np.cumsum([len(b) for b in blocks])
         self._at = [np.arange(stop - len(b), stop) for b, stop in zip(blocks, stops.tolist(), strict=True)]
-        self._inverse = Inverse(damped(covariance, ridge)).dense()[np.ix_(own, own)]
+        self._inverse = Inverse(damped(covariance, ridge), overwrite=True).dense()[np.ix_(own, own)]
         self._outer = weight[own] @ weight[own].T
         self._blocks = [self._of_size(size) for size in sorted({len(b) for b in blocks} - {0})]
         self._remaining = np.ones(len(own), np.bool_)

@@ -18,6 +18,7 @@ import onnx_graphsurgeon as gs
 from onnxprune._utils.files.array_files import load_array, save_array
 from onnxprune.analysis.shapes.shape_inference import Witness
 from onnxprune.errors import OnnxPruneError
+from onnxprune.execution.calibration import is_finite
 from onnxprune.execution.data import Feeds
 from onnxprune.execution.sessions import Session
 from onnxprune.ir.model import Array, Model
@@ -47,6 +48,7 @@ class Segments:
         self._batch = next((s[0] for t in graph.inputs if (s := witness.shapes.get(t.name))), 1) or 1
         self.producer_index = {o.name: i for i, n in enumerate(self.nodes) for o in n.outputs if o.name}
         self.producer_index |= {t.name: -1 for t in graph.inputs}
+        self._variables = {t.name: t for t in [*(o for n in self.nodes for o in n.outputs), *graph.inputs] if t.name}
         self.consumer_indices: dict[str, list[int]] = {}  # name -> indices of its consumers, ascending
         for i, n in enumerate(self.nodes):
             inside = [t for body in n.subgraphs(recursive=True) for m in body.nodes for t in m.inputs]
@@ -98,16 +100,9 @@ class Segments:
 
     def segment(self, start: int, stop: int, outputs: Sequence[str]) -> Model:
         """Return nodes [start, stop) as a model with the live tensors at `start` as inputs and `outputs` as outputs."""
-        model = self.model.copy()
-        graph = model.graph
-        tensors = graph.tensors()
-        for n in [*graph.nodes[:start], *graph.nodes[stop:]]:
-            n.inputs.clear()
-            n.outputs.clear()
-        graph.nodes[:] = graph.nodes[start:stop]
-        graph.inputs[:] = [tensors[n] for n in self.live(start)]
-        graph.outputs[:] = [tensors[n] for n in outputs]
-        for t in [*graph.inputs, *graph.outputs]:
+        reads = [self._variables[n] for n in self.live(start)]
+        model = self.model.part(self.nodes[start:stop], reads, [self._variables[n] for n in outputs])
+        for t in [*model.graph.inputs, *model.graph.outputs]:
             t.dtype = self.witness.dtypes.get(t.name, t.dtype)
             t.shape = self.declared(t.name)
         return model
@@ -210,14 +205,13 @@ class ActivationCursor:
     def _run(self, session: Session, batch: int, names: Sequence[str]) -> list[Array]:
         values = session.run({n: self._get(batch, n) for n in session.inputs}, names)
         for name, value in zip(names, values, strict=True):
-            with np.errstate(all="ignore"):
-                if value.dtype.kind == "f" and not np.isfinite(value.sum(dtype=np.float64)):
-                    node = self.segments.nodes[self.segments.producer_index[name]]
-                    raise OnnxPruneError(
-                        f"the activation {name!r} is not finite on this data (batch {batch})",
-                        where=f"{node.op} {node.name or name!r}",
-                        fix="check the data and its scaling (--mean, --std); a float16 model may overflow",
-                    )
+            if value.dtype.kind == "f" and not is_finite(value):
+                node = self.segments.nodes[self.segments.producer_index[name]]
+                raise OnnxPruneError(
+                    f"the activation {name!r} is not finite on this data (batch {batch})",
+                    where=f"{node.op} {node.name or name!r}",
+                    fix="check the data and its scaling (--mean, --std); a float16 model may overflow",
+                )
         return values
 
     def _get(self, batch: int, name: str) -> Array:

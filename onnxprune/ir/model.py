@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -96,6 +96,16 @@ class Model:
         """Version of the standard operator set."""
         return int(self.graph.opset)
 
+    def part(self, nodes: Sequence[gs.Node], inputs: Sequence[gs.Tensor], outputs: Sequence[gs.Tensor]) -> Model:
+        """Return a copy of some nodes as a model; weights are shared, never written in place.
+
+        Args:
+            nodes: Nodes of the graph, in its order.
+            inputs: Tensors of the graph that become inputs: all that the nodes read and do not write.
+            outputs: Tensors of the graph that become outputs.
+        """
+        return replace(self, graph=copy_graph(self.graph, {}, (nodes, inputs, outputs)), _fingerprint=None)
+
     @property
     def external(self) -> bool:
         """True if the weights were read from external data files."""
@@ -147,14 +157,20 @@ def _shape_and_type(t: gs.Tensor) -> tuple[str, str, str]:
     return t.name, shape, "?" if t.dtype is None else np.dtype(t.dtype).name
 
 
-def copy_graph(graph: gs.Graph, tensors: dict[int, gs.Tensor]) -> gs.Graph:
+def copy_graph(
+    graph: gs.Graph,
+    tensors: dict[int, gs.Tensor],
+    part: tuple[Sequence[gs.Node], Sequence[gs.Tensor], Sequence[gs.Tensor]] | None = None,
+) -> gs.Graph:
     """Copy nodes and edges, with the bodies of control flow; constants share their values.
 
     Args:
         graph: Graph to copy. graphsurgeon's own copy turns sequences in bodies into tensors.
         tensors: Existing copies, by the identity of the original; for a body, the outer tensors it reads. A node whose
             output became a constant is not copied.
+        part: Nodes to copy, with the inputs and outputs of the copy; None: the whole graph.
     """
+    chosen, reads, writes = part or (graph.nodes, graph.inputs, graph.outputs)
 
     def tensor(old: gs.Tensor) -> gs.Tensor:
         new = tensors.get(id(old))
@@ -162,16 +178,16 @@ def copy_graph(graph: gs.Graph, tensors: dict[int, gs.Tensor]) -> gs.Graph:
             new = tensors[id(old)] = _copy_tensor(old)
         return new
 
-    inputs = [tensor(t) for t in graph.inputs]
+    inputs = [tensor(t) for t in reads]
     nodes = [
         _copy_node(node, tensors, tensor)
-        for node in graph.nodes
+        for node in chosen
         if not node.outputs or not isinstance(tensors.get(id(node.outputs[0])), gs.Constant)
     ]
     return gs.Graph(
         nodes=nodes,
         inputs=inputs,
-        outputs=[tensor(t) for t in graph.outputs],
+        outputs=[tensor(t) for t in writes],
         name=graph.name,
         doc_string=graph.doc_string,
         opset=graph.opset,

@@ -31,7 +31,7 @@ from onnxprune.passes import RemoveBlocks
 from onnxprune.plans import Plan
 from onnxprune.recovery._original_activations import OriginalActivations
 
-MEMORY = 2**29  # bytes of live tensors of each model held in memory; the others are stored in files
+MEMORY = 2**28  # bytes of live tensors of each model held in memory; the others are stored in files
 
 Vector = npt.NDArray[np.float64]
 Kept = npt.NDArray[np.bool_]
@@ -207,9 +207,8 @@ class PairedCursor:
                     shortcut.append(linear.picked(own(ours[step.shortcut]), picks))
                 samples.append(np.repeat(np.arange(part.start, part.stop), len(wanted[-1]) // len(part)))
         return RegressionRows(
-            _joined(inputs), np.concatenate(wanted), np.concatenate(shortcut) if shortcut else None,
-            np.concatenate(samples),
-        )  # fmt: skip
+            _joined(inputs, 1), _joined(wanted, 0), _joined(shortcut, 0) if shortcut else None, np.concatenate(samples)
+        )
 
     def _original_values(self, step: PairedLayer) -> Iterator[Array]:
         """Yield the stable point of a step in the original, batch by batch."""
@@ -258,16 +257,18 @@ class PairedCursor:
         return node if node is not None and node.outputs[0].name in self.pruned_cursor.segments.producer_index else None
 
 
-def _joined(parts: list[Array]) -> Array:
-    """Return arrays [groups, n, ...] concatenated along the second axis; empties the list, to save memory."""
-    first = parts[0]
-    out = np.empty((len(first), sum(p.shape[1] for p in parts), *first.shape[2:]), first.dtype)
+def _joined(parts: list[Array], axis: int) -> Array:
+    """Return arrays concatenated along an axis; empties the list, to save memory."""
+    shape = list(parts[0].shape)
+    shape[axis] = sum(p.shape[axis] for p in parts)
+    out = np.empty(shape, parts[0].dtype)
+    view = np.moveaxis(out, axis, 0)
     parts.reverse()
     start = 0
     while parts:
-        part = parts.pop()
-        out[:, start : start + part.shape[1]] = part
-        start += part.shape[1]
+        part = np.moveaxis(parts.pop(), axis, 0)
+        view[start : start + len(part)] = part
+        start += len(part)
     return out
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any, TypeVar
 
 from onnxprune.analysis.shapes.shape_inference import Witness
 from onnxprune.execution.graph_segments import ActivationCursor
@@ -10,6 +11,8 @@ from onnxprune.ir.model import Array
 
 LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 MEMORY = 2**30
+
+T = TypeVar("T")
 
 
 class OriginalActivations:
@@ -26,6 +29,23 @@ class OriginalActivations:
         self.memory = memory
         self._found: dict[str, list[Array]] = {}
         self._owner: tuple[Witness, int, int] | None = None
+        self._results: dict[Hashable, Any] = {}
+        self._results_of: Witness | None = None
+
+    def once(self, witness: Witness, key: Hashable, compute: Callable[[], T]) -> T:
+        """Return a result that depends on the original and the samples alone, computed at the first call.
+
+        Args:
+            witness: Witness of the original.
+            key: Everything else that the result depends on.
+            compute: Function that computes it.
+        """
+        if self._results_of is not witness:
+            self._results, self._results_of = {}, witness
+        if key not in self._results:
+            self._results[key] = compute()
+        found: T = self._results[key]
+        return found
 
     def values(self, cursor: ActivationCursor, name: str, node_index: int) -> Iterator[Array]:
         """Yield a tensor batch by batch, from the store or by running the original.

@@ -15,6 +15,7 @@ unchanged. 3. a channel whose variance is zero in either model is only shifted.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -30,6 +31,7 @@ from onnxprune.ir.model import Model
 from onnxprune.passes.base import Pass, register
 from onnxprune.plans import NOTHING, Plan
 from onnxprune.recovery._lockstep import PairedCursor
+from onnxprune.recovery._original_activations import OriginalActivations
 
 Vector = npt.NDArray[np.float64]
 
@@ -47,12 +49,14 @@ class RecalibrateBatchnorm(Pass):
         plan: Channels that were removed.
         analysis: Coupling analysis of the original.
         calibration: Calibration data; labels are not needed.
+        originals: Statistics of the original, shared with other recoveries on the same samples.
     """
 
     name: ClassVar[str] = "recalibrate_batchnorm"
     plan: Plan = NOTHING
     analysis: Analysis | None = None
     calibration: Calibration | None = field(default=None, repr=False)
+    originals: OriginalActivations | None = field(default=None, repr=False)
 
     def rewrite(self, model: Model) -> Model:
         """Correct all nodes in one traversal; without calibration data the model is unchanged.
@@ -69,8 +73,7 @@ class RecalibrateBatchnorm(Pass):
             nodes = [n for n in model.graph.nodes if n.outputs[0].name in changed]
             folded = {n.outputs[0].name: f for n in nodes if (f := _folded(n, outputs)) is not None}
             folded = {name: f for name, f in folded.items() if f.output in cursor.pruned_cursor.segments.producer_index}
-            wanted = {f.output: Moments(f.output, 1 if f.spatial else -1) for f in folded.values()}
-            self.calibration.collect(self.analysis.model, [Probe(name, m) for name, m in wanted.items()])
+            wanted = self._original_moments({f.output: 1 if f.spatial else -1 for f in folded.values()})
             for node in nodes:
                 if node.op == "BatchNormalization" and _kept(node):
                     found = cursor.moments(node.inputs[0].name, node, 1)
@@ -81,6 +84,23 @@ class RecalibrateBatchnorm(Pass):
                     found = cursor.moments(linear.output, node, 1 if linear.spatial else -1)
                     _match(linear, found, wanted[linear.output], cursor.kept_channels(linear.output, linear.spatial))
         return model
+
+    def _original_moments(self, axes: Mapping[str, int]) -> dict[str, Moments]:
+        """Return the moments of tensors of the original, by name; `axes` are their channel axes."""
+        analysis, calibration = self.analysis, self.calibration
+        assert analysis is not None
+        assert calibration is not None
+
+        def collected() -> dict[str, Moments]:
+            found = {name: Moments(name, axis) for name, axis in axes.items()}
+            calibration.collect(analysis.model, [Probe(name, m) for name, m in found.items()])
+            return found
+
+        if self.originals is None:
+            return collected()
+        # The sums depend in their last bits on the tensors that are collected together.
+        key = ("moments", len(calibration), calibration.batch, *axes.items())
+        return self.originals.once(analysis.witness, key, collected)
 
 
 def _kept(node: gs.Node) -> bool:

@@ -42,6 +42,7 @@ RIDGES = (1e-7, 1e-4, 1e-2, 1e-1, 1.0, 10.0)  # values of lambda, as shares of t
 MEMORY = 2**29  # most bytes of the rows of one node
 _FEW, _TIMES = 10_000, 60  # sufficient rows: the larger of a constant and a number per unknown
 _BLOCK = 4096  # rows converted to float64 at a time
+_COLUMNS = 64  # outputs whose variance is computed at a time, in float64
 _ROUNDS_AT = 1e-2  # lambda during the alternation
 _ROUNDING = 1e-11  # share of a mean square above float64's rounding of a constant's variance
 _HOLDOUT_STRIDE = 5  # hold out every 5th sample to choose lambda
@@ -143,9 +144,8 @@ class ReconstructWeights(Pass):
         return max(1, min(self.rows, enough, self.memory // each))
 
     def _solution(self, cursor: PairedCursor, step: PairedLayer) -> Solution:
-        rows = self.most_rows(step.linear)
-        found = cursor.rows(step, ceil(rows / len(cursor.calibration)), seed=self.seed)
-        return solve(step, found, self.rounds, self.ridges)
+        positions = ceil(self.most_rows(step.linear) / len(cursor.calibration))
+        return solve(step, cursor.rows(step, positions, seed=self.seed), self.rounds, self.ridges)
 
 
 def solve(step: PairedLayer, rows: RegressionRows, rounds: int, ridges: Sequence[float] = RIDGES) -> Solution:
@@ -153,7 +153,8 @@ def solve(step: PairedLayer, rows: RegressionRows, rounds: int, ridges: Sequence
 
     Args:
         step: Node and the stable point where its error is measured.
-        rows: Inputs of the node and target outputs. The inputs are centred in place, which saves a copy.
+        rows: Inputs of the node and target outputs. The inputs are centred in place, and arrays are released once they
+            were copied, if the caller keeps no reference.
         rounds: Rounds of the alternation with the bounds.
         ridges: Values of lambda that are tried.
     """
@@ -163,6 +164,8 @@ def solve(step: PairedLayer, rows: RegressionRows, rounds: int, ridges: Sequence
         out = np.arange(len(rows.samples)) % _HOLDOUT_STRIDE == _HOLDOUT_STRIDE - 1
     if not out.any():
         return Solution(linear.node.outputs[0].name, None, None, 0.0, 0.0, 0.0)
+    inputs, targets, shortcut = rows.inputs, rows.targets, rows.shortcut
+    del rows
     size = linear.outputs // linear.groups
     matrix, shift = linear.matrix(), linear.shift()
     new_matrix, new_shift = matrix.copy(), shift.copy()
@@ -175,11 +178,15 @@ def solve(step: PairedLayer, rows: RegressionRows, rounds: int, ridges: Sequence
         if not len(usable):
             continue
         columns = usable + own.start
+        wanted, added = _columns_of(targets, columns), None if shortcut is None else _columns_of(shortcut, columns)
+        if g == linear.groups - 1:  # a layer of many outputs holds several arrays of this size while it is solved
+            del targets, shortcut
         problem = _Problem(
-            rows.inputs[g], rows.targets[:, columns], None if rows.shortcut is None else rows.shortcut[:, columns],
-            matrix[g][:, usable] * step.scale[columns], shift[columns] * step.scale[columns] + step.offset[columns],
-            (step.low, step.high), linear.intercept, out, ridges,
+            inputs[g], wanted, added, matrix[g][:, usable] * step.scale[columns],
+            shift[columns] * step.scale[columns] + step.offset[columns], (step.low, step.high), linear.intercept, out,
+            ridges,
         )  # fmt: skip
+        del wanted, added
         weight, base, errors, ridge = problem.best(rounds)
         before, after, spread = before + errors[0], after + min(errors), spread + problem.spread
         constant, dependent = constant + problem.constant, dependent + problem.dependent
@@ -190,11 +197,11 @@ def solve(step: PairedLayer, rows: RegressionRows, rounds: int, ridges: Sequence
         new_shift[columns] = (base - step.offset[columns]) / step.scale[columns]
     name = linear.node.outputs[0].name
     share = [e / (spread or 1.0) for e in (before, after)]
-    inputs = linear.inputs * linear.kernel
+    width = linear.inputs * linear.kernel
     for fact, holds in (
-        (f"{len(out)} rows for {inputs} unknowns of each output", len(out) <= inputs),
-        (f"{constant} of {linear.groups * inputs} inputs are constant", constant),
-        (f"{dependent} of {linear.groups * inputs} inputs are combinations of the others", dependent),
+        (f"{len(out)} rows for {width} unknowns of each output", len(out) <= width),
+        (f"{constant} of {linear.groups * width} inputs are constant", constant),
+        (f"{dependent} of {linear.groups * width} inputs are combinations of the others", dependent),
         (f"the weights are {linear.weight.dtype}", linear.weight.dtype.itemsize < 4),
     ):
         if holds:
@@ -202,6 +209,11 @@ def solve(step: PairedLayer, rows: RegressionRows, rounds: int, ridges: Sequence
     if not chosen or not _fits(linear, new_matrix, new_shift):
         return Solution(name, None, None, share[0], share[0], 0.0)
     return Solution(name, new_matrix, new_shift if linear.intercept else None, share[0], share[1], max(chosen))
+
+
+def _columns_of(values: Array, columns: npt.NDArray[np.int64]) -> Array:
+    """Return some columns row by row in memory, as products are computed; all of them without a copy."""
+    return values if len(columns) == values.shape[1] else np.take(values, columns, axis=1)
 
 
 def _fits(linear: LinearNode, matrix: Matrix, shift: Matrix) -> bool:
@@ -213,15 +225,20 @@ def _fits(linear: LinearNode, matrix: Matrix, shift: Matrix) -> bool:
 
 
 class _InputMoments:
-    """Second moments of inputs, central if outputs can be shifted, with their inverses by lambda."""
+    """Second moments of inputs, central if outputs can be shifted, with their inverses by lambda.
+
+    The products that it is made of are overwritten: those of a wide layer are as large as its rows.
+    """
 
     def __init__(self, rows: int, sums: Matrix, products: Matrix, intercept: bool, least: float) -> None:
         self.rows, self.intercept = rows, intercept
         self._repeated = (least, _ROUNDS_AT)
         self.mean = sums / rows if intercept else np.zeros(len(sums))
-        self.products = products / rows - np.outer(self.mean, self.mean)
-        self.variance = max(float(np.trace(self.products)), 0.0) / len(sums)
         self.least = _ROUNDING * float(np.diagonal(products).max()) / rows
+        products /= rows
+        products -= np.outer(self.mean, self.mean)
+        self.products = products
+        self.variance = max(float(np.trace(products)), 0.0) / len(sums)
         self._inverses: dict[float, tuple[float, Inverse]] = {}
 
     def crossed(self, x: Array, target: Array) -> tuple[Matrix, Matrix]:
@@ -235,7 +252,7 @@ class _InputMoments:
         level = ridge * self.variance + self.least or 1.0
         damped = self.products.copy()
         np.einsum("ii->i", damped)[:] += level
-        found = level, Inverse(damped)
+        found = level, Inverse(damped, overwrite=True)
         if ridge in self._repeated:
             self._inverses[ridge] = found
         return found
@@ -276,8 +293,9 @@ class _Problem:
         self.weight, self.base = weight, base + self.origin @ weight
         self.low, self.high = bounds
         self.intercept, self.out, self.ridges = intercept, out, ridges
-        handed = np.clip(target, *bounds)
-        self.spread = float(handed.var(0, dtype=np.float64).sum())
+        columns = range(0, target.shape[1], _COLUMNS)
+        parts = [np.clip(target[:, i : i + _COLUMNS], *bounds).var(0, dtype=np.float64) for i in columns]
+        self.spread = float(np.concatenate(parts).sum())
         self.constant = int((~self.x.any(0)).sum())
         self.dependent = 0
 
@@ -287,6 +305,7 @@ class _Problem:
         inside, held = self._sums(~out), self._sums(out)
         moments = _InputMoments(len(out), inside[0] + held[0], inside[1] + held[1], self.intercept, self.ridges[0])
         rest = _InputMoments(len(out) - int(out.sum()), *inside, self.intercept, self.ridges[0])
+        del inside, held
         x, trials = self.x[out], []
         targets = self._targets(moments, rounds)
         for i, (target, crossed) in enumerate(targets):
@@ -323,10 +342,16 @@ class _Problem:
         found = [(target, moments.crossed(x, target))]
         for _ in range(rounds if below.any() or above.any() else 0):
             weight, base = moments.fit(found[-1][1], _ROUNDS_AT, self.weight, self.base)
-            given = x @ weight.astype(x.dtype) + base.astype(x.dtype) + shortcut
-            asked = np.where(below, np.minimum(given, self.low), wanted)
-            target = np.where(above, np.maximum(given, self.high), asked) - shortcut
-            found[1:] = [(target, moments.crossed(x, target))]
+            del found[1:]
+            given = x @ weight.astype(x.dtype)
+            given += base.astype(x.dtype)
+            given += shortcut
+            target = wanted.copy("K")
+            np.minimum(given, self.low, out=target, where=below)
+            np.maximum(given, self.high, out=target, where=above)
+            target -= shortcut
+            del given
+            found.append((target, moments.crossed(x, target)))
         return found
 
     def _error(self, weight: Matrix, base: Matrix) -> float:

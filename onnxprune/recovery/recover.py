@@ -53,7 +53,7 @@ LEAST = 16  # samples
 _HOLDOUT_STRIDE = 8  # hold out every 8th sample
 _MAX_HOLDOUT = 512  # maximum number of held-out samples
 MEMORY = 2**28  # bytes of the original's outputs on them
-_RUN = 2**26  # bytes of the largest activation of one run
+_RUN = 2**25  # bytes of the largest activation of one run
 
 
 @dataclass(frozen=True)
@@ -248,7 +248,7 @@ def recover(
     calibration = _bounded(analysis, calibration)
     solving, judging = split(calibration.data)
     inside = replace(calibration, data=solving)
-    judge = _HoldoutEvaluator(analysis, replace(calibration, data=judging), task_options(task), memory)
+    judge = _holdout_evaluator(analysis, replace(calibration, data=judging), task_options(task), memory, originals)
     model = pruned
     best = judge.stage("as cut", pruned, 0.0)
     done = [best]
@@ -258,7 +258,7 @@ def recover(
             start = time.perf_counter()
             note = ""
             if name == "recalibrate_batchnorm":
-                new = RecalibrateBatchnorm(plan, analysis, inside)(model)
+                new = RecalibrateBatchnorm(plan, analysis, inside, originals)(model)
             elif name == "reconstruct_blocks":
                 counts = _SolutionCounter(store, i, progress)
                 new = ReconstructBlocks(
@@ -285,7 +285,7 @@ def recover(
     if helped:
         model = model.with_metadata({f"{PROVENANCE}.recovered": helped})
     return Recovered(
-        model, tuple(done), judge.value(original), (len(solving), len(judge.calibration)), judge.metric,
+        model, tuple(done), judge.value_of_original(), (len(solving), len(judge.calibration)), judge.metric,
         judge.metric if judge.decides else "distance",
     )  # fmt: skip
 
@@ -323,11 +323,23 @@ def check_belongs(analysis: Analysis, plan: Plan, pruned: Model) -> None:
                 )
 
 
+def _holdout_evaluator(
+    analysis: Analysis, calibration: Calibration, task: TaskOptions, memory: int, originals: OriginalActivations | None
+) -> _HoldoutEvaluator:
+    """Return the evaluator on held-out samples, shared by the recoveries of one store."""
+    make = partial(_HoldoutEvaluator, analysis, calibration, task, memory)
+    if originals is None:
+        return make()
+    key = ("held out", len(calibration), calibration.batch, repr(task), memory)
+    return originals.once(analysis.witness, key, make)
+
+
 class _HoldoutEvaluator:
     """Comparison of models with the original on held-out samples."""
 
     def __init__(self, analysis: Analysis, calibration: Calibration, task: TaskOptions, memory: int) -> None:
         self.original = analysis.source
+        self._known: tuple[float | None, ...] = ()
         seen = analysis.witness
         outputs = [t.name for t in analysis.source.graph.outputs]
         self.names = [n for n in outputs if n in seen.shapes and seen.dtypes.get(n, np.dtype(np.float32)).kind in "fV"]
@@ -403,6 +415,12 @@ class _HoldoutEvaluator:
             model, c.data, preprocess=c.preprocess, task=self.task, reference=self.original, device=c.device,
             threads=c.threads, check=False,
         ).value  # fmt: skip
+
+    def value_of_original(self) -> float | None:
+        """Return the value of the metric for the original; None if there is none."""
+        if not self._known:
+            self._known = (self.value(self.original),)
+        return self._known[0]
 
     def stage(self, name: str, model: Model, seconds: float, note: str = "") -> RecoveryStage:
         """Return the result of a stage, kept."""

@@ -163,6 +163,16 @@ def test_inverse_solves_and_is_whole() -> None:
     np.testing.assert_allclose(solved(matrix, right), wanted @ right, rtol=1e-7)
 
 
+def test_an_inverse_may_take_the_memory_of_its_matrix() -> None:
+    matrix = damped(layer(2, [12]).covariance, RIDGE)
+    kept, right = matrix.copy(), np.eye(12)
+    wanted = Inverse(matrix)(right)
+    np.testing.assert_array_equal(matrix, kept)
+    inverse = Inverse(matrix, overwrite=True)
+    assert np.shares_memory(inverse._factor[0], matrix)
+    np.testing.assert_array_equal(inverse(right), wanted)
+
+
 def test_damping_is_a_share_of_the_mean_diagonal() -> None:
     covariance = np.diag([1.0, 2.0, 6.0])
     np.testing.assert_allclose(damped(covariance, 0.1), np.diag([1.3, 2.3, 6.3]))

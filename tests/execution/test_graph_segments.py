@@ -16,7 +16,7 @@ from random_graphs.graphs import BATCH, PROPERTY, SIDE, Spec, build, specs
 
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.errors import OnnxPruneError
-from onnxprune.execution.calibration import exposing
+from onnxprune.execution.calibration import exposing, is_finite
 from onnxprune.execution.data import Data, Feeds, Preprocess, load_data
 from onnxprune.execution.graph_segments import MEMORY, ActivationCursor, Segments
 from onnxprune.execution.sessions import Session
@@ -205,6 +205,32 @@ def test_a_segment_computes_the_next_cut_from_this_one() -> None:
         values |= dict(zip(names, made, strict=True))
     [wanted] = Session(analysis.model, threads=1).run(feeds[0][0])
     np.testing.assert_allclose(values[segments.outputs[0]], wanted, atol=1e-5)
+
+
+def test_a_segment_holds_its_own_nodes_only() -> None:
+    analysis, _ = digits()
+    segments = Segments(analysis.model, analysis.witness)
+    before = repr(segments.model.graph)
+    names = [n for n in segments.live(9) if segments.producer_index[n] >= 4]
+    graph = segments.segment(4, 9, names).graph
+    assert [n.outputs[0].name for n in graph.nodes] == [n.outputs[0].name for n in segments.nodes[4:9]]
+    for t in graph.tensors().values():
+        assert {id(n) for n in [*t.inputs, *t.outputs]} <= {id(n) for n in graph.nodes}
+    graph.nodes[0].attrs["changed"] = 1
+    graph.inputs[0].name = "changed"
+    assert repr(segments.model.graph) == before
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_values_are_finite_if_all_of_them_are(dtype: type) -> None:
+    most = np.finfo(dtype).max
+    assert is_finite(np.zeros((0, 3), dtype))
+    if dtype != np.float64:
+        assert is_finite(np.full((40, 3), most, dtype))  # their sum overflows in their own type
+    for wrong in ([np.nan], [np.inf], [np.inf, -np.inf], [-np.inf, most]):
+        values = np.ones(1000, dtype)
+        values[500 : 500 + len(wrong)] = wrong
+        assert not is_finite(values)
 
 
 def test_bytes_are_those_of_one_sample() -> None:

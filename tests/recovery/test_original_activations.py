@@ -16,6 +16,7 @@ from onnxprune.execution.data import load_data, subset
 from onnxprune.execution.graph_segments import ActivationCursor
 from onnxprune.ir.model import Array, Model
 from onnxprune.plans import Plan
+from onnxprune.recovery import recover as module
 from onnxprune.recovery.recover import OriginalActivations, recover
 
 DIGITS = Path(__file__).parent.parent.parent / "models" / "digits_cnn.onnx"
@@ -80,6 +81,49 @@ def test_the_original_runs_once(
         recover(analysis.source, pruned, plan, calibration, analysis=analysis, originals=store)
         assert ("original" in runs) == expected
         assert "pruned" in runs
+
+
+def test_statistics_and_outputs_of_the_original_are_computed_once(
+    calibration: Calibration, cases: tuple[Analysis, list[tuple[Plan, Model]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    analysis, made = cases
+    plan, pruned = made[1]
+    collected: list[int] = []
+    collect, evaluate = Calibration.collect, module.evaluate
+    evaluated: list[Model] = []
+
+    def counted(self: Calibration, model: Model, *args: Any, **options: Any) -> None:
+        collected.append(len(self))
+        collect(self, model, *args, **options)
+
+    def watched(model: Model, *args: Any, **options: Any) -> Any:
+        evaluated.append(model)
+        return evaluate(model, *args, **options)
+
+    monkeypatch.setattr(Calibration, "collect", counted)
+    monkeypatch.setattr(module, "evaluate", watched)
+    store = OriginalActivations()
+    first = recover(analysis.source, pruned, plan, calibration, analysis=analysis, originals=store)
+    assert collected
+    assert analysis.source in evaluated
+    collected.clear()
+    evaluated.clear()
+    again = recover(analysis.source, pruned, plan, calibration, analysis=analysis, originals=store)
+    assert not collected
+    assert evaluated
+    assert analysis.source not in evaluated
+    assert weights(again.model) == weights(first.model)
+    assert (again.original, [s.value for s in again.stages]) == (first.original, [s.value for s in first.stages])
+
+
+def test_results_of_another_original_are_not_used() -> None:
+    one, other = (op.analyze(op.load(DIGITS)).witness for _ in range(2))
+    store = OriginalActivations()
+    assert store.once(one, "key", lambda: 1) == 1
+    assert store.once(one, "key", lambda: 2) == 1
+    assert store.once(one, "other key", lambda: 3) == 3
+    assert store.once(other, "key", lambda: 4) == 4
+    assert store.once(one, "key", lambda: 5) == 5
 
 
 def test_other_samples_are_not_mixed_up(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Sequence
 from typing import Any
 
@@ -743,3 +744,28 @@ def test_rows_bound_what_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     solved(analysis, plan, pruned, noise(30), rows=60)
     solved(analysis, plan, pruned, noise(30), memory=90 * (4 * 16 + 8 * 4))
     assert seen == [60, 90]
+
+
+def test_memory_is_a_few_times_that_of_the_rows() -> None:
+    """A layer with many outputs and a shortcut: its targets and shortcuts are most of the memory."""
+    text = "s = Conv (x, u) a = Conv (x, w) r = Relu (a) b = Conv (r, v) z = Add (b, s) y = Relu (z)"
+    analysis = parsed(text, {"w": (8, 3, 3, 3), "v": (512, 8, 1, 1), "u": (512, 3, 3, 3)})
+    plan, pruned = cut(analysis, {"w": (1, 4)})
+    data = noise(80)
+    with PairedCursor(analysis, plan, pruned, samples(data, 80)) as cursor:
+        step = next(s for s in cursor.steps() if s.linear.node.outputs[0].name == "b")
+        cursor.advance(step)
+        rows = cursor.rows(step, 16)
+        assert step.shortcut == "s"
+        size = rows.targets.nbytes
+        assert size >= 4 * 512 * 80 * 16
+        held = [rows]
+        del rows
+        module.Inverse(np.eye(2))  # imports scipy
+        tracemalloc.start()
+        try:
+            module.solve(step, held.pop(), 3)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert peak < 6 * size

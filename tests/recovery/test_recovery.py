@@ -31,7 +31,16 @@ from onnxprune.recovery import recover as module
 from onnxprune.recovery._lockstep import PairedCursor
 from onnxprune.recovery.recalibrate_batchnorm import RecalibrateBatchnorm
 from onnxprune.recovery.reconstruct_weights import ReconstructWeights
-from onnxprune.recovery.recover import LEAST, STAGES, Recovered, RecoveryStage, check_belongs, recover, split
+from onnxprune.recovery.recover import (
+    LEAST,
+    STAGES,
+    OriginalActivations,
+    Recovered,
+    RecoveryStage,
+    check_belongs,
+    recover,
+    split,
+)
 
 Array = NDArray[Any]
 Case = tuple[Analysis, Plan, Model, Data]
@@ -138,7 +147,9 @@ class Worse(Pass):
     name = "recalibrate_batchnorm"  # type: ignore[misc]
     factor = np.float32(-1)
 
-    def __init__(self, plan: Plan, analysis: Analysis, calibration: Calibration) -> None:
+    def __init__(
+        self, plan: Plan, analysis: Analysis, calibration: Calibration, originals: OriginalActivations | None
+    ) -> None:
         pass
 
     def rewrite(self, model: Model) -> Model:
