@@ -19,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune._utils.files.input_files import GIB, read_bytes, read_text
 from onnxprune.errors import OnnxPruneError
+from onnxprune.execution._nhwc_convolutions import standard_convolutions
 from onnxprune.ir import protobuf_wire
 from onnxprune.ir.model import Array, Model
 from onnxprune.ir.writer import save, to_skeleton
@@ -189,8 +190,9 @@ class Session:
             return _create(ort, model, options, providers)
 
         options.add_session_config_entry(_EXACT_INTEGERS, "1")
+        standard = standard_convolutions(model) if isinstance(model, onnx.ModelProto) else model
         try:
-            session = _create(ort, model, options, providers)
+            session = _create(ort, standard, options, providers)
         except Exception:  # as in __init__
             return plain()
         self._plain = plain

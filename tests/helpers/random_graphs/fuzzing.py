@@ -456,8 +456,8 @@ def compared(analysis: Analysis, plan: Plan, pruned: Model, seed: int = 0) -> in
             for i, t in enumerate(masked.graph.outputs):
                 if scale > 1 and wanted[i].dtype.kind == "f" and not np.isfinite(wanted[i]).all():
                     continue
-                # Near zero, onnxruntime's vector and scalar kernels for Sigmoid differ by half an epsilon.
-                steps = 1 if t.inputs and t.inputs[0].op == "Sigmoid" else 0
+                # Near zero, kernels for Sigmoid (vector, scalar) differ by 0.5 epsilons, with AVX2 by 1.2.
+                steps = 2 if t.inputs and t.inputs[0].op == "Sigmoid" else 0
                 worst = _gap(got[i], wanted[i], limit, steps)
                 if worst <= 1:
                     continue
