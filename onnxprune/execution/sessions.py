@@ -99,8 +99,8 @@ class Session:
         arena: Keep freed memory for later runs; disable for minimum memory.
         profile: Folder for onnxruntime's profile, to be read with `kernels`.
         exact_integers: Compute products of uint8 and int8 exactly on CPUs whose kernels saturate (see
-            `saturates_integers`). This covers constant weights, and not QLinearMatMul of opset 21 and later. Needs
-            `optimize`.
+            `saturates_integers`). This covers constant weights, and not QLinearMatMul of opset 21 and later;
+            QLinearConv of com.microsoft only in a ModelProto. Needs `optimize`.
 
     Raises:
         OnnxPruneError: onnxruntime rejects the model, or CUDA was requested and does not load.

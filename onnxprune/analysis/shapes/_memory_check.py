@@ -76,7 +76,8 @@ def _check_computed_constants(graph: gs.Graph, bytes_of: Mapping[str, int]) -> N
                 fixed.add(t.name)
                 stored += prod(t.shape) * (np.dtype(t.dtype).itemsize or 4)
     for node in graph.nodes:
-        if all(not t.name or t.name in fixed for t in node.inputs):
+        bodies = any(isinstance(value, gs.Graph) for value in node.attrs.values())  # they may read inputs of the model
+        if not bodies and all(not t.name or t.name in fixed for t in node.inputs):
             fixed.update(t.name for t in node.outputs)
             for t in node.outputs:
                 if bytes_of.get(t.name, 0) > max(_UNCHECKED, _EXPANSION * stored):

@@ -38,6 +38,12 @@ def test_constants_in_proportion_to_the_file_are_not() -> None:
     check_memory(graph, shapes, dict.fromkeys(shapes, np.dtype(np.float32)))
 
 
+def test_a_body_may_read_what_its_node_does_not() -> None:
+    graph, shapes = made_from(100)
+    graph.nodes[1].op, graph.nodes[1].attrs = "Loop", {"body": gs.Graph()}
+    check_memory(graph, shapes, dict.fromkeys(shapes, np.dtype(np.float32)))
+
+
 def test_a_long_vector_is_not_taken_for_a_shape() -> None:
     """Value propagation would make a list of 2^27 sizes, which takes gigabytes."""
     proto = parser.parse_model(
