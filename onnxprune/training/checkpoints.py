@@ -185,12 +185,12 @@ _COUNTERS = frozenset(("epoch", "global_step", "ready", "started", "processed", 
 
 
 def _has_counters(progress: object, name: str = "") -> bool:
-    """Return whether the state of Lightning's loops is dicts of flags and counters, which are integers from 0."""
+    """Return whether the state of Lightning's loops is plain, and its counters are integers from 0."""
     if name in _COUNTERS:
         return type(progress) is int and progress >= 0
     if isinstance(progress, dict):
         return all(_has_counters(value, key) for key, value in progress.items())
-    return type(progress) in (bool, type(None))
+    return _is_plain(progress)
 
 
 def make_folder(folder: Path) -> None:
