@@ -116,11 +116,14 @@ def test_a_signal_ends_a_command_with_one_line(tmp_path: Path, name: str) -> Non
     (tmp_path / "slow.py").write_text(SLOW)
     words = command("prune", MODEL, "--target", "macs=0.5", "--data", "slow:samples", "-o", tmp_path / "s.onnx")
     number = getattr(signal, name)
-    process = subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
-        env={**QUICK, "PYTHONPATH": str(tmp_path)},
-        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # a shell's background jobs ignore some
-    )  # fmt: skip
+    before = signal.signal(number, lambda *_: None)  # a signal that is ignored here (nohup) would be ignored there too
+    try:
+        process = subprocess.Popen(
+            words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+            env={**QUICK, "PYTHONPATH": str(tmp_path)},
+        )  # fmt: skip
+    finally:
+        signal.signal(number, before)
     assert process.stdout is not None
     assert process.stdout.readline() == "reading\n"
     process.send_signal(number)

@@ -220,12 +220,6 @@ def test_threads_are_those_asked_for_and_given_back() -> None:
     assert torch.get_num_threads() == 2
 
 
-def test_workers_change_nothing() -> None:
-    settings = replace(TWO, augment=("crop=1",))
-    alone = retrain(pruned(), digits(200), settings=settings)
-    assert same(alone.model, retrain(pruned(), digits(200), settings=replace(settings, workers=2)).model)
-
-
 def test_nothing_is_printed_and_callbacks_are_told(capfd: pytest.CaptureFixture[str]) -> None:
     ticks: list[tuple[int, int]] = []
     lines: list[str] = []
