@@ -7,7 +7,8 @@ or more, because one alone is solved exactly by `reconstruct_weights`. 3. its er
 its weights are kept.
 
 A block is fitted on the outputs of the blocks already fitted, without labels and without a pass through the whole model
-(block reconstruction: Li et al. 2021, BRECQ, there for quantized weights). It needs PyTorch.
+(block reconstruction: Li et al. 2021, BRECQ, there for quantized weights). A second sweep fits up to three consecutive
+blocks together towards the last one's output. It needs PyTorch.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from math import ceil, prod
 from typing import TYPE_CHECKING
 
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from torch import fx
 
 EPOCHS = 10
+SPANS = (1, 3)  # blocks that are fitted together, sweep by sweep
 _BATCH = 32  # most samples of a step
 _BATCHES = 8  # least number of batches
 _HOLDOUT_STRIDE = 5  # hold out every 5th batch
@@ -45,25 +48,34 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FittedBlock:
-    """Part of the pruned model between two cuts.
+    """Part of the pruned model between two cuts: a block, or several consecutive ones.
 
     Attributes:
         start: Index of its first node.
         stop: Index behind its last node.
         outputs: Tensors of floats that it hands on.
+        last: Whether they are outputs of the model.
+        first: First output of the first of several blocks; empty for one.
     """
 
     start: int
     stop: int
     outputs: tuple[str, ...]
+    last: bool = False
+    first: str = ""
+
+    @property
+    def name(self) -> str:
+        """Return its first output, with that of the first of several blocks."""
+        return f"{self.first} to {self.outputs[0]}" if self.first else self.outputs[0]
 
 
 @dataclass(frozen=True)
 class BlockSolution:
-    """Result for one block.
+    """Result for one block, or several that were fitted together.
 
     Attributes:
-        block: First output of the block.
+        block: Its name, see `FittedBlock`.
         weights: New values by name of the constant; None keeps all.
         before: Squared error of its outputs on held-out batches with the old weights, as a share of their mean square.
         after: The same error with the new weights.
@@ -113,25 +125,31 @@ class ReconstructBlocks:
         model = model.copy()
         tensors = model.graph.tensors()
         size = max(1, min(_BATCH, self.calibration.batch, len(self.calibration) // _BATCHES))
-        with PairedCursor(self.analysis, self.plan, model, replace(self.calibration, batch=size)) as cursor:
+        samples = replace(self.calibration, batch=size)
+        with PairedCursor(self.analysis, self.plan, model, samples) as cursor:
             blocks = find_blocks(cursor)
-            for i, block in enumerate(blocks):
-                cursor.pruned_cursor.advance(block.start)
-                cursor.original_cursor.advance(_original_cut(cursor, block))
-                solution = self.known(block.outputs[0]) if self.known is not None else None
-                if solution is None:
-                    solution = self._fit(cursor, block)
-                for name, values in (solution.weights or {}).items():
-                    tensors[name].values = values
-                if self.done is not None:
-                    self.done(solution, i + 1, len(blocks))
+        sweeps = [joined(blocks, span) for span in SPANS]
+        fitted = 0
+        for sweep in filter(None, sweeps):
+            with PairedCursor(self.analysis, self.plan, model, samples) as cursor:
+                for block in sweep:
+                    cursor.pruned_cursor.advance(block.start)
+                    cursor.original_cursor.advance(_original_cut(cursor, block))
+                    solution = self.known(block.name) if self.known is not None else None
+                    if solution is None:
+                        solution = self._fit(cursor, block)
+                    for name, values in (solution.weights or {}).items():
+                        tensors[name].values = values
+                    fitted += 1
+                    if self.done is not None:
+                        self.done(solution, fitted, sum(map(len, sweeps)))
         return model
 
     def _fit(self, cursor: PairedCursor, block: FittedBlock) -> BlockSolution:
         """Return the weights of a block with the least error on held-out batches."""
         from onnxprune.torch_bridge import to_torch, write_back
 
-        name = block.outputs[0]
+        name = block.name
         segment = cursor.pruned_cursor.segments.segment(block.start, block.stop, block.outputs)
         own = _own_weights(cursor.pruned, block)
         try:
@@ -166,9 +184,24 @@ def find_blocks(cursor: PairedCursor) -> list[FittedBlock]:
             continue  # only what an activation passes on matters
         handed = outputs if last else tuple(live)
         if linear and handed and changed.intersection(handed):
-            blocks.append(FittedBlock(start, stop, handed))
+            blocks.append(FittedBlock(start, stop, handed, last))
         start, linear = stop, 0
     return blocks
+
+
+def joined(blocks: Sequence[FittedBlock], span: int) -> list[FittedBlock]:
+    """Return up to `span` consecutive blocks as one each, evenly; without what would remain a single block.
+
+    The block at the model's outputs is not among them: classes are few numbers for the weights of several blocks, which
+    fit the samples instead (ResNet-20: 84.6 % with it, 85.5 % without).
+    """
+    if span == 1:
+        return [*blocks]
+    inner = [b for b in blocks if not b.last]
+    count = ceil(len(inner) / span)
+    edges = [len(inner) * i // count for i in range(count + 1)] if count else []
+    parts = [inner[i:j] for i, j in pairwise(edges)]
+    return [replace(p[-1], start=p[0].start, first=p[0].outputs[0]) for p in parts if len(p) > 1]
 
 
 def _original_cut(cursor: PairedCursor, block: FittedBlock) -> int:

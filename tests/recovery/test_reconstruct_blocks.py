@@ -21,7 +21,7 @@ from onnxprune.ir.model import Model
 from onnxprune.ir.reader import load
 from onnxprune.plans import Plan
 from onnxprune.recovery._lockstep import PairedCursor
-from onnxprune.recovery.reconstruct_blocks import BlockSolution, ReconstructBlocks, find_blocks
+from onnxprune.recovery.reconstruct_blocks import BlockSolution, FittedBlock, ReconstructBlocks, find_blocks, joined
 from onnxprune.recovery.recover import ALL_STAGES, recover
 from onnxprune.verification import verify
 
@@ -51,6 +51,10 @@ TWO = (
     "f = Conv <pads = [1, 1, 1, 1]> (u, w3) g = Relu (f) h = Conv <pads = [1, 1, 1, 1]> (g, w4) y = Add (h, u)"
 )
 SHAPES = {"w0": (6, 3, 3, 3), "w1": (8, 6, 3, 3), "w2": (6, 8, 3, 3), "w3": (8, 6, 3, 3), "w4": (6, 8, 3, 3)}
+THREE = TWO.replace("y = Add (h, u)", "m = Add (h, u) v = Relu (m) ") + (
+    "i = Conv <pads = [1, 1, 1, 1]> (v, w5) j = Relu (i) k = Conv <pads = [1, 1, 1, 1]> (j, w6) y = Add (k, v)"
+)
+SHAPES_OF_THREE = {**SHAPES, "w5": (8, 6, 3, 3), "w6": (6, 8, 3, 3)}
 
 
 def test_blocks_end_where_one_tensor_carries_everything() -> None:
@@ -68,11 +72,34 @@ def test_blocks_that_pruning_did_not_change_are_left_out() -> None:
     assert ends(analysis, only, pruned) == [("y",)]
 
 
+@pytest.mark.parametrize(
+    ("count", "wanted"),
+    [
+        (0, []),
+        (1, []),
+        (2, ["a to b"]),
+        (3, ["a to c"]),
+        (4, ["a to b", "c to d"]),
+        (7, ["a to b", "c to d", "e to g"]),
+    ],
+)
+def test_up_to_three_consecutive_blocks_are_joined_but_the_last(count: int, wanted: list[str]) -> None:
+    blocks = [FittedBlock(2 * i, 2 * i + 2, (chr(ord("a") + i),)) for i in range(count)]
+    blocks.append(FittedBlock(2 * count, 2 * count + 3, ("y",), last=True))
+    assert joined(blocks, 1) == blocks
+    found = joined(blocks, 3)
+    assert [b.name for b in found] == wanted
+    assert [b.start for b in found[1:]] == [b.stop for b in found[:-1]]
+    if found:
+        assert (found[0].start, found[-1].stop) == (0, 2 * count)
+    assert not any(b.last for b in found)
+
+
 def test_every_block_comes_nearer_to_the_original() -> None:
-    analysis = parsed(TWO, SHAPES)
+    analysis = parsed(THREE, SHAPES_OF_THREE)
     plan, pruned = cut_at_random(analysis, 0)
     model, found = fitted(analysis, plan, pruned, noise(64, 3, 6, 6), epochs=3)
-    assert [s.block for s in found] == ["u", "y"]
+    assert [s.block for s in found] == ["u", "v", "y", "u to v"]
     assert all(s.after < s.before for s in found)
     assert changed_constants(pruned, model) == set(constants(pruned))
     assert {n: v.shape for n, v in constants(model).items()} == {n: v.shape for n, v in constants(pruned).items()}
@@ -121,7 +148,7 @@ class Stop(Exception):
 
 
 def test_an_interrupted_run_continues_to_the_same_bytes(tmp_path: Path) -> None:
-    analysis = parsed(TWO, SHAPES)
+    analysis = parsed(THREE, SHAPES_OF_THREE)
     plan, pruned = cut_at_random(analysis, 0)
 
     def run(**options: Any) -> bytes:
@@ -140,7 +167,7 @@ def test_an_interrupted_run_continues_to_the_same_bytes(tmp_path: Path) -> None:
     assert len(list((tmp_path / "r").glob("*.npz"))) == 1
     counts: list[tuple[int, int]] = []
     assert run(folder=tmp_path / "r", progress=lambda *c: counts.append(c)) == run()
-    assert counts == [(1, 2), (2, 2)]
+    assert counts == [(1, 4), (2, 4), (3, 4), (4, 4)]
     with pytest.raises(OnnxPruneError, match=r"other settings \(epochs\)"):
         recover(
             analysis.source, pruned, plan, samples(noise(64, 3, 6, 6)), analysis=analysis,
