@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import faulthandler
-import resource
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -52,10 +52,13 @@ class _Controller:
             how = "closed its pipe and runs on"
         else:
             how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10
+        if sys.platform == "linux":
+            import resource
+
+            how += f"; largest process: {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10} MB"
         file = self.config.stash[_FOLDER] / f"{node.gateway.id}.txt"
         trace = file.read_text(errors="replace") if file.exists() else ""
-        self.config.stash[_DEATHS].append(f"{node.gateway.id} {how}; largest process: {peak} MB\n{trace}")
+        self.config.stash[_DEATHS].append(f"{node.gateway.id} {how}\n{trace}")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
