@@ -66,6 +66,7 @@ class Reference:
         self._selected: dict[str, np.dtype] = {}  # floats behind a mask: name, element type
         self.masked: dict[str, str] = {}
         self.sliced: set[str] = set()
+        self.summed: dict[str, np.dtype] = {}  # additions that lose an operand: name, element type
         self._names = set(original.writer) | set(original.constants) | set(original.inputs)
         self._names |= {n for node in original.nodes for n in node.input}
         self._before: dict[int, list[NodeProto]] = {}
@@ -82,6 +83,11 @@ class Reference:
             m for i, n in enumerate(nodes) for m in (*self._before.get(i, ()), n, *self._after.get(i, ()))
         ]
         original.index()
+
+    @property
+    def rounded(self) -> set[str]:
+        """Return the tensors that the pruned model may round differently, before what follows them."""
+        return {*self.masked, *self.sliced, *self.summed}
 
     def _find(self, output: str, what: str = "a channel") -> int:
         if output not in self.graph.writer:
@@ -185,7 +191,8 @@ class Reference:
             )
         x = node.input[site.index]
         new = self._before.setdefault(i, [])
-        node.input[site.index] = self._select(x, np.zeros(1, bool), self._dtype(x, node), new)
+        kind = self.summed[node.output[0]] = self._dtype(x, node)
+        node.input[site.index] = self._select(x, np.zeros(1, bool), kind, new)
 
     def _check_left_out(self, node: NodeProto, site: ZeroSite) -> None:
         """Check that the claims keep nothing of an operand of a Concat; masks at the contractions select zeros."""
@@ -243,7 +250,11 @@ class Reference:
             after.insert(0, helper.make_node("Mul", [part, ratio], [total]))
 
     def noisy(self, model: onnx.ModelProto, seed: int) -> onnx.ModelProto:
-        """Return a copy of a model of the reference whose masks scale channels by rounding errors."""
+        """Return a copy of a model of the reference with rounding errors where the pruned model rounds differently.
+
+        They are in the channels behind masks, and in sums that lose an operand: without it, onnxruntime fuses other
+        nodes. Signs of the latter come from the numbers themselves, so that any size has them.
+        """
         rng = np.random.default_rng(seed)
         out = onnx.ModelProto()
         out.CopyFrom(model)
@@ -255,13 +266,43 @@ class Reference:
             for node in nodes:
                 graph.node.append(node)
                 mask = kept.get(node.input[0], mask) if node.op_type == "Where" else mask
-                kind = self._selected.get(node.output[0])
-                if kind is None or mask is None:
-                    continue
-                eps = max(NOISE, 4 * float(np.finfo(kind).eps)) if kind.itemsize < 8 else 2.0**-48
                 name = node.output[0]
-                noise = (1 + eps * rng.choice([-1.0, 1.0], tuple(mask.dims))).astype(kind)
-                graph.node[-1].output[0] = f"{name}//before noise"
-                graph.node.add(op_type="Mul", input=[f"{name}//before noise", f"{name}//noise"], output=[name])
-                out.graph.initializer.append(numpy_helper.from_array(noise, f"{name}//noise"))
+                before = f"{name}//before noise"
+                if name in self._selected and mask is not None:
+                    kind = self._selected[name]
+                    noise = (1 + _rounding(kind) * rng.choice([-1.0, 1.0], tuple(mask.dims))).astype(kind)
+                    graph.node[-1].output[0] = before
+                    graph.node.add(op_type="Mul", input=[before, f"{name}//noise"], output=[name])
+                    out.graph.initializer.append(numpy_helper.from_array(noise, f"{name}//noise"))
+                elif name in self.summed and self.summed[name].kind == "f":
+                    graph.node[-1].output[0] = before
+                    added, constants = signed_noise(before, name, self.summed[name])
+                    graph.node.extend(added)
+                    out.graph.initializer.extend(constants)
         return out
+
+
+def _rounding(kind: np.dtype) -> float:
+    return max(NOISE, 4 * float(np.finfo(kind).eps)) if kind.itemsize < 8 else 2.0**-48
+
+
+def signed_noise(x: str, out: str, kind: np.dtype) -> tuple[list[NodeProto], list[TensorProto]]:
+    """Return nodes that add to each number its rounding error, up or down by the sign of a sine of it."""
+    wide = np.dtype(np.float64 if kind.itemsize == 8 else np.float32)  # onnxruntime has no Sin for float16
+    constants = [
+        numpy_helper.from_array(np.array(value, wide), f"{out}//{name}")
+        for name, value in (("frequency", 1e4), ("rounding", _rounding(kind)))
+    ]
+    to = {kind: int(helper.np_dtype_to_tensor_dtype(kind)) for kind in (kind, wide)}
+    names = [f"{out}//noise {n}" for n in range(7)]
+    nodes = [
+        helper.make_node("Cast", [x], [names[0]], to=to[wide]),
+        helper.make_node("Mul", [names[0], constants[0].name], [names[1]]),
+        helper.make_node("Sin", [names[1]], [names[2]]),
+        helper.make_node("Sign", [names[2]], [names[3]]),
+        helper.make_node("Mul", [names[3], constants[1].name], [names[4]]),
+        helper.make_node("Mul", [names[4], names[0]], [names[5]]),
+        helper.make_node("Add", [names[0], names[5]], [names[6]]),
+        helper.make_node("Cast", [names[6]], [out], to=to[kind]),
+    ]
+    return nodes, constants

@@ -57,7 +57,7 @@ class WholeRuns:
         Inputs of a final Sigmoid or Softmax are compared as well.
         """
         graph = self.reference
-        decided = graph.discontinuous({*self.masked.masked, *self.masked.sliced})
+        decided = graph.discontinuous(self.masked.rounded)
         out: list[str] = []
         for name in graph.outputs:
             front, seen = [name], {name}

@@ -9,15 +9,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks.residual import chain, conv, dense, graph, removed, removing
+from onnx import helper
 
 from onnxprune.analysis.blocks import inner_groups
 from onnxprune.errors import OnnxPruneError, VerificationError
 from onnxprune.execution.sessions import Session
+from onnxprune.ir.proto_graph import Graph
 from onnxprune.ir.reader import load
 from onnxprune.ir.writer import to_proto
 from onnxprune.pipeline import analyze, compile_plan
 from onnxprune.plans import BlockRemoval
 from onnxprune.verification import verify
+from onnxprune.verification._claims import Claims
+from onnxprune.verification._reference import Reference, signed_noise
 
 
 @given(st.sets(st.integers(0, 3)), st.booleans(), st.sampled_from([0, 2, 3]))
@@ -144,3 +148,32 @@ def test_activation_that_others_read_is_kept() -> None:
     model = load(graph(body, ["stem.weight", "f.weight", "head.weight"]))
     done = compile_plan(model, removing(analyze(model), ["f"]))
     assert [n.op for n in done.model.graph.nodes].count("Relu") == 2
+
+
+def test_numbers_before_a_decision_behind_a_sum_are_compared_instead_of_it() -> None:
+    body = conv("a", "x", "a.weight") + "y = Add(a, x) r = Relu(y) " + conv("c", "r", "w")
+    body += "m = GlobalMaxPool(c) f = Flatten(m) s = Sigmoid(f) k = Constant<value_ints = [3]>() out, at = TopK(s, k)"
+    proto = graph(body, ["a.weight", "w"])
+    analysis = analyze(load(proto))
+    plan = removing(analysis, [b.name for b in analysis.free_blocks])
+    reference = Reference(Graph.of(analysis.model), Claims.of(analysis, plan))
+    assert reference.summed == {"y": np.dtype(np.float32)}
+    decided = reference.graph.discontinuous(reference.rounded)
+    assert {"out", "at"} <= decided
+    assert decided.isdisjoint(("y", "s", "f"))
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+def test_rounding_errors_are_signed_and_of_the_type_s_size(kind: type[np.floating]) -> None:
+    dtype = np.dtype(kind)
+    nodes, constants = signed_noise("x", "y", dtype)
+    elem = helper.np_dtype_to_tensor_dtype(dtype)
+    ends = [helper.make_tensor_value_info(n, elem, ["n", "m"]) for n in ("x", "y")]
+    opset = [helper.make_opsetid("", 17)]
+    model = helper.make_model(helper.make_graph(nodes, "g", ends[:1], ends[1:], constants), opset_imports=opset)
+    model.ir_version = 8
+    x = np.random.default_rng(0).standard_normal((50, 20)).astype(dtype)
+    change = Session(model).run({"x": x}, ["y"])[0].astype(float) / x.astype(float) - 1
+    size = np.abs(change).max()
+    assert np.finfo(dtype).eps < size < 20 * np.finfo(dtype).eps
+    assert 0.4 < (change > 0).mean() < 0.6
