@@ -1,4 +1,4 @@
-"""What pytest prints at the end of a run in which a worker process died."""
+"""Report of test workers that died, at the end of a run of pytest."""
 
 from __future__ import annotations
 

@@ -87,7 +87,11 @@ def main(
         scoring = time.perf_counter() - began
         for target in targets.split(","):
             began = time.perf_counter()
-            plan = op.plan(scores, target, constraints=limits, latency=predictor)
+            try:
+                plan = op.plan(scores, target, constraints=limits, latency=predictor)
+            except op.OnnxPruneError as err:
+                click.echo(f"{name:9} {target:12} {err.what}")
+                continue
             cut = op.compile_plan(original, plan, analysis=analysis)
             done = recover(
                 original, cut.model, plan, samples, analysis=analysis, stages=stages_of(reconstruct_blocks)

@@ -163,6 +163,20 @@ def test_numbers_before_a_decision_behind_a_sum_are_compared_instead_of_it() -> 
     assert decided.isdisjoint(("y", "s", "f"))
 
 
+@pytest.mark.parametrize("every", [0, 2])
+def test_rounding_errors_reach_the_outputs(every: int) -> None:
+    analysis = analyze(load(chain(3)))
+    plan = removing(analysis, ["stage.1"], every)
+    reference = Reference(Graph.of(analysis.model), Claims.of(analysis, plan))
+    assert bool(reference.masked) == bool(every)
+    assert set(reference.summed) == {"y1"}
+    exact, _ = reference.graph.with_outputs(["out"])
+    x = {"x": np.random.default_rng(0).standard_normal((2, 8, 6, 6)).astype(np.float32)}
+    wanted, found = (Session(m).run(x, ["out"])[0] for m in (exact, reference.noisy(exact, seed=0)))
+    gap = np.abs(found - wanted).max() / np.abs(wanted).max()
+    assert 2.0**-24 < gap < 2.0**-14
+
+
 @pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
 def test_rounding_errors_are_signed_and_of_the_type_s_size(kind: type[np.floating]) -> None:
     dtype = np.dtype(kind)
