@@ -57,7 +57,7 @@ def recover(
     metric: str | None = None,
     stages: Sequence[str] = STAGES,
     rows: int = 40_000,
-    rounds: int = 3,
+    rounds: int = 6,
     epochs: int = EPOCHS,
     batch: int = 64,
     threads: int = 0,

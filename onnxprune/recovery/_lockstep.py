@@ -29,6 +29,7 @@ from onnxprune.ir.model import Array, Model
 from onnxprune.ir.symbolic import quotient
 from onnxprune.passes import RemoveBlocks
 from onnxprune.plans import Plan
+from onnxprune.recovery._activations import Activation, Bounds, chain, curve
 from onnxprune.recovery._original_activations import OriginalActivations
 
 MEMORY = 2**28  # bytes of live tensors of each model held in memory; the others are stored in files
@@ -48,8 +49,7 @@ class PairedLayer:
         shortcut: Tensor added in the pruned model; None if there is none, or it is not computed yet.
         scale: Factor per output.
         offset: Offset per output.
-        low: Lower bound that a nonlinearity after z (Relu, Clip) applies; -inf if there is none.
-        high: Upper bound that it applies; inf if there is none.
+        activation: Scalar function that follows z.
         kept: Outputs of the original that the pruned node keeps; None: all.
         norm: BatchNormalization that is the only consumer of y and has a mean of its own; None if there is none.
     """
@@ -60,8 +60,7 @@ class PairedLayer:
     shortcut: str | None
     scale: Vector = field(repr=False)
     offset: Vector = field(repr=False)
-    low: float
-    high: float
+    activation: Activation = field(repr=False)
     kept: Kept | None = field(repr=False)
     norm: gs.Node | None = field(default=None, repr=False)
 
@@ -247,9 +246,21 @@ class PairedCursor:
             length = (seen.symbolic(name) or (None,))[0]
             if batch is None or length is None or quotient(length, batch) is None:
                 return None
-        low, high = bounds(node)
         kept = self.kept_channels(t.name, linear.spatial)
-        return PairedLayer(linear, reads, t.name, shortcut, scale, offset, low, high, kept, norm)
+        return PairedLayer(
+            linear, reads, t.name, shortcut, scale, offset, self._activation(t, node, outputs), kept, norm
+        )
+
+    def _activation(self, t: gs.Tensor, node: gs.Node | None, outputs: frozenset[str]) -> Activation:
+        """Return the function behind a tensor; `node` is its only consumer, or None."""
+        if node is not None and node.op in ("Relu", "Clip"):
+            return Bounds(*bounds(node))
+        segments = self.pruned_cursor.segments
+        found = chain(t, outputs, segments.producer_index)
+        if found is None:
+            return Bounds()
+        dtype = segments.witness.dtypes.get(t.name, np.dtype(np.float32))
+        return curve(self.pruned, t, found, dtype, self.calibration.threads)
 
     def _only_consumer(self, t: gs.Tensor, outputs: frozenset[str]) -> gs.Node | None:
         """Return the only consumer of a tensor; None if there are several or it is in the body of an If or Loop."""
@@ -380,12 +391,10 @@ def affine(node: gs.Node, t: gs.Tensor, linear: LinearNode) -> tuple[Vector, Vec
         ]
 
 
-def bounds(node: gs.Node | None) -> tuple[float, float]:
-    """Return the bounds that a Relu or Clip applies; infinite for other nodes."""
-    if node is not None and node.op == "Relu":
+def bounds(node: gs.Node) -> tuple[float, float]:
+    """Return the bounds that a Relu or Clip applies; infinite if they are computed."""
+    if node.op == "Relu":
         return 0.0, np.inf
-    if node is None or node.op != "Clip":
-        return -np.inf, np.inf
     limits: list[float] = []
     for i, name, default in ((1, "min", -np.inf), (2, "max", np.inf)):
         value: float = float(node.attrs.get(name, default))

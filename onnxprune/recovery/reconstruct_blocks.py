@@ -28,6 +28,7 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Calibration
 from onnxprune.ir.model import Array, Model
 from onnxprune.plans import Plan
+from onnxprune.recovery._activations import chain
 from onnxprune.recovery._lockstep import PairedCursor
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ class ReconstructBlocks:
 
 def find_blocks(cursor: PairedCursor) -> list[FittedBlock]:
     """Return the blocks that pruning changed, in graph order: they end where one tensor of floats carries all data."""
-    segments, changed = cursor.pruned_cursor.segments, cursor.changed()
+    segments, changed, tensors = cursor.pruned_cursor.segments, cursor.changed(), cursor.pruned.graph.tensors()
     dtypes = segments.witness.dtypes
     outputs = tuple(n for n in segments.outputs if dtypes.get(n, np.dtype(np.float32)) not in _SIZES)
     blocks: list[FittedBlock] = []
@@ -177,11 +178,13 @@ def find_blocks(cursor: PairedCursor) -> list[FittedBlock]:
     for stop in range(1, len(segments.nodes) + 1):
         linear += segments.nodes[stop - 1].op in _LINEAR
         last = stop == len(segments.nodes)
-        live = () if last else [n for n in segments.live(stop) if dtypes.get(n, np.dtype(np.float32)) not in _SIZES]
+        live = [n for n in segments.live(stop) if not last and dtypes.get(n, np.dtype(np.float32)) not in _SIZES]
         if not last and (linear < 2 or len(live) != 1 or segments.producer_index[live[0]] < start):
             continue
         if not last and segments.nodes[stop].op in ("Relu", "Clip", "BatchNormalization"):
             continue  # only what an activation passes on matters
+        if not last and chain(tensors[live[0]], segments.outputs, segments.producer_index):
+            continue
         handed = outputs if last else tuple(live)
         if linear and handed and changed.intersection(handed):
             blocks.append(FittedBlock(start, stop, handed, last))

@@ -6,7 +6,8 @@ Formula: W', b' = argmin sum (z* - s - W x - b)^2 + lambda |W - W_before|^2 over
 original's z: ridge regression with central moments in float64 (Hoerl & Kennard 1970), node by node in graph order, each
 on the outputs of the nodes already solved. If Relu or Clip follows, z* counts only within the bounds: beyond a bound
 every value is equally good (alternating with the fit; as Zhang et al. 2015, Accelerating Very Deep Convolutional
-Networks, treat the rectifier).
+Networks, treat the rectifier). If another scalar function f follows, such as HardSwish or GELU, the fit alternates with
+targets that lower the error of f(z) (`onnxprune.recovery._activations`).
 Conditions: 1. Conv, ConvTranspose, Gemm, MatMul with a constant weight of their own. 2. only nodes whose inputs the
 pruning has changed. 3. lambda has the least error on held-out samples; if no fit improves on the present weights there,
 the weights are kept.
@@ -31,6 +32,7 @@ from onnxprune.execution.gram import Inverse
 from onnxprune.ir.model import Array, Model
 from onnxprune.passes.base import Pass, register
 from onnxprune.plans import NOTHING, Plan
+from onnxprune.recovery._activations import Activation
 from onnxprune.recovery._lockstep import PairedCursor, PairedLayer, RegressionRows
 from onnxprune.recovery._original_activations import OriginalActivations
 
@@ -80,7 +82,7 @@ class ReconstructWeights(Pass):
         analysis: Coupling analysis of the original.
         calibration: Calibration data; labels are not needed.
         rows: Output positions used for each node, over all samples; small nodes use fewer.
-        rounds: Rounds of the alternation if Relu or Clip follows.
+        rounds: Rounds of the alternation if an activation follows.
         seed: Seed of the choice of positions.
         known: Called with each node before it is solved; returns a solution from an earlier run, or None.
         done: Called with each solution and (nodes done, nodes in all).
@@ -97,7 +99,7 @@ class ReconstructWeights(Pass):
     analysis: Analysis | None = None
     calibration: Calibration | None = field(default=None, repr=False)
     rows: int = 40_000
-    rounds: int = 3
+    rounds: int = 6
     seed: int = 0
     known: Callable[[str], Solution | None] | None = field(default=None, repr=False)
     done: Callable[[Solution, int, int], None] | None = field(default=None, repr=False)
@@ -183,7 +185,7 @@ def solve(step: PairedLayer, rows: RegressionRows, rounds: int, ridges: Sequence
             del targets, shortcut
         problem = _Problem(
             inputs[g], wanted, added, matrix[g][:, usable] * step.scale[columns],
-            shift[columns] * step.scale[columns] + step.offset[columns], (step.low, step.high), linear.intercept, out,
+            shift[columns] * step.scale[columns] + step.offset[columns], step.activation, linear.intercept, out,
             ridges,
         )  # fmt: skip
         del wanted, added
@@ -284,17 +286,17 @@ class _Problem:
 
     def __init__(
         self, x: Array, target: Array, shortcut: Array | None, weight: Matrix, base: Matrix,
-        bounds: tuple[float, float], intercept: bool, out: npt.NDArray[np.bool_], ridges: Sequence[float] = RIDGES,
+        activation: Activation, intercept: bool, out: npt.NDArray[np.bool_], ridges: Sequence[float] = RIDGES,
     ) -> None:  # fmt: skip
         # Inputs may vary by much less than their mean: all computations use differences from the mean.
         self.origin = x.mean(0, dtype=np.float64).astype(x.dtype) if intercept else np.zeros(x.shape[1], x.dtype)
         x -= self.origin
         self.x, self.target, self.shortcut = x, target, shortcut
         self.weight, self.base = weight, base + self.origin @ weight
-        self.low, self.high = bounds
+        self.activation = activation
         self.intercept, self.out, self.ridges = intercept, out, ridges
         columns = range(0, target.shape[1], _COLUMNS)
-        parts = [np.clip(target[:, i : i + _COLUMNS], *bounds).var(0, dtype=np.float64) for i in columns]
+        parts = [activation(target[:, i : i + _COLUMNS]).var(0, dtype=np.float64) for i in columns]
         self.spread = float(np.concatenate(parts).sum())
         self.constant = int((~self.x.any(0)).sum())
         self.dependent = 0
@@ -333,22 +335,20 @@ class _Problem:
     def _targets(self, moments: _InputMoments, rounds: int) -> list[tuple[Array, tuple[Matrix, Matrix]]]:
         """Return the possible targets of the node, and their products with the inputs.
 
-        First z minus the shortcut; then, where z is beyond a bound, the fit's own values beyond that bound.
+        First z minus the shortcut; then values nearer to the last fit that count the same behind the activation.
         """
         x, wanted = self.x, self.target
         shortcut = self.shortcut if self.shortcut is not None else np.zeros((1, wanted.shape[1]), wanted.dtype)
-        below, above = wanted <= self.low, wanted >= self.high
         target = np.asarray(wanted - shortcut)
         found = [(target, moments.crossed(x, target))]
-        for _ in range(rounds if below.any() or above.any() else 0):
+        passed = self.activation(wanted) if rounds else wanted
+        for _ in range(rounds if self.activation.bends(wanted) else 0):
             weight, base = moments.fit(found[-1][1], _ROUNDS_AT, self.weight, self.base)
             del found[1:]
             given = x @ weight.astype(x.dtype)
             given += base.astype(x.dtype)
             given += shortcut
-            target = wanted.copy("K")
-            np.minimum(given, self.low, out=target, where=below)
-            np.maximum(given, self.high, out=target, where=above)
+            target = self.activation.target(given, wanted, passed)
             target -= shortcut
             del given
             found.append((target, moments.crossed(x, target)))
@@ -360,6 +360,5 @@ class _Problem:
         given = x @ weight.astype(x.dtype) + base.astype(x.dtype)
         if self.shortcut is not None:
             given = given + self.shortcut[self.out]
-        given = np.clip(given, self.low, self.high)
-        gap = given - np.clip(self.target[self.out], self.low, self.high)
+        gap = self.activation(given) - self.activation(self.target[self.out])
         return float(np.square(gap, dtype=np.float64).mean(0).sum())

@@ -202,7 +202,7 @@ def recover(
     analysis: Analysis | None = None,
     stages: Sequence[str] = STAGES,
     rows: int = 40_000,
-    rounds: int = 3,
+    rounds: int = 6,
     epochs: int = EPOCHS,
     folder: Path | None = None,
     restart: bool = False,
@@ -225,7 +225,7 @@ def recover(
         analysis: Coupling analysis of the original, if available.
         stages: Names of the stages, in order.
         rows: Output positions used for each layer, over all samples.
-        rounds: Rounds of the alternation if Relu or Clip follows a layer.
+        rounds: Rounds of the alternation if an activation follows a layer.
         epochs: Epochs of `reconstruct_blocks`, for each block.
         folder: Folder that stores solved layers, so that an interrupted run continues; the caller removes it.
         restart: Discard the layers of an interrupted run.

@@ -39,6 +39,7 @@ from onnxprune.ir.reader import load
 from onnxprune.ir.writer import to_proto
 from onnxprune.plans import Plan
 from onnxprune.recovery import reconstruct_weights as module
+from onnxprune.recovery._activations import Bounds
 from onnxprune.recovery._lockstep import PairedCursor
 from onnxprune.recovery.reconstruct_weights import ReconstructWeights, Solution
 
@@ -299,6 +300,33 @@ def test_beyond_a_bound_every_value_beyond_it_will_do(op_: str, low: float, high
     assert found["e"].before == pytest.approx(np.square(gap)[4::5].mean((0, 2, 3)).sum() / spread, rel=1e-3)
 
 
+CHAINS = {
+    "HardSwish": "f = HardSwish (e)",
+    "HardSwish of Paddle": "k = Add (e, three) l = Clip (k, zero, six) m = Mul (l, e) f = Div (m, six)",
+    "SiLU": "k = Sigmoid (e) f = Mul (e, k)",
+    "GELU": "k = Div (e, half) l = Erf (k) m = Add (l, one) n = Mul (e, m) f = Mul (n, half)",
+    "LeakyRelu, scaled": "k = LeakyRelu (e) l = Mul (k, three) f = Add (l, one)",
+    "Sigmoid": "f = Sigmoid (e)",
+}
+NUMBERS = {"zero": 0.0, "half": 0.5, "one": 1.0, "three": 3.0, "six": 6.0}
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_what_an_activation_passes_on_counts(chain: str) -> None:
+    values = {n: np.array(v) for n, v in NUMBERS.items()}
+    shapes = {**W, "u": (3, 4, 1, 1)}
+    analysis = parsed(FIRST + f"e = Conv (b, v, c) {CHAINS[chain]} y = Conv (f, u)", shapes, values=values)
+    plan, pruned = cut(analysis, {"w": (0, 2, 5)})
+    data = noise(40)
+    bent, found = solved(analysis, plan, pruned, data, rounds=6)
+    straight, _ = solved(analysis, plan, pruned, data, rounds=0)
+    [wanted], *given = (tensors(m, ["f"], data.x) for m in (analysis.model, pruned, straight, bent))
+    errors = [np.square(f - wanted).sum() for [f] in given]
+    assert errors[2] < 0.99 * errors[1] < 0.8 * errors[0]
+    gap = np.square(given[0][0] - wanted)[4::5].mean((0, 2, 3)).sum() / wanted.var((0, 2, 3)).sum()
+    assert found["e"].before == pytest.approx(gap, rel=1e-3)
+
+
 def test_what_lies_beyond_the_bounds_may_be_anything() -> None:
     rng = np.random.default_rng(0)
     x, true = rng.standard_normal((900, 5)), rng.standard_normal((5, 3))
@@ -306,7 +334,7 @@ def test_what_lies_beyond_the_bounds_may_be_anything() -> None:
     beyond = np.abs(rng.standard_normal(given.shape)) * 3
     wanted = given + np.where(given > 1, beyond, 0) - np.where(given < -0.5, beyond, 0)
     problem = module._Problem(
-        x.astype(np.float32), wanted.astype(np.float32), None, np.zeros((5, 3)), np.zeros(3), (-0.5, 1.0), True,
+        x.astype(np.float32), wanted.astype(np.float32), None, np.zeros((5, 3)), np.zeros(3), Bounds(-0.5, 1.0), True,
         np.arange(900) % 5 == 4,
     )  # fmt: skip
     straight, _, (_, error), _ = problem.best(0)
@@ -393,9 +421,7 @@ def test_inputs_that_vary_in_the_samples_left_out_alone() -> None:
         x = np.tile(rng.standard_normal(9).astype(np.float32), (60, 1)) * (rng.random(9) < 0.5)
         x[out] += rng.standard_normal((12, 9)).astype(np.float32)
         wanted = rng.standard_normal((60, 2)).astype(np.float32)
-        problem = module._Problem(
-            x, wanted, None, rng.standard_normal((9, 2)), np.zeros(2), (-np.inf, np.inf), True, out
-        )
+        problem = module._Problem(x, wanted, None, rng.standard_normal((9, 2)), np.zeros(2), Bounds(), True, out)
         weight, base, errors, _ = problem.best(0)
         assert np.isfinite([*weight.ravel(), *base, *errors]).all()
 
