@@ -13,6 +13,7 @@ from onnxprune.criteria._registry import register
 from onnxprune.criteria.base import Array, DataCriterion, ScoringContext, SiteScores
 from onnxprune.criteria.model_runs.block_losses import ResolvedWithout, check_block_samples
 from onnxprune.criteria.model_runs.block_runs import BlockScorer
+from onnxprune.criteria.model_runs.compensation import Compensation
 from onnxprune.criteria.model_runs.consumer_errors import (
     ROWS,
     ConsumerStatistics,
@@ -123,6 +124,10 @@ class Obs(DataCriterion):
     With `weigh="outputs"` a few numbers of removed channels per group are evaluated, and the errors are scaled to the
     output errors of these evaluations: scores of all groups then share one unit. With `weigh="layer"` they do not.
 
+    Output errors are measured with the consumers re-solved, but not the layers behind them, as `recover` does. Those
+    take back a part of the error, the more of them the more: at the inputs `remaining` of it is left, in the middle its
+    square root (`onnxprune.criteria.model_runs.compensation`).
+
     Within a group the order is that of the removal; scores are made non-decreasing along it, so that the sum of the
     lowest n is the error of removing n channels.
 
@@ -131,12 +136,14 @@ class Obs(DataCriterion):
         ridge: Value added to the diagonal of the Gram matrices, as a share of its mean.
         rows: Output positions used of each consumer, over all samples.
         seed: Seed of the choice of positions.
+        remaining: Share of an output error that remains at the inputs once all layers are re-solved; 1: all of it.
     """
 
     weigh: str = "outputs"
     ridge: float = 1e-3
     rows: int = ROWS
     seed: int = 0
+    remaining: float = 0.1
 
     name: ClassVar[str] = "obs"
     title: ClassVar[str] = "error of the next layers when the channel is removed and the rest re-solved"
@@ -156,6 +163,10 @@ class Obs(DataCriterion):
             )
         if isinstance(self.ridge, bool) or not isinstance(self.ridge, int | float) or not 1e-8 <= self.ridge <= 1:
             raise OnnxPruneError(f"obs: ridge must be a share from 1e-8 to 1, not {self.ridge!r}", fix="ridge=0.001")
+        if isinstance(self.remaining, bool) or not 0 < self.remaining <= 1:
+            raise OnnxPruneError(
+                f"obs: remaining must be a share above 0 and at most 1, not {self.remaining!r}", fix="remaining=0.1"
+            )
         check_rows("obs", self.rows)
 
     def least_samples(self, context: ScoringContext) -> int:
@@ -165,7 +176,9 @@ class Obs(DataCriterion):
     def block_scorer(self, analysis: Analysis, calibration: Calibration | None, count: int) -> BlockScorer:
         samples = check_block_samples(self.name, calibration)
         by_layer = self.weigh == "layer"
-        return ResolvedWithout(analysis, samples, count, ridge=self.ridge, seed=self.seed, layer=by_layer)
+        return ResolvedWithout(
+            analysis, samples, count, ridge=self.ridge, seed=self.seed, layer=by_layer, remaining=self.remaining
+        )
 
     def probes(self, context: ScoringContext) -> Sequence[Probe]:
         """Return Gram matrix probes of all consumers, if they fit into memory together."""
@@ -174,14 +187,18 @@ class Obs(DataCriterion):
     def score_sites(self, context: ScoringContext, probes: Sequence[Probe]) -> Sequence[SiteScores]:
         """Return one set of scores for each group."""
         scores = []
+        compensation = Compensation(context.analysis, self.remaining)
         for portion in consumer_statistics(context, probes, self.rows, self.seed, self.limits):
             orders = [(group, removal_order(group, known, self.ridge)) for group, known in portion]
-            effects: Mapping[str, Mapping[int, float]] = {}
+            effects: dict[str, Mapping[int, float]] = {}
             if self.weigh == "outputs":
                 tried = [
                     (g, ablations(g, known, o, self.ridge)) for (g, known), (_, o) in zip(portion, orders, strict=True)
                 ]
-                effects = output_effects(context, tried, sum(len(levels(g.channels)) for g in context.analysis.groups))
+                measured = output_effects(context, tried, sum(len(levels(g.channels)) for g in context.analysis.groups))
+                for group, known in portion:
+                    share = compensation.at(reader.consumer.node.node.outputs[0].name for reader in known)
+                    effects[group.name] = {n: share * error for n, error in measured[group.name].items()}
             for group, order in orders:
                 scores.append(SiteScores(group.components, ordered_scores(scaled(order, effects.get(group.name, {})))))
         return scores

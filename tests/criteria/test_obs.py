@@ -23,6 +23,7 @@ from onnxprune.analysis.linear_layers import linear_node
 from onnxprune.criteria import obs as module
 from onnxprune.criteria.base import ScoringContext
 from onnxprune.criteria.model_runs import output_effects as effects_module
+from onnxprune.criteria.model_runs.compensation import Compensation
 from onnxprune.criteria.model_runs.consumer_errors import (
     ConsumerStatistics,
     Contributions,
@@ -245,7 +246,7 @@ def test_effects_are_those_of_a_whole_run_with_weights_by_numpy(name: str) -> No
 def test_scores_sum_to_what_the_outputs_lose() -> None:
     analysis = network()
     case = ScoringContext(analysis, analysis.groups, calibration())
-    scores = score(analysis, "obs", calibration=calibration()).groups
+    scores = score(analysis, "obs", calibration=calibration(), remaining=1).groups
     [portion] = list(consumer_statistics(case, [], Obs().rows, 0, StatisticLimits()))
     touched = 0
     for group, known in portion:
@@ -259,6 +260,32 @@ def test_scores_sum_to_what_the_outputs_lose() -> None:
             assert sums[removed - 1] <= worst * (1 + 1e-6) + 1e-9  # the convex hull of the losses so far
             touched += bool(sums[removed - 1] == pytest.approx(worst, rel=1e-6))
     assert touched >= len(portion)
+
+
+def test_errors_before_other_layers_cost_less() -> None:
+    analysis = network()
+    whole, less = (score(analysis, "obs", calibration=calibration(), remaining=r).groups for r in (1.0, 0.25))
+    layers = {c.output for c in analysis.contractions}
+    order = [o.name for n in analysis.model.graph.nodes for o in n.outputs if o.name in layers]
+    first = {
+        g.name: min(order.index(c.output) for c in analysis.contractions
+                    if np.isin(analysis.component[c.labels], g.components).any())
+        for g in analysis.groups
+    }  # fmt: skip
+    for name, scores in whole.items():
+        share = 0.25 ** ((len(order) - 1 - first[name]) / len(order))
+        np.testing.assert_allclose(less[name], scores * share, rtol=1e-6, atol=1e-12)
+    assert len(set(first.values())) > 3
+    compensation = Compensation(analysis, 0.25)
+    assert compensation.at([order[-1]]) == 1.0
+    assert compensation.at([order[-1], order[0]]) == compensation.at([order[0]]) < 0.3
+    assert compensation.at([]) == compensation.at(["no tensor"]) == 1.0
+
+
+@pytest.mark.parametrize("value", [0, -0.5, 1.5, True, float("nan")])
+def test_what_remains_is_a_share(value: float) -> None:
+    with pytest.raises(OnnxPruneError, match="remaining"):
+        Obs(remaining=value)
 
 
 def test_an_output_that_a_group_does_not_reach_counts_as_unchanged() -> None:
@@ -373,8 +400,8 @@ def test_command_line_prunes_by_costs_per_saving(tmp_path: Path) -> None:
         "plan", MODELS / "digits_cnn_folded.onnx", "-c", "obs", "-p", "rows=400", "--data", "digits:train",
         "--images", 10, "--threads", 1, "--round-to", 4,
     )  # fmt: skip
-    line.ok("--target", "macs=0.6", "-o", tmp_path / "a")
-    line.ok("--target", "macs=0.6", "--allocator", "global", "-o", tmp_path / "b")
+    line.ok("--target", "macs=0.5", "-o", tmp_path / "a")
+    line.ok("--target", "macs=0.5", "--allocator", "global", "-o", tmp_path / "b")
     line.ok("--target", "macs=0.6", "--steps", 2, "-p", "weigh=layer", "-o", tmp_path / "c")
     a, b, c = (op.load_plan(tmp_path / name) for name in "abc")
     assert [p.criterion.get("scope") for p in (a, b, c)] == ["saving", None, "saving"]

@@ -18,6 +18,7 @@ from onnxprune.analysis.blocks import Block, adds
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.analysis.linear_layers import LinearNode, linear_node
 from onnxprune.criteria.model_runs.block_runs import BlockRuns, BlockScorer
+from onnxprune.criteria.model_runs.compensation import Compensation
 from onnxprune.criteria.model_runs.output_effects import measured_outputs
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Calibration
@@ -109,15 +110,22 @@ class ResolvedWithout(DistanceWithout):
         ridge: Value added to the diagonal of the moments, as a share of its mean.
         seed: Seed of the choice of positions.
         layer: Whether a loss is the error of the next sum, as a share of its variance, instead of the outputs'.
+        remaining: Share of an output error that remains at the inputs once all layers behind are solved again.
     """
 
     def __init__(
-        self, analysis: Analysis, calibration: Calibration, count: int, *, ridge: float, seed: int, layer: bool
-    ) -> None:
+        self, analysis: Analysis, calibration: Calibration, count: int, *, ridge: float, seed: int, layer: bool,
+        remaining: float,
+    ) -> None:  # fmt: skip
+        self.compensation = Compensation(analysis, 1.0 if layer else remaining)
         self.ridge, self.seed, self.layer = ridge, seed, layer
         self.places = {n.outputs[0].name: i for i, n in enumerate(analysis.model.graph.nodes) if n.outputs}
         self._errors: dict[frozenset[str], float] = {frozenset(): 0.0}
         super().__init__(analysis, calibration, count)
+
+    def losses(self, blocks: Sequence[Block], removed: Sequence[Block]) -> dict[str, float]:
+        found = super().losses(blocks, removed)
+        return {b.name: self.compensation.at([b.output]) * found[b.name] for b in blocks}
 
     def _total(self, removed: Sequence[Block]) -> float:
         if not self.layer:
