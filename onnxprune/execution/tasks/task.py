@@ -6,7 +6,7 @@ A task is bound to a model before it is used: names of outputs, numbers of class
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar
@@ -15,7 +15,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxprune._utils.registry import Registry
-from onnxprune.analysis.shapes.shape_inference import witness
+from onnxprune.analysis.shapes.shape_inference import Witness, witness
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.execution.tasks.metrics import LOWER_IS_BETTER, METRICS, Metric, MetricValue, Outcome, get_metric
 from onnxprune.ir.image_layout import layout_of
@@ -67,7 +67,7 @@ class ModelView:
     @cached_property
     def outputs(self) -> tuple[Tensor, ...]:
         """Outputs of the model."""
-        return tuple(self._tensor(t) for t in self.model.graph.outputs)
+        return tuple(self._output(t) for t in self.model.graph.outputs)
 
     @cached_property
     def operators(self) -> frozenset[str]:
@@ -101,13 +101,26 @@ class ModelView:
     def _tensor(self, t: gs.Tensor) -> Tensor:
         shape = t.shape
         if shape is None:
-            shape = self._shapes.get(t.name) or ()
+            shape = self._witness.shapes.get(t.name) or ()
         dtype = np.dtype(t.dtype) if t.dtype is not None else np.dtype(np.float32)
         return Tensor(t.name, tuple(shape), dtype, _operator(t))
 
+    def _output(self, t: gs.Tensor) -> Tensor:
+        """Return an output; sizes that the file only names are numbers if they are the same for all inputs."""
+        declared = self._tensor(t)
+        if t.shape is None or all(isinstance(n, int) for n in declared.shape[1:]):
+            return declared
+        sizes = self._witness.symbolic(t.name) or ()
+        if len(sizes) != declared.rank:
+            return declared
+        known = (
+            n if i and isinstance(n, int) else d for i, (n, d) in enumerate(zip(sizes, declared.shape, strict=True))
+        )
+        return replace(declared, shape=tuple(known))
+
     @cached_property
-    def _shapes(self) -> Mapping[str, Sequence[int]]:
-        return witness(self.model).shapes
+    def _witness(self) -> Witness:
+        return witness(self.model)
 
 
 def _operator(tensor: gs.Tensor) -> str:

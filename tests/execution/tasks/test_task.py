@@ -72,6 +72,23 @@ def test_every_task_guesses_its_own_model(task: str) -> None:
     assert bound.statement.endswith("; --task overrides)")
 
 
+@pytest.mark.parametrize("name", ["detect", "segment", "recognize"])
+def test_outputs_whose_sizes_are_only_named_are_known_by_their_nodes(name: str) -> None:
+    # Ultralytics declares [batch, Concatoutput0_dim_1, anchors] for an export with dynamic=True.
+    proto = MODELS[name]()
+    before = bind_task(op.load(proto))
+    for x in (*proto.graph.input, *proto.graph.output):
+        for i, d in enumerate(x.type.tensor_type.shape.dim):
+            if x in proto.graph.output or i != 1:
+                d.dim_param = f"{x.name}_{i}"
+    view = ModelView(op.load(proto))
+    sizes = [t.shape for t in view.outputs]
+    assert any(isinstance(n, int) for shape in sizes for n in shape[1:])
+    assert not any(isinstance(shape[0], int) for shape in sizes)
+    after = bind_task(op.load(proto))
+    assert (after.name, after.guessed) == (before.name, True)
+
+
 def test_names_and_directions_are_declared(task: str) -> None:
     bound = bind_task(op.load(MODELS[task]()), TaskOptions(task=task))
     names = [m.name for m in (*bound.metrics, *bound.distances)]
