@@ -27,6 +27,7 @@ _LONGEST = 32  # nodes of a chain
 _STEP = 1e-2  # step of difference quotients, as a share of the standard deviation
 _RELAXED = 1.8  # t, see `Curve.target`
 _BLOCK = 2**15  # values evaluated at a time
+_PROBES = np.linspace(-100, 100, 801, dtype=np.float32)[:, None]
 
 
 class Activation(Protocol):
@@ -153,21 +154,21 @@ def _follows(node: gs.Node, inside: Collection[str]) -> bool:
     )
 
 
-def curve(
-    model: Model, t: gs.Tensor, found: tuple[Sequence[gs.Node], gs.Tensor], dtype: np.dtype[Any], threads: int
-) -> Curve:
-    """Return a chain as a function.
+def activation(
+    model: Model, t: gs.Tensor, found: tuple[Sequence[gs.Node], gs.Tensor], dtype: np.dtype[Any]
+) -> Activation:
+    """Return a chain as a function; the identity if some of its values are not finite, such as those of a root.
 
     Args:
         model: Model that it is part of.
         t: Tensor that it reads.
         found: Result of `chain`.
         dtype: Type of both tensors.
-        threads: Threads of onnxruntime.
     """
     nodes, end = found
     part = model.part(nodes, [t], [end])
     for x in (*part.graph.inputs, *part.graph.outputs):
         x.dtype, x.shape = dtype, None
     part.graph.inputs[0].shape = ["rows", "outputs"]
-    return Curve(Session(part, threads=threads), t.name, dtype)
+    curve = Curve(Session(part, threads=1), t.name, dtype)  # blocks are too small for more threads
+    return curve if np.isfinite(curve(_PROBES)).all() else Bounds()

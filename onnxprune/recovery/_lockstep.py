@@ -29,7 +29,7 @@ from onnxprune.ir.model import Array, Model
 from onnxprune.ir.symbolic import quotient
 from onnxprune.passes import RemoveBlocks
 from onnxprune.plans import Plan
-from onnxprune.recovery._activations import Activation, Bounds, chain, curve
+from onnxprune.recovery._activations import Activation, Bounds, activation, chain
 from onnxprune.recovery._original_activations import OriginalActivations
 
 MEMORY = 2**28  # bytes of live tensors of each model held in memory; the others are stored in files
@@ -260,7 +260,7 @@ class PairedCursor:
         if found is None:
             return Bounds()
         dtype = segments.witness.dtypes.get(t.name, np.dtype(np.float32))
-        return curve(self.pruned, t, found, dtype, self.calibration.threads)
+        return activation(self.pruned, t, found, dtype)
 
     def _only_consumer(self, t: gs.Tensor, outputs: frozenset[str]) -> gs.Node | None:
         """Return the only consumer of a tensor; None if there are several or it is in the body of an If or Loop."""

@@ -13,7 +13,7 @@ from random_graphs.graphs import PROPERTY
 from recovering import parsed
 
 from onnxprune.ir.model import Model
-from onnxprune.recovery._activations import Activation, Bounds, chain, curve
+from onnxprune.recovery._activations import Activation, Bounds, activation, chain
 
 NUMBERS = {"half": 0.5, "one": 1.0, "root": 2**0.5, "zero": 0.0, "three": 3.0, "six": 6.0}
 # Chain behind e -> (its last tensor, the function).
@@ -34,6 +34,7 @@ CHAINS: dict[str, tuple[str, Callable[[float], float]]] = {
 }  # fmt: skip
 NONE = {
     "linear": "k = Mul (e, half) f = Add (k, one)",
+    "an inverse": "f = Div (one, e)",
     "another tensor": "f = Mul (e, b)",
     "one number a channel": "k = Mul (e, channels) f = Sigmoid (k)",
     "read elsewhere as well": "k = Sigmoid (e) l = Add (k, b) f = Sub (l, e)",
@@ -57,7 +58,7 @@ def found(text: str) -> tuple[Model, str, Activation] | None:
     nodes = chain(t, {x.name for x in model.graph.outputs}, known)
     if nodes is None:
         return None
-    return model, nodes[1].name, curve(model, t, nodes, np.dtype(np.float32), 1)
+    return model, nodes[1].name, activation(model, t, nodes, np.dtype(np.float32))
 
 
 @pytest.mark.parametrize("text", CHAINS)
@@ -74,6 +75,12 @@ def test_a_chain_is_the_function_that_it_computes(text: str) -> None:
 @pytest.mark.parametrize("why", NONE)
 def test_other_nodes_are_no_chain(why: str) -> None:
     assert found(NONE[why]) is None
+
+
+def test_values_that_are_not_finite_make_it_the_identity() -> None:
+    result = found("f = Pow (e, half)")
+    assert result is not None
+    assert result[2] == Bounds()
 
 
 def test_a_chain_ends_before_outputs_and_bodies() -> None:
