@@ -155,13 +155,19 @@ class SavingGreedy:
         return self.trace.passing(self.search.goal, lambda: self.removals(feasible.uniform(0.0), feasible.step))
 
     def run(self) -> Counts:
-        """Return counts that meet the goal; if blocks are too coarse, the last one is divided."""
+        """Return counts that meet the goal; where the next block is too large, smaller savings fill the gap.
+
+        These are other complete blocks, as long as some do not pass the goal, and then halves of blocks.
+        """
         search, step = self.search, self.search.feasible.step
         above, below = self.first()
         while True:
             counts = min((above, below), key=lambda c: abs(search.share(c) - search.goal))
             if search.met(counts):
                 return counts
+            *_, (above, _) = self.removals(above, step, least=search.goal - search.close)
+            if search.met(above):
+                return above
             if step == 1:
                 return self.best(*map(search.settle, (above, below)))
             step //= 2
@@ -180,8 +186,11 @@ class SavingGreedy:
         """Return the last counts above the goal from `counts` on, and the first that are not; equal at the end."""
         return GreedyTrace().passing(self.search.goal, lambda: self.removals(counts, step))
 
-    def removals(self, counts: Counts, step: int) -> Steps:
-        """Yield counts and their share, block after block, to the end; the order does not depend on the goal."""
+    def removals(self, counts: Counts, step: int, least: float = -np.inf) -> Steps:
+        """Yield counts and their share, block after block, to the end; the order does not depend on the goal.
+
+        A group whose next block leaves less than the share `least` is not pruned further.
+        """
         search = self.search
         free = search.feasible.free
 
@@ -195,6 +204,8 @@ class SavingGreedy:
             best = int(np.argmin(losses / (have - options)))  # the smallest of equal ones
             count, loss = int(options[best]), float(losses[best])
             saved = share - search.share({**counts, g.name: count})
+            if share - saved < least:
+                return None
             return (saved <= 0, loss / saved if saved > 0 else loss), count
 
         def without(state: tuple[Counts, float], i: int, count: int) -> tuple[Counts, float]:
