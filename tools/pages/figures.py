@@ -259,7 +259,7 @@ def draw_depth(canvas: Canvas, data: Any) -> None:
     for both, color, name in ((False, GREY, "channels"), (True, BLUE, "a block and channels")):
         rows = [p for p in plans if ("block" in p[0]) == both]
         _, macs, top, error = zip(*rows, strict=True)
-        right.errorbar(macs, top, error, color=color, marker="o", capsize=3, linestyle="" if both else "-", label=name)
+        right.errorbar(macs, top, error, color=color, marker="o", capsize=3, linestyle="-", label=name)
     right.axhline(original, color=DARK, linestyle=":", label="original")
     right.set(xlabel="MACs kept", ylabel="top-1, per cent", title="recovered")
     right.legend()
