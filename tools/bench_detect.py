@@ -181,7 +181,7 @@ def picture(models: Sequence[tuple[str, Path]], path: Path, scenes: int = 5, zoo
                 corner = (left + x1 * zoom, top + 20 + y1 * zoom)
                 draw.rectangle((*corner, left + x2 * zoom, top + 20 + y2 * zoom), outline="red", width=2)
                 draw.text((corner[0] + 3, corner[1] + 1), f"{label} {score:.2f}", "red")
-    canvas.quantize(128).save(path, optimize=True)
+    canvas.quantize(64).save(path, optimize=True)
 
 
 def detections(model: op.Model, pixels: np.ndarray[Any, Any]) -> list[tuple[list[float], int, float]]:

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
@@ -165,7 +166,7 @@ class SavingGreedy:
             counts = min((above, below), key=lambda c: abs(search.share(c) - search.goal))
             if search.met(counts):
                 return counts
-            *_, (above, _) = self.removals(above, step, least=search.goal - search.close)
+            [(above, _)] = deque(self.removals(above, step, least=search.goal - search.close), maxlen=1)
             if search.met(above):
                 return above
             if step == 1:

@@ -25,7 +25,7 @@ _CURVED = frozenset({
 })  # fmt: skip
 _LONGEST = 32  # nodes of a chain
 _STEP = 1e-2  # step of difference quotients, as a share of the standard deviation
-_RELAXED = 1.8  # t, see `Curve.target`
+_RELAXED = 1.8  # t, see `ElementwiseChain.target`
 _BLOCK = 2**15  # values evaluated at a time
 _PROBES = np.linspace(-100, 100, 801, dtype=np.float32)[:, None]
 
@@ -50,7 +50,7 @@ class Activation(Protocol):
 
 
 @dataclass(frozen=True)
-class Bounds:
+class Clamp:
     """Relu or Clip; with infinite bounds the identity.
 
     Attributes:
@@ -76,7 +76,7 @@ class Bounds:
 
 
 @dataclass(frozen=True)
-class Curve:
+class ElementwiseChain:
     """Chain of elementwise nodes, evaluated by onnxruntime.
 
     Attributes:
@@ -170,5 +170,5 @@ def activation(
     for x in (*part.graph.inputs, *part.graph.outputs):
         x.dtype, x.shape = dtype, None
     part.graph.inputs[0].shape = ["rows", "outputs"]
-    curve = Curve(Session(part, threads=1), t.name, dtype)  # blocks are too small for more threads
-    return curve if np.isfinite(curve(_PROBES)).all() else Bounds()
+    curve = ElementwiseChain(Session(part, threads=1), t.name, dtype)  # blocks are too small for more threads
+    return curve if np.isfinite(curve(_PROBES)).all() else Clamp()

@@ -29,7 +29,7 @@ from onnxprune.ir.model import Array, Model
 from onnxprune.ir.symbolic import quotient
 from onnxprune.passes import RemoveBlocks
 from onnxprune.plans import Plan
-from onnxprune.recovery._activations import Activation, Bounds, activation, chain
+from onnxprune.recovery._activations import Activation, Clamp, activation, chain
 from onnxprune.recovery._original_activations import OriginalActivations
 
 MEMORY = 2**28  # bytes of live tensors of each model held in memory; the others are stored in files
@@ -254,11 +254,11 @@ class PairedCursor:
     def _activation(self, t: gs.Tensor, node: gs.Node | None, outputs: frozenset[str]) -> Activation:
         """Return the function behind a tensor; `node` is its only consumer, or None."""
         if node is not None and node.op in ("Relu", "Clip"):
-            return Bounds(*bounds(node))
+            return Clamp(*bounds(node))
         segments = self.pruned_cursor.segments
         found = chain(t, outputs, segments.producer_index)
         if found is None:
-            return Bounds()
+            return Clamp()
         dtype = segments.witness.dtypes.get(t.name, np.dtype(np.float32))
         return activation(self.pruned, t, found, dtype)
 

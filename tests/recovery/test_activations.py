@@ -13,7 +13,7 @@ from random_graphs.graphs import PROPERTY
 from recovering import parsed
 
 from onnxprune.ir.model import Model
-from onnxprune.recovery._activations import Activation, Bounds, activation, chain
+from onnxprune.recovery._activations import Activation, Clamp, activation, chain
 
 NUMBERS = {"half": 0.5, "one": 1.0, "root": 2**0.5, "zero": 0.0, "three": 3.0, "six": 6.0}
 # Chain behind e -> (its last tensor, the function).
@@ -80,7 +80,7 @@ def test_other_nodes_are_no_chain(why: str) -> None:
 def test_values_that_are_not_finite_make_it_the_identity() -> None:
     result = found("f = Pow (e, half)")
     assert result is not None
-    assert result[2] == Bounds()
+    assert result[2] == Clamp()
 
 
 def test_a_chain_ends_before_outputs_and_bodies() -> None:
@@ -114,7 +114,7 @@ def test_a_target_lowers_the_error_of_what_is_passed_on(text: str, seed: int, sc
 def test_bounds_want_nothing_beyond_them(seed: int, limits: tuple[float, float]) -> None:
     rng = np.random.default_rng(seed)
     wanted, given = rng.standard_normal((2, 50, 3)).astype(np.float32)
-    f = Bounds(*limits)
+    f = Clamp(*limits)
     target = f.target(given, wanted, f(wanted))
     np.testing.assert_array_equal(f(target), f(wanted))
     inside = (wanted > limits[0]) & (wanted < limits[1])

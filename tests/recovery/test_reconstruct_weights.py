@@ -39,7 +39,7 @@ from onnxprune.ir.reader import load
 from onnxprune.ir.writer import to_proto
 from onnxprune.plans import Plan
 from onnxprune.recovery import reconstruct_weights as module
-from onnxprune.recovery._activations import Bounds
+from onnxprune.recovery._activations import Clamp
 from onnxprune.recovery._lockstep import PairedCursor
 from onnxprune.recovery.reconstruct_weights import ReconstructWeights, Solution
 
@@ -334,7 +334,7 @@ def test_what_lies_beyond_the_bounds_may_be_anything() -> None:
     beyond = np.abs(rng.standard_normal(given.shape)) * 3
     wanted = given + np.where(given > 1, beyond, 0) - np.where(given < -0.5, beyond, 0)
     problem = module._Problem(
-        x.astype(np.float32), wanted.astype(np.float32), None, np.zeros((5, 3)), np.zeros(3), Bounds(-0.5, 1.0), True,
+        x.astype(np.float32), wanted.astype(np.float32), None, np.zeros((5, 3)), np.zeros(3), Clamp(-0.5, 1.0), True,
         np.arange(900) % 5 == 4,
     )  # fmt: skip
     straight, _, (_, error), _ = problem.best(0)
@@ -421,7 +421,7 @@ def test_inputs_that_vary_in_the_samples_left_out_alone() -> None:
         x = np.tile(rng.standard_normal(9).astype(np.float32), (60, 1)) * (rng.random(9) < 0.5)
         x[out] += rng.standard_normal((12, 9)).astype(np.float32)
         wanted = rng.standard_normal((60, 2)).astype(np.float32)
-        problem = module._Problem(x, wanted, None, rng.standard_normal((9, 2)), np.zeros(2), Bounds(), True, out)
+        problem = module._Problem(x, wanted, None, rng.standard_normal((9, 2)), np.zeros(2), Clamp(), True, out)
         weight, base, errors, _ = problem.best(0)
         assert np.isfinite([*weight.ravel(), *base, *errors]).all()
 
