@@ -143,7 +143,7 @@ class Obs(DataCriterion):
     ridge: float = 1e-3
     rows: int = ROWS
     seed: int = 0
-    remaining: float = 0.1
+    remaining: float = 0.25
 
     name: ClassVar[str] = "obs"
     title: ClassVar[str] = "error of the next layers when the channel is removed and the rest re-solved"
@@ -165,7 +165,7 @@ class Obs(DataCriterion):
             raise OnnxPruneError(f"obs: ridge must be a share from 1e-8 to 1, not {self.ridge!r}", fix="ridge=0.001")
         if isinstance(self.remaining, bool) or not 0 < self.remaining <= 1:
             raise OnnxPruneError(
-                f"obs: remaining must be a share above 0 and at most 1, not {self.remaining!r}", fix="remaining=0.1"
+                f"obs: remaining must be a share above 0 and at most 1, not {self.remaining!r}", fix="remaining=0.25"
             )
         check_rows("obs", self.rows)
 
