@@ -163,7 +163,8 @@ class Obs(DataCriterion):
             )
         if isinstance(self.ridge, bool) or not isinstance(self.ridge, int | float) or not 1e-8 <= self.ridge <= 1:
             raise OnnxPruneError(f"obs: ridge must be a share from 1e-8 to 1, not {self.ridge!r}", fix="ridge=0.001")
-        if isinstance(self.remaining, bool) or not 0 < self.remaining <= 1:
+        number = isinstance(self.remaining, int | float) and not isinstance(self.remaining, bool)
+        if not number or not 0 < self.remaining <= 1:
             raise OnnxPruneError(
                 f"obs: remaining must be a share above 0 and at most 1, not {self.remaining!r}", fix="remaining=0.25"
             )

@@ -282,8 +282,8 @@ def test_errors_before_other_layers_cost_less() -> None:
     assert compensation.at([]) == compensation.at(["no tensor"]) == 1.0
 
 
-@pytest.mark.parametrize("value", [0, -0.5, 1.5, True, float("nan")])
-def test_what_remains_is_a_share(value: float) -> None:
+@pytest.mark.parametrize("value", [0, -0.5, 1.5, True, float("nan"), "a", None])
+def test_what_remains_is_a_share(value: Any) -> None:
     with pytest.raises(OnnxPruneError, match="remaining"):
         Obs(remaining=value)
 

@@ -110,7 +110,10 @@ class ModelView:
         declared = self._tensor(t)
         if t.shape is None or all(isinstance(n, int) for n in declared.shape[1:]):
             return declared
-        sizes = self._witness.symbolic(t.name) or ()
+        try:
+            sizes = self._witness.symbolic(t.name) or ()
+        except OnnxPruneError:  # no sizes were found at which the model runs; the user may give some
+            return declared
         if len(sizes) != declared.rank:
             return declared
         known = (

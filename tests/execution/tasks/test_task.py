@@ -17,6 +17,7 @@ from onnxprune.execution.data import Boxes, Data, load_data
 from onnxprune.execution.tasks.evaluation import evaluate, metric_title
 from onnxprune.execution.tasks.metrics import LOWER_IS_BETTER, SHARES, kind_of
 from onnxprune.execution.tasks.task import TASKS, ModelView, bind_task, guess_task, higher_is_better
+from onnxprune.ir.model import Model
 from onnxprune.options.tasks import TASK_NAMES, TaskOptions, task_options
 
 RNG = np.random.default_rng(3)
@@ -87,6 +88,17 @@ def test_outputs_whose_sizes_are_only_named_are_known_by_their_nodes(name: str) 
     assert not any(isinstance(shape[0], int) for shape in sizes)
     after = bind_task(op.load(proto))
     assert (after.name, after.guessed) == (before.name, True)
+
+
+def test_sizes_stay_as_declared_where_none_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: Model) -> None:
+        raise OnnxPruneError("no size")
+
+    monkeypatch.setattr("onnxprune.execution.tasks.task.witness", fails)
+    proto = MODELS["segment"]()
+    for d in proto.graph.output[0].type.tensor_type.shape.dim:
+        d.dim_param = "any"
+    assert [t.shape for t in ModelView(op.load(proto)).outputs] == [("any",) * 4]
 
 
 def test_names_and_directions_are_declared(task: str) -> None:
