@@ -161,13 +161,12 @@ class Obs(DataCriterion):
             raise OnnxPruneError(
                 f"obs: weigh must be one of {', '.join(WEIGHINGS)}, not {self.weigh!r}", fix="weigh=outputs"
             )
-        if isinstance(self.ridge, bool) or not isinstance(self.ridge, int | float) or not 1e-8 <= self.ridge <= 1:
-            raise OnnxPruneError(f"obs: ridge must be a share from 1e-8 to 1, not {self.ridge!r}", fix="ridge=0.001")
-        number = isinstance(self.remaining, int | float) and not isinstance(self.remaining, bool)
-        if not number or not 0 < self.remaining <= 1:
-            raise OnnxPruneError(
-                f"obs: remaining must be a share above 0 and at most 1, not {self.remaining!r}", fix="remaining=0.25"
-            )
+        for name, example in (("ridge", 0.001), ("remaining", 0.25)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 1e-8 <= value <= 1:
+                raise OnnxPruneError(
+                    f"obs: {name} must be a share from 1e-8 to 1, not {value!r}", fix=f"{name}={example}"
+                )
         check_rows("obs", self.rows)
 
     def least_samples(self, context: ScoringContext) -> int:

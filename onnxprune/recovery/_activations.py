@@ -1,4 +1,4 @@
-"""What follows the stable point of a linear node: the values that are passed on, and targets that take it into account.
+"""Activations behind the stable point of a linear node, and targets of its fit that take them into account.
 
 Before:  z* - z counts everywhere
 After:   f(z*) - f(z) counts, f the scalar function behind z: Relu, Clip, or a chain of elementwise nodes with scalar
@@ -17,11 +17,13 @@ import onnx_graphsurgeon as gs
 from onnxprune.execution.sessions import Session
 from onnxprune.ir.model import Array, Model
 
-# Nodes of a chain; their constants hold one number each.
+# Nodes of a chain; their constants hold one number each. Exp is not among them: it decodes boxes, and the squared error
+# of the largest would outweigh all others.
 _LINEAR = frozenset({"Add", "Sub", "Mul", "Div", "Neg", "Identity"})
 _CURVED = frozenset({
     "Relu", "Clip", "Min", "Max", "Sigmoid", "Tanh", "Erf", "Pow", "Abs", "HardSwish", "HardSigmoid", "LeakyRelu",
-    "Elu", "Selu", "Celu", "Softplus", "Softsign", "Gelu", "FastGelu", "QuickGelu", "Mish", "Swish", "ThresholdedRelu",
+    "PRelu", "Elu", "Selu", "Celu", "Softplus", "Softsign", "Gelu", "FastGelu", "QuickGelu", "Mish", "Swish",
+    "ThresholdedRelu",
 })  # fmt: skip
 _LONGEST = 32  # nodes of a chain
 _STEP = 1e-2  # step of difference quotients, as a share of the standard deviation

@@ -29,11 +29,14 @@ CHAINS: dict[str, tuple[str, Callable[[float], float]]] = {
     "k = LeakyRelu <alpha = 0.25> (e) l = Mul (k, three) f = Add (l, one)": (
         "f", lambda z: 3 * max(z, 0.25 * z) + 1,
     ),
+    "f = PRelu (e, half)": ("f", lambda z: max(z, 0.5 * z)),
     "f = Mul (e, e)": ("f", lambda z: z * z),
     "k = Tanh (e) f = Mul (k, channels)": ("k", np.tanh),  # one number a channel ends it
 }  # fmt: skip
 NONE = {
     "linear": "k = Mul (e, half) f = Add (k, one)",
+    "decoded boxes": "f = Exp (e)",
+    "one slope a channel": "f = PRelu (e, channels)",
     "an inverse": "f = Div (one, e)",
     "another tensor": "f = Mul (e, b)",
     "one number a channel": "k = Mul (e, channels) f = Sigmoid (k)",

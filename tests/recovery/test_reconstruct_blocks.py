@@ -95,6 +95,24 @@ def test_up_to_three_consecutive_blocks_are_joined_but_the_last(count: int, want
     assert not any(b.last for b in found)
 
 
+@pytest.mark.parametrize(
+    ("activation", "wanted"),
+    [
+        ("f = Relu (e)", [("f",), ("y",)]),
+        ("s = Sigmoid (e) f = Mul (e, s)", [("f",), ("y",)]),
+        ("s = HardSigmoid (e) t = Mul (e, s) f = Relu (t)", [("f",), ("y",)]),
+        ("f = Softmax <axis = 1> (e)", [("e",), ("y",)]),
+    ],
+)
+def test_a_block_does_not_end_in_front_of_an_activation(activation: str, wanted: list[tuple[str, ...]]) -> None:
+    body = f"a = Conv (x, w0) b = Relu (a) e = Conv (b, w1) {activation} g = Conv (f, w2) h = Relu (g) y = Conv (h, w3)"
+    shapes = {"w0": (6, 3, 1, 1), "w1": (6, 6, 1, 1), "w2": (6, 6, 1, 1), "w3": (4, 6, 1, 1)}
+    analysis = parsed(body, shapes)
+    plan, pruned = cut_at_random(analysis, 0)
+    with PairedCursor(analysis, plan, pruned, samples(noise(16, 3, 6, 6))) as cursor:
+        assert [b.outputs for b in find_blocks(cursor)] == wanted
+
+
 def test_every_block_comes_nearer_to_the_original() -> None:
     analysis = parsed(THREE, SHAPES_OF_THREE)
     plan, pruned = cut_at_random(analysis, 0)

@@ -256,7 +256,7 @@ def draw_depth(canvas: Canvas, data: Any) -> None:
     original = dict(alone)["nothing"]
     left.barh(range(len(alone)), [v for _, v in alone], color=[DARK if v == original else BLUE for _, v in alone])
     left.set(xlabel="top-1, per cent", title="without one block")
-    for both, color, name in ((False, GREY, "channels"), (True, BLUE, "a block and channels")):
+    for both, color, name in ((False, GREY, "channels"), (True, BLUE, "blocks and channels")):
         rows = [p for p in plans if ("block" in p[0]) == both]
         _, macs, top, error = zip(*rows, strict=True)
         right.errorbar(macs, top, error, color=color, marker="o", capsize=3, linestyle="-", label=name)
