@@ -25,7 +25,8 @@ from onnxprune.pipeline.budget.point_store import point_store
 from onnxprune.planning.sensitivity_sweep import data_digest
 from onnxprune.recovery.recover import OriginalActivations
 
-FACTOR = 0.8  # share of the last point within the budget that the next point keeps, until one exceeds it
+FACTOR = 0.8  # share of the smallest point so far that the next point keeps, until enough exceed the budget
+BEYOND = 2  # points beyond the budget, each smaller than all within, before intervals are halved
 RESOLUTION = 0.03  # the search ends when the smallest point within the budget is so close to one beyond it
 EXPECTED = 10  # points of a search, for its progress
 LEAST = 0.05  # share of the measure below which the search does not go
@@ -239,10 +240,11 @@ def smallest_within(
 ) -> BudgetSearch:
     """Search for the point with the smallest share of the measure whose drop is within the budget.
 
-    The first points each keep 0.8 of the point before. When one exceeds the budget, the interval between it and the
-    last point within is halved (geometrically) until it is narrower than 3 %; every point starts from the smallest one
-    within the budget so far. A drop counts as within the budget if it is so with one standard error added; where that
-    error is larger than half of the budget, the samples cannot support this and the drop alone counts (with a warning).
+    The first points each keep 0.8 of the point before. When two in a row exceed the budget (one can do so by chance), the
+    interval between the first of them and the last point within is halved (geometrically) until it is narrower than 3 %;
+    every point starts from the smallest one within the budget so far. A drop counts as within the budget if it is so with
+    its standard error added, or with half of the budget where the error is larger; the samples are then too few for the
+    claim (with a warning).
 
     Args:
         path: Settings of the points.
@@ -260,7 +262,8 @@ def smallest_within(
     points: list[BudgetPoint] = []
     weak = False
     good: BudgetPoint | None = None
-    for share in _Shares(points):
+    shares = _Shares(points)
+    for share in shares:
         began = perf_counter()
         try:
             point = make(share, good.point if good is not None else None)
@@ -269,9 +272,11 @@ def smallest_within(
         except OnnxPruneError:
             if not points:
                 raise
-            break  # the constraints allow no smaller model
+            shares.refused = True  # the constraints allow no smaller model
+            continue
         if any(point.kept == p.kept for p in points):
-            break
+            shares.refused = True
+            continue
         try:
             reading = judge.read(point.model)
         except UndefinedMetric:  # such a point is beyond every budget; larger ones may be within
@@ -312,27 +317,31 @@ def _margin(reading: Judgement, max_drop: float) -> tuple[float, bool]:
     """Return what is added to a drop before it is compared with the budget, and whether the samples are too few."""
     if reading.drop_error is None:
         return 0.0, False
-    if reading.drop_error > max_drop / 2:
-        return 0.0, True
-    return reading.drop_error, False
+    return min(reading.drop_error, max_drop / 2), reading.drop_error > max_drop / 2
 
 
 class _Shares:
-    """Shares to try next, from the points tried so far."""
+    """Shares to try next, from the points tried so far.
+
+    Attributes:
+        points: Points tried so far, in any order.
+        refused: Set to True if the last share gave no new point.
+    """
 
     def __init__(self, points: list[BudgetPoint]) -> None:
         self.points = points
+        self.refused = False
 
     def __iter__(self) -> Iterator[float]:
+        smaller = True
         while True:
             good = min((p.kept for p in self.points if p.within), default=1.0)
-            bad = max((p.kept for p in self.points if not p.within and p.kept < good), default=None)
-            if bad is None:
-                share = good * FACTOR
-            elif bad >= good * (1 - RESOLUTION):
-                return
+            beyond = [p.kept for p in self.points if not p.within and p.kept < good]
+            share = min(beyond, default=good) * FACTOR
+            if smaller and len(beyond) < BEYOND and share >= LEAST:
+                yield share
+                smaller, self.refused = not self.refused, False
+            elif beyond and max(beyond) < good * (1 - RESOLUTION) and not self.refused:
+                yield sqrt(good * max(beyond))
             else:
-                share = sqrt(good * bad)
-            if share < LEAST:
                 return
-            yield share
