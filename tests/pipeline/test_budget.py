@@ -300,11 +300,11 @@ def test_later_points_remove_more_of_the_original(path: PrunePath) -> None:
 
 def test_scores_are_computed_anew_only_after_a_step(path: PrunePath) -> None:
     first = path.point(0.9)
-    near, far = path.point(0.75, first), path.point(0.6, first)
+    near, far = path.point(0.75, first), path.point(0.4, first)
     assert (first.scored, near.scored) == (1.0, 1.0)
     assert near.scores is first.scores
     assert far.scored == first.kept
-    assert path.point(0.6, near).scored == near.kept
+    assert path.point(0.4, near).scored == near.kept
     known = path.point(0.9, first=first.scores)
     assert known.plan.digest == first.plan.digest
     always = replace(path, rescore=1.0)

@@ -35,7 +35,7 @@ from onnxprune.plans import Plan
 from onnxprune.recovery.recover import STAGES, OriginalActivations, recover
 from onnxprune.verification import Verification
 
-RESCORE = 0.7  # with steps of this share or more, new scores gain less than the standard error of the metric
+RESCORE = 0.5  # with steps of this share or more, new scores gain less than the standard error of the metric
 
 
 @dataclass(frozen=True, repr=False)
