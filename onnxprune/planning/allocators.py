@@ -26,6 +26,7 @@ from onnxprune.planning.targets import LatencyPredictor
 Values = npt.NDArray[np.float64]
 
 _RATIOS = 2048  # steps of the uniform path
+_DEARER = 4.0  # price of a block that fills a gap, at most, as a multiple of that of the block too large for it
 _NOTHING = 1e-6  # share of the baseline latency below which a saving counts as zero
 
 
@@ -158,7 +159,8 @@ class SavingGreedy:
     def run(self) -> Counts:
         """Return counts that meet the goal; where the next block is too large, smaller savings fill the gap.
 
-        These are other complete blocks, as long as some do not pass the goal, and then halves of blocks.
+        These are other complete blocks, as long as some do not pass the goal and cost at most 4 times as much for what
+        they save, and then halves of blocks.
         """
         search, step = self.search, self.search.feasible.step
         above, below = self.first()
@@ -166,7 +168,8 @@ class SavingGreedy:
             counts = min((above, below), key=lambda c: abs(search.share(c) - search.goal))
             if search.met(counts):
                 return counts
-            [(above, _)] = deque(self.removals(above, step, least=search.goal - search.close), maxlen=1)
+            fillers = self.removals(above, step, least=search.goal - search.close, dearest=self._dearest(above, below))
+            [(above, _)] = deque(fillers, maxlen=1)
             if search.met(above):
                 return above
             if step == 1:
@@ -187,10 +190,18 @@ class SavingGreedy:
         """Return the last counts above the goal from `counts` on, and the first that are not; equal at the end."""
         return GreedyTrace().passing(self.search.goal, lambda: self.removals(counts, step))
 
-    def removals(self, counts: Counts, step: int, least: float = -np.inf) -> Steps:
+    def _dearest(self, above: Counts, below: Counts) -> float:
+        """Return the largest price of blocks that are removed in place of the one between two counts."""
+        search, losses = self.search, self.losses
+        saved = search.share(above) - search.share(below)
+        lost = total_loss(search.feasible, losses, below) - total_loss(search.feasible, losses, above)
+        return _DEARER * lost / saved if saved > 0 else np.inf
+
+    def removals(self, counts: Counts, step: int, least: float = -np.inf, dearest: float = np.inf) -> Steps:
         """Yield counts and their share, block after block, to the end; the order does not depend on the goal.
 
-        A group whose next block leaves less than the share `least` is not pruned further.
+        A group whose next block leaves less than the share `least`, or costs more than `dearest` for each unit saved,
+        is not pruned further.
         """
         search = self.search
         free = search.feasible.free
@@ -205,7 +216,7 @@ class SavingGreedy:
             best = int(np.argmin(losses / (have - options)))  # the smallest of equal ones
             count, loss = int(options[best]), float(losses[best])
             saved = share - search.share({**counts, g.name: count})
-            if share - saved < least:
+            if share - saved < least or loss > dearest * saved:
                 return None
             return (saved <= 0, loss / saved if saved > 0 else loss), count
 

@@ -240,11 +240,11 @@ def smallest_within(
 ) -> BudgetSearch:
     """Search for the point with the smallest share of the measure whose drop is within the budget.
 
-    The first points each keep 0.8 of the point before. When two in a row exceed the budget (one can do so by chance), the
-    interval between the first of them and the last point within is halved (geometrically) until it is narrower than 3 %;
-    every point starts from the smallest one within the budget so far. A drop counts as within the budget if it is so with
-    its standard error added, or with half of the budget where the error is larger; the samples are then too few for the
-    claim (with a warning).
+    The first points each keep 0.8 of the point before. When two in a row exceed the budget (one can do so by chance),
+    the interval between the first of them and the last point within is halved (geometrically) until it is narrower
+    than 3 %; every point starts from the smallest one within the budget so far. A drop counts as within the budget if
+    it is so with its standard error added, or with half of the budget where the error is larger; the samples are then
+    too few for the claim (with a warning).
 
     Args:
         path: Settings of the points.
