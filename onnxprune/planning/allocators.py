@@ -216,7 +216,7 @@ class SavingGreedy:
             best = int(np.argmin(losses / (have - options)))  # the smallest of equal ones
             count, loss = int(options[best]), float(losses[best])
             saved = share - search.share({**counts, g.name: count})
-            if share - saved < least or loss > dearest * saved:
+            if share - saved < least or (dearest < np.inf and loss > dearest * saved):
                 return None
             return (saved <= 0, loss / saved if saved > 0 else loss), count
 

@@ -153,6 +153,13 @@ def test_the_standard_error_is_added_where_the_samples_allow_it() -> None:
     assert "cannot support a drop of 1 points" in found.warning
 
 
+def test_drops_alone_decide_where_samples_support_no_claim() -> None:
+    found, _ = search(lambda kept: 0.7 + 2 * (1 - kept), 1.0, error=0.8)
+    assert 0.5 < found.best.reading.drop <= 1.0
+    assert found.best.within
+    assert "cannot support a drop of 1 points" in found.warning
+
+
 def test_a_measured_candidate_that_is_clearly_faster_precedes() -> None:
     found, _ = search(lambda kept: 0.0 if kept >= 0.5 else 5.0, 1.0)
     best = found.best

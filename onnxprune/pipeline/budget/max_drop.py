@@ -244,7 +244,7 @@ def smallest_within(
     the interval between the first of them and the last point within is halved (geometrically) until it is narrower
     than 3 %; every point starts from the smallest one within the budget so far. A drop counts as within the budget if
     it is so with its standard error added, or with half of the budget where the error is larger; the samples are then
-    too few for the claim (with a warning).
+    too few for the claim (with a warning), and if no point is within the budget by this rule, the drop alone counts.
 
     Args:
         path: Settings of the points.
@@ -290,9 +290,13 @@ def smallest_within(
         if within:
             good = points[-1]
     points.sort(key=lambda p: -p.kept)
-    if good is None:
+    if good is None and weak:  # too few samples for any claim: the drops alone decide
+        points = [replace(p, within=p.reading.drop <= max_drop) for p in points]
+    if not any(p.within for p in points):
         best = min(points, key=lambda p: p.reading.drop)
         found = f"drops by {best.reading.drop:.2f}"
+        if best.reading.drop_error is not None:
+            found += f" +- {best.reading.drop_error:.2f}"
         if not isfinite(best.reading.drop):
             found = f"its {judge.metric.name!r} is not finite"
         raise OnnxPruneError(
