@@ -26,7 +26,7 @@ from onnxprune.planning.targets import LatencyPredictor
 Values = npt.NDArray[np.float64]
 
 _RATIOS = 2048  # steps of the uniform path
-_DEARER = 4.0  # price of a block that fills a gap, at most, as a multiple of that of the block too large for it
+_FILLER = 4.0  # highest price of a block that fills a gap, as a multiple of that of the block too large for it
 _NOTHING = 1e-6  # share of the baseline latency below which a saving counts as zero
 
 
@@ -168,7 +168,8 @@ class SavingGreedy:
             counts = min((above, below), key=lambda c: abs(search.share(c) - search.goal))
             if search.met(counts):
                 return counts
-            fillers = self.removals(above, step, least=search.goal - search.close, dearest=self._dearest(above, below))
+            most = self._highest_price(above, below)
+            fillers = self.removals(above, step, least=search.goal - search.close, highest=most)
             [(above, _)] = deque(fillers, maxlen=1)
             if search.met(above):
                 return above
@@ -190,18 +191,18 @@ class SavingGreedy:
         """Return the last counts above the goal from `counts` on, and the first that are not; equal at the end."""
         return GreedyTrace().passing(self.search.goal, lambda: self.removals(counts, step))
 
-    def _dearest(self, above: Counts, below: Counts) -> float:
-        """Return the largest price of blocks that are removed in place of the one between two counts."""
+    def _highest_price(self, above: Counts, below: Counts) -> float:
+        """Return the highest price of blocks that are removed in place of the one between two counts."""
         search, losses = self.search, self.losses
         saved = search.share(above) - search.share(below)
         lost = total_loss(search.feasible, losses, below) - total_loss(search.feasible, losses, above)
-        return _DEARER * lost / saved if saved > 0 else np.inf
+        return _FILLER * lost / saved if saved > 0 else np.inf
 
-    def removals(self, counts: Counts, step: int, least: float = -np.inf, dearest: float = np.inf) -> Steps:
+    def removals(self, counts: Counts, step: int, least: float = -np.inf, highest: float = np.inf) -> Steps:
         """Yield counts and their share, block after block, to the end; the order does not depend on the goal.
 
-        A group whose next block leaves less than the share `least`, or costs more than `dearest` for each unit saved,
-        is not pruned further.
+        A group whose next block leaves less than the share `least`, or has a higher price (loss per unit saved) than
+        `highest`, is not pruned further.
         """
         search = self.search
         free = search.feasible.free
@@ -216,7 +217,7 @@ class SavingGreedy:
             best = int(np.argmin(losses / (have - options)))  # the smallest of equal ones
             count, loss = int(options[best]), float(losses[best])
             saved = share - search.share({**counts, g.name: count})
-            if share - saved < least or (dearest < np.inf and loss > dearest * saved):
+            if share - saved < least or (highest < np.inf and loss > highest * saved):
                 return None
             return (saved <= 0, loss / saved if saved > 0 else loss), count
 

@@ -155,9 +155,20 @@ def test_the_standard_error_is_added_where_the_samples_allow_it() -> None:
 
 def test_drops_alone_decide_where_samples_support_no_claim() -> None:
     found, _ = search(lambda kept: 0.7 + 2 * (1 - kept), 1.0, error=0.8)
-    assert 0.5 < found.best.reading.drop <= 1.0
-    assert found.best.within
+    assert 0.7 + 2 * (1 - found.best.kept) <= 1.0
+    assert found.smaller is not None
+    assert found.smaller.kept >= found.best.kept * (1 - RESOLUTION)  # as near to the border as with enough samples
     assert "cannot support a drop of 1 points" in found.warning
+
+
+def test_errors_of_points_beyond_the_budget_are_no_warning() -> None:
+    readings = {True: Judgement(1.0, 0.0, 0.0, 0.1), False: Judgement(0.9, 0.0, 9.0, 2.0)}
+    judge = SimpleNamespace(
+        read=lambda kept: readings[kept >= 0.5], unit="points", metric=SimpleNamespace(name="top1"),
+        original=Judgement(1.0, 0.0, 0.0, 0.0), calibration=range(100),
+    )  # fmt: skip
+    path = SimpleNamespace(measure="macs", point=lambda share, since: SimpleNamespace(kept=share, model=share))
+    assert smallest_within(path, judge, 1.0).warning == ""  # type: ignore[arg-type]
 
 
 def test_a_measured_candidate_that_is_clearly_faster_precedes() -> None:

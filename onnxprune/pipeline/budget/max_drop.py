@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import inf, isfinite, nan, sqrt
 from pathlib import Path
 from time import perf_counter
@@ -80,7 +81,6 @@ class BudgetSearch:
         points: All models that were tried, in the order of the share they keep, largest first.
         measured: Share of the points' cost that is kept -> latency before and after, for the points that were measured:
             the result and its neighbours if latency was minimized.
-        warning: Reason why the claim is weaker than asked for; "" if there is none.
         judge: Evaluation on the held-out samples.
         folder: Folder with the points, if they are stored.
     """
@@ -94,7 +94,6 @@ class BudgetSearch:
     points: tuple[BudgetPoint, ...]
     judge: Judge = field(repr=False)
     measured: Mapping[float, LatencyPair] = field(default_factory=dict)
-    warning: str = ""
     folder: Path | None = None
 
     def remove_points(self) -> None:
@@ -112,6 +111,17 @@ class BudgetSearch:
         fastest = min(timed, key=lambda p: self.measured[p.kept].share)
         least = self.measured[cheapest.kept].share * (1 - RESOLUTION)
         return fastest if self.measured[fastest.kept].share < least else cheapest
+
+    @property
+    def warning(self) -> str:
+        """Reason why the claim is weaker than asked for; "" if there is none."""
+        error = self.best.reading.drop_error
+        if error is None or error <= self.max_drop / 2:
+            return ""
+        return (
+            f"{self.samples} held-out samples cannot support a drop of {self.max_drop:g} {self.unit} within one "
+            "standard error; use more samples"
+        )
 
     @property
     def larger(self) -> BudgetPoint | None:
@@ -243,8 +253,9 @@ def smallest_within(
     The first points each keep 0.8 of the point before. When two in a row exceed the budget (one can do so by chance),
     the interval between the first of them and the last point within is halved (geometrically) until it is narrower
     than 3 %; every point starts from the smallest one within the budget so far. A drop counts as within the budget if
-    it is so with its standard error added, or with half of the budget where the error is larger; the samples are then
-    too few for the claim (with a warning), and if no point is within the budget by this rule, the drop alone counts.
+    it is so with its standard error added, or with half of the budget where the error is larger. If no point is within
+    the budget by this rule, such large errors do not count, and the search continues. The result warns if its error is
+    larger than half of the budget.
 
     Args:
         path: Settings of the points.
@@ -258,12 +269,54 @@ def smallest_within(
     """
     if not 0 <= max_drop < float("inf"):
         raise OnnxPruneError(f"the budget {max_drop:g} is not a drop of at least 0", fix="--max-drop 1.0")
-    make = make or path.point
     points: list[BudgetPoint] = []
-    weak = False
-    good: BudgetPoint | None = None
+    for rule in (_surely_within, _perhaps_within):
+        judged = [replace(p, within=rule(p.reading, max_drop)) for p in points]
+        if not points or any(p.within for p in judged):
+            points = _searched(judged, make or path.point, judge, partial(rule, max_drop=max_drop), notice)
+        if any(p.within for p in points):
+            break
+    points.sort(key=lambda p: -p.kept)
+    if not any(p.within for p in points):
+        best = min(points, key=lambda p: p.reading.drop)
+        found = f"drops by {best.reading.drop:.2f}"
+        if best.reading.drop_error is not None:
+            found += f" +- {best.reading.drop_error:.2f}"
+        if not isfinite(best.reading.drop):
+            found = f"its {judge.metric.name!r} is not finite"
+        raise OnnxPruneError(
+            f"no smaller model is within a drop of {max_drop:g} {judge.unit}: the best one keeps {percent(best.kept)} "
+            f"of the {path.measure} and {found}",
+            fix="allow a larger drop, use more samples, or retrain (`onnxprune retrain`)",
+        )
+    return BudgetSearch(
+        path.measure, judge.metric.name, judge.unit, max_drop, judge.original.value, len(judge.calibration),
+        tuple(points), judge,
+    )  # fmt: skip
+
+
+def _surely_within(reading: Judgement, max_drop: float) -> bool:
+    """Return whether a drop with its standard error, at most half of the budget, is within the budget."""
+    return reading.drop + min(reading.drop_error or 0.0, max_drop / 2) <= max_drop
+
+
+def _perhaps_within(reading: Judgement, max_drop: float) -> bool:
+    """Return the same, but without the error where it is larger than half of the budget: too few samples to tell."""
+    error = reading.drop_error or 0.0
+    return reading.drop + (error if error <= max_drop / 2 else 0.0) <= max_drop
+
+
+def _searched(
+    points: list[BudgetPoint],
+    make: PointMaker,
+    judge: Judge,
+    within: Callable[[Judgement], bool],
+    notice: Callable[[BudgetPoint], None] | None,
+) -> list[BudgetPoint]:
+    """Return points and those that a search from them tries."""
     shares = _Shares(points)
     for share in shares:
+        good = min((p for p in points if p.within), key=lambda p: p.kept, default=None)
         began = perf_counter()
         try:
             point = make(share, good.point if good is not None else None)
@@ -281,47 +334,10 @@ def smallest_within(
             reading = judge.read(point.model)
         except UndefinedMetric:  # such a point is beyond every budget; larger ones may be within
             reading = Judgement(nan, None, inf, None)
-        margin, hard = _margin(reading, max_drop)
-        weak |= hard
-        within = reading.drop + margin <= max_drop
-        points.append(BudgetPoint(share, point.kept, reading, within, perf_counter() - began, point))
+        points.append(BudgetPoint(share, point.kept, reading, within(reading), perf_counter() - began, point))
         if notice is not None:
             notice(points[-1])
-        if within:
-            good = points[-1]
-    points.sort(key=lambda p: -p.kept)
-    if good is None and weak:  # too few samples for any claim: the drops alone decide
-        points = [replace(p, within=p.reading.drop <= max_drop) for p in points]
-    if not any(p.within for p in points):
-        best = min(points, key=lambda p: p.reading.drop)
-        found = f"drops by {best.reading.drop:.2f}"
-        if best.reading.drop_error is not None:
-            found += f" +- {best.reading.drop_error:.2f}"
-        if not isfinite(best.reading.drop):
-            found = f"its {judge.metric.name!r} is not finite"
-        raise OnnxPruneError(
-            f"no smaller model is within a drop of {max_drop:g} {judge.unit}: the best one keeps {percent(best.kept)} "
-            f"of the {path.measure} and {found}",
-            fix="allow a larger drop, use more samples, or retrain (`onnxprune retrain`)",
-        )
-    count = len(judge.calibration)
-    warning = ""
-    if weak:
-        warning = (
-            f"{count} held-out samples cannot support a drop of {max_drop:g} {judge.unit} within one standard error; "
-            "use more samples"
-        )
-    return BudgetSearch(
-        path.measure, judge.metric.name, judge.unit, max_drop, judge.original.value, count, tuple(points), judge,
-        warning=warning,
-    )  # fmt: skip
-
-
-def _margin(reading: Judgement, max_drop: float) -> tuple[float, bool]:
-    """Return what is added to a drop before it is compared with the budget, and whether the samples are too few."""
-    if reading.drop_error is None:
-        return 0.0, False
-    return min(reading.drop_error, max_drop / 2), reading.drop_error > max_drop / 2
+    return points
 
 
 class _Shares:
