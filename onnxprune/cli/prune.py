@@ -124,7 +124,8 @@ def prune(
     found = analyzed(original, analysis)
     inputs = PlanInputs(
         planning, scoring, constraints_on(measuring, measuring.device, constraints), target, measuring,
-        measuring.latency, data, data.data, samples, curves_file=curves.curves_file, quiet=as_json,
+        measuring.latency, data, data.data, samples, curves_file=curves.curves_file, recovering=recovering,
+        quiet=as_json,
     )  # fmt: skip
     feeds = proof_feeds(data.data, samples, original) if verifying.verify else None
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 
 from onnxprune.analysis.coupling import Analysis, Group
 from onnxprune.criteria._registry import register
-from onnxprune.criteria.base import Array, DataCriterion, ScoringContext, SiteScores
+from onnxprune.criteria.base import AnyCriterion, Array, DataCriterion, ScoringContext, SiteScores
 from onnxprune.criteria.model_runs.block_losses import ResolvedWithout, check_block_samples
 from onnxprune.criteria.model_runs.block_runs import BlockScorer
 from onnxprune.criteria.model_runs.compensation import Compensation
@@ -26,11 +26,14 @@ from onnxprune.criteria.model_runs.consumer_errors import (
     ordered_scores,
 )
 from onnxprune.criteria.model_runs.output_effects import Ablation, output_effects
+from onnxprune.criteria.scoring import Scores
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.calibration import Calibration, Probe
 from onnxprune.execution.gram import BlockOBS, Gram, resolved
 
 WEIGHINGS = ("outputs", "layer")
+AUTO = "auto"
+REMAINING = 0.25  # share of an output error that remains at the inputs, unless it is given or chosen
 LEVELS = (0.125, 0.25, 0.5, 0.75)  # removed shares of a group for which the effect on the outputs is measured
 
 
@@ -126,7 +129,9 @@ class Obs(DataCriterion):
 
     Output errors are measured with the consumers re-solved, but not the layers behind them, as `recover` does. Those
     take back a part of the error, the more of them the more: at the inputs `remaining` of it is left, in the middle its
-    square root (`onnxprune.criteria.model_runs.compensation`).
+    square root (`onnxprune.criteria.model_runs.compensation`). How much that is differs from model to model. "auto" is
+    0.25; where the plan is recovered in the same call, it is the one of a few values whose plan is nearest to the
+    original after a short recovery (`onnxprune.pipeline.compensation_choice`).
 
     Within a group the order is that of the removal; scores are made non-decreasing along it, so that the sum of the
     lowest n is the error of removing n channels.
@@ -137,13 +142,14 @@ class Obs(DataCriterion):
         rows: Output positions used of each consumer, over all samples.
         seed: Seed of the choice of positions.
         remaining: Share of an output error that remains at the inputs once all layers are re-solved; 1: all of it.
+            "auto": see above.
     """
 
     weigh: str = "outputs"
     ridge: float = 1e-3
     rows: int = ROWS
     seed: int = 0
-    remaining: float = 0.25
+    remaining: float | str = AUTO
 
     name: ClassVar[str] = "obs"
     title: ClassVar[str] = "error of the next layers when the channel is removed and the rest re-solved"
@@ -161,8 +167,10 @@ class Obs(DataCriterion):
             raise OnnxPruneError(
                 f"obs: weigh must be one of {', '.join(WEIGHINGS)}, not {self.weigh!r}", fix="weigh=outputs"
             )
-        for name, example in (("ridge", 0.001), ("remaining", 0.25)):
+        for name, example in (("ridge", 0.001), ("remaining", REMAINING)):
             value = getattr(self, name)
+            if name == "remaining" and value == AUTO:
+                continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not 1e-8 <= value <= 1:
                 raise OnnxPruneError(
                     f"obs: {name} must be a share from 1e-8 to 1, not {value!r}", fix=f"{name}={example}"
@@ -175,9 +183,9 @@ class Obs(DataCriterion):
 
     def block_scorer(self, analysis: Analysis, calibration: Calibration | None, count: int) -> BlockScorer:
         samples = check_block_samples(self.name, calibration)
-        by_layer = self.weigh == "layer"
+        by_layer, share = self.weigh == "layer", _share(self.remaining)
         return ResolvedWithout(
-            analysis, samples, count, ridge=self.ridge, seed=self.seed, layer=by_layer, remaining=self.remaining
+            analysis, samples, count, ridge=self.ridge, seed=self.seed, layer=by_layer, remaining=share
         )
 
     def probes(self, context: ScoringContext) -> Sequence[Probe]:
@@ -187,7 +195,7 @@ class Obs(DataCriterion):
     def score_sites(self, context: ScoringContext, probes: Sequence[Probe]) -> Sequence[SiteScores]:
         """Return one set of scores for each group."""
         scores = []
-        compensation = Compensation(context.analysis, self.remaining)
+        compensation = Compensation(context.analysis, _share(self.remaining))
         for portion in consumer_statistics(context, probes, self.rows, self.seed, self.limits):
             orders = [(group, removal_order(group, known, self.ridge)) for group, known in portion]
             effects: dict[str, Mapping[int, float]] = {}
@@ -196,9 +204,44 @@ class Obs(DataCriterion):
                     (g, ablations(g, known, o, self.ridge)) for (g, known), (_, o) in zip(portion, orders, strict=True)
                 ]
                 measured = output_effects(context, tried, sum(len(levels(g.channels)) for g in context.analysis.groups))
-                for group, known in portion:
-                    share = compensation.at(reader.consumer.node.node.outputs[0].name for reader in known)
+                for group, _ in portion:
+                    share = compensation.of_group(group)
                     effects[group.name] = {n: share * error for n, error in measured[group.name].items()}
             for group, order in orders:
                 scores.append(SiteScores(group.components, ordered_scores(scaled(order, effects.get(group.name, {})))))
         return scores
+
+
+def is_open(scores: Scores) -> bool:
+    """Return whether scores are of `obs` in units of the outputs, with `remaining` left open."""
+    found = scores.criterion
+    return found.get("name") == Obs.name and found.get("weigh") == "outputs" and found.get("remaining") == AUTO
+
+
+def settled_by(scores: Scores, rule: AnyCriterion) -> AnyCriterion:
+    """Return a criterion with `remaining` as in earlier scores, if it is `obs` and leaves that open."""
+    if not isinstance(rule, Obs) or rule.remaining != AUTO:
+        return rule
+    return replace(rule, remaining=scores.criterion.get("remaining", AUTO))
+
+
+def with_remaining(scores: Scores, remaining: float) -> Scores:
+    """Return scores of `obs` in units of the outputs with another value of `remaining`.
+
+    Scores of channels are those that `score` would return. Blocks keep their order.
+    """
+    analysis = scores.analysis
+    before, after = (Compensation(analysis, r) for r in (_share(scores.criterion["remaining"]), remaining))
+    groups = {
+        name: values * (after.of_group(analysis[name]) / before.of_group(analysis[name]))
+        for name, values in scores.groups.items()
+    }
+    blocks = {}
+    for name, loss in scores.blocks.items():
+        output = analysis.block(name).output
+        blocks[name] = loss * (after.at([output]) / before.at([output]))
+    return replace(scores, groups=groups, blocks=blocks, criterion={**scores.criterion, "remaining": remaining})
+
+
+def _share(remaining: float | str) -> float:
+    return REMAINING if remaining == AUTO else float(remaining)

@@ -18,10 +18,9 @@ from onnxprune._utils.output.html import html_table
 from onnxprune._utils.output.progress import Progress
 from onnxprune._utils.strict import Format
 from onnxprune.analysis.coupling import Analysis, Group
-from onnxprune.criteria import AnyCriterion, Criterion, DataCriterion
-from onnxprune.criteria import get as get_criterion
 from onnxprune.criteria._registry import CRITERIA
-from onnxprune.criteria.base import REDUCTIONS, ScoringContext
+from onnxprune.criteria._registry import get as get_criterion
+from onnxprune.criteria.base import REDUCTIONS, AnyCriterion, Criterion, DataCriterion, ScoringContext
 from onnxprune.errors import OnnxPruneError, unknown
 from onnxprune.execution.calibration import Calibration
 from onnxprune.ir import protobuf_wire

@@ -10,6 +10,7 @@ from typing import TypedDict
 from onnxprune._utils.output.progress import Progress
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.criteria import AnyCriterion
+from onnxprune.criteria.scoring import Scores
 from onnxprune.errors import OnnxPruneError
 from onnxprune.execution.sessions import kernel_block
 from onnxprune.ir.input_sizes import Shapes
@@ -35,6 +36,7 @@ from onnxprune.pipeline._stages import Compiled, CriterionParams, compile_plan, 
 from onnxprune.pipeline.budget.judge import held_out
 from onnxprune.pipeline.budget.max_drop import BudgetSearch, prune_to_budget
 from onnxprune.pipeline.budget.path import PrunePath
+from onnxprune.pipeline.compensation_choice import with_chosen_remaining
 from onnxprune.pipeline.depth_choice import nearer_to_original, removes_both
 from onnxprune.planning.analyze import analyze
 from onnxprune.planning.constraints import Constraints
@@ -235,14 +237,12 @@ def prune(
     rule, params, reduce = _criterion(criterion, params, reduce, measured, data is not None)
     original = as_model(model, shapes)
     samples = as_calibration(data, original, images=images, size=size, preprocess=preprocess, device=device)
-    recovering = samples is not None and recover is not False
-    if samples is not None and recovering:
-        check_samples(samples.data)
+    recovering = samples if recover is not False else None
+    if recovering is not None:
+        check_samples(recovering.data)
     chosen = runtime != "onnxruntime" or bool(runtime_options)
     where = make_runtime(runtime, runtime_options, device=device) if chosen else None
-    limits = constraints or Constraints()
-    if limits.round_to == "auto" and (where is not None or device == "cuda"):
-        limits = replace(limits, round_to=block_of(where) if where is not None else kernel_block("cuda"))
+    limits = _rounded_for(where, device, constraints or Constraints())
     tick = _stages_of(progress)
     analysis = analyze(original, attention=attention, include_inexact=include_inexact)
     predictor = None
@@ -282,12 +282,15 @@ def prune(
             progress=tick("scoring"),
         )  # fmt: skip
 
-    def make(bounds: Constraints, model: LatencyPredictor | None, goal: Target | None) -> Plan:
-        if scores is not None:
-            return plan(
-                scores, goal, ratio=ratio, curves=measured, min_group_accuracy=min_group_accuracy, max_loss=max_loss,
-                latency=model, allocator=allocator, normalize=normalize, constraints=bounds,
-            )  # fmt: skip
+    def planned_by(found: Scores, bounds: Constraints, model: LatencyPredictor | None, goal: Target | None) -> Plan:
+        return plan(
+            found, goal, ratio=ratio, curves=measured, min_group_accuracy=min_group_accuracy, max_loss=max_loss,
+            latency=model, allocator=allocator, normalize=normalize, constraints=bounds,
+        )  # fmt: skip
+
+    def make(found: Scores | None, bounds: Constraints, model: LatencyPredictor | None, goal: Target | None) -> Plan:
+        if found is not None:
+            return planned_by(found, bounds, model, goal)
         assert steps is not None
         return plan_steps(
             analysis, rule, goal, steps=steps, schedule=schedule, params=params, reduce=reduce, ratio=ratio,
@@ -296,22 +299,28 @@ def prune(
         )  # fmt: skip
 
     def planned(bounds: Constraints) -> tuple[Plan, Speedup | None]:
+        settled = scores
+        if scores is not None and recovering is not None:
+            settled = with_chosen_remaining(
+                scores, partial(planned_by, bounds=bounds, model=predictor, goal=aim), recovering,
+                tick("comparing plans"),
+            )  # fmt: skip
         if aim is not None and aim.measure == "latency" and predictor is not None and latency_rounds:
             found = plan_for_latency(
-                analysis, aim, partial(make, bounds), predictor, runtime=where or make_runtime(device=device),
+                analysis, aim, partial(make, settled, bounds), predictor, runtime=where or make_runtime(device=device),
                 runs=runs, rounds=latency_rounds, progress=tick("measuring plans"),
             )  # fmt: skip
             return found.plan, found.speedup
-        return make(bounds, predictor, aim), None
+        return make(settled, bounds, predictor, aim), None
 
     def run(found: tuple[Plan, Speedup | None]) -> Pruned:
         made, speedup = found
         feeds = samples.first(original) if verify and samples is not None and not is_synthetic(samples) else None
         done = compile_plan(original, made, analysis=analysis, check=verify, feeds=feeds, tolerance=tolerance)
         result, recovery = done.model, None
-        if samples is not None and recovering:
+        if recovering is not None:
             recovery = recover_model(
-                original, result, made, samples, analysis=analysis, stages=stages, task=task_options(task, metric),
+                original, result, made, recovering, analysis=analysis, stages=stages, task=task_options(task, metric),
                 progress=tick("recovering"),
             )  # fmt: skip
             result = recovery.model
@@ -336,6 +345,13 @@ def _check_budget(
         raise OnnxPruneError("a budget finds the target itself", fix="leave out target, ratio, curves and steps")
     if recover is False or not verify:
         raise OnnxPruneError("a budget proves and recovers every point", fix="leave out recover and verify")
+
+
+def _rounded_for(where: Runtime | None, device: str, limits: Constraints) -> Constraints:
+    """Return the constraints with `round_to` resolved for a runtime other than onnxruntime on the CPU."""
+    if limits.round_to != "auto" or (where is None and device != "cuda"):
+        return limits
+    return replace(limits, round_to=block_of(where) if where is not None else kernel_block("cuda"))
 
 
 def _criterion(

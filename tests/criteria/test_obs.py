@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from random_graphs.graphs import PROPERTY, Spec, build
 import onnxprune as op
 from onnxprune.analysis.coupling import Analysis, Group
 from onnxprune.analysis.linear_layers import linear_node
+from onnxprune.criteria import get
 from onnxprune.criteria import obs as module
 from onnxprune.criteria.base import ScoringContext
 from onnxprune.criteria.model_runs import output_effects as effects_module
@@ -441,3 +443,45 @@ def test_progress_goes_through_the_trials() -> None:
     assert (40, 40) in seen  # samples
     assert seen[-1] == (4, 4)  # trials
     assert module.WEIGHINGS == ("outputs", "layer")
+
+
+@pytest.mark.parametrize("value", [1.0, 0.25, 0.03])
+def test_scores_with_another_value_are_those_of_a_new_scoring(value: float) -> None:
+    analysis = network()
+    found = score(analysis, "obs", calibration=calibration())
+    assert module.is_open(found)
+    other, new = module.with_remaining(found, value), score(analysis, "obs", calibration=calibration(), remaining=value)
+    assert other.criterion == new.criterion
+    assert not module.is_open(other)
+    assert other.groups.keys() == new.groups.keys()
+    for name, scores in new.groups.items():
+        np.testing.assert_allclose(other.groups[name], scores, rtol=1e-9, atol=1e-15)
+    again = module.with_remaining(other, 0.25)
+    for name, scores in found.groups.items():
+        np.testing.assert_allclose(again.groups[name], scores, rtol=1e-9, atol=1e-15)
+
+
+def test_losses_of_blocks_follow_the_value_in_their_order() -> None:
+    found = score(network(), "obs", calibration=calibration())
+    blocks = [b.name for b in network().blocks]
+    assert blocks
+    other = module.with_remaining(replace(found, blocks=dict.fromkeys(blocks, 2.0)), 1.0)
+    compensation = Compensation(network(), 0.25)
+    assert list(other.blocks) == blocks
+    for name in blocks:
+        assert other.blocks[name] == pytest.approx(2.0 / compensation.at([network().block(name).output]))
+
+
+def test_a_criterion_that_leaves_the_value_open_takes_it_from_earlier_scores() -> None:
+    found = module.with_remaining(score(network(), "obs", calibration=calibration()), 0.04)
+    assert module.settled_by(found, Obs(rows=500)) == Obs(rows=500, remaining=0.04)
+    assert module.settled_by(found, Obs(remaining=0.5)) == Obs(remaining=0.5)
+    assert module.settled_by(found, get("l2")) == get("l2")
+    assert module.settled_by(score(network(), "l2"), Obs()) == Obs()
+
+
+@pytest.mark.parametrize(
+    ("criterion", "params"), [("obs", {"weigh": "layer"}), ("obs", {"remaining": 0.25}), ("l2", {})]
+)
+def test_other_scores_leave_nothing_open(criterion: str, params: dict[str, Any]) -> None:
+    assert not module.is_open(score(network(), criterion, calibration=calibration(), **params))

@@ -28,6 +28,7 @@ from onnxprune.ir.writer import to_proto
 from onnxprune.passes import Pass, Pipeline, StripChannels
 from onnxprune.plans import Plan, Removal
 from onnxprune.recovery import recover as module
+from onnxprune.recovery._holdout_evaluator import HoldoutEvaluator
 from onnxprune.recovery._lockstep import PairedCursor
 from onnxprune.recovery.recalibrate_batchnorm import RecalibrateBatchnorm
 from onnxprune.recovery.reconstruct_weights import ReconstructWeights
@@ -444,4 +445,4 @@ def test_metric_and_distance_decide_about_a_stage(metric: str, value: float, nea
     evaluator = SimpleNamespace(metric=metric, decides=bool(metric), higher=True, calibration=range(100))
     best = RecoveryStage("as cut", 1.0, None, 0.0, True, value=0.8)
     new = RecoveryStage("reconstruct_weights", 0.5 if nearer else 2.0, None, 0.0, True, value=value)
-    assert module._HoldoutEvaluator.improves(evaluator, new, best) is kept  # type: ignore[arg-type]
+    assert HoldoutEvaluator.improves(evaluator, new, best) is kept  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -307,6 +308,7 @@ class PlanInputs:
         samples: Calibration data that was already read.
         scores_file, curves_file: Files with scores and sensitivity curves.
         scores: Scores that were computed before.
+        recovering: Whether the weights are recovered afterwards.
         quiet: Show no progress bars.
     """
 
@@ -322,6 +324,7 @@ class PlanInputs:
     scores_file: Path | None = None
     curves_file: Path | None = None
     scores: Scores | None = None
+    recovering: bool = False
     quiet: bool = False
 
     def calibration(self, model: Model) -> Calibration | None:
@@ -336,6 +339,7 @@ def planned(analysis: Analysis, inputs: PlanInputs) -> Planned:
     from onnxprune.cli._support.display import note, progress
     from onnxprune.criteria.scoring import load_scores
     from onnxprune.pipeline import plan
+    from onnxprune.pipeline.compensation_choice import with_chosen_remaining
     from onnxprune.planning.curves import load_curves
     from onnxprune.planning.depth import included
     from onnxprune.planning.iterative import plan_steps
@@ -362,13 +366,23 @@ def planned(analysis: Analysis, inputs: PlanInputs) -> Planned:
     if scores is not None:
         data = scores.data
 
-    def make(predictor: LatencyPredictor | None, aim: Target | None) -> Plan:
-        if scores is not None:
-            return plan(
-                scores, aim, ratio=planning.ratio, curves=curves, min_group_accuracy=planning.min_group_accuracy,
-                max_loss=planning.max_loss, latency=predictor, allocator=planning.allocator,
-                normalize=planning.normalize, constraints=inputs.constraints,
+    def planned_by(found: Scores, predictor: LatencyPredictor | None, aim: Target | None) -> Plan:
+        return plan(
+            found, aim, ratio=planning.ratio, curves=curves, min_group_accuracy=planning.min_group_accuracy,
+            max_loss=planning.max_loss, latency=predictor, allocator=planning.allocator,
+            normalize=planning.normalize, constraints=inputs.constraints,
+        )  # fmt: skip
+
+    settled = scores
+    if scores is not None and inputs.samples is not None and inputs.recovering:
+        with progress("comparing plans", quiet=inputs.quiet) as tick:
+            settled = with_chosen_remaining(
+                scores, partial(planned_by, predictor=latency, aim=target), inputs.samples, tick
             )  # fmt: skip
+
+    def make(predictor: LatencyPredictor | None, aim: Target | None) -> Plan:
+        if settled is not None:
+            return planned_by(settled, predictor, aim)
         assert planning.steps is not None
         with progress(f"scoring with {scoring.name}", quiet=inputs.quiet) as tick:
             return plan_steps(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable
 
-from onnxprune.analysis.coupling import Analysis
+from onnxprune.analysis.coupling import Analysis, Group
+from onnxprune.execution.gram import consumers
 
 
 class Compensation:
@@ -23,6 +24,11 @@ class Compensation:
         self.index = {o.name: i for i, n in enumerate(analysis.model.graph.nodes) for o in n.outputs}
         self.layers = sorted(self.index[c.output] for c in analysis.contractions if c.output in self.index)
         self.remaining = remaining
+        self.consumers = consumers(analysis, analysis.groups)
+
+    def of_group(self, group: Group) -> float:
+        """Return the share that remains of an error at the first layer that reads a group's channels."""
+        return self.at(c.node.node.outputs[0].name for c in self.consumers if c.reads(group))
 
     def at(self, outputs: Iterable[str]) -> float:
         """Return the share that remains of an error at the first of some nodes, each named by an output.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,14 +19,17 @@ import numpy.typing as npt
 
 from onnxprune import __version__ as version
 from onnxprune._utils.output.formatting import percent
+from onnxprune.analysis.blocks import Block
 from onnxprune.analysis.cost import Cost, CostModel
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.criteria import AnyCriterion
 from onnxprune.criteria import get as get_criterion
+from onnxprune.criteria.obs import settled_by
 from onnxprune.criteria.scoring import Scores
 from onnxprune.execution.calibration import Calibration
 from onnxprune.ir.model import Array, Model
 from onnxprune.pipeline._stages import compile_plan
+from onnxprune.pipeline.compensation_choice import with_chosen_remaining
 from onnxprune.planning.constraints import Constraints
 from onnxprune.planning.depth import scores_for
 from onnxprune.planning.iterative import rescored
@@ -35,6 +39,7 @@ from onnxprune.plans import Plan
 from onnxprune.recovery.recover import STAGES, OriginalActivations, recover
 from onnxprune.verification import Verification
 
+TYPICAL = 0.5  # share of the measure of the plans that settle what the criterion leaves open
 RESCORE = 0.5  # with steps of this share or more, new scores gain less than the standard error of the metric
 
 
@@ -114,9 +119,11 @@ class PrunePath:
         """Return the scores of the original.
 
         Raises:
-            OnnxPruneError: See `score`.
+            OnnxPruneError: See `score` and `with_chosen_remaining`.
         """
-        return scores_for(self.analysis, self.criterion, self.constraints, **self._scoring)
+        scores = scores_for(self.analysis, self._rule, self.constraints, **self._scoring)
+        half = Target(**{self.measure: TYPICAL})
+        return with_chosen_remaining(scores, partial(self._plan, target=half), self.calibration)
 
     def point(self, share: float, since: PathPoint | None = None, *, first: Scores | None = None) -> PathPoint:
         """Return the point that keeps a share of the measure, chosen on the recovered model of an earlier point.
@@ -131,33 +138,19 @@ class PrunePath:
             VerificationError: The stripped model does not compute what the masked original computes.
         """
         analysis = self.analysis
-        target = Target(**{self.measure: share})
-        gone: dict[str, npt.NDArray[np.int64]] = {}
-        if since is not None:
-            gone = {name: np.array(r.removed, np.int64) for name, r in since.plan.groups.items()}
-        blocks = tuple(analysis.block(name) for name in (since.plan.blocks if since is not None else ()))
         scored = 1.0
         if since is None:
             scores = first or self.first_scores()
         elif share >= self.rescore * since.scored:
             scores, scored = since.scores, since.scored
         else:
+            gone, blocks = _removed(analysis, since)
             scores = rescored(
-                analysis, since.scores, gone, self.criterion, self._scoring, pruned=since.model, blocks=blocks,
-                constraints=self.constraints,
+                analysis, since.scores, gone, settled_by(since.scores, self._rule), self._scoring, pruned=since.model,
+                blocks=blocks, constraints=self.constraints,
             )  # fmt: skip
             scored = since.kept
-        allocator = check_allocator(self.allocator, target, None, latency=self.latency, default=self._own_allocator)
-        request = AllocationRequest(
-            target, None, allocator, self.normalize or scores.normalize, self.constraints, blocks
-        )  # fmt: skip
-        if self.constraints.asks_for_blocks:
-            least = 0 if since is None else 1  # blocks are coarse: the nearest number may be that of the earlier point
-            groups, removed = allocate_depth(scores, request, latency=self.latency, removed=gone, least=least)
-        else:
-            groups, removed = allocate(scores, request, latency=self.latency, removed=gone, final=True), []
-        record = {"scope": allocator} if allocator in ("latency", "saving") else {}
-        plan = assembled(scores, request, groups, record, version, removed)
+        plan = self._plan(scores, Target(**{self.measure: share}), since)
         compiled = compile_plan(
             analysis.source, plan, analysis=analysis, feeds=self.feeds, tolerance=self.tolerance,
             device=self.calibration.device,
@@ -188,11 +181,37 @@ class PrunePath:
         )  # fmt: skip
         return repr(parts)
 
+    def _plan(self, scores: Scores, target: Target, since: PathPoint | None = None) -> Plan:
+        """Return the plan that extends the removal of an earlier point to a target."""
+        gone, blocks = _removed(self.analysis, since)
+        allocator = check_allocator(self.allocator, target, None, latency=self.latency, default=self._own_allocator)
+        request = AllocationRequest(
+            target, None, allocator, self.normalize or scores.normalize, self.constraints, blocks
+        )  # fmt: skip
+        if self.constraints.asks_for_blocks:
+            least = 0 if since is None else 1  # blocks are coarse: the nearest number may be that of the earlier point
+            groups, removed = allocate_depth(scores, request, latency=self.latency, removed=gone, least=least)
+        else:
+            groups, removed = allocate(scores, request, latency=self.latency, removed=gone, final=True), []
+        record = {"scope": allocator} if allocator in ("latency", "saving") else {}
+        return assembled(scores, request, groups, record, version, removed)
+
     @property
     def _scoring(self) -> dict[str, Any]:
-        return {"reduce": self.reduce, "calibration": self.calibration, **self.params}
+        return {"reduce": self.reduce, "calibration": self.calibration}
 
     @property
     def _own_allocator(self) -> str:
-        rule = get_criterion(self.criterion, **self.params) if isinstance(self.criterion, str) else self.criterion
-        return rule.default_allocator
+        return self._rule.default_allocator
+
+    @property
+    def _rule(self) -> AnyCriterion:
+        return get_criterion(self.criterion, **self.params) if isinstance(self.criterion, str) else self.criterion
+
+
+def _removed(analysis: Analysis, since: PathPoint | None) -> tuple[dict[str, npt.NDArray[np.int64]], tuple[Block, ...]]:
+    """Return the channels and the blocks that an earlier point has lost."""
+    if since is None:
+        return {}, ()
+    gone = {name: np.array(r.removed, np.int64) for name, r in since.plan.groups.items()}
+    return gone, tuple(analysis.block(name) for name in since.plan.blocks)
