@@ -61,6 +61,16 @@ class ProofOptions:
         """Return the data it needs."""
         return ("data",) if self.recovering.recover else ()
 
+    def samples(self, context: StepContext) -> Calibration | None:
+        """Return the samples of the recovery; None without one."""
+        if not self.recovering.recover:
+            return None
+        defaults = context.defaults
+        return Calibration(
+            context.samples("data", self.recovering.recover_images), defaults.preprocess, device=defaults.device,
+            threads=defaults.threads,
+        )  # fmt: skip
+
     def compiled(self, context: StepContext, plan: Plan, analysis: Analysis) -> tuple[dict[str, Path], str]:
         """Write the pruned model and its verification; return the files and a remark."""
         how = self.verifying
@@ -75,15 +85,10 @@ class ProofOptions:
             write_text(files["verification"], text + "\n")
             note += f", equal to the masked model within {done.verification.max_relative:.1e}"
         model = done.model
-        if self.recovering.recover:
-            defaults = context.defaults
-            samples = Calibration(
-                context.samples("data", self.recovering.recover_images), defaults.preprocess, device=defaults.device,
-                threads=defaults.threads,
-            )  # fmt: skip
+        if (samples := self.samples(context)) is not None:
             recovered = recover(
                 context.model, model, plan, samples, analysis=analysis, stages=self.recovering.stages,
-                task=defaults.task, progress=context.tick,
+                task=context.defaults.task, progress=context.tick,
             )  # fmt: skip
             model = recovered.model
             best = [s for s in recovered.stages if s.kept][-1]
@@ -141,7 +146,7 @@ class PruneStep(RecipeStep):
         self.planning.check(analysis)
 
     def run(self, context: StepContext) -> StepResult:
-        made, files = self.planning.save(context)
+        made, files = self.planning.save(context, self.proving.samples(context))
         left, note = self.proving.compiled(context, made, context.analysis)
         return StepResult({**files, **left}, note)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -17,6 +18,7 @@ from onnxprune.execution.calibration import Calibration
 from onnxprune.execution.tasks.task import higher_is_better
 from onnxprune.options import Constraints, LatencyTarget, Planning, Sampling, Scoring, SensitivitySweep
 from onnxprune.pipeline import plan
+from onnxprune.pipeline.compensation_choice import with_chosen_remaining
 from onnxprune.planning.constraints import FeasibleCounts
 from onnxprune.planning.curves import Curves, load_curves, save_curves
 from onnxprune.planning.depth import channels_only, chosen_blocks, scores_for, settled, target_met
@@ -232,8 +234,13 @@ class PlanningOptions:
         if not limits.blocks_alone:
             FeasibleCounts(analysis, channels_only(limits), analysis.by_name)
 
-    def plan(self, context: StepContext) -> tuple[Plan, Scores | None]:
-        """Return the plan, and the scores if they were computed for it."""
+    def plan(self, context: StepContext, recovering: Calibration | None) -> tuple[Plan, Scores | None]:
+        """Return the plan, and the scores if they were computed for it.
+
+        Args:
+            context: Model and files.
+            recovering: Samples of the recovery that follows; None without one.
+        """
         aim = self._aim()
         latency = self._latency(context, aim)
         s, budget = self.scoring, self.budget
@@ -243,6 +250,18 @@ class PlanningOptions:
         if own is None and budget.steps is None:
             scores = load_scores(context.files[SCORES], context.analysis)
 
+        def planned_by(found: Scores) -> Callable[[LatencyPredictor | None, Target | None], Plan]:
+            return lambda predictor, goal: plan(
+                found, goal, ratio=budget.ratio, curves=self._curves(context),
+                min_group_accuracy=budget.min_group_accuracy, max_loss=budget.max_loss, latency=predictor,
+                allocator=budget.allocator, normalize=budget.normalize, constraints=bounds,
+            )  # fmt: skip
+
+        if scores is not None and recovering is not None:
+            scores = with_chosen_remaining(
+                scores, lambda found: planned_by(found)(latency, aim), recovering, context.tick
+            )  # fmt: skip
+
         def make(predictor: LatencyPredictor | None, goal: Target | None) -> Plan:
             if scores is None:
                 return plan_steps(
@@ -251,11 +270,7 @@ class PlanningOptions:
                     constraints=bounds, reduce=s.reduce, calibration=s.calibration(context), progress=context.tick,
                     **s.params,
                 )  # fmt: skip
-            return plan(
-                scores, goal, ratio=budget.ratio, curves=self._curves(context),
-                min_group_accuracy=budget.min_group_accuracy, max_loss=budget.max_loss, latency=predictor,
-                allocator=budget.allocator, normalize=budget.normalize, constraints=bounds,
-            )  # fmt: skip
+            return planned_by(scores)(predictor, goal)
 
         if aim is None or aim.measure != "latency" or latency is None or not self.latency.latency_rounds:
             return make(latency, aim), own
@@ -298,9 +313,9 @@ class PlanningOptions:
 
         return replace(self.constraints, round_to=block_of(self._runtime(device)))
 
-    def save(self, context: StepContext) -> tuple[Plan, dict[str, Path]]:
-        """Write the plan, and the scores if they were computed for it."""
-        made, scores = self.plan(context)
+    def save(self, context: StepContext, recovering: Calibration | None = None) -> tuple[Plan, dict[str, Path]]:
+        """Write the plan, and the scores if they were computed for it. Arguments as for `plan`."""
+        made, scores = self.plan(context, recovering)
         files = {PLAN: context.folder / "plan.json"}
         if scores is not None:
             files[SCORES] = context.folder / "scores.json"

@@ -175,3 +175,20 @@ def test_a_criterion_as_an_object_is_settled_as_well(
 ) -> None:
     distances[1.0] = 0.5
     assert remaining(PrunePath(analysis, calibration, criterion=Obs(), constraints=SINGLE).point(0.5).plan) == 1.0
+
+
+@pytest.mark.parametrize(("recover", "expected"), [("true", 0.1), ("false", "auto")])
+def test_recipes_choose_likewise(
+    distances: dict[object, float], tmp_path: Path, recover: str, expected: object
+) -> None:
+    distances[0.1] = 0.5
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(
+        f'name = "r"\nmodel = "{DIGITS.as_posix()}"\ndata = "digits:train"\ntest_data = "digits:test"\n'
+        '[[step]]\ndo = "score"\ncriterion = "obs"\nimages = 96\n'
+        f'[[step]]\ndo = "prune"\ntarget = "macs=0.4"\nround_to = 1\nrecover = {recover}\n'
+    )
+    done = CliRunner().invoke(main, ["run", str(recipe), "-o", str(tmp_path / "run")])
+    assert done.exit_code == 0, done.output
+    [plan] = (tmp_path / "run").rglob("plan.json")
+    assert remaining(op.load_plan(plan)) == expected
