@@ -40,6 +40,7 @@ from wild import ROOT, download, extract
 
 import onnxprune as op
 from onnxprune.execution.data import preset
+from onnxprune.pipeline.compensation_choice import with_chosen_remaining
 from onnxprune.recovery.recover import recover
 
 PACKAGE = "rapidocr-onnxruntime"
@@ -218,12 +219,13 @@ class Pruner:
     def _step(self, before: Pruned, name: str, share: float) -> Pruned:
         analysis, scores, *spent = self._scored(before.path)
         start, began = time.perf_counter(), time.process_time()
+        scores = with_chosen_remaining(scores, lambda found: op.plan(found, op.Target(macs=share)), self.samples)
         plan = op.plan(scores, op.Target(macs=share))
         cut = op.compile_plan(analysis.source, plan, analysis=analysis)
         better = recover(analysis.source, cut.model, plan, self.samples, analysis=analysis)
         out = better.save(self.folder / f"{name}.onnx")
         seconds, cpu = time.perf_counter() - start, time.process_time() - began
-        click.echo(f"{name}: {better.summary}; scored in {spent[0]:.0f} s ({spent[1]:.0f} s CPU), "
+        click.echo(f"{name}: remaining {plan.criterion['remaining']}, {better.summary}; scored in {spent[0]:.0f} s ({spent[1]:.0f} s CPU), "
                    f"the rest in {seconds:.0f} s ({cpu:.0f} s CPU)", err=True)  # fmt: skip
         return Pruned(
             name, out, before.seconds + spent[0] + seconds, before.cpu_seconds + spent[1] + cpu,

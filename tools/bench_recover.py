@@ -17,6 +17,7 @@ import pstats
 import resource
 import time
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from onnxprune.execution.data import Preprocess, subset
 from onnxprune.execution.gram import consumers
 from onnxprune.execution.synthetic_data import synthetic_data
 from onnxprune.ir.model import Model
+from onnxprune.pipeline.compensation_choice import with_chosen_remaining
 from onnxprune.recovery._lockstep import PairedCursor
 from onnxprune.recovery.recalibrate_batchnorm import RecalibrateBatchnorm
 from onnxprune.recovery.reconstruct_weights import RIDGES, ReconstructWeights
@@ -205,7 +207,9 @@ def main(
     baseline = top1(original)
     click.echo(f"{model.name}: baseline {100 * baseline:.2f} %, {criterion} in {scoring:.0f} s")
     for share in numbers(shares):
-        plan = op.plan(scores, op.Target(macs=share), constraints=op.Constraints(round_to=round_to, protect=protect))
+        limits = op.Constraints(round_to=round_to, protect=protect)
+        planned = partial(op.plan, target=op.Target(macs=share), constraints=limits)
+        plan = planned(with_chosen_remaining(scores, planned, samples))
         cut = op.compile_plan(original, plan, analysis=analysis, check=False)
         start = time.perf_counter()
         calibrated = RecalibrateBatchnorm(plan, analysis, samples)(cut.model)
