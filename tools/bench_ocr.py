@@ -225,7 +225,8 @@ class Pruner:
         better = recover(analysis.source, cut.model, plan, self.samples, analysis=analysis)
         out = better.save(self.folder / f"{name}.onnx")
         seconds, cpu = time.perf_counter() - start, time.process_time() - began
-        click.echo(f"{name}: remaining {plan.criterion['remaining']}, {better.summary}; scored in {spent[0]:.0f} s ({spent[1]:.0f} s CPU), "
+        click.echo(f"{name}: remaining={plan.criterion['remaining']}, {better.summary}; "
+                   f"scored in {spent[0]:.0f} s ({spent[1]:.0f} s CPU), "
                    f"the rest in {seconds:.0f} s ({cpu:.0f} s CPU)", err=True)  # fmt: skip
         return Pruned(
             name, out, before.seconds + spent[0] + seconds, before.cpu_seconds + spent[1] + cpu,
