@@ -151,6 +151,7 @@ def test_command_line_chooses_likewise(
     done = CliRunner().invoke(main, command)
     assert done.exit_code == 0, done.output
     assert remaining(op.load_plan(plan)) == expected
+    assert ("-p remaining=0.016" in done.stderr) == (expected == 0.016)
     json.loads(done.stdout)
 
 

@@ -337,6 +337,7 @@ class PlanInputs:
 def planned(analysis: Analysis, inputs: PlanInputs) -> Planned:
     """Compute a plan."""
     from onnxprune.cli._support.display import note, progress
+    from onnxprune.criteria.obs import REMAINING
     from onnxprune.criteria.scoring import load_scores
     from onnxprune.pipeline import plan
     from onnxprune.pipeline.compensation_choice import with_chosen_remaining
@@ -379,6 +380,11 @@ def planned(analysis: Analysis, inputs: PlanInputs) -> Planned:
             settled = with_chosen_remaining(
                 scores, partial(planned_by, predictor=latency, aim=target), inputs.samples, tick
             )  # fmt: skip
+        chosen = settled.criterion.get("remaining")
+        if settled is not scores and chosen != REMAINING:
+            note(
+                f"note: obs counts {chosen:g} of an error at the inputs, as short recoveries suggest (-p remaining={chosen:g})"
+            )
 
     def make(predictor: LatencyPredictor | None, aim: Target | None) -> Plan:
         if settled is not None:
