@@ -18,6 +18,7 @@ from onnxprune.recovery.reconstruct_weights import ReconstructWeights
 SAMPLES = 64  # each for solving and for comparing
 ROWS = 4000
 ROUNDS = 1
+RIDGES = (1e-2, 1.0)  # values of lambda that few samples choose between
 
 
 class ShortRecovery:
@@ -52,6 +53,7 @@ class ShortRecovery:
             OnnxPruneError: See `ReconstructWeights`.
         """
         solve = ReconstructWeights(
-            plan, self.analysis, self.fit, rows=ROWS, rounds=ROUNDS, originals=self.originals
+            plan, self.analysis, self.fit, rows=ROWS, rounds=ROUNDS, ridges=RIDGES,
+            originals=self.originals,
         )  # fmt: skip
         return self.evaluator.distance(solve(pruned))

@@ -174,8 +174,8 @@ def test_a_path_keeps_the_value_when_it_scores_anew(
 def test_a_criterion_as_an_object_is_settled_as_well(
     analysis: Analysis, calibration: Calibration, distances: dict[object, float]
 ) -> None:
-    distances[1.0] = 0.5
-    assert remaining(PrunePath(analysis, calibration, criterion=Obs(), constraints=SINGLE).point(0.5).plan) == 1.0
+    distances[0.04] = 0.5
+    assert remaining(PrunePath(analysis, calibration, criterion=Obs(), constraints=SINGLE).point(0.5).plan) == 0.04
 
 
 @pytest.mark.parametrize(("recover", "expected"), [("true", 0.1), ("false", "auto")])

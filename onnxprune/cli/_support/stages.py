@@ -382,9 +382,7 @@ def planned(analysis: Analysis, inputs: PlanInputs) -> Planned:
             )  # fmt: skip
         chosen = settled.criterion.get("remaining")
         if settled is not scores and chosen != REMAINING:
-            note(
-                f"note: obs counts {chosen:g} of an error at the inputs, as short recoveries suggest (-p remaining={chosen:g})"
-            )
+            note(f"note: short recoveries suggest that obs counts {chosen:g} of early errors (-p remaining={chosen:g})")
 
     def make(predictor: LatencyPredictor | None, aim: Target | None) -> Plan:
         if settled is not None:
