@@ -45,6 +45,7 @@ from onnxprune.recovery.reconstruct_blocks import BlockSolution, ReconstructBloc
 from onnxprune.recovery.reconstruct_weights import ReconstructWeights, Solution
 
 LEAST = 16  # samples
+STATISTICS = 256  # samples for mean and variance where the weights are solved afterwards, for which they are the start
 _HOLDOUT_STRIDE = 8  # hold out every 8th sample
 _MAX_HOLDOUT = 512  # maximum number of held-out samples
 
@@ -223,7 +224,8 @@ def recover(
             start = time.perf_counter()
             note = ""
             if name == "recalibrate_batchnorm":
-                new = RecalibrateBatchnorm(plan, analysis, inside, originals)(model)
+                few = _spread(inside, STATISTICS) if "reconstruct_weights" in stages[i:] else inside
+                new = RecalibrateBatchnorm(plan, analysis, few, originals)(model)
             elif name == "reconstruct_blocks":
                 counts = _SolutionCounter(store, i, progress)
                 new = ReconstructBlocks(
@@ -278,6 +280,12 @@ def check_belongs(analysis: Analysis, plan: Plan, pruned: Model) -> None:
                     f"{wanted}",
                     fix="pass the model pruned by this plan (`onnxprune apply`)",
                 )
+
+
+def _spread(calibration: Calibration, most: int) -> Calibration:
+    """Return at most so many samples, evenly spaced."""
+    index = np.linspace(0, len(calibration) - 1, min(len(calibration), most)).astype(np.int64)
+    return replace(calibration, data=calibration.data.take(index))
 
 
 def _holdout_evaluator(

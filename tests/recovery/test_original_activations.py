@@ -16,7 +16,7 @@ from onnxprune.execution.data import load_data, subset
 from onnxprune.execution.graph_segments import ActivationCursor
 from onnxprune.ir.model import Array, Model
 from onnxprune.plans import Plan
-from onnxprune.recovery import recover as module
+from onnxprune.recovery import _holdout_evaluator as module
 from onnxprune.recovery.recover import OriginalActivations, recover
 
 DIGITS = Path(__file__).parent.parent.parent / "models" / "digits_cnn.onnx"

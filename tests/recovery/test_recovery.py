@@ -181,6 +181,27 @@ def test_where_nothing_helps_the_cut_stays(case: Case, monkeypatch: pytest.Monke
     assert len(found.stages) == 2
 
 
+@pytest.mark.parametrize(
+    ("stages", "expected"),
+    [(STAGES, [40]), (["recalibrate_batchnorm"], [105]), (["reconstruct_weights", "recalibrate_batchnorm"], [105])],
+)
+def test_statistics_need_few_samples_where_the_weights_are_solved_afterwards(
+    case: Case, monkeypatch: pytest.MonkeyPatch, stages: list[str], expected: list[int]
+) -> None:
+    seen: list[Array] = []
+
+    def watched(plan: Plan, analysis: Analysis, calibration: Calibration, originals: object) -> Pass:
+        seen.append(calibration.data.x)
+        return RecalibrateBatchnorm(plan, analysis, calibration)
+
+    monkeypatch.setattr(module, "STATISTICS", 40)
+    monkeypatch.setattr(module, "RecalibrateBatchnorm", watched)
+    run(case, stages=stages)
+    assert [len(x) for x in seen] == expected
+    fit, _ = split(case[3])
+    np.testing.assert_array_equal(seen[0][[0, -1]], fit.x[[0, -1]])  # from one end of the samples to the other
+
+
 def test_a_stage_may_come_twice(case: Case, tmp_path: Path) -> None:
     twice = run(case, stages=["reconstruct_weights"] * 2, folder=tmp_path / "r")
     once = run(case, stages=["reconstruct_weights"])
