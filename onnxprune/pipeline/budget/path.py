@@ -39,7 +39,7 @@ from onnxprune.plans import Plan
 from onnxprune.recovery.recover import STAGES, OriginalActivations, recover
 from onnxprune.verification import Verification
 
-TYPICAL = 0.5  # share of the measure of the plans that settle what the criterion leaves open
+TYPICAL = 0.64  # where a search for a budget of a point or so ends
 RESCORE = 0.5  # with steps of this share or more, new scores gain less than the standard error of the metric
 
 
@@ -96,6 +96,8 @@ class PrunePath:
         tolerance: Largest relative difference that the proof allows; None: by element type.
         stages: Stages of the recovery.
         originals: Activations of the original, shared by the recoveries of the points; they do not change results.
+        typical: Share of the measure of the plans by which is chosen what the criterion leaves open; see
+            `onnxprune.pipeline.compensation_choice`.
         rescore: Channels are scored anew if a point keeps less than this share of the model that was scored last.
     """
 
@@ -113,6 +115,7 @@ class PrunePath:
     tolerance: float | None = None
     stages: tuple[str, ...] = STAGES
     originals: OriginalActivations | None = field(default=None, compare=False)
+    typical: float = TYPICAL
     rescore: float = RESCORE
 
     def first_scores(self) -> Scores:
@@ -122,8 +125,8 @@ class PrunePath:
             OnnxPruneError: See `score` and `with_chosen_remaining`.
         """
         scores = scores_for(self.analysis, self._rule, self.constraints, **self._scoring)
-        half = Target(**{self.measure: TYPICAL})
-        return with_chosen_remaining(scores, partial(self._plan, target=half), self.calibration)
+        target = Target(**{self.measure: self.typical})
+        return with_chosen_remaining(scores, partial(self._plan, target=target), self.calibration)
 
     def point(self, share: float, since: PathPoint | None = None, *, first: Scores | None = None) -> PathPoint:
         """Return the point that keeps a share of the measure, chosen on the recovered model of an earlier point.
@@ -177,7 +180,7 @@ class PrunePath:
         parts = (
             self.measure, rule, sorted(self.params.items()), self.reduce, self.allocator, self.normalize,
             sorted(vars(self.constraints).items()), self.analysis.choices.options(), self.tolerance, self.stages,
-            self.rescore,
+            self.typical, self.rescore,
         )  # fmt: skip
         return repr(parts)
 
