@@ -66,6 +66,8 @@ def test_a_part_of_a_data_set_is_images_with_boxes(tmp_path: Path, text: str, pa
         ("val: images/val\nnames: [cat]\n", "class 1, but the data has 1 classes"),
         ("val: images/val\nnames: {1: a, 2: b}\n", "not 0, 1, 2"),
         ("val: images/val\nnames: cat\n", "neither a list nor a mapping"),
+        ("val: /\n", "a whole disk or home"),
+        ("val: ../../../../../../../../../../..\n", "a whole disk or home"),
         ("val: bare\n", "none of the 1 images for 'val' has a label file"),
         ("- a\n", "not a mapping"),
         ("val: a\nval: b\n", "given twice"),

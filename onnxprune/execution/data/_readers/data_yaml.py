@@ -68,6 +68,10 @@ def _images(entry: str, base: Path, path: Path) -> list[Path]:
             fix="correct `path`: it is relative to the folder of this file",
         )  # fmt: skip
     if place.is_dir():
+        if place.resolve() in (Path(place.resolve().anchor), Path.home()):
+            raise OnnxPruneError(
+                f"{entry!r} is a whole disk or home, not a folder of images", where=str(path), fix=_FORM
+            )  # fmt: skip
         found = sorted(f for f in place.rglob("*") if f.suffix.lower() in IMAGES and f.is_file())
         if not found:
             raise OnnxPruneError(f"{str(place)!r} holds no images ({', '.join(IMAGES)})", where=str(path))
