@@ -40,9 +40,7 @@ SPANS = (1, 3)  # blocks that are fitted together, sweep by sweep
 _BATCH = 32  # most samples of a step
 _BATCHES = 8  # least number of batches
 _HOLDOUT_STRIDE = 5  # hold out every 5th batch
-# Learning rates, as shares of the root mean square of each weight; the second where no epoch at the first has a lower
-# error, as for blocks that already fit well.
-_RATES = (0.03, 0.006)
+_RATE = 0.03  # learning rate, as a share of the root mean square of each weight
 _LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _SIZES = (np.dtype(np.int64), np.dtype(np.int32), np.dtype(np.bool_))
 
@@ -160,12 +158,9 @@ class ReconstructBlocks:
         except OnnxPruneError as err:
             _log.info("%s: %s", name, err.what)
             return BlockSolution(name, None, 0.0, 0.0)
-        batches = list(_batches(cursor, block, segment, self.memory))
-        before = after = 0.0
-        for rate in _RATES:
-            before, after = _Descent(module, own, rate, self.epochs, self.seed).run(batches)
-            if after < before or not before:
-                break
+        before, after = _Descent(module, own, self.epochs, self.seed).run(
+            list(_batches(cursor, block, segment, self.memory))
+        )
         if not after < before:
             return BlockSolution(name, None, before, before)
         tensors = write_back(module, segment).graph.tensors()
@@ -257,7 +252,7 @@ def _compressed(cursor: PairedCursor, name: str, values: Array) -> Array:
 class _Descent:
     """Adam on the weights of one block, with a rate for each weight in proportion to its size and a cosine schedule."""
 
-    def __init__(self, module: fx.GraphModule, own: set[str], rate: float, epochs: int, seed: int) -> None:
+    def __init__(self, module: fx.GraphModule, own: set[str], epochs: int, seed: int) -> None:
         import torch
 
         from onnxprune.torch_bridge import bindings
@@ -272,7 +267,7 @@ class _Descent:
             if b.initializer not in own:
                 p.requires_grad_(False)
                 continue
-            groups.append({"params": [p], "lr": rate * max(float(p.detach().square().mean().sqrt()), 1e-3)})
+            groups.append({"params": [p], "lr": _RATE * max(float(p.detach().square().mean().sqrt()), 1e-3)})
         self.optimizer = torch.optim.Adam(groups) if groups else None
 
     def run(self, batches: Sequence[tuple[list[Array], list[Array]]]) -> tuple[float, float]:

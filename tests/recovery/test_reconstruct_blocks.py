@@ -20,7 +20,6 @@ from onnxprune.execution.data import Data
 from onnxprune.ir.model import Model
 from onnxprune.ir.reader import load
 from onnxprune.plans import Plan
-from onnxprune.recovery import reconstruct_blocks as module
 from onnxprune.recovery._lockstep import PairedCursor
 from onnxprune.recovery.reconstruct_blocks import BlockSolution, FittedBlock, ReconstructBlocks, find_blocks, joined
 from onnxprune.recovery.recover import ALL_STAGES, recover
@@ -122,19 +121,6 @@ def test_every_block_comes_nearer_to_the_original() -> None:
     assert all(s.after < s.before for s in found)
     assert changed_constants(pruned, model) == set(constants(pruned))
     assert {n: v.shape for n, v in constants(model).items()} == {n: v.shape for n, v in constants(pruned).items()}
-
-
-def test_where_a_rate_is_too_large_a_smaller_one_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    analysis = parsed(TWO, SHAPES)
-    plan, pruned = cut_at_random(analysis, 3)
-    improved = {}
-    for rates in ((1e4,), (1e4, 0.03), (0.03,)):
-        monkeypatch.setattr(module, "_RATES", rates)
-        _, found = fitted(analysis, plan, pruned, noise(96))
-        improved[rates] = [(s.after, s.weights is not None) for s in found]
-    assert not any(kept for _, kept in improved[1e4,])
-    assert all(kept for _, kept in improved[1e4, 0.03])
-    assert improved[1e4, 0.03] == improved[0.03,]
 
 
 def test_blocks_that_pytorch_cannot_compute_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
