@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxprune.analysis.coupling import Analysis, Group
 from onnxprune.criteria._registry import register
-from onnxprune.criteria.base import AnyCriterion, Array, DataCriterion, ScoringContext, SiteScores
+from onnxprune.criteria.base import Array, DataCriterion, ScoringContext, SiteScores
 from onnxprune.criteria.model_runs.block_losses import ResolvedWithout, check_block_samples
 from onnxprune.criteria.model_runs.block_runs import BlockScorer
 from onnxprune.criteria.model_runs.compensation import Compensation
@@ -216,13 +216,6 @@ def is_open(scores: Scores) -> bool:
     """Return whether scores are of `obs` in units of the outputs, with `remaining` left open."""
     found = scores.criterion
     return found.get("name") == Obs.name and found.get("weigh") == "outputs" and found.get("remaining") == AUTO
-
-
-def settled_by(scores: Scores, rule: AnyCriterion) -> AnyCriterion:
-    """Return a criterion with `remaining` as in earlier scores, if it is `obs` and leaves that open."""
-    if not isinstance(rule, Obs) or rule.remaining != AUTO:
-        return rule
-    return replace(rule, remaining=scores.criterion.get("remaining", AUTO))
 
 
 def with_remaining(scores: Scores, remaining: float) -> Scores:

@@ -177,7 +177,7 @@ def rescored(
         groups[name] = np.array(old)
         if name in new.groups:
             groups[name][left] = new.groups[name]
-    return replace(scores, groups=groups, blocks=new.blocks)
+    return replace(scores, groups=groups, blocks=new.blocks, criterion=new.criterion)
 
 
 def stripped(analysis: Analysis, plan: Plan, pruned: Model | None = None) -> Analysis:

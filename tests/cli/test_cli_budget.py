@@ -122,9 +122,9 @@ def test_allocators_share_the_scores_of_the_original(
     counted: list[str] = []
     score = PrunePath.first_scores
 
-    def first_scores(self: PrunePath) -> Any:
+    def first_scores(self: PrunePath, share: float = 1.0) -> Any:
         counted.append(str(self.allocator))
-        return score(self)
+        return score(self, share)
 
     monkeypatch.setattr(PrunePath, "first_scores", first_scores)
     command = ("frontier", digits, *DATA, "-o", tmp_path / "out", "--points", 1, "--least", 0.6, "--criteria", "l2")

@@ -21,7 +21,6 @@ from random_graphs.graphs import PROPERTY, Spec, build
 import onnxprune as op
 from onnxprune.analysis.coupling import Analysis, Group
 from onnxprune.analysis.linear_layers import linear_node
-from onnxprune.criteria import get
 from onnxprune.criteria import obs as module
 from onnxprune.criteria.base import ScoringContext
 from onnxprune.criteria.model_runs import output_effects as effects_module
@@ -470,14 +469,6 @@ def test_losses_of_blocks_follow_the_value_in_their_order() -> None:
     assert list(other.blocks) == blocks
     for name in blocks:
         assert other.blocks[name] == pytest.approx(2.0 / compensation.at([network().block(name).output]))
-
-
-def test_a_criterion_that_leaves_the_value_open_takes_it_from_earlier_scores() -> None:
-    found = module.with_remaining(score(network(), "obs", calibration=calibration()), 0.04)
-    assert module.settled_by(found, Obs(rows=500)) == Obs(rows=500, remaining=0.04)
-    assert module.settled_by(found, Obs(remaining=0.5)) == Obs(remaining=0.5)
-    assert module.settled_by(found, get("l2")) == get("l2")
-    assert module.settled_by(score(network(), "l2"), Obs()) == Obs()
 
 
 @pytest.mark.parametrize(

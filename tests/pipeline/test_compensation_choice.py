@@ -155,20 +155,20 @@ def test_command_line_chooses_likewise(
     json.loads(done.stdout)
 
 
-def test_a_path_keeps_the_value_when_it_scores_anew(
-    analysis: Analysis, calibration: Calibration, distances: dict[object, float], monkeypatch: pytest.MonkeyPatch
+def test_a_path_chooses_whenever_it_scores_anew(
+    analysis: Analysis, calibration: Calibration, distances: dict[object, float]
 ) -> None:
     distances[0.1] = 0.5
-    used = []
-    monkeypatch.setattr(
-        "onnxprune.pipeline.budget.path.rescored",
-        lambda analysis, scores, gone, rule, *_, **__: used.append(rule) or scores,
-    )
     path = PrunePath(analysis, calibration, constraints=SINGLE, params={"rows": 5000})
     first = path.point(0.8)
     assert remaining(first.plan) == 0.1
-    assert remaining(path.point(0.3, first).plan) == 0.1
-    assert used == [Obs(rows=5000, remaining=0.1)]
+    distances.update({0.1: 1.0, 0.04: 0.5})
+    near, far = path.point(0.6, first), path.point(0.2, first)
+    assert (near.scored, remaining(near.plan)) == (1.0, 0.1)
+    assert far.scored < 1.0
+    assert remaining(far.plan) == 0.04
+    for name, removal in first.plan.groups.items():
+        assert set(removal.removed) <= set(far.plan.groups[name].removed)
 
 
 def test_a_criterion_as_an_object_is_settled_as_well(

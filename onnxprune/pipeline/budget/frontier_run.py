@@ -275,7 +275,6 @@ def _measure_curve(
         analysis, task.fit, measure=how.measure, criterion=task.curve.criterion, allocator=task.curve.allocator,
         constraints=task.curve.limited(how.constraints), latency=task.latency, feeds=task.fit.first(model),
         originals=originals or OriginalActivations(), stages=stages_of(how.reconstruct_blocks),
-        typical=(1 + how.least) / 2,
     )  # fmt: skip
     judge: Judge | None = None
     last: PathPoint | None = None

@@ -24,7 +24,6 @@ from onnxprune.analysis.cost import Cost, CostModel
 from onnxprune.analysis.coupling import Analysis
 from onnxprune.criteria import AnyCriterion
 from onnxprune.criteria import get as get_criterion
-from onnxprune.criteria.obs import settled_by
 from onnxprune.criteria.scoring import Scores
 from onnxprune.execution.calibration import Calibration
 from onnxprune.ir.model import Array, Model
@@ -39,7 +38,7 @@ from onnxprune.plans import Plan
 from onnxprune.recovery.recover import STAGES, OriginalActivations, recover
 from onnxprune.verification import Verification
 
-TYPICAL = 0.64  # where a search for a budget of a point or so ends
+FIRST = 0.64  # the scores of the original serve plans of one half and more
 RESCORE = 0.5  # with steps of this share or more, new scores gain less than the standard error of the metric
 
 
@@ -96,8 +95,6 @@ class PrunePath:
         tolerance: Largest relative difference that the proof allows; None: by element type.
         stages: Stages of the recovery.
         originals: Activations of the original, shared by the recoveries of the points; they do not change results.
-        typical: Share of the measure of the plans by which is chosen what the criterion leaves open; see
-            `onnxprune.pipeline.compensation_choice`.
         rescore: Channels are scored anew if a point keeps less than this share of the model that was scored last.
     """
 
@@ -115,18 +112,19 @@ class PrunePath:
     tolerance: float | None = None
     stages: tuple[str, ...] = STAGES
     originals: OriginalActivations | None = field(default=None, compare=False)
-    typical: float = TYPICAL
     rescore: float = RESCORE
 
-    def first_scores(self) -> Scores:
+    def first_scores(self, share: float = 1.0) -> Scores:
         """Return the scores of the original.
+
+        Args:
+            share: Share of the measure that the first point keeps.
 
         Raises:
             OnnxPruneError: See `score` and `with_chosen_remaining`.
         """
         scores = scores_for(self.analysis, self._rule, self.constraints, **self._scoring)
-        target = Target(**{self.measure: self.typical})
-        return with_chosen_remaining(scores, partial(self._plan, target=target), self.calibration)
+        return self._chosen(scores, Target(**{self.measure: min(share, FIRST)}))
 
     def point(self, share: float, since: PathPoint | None = None, *, first: Scores | None = None) -> PathPoint:
         """Return the point that keeps a share of the measure, chosen on the recovered model of an earlier point.
@@ -140,20 +138,20 @@ class PrunePath:
             OnnxPruneError: The share cannot be reached; see `score`, `plan` and `recover` for others.
             VerificationError: The stripped model does not compute what the masked original computes.
         """
-        analysis = self.analysis
+        analysis, target = self.analysis, Target(**{self.measure: share})
         scored = 1.0
         if since is None:
-            scores = first or self.first_scores()
+            scores = first or self.first_scores(share)
         elif share >= self.rescore * since.scored:
             scores, scored = since.scores, since.scored
         else:
             gone, blocks = _removed(analysis, since)
             scores = rescored(
-                analysis, since.scores, gone, settled_by(since.scores, self._rule), self._scoring, pruned=since.model,
-                blocks=blocks, constraints=self.constraints,
+                analysis, since.scores, gone, self._rule, self._scoring, pruned=since.model, blocks=blocks,
+                constraints=self.constraints,
             )  # fmt: skip
-            scored = since.kept
-        plan = self._plan(scores, Target(**{self.measure: share}), since)
+            scores, scored = self._chosen(scores, target, since), since.kept
+        plan = self._plan(scores, target, since)
         compiled = compile_plan(
             analysis.source, plan, analysis=analysis, feeds=self.feeds, tolerance=self.tolerance,
             device=self.calibration.device,
@@ -180,9 +178,13 @@ class PrunePath:
         parts = (
             self.measure, rule, sorted(self.params.items()), self.reduce, self.allocator, self.normalize,
             sorted(vars(self.constraints).items()), self.analysis.choices.options(), self.tolerance, self.stages,
-            self.typical, self.rescore,
+            self.rescore,
         )  # fmt: skip
         return repr(parts)
+
+    def _chosen(self, scores: Scores, target: Target, since: PathPoint | None = None) -> Scores:
+        """Return new scores with what the criterion leaves open chosen by plans for a target."""
+        return with_chosen_remaining(scores, partial(self._plan, target=target, since=since), self.calibration)
 
     def _plan(self, scores: Scores, target: Target, since: PathPoint | None = None) -> Plan:
         """Return the plan that extends the removal of an earlier point to a target."""
