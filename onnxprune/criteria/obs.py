@@ -172,8 +172,9 @@ class Obs(DataCriterion):
             if name == "remaining" and value == AUTO:
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not 1e-8 <= value <= 1:
+                more = f" or {AUTO!r}" if name == "remaining" else ""
                 raise OnnxPruneError(
-                    f"obs: {name} must be a share from 1e-8 to 1, not {value!r}", fix=f"{name}={example}"
+                    f"obs: {name} must be a share from 1e-8 to 1{more}, not {value!r}", fix=f"{name}={example}"
                 )
         check_rows("obs", self.rows)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -102,6 +102,11 @@ class Calibration:
 
     def __len__(self) -> int:
         return len(self.data)
+
+    def spread(self, most: int) -> Calibration:
+        """Return the same with at most so many samples, evenly spaced from the first to the last."""
+        index = np.linspace(0, len(self) - 1, min(len(self), most)).astype(np.int64)
+        return replace(self, data=self.data.take(index))
 
     def as_dict(self) -> dict[str, Any]:
         """Return name, number of samples, preprocessing and warnings, as JSON."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -250,8 +250,8 @@ class PlanningOptions:
         if own is None and budget.steps is None:
             scores = load_scores(context.files[SCORES], context.analysis)
 
-        def planned_by(found: Scores) -> Callable[[LatencyPredictor | None, Target | None], Plan]:
-            return lambda predictor, goal: plan(
+        def planned_by(found: Scores, predictor: LatencyPredictor | None, goal: Target | None) -> Plan:
+            return plan(
                 found, goal, ratio=budget.ratio, curves=self._curves(context),
                 min_group_accuracy=budget.min_group_accuracy, max_loss=budget.max_loss, latency=predictor,
                 allocator=budget.allocator, normalize=budget.normalize, constraints=bounds,
@@ -259,7 +259,7 @@ class PlanningOptions:
 
         if scores is not None and recovering is not None:
             scores = with_chosen_remaining(
-                scores, lambda found: planned_by(found)(latency, aim), recovering, context.tick
+                scores, partial(planned_by, predictor=latency, goal=aim), recovering, context.tick
             )  # fmt: skip
 
         def make(predictor: LatencyPredictor | None, goal: Target | None) -> Plan:
@@ -270,7 +270,7 @@ class PlanningOptions:
                     constraints=bounds, reduce=s.reduce, calibration=s.calibration(context), progress=context.tick,
                     **s.params,
                 )  # fmt: skip
-            return planned_by(scores)(predictor, goal)
+            return planned_by(scores, predictor, goal)
 
         if aim is None or aim.measure != "latency" or latency is None or not self.latency.latency_rounds:
             return make(latency, aim), own

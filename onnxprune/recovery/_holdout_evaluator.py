@@ -68,8 +68,7 @@ class HoldoutEvaluator:
             )
         batch = (seen.shapes.get(analysis.source.graph.inputs[0].name) or (1,))[0]
         each = sum(prod(seen.shapes.get(n, ())) * 8 for n in self.names) // max(1, batch)
-        fit = np.linspace(0, len(calibration) - 1, min(len(calibration), max(1, memory // max(1, each))))
-        self.calibration = replace(calibration, data=calibration.data.take(fit.astype(np.int64)))
+        self.calibration = calibration.spread(max(1, memory // max(1, each)))
         reference = list(self._outputs(analysis.source))
         if not all(np.isfinite(v).all() for values in reference for v in values.values()):
             raise OnnxPruneError(

@@ -224,7 +224,7 @@ def recover(
             start = time.perf_counter()
             note = ""
             if name == "recalibrate_batchnorm":
-                few = _spread(inside, STATISTICS) if "reconstruct_weights" in stages[i:] else inside
+                few = inside.spread(STATISTICS) if "reconstruct_weights" in stages[i:] else inside
                 new = RecalibrateBatchnorm(plan, analysis, few, originals)(model)
             elif name == "reconstruct_blocks":
                 counts = _SolutionCounter(store, i, progress)
@@ -280,12 +280,6 @@ def check_belongs(analysis: Analysis, plan: Plan, pruned: Model) -> None:
                     f"{wanted}",
                     fix="pass the model pruned by this plan (`onnxprune apply`)",
                 )
-
-
-def _spread(calibration: Calibration, most: int) -> Calibration:
-    """Return at most so many samples, evenly spaced."""
-    index = np.linspace(0, len(calibration) - 1, min(len(calibration), most)).astype(np.int64)
-    return replace(calibration, data=calibration.data.take(index))
 
 
 def _holdout_evaluator(

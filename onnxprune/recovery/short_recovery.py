@@ -32,14 +32,13 @@ class ShortRecovery:
     """
 
     def __init__(self, analysis: Analysis, calibration: Calibration) -> None:
-        def some(start: int) -> Calibration:
-            index = np.arange(start, len(calibration), 2)
-            index = index[np.linspace(0, len(index) - 1, min(len(index), SAMPLES)).astype(np.int64)]
-            return replace(bounded, data=calibration.data.take(index))
-
         bounded = bounded_batch(analysis, calibration)
-        self.analysis, self.fit = analysis, some(0)
-        self.evaluator = HoldoutEvaluator(analysis, some(1), TaskOptions(), MEMORY)
+        fit, compared = (
+            replace(bounded, data=bounded.data.take(np.arange(start, len(bounded), 2))).spread(SAMPLES)
+            for start in (0, 1)
+        )
+        self.analysis, self.fit = analysis, fit
+        self.evaluator = HoldoutEvaluator(analysis, compared, TaskOptions(), MEMORY)
         self.originals = OriginalActivations(MEMORY)
 
     def distance(self, plan: Plan, pruned: Model) -> float:

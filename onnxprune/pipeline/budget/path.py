@@ -2,7 +2,8 @@
 
 A point is chosen on the recovered model of an earlier point: scores of the remaining channels, on weights that already
 compensate for the removed ones. That is the point before if it keeps clearly less than the model that was scored last;
-else its scores are used again, and the removal is extended in their order. The point is stripped from the original,
+else its scores are used again, and the removal is extended in their order. What the criterion leaves open is chosen
+with every new scoring (`onnxprune.pipeline.compensation_choice`). The point is stripped from the original,
 proved against the masked original, and recovered with the original as teacher. Its plan therefore refers to the
 original, whatever the number of points before it.
 """
